@@ -14,8 +14,6 @@ from .layerwise import (
     Form,
     Group,
     Plan,
-    Use,
-    by_leaf,
     costs,
     decide,
     entry_layouts,
@@ -35,7 +33,7 @@ class Layer(NamedTuple):
     """One leaf, or one part of a leaf that was split."""
 
     name: str
-    op: str  # the calls that consumed it
+    op: str  # the nodes that read it
     form: Form  # "kernel", "gemm", "mixed" or "rows" (see `mtlfunc.gradients.layerwise.formulas`)
     # of each form that it has, for its part of G alone; empty where no tap serves it
     gflop: dict[str, float]
@@ -140,45 +138,42 @@ def _samples(out: Any) -> Losses:
     return Losses(out)
 
 
-FREED = "in no call that is understood outside of activation checkpointing, whose savings taps undo"
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
 
 
 def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
-    losses, calls, graph = forward.losses.vector, forward.calls, forward.graph
+    losses, graph = forward.losses.vector, forward.graph
     rows, count = losses.numel(), len(losses)
-    if calls is None:
-        layers = _describe_layers(Plan((), names), [], names, {}, rows, count, HOOKED)
+    if not forward.watched:
+        layers = _describe_layers(Plan((), names), [], names, forward, rows, count)
         return Explanation(layers, rows, "one backward pass a sample and task")
     device = losses.device.type
-    plan = sample_plan(calls.uses, forward.params, names, graph, count, rows // count, device)
+    plan = sample_plan(forward.uses, forward.params, names, graph, count, rows // count, device)
     check = (
         "; the graph proves that they do not mix"
         if entry_layouts(graph, losses, None, plan.uses) is not None
         else ", and as many to check that they do not mix"
     )
     groups = [group for group, _ in plan.tapped]
-    why = FREED if calls.checkpointed else None
-    layers = _describe_layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
+    layers = _describe_layers(plan, groups, names, forward, rows, count)
     return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
 
 
 def _explain_weightings(forward: Forward, request: Request) -> Explanation:
-    names, tasks, calls = request.shared, request.weightings, forward.calls
+    names, tasks = request.shared, request.weightings
     shape = forward.losses.shape or forward.value.shape
     found = plan_weightings(forward, request)
     each = "one backward pass a task"
-    if calls is None or found is None:
-        layers = _describe_layers(Plan((), names), [], names, {}, tasks, None, HOOKED)
+    if found is None:
+        layers = _describe_layers(Plan((), names), [], names, forward, tasks, None)
         return Explanation(layers, tasks, each)
     (plan, _, worth), proved = found
     tapped: list[tuple[Group, Form]] = [
         (group, form) for group, form in plan.tapped if group.uses[0].part.leaf in names
     ]
-    groups, used = [group for group, _ in tapped], by_leaf(calls.uses)
-    why = FREED if calls.checkpointed else None
+    groups = [group for group, _ in tapped]
     if not (worth and is_worth_weighing(forward.params, tasks)):
-        layers = _describe_layers(Plan((), names), groups, names, used, tasks, None, why)
+        layers = _describe_layers(Plan((), names), groups, names, forward, tasks, None)
         return Explanation(layers, tasks, f"{each}, which is cheaper here")
     parts = shape[1:].numel()
     left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
@@ -188,20 +183,19 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
         else "; the graph proves that samples do not mix"
     )
     layers = _describe_layers(
-        Plan(tuple(tapped), ()), groups, names, used, parts * shape[0], shape[0], why, tasks
+        Plan(tuple(tapped), ()), groups, names, forward, parts * shape[0], shape[0], tasks
     )
     return Explanation(layers, tasks, f"{parts} backward pass(es) for all tasks{left}{check}")
 
 
 def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
-    calls, params, rows = forward.calls, forward.params, len(forward.value)
-    if calls is None:
-        layers = _describe_layers(Plan((), names), [], names, {}, rows, None, HOOKED)
+    params, rows = forward.params, len(forward.value)
+    if not forward.watched:
+        layers = _describe_layers(Plan((), names), [], names, forward, rows, None)
         return Explanation(layers, rows, 'engine "rows" throughout')
     decision = decide(forward, names, rows, "auto", keep=combined, mixed=False, whole=True)
     edges = decision.loss_edges
-    # also calls that no loss depends on
-    known = groups_of(calls.uses, params, names, forward.graph, separate=edges is not None)
+    known = groups_of(forward.uses, params, names, forward.graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
     plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
@@ -210,9 +204,8 @@ def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> 
     if not is_worth_recording(params, names):
         plan = Plan((), names)
         passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
-    why = FREED if calls.checkpointed else None
     count = rows if decision.slices is not None and plan.tapped else None
-    layers = _describe_layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
+    layers = _describe_layers(plan, groups, names, forward, rows, count)
     return Explanation(layers, rows, passes)
 
 
@@ -220,10 +213,9 @@ def _describe_layers(
     plan: Plan,
     groups: list[Group],
     names: tuple[str, ...],
-    used: dict[str, list[Use]],
+    forward: Forward,
     rows: int,
     samples: int | None,
-    why: str | None = None,
     weightings: int = 0,
 ) -> tuple[Layer, ...]:
     """One line for each of the groups, and one for each leaf that has none."""
@@ -240,12 +232,15 @@ def _describe_layers(
             form = forms.get(group.name, "rows")
             layers.append(Layer(group.name, group.op, form, gflop, mib, ""))
         if name not in by_leaf:
-            note = why or (
-                "used outside the calls that are understood, too"
-                if name in used
-                else "used in no call that is understood"
-            )
+            note = HOOKED if forward.hooked else _reason(forward, name)
             if samples is not None:
                 note += "; one row a task" if weightings else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, {}, note))
     return tuple(layers)
+
+
+def _reason(forward: Forward, name: str) -> str:
+    """Why a leaf is differentiated row by row."""
+    found = forward.reading
+    unused = "no axis of its readers counts samples" if name in found.uses else "no loss reads it"
+    return found.others.get(name, unused)

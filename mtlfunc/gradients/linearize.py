@@ -89,7 +89,7 @@ class Request(NamedTuple):
         return value if self.scale is None else value.where(self.scale != 0, 0.0) * self.scale
 
     def watches(self, params: Params) -> bool:
-        """Whether recording the calls of a forward pass is worth its price."""
+        """Whether asking the graph who reads the leaves is worth its price."""
         if self.weightings:
             worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
             return worth and self.engine != "rows"
@@ -214,11 +214,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
     edges = forward.edges if apart and losses.scalars else None
-    if forward.calls is not None and request.weightings and request.engine == "auto":
-        uses, device = forward.calls.uses, forward.value.device.type
+    if forward.watched and request.weightings and request.engine == "auto":
+        uses, device = forward.uses, forward.value.device.type
         if should_loop(uses, forward.graph, params, rows, False, device)[1]:
             chunk = 1
-    elif forward.calls is not None and request.watches(params):
+    elif forward.watched and request.watches(params):
         decision = decide(
             forward,
             request.measured,

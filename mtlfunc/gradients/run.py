@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -21,14 +20,16 @@ from ..core.checks import (
     is_differentiated,
 )
 from ..types import Batch, LossesFn, Params
+from .hooks import RETAIN, Handles
 from .layerwise import (
-    RETAIN,
+    READERS,
     Graph,
-    Handles,
     Place,
-    Recorder,
+    Reading,
+    Uses,
     batching_support,
     read_graph,
+    read_uses,
     separate_edges,
 )
 from .levels import Strangers, explained_vjp, reaches, run_backward
@@ -49,7 +50,8 @@ class Forward:
         value: `losses.vector` and `losses.aux` outside of the level.
         params: what is differentiated, outside of the level.
         leaves: what the forward pass saw of it.
-        calls: those that consumed a parameter; None differentiates every leaf row by row.
+        watch: whether the graph is asked who reads the leaves; else every leaf is differentiated
+            row by row.
         hooked: whether a hook may sit on some derivative. Then only ordinary differentiation, from
             the losses as they were returned, does what it does.
         recorded: whether something outside may differentiate the losses, and so their derivatives.
@@ -64,7 +66,7 @@ class Forward:
         params: Params,
         leaves: Params,
         *,
-        calls: Recorder | None = None,
+        watch: bool = False,
         hooked: bool = False,
         recorded: bool = False,
         separable: bool = True,
@@ -72,7 +74,8 @@ class Forward:
     ) -> None:
         self.losses, self.params = losses, params
         self.value, self.aux = value
-        self.calls, self.hooked, self.recorded, self.pull = calls, hooked, recorded, pull
+        self.watched, self.hooked, self.recorded = watch and not hooked, hooked, recorded
+        self.pull = pull
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
         self.whole, self.by_hooks = True, False
         self.by_rows = False  # whether each separate loss was differentiated row by row
@@ -95,6 +98,16 @@ class Forward:
     def graph(self) -> Graph:
         """From the losses, each alone if they are separate; it is read once."""
         return read_graph((self.root,) if self.edges is None else self.edges, self.places)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """Who reads the leaves, as the graph says."""
+        shapes = {name: leaf.shape for name, leaf in self.params.items()}
+        return read_uses(self.graph, shapes, READERS)
+
+    @property
+    def uses(self) -> Uses:
+        return self.reading.uses
 
     def batching(self) -> tuple[bool, bool]:
         """`Graph.batched` and `Graph.twice`, without reading all of the graph for them."""
@@ -127,7 +140,7 @@ def run(
         losses_fn: `(params, batch) -> losses`, in any form that `parse` takes.
         params: where to differentiate.
         batch: handed to `losses_fn`.
-        watch: record the calls that consume a parameter.
+        watch: ask the graph who reads the leaves.
         parse: from what `losses_fn` returned to losses.
         separable: whether losses that were stacked may be differentiated one by one.
 
@@ -158,7 +171,7 @@ def live(
     losses: Losses,
     leaves: Params,
     *,
-    calls: Recorder | None = None,
+    watch: bool = False,
     hooked: bool = False,
     by_hooks: bool = False,
 ) -> Forward:
@@ -167,12 +180,12 @@ def live(
     Args:
         losses: with their graph.
         leaves: the places in that graph where to differentiate.
-        calls: as in `Forward`.
+        watch: as in `Forward`.
         hooked: as in `Forward`.
         by_hooks: whether gradients arrive by hooks alone, as under `fully_shard`.
     """
     value = losses.vector.detach(), detached(losses.aux)
-    forward = Forward(losses, value, leaves, leaves, calls=calls, hooked=hooked)
+    forward = Forward(losses, value, leaves, leaves, watch=watch, hooked=hooked)
     forward.whole, forward.by_hooks = False, by_hooks
     return forward
 
@@ -267,21 +280,20 @@ def observe(
         leaves: what it is given, plain or at a level.
         parse: from what it returned to losses.
         outside: whether gradients were enabled around the call, before the leaves were made.
-        watch: record the calls that consume a leaf.
+        watch: as in `run`.
         separable: as in `run`.
 
     Returns:
-        the forward at this level; without its calls if there are hooks, for which they cannot
+        the forward at this level; not watched if there are hooks, for which its nodes cannot
         answer.
     """
     plain = depth() == 0
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
 
     def once(always: bool) -> Forward:
-        watching = Recorder(leaves) if watch else None
         guard = _Guard(leaves, always)
         try:
-            with watching or nullcontext(), guard:
+            with guard:
                 out = call()
         finally:
             guard.restore()
@@ -289,7 +301,7 @@ def observe(
         losses = parse(out)
         forward = Forward(
             losses, (losses.vector, losses.aux), leaves, leaves,
-            calls=None if hooked else watching, hooked=hooked, separable=separable,
+            watch=watch, hooked=hooked, separable=separable,
         )  # fmt: skip
         if not plain:
             forward.recorded = is_differentiated(losses.roots, own_levels=1)

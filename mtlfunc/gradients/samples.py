@@ -157,7 +157,7 @@ def sample_by_layers(
 def _side(
     losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...], look: bool
 ) -> Side:
-    """One forward, and the passes for the deltas of its calls."""
+    """One forward, and the passes for the deltas of its nodes."""
     forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
     check_connected(forward)
     losses, graph = forward.value, forward.graph
@@ -167,8 +167,8 @@ def _side(
     with torch.inference_mode(False), torch.enable_grad():
         backward = Backward(forward, forward.recorded)
         plan = Plan((), names)
-        if forward.calls is not None:
-            plan = sample_plan(forward.calls.uses, params, names, graph, samples, tasks, device)
+        if forward.watched:
+            plan = sample_plan(forward.uses, params, names, graph, samples, tasks, device)
         deltas = [], [], []
         if plan.tapped:
             uses = plan.uses

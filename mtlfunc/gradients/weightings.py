@@ -26,10 +26,10 @@ from .layerwise import (
     SampledGroup,
     Weighted,
     entry_layouts,
+    groups_of,
     sample_block,
     sample_factors,
     sampled_groups,
-    seen_groups,
     weighted_plan,
     widest,
 )
@@ -80,20 +80,18 @@ def plan_weightings(
     forward: Forward, request: Request
 ) -> tuple[Weighted, Sequence[Layout] | None] | None:
     """The form of every leaf, whether one pass is worth it, and where the samples are, if known;
-    None where no calls were seen.
+    None where the graph is not asked.
     """
-    if forward.calls is None or forward.hooked or request.weightings < 2 or forward.root is None:
+    if not forward.watched or request.weightings < 2 or forward.root is None:
         return None
     shape = forward.losses.shape or forward.value.shape
     entries = samples, parts = shape[0], shape[1:].numel()
     if samples == 1:
         return None
     graph, params = forward.graph, forward.params
-    uses = [use for use in forward.calls.uses if use.edge.node in graph.reach]
     rows = request.keep == "rows"
     exact = request.gramian_dtype in (None, torch.promote_types(forward.value.dtype, torch.float32))
-    # without a look at the graph, which would be dear where a few passes are cheaper
-    groups = seen_groups(uses, params)
+    groups = groups_of(forward.uses, params, tuple(params), graph)
 
     def planned(passes: int) -> Weighted:
         found = weighted_plan(
@@ -113,7 +111,7 @@ def plan_weightings(
 
     if request.weightings <= FEW and not (found := planned(parts)).worth:
         return found, None
-    groups = sampled_groups(uses, params, tuple(params), graph, samples)
+    groups = sampled_groups(forward.uses, params, tuple(params), graph, samples)
     found = planned(parts)
     if not found.worth:
         return found, None

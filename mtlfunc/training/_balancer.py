@@ -29,9 +29,10 @@ from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select, trained
 from ..core.wrappers import check_averaging
 from ..display import made_by
-from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
+from ..gradients.hooks import Handles, Hooks
+from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
-from ..gradients.run import live, release
+from ..gradients.run import Forward, live, release
 from ..probes._jacobian import Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
@@ -71,7 +72,7 @@ from ._given import (
     tasks_in_words,
     weigh_unscaled,
 )
-from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
+from ._live import Layout, LiveRun, Seen, accumulate, check_outside, outside
 from ._metric import check_metric, metric_of
 
 
@@ -199,11 +200,10 @@ class Balancer:
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
-        self._weightings = 0  # how many tasks of the last losses were weightings of samples
-        self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
+        self._by_rows: int | None = None  # the kind of a graph for which rows are cheapest
         self._known: Params = {}
         self._layout = Layout(self._module)
-        self._watched: bool | None = None  # whether recording is of use to these; None is unknown
+        self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
@@ -215,25 +215,12 @@ class Balancer:
         return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
 
     def __enter__(self) -> Balancer:
-        watches = self._probe.watches
-        if self._seen.open:  # the outer block sees all
-            mode = Handles()
-        else:
+        if not self._seen.open:
             self._seen.begin()
-            leaves = self._leaves()
-            if watches is not None and self._watched is None:  # a metric needs rows
-                self._watched = self._metric is None and watches(leaves)
-            weightings = self._weightings
-            if weightings and watches is not None and watches(leaves, weightings):
-                mode = Recorder(leaves)  # a pass per task would be made for biases alone
-            elif self._watched:
-                # a bias' rows cost no more than its deltas
-                by_rows = self._rows[1] >= STREAK
-                mode = Handles() if by_rows else Recorder(leaves, local=False)
-            else:
-                # a mode's only use is then for batched passes
-                blind = self._seen.separate or not self._probe.measures
-                mode = Handles() if blind else Hooks()
+            self._leaves()
+        # a mode's only use is for batched passes, and the outer block sees all
+        blind = self._seen.open or self._seen.separate or not self._probe.measures
+        mode = Handles() if blind else Hooks()
         mode.__enter__()
         self._seen.open.append(mode)
         return self
@@ -247,7 +234,7 @@ class Balancer:
         mode = self._seen.open.pop()
         mode.__exit__(kind, error, trace)
         if kind is None and not self._seen.open:
-            self._seen.add(mode)
+            self._seen.done.append(mode)
 
     def backward(
         self,
@@ -317,9 +304,9 @@ class Balancer:
                 grads,
                 fresh=run.fresh,
             )
-            self._tasks, self._state, self._loaded, self._rows = after
-        if not retain_graph:
-            self._seen.forget()
+            self._tasks, self._state, self._loaded, self._by_rows = after
+        if not (retain_graph or self._seen.open):
+            self._seen.begin()
         return reduced(info, measured, self._reduction)
 
     def weigh(
@@ -355,7 +342,7 @@ class Balancer:
             )
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
-        self._tasks, self._state, self._loaded, self._rows = after
+        self._tasks, self._state, self._loaded, self._by_rows = after
         info = reduced(info, measured, self._reduction)
         weights = info.weights.detach()
         if measured.part is not None and present is not None:
@@ -409,7 +396,6 @@ class Balancer:
             "tasks": {"count": len(self._tasks), "names": names},
             # pairs, which a distributed checkpoint loads though a new balancer has none
             "state": tuple(flat.items()),
-            "rows": {"kind": self._rows[0], "count": self._rows[1]},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -424,11 +410,10 @@ class Balancer:
         try:
             started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
             names, flat = list(state_dict["tasks"]["names"]), dict(state_dict["state"])
-            rows = state_dict["rows"]["kind"], int(state_dict["rows"]["count"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
-                "'tasks', 'state' and 'rows'"
+                "'tasks' and 'state'"
             ) from error
         tasks: Tasks = dict.fromkeys(names, ()) if names else ((),) * count
         if started and self._state is not None:
@@ -441,7 +426,6 @@ class Balancer:
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in flat.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
-        self._rows = rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
@@ -534,7 +518,7 @@ class Balancer:
         custom = run.has_custom_backward
         hooked = any(x.hooked for x in run.forwards)
         run.fresh = not (custom or hooked)
-        if keeps or hooked or self._seen.checkpointed or run.union.by_hooks(run.params):
+        if keeps or hooked or run.union.by_hooks(run.params):
             return
         run.frees = not any(x.graph.has_saved_hooks for x in run.forwards)
         if run.frees and not custom and len(run.forwards) == 1:
@@ -558,10 +542,8 @@ class Balancer:
         several = isinstance(losses, tuple | list) and any(map(is_whole, losses))
         pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
-        self._weightings = 0
         if weightings is not None:
             check_weightings(self._probe, weightings, present, self._tasks)
-            self._weightings = len(weightings)
             parsed.append(parse_weighed(losses, "losses"))
         # every batch's tasks are in the order of the first's
         for each in pieces if weightings is None else ():
@@ -569,7 +551,7 @@ class Balancer:
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._known)
-        leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
+        leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
         if not by_hooks and outside(forwards, leaves):
             leaves = self._leaves(again=True)
@@ -577,7 +559,8 @@ class Balancer:
             check_outside(forwards, leaves)
         for forward in forwards:
             separate = forward.losses.scalars is not None
-            forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
+            forward.hooked = self._seen.take(forward.graph, separate=separate)
+            forward.watched = not forward.hooked and self._watches(forward, leaves, weightings)
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         # a rank without labels takes part
@@ -595,11 +578,23 @@ class Balancer:
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
         return LiveRun(leaves, union, made, present, reached, combines, weightings, aim)
 
+    def _watches(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> bool:
+        """Whether the graph is asked who reads the leaves."""
+        watches = self._probe.watches
+        if watches is None or forward.by_hooks:
+            return False
+        if weightings is not None:
+            return watches(leaves, len(weightings))
+        if self._watched is None:  # a metric needs rows
+            self._watched = self._metric is None and watches(leaves)
+        separate = forward.losses.scalars is not None
+        return self._watched and not (separate and self._by_rows == forward.graph.kind)
+
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
     ) -> tuple[TaskGradients, Info, tuple[Any, ...]]:
         """What the rule sees, its answer, and after it (tasks, states, what was loaded and is not
-        used yet, how often rows were the cheapest).
+        used yet, the kind of graph for which rows are the cheapest).
         """
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
@@ -626,9 +621,7 @@ class Balancer:
             else:
                 check_scalable(self._probe, probe_state)
                 info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
-        rows = self._rows
-        if self._probe.watches is not None and features is None and not self._seen.checkpointed:
-            rows = count_rows(rows, run)
+        rows = run.by_rows if features is None else self._by_rows
         lost = self._state is None and scale is not None and not first.value.isfinite().all()
         states = None if lost else (probe_after, rule_after)
         return measured, info, (tasks, states, None if states else self._loaded, rows)

@@ -1,4 +1,4 @@
-"""What a `Balancer` knows of the user's own forward passes: what was seen, and the losses."""
+"""What a `Balancer` knows of the user's own forward passes: their losses, and whether of hooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import local_part
-from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
+from ..gradients.hooks import Handles, Hooks
+from ..gradients.layerwise import Graph
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
@@ -20,64 +21,41 @@ from ..probes.common import Present, Run, Weightings
 from ..processes import Shares, Union
 from ..types import Batch, Params
 
-KEPT = 16
-"""Blocks that wait for their losses: those before hold memory, and are better made of rows."""
-
 
 class Seen(threading.local):
-    """What the blocks of one thread have seen since the last losses."""
+    """What one thread can have done to the derivatives of its forward passes.
+
+    Hooks show in a number that all of them count up, since the last losses were taken. That a
+    tensor retains its gradient shows inside a block alone.
+    """
 
     def __init__(self) -> None:
         self.open: list[Hooks | Handles] = []
-        self.done: list[Hooks | Handles] = []
-        self.used, self.checkpointed = False, False
+        self.done: list[Hooks | Handles] = []  # blocks since the last losses
+        self.handles = Handles()
+        self.used = False
         self.separate = False  # the last losses were scalars, each with a pass of its own
 
     def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
         return Seen, ()  # a copy of a balancer has seen nothing
 
-    @property
-    def unwatched(self) -> bool:
-        return self.used or bool(self.open) or not self.done
-
     def begin(self) -> None:
-        """Before a forward: what was held for the losses before is not needed next to it."""
+        """Before a forward: what was seen for the losses before is of no use."""
         if self.used:
-            self.done = []
+            self.done, self.used, self.handles = [], False, Handles()
 
-    def add(self, mode: Hooks | Handles) -> None:
-        if self.done:
-            mode.first = min(mode.first, self.done[0].first)
-            mode.since = min(mode.since, self.done[0].since)
-        self.done, self.used = [*self.done[1 - KEPT :], mode], False
-
-    def take(self, graph: Graph, *, separate: bool) -> tuple[Recorder | None, bool]:
-        """(the calls that were recorded, whether there may be hooks on derivatives)"""
-        self.used = True
-        hooked = any(x._backward_hooks for x in graph.variables.values())  # pyright: ignore
-        hooked = hooked or any(graph.has_node_before(mode.since) for mode in self.done[:1])
-        # to free a checkpointed graph would run the checkpoints once more
-        self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
-        self.separate = separate and not self.checkpointed
-        blind = any(isinstance(mode, Handles) for mode in self.done)
-        seen = any(mode.hooked for mode in self.done)
-        whole = bool(self.done) and not self.open
-        if not whole or hooked or seen or (blind and not separate):
-            return None, True
-        taps = [mode for mode in self.done if isinstance(mode, Recorder)]
-        if not taps:
-            return None, False
-        for other in taps[1:]:
-            taps[0].uses += other.uses
-        taps[0].checkpointed = self.checkpointed
-        self.done = [taps[0]]
-        return taps[0], False
-
-    def forget(self) -> None:
-        """Drop what the calls that were seen read: their graph is gone."""
-        for mode in self.done:
-            if isinstance(mode, Recorder):
-                mode.uses = []
+    def take(self, graph: Graph, *, separate: bool) -> bool:
+        """Whether there may be hooks on derivatives of these losses."""
+        self.used, self.separate = True, separate
+        blocks = [*self.done, *self.open]
+        unseen = not blocks or any(isinstance(mode, Handles) for mode in blocks)
+        return (
+            (unseen and not separate)  # one batched pass, which would be retained
+            or self.handles.hooked
+            or any(mode.hooked for mode in blocks)
+            or any(x._backward_hooks for x in graph.variables.values())  # pyright: ignore
+            or graph.has_node_before(self.handles.since)
+        )
 
 
 class Layout:
@@ -128,7 +106,7 @@ class LiveRun(Run):
         if self.edit is None:
             return found
         edited = live(
-            self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
+            self.edit(found.losses), self.params, watch=found.watched, hooked=found.hooked,
             by_hooks=found.by_hooks,
         )  # fmt: skip
         self.edits.append(edited)
@@ -182,6 +160,13 @@ class LiveRun(Run):
                 "out of the probe"
             )
         return self.aim
+
+    @property
+    def by_rows(self) -> int | None:
+        """The kind of the graph, if each of its separate losses was differentiated row by row."""
+        forward = self.edits[-1] if self.edits else self.forwards[0]
+        alone = forward.by_rows and not forward.hooked and forward.losses.scalars is not None
+        return self.forwards[0].graph.kind if alone else None
 
     @property
     def has_custom_backward(self) -> bool:
@@ -238,23 +223,6 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
             "and say with shared= which of their parameters the tasks share; freeze the others "
             "(requires_grad_(False))"
         )
-
-
-STREAK = 8
-"""After so many steps by rows in a row the next is not recorded: if that should be one of those for
-which recording pays, what is lost is one step in nine at most.
-"""
-
-
-def count_rows(rows: tuple[int | None, int], run: LiveRun) -> tuple[int | None, int]:
-    """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
-    kind, count = rows
-    forward = run.forwards[0]
-    by_rows = (run.edits[-1] if run.edits else forward).by_rows
-    if forward.calls is not None and forward.losses.scalars is not None and by_rows:
-        return forward.graph.kind, min(count + 1, STREAK)
-    same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
-    return rows if same and forward.graph.kind == kind else (None, 0)
 
 
 def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:

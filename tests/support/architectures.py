@@ -260,7 +260,7 @@ def _unused() -> Architecture:
     return Architecture(
         Calls(body, idle=nn.Linear(4, 2), never=torch.randn(3), last=nn.Linear(4, TASKS)),
         (torch.randn(SAMPLES, 4),),
-        ("never",),
+        ("never", "idle.weight", "idle.bias"),
     )
 
 

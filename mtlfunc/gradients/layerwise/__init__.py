@@ -1,7 +1,5 @@
 """Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
-from .calls import Use as Use
-from .calls import by_leaf as by_leaf
 from .formulas import HALF as HALF
 from .formulas import Choices as Choices
 from .formulas import Form as Form
@@ -24,6 +22,7 @@ from .owners import entry_layouts as entry_layouts
 from .plan import Engine as Engine
 from .plan import Plan as Plan
 from .plan import Slices as Slices
+from .plan import Uses as Uses
 from .plan import Weighted as Weighted
 from .plan import common_plan as common_plan
 from .plan import decide as decide
@@ -32,12 +31,11 @@ from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
 from .plan import sampled_groups as sampled_groups
-from .plan import seen_groups as seen_groups
 from .plan import should_loop as should_loop
 from .plan import sketch as sketch
 from .plan import weighted_plan as weighted_plan
 from .plan import widest as widest
-from .recorder import RETAIN as RETAIN
-from .recorder import Handles as Handles
-from .recorder import Hooks as Hooks
-from .recorder import Recorder as Recorder
+from .readers import READERS as READERS
+from .uses import Reading as Reading
+from .uses import Use as Use
+from .uses import read_uses as read_uses

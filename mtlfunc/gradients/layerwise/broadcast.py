@@ -11,9 +11,9 @@ from typing import Any
 
 from torch.autograd.graph import GradientEdge
 
-from .calls import Use
 from .formulas import Group, layouts
 from .graph import Graph
+from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
 
@@ -50,14 +50,11 @@ _FARTHEST = 4
 
 def _only_consumer(node: Node, place: int, graph: Graph) -> Node | None:
     """What alone reads an output, if it hands derivatives on as they are but for their shape."""
-    parents = graph.parents.get(node, set())
-    if len(parents) != 1:
+    parents = graph.parents.get(node, [])
+    if len(parents) != 1 or parents[0][2] != place:
         return None
-    (parent,) = parents
-    reads = [(i, at) for i, (child, at) in enumerate(parent.next_functions) if child is node]
-    if len(reads) != 1 or reads[0][1] != place:
-        return None
-    index, name = reads[0][0], parent.name()
+    parent, index, _ = parents[0]
+    name = parent.name()
     same = (
         name in ("ExpandBackward0", "CloneBackward0", "AliasBackward0")
         or (name == "AddBackward0" and (index == 0 or parent._saved_alpha == 1))

@@ -1,165 +1,81 @@
-"""Calls that add a parameter or multiply by it entry by entry: biases, norms, broadcasts.
-
-Each reader has the signature of the call that it reads, after the known parts and the call's
-output.
-"""
+"""Nodes that add a parameter or multiply by it entry by entry: biases, norms, broadcasts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .calls import Part, Parts, UnknownCall, Use, use_of
+from .uses import Operand, Reader, Unread, Use
+
+Summand = Callable[[Tensor], Tensor]
+"""From Δ [row, *shape of the output] to δ_p ∘ s_p, of the same shape."""
 
 
-def _layer_norm(
-    parts: Parts,
-    out: Tensor,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Iterator[Use]:
-    count = len(normalized_shape)
-    if (part := parts.part(weight)) is not None:
-        yield _scale(
-            part,
-            "layer_norm",
-            out,
-            input,
-            lambda: F.layer_norm(input, normalized_shape, None, None, eps),
-            count,
-        )
-    if (part := parts.local_part(bias)) is not None:
-        yield shift(part, "layer_norm", out, count)
+def _broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, ...] = ()) -> Use:
+    """The leaf is broadcast to the output's shape.
+
+    An axis of the output counts positions where the leaf has none, or has length 1 there and the
+    output has not.
+    """
+    out, shape = operand.node._input_metadata[0].shape, operand.shape
+    offset = len(out) - len(shape)
+    if offset < 0:
+        raise Unread("its shape is not the output's")
+    matched = [axis for axis in range(offset, len(out)) if shape[axis - offset] == out[axis]]
+    axes = [axis for axis in range(len(out)) if axis not in matched]
+    order = [1 + axis for axis in (*axes, *matched)]
+
+    def varied(delta: Tensor) -> Tensor:
+        moved = summand(delta).permute(0, *order)
+        return moved.reshape(*moved.shape[: 1 + len(axes)], 1, 1, -1)
+
+    def fold(rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), *shape)
+
+    sizes = (1, 1, 1, math.prod(shape))
+    return operand.use(op, "local", axes, sizes, None, varied, fold, layout)
 
 
-def _rms_norm(
-    parts: Parts,
-    out: Tensor,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Iterator[Use]:
-    if (part := parts.part(weight)) is not None:
-        yield _scale(
-            part,
-            "rms_norm",
-            out,
-            input,
-            lambda: F.rms_norm(input, normalized_shape, None, eps),
-            len(normalized_shape),
-        )
+def _same(delta: Tensor) -> Tensor:
+    return delta
 
 
-def _group_norm(
-    parts: Parts,
-    out: Tensor,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Iterator[Use]:
-    if (part := parts.part(weight)) is not None:
-        yield _scale(
-            part,
-            "group_norm",
-            out,
-            input,
-            lambda: F.group_norm(input, num_groups, None, None, eps),
-            1,
-            channel=1,
-        )
-    if (part := parts.local_part(bias)) is not None:
-        yield shift(part, "group_norm", out, 1, channel=1)
+def _add(operand: Operand) -> Use:
+    alpha = operand.node._saved_alpha if operand.index == 1 else 1
+    return _broadcast(operand, "add", _same if alpha == 1 else lambda delta: alpha * delta)
 
 
-def _batch_norm(
-    parts: Parts,
-    out: Tensor,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Iterator[Use]:
-    if (part := parts.part(weight)) is not None:
-        frozen = not training and running_mean is not None and running_var is not None
-        mean, var = (running_mean, running_var) if frozen else (None, None)
-
-        def normalized() -> Tensor:
-            return F.batch_norm(input, mean, var, None, None, not frozen, momentum, eps)
-
-        use = _scale(part, "batch_norm", out, input, normalized, 1, channel=1)
-        yield use._replace(
-            inputs=use.inputs + tuple((x, x._version) for x in (mean, var) if x is not None)
-        )
-    if (part := parts.local_part(bias)) is not None:
-        yield shift(part, "batch_norm", out, 1, channel=1)
+def _sub(operand: Operand) -> Use:
+    alpha = operand.node._saved_alpha
+    return _broadcast(operand, "sub", _same if operand.index == 0 else lambda delta: -alpha * delta)
 
 
-def add(parts: Parts, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast_calls(
-        parts,
-        "add",
-        out,
-        (input, other),
-        lambda delta, i: delta if i == 0 or alpha == 1 else alpha * delta,
-        (),
-    )
+def _mul(operand: Operand) -> Use:
+    other = operand.saved("other" if operand.index == 0 else "self")
+    return _broadcast(operand, "mul", lambda delta: delta * other)
 
 
-def _sub(parts: Parts, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast_calls(
-        parts, "sub", out, (input, other), lambda delta, i: delta if i == 0 else -alpha * delta, ()
-    )
+def _div(operand: Operand) -> Use:
+    other = operand.saved("other")
+    return _broadcast(operand, "div", lambda delta: delta / other)
 
 
-def _mul(parts: Parts, out: Tensor, input: Any, other: Any) -> Iterator[Use]:
-    both = (input, other)
-    yield from _broadcast_calls(
-        parts,
-        "mul",
-        out,
-        both,
-        lambda delta, i: delta * both[1 - i],
-        tuple(x for x in both if isinstance(x, Tensor)),
-    )
+def _expand(operand: Operand) -> Use:
+    return _broadcast(operand, "expand", _same)
 
 
-def shift(part: Part, op: str, out: Tensor, count: int, channel: int | None = None) -> Use:
-    return _local_call(part, op, out, (), lambda delta: delta, count, channel, ("shift",))
+def shift(operand: Operand, op: str, count: int, channel: int | None = None) -> Use:
+    """An addition along the last `count` axes of the output, or its axis `channel`."""
+    return _local(operand, op, _same, count, channel, ("shift",))
 
 
-def _scale(
-    part: Part,
+def _local(
+    operand: Operand,
     op: str,
-    out: Tensor,
-    x: Tensor,
-    normalized: Callable[[], Tensor],
-    count: int,
-    channel: int | None = None,
-) -> Use:
-    return _local_call(part, op, out, (x,), lambda delta: delta * normalized(), count, channel)
-
-
-def _local_call(
-    part: Part,
-    op: str,
-    out: Tensor,
-    inputs: tuple[Tensor, ...],
-    summand: Callable[[Tensor], Tensor],
+    summand: Summand,
     count: int,
     channel: int | None,
     layout: tuple[str, ...] = (),
@@ -167,80 +83,100 @@ def _local_call(
     """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
     axes are inner positions.
     """
-    if part.transposed:
-        raise UnknownCall
-    shape = out.shape[out.ndim - count :] if channel is None else out.shape[channel : channel + 1]
-    size = math.prod(shape)
-    axes = tuple(range(out.ndim - count)) if channel is None else (0,)
-    inner = 1 if channel is None else math.prod(out.shape[2:])
+    out, shape = operand.node._input_metadata[0].shape, operand.shape
+    axes = tuple(range(len(out) - count)) if channel is None else (0,)
+    inner = 1 if channel is None else math.prod(out[2:])
 
     def varied(delta: Tensor) -> Tensor:
         summands = summand(delta)
         if channel is None:
-            return summands.reshape(*summands.shape[: summands.ndim - count], 1, 1, size)
+            return summands.flatten(-count)[..., None, None, :]
         return summands.reshape(*summands.shape[:3], inner).mT[..., None, :]
 
-    return use_of(
-        part,
-        op,
-        "local",
-        out,
-        inputs,
-        axes,
-        (inner, 1, 1, size),
-        None,
-        varied,
-        lambda rows: rows.reshape(len(rows), *shape),
-        layout,
+    def fold(rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), *shape)
+
+    sizes = (inner, 1, 1, math.prod(shape))
+    return operand.use(op, "local", axes, sizes, None, varied, fold, layout)
+
+
+def _layer_norm(operand: Operand) -> Use:
+    count = len(operand.node._saved_normalized_shape)
+    if operand.index == 2:
+        return shift(operand, "layer_norm", count)
+    x, rstd = operand.saved("input"), operand.saved("result2")
+    return _local(
+        operand, "layer_norm", lambda delta: delta * _standardised(x, rstd, count), count, None
     )
 
 
-def _broadcast_calls(
-    parts: Parts,
-    op: str,
-    out: Any,
-    operands: tuple[Any, Any],
-    summand: Callable[[Tensor, int], Tensor],
-    inputs: tuple[Tensor, ...],
-) -> Iterator[Use]:
-    for i, leaf in enumerate(operands):
-        part, other = parts.part(leaf), operands[1 - i]
-        if part is None:
-            continue
-        if part.transposed or parts.part(other) is not None or not isinstance(out, Tensor):
-            raise UnknownCall
-        # An axis of the output counts positions where the leaf has none, or has length 1 there and
-        # the output has not.
-        offset = out.ndim - leaf.ndim
-        matched = [
-            axis for axis in range(offset, out.ndim) if leaf.shape[axis - offset] == out.shape[axis]
-        ]
-        axes = tuple(axis for axis in range(out.ndim) if axis not in matched)
-        shape = leaf.shape
-
-        def varied(
-            delta: Tensor, i: int = i, axes: tuple[int, ...] = axes, matched: list[int] = matched
-        ) -> Tensor:
-            moved = summand(delta, i).permute(0, *(1 + axis for axis in (*axes, *matched)))
-            return moved.reshape(*moved.shape[: 1 + len(axes)], 1, 1, -1)
-
-        def fold(rows: Tensor, shape: torch.Size = shape) -> Tensor:
-            return rows.reshape(len(rows), *shape)
-
-        others = tuple(x for x in inputs if x is not leaf)
-        yield use_of(
-            part, op, "local", out, others, axes, (1, 1, 1, leaf.numel()), None, varied, fold
-        )
+def _rms_norm(operand: Operand) -> Use:
+    count = len(operand.node._saved_normalized_shape)
+    x, rstd = operand.saved("input"), operand.saved("result1")
+    return _local(
+        operand,
+        "rms_norm",
+        lambda delta: delta * _standardised(x, rstd, count, centred=False),
+        count,
+        None,
+    )
 
 
-_CALLS: tuple[tuple[Callable[..., Iterator[Use]], tuple[Any, ...]], ...] = (
-    (_layer_norm, (F.layer_norm, torch.layer_norm)),
-    (_rms_norm, (F.rms_norm, torch.rms_norm)),
-    (_group_norm, (F.group_norm, torch.group_norm)),
-    (_batch_norm, (F.batch_norm,)),  # torch.batch_norm takes the scale first
-    (add, (torch.add, Tensor.add)),
-    (_sub, (torch.sub, Tensor.sub)),
-    (_mul, (torch.mul, Tensor.mul)),
-)
+def _standardised(x: Tensor, rstd: Tensor, count: int, *, centred: bool = True) -> Tensor:
+    """x less its mean over the last axes, times `rstd`.
 
-ELEMENTWISE = {call: reader for reader, calls in _CALLS for call in calls}
+    The node's own statistics are not differentiated by torch: they give no more than the number
+    that it added to the variance.
+    """
+    dims, wide = list(range(-count, 0)), x.to(rstd.dtype)
+    wide = wide - wide.mean(dims, keepdim=True) if centred else wide
+    variance = wide.square().mean(dims, keepdim=True)
+    least = (rstd.square().reciprocal() - variance).detach()
+    return wide * (variance + least).rsqrt()
+
+
+def _group_norm(operand: Operand) -> Use:
+    node = operand.node
+    if operand.index == 2:
+        return shift(operand, "group_norm", 1, channel=1)
+    x, groups, eps = operand.saved("input"), node._saved_group, node._saved_eps
+
+    def summand(delta: Tensor) -> Tensor:
+        return delta * F.group_norm(x, groups, None, None, eps)
+
+    return _local(operand, "group_norm", summand, 1, 1)
+
+
+def _batch_norm(operand: Operand) -> Use:
+    node = operand.node
+    if operand.index == 2:
+        return shift(operand, "batch_norm", 1, channel=1)
+    x, training = operand.saved("input"), node._saved_training
+    mean, var = (None, None) if training else map(operand.saved, ("running_mean", "running_var"))
+    eps = node._saved_epsilon if "Cudnn" in node.name() else node._saved_eps
+
+    def summand(delta: Tensor) -> Tensor:
+        return delta * F.batch_norm(x, mean, var, None, None, training, 0.0, eps)
+
+    return _local(operand, "batch_norm", summand, 1, 1)
+
+
+ELEMENTWISE: dict[str, Reader] = {
+    "AddBackward0:0": _add,
+    "AddBackward0:1": _add,
+    "SubBackward0:0": _sub,
+    "SubBackward0:1": _sub,
+    "MulBackward0:0": _mul,
+    "MulBackward0:1": _mul,
+    "DivBackward0:0": _div,
+    "ExpandBackward0:0": _expand,
+    "NativeLayerNormBackward0:1": _layer_norm,
+    "NativeLayerNormBackward0:2": _layer_norm,
+    "FusedRmsNormBackward0:1": _rms_norm,
+    "NativeGroupNormBackward0:1": _group_norm,
+    "NativeGroupNormBackward0:2": _group_norm,
+    "NativeBatchNormBackward0:1": _batch_norm,
+    "NativeBatchNormBackward0:2": _batch_norm,
+    "CudnnBatchNormBackward0:1": _batch_norm,
+    "CudnnBatchNormBackward0:2": _batch_norm,
+}

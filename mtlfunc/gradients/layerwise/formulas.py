@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...core.checks import depth
 from ...core.tree import BLOCK, inner_products
-from .calls import Use
+from .uses import Use
 
 Form = Literal["kernel", "gemm", "rows", "mixed"]
 
@@ -491,7 +491,10 @@ HALF = (torch.bfloat16, torch.float16)
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right of three axes each; of half precision, accumulated and returned in float32."""
     if left.dtype not in HALF:
-        return left @ right
+        if left.shape[2] < 2 * BLOCK:
+            return left @ right
+        pairs = zip(left, right.mT, strict=True)  # a long sum loses digits
+        return torch.stack([inner_products(x, y) for x, y in pairs])
     if accumulates_wide(left, right):
         return torch.bmm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

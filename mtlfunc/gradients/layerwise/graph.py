@@ -132,12 +132,13 @@ class Graph:
         return {id(node.variable): node for node in self.following if type(node) is _ACCUMULATE}
 
     @cached_property
-    def parents(self) -> dict[Node, set[Node]]:
-        """Who consumes a node's output; empty for the roots."""
-        found: dict[Node, set[Node]] = {node: set() for node in self.below}
-        for node, below in self.below.items():
-            for child in below:
-                found[child].add(node)
+    def parents(self) -> dict[Node, list[tuple[Node, int, int]]]:
+        """Who reads a node's outputs: the node, which of its inputs, and which output it is."""
+        found: dict[Node, list[tuple[Node, int, int]]] = {node: [] for node in self.following}
+        for node, pairs in self.following.items():
+            for index, (child, output) in enumerate(pairs):
+                if child is not None:
+                    found[child].append((node, index, output))
         return found
 
     def has_node_before(self, number: int) -> bool:
@@ -301,43 +302,3 @@ def prefers_separate_passes(graph: Graph, count: int, rows: int | None = None) -
 
 OVERHEAD = 1e4
 """What a node costs whatever its size, in numbers read and written."""
-
-
-def region(edge: GradientEdge, leaf: Node, inputs: frozenset[Node]) -> set[Node]:
-    """The nodes of one call between its output and a leaf, not through its other inputs."""
-    found: set[Node] = set()
-    paths: list[tuple[Node, tuple[Node, ...]]] = [(edge.node, (edge.node,))]
-    while paths:
-        node, path = paths.pop()
-        for child, _ in node.next_functions:
-            if child is leaf:
-                found.update(path)
-            elif child is not None and child not in inputs and len(path) < _DEPTH:
-                paths.append((child, (*path, child)))
-    return found
-
-
-_DEPTH = 16
-"""Nodes between a call's output and a leaf it reads: reshapes, a transpose, a cast, a split.
-Farther is another call.
-"""
-
-
-def is_reached_only_through(
-    leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]
-) -> bool:
-    """Whether all derivatives that reach a leaf pass through the outputs of the given calls.
-
-    Args:
-        leaf: its node.
-        graph: of the whole forward pass.
-        regions: of every call its output's node and its region.
-    """
-    pairs = list(regions)
-    inside = set().union(*(nodes for _, nodes in pairs))
-    outputs = {node for node, _ in pairs}
-    return (
-        all(bool(nodes) for _, nodes in pairs)
-        and (graph.parents.get(leaf, set()) <= inside)
-        and all(graph.parents.get(node, set()) <= inside for node in inside - outputs)
-    )

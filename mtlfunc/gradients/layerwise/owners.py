@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .calls import Use
 from .formulas import Layout, layouts
 from .graph import Graph
+from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
 Place = tuple[Node, int]  # a node and which of its outputs

@@ -17,10 +17,10 @@ from torch.autograd.graph import GradientEdge
 
 from ...types import Params
 from .broadcast import over_samples
-from .calls import Use, by_leaf
 from .formulas import HALF, Cost, Form, Group, Layout, costs, layouts, positions
-from .graph import Graph, is_reached_only_through, region
+from .graph import Graph
 from .owners import entry_layouts
+from .uses import Use
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -55,6 +55,9 @@ def is_worth_weighing(params: Params, weightings: int) -> bool:
     return weightings * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
 
 
+Uses = Mapping[str, Sequence[Use]]
+"""The nodes that read each leaf."""
+
 WORTH = 1.25
 """How many times its price the pass that combines the tasks without rows has to save."""
 
@@ -69,46 +72,32 @@ class Plan(NamedTuple):
 
 
 def groups_of(
-    calls: Sequence[Use],
-    params: Params,
-    names: Sequence[str],
-    graph: Graph,
-    *,
-    separate: bool = False,
+    uses: Uses, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
 ) -> dict[str, list[Group]]:
-    """The leaves that recorded calls alone consume, each with its parts.
+    """The leaves that known nodes alone read, each with its parts.
 
     Args:
-        calls: those that were recorded.
+        uses: by leaf, as the graph says.
         params: the leaves of that pass.
         names: those to look at; what is not among the answers is differentiated row by row.
         graph: of that pass, from separate losses if `separate`.
         separate: each loss is differentiated alone.
     """
     found: dict[str, list[Group]] = {}
-    used = by_leaf(calls)
     for name in names:
-        uses = used.get(name, [])
-        whole = (0, len(params[name]) if params[name].ndim else 1)
-        spans = sorted({use.part.span or whole for use in uses})
-        apart = all(before[1] <= after[0] for before, after in pairwise(spans))
-        if not uses or not apart or not all(use.intact for use in uses):
-            continue
-        leaf = graph.leaf_node(name)
-        if not is_reached_only_through(
-            leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]
-        ):
-            continue
+        leaf = params[name]
+        whole = (0, len(leaf) if leaf.ndim else 1)
         parts: dict[tuple[int, int] | None, list[Use]] = {}
-        for use in uses:
+        for use in uses.get(name, ()):
             parts.setdefault(use.part.span, []).append(use)
+        spans = sorted(span or whole for span in parts)
+        if not spans or any(before[1] > after[0] for before, after in pairwise(spans)):
+            continue
         found[name] = [
             Group(
                 name if span is None else f"{name}[{span[0]}:{span[1]}]",
                 tuple(part),
-                params[name].numel()
-                if span is None
-                else params[name][0].numel() * (span[1] - span[0]),
+                leaf.numel() if span is None else leaf[0].numel() * (span[1] - span[0]),
                 tuple(graph.serves(use.edge).bit_count() for use in part) if separate else None,
             )
             for span, part in parts.items()
@@ -222,7 +211,7 @@ def task_plan(
 
 
 def sample_plan(
-    calls: Sequence[Use],
+    uses: Uses,
     params: Params,
     names: Sequence[str],
     graph: Graph,
@@ -232,9 +221,9 @@ def sample_plan(
 ) -> Plan:
     """Forms of the leaves in `names` for every sample and task.
 
-    Row by row are those that no tap serves, or whose calls have no axis for the samples.
+    Row by row are those that other nodes read, or whose nodes have no axis for the samples.
     """
-    groups = sampled_groups(calls, params, names, graph, samples)
+    groups = sampled_groups(uses, params, names, graph, samples)
     every = [group for parts in groups.values() for group in parts]
     forms: list[Form] = [
         cheapest_form(group, samples * tasks, device, samples, ("kernel", "gemm"))
@@ -246,12 +235,12 @@ def sample_plan(
 
 
 def sampled_groups(
-    calls: Sequence[Use], params: Params, names: Sequence[str], graph: Graph, samples: int
+    uses: Uses, params: Params, names: Sequence[str], graph: Graph, samples: int
 ) -> dict[str, list[Group]]:
-    """`groups_of`, of the leaves whose calls may all have an axis for the samples."""
+    """`groups_of`, of the leaves whose nodes may all have an axis for the samples."""
     found = {
         name: over_samples(groups, graph, samples)
-        for name, groups in groups_of(calls, params, names, graph).items()
+        for name, groups in groups_of(uses, params, names, graph).items()
     }
     return {
         name: groups
@@ -429,41 +418,18 @@ class Decision(NamedTuple):
     # the separate losses, where each is differentiated alone
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-    groups: dict[str, list[Group]]  # every leaf that recorded calls serve
+    groups: dict[str, list[Group]]  # every leaf that known nodes alone read
     slices: Slices | None = None  # where the tasks were found to be
 
 
-def _any_better_than_rows(
-    calls: Sequence[Use], params: Params, names: Sequence[str], rows: int, device: str
-) -> bool:
-    """Whether some leaf could gain over a pass a loss, if every call served every loss; no graph
-    is read.
+def _may_be_slices(uses: Uses, names: Sequence[str], count: int, separate: bool) -> bool:
+    """Whether all nodes that read these leaves have room for the tasks along an axis; scalars for
+    which every leaf is read by a node each come from forward passes of their own.
     """
-    return any(
-        cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows"), batched=False)
-        != "rows"
-        for name, groups in seen_groups(calls, params).items()
-        for group in groups
-        if name in names
-    )
-
-
-def seen_groups(calls: Sequence[Use], params: Params) -> dict[str, list[Group]]:
-    """The leaves that recorded calls consume, as if those were all of their uses."""
-    return {
-        name: [Group(name, tuple(uses), params[name].numel())]
-        for name, uses in by_leaf(calls).items()
-    }
-
-
-def _may_be_slices(calls: Sequence[Use], names: Sequence[str], count: int, separate: bool) -> bool:
-    """Whether all calls that were seen have room for the tasks along an axis; scalars for which
-    every leaf has a call each come from forward passes of their own.
-    """
-    used = [uses for leaf, uses in by_leaf(calls).items() if leaf in names]
-    if count == 1 or (separate and all(len(uses) >= count for uses in used)):
+    used = [uses[name] for name in names if name in uses]
+    if count == 1 or (separate and all(len(each) >= count for each in used)):
         return False
-    return all(layouts(use, count) for uses in used for use in uses)
+    return all(layouts(use, count) for each in used for use in each)
 
 
 def _unused_leaves(names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
@@ -485,8 +451,8 @@ def decide(
     """Choose how the Gramian of a recorded forward pass is made.
 
     Args:
-        forward: a `run.Forward` whose calls were recorded; separate scalars are always
-            differentiated one by one, unless `mixed`.
+        forward: a `run.Forward`; separate scalars are always differentiated one by one, unless
+            `mixed`.
         names: the leaves that are measured.
         rows: the Gramian's.
         engine: "auto" or "layerwise".
@@ -495,50 +461,38 @@ def decide(
         whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
     """
-    losses, params = forward.losses.vector, forward.params
+    losses, params, graph = forward.losses.vector, forward.params, forward.graph
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
-    seen: Sequence[Use] = forward.calls.uses if forward.calls is not None else ()
+    every: Uses = forward.uses
     device = losses.device.type
-    if whole and _may_be_slices(seen, names, len(losses), separated):
-        graph = forward.graph
-        calls = [use for use in seen if use.edge.node in graph.reach]
-        uses = [use for use in calls if use.part.leaf in names]
+    if whole and _may_be_slices(every, names, len(losses), separated):
+        uses = [use for name in names for use in every.get(name, ())]
         where = entry_layouts(graph, losses, loss_edges, uses)
-        groups = {} if where is None else groups_of(calls, params, names, graph)
+        groups = {} if where is None else groups_of(every, params, names, graph)
         unused = _unused_leaves([name for name in names if name not in groups], graph)
         if where and unused is not None:
             kept = keep and (shared is None or set(shared) == set(names))
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
             slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
             return Decision(slices.plan, None, False, groups, slices)
-    if (
-        loss_edges
-        and separated
-        and not mixed
-        and engine == "auto"
-        and not _any_better_than_rows(seen, params, names, rows, device)
-    ):
-        return Decision(Plan((), tuple(names)), loss_edges, False, {})
-    graph = forward.graph
-    calls = [use for use in seen if use.edge.node in graph.reach]
     apart, one_at_a_time = should_loop(
-        calls, graph, params, len(losses), loss_edges is not None, device
+        every, graph, params, len(losses), loss_edges is not None, device
     )
     loss_edges = loss_edges if not mixed and (apart or separated) else None
-    groups = groups_of(calls, params, names, graph, separate=loss_edges is not None)
+    groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
     batched = loss_edges is None and not one_at_a_time
     plan = task_plan(groups, names, rows, engine, device, keep=keep, batched=batched)
     return Decision(plan, loss_edges, one_at_a_time, groups)
 
 
 def should_loop(
-    calls: Sequence[Use], graph: Graph, params: Params, count: int, separable: bool, device: str
+    uses: Uses, graph: Graph, params: Params, count: int, separable: bool, device: str
 ) -> tuple[bool, bool]:
     """Whether T losses should be differentiated each from where they were stacked; else, whether
     one at a time.
     """
     alone = common = conv = 0.0
-    for use in calls:
+    for use in (use for each in uses.values() for use in each):
         if use.kind != "outer":
             continue
         flops = float(positions(use) * params[use.part.leaf].numel())

@@ -1,0 +1,316 @@
+"""Who reads a leaf, and what its row is made of: the autograd graph says it.
+
+The gradient of a weight is a sum over positions p (samples, pixels, tokens) of inputs times deltas,
+δ = ∂L/∂(the node's output):
+
+    outer    row = Σ_p  δ_p ⊗ x_p           products and convolutions
+    lookup   row = Σ_p  δ_p ⊗ onehot(i_p)   embeddings, rows picked by index
+    local    row = Σ_p  δ_p ∘ s_p           biases, scales and shifts of norms, broadcast sums and
+                                            products
+
+The node of an operation holds what the operation read, since its backward needs it, and the
+derivative at the node's place in the graph is δ. So nothing watches the forward pass, and a weight
+that a loss reads once more, because it contains a derivative, has one more node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from .graph import Graph, Node
+
+Kind = Literal["outer", "lookup", "local"]
+
+
+class Unread(Exception):
+    """A node that is left to ordinary differentiation; the text says why."""
+
+
+class Part(NamedTuple):
+    """A leaf, or the rows start…stop of one that was split."""
+
+    leaf: str
+    span: tuple[int, int] | None = None
+
+
+class Use(NamedTuple):
+    """One node that reads (a part of) a leaf."""
+
+    part: Part
+    op: str
+    kind: Kind
+    edge: GradientEdge  # of the node's output
+    shape: torch.Size  # of the node's output
+    dtype: torch.dtype
+    # axes of the output that count positions; a sample is one entry of one of them
+    axes: tuple[int, ...]
+    sizes: tuple[int, int, int, int]  # inner positions, groups, a, o
+    # outer: x [*axes, inner, group, a]; lookup: indices [*axes]; local: None
+    fixed: Callable[[], Tensor] | None
+    # Δ [row, *shape] -> [row, *axes, inner, group, o]; local: the summands [row, *axes, inner, 1,
+    # leaf]
+    varied: Callable[[Tensor], Tensor]
+    # rows [row, group, o, a] -> [row, *shape of the part]; a = 1 for local
+    fold: Callable[[Tensor], Tensor]
+    layout: tuple[Any, ...]  # two outer or lookup uses with equal layout and sizes fold alike
+
+
+class View(NamedTuple):
+    """A step from a leaf to what a node read: other axes for the same entries."""
+
+    before: tuple[int, ...]  # its input's shape
+    order: tuple[int, ...] | None  # of the axes; None is another shape for entries in one order
+
+
+class Operand(NamedTuple):
+    """A leaf, or what views made of it, as one node reads it."""
+
+    part: Part
+    shape: tuple[int, ...]
+    views: tuple[View, ...]  # from the part on
+    node: Node
+    index: int  # which of the node's inputs it is
+
+    def saved(self, name: str) -> Tensor:
+        """What the node keeps of its inputs and outputs.
+
+        Raises:
+            Unread: where a hook has taken it away, as checkpoints and offloading do, or something
+                was written into it since.
+        """
+        return _checked(self.node, name, getattr(self.node, f"_raw_saved_{name}"))
+
+    def several(self, name: str) -> list[Tensor | None]:
+        """The same, of a list."""
+        raw = getattr(self.node, f"_raw_saved_{name}")
+        found = [None if x is None else _checked(self.node, name, x, i) for i, x in enumerate(raw)]
+        return found
+
+    def rows_of_part(self, rows: Tensor) -> Tensor:
+        """[row, *shape] to [row, *shape of the part]."""
+        for before, order in reversed(self.views):
+            if order is None:
+                rows = rows.reshape(len(rows), *before)
+            else:
+                back = sorted(range(len(order)), key=order.__getitem__)
+                rows = rows.permute(0, *(1 + axis for axis in back))
+        return rows
+
+    def use(
+        self,
+        op: str,
+        kind: Kind,
+        axes: Sequence[int],
+        sizes: tuple[int, int, int, int],
+        fixed: Callable[[], Tensor] | None,
+        varied: Callable[[Tensor], Tensor],
+        fold: Callable[[Tensor], Tensor],
+        layout: tuple[Any, ...] = (),
+    ) -> Use:
+        """`fold` gives [row, *shape]; `layout` tells it from others of its kind."""
+        out = self.node._input_metadata[0]
+        views = self.views
+
+        def whole(rows: Tensor) -> Tensor:
+            return self.rows_of_part(fold(rows))
+
+        return Use(
+            self.part,
+            op,
+            kind,
+            GradientEdge(self.node, 0),
+            out.shape,
+            out.dtype,
+            tuple(axes),
+            sizes,
+            fixed,
+            varied,
+            whole if views else fold,
+            (kind, *layout, *views),
+        )
+
+
+def _checked(node: Node, name: str, raw: Any, at: int | None = None) -> Tensor:
+    if raw is None:
+        raise Unread(f"{node.name()} keeps no {name}")
+    if raw.unpack_hook is not None:
+        raise Unread("checkpointing, or another hook on saved tensors, has taken its input away")
+    try:
+        found = getattr(node, f"_saved_{name}")
+    except RuntimeError as error:  # written to since, or freed
+        raise Unread(str(error)) from None
+    x = found if at is None else found[at]
+    plain = type(x) in _PLAIN and x.layout == torch.strided
+    if not plain or x.is_complex() or x.is_inference():
+        raise Unread(f"{node.name()} keeps a tensor of another kind")
+    return x
+
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+Reader = Callable[[Operand], Use]
+
+
+class Reading(NamedTuple):
+    """What the graph says of some leaves."""
+
+    uses: dict[str, list[Use]]  # of those that known nodes alone read
+    others: dict[str, str]  # of the rest the reason
+
+
+def read_uses(
+    graph: Graph, shapes: Mapping[str, torch.Size], readers: Mapping[str, Reader]
+) -> Reading:
+    """All nodes that read these leaves.
+
+    Args:
+        graph: of the whole forward pass.
+        shapes: of the leaves, by name.
+        readers: by the name of a node and which of its inputs, "MmBackward0:1".
+
+    Returns:
+        the uses of every leaf of which all are understood, none of them for a leaf that no loss
+        depends on.
+    """
+    found: dict[str, list[Use]] = {}
+    others: dict[str, str] = {}
+    for name, shape in shapes.items():
+        node = graph.leaf_nodes.get(name)
+        if node is None:
+            continue
+        place = graph.places[name]
+        start = 0 if isinstance(place, Tensor) else place.output_nr
+        try:
+            found[name] = list(_uses_of(Part(name), tuple(shape), (node, start), graph, readers))
+        except Unread as why:
+            others[name] = str(why)
+    return Reading(found, others)
+
+
+def _uses_of(
+    part: Part,
+    shape: tuple[int, ...],
+    place: tuple[Node, int],
+    graph: Graph,
+    readers: Mapping[str, Reader],
+    views: tuple[View, ...] = (),
+) -> Iterator[Use]:
+    """Those of one part, by whatever views of it."""
+    for node, index, output in graph.parents[place[0]]:
+        if output != place[1]:
+            continue
+        name = node.name()
+        view = _VIEWS.get(name)
+        if view is not None:
+            after = _shape_of(node, 0)
+            step = View(shape, view(node, len(shape)))
+            yield from _uses_of(part, after, (node, 0), graph, readers, (*views, step))
+        elif name in _CUTS and not views and part.span is None and shape:
+            for i, start, size in _CUTS[name](node, shape):
+                whole = size == shape[0]
+                cut = part if whole else part._replace(span=(start, start + size))
+                after, before = _shape_of(node, i), (size, *shape[1:])
+                steps = () if len(after) == len(shape) else (View(before, None),)
+                yield from _uses_of(cut, after, (node, i), graph, readers, steps)
+        else:
+            reader = readers.get(f"{name}:{index}")
+            out = node._input_metadata[0]
+            if reader is None:
+                raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
+            if not out.dtype.is_floating_point or out.is_nested_tensor:
+                raise Unread(f"{name} makes a tensor of another kind")
+            yield reader(Operand(part, shape, views, node, index))
+
+
+def _shape_of(node: Node, output: int) -> tuple[int, ...]:
+    return tuple(node._input_metadata[output].shape)
+
+
+def _signed(n: int) -> int:
+    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
+
+
+def _reversed(node: Node, count: int) -> tuple[int, ...]:
+    return tuple(reversed(range(count)))
+
+
+def _transposed(node: Node, count: int) -> tuple[int, ...]:
+    axes = list(range(count))
+    i, j = _signed(node._saved_dim0) % count, _signed(node._saved_dim1) % count
+    axes[i], axes[j] = axes[j], axes[i]
+    return tuple(axes)
+
+
+def _permuted(node: Node, count: int) -> tuple[int, ...]:
+    return tuple(_signed(dim) % count for dim in node._saved_dims)
+
+
+def _reshaped(node: Node, count: int) -> None:
+    return None
+
+
+_VIEWS: dict[str, Callable[[Node, int], tuple[int, ...] | None]] = {
+    "TBackward0": _reversed,
+    "TransposeBackward0": _transposed,
+    "PermuteBackward0": _permuted,
+    **dict.fromkeys(
+        (
+            *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+            *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
+            *("CloneBackward0", "ToCopyBackward0"),
+        ),
+        _reshaped,
+    ),
+}
+"""Nodes that hand on all entries of their input, and no others: the order of the axes, or None."""
+
+
+Piece = tuple[int, int, int]
+"""Which output, where it starts in the first axis, and its length there."""
+
+
+def _split(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
+    _check_first_axis(node, shape)
+    start = 0
+    for i, piece in enumerate(node._input_metadata):
+        yield i, start, piece.shape[0]
+        start += piece.shape[0]
+
+
+def _unbind(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
+    _check_first_axis(node, shape)
+    for i in range(shape[0]):
+        yield i, i, 1
+
+
+def _slice(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
+    _check_first_axis(node, shape)
+    if node._saved_step != 1:
+        raise Unread("a slice with a step reads it")
+    start = range(shape[0])[_signed(node._saved_start or 0) :].start
+    yield 0, start, node._input_metadata[0].shape[0]
+
+
+def _select(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
+    _check_first_axis(node, shape)
+    yield 0, _signed(node._saved_index) % shape[0], 1
+
+
+def _check_first_axis(node: Node, shape: tuple[int, ...]) -> None:
+    if _signed(node._saved_dim) % len(shape):
+        raise Unread("a piece of it along another axis than the first is read")
+
+
+_CUTS: dict[str, Callable[[Node, tuple[int, ...]], Iterator[Piece]]] = {
+    "SplitBackward0": _split,
+    "SplitWithSizesBackward0": _split,
+    "UnbindBackward0": _unbind,
+    "SliceBackward0": _slice,
+    "SelectBackward0": _select,
+}
+"""Nodes whose outputs are runs of the first axis."""
