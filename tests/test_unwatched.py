@@ -1,4 +1,5 @@
-"""Forwards that are no longer watched, after some that were all rows: the numbers stay right.
+"""Graphs that are not asked who reads the leaves, after one of their kind was all rows: the numbers
+stay right.
 
 The references: a literal loop of `torch.autograd.grad`, `engine="rows"`, and a step that knows
 nothing of the steps before.
@@ -12,20 +13,28 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import Handles, Recorder, plan
-from mtlfunc.training import _balancer, _live
+from mtlfunc.gradients import run as forwards
+from mtlfunc.gradients.layerwise import plan
+from mtlfunc.training import _balancer
 
 F64 = torch.float64
 MANY, FEW = 40, 2  # samples: rows are cheapest, or layers
-STREAK = 3
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
+def asked(monkeypatch):
+    """Of every graph that was asked an entry."""
+    found = []
+    read = forwards.read_uses
+
+    def reading(*args):
+        found.append(1)
+        return read(*args)
+
     monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
-    monkeypatch.setattr(_live, "STREAK", STREAK)
-    monkeypatch.setattr(_balancer, "STREAK", STREAK)
+    monkeypatch.setattr(forwards, "read_uses", reading)
     torch.manual_seed(0)
+    return found
 
 
 class Net(nn.Module):
@@ -61,51 +70,56 @@ def compare(info, net, losses, shared):
         torch.testing.assert_close(leaves[name].grad, expected, rtol=1e-10, atol=1e-12)
 
 
-def live(net, balancer, x, shared="trunk"):
-    """One step that is right; whether its forward was watched."""
+def live(net, balancer, x, shared="trunk", *, block=True):
+    """One step that is right."""
     net.zero_grad()
-    with balancer:
+    if block:
+        with balancer:
+            losses = net(x)
+    else:
         losses = net(x)
-    (mode,) = balancer._seen.done
-    assert type(mode) in (Recorder, Handles)
     compare(balancer.backward(losses), net, net(x), shared)
-    return type(mode) is Recorder
 
 
-def seen(net, balancer, counts):
-    return "".join(
-        "w" if live(net, balancer, batch(count, seed)) else "-" for seed, count in enumerate(counts)
-    )
+def seen(net, balancer, counts, asked, **options):
+    """At which steps the graph was asked."""
+    found = ""
+    for seed, count in enumerate(counts):
+        asked.clear()
+        live(net, balancer, batch(count, seed), **options)
+        found += "w" if asked else "-"
+    return found
 
 
-def test_forwards_that_were_all_rows_are_no_longer_watched():
+@pytest.mark.parametrize("block", [True, False])
+def test_a_kind_that_was_all_rows_is_not_asked_again(asked, block):
     net = Net().double()
-    assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), [MANY] * 6) == "www---"
-    assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), [FEW] * 6) == "wwwwww"
+    rows, layers = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
+    assert seen(net, rows, [MANY] * 4, asked, block=block) == "w---"
+    assert seen(net, layers, [FEW] * 4, asked, block=block) == "wwww"
     layers = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise")
-    assert seen(net, layers, [MANY] * 6) == "wwwwww"
+    assert seen(net, layers, [MANY] * 4, asked, block=block) == "wwww"
 
 
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        # another kind is met without being watched, and the next ones are watched
-        ([MANY] * 4 + [FEW] * 2 + [MANY] * 5, "www--wwww--"),
-        # such as the last, smaller batch of an epoch
-        ([MANY] * 4 + [30] + [MANY] * 4, "www--www-"),
-        ([MANY, FEW] * 5, "w" * 10),
-        ([MANY, 30] * 5, "www-www-ww"),  # only the last kind is remembered
-        (range(30, 40), "www-www-ww"),  # never the same twice
+        ([MANY] * 2 + [FEW] * 2 + [MANY] * 2, "w-ww--"),
+        ([MANY] * 2 + [30] + [MANY] * 2, "w-w--"),  # the last, smaller batch of an epoch
+        ([MANY, FEW] * 3, "ww-w-w"),
+        ([MANY, 30, 31, 32] * 2, "wwww----"),  # four kinds are remembered
+        ([MANY, 30, 31, 32, 33, MANY], "wwwwww"),
     ],
 )
-def test_other_kinds_of_forwards(counts, expected):
+def test_other_kinds_of_forwards(counts, expected, asked, monkeypatch):
+    monkeypatch.setattr(_balancer, "KINDS", 4)
     net = Net().double()
-    assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), counts) == expected
+    assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), counts, asked) == expected
 
 
 def idle_balancer(net, shared="trunk.*", **options):
     balancer = mf.Balancer(net, mf.mgda(), shared, **options)
-    assert seen(net, balancer, [MANY] * 4) == "www-"
+    live(net, balancer, batch(MANY))
     return balancer
 
 
@@ -113,17 +127,15 @@ def test_a_network_that_changes():
     net = Net().double()
     balancer, x = idle_balancer(net), batch(MANY, 9)
     net.trunk.append(nn.Tanh())
-    assert not live(net, balancer, x)
-    assert live(net, balancer, x)  # it was of another kind
+    live(net, balancer, x)
     net.trunk[0].requires_grad_(False)
-    assert live(net, balancer, x)
-    assert live(net, balancer, x)
+    live(net, balancer, x)
     net.trunk[0].requires_grad_(True)
     net.trunk[2].weight = net.trunk[0].weight  # tied
-    for _ in range(STREAK + 2):
+    for _ in range(2):
         live(net, balancer, x)
     net.heads[0] = net.heads[1]  # a head of two losses
-    for _ in range(STREAK + 2):
+    for _ in range(2):
         live(net, balancer, x)
 
 
@@ -154,23 +166,8 @@ def test_losses_as_a_vector_and_no_block():
         with balancer:
             losses = torch.stack(net(x))
         compare(balancer.backward(losses), net, net(x), "trunk")
-    assert type(balancer._seen.done[0]) is Recorder  # a vector is of another kind
     net.zero_grad()
     compare(balancer.backward(net(x)), net, net(x), "trunk")
-
-
-def test_what_fails_or_only_measures_leaves_no_trace():
-    net = Net().double()
-    balancer, x = idle_balancer(net), batch(FEW)
-    before = balancer._rows
-    with balancer:
-        losses = net(x)
-    balancer.measure(losses)
-    with pytest.raises(ValueError, match="NaN"):
-        balancer.backward(tuple(loss * torch.nan for loss in losses))
-    assert balancer._rows == before
-    balancer.weigh(losses)
-    assert balancer._rows != before
 
 
 def test_resuming_is_bit_exact_where_kinds_change(tmp_path):
@@ -224,15 +221,15 @@ def test_a_checkpointed_part_runs_once_a_task(inside, late):
         assert len(runs) == (1 + len(losses) if net.saving else 1), step
 
 
-def test_log_losses_are_no_longer_watched_either():
+def test_log_losses_are_not_asked_again_either(asked):
     net = Net().double()
     balancer = mf.Balancer(net, mf.mgda(), mf.log_losses(mf.jacobian("trunk.*")))
     found = ""
-    for step in range(6):
+    for step in range(4):
+        asked.clear()
         net.zero_grad()
         with balancer:
             losses = net(batch(MANY, step))
-        (mode,) = balancer._seen.done
-        found += "w" if type(mode) is Recorder else "-"
         balancer.backward(losses)
-    assert found == "www---"
+        found += "w" if asked else "-"
+    assert found == "w---"

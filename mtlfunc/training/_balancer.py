@@ -200,7 +200,7 @@ class Balancer:
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
-        self._by_rows: int | None = None  # the kind of a graph for which rows are cheapest
+        self._by_rows: set[int] = set()  # kinds of graphs for which rows are cheapest
         self._known: Params = {}
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
@@ -304,7 +304,7 @@ class Balancer:
                 grads,
                 fresh=run.fresh,
             )
-            self._tasks, self._state, self._loaded, self._by_rows = after
+            self._tasks, self._state, self._loaded = after
         if not (retain_graph or self._seen.open):
             self._seen.begin()
         return reduced(info, measured, self._reduction)
@@ -342,7 +342,7 @@ class Balancer:
             )
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
-        self._tasks, self._state, self._loaded, self._by_rows = after
+        self._tasks, self._state, self._loaded = after
         info = reduced(info, measured, self._reduction)
         weights = info.weights.detach()
         if measured.part is not None and present is not None:
@@ -588,13 +588,13 @@ class Balancer:
         if self._watched is None:  # a metric needs rows
             self._watched = self._metric is None and watches(leaves)
         separate = forward.losses.scalars is not None
-        return self._watched and not (separate and self._by_rows == forward.graph.kind)
+        return self._watched and not (separate and forward.graph.kind in self._by_rows)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
     ) -> tuple[TaskGradients, Info, tuple[Any, ...]]:
         """What the rule sees, its answer, and after it (tasks, states, what was loaded and is not
-        used yet, the kind of graph for which rows are the cheapest).
+        used yet).
         """
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
@@ -621,10 +621,13 @@ class Balancer:
             else:
                 check_scalable(self._probe, probe_state)
                 info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
-        rows = run.by_rows if features is None else self._by_rows
+        if features is None and (kind := run.by_rows) is not None:
+            if len(self._by_rows) == KINDS:
+                self._by_rows.clear()
+            self._by_rows.add(kind)
         lost = self._state is None and scale is not None and not first.value.isfinite().all()
         states = None if lost else (probe_after, rule_after)
-        return measured, info, (tasks, states, None if states else self._loaded, rows)
+        return measured, info, (tasks, states, None if states else self._loaded)
 
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
@@ -675,6 +678,9 @@ class Balancer:
                     raise RuntimeError(f"{cure} torch said: {error}") from error
             raise
 
+
+KINDS = 16
+"""Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""
 
 _CURES = {
     "backward through the graph a second time": (

@@ -20,7 +20,7 @@ def _broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, .
     An axis of the output counts positions where the leaf has none, or has length 1 there and the
     output has not.
     """
-    out, shape = operand.node._input_metadata[0].shape, operand.shape
+    out, shape = operand.out, operand.shape
     offset = len(out) - len(shape)
     if offset < 0:
         raise Unread("its shape is not the output's")
@@ -83,7 +83,7 @@ def _local(
     """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
     axes are inner positions.
     """
-    out, shape = operand.node._input_metadata[0].shape, operand.shape
+    out, shape = operand.out, operand.shape
     axes = tuple(range(len(out) - count)) if channel is None else (0,)
     inner = 1 if channel is None else math.prod(out[2:])
 

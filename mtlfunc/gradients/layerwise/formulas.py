@@ -53,6 +53,18 @@ class Group(NamedTuple):
         )
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether they are one sum over positions, where inputs and deltas of some change places:
+        the products of a weight in a loss that contains a derivative.
+        """
+        return not any(use.is_turned is None for use in self.uses)
+
+    @property
+    def lead(self) -> Use:
+        """The use in whose order the rows of all of them are."""
+        return next((use for use in self.uses if not use.is_turned), self.uses[0])
+
+    @property
     def fits(self) -> tuple[Any, ...] | None:
         """Equal for groups of two passes whose positions can be multiplied pair by pair."""
         first = self.uses[0]
@@ -70,7 +82,7 @@ class Group(NamedTuple):
 
     @property
     def is_bias(self) -> bool:
-        return all(use.layout == ("local", use.op, "shift") for use in self.uses)
+        return all(use.layout == ("local", "shift") for use in self.uses)
 
     @property
     def takes_bias(self) -> bool:
@@ -128,9 +140,9 @@ def costs(
             for time, served in zip(times, group.served or times, strict=True)
         )
         found["rows"] = Cost(each + dot, held)
-    if group.alike:
-        _, groups, a, o = group.uses[0].sizes
-        reading = 2.0 * a if group.uses[0].kind == "outer" else 1.0
+    if group.alike or (group.is_matrix and rows == samples):
+        _, groups, a, o = group.lead.sizes
+        reading = 2.0 * a if group.lead.kind == "outer" else 1.0
         if samples is None:
             found["kernel"] = Cost(
                 groups * total * total * (reading + 2.0 * rows * o)
@@ -280,8 +292,17 @@ class SampledGroup(NamedTuple):
 
         return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether all uses are one sum over their positions."""
+        return self.group.alike or (self.group.is_matrix and len(self.deltas[0]) == 1)
+
     def rows(self, dtype: torch.dtype, mix: Tensor | None = None) -> Tensor:
         """[sample·task, width]; with `mix` [row, sample·task] the rows that it makes of them."""
+        if self.is_joined:
+            use, (x, part) = self.group.lead, _positions(self, dtype)
+            made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
+            return use.fold(made).flatten(1)
         folded = []
         for use, x, part in zip(
             self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True
@@ -295,11 +316,11 @@ class SampledGroup(NamedTuple):
 
     def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The rows [sample·task, part of the width], `PIECE` bytes at a time."""
-        if not self.group.alike:
+        if not self.is_joined:
             yield self.rows(dtype)
             return
         x, part = _positions(self, dtype)
-        for piece in self._pieces_of(self.group.uses[0], x, part):
+        for piece in self._pieces_of(self.group.lead, x, part):
             yield piece.flatten(1)
 
     def products(self, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
@@ -415,7 +436,9 @@ def sample_block(
 def sample_squares(sample: SampledGroup, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
     """The diagonal of `sample_block` [sample·task], from each sample's own positions alone."""
     group, each = sample.group, sum(map(positions, sample.group.uses)) / sample.samples
-    if not group.alike or (not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))):
+    if not sample.is_joined or (
+        not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))
+    ):
         return sample.rows(dtype).square().sum(1)
     x, y = _positions(sample, dtype)
     if group.uses[0].kind == "lookup":
@@ -430,8 +453,8 @@ def sample_squares(sample: SampledGroup, dtype: torch.dtype, *, biased: bool = F
 
 def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
     """Whether a sample's rows cost less than the products of its positions, `each` of them."""
-    _, groups, a, o = group.uses[0].sizes
-    reading = a if group.uses[0].kind == "outer" else 1
+    _, groups, a, o = group.lead.sizes
+    reading = a if group.lead.kind == "outer" else 1
     return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
 
 
@@ -439,7 +462,12 @@ def _positions(sample: SampledGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor
     """x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
     position, group, o], over all uses' positions.
     """
-    return _join_positions(sample.inputs(dtype), 1), _join_positions(sample.parts(dtype), 2)
+    inputs, parts = sample.inputs(dtype), sample.parts(dtype)
+    if not sample.group.alike:  # rows are those of the transpose with inputs and deltas exchanged
+        for i, use in enumerate(sample.group.uses):
+            if use.is_turned:
+                inputs[i], parts[i] = parts[i][0], inputs[i][None]
+    return _join_positions(inputs, 1), _join_positions(parts, 2)
 
 
 def _sample_kernel(

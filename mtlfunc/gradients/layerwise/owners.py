@@ -331,6 +331,15 @@ def _follow_gather(
     return _reduce_owners(owners, [dim]) if index == 0 and alike else None
 
 
+def _follow_diagonal(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """Two axes as one, the last: what reads none of it is said to read all."""
+    whole = _reduce_owners(owners, [len(out) - 1])[..., 0]
+    dims = [_to_signed(dim) % len(shape) for dim in (node._saved_dim1, node._saved_dim2)]
+    return np.expand_dims(whole, sorted(dims))
+
+
 def _follow_slice(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
@@ -430,7 +439,9 @@ _NAMES: dict[Follow, str] = {
         LeakyRelu:0 LeakyRelu:1 Gelu:0 Silu:0 Mish:0 Elu:0 Elu:1 Hardtanh:0 Hardtanh:1 Hardswish:0
         Hardsigmoid:0 Clamp:0 Clamp:1 ClampMin:0 ClampMin:1 ClampMax:0 ClampMax:1 Minimum:0
         Maximum:0 Where:0 Where:1 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0
-        Lerp:1 MaskedFill:0 NativeDropout:0
+        Lerp:1 MaskedFill:0 NativeDropout:0 TanhBackward:0 SigmoidBackward:0 SoftplusBackward:0
+        GeluBackward:0 SiluBackward:0 EluBackward:0 LeakyReluBackward:0 ThresholdBackward:0
+        LogSigmoidBackward:0 HardtanhBackward:0 HardswishBackward:0
         """,
     _follow_unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
     "BinaryCrossEntropyWithLogits:0",
@@ -440,6 +451,7 @@ _NAMES: dict[Follow, str] = {
     "LinalgVectorNorm:0 Norm:1 Var:0 Std:0",
     _follow_along_axes: "Softmax:0 LogSoftmax:0 Cumsum:0",
     _follow_gather: "Gather:0",
+    _follow_diagonal: "Diagonal:0",
     _follow_slice: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
     _follow_concatenation: "Cat:0 Stack:0",
     _product: "Mm:0 Addmm:0 Bmm:0 Baddbmm:0",

@@ -20,9 +20,10 @@ def _right(other: str, scale: str | None = None) -> Reader:
     def read(operand: Operand) -> Use:
         x, factor = operand.saved(other), _scale_of(operand, scale)
         *lead, a, o = operand.shape
+        positions = operand.out[:-1]
 
         def fixed() -> Tensor:
-            return x.movedim(0, 1)[:, None] if lead else x[:, None, None]
+            return x.movedim(0, 1)[:, None] if lead else x.reshape(*positions, 1, 1, a)
 
         def varied(delta: Tensor) -> Tensor:
             delta = delta if factor == 1 else factor * delta
@@ -33,7 +34,9 @@ def _right(other: str, scale: str | None = None) -> Reader:
 
         sizes = (1, lead[0] if lead else 1, a, o)
         op = "linear" if operand.views else "matmul"
-        return operand.use(op, "outer", (len(lead),), sizes, fixed, varied, fold, ("right",))
+        axes = (1,) if lead else range(len(positions))
+        layout = operand.matrix(turned=True) or ("right",)
+        return operand.use(op, "outer", axes, sizes, fixed, varied, fold, layout)
 
     return read
 
@@ -42,6 +45,7 @@ def _left(other: str, scale: str | None = None) -> Reader:
     """out[o, p] = Σ_a w[o, a] x[a, p], with the same leading axis everywhere or none."""
 
     def read(operand: Operand) -> Use:
+        operand = operand._replace(top=operand.node)
         x, factor = operand.saved(other), _scale_of(operand, scale)
         *lead, o, a = operand.shape
 
@@ -56,8 +60,8 @@ def _left(other: str, scale: str | None = None) -> Reader:
             return rows if lead else rows[:, 0]
 
         sizes = (1, lead[0] if lead else 1, a, o)
-        axes = (len(lead) + 1,)
-        return operand.use("matmul", "outer", axes, sizes, fixed, varied, fold, ("left",))
+        axes, layout = (len(lead) + 1,), operand.matrix(turned=False) or ("left",)
+        return operand.use("matmul", "outer", axes, sizes, fixed, varied, fold, layout)
 
     return read
 
@@ -83,8 +87,7 @@ def _vector(operand: Operand) -> Use:
 
 def _added(operand: Operand) -> Use:
     """What a product of matrices is added to."""
-    beta, out = operand.node._saved_beta, operand.node._input_metadata[0]
-    if beta != 1 or operand.shape != tuple(out.shape[-1:]):
+    if operand.node._saved_beta != 1 or operand.shape != operand.out[-1:]:
         raise Unread("it is scaled or broadcast by Addmm")
     return shift(operand, "linear", 1)
 
@@ -97,8 +100,7 @@ def _direct(operand: Operand) -> Use:
     node, x, shape = operand.node, operand.saved("input"), operand.shape
     space, groups = len(shape) - 2, node._saved_groups
     stride, padding, dilation = _geometry(node, space)
-    out = node._input_metadata[0].shape
-    inner, a, o = math.prod(out[2:]), math.prod(shape[1:]), shape[0] // groups
+    inner, a, o = math.prod(operand.out[2:]), math.prod(shape[1:]), shape[0] // groups
 
     def fixed() -> Tensor:
         return _windows(x, groups, shape[2:], stride, padding, dilation)
@@ -145,7 +147,7 @@ def _geometry(node: Any, space: int) -> tuple[tuple[int, ...], ...]:
 def _channels(operand: Operand) -> Use:
     """The bias of a convolution."""
     name = "conv_transpose" if operand.node._saved_transposed else "conv"
-    space = len(operand.node._input_metadata[0].shape) - 2
+    space = len(operand.out) - 2
     return shift(operand, f"{name}{space}d", 1, channel=1)
 
 

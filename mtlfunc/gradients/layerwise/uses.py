@@ -59,6 +59,11 @@ class Use(NamedTuple):
     fold: Callable[[Tensor], Tensor]
     layout: tuple[Any, ...]  # two outer or lookup uses with equal layout and sizes fold alike
 
+    @property
+    def is_turned(self) -> bool | None:
+        """Whether rows [o, a] are the transpose of the leaf, a matrix; None if it is none."""
+        return self.layout[2] if self.layout[1:2] == ("matrix",) else None
+
 
 class View(NamedTuple):
     """A step from a leaf to what a node read: other axes for the same entries."""
@@ -75,6 +80,12 @@ class Operand(NamedTuple):
     views: tuple[View, ...]  # from the part on
     node: Node
     index: int  # which of the node's inputs it is
+    top: Node  # whose output has the deltas: the node, or a view of its output
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """The shape of the deltas."""
+        return _shape_of(self.top, 0)
 
     def saved(self, name: str) -> Tensor:
         """What the node keeps of its inputs and outputs.
@@ -101,6 +112,15 @@ class Operand(NamedTuple):
                 rows = rows.permute(0, *(1 + axis for axis in back))
         return rows
 
+    def matrix(self, *, turned: bool) -> tuple[str, bool] | None:
+        """A layout of a leaf that is a matrix, and whether rows [o, a] are its transpose, if the
+        node's operand is `turned`; None if views of the leaf are more than transposes.
+        """
+        if any(len(step.before) != 2 or step.order is None for step in self.views):
+            return None
+        crossed = sum(step.order == (1, 0) for step in self.views)
+        return "matrix", turned == (crossed % 2 == 0)
+
     def use(
         self,
         op: str,
@@ -113,8 +133,7 @@ class Operand(NamedTuple):
         layout: tuple[Any, ...] = (),
     ) -> Use:
         """`fold` gives [row, *shape]; `layout` tells it from others of its kind."""
-        out = self.node._input_metadata[0]
-        views = self.views
+        out, views = self.top._input_metadata[0], self.views
 
         def whole(rows: Tensor) -> Tensor:
             return self.rows_of_part(fold(rows))
@@ -123,7 +142,7 @@ class Operand(NamedTuple):
             self.part,
             op,
             kind,
-            GradientEdge(self.node, 0),
+            GradientEdge(self.top, 0),
             out.shape,
             out.dtype,
             tuple(axes),
@@ -131,7 +150,7 @@ class Operand(NamedTuple):
             fixed,
             varied,
             whole if views else fold,
-            (kind, *layout, *views),
+            (kind, *layout) if layout[:1] == ("matrix",) else (kind, *layout, *views),
         )
 
 
@@ -208,8 +227,9 @@ def _uses_of(
         view = _VIEWS.get(name)
         if view is not None:
             after = _shape_of(node, 0)
-            step = View(shape, view(node, len(shape)))
-            yield from _uses_of(part, after, (node, 0), graph, readers, (*views, step))
+            order = view(node, len(shape))
+            steps = views if order is None and after == shape else (*views, View(shape, order))
+            yield from _uses_of(part, after, (node, 0), graph, readers, steps)
         elif name in _CUTS and not views and part.span is None and shape:
             for i, start, size in _CUTS[name](node, shape):
                 whole = size == shape[0]
@@ -224,7 +244,20 @@ def _uses_of(
                 raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
             if not out.dtype.is_floating_point or out.is_nested_tensor:
                 raise Unread(f"{name} makes a tensor of another kind")
-            yield reader(Operand(part, shape, views, node, index))
+            yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
+
+
+def _unflattened(node: Node, graph: Graph) -> Node:
+    """The view that alone reads a product's output and gives its positions their axes back.
+
+    A linear layer works on all positions in one axis, of which samples may be a middle one.
+    """
+    parents = graph.parents[node]
+    if node.name() not in ("MmBackward0", "AddmmBackward0") or len(parents) != 1:
+        return node
+    view = parents[0][0]
+    same = view.name() in ("ViewBackward0", "UnsafeViewBackward0")
+    return view if same and _shape_of(view, 0)[-1:] == _shape_of(node, 0)[-1:] else node
 
 
 def _shape_of(node: Node, output: int) -> tuple[int, ...]:
