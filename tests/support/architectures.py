@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, hessian, vmap
 
 from mtlfunc.types import Params
 
@@ -213,6 +213,60 @@ def _products() -> Architecture:
     return Architecture(net, (torch.randn(SAMPLES, 4),), ("view",))
 
 
+def _spelled() -> Architecture:
+    """Reads that are no layer's: from the left, by index, piece by piece, mapped, broadcast."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        kind = (x[:, 0] > 0).long()
+        x = torch.tanh((net.left @ x.T).T + net.table[kind - 1])
+        x = torch.cat([x, net.token.expand(len(x), -1)], 1)
+        x = torch.tanh(torch.baddbmm(net.added, x.expand(2, -1, -1), net.batches).sum(0))
+        x = torch.stack([x @ net.stack[i] for i in range(3)], 1) / 3
+        x = torch.tanh(vmap(lambda row: F.linear(row, net.mapped))(x.flatten(0, 1)))
+        rows = x.unflatten(0, (-1, 3)).flatten(1)
+        scaled = net.picked.index_select(0, kind) * rows
+        images = torch.stack(list(vmap(lambda row: F.conv1d(row[None], net.window))(rows)))
+        parts = torch.cat([rows @ net.low[:5].T, (images[:, 0] @ net.vector)[:, None]], 1)
+        return scaled[:, :TASKS] + parts[:, :TASKS] + net.over / parts[:, 3:]
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape)
+
+    net = Calls(
+        body,
+        left=leaf(6, 4),
+        table=leaf(3, 6),
+        token=leaf(1, 2),
+        batches=leaf(2, 8, 4),
+        added=leaf(2, 1, 4),
+        stack=leaf(3, 4, 4),
+        mapped=leaf(2, 4),
+        picked=leaf(3, 6),
+        window=leaf(1, 1, 3),
+        vector=leaf(4),
+        over=leaf(TASKS),
+        low=leaf(7, 6),
+    )
+    return Architecture(net, (torch.randn(SAMPLES, 4),))
+
+
+def _derivative() -> Architecture:
+    """Losses that contain second derivatives read every weight several times."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        def value(point: Tensor) -> Tensor:
+            return net.last(torch.tanh(net.mid(torch.tanh(net.first(point)))))
+
+        def residual(point: Tensor) -> Tensor:
+            trace = hessian(value)(point).diagonal(0, 1, 2).sum(1)
+            return trace - value(point).square()
+
+        return vmap(residual)(x)
+
+    net = Calls(body, first=nn.Linear(2, 5), mid=nn.Linear(5, 5), last=nn.Linear(5, TASKS))
+    return Architecture(net, (torch.randn(SAMPLES, 2),))
+
+
 class _UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -292,6 +346,8 @@ _ALL = {
         _unet,
         _tokens_flattened,
         _unused,
+        _spelled,
+        _derivative,
     )
 }
 NAMES = tuple(_ALL)

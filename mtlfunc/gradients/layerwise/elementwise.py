@@ -14,7 +14,7 @@ Summand = Callable[[Tensor], Tensor]
 """From Δ [row, *shape of the output] to δ_p ∘ s_p, of the same shape."""
 
 
-def _broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, ...] = ()) -> Use:
+def broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, ...] = ()) -> Use:
     """The leaf is broadcast to the output's shape.
 
     An axis of the output counts positions where the leaf has none, or has length 1 there and the
@@ -45,26 +45,26 @@ def _same(delta: Tensor) -> Tensor:
 
 def _add(operand: Operand) -> Use:
     alpha = operand.node._saved_alpha if operand.index == 1 else 1
-    return _broadcast(operand, "add", _same if alpha == 1 else lambda delta: alpha * delta)
+    return broadcast(operand, "add", _same if alpha == 1 else lambda delta: alpha * delta)
 
 
 def _sub(operand: Operand) -> Use:
     alpha = operand.node._saved_alpha
-    return _broadcast(operand, "sub", _same if operand.index == 0 else lambda delta: -alpha * delta)
+    return broadcast(operand, "sub", _same if operand.index == 0 else lambda delta: -alpha * delta)
 
 
 def _mul(operand: Operand) -> Use:
     other = operand.saved("other" if operand.index == 0 else "self")
-    return _broadcast(operand, "mul", lambda delta: delta * other)
+    return broadcast(operand, "mul", lambda delta: delta * other)
 
 
 def _div(operand: Operand) -> Use:
     other = operand.saved("other")
-    return _broadcast(operand, "div", lambda delta: delta / other)
+    return broadcast(operand, "div", lambda delta: delta / other)
 
 
 def _expand(operand: Operand) -> Use:
-    return _broadcast(operand, "expand", _same)
+    return broadcast(operand, "expand", _same)
 
 
 def shift(operand: Operand, op: str, count: int, channel: int | None = None) -> Use:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .elementwise import shift
+from .elementwise import broadcast, shift
 from .uses import Operand, Reader, Unread, Use
 
 
@@ -87,9 +87,10 @@ def _vector(operand: Operand) -> Use:
 
 def _added(operand: Operand) -> Use:
     """What a product of matrices is added to."""
-    if operand.node._saved_beta != 1 or operand.shape != operand.out[-1:]:
-        raise Unread("it is scaled or broadcast by Addmm")
-    return shift(operand, "linear", 1)
+    beta = operand.node._saved_beta
+    if beta == 1 and operand.shape == operand.out[-1:]:
+        return shift(operand, "linear", 1)
+    return broadcast(operand, "add", lambda delta: beta * delta)
 
 
 def _convolution(operand: Operand) -> Use:
@@ -236,6 +237,7 @@ PRODUCTS: dict[str, Reader] = {
     "AddmmBackward0:2": _right("mat1", "alpha"),
     "BmmBackward0:0": _left("mat2"),
     "BmmBackward0:1": _right("self"),
+    "BaddbmmBackward0:0": _added,
     "BaddbmmBackward0:1": _left("batch2", "alpha"),
     "BaddbmmBackward0:2": _right("batch1", "alpha"),
     "MvBackward0:1": _vector,
