@@ -1,4 +1,4 @@
-"""Backward passes from the losses of one forward to leaves and to outputs of tapped calls."""
+"""Backward passes from the losses of one forward to leaves and to the nodes that read them."""
 
 from __future__ import annotations
 

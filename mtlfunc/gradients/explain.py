@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     name: str
     op: str  # the nodes that read it
     form: Form  # "kernel", "gemm", "mixed" or "rows" (see `mtlfunc.gradients.layerwise.formulas`)
-    # of each form that it has, for its part of G alone; empty where no tap serves it
+    # of each form that it has, for its part of G alone; empty where it has rows alone
     gflop: dict[str, float]
     mib: dict[str, float]  # what each holds besides the deltas
     note: str
@@ -242,5 +242,6 @@ def _describe_layers(
 def _reason(forward: Forward, name: str) -> str:
     """Why a leaf is differentiated row by row."""
     found = forward.reading
-    unused = "no axis of its readers counts samples" if name in found.uses else "no loss reads it"
-    return found.others.get(name, unused)
+    if name in found.uses:
+        return "no axis of its readers counts samples, or they read overlapping pieces"
+    return found.others.get(name, "no loss reads it")

@@ -141,9 +141,9 @@ def sample_gramian(
 
     One pass holds the deltas of all samples, however many there are. If the autograd graph does
     not prove that samples stay separate (it does for dense and convolutional networks), a second
-    one checks that they do not mix, and finds the sample's axis in every layer. Leaves that no tap
-    serves cost one backward pass a sample and task (`explain_gramian(..., samples=True)` names
-    them).
+    one checks that they do not mix, and finds the sample's axis in every layer. Leaves that
+    another operation reads cost one backward pass a sample and task (`explain_gramian(...,
+    samples=True)` names them).
 
     Args:
         losses_fn: `(params, batch) -> [sample]` or `[sample, task]`; entry i depends on sample i
@@ -219,8 +219,8 @@ def sample_norms(
     """Losses and the lengths ‖g‖ of per-sample gradients: the roots of `sample_gramian`'s diagonal.
 
     From the same passes, but each sample's own inputs and deltas alone enter: cost and memory grow
-    with the number of samples, not with its square. Few rows at a time are made of what no tap
-    serves.
+    with the number of samples, not with its square. Few rows at a time are made of leaves
+    that another operation reads.
 
     Args:
         losses_fn: as in `sample_gramian`.

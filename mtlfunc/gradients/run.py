@@ -102,8 +102,7 @@ class Forward:
     @cached_property
     def reading(self) -> Reading:
         """Who reads the leaves, as the graph says."""
-        shapes = {name: leaf.shape for name, leaf in self.params.items()}
-        return read_uses(self.graph, shapes, READERS)
+        return read_uses(self.graph, self.params, READERS)
 
     @property
     def uses(self) -> Uses:

@@ -85,7 +85,7 @@ class Side(NamedTuple):
         }
 
     def rows(self, entries: slice = slice(None)) -> Params:
-        """Rows [sample·task, *shape] of the leaves that no tap serves."""
+        """Rows [sample·task, *shape] of the leaves that other nodes read, too."""
         backward, graph, losses = self.backward, self.graph, self.losses
         every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[entries]
         chunk = (
@@ -211,7 +211,7 @@ def _gramian(
 
 
 def _squares(side: Side, dtype: torch.dtype) -> Tensor:
-    """Squared lengths [sample·task]; of leaves that no tap serves a few rows at a time."""
+    """Squared lengths [sample·task]; of leaves that other nodes read a few rows at a time."""
     biases, parts = side.biases(), []
     with _recording_context(side.backward):
         for sampled, _ in side.sampled_groups():

@@ -80,14 +80,13 @@ class Balancer:
     """A rule for the losses of a stock loop: it adds to `.grad` instead of `loss.backward()`.
 
     The forward is the module's own, in train mode, under autocast, with hooks or checkpointing.
-    `with balancer:` around it records which calls consume which parameters, so that the Gramian
-    needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
-    inside activation checkpointing are not recorded: their leaves are differentiated row by row. So
-    are all leaves if a hook is registered, by anyone on any tensor, graph node or module, between
-    the block's start and `backward`, and if part of the graph was made before the block. After
-    eight steps in a row in which rows were the cheapest for every leaf (separate losses alone),
-    recording stops until the graph changes. Several forwards between two `backward` are one; each
-    thread has its own.
+    The Gramian is made from what the losses' graph holds; what a checkpoint has taken out of it is
+    differentiated row by row. So are all leaves if a hook is registered, by anyone on any tensor,
+    graph node or module, between the last `backward` (or the block's start) and this one, and if
+    part of the graph was made before that. `with balancer:` around the forward also sees
+    `retain_grad`, which leaves no other trace: without it the losses of a vector are differentiated
+    one task at a time, and separate losses (a list, tuple or dict) as within it. Several forwards
+    between two `backward` are one; each thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
     batches are one large one only for rules that do not read it. A compiled module's backward runs
@@ -255,7 +254,7 @@ class Balancer:
                 labels, `[task]`. None is all, and equal batches.
             weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
                 ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
-                pass (one a part), from the second step on: the first block does not know of them.
+                pass (one a part).
                 The samples may be others, and more or fewer, at every step. With `group=` the
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present` and `features`.
@@ -270,9 +269,8 @@ class Balancer:
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
                 leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`; only where the forward was not watched, or hooks, checkpoints or
-                custom functions (compiled modules too) are in it, it stays until the losses are
-                dropped.
+                `loss.backward()`; only where hooks may be in it, or checkpoints or custom functions
+                (compiled modules too) are, it stays until the losses are dropped.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.

@@ -81,6 +81,7 @@ def _broadcast_to(use: Use, shape: tuple[int, ...], edge: GradientEdge) -> Use |
     fixed, inner = use.fixed, shape[: extra + lead]
 
     def spread() -> Any:
+        assert fixed is not None
         x = fixed()
         return x.expand(*inner, *x.shape[lead:])
 

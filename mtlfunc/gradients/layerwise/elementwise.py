@@ -44,17 +44,17 @@ def _same(delta: Tensor) -> Tensor:
 
 
 def _add(operand: Operand) -> Use:
-    alpha = operand.node._saved_alpha if operand.index == 1 else 1
+    alpha = operand.node._saved_alpha if operand.at == 1 else 1
     return broadcast(operand, "add", _same if alpha == 1 else lambda delta: alpha * delta)
 
 
 def _sub(operand: Operand) -> Use:
     alpha = operand.node._saved_alpha
-    return broadcast(operand, "sub", _same if operand.index == 0 else lambda delta: -alpha * delta)
+    return broadcast(operand, "sub", _same if operand.at == 0 else lambda delta: -alpha * delta)
 
 
 def _mul(operand: Operand) -> Use:
-    other = operand.saved("other" if operand.index == 0 else "self")
+    other = operand.saved("other" if operand.at == 0 else "self")
     return broadcast(operand, "mul", lambda delta: delta * other)
 
 
@@ -102,7 +102,7 @@ def _local(
 
 def _layer_norm(operand: Operand) -> Use:
     count = len(operand.node._saved_normalized_shape)
-    if operand.index == 2:
+    if operand.at == 2:
         return shift(operand, "layer_norm", count)
     x, rstd = operand.saved("input"), operand.saved("result2")
     return _local(
@@ -137,7 +137,7 @@ def _standardised(x: Tensor, rstd: Tensor, count: int, *, centred: bool = True) 
 
 def _group_norm(operand: Operand) -> Use:
     node = operand.node
-    if operand.index == 2:
+    if operand.at == 2:
         return shift(operand, "group_norm", 1, channel=1)
     x, groups, eps = operand.saved("input"), node._saved_group, node._saved_eps
 
@@ -149,7 +149,7 @@ def _group_norm(operand: Operand) -> Use:
 
 def _batch_norm(operand: Operand) -> Use:
     node = operand.node
-    if operand.index == 2:
+    if operand.at == 2:
         return shift(operand, "batch_norm", 1, channel=1)
     x, training = operand.saved("input"), node._saved_training
     mean, var = (None, None) if training else map(operand.saved, ("running_mean", "running_var"))

@@ -1,8 +1,8 @@
 """Which form every layer's Gramian takes: the cost model.
 
-Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves that
-no tap serves, and leaves for which rows are cheapest, are differentiated row by row in the same
-backward pass.
+Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves with
+a reader that is not understood, and those for which rows are cheapest, are differentiated row by
+row in the same backward pass.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .uses import Use
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
-"""Below so many shared parameters "auto" is "rows": watching the forward pass would cost more than
-it saves.
+"""Below so many shared parameters "auto" is "rows": a look at who reads them would cost more than it
+saves.
 """
 
 SLOW: dict[tuple[str, str, str], float] = {
@@ -156,7 +156,7 @@ def task_plan(
     """Forms of the leaves in `names` for `rows` tasks.
 
     Args:
-        groups: what taps serve, by leaf.
+        groups: the leaves that known nodes alone read.
         names: the leaves.
         rows: how many tasks, or mixtures of them.
         engine: "auto" or "layerwise".
@@ -278,7 +278,7 @@ def weighted_plan(
     """Forms of the leaves in `params`.
 
     Args:
-        groups: what taps serve, by leaf.
+        groups: the leaves that known nodes alone read.
         params: the leaves.
         measured: those that the Gramian sums over, or whose rows are wanted.
         entries: how many samples, and losses of each.
@@ -353,7 +353,7 @@ def slices_of(
     """Forms of the leaves in `groups`.
 
     Args:
-        groups: what taps serve, by leaf.
+        groups: the leaves that known nodes alone read.
         where: of every call's output where the tasks are.
         unused: the other leaves, whose rows are zero.
         tasks: how many.

@@ -47,6 +47,7 @@ class Use(NamedTuple):
     edge: GradientEdge  # of the node's output
     shape: torch.Size  # of the node's output
     dtype: torch.dtype
+    device: torch.device
     # axes of the output that count positions; a sample is one entry of one of them
     axes: tuple[int, ...]
     sizes: tuple[int, int, int, int]  # inner positions, groups, a, o
@@ -79,7 +80,7 @@ class Operand(NamedTuple):
     shape: tuple[int, ...]
     views: tuple[View, ...]  # from the part on
     node: Node
-    index: int  # which of the node's inputs it is
+    at: int  # which of the node's inputs it is
     top: Node  # whose output has the deltas: the node, or a view of its output
 
     @property
@@ -145,6 +146,7 @@ class Operand(NamedTuple):
             GradientEdge(self.top, 0),
             out.shape,
             out.dtype,
+            out.device,
             tuple(axes),
             sizes,
             fixed,
@@ -182,14 +184,12 @@ class Reading(NamedTuple):
     others: dict[str, str]  # of the rest the reason
 
 
-def read_uses(
-    graph: Graph, shapes: Mapping[str, torch.Size], readers: Mapping[str, Reader]
-) -> Reading:
+def read_uses(graph: Graph, leaves: Mapping[str, Tensor], readers: Mapping[str, Reader]) -> Reading:
     """All nodes that read these leaves.
 
     Args:
         graph: of the whole forward pass.
-        shapes: of the leaves, by name.
+        leaves: the values of the leaves, for their shapes and devices.
         readers: by the name of a node and which of its inputs, "MmBackward0:1".
 
     Returns:
@@ -198,14 +198,17 @@ def read_uses(
     """
     found: dict[str, list[Use]] = {}
     others: dict[str, str] = {}
-    for name, shape in shapes.items():
+    for name, leaf in leaves.items():
         node = graph.leaf_nodes.get(name)
         if node is None:
             continue
         place = graph.places[name]
         start = 0 if isinstance(place, Tensor) else place.output_nr
         try:
-            found[name] = list(_uses_of(Part(name), tuple(shape), (node, start), graph, readers))
+            reads = list(_uses_of(Part(name), tuple(leaf.shape), (node, start), graph, readers))
+            if any(use.device != leaf.device for use in reads):
+                raise Unread("it is read on another device")
+            found[name] = reads
         except Unread as why:
             others[name] = str(why)
     return Reading(found, others)
