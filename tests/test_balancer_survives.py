@@ -108,7 +108,6 @@ def test_activation_checkpointing(form, watched):
 
     check(net, run, watched, engine="layerwise")
     assert net.entered > 1
-    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
     forward = live(parse_losses(run(net)), dict(net.named_parameters()), watch=True)
     assert set(forward.uses) == {"a.0.bias", "b.weight", "b.bias"}
 

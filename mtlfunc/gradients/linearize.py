@@ -23,6 +23,7 @@ from .layerwise import (
     decide,
     is_worth_recording,
     is_worth_weighing,
+    prefers_one_pass,
     prefers_separate_passes,
     should_loop,
     sketch,
@@ -213,6 +214,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     losses, params = forward.losses, forward.params
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
+    if not paired and _together(forward, request, rows):
+        return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
     if forward.watched and request.weightings and request.engine == "auto":
         uses, device = forward.uses, forward.value.device.type
@@ -254,6 +257,19 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)
+
+
+def _together(forward: Forward, request: Request, rows: int) -> bool:
+    """Whether separate losses are better differentiated by one batched pass, as on a device that
+    waits for launches: its rows then cost fewest of these.
+    """
+    device = forward.value.device.type
+    if device == "cpu" or request.engine != "auto" or forward.hooked:  # no look at the graph
+        return False
+    if forward.losses.scalars is None or request.chunk_size or request.left_out:
+        return False
+    numel = sum(forward.params[name].numel() for name in request.shared)
+    return prefers_one_pass(forward.graph, rows, numel, device)
 
 
 def _mixed_afterwards(forward: Forward, rows: int) -> bool:

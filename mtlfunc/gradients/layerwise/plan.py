@@ -25,8 +25,8 @@ from .uses import Use
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
-"""Below so many shared parameters "auto" is "rows": a look at who reads them would cost more than it
-saves.
+"""Below so many shared parameters "auto" is "rows": a look at who reads them would cost more than
+it saves.
 """
 
 SLOW: dict[tuple[str, str, str], float] = {
