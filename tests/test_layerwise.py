@@ -17,11 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from experiments.benchmarks.networks import resnet18
 from mtlfunc.gradients import backward, layerwise
 from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
-from mtlfunc.gradients.losses import parse_losses
 from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
 from tests.support.oracles import agree
 
@@ -671,41 +669,3 @@ def test_a_device_pays_for_batched_rows_of_convolutions_alone(separate):
         groups, tuple(params), 4, "auto", "cuda", keep=True, batched=not separate
     )
     assert bool(plan.tapped) != separate
-
-
-def resnet_forward(tasks, images, pixels):
-    """Shapes alone: on the meta device."""
-    net = resnet18(tasks).to("meta")
-    out = net(torch.empty(images, 3, pixels, pixels, device="meta"))
-    losses = tuple(out.square().mean(0))
-    return forwards.live(parse_losses(losses), dict(net.named_parameters()))
-
-
-@pytest.mark.parametrize(
-    ("tasks", "images", "pixels", "expected"),
-    [(10, 8, 32, True), (4, 64, 64, False), (40, 64, 64, False), (1, 8, 32, False)],
-)
-def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, expected):
-    """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, and four times the memory."""
-    forward = resnet_forward(tasks, images, pixels)
-    numel = sum(leaf.numel() for leaf in forward.params.values())
-    asked = forward.graph, tasks, numel
-    assert layerwise.graph.prefers_one_pass(*asked, "cuda") == expected
-    assert not layerwise.graph.prefers_one_pass(*asked, "cpu")
-
-
-@pytest.mark.parametrize("mix", [None, mf.subset(2)])
-def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatch):
-    """The route of a device, taken on the CPU."""
-    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
-    losses, params, x, entered = _decoders("tuple")
-    answers = []
-    for together in (False, True):
-        monkeypatch.setattr(gradients, "_together", lambda *args, together=together: together)
-        entered[:] = [0] * 4
-        step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*", mix=mix))
-        answers.append(step.update(params, x, step.init(params, x, key=2)))
-    (got, _, info), (expected, _, its) = answers
-    torch.testing.assert_close(info.gramian, its.gramian, rtol=1e-10, atol=1e-12)
-    for name in params:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-9, atol=1e-12)

@@ -619,7 +619,7 @@ class Balancer:
             else:
                 check_scalable(self._probe, probe_state)
                 info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
-        if features is None and (kind := run.by_rows) is not None:
+        if first.watched and features is None and (kind := run.by_rows) is not None:
             if len(self._by_rows) == KINDS:
                 self._by_rows.clear()
             self._by_rows.add(kind)
