@@ -177,7 +177,10 @@ class Conflict(NamedTuple):
     high: Float[Tensor, "task task"]
     cosine: Float[Tensor, "task task"]  # NaN where noise hides a length
     needed: Float[Tensor, "task task"]  # samples for a verdict, about; inf where inner is 0
-    verdict: Int8[Tensor, "task task"]  # -1 conflict, 1 agreement, 0 open
+    verdict: Int8[Tensor, "task task"]  # -1 conflict, 1 agreement, 0 open or withheld
+    effective: Float[Tensor, "task task"]  # samples that make up the noise; below 6 no verdict
+    # kinds of samples rarer than this may not show: a verdict assumes that they would not turn it
+    rare: Float[Tensor, ""]
 
 
 class BalanceState(NamedTuple):

@@ -7,11 +7,12 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from scipy.stats import t as student
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.conflict.coverage import Setting, alarms, covered, gramians
+from experiments.conflict.coverage import TAILED, Setting, alarms, covered, gramians, tailed
 from mtlfunc.analysis import diagnostics
 from mtlfunc.types import Conflict
 
@@ -38,25 +39,31 @@ def literal(vectors: np.ndarray, s: int, t: int) -> float:
     ) / len(pairs)
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, 30])
 @pytest.mark.parametrize("seed", range(4))
-def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed):
-    vectors = drawn(seed)
+def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed, samples):
+    vectors = drawn(seed, samples)
     found = diagnostics.conflict(gramian_of(vectors), TASKS, level=0.9)
     loose = vectors.numpy()
-    quantile = student.ppf(0.95, SAMPLES - 1)
+    quantile = student.ppf(0.95, samples - 1)
+    # of a kind of that share there are fewer than two with probability 0.1
+    assert binom.cdf(1, samples, found.rare.item()) == pytest.approx(0.1)
     for s, t in itertools.product(range(TASKS), repeat=2):
         whole = literal(loose, s, t)
-        left = [literal(np.delete(loose, b, 0), s, t) for b in range(SAMPLES)]
-        error = math.sqrt((SAMPLES - 1) / SAMPLES * sum((x - np.mean(left)) ** 2 for x in left))
+        left = [literal(np.delete(loose, b, 0), s, t) for b in range(samples)]
+        squares = [(x - np.mean(left)) ** 2 for x in left]
+        error = math.sqrt((samples - 1) / samples * sum(squares))
+        effective = sum(squares) ** 2 / sum(x**2 for x in squares)
         case = f"seed {seed}, tasks {s} and {t}"
         assert found.inner[s, t].item() == pytest.approx(whole, abs=1e-12), case
         # the expansion's next term is 6e-5 of the quantile at 8 degrees of freedom
         half = (found.high - found.low)[s, t].item() / 2
         assert half == pytest.approx(quantile * error, rel=1e-3), case
-        verdict = int(whole > half) - int(whole < -half)
+        assert found.effective[s, t].item() == pytest.approx(effective, rel=1e-6), case
+        verdict = (int(whole > half) - int(whole < -half)) * (effective >= 6)
         assert found.verdict[s, t].item() == verdict, case
         square = literal(loose, s, s) * literal(loose, t, t)
-        if found.verdict[s, s] == 1 == found.verdict[t, t]:
+        if found.low[s, s] > 0 and found.low[t, t] > 0:
             cosine = max(-1.0, min(1.0, whole / math.sqrt(square)))
             assert found.cosine[s, t].item() == pytest.approx(cosine, abs=1e-12), case
         else:
@@ -118,6 +125,64 @@ def test_the_sequence_is_the_published_formula():
         assert (found.high - found.inner)[0, 1].item() == pytest.approx(half, rel=1e-3)
     assert state is not None
     assert int(state.steps) == 5
+
+
+def judged(vectors: torch.Tensor) -> Conflict:
+    rows = vectors.flatten(1, 2)
+    return vmap(lambda gramian: diagnostics.conflict(gramian, 2))(rows @ rows.mT)
+
+
+@pytest.mark.parametrize("samples", [3, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("family", TAILED)
+def test_a_verdict_is_wrong_only_about_what_no_sample_shows(family, samples):
+    """Where a rare strong sample is in the batch, or none is there to be missed, verdicts of the
+    wrong sign are at most 5 %; the others are those whose premise `rare` states.
+    """
+    vectors, hit = tailed(family, samples, 400, samples)
+    found = judged(vectors)
+    verdict = found.verdict[:, 0, 1]
+    wrong = verdict * TAILED[family] < 0
+    told = wrong & (hit.any(1) if family == "rare" else True)
+    # three standard errors of 5 % in 400
+    assert told.double().mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    if samples < 6:
+        assert not verdict.any()
+    if family == "rare":  # the share of which no sample is there
+        missed = 0.98**samples
+        assert wrong.double().mean() <= missed + 4 * math.sqrt(missed * (1 - missed) / 400)
+        assert found.rare.min() > 0.02, "the premise is said not to hold"
+
+
+def test_what_gaussian_noise_keeps_of_its_verdicts():
+    for samples, kept in ((16, 0.5), (32, 0.95), (128, 1.0)):
+        vectors, _ = tailed("Gaussian", samples, 400, 0)
+        found = judged(vectors)
+        sure = (found.low[:, 0, 1] > 0) | (found.high[:, 0, 1] < 0)
+        assert sure.double().mean() > 0.9
+        assert (found.verdict[:, 0, 1] != 0).sum() >= kept * sure.sum(), samples
+
+
+def test_a_run_that_has_seen_the_rare_samples_does_not_err():
+    """At every look of 40 runs over 60 batches of 8, of which one in a hundred holds two."""
+    wrong = torch.zeros(40, dtype=torch.bool)
+    seen = torch.zeros(40, dtype=torch.bool)
+    state = found = None
+    for look in range(60):
+        vectors, hit = tailed("rare", 8, 40, look)
+        rows = vectors.flatten(1, 2)
+        dims = (None if state is None else 0, 0)
+        found, state = vmap(lambda s, g: diagnostics.running_conflict(s, g, 2), dims)(
+            state, rows @ rows.mT
+        )
+        seen = seen | (hit.sum(1) > 1)
+        wrong = wrong | (seen & (found.verdict[:, 0, 1] > 0))
+    assert wrong.double().mean() <= 0.05
+    assert state is not None
+    assert found is not None
+    assert int(state.samples[0]) == 480
+    assert binom.cdf(1, 8, found.rare[0].item()) ** 60 == pytest.approx(0.05)
+    assert found.rare[0] > 0.02, "the premise is said not to hold"
+    assert seen.sum() > 10
 
 
 def test_samples_needed_are_right_in_order_of_magnitude():

@@ -13,7 +13,18 @@ from experiments.arguments import folder
 from experiments.common.progress import counted
 from experiments.common.tables import as_dicts, markdown, write_report
 
-from .coverage import NOISES, SETTINGS, Alarms, Covered, Setting, alarms, covered
+from .coverage import (
+    NOISES,
+    SETTINGS,
+    TAILED,
+    Alarms,
+    Covered,
+    Setting,
+    Tails,
+    alarms,
+    covered,
+    tails,
+)
 from .real import BATCH, Wrong, measure
 
 HERE = Path(__file__).parent
@@ -43,7 +54,12 @@ def words(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) 
     return "\n\n".join(lines)
 
 
-def table(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) -> str:
+def table(
+    simulated: Simulated,
+    looked: dict[float, Alarms],
+    tailed: dict[tuple[str, int], Tails],
+    real: list[Wrong],
+) -> str:
     known = markdown(
         ("samples", "noise scale", "cosine", "noise correlation", "covered", "false verdicts",
          "wrong sign, naive", "bias, naive"),
@@ -57,6 +73,14 @@ def table(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) 
         ("noise scale", "runs with a false alarm: sequence", "plain intervals"),
         [[f"{n:g}", f"{a.sequence:.3f}", f"{a.peeking:.3f}"] for n, a in looked.items()],
     )
+    heavy = markdown(
+        ("noise", "samples", "covered", "intervals on the wrong side", "false verdicts",
+         "right verdicts", "fewer than two rare samples"),
+        [
+            [family, str(samples), *(f"{x:.3f}" for x in found)]
+            for (family, samples), found in tailed.items()
+        ],
+    )  # fmt: skip
     nets = markdown(
         ("network", "after steps", "tasks", "cosine", "wrong sign, naive", "verdicts",
          "false verdicts", "covered", "needed"),
@@ -66,7 +90,7 @@ def table(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) 
             for r in real
         ],
     )  # fmt: skip
-    return "\n\n".join([words(simulated, looked, real), nets, peeks, known])
+    return "\n\n".join([words(simulated, looked, real), nets, heavy, peeks, known])
 
 
 def figure(real: list[Wrong]) -> Figure:
@@ -106,14 +130,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulated = {s: covered(s, 400) for s in counted(settings, "coverage", "settings")}
     runs = 20 if given.quick else 200
     looked = {noise: alarms(noise, 0.3, runs, 200) for noise in NOISES[: 1 if given.quick else 3]}
+    sizes = (8, 32) if given.quick else (3, 4, 8, 16, 32, 64, 128)
+    heavy = {(f, n): tails(f, n, 100 if given.quick else 1000) for f in TAILED for n in sizes}
     steps = (0, 20) if given.quick else (0, 20, 100)
     real = [r for name in NETWORKS for r in measure(name, steps, 50 if given.quick else 200)]
     numbers = {
         "coverage": [s._asdict() | c._asdict() for s, c in simulated.items()],
         "alarms": {str(noise): as_dicts(a) for noise, a in looked.items()},
+        "tails": [{"noise": f, "samples": n} | x._asdict() for (f, n), x in heavy.items()],
         "networks": as_dicts(tuple(real)),
     }
-    written = table(simulated, looked, real)
+    written = table(simulated, looked, heavy, real)
     paths = write_report(given.out, numbers, written, {"conflict": figure(real)})
     print(written)
     print(f"written: {', '.join(map(str, paths))}")

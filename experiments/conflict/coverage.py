@@ -103,3 +103,64 @@ def alarms(noise: float, correlation: float, runs: int, looks: int, seed: int = 
         total, variance = state.inner[:, 0, 1], state.variance[:, 0, 1]
         peeking = peeking | (total.abs() > 1.96 * variance.sqrt())
     return Alarms(sequence.double().mean().item(), peeking.double().mean().item())
+
+
+TAILED = {"Gaussian": 0.8, "Student": 0.8, "noisy": 0.8, "rare": -0.48}
+"""Families of noise, and the true inner product."""
+
+
+def tailed(family: str, samples: int, runs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Gradients `[run, sample, task, 20]` of two tasks, and which samples are the rare ones.
+
+    "Student": three degrees of freedom. "noisy": one sample in ten has thirty times the noise.
+    "rare": one in fifty conflicts so strongly that the product of all is -.48; the others agree.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(runs, samples, *shape, generator=generator, dtype=torch.float64)
+
+    mean = torch.zeros(2, 20, dtype=torch.float64)
+    mean[0, 0], mean[1, :2] = 1, torch.tensor([0.8, 0.6])
+    noise = normal(2, 20) / math.sqrt(20)
+    share = 0.02 if family == "rare" else 0.1
+    hit = torch.rand(runs, samples, generator=generator) < share
+    if family == "rare":
+        mean[1] = mean[0]
+        strong = math.sqrt((0.98**2 + 0.48) / share**2) * torch.eye(2, 20, dtype=torch.float64)[1]
+        rows = torch.stack([strong, -strong]) - mean
+        return mean + 0.3 * noise + hit[..., None, None] * rows, hit
+    if family == "noisy":
+        noise = noise * (1 + 29 * hit[..., None, None])
+    if family == "Student":
+        noise = noise * (3 / normal(3).square().sum(-1)).sqrt()[..., None, None]
+    return mean + noise, hit
+
+
+class Tails(NamedTuple):
+    """Shares of the replicates of one family."""
+
+    covered: float  # the interval holds the true inner product
+    plain: float  # intervals on the wrong side of 0
+    false: float  # verdicts of the wrong sign: the others of these are withheld
+    said: float  # verdicts of the right sign
+    unseen: float  # batches with fewer than two of the rare samples, whose premise fails
+
+
+def tails(family: str, samples: int, replicates: int, seed: int = 0) -> Tails:
+    """What `conflict` says of the pair in the replicates of a family."""
+    vectors, hit = tailed(family, samples, replicates, seed)
+    rows, truth = vectors.flatten(1, 2), TAILED[family]
+    found = vmap(lambda x: mf.diagnostics.conflict(x, tasks=2, level=1 - RATE))(rows @ rows.mT)
+    low, high, verdict = (x[:, 0, 1] for x in (found.low, found.high, found.verdict))
+
+    def share(x: Tensor) -> float:
+        return x.to(torch.float64).mean().item()
+
+    return Tails(
+        share((low <= truth) & (truth <= high)),
+        share(high < 0 if truth > 0 else low > 0),
+        share(verdict == -_sign(truth)),
+        share(verdict == _sign(truth)),
+        share(hit.sum(1) < 2) if family == "rare" else 0.0,
+    )
