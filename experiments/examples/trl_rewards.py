@@ -13,10 +13,15 @@ What can go wrong:
   (GDPO) they would not be gradients of expected rewards, which the rules' promises are about.
 - If a generation has several micro-batches, they are weighed once, together, at the first of them.
   This is one more forward pass, and its graph has to fit into memory.
-- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. To show
-  it to the rule, add a row with the penalty's advantages and set its weight to 1 afterwards.
+- Gradient checkpointing, which TRL has on by default, runs a block's forward again for every reward
+  where rewards are weighed. Turn it off (`gradient_checkpointing=False`) if the memory is there.
+- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it; nor does
+  it see an entropy bonus. To show the penalty to the rule, add a row with its advantages and set
+  its weight to 1 afterwards.
 - Samples of an older policy (`num_iterations` above 1) are clipped, which is not linear in the
   advantages. They are refused here; docs/how-to/rewards.md has a form that is linear.
+- Refused, too, is what would weigh another gradient than TRL's: "bnpo" over several micro-batches
+  (each has its own divisor), a quantile of entropies, and tokens of tools or an environment.
 """
 
 import tempfile
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 
 import mtlfunc as mf
 
+LINEAR = ("dapo", "dr_grpo", "bnpo", "grpo", "cispo", "luspo")  # on the policy's own samples
 KEPT = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask", "by_reward")
 
 
@@ -40,8 +46,16 @@ class Balanced(trl.GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         outputs, args = super()._generate_and_score_completions(inputs), self.args
-        if "old_per_token_logps" in outputs or args.loss_type not in ("dapo", "dr_grpo", "bnpo"):
+        if "old_per_token_logps" in outputs or args.loss_type not in LINEAR:
             raise ValueError("the loss is not linear in the advantages; see the top of this file")
+        if args.loss_type == "bnpo" and args.steps_per_generation > 1:
+            raise ValueError(
+                "loss_type 'bnpo' divides each micro-batch by its own number of tokens; take 'dapo'"
+            )
+        if args.top_entropy_quantile < 1 or "tool_mask" in outputs:
+            raise ValueError(
+                "TRL leaves out tokens (top_entropy_quantile below 1, or of tools) that are weighed"
+            )
         if args.scale_rewards != "none" or args.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError("scale_rewards: expected 'none', and no normalised rewards")
         logs = (
@@ -68,7 +82,10 @@ class Balanced(trl.GRPOTrainer):
                 )
                 with self.balancer:
                     found = self._get_per_token_logps_and_entropies(model, tokens, mask, keep)[0]
-                losses = -(found * after).sum(1) / after.sum()
+                losses = -(found * after).sum(1)
+                if self.args.loss_type == "grpo":  # the mean over a completion's tokens
+                    losses = losses / after.sum(1).clamp_min(1)
+                losses = losses / len(losses)
                 self.weights = self.balancer.weigh(losses, weightings=A.T)[0]
             inputs = inputs | {"advantages": inputs["by_reward"] @ self.weights}
         return super()._compute_loss(model, inputs)

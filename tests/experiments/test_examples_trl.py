@@ -12,11 +12,20 @@ trl = pytest.importorskip("trl", reason="the extra [trl] is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # trl's and datasets' own
 
+PARTS: dict[str, Any] = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 16}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"loss_type": "dr_grpo", "reward_weights": [1.0, 0.5, 2.0]},
-    {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 16, "loss_type": "bnpo"},
+    PARTS | {"loss_type": "dapo"},
     {"beta": 0.1},
+]
+WEIGHED: list[dict[str, Any]] = [  # loss types that are linear on the policy's own samples
+    {"loss_type": "bnpo"},
+    {"loss_type": "cispo", "reward_weights": [1.0, 0.5, 2.0]},
+    PARTS | {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    *(PARTS | {"loss_type": x} for x in ("dapo", "dr_grpo", "grpo", "cispo")),
+    PARTS | {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    PARTS | {"loss_type": "luspo"},
 ]
 
 
@@ -53,51 +62,37 @@ def test_static_weights_are_trls_own_sum(page, tmp_path, options, monkeypatch):
     assert any((leaf != before[n]).any() for n, leaf in plain.model.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS[2]])
-def test_the_weights_are_those_of_the_whole_generation_batch(page, tmp_path, options):
-    """Against a loop of single passes over the rewards and Frank-Wolfe's condition."""
-    seen = []
+@pytest.mark.parametrize("options", WEIGHED, ids=str)
+def test_the_weights_are_those_of_trls_own_gradients(page, tmp_path, options):
+    """A reward's gradient is what TRL's own trainer moves by if that reward alone counts."""
+    options = options | {"learning_rate": 1.0}  # one step, far above the parameters' rounding
+    scales = options.get("reward_weights", [1.0, 1.0, 1.0])
+    before = torch.nn.utils.parameters_to_vector(page.network()[0].parameters()).detach()
+    rows = []
+    for k, scale in enumerate(scales):
+        alone = [scale * (i == k) for i in range(3)]
+        made = run(page, trl.GRPOTrainer, tmp_path, None, 1, **options | {"reward_weights": alone})
+        rows.append(torch.nn.utils.parameters_to_vector(made.model.parameters()).detach() - before)
+    rows = torch.stack(rows).double()
 
     class Watched(page.Balanced):
         def _compute_loss(self, model, inputs):
-            first = self._step % self.args.steps_per_generation == 0
-            if first:
-                self.before = {n: leaf.detach().clone() for n, leaf in model.named_parameters()}
             loss = super()._compute_loss(model, inputs)
-            if first:
-                seen.append((self.weights, rows_of(self, model)))
-            else:
-                assert self.weights is seen[-1][0]
+            seen.append(self.weights)
             return loss
 
-    run(page, Watched, tmp_path, mf.mgda(), **options)
-    assert len(seen) == 3
-    for weights, rows in seen:
-        share = (weights / weights.sum()).double()
-        assert share.min() >= 0
-        point = share @ rows
-        assert (rows @ point).min() >= point @ point * (1 - 1e-3)  # nearest to 0 of the hull
-        assert (point @ point) < 0.9 * (rows @ rows.mT).diagonal().max()
-
-
-def rows_of(trainer, model):
-    """Rewards' gradients [reward, parameter], by a plain forward and a loop."""
-    parts = trainer._buffered_inputs
-    whole = {
-        x: torch.cat([part[x] for part in parts]) for x in parts[0] if x != "num_items_in_batch"
-    }
-    ids = torch.cat([whole["prompt_ids"], whole["completion_ids"]], 1)
-    mask = torch.cat([whole["prompt_mask"], whole["completion_mask"]], 1)
-    keep = whole["completion_ids"].shape[1]
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1]
-    found = logits.log_softmax(-1).gather(2, whole["completion_ids"][..., None])[..., 0]
-    each = -(found * whole["completion_mask"]).sum(1)
-    leaves = [leaf for leaf in model.parameters() if leaf.requires_grad]
-    rows = [
-        torch.autograd.grad(each @ whole["by_reward"][:, k], leaves, retain_graph=True)
-        for k in range(3)
-    ]
-    return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows]).double()
+    seen = []
+    ours = run(page, Watched, tmp_path, mf.mgda(), 1, **options)
+    assert all(x is seen[0] for x in seen)
+    assert len(seen) == options.get("gradient_accumulation_steps", 1)
+    share = (seen[0] / seen[0].sum()).double()
+    point = share @ rows
+    assert share.min() >= 0
+    assert share.max() < 0.95
+    assert (rows @ point).min() >= point @ point * (1 - 1e-3)  # nearest to 0 of the hull
+    moved = torch.nn.utils.parameters_to_vector(ours.model.parameters()).detach() - before
+    aim = seen[0].double() @ rows
+    assert (moved - aim).norm() <= 1e-3 * aim.norm()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +100,8 @@ def rows_of(trainer, model):
     [
         ({"num_iterations": 2}, "not linear"),
         ({"loss_type": "sapo"}, "not linear"),
-        ({"loss_type": "grpo"}, "not linear"),
+        (PARTS | {"loss_type": "bnpo"}, "bnpo"),
+        ({"top_entropy_quantile": 0.5}, "leaves out tokens"),
         ({"steps_per_generation": 2, "gradient_accumulation_steps": 1}, "not linear"),
         ({"scale_rewards": "group"}, "scale_rewards"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "scale_rewards"),
@@ -114,6 +110,18 @@ def rows_of(trainer, model):
 def test_what_is_not_linear_is_refused(page, tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         run(page, page.Balanced, tmp_path, mf.upgrad(), 1, **options)
+
+
+def test_tokens_of_tools_are_refused(page, tmp_path, monkeypatch):
+    found = trl.GRPOTrainer._generate_and_score_completions
+
+    def with_tools(self, inputs):
+        outputs = found(self, inputs)
+        return outputs | {"tool_mask": outputs["completion_mask"]}
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_and_score_completions", with_tools)
+    with pytest.raises(ValueError, match="of tools"):
+        run(page, page.Balanced, tmp_path, mf.upgrad(), 1)
 
 
 def test_a_reward_without_a_number_is_refused(page, tmp_path, monkeypatch):
