@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge
 from torch.func import vjp
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -214,16 +216,21 @@ def reaches(values: Iterable[Tensor], places: Iterable[GradientEdge | Tensor]) -
 
 
 def without_trace(params: Params) -> AbstractContextManager[Any]:
-    """For a forward pass that is not a step: what it changes in place is restored afterwards.
+    """For a forward pass that is not a step: what it changes is restored afterwards.
 
-    Statistics of batch norm, vectors of spectral norm. Under a transform torch refuses such
-    changes.
+    In place: statistics of batch norm, vectors of spectral norm; under a transform torch refuses
+    such changes. And tensors that a module re-assigns, which transforms do not refuse.
     """
-    return nullcontext() if needs_level(params) else _restored()
+    found = ExitStack()
+    if not torch.compiler.is_compiling():
+        found.enter_context(_reassigned())
+    if not needs_level(params):
+        found.enter_context(_changed())
+    return found
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def _changed() -> Iterator[None]:
     changes = _Changes()
     try:
         with changes:
@@ -233,6 +240,51 @@ def _restored() -> Iterator[None]:
             for tensor, before in changes.kept.values():
                 if not torch.equal(tensor, before):
                     tensor.copy_(before)
+
+
+@contextmanager
+def _reassigned() -> Iterator[None]:
+    """Undo what modules re-assign in a call: buffers, and other attributes that are tensors."""
+    here, inside = get_ident(), False
+    changes: list[tuple[dict[str, Any], str, Any, Any]] = []
+
+    def watch(module: nn.Module, _: Any) -> None:
+        nonlocal inside
+        if inside or get_ident() != here:
+            return
+        inside = True
+        held = [
+            (place, dict(place))
+            for part in module.modules()
+            if not isinstance(part, torch.jit.ScriptModule)
+            for place in (vars(part), part._buffers)
+        ]
+
+        def compare(*_: Any) -> None:
+            nonlocal inside
+            inside = False
+            handle.remove()
+            for place, before in held:
+                for name in before.keys() | place.keys():
+                    old, new = before.get(name), place.get(name)
+                    if new is not old and (isinstance(old, Tensor) or isinstance(new, Tensor)):
+                        changes.append((place, name, before.get(name, place), new))
+
+        # after the module's own hooks; functional_call exchanges buffers before and after both
+        handle = module.register_forward_hook(compare, always_call=True)
+
+    watching = register_module_forward_pre_hook(watch)
+    try:
+        yield
+    finally:
+        watching.remove()
+        for place, name, old, new in reversed(changes):
+            if place.get(name) is not new:  # an exchanged one, which functional_call took back
+                continue
+            if old is place:  # there was none
+                del place[name]
+            else:
+                place[name] = old
 
 
 class _Changes(TorchDispatchMode):
