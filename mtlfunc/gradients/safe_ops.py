@@ -3,12 +3,13 @@
 All without a word (torch 2.13). The batched backward of a fused layer, instance or train-mode batch
 norm takes the statistics for constants where the gradient of the scale is differentiated again;
 their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
-batched backwards of prelu, cdist and select_scatter. A batched solve mixes up batch axes that
-broadcast. A batched index_fill into a constant writes every value into one. Single passes of
-cholesky_inverse and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have
-no second derivative or no batched form at all. What networks contain is written out; the rest is
-refused where torch would be wrong, and left alone elsewhere. Every spelling is caught:
-torch.nn.functional, torch, methods of tensors, torch._C._nn, torch.ops.aten.
+batched backwards of prelu, cdist and select_scatter, and of index_copy by one number. A batched
+solve mixes up batch axes that broadcast, a batched index_select by a 0-d index takes everything. A
+batched index_fill into a constant writes every value into one. Single passes of cholesky_inverse
+and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have no second
+derivative or no batched form at all. What networks contain is written out; the rest is refused
+where torch would be wrong, and left alone elsewhere. Every spelling is caught: torch.nn.functional,
+torch, methods of tensors, torch._C._nn, torch.ops.aten.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ def needs_recording(losses: Tensor) -> bool:
     return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
 
 
+def is_never_batched(losses: Tensor) -> bool:
+    """Whether some backward pass of the graph is wrong under vmap: one that writes one number."""
+    return any(
+        node.name().startswith("IndexCopy") and node._saved_source_dim == 0
+        for node in _nodes(losses)
+    )
+
+
 def is_batching_error(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
     message = str(error)
@@ -64,7 +73,7 @@ def is_batching_error(error: RuntimeError) -> bool:
     sparse = "arguments from the 'Sparse"
     words = (
         "vmap", "atching rule", "is not differentiable with respect to argument", sparse,
-        "unsupported for Sparse",
+        "unsupported for Sparse", "at non-singleton dimension",
     )  # fmt: skip
     return any(part in message for part in words)
 
@@ -353,6 +362,32 @@ def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | float | 
     return torch.index_fill(input, dim, index, value)
 
 
+def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    return torch.index_select(input, dim, index.reshape(-1))
+
+
+def _index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    source = source if source.ndim == input.ndim else source.reshape(1)
+    return torch.index_copy(input, dim, index.reshape(-1), source)
+
+
+def _index_copy_(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    source = source if source.ndim == input.ndim else source.reshape(1)
+    return input.index_copy_(dim, index.reshape(-1), source)
+
+
+def _index_add(
+    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float | int = 1
+) -> Tensor:
+    return torch.index_add(input, dim, index.reshape(-1), source, alpha=alpha)
+
+
+def _index_add_(
+    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float | int = 1
+) -> Tensor:
+    return input.index_add_(dim, index.reshape(-1), source, alpha=alpha)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -433,6 +468,11 @@ _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_cholesky_solve, _every("cholesky_solve")),
     (_select_scatter, _every("select_scatter")),
     (_index_fill, _every("index_fill")),
+    (_index_select, _every("index_select")),
+    (_index_copy, _every("index_copy")),
+    (_index_copy_, _every("index_copy_")),
+    (_index_add, _every("index_add")),
+    (_index_add_, _every("index_add_")),
 )
 
 _SCALE = "batched second derivatives by the scale, where statistics are the batch's own,"

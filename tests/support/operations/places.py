@@ -50,6 +50,18 @@ INDEXING = {
         lambda x, y: x.index_add(0, torch.tensor([1, 1]), y, alpha=2), X23, X23
     ),
     "index_copy": op(lambda x, y: torch.index_copy(x, 1, INDEX, y), X23, (2, 2)),
+    **{
+        f"index_copy {name}": op(
+            lambda y, to=to: torch.index_copy(constant(4), 0, to, y), source
+        )
+        for name, to, source in (
+            ("one number", torch.tensor([2]), ()),
+            ("by one number", torch.tensor(2), ()),
+            ("by a number", torch.tensor(2), (1,)),
+        )
+    },
+    "index_add by a number": op(lambda x, y: x.index_add(1, torch.tensor(2), y), X23, (2, 1)),
+    "index_select by a number": op(lambda x: x.index_select(1, torch.tensor(2)), X23),
     "index_fill": op(lambda x: torch.index_fill(x, 1, INDEX, 3.0), X23),
     "index_fill tensor": op(lambda x, v: torch.index_fill(x, 1, INDEX, v), X23, ()),
     "index_fill constant": op(
