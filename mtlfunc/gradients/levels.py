@@ -168,7 +168,8 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         if grad is not None and grad.is_sparse:
             raise RuntimeError(
                 f"a parameter of shape {list(grad.shape)} has sparse gradients, of which no rows "
-                "are stacked and no products made: make its embedding with sparse=False"
+                "are stacked and no products made, nor sums where it is not shared: make its "
+                "embedding with sparse=False"
             )
     return grads
 

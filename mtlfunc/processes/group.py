@@ -406,11 +406,17 @@ def shard_like(local: Tensor, leaf: Any) -> Tensor:
     )
 
 
+def _inside(module: Any) -> Any:
+    for wrapped in ("_orig_mod", "_forward_module", "_orig_mod"):
+        module = getattr(module, wrapped, module)
+    return module
+
+
 def unwrap(module: nn.Module, group: Group) -> nn.Module:
-    """The module whose parameters have plain names: without the wrappers of torch.compile, and of
-    DistributedDataParallel where a group is named.
+    """The module whose parameters have plain names: without the wrappers of torch.compile and of
+    Lightning Fabric, and of DistributedDataParallel where a group is named.
     """
-    inner: Any = getattr(module, "_orig_mod", module)
+    inner = _inside(module)
     if group is not None and wrapper_of(inner) == "DistributedDataParallel":
         if getattr(inner, "static_graph", False):
             raise NotImplementedError(
@@ -424,7 +430,7 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
                 f"group: its ranks are {ranks}, and DistributedDataParallel averages over {own}; "
                 "pass the same process_group to both"
             )
-        inner = getattr(inner.module, "_orig_mod", inner.module)
+        inner = _inside(inner.module)
     refuse_wrapped(inner, allowed=() if group is None else ("FSDPModule",))
     for part in inner.modules():
         if wrapper_of(part) == "FSDPModule":

@@ -62,7 +62,12 @@ class Layout:
     """Where a module keeps its parameters, so that a change of names is seen without a walk."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
+        self.parts = [
+            held
+            for x in module.modules()
+            if not isinstance(x, torch.jit.ScriptModule)  # which keeps its names
+            for held in (x._parameters, x._modules)
+        ]
         self.sizes = list(map(len, self.parts))
         self.places = [(held, name) for held in self.parts for name in held]
         self.entries = [held[name] for held, name in self.places]
