@@ -194,7 +194,7 @@ def test_what_goes_wrong_at_a_step_is_named(net):
 def test_numbers_and_bad_scales_are_named(net):
     x, y = batch(0)
     balancer, losses = mf.Balancer(net, mf.mgda(), TRUNK), losses_of(net(x), y, "tuple")
-    with pytest.raises(ValueError, match=r"losses: .*pass tensors, without \.item\(\)"):
+    with pytest.raises(ValueError, match=r"losses: .*pass tensors with .*without \.item\(\)"):
         balancer.backward([loss.item() for loss in losses])
     with pytest.raises(ValueError, match=r"scale: expected a finite number > 0, got -2"):
         balancer.backward(losses, scale=-2.0)

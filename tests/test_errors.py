@@ -1,10 +1,13 @@
 # pyright: reportArgumentType=false
 """Bad input: every error names the argument, says what was wrong and what to do."""
 
+from collections import UserDict
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from tests.support.problems import BATCH, PARAMS, scalars, vector
@@ -52,7 +55,112 @@ def test_bad_parameters_are_named():
 
 NET = nn.Linear(2, 2)
 INFO = mf.Info(torch.ones(2), G, torch.ones(2) / 2, torch.ones(2) / 2, (), {})
+FROZEN = nn.Linear(2, 2).requires_grad_(False)
+META = nn.Linear(2, 2, device="meta")
+OTHER = nn.Linear(2, 2)
+
+
+def made(form, module=NET):
+    """A step by a balancer on losses in another form."""
+    balancer = mf.Balancer(module, mf.mgda())
+    with balancer:
+        out = module(torch.ones(2, device=module.weight.device))
+    return balancer.backward(form(out))
+
+
+def pure(form, params=None):
+    step = mf.balance(
+        lambda params, batch: form(functional_call(NET, params, (batch,))), mf.mgda(), mf.jacobian()
+    )
+    return step.init(mf.parameters(NET) if params is None else params, torch.ones(2))
+
+
+class Nested(UserDict):
+    """As a TensorDict: a mapping with no truth value."""
+
+    def __bool__(self):
+        raise RuntimeError("Converting a tensordict to boolean value is not permitted")
+
+    def flatten_keys(self, separator):
+        raise NotImplementedError
+
+
+FORMS = {
+    "None": (lambda out: None, "returns nothing"),
+    "a None": (lambda out: [out[0], None], "a loss of 0 and present="),
+    "numpy": (lambda out: out.detach().numpy(), r"without \.item\(\), \.detach\(\) or \.numpy"),
+    "numpy in a list": (lambda out: [out[0], out[1].detach().numpy()], "pass tensors with"),
+    "floats": (lambda out: out.detach().tolist(), "pass tensors with"),
+    "generator": (lambda out: (x for x in out), "make it a list"),
+    "set": (lambda out: set(out), "make it a list"),
+    "values": (lambda out: {"a": out[0]}.values(), "make it a list"),
+    "meta": (lambda out: out.to("meta"), "on the meta device"),
+}
 CASES = {
+    **{
+        f"losses {name}, {kind.__name__}": (partial(kind, form), ValueError, f"losses.*{words}")
+        for name, (form, words) in FORMS.items()
+        for kind in (made, pure)
+    },
+    "an optimizer as rule": (
+        lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
+        TypeError,
+        r"rule: got torch\.optim\.SGD, .*leaves the optimizer to your loop",
+    ),
+    "frozen": (
+        lambda: mf.Balancer(FROZEN, mf.mgda()),
+        ValueError,
+        "shared: there is no parameter .*frozen",
+    ),
+    "frozen, pure": (lambda: pure(list, mf.parameters(FROZEN)), TypeError, "params: .*frozen"),
+    "meta": (lambda: made(list, META), ValueError, "params are on the meta device.*to_empty"),
+    "meta, pure": (lambda: pure(list, mf.parameters(META)), ValueError, "on the meta device"),
+    "batch first": (
+        lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),
+        TypeError,
+        r"losses_fn: expected a function of \(params, batch\), in this order",
+    ),
+    "batch first in init": (
+        lambda: mf.balance(vector, mf.mgda(), mf.jacobian()).init(BATCH, PARAMS),
+        TypeError,
+        r"params: expected a dict .*before the batch",
+    ),
+    "names": (
+        lambda: pure(list, dict(enumerate(mf.parameters(NET).values()))),
+        TypeError,
+        "params: expected names that are strings, got 0",
+    ),
+    "a tensordict": (
+        lambda: mf.task_gramian(vector, Nested(PARAMS), BATCH),
+        TypeError,
+        r"params: expected a dict .*Nested; use dict\(params\.flatten_keys\('\.'\)\.items\(\)\)",
+    ),
+    "shared of another": (
+        lambda: mf.Balancer(NET, mf.mgda(), OTHER),
+        ValueError,
+        "shared: a parameter of this Linear is not in params.*another network's",
+    ),
+    "shared of another's parameters": (
+        lambda: mf.Balancer(NET, mf.mgda(), list(OTHER.parameters())),
+        ValueError,
+        "shared: a parameter is not in params.*another network's",
+    ),
+    "chunk_size": (
+        lambda: mf.jacobian(chunk_size=2.5),
+        ValueError,
+        r"chunk_size: expected None or a whole number >= 1, got 2\.5",
+    ),
+    "points_at_once": (
+        lambda: mf.grid(lambda a: a, {"a": torch.ones(1)}, points_at_once=1.5),
+        ValueError,
+        "points_at_once: expected None or a whole number",
+    ),
+    "axes": (lambda: mf.grid(lambda a: a, [1, 2]), TypeError, "axes: expected a dict .*got list"),
+    "log_dict of several": (
+        lambda: vmap(lambda x: mf.log_dict(INFO._replace(losses=x)))(torch.ones(2, 2)),
+        RuntimeError,
+        r"log_dict: there are no numbers .*log_dict\(torch",
+    ),
     "scale": (
         lambda: mf.Balancer(NET, mf.mgda()).backward(list(NET(torch.ones(2))), scale="2"),
         TypeError,

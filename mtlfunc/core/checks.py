@@ -186,12 +186,24 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
 
 def check_params(params: Params) -> None:
     """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
-    if not isinstance(params, Mapping) or not params:
+    if not isinstance(params, Mapping) or hasattr(params, "flatten_keys"):
+        cure = "mtlfunc.parameters(module), before the batch"
+        if hasattr(params, "flatten_keys"):  # a TensorDict
+            cure = "dict(params.flatten_keys('.').items())"
         raise TypeError(
-            f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; "
-            "use mtlfunc.parameters(module)"
+            f"params: expected a dict {{name: tensor}}, got {type(params).__name__}; use {cure}"
+        )
+    if not params:
+        raise TypeError(
+            "params: expected a non-empty dict {name: tensor}; frozen parameters "
+            "(requires_grad=False) are not in mtlfunc.parameters(module)"
         )
     for name, leaf in params.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"params: expected names that are strings, got {name!r}; use "
+                "mtlfunc.parameters(module)"
+            )
         if not isinstance(leaf, Tensor):
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
         if leaf.is_complex():
@@ -219,6 +231,11 @@ def check_params(params: Params) -> None:
                 "convert the module to one dtype (for mixed precision use autocast inside "
                 "losses_fn)"
             )
+    if params[first].is_meta:
+        raise ValueError(
+            "params are on the meta device, which holds no values; call module.to_empty(device=...)"
+            " and load or draw them first"
+        )
 
 
 def check_autocast(params: Params, around: str = "call") -> None:

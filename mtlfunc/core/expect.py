@@ -142,6 +142,20 @@ def expect_function(value: Any, argument: str, takes: str) -> None:
         raise TypeError(
             f"{argument}: expected a function of ({takes}), but {name} takes {_signature(value)}"
         )
+    if not torch.compiler.is_compiling() and _swaps(value, takes.split(", ")):
+        raise TypeError(
+            f"{argument}: expected a function of ({takes}), in this order, but it takes "
+            f"{_signature(value)}"
+        )
+
+
+def _swaps(function: Any, names: list[str]) -> bool:
+    """Whether the arguments have these names in another order, as far as that can be known."""
+    try:
+        found = [name for name in _signature(function).parameters if name in names]
+    except (TypeError, ValueError):
+        return False
+    return found != [name for name in names if name in found]
 
 
 def _binds(function: Any, count: int) -> bool:
@@ -174,8 +188,11 @@ def _expect(value: Any, argument: str, part: type) -> None:
     ):
         name = value.__name__ if isinstance(value, type) else type(value).__name__
         raise TypeError(
-            f"{argument}: got torch.optim.{name}, which moves parameters in place, but a step is "
-            "a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in a loop of "
+            f"{argument}: got torch.optim.{name}, and expected a rule, such as {example}; a "
+            "Balancer leaves the optimizer to your loop (or takes it as metric=)"
+            if part is Rule
+            else f"{argument}: got torch.optim.{name}, which moves parameters in place, but a step "
+            "is a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in a loop of "
             "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
         )
     if type(value) in _PARTS:

@@ -153,6 +153,11 @@ def select(
             parameter of a module is not in `params`; if two modules tie these names differently.
         TypeError: for anything else.
     """
+    if not params:
+        raise ValueError(
+            f"{argument}: there is no parameter to choose: the module has none, or all are frozen "
+            "(requires_grad=False)"
+        )
     if isinstance(which, str):
         found = _match(params, lambda names: _match_names(names, which), argument)
         if not found:
@@ -244,10 +249,11 @@ def _names_of(
             for (name, trainable), leaf in zip(known, _leaves(which), strict=True)
         ]
     if any(name is None and trainable for name, trainable in known):
+        whose = "" if isinstance(which, Tensor) else f" of this {what}"
         raise ValueError(
-            f"{argument}: a parameter of this {what} is not in params, whose names are "
-            f"{', '.join(params)}; make them by mtlfunc.parameters of the module that holds it, or "
-            "pass a glob on names"
+            f"{argument}: a parameter{whose} is not in params, whose names are "
+            f"{few_names(params)}; it is another network's, or a copy: pass a part of the module "
+            "that is trained (its params by mtlfunc.parameters), or a glob on names"
         )
     held = [name for name, _ in known]
     found = tuple(name for name in params if name in held)

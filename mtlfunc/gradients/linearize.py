@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
+from ..core.batching import check_at_once
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
@@ -107,8 +108,7 @@ def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected None or a number of rows >= 1, got {chunk_size}")
+    check_at_once(chunk_size, "chunk_size")
 
 
 def linearize(forward: Forward, request: Request) -> Linearization:

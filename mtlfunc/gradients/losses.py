@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -80,18 +80,33 @@ def parse_losses(
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
         if not several or not all(isinstance(x, Tensor) and x.ndim == 0 for x in several):
             kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in several]
-            numbers = any(isinstance(x, int | float) for x in several)
-            cure = "pass tensors, without .item()" if numbers else "reduce each loss to one number"
-            cure = cure if several or not _listed(out) else "there has to be one task at least"
             raise ValueError(
                 f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
-                f"{kinds or type(out).__name__}; {cure}"
+                f"{kinds or type(out).__name__}; {_cure(out, several)}"
             )
         losses = Losses(torch.stack(several), several, names, aux)
     if not losses.vector.is_floating_point():
         raise TypeError(f"{what}: expected floating losses, got {losses.vector.dtype}")
+    if losses.vector.is_meta:
+        raise ValueError(f"{what}: the losses are on the meta device, which holds no values")
     check_batch(losses.vector, what)
     return losses
+
+
+def _cure(out: Any, several: tuple[Any, ...]) -> str:
+    """What to do about losses that are no scalar tensors."""
+    found = several or (out,)
+    if out is None:
+        return "the function that makes them returns nothing"
+    if any(x is None for x in found):
+        return "a task without labels in this batch takes a loss of 0 and present="
+    if any(type(x).__module__ == "numpy" or isinstance(x, int | float) for x in found):
+        return "pass tensors with their graph, without .item(), .detach() or .numpy()"
+    if not several and isinstance(out, Iterable) and not isinstance(out, str):
+        if _listed(out):
+            return "there has to be one task at least"
+        return "make it a list, whose order is that of the tasks"
+    return "reduce each loss to one number"
 
 
 def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:

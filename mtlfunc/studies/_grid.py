@@ -125,6 +125,10 @@ def grid(
             "instead, or call grid outside"
         )
     check_at_once(points_at_once, "points_at_once")
+    if not isinstance(axes, Mapping):
+        raise TypeError(
+            f"axes: expected a dict {{argument of f: values}}, got {type(axes).__name__}"
+        )
     if not axes:
         raise ValueError("axes: expected at least one axis, {name: values}")
     if executor is not None and not callable(getattr(executor, "submit", None)):

@@ -71,7 +71,7 @@ def log_dict(
         )
     if inside_transform():
         raise RuntimeError(
-            "scalars: there are no numbers to read under a torch.func transform; return info from "
+            "log_dict: there are no numbers to read under a torch.func transform; return info from "
             f"the transformed function, and outside {_ONE}"
         )
     if info.losses.ndim != 1:
@@ -117,7 +117,7 @@ def log_dict(
     return numbers
 
 
-_ONE = "take one, scalars(torch.utils._pytree.tree_map(lambda x: x[i], info))"
+_ONE = "take one, log_dict(torch.utils._pytree.tree_map(lambda x: x[i], info))"
 
 
 _DOUBT = ("inner", "inner_low", "inner_high", "verdict")
