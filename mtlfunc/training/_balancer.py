@@ -58,6 +58,7 @@ from ._balance import (
     weigh,
 )
 from ._given import (
+    CURES,
     as_list,
     check_scalable,
     check_targeted,
@@ -671,7 +672,7 @@ class Balancer:
             with enable_grad():
                 yield
         except (RuntimeError, IndexError, AttributeError) as error:
-            for words, cure in _CURES.items():
+            for words, cure in CURES.items():
                 if words in str(error):
                     raise RuntimeError(f"{cure} It said: {error}") from error
             raise
@@ -679,30 +680,3 @@ class Balancer:
 
 KINDS = 16
 """Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""
-
-_EXTENDED = (
-    "module: hooks of another library expect one backward pass of it, as those of Opacus "
-    "(GradSampleModule) and BackPACK (backpack(...)) do, and there is one a task: call "
-    "module.disable_hooks() before the forward pass, or leave the `with backpack(...)` block."
-)
-_CURES = {
-    "backward through the graph a second time": (
-        "losses: an earlier backward() has freed their graph: call the balancer first, or pass "
-        "retain_graph=True there."
-    ),
-    "modified by an inplace operation": (
-        "losses: a tensor of their graph has been changed since, most often a parameter by "
-        "optimizer.step(): compute the losses anew after every step."
-    ),
-    "donated": (
-        "module: a compiled module frees its graph in the first backward pass, and there is one a "
-        "task: set torch._functorch.config.donated_buffer = False before it is compiled."
-    ),
-    "fabric.backward": (
-        "module: Fabric forbids every other backward pass of its wrapper's output in this "
-        "precision: call the module inside, under Fabric's autocast, as in `with balancer, "
-        "fabric.autocast(): out = wrapped.module(x)`."
-    ),
-    "pop from empty list": _EXTENDED,
-    "object has no attribute 'output'": _EXTENDED,
-}

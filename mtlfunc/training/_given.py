@@ -22,6 +22,34 @@ _NEEDS_MODEL = (
     "backward(losses, features=) for the representation"
 )
 
+_EXTENDED = (
+    "module: hooks of another library expect one backward pass of it, as those of Opacus "
+    "(GradSampleModule) and BackPACK (backpack(...)) do, and there is one a task: call "
+    "module.disable_hooks() before the forward pass, or leave the `with backpack(...)` block."
+)
+CURES = {
+    "backward through the graph a second time": (
+        "losses: an earlier backward() has freed their graph: call the balancer first, or pass "
+        "retain_graph=True there."
+    ),
+    "modified by an inplace operation": (
+        "losses: a tensor of their graph has been changed since, most often a parameter by "
+        "optimizer.step(): compute the losses anew after every step."
+    ),
+    "donated": (
+        "module: a compiled module frees its graph in the first backward pass, and there is one a "
+        "task: set torch._functorch.config.donated_buffer = False before it is compiled."
+    ),
+    "fabric.backward": (
+        "module: Fabric forbids every other backward pass of its wrapper's output in this "
+        "precision: call the module inside, under Fabric's autocast, as in `with balancer, "
+        "fabric.autocast(): out = wrapped.module(x)`."
+    ),
+    "pop from empty list": _EXTENDED,
+    "object has no attribute 'output'": _EXTENDED,
+}
+"""What to do about errors of torch and of other libraries, by words of theirs."""
+
 
 def is_all(which: Any) -> bool:
     return isinstance(which, str) and which == "*"
