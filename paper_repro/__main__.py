@@ -1,6 +1,7 @@
 """`python -m paper_repro`: re-run the papers' experiments and check their claims."""
 
 import argparse
+import difflib
 import importlib
 import os
 import pkgutil
@@ -101,9 +102,14 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
         else:
             matching = [name for name in modules if name.startswith(word)]
         if not matching:
+            names = [*modules, *map(str.lower, LEDGER)]
+            near = [
+                x if x in modules else x.upper() for x in difflib.get_close_matches(word, names)
+            ]
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
-                f"--only: no reproduction named {word}; there are: {', '.join(modules)}; "
-                "a beginning of these names or a claim's id will do, too"
+                f"--only: no reproduction or claim is named {word}; {meant}a beginning of a name "
+                "will do, too; --list has all names"
             )
         found += matching
     return list(dict.fromkeys(found))

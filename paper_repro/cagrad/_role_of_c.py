@@ -160,13 +160,13 @@ def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
 def role_of_c(
     c: Annotated[tuple[float, ...], Option("values of c", 0.0, 1e6, 2)] = CS,
     tasks: Annotated[tuple[int, ...], Option("numbers of tasks", 2, 100)] = (2, 5, 10),
-    size: Annotated[int, Option("parameters", 1, 10_000)] = SIZE,
+    parameters: Annotated[int, Option("of each task's gradient", 1, 10_000)] = SIZE,
     draws: Draws = 300,
 ) -> Figure:
     """CAGrad between the mean gradient and MGDA on random Jacobians, over c."""
     c = tuple(sorted(set(c)))
-    swept = {count: sweep(rows_of(draws, count, size, 80 + count), c) for count in tasks}
-    return c_figure(swept, draws, c, size)
+    swept = {count: sweep(rows_of(draws, count, parameters, 80 + count), c) for count in tasks}
+    return c_figure(swept, draws, c, parameters)
 
 
 def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int) -> Figure:

@@ -3,16 +3,18 @@
 import argparse
 import difflib
 import importlib
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from experiments.common.pool import Terminated
 
 from .display import Display, caught, say
+from .draws import redrawn
 from .figures import FORMS
 from .findings import Figure
 from .options import Impossible, Option, Parameter, parameters, read, written
@@ -64,18 +66,32 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     parser = Parser(
         prog=f"python -m paper_repro figure {name}",
         description=summary(figure),
-        epilog="Several values are apart by blanks, numbers that belong together by commas.",
+        epilog="Several values are apart by blanks, numbers that belong together by commas; names "
+        "may be quoted.",
         allow_abbrev=False,
     )
     for parameter in parameters(figure).values():
         parser.add_argument(
             f"--{parameter.name.replace('_', '-')}",
             dest=parameter.name,
-            nargs="+",
+            nargs="+" if several(parameter.kind) else 1,
             metavar=named(parameter.kind),
             help=f"{said(parameter.kind, parameter.option)} (default: "
             f"{written(parameter.default)})".replace("%", "%%"),
         )
+    parser.add_argument(
+        "--seed",
+        nargs=1,
+        default=["0"],
+        metavar="N",
+        help="other random numbers, 0 to 2**63 - 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=1,
+        metavar="WxH",
+        help="inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -84,6 +100,11 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
         help=f"where to, a name that ends in .{', .'.join(FORMS)} (default: {name}.png)",
     )
     return parser
+
+
+def several(kind: Any) -> bool:
+    """Whether an option takes any number of values."""
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
 def named(kind: Any) -> str:
@@ -121,13 +142,48 @@ def values_of(
     words: Sequence[str], parser: argparse.ArgumentParser, of: Sequence[Parameter]
 ) -> Any:
     """The options that were given, as the function takes them, and where the figure goes."""
-    given = vars(parser.parse_args(joined(words)))
-    out = given.pop("out")
-    return {
-        each.name: read(each.name, each.kind, " ".join(given[each.name]))
-        for each in of
-        if given[each.name] is not None
-    }, out
+    found, unknown = parser.parse_known_args(joined(words))
+    if unknown:
+        there = ", ".join(f"--{each.name.replace('_', '-')}" for each in of)
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}; there are: {there}, --seed, --size, "
+            "--out"
+        )
+    given = vars(found)
+    out, look = given.pop("out"), Look(*(given.pop(name) for name in Look._fields))
+    return (
+        {
+            each.name: read(each.name, each.kind, " ".join(given[each.name]))
+            for each in of
+            if given[each.name] is not None
+        },
+        out,
+        look.read(),
+    )
+
+
+class Look(NamedTuple):
+    """What every figure takes, as it was typed."""
+
+    seed: list[str]
+    size: list[str] | None
+
+    def read(self) -> tuple[int, tuple[float, float] | None]:
+        """The number that goes into all keys, and inches.
+
+        Raises:
+            Impossible: for anything else.
+        """
+        seed = read("seed", int, self.seed[0])
+        if not 0 <= seed < 2**63:
+            raise Impossible(f"seed: expected 0 to 2**63 - 1, got {seed}")
+        if self.size is None:
+            return seed, None
+        found = re.fullmatch(r"(\d+\.?\d*)x(\d+\.?\d*)", self.size[0])
+        inches = tuple(map(float, found.groups())) if found else ()
+        if not inches or not all(2 <= each <= 60 for each in inches):
+            raise Impossible(f"size: expected inches, 2 to 60, as 6.5x3, got {self.size[0]}")
+        return seed, (inches[0], inches[1])
 
 
 def refusal(out: Path) -> str:
@@ -169,13 +225,14 @@ def command(words: Sequence[str], figures: Catalogue) -> int:
     figure = figures[name]
     parser = parser_of(name, figure)
     try:
-        values, out = values_of(rest, parser, list(parameters(figure).values()))
+        values, out, (seed, size) = values_of(rest, parser, list(parameters(figure).values()))
     except Impossible as error:
         parser.error(f"--{error}")
     wrong = refusal(out)
     if wrong:
         parser.error(wrong)
-    return draw(name, figure, values, out, parser)
+    with redrawn(seed):
+        return draw(name, figure, values, out, parser, size)
 
 
 def draw(
@@ -184,19 +241,22 @@ def draw(
     values: dict[str, Any],
     out: Path,
     parser: argparse.ArgumentParser,
+    size: tuple[float, float] | None = None,
 ) -> int:
     """Compute, draw and write; what is computed is kept until then."""
     parts, begin, display = out.with_suffix(".parts"), time.monotonic(), Display(1)
+    others = parts.exists()  # of a command that was stopped
     display.begin(name)
     Store.folder = parts
     try:
         parts.mkdir(exist_ok=True)
         with caught(display.line, lambda text: display.progress(name, text)):
             found = figure(**values)._replace(name=name)
+            if Store.draw:
+                found = found._replace(arguments={**found.arguments, "seed": Store.draw})
+            if size is not None:
+                found.figure.set_size_inches(size)
             found.save(out)
-    except Impossible as error:
-        leave(parts)
-        parser.error(f"--{error}")
     except KeyboardInterrupt as stop:
         say(
             f"\ninterrupted {name} after {time.monotonic() - begin:.0f} s; {leave(parts)}",
@@ -206,6 +266,12 @@ def draw(
     except OSError as error:
         say(f"\nstopped {name}: {error}; {leave(parts)}", sys.stderr)
         return 1
+    except Exception as error:  # the same command would fail again
+        if not others:
+            shutil.rmtree(parts, ignore_errors=True)
+        if isinstance(error, Impossible):
+            parser.error(f"--{error}")
+        raise
     finally:
         Store.folder = None
     shutil.rmtree(parts, ignore_errors=True)

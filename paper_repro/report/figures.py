@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import ArrayLike
 
@@ -98,6 +99,32 @@ def plain_ticks(axis: Any) -> None:
     """Ticks of a log axis as plain numbers, a few of each decade."""
     for setter in (axis.set_major_formatter, axis.set_minor_formatter):
         setter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1246" else "")
+
+
+def _tick(canvas: Canvas) -> None:
+    """On log axes of less than a decade, where there would be one number or none, more of them."""
+    for panel in canvas.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if axis.get_scale() != "log" or len(numbers_of(axis)) > 1:
+                continue
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            for locator in (LogLocator(subs=(1, 2, 5)), MaxNLocator(4), MaxNLocator(8)):
+                axis.set_major_locator(locator)
+                if len(numbers_of(axis)) > 1:
+                    break
+
+
+def numbers_of(axis: Any) -> list[str]:
+    """The numbers along an axis, between its ends."""
+    low, high = sorted(axis.get_view_interval())
+    found = []
+    for minor in (False, True):
+        ticks = axis.get_ticklocs(minor=minor)
+        formatter = axis.get_minor_formatter() if minor else axis.get_major_formatter()
+        labels = formatter.format_ticks(ticks)
+        found += [x for x, at in zip(labels, ticks, strict=True) if x and low <= at <= high]
+    return found
 
 
 def shades(count: int) -> list[Any]:
@@ -201,6 +228,7 @@ def fit(canvas: Canvas) -> None:
     """
     if isinstance(canvas.get_layout_engine(), PlaceHolderLayoutEngine):
         return
+    _tick(canvas)
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))

@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
@@ -130,11 +131,27 @@ def read(name: str, kind: Any, text: str) -> Any:
     inner = get_args(kind)
     if get_origin(inner[0]) is tuple:
         return tuple(read(name, inner[0], row) for row in text.split())
+    if get_origin(inner[0]) is Literal:
+        return _names(name, get_args(inner[0]), text)
     words = text.replace(",", " ").split()
     kinds = [inner[0]] * len(words) if inner[-1] is Ellipsis else inner
     if len(kinds) != len(words):
         raise Impossible(f"{name}: expected {len(kinds)} numbers together, got {text}")
     return tuple(_single(name, one, word) for one, word in zip(kinds, words, strict=True))
+
+
+def _names(name: str, known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Names in a row; some hold blanks or commas, so the longest that fits is meant."""
+    longest = sorted(known, key=len, reverse=True)
+    found, left = [], text.strip(" ,")
+    while left:
+        one = next((x for x in longest if re.match(rf"{re.escape(x)}(?![^ ,])", left)), None)
+        if one is None:
+            shown = ", ".join(repr(x) if " " in x else x for x in known)
+            raise Impossible(f"{name}: expected {shown}; got {left.split()[0]}")
+        found.append(one)
+        left = left[len(one) :].lstrip(" ,")
+    return tuple(found)
 
 
 def _single(name: str, kind: Any, text: str) -> Any:
@@ -144,7 +161,8 @@ def _single(name: str, kind: Any, text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise Impossible(f"{name}: expected {TYPES[kind]}, got {text!r}") from None
+            single = " alone" if " " in text.strip() else ""
+            raise Impossible(f"{name}: expected {TYPES[kind]}{single}, got {text!r}") from None
     if kind is bool:
         raise Impossible(f"{name}: expected {TYPES[bool]}, got {text!r}")
     return text

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ from paper_repro import __main__ as program
 from paper_repro import cagrad, gradnorm, mgda, pcgrad
 from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
-from paper_repro.report import entry, parts
+from paper_repro.report import entry, findings, parts
 from paper_repro.report.commands import Catalogue, parser_of
-from paper_repro.report.figures import axes
+from paper_repro.report.figures import axes, numbers_of
 from paper_repro.report.findings import Figure
 from paper_repro.report.options import Impossible, parameters, read, written
 from paper_repro.report.results import picture_cuts, picture_size
@@ -31,7 +31,7 @@ FIGURES = Catalogue("paper_repro", program.papers())
 SMALL: dict[str, str] = {
     "cagrad.toy": "--c 0.4 2 --starts -9,3 4,8 --steps 20 --methods GD CAGrad GradNorm",
     "cagrad.surface": "--sign printed --points 30 --extent 5",
-    "cagrad.role_of_c": "--c 0 0.5 2 --tasks 2 3 --draws 6 --size 7",
+    "cagrad.role_of_c": "--c 0 0.5 2 --tasks 2 3 --draws 6 --parameters 7",
     "gradnorm.toy": "--scales 1 10 100 --steps 6 --seeds 2 --inputs 4 --outputs 3 --width 5 "
     "--batch 6",
     "gradnorm.rates": "--scales 2 9 4 --rates 1e-3 1e-2 --steps 4 --seeds 2 --width 5 --inputs 3",
@@ -72,10 +72,16 @@ def test_every_figure_is_tried_here() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_drawn_with_changed_options(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    out = tmp_path / "figure.png"
+    out, canvases = tmp_path / "figure.png", []
+    fit = findings.fit
+    monkeypatch.setattr(findings, "fit", lambda canvas: [fit(canvas), canvases.append(canvas)])
     assert run(name, *SMALL[name].split(), "--out", str(out)) == 0
+    for panel in canvases[0].axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if axis.get_scale() == "log" and axis.get_visible() and axis.get_ticklocs().size:
+                assert len(numbers_of(axis)) > 1, axis.get_label_text()
     assert str(out) in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.json", "figure.png"]
     with Image.open(out) as image:
@@ -91,6 +97,41 @@ def test_drawn_with_changed_options(
     assert given <= set(defaults) == set(found["arguments"])
     for option in given:
         assert found["arguments"][option] != json.loads(json.dumps(defaults[option])), option
+
+
+@pytest.mark.parametrize("name", ["mgda.temperatures", "gradnorm.strength", "cagrad.role_of_c"])
+def test_a_seed_draws_other_numbers_and_the_same_again(name: str, tmp_path: Path) -> None:
+    found = []
+    for i, seed in enumerate(("0", "1", "1")):
+        out = tmp_path / f"{i}.png"
+        assert run(name, *SMALL[name].split(), "--seed", seed, "--out", str(out)) == 0
+        found.append(records(out))
+    first, other, again = (each["numbers"] for each in found)
+    assert first != other == again
+    assert [each["arguments"].get("seed") for each in found] == [None, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["png", "pdf"])
+def test_a_size_is_that_of_the_file(form: str, tmp_path: Path) -> None:
+    out = tmp_path / f"figure.{form}"
+    words = SMALL["mgda.temperatures"].split()
+    assert run("mgda.temperatures", *words, "--size", "7.5x4", "--out", str(out)) == 0
+    if form == "png":
+        assert picture_size(out) == (7.5 * 150, 4 * 150)
+    else:
+        text = out.read_bytes()
+        assert b"/MediaBox [ 0 0 540 288 ]" in text
+        assert b"/Type42" in text or b"/CIDFontType2" in text
+        assert b"/Type3" not in text
+
+
+def test_names_may_hold_commas() -> None:
+    kind = parameters(FIGURES["cagrad.toy"])["methods"].kind
+    names = get_args(get_args(kind)[0])
+    assert any("," in name for name in names)
+    for text in (", ".join(names), " ".join(names), ",".join(reversed(names))):
+        assert set(read("methods", kind, text)) == set(names)
+        assert len(read("methods", kind, text)) == len(names)
 
 
 @pytest.mark.parametrize("panels", [1, 2, 4])
@@ -168,9 +209,16 @@ def test_list_has_a_line_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("cagrad.toys", "did you mean cagrad.toy"),
         ("", "which figure"),
-        ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3"),
+        ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3; there are: --starts, "),
+        ("gradnorm.toy --tasks 3", "there are: --scales, --methods"),
+        ("gradnorm.toy --seeds 2 3", "--seeds: expected a whole number alone, got '2 3'"),
+        ("cagrad.toy --methods MGDA, eps", "'MGDA, epsilon', PCGrad"),
+        ("cagrad.toy --seed -1", "--seed: expected 0 to 2**63 - 1, got -1"),
+        ("cagrad.toy --size 6", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
+        ("cagrad.toy --size 6x1", "--size: expected inches"),
+        ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
         ("cagrad.toy --step 3", "unrecognized arguments: --step=3"),  # no abbreviations
-        ("cagrad.toy --steps", "expected at least one argument"),
+        ("cagrad.toy --steps", "--steps: expected 1 argument"),
         ("cagrad.toy --steps 0", "--steps: expected at least 1, got 0"),
         ("cagrad.toy --steps 1.5", "--steps: expected a whole number, got '1.5'"),
         ("cagrad.toy --c -1", "--c: expected 0 to 1e+06, got -1"),

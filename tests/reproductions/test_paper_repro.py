@@ -249,7 +249,9 @@ def test_where_names_the_lines_that_decide(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "nothing"], r"no reproduction named nothing; there are: cagrad\..*gradnorm\."),
+        (["--only", "nothing"], "no reproduction or claim is named nothing; a beginning .*--list"),
+        (["--only", "GN-99"], r"is named gn-99; did you mean GN-\d\d or "),
+        (["--only", "cagrad.toys"], r"did you mean cagrad\.toy"),
         (["--only", ""], "--only: an empty word"),
         (["--where", ""], "there is no claim"),
         (["--where", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
