@@ -181,6 +181,35 @@ def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
     assert report.counterexamples["min_norm"].jacobian.shape[0] == size
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
+    """J = 0 for two tasks and three: what divides by a norm is NaN there."""
+
+    def divides(problem):
+        found = solvers.active_set()(problem)
+        nothing = problem.gramian.diagonal().sum() == 0
+        return found._replace(weights=found.weights.where(~nothing, torch.nan))
+
+    for tasks in ((2, 2), (3, 3), (1, 4)):
+        report = testing.check_solver(divides, [kind], tasks=tasks)
+        assert not report.sound
+        assert not report.counterexamples[kind].jacobian.any()
+
+
+@pytest.mark.parametrize("ends", [(1, 4), (1, 8), (2, 5)])
+def test_most_draws_have_several_tasks(ends):
+    counts = []
+
+    @settings(max_examples=200, database=None, derandomize=True)
+    @given(testing.jacobians(tasks=ends))
+    def count(rows):
+        counts.append(len(rows))
+
+    count()
+    assert counts.count(1) <= 0.25 * len(counts)
+    assert set(counts) == set(range(ends[0], ends[1] + 1))
+
+
 def test_a_refusal_is_no_answer_and_is_said():
     report = testing.check_solver(solvers.faces(), ["min_norm"])
     refused = sum(len(each.rows) > 6 for each in draw("min_norm", sizes_of(None)))

@@ -361,7 +361,9 @@ def test_front_errors():
         pareto.front(train, torch.tensor([[2.0, -1.0]]))
     with pytest.raises(ValueError, match="preferences: expected at least one"):
         pareto.front(train, preferences[:0])
-    with pytest.raises(ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"
+    ):
         pareto.front(train, preferences, points_at_once=0)
     with pytest.raises(ZeroDivisionError):  # the caller's own error, as it is
         pareto.front(lambda p: p / (1 // 0), preferences)

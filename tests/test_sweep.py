@@ -529,5 +529,7 @@ def test_grid_refuses_transforms_and_no_axes():
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
     with pytest.raises(ValueError, match="axes: expected at least one axis"):
         grid(train, {})
-    with pytest.raises(ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"
+    ):
         grid(train, AXES, points_at_once=0)

@@ -21,7 +21,7 @@ from .strategies import KINDS, VARIANTS, pose
 
 INTEGERS = "small integers"
 FEW = 12
-"""Integer Jacobians of each number of tasks from 1 to 3."""
+"""Integer Jacobians of each number of tasks from 1 to 3, besides J = 0."""
 
 DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
 """Of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients."""
@@ -155,6 +155,9 @@ def draw(kind: str, sizes: tuple[int, ...]) -> Iterator[Instance]:
             for rows in pick(integers(count), FEW):
                 yield Instance(INTEGERS, trimmed(rows), 0, number % VARIANTS[kind])
                 number += 1
+            nothing = torch.zeros(count, 1, dtype=torch.float64)
+            for variant in range(VARIANTS[kind]):
+                yield Instance(INTEGERS, nothing, 0, variant)
     left = set(sizes)
     for i, (wanted, exponent) in enumerate(DRAWS):
         count = sizes[-1] if wanted == 8 else min(max(wanted, sizes[0]), sizes[-1])

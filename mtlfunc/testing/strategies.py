@@ -69,10 +69,13 @@ def jacobians(
         if not least <= ends[0] <= ends[1]:
             raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
 
+    # hypothesis draws the least of a range half of the time: a single task shows nothing
+    sizes = [n for n in range(tasks[0], tasks[1] + 1) for _ in range(1 if n == 1 else 3)]
+
     @st.composite
     def drawn(draw: Any) -> Tensor:
         family = draw(st.sampled_from(list(families)))
-        count = draw(st.integers(*tasks))
+        count = draw(st.sampled_from(sizes))
         seed = draw(st.integers(0, 2**32 - 1))
         exponent = draw(st.integers(*exponents))
         columns = None if width is None else draw(st.integers(*width))
@@ -141,7 +144,7 @@ def problems(
         >>> from hypothesis import given, settings
         >>> from mtlfunc import solvers, testing
         >>> @settings(deadline=None)  # the first call loads a kernel
-        ... @given(testing.problems("min_norm", tasks=(1, 3)))
+        ... @given(testing.problems("min_norm", tasks=(2, 3)))
         ... def test_faces(problem):
         ...     testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
         >>> test_faces()
