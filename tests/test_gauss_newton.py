@@ -128,6 +128,28 @@ def test_momentum_is_spring(probe, lr, decay):
         assert float(error.rounding) < 1e-10
 
 
+def test_many_points_carry_momentum_as_a_few_do():
+    """So many that one pass answers for all of them, where no row would be made without a metric."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1)).double()
+    points = torch.linspace(-1, 1, 400, dtype=F64).sin().reshape(200, 2)
+
+    def off(params, x):
+        return functional_call(net, params, (x,))[:, 0] - x.prod(1)
+
+    ends = []
+    for probe in PROBES.values():
+        rule = mf.gauss_newton(1e-2, momentum=True)
+        step = mf.descend(off, rule, probe, mf.sgd(1.0, momentum=0.9), metric=True)
+        state = step.init(mf.parameters(net), points)
+        for _ in range(3):
+            state, info = step.update(state, points)
+        assert float(mf.diagnostics.newton_error(info, 1e-2).residual) < 1e-10
+        ends.append(_flat(state.params))
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)
+
+
 def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
     """The sum of squares falls by orders of magnitude, for every damping of a mapped grid."""
     target = {name: leaf + 0.1 for name, leaf in _start().items()}

@@ -409,10 +409,12 @@ def _update(
     aim = _aim(options, run, batch, measured)
     edited |= aim is not None
     with_rows = edited or metric is not None
+    # a metric weighs rows, and one pass for all weightings makes them on demand alone
+    combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
         names,
         () if with_rows else measured,
-        "combination" if run.combines and not edited else "rows" if with_rows else "nothing",
+        "combination" if combines else "rows" if with_rows else "nothing",
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
