@@ -1,0 +1,1 @@
+"""Which method solves a differential equation best, in equal seconds?"""
