@@ -30,9 +30,9 @@ of its own, as compiled code of the usual setting is refused there); `python doc
 [FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py ledger`
 writes the claims again if the ledger's sentences or modules changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
-`full` with the verdicts that --full changes) or `search` (of `python -m experiments.auxiliary
---search`) writes that table alone. No number is typed by hand, and a record that mixes settings is
-refused.
+`full` with the verdicts that --full changes), `search` (of `python -m experiments.auxiliary
+--search`) or `physics` (of `python -m experiments.physics`) writes that table alone. No number is
+typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -75,6 +75,7 @@ from paper_repro.report.findings import Settings
 
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
+PHYSICS = ROOT / "experiments" / "physics" / "out" / "default"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
 PROBLEMS = {
     "min_norm": "min-norm (MGDA)",
@@ -599,6 +600,19 @@ def summary(page: str) -> str:
     return marked("summary", bullets, link)
 
 
+def physics_block() -> str:
+    """Errors of networks that solve differential equations, and where Gauss-Newton loses."""
+    try:
+        page = (PHYSICS / "table.md").read_text(encoding="utf-8")
+    except OSError as error:
+        raise SystemExit(f"{error}; run python -m experiments.physics") from error
+    said, table, notes, _ = page.split("\n\n", maxsplit=3)
+    notes = "\n".join(
+        paragraph(line, "- ", "  ") for line in notes.replace("- ", "", 1).split("\n- ")
+    )
+    return marked("physics", paragraph(said), table, notes)
+
+
 def full_block() -> str:
     """How long every question takes with --full."""
     line, table = full.described()
@@ -640,10 +654,10 @@ def main() -> None:
     alone = (
         "one table alone; the claims, from a run (claims), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks. "
+        "search for auxiliary tasks; the physics of docs/how-to/pinns.md. "
         "Without it: everything"
     )
-    choices = ["claims", "arithmetic", "device", "ledger", "search", *BLOCKS]
+    choices = ["claims", "arithmetic", "device", "ledger", "search", "physics", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
     of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device"
     parser.add_argument("run", nargs="?", type=Path, help=of_run)
@@ -668,6 +682,12 @@ def main() -> None:
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
+        return
+    if part == "physics":
+        guide = ROOT / "docs" / "how-to" / "pinns.md"
+        guide.write_text(replaced(guide.read_text(), "physics", physics_block()))
+        for name in ("errors", "fields"):
+            shutil.copy(PHYSICS / f"{name}.png", guide.parent / f"physics-{name}.png")
         return
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")

@@ -1,0 +1,157 @@
+"""Physics losses that cannot work: each is refused, or gives a step of 0, and the words say why."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+
+F64 = torch.float64
+POINTS = torch.linspace(-1, 1, 24, dtype=F64).sin().reshape(12, 2)
+
+
+def _net(activation: nn.Module, width: int = 8) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, width), activation, nn.Linear(width, 1)).double()
+
+
+def _laplacian(net: nn.Module):
+    """The residual Δu - 1 as people write it."""
+
+    def residual(params, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            u = functional_call(net, params, (x,))
+            first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+            second = [
+                torch.autograd.grad(first[:, i].sum(), x, create_graph=True)[0][:, i]
+                for i in range(2)
+            ]
+        return second[0] + second[1] - 1
+
+    return residual
+
+
+def _step(residual, damping: float, net: nn.Module, points: Tensor = POINTS):
+    step = mf.descend(residual, mf.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
+    return step.update(step.init(mf.parameters(net), points), points)
+
+
+def test_a_residual_of_relu_has_no_gradient():
+    """Its second derivative is 0 almost everywhere, for all parameters."""
+    net = _net(nn.ReLU())
+    residual, params = _laplacian(net), mf.parameters(net)
+    _, gramian = mf.sample_gramian(residual, params, POINTS)[:2]
+    assert not gramian.any()
+    assert not mf.sample_norms(residual, params, POINTS)[1].any()
+    with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 12 residuals singular"):
+        _step(residual, 0.0, net)
+    state, _ = _step(residual, 1e-6, net)
+    for name, leaf in params.items():
+        assert torch.equal(state.params[name], leaf)
+    with pytest.raises(ValueError, match=r"relu has a kink, so it is not differentiable twice"):
+        mf.jets.laplacian(net, params, POINTS)
+
+
+class Mixed(nn.Module):
+    """A network with something before and behind it."""
+
+    def __init__(self, before: nn.Module, behind: nn.Module) -> None:
+        super().__init__()
+        self.before, self.net, self.behind = before, _net(nn.Tanh()), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.net(self.before(x)))
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+MIXING = {
+    "mean of the outputs": Mixed(nn.Identity(), Centred()),
+    "batch norm": Mixed(nn.Identity(), nn.BatchNorm1d(1, track_running_stats=False).double()),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_points_that_mix_are_refused(name):
+    net = MIXING[name]
+    params = mf.parameters(net)
+
+    def residual(params, x):
+        return functional_call(net, params, (x,))[:, 0]
+
+    for measure in (mf.sample_gramian, mf.sample_norms):
+        with pytest.raises(ValueError, match="mix"):
+            measure(residual, params, POINTS)
+    probe = mf.kernel_traces([residual], mf.losses_only())
+    step = mf.balance(lambda p, x: (residual(p, x).square().mean(),), mf.ntk(), probe)
+    with pytest.raises(ValueError, match="mix"):
+        step.update(params, POINTS, step.init(params, POINTS))
+
+
+def test_jets_refuse_points_that_mix():
+    for net in (Mixed(Centred(), nn.Identity()), MIXING["mean of the outputs"]):
+        with pytest.raises(ValueError, match="mixes the points"):
+            mf.jets.laplacian(net, mf.parameters(net), POINTS)
+
+
+def test_more_residuals_than_parameters_need_damping():
+    net = _net(nn.Tanh(), 2)  # 9 parameters
+
+    def residual(params, x):
+        return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+
+    with pytest.raises(ValueError, match=r"more residuals than parameters.*take a damping of"):
+        _step(residual, 0.0, net)
+    state, info = _step(residual, 1e-6, net)
+    assert bool(residual(state.params, POINTS).isfinite().all())
+    assert float(mf.diagnostics.newton_error(info, 1e-6).residual) < 1e-8  # float64, condition 1e6
+
+
+def test_a_nan_point_is_named():
+    net = _net(nn.Tanh())
+    points = POINTS.clone()
+    points[3, 1] = torch.nan
+
+    def residual(params, x):
+        return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+
+    with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[3\]"):
+        _step(residual, 1e-6, net, points)
+
+
+def test_a_term_without_points_is_named():
+    net = _net(nn.Tanh())
+    terms = [
+        lambda p, x: functional_call(net, p, (x,))[:, 0],
+        lambda p, x: functional_call(net, p, (x[:0],))[:, 0],
+    ]
+    step = mf.balance(
+        lambda p, x: tuple(term(p, x).square().sum() for term in terms),
+        mf.ntk(),
+        mf.kernel_traces(terms, mf.losses_only()),
+    )
+    with pytest.raises(ValueError, match=r"residuals\[1\]: expected residuals \[n\] of n > 0"):
+        step.update(mf.parameters(net), POINTS, step.init(mf.parameters(net), POINTS))
+
+
+def test_the_certificate_says_that_float32_is_short():
+    """One residual in both precisions: what rounding may hide is as much larger as ε is."""
+    lost = {}
+    for dtype in (torch.float32, F64):
+        net = _net(nn.Tanh()).to(dtype)
+
+        def residual(params, x, net=net):
+            return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+
+        _, info = _step(residual, 1e-6, net, POINTS.to(dtype))
+        lost[dtype] = float(mf.diagnostics.newton_error(info, 1e-6).rounding)
+    ratio = torch.finfo(torch.float32).eps / torch.finfo(F64).eps
+    assert lost[torch.float32] > 0.1 * ratio * lost[F64]  # the weights differ between the two
+    assert lost[torch.float32] > 1e-5
+    assert lost[F64] < 1e-10
