@@ -67,6 +67,7 @@ from experiments.benchmarks import (
     steps,
     weightings,
 )
+from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
 from paper_repro.gradnorm.common import TEN, TWO
 from paper_repro.gradnorm.paper_size import problem_of, seeds_of
 from paper_repro.report import standins
@@ -156,6 +157,7 @@ GRAMIANS = {
     "resnet18": (4, 8),
     "decoders": (4, 8),
     "own-inputs": (8, 64),
+    **{f"{way}-{width}-sample": (1, 256) for way in LAPLACIANS for width in WIDTHS},
 }
 """Tasks and batch of every case that the page shows."""
 WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")

@@ -40,7 +40,7 @@ from experiments.benchmarks.gramian_ways import (
     vector,
 )
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed, with_memory
-from experiments.benchmarks.networks import BUILDERS, Problem, describe, problem
+from experiments.benchmarks.networks import BUILDERS, LAPLACIANS, Problem, describe, problem
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.common.progress import Progress
 
@@ -54,6 +54,7 @@ GRIDS: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
     "transformer-task": ([(8, 64), (40, 64)], [(8, 64), (40, 64)]),
     "decoders": ([(4, 8)], [(4, 64)]),
     "own-inputs": ([(8, 64)], [(8, 64)]),
+    **{name: ([(1, 256)], [(1, 256)]) for name in BUILDERS if name.split("-")[0] in LAPLACIANS},
 }
 IMAGES = {"cpu": 32, "cuda": 64}  # sides in pixels
 ROUNDS = 9

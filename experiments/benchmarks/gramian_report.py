@@ -54,6 +54,24 @@ BARS = [
         for quantity in ("gramian", "step")
         for stacked in ("", ", stacked")
     ),
+    *(
+        Bar(
+            f"{way}-{width}-sample",
+            1,
+            256,
+            "cpu",
+            "gramian",
+            "ours, auto",
+            ("mean gradient",),
+            most,
+        )
+        for way, width, most in (
+            ("jets", 128, 7.0),
+            ("jets", 256, 3.5),
+            ("autograd", 128, 12.0),
+            ("autograd", 256, 6.0),
+        )
+    ),
     Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.4),
     Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.5, "memory"),
 ]

@@ -2,12 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import hessian, vmap
+
+import mtlfunc as mf
 
 SEQUENCE = 32
 CLASSES = 10
@@ -170,6 +174,51 @@ def decoder() -> nn.Sequential:
     )
 
 
+def _by_jets(net: nn.Module, x: Tensor) -> Tensor:
+    return mf.jets.laplacian(net, dict(net.named_parameters()), x).laplacian[:, 0]
+
+
+def _by_autograd(net: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    first = torch.autograd.grad(net(x).sum(), x, create_graph=True)[0]
+    second = [
+        torch.autograd.grad(first[:, i].sum(), x, create_graph=True)[0][:, i]
+        for i in range(x.shape[1])
+    ]
+    return torch.stack(second).sum(0)
+
+
+def _by_hessian(net: nn.Module, x: Tensor) -> Tensor:
+    curves = vmap(hessian(lambda x: net(x[None])[0, 0]))(x)
+    return curves.diagonal(dim1=1, dim2=2).sum(1)
+
+
+WIDTHS = (128, 256)
+LAPLACIANS = {"jets": _by_jets, "autograd": _by_autograd, "hessian": _by_hessian}
+
+
+class Residuals(nn.Module):
+    """Δu - f at every point of the plane, as physics losses have it."""
+
+    def __init__(self, width: int, way: str) -> None:
+        super().__init__()
+        sizes, layers = (2, width, width, width), []
+        for a, b in pairwise(sizes):
+            layers += [nn.Linear(a, b), nn.Tanh()]
+        # a last bias would not enter
+        self.net = nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
+        self.laplacian = LAPLACIANS[way]
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, f = batch
+        return self.laplacian(self.net, x) - f
+
+
+def residuals(way: str, width: int, tasks: int, batch: int, image: int) -> Problem:
+    module = Residuals(width, way)
+    return Problem(module, (torch.rand(batch, 2), torch.randn(batch)), "*", module, True)
+
+
 def mlp_samples(tasks: int, batch: int, image: int) -> Problem:
     module = Samples(mlp(512, CLASSES))
     return Problem(
@@ -248,6 +297,11 @@ BUILDERS: dict[str, Build] = {
     "transformer-task": transformer_tasks,
     "decoders": decoders,
     "own-inputs": own_inputs,
+    **{
+        f"{way}-{width}-sample": partial(residuals, way, width)
+        for way in LAPLACIANS
+        for width in WIDTHS
+    },
 }
 
 
@@ -267,5 +321,10 @@ def describe(family: str, tasks: int, batch: int, image: int) -> str:
         "transformer-task": f"transformer, {tasks} tasks, batch {batch}",
         "decoders": f"{tasks} dense decoders, {image}×{image}, batch {batch}",
         "own-inputs": f"{tasks} tasks with inputs of their own, batch {batch}",
+        **{
+            f"{way}-{width}-sample": f"Laplacian by {way}, 3×{width}, {batch} points"
+            for way in LAPLACIANS
+            for width in WIDTHS
+        },
     }
     return words[family]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import gramian, gramian_report, gramian_ways
-from experiments.benchmarks.networks import problem
+from experiments.benchmarks.networks import LAPLACIANS, problem
 
 
 def test_one_small_case_writes_table_record_and_figure(tmp_path):
@@ -92,6 +92,20 @@ def test_the_reference_is_the_gramian_of_autograds_rows(family):
         truth,
         rtol=1e-9,
         atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("way", LAPLACIANS)
+def test_residuals_are_the_same_by_every_way_and_their_gramian_is_of_rows(way):
+    jets = problem("jets-128-sample", 1, 4, 0).to("cpu", torch.float64)
+    task = problem(f"{way}-128-sample", 1, 4, 0).to("cpu", torch.float64)
+    torch.testing.assert_close(task.module(task.batch), jets.module(jets.batch))
+    truth, _ = gramian.reference(jets)
+    for engine in ("auto", "rows"):
+        found = gramian_ways.ours(task, engine)()
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12 * float(truth.max()))
+    assert gramian.cases(gramian._parser().parse_args(["--cases", f"{way}-256-sample"]))[0][:3] == (
+        *(f"{way}-256-sample", 1, 256),
     )
 
 
