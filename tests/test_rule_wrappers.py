@@ -5,6 +5,7 @@ compositions.
 import inspect
 import io
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,30 @@ def test_normalize_with_equal_sizes_is_the_rule():
     assert torch.equal(
         mf.weights(mf.normalize(mf.mgda(), "loss"), J @ J.mT, twos), mf.weights(mf.mgda(), J @ J.mT)
     )
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("bound", ["length", "length and radius"])
+def test_normalised_mgda_is_the_chebyshev_centre_of_the_dual_cone(count, bound):
+    """Against a conic program for the largest ball in the cone, on rows of unlike lengths."""
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        J = torch.randn(count, 2 * count, dtype=F64, generator=draw)
+        J = J * 10 ** (4 * torch.rand(count, 1, dtype=F64, generator=draw) - 2)
+        d, r = cp.Variable(J.shape[1]), cp.Variable()
+        lengths = J.norm(dim=1)
+        limit = cp.norm(d) if bound == "length" else cp.norm(d) + r
+        limits: list[cp.Constraint] = [(J / lengths[:, None]).numpy() @ d >= r, limit <= 1]
+        largest = cp.Problem(cp.Maximize(r), limits).solve(solver=cp.CLARABEL)
+        assert d.value is not None
+        assert isinstance(largest, float)
+        centre = torch.from_numpy(d.value)
+        found = mf.aggregate(mf.normalize(mf.mgda()), J)
+        # an objective to 1e-8, Clarabel's tolerance, is an argument to its square root
+        torch.testing.assert_close(found / found.norm(), centre / centre.norm(), rtol=0, atol=3e-4)
+        radius = float((J @ found / lengths).min() / found.norm())
+        reached = radius if bound == "length" else radius / (1 + radius)
+        assert reached == pytest.approx(largest, abs=1e-6)
 
 
 def test_normalize_zero_sizes():

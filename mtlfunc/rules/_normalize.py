@@ -37,7 +37,8 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to
         the gradients that were **not** normalised. `normalize(mean())` on what is retained and
         minus what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction
-        with exponent 1.
+        with exponent 1, and that of the Chebyshev centre of the gradients' dual cone
+        (arXiv:2605.09975; proof in docs/methods/formulas.md).
 
     Examples:
         >>> import torch, mtlfunc as mf
