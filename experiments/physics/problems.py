@@ -154,7 +154,10 @@ def _zero(x: Tensor) -> Tensor:
     return torch.zeros_like(x[:, 0])
 
 
-def _grid(box: list[tuple[float, float]], u: Callable[[Tensor], Tensor]):
+Solution = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def _grid(box: list[tuple[float, float]], u: Callable[[Tensor], Tensor]) -> Solution:
     def solution(n: int) -> tuple[Tensor, Tensor]:
         x = torch.cartesian_prod(*(torch.linspace(a, b, n, dtype=F64) for a, b in box))
         return x, u(x)
@@ -180,7 +183,7 @@ def _elliptic(
     )
 
 
-def _cloud(d: int, u: Callable[[Tensor], Tensor]):
+def _cloud(d: int, u: Callable[[Tensor], Tensor]) -> Solution:
     def solution(n: int) -> tuple[Tensor, Tensor]:
         x = torch.rand(n**2, d, dtype=F64, generator=torch.Generator().manual_seed(0))
         return x, u(x)

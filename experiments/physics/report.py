@@ -217,7 +217,7 @@ def _fields(results: Results) -> Figure | None:
     axes = drawn.subplots(len(names), 1 + len(PICTURED), squeeze=False)
     for (first, *others), problem in zip(axes, names, strict=True):
         x, u = (leaf.numpy() for leaf in PROBLEMS[problem].solution(results.settings.grid))
-        evolves = problem not in ("Poisson 2-D", "Helmholtz")
+        evolves = "start" in PROBLEMS[problem].faces
         across, up = (x[:, 1], x[:, 0]) if evolves else x.T
         row = {name: np.array(results.runs[problem][name][0]["field"]) for name in PICTURED}
         off = {name: np.abs(field - u).clip(1e-12) for name, field in row.items()}
