@@ -45,7 +45,8 @@ def shown(value: Estimate) -> str:
     """The geometric mean, and the factor to either end of its interval."""
     if not math.isfinite(value.mean):
         return "failed"
-    return f"{10**value.mean:.1e} ×/÷ {10 ** (value.high - value.mean):.1f}"
+    factor = 10 ** min(value.high - value.mean, 300.0)  # of two seeds it may leave the floats
+    return f"{10**value.mean:.1e} ×/÷ {factor:.2g}"
 
 
 def table(results: Results) -> str:
@@ -210,6 +211,7 @@ def _fields(results: Results) -> Figure | None:
         problem
         for problem, row in results.runs.items()
         if problem not in HARD and len(PROBLEMS[problem].box) == 2 and {*PICTURED} <= {*row}
+        if all(np.isfinite(row[name][0]["field"]).all() for name in PICTURED)
     ]
     if not names:
         return None
