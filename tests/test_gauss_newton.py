@@ -129,7 +129,7 @@ def test_momentum_is_spring(probe, lr, decay):
 
 
 def test_many_points_carry_momentum_as_a_few_do():
-    """So many that one pass answers for all of them, where no row would be made without a metric."""
+    """200 points, for which one pass makes no rows unless a metric asks for them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1)).double()
