@@ -1,13 +1,17 @@
 """Which backward passes are taken: by models of what they cost, never by a clock."""
 
+import os
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtlfunc as mf
+from experiments.benchmarks import steps
 from experiments.benchmarks.networks import resnet18
 from mtlfunc.gradients import layerwise
 from mtlfunc.gradients import linearize as gradients
@@ -78,3 +82,56 @@ def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
         losses, mf.parameters(net), torch.randn(128, 64), weightings=torch.randn(tasks, 128)
     )
     assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
+
+
+class Counted(TorchDispatchMode):
+    """Operations that are no views."""
+
+    VIEWS = frozenset(
+        "view t transpose detach alias expand split unbind slice select squeeze unsqueeze permute "
+        "as_strided reshape".split()
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def python_calls(call):
+    count = 0
+
+    def seen(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(seen)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.skipif("MTLFUNC_TYPES" in os.environ, reason="enforced annotations are calls, too")
+@pytest.mark.parametrize(
+    ("name", "calls"), [("mlp", 2.3), ("lenet", 2.3), ("transformer", 2.1), ("gru", 3.6)]
+)
+def test_budgets_of_a_live_step(name, calls):
+    """In the shortest loop's operations, and in its calls of Python functions: these are to fall."""
+    torch.manual_seed(0)
+    contenders = steps.contenders(*steps.CASES[name].make())
+    ours, loop = contenders["mf.Balancer"], contenders["shortest loop"]
+    counts = []
+    for call in (ours, loop):
+        for _ in range(3):
+            call()
+        with Counted() as counted:
+            call()
+        counts.append((counted.count, python_calls(call)))
+    (operations, functions), (its_operations, its_functions) = counts
+    assert operations <= 1.15 * its_operations
+    assert functions <= calls * its_functions
