@@ -264,15 +264,19 @@ def _reassigned() -> Iterator[None]:
         def compare(*_: Any) -> None:
             nonlocal inside
             inside = False
-            handle.remove()
+            for hooks in (module._forward_hooks, module._forward_hooks_always_called):
+                del hooks[key]
             for place, before in held:
                 for name in before.keys() | place.keys():
                     old, new = before.get(name), place.get(name)
                     if new is not old and (isinstance(old, Tensor) or isinstance(new, Tensor)):
                         changes.append((place, name, before.get(name, place), new))
 
-        # after the module's own hooks; functional_call exchanges buffers before and after both
-        handle = module.register_forward_hook(compare, always_call=True)
+        # after the module's own hooks; functional_call exchanges buffers before and after both.
+        # Without a handle, which would be taken for one of a hook on derivatives.
+        key: Any = object()
+        module._forward_hooks[key] = compare
+        module._forward_hooks_always_called[key] = True
 
     watching = register_module_forward_pre_hook(watch)
     try:
