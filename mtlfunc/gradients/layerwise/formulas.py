@@ -71,9 +71,11 @@ class Group(NamedTuple):
         return (first.layout, first.sizes[1:]) if self.alike else None
 
     @property
-    def calls(self) -> tuple[tuple[object, int], ...]:
-        """The calls' outputs: a weight and the bias added to its products have the same ones."""
-        return tuple((use.edge.node, use.edge.output_nr) for use in self.uses)
+    def calls(self) -> tuple[tuple[object, int, tuple[int, ...]], ...]:
+        """The calls' outputs and positions: a weight and the bias added to its products have the
+        same ones.
+        """
+        return tuple((use.edge.node, use.edge.output_nr, use.axes) for use in self.uses)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +89,8 @@ class Group(NamedTuple):
     @property
     def takes_bias(self) -> bool:
         """Whether the rows of these calls' bias are those of an input that is 1 everywhere."""
-        return all(use.kind == "outer" and "transpose" not in use.op for use in self.uses)
+        outer = all(use.kind == "outer" and "transpose" not in use.op for use in self.uses)
+        return outer and self.alike
 
     @property
     def op(self) -> str:
