@@ -88,8 +88,9 @@ def _vector(operand: Operand) -> Use:
 def _added(operand: Operand) -> Use:
     """What a product of matrices is added to."""
     beta = operand.node._saved_beta
-    if beta == 1 and operand.shape == operand.out[-1:]:
+    if beta == operand.node._saved_alpha == 1 and operand.shape == operand.out[-1:]:
         return shift(operand, "linear", 1)
+    operand = operand._replace(top=operand.node)
     return broadcast(operand, "add", lambda delta: beta * delta)
 
 
@@ -171,7 +172,8 @@ def _embedding(operand: Operand) -> Use:
 def _index(operand: Operand) -> Use:
     """Rows picked by one tensor of indices along the first axis."""
     first, *rest = operand.several("indices")
-    if first is None or first.dtype == torch.bool or any(x is not None for x in rest):
+    counts = first is not None and first.dtype in (torch.int64, torch.int32)  # bytes are a mask
+    if first is None or not counts or any(x is not None for x in rest):
         raise Unread("an index along other axes than the first, or a mask, reads it")
     return _picked(operand, first)
 
