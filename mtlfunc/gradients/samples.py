@@ -222,7 +222,8 @@ def _squares(side: Side, dtype: torch.dtype) -> Tensor:
         found = []
         for start in range(0, side.losses.numel(), ROWS_AT_ONCE):
             rows = side.rows(slice(start, start + ROWS_AT_ONCE)).values()
-            found.append(torch.stack([x.to(dtype).flatten(1).square().sum(1) for x in rows]).sum(0))
+            each = [x.to(dtype).reshape(len(x), -1).square().sum(1) for x in rows]
+            found.append(torch.stack(each).sum(0))
         parts.append(torch.cat(found))
     return torch.stack(parts).sum(0)
 
