@@ -199,7 +199,7 @@ class Balancer:
         self._tasks: Tasks = ()
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
-        self._seen = Seen()
+        self._seen = Seen(Handles().first)
         self._by_rows: set[int] = set()  # kinds of graphs for which rows are cheapest
         self._known: Params = {}
         self._layout = Layout(self._module)

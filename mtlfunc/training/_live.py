@@ -27,17 +27,22 @@ class Seen(threading.local):
 
     Hooks show in a number that all of them count up, since the last losses were taken. That a
     tensor retains its gradient shows inside a block alone.
+
+    Args:
+        first: that number when the balancer was made. A thread's first losses may be of a forward
+            pass in another thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
         self.open: list[Hooks | Handles] = []
         self.done: list[Hooks | Handles] = []  # blocks since the last losses
         self.handles = Handles()
+        self.handles.first = first
         self.used = False
         self.separate = False  # the last losses were scalars, each with a pass of its own
 
-    def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
-        return Seen, ()  # a copy of a balancer has seen nothing
+    def __reduce__(self) -> tuple[type[Seen], tuple[int]]:
+        return Seen, (Handles().first,)  # a copy of a balancer has seen nothing
 
     def begin(self) -> None:
         """Before a forward: what was seen for the losses before is of no use."""
@@ -49,12 +54,14 @@ class Seen(threading.local):
         self.used, self.separate = True, separate
         blocks = [*self.done, *self.open]
         unseen = not blocks or any(isinstance(mode, Handles) for mode in blocks)
+        # a tensor from before the blocks may retain its gradient
+        since = (blocks[0] if blocks and not separate else self.handles).since
         return (
             (unseen and not separate)  # one batched pass, which would be retained
             or self.handles.hooked
             or any(mode.hooked for mode in blocks)
             or any(x._backward_hooks for x in graph.variables.values())  # pyright: ignore
-            or graph.has_node_before(self.handles.since)
+            or graph.has_node_before(since)
         )
 
 
