@@ -1,6 +1,8 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
+import errno
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -533,3 +535,43 @@ def test_grid_refuses_transforms_and_no_axes():
         ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"
     ):
         grid(train, AXES, points_at_once=0)
+
+
+@pytest.mark.parametrize("full_at", [0, 1, 3])
+def test_a_full_disk_names_the_file_and_keeps_the_answers(tmp_path, monkeypatch, full_at):
+    calls, written = [], []
+    savez = np.savez
+
+    def full(file, **arrays):
+        if len(written) == full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(file)
+        savez(file, **arrays)
+
+    def f(x):
+        calls.append(1)
+        return x**2
+
+    axes = {"x": torch.arange(8.0)}
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"No space left on device; \.dataset of this") as caught:
+        grid(f, axes, points_at_once=2, path=tmp_path / "kept")
+    assert Path(caught.value.filename).parent == tmp_path / "kept"
+    found = caught.value.dataset["value"].values  # pyright: ignore
+    done = 2 * (full_at + 1)  # the chunk that found no room as well
+    assert found[:done].tolist() == [x**2 for x in range(done)]
+    assert np.isnan(found[done:]).all()
+    assert not [path for path in (tmp_path / "kept").iterdir() if path.name.startswith(".points")]
+    monkeypatch.setattr(np, "savez", savez)
+    before = len(calls)
+    whole = grid(f, axes, points_at_once=2, path=tmp_path / "kept")
+    assert whole["value"].values.tolist() == [x**2 for x in range(8)]
+    assert len(calls) - before == 4 - full_at
+
+
+def test_an_error_of_files_in_f_is_its_own(tmp_path):
+    def f(x):
+        raise FileNotFoundError(2, "no data", "somewhere")
+
+    with pytest.raises(FileNotFoundError, match="no data"):
+        grid(f, {"x": torch.arange(2.0)}, path=tmp_path / "kept")

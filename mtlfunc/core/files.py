@@ -34,6 +34,10 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) ->
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

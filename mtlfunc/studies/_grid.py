@@ -44,6 +44,19 @@ class Unfinished(KeyboardInterrupt):
         self.dataset = dataset
 
 
+class Unwritten(OSError):
+    """Raised by `grid` where a folder takes no more files; `.dataset` is that of `Unfinished`."""
+
+    def __init__(self, error: OSError, dataset: xarray.Dataset, done: int, total: int) -> None:
+        super().__init__(
+            error.errno,
+            f"{error.strerror}; .dataset of this error has {done} of {total} points, and the same "
+            "call goes on from those that were written",
+            error.filename,
+        )
+        self.dataset = dataset
+
+
 class WorkerError(futures.BrokenExecutor):
     """Raised by `grid` where an executor's worker died; `.dataset` is that of `Unfinished`."""
 
@@ -99,6 +112,8 @@ def grid(
     Raises:
         Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far. With `path` the
             same call goes on where it was.
+        OSError: where the folder takes no more files, as on a full disk; its `.dataset` has what
+            was computed so far, also what could not be written.
         WorkerError: where a worker died, a `concurrent.futures.BrokenExecutor`; `.dataset` has what
             the others did.
         ValueError: for axes that are empty, repeated or not finite, outputs that differ between
@@ -167,6 +182,13 @@ def grid(
         except KeyboardInterrupt as stop:
             done = int(points.done.sum())
             raise Unfinished(points.dataset(), done, points.total, _resumed(points)) from stop
+        except OSError as error:
+            if error.filename is None or points.folder is None:
+                raise  # f's own
+            if not Path(error.filename).is_relative_to(points.folder):
+                raise
+            done = int(points.done.sum())
+            raise Unwritten(error, points.dataset(), done, points.total) from error
         if n > 1:
             points.load()  # of the other shards
     return points.dataset()

@@ -98,7 +98,11 @@ class Points:
             }
             # no two chunks have one name, however two calls cut: none replaces another's points
             name = f"points-{flat[0]:09d}-{flat[-1]:09d}-{len(flat)}.npz"
-            write_whole(self.folder / name, lambda file: np.savez(file, **arrays))
+            try:
+                write_whole(self.folder / name, lambda file: np.savez(file, **arrays))
+            except OSError:  # the answers are there, where no file takes them
+                self.done[flat] = True
+                raise
             self.seen.add(name)
         self.done[flat] = True
 
