@@ -169,9 +169,12 @@ MISTAKES = {
     "NaN read as 0 on tasks 2, …": Mistake(
         nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 2 is NaN"
     ),
-    "a Gramian edited in place at T = 5": Mistake(
-        only(5, in_place), "purity", "changes the gramian in place"
-    ),
+    **{
+        f"a Gramian edited in place at T = {count}": Mistake(
+            only(count, in_place), "purity", "changes the gramian in place"
+        )
+        for count in (1, 5, 6, 8, 128)
+    },
     "tripled under vmap at T = 4": Mistake(at_depth(1, 4), "vmapped == loop", "in a loop"),
     "order at T = 4": Mistake(only(4, first_preferred), "permutation equivariance", "the order"),
     "1e6 too large at T = 128": Mistake(
