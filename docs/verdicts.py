@@ -215,8 +215,9 @@ CLAIMS = """# The claims of the papers, and what became of them
 Every definition, theorem, experiment and number of four texts in a sentence, and some sentences of
 the field since 2022, with a verdict. `python -m paper_repro` writes a `report.html` with the
 numbers and the figure behind each;
-`python -m paper_repro --only GN-21` runs what decides one, and `python -m paper_repro figure --list`
-names figures that take options of yours. A dash in the last column: no
+`python -m paper_repro --only GN-21` runs what decides one;
+`python -m paper_repro figure --list` names figures that take options of yours. A
+dash in the last column: no
 reproduction decides it. *stand-in: …* is a verdict on made-up problems where the text speaks of
 other data. Written by `python docs/results.py claims`.
 """
