@@ -31,8 +31,8 @@ of its own, as compiled code of the usual setting is refused there); `python doc
 writes the claims again if the ledger's sentences or modules changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
 `full` with the verdicts that --full changes), `search` (of `python -m experiments.auxiliary
---search`) or `physics` (of `python -m experiments.physics`) writes that table alone. No number is
-typed by hand, and a record that mixes settings is refused.
+--search`) or `physics` writes that table alone. No number is typed by hand, and a record that mixes
+settings is refused.
 """
 
 import argparse
@@ -42,6 +42,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from docs import physics
 from docs.blocks import marked, paragraph, replaced
 from docs.verdicts import (
     REPRODUCTIONS,
@@ -76,7 +77,6 @@ from paper_repro.report.findings import Settings
 
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
-PHYSICS = ROOT / "experiments" / "physics" / "out" / "default"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
 PROBLEMS = {
     "min_norm": "min-norm (MGDA)",
@@ -602,19 +602,6 @@ def summary(page: str) -> str:
     return marked("summary", bullets, link)
 
 
-def physics_block() -> str:
-    """Errors of networks that solve differential equations, and where Gauss-Newton loses."""
-    try:
-        page = (PHYSICS / "table.md").read_text(encoding="utf-8")
-    except OSError as error:
-        raise SystemExit(f"{error}; run python -m experiments.physics") from error
-    said, table, notes, _ = page.split("\n\n", maxsplit=3)
-    notes = "\n".join(
-        paragraph(line, "- ", "  ") for line in notes.replace("- ", "", 1).split("\n- ")
-    )
-    return marked("physics", paragraph(said), table, notes)
-
-
 def full_block() -> str:
     """How long every question takes with --full."""
     line, table = full.described()
@@ -656,8 +643,7 @@ def main() -> None:
     alone = (
         "one table alone; the claims, from a run (claims), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks; the physics of docs/how-to/pinns.md. "
-        "Without it: everything"
+        "search for auxiliary tasks; physics. Without it: everything"
     )
     choices = ["claims", "arithmetic", "device", "ledger", "search", "physics", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
@@ -686,11 +672,7 @@ def main() -> None:
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
     if part == "physics":
-        guide = ROOT / "docs" / "how-to" / "pinns.md"
-        guide.write_text(replaced(guide.read_text(), "physics", physics_block()))
-        for name in ("errors", "fields"):
-            shutil.copy(PHYSICS / f"{name}.png", guide.parent / f"physics-{name}.png")
-        return
+        return physics.write()
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")
     elif part == "device":

@@ -174,17 +174,6 @@ def test_every_method_lowers_the_loss(method):
     assert loss({name: leaf.detach() for name, leaf in params.items()}) < 0.5 * first
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "L-BFGS"])
-def test_methods_stay_on_the_device_and_read_nothing_there(method, monkeypatch):
-    """On one from which nothing can be read; torch's own L-BFGS reads every loss."""
-    asked = torch.is_autocast_enabled
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: a[:1] != ("meta",) and asked(*a))
-    device = torch.device("meta")
-    net, batches = SMALL.network(0).to(device), SMALL.batches(0, device)
-    params = next(METHODS[method].way(SMALL, net, batches, METHODS[method].grid[0]))
-    assert {leaf.device for leaf in params.values()} == {device}
-
-
 def test_gauss_newton_steps_along_the_least_squares_solution():
     damping = 1e-6
     net = SMALL.network(1)
