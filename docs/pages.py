@@ -67,7 +67,6 @@ ROOMS = {
     "jets": "Derivatives in the inputs",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
-    "theory": "Theory",
     "plot": "Plots",
     "optim": "Optimizers",
     "random": "Random keys",

@@ -3,11 +3,12 @@
 A method is a probe, a rule and perhaps a solver.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import plot, solvers, testing
-from .analysis import diagnostics, pareto, theory
-from .audit import audit
+from . import solvers
+from .analysis import diagnostics
+from .audit import audit  # not later: its package has the same name
 from .core import jets, optim, random
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
@@ -79,8 +80,6 @@ from .rules import (
     uw,
     weights,
 )
-from .studies import Unfinished, grid
-from .studies.arena import arena
 from .training import Balancer, Interrupted, balance, capture, descend, log_dict, rollout
 from .types import (
     Balance,
@@ -94,6 +93,11 @@ from .types import (
     TaskGradients,
     TrainState,
 )
+
+if TYPE_CHECKING:
+    from . import plot, testing
+    from .studies import Unfinished, grid, pareto
+    from .studies.arena import arena
 
 __version__ = "0.2.0"
 
@@ -190,7 +194,6 @@ __all__ = [
     "task_gradients",
     "task_gramian",
     "testing",
-    "theory",
     "trimmed_mean",
     "update_every",
     "upgrad",
@@ -207,10 +210,24 @@ _RENAMED = {
     "tracked": "moving_average",
 }
 
+_LABORATORY = {
+    "Unfinished": "studies",
+    "arena": "studies.arena",
+    "grid": "studies",
+    "pareto": "studies.pareto",
+    "plot": "plot",
+    "testing": "testing",
+}
+"""What stands above the rest, and its module, which is imported at the first use."""
+
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 
     def __getattr__(name: str) -> Any:
+        if name in _LABORATORY:
+            module = import_module(f"{__name__}.{_LABORATORY[name]}")
+            globals()[name] = getattr(module, name, module)
+            return globals()[name]
         if name in _RENAMED:
             raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -92,7 +92,7 @@ def test_no_module_is_hidden_by_a_function():
     "room",
     [
         *("diagnostics", "jets", "optim", "pareto", "plot", "random", "solvers", "testing"),
-        *("theory", ""),
+        "",
     ],
 )
 def test_completion_offers_public_names_alone(room):
@@ -180,7 +180,7 @@ def test_package_draws_no_global_random_numbers():
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
 PUBLIC_ROOMS = (
     "",
-    *["solvers", "testing", "diagnostics", "theory", "pareto", "plot", "optim", "random", "jets"],
+    *["solvers", "testing", "diagnostics", "pareto", "plot", "optim", "random", "jets"],
 )
 
 
@@ -189,9 +189,9 @@ def public_functions() -> dict[str, griffe.Function]:
     found = {}
     for room in PUBLIC_ROOMS:
         holder = getattr(mf, room) if room else mf
-        for name, value in vars(holder).items():
-            here = getattr(value, "__module__", "").startswith(holder.__name__)
-            if name.startswith("_") or not (inspect.isfunction(value) and here):
+        for name in holder.__all__:
+            value = getattr(holder, name)
+            if not inspect.isfunction(value):
                 continue
             path = f"{value.__module__}.{value.__qualname__}".removeprefix("mtlfunc.")
             found[f"mf.{room}.{name}" if room else f"mf.{name}"] = PACKAGE[path]

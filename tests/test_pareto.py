@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc.analysis import pareto
+from mtlfunc.studies import pareto
 from mtlfunc.studies._grid import grid
 
 DOUBLE = torch.float64

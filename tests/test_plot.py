@@ -17,8 +17,8 @@ from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import plot
-from mtlfunc.analysis.pareto import Front
 from mtlfunc.plot._common import format_short
+from mtlfunc.studies.pareto import Front
 from tests.support.plots import axes, labels, rows
 
 mpl.use("Agg")

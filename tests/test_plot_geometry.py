@@ -20,6 +20,7 @@ from mtlfunc import plot
 from mtlfunc.core.random import normal
 from mtlfunc.plot._common import RISES
 from mtlfunc.plot._geometry import cone_faces, hull
+from tests.support.oracles import cagrad_threshold
 from tests.support.plots import axes, labels, rows
 
 RULES = {
@@ -171,7 +172,7 @@ def test_portrait_of_cagrad_raises_a_loss_below_the_threshold_of_its_theory():
         ],
         1,
     )
-    threshold = vmap(lambda g: mf.theory.cagrad_threshold(g))(jacobian @ jacobian.mT).numpy()
+    threshold = vmap(cagrad_threshold)(jacobian @ jacobian.mT).numpy()
     apart = np.abs(threshold - 0.4) > 1e-6
     np.testing.assert_array_equal(
         (np.minimum(first, second).ravel() < RISES)[apart], (threshold > 0.4)[apart]

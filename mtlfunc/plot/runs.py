@@ -10,8 +10,8 @@ import torch
 from torch.func import vmap
 
 from ..analysis.diagnostics import cosines
-from ..analysis.pareto import Front, hypervolume, non_dominated
-from ..solvers import Comparison
+from ..studies.pareto import Front, hypervolume, non_dominated
+from ..testing._compare import Comparison
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
 from ._geometry import staircase

@@ -3,15 +3,20 @@
 The problems, and what can be known of their answers from a Gramian: `mtlfunc.solvers.problems`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._active_set import active_set
 from ._auto import auto
 from ._certify import Certificate, certify
-from ._compare import Comparison, compare
-from ._cvx import cvx
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
 from ._projected_gradient import projected_gradient
 from .problems import CAGrad, DualCone, MinNorm, cagrad, dual_cone, min_norm
+
+if TYPE_CHECKING:
+    from ..testing._compare import Comparison, compare
+    from ..testing._cvx import cvx
 
 __all__ = [
     "CAGrad",
@@ -31,6 +36,15 @@ __all__ = [
     "min_norm",
     "projected_gradient",
 ]
+
+_REFERENCE = {"Comparison": "_compare", "compare": "_compare", "cvx": "_cvx"}
+"""Public here, and of the laboratory above: what these are is found when they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _REFERENCE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"mtlfunc.testing.{_REFERENCE[name]}"), name)
 
 
 def __dir__() -> list[str]:  # for completion: public names alone

@@ -18,6 +18,7 @@ import mtlfunc as mf
 
 from ..report.findings import Settings
 from ..report.parts import kept
+from . import theorems
 from .common import normal, uniform
 
 DIMENSIONS = (2, 5, 20)
@@ -76,9 +77,9 @@ class Steps(NamedTuple):
     lipschitz: Tensor  # [draw], ℒ
     relative: Tensor  # [draw], t·ℒ
     conflict: Tensor  # [draw]
-    first: mf.theory.Descent
-    second: mf.theory.Overshoot
-    printed: mf.theory.Overshoot
+    first: theorems.Descent
+    second: theorems.Overshoot
+    printed: theorems.Overshoot
     fall: Tensor  # [draw], L(0) - L(θ^PC)
     plain_fall: Tensor  # [draw], L(0) - L(θ^MT)
     rounding: Tensor  # [draw], what differences of losses are known to
@@ -95,14 +96,14 @@ def one_step(key: Tensor, dim: int, *, aligned: bool, decades: tuple[float, floa
     direction, _, info = step.update(params, batch, step.init(params, batch))
     plain = {"x": batch[0].sum(0)}
     ends = [losses({"x": -t * d["x"]}, batch).sum() for d in (direction, plain)]
-    curvature = mf.theory.secant_curvature(losses, params, batch, lr=t)
+    curvature = theorems.secant_curvature(losses, params, batch, lr=t)
     return Steps(
         lipschitz,
         relative,
         info.gramian[0, 1] < 0,
-        mf.theory.pcgrad_theorem1(info.gramian, t, lipschitz),
-        mf.theory.pcgrad_theorem2(info.gramian, t, lipschitz, curvature),
-        mf.theory.pcgrad_theorem2(info.gramian, t, lipschitz, curvature, printed=True),
+        theorems.pcgrad_theorem1(info.gramian, t, lipschitz),
+        theorems.pcgrad_theorem2(info.gramian, t, lipschitz, curvature),
+        theorems.pcgrad_theorem2(info.gramian, t, lipschitz, curvature, printed=True),
         -ends[0],
         -ends[1],
         SLACK * (t + t**2 * lipschitz) * info.gramian.diagonal().sum(),

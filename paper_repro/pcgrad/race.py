@@ -19,6 +19,7 @@ from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
+from . import theorems
 from .common import COLOURS, normal
 from .decisions import claim
 from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
@@ -114,7 +115,7 @@ def meets(x: Tensor, batch: Batch, lipschitz: Tensor) -> Tensor:
     rows = mf.task_gradients(losses, {"x": x}, batch)[1]["x"]
     g = rows.sum(0)
     curvature = g @ batch[1].sum(0) @ g
-    two = mf.theory.pcgrad_theorem2(rows @ rows.mT, 2 / lipschitz, lipschitz, curvature)
+    two = theorems.pcgrad_theorem2(rows @ rows.mT, 2 / lipschitz, lipschitz, curvature)
     return two.dominated & two.curved & ((rows[0] @ rows[1]) < 0)
 
 

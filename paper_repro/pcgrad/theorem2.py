@@ -17,6 +17,7 @@ import mtlfunc as mf
 from ..report.figures import axes
 from ..report.findings import Figure, Findings, Settings
 from ..report.options import Draws, Impossible, Option, drawn
+from . import theorems
 from .common import COLOURS, uniform
 from .decisions import claim
 from .quadratics import Steps, long_steps, study, together
@@ -76,8 +77,8 @@ def weightings(draws: int) -> Weightings:
         gramian = torch.tensor([[9.0, -6.0], [-6.0, 4.0]], dtype=torch.float64)
         uniform_weight = mf.diagnostics.curvature(kinked, params, batch, lr=t, nodes=64)
         flat, taylor = (
-            mf.theory.pcgrad_theorem2(gramian, t, 1.0, h).applies
-            for h in (uniform_weight, mf.theory.secant_curvature(kinked, params, batch, lr=t))
+            theorems.pcgrad_theorem2(gramian, t, 1.0, h).applies
+            for h in (uniform_weight, theorems.secant_curvature(kinked, params, batch, lr=t))
         )
         violated = kinked({"x": -t.reshape(1)}, batch).sum() < -1e-9
         return Weightings(flat, flat & violated, taylor, taylor & violated)

@@ -10,7 +10,6 @@ import torch
 from torch.func import hessian, vmap
 
 import mtlfunc as mf
-from mtlfunc.analysis import theory
 from paper_repro.pcgrad import _figure1 as figure1
 from paper_repro.pcgrad import (
     common,
@@ -23,6 +22,7 @@ from paper_repro.pcgrad import (
     three_tasks,
     training,
 )
+from paper_repro.pcgrad import theorems as theory
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 

@@ -1,9 +1,11 @@
-"""Jacobians by single backward passes, and how far a Gramian may be from theirs."""
+"""Jacobians by single backward passes, how far a Gramian may be from theirs, CAGrad's radius."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import mtlfunc as mf
 
 
 def agree(got, expected, relative):
@@ -35,3 +37,13 @@ def agree_across(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-
     scale = a.clamp_min(0.03 * a.amax())[:, None] * b.clamp_min(0.03 * b.amax())
     assert got.shape == scale.shape
     assert float(((got - left @ right.mT).abs() / scale).amax()) <= relative
+
+
+def cagrad_threshold(gramian: Tensor) -> Tensor:
+    """The least radius c* in [0, 1] at which CAGrad raises no task to first order: ‖v - g₀‖/‖g₀‖,
+    where v is the projection of the mean gradient g₀ on {d: g_t·d >= 0}.
+    """
+    p = torch.full_like(gramian[0], 1 / len(gramian))
+    moved = mf.solvers.auto()(mf.solvers.dual_cone(gramian, p)).weights - p
+    square = p @ gramian @ p
+    return ((moved @ gramian @ moved).clamp_min(0) / square.where(square != 0, 1.0)).sqrt()

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...analysis.pareto import preferences
 from ...core import random
 from ...types import Batch, Key, Losses, Params
+from ..pareto import preferences
 
 
 class BenchmarkProblem(NamedTuple):

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from ..display import table
+from ..solvers import active_set, certify, faces, frank_wolfe, projected_gradient
+from ..solvers.problems import DualCone, Problem, check_problem, solver_name
 from ..types import Solution, Solver
-from ._active_set import active_set
-from ._certify import certify
 from ._cvx import cvx
-from ._faces import faces
-from ._frank_wolfe import frank_wolfe
-from ._projected_gradient import projected_gradient
-from .problems import DualCone, Problem, check_problem, solver_name
 
 SHORTEST = 0.02
 """Seconds that a solver is called for again, so that a time is more than one call's."""

@@ -12,10 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.host import call_numpy
+from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
+from ..solvers.problems import (
+    Answer,
+    DualCone,
+    MinNorm,
+    Problem,
+    constant_steps,
+    resolution,
+    solver,
+)
 from ..types import Solver
-from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, resolution, solver
+from .host import call_numpy
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

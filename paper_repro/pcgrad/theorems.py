@@ -1,6 +1,6 @@
-"""The papers' theorems as conditions to check, and what they promise of one step.
+"""PCGrad's theorems as conditions to check, and what they promise of one step.
 
-The definitions behind PCGrad's theorems are in `mtlfunc.diagnostics`: conflict (1:
+The definitions behind them are in `mtlfunc.diagnostics`: conflict (1:
 `negative_products`, `cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task
 curvature (3: `curvature`), curvature bounding measure (5: `curvature_bound`). Definition 4 is
 notation: L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after
@@ -17,26 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference
-from ..core.tree import map_params
-from ..gradients.losses import parse_losses
-from ..solvers import auto, dual_cone
-from ..solvers.problems import or_one, root
-from ..types import Batch, LossesFn, Params, Scalar, Solver
-from .diagnostics import cosines, curvature_bound, magnitude_similarity
-
-__all__ = [
-    "Descent",
-    "Overshoot",
-    "cagrad_threshold",
-    "pcgrad_theorem1",
-    "pcgrad_theorem2",
-    "secant_curvature",
-]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+import mtlfunc as mf
+from mtlfunc.types import Batch, LossesFn, Params, Scalar
 
 
 class Descent(NamedTuple):
@@ -80,7 +62,7 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
         whether t <= 1/ℒ, and the promised decrease of L_1 + L_2.
 
     Raises:
-        ValueError: for another number of tasks than two, or t or ℒ <= 0.
+        ValueError: for another number of tasks than two.
 
     Source:
         Yu et al. 2020, Theorem 1.
@@ -90,8 +72,6 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
         Descent(applies=tensor(True), decrease=tensor(0.5625))
     """
     _check_pair(gramian)
-    check_scalar(lr, "lr", positive=True)
-    check_scalar(lipschitz, "lipschitz", positive=True)
     share = 1 - _conflict_cosine(gramian) ** 2
     applies = torch.as_tensor(lr * lipschitz <= 1, device=gramian.device)
     return Descent(applies, lr / 2 * share * gramian.sum())
@@ -131,7 +111,7 @@ def pcgrad_theorem2(
         for one without conflict.
 
     Raises:
-        ValueError: for another number of tasks than two, or t or ℒ <= 0.
+        ValueError: for another number of tasks than two.
 
     Source:
         Yu et al. 2020, Theorem 2, corrected as above.
@@ -144,14 +124,13 @@ def pcgrad_theorem2(
         False
     """
     _check_pair(gramian)
-    check_scalar(lr, "lr", positive=True)
-    check_scalar(lipschitz, "lipschitz", positive=True)
     total = gramian.sum()
-    cos, bound = cosines(gramian)[0, 1], curvature_bound(gramian)[0, 1]
+    cos = mf.diagnostics.cosines(gramian)[0, 1]
+    bound = mf.diagnostics.curvature_bound(gramian)[0, 1]
     least = curvature / total  # ℓ
     margin = least - bound * lipschitz
     shortest = 2 / margin
-    dominated = cos <= -magnitude_similarity(gramian)[0, 1]
+    dominated = cos <= -mf.diagnostics.magnitude_similarity(gramian)[0, 1]
     curved = (least >= bound) if printed else (margin > 0)
     long = lr >= shortest
     difference = lr**2 / 2 * margin * total - lr * (total - (1 - cos**2) * gramian.trace())
@@ -183,71 +162,29 @@ def secant_curvature(
     Returns:
         a 0-d tensor.
 
-    Raises:
-        ValueError: for lr <= 0.
-
     Examples:
         >>> at = {"x": torch.tensor([3.0], dtype=torch.float64)}
         >>> secant_curvature(lambda params, batch: params["x"] ** 2, at, None, lr=0.25).item()
         72.0
     """
-    check_scalar(lr, "lr", positive=True)
 
     def total(params: Params) -> Tensor:
-        return parse_losses(losses_fn(params, batch)).vector.sum()
+        return losses_fn(params, batch).sum()
 
     g, before = grad_and_value(total)(params)
     square = torch.stack([leaf.square().sum() for leaf in g.values()]).sum()
-    after = total(map_params(lambda p, d: p - lr * d, params, g))
+    after = total({name: leaf - lr * g[name] for name, leaf in params.items()})
     return 2 * (after - before + lr * square) / lr**2
 
 
-def cagrad_threshold(
-    gramian: Float[Tensor, "task task"],
-    *,
-    preference: Float[Tensor, " task"] | None = None,
-    solver: Solver | None = None,
-) -> Float[Tensor, ""]:
-    """The least radius c* in [0, 1] at which CAGrad raises no task to first order.
-
-    c* = ‖v - g₀‖/‖g₀‖ for the projection v of g₀ on {d: g_t·d >= 0} (DualProj), which is CAGrad's
-    direction at c*. It is 0 where the mean gradient conflicts with no task, g₀ = 0 included, and 1
-    where v = 0.
-
-    Args:
-        gramian: G `[task, task]`.
-        preference: p `[task]` of g₀ = Jᵀp, entries >= 0 with a positive sum; None is 1/T.
-        solver: of `mtlfunc.solvers`; None is `auto()`.
-
-    Returns:
-        c*, a 0-d tensor.
-
-    Raises:
-        ValueError: for a bad Gramian or preference.
-
-    Examples:
-        >>> gramian = torch.tensor([[1.0, -2.0], [-2.0, 16.0]], dtype=torch.float64)
-        >>> round(float(cagrad_threshold(gramian)), 4)
-        0.2774
-    """
-    if preference is not None:
-        check_vector(preference, gramian, "preference")
-    uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    p = normalized_preference(preference, uniform)
-    moved = (solver or auto())(dual_cone(gramian, p)).weights - p
-    return root(moved @ gramian @ moved) / or_one(root(p @ gramian @ p))
-
-
 def _check_pair(gramian: Tensor) -> None:
-    check_gramian(gramian)
-    if gramian.shape[0] != 2:
+    if gramian.shape != (2, 2):
         raise ValueError(
-            f"gramian: PCGrad's theorems are about two tasks, got {gramian.shape[0]}; there is "
-            "none for more"
+            f"gramian: PCGrad's theorems are about two tasks, [2, 2], got {list(gramian.shape)}"
         )
 
 
 def _conflict_cosine(gramian: Tensor) -> Tensor:
     """cos φ of a conflicting pair, 0 for another: zero gradients are none."""
     identity = torch.eye(2, dtype=gramian.dtype, device=gramian.device)
-    return cosines(torch.where(gramian[0, 1] < 0, gramian, identity))[0, 1]
+    return mf.diagnostics.cosines(torch.where(gramian[0, 1] < 0, gramian, identity))[0, 1]

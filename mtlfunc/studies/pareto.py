@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 
 from ..core.batching import check_at_once, evaluate
 from ..core.checks import can_look, check_finite, inside_transform, is_pair
-from ..core.host import call_numpy
 from ..core.progress import progress_bar
+from ..testing.host import call_numpy
 
 __all__ = ["Front", "front", "hypervolume", "non_dominated", "preferences"]
 
