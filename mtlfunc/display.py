@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .calls import call_of, written
+
 WIDTH = 88
 """Letters of one line; what is longer ends in …"""
 
@@ -63,71 +65,19 @@ def coloured(text: str, colour: str) -> Markup:
 
 
 def show_functions(self: Any) -> str:
-    """A `__repr__` of what is made of functions: the call that made it, and what it says of itself.
-
-    Of the call the numbers, names and parts are shown that its function holds.
-    """
-    said = [f"{type(self).__name__}: {made_by(self.update)}"]
-    for field, verb in (("reads", "reads"), ("measures", "measures")):
-        names = getattr(self, field, None)
-        if names is not None:
-            said.append(f"{verb} {', '.join(sorted(names)) or 'nothing else'}")
-    return "; ".join(said)
+    """A `__repr__` of what is made of functions: code that makes it, or else its fields."""
+    call = call_of(self)
+    if call is not None:
+        return repr(call)
+    default = type(self)._field_defaults
+    pairs = zip(self._fields, self, strict=True)
+    shown = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
+    return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def table_functions(self: Any) -> str:
     """A `_repr_html_`: the same as a line of code."""
     return code(show_functions(self))
-
-
-def made_by(function: Any, functions: bool = True) -> str:
-    """The call that made a function, as far as the function holds its arguments.
-
-    Parts of a method are shown with theirs, functions only if asked for.
-    """
-    name, held = _base_name(function), _held(function)
-    if not held and ".<locals>" not in getattr(function, "__qualname__", ""):
-        return name if hasattr(function, "__qualname__") else f"{name}()"
-    shown = []
-    for key, x in held.items():
-        if hasattr(x, "init") and hasattr(x, "update"):
-            shown.append(f"{key}={made_by(x.update, False)}")
-        elif functions and callable(x):
-            shown.append(f"{key}={made_by(x, False)}")
-    shown += [f"{key}={x!r}" for key, x in held.items() if isinstance(x, bool | int | float | str)]
-    return _cut(f"{name}({', '.join(shown)})")
-
-
-def _base_name(function: Any) -> str:
-    """The name of the function that made it, or its own."""
-    function = getattr(function, "func", function)  # of a partial one
-    name = getattr(function, "__qualname__", type(function).__name__).split(".<locals>")[0]
-    module = getattr(function, "__module__", None) or ""
-    if name.startswith("_") and module.startswith(__package__ or "mtlfunc"):
-        return module.rpartition(".")[2].lstrip("_")  # a file of one public function
-    return name
-
-
-def _held(function: Any) -> dict[str, Any]:
-    """What a function holds: arguments of what made it, and of helpers that the same call made."""
-    held: dict[str, Any] = {}
-    for x in getattr(function, "args", ()):
-        default = getattr(type(x), "_field_defaults", {})
-        if hasattr(x, "_asdict"):
-            held |= {k: v for k, v in x._asdict().items() if v is not default.get(k, ...)}
-    inner = getattr(function, "func", function)
-    names = getattr(getattr(inner, "__code__", None), "co_freevars", ())
-    for key, cell in zip(names, getattr(inner, "__closure__", None) or (), strict=True):
-        try:
-            x = cell.cell_contents
-        except ValueError:  # not filled yet
-            continue
-        if x is inner:
-            continue
-        # a helper of its name, such as `metric_balance` of `balance`
-        own = hasattr(x, "__code__") and _base_name(x).endswith(_base_name(function))
-        held |= _held(x) if own else {key: x}
-    return held
 
 
 def _short(x: Any) -> str:
@@ -156,7 +106,7 @@ def _describe(x: Any, nested: bool = False) -> str:
     if isinstance(x, tuple | list):
         return f"({', '.join(_describe(y, True) for y in x[:VALUES])}{', …' * (len(x) > VALUES)})"
     if callable(x):
-        return made_by(x)
+        return written(x)
     return " ".join(repr(x).split())
 
 

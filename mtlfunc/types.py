@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from .calls import constructor  # noqa: F401 (what makes rules imports it with their types)
 from .display import show_fields, show_functions, table_fields, table_functions
 
 Params = dict[str, Tensor]

@@ -37,7 +37,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_few_entries_at_the_top():
     entries = [path for path in (ROOT / "mtlfunc").iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 17, sorted(path.name for path in entries)
+    assert len(entries) <= 18, sorted(path.name for path in entries)
 
 
 # The most lines of each folder of the package, "" being the files at the top: what they have,

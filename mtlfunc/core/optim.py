@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import vmap
 
-from ..types import Batch, Optimizer, Params, Scalar, State
+from ..types import Batch, Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
 from .expect import expect_optimizer
 from .tree import map_params
@@ -107,6 +107,7 @@ def line_search(
     return LineSearch(moved(best), best, values)
 
 
+@constructor
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
     """Gradient descent, with heavy-ball momentum if wanted: x ← x - lr·v.
 
@@ -152,6 +153,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
     return Optimizer(init, update, scales)
 
 
+@constructor
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
     """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay.
 
@@ -230,6 +232,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
     return Optimizer(init, update, scales)
 
 
+@constructor
 def exact_adam(lr: Scalar) -> Optimizer:
     """Adam with eps = 0: multiplying every gradient by a constant changes nothing.
 
@@ -255,6 +258,7 @@ def exact_adam(lr: Scalar) -> Optimizer:
     return adam(lr, eps=0.0)
 
 
+@constructor
 def multiplicative(lr: Scalar) -> Optimizer:
     """Steps of fixed relative size, for positive x: x ← x·exp(-lr·sign(gradient)).
 
@@ -283,6 +287,7 @@ def multiplicative(lr: Scalar) -> Optimizer:
     return Optimizer(lambda params: (), update)
 
 
+@constructor
 def log_space(optimizer: Optimizer) -> Optimizer:
     """Another optimizer at work on log x, for positive x, which so stays positive.
 

@@ -11,7 +11,17 @@ from ..core.checks import all_rows_mask, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request, check_chunk_size
 from ..processes import Group, check_group, gramians, metric_gramians
-from ..types import Batch, Blocks, Geometry, Params, Probe, Select, State, TaskGradients
+from ..types import (
+    Batch,
+    Blocks,
+    Geometry,
+    Params,
+    Probe,
+    Select,
+    State,
+    TaskGradients,
+    constructor,
+)
 from ._jacobian import Heads, check_heads, share_of
 from .common import (
     Run,
@@ -25,6 +35,7 @@ from .common import (
 from .groups import Groups, combine_groups, fixed_groups, partition
 
 
+@constructor
 def double_sampling(
     shared: Select = "*",
     *,

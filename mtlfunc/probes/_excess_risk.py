@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..processes import Group
-from ..types import Blocks, Probe, Rows, Select, State
+from ..types import Blocks, Probe, Rows, Select, State, constructor
 from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
 from .groups import Groups
 
 
+@constructor
 def excess_risk(
     shared: Select = "*",
     *,

@@ -31,6 +31,7 @@ from ..types import (
     Select,
     State,
     TaskGradients,
+    constructor,
 )
 from .common import (
     Present,
@@ -82,8 +83,10 @@ class Edit(NamedTuple):
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
     update: EditUpdate
     measures: frozenset[str]  # as in `Probe`, next to the Gramian
+    told: tuple[Any, ...] = ()  # what processes must have in common of it
 
 
+@constructor
 def jacobian(
     shared: Select = "*",
     *,
@@ -575,6 +578,7 @@ def _combination(
     return combine
 
 
+@constructor
 def subset(n: int) -> Mix:
     """CAGrad-Fast's `mix`: n - 1 tasks drawn without replacement, and the mean of the others.
 

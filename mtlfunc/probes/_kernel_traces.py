@@ -11,12 +11,13 @@ from torch import Tensor
 from ..core.checks import check_option
 from ..core.expect import expect_function, expect_probe
 from ..gradients import sample_norms
-from ..types import Batch, Params, Probe, State, TaskGradients
+from ..types import Batch, Params, Probe, State, TaskGradients, constructor
 from .common import Run
 
 Trace = Literal["sum", "mean"]
 
 
+@constructor
 def kernel_traces(
     residuals: Sequence[Callable[[Params, Batch], Tensor]], probe: Probe, *, trace: Trace = "sum"
 ) -> Probe:

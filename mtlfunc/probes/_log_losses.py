@@ -8,11 +8,12 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar, poison
 from ..core.expect import expect_probe
 from ..gradients.losses import Losses
-from ..types import Batch, Params, Probe, Scalar, State, TaskGradients
+from ..types import Batch, Params, Probe, Scalar, State, TaskGradients, constructor
 from ._double_sampling import stepped_on
 from .common import Run
 
 
+@constructor
 def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
     """Another probe on log(L + eps) instead of L: rows are ∇L/(L + eps).
 

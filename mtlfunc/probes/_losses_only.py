@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..gradients.linearize import Request
 from ..processes import Group, check_group
-from ..types import Batch, Geometry, Params, Probe, State, TaskGradients
+from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
 from .common import (
     Present,
     Run,
@@ -22,6 +22,7 @@ from .common import (
 )
 
 
+@constructor
 def losses_only(*, present: Present | None = None, group: Group = None) -> Probe:
     """No gradient is measured: for rules that read losses alone, at the price of one backward pass.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar
 from ..core.expect import expect_function
 from ..processes import Group
-from ..types import Blocks, Probe, Rows, Scalar, Select, State
+from ..types import Blocks, Probe, Rows, Scalar, Select, State, constructor
 from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
 from .groups import Groups
@@ -29,6 +29,7 @@ class MovingAverageState(NamedTuple):
     steps: Int[Tensor, " task"]
 
 
+@constructor
 def moving_average(
     shared: Select = "*",
     *,
@@ -120,7 +121,7 @@ def moving_average(
     options = RowOptions(
         shared,
         measure=measure,
-        edit=Edit(init, update, frozenset({"tracked_gramian"})),
+        edit=Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected)),
         param_groups=param_groups,
         present=present,
         heads=heads,

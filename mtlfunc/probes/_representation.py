@@ -20,7 +20,7 @@ from ..gradients.run import live, observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import Group, Shares, check_group, mask_of
-from ..types import Batch, Geometry, Params, Probe, Rows, Select, State, TaskGradients
+from ..types import Batch, Geometry, Params, Probe, Rows, Select, State, TaskGradients, constructor
 from .common import (
     Present,
     Run,
@@ -48,6 +48,7 @@ class Decode(Protocol):
     def __call__(self, params: Params, z: Any, batch: Batch, /) -> Any: ...
 
 
+@constructor
 def representation(
     encode: Encode,
     decode: Decode,

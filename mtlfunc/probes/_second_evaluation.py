@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.expect import expect_probe
 from ..processes import of_union
-from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients
+from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients, constructor
 from .common import Run, check_memory
 
 
@@ -25,6 +25,7 @@ class SecondEvaluationState(NamedTuple):
     share: Float[Tensor, " task"]  # of this process in the losses of a group; else 1
 
 
+@constructor
 def second_evaluation(probe: Probe) -> Probe:
     """Another probe, and the last step's batch evaluated again after that step.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import can_look
 from ..core.expect import expect_function
-from ..types import Rows
+from ..display import show_functions
+from ..types import Rows, constructor
 
 
 @runtime_checkable
@@ -29,10 +30,13 @@ class Mask(NamedTuple):
     edit: EditRows
     needs_all: bool = False
 
+    __repr__ = show_functions
+
     def __call__(self, key: Tensor, rows: Rows, /) -> Rows:
         return self.edit(key, rows)
 
 
+@constructor
 def graddrop(
     leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], Tensor] | None = None
 ) -> Mask:
@@ -93,6 +97,7 @@ def graddrop(
     return Mask(mask)
 
 
+@constructor
 def trimmed_mean(k: int) -> Mask:
     """In every coordinate drop the k largest and the k smallest of the tasks' entries.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from math import isnan
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..calls import call_of
 from ..core.checks import user_level
 from ..core.wrappers import refuse_wrapped, wrapper_of
 
@@ -307,35 +307,25 @@ def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def describe(value: Any, depth: int = 4) -> str:
-    """What a rule, or another function of this package, says of itself: its name and options.
+def describe(value: Any) -> str:
+    """A rule, or another part of a method: its constructor and the arguments of that.
 
-    Of others the name alone: what they hold may well be a rank's own.
+    Of functions the name alone: what they hold may well be a rank's own.
     """
+    call = call_of(value)
+    if call is not None:
+        return f"{call.make.__name__}{describe(call.arguments)}"
     if isinstance(value, Tensor):
         told = value.tolist() if value.numel() <= 64 else [list(value.shape), *bits([value])]
         return f"{told}"
-    if isinstance(value, partial):
-        return describe((value.func, value.args, value.keywords), depth)
     if isinstance(value, tuple | list | frozenset):
         items = sorted(value) if isinstance(value, frozenset) else value
-        return f"({', '.join(describe(x, depth) for x in items)})"
+        return f"({', '.join(map(describe, items))})"
     if isinstance(value, dict):
-        return f"({', '.join(f'{k}={describe(x, depth)}' for k, x in value.items())})"
+        return f"({', '.join(f'{k}={describe(x)}' for k, x in value.items())})"
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return repr(value)
-    name = getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
-    ours = getattr(value, "__module__", None) or ""
-    cells = getattr(value, "__closure__", None)
-    if not cells or not depth or ours.partition(".")[0] != __name__.partition(".")[0]:
-        return name
-    inner = []
-    for variable, cell in zip(value.__code__.co_freevars, cells, strict=True):
-        try:
-            inner.append(f"{variable}={describe(cell.cell_contents, depth - 1)}")
-        except ValueError:  # not yet assigned
-            continue
-    return f"{name}({', '.join(inner)})"
+    return getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
 
 
 def bits(leaves: Sequence[Tensor]) -> list[int]:

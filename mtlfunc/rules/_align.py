@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import can_look, check_option, check_scalar, normalized_preference
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, preference_of, reading
 from .losswise import exponentiate
 
@@ -20,6 +20,7 @@ class AlignState(NamedTuple):
     logits: Float[Tensor, " task"]  # log weights
 
 
+@constructor
 def align(
     eta: Scalar, target: Target = "loss", *, preference: Float[Tensor, " task"] | None = None
 ) -> Rule:

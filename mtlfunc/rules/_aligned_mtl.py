@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_option, select_where
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from ._spectral import Spectral, eigenvalue, inverse_root, spectral
 from .common import gramian_of, no_state, preference_of, reading
 
 Scale = Literal["min", "median", "rmse"]
 
 
+@constructor
 def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scale = "min") -> Rule:
     """d = Jᵀ B p, with G = V Λ Vᵀ, B = √s V Λ^(-1/2) Vᵀ: the balanced gradients B J have condition
     number 1, all singular values √s.

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from .. import solvers
 from ..core.checks import check_option, check_scalar
-from ..types import Geometry, Rule, Scalar, Solver, State
+from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 
 
+@constructor
 def cagrad(
     c: Scalar,
     solver: Solver | None = None,

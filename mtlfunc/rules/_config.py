@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from ._equiangular import equiangular
 from .common import gramian_of, mean_present, no_state, preference_of, reading
 
 
+@constructor
 def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """d = mean_t(g_t·û) û, where û is the unit vector with cosines to the gradients in proportion
     to p.

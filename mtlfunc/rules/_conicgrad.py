@@ -13,7 +13,7 @@ from ..core.operators import leading_shape, register_batching
 from ..solvers._active_set import run
 from ..solvers.face_solve import face_hull
 from ..solvers.problems import MinNorm, or_one, resolution, root
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 ROUNDS = 20
@@ -22,6 +22,7 @@ POINTS, FEW_ROUNDS = 31, 4
 """Elsewhere, where nobody can look, all of so many rounds of so many points: 32^4 = 2^20."""
 
 
+@constructor
 def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """max over ‖d‖ <= ‖g₀‖ with g₀·d >= c‖g₀‖² of min_t g_t·d, made as long as the mean gradient
     g₀ = Σ p_t g_t. Such a d has a cosine of at least c with g₀.

@@ -6,11 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, poison
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import no_state, preference_of, reading
 from .losswise import unit_and_length
 
 
+@constructor
 def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray through the
     preference.

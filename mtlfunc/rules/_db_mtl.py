@@ -6,10 +6,11 @@ from torch import Tensor
 
 from ..core.checks import poison
 from ..solvers.problems import root
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of, no_state, preference_of, reading
 
 
+@constructor
 def db_mtl(*, preference: Tensor | None = None) -> Rule:
     """w_t = p_t max_j‖B_j‖/‖B_t‖: all the rows that are not zero come to the length of the longest.
 

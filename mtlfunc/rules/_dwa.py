@@ -17,7 +17,7 @@ from ..core.checks import (
     poison,
     select_where,
 )
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import softmax
 
@@ -31,6 +31,7 @@ class DWAState(NamedTuple):
     steps: Int[Tensor, ""]  # of this epoch
 
 
+@constructor
 def dwa(
     epoch: int, temperature: Scalar = 2.0, *, preference: Float[Tensor, " task"] | None = None
 ) -> Rule:

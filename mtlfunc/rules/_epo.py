@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..solvers import auto
 from ..solvers.problems import or_one
-from ..types import Geometry, Rule, Scalar, Solver, State
+from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
 from .common import gramian_of, preference_of, reading
 
@@ -19,6 +19,7 @@ SHARPNESS = 1e3
 """
 
 
+@constructor
 def epo(
     inverse_ray: Float[Tensor, " task"] | None = None,
     tolerance: Scalar = 1e-4,

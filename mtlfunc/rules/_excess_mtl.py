@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, select_where
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .losswise import exponentiate
 
 
@@ -18,6 +18,7 @@ class ExcessMTLState(NamedTuple):
     first: Float[Tensor, " task"]  # the task's first excess risk that was not 0
 
 
+@constructor
 def excess_mtl(lr: Scalar = 0.01) -> Rule:
     """w ← softmax(log w + η e/e(first)) with the excess risks e that `mtlfunc.excess_risk(...)`
     measures, each relative to its task's first one.

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_option, check_scalar
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from ._newton import bargain
 from .common import gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "sum"]
 
 
+@constructor
 def fairgrad(
     alpha: Scalar, *, preference: Float[Tensor, " task"] | None = None, rescale: Rescale = "none"
 ) -> Rule:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
-from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State
+from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import check_shape, learn, require_positive, softmax
 
@@ -22,6 +22,7 @@ class FAMOState(NamedTuple):
     last: State  # with full_batch: losses before the last step, and who was present in it; else ()
 
 
+@constructor
 def famo(
     lr: Scalar = 0.025,
     decay: Scalar = 1e-3,

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_scalar, has_finite_sum, poison
 from ..solvers.problems import or_one, root
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, no_state, preference_of, reading
 
 
+@constructor
 def gauss_newton(
     damping: Scalar = 1e-6, *, preference: Tensor | None = None, momentum: bool = False
 ) -> Rule:

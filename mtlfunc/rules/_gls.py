@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import poison
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import no_state, preference_of, reading
 from .losswise import require_positive
 
 
+@constructor
 def gls(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """The gradient of Π_t L_t^(p_t), where every task counts by its relative progress: weights
     p_t·Π_s L_s^(p_s) / L_t.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import optim
 from ..core.checks import can_look, check_scalar, poison
 from ..solvers.problems import root
-from ..types import Geometry, Optimizer, Rule, Scalar, State
+from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
 from .losswise import check_shape, learn
 
@@ -23,6 +23,7 @@ class GradNormState(NamedTuple):
     optimizer: State
 
 
+@constructor
 def gradnorm(
     alpha: Scalar,
     lr: Scalar = 0.025,

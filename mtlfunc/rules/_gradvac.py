@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one, root
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from ._pcgrad import check_orders, draws_of, partners_of, start_draws
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
@@ -22,6 +22,7 @@ class GradVacState(NamedTuple):
     stream: State
 
 
+@constructor
 def gradvac(
     beta: Scalar = 0.01,
     orders: Int[Tensor, "task task"] | None = None,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..core.checks import can_look
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from ._equiangular import equiangular, inverse_lengths
 from .common import gramian_of, no_state
 
 
+@constructor
 def imtl_g() -> Rule:
     """Weights of sum 1 with g_t·d/‖g_t‖ the same for all tasks.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
-from ..types import Geometry, Optimizer, Rule, Scalar, State
+from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import learn
 
@@ -21,6 +21,7 @@ class IMTLLState(NamedTuple):
     optimizer: State
 
 
+@constructor
 def imtl_l(
     lr: Scalar,
     *,

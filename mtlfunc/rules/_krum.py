@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_present, poison
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of
 
 
+@constructor
 def krum(byzantine: int = 0, select: int = 1) -> Rule:
     """The mean of the `select` gradients with the lowest scores; a score is the sum of the squared
     distances to the T - f - 2 nearest others.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import no_state, preference_of, reading
 
 
+@constructor
 def mean(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """Static weights: the gradient of Σ p_t L_t.
 

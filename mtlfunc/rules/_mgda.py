@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..solvers import auto, min_norm
-from ..types import Geometry, Rule, Solver, State
+from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state
 
 
+@constructor
 def mgda(solver: Solver | None = None) -> Rule:
     """min over the simplex of ½‖Σ w_t g_t‖²; d = Σ w_t g_t then has g_t·d >= ‖d‖² for every task.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import check_scalar
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from ._modo import descend_weights
 from .common import gramian_of
 
@@ -19,6 +19,7 @@ class MoCoState(NamedTuple):
     steps: Int[Tensor, ""]
 
 
+@constructor
 def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
     """λ ← Π_Δ(λ - γ_k(YYᵀ + ρI)λ) with γ_k = γ/k^σ, where Y are tracked gradients, whose noise dies
     out as the tracking slows down.

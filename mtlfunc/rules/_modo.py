@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import all_present, check_scalar, poison
 from ..solvers.simplex import project_present
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, total_present
 
 
@@ -18,6 +18,7 @@ class MoDoState(NamedTuple):
     weights: Float[Tensor, " task"]  # λ, on the simplex
 
 
+@constructor
 def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
     """λ ← Π_Δ(λ - γ(Gλ + ρλ)): a stochastic step on ½‖Jᵀλ‖² + ½ρ‖λ‖², where G = J₁J₂ᵀ of two
     independent batches is unbiased.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar
 from ..core.expect import expect_rule
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import reading_also
 
 
@@ -20,6 +20,7 @@ class MomentumState(NamedTuple):
     begun: Bool[Tensor, " row"]  # tasks that have been present
 
 
+@constructor
 def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
     """λ_k = a λ_{k-1} + (1 - a) λ̂_k, where λ̂_k are the rule's own weights.
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..core.checks import check_option, check_scalar
 from ..solvers.problems import root
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from ._newton import bargain
 from .common import gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "sum"]
 
 
+@constructor
 def nash_mtl(
     *,
     preference: Float[Tensor, " task"] | None = None,

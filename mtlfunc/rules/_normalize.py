@@ -10,12 +10,13 @@ from torch import Tensor
 from ..core.checks import can_look, check_option
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
-from ..types import ROW_PRODUCTS, Geometry, Rule, State
+from ..types import ROW_PRODUCTS, Geometry, Rule, State, constructor
 from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
 
 
+@constructor
 def normalize(rule: Rule, by: By = "norm") -> Rule:
     """The rule sees the rows g̃_t = g_t/s_t, with s_t = ‖g_t‖, L_t or L_t‖g_t‖, and its weights
     apply to these: d = s̄ Σ w_t g̃_t, s̄ the mean of the s_t.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.checks import poison
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import no_state, preference_of, reading
 
 
+@constructor
 def ntk(*, preference: Tensor | None = None) -> Rule:
     """w_k = p_k Σ_j tr K_j / tr K_k, with K_k the neural tangent kernel of term k's residuals.
 

@@ -12,7 +12,7 @@ from ..core.checks import can_look, normalized_preference, poison
 from ..core.tree import root
 from ..solvers import auto, min_norm
 from ..solvers.problems import or_one
-from ..types import Geometry, Rule, Solver, State
+from ..types import Geometry, Rule, Solver, State, constructor
 from .common import gramian_of, preference_of, reading
 
 
@@ -21,6 +21,7 @@ class ParetoMTLState(NamedTuple):
     search: Int[Tensor, ""]
 
 
+@constructor
 def pareto_mtl(
     ray: Float[Tensor, " task"] | None = None,
     others: Float[Tensor, "vector task"] | None = None,

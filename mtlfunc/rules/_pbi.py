@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference, poison
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import check_shape, unit_and_length
 
 
+@constructor
 def pbi(
     theta: Scalar = 5.0,
     *,

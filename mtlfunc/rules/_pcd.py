@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar, poison
 from ..solvers import auto
 from ..solvers.problems import or_one, root
-from ..types import Geometry, Rule, Scalar, Solver, State
+from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
 from .common import gramian_of
 
@@ -21,6 +21,7 @@ class PCDState(NamedTuple):
     seen: Int[Tensor, " task"]  # batches that had the task
 
 
+@constructor
 def pcd(
     tau: Scalar | Float[Tensor, " task"] = 0.02,
     beta: Scalar = 0.999,

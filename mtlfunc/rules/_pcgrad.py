@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look, normalized_preference, poison
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
 
 
+@constructor
 def pcgrad(
     orders: Int[Tensor, "task task"] | None = None,
     *,

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import all_present
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 
 
+@constructor
 def rlw() -> Rule:
     """w = softmax(z), z ~ N(0, I) drawn at each step.
 

@@ -10,10 +10,11 @@ from ..core.expect import expect_rule
 from ..core.linear import solve_factored
 from ..solvers._auto import dual_cone_weights
 from ..solvers.problems import resolution, root
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import fill_absent, gramian_of, preference_of, reading_also
 
 
+@constructor
 def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
     """The rule's weights w + λ, λ = argmin over λ >= 0 of ½ λᵀGλ + rᵀλ, where r = J c + G w are the
     rates of the step -(c + P Jᵀw) that the optimizer would make, and G = J P Jᵀ.

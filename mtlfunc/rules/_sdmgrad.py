@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
 from ..solvers.simplex import project_present
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from ._modo import share_among_present
 from .common import gramian_of, mean_present, preference_of, reading
 
@@ -20,6 +20,7 @@ class SDMGradState(NamedTuple):
     weights: Float[Tensor, " task"]  # w, on the simplex
 
 
+@constructor
 def sdmgrad(
     strength: Scalar = 0.3,
     lr: Scalar = 10.0,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
-from ..types import Geometry, Rule, Scalar, State
+from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import check_shape, require_positive, softmax
 
@@ -20,6 +20,7 @@ class STCHState(NamedTuple):
     steps: Int[Tensor, ""]
 
 
+@constructor
 def stch(
     mu: Scalar,
     *,

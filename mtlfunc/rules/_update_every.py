@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..core.expect import expect_rule
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Rule, State, constructor
 from .common import reading_also
 
 
@@ -21,6 +21,7 @@ class UpdateEveryState(NamedTuple):
     steps: Int[Tensor, ""]
 
 
+@constructor
 def update_every(rule: Rule, period: int) -> Rule:
     """The rule's weights at steps 0, k, 2k, …, and the last ones at all others, where the rule's
     own state does not move.

@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..solvers._auto import dual_cone_weights
-from ..types import Geometry, Rule, Solver, State
+from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 
+@constructor
 def upgrad(
     *, preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None
 ) -> Rule:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
 from ..core.expect import reads_of, rule_name
-from ..types import GRAMIANS, Geometry, Rule, State
+from ..types import GRAMIANS, Geometry, Rule, State, constructor
 
 
 def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
@@ -119,6 +119,7 @@ def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
     return weights.where(geometry.present.all(), float("nan"))
 
 
+@constructor
 def stateless(f: Callable[..., Tensor]) -> Rule:
     """A rule from a function of the Gramian, or of the Gramian and the losses, to weights.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, inside_transform, is_differentiated
 from ..core.operators import flatten_batch, leading_shape, register_batching
-from ..types import Solution, Solver
+from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solver
 
@@ -24,6 +24,7 @@ HAS_TRITON = torch.version.cuda is not None and find_spec("triton") is not None
 _RANKS = (2, 1, 0)  # of gramian, vector, c
 
 
+@constructor
 def active_set() -> Solver:
     """Wolfe's algorithm and its relatives: finite, exact to rounding; all three problems, any T.
 

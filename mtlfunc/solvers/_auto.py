@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core.checks import check_gramian, is_differentiated
-from ..types import Solution, Solver
+from ..types import Solution, Solver, constructor
 from ._active_set import active_set, kernel_at, run
 from ._faces import faces
 from .problems import DualCone, Problem, check_problem, solver
@@ -18,6 +18,7 @@ FEW_TASKS = 4
 """Up to so many tasks formulas are preferred where no kernel runs on the Gramian's device."""
 
 
+@constructor
 def auto() -> Solver:
     """An exact solver, chosen by what is at hand; takes all three problems, any T.
 

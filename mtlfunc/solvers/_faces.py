@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..types import Solver
+from ..types import Solver, constructor
 from . import simplex
 from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
 from .problems import (
@@ -25,6 +25,7 @@ from .problems import (
 MOST_TASKS = 6
 
 
+@constructor
 def faces() -> Solver:
     """All 2^T - 1 faces of the simplex in one batch of T x T systems; takes all three problems, T
     <= 6.

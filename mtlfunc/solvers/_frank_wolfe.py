@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_option
-from ..types import Solver
+from ..types import Solver, constructor
 from .problems import Answer, CAGrad, DualCone, Problem, constant_steps, solver
 
 StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
 
 
+@constructor
 def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
     """Move towards the task with the smallest rate, `steps` times from equal weights; takes
     min_norm and cagrad.

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..types import Solver
+from ..types import Solver, constructor
 from . import simplex
 from .face_solve import lengths
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
 
 
+@constructor
 def projected_gradient(steps: int = 1000) -> Solver:
     """Accelerated projected gradient with restarts; takes all three problems.
 

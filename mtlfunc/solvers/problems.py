@@ -305,15 +305,12 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         solution = wide.solution(poison(weights, *wide), dual, steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
-    solve_certified.__qualname__ = solve.__qualname__
     return solve_certified
 
 
 def solver_name(solve: Callable[..., object]) -> str:
     """The name of a solver's function; of one of this package that of what made it."""
-    name = getattr(solve, "__qualname__", type(solve).__name__)
-    own = getattr(solve, "__module__", "").startswith(__package__ or "mtlfunc")
-    name = name.split(".<locals>")[0 if own else -1].lstrip(".")
+    name = getattr(solve, "__qualname__", type(solve).__name__).rpartition(".")[2]
     return "solver" if name == "<lambda>" else name
 
 

@@ -381,7 +381,7 @@ def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception
         raise TypeError(
             f"executor: it cannot send f or the value of an axis to its workers ({error}); write f "
             "at the top level of a module, not as a lambda or inside another function, and make "
-            "rules and modules inside f, from names: {'rule': ['mgda', 'cagrad']}"
+            "what cannot be sent, such as a rule made of a lambda, inside f, from its name"
         ) from error
     error.add_note(f"grid: {points.describe(chunk.flat)}")
     raise error

@@ -22,12 +22,13 @@ from ..solvers.problems import (
     resolution,
     solver,
 )
-from ..types import Solver
+from ..types import Solver, constructor
 from .host import call_numpy
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+@constructor
 def cvx() -> Solver:
     """Clarabel at tolerance 1e-12 through cvxpy; takes all three problems, any T.
 

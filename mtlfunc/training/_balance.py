@@ -47,11 +47,13 @@ from ..types import (
     Rule,
     State,
     TaskGradients,
+    constructor,
 )
 
 Reduction = Literal["mean", "sum"]
 
 
+@constructor
 def balance(
     losses_fn: LossesFn,
     rule: Rule,

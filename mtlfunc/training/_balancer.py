@@ -28,7 +28,6 @@ from ..core.checks import (
 from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select, trained
 from ..core.wrappers import check_averaging
-from ..display import made_by
 from ..gradients.hooks import Handles, Hooks
 from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
@@ -211,8 +210,8 @@ class Balancer:
 
     def __repr__(self) -> str:
         measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
-        parts = made_by(self._rule.update), made_by(self._probe.update)
-        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
+        name = type(self._module).__name__
+        return f"Balancer of {name}: {self._rule!r}, {self._probe!r}; {measured}"
 
     def __enter__(self) -> Balancer:
         if not self._seen.open:

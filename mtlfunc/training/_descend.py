@@ -16,10 +16,12 @@ from ..types import (
     Rule,
     Step,
     TrainState,
+    constructor,
 )
 from ._balance import Reduction, metric_balance
 
 
+@constructor
 def descend(
     losses_fn: LossesFn,
     rule: Rule,

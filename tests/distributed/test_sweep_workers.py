@@ -118,13 +118,25 @@ def test_an_error_names_its_points_and_keeps_the_rest(pool, tmp_path):
     assert kept == {k for k in range(36) if k // 3 % 2 == 0}  # all of the other rule
 
 
+RULES = {"scale": torch.tensor([0.5, 2.0]), "rule": {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.5)}}
+
+
+def weighed(scale, rule):
+    return mf.weights(rule, torch.tensor([[1.0, -0.2], [-0.2, 3.0]]) * scale)
+
+
+def test_rules_are_sent_to_workers(pool):
+    there = grid(weighed, RULES, points_at_once=1, executor=pool)
+    assert there.equals(grid(weighed, RULES, points_at_once=1))
+
+
 def test_what_cannot_be_pickled_is_explained(pool):
-    cure = "write f at the top level of a module, not as a lambda .* make rules and modules inside"
+    cure = "write f at the top level of a module, not as a lambda .* make what cannot be sent"
     with pytest.raises(TypeError, match=cure):
         grid(lambda k: k, {"k": torch.arange(2)}, points_at_once=1, executor=pool)
-    rules = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.5)}
     with pytest.raises(TypeError, match=cure):
-        grid(weights, AXES | {"rule": rules}, executor=pool)
+        own = RULES | {"rule": {"own": mf.stateless(lambda g: g[0])}}
+        grid(weighed, own, points_at_once=1, executor=pool)
     with pytest.raises(TypeError, match=r"executor: expected .*Executor.* str"):
         grid(weights, AXES, executor="processes")
 

@@ -1,0 +1,167 @@
+"""Parts of a method are data: each remembers the call that made it, and is written, compared and
+pickled as that call.
+"""
+
+from collections.abc import Callable
+from functools import cached_property, wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LARGEST = 64
+"""Entries of a tensor that are written out."""
+
+
+def constructor(make: Callable[P, T]) -> Callable[P, T]:
+    """A function that makes a part of a method, of which every function then is a `Made`.
+
+    Two parts are equal that one constructor made of equal arguments: numbers, tensors, tuples,
+    dicts, parts; of anything else the same object. A part can be pickled if its arguments can.
+    """
+
+    @wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        made: Any = make(*args, **kwargs)
+        origin = Call(call, args, kwargs)
+        if hasattr(made, "_fields"):
+            pairs = zip(made._fields, made, strict=True)
+            functions = {key: Made(origin, key, x) for key, x in pairs if callable(x)}
+            origin.made = made._replace(**functions)
+        else:
+            origin.made = Made(origin, "", made)
+        return origin.made
+
+    return call
+
+
+class Call:
+    """A constructor and its arguments."""
+
+    made: Any = None
+
+    def __init__(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        self.make, self.args, self.kwargs = make, args, kwargs
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """By the names of the constructor's parameters, defaults included."""
+        bound = signature(self.make).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Call)
+            and self.make is other.make
+            and _same(self.arguments, other.arguments)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.make)  # arguments may be tensors
+
+    def __repr__(self) -> str:
+        shown, placed = [], True
+        for name, parameter in signature(self.make).parameters.items():
+            value = self.arguments[name]
+            if _same(value, parameter.default):
+                placed = False
+                continue
+            placed = placed and parameter.kind is not parameter.KEYWORD_ONLY
+            shown.append(written(value) if placed else f"{name}={written(value)}")
+        return f"{_name(self.make)}({', '.join(shown)})"
+
+
+class Made:
+    """A function of a part: a field of what a call made, or all of it."""
+
+    def __init__(self, call: Call, field: str, function: Callable[..., Any]) -> None:
+        self.call, self.field, self.function = call, field, function
+        self.__name__ = self.__qualname__ = call.make.__name__  # `vmap` asks for it, too
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Made) and self.field == other.field
+        return same and self.call == other.call
+
+    def __hash__(self) -> int:
+        return hash((self.call, self.field))
+
+    def __repr__(self) -> str:
+        return f"{self.call!r}.{self.field}" if self.field else repr(self.call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.call.make, self.call.arguments, self.field)
+
+    def __deepcopy__(self, memo: Any) -> "Made":
+        return self  # nothing in it changes
+
+
+def _again(make: Callable[..., Any], arguments: dict[str, Any], field: str) -> Any:
+    made = make(**arguments)
+    return getattr(made, field) if field else made
+
+
+def call_of(value: Any) -> Call | None:
+    """The call that made a part, or None; also for a part with a field that was replaced since."""
+    several: Any = value if hasattr(value, "_fields") else (value,)
+    calls = [x.call for x in several if isinstance(x, Made)]
+    return calls[0] if calls and _same(calls[0].made, value) else None
+
+
+def written(x: Any) -> str:
+    """Code that gives `x` back; the name of a function, the kind of what cannot be written."""
+    call = call_of(x)
+    if call is not None:
+        return repr(call)
+    if type(x) in (tuple, list):
+        inner = ", ".join(map(written, x))
+        return f"[{inner}]" if type(x) is list else f"({inner}{',' * (len(x) == 1)})"
+    if type(x) is dict:
+        return f"{{{', '.join(f'{key!r}: {written(value)}' for key, value in x.items())}}}"
+    if isinstance(x, Tensor) and x.numel() > LARGEST:
+        return f"<{x.dtype} {list(x.shape)}>"
+    if isinstance(x, Tensor):
+        return f"torch.{' '.join(repr(x).split())}"
+    text = repr(x)
+    if hasattr(x, "__qualname__"):
+        return text if isinstance(x, Made) else _name(x)
+    return f"<{type(x).__name__}>" if " at 0x" in text or "\n" in text else text
+
+
+def _name(function: Any) -> str:
+    """As one writes it after `import mtlfunc as mf`; of others than ours, and inner ones, the last
+    name.
+    """
+    name = function.__qualname__
+    package, _, room = function.__module__.partition(".")
+    if package != __name__.partition(".")[0] or "<" in name:
+        return name.rpartition(".")[2]
+    rooms = {"solvers": "solvers.", "testing": "solvers.", "core": "optim."}
+    return f"mf.{rooms.get(room.partition('.')[0], '')}{name}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal; tensors with their dtypes and devices."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return (
+            isinstance(one, Tensor)
+            and isinstance(other, Tensor)
+            and (one.dtype, one.device) == (other.dtype, other.device)
+            and torch.equal(one, other)
+        )
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

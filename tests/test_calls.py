@@ -1,0 +1,178 @@
+"""Parts of a method are data: equal if made of equal arguments, written and pickled as a call."""
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+import mtlfunc as mf
+from mtlfunc import solvers
+from mtlfunc.calls import Made, call_of
+from mtlfunc.core import optim
+from mtlfunc.studies._values import digest_of
+from tests.support import ROOT
+from tests.support.problems import decode, encode, vector
+from tests.support.registry import PROBES, RULES, SOLVERS, on_gramian
+
+
+def residuals(params, batch):
+    return vector(params, batch)
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    name: case.make.__wrapped__ if table is RULES else case.make  # RULES keeps what is made
+    for table in (RULES, PROBES, SOLVERS)
+    for name, case in table.items()
+    if call_of(case.make())
+} | {
+    "famo": mf.famo,
+    "excess_mtl": mf.excess_mtl,
+    "ntk": mf.ntk,
+    "align": lambda: mf.align(0.3),
+    "gauss_newton-momentum": lambda: mf.gauss_newton(0.1, momentum=True),
+    "modo": mf.modo,
+    "moco": mf.moco,
+    "sdmgrad": mf.sdmgrad,
+    "db_mtl": mf.db_mtl,
+    "safe": lambda: mf.safe(mf.mgda()),
+    "cagrad-preference": lambda: mf.cagrad(0.4, preference=torch.tensor([0.3, 0.7])),
+    "cagrad-tensor": lambda: mf.cagrad(torch.tensor(0.4)),
+    "double_sampling": mf.double_sampling,
+    "moving_average": lambda: mf.moving_average("trunk.*", rate=0.3),
+    "excess_risk": mf.excess_risk,
+    "log_losses": lambda: mf.log_losses(mf.jacobian()),
+    "kernel_traces": lambda: mf.kernel_traces([residuals], mf.losses_only()),
+    "second_evaluation": lambda: mf.second_evaluation(mf.losses_only()),
+    "graddrop": mf.graddrop,
+    "trimmed_mean": lambda: mf.trimmed_mean(1),
+    "subset": lambda: mf.subset(2),
+    "sgd": lambda: mf.sgd(0.1),
+    "sgd-momentum": lambda: mf.sgd(0.1, 0.9),
+    "adam": lambda: mf.adam(0.1, (0.8, 0.9)),
+    "exact_adam": lambda: optim.exact_adam(0.1),
+    "multiplicative": lambda: optim.multiplicative(0.1),
+    "log_space": lambda: optim.log_space(mf.sgd(0.1)),
+    "balance": lambda: mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")),
+    "descend": lambda: mf.descend(vector, mf.uw(0.1), mf.jacobian(), mf.adam(0.1)),
+}
+NAMES = {"mf": mf, "torch": torch, "decode": decode, "encode": encode, "vector": vector}
+NAMES |= {"residuals": residuals}
+
+
+def by_hand(part: Any) -> bool:
+    """Whether a lambda is among the arguments, which neither pickle nor `repr` can name."""
+    call = call_of(part)
+    return call is not None and "<lambda>" in repr(call)
+
+
+WHOLE = [name for name, make in PARTS.items() if not by_hand(make())]
+
+
+def test_every_constructor_is_here():
+    made = {call.make for make in PARTS.values() if (call := call_of(make()))}
+    public = [getattr(mf, name) for name in mf.__all__]
+    public += [getattr(room, name) for room in (solvers, optim) for name in room.__all__]
+    constructors = {
+        f
+        for f in public
+        if inspect.isfunction(f)
+        and str(inspect.signature(f).return_annotation).rpartition(".")[2]
+        in ("Rule", "Probe", "Optimizer", "Solver", "Balance", "Step", "Mask", "Mix")
+    }
+    assert len(constructors) > 60
+    assert constructors <= made, constructors - made
+    assert len(WHOLE) == len(PARTS) - 2  # a lambda of gradnorm, and one of stateless
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_part_is_data(name):
+    part, again = PARTS[name](), PARTS[name]()
+    assert part == again
+    assert hash(part) == hash(again)
+    assert part is not again
+    assert copy.deepcopy(part) == part
+    assert eval(repr(part), dict(NAMES) | vars_of_registry()) == part
+    assert pickle.loads(pickle.dumps(part)) == part
+    assert digest_of(part) == digest_of(again)
+
+
+def vars_of_registry() -> dict[str, Any]:
+    from tests.support import registry
+
+    return {name: x for name, x in vars(registry).items() if name.startswith("_")}
+
+
+def test_parts_of_other_arguments_differ():
+    parts = [PARTS[name]() for name in WHOLE]
+    assert len(set(parts)) == len(parts)
+    assert len({digest_of(part) for part in parts}) == len(parts)
+    assert mf.mgda() == mf.mgda(None) == mf.mgda(solver=None)
+    assert digest_of(mf.mgda()) == digest_of(mf.mgda(solver=None))
+    p = torch.tensor([0.3, 0.7])
+    assert mf.mean(preference=p) == mf.mean(preference=p.clone())
+    assert mf.mean(preference=p) != mf.mean(preference=p.double())
+    assert mf.mean(preference=p) != mf.mean(preference=p.flip(0))
+    assert mf.cagrad(1) != mf.cagrad(True) != mf.cagrad(1.0)
+    f = lambda gramian: gramian.diagonal()  # noqa: E731
+    assert mf.stateless(f) == mf.stateless(f)
+    assert mf.stateless(f) != mf.stateless(lambda gramian: gramian.diagonal())
+
+
+def test_another_process_gets_the_same_parts():
+    """They are made again there, and weigh alike, bit for bit."""
+    gramian = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 3.0, 0.2], [0.5, 0.2, 1.0]]).double()
+    rules = [PARTS[name]() for name in WHOLE if isinstance(PARTS[name](), mf.Rule)]
+    known = {"gramian", "present", "preference"}
+    rules = [x for x in rules if x.reads is not None and x.reads <= known and "0.3" not in repr(x)]
+    assert len(rules) > 25
+    code = (
+        "import pickle, sys, mtlfunc as mf\n"
+        "rules, gramian, rest = pickle.load(sys.stdin.buffer)\n"
+        "found = [mf.weights(rule, gramian) for rule in rules]\n"
+        "pickle.dump((found, [repr(x) for x in rest]), sys.stdout.buffer)"
+    )
+    parts = [PARTS[name]() for name in WHOLE]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((rules, gramian, parts)),
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+    )
+    found, shown = pickle.loads(done.stdout)
+    assert shown == list(map(repr, parts))
+    for rule, weights in zip(rules, found, strict=True):
+        assert torch.equal(weights, mf.weights(rule, gramian)), rule
+
+
+def test_a_lambda_cannot_be_pickled():
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(mf.stateless(lambda gramian: gramian.diagonal()))
+
+
+def test_a_replaced_field_is_another_part():
+    rule = mf.modo(lr=0.3)
+    other = on_gramian(rule)
+    assert other != rule
+    assert call_of(other) is None
+    assert pickle.loads(pickle.dumps(other)) == other
+    assert eval(repr(other), {"mf": mf, "Rule": mf.Rule}) == other
+    assert other._replace(reads=rule.reads) == rule
+
+
+def test_a_tree_of_parts_is_mapped_as_before():
+    rule = mf.cagrad(0.4)
+    leaves, spec = pytree.tree_flatten(rule)
+    assert [type(x) for x in leaves] == [Made, Made, frozenset]
+    assert pytree.tree_unflatten(leaves, spec) == rule
+    gramian = torch.eye(2)
+    both = vmap(lambda c: mf.weights(mf.cagrad(c), gramian))(torch.tensor([0.1, 0.4]))
+    assert torch.allclose(both[1], mf.weights(rule, gramian))
