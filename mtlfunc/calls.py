@@ -4,6 +4,7 @@ pickled as that call.
 
 from collections.abc import Callable
 from functools import cached_property, wraps
+from importlib import import_module
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -87,8 +88,7 @@ class Made:
         return self.function(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Made) and self.field == other.field
-        return same and self.call == other.call
+        return isinstance(other, Made) and (self.field, self.call) == (other.field, other.call)
 
     def __hash__(self) -> int:
         return hash((self.call, self.field))
@@ -97,14 +97,15 @@ class Made:
         return f"{self.call!r}.{self.field}" if self.field else repr(self.call)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.call.make, self.call.arguments, self.field)
+        make = self.call.make
+        return _again, (make.__module__, make.__name__, self.call.arguments, self.field)
 
     def __deepcopy__(self, memo: Any) -> "Made":
         return self  # nothing in it changes
 
 
-def _again(make: Callable[..., Any], arguments: dict[str, Any], field: str) -> Any:
-    made = make(**arguments)
+def _again(module: str, name: str, arguments: dict[str, Any], field: str) -> Any:
+    made = getattr(import_module(module), name)(**arguments)
     return getattr(made, field) if field else made
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from ..core._torch import tree_flatten, tree_leaves, tree_map
 from ..testing.integers import integers, pick
 from ..types import Geometry
 from . import instances

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..core import random
+from ..core._torch import tree_flatten, tree_leaves, tree_map
 from ..core.checks import inside_transform
 from ..rules.common import may_read
 from ..testing.integers import integers, pick, widened

@@ -7,7 +7,8 @@ from numbers import Integral
 from typing import Any
 
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+
+from ._torch import tree_map
 
 
 def check_at_once(count: int | None, argument: str) -> None:

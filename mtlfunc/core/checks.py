@@ -14,26 +14,30 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import (
-    DisableTorchFunctionSubclass,
-    _functorch,  # pyright: ignore[reportAttributeAccessIssue]
-)
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
+from ._torch import (
+    DisableTorchFunctionSubclass,
+    forward_level,
+    functorch,
+    is_traced,
+    norms,
+    set_forward_grad,
+    tree_leaves,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def inside_transform() -> bool:
     """Whether a `torch.func` transform is active around the caller."""
-    return bool(_functorch.get_interpreter_stack())
+    return bool(functorch.get_interpreter_stack())
 
 
 def depth() -> int:
     """How many `torch.func` transforms are active."""
-    return len(_functorch.get_interpreter_stack() or ())
+    return len(functorch.get_interpreter_stack() or ())
 
 
 def gradient_edge(x: Tensor) -> GradientEdge:
@@ -63,10 +67,10 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
         values: any nest of tensors.
         own_levels: how many of the innermost transforms are the caller's own.
     """
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or forward_level() >= 0:
         return True
-    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
-    levels = _functorch.get_interpreter_stack()
+    kinds = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
+    levels = functorch.get_interpreter_stack()
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
     found = _tensors(values)
@@ -80,12 +84,10 @@ def derivative_levels() -> tuple[int, int]:
     """
     if torch.compiler.is_compiling():
         return 2, 0
-    kinds = [level.key() for level in _functorch.get_interpreter_stack() or []]
+    kinds = [level.key() for level in functorch.get_interpreter_stack() or []]
     # Nested jvp enter one level of forward-mode AD between them.
-    forward = max(
-        kinds.count(_functorch.TransformType.Jvp), torch.autograd.forward_ad._current_level + 1
-    )
-    return kinds.count(_functorch.TransformType.Grad), forward
+    forward = max(kinds.count(functorch.TransformType.Jvp), forward_level() + 1)
+    return kinds.count(functorch.TransformType.Grad), forward
 
 
 def recording_context(values: object) -> AbstractContextManager[Any]:
@@ -113,7 +115,7 @@ def same_storage(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors can be seen to be the same memory in the same shape."""
     if torch.compiler.is_compiling() or x.shape != y.shape or not x.numel():
         return False
-    if any(_functorch.is_functorch_wrapped_tensor(z) or z.is_meta for z in (x, y)):
+    if any(functorch.is_functorch_wrapped_tensor(z) or z.is_meta for z in (x, y)):
         return False
     return x.device == y.device and x.data_ptr() == y.data_ptr()
 
@@ -136,14 +138,14 @@ def _tensors(values: object) -> list[Tensor]:
 
 def innermost_tensor(x: Tensor) -> Tensor:
     """The tensor inside all wrappers of transforms."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
     return x
 
 
 def has_innermost_derivative(x: Tensor) -> bool:
     """Whether the innermost transform, a `vjp` or `grad`, has a derivative of `x`."""
-    return x.requires_grad and _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
+    return x.requires_grad and functorch.maybe_get_level(x) == functorch.maybe_current_level()
 
 
 def is_pair(out: Any) -> bool:
@@ -164,12 +166,12 @@ def is_readable(mask: Tensor) -> bool:
     """Whether the entries of a mask or key that no transform batches can be read: on CPU, and
     nothing compiles or traces.
     """
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    traced = torch.compiler.is_compiling() or is_traced()
     if traced or not mask.is_cpu:
         return False
-    while _functorch.is_functorch_wrapped_tensor(mask) and not _functorch.is_batchedtensor(mask):
-        mask = _functorch.get_unwrapped(mask)
-    return not _functorch.is_functorch_wrapped_tensor(mask)
+    while functorch.is_functorch_wrapped_tensor(mask) and not functorch.is_batchedtensor(mask):
+        mask = functorch.get_unwrapped(mask)
+    return not functorch.is_functorch_wrapped_tensor(mask)
 
 
 def all_present(present: Tensor) -> bool:
@@ -379,13 +381,13 @@ def check_gradients(grads: Params) -> None:
     if not can_look(grads):
         return
     parts = [local_part(grad) for grad in grads.values()]
-    if any(x.requires_grad for x in parts) or torch.autograd.forward_ad._current_level >= 0:
+    if any(x.requires_grad for x in parts) or forward_level() >= 0:
         # torch has no right forward-mode derivative of these norms
-        with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
-            norms = torch._foreach_norm(parts)
+        with torch.no_grad(), set_forward_grad(False):
+            lengths = norms(parts)
     else:
-        norms = torch._foreach_norm(parts)
-    if not math.isfinite(sum([norm.item() for norm in norms])):
+        lengths = norms(parts)
+    if not math.isfinite(sum([length.item() for length in lengths])):
         for name, leaf in grads.items():
             check_finite(local_part(leaf), f"gradient of {name!r}")
 

@@ -115,11 +115,11 @@ _SOURCES = {
 """The probe that measures a quantity; the most special probe comes first."""
 
 
-def rule_name(rule: Any) -> str:
-    """The name of the function that made a rule, or of a function itself; "rule" for a lambda."""
+def rule_name(rule: Any, unnamed: str = "rule") -> str:
+    """The name of the function that made a rule, or of a function; `unnamed` for a lambda."""
     f, part = (rule.update, 0) if hasattr(rule, "update") else (rule, -1)
     name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
-    return "rule" if name == "<lambda>" else name
+    return unnamed if name == "<lambda>" else name
 
 
 def expect_losses_fn(value: Any) -> None:

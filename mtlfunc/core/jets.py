@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 
 from ..types import Params
+from ._torch import tree_leaves
 from .checks import check_params
 
 __all__ = ["Laplacian", "directional", "laplacian", "value_and_gradient"]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from ..core._torch import tree_leaves, tree_map
 from ..core.expect import expect_probe
 from ..processes import of_union
 from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients, constructor

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from ..core._torch import tree_map
 from ..core.expect import expect_rule
 from ..types import Geometry, Rule, State, constructor
 from .common import reading_also

@@ -7,8 +7,8 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from ..core._torch import tree_map
 from ..core.checks import all_present, can_look, poison
 from ..types import Optimizer, State
 

@@ -308,12 +308,6 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     return solve_certified
 
 
-def solver_name(solve: Callable[..., object]) -> str:
-    """The name of a solver's function; of one of this package that of what made it."""
-    name = getattr(solve, "__qualname__", type(solve).__name__).rpartition(".")[2]
-    return "solver" if name == "<lambda>" else name
-
-
 def check_problem(problem: object) -> None:
     if not isinstance(problem, PROBLEMS):
         raise TypeError(

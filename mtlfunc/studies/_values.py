@@ -18,6 +18,8 @@ from weakref import ref
 import numpy as np
 import torch
 
+from ..core._torch import DisableTorchFunctionSubclass
+
 MOST = 100_000
 """Objects that one value may hold, numbers and strings aside."""
 
@@ -121,7 +123,7 @@ class _Values:
         return self.reduced(x)
 
     def tensor(self, x: torch.Tensor) -> Iterable[str]:
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             whole = x.detach().as_subclass(torch.Tensor).cpu().resolve_conj().resolve_neg()
             content = whole.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         held = () if type(x) in (torch.Tensor, torch.nn.Parameter) else (type(x), vars(x))

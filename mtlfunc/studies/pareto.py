@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from ..core._torch import tree_map
 from ..core.batching import check_at_once, evaluate
 from ..core.checks import can_look, check_finite, inside_transform, is_pair
 from ..core.progress import progress_bar

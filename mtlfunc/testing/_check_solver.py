@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_option
+from ..core.expect import rule_name
 from ..core.progress import progress_bar
 from ..rules.common import required_arguments
-from ..solvers.problems import solver_name
 from ._claims import check_grad, check_vmap
 from ._judge import AnySolver, Verdict, judge
 from ._report import Counterexample, SolverReport, SolverRow, in_words
@@ -99,7 +99,11 @@ def check_solver(
     if not callable(solver) or required_arguments(solver) == 0:
         raise TypeError(
             "solver: expected a function of one problem, got "
-            + (f"{solver_name(solver)}, which takes none: call it" if callable(solver) else "")
+            + (
+                f"{rule_name(solver, 'solver')}, which takes none: call it"
+                if callable(solver)
+                else ""
+            )
             + ("" if callable(solver) else type(solver).__name__)
         )
     if isinstance(problems, str) or isinstance(claims, str):
@@ -119,7 +123,7 @@ def check_solver(
     not_taken: dict[str, str] = {}
     unanswered: dict[str, str] = {}
     said = dict.fromkeys(claims, "")
-    label = name or solver_name(solver)
+    label = name or rule_name(solver, "solver")
     for kind in dict.fromkeys(problems or KINDS):
         refused = "" if problems is not None else refusal(solver, kind, tolerance, sizes)
         if refused:

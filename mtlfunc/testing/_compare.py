@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.expect import rule_name
 from ..display import table
 from ..solvers import active_set, certify, faces, frank_wolfe, projected_gradient
-from ..solvers.problems import DualCone, Problem, check_problem, solver_name
+from ..solvers.problems import DualCone, Problem, check_problem
 from ..types import Solution, Solver
 from ._cvx import cvx
 
@@ -124,7 +125,7 @@ def compare(
         found = dict(solvers)
     else:
         several = list(solvers)
-        names = [solver_name(solve) for solve in several]
+        names = [rule_name(solve, "solver") for solve in several]
         counted = [
             name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
             for i, name in enumerate(names)

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..core import random
+from ..core._torch import tree_map
 from ..core.checks import (
     all_present,
     can_look,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..core._torch import is_traced
 from ..core.checks import inside_transform
 from ..types import Balance, Step
 from ._forms import flatten, leaf_name
@@ -176,9 +177,7 @@ class Captured:
 
 def _elsewhere() -> bool:
     """Whether a transform, a compiler or a tracer sees what is called."""
-    return bool(
-        inside_transform() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    )
+    return bool(inside_transform() or torch.compiler.is_compiling() or is_traced())
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import SUPPORTED_NODES, keystr, tree_flatten_with_path
+
+from ..core._torch import SUPPORTED_NODES, keystr, tree_flatten_with_path
 
 LEAF = "leaf"
 

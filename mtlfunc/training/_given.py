@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
+from ..core._torch import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, reads_of, rule_name
 from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, row_probe

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from ..core._torch import TorchDispatchMode, end_pool, tree_leaves
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class CudaRecorder:
                 graph.capture_end()
             except RuntimeError:  # older versions of torch then leave their allocator at its memory
                 with suppress(RuntimeError, AttributeError):
-                    torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+                    end_pool(self.device.index, self.pool)
         with suppress(RuntimeError):
             graph.reset()
 

@@ -12,6 +12,7 @@ from weakref import getweakrefcount
 import torch
 from torch import Tensor
 
+from ..core._torch import copy_each, holders_of
 from ._forms import containers, flatten, leaf_name, unflatten
 from ._recorder import Recorder, memory
 
@@ -22,7 +23,6 @@ KEEP = (
 SMALL = 1024
 """Answers of at most so many entries are copied out together."""
 
-holders_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
 FACTS = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad"))
 
 
@@ -279,7 +279,7 @@ def _copy(to: Sequence[Any], values: Sequence[Any]) -> None:
             into.append(place)
             given.append(value)
     for into, given in groups.values():
-        torch._foreach_copy_(into, given)
+        copy_each(into, given)
 
 
 def _part(packs: list[Tensor], pack: int, where: Any) -> Tensor:

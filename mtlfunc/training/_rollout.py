@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
+from ..core._torch import tree_flatten, tree_map
 from ..core.checks import inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
 from ..core.progress import progress_bar

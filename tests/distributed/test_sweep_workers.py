@@ -134,8 +134,8 @@ def test_what_cannot_be_pickled_is_explained(pool):
     cure = "write f at the top level of a module, not as a lambda .* make what cannot be sent"
     with pytest.raises(TypeError, match=cure):
         grid(lambda k: k, {"k": torch.arange(2)}, points_at_once=1, executor=pool)
+    own = RULES | {"rule": {"own": mf.stateless(lambda g: g[0])}}
     with pytest.raises(TypeError, match=cure):
-        own = RULES | {"rule": {"own": mf.stateless(lambda g: g[0])}}
         grid(weighed, own, points_at_once=1, executor=pool)
     with pytest.raises(TypeError, match=r"executor: expected .*Executor.* str"):
         grid(weights, AXES, executor="processes")
