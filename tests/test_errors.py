@@ -113,7 +113,7 @@ CASES = {
         "shared: there is no parameter .*frozen",
     ),
     "frozen, pure": (lambda: pure(list, mf.parameters(FROZEN)), TypeError, "params: .*frozen"),
-    "meta": (lambda: made(list, META), ValueError, "params are on the meta device.*to_empty"),
+    "meta": (lambda: made(list, META), ValueError, "params: on the meta device.*to_empty"),
     "meta, pure": (lambda: pure(list, mf.parameters(META)), ValueError, "on the meta device"),
     "batch first": (
         lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),

@@ -233,11 +233,15 @@ def check_params(params: Params) -> None:
                 "convert the module to one dtype (for mixed precision use autocast inside "
                 "losses_fn)"
             )
-    if params[first].is_meta:
-        raise ValueError(
-            "params are on the meta device, which holds no values; call module.to_empty(device=...)"
-            " and load or draw them first"
-        )
+    refuse_meta(
+        params[first], "params", "; call module.to_empty(device=...) and load or draw them first"
+    )
+
+
+def refuse_meta(x: Tensor, what: str, cure: str = "") -> None:
+    """Raise for a tensor of the meta device."""
+    if x.is_meta:
+        raise ValueError(f"{what}: on the meta device, which holds no values{cure}")
 
 
 def check_autocast(params: Params, around: str = "call") -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import check_batch, check_finite, is_pair
+from ..core.checks import check_batch, check_finite, is_pair, refuse_meta
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
 """The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` if losses have no names.
@@ -87,8 +87,7 @@ def parse_losses(
         losses = Losses(torch.stack(several), several, names, aux)
     if not losses.vector.is_floating_point():
         raise TypeError(f"{what}: expected floating losses, got {losses.vector.dtype}")
-    if losses.vector.is_meta:
-        raise ValueError(f"{what}: the losses are on the meta device, which holds no values")
+    refuse_meta(losses.vector, what)
     check_batch(losses.vector, what)
     return losses
 

@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mtlfunc.core import checks
+from mtlfunc.gradients import losses
 from mtlfunc.solvers import _active_set, _auto
 
 READS = ("local_scalar_dense", "is_nonzero", "equal", "linalg_check_errors")
@@ -51,6 +53,8 @@ def _as_on_cuda() -> Iterator[None]:
         patch.object(_auto, "kernel_at", lambda gramian: True),
         patch.object(_active_set, "_kernel", torch.ops.mtlfunc.active_set),
         patch.object(torch, "is_autocast_enabled", lambda device: False),  # knows no meta device
+        patch.object(checks, "refuse_meta", lambda *args: None),
+        patch.object(losses, "refuse_meta", lambda *args: None),
     ):
         yield
 
