@@ -67,7 +67,7 @@ def _left(other: str, scale: str | None = None) -> Reader:
 
 
 def _scale_of(operand: Operand, name: str | None) -> float:
-    return 1 if name is None else getattr(operand.node, f"_saved_{name}")
+    return 1.0 if name is None else float(getattr(operand.node, f"_saved_{name}"))
 
 
 def _vector(operand: Operand) -> Use:
