@@ -28,7 +28,8 @@ def residuals(params, batch):
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    name: case.make.__wrapped__ if table is RULES else case.make  # RULES keeps what is made
+    # RULES keeps what is made
+    name: getattr(case.make, "__wrapped__", case.make) if table is RULES else case.make
     for table in (RULES, PROBES, SOLVERS)
     for name, case in table.items()
     if call_of(case.make())

@@ -145,7 +145,7 @@ def test_many_points_carry_momentum_as_a_few_do():
         state = step.init(mf.parameters(net), points)
         for _ in range(3):
             state, info = step.update(state, points)
-        assert float(mf.diagnostics.newton_error(info, 1e-2).residual) < 1e-10
+            assert float(mf.diagnostics.newton_error(info, 1e-2).residual) < 1e-10
         ends.append(_flat(state.params))
     torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)
 

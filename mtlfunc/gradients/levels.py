@@ -248,6 +248,7 @@ def _reassigned() -> Iterator[None]:
     """Undo what modules re-assign in a call: buffers, and other attributes that are tensors."""
     here, inside = get_ident(), False
     changes: list[tuple[dict[str, Any], str, Any, Any]] = []
+    keys: list[tuple[nn.Module, Any]] = []
 
     def watch(module: nn.Module, _: Any) -> None:
         nonlocal inside
@@ -263,9 +264,9 @@ def _reassigned() -> Iterator[None]:
 
         def compare(*_: Any) -> None:
             nonlocal inside
+            if not inside or keys[-1][1] is not key:
+                return  # of an earlier call
             inside = False
-            for hooks in (module._forward_hooks, module._forward_hooks_always_called):
-                del hooks[key]
             for place, before in held:
                 for name in before.keys() | place.keys():
                     old, new = before.get(name), place.get(name)
@@ -275,6 +276,7 @@ def _reassigned() -> Iterator[None]:
         # after the module's own hooks; functional_call exchanges buffers before and after both.
         # Without a handle, which would be taken for one of a hook on derivatives.
         key: Any = object()
+        keys.append((module, key))
         module._forward_hooks[key] = compare
         module._forward_hooks_always_called[key] = True
 
@@ -283,6 +285,8 @@ def _reassigned() -> Iterator[None]:
         yield
     finally:
         watching.remove()
+        for module, key in keys:
+            del module._forward_hooks[key], module._forward_hooks_always_called[key]
         for place, name, old, new in reversed(changes):
             if place.get(name) is not new:  # an exchanged one, which functional_call took back
                 continue
