@@ -16,7 +16,6 @@ from .layerwise import (
     Plan,
     costs,
     decide,
-    entry_layouts,
     groups_of,
     is_worth_recording,
     is_worth_weighing,
@@ -147,11 +146,10 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     if not forward.watched:
         layers = _describe_layers(Plan((), names), [], names, forward, rows, count)
         return Explanation(layers, rows, "one backward pass a sample and task")
-    device = losses.device.type
-    plan = sample_plan(forward.uses, forward.params, names, graph, count, rows // count, device)
+    plan, proved = sample_plan(forward.uses, forward.params, names, graph, losses)
     check = (
         "; the graph proves that they do not mix"
-        if entry_layouts(graph, losses, None, plan.uses) is not None
+        if proved is not None
         else ", and as many to check that they do not mix"
     )
     groups = [group for group, _ in plan.tapped]

@@ -25,7 +25,6 @@ from .layerwise import (
     SampledGroup,
     Use,
     common_plan,
-    entry_layouts,
     layouts,
     sample_block,
     sample_factors,
@@ -163,17 +162,15 @@ def _side(
     losses, graph = forward.value, forward.graph
     if forward.hooked and not depth():
         graph = replace(graph, loops=True)
-    samples, tasks, device = losses.shape[0], losses[0].numel(), losses.device.type
     with torch.inference_mode(False), torch.enable_grad():
         backward = Backward(forward, forward.recorded)
-        plan = Plan((), names)
+        plan, proved = Plan((), names), None
         if forward.watched:
-            plan = sample_plan(forward.uses, params, names, graph, samples, tasks, device)
+            plan, proved = sample_plan(forward.uses, params, names, graph, forward.losses.vector)
         deltas = [], [], []
         if plan.tapped:
             uses = plan.uses
-            proved = entry_layouts(graph, forward.losses.vector, None, uses)
-            deltas = deltas_by_sample(backward, uses, graph, losses, samples, look, proved)
+            deltas = deltas_by_sample(backward, uses, graph, losses, len(losses), look, proved)
     return Side(losses, forward, backward, graph, plan, *deltas)
 
 

@@ -167,10 +167,14 @@ PIECE = 1 << 25
 
 
 class Layout(NamedTuple):
-    """Where the samples are in one call's output: the slow (`major`) or fast index of an axis."""
+    """Where the samples are in one call's output: the slow (`major`) or fast index of an axis, and
+    which of them, as a term of the losses may have points of its own.
+    """
 
     axis: int
     major: bool
+    start: int = 0
+    count: int | None = None  # None is all of them
 
 
 def layouts(use: Use, samples: int) -> list[Layout]:
@@ -198,10 +202,17 @@ def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int
 
 
 def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
-    axis = lead + use.axes.index(layout.axis)
-    split = (samples, -1) if layout.major else (-1, samples)
+    axis, count = lead + use.axes.index(layout.axis), layout.count or samples
+    split = (count, -1) if layout.major else (-1, count)
     x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
-    return x.flatten(lead + 1, -3)
+    x = x.flatten(lead + 1, -3)
+    if count == samples:
+        return x
+    before, after = (
+        x.new_zeros(*x.shape[:lead], length, *x.shape[lead + 1 :])
+        for length in (layout.start, samples - layout.start - count)
+    )
+    return torch.cat([before, x, after], lead)
 
 
 def task_block(

@@ -45,6 +45,8 @@ def entry_layouts(
     loss_edges: Sequence[GradientEdge | None] | None,
     uses: Sequence[Use],
     samples: int | None = None,
+    *,
+    terms: bool = False,
 ) -> tuple[Layout, ...] | None:
     """Where the calls' outputs have what each entry of the losses' first axis depends on.
 
@@ -54,6 +56,7 @@ def entry_layouts(
         loss_edges: the separate losses, each of them an entry.
         uses: the calls.
         samples: a flat vector of losses has that many equal runs, each of which is an entry.
+        terms: a call may have some of the entries alone, one after the other.
 
     Returns:
         the layout of every call's output, or None unless the graph proves one for each.
@@ -79,7 +82,7 @@ def entry_layouts(
         calls = wanted.get(place)
         if calls is None:
             return True
-        layout = layout_of(owners, calls, count)
+        layout = layout_of(owners, calls, count, terms=terms)
         if layout is not None:
             found[place] = layout
         return layout is not None
@@ -95,8 +98,12 @@ def entry_layouts(
     return tuple(found[use.edge.node, use.edge.output_nr] for use in uses)
 
 
-def layout_of(owners: Owners, uses: Sequence[Use], count: int) -> Layout | None:
-    """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output."""
+def layout_of(
+    owners: Owners, uses: Sequence[Use], count: int, *, terms: bool = False
+) -> Layout | None:
+    """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output; of
+    `terms` some of them, one after the other.
+    """
     if isinstance(owners, int):
         return None
     owners = _compress_owners(owners)
@@ -107,13 +114,19 @@ def layout_of(owners: Owners, uses: Sequence[Use], count: int) -> Layout | None:
         # entries along the other axes may be read by nobody, such as positions of one sample
         others = [i for i in range(owners.ndim) if i != axis]
         along = _reduce_owners(owners, others).reshape(-1)
-        each, rest = divmod(size, count)
-        if rest:
-            continue
+        ranges = [(0, count)]
+        known = along[along >= 0]
+        if terms and known.size:
+            ranges.append((int(known.min()), int(np.ptp(known)) + 1))
         index = np.arange(size)
-        for major, expected in ((True, index // each), (False, index % count)):
-            if ((along == expected) | (along == NOBODY)).all():
-                return Layout(axis, major)
+        for start, several in ranges:
+            each, rest = divmod(size, several)
+            if rest:
+                continue
+            for major, expected in ((True, index // each), (False, index % several)):
+                if ((along == start + expected) | (along == NOBODY)).all():
+                    own = (start, several) if several < count else (0, None)
+                    return Layout(axis, major, *own)
     return None
 
 

@@ -215,23 +215,40 @@ def sample_plan(
     params: Params,
     names: Sequence[str],
     graph: Graph,
-    samples: int,
-    tasks: int,
-    device: str,
-) -> Plan:
-    """Forms of the leaves in `names` for every sample and task.
+    losses: Tensor,
+) -> tuple[Plan, tuple[Layout, ...] | None]:
+    """Forms of the leaves in `names` for every sample and task, and where the samples are in every
+    use of the plan, if the graph proves it.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
+
+    Args:
+        uses: by leaf, as the graph says.
+        params: the leaves of that pass.
+        names: those to look at.
+        graph: of that pass.
+        losses: [sample] or [sample, task].
     """
+    samples, rows = len(losses), losses.numel()
     groups = sampled_groups(uses, params, names, graph, samples)
-    every = [group for parts in groups.values() for group in parts]
-    forms: list[Form] = [
-        cheapest_form(group, samples * tasks, device, samples, ("kernel", "gemm"))
-        for group in every
+    every = groups_of(uses, params, names, graph)
+    proved = None
+    if any(name not in groups for name in every):  # terms may have samples of their own
+        every = {name: over_samples(parts, graph, samples) for name, parts in every.items()}
+        proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
+        groups = groups if proved is None else every
+    if proved is None:
+        proved = entry_layouts(graph, losses, None, _uses(groups))
+    forms: list[tuple[Group, Form]] = [
+        (group, cheapest_form(group, rows, losses.device.type, samples, ("kernel", "gemm")))
+        for parts in groups.values()
+        for group in parts
     ]
-    return Plan(
-        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in groups)
-    )
+    return Plan(tuple(forms), tuple(name for name in names if name not in groups)), proved
+
+
+def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
+    return [use for parts in groups.values() for group in parts for use in group.uses]
 
 
 def sampled_groups(
