@@ -102,21 +102,32 @@ def test_projections_equal_quadprog_on_the_gradients(family, count):
             )
 
 
+def left_unresolved(G, face):
+    """Of each constraint of a thin face, as `tests/test_thin_cones.py` has it: the part that the
+    Gramian's rounding leaves.
+    """
+    unit = (G / G.diagonal().sqrt().outer(G.diagonal().sqrt()))[face][:, face]
+    least = float(torch.linalg.eigvalsh(unit)[0].clamp_min(0)) if len(unit) else 1.0
+    delta = resolution(len(G), EPS)
+    return (delta / (least + delta)) ** 2
+
+
 @given(jacobians(most=7))
 def test_projections_never_conflict_and_meet_their_kkt_conditions(J):
     """v >= p, G v >= 0, (v - p)·G v = 0; UPGrad's weights are a sum of such v, so that its rates
     are not negative either.
     """
     G, n, count = J @ J.mT, J.norm(dim=1), len(J)
-    v = mf.weights(mf.dualproj(), G)
-    noise = 64 * count * EPS * n * (n @ v.abs())
-    u = v - 1 / count
-    assert (u >= 0).all()
-    assert (G @ v >= -noise).all()
-    assert (u * (G @ v)).abs().sum() <= (u * noise).sum() + noise.sum() / count
-    v = mf.weights(mf.upgrad(), G)
-    assert (v >= (1 - EPS) / count).all()
-    assert (G @ v >= -64 * count * EPS * n * (n @ v.abs())).all()
+    for rule in (mf.dualproj(), mf.upgrad()):
+        v = mf.weights(rule, G)
+        u = v - 1 / count
+        thin = left_unresolved(G, u > 4 * EPS) * n * n.mean()
+        noise = 64 * count * EPS * n * (n @ v.abs()) + thin
+        assert (v >= (1 - EPS) / count).all()
+        assert (G @ v >= -noise).all()
+        if rule == mf.dualproj():
+            assert (u >= 0).all()
+            assert (u * (G @ v)).abs().sum() <= (u * noise).sum() + noise.sum() / count
 
 
 def test_upgrad_two_tasks_in_fractions():
