@@ -14,6 +14,8 @@ from experiments.digits import __main__ as digits_command
 from experiments.metric import __main__ as metric_command
 from experiments.rewards import __main__ as rewards_command
 from experiments.rewards import adding, exact
+from mtlfunc.core import checks
+from mtlfunc.gradients import losses
 from mtlfunc.studies.arena import Settings as Few
 from mtlfunc.studies.arena import compete
 from mtlfunc.training import _recorder
@@ -40,6 +42,8 @@ def meta(monkeypatch):
     """torch asks no autocast of this device."""
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: a[:1] != ("meta",) and asked(*a))
+    for module in (checks, losses):  # which says that it holds no values
+        monkeypatch.setattr(module, "refuse_meta", lambda *a: None)
     with on(META):
         yield
 
