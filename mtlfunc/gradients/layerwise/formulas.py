@@ -174,7 +174,7 @@ class Layout(NamedTuple):
     axis: int
     major: bool
     start: int = 0
-    count: int | None = None  # None is all of them
+    several: int | None = None  # None is all of them
 
 
 def layouts(use: Use, samples: int) -> list[Layout]:
@@ -202,7 +202,7 @@ def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int
 
 
 def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
-    axis, count = lead + use.axes.index(layout.axis), layout.count or samples
+    axis, count = lead + use.axes.index(layout.axis), layout.several or samples
     split = (count, -1) if layout.major else (-1, count)
     x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
     x = x.flatten(lead + 1, -3)
