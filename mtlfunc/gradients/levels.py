@@ -7,6 +7,7 @@ where a transform is active, the compiler traces, or inference mode forbids plai
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from threading import get_ident
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge
 from torch.func import vjp
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import _global_forward_pre_hooks as _hooks_of_all
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -255,6 +256,7 @@ def _reassigned() -> Iterator[None]:
         if inside or get_ident() != here:
             return
         inside = True
+        del _hooks_of_all[mine]  # which what is compiled inside would be compiled with
         held = [
             (place, dict(place))
             for part in module.modules()
@@ -267,6 +269,7 @@ def _reassigned() -> Iterator[None]:
             if not inside or keys[-1][1] is not key:
                 return  # of an earlier call
             inside = False
+            _hooks_of_all[mine] = watch
             for place, before in held:
                 for name in before.keys() | place.keys():
                     old, new = before.get(name), place.get(name)
@@ -280,11 +283,14 @@ def _reassigned() -> Iterator[None]:
         module._forward_hooks[key] = compare
         module._forward_hooks_always_called[key] = True
 
-    watching = register_module_forward_pre_hook(watch)
+    mine: Any = object()
+    _hooks_of_all[mine] = watch
     try:
-        yield
+        with warnings.catch_warnings():  # of a compiled module that is the outer one
+            warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there")
+            yield
     finally:
-        watching.remove()
+        _hooks_of_all.pop(mine, None)
         for module, key in keys:
             del module._forward_hooks[key], module._forward_hooks_always_called[key]
         for place, name, old, new in reversed(changes):
