@@ -113,14 +113,6 @@ class Graph:
             if (id(place) in ends if isinstance(place, Tensor) else place.node in nodes)
         ]
 
-    def leaf_node(self, name: str) -> Node:
-        """The node of a leaf, whether or not some root depends on it."""
-        place = self.places[name]
-        return (
-            self.leaf_nodes.get(name)
-            or (gradient_edge(place) if isinstance(place, Tensor) else place).node
-        )
-
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
@@ -311,7 +303,7 @@ class Device(NamedTuple):
     number: float  # seconds a number of its output
     batched: float  # times that, where one pass has several rows
     mapped: float  # launches of a batched backward
-    mapped_kinds: float  # the same of convolutions and norms
+    mapped_slow: float  # the same of convolutions and norms
 
 
 DEVICES = {"cuda": Device(70e-6, 15e-12, 2.4, 1.4, 6.0)}
@@ -343,8 +335,50 @@ def prefers_one_pass(graph: Graph, rows: int, numel: int, device: str) -> bool:
         size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
         held, largest = held + size, max(largest, size)
         slow = "Convolution" in node.name() or node.name().startswith(_NORMS)
-        launches = costs.mapped_kinds if slow else costs.mapped
+        launches = costs.mapped_slow if slow else costs.mapped
         alone += losses.bit_count() * (costs.launch + costs.number * size)
         together += launches * costs.launch + rows * costs.batched * costs.number * size
     fits = 2 * rows * largest <= ROOM * (held + (1 + rows) * numel)
     return fits and together < alone
+
+
+PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")
+PIECES = (
+    *("SelectBackward0", "UnbindBackward0", "SliceBackward0"),
+    *("SplitBackward0", "SplitWithSizesBackward0"),
+)
+"""Nodes whose outputs are pieces of their input along one axis, `_saved_dim`."""
+
+
+def signed(n: int) -> int:
+    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
+
+
+def order_of(node: Node, count: int) -> list[int]:
+    """Which of its input's axes each axis of a permutation's output is."""
+    if node.name() == "PermuteBackward0":
+        return [signed(dim) % count for dim in node._saved_dims]
+    axes = list(range(count))
+    if node.name() == "TransposeBackward0":
+        i, j = (signed(dim) % count for dim in (node._saved_dim0, node._saved_dim1))
+        axes[i], axes[j] = j, i
+        return axes
+    return axes[::-1]
+
+
+def piece_of(node: Node, output: int, length: int) -> slice:
+    """The entries of one output of `PIECES` along their axis, which is so long."""
+    kind = node.name()
+    if kind == "SelectBackward0":
+        start = signed(node._saved_index) % length
+        return slice(start, start + 1)
+    if kind == "UnbindBackward0":
+        return slice(output, output + 1)
+    if kind == "SliceBackward0":
+        start, end = node._saved_start or 0, node._saved_end
+        return slice(signed(start), None if end is None else signed(end), node._saved_step)
+    if kind == "SplitBackward0":
+        size = node._saved_split_size
+        return slice(output * size, (output + 1) * size)
+    sizes = node._saved_split_sizes
+    return slice(sum(sizes[:output]), sum(sizes[: output + 1]))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .formulas import Layout, layouts
-from .graph import Graph
+from .graph import Graph, order_of, piece_of, signed
 from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
@@ -242,13 +242,9 @@ def _compress_owners(owners: np.ndarray) -> np.ndarray:
 # ---- known operations ----------------------------------------------------------------------------
 
 
-def _to_signed(n: int) -> int:
-    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
-
-
 def _dims(named: int | Sequence[int] | None, count: int) -> list[int]:
     named = (named,) if isinstance(named, int) else named or ()
-    return sorted({_to_signed(dim) % count for dim in named})
+    return sorted({signed(dim) % count for dim in named})
 
 
 def _elementwise(
@@ -306,15 +302,7 @@ def _match_axes(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, in
 def _follow_permutation(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
-    axes = list(range(len(out)))
-    if node.name() == "PermuteBackward0":
-        axes = [_to_signed(dim) % len(out) for dim in node._saved_dims]
-    elif node.name() == "TransposeBackward0":
-        i, j = (_to_signed(dim) % len(out) for dim in (node._saved_dim0, node._saved_dim1))
-        axes[i], axes[j] = j, i
-    else:
-        axes.reverse()
-    return owners.transpose(np.argsort(axes))
+    return owners.transpose(np.argsort(order_of(node, len(out))))
 
 
 def _follow_reduction(
@@ -349,7 +337,7 @@ def _follow_diagonal(
 ) -> np.ndarray | None:
     """Two axes as one, the last: what reads none of it is said to read all."""
     whole = _reduce_owners(owners, [len(out) - 1])[..., 0]
-    dims = [_to_signed(dim) % len(shape) for dim in (node._saved_dim1, node._saved_dim2)]
+    dims = [signed(dim) % len(shape) for dim in (node._saved_dim1, node._saved_dim2)]
     return np.expand_dims(whole, sorted(dims))
 
 
@@ -358,20 +346,8 @@ def _follow_slice(
 ) -> np.ndarray | None:
     """A piece of the input along one axis."""
     (dim,) = _dims(node._saved_dim, len(shape))
-    kind, length = node.name(), shape[dim]
-    if kind == "SelectBackward0":
-        start = _to_signed(node._saved_index) % length
-        piece = slice(start, start + 1)
-    elif kind == "UnbindBackward0":
-        piece = slice(place, place + 1)
-    elif kind == "SliceBackward0":
-        start, end = node._saved_start or 0, node._saved_end
-        piece = slice(_to_signed(start), None if end is None else _to_signed(end), node._saved_step)
-    elif kind == "SplitBackward0":
-        piece = slice(place * node._saved_split_size, (place + 1) * node._saved_split_size)
-    else:
-        sizes = node._saved_split_sizes
-        piece = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+    length = shape[dim]
+    piece = piece_of(node, place, length)
     if len(out) < len(shape):
         owners, out = np.expand_dims(owners, dim), (*out[:dim], 1, *out[dim:])
     if len(range(*piece.indices(length))) != out[dim]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .elementwise import broadcast, shift
+from .graph import signed
 from .uses import Operand, Reader, Unread, Use
 
 
@@ -157,8 +158,7 @@ def _embedding(operand: Operand) -> Use:
     node, indices = operand.node, operand.saved("indices")
     if node._saved_scale_grad_by_freq or node._saved_sparse:
         raise Unread("an embedding with sparse gradients, or scaled by frequency, reads it")
-    skipped = node._saved_padding_idx
-    skipped = skipped - 2**64 if skipped >= 2**63 else skipped  # -1 is none
+    skipped = signed(node._saved_padding_idx)  # -1 is none
 
     def varied(delta: Tensor) -> Tensor:
         kept = delta

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from .graph import Graph, Node
+from .graph import PERMUTATIONS, PIECES, Graph, Node, order_of, piece_of, signed
 
 Kind = Literal["outer", "lookup", "local"]
 
@@ -100,8 +100,7 @@ class Operand(NamedTuple):
     def several(self, name: str) -> list[Tensor | None]:
         """The same, of a list."""
         raw = getattr(self.node, f"_raw_saved_{name}")
-        found = [None if x is None else _checked(self.node, name, x, i) for i, x in enumerate(raw)]
-        return found
+        return [None if x is None else _checked(self.node, name, x, i) for i, x in enumerate(raw)]
 
     def rows_of_part(self, rows: Tensor) -> Tensor:
         """[row, *shape] to [row, *shape of the part]."""
@@ -227,14 +226,13 @@ def _uses_of(
         if output != place[1]:
             continue
         name = node.name()
-        view = _VIEWS.get(name)
-        if view is not None:
+        if name in PERMUTATIONS or name in _RESHAPES:
             after = _shape_of(node, 0)
-            order = view(node, len(shape))
+            order = tuple(order_of(node, len(shape))) if name in PERMUTATIONS else None
             steps = views if order is None and after == shape else (*views, View(shape, order))
             yield from _uses_of(part, after, (node, 0), graph, readers, steps)
-        elif name in _CUTS and not views and part.span is None and shape:
-            for i, start, size in _CUTS[name](node, shape):
+        elif name in PIECES and not views and part.span is None and shape:
+            for i, start, size in _pieces(node, shape):
                 whole = size == shape[0]
                 cut = part if whole else part._replace(span=(start, start + size))
                 after, before = _shape_of(node, i), (size, *shape[1:])
@@ -267,86 +265,22 @@ def _shape_of(node: Node, output: int) -> tuple[int, ...]:
     return tuple(node._input_metadata[output].shape)
 
 
-def _signed(n: int) -> int:
-    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
+_RESHAPES = frozenset(
+    (
+        *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+        *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
+        *("CloneBackward0", "ToCopyBackward0"),
+    )
+)
+"""Nodes that hand on all entries of their input, in their order, and no others."""
 
 
-def _reversed(node: Node, count: int) -> tuple[int, ...]:
-    return tuple(reversed(range(count)))
-
-
-def _transposed(node: Node, count: int) -> tuple[int, ...]:
-    axes = list(range(count))
-    i, j = _signed(node._saved_dim0) % count, _signed(node._saved_dim1) % count
-    axes[i], axes[j] = axes[j], axes[i]
-    return tuple(axes)
-
-
-def _permuted(node: Node, count: int) -> tuple[int, ...]:
-    return tuple(_signed(dim) % count for dim in node._saved_dims)
-
-
-def _reshaped(node: Node, count: int) -> None:
-    return None
-
-
-_VIEWS: dict[str, Callable[[Node, int], tuple[int, ...] | None]] = {
-    "TBackward0": _reversed,
-    "TransposeBackward0": _transposed,
-    "PermuteBackward0": _permuted,
-    **dict.fromkeys(
-        (
-            *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
-            *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
-            *("CloneBackward0", "ToCopyBackward0"),
-        ),
-        _reshaped,
-    ),
-}
-"""Nodes that hand on all entries of their input, and no others: the order of the axes, or None."""
-
-
-Piece = tuple[int, int, int]
-"""Which output, where it starts in the first axis, and its length there."""
-
-
-def _split(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
-    _check_first_axis(node, shape)
-    start = 0
-    for i, piece in enumerate(node._input_metadata):
-        yield i, start, piece.shape[0]
-        start += piece.shape[0]
-
-
-def _unbind(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
-    _check_first_axis(node, shape)
-    for i in range(shape[0]):
-        yield i, i, 1
-
-
-def _slice(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
-    _check_first_axis(node, shape)
-    if node._saved_step != 1:
-        raise Unread("a slice with a step reads it")
-    start = range(shape[0])[_signed(node._saved_start or 0) :].start
-    yield 0, start, node._input_metadata[0].shape[0]
-
-
-def _select(node: Node, shape: tuple[int, ...]) -> Iterator[Piece]:
-    _check_first_axis(node, shape)
-    yield 0, _signed(node._saved_index) % shape[0], 1
-
-
-def _check_first_axis(node: Node, shape: tuple[int, ...]) -> None:
-    if _signed(node._saved_dim) % len(shape):
+def _pieces(node: Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Of every output where it starts in the first axis, and its length there."""
+    if signed(node._saved_dim) % len(shape):
         raise Unread("a piece of it along another axis than the first is read")
-
-
-_CUTS: dict[str, Callable[[Node, tuple[int, ...]], Iterator[Piece]]] = {
-    "SplitBackward0": _split,
-    "SplitWithSizesBackward0": _split,
-    "UnbindBackward0": _unbind,
-    "SliceBackward0": _slice,
-    "SelectBackward0": _select,
-}
-"""Nodes whose outputs are runs of the first axis."""
+    for output in range(len(node._input_metadata)):
+        rows = range(*piece_of(node, output, shape[0]).indices(shape[0]))
+        if rows.step != 1:
+            raise Unread("a slice with a step reads it")
+        yield output, rows.start, len(rows)
