@@ -30,6 +30,7 @@ from .layerwise import (
     sample_block,
     sample_factors,
     sampled_groups,
+    spread_groups,
     weighted_plan,
     widest,
 )
@@ -111,7 +112,7 @@ def plan_weightings(
 
     if request.weightings <= FEW and not (found := planned(parts)).worth:
         return found, None
-    groups = sampled_groups(forward.uses, params, tuple(params), graph, samples)
+    groups = sampled_groups(spread_groups(groups, graph, samples), samples)
     found = planned(parts)
     if not found.worth:
         return found, None

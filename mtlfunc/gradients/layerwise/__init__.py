@@ -34,6 +34,7 @@ from .plan import sample_plan as sample_plan
 from .plan import sampled_groups as sampled_groups
 from .plan import should_loop as should_loop
 from .plan import sketch as sketch
+from .plan import spread_groups as spread_groups
 from .plan import weighted_plan as weighted_plan
 from .plan import widest as widest
 from .readers import READERS as READERS

@@ -230,11 +230,9 @@ def sample_plan(
         losses: [sample] or [sample, task].
     """
     samples, rows = len(losses), losses.numel()
-    groups = sampled_groups(uses, params, names, graph, samples)
-    every = groups_of(uses, params, names, graph)
-    proved = None
-    if any(name not in groups for name in every):  # terms may have samples of their own
-        every = {name: over_samples(parts, graph, samples) for name, parts in every.items()}
+    every = spread_groups(groups_of(uses, params, names, graph), graph, samples)
+    groups, proved = sampled_groups(every, samples), None
+    if len(groups) < len(every):  # terms may have samples of their own
         proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
         groups = groups if proved is None else every
     if proved is None:
@@ -251,18 +249,19 @@ def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
     return [use for parts in groups.values() for group in parts for use in group.uses]
 
 
-def sampled_groups(
-    uses: Uses, params: Params, names: Sequence[str], graph: Graph, samples: int
+def spread_groups(
+    groups: Mapping[str, list[Group]], graph: Graph, samples: int
 ) -> dict[str, list[Group]]:
-    """`groups_of`, of the leaves whose nodes may all have an axis for the samples."""
-    found = {
-        name: over_samples(groups, graph, samples)
-        for name, groups in groups_of(uses, params, names, graph).items()
-    }
+    """The groups, with what every sample adds read where it is broadcast over samples."""
+    return {name: over_samples(parts, graph, samples) for name, parts in groups.items()}
+
+
+def sampled_groups(groups: Mapping[str, list[Group]], samples: int) -> dict[str, list[Group]]:
+    """Those of the leaves whose nodes may all have an axis for the samples."""
     return {
-        name: groups
-        for name, groups in found.items()
-        if all(layouts(use, samples) for group in groups for use in group.uses)
+        name: parts
+        for name, parts in groups.items()
+        if all(layouts(use, samples) for group in parts for use in group.uses)
     }
 
 
