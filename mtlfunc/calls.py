@@ -131,7 +131,7 @@ def written(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"torch.{' '.join(repr(x).split())}"
     text = repr(x)
-    if hasattr(x, "__qualname__"):
+    if callable(x) and hasattr(x, "__qualname__"):
         return text if isinstance(x, Made) else _name(x)
     return f"<{type(x).__name__}>" if " at 0x" in text or "\n" in text else text
 
@@ -165,4 +165,5 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
+    same: Any = one == other
+    return getattr(same, "ndim", 0) == 0 and bool(same)  # an array answers entry by entry

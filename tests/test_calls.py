@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.calls import Made, call_of
+from mtlfunc.calls import Made, call_of, constructor
 from mtlfunc.core import optim
 from mtlfunc.studies._values import digest_of
 from tests.support import ROOT
@@ -177,3 +178,17 @@ def test_a_tree_of_parts_is_mapped_as_before():
     gramian = torch.eye(2)
     both = vmap(lambda c: mf.weights(mf.cagrad(c), gramian))(torch.tensor([0.1, 0.4]))
     assert torch.allclose(both[1], mf.weights(rule, gramian))
+
+
+def test_arguments_of_any_kind_are_written_and_compared():
+    @constructor
+    def holding(x):
+        return lambda: x
+
+    entries = np.array([0.5, 0.5])
+    assert holding(entries) == holding(entries)
+    assert holding(entries) != holding(entries.copy())
+    assert mf.cagrad(np.float64(0.4)) == mf.cagrad(np.float64(0.4))
+    once = mf.jacobian(name for name in ("a.*", "b.*"))
+    assert repr(once) == "mf.jacobian(<generator>)"
+    assert once != mf.jacobian(name for name in ("a.*", "b.*"))
