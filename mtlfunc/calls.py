@@ -28,25 +28,23 @@ def constructor(make: Callable[P, T]) -> Callable[P, T]:
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         made: Any = make(*args, **kwargs)
-        origin = Call(call, args, kwargs)
-        if hasattr(made, "_fields"):
-            pairs = zip(made._fields, made, strict=True)
-            functions = {key: Made(origin, key, x) for key, x in pairs if callable(x)}
-            origin.made = made._replace(**functions)
-        else:
-            origin.made = Made(origin, "", made)
-        return origin.made
+        origin = Call(call, args, kwargs, made)
+        if not hasattr(made, "_fields"):
+            return Made(origin, "", made)  # pyright: ignore[reportReturnType]
+        pairs = zip(made._fields, made, strict=True)
+        return made._replace(**{key: Made(origin, key, x) for key, x in pairs if callable(x)})
 
     return call
 
 
 class Call:
-    """A constructor and its arguments."""
+    """A constructor, its arguments, and what it made of them."""
 
-    made: Any = None
-
-    def __init__(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
-        self.make, self.args, self.kwargs = make, args, kwargs
+    def __init__(
+        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, made: Any
+    ) -> None:
+        # of functions that know no call: what arguments hold is freed with the last part
+        self.make, self.args, self.kwargs, self.made = make, args, kwargs, made
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -111,9 +109,18 @@ def _again(module: str, name: str, arguments: dict[str, Any], field: str) -> Any
 
 def call_of(value: Any) -> Call | None:
     """The call that made a part, or None; also for a part with a field that was replaced since."""
-    several: Any = value if hasattr(value, "_fields") else (value,)
-    calls = [x.call for x in several if isinstance(x, Made)]
-    return calls[0] if calls and _same(calls[0].made, value) else None
+    if isinstance(value, Made):
+        return None if value.field else value.call
+    call = next((x.call for x in value if isinstance(x, Made)), None) if _is_part(value) else None
+    if call is None or type(call.made) is not type(value):
+        return None
+    told = zip(value._fields, value, call.made, strict=True)
+    same = (x == Made(call, key, y) if callable(y) else _same(x, y) for key, x, y in told)
+    return call if all(same) else None
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def written(x: Any) -> str:

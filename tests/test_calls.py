@@ -1,10 +1,12 @@
 """Parts of a method are data: equal if made of equal arguments, written and pickled as a call."""
 
 import copy
+import gc
 import inspect
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +194,17 @@ def test_arguments_of_any_kind_are_written_and_compared():
     once = mf.jacobian(name for name in ("a.*", "b.*"))
     assert repr(once) == "mf.jacobian(<generator>)"
     assert once != mf.jacobian(name for name in ("a.*", "b.*"))
+
+
+def test_arguments_are_freed_with_their_part():
+    """Without the garbage collector: they may hold a graph, or a level of a transform."""
+    gc.collect()
+    gc.disable()
+    try:
+        for make in (mf.mean, mf.upgrad):
+            argument = torch.ones(3) / 3
+            held, part = weakref.ref(argument), make(preference=argument)
+            del argument, part
+            assert held() is None
+    finally:
+        gc.enable()
