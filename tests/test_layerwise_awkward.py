@@ -279,3 +279,26 @@ def test_second_hypergradient_through_a_closure_and_a_layer_norm():
     torch.testing.assert_close(
         second, (first(at + 1e-5) - first(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("to", [torch.tensor([2]), torch.tensor(2)])
+def test_a_number_written_by_index_copy_is_differentiated_task_by_task(to):
+    """torch's batched backward of it is wrong."""
+    params = {"y": torch.tensor(0.3, dtype=torch.float64), "s": torch.tensor(0.7).double()}
+
+    def losses(p, batch=None):
+        z = torch.index_copy(torch.ones(4).double() * p["s"], 0, to, p["y"] * p["s"])
+        return torch.stack([(z * torch.arange(4)).sum() ** 2, z.prod(), z.sum().sin()])
+
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+    rows = [
+        torch.stack(torch.autograd.grad(loss, list(leaves.values()), retain_graph=True))
+        for loss in losses(leaves)
+    ]
+    expected = torch.stack(rows) @ torch.stack(rows).T
+    torch.testing.assert_close(mf.task_gramian(losses, params, None)[1], expected)
+    module = nn.ParameterDict(params)
+    balancer = mf.Balancer(module, mf.mgda())
+    with balancer:
+        found = losses(module)
+    torch.testing.assert_close(balancer.backward(found).gramian, expected)

@@ -18,7 +18,7 @@ from ..types import Params, Rows
 from .layerwise import Place, Plan, Use, task_block
 from .levels import run_backward
 from .run import PLAIN, UNDEFINED, Forward
-from .safe_ops import is_batching_error, is_never_batched, needs_recording
+from .safe_ops import is_batching_error, needs_recording
 
 
 class Measured(NamedTuple):
@@ -66,7 +66,6 @@ class Backward:
         self.some = self.edges if left_out else None
         self.anyway = depth() > 0 and needs_recording(forward.losses.vector)
         self.places = forward.places
-        self.losses = forward.losses.vector
 
     def leaf(self, name: str) -> Target:
         return target(self.places[name], partial(torch.zeros_like, self.params[name]))
@@ -138,7 +137,7 @@ class Backward:
             return []
         if len(cotangents) == 1:
             return _stacked([self(self.root, cotangents[0], targets, keep=keep)])
-        if chunk_size == 1 or is_never_batched(self.losses):
+        if chunk_size == 1:
             return _stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
         try:
             return list(

@@ -58,14 +58,6 @@ def needs_recording(losses: Tensor) -> bool:
     return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
 
 
-def is_never_batched(losses: Tensor) -> bool:
-    """Whether some backward pass of the graph is wrong under vmap: one that writes one number."""
-    return any(
-        node.name().startswith("IndexCopy") and node._saved_source_dim == 0
-        for node in _nodes(losses)
-    )
-
-
 def is_batching_error(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
     message = str(error)

@@ -251,7 +251,11 @@ def _batching_support(nodes: Iterable[Node]) -> tuple[bool, bool]:
     mixed = any_of_kind(_NORMS) and any_of_kind(("ToCopy",))
     # On plain leaves a custom function's own backward, a compiled one's too, runs as it is written.
     custom = not depth() and any(isinstance(node, BackwardCFunction) for node in nodes)
-    return not (any_of_kind(_UNBATCHED) or mixed or custom), not any_of_kind(_STALE)
+    # torch gets it wrong where one number is written
+    copied = any_of_kind(("IndexCopy",)) and any(
+        node.name() == "IndexCopyBackward0" and node._saved_source_dim == 0 for node in nodes
+    )
+    return not (any_of_kind(_UNBATCHED) or mixed or custom or copied), not any_of_kind(_STALE)
 
 
 def separate_edges(
