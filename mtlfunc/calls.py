@@ -54,11 +54,9 @@ class Call:
         return bound.arguments
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Call)
-            and self.make is other.make
-            and _same(self.arguments, other.arguments)
-        )
+        if not isinstance(other, Call) or self.make is not other.make:
+            return False
+        return _same(self.arguments, other.arguments)
 
     def __hash__(self) -> int:
         return hash(self.make)  # arguments may be tensors
@@ -111,16 +109,13 @@ def call_of(value: Any) -> Call | None:
     """The call that made a part, or None; also for a part with a field that was replaced since."""
     if isinstance(value, Made):
         return None if value.field else value.call
-    call = next((x.call for x in value if isinstance(x, Made)), None) if _is_part(value) else None
+    fields = value if hasattr(value, "_fields") else ()
+    call = next((x.call for x in fields if isinstance(x, Made)), None)
     if call is None or type(call.made) is not type(value):
         return None
     told = zip(value._fields, value, call.made, strict=True)
     same = (x == Made(call, key, y) if callable(y) else _same(x, y) for key, x, y in told)
     return call if all(same) else None
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def written(x: Any) -> str:
