@@ -252,6 +252,30 @@ def test_tensors_that_retain_their_gradient(watched):
         torch.testing.assert_close(h.grad, expected)
 
 
+@pytest.mark.parametrize("scalars", [True, False])
+def test_one_pass_of_weighted_losses_shares_no_gradient(scalars):
+    """Of a leaf and what retains its gradient, which the leaf's derivative is passed on from."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x = nn.Parameter(torch.tensor([1.0, 2.0, 4.0]))
+
+    net = Sum()
+    balancer = mf.Balancer(net, mf.gls(), None)
+    for power in (2.0, None):  # without one, the weights themselves are the derivative
+        net.zero_grad()
+        h = net.x + 1.0
+        h.retain_grad()
+        losses = h if power is None else h**power
+        info = balancer.backward(list(losses) if scalars else losses)
+        expected = info.weights * (1 if power is None else 2 * (net.x.detach() + 1))
+        torch.testing.assert_close(net.x.grad, expected)
+        net.x.grad.zero_()
+        torch.testing.assert_close(h.grad, expected)
+        assert info.weights.gt(0).all()
+
+
 class OldStyle(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -521,8 +545,8 @@ def test_gradients_that_a_backward_of_ones_own_leaves_with_a_graph(watched):
 def test_sparse_gradients_are_an_error_with_a_cure(rows):
     net = nn.Sequential(nn.Embedding(5, 2, sparse=True))
     balancer = mf.Balancer(net, mf.mean(), "*" if rows else None)
-    out = net(torch.arange(3)).square().mean(0)
-    for losses in (tuple(out), out):  # a pass a task, and one for all
+    for form in (tuple, torch.clone):  # a pass a task, and one for all
+        losses = form(net(torch.arange(3)).square().mean(0))
         with pytest.raises(RuntimeError, match="sparse=False"):
             balancer.backward(losses)
     assert net[0].weight.grad is None

@@ -11,7 +11,8 @@ the combination written into `.grad`); a loop with `torch.autograd.grad` per tas
 style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix, weights by
 Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
 TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
-no heads. The rule is MGDA on the trunk throughout. `--compiled` also times, for the MLP, a pure
+no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer whose rule reads no
+gradient, and does what the plain step does. `--compiled` also times, for the MLP, a pure
 step with its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
 """
 
@@ -142,6 +143,7 @@ CASES = {
 BAR = 1.10  # of `mf.Balancer` against the shortest loop
 PEERS = ("shortest loop", "loop", "LibMTL-style", "TorchJD")
 OURS = ("mf.balance", "mf.Balancer")
+ALONE = "losses alone"
 
 
 def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tensor:
@@ -231,6 +233,12 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
             losses = net(x)
         balancer.backward(losses)
 
+    weighted = mf.Balancer(net, mf.gls(), None)
+
+    def alone() -> None:
+        net.zero_grad()
+        weighted.backward(net(x))
+
     step = mf.balance(
         lambda params, x: tuple(functional_call(net, params, (x,))),
         mf.mgda(),
@@ -244,6 +252,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     found: dict[str, Call] = {
         "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads), "loop": loop,
         "LibMTL-style": partial(libmtl_style, net, x), "mf.Balancer": live, "mf.balance": pure,
+        ALONE: alone,
     }  # fmt: skip
     try:
         from torchjd.aggregation import MGDA
@@ -325,7 +334,7 @@ def measure(
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
-    names, over = [*PEERS, *OURS], f"mf.Balancer / {PEERS[0]}"
+    names, over = [*PEERS, *OURS, ALONE], f"mf.Balancer / {PEERS[0]}"
     lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names)]
     lines[-1] += f" | {over} | bar |"
     lines.append("|---|" + "---|" * (len(names) + 3))

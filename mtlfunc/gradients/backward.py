@@ -150,8 +150,8 @@ class Backward:
                 raise
             return self.each(cotangents, targets, 1)
 
-    def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
-        """One pass: the gradients of the named leaves."""
+    def leaves(self, names: tuple[str, ...], cotangent: Tensor, *, keep: bool = True) -> Params:
+        """One pass: the gradients of the named leaves; `keep` the graph."""
         if not names:
             return {}
         targets = [self.leaf(name) for name in names]
@@ -160,7 +160,7 @@ class Backward:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
             root = tuple([edge for edge, _ in pairs]) or None
             cotangents = tuple([value for _, value in pairs])
-        return dict(zip(names, self(root, cotangents, targets), strict=True))
+        return dict(zip(names, self(root, cotangents, targets, keep=keep), strict=True))
 
 
 class Passes:

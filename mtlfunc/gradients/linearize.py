@@ -140,15 +140,17 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         passes, route, preference = _open(forward, request)
         rows, gramian, heads = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
+    # the pullback is the only pass, and visits all of the graph
+    final = request.last and not (request.shared or request.left_out)
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
         backward.record = is_differentiated((value, weights, matrix, request.scale))
         with torch.inference_mode(False):
-            cotangent = weights.to(value.dtype)
+            cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
             cotangent = cotangent if matrix is None else cotangent @ matrix
-            return backward.leaves(
-                names, cotangent if request.scale is None else cotangent * request.scale
-            )
+            cotangent = cotangent if request.scale is None else cotangent * request.scale
+            forward.freed = forward.freed or (final and forward.frees and not backward.record)
+            return backward.leaves(names, cotangent, keep=not forward.freed)
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
@@ -212,8 +214,12 @@ def _open(
 def _route(forward: Forward, request: Request, rows: int, record: bool, paired: bool) -> _Route:
     """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
     losses, params = forward.losses, forward.params
-    apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
+    if not request.shared:  # one pass of the weighted loss
+        if not depth():
+            _ = forward.graph  # for what it refuses
+        return _Route(plan, None, 1)
+    apart = request.mix is None or _mixed_afterwards(forward, rows)
     if not paired and _together(forward, request, rows):
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
@@ -250,10 +256,10 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     ):
         edges = forward.edges
     if edges is None and chunk != 1 and rows > 1:
-        batched, twice = forward.batching()
-        chunk = chunk if batched and (twice or not record) else 1
-    elif not depth() and "graph" not in vars(forward):
-        forward.batching()  # for what it refuses
+        batched = forward.graph.can_batch and (forward.graph.can_batch_twice or not record)
+        chunk = chunk if batched else 1
+    elif not depth():
+        _ = forward.graph
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)

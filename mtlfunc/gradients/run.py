@@ -27,7 +27,6 @@ from .layerwise import (
     Place,
     Reading,
     Uses,
-    batching_support,
     read_graph,
     read_uses,
     separate_edges,
@@ -107,12 +106,6 @@ class Forward:
     @property
     def uses(self) -> Uses:
         return self.reading.uses
-
-    def batching(self) -> tuple[bool, bool]:
-        """`Graph.batched` and `Graph.twice`, without reading all of the graph for them."""
-        if "graph" in vars(self):
-            return self.graph.can_batch, self.graph.can_batch_twice
-        return batching_support(self.root, self.places)
 
 
 def place_of(leaf: Tensor) -> Place:

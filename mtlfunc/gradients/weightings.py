@@ -187,9 +187,9 @@ class _Weighings:
         found = {}
         if passed:
             targets = [self.backward.leaf(name) for name in passed]
-            batched, twice = self.side.forward.batching()
-            chunk = self.request.chunk_size
-            chunk = chunk if batched and (twice or not self.backward.record) else 1
+            chunk, graph = self.request.chunk_size, self.side.forward.graph
+            batched = graph.can_batch and (graph.can_batch_twice or not self.backward.record)
+            chunk = chunk if batched else 1
             found = dict(zip(passed, self.backward.each(self.matrix, targets, chunk), strict=True))
         mix = self.matrix.to(self.own)
         for name in names:

@@ -68,7 +68,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         forward, shares = run.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
-        linear = linearize_labelled(forward, Request(()), shares)
+        linear = linearize_labelled(forward, Request((), last=True), shares)
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)
         found = shares.labelled(linear)

@@ -556,8 +556,9 @@ class Balancer:
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
         for forward in forwards:
-            separate = forward.losses.scalars is not None
-            forward.hooked = self._seen.take(forward.graph, separate=separate)
+            # every pass is a single one
+            single = forward.losses.scalars is not None or self._probe.measures == frozenset()
+            forward.hooked = self._seen.take(forward.graph, separate=single)
             forward.watched = not forward.hooked and self._watches(forward, leaves, weightings)
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))

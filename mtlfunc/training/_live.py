@@ -245,16 +245,17 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
     taken: set[int] = set()
     with torch.no_grad():
         for name, leaf in leaves.items():
-            grad = grads[name]
-            grad = grad.detach() if grad.requires_grad else grad
+            grad = grads[name].detach()  # and a view of nothing
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
-                place = local_part(grad).untyped_storage().data_ptr()
+                local = local_part(grad)
+                memory = local.untyped_storage()
                 own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                if not (own and fresh) or place in taken or grad._base is not None:
+                whole = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
+                if not (own and fresh and whole):
                     grad = torch.empty_like(leaf).copy_(grad)
-                taken.add(place)
+                taken.add(memory.data_ptr())
                 leaf.grad = grad
             hooks: Any = leaf._post_accumulate_grad_hooks
             for hook in (hooks or {}).values():

@@ -14,7 +14,6 @@ from .formulas import sample_squares as sample_squares
 from .formulas import task_block as task_block
 from .graph import Graph as Graph
 from .graph import Place as Place
-from .graph import batching_support as batching_support
 from .graph import prefers_one_pass as prefers_one_pass
 from .graph import prefers_separate_passes as prefers_separate_passes
 from .graph import read_graph as read_graph

@@ -147,12 +147,13 @@ class Graph:
         """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
         the forward pass once more, in every pass that visits it.
         """
-        return any(
-            saved.unpack_hook is not None
-            for node in self.following
-            for name in _saved_names(type(node))
-            for saved in _several(getattr(node, name))
-        )
+        for node in self.following:
+            for name in _saved_names(type(node)):
+                found = getattr(node, name)
+                for saved in found if isinstance(found, tuple | list) else (found,):
+                    if saved.unpack_hook is not None:
+                        return True
+        return False
 
     @cached_property
     def kind(self) -> int:
@@ -165,18 +166,24 @@ class Graph:
         return crc32(repr((names, shapes)).encode())
 
     @cached_property
-    def _batching(self) -> tuple[bool, bool]:
-        return _batching_support(self.following)
-
-    @property
     def can_batch(self) -> bool:
         """Whether every operation has a batched backward."""
-        return not self.loops and self._batching[0]
+        mixed = self._has(_NORMS) and self._has(("ToCopy",))
+        # on plain leaves a custom backward, a compiled one's too, runs as it is written
+        custom = not depth() and self.has_custom_backward
+        # torch gets it wrong where one number is written
+        copied = self._has(("IndexCopy",)) and any(
+            x.name() == "IndexCopyBackward0" and x._saved_source_dim == 0 for x in self.following
+        )
+        return not (self.loops or self._has(_UNBATCHED) or mixed or custom or copied)
 
-    @property
+    @cached_property
     def can_batch_twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
-        return self._batching[1]
+        return not self._has(_STALE)
+
+    def _has(self, names: tuple[str, ...]) -> bool:
+        return any(kind.__name__.startswith(names) for kind in self.kinds)
 
 
 @cache
@@ -185,17 +192,15 @@ def _saved_names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
-def _several(saved: Any) -> tuple[Any, ...]:
-    return tuple(saved) if isinstance(saved, tuple | list) else (saved,)
-
-
 _NUMBER = methodcaller("_sequence_nr")
 _ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
     """Walk from the losses' places, each with a bit of its own, to the leaves."""
-    ends, following = _ends(places), {}
+    # a leaf on which something outside depends has a graph below it
+    ends = {place.node for place in places.values() if not isinstance(place, Tensor)}
+    following = {}
     behind: dict[Node, int] = {}
     for bit, edge in enumerate(roots):
         if edge is not None:
@@ -213,24 +218,6 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
     return Graph(following, behind, places, kinds)
 
 
-def _ends(places: Mapping[str, Place]) -> set[Node]:
-    """Where a walk ends: a leaf on which something outside depends has a graph below it."""
-    return {place.node for place in places.values() if not isinstance(place, Tensor)}
-
-
-def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> tuple[bool, bool]:
-    """`can_batch` and `can_batch_twice` of `read_graph((root,), places)`, and no more."""
-    todo = [] if root is None else [root.node]
-    seen: set[Node] = _ends(places) | set(todo)
-    while todo:
-        for child, _ in todo.pop().next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                todo.append(child)
-    _refuse_reentrant(set(map(type, seen)))
-    return _batching_support(seen)
-
-
 def _refuse_reentrant(kinds: Iterable[type]) -> None:
     """Raise where a backward of its own would run `backward()` on parameters that no one sees."""
     if "CheckpointFunctionBackward" in [kind.__name__ for kind in kinds]:
@@ -239,23 +226,6 @@ def _refuse_reentrant(kinds: Iterable[type]) -> None:
             "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
             '(in transformers, gradient_checkpointing_kwargs={"use_reentrant": False})'
         )
-
-
-def _batching_support(nodes: Iterable[Node]) -> tuple[bool, bool]:
-    nodes = list(nodes)
-    names = {node.name() for node in nodes}
-
-    def any_of_kind(kinds: tuple[str, ...]) -> bool:
-        return any(name.startswith(kinds) for name in names)
-
-    mixed = any_of_kind(_NORMS) and any_of_kind(("ToCopy",))
-    # On plain leaves a custom function's own backward, a compiled one's too, runs as it is written.
-    custom = not depth() and any(isinstance(node, BackwardCFunction) for node in nodes)
-    # torch gets it wrong where one number is written
-    copied = any_of_kind(("IndexCopy",)) and any(
-        node.name() == "IndexCopyBackward0" and node._saved_source_dim == 0 for node in nodes
-    )
-    return not (any_of_kind(_UNBATCHED) or mixed or custom or copied), not any_of_kind(_STALE)
 
 
 def separate_edges(
