@@ -10,6 +10,8 @@ from . import solvers
 from .analysis import diagnostics
 from .audit import audit  # not later: its package has the same name
 from .core import jets, optim, random
+from .core.extras import LAB as _LAB
+from .core.extras import expect_installed as _expect_installed
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack
@@ -219,13 +221,16 @@ _LABORATORY = {
     "testing": "testing",
 }
 """What stands above the rest, and its module, which is imported at the first use."""
+_NEEDS = {"plot": ("matplotlib", "scipy"), "studies": _LAB}
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 
     def __getattr__(name: str) -> Any:
         if name in _LABORATORY:
-            module = import_module(f"{__name__}.{_LABORATORY[name]}")
+            room = _LABORATORY[name]
+            _expect_installed(*_NEEDS.get(room.partition(".")[0], ()), what=f"{__name__}.{name}")
+            module = import_module(f"{__name__}.{room}")
             globals()[name] = getattr(module, name, module)
             return globals()[name]
         if name in _RENAMED:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.extras import expect_installed
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from ..solvers.problems import (
     Answer,
@@ -49,6 +50,8 @@ def cvx() -> Solver:
         >>> cvx()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))).weights
         tensor([0.7500, 0.2500])
     """
+
+    expect_installed("cvxpy", "clarabel", what="mtlfunc.solvers.cvx")
 
     def solve(problem: Problem, eps: float) -> Answer:
         if torch.compiler.is_compiling():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_option
+from ..core.extras import expect_installed
 from ..solvers import cagrad, dual_cone, min_norm
 from ..solvers.problems import Problem
 from .families import FAMILIES, jacobian
@@ -62,7 +63,9 @@ def jacobians(
         ...     assert shortest <= 0.5 * gramian.mean() + 1e-9 * gramian.diagonal().max()
         >>> test_shortest_is_no_longer_than_the_mean()
     """
-    st = _hypothesis()
+    expect_installed("hypothesis", what="the strategies of mtlfunc.testing")
+    from hypothesis import strategies as st
+
     for name in families:
         check_option(name, "families", tuple(FAMILIES))
     for name, ends, least in (("tasks", tasks, 1), ("width", width or (1, 1), 1)):
@@ -149,7 +152,9 @@ def problems(
         ...     testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
         >>> test_faces()
     """
-    st = _hypothesis()
+    expect_installed("hypothesis", what="the strategies of mtlfunc.testing")
+    from hypothesis import strategies as st
+
     check_option(kind, "kind", KINDS)
     rows = jacobians(tasks, width, families=families, exponents=exponents)
 
@@ -178,13 +183,3 @@ def pose(kind: str, rows: Tensor, variant: int) -> Problem:
     elif variant == 3:
         weights = torch.linspace(-1, 1, count, dtype=rows.dtype)
     return dual_cone(gramian, weights)
-
-
-def _hypothesis() -> Any:
-    try:
-        from hypothesis import strategies
-    except ImportError as error:
-        raise ImportError(
-            "strategies of mtlfunc.testing need hypothesis; install mtlfunc[testing]"
-        ) from error
-    return strategies

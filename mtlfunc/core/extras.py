@@ -1,0 +1,22 @@
+"""Packages without which the core works, and what installs them."""
+
+from importlib.util import find_spec
+
+LAB = ("filelock", "moocore", "tqdm", "xarray")
+
+
+def expect_installed(*packages: str, what: str) -> None:
+    """Raise ModuleNotFoundError with the cure unless the packages are installed.
+
+    Args:
+        packages: as they are imported, and as pip knows them.
+        what: needs them.
+    """
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        lab = all(name in LAB for name in absent)
+        cure = '"mtlfunc[lab]"' if lab else " ".join(absent)
+        raise ModuleNotFoundError(
+            f"{what}: {', '.join(absent)} not installed; python -m pip install {cure}",
+            name=absent[0],
+        )
