@@ -5,6 +5,7 @@ A method is a probe, a rule and perhaps a solver.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from . import solvers
 from .analysis import diagnostics
@@ -212,6 +213,9 @@ _RENAMED = {
     "tracked": "moving_average",
 }
 
+_DEPRECATED: dict[str, tuple[str, str]] = {}
+"""Of a name that still works: the new one, and the version in which the old one goes."""
+
 _LABORATORY = {
     "Unfinished": "studies",
     "arena": "studies.arena",
@@ -233,6 +237,11 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
             module = import_module(f"{__name__}.{room}")
             globals()[name] = getattr(module, name, module)
             return globals()[name]
+        if name in _DEPRECATED:
+            new, end = _DEPRECATED[name]
+            words = f"{__name__}.{name} is {__name__}.{new} now; the old name goes in {end}"
+            warn(words, DeprecationWarning, stacklevel=2)
+            return getattr(import_module(__name__), new)
         if name in _RENAMED:
             raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

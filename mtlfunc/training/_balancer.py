@@ -390,6 +390,7 @@ class Balancer:
         names = list(self._tasks) if isinstance(self._tasks, dict) else []
         started = self._state is not None or self._loaded is not None
         return {
+            "version": VERSION,
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
             # pairs, which a distributed checkpoint loads though a new balancer has none
@@ -405,6 +406,12 @@ class Balancer:
         Raises:
             ValueError: for a state of another rule or of other tasks, here or at the next step.
         """
+        version = state_dict.get("version", VERSION) if isinstance(state_dict, dict) else VERSION
+        if version is True or version != VERSION:
+            raise ValueError(
+                f"state_dict: it has version {version!r}, and this mtlfunc reads {VERSION} and "
+                "those without one; load it with the mtlfunc that made it, or a later one"
+            )
         try:
             started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
             names, flat = list(state_dict["tasks"]["names"]), dict(state_dict["state"])
@@ -677,6 +684,9 @@ class Balancer:
                     raise RuntimeError(f"{cure} It said: {error}") from error
             raise
 
+
+VERSION = 1
+"""Of what `state_dict` returns; before 1.0 it had none, and was the same."""
 
 KINDS = 16
 """Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""

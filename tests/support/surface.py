@@ -1,0 +1,58 @@
+"""The public surface as text: names, parameters and their defaults, fields of what is returned.
+
+`python -m tests.support.surface` writes `surface.txt` beside this file anew; the diff is what a
+release has to announce.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mtlfunc as mf
+
+SURFACE = Path(__file__).with_name("surface.txt")
+
+
+def described() -> list[str]:
+    """A line for each public name, in order; modules by what they offer."""
+    return sorted(_of_module(mf, "mf"))
+
+
+def _of_module(module: ModuleType, name: str) -> Iterator[str]:
+    for each in module.__all__:
+        value = getattr(module, each)
+        if inspect.ismodule(value):
+            yield from _of_module(value, f"{name}.{each}")
+        else:
+            yield from _of_value(value, f"{name}.{each}")
+
+
+def _of_value(value: Any, name: str) -> Iterator[str]:
+    if not inspect.isclass(value):
+        yield f"{name}{_parameters(value)}"
+        return
+    fields = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
+    yield f"{name}: {', '.join(fields)}" if fields else f"{name}{_parameters(value)}"
+    for method, inner in vars(value).items():
+        if not method.startswith("_") and inspect.isfunction(inner):
+            yield f"{name}.{method}{_parameters(inner)}"
+
+
+def _parameters(function: Any) -> str:
+    """Names, kinds and defaults; no types, which are spelled in many ways."""
+    if not callable(function):
+        return ""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return "(...)"
+    bare = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    return re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(inspect.Signature(bare)))
+
+
+if __name__ == "__main__":
+    SURFACE.write_text("\n".join(described()) + "\n")
+    print(SURFACE)

@@ -1,0 +1,51 @@
+"""What users build on changes on purpose alone: names, parameters, defaults, fields, states."""
+
+import pytest
+import torch
+from torch import nn
+
+import mtlfunc as mf
+from tests.support import surface
+
+
+def test_the_surface_is_the_one_that_is_written_down():
+    """After a change on purpose: `python -m tests.support.surface`, and a line in CHANGELOG.md."""
+    assert surface.described() == surface.SURFACE.read_text().splitlines()
+
+
+def test_a_deprecated_name_warns_and_works(monkeypatch):
+    monkeypatch.setitem(mf._DEPRECATED, "shortest", ("mgda", "1.2"))
+    with pytest.warns(DeprecationWarning, match=r"mtlfunc.shortest is mtlfunc.mgda .* 1\.2"):
+        assert mf.shortest is mf.mgda
+    assert "shortest" not in dir(mf)
+
+
+def stepped(**state):
+    """A balancer after one step, and its state with some entries replaced."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 2).double()
+    balancer = mf.Balancer(net, mf.momentum(mf.mgda(), 0.5))
+    balancer.backward(net(torch.ones(3, 4, dtype=torch.float64)).square().mean(0))
+    return net, balancer, balancer.state_dict() | state
+
+
+def test_states_say_their_version():
+    """One without it is of 0.2 and before, and goes on as one with it."""
+    _, _, state = stepped()
+    assert state["version"] == 1
+    for version in (1, None):
+        net, balancer, state = stepped(version=version)
+        if version is None:
+            del state["version"]
+        fresh = mf.Balancer(net, mf.momentum(mf.mgda(), 0.5))
+        fresh.load_state_dict(state)
+        losses = net(torch.eye(4, dtype=torch.float64)).square().mean(0)
+        expected = balancer.backward(losses, retain_graph=True).weights
+        torch.testing.assert_close(fresh.backward(losses).weights, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("version", [2, "1", 0, True])
+def test_a_state_of_the_future_is_refused(version):
+    _, balancer, state = stepped(version=version)
+    with pytest.raises(ValueError, match=r"state_dict: .*version .* this mtlfunc"):
+        balancer.load_state_dict(state)
