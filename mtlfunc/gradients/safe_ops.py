@@ -263,6 +263,8 @@ def _attention(
     scale: float | int | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # below it would be added as it is
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
     return torch._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
@@ -343,6 +345,7 @@ def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
 
 
 def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    input.select(dim, index)  # refuses what is outside
     index = index % input.shape[dim]
     return torch.slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)
 

@@ -313,6 +313,12 @@ LAYERS = {
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
         (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2), (3, 3),
     ),
+    "attention of some": op(
+        lambda q, k, v: F.scaled_dot_product_attention(
+            q, k, v, torch.tensor([[True, True, False], [False] * 3, [False, True, True]])
+        ),
+        (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2),
+    ),
     "multi_head_attention": op(
         lambda x, w, b, o: F.multi_head_attention_forward(
             x, x, x, 2, 2, w, b, None, None, False, 0.0, o, None, need_weights=False
