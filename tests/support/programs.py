@@ -90,7 +90,7 @@ READS = {
     "narrow": (lambda z, w, b: F.linear(z, w.narrow(0, 1, 4), b[-4:]), (6, 4), (6,)),
     "permuted": (lambda z, w: z @ w.permute(2, -2, 0).reshape(4, 4), (4, 1, 4)),
     "flat": (lambda z, w: F.linear(z, w.view(4, 4).clone()), (16,)),
-    "expanded": (lambda z, w: F.linear(z, w.expand(4, 4)), (1, 4)),
+    "expanded": (lambda z, w: F.linear(z, w.expand(4, 4)) * z, (1, 4)),
     "indices": (lambda z, w: w[SPREAD[: len(z)] - 3].sum(1) * z, TABLE),
     "indices of several axes": (lambda z, w: w[SPREAD[: len(z), :1, None]][:, 0, 0] + z, TABLE),
     "pairs of indices": (lambda z, w: w[SPREAD[: len(z), 0], SPREAD[: len(z), 1]] + z, (3, 4, 4)),
