@@ -256,6 +256,8 @@ def in_place(field, write):
         lambda x: x.detach().add_(0),
         lambda x: x[..., :1].add_(0),
         lambda x: x.clamp_(min=-torch.inf),
+        lambda x: x.data.mul_(2),
+        lambda x: np.multiply(x.numpy(), 2, out=x.numpy()),
     ],
 )
 @pytest.mark.parametrize(

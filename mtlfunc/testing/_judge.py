@@ -42,8 +42,9 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
         return Verdict(float("inf"), str(error))
     except Exception as error:  # whatever a solver may raise
         return Verdict(float("inf"), describe_error(error))
-    for name, before, after in zip(problem._fields, versions, given, strict=True):
-        if after._version != before:  # though with the values that it has
+    for i, (name, after) in enumerate(zip(problem._fields, given, strict=True)):
+        # with the values that it has, or past torch, as by NumPy
+        if after._version != versions[i] or not torch.equal(after, problem[i]):
             return Verdict(float("inf"), f"it changes problem.{name} in place", weights)
     if not bool(weights.isfinite().all()):
         return Verdict(float("inf"), "weights are not finite", weights)
