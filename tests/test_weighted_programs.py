@@ -3,7 +3,7 @@ single backward passes: the same numbers, or a refusal in words where samples mi
 """
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -164,7 +164,7 @@ class Drawn:
         if pick.random() < 0.2:
             self.measured = self.shared[: (len(self.shared) + 1) // 2]
             self.options["measure"] = self.measured
-        self.reduction = pick.choice(["mean", "sum"])
+        self.reduction: Any = pick.choice(["mean", "sum"])
         self.small = pick.random() < 0.6
         self.draw = draws(seed)
         self.told = (
@@ -346,7 +346,10 @@ def pure(seed, monkeypatch):
     def moved(scale, matrix):
         return {name: scale * leaf for name, leaf in params.items()}, batch | {"A": matrix}
 
-    found, _, infos = vmap(lambda *x: step.update(*moved(*x), state))(scales, matrices)
+    def update(scale, matrix):
+        return step.update(*moved(scale, matrix), state)
+
+    found, _, infos = vmap(update)(scales, matrices)
     for i, each in enumerate(zip(scales, matrices, strict=True)):
         one = infos._replace(
             losses=infos.losses[i], gramian=infos.gramian[i], weights=infos.weights[i]
