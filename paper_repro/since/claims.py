@@ -119,4 +119,67 @@ ROWS = (
         "since.population",
         instead="benchmarks of images",
     ),
+    Row(
+        "SI-16",
+        "exact",
+        "Guzmán-Cordero et al. 2025: Woodbury's identity gives the step of energy natural gradient "
+        "descent with far less computation.",
+        "since.residual_space",
+    ),
+    Row(
+        "SI-17",
+        "synthetic",
+        "Guzmán-Cordero et al. 2025: SPRING's momentum accelerates the convergence of energy "
+        "natural gradient descent.",
+        "since.residual_space",
+    ),
+    Row(
+        "SI-18",
+        "synthetic",
+        "Jnini & Vella 2025: natural gradients in the space of residuals end at an L2 error that "
+        "is one to three orders of magnitude below that of Adam and of quasi-Newton methods.",
+        "since.residual_space",
+    ),
+    Row(
+        "SI-19",
+        "exact",
+        "Liu et al. 2025: ConFIG's update has a positive product with every term's gradient, and "
+        "one rate for all terms.",
+        "since.terms",
+    ),
+    Row(
+        "SI-20",
+        "synthetic",
+        "Liu et al. 2025: ConFIG is consistently better than other methods on physics losses.",
+        "since.terms",
+    ),
+    Row(
+        "SI-21",
+        "synthetic",
+        "Wang et al. 2022: the terms of a physics loss converge at rates far apart, and weights "
+        "from the neural tangent kernel balance them.",
+        "since.terms",
+    ),
+    Row(
+        "SI-22",
+        "synthetic",
+        "Wang et al. 2022: weights from the neural tangent kernel make physics-informed networks "
+        "more accurate.",
+        "since.terms",
+    ),
+    Row(
+        "SI-23",
+        "synthetic",
+        "Wang et al. 2025: second-order methods, SOAP above all, mitigate conflicts of gradients: "
+        "terms and steps are better aligned than under Adam.",
+        "since.preconditioned",
+    ),
+    Row(
+        "SI-24",
+        "synthetic",
+        "Buffelli et al. 2024: on minibatches exact Gauss-Newton saturates on the training loss, "
+        "and generalises poorly.",
+        "since.minibatches",
+        instead="reversible networks on benchmarks of images",
+    ),
 )

@@ -24,6 +24,7 @@ FEW = 0.1  # of the runs
 SOME = 0.05  # of the draws: more are not an exception
 PREDICTS = 0.3  # a rank correlation above this predicts
 NEAR = 0.05  # cosines that differ by less are alike
+ORDER = 10.0  # of magnitude
 
 
 @decided(
@@ -124,6 +125,25 @@ DECISIONS: dict[str, Decision] = {
         Condition("*: advantages that more than one reward shares, sum first", ">", 0),
         Condition("*: advantages, each first less sum first", ">", 0),
     ),
+    "SI-16": conditional(
+        Condition("largest difference of the two steps, over their length", "<", 1e-6),
+        Condition("5 parameters a residual: work in *", ">", ORDER),
+        only_when=Condition("0.5 parameters a residual: work in *", "<", 1),
+    ),
+    "SI-17": sided(Side("*: error with SPRING's momentum over that without", "<", 1)),
+    "SI-18": sided(Side("*'s error over Gauss-Newton's", ">", ORDER)),
+    "SI-19": conditional(
+        Condition("*: smallest cosine with the update", ">", 0),
+        Condition("*: largest difference of two cosines", "<", 1e-6),
+        only_when=Condition("*: share of updates against one of them", ">", 0),
+    ),
+    "SI-20": sided(Side("*: error of ConFIG over that of *", "<", 1)),
+    "SI-21": sided(
+        Side("*: difference of the falls' logarithms, NTK weights over equal ones", "<", 1)
+    ),
+    "SI-22": sided(Side("*: error of NTK weights over that of *", "<", 1)),
+    "SI-23": sided(Side("*: alignment of *, SOAP less Adam", ">", 0)),
+    "SI-24": sided(Side("batches of *, exact Gauss-Newton over Adam", ">", 1)),
 }
 _judge = Judge(DECISIONS)
 

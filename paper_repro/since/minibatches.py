@@ -1,0 +1,112 @@
+"""Does exact Gauss-Newton generalise on minibatches as well as Adam?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.decisions import OPEN
+from ..report.findings import Findings, Settings
+from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.intervals import named, ratio_interval
+from .common import normal
+from .decisions import claim
+from .samples import Data, images
+
+HIDDEN, BATCHES = 16, (16, 64)
+RATES = {"Adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "Gauss-Newton": (0.03, 0.1, 0.3, 0.6, 1.0)}
+DAMPING = 1e-10
+
+
+def network(key: Tensor) -> mf.types.Params:
+    return {
+        "in": normal(key, 1, 64, HIDDEN) / 8,
+        "bias": 0 * normal(key, 2, HIDDEN),
+        "out": normal(key, 3, HIDDEN) / HIDDEN**0.5,
+    }
+
+
+def residuals(params: mf.types.Params, batch: Data) -> Tensor:
+    """`[sample]`: the output less 1 for an odd digit and -1 for an even one."""
+    hidden = (batch[0] @ params["in"] + params["bias"]).tanh()
+    return hidden @ params["out"] - (2.0 * (batch[1] % 2) - 1)
+
+
+def loss(params: mf.types.Params, batch: Data) -> Tensor:
+    return residuals(params, batch).square().mean()
+
+
+def newton(lr: Tensor, params: mf.types.Params, batch: Data) -> mf.types.Params:
+    """A part of the step that makes the batch's residuals 0 to first order."""
+
+    def one(params: mf.types.Params, x: Tensor, y: Tensor) -> Tensor:
+        return residuals(params, (x[None], y[None]))[0]
+
+    rows = vmap(grad(one), (None, 0, 0))(params, *batch)
+    flat = torch.cat([leaf.flatten(1) for leaf in rows.values()], 1)
+    d = mf.aggregate(mf.gauss_newton(DAMPING), flat, losses=residuals(params, batch))
+    parts = d.split([leaf.numel() for leaf in params.values()])
+    return {
+        name: leaf - lr * part.reshape(leaf.shape)
+        for (name, leaf), part in zip(params.items(), parts, strict=True)
+    }
+
+
+def trained(method: str, data: Data, size: int, steps: int) -> mf.types.Params:
+    """Where a method ends at all its rates, `[rate, seed, ...]`."""
+    rates = torch.tensor(RATES[method], dtype=torch.float64)
+    seeds = torch.arange(len(data[0]))
+    params = vmap(lambda s: network(mf.random.key(s)))(seeds)
+    params = {name: leaf.expand(len(rates), *leaf.shape).clone() for name, leaf in params.items()}
+    slopes = torch.zeros(len(rates), len(seeds))
+    memory = vmap(vmap(lambda p, _: mf.adam(1.0).init(p)))(params, slopes)
+
+    def one(lr: Tensor, params: mf.types.Params, memory: mf.types.State, batch: Data):
+        if method == "Adam":
+            return mf.adam(lr).update(grad(loss)(params, batch), memory, params)
+        return newton(lr, params, batch), memory
+
+    every = vmap(vmap(one, (None, 0, 0, 0)), (0, 0, 0, None))
+    for moment in tqdm(range(steps), desc=f"{method} on minibatches", leave=False):
+        key = mf.random.fold_in(mf.random.key(8), moment)
+        index = (mf.random.uniform(key, (len(seeds), size)) * data[0].shape[1]).long()
+        batch = data[0][seeds[:, None], index], data[1][seeds[:, None], index]
+        params, memory = every(rates, params, memory, batch)
+    return params
+
+
+def run(settings: Settings) -> Findings:
+    steps, seeds = settings.count(150), max(2, settings.seeds // 2)
+    data, test = images(seeds)
+    numbers: dict[str, float] = {}
+    picked = []
+    for size in BATCHES:
+        found, edges = {}, []
+        for method, rates in RATES.items():
+            params = trained(method, data, size, steps)
+            every = {
+                name: vmap(vmap(loss), (0, None))(params, part).cpu().numpy()
+                for name, part in (("training", data), ("test", test))
+            }
+            choice = chosen(every["training"])
+            edges.append(at_edge(choice, len(rates)))
+            found[method] = {name: judged(values, choice) for name, values in every.items()}
+            picked.append(f"{method}, {size}: {spelled(rates[i] for i in choice)}")
+        for name in ("training", "test"):
+            label = f"batches of {size}: {name} loss, exact Gauss-Newton over Adam"
+            numbers |= named(
+                label, ratio_interval(found["Gauss-Newton"][name], found["Adam"][name])
+            )
+            numbers[label + OPEN] = float(any(edges))
+    yield claim(
+        "SI-24",
+        numbers,
+        f"odd or even digits, {data[0].shape[1]} images to train on, 64-{HIDDEN}-1 with tanh, "
+        f"mean squares, {steps} steps, {seeds} seeds; exact: damping {DAMPING:g} of the largest "
+        "diagonal entry. The best rate by the other half of the seeds' training losses: "
+        f"{'; '.join(picked)}. Geometric means of paired ratios, 95 % t intervals",
+    )

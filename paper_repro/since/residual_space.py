@@ -1,0 +1,220 @@
+"""Is a natural gradient step in the space of residuals the same, cheaper and better than others?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.decisions import OPEN
+from ..report.extremes import largest
+from ..report.findings import Claim, Findings, Settings
+from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.intervals import named, ratio_interval
+from .common import normal
+from .decisions import ORDER, claim
+from .physics import (
+    ABOUT,
+    EDGE,
+    INSIDE,
+    PROBLEMS,
+    RATES,
+    STEPS,
+    WIDTH,
+    Points,
+    Problem,
+    begun,
+    errors,
+    others,
+    params_at_all,
+    with_adam,
+)
+
+DAMPINGS = (1e-10, 1e-8, 1e-6, 1e-4)
+WORTH = 16
+"""Gradients that a step of Gauss-Newton counts as. In multiplications it is 9: rows 12 n P, their
+Gramian n² P, its factors n³/3, and six lengths tried 24 n P, where a gradient takes 12 n P."""
+MOMENTUM = 0.9
+SHARES = (0.5, 2.0, 5.0, 10.0)  # parameters a residual
+
+
+def run(settings: Settings) -> Findings:
+    yield same_step(settings.count(200))
+    seeds, steps = max(2, settings.seeds * 3 // 8), settings.count(STEPS // WORTH)
+    where = (
+        f"{ABOUT}; {INSIDE} points inside and {EDGE} on the edge, two layers of {WIDTH} tanh, "
+        f"{seeds} seeds; relative L2 errors after {steps} steps, geometric means of paired "
+        "ratios, 95 % t intervals; every setting chosen on the other half of the seeds"
+    )
+    yield accelerated(seeds, steps, where)
+    yield orders_lower(seeds, steps, where)
+
+
+def accelerated(seeds: int, steps: int, where: str) -> Claim:
+    """SPRING's momentum, as published on new points at every step."""
+    numbers: dict[str, float] = {}
+    picked = []
+    for name, problem in PROBLEMS.items():
+        plain, spring = (
+            at_best(newton(problem, seeds, steps, momentum=mu, fresh=True), DAMPINGS)
+            for mu in (0.0, MOMENTUM)
+        )
+        label = f"{name}: error with SPRING's momentum over that without"
+        numbers |= named(label, ratio_interval(spring.errors, plain.errors))
+        numbers[label + OPEN] = float(plain.edge or spring.edge)
+        picked.append(f"{name} {plain.settings} without, {spring.settings} with")
+    return claim(
+        "SI-17",
+        numbers,
+        f"{where}. New points at every step, momentum {MOMENTUM:g}, dampings "
+        f"{DAMPINGS[0]:g} to {DAMPINGS[-1]:g}: {'; '.join(picked)}",
+    )
+
+
+def orders_lower(seeds: int, steps: int, where: str) -> Claim:
+    """Gauss-Newton against Adam and L-BFGS on points that stay, at equal work."""
+    numbers: dict[str, float] = {}
+    picked = []
+    for name, problem in PROBLEMS.items():
+        own = at_best(newton(problem, seeds, steps), DAMPINGS)
+        adam = at_best(errors(problem, with_adam(name, seeds, WORTH * steps)), RATES)
+        rivals = {
+            "Adam": adam,
+            "L-BFGS": Best(quasi_newton(problem, seeds, WORTH * steps), False, "1"),
+        }
+        for rival, found in rivals.items():
+            label = f"{name}: {rival}'s error over Gauss-Newton's"
+            numbers |= named(label, ratio_interval(found.errors, own.errors))
+            numbers[label + OPEN] = float(found.edge or own.edge)
+        numbers |= {f"{name}: Gauss-Newton's error": float(np.exp(np.log(own.errors).mean()))}
+        picked.append(f"{name} damping {own.settings}, Adam's rate {adam.settings}")
+    return claim(
+        "SI-18",
+        numbers,
+        f"{where}. A step of Gauss-Newton counts as {WORTH} gradients: Adam takes as many steps, "
+        "L-BFGS as many evaluations, with the strong Wolfe conditions. An order: more than "
+        f"{ORDER:g} times; {'; '.join(picked)}",
+    )
+
+
+def flat(params: mf.types.Params) -> Tensor:
+    return torch.cat([leaf.flatten() for leaf in params.values()])
+
+
+def unflat(vector: Tensor, like: mf.types.Params) -> mf.types.Params:
+    parts = vector.split([leaf.numel() for leaf in like.values()])
+    return {
+        name: part.reshape(leaf.shape)
+        for (name, leaf), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def same_step(draws: int) -> Claim:
+    """Of random rows and residuals: the step in either space, solved each in its own way."""
+    rows, count, damping = 20, 60, 1e-6
+
+    def one(seed: Tensor) -> Tensor:
+        key = mf.random.key(seed)
+        j, r = normal(key, 0, rows, count), normal(key, 1, rows)
+        scale = damping * j.square().sum(1).amax()
+        inner = mf.aggregate(mf.gauss_newton(damping), j, losses=r)
+        outer = torch.linalg.solve(j.mT @ j + scale * torch.eye(count, dtype=j.dtype), j.mT @ r)
+        return (inner - outer).norm() / outer.norm()
+
+    numbers = {
+        "largest difference of the two steps, over their length": largest(
+            vmap(one)(torch.arange(draws))
+        )
+    }
+    for share in SHARES:
+        numbers[f"{share:g} parameters a residual: work in parameters' space over residuals'"] = (
+            work(share, 1) / work(1, share)
+        )
+    numbers["parameters a residual for 75 times less work"] = next(
+        x / 10 for x in range(10, 1000) if work(x / 10, 1) >= 75 * work(1, x / 10)
+    )
+    return claim(
+        "SI-16",
+        numbers,
+        f"{draws} draws of {rows} residuals of {count} parameters, damping {damping:g} of the "
+        "largest diagonal entry; work: multiplications for a product of the rows with themselves "
+        "and a Cholesky factorisation, whatever else a step takes",
+    )
+
+
+def work(unknowns: float, summed: float) -> float:
+    """Multiplications for a matrix of products and its Cholesky factors."""
+    return unknowns**2 * summed + unknowns**3 / 3
+
+
+def newton(
+    problem: Problem, seeds: int, steps: int, *, momentum: float = 0.0, fresh: bool = False
+) -> np.ndarray:
+    """Relative errors at the end, `[damping, seed]`, by the best of six lengths of each step."""
+    dampings = torch.tensor(DAMPINGS, dtype=torch.float64)
+    lengths = 0.5 ** torch.arange(6, dtype=torch.float64)
+
+    def objective(params: mf.types.Params, points: Points) -> Tensor:
+        return problem.stacked(params, points).square().sum()
+
+    def one(
+        damping: Tensor, params: mf.types.Params, carried: Tensor, points: Points
+    ) -> tuple[mf.types.Params, Tensor]:
+        rows, r = problem.rows(params, points), problem.stacked(params, points)
+        rule = mf.gauss_newton(damping)
+        d = carried + mf.aggregate(rule, rows, losses=r - rows @ carried)
+        found = mf.optim.line_search(objective, params, unflat(d, params), points, lengths)
+        return found.params, momentum * d
+
+    first, points = begun(problem, seeds)
+    params = params_at_all(first, len(dampings))
+    carried = torch.zeros_like(vmap(vmap(flat))(params))
+    every = vmap(vmap(one, (None, 0, 0, 0)), (0, 0, 0, None))
+    for moment in tqdm(range(steps), desc="Gauss-Newton", leave=False):
+        points = others(problem, seeds, moment) if fresh else points
+        params, carried = every(dampings, params, carried, points)
+    return errors(problem, params)
+
+
+def quasi_newton(problem: Problem, seeds: int, evaluations: int) -> np.ndarray:
+    """L-BFGS with the strong Wolfe conditions, `[seed]`."""
+    first, every = begun(problem, seeds)
+    found = []
+    for seed in tqdm(range(seeds), desc="L-BFGS", leave=False):
+        params = {name: leaf[seed].clone().requires_grad_() for name, leaf in first.items()}
+        points = Points(*(part[seed] for part in every))
+        optimizer = torch.optim.LBFGS(
+            list(params.values()), 1.0, evaluations, evaluations, 0.0, 0.0, 50, "strong_wolfe"
+        )
+
+        def closure(params: mf.types.Params = params, points: Points = points) -> Tensor:
+            loss = problem.stacked(params, points).square().sum()
+            for leaf, g in zip(
+                params.values(), torch.autograd.grad(loss, list(params.values())), strict=True
+            ):
+                leaf.grad = g
+            return loss
+
+        optimizer.step(closure)
+        found.append(float(problem.error({name: x.detach() for name, x in params.items()})))
+    return np.array(found)
+
+
+class Best(NamedTuple):
+    """A method's errors at its setting, `[seed]`."""
+
+    errors: np.ndarray
+    edge: bool
+    settings: str
+
+
+def at_best(found: np.ndarray, grid: tuple[float, ...]) -> Best:
+    """Of errors `[setting, seed]`: each seed's at what is best on the other half of the seeds."""
+    choice = chosen(found)
+    return Best(judged(found, choice), at_edge(choice, len(grid)), spelled(grid[i] for i in choice))
