@@ -143,7 +143,7 @@ DECISIONS: dict[str, Decision] = {
     ),
     "SI-22": sided(Side("*: error of NTK weights over that of *", "<", 1)),
     "SI-23": sided(Side("*: alignment of *, SOAP less Adam", ">", 0)),
-    "SI-24": sided(Side("batches of *, exact Gauss-Newton over Adam", ">", 1)),
+    "SI-24": sided(Side("*, exact Gauss-Newton over Adam", ">", 1)),
 }
 _judge = Judge(DECISIONS)
 

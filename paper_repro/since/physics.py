@@ -1,4 +1,4 @@
-"""What the questions on differential equations share: two equations, a small network, training."""
+"""What the questions on differential equations share: two boundary problems, their training."""
 
 from __future__ import annotations
 
@@ -10,57 +10,51 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
-from experiments.physics.references import cole_hopf
 
 from ..report.device import replayed
 from ..report.parts import kept
 from .common import normal
 
-INSIDE, EDGE, WIDTH = 40, 20, 12
-VISCOSITY = 0.1 / math.pi
-RATES = (3e-3, 1e-2, 3e-2, 1e-1)
-STEPS = 384
+INSIDE, WIDTH = 30, 10
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+STEPS, KEPT = 240, 60  # steps of Adam; of them with the same weights
 
 
 class Points(NamedTuple):
-    inside: Tensor  # [n, 2]
-    edge: Tensor  # [m, 2]
+    inside: Tensor  # [n, 1]
+    edge: Tensor  # [m, 1]
 
 
 class Problem(NamedTuple):
-    """D u = 0 in a box from (-1, low) to (1, 1), and u = g on some of its faces."""
+    """u'' + rest(u) = f on [-1, 1], with the values of u at both ends."""
 
     about: str
-    low: float
-    equation: Callable[[mf.types.Params, Tensor], Tensor]  # D u, [n]
-    value: Callable[[Tensor], Tensor]  # g
-    faces: tuple[tuple[int, float], ...]  # an axis and where along it
+    rest: Callable[[Tensor], Tensor]
     exact: Callable[[Tensor], Tensor]  # u
+    second: Callable[[Tensor], Tensor]  # u''
 
     def draw(self, key: Tensor) -> Points:
-        """Even inside, and on the faces by turns."""
-
-        def even(tag: int, n: int) -> Tensor:
-            u = mf.random.uniform(mf.random.fold_in(key, tag), (n, 2), torch.float64)
-            return torch.stack([2 * u[:, 0] - 1, self.low + (1 - self.low) * u[:, 1]], 1)
-
-        edge, face = even(2, EDGE), torch.arange(EDGE) % len(self.faces)
-        for i, (axis, end) in enumerate(self.faces):
-            on = (face == i)[:, None] & (torch.arange(2) == axis)
-            edge = edge.where(~on, end)
-        return Points(even(1, INSIDE), edge)
+        """One point in each of as many parts of the interval, and both ends."""
+        within = mf.random.uniform(mf.random.fold_in(key, 1), (INSIDE,), torch.float64)
+        inside = 2 * (torch.arange(INSIDE) + within) / INSIDE - 1
+        ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+        return Points(inside[:, None], ends + 0 * within[0])
 
     def inner(self, params: mf.types.Params, points: Points) -> Tensor:
         """Signed residuals of the equation, each over the root of their number."""
-        return self.equation(params, points.inside) / len(points.inside) ** 0.5
+        x = points.inside
+        found = mf.jets.laplacian(network, params, x)
+        f = self.second(x) + self.rest(self.exact(x))
+        return (found.laplacian + self.rest(found.value) - f)[:, 0] / len(x) ** 0.5
 
     def outer(self, params: mf.types.Params, points: Points) -> Tensor:
-        """Those of the values on the edge."""
-        off = network(params, points.edge)[:, 0] - self.value(points.edge)
-        return off / len(points.edge) ** 0.5
+        """Those of the values at the ends."""
+        x = points.edge
+        return (network(params, x) - self.exact(x))[:, 0] / len(x) ** 0.5
 
     def stacked(self, params: mf.types.Params, points: Points) -> Tensor:
         """Both, `[n + m]`."""
@@ -84,13 +78,10 @@ class Problem(NamedTuple):
         return torch.cat([matrix(self.inner, points.inside), matrix(self.outer, points.edge)])
 
     def error(self, params: mf.types.Params) -> Tensor:
-        """‖u - u*‖ / ‖u*‖ on a grid of 21 by 21 points."""
-        grid = torch.cartesian_prod(
-            torch.linspace(-1, 1, 21, dtype=torch.float64),
-            torch.linspace(self.low, 1, 21, dtype=torch.float64),
-        )
+        """‖u - u*‖ / ‖u*‖ on an even grid of 201 points."""
+        grid = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]
         exact = self.exact(grid)
-        return (network(params, grid)[:, 0] - exact).norm() / exact.norm()
+        return (network(params, grid) - exact).norm() / exact.norm()
 
 
 def network(params: mf.types.Params, x: Tensor) -> Tensor:
@@ -100,56 +91,34 @@ def network(params: mf.types.Params, x: Tensor) -> Tensor:
 
 
 def start(key: Tensor) -> mf.types.Params:
-    """Glorot's normal weights."""
-    sizes = {"in": (2, WIDTH), "middle": (WIDTH, WIDTH), "out": (WIDTH, 1)}
+    """Normal weights and biases, as for inputs of standard deviation 1: these have about 1/2."""
+    sizes = {"in": (1, WIDTH), "middle": (WIDTH, WIDTH), "out": (WIDTH, 1)}
     weights = {
-        name: normal(key, 11 + i, *shape) * (2 / sum(shape)) ** 0.5
+        name: normal(key, 11 + i, *shape) * (2 if name == "in" else WIDTH**-0.5)
         for i, (name, shape) in enumerate(sizes.items())
     }
-    zero = 0 * normal(key, 14, WIDTH)
-    return weights | {"a": zero, "b": zero.clone(), "c": zero[:1].clone()}
-
-
-def _hump(x: Tensor) -> Tensor:
-    return (0.5 * math.pi * x).cos().prod(1)
-
-
-def _poisson(params: mf.types.Params, x: Tensor) -> Tensor:
-    found = mf.jets.laplacian(network, params, x)
-    return found.laplacian[:, 0] + 0.5 * math.pi**2 * _hump(x)
-
-
-def _burgers(params: mf.types.Params, x: Tensor) -> Tensor:
-    space = torch.tensor([1.0, 0.0], dtype=x.dtype, device=x.device)
-    u, first, second = mf.jets.directional(network, params, x, space, 2)
-    _, slope = mf.jets.directional(network, params, x, space.flip(0), 1)
-    return (slope + u * first - VISCOSITY * second)[:, 0]
-
-
-def _shock(x: Tensor) -> Tensor:
-    space, time = x.cpu().numpy().T
-    return torch.as_tensor(cole_hopf(space, time, VISCOSITY)).to(x)
+    biases = {"a": WIDTH, "b": WIDTH, "c": 1}
+    return weights | {name: normal(key, 21 + i, n) for i, (name, n) in enumerate(biases.items())}
 
 
 PROBLEMS = {
-    "Poisson": Problem(
-        "Δu = f on [-1, 1]², u = cos πx/2 cos πy/2",
-        -1.0,
-        _poisson,
-        lambda x: 0 * x[:, 0],
-        ((0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)),
-        _hump,
+    "linear": Problem(
+        "u'' = f, u = sin 2πx",
+        lambda u: 0 * u,
+        lambda x: (2 * math.pi * x).sin(),
+        lambda x: -((2 * math.pi) ** 2) * (2 * math.pi * x).sin(),
     ),
-    "Burgers": Problem(
-        "u_t + u u_x = 0.1/π u_xx on [-1, 1], t ≤ 1, u = -sin πx at the start, 0 at both ends",
-        0.0,
-        _burgers,
-        lambda x: -(math.pi * x[:, 0]).sin(),  # 0 at the ends
-        ((0, -1.0), (0, 1.0), (1, 0.0), (1, 0.0)),
-        _shock,
+    "cubic": Problem(
+        "u'' + u³ = f, u = x cos 3x",
+        lambda u: u**3,
+        lambda x: x * (3 * x).cos(),
+        lambda x: -6 * (3 * x).sin() - 9 * x * (3 * x).cos(),
     ),
 }
-ABOUT = "; ".join(f"{name}: {problem.about}" for name, problem in PROBLEMS.items())
+ABOUT = (
+    f"{'; '.join(f'{name}: {problem.about}' for name, problem in PROBLEMS.items())}; {INSIDE} "
+    f"points on [-1, 1] and both ends, two layers of {WIDTH} tanh"
+)
 
 
 def begun(problem: Problem, seeds: int) -> tuple[mf.types.Params, Points]:
@@ -168,42 +137,54 @@ def others(problem: Problem, seeds: int, moment: int) -> Points:
     )
 
 
+Weigh = Callable[[mf.types.Params, Points], Tensor]
+"""The weights of the two terms, `[2]`."""
+
+
 def trained(
     problem: Problem,
-    method: Callable[[mf.Optimizer], mf.Step],
+    method: Callable[[Tensor, mf.Optimizer], mf.Step],
     seeds: int,
     steps: int,
+    weigh: Weigh = lambda params, points: torch.ones(2, dtype=torch.float64),
 ) -> mf.types.Params:
-    """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay."""
+    """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay.
+
+    `method` makes a step of weights, which are found anew now and then, and of Adam.
+    """
     rates = torch.tensor(RATES, dtype=torch.float64)
-    params, points = begun(problem, seeds)
-
-    def lanes(function: Callable) -> Callable:
-        return vmap(vmap(function, (None, 0, 0)), (0, 0, None))
-
-    every = params_at_all(params, len(rates))
-    state = lanes(lambda lr, p, b: method(mf.adam(lr)).init(p, b))(rates, every, points)
-    moved = lanes(lambda lr, state, b: method(mf.adam(lr)).update(state, b)[:1])
-    move = replayed(lambda state, points: moved(rates, state, points))
-    for _ in tqdm(range(steps), desc="differential equations", leave=False):
-        (state,) = move(state, points)
-    return state.params
+    lr = rates.repeat_interleave(seeds)
+    params, points = tree_map(lambda x: repeated(x, len(rates)), begun(problem, seeds))
+    every = vmap(weigh)
+    w = every(params, points)
+    state = vmap(lambda w, lr, p, b: method(w, mf.adam(lr)).init(p, b))(w, lr, params, points)
+    moved = vmap(lambda w, lr, state, b: method(w, mf.adam(lr)).update(state, b)[:1])
+    move = replayed(lambda state, w: moved(w, lr, state, points))
+    for moment in tqdm(range(steps), desc="differential equations", leave=False):
+        if moment and moment % KEPT == 0:
+            w = every(state.params, points)
+        (state,) = move(state, w)
+    return {name: x.unflatten(0, (len(rates), seeds)) for name, x in state.params.items()}
 
 
 @kept
 def with_adam(name: str, seeds: int, steps: int) -> mf.types.Params:
     """Where Adam ends on the sum of a problem's terms."""
-    problem = PROBLEMS[name]
-
-    def method(optimizer: mf.Optimizer) -> mf.Step:
-        return mf.descend(problem.terms, mf.mean(), mf.losses_only(), optimizer)
-
-    return trained(problem, method, seeds, steps)
+    return trained(PROBLEMS[name], weighted(PROBLEMS[name]), seeds, steps)
 
 
-def params_at_all(params: mf.types.Params, settings: int) -> mf.types.Params:
-    """The same weights for every setting, `[setting, ...]`."""
-    return {name: leaf.expand(settings, *leaf.shape).clone() for name, leaf in params.items()}
+def weighted(problem: Problem) -> Callable[[Tensor, mf.Optimizer], mf.Step]:
+    """A method that descends on the weighted terms."""
+
+    def method(w: Tensor, optimizer: mf.Optimizer) -> mf.Step:
+        return mf.descend(problem.terms, mf.mean(preference=w), mf.losses_only(), optimizer)
+
+    return method
+
+
+def repeated(x: Tensor, settings: int) -> Tensor:
+    """The lanes of all seeds `[seed, ...]` for every setting, `[setting · seed, ...]`."""
+    return x.repeat(settings, *[1] * (x.ndim - 1))
 
 
 def errors(problem: Problem, params: mf.types.Params) -> np.ndarray:

@@ -25,19 +25,16 @@ RULES: dict[str, mf.Rule] = {"SGD on the mean": mf.mean(), "UPGrad on samples": 
 Data = tuple[Tensor, Tensor]
 
 
-def images(seeds: int) -> tuple[Data, Data]:
+def images(seeds: int, train: int = IMAGES) -> tuple[Data, Data]:
     """Digits of 8 by 8 pixels and their labels, one split per seed."""
     from sklearn.datasets import load_digits
 
     pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
     order = torch.stack(
-        [
-            mf.random.permutation(mf.random.key(s), len(labels))[: IMAGES + TEST]
-            for s in range(seeds)
-        ]
+        [mf.random.permutation(mf.random.key(s), len(labels))[: train + TEST] for s in range(seeds)]
     )
     x, y = pixels[order].double() / 16, labels[order]
-    return (x[:, :IMAGES], y[:, :IMAGES]), (x[:, IMAGES:], y[:, IMAGES:])
+    return (x[:, :train], y[:, :train]), (x[:, train:], y[:, train:])
 
 
 def network(key: Tensor) -> mf.types.Params:
