@@ -321,6 +321,7 @@ CASES = {
         TypeError,
         "frank_wolfe takes min_norm and cagrad",
     ),
+    "rows of no layer": (lambda: mf.solvers.nuclear(G), TypeError, "rows: expected .*dict"),
     "not a problem": (lambda: mf.solvers.faces()(G), TypeError, "problem: expected min_norm"),
     "too many faces": (
         lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))),

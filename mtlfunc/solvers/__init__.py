@@ -11,6 +11,7 @@ from ._auto import auto
 from ._certify import Certificate, certify
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
+from ._nuclear import nuclear
 from ._projected_gradient import projected_gradient
 from .problems import CAGrad, DualCone, MinNorm, cagrad, dual_cone, min_norm
 
@@ -34,6 +35,7 @@ __all__ = [
     "faces",
     "frank_wolfe",
     "min_norm",
+    "nuclear",
     "projected_gradient",
 ]
 
