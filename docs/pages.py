@@ -35,7 +35,7 @@ GROUPS = {
     "training": (
         "Steps and loops",
         """descend balance capture Balancer rollout Interrupted log_dict adam sgd parameters stack
-        assign_gradients""",
+        assign_gradients muon_gradients""",
     ),
     "probes": (
         "Probes",

@@ -83,7 +83,16 @@ from .rules import (
     uw,
     weights,
 )
-from .training import Balancer, Interrupted, balance, capture, descend, log_dict, rollout
+from .training import (
+    Balancer,
+    Interrupted,
+    balance,
+    capture,
+    descend,
+    log_dict,
+    muon_gradients,
+    rollout,
+)
 from .types import (
     Balance,
     Geometry,
@@ -167,6 +176,7 @@ __all__ = [
     "modo",
     "momentum",
     "moving_average",
+    "muon_gradients",
     "nash_mtl",
     "normalize",
     "ntk",

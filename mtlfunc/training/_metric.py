@@ -157,7 +157,7 @@ _FORMS: dict[type, Callable[[Group, dict[str, Tensor], Tensor], Parts]] = {
     Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad, SGD: _sgd, NAdam: _nadam,
 }  # fmt: skip
 _NOT_LINEAR: dict[type, str] = {
-    torch.optim.Muon: "orthogonalizes the gradient",
+    torch.optim.Muon: "orthogonalizes the gradient (see mtlfunc.muon_gradients)",
     torch.optim.LBFGS: "calls the losses several times a step",
     torch.optim.Rprop: "steps by the gradient's sign",
     torch.optim.Adamax: "takes the larger of the gradient and its past",

@@ -1,0 +1,144 @@
+"""What `torch.optim.Muon` will do with a gradient, and the gradient that makes it lower all losses.
+
+A matrix moves by -rate·polar(a·g + b·B) - decay·θ, B being the buffer of its momentum and polar
+the orthogonal factor: U V of the singular value decomposition U diag(s) V.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Muon
+
+from ..core.checks import local_part
+from ..solvers import nuclear
+from ..types import Params, Rows, Solution
+
+
+def muon_gradients(
+    optimizer: Any,
+    module: nn.Module,
+    rows: Rows,
+    gramian: Float[Tensor, "task task"] | None = None,
+    *,
+    weights: Float[Tensor, " task"] | None = None,
+) -> tuple[Solution, Params]:
+    """The `.grad` after which the next step of `torch.optim.Muon` is the steepest common descent.
+
+    Its step is the polar factor of a sum of the gradient and its momentum. The answer cancels the
+    momentum, (Σ w g - b B)/a, so that the step is the polar factor of Σ w g with the weights of
+    `mtlfunc.solvers.nuclear`, each layer at its own learning rate. The buffer stays bounded: in it
+    is what is left of the last few Σ w g. With `weights` the answer is Σ w g itself, and the rates
+    say what the step will do to each loss, momentum included.
+
+    The rates are those of exact polar factors. Muon's own are five Newton-Schulz steps in bfloat16,
+    whose singular values are 0.7 to 1.2 rather than 1, and less where those of the matrix are below
+    a thousandth of the largest: for them `value` stays an upper bound, of any step of that length,
+    and the rates are an estimate. `mtlfunc.diagnostics.predicted_change` has the rates of a step
+    that was made.
+
+    Args:
+        optimizer: a `torch.optim.Muon`, between two steps. Its state is read and left as it is.
+        module: holds its parameters, and perhaps others.
+        rows: the tasks' gradients of its matrices, `{name: [task, m, n]}`, as from
+            `mtlfunc.task_gradients`. What a matrix without rows does is not counted.
+        gramian: of the other parameters, as in `mtlfunc.solvers.nuclear`: J P Jᵀ with P of the
+            optimizer that steps on them.
+        weights: w `[task]` that a rule chose.
+
+    Returns:
+        the solution and `{name: [m, n]}` for `mtlfunc.assign_gradients`. `rates`: by how much each
+        loss falls in the next step, to first order, weight decay and learning rates included.
+        `value`: what the best step has as its smallest rate, decay aside, and `gap` bounds what
+        this one lacks of it. It stays open where Σ w g is singular: there the best step is not a
+        polar factor (`nuclear` has it).
+
+    Raises:
+        TypeError: for an optimizer that is not `torch.optim.Muon`; subclasses may step otherwise.
+        ValueError: for rows of what the optimizer does not hold or in other shapes, for a buffer
+            in another shape, for momentum 1, and as in `nuclear`.
+        NotImplementedError: for a sharded parameter, whose polar factor needs all of it.
+
+    Source:
+        `torch.optim.Muon` of torch 2.11 to 2.13, with its `adjust_lr_fn`, `nesterov` and decoupled
+        weight decay.
+
+    Examples:
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> optimizer = torch.optim.Muon(net.parameters(), lr=0.1, weight_decay=0.0)
+        >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, 2.0]]])}
+        >>> solution, grads = muon_gradients(optimizer, net, rows)
+        >>> solution.weights, solution.rates
+        (tensor([0.2500, 0.7500]), tensor([0.1750, 0.1750]))
+    """
+    if type(optimizer) is not Muon:
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Muon, got {type(optimizer).__name__}; diagonal "
+            "ones go into mtlfunc.Balancer(..., metric=optimizer)"
+        )
+    params = dict(module.named_parameters())
+    steps = {name: _step_of(optimizer, params, name, leaf) for name, leaf in rows.items()}
+    scaled = {name: steps[name].rate * leaf for name, leaf in rows.items()}
+    solution, _ = nuclear(scaled, gramian)
+    w = solution.weights if weights is None else weights.to(solution.weights)
+    if w.shape != solution.weights.shape:
+        raise ValueError(
+            f"weights: expected {list(solution.weights.shape)}, one a task, got {list(w.shape)}"
+        )
+    mixed = {name: torch.einsum("t,tmn->mn", w.to(x), x) for name, x in rows.items()}
+    if weights is None:  # without what the momentum will add
+        mixed = {name: (x - steps[name].buffer) / steps[name].share for name, x in mixed.items()}
+    updates = {name: steps[name].share * x + steps[name].buffer for name, x in mixed.items()}
+    polar = nuclear({name: x[None] for name, x in updates.items()}, steps=1)[1]
+    curve = torch.zeros_like(w) if gramian is None else gramian.to(w) @ w
+    fall = torch.stack([_products(x, polar[name]) for name, x in scaled.items()]).sum(0) + curve
+    decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
+    gap = (solution.value + 0.5 * w @ curve - fall.amin()).clamp_min(0)
+    return solution._replace(weights=w, dual=w, rates=fall + decay, gap=gap), mixed
+
+
+class _Step(NamedTuple):
+    """A matrix's next move: -rate·polar(share·g + buffer) - decay."""
+
+    rate: float
+    share: float
+    buffer: Tensor
+    decay: Tensor
+
+
+def _step_of(optimizer: Muon, params: Params, name: str, rows: Tensor) -> _Step:
+    leaf = params.get(name)
+    group = next((g for g in optimizer.param_groups if any(leaf is x for x in g["params"])), None)
+    if leaf is None or group is None:
+        raise ValueError(
+            f"rows[{name!r}]: the optimizer does not hold it; pass rows of the matrices that Muon "
+            "steps on, and the Gramian of the others as gramian="
+        )
+    if local_part(leaf) is not leaf:
+        raise NotImplementedError(
+            f"params[{name!r}] is sharded, and its polar factor needs all of it; pass a whole copy"
+        )
+    buffer = optimizer.state.get(leaf, {}).get("momentum_buffer", torch.zeros_like(leaf))
+    if rows.shape[1:] != leaf.shape or buffer.shape != leaf.shape:
+        raise ValueError(
+            f"rows[{name!r}]: {list(rows.shape)}, the parameter {list(leaf.shape)} and its "
+            f"momentum buffer {list(buffer.shape)} do not fit; pass rows [task, *shape], and the "
+            "state of this model"
+        )
+    momentum, rate, (m, n) = group["momentum"], float(group["lr"]), leaf.shape
+    if momentum == 1:
+        raise ValueError("optimizer: momentum=1 never reads a gradient; take one below 1")
+    share, kept = 1 - momentum, momentum
+    if group["nesterov"]:
+        share, kept = share * (1 + momentum), momentum**2
+    wider = {"original": max(1, m / n) ** 0.5, "match_rms_adamw": 0.2 * max(m, n) ** 0.5}
+    adjusted = rate * wider[group["adjust_lr_fn"] or "original"]
+    with torch.no_grad():
+        return _Step(adjusted, share, kept * buffer, rate * group["weight_decay"] * leaf.detach())
+
+
+def _products(rows: Tensor, step: Tensor) -> Tensor:
+    return torch.einsum("tmn,mn->t", rows, step.to(rows))

@@ -1,0 +1,190 @@
+"""`muon_gradients` against the real steps of `torch.optim.Muon` on copies.
+
+torch's own orthogonalization is five Newton-Schulz steps in bfloat16. Where a test says exact, the
+function that does this is replaced by the polar factor, and all else of the step is torch's.
+"""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from mtlfunc.types import Params, Rows
+
+F64 = torch.float64
+X, Y = (mf.random.normal(mf.random.key(k), s, F64) for k, s in ((1, (40, 6)), (2, (40, 3))))
+
+
+def polar_factor(grad: Tensor, *_: Any) -> Tensor:
+    u, _, v = torch.linalg.svd(grad, full_matrices=False)
+    return u @ v
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar_factor)
+
+
+def network() -> nn.Module:
+    """One output that three tasks want to be three different functions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 5, bias=False)),
+            *(nn.Tanh(), nn.Linear(5, 1, bias=False)),
+        ).to(F64)
+
+
+def losses_fn(net: nn.Module) -> Any:
+    def losses(params: Params, batch: Any) -> Tensor:
+        wish = Y * torch.tensor([1.0, 3.0, 0.5], dtype=F64)
+        return (functional_call(net, params, (X,)) - wish).square().mean(0)
+
+    return losses
+
+
+def rows_at(net: nn.Module) -> Rows:
+    return mf.task_gradients(losses_fn(net), mf.parameters(net), ())[1]
+
+
+def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Steps of the mean, so that there is momentum."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses_fn(net)(dict(net.named_parameters()), ()).mean().backward()
+        optimizer.step()
+
+
+def change_of(net: nn.Module, optimizer: torch.optim.Muon, grads: Params) -> mf.diagnostics.Change:
+    """What the real step does to the losses, on copies."""
+    other, state = copy.deepcopy((net, optimizer.state_dict()))
+    mine = make(other, **{**optimizer.defaults, "lr": 0.0})
+    mine.load_state_dict(state)
+    before = {name: x.clone() for name, x in mf.parameters(other).items()}
+    mf.assign_gradients(other, grads)
+    mine.step()
+    return mf.diagnostics.predicted_change(losses_fn(net), before, mf.parameters(other), ())
+
+
+def make(net: nn.Module, **options: Any) -> torch.optim.Muon:
+    """Two groups: the second has half the learning rate."""
+    first, *others = net.parameters()
+    rate = options.pop("lr")
+    groups = [{"params": [first], "lr": rate}, {"params": others, "lr": rate / 2}]
+    return torch.optim.Muon(groups, lr=rate, **options)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no momentum": {"momentum": 0.0, "weight_decay": 0.0},
+    "plain momentum": {"nesterov": False, "weight_decay": 0.3},
+    "rms": {"adjust_lr_fn": "match_rms_adamw"},
+}
+
+
+@pytest.mark.parametrize("walked", [0, 5])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_rates_are_those_of_the_real_step(exact, options, walked):
+    """To first order to rounding; the losses themselves by as much as a step of 1e-8 is curved."""
+    net = network()
+    optimizer = make(net, lr=1e-3, **OPTIONS[options])
+    walk(net, optimizer, walked)
+    for group in optimizer.param_groups:
+        group["lr"] *= 1e-5
+    for weights in (None, torch.tensor([0.2, 0.5, 0.3], dtype=F64)):
+        solution, grads = mf.muon_gradients(optimizer, net, rows_at(net), weights=weights)
+        change = change_of(net, optimizer, grads)
+        size = solution.rates.abs().max()
+        # θ moves by 1e-8 of 1e-1: rounding is 1e-16/1e-8
+        assert (change.predicted + solution.rates).abs().max() <= 1e-7 * size
+        assert (change.actual + solution.rates).abs().max() <= 1e-6 * size
+
+
+def test_no_loss_rises_with_momentum(exact):
+    """The mean of the losses, stepping from the same places, would raise some."""
+    net = network()
+    optimizer = make(net, lr=0.03, weight_decay=0.0)
+    walk(net, optimizer, 15)
+    risen = 0
+    for _ in range(12):
+        rows = rows_at(net)
+        solution, grads = mf.muon_gradients(optimizer, net, rows)
+        assert solution.rates.min() > 0
+        assert solution.gap <= 1e-6 * solution.value
+        plain, _ = mf.muon_gradients(
+            optimizer, net, rows, weights=torch.full((3,), 1 / 3, dtype=F64)
+        )
+        assert plain.rates.min() <= solution.rates.min() + solution.gap
+        torch.testing.assert_close(plain.value, solution.value)
+        change = change_of(net, optimizer, grads)
+        assert (change.predicted < 0).all()
+        risen += int(plain.rates.min() < 0)
+        mf.assign_gradients(net, grads)
+        optimizer.step()
+        buffers = [optimizer.state[x]["momentum_buffer"].norm() for x in net.parameters()]
+        longest = max(x.flatten(1).norm(dim=1).max() for x in rows.values())
+        assert max(buffers) <= 3 * longest
+    assert risen
+
+
+def test_newton_schulz_is_bounded():
+    """Its singular values are at most 1.3: no step of that length has a larger smallest rate."""
+    net = network()
+    optimizer = make(net, lr=1e-3, weight_decay=0.0)
+    solution, grads = mf.muon_gradients(optimizer, net, rows_at(net))
+    change = change_of(net, optimizer, grads)
+    assert -change.predicted.max() <= 1.3 * solution.value
+    correlation = torch.corrcoef(torch.stack([-change.predicted, solution.rates]))
+    assert correlation.isfinite().all()
+    assert (change.predicted < 0).all()
+
+
+def test_other_parameters_step_with_a_metric(exact):
+    """The last layer by plain descent at a rate of its own: its Gramian goes in, its rates out."""
+    net, rate = network(), 1e-7
+    last = "4.weight"
+    named = dict(net.named_parameters())
+    optimizer = torch.optim.Muon(
+        [x for name, x in named.items() if name != last], lr=rate, weight_decay=0.0
+    )
+    rows = rows_at(net)
+    flat = rows.pop(last).flatten(1)
+    solution, grads = mf.muon_gradients(optimizer, net, rows, rate * flat @ flat.T)
+    grads[last] = (solution.weights @ flat).reshape(named[last].shape)
+    before = {name: x.clone() for name, x in mf.parameters(net).items()}
+    mf.assign_gradients(net, grads)
+    optimizer.step()
+    torch.optim.SGD([named[last]], lr=rate).step()
+    change = mf.diagnostics.predicted_change(losses_fn(net), before, mf.parameters(net), ())
+    size = solution.rates.abs().max()
+    assert (change.actual + solution.rates).abs().max() <= 1e-6 * size
+    assert solution.gap <= 1e-8 * solution.value
+
+
+def test_what_is_wrong_is_said():
+    net = network()
+    optimizer, rows = make(net, lr=0.1), rows_at(net)
+
+    class Mine(torch.optim.Muon):
+        pass
+
+    for wrong in (Mine(net.parameters()), torch.optim.SGD(net.parameters(), lr=0.1)):
+        with pytest.raises(TypeError, match=r"expected a torch.optim.Muon, got (Mine|SGD)"):
+            mf.muon_gradients(wrong, net, rows)
+    with pytest.raises(ValueError, match=r"rows\['bias'\].*does not hold it"):
+        mf.muon_gradients(optimizer, net, rows | {"bias": torch.zeros(3, 1, 5)})
+    with pytest.raises(ValueError, match=r"rows\['0.weight'\].*do not fit"):
+        mf.muon_gradients(optimizer, net, rows | {"0.weight": torch.zeros(3, 6, 8)})
+    with pytest.raises(ValueError, match=r"weights: expected \[3\]"):
+        mf.muon_gradients(optimizer, net, rows, weights=torch.ones(2, dtype=F64))
+    with pytest.raises(ValueError, match="momentum=1"):
+        mf.muon_gradients(make(net, lr=0.1, momentum=1.0), net, rows)
+    optimizer.state[net[0].weight]["momentum_buffer"] = torch.zeros(8, 3, dtype=F64)
+    with pytest.raises(ValueError, match="momentum buffer"):
+        mf.muon_gradients(optimizer, net, rows)
+    with pytest.raises(ValueError, match="muon_gradients"):
+        mf.Balancer(net, mf.mgda(), metric=optimizer)
