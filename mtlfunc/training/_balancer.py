@@ -523,10 +523,12 @@ class Balancer:
         custom = run.has_custom_backward
         hooked = any(x.hooked for x in run.forwards)
         run.fresh = not (custom or hooked)
-        if keeps or hooked or run.union.by_hooks(run.params):
+        # the only pass, which is then as that of `loss.backward()`
+        alone = self._probe.measures == frozenset()
+        if keeps or (hooked and not alone) or run.union.by_hooks(run.params):
             return
-        run.frees = not any(x.graph.has_saved_hooks for x in run.forwards)
-        if run.frees and not custom and len(run.forwards) == 1:
+        run.frees = not (hooked or any(x.graph.has_saved_hooks for x in run.forwards))
+        if (alone or (run.frees and not custom)) and len(run.forwards) == 1:
             # losses that can be seen not to be finite, an error, keep their graph
             value = run.forwards[0].value
             run.forwards[0].frees = not can_look(value) or has_finite_sum(value)

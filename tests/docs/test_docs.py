@@ -2,6 +2,8 @@
 the environment files agree.
 """
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -136,6 +138,45 @@ def anchors(path: Path) -> set[str]:
     heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     named = re.findall(r'<a (?:id|name)="([^"]+)"', text)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
+
+
+def code_spans(text: str) -> list[str]:
+    """Those of prose that begin with `mf.`, as expressions."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\n", " ")
+    spans = re.findall(r"`(mf\.[^`]+)`", prose)
+    return [re.sub(r"=(?=[,)])|=…", "=None", span).replace("…", "...") for span in spans]
+
+
+def wrong(span: str) -> list[str]:
+    """Names in an expression that do not exist, and calls that do not fit their function."""
+    found = []
+    for node in ast.walk(ast.parse(span, mode="eval").body):
+        function = node.func if isinstance(node, ast.Call) else node
+        if not ast.unparse(function).startswith("mf.") or not isinstance(function, ast.Attribute):
+            continue
+        try:
+            value = eval(ast.unparse(function), {"mf": mf})
+            if isinstance(node, ast.Call) and "..." not in ast.unparse(node):
+                names = {each.arg: None for each in node.keywords}
+                part = ast.unparse(node).endswith("=None)")  # what is meant is this argument
+                bind = inspect.signature(value).bind_partial if part else None
+                (bind or inspect.signature(value).bind)(*node.args, **names)
+        except (AttributeError, TypeError) as error:
+            found.append(f"{span}: {error}")
+    return found
+
+
+def test_every_name_and_call_in_prose_exists():
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "experiments").rglob("*.md"),
+    ]
+    spans = [span for page in pages for span in code_spans(page.read_text(encoding="utf-8"))]
+    assert len(spans) > 300
+    assert not [text for span in spans for text in wrong(span)]
+    assert wrong("mf.uw()")
+    assert wrong("mf.revisit(probe)")
 
 
 def test_environment_agrees_with_pyproject():

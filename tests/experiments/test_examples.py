@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._functorch.config
+from torch import nn
 
 import mtlfunc as mf
 from experiments.examples import accumulation, checkpointing, compiled, pinn, stock_loop
@@ -82,6 +83,19 @@ def test_a_compiled_network():
     falls(seen)
     assert torch.equal(compiled.plain(data[:2], backend="aot_eager")[0], seen[0])
     torch.testing.assert_close(seen, checkpointing.balanced(data, Net)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_one_pass_of_a_compiled_module_needs_no_setting():
+    """It frees its graph in the first backward pass, as it does in a plain loop."""
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(5, 4)
+    compiled = torch.compile(net)  # its inductor donates the buffers of a graph
+    balancer = mf.Balancer(net, mf.gls(), None)
+    info = balancer.backward(compiled(x).square().mean(0))
+    grads = [leaf.grad.clone() for leaf in net.parameters()]
+    net.zero_grad()
+    (info.weights * net(x).square().mean(0)).sum().backward()
+    for grad, leaf in zip(grads, net.parameters(), strict=True):
+        torch.testing.assert_close(grad, leaf.grad)
 
 
 def test_a_physics_informed_network():
