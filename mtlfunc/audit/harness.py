@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..core._torch import tree_flatten, tree_leaves, tree_map
+from ..core._torch import tree_flatten, tree_leaves, tree_unflatten
 from ..core.checks import inside_transform
 from ..rules.common import may_read
 from ..testing.integers import integers, pick, widened
@@ -180,7 +180,7 @@ class Harness:
     def answers(self, cases: Case) -> Tensor:
         """Weights [case, update, task] as far as there are any, NaN elsewhere."""
         with quiet():
-            if self.vmapped and cases.losses.shape[-1] <= BATCHED:
+            if self.vmapped and cases.losses.shape[-1] <= SMALL:
                 found = attempt(vmap(self.weigh), *cases)
                 if found is not None:
                     return found
@@ -278,14 +278,20 @@ def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return None
 
 
-def copied(tree: Any) -> Any:
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+def copied(tree: Any) -> tuple[list[Any], Any]:
+    """Copies of a tree's leaves, and its structure."""
+    leaves, shape = tree_flatten(tree)
+    return [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two trees are equal bit by bit; NaN equals NaN."""
-    (a, shape), (b, other_shape) = tree_flatten(one), tree_flatten(other)
-    return shape == other_shape and all(
+    return same_leaves(tree_flatten(one), tree_flatten(other))
+
+
+def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
+    """`same` of two trees that are flat already."""
+    return one[1] == other[1] and all(
         (
             x.shape == y.shape
             and x.dtype == y.dtype
@@ -293,17 +299,18 @@ def same(one: Any, other: Any) -> bool:
         )
         if isinstance(x, Tensor) and isinstance(y, Tensor)
         else x is y
-        for x, y in zip(a, b, strict=True)
+        for x, y in zip(one[0], other[0], strict=True)
     )
 
 
-def changes(before: Any, after: Any) -> str:
+def changes(before: tuple[list[Any], Any], after: tuple[Geometry, Any]) -> str:
     """Which fields of (geometry, state) differ, in words; empty if none does."""
-    if same(before, after):
+    if same_leaves(before, tree_flatten(after)):
         return ""
-    fields = zip(Geometry._fields, before[0], after[0], strict=True)
+    seen, state = tree_unflatten(*before)
+    fields = zip(Geometry._fields, seen, after[0], strict=True)
     names = [f"the {name}" for name, x, y in fields if not same(x, y)]
-    return ", ".join(names + ["its state"] * (not same(before[1], after[1])))
+    return ", ".join(names + ["its state"] * (not same(state, after[1])))
 
 
 def quiet() -> warnings.catch_warnings:

@@ -158,7 +158,7 @@ def evaluate(
         return check.run(harness.weigh, Instance(rows, losses, weights, group.unit))
 
     with quiet():
-        if harness.vmapped and group.cases.losses.shape[-1] <= BATCHED:
+        if harness.vmapped and group.cases.losses.shape[-1] <= SMALL:
             outcome = attempt(vmap(run), *group.cases, group.weights)
             if outcome is not None:
                 return group, outcome, {}
