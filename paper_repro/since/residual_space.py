@@ -35,11 +35,11 @@ from .physics import (
     with_adam,
 )
 
-DAMPINGS = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
+DAMPINGS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 WORTH = 10
 """Gradients that a step of Gauss-Newton counts as. In multiplications it is less: of n residuals
-and P parameters 12 n P for the rows, n² P for their products, n³/3 for the factors and 24 n P for
-six lengths that are tried; a gradient takes 12 n P.
+and P parameters 9 n P for the rows, n² P for their products, n³/3 for the factors and 18 n P for
+six lengths that are tried; a gradient takes 9 n P.
 """
 MOMENTA = (0.5, 0.9)
 SHARES = (0.5, 2.0, 5.0, 10.0)  # parameters a residual

@@ -95,13 +95,22 @@ def apart(problem: Problem, weigh: Weigh | None, draws: int) -> Tensor:
         root = torch.cat([w[i].expand(len(x)) for i, x in enumerate(points)]).sqrt()
         rows = root[:, None] * problem.rows(params, points)
         values, vectors = torch.linalg.eigh(rows @ rows.mT)
-        times = torch.logspace(-2, 12, 1000, dtype=torch.float64)[:, None] / values[-1]
-        decay = (-2 * times * values.clamp_min(0)).exp()
-        weighted = (decay * (vectors.mT @ (root * problem.stacked(params, points)))) @ vectors.mT
-        left = (weighted / root).square().split([len(x) for x in points], 1)
-        terms = torch.stack([part.sum(1) for part in left], 1)
-        before = torch.stack(problem.terms(params, points))
-        then = terms[(terms.sum(1) > 0.1 * before.sum()).sum().clamp_max(len(times) - 1)[None]][0]
+        turned, before = (
+            vectors.mT @ (root * problem.stacked(params, points)),
+            torch.stack(problem.terms(params, points)),
+        )
+
+        def terms(exponent: Tensor) -> Tensor:
+            decay = (-2 * 10**exponent * (values / values[-1]).clamp_min(0)).exp()
+            left = ((vectors @ (decay * turned)) / root).square()
+            return torch.stack([part.sum() for part in left.split([len(x) for x in points])])
+
+        low, high = values[0] * 0 - 3, values[0] * 0 + 15
+        for _ in range(60):  # bisection for the time, in units of 1/λ of the largest λ
+            middle = (low + high) / 2
+            late = terms(middle).sum() <= 0.1 * before.sum()
+            low, high = torch.where(late, low, middle), torch.where(late, middle, high)
+        then = terms(high)
         return ((then / before).log() * torch.tensor([1.0, -1.0])).sum().abs()
 
     return vmap(one)(*begun(problem, draws))

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import expm
+from scipy.optimize import brentq
 from scipy.stats import rankdata
 
 import mtlfunc as mf
@@ -15,10 +17,13 @@ from paper_repro.since import (
     common,
     conflict,
     narrow,
+    physics,
     population,
+    residual_space,
     rewards,
     samples,
     scalarization,
+    terms,
 )
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -38,7 +43,7 @@ def found(every) -> dict[str, Any]:
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
     assert {x for x in by_name(every) if x.startswith("SI-")} == {
-        f"SI-{i:02}" for i in range(1, 16)
+        f"SI-{i:02}" for i in range(1, 25)
     }
 
 
@@ -48,7 +53,7 @@ def test_findings_are_complete(every):
 
 def test_what_is_exact_at_any_budget(found):
     assert found["SI-14"].verdict == "holds"
-    for identifier in ("SI-05", "SI-09", "SI-13"):
+    for identifier in ("SI-05", "SI-09", "SI-13", "SI-16", "SI-19"):
         assert found[identifier].verdict == "holds only when", identifier
 
 
@@ -237,3 +242,70 @@ def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
             factor = 10 ** (every.logs[seed, lane] - logs[seed, source]).abs()
             expected = population.STEP if lane != source else 1.0
             torch.testing.assert_close(factor, torch.full_like(factor, expected))
+
+
+# ---- differential equations ----
+
+
+@pytest.fixture(params=physics.PROBLEMS)
+def equation(request) -> tuple[physics.Problem, mf.types.Params, physics.Points]:
+    """A problem, and the weights and points of one seed."""
+    problem = physics.PROBLEMS[request.param]
+    first, points = physics.begun(problem, 2)
+    one = {name: leaf[1] for name, leaf in first.items()}
+    return problem, one, physics.Points(*(part[1] for part in points))
+
+
+def test_residuals_are_those_of_the_equation(equation):
+    """By autograd, point by point; and the solution solves it."""
+    problem, params, points = equation
+
+    def off(u, x):
+        second = torch.func.vmap(torch.func.hessian(lambda t: u(t[None])[0, 0]))(x)[:, 0, 0]
+        exact = torch.func.vmap(torch.func.hessian(lambda t: problem.exact(t[None])[0, 0]))(x)
+        f = exact[:, 0, 0] + problem.rest(problem.exact(x))[:, 0]
+        return second + problem.rest(u(x))[:, 0] - f
+
+    x = points.inside
+    expected = off(lambda x: physics.network(params, x)[0], x) / len(x) ** 0.5
+    torch.testing.assert_close(problem.inner(params, points), expected)
+    rows = torch.func.jacrev(lambda p: problem.stacked(p, points))(params)
+    expected = torch.cat([leaf.flatten(1) for leaf in rows.values()], 1)
+    torch.testing.assert_close(problem.rows(params, points), expected)
+    assert ((x + 1) * len(x) / 2).floor().flatten().tolist() == list(range(len(x)))
+
+
+def test_spring_is_the_library_s(equation):
+    """Two steps of length 1 with momentum, whose second carries the first one's direction."""
+    problem, params, points = equation
+    damping, mu = 0.1, 0.9
+    rule, probe = mf.gauss_newton(damping, momentum=True), mf.jacobian()
+    step = mf.descend(
+        lambda p, b: problem.stacked(p, b), rule, probe, mf.sgd(1.0, momentum=mu),
+        metric=True,
+    )  # fmt: skip
+    state = step.init(params, points)
+    at, before = params, torch.zeros_like(residual_space.flat(params))
+    for _ in range(2):
+        lam = torch.tensor(damping)
+        d = residual_space.direction(problem, lam, at, mu * before, points)
+        moved = residual_space.unflat(d, at)
+        at, before = {name: leaf - moved[name] for name, leaf in at.items()}, d
+        state, _ = step.update(state, points)
+        for name, leaf in at.items():
+            torch.testing.assert_close(state.params[name], leaf, rtol=1e-6, atol=1e-9)
+
+
+def test_falls_in_gradient_flow_are_those_of_a_matrix_exponential(equation):
+    problem, params, points = equation
+    kernel = (rows := problem.rows(params, points)) @ rows.mT
+    r, split = problem.stacked(params, points).numpy(), len(points.inside)
+
+    def terms_at(log_time: float) -> np.ndarray:
+        left = expm(-2 * np.exp(log_time) * kernel.numpy()) @ r
+        return np.array([(left[:split] ** 2).sum(), (left[split:] ** 2).sum()])
+
+    time = brentq(lambda t: terms_at(t).sum() - 0.1 * (r**2).sum(), -30, 5)
+    before = np.array([(r[:split] ** 2).sum(), (r[split:] ** 2).sum()])
+    expected = abs(np.diff(np.log(terms_at(time) / before)))[0]
+    assert float(terms.apart(problem, None, 2)[1]) == pytest.approx(expected, rel=1e-3)
