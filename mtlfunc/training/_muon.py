@@ -6,6 +6,7 @@ the orthogonal factor: U V of the singular value decomposition U diag(s) V.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -69,10 +70,10 @@ def muon_gradients(
     Examples:
         >>> net = torch.nn.Linear(2, 2, bias=False)
         >>> optimizer = torch.optim.Muon(net.parameters(), lr=0.1, weight_decay=0.0)
-        >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, 2.0]]])}
+        >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]])}
         >>> solution, grads = muon_gradients(optimizer, net, rows)
         >>> solution.weights, solution.rates
-        (tensor([0.2500, 0.7500]), tensor([0.1750, 0.1750]))
+        (tensor([0., 1.]), tensor([0.4000, 0.3000]))
     """
     if type(optimizer) is not Muon:
         raise TypeError(
@@ -109,7 +110,7 @@ class _Step(NamedTuple):
     decay: Tensor
 
 
-def _step_of(optimizer: Muon, params: Params, name: str, rows: Tensor) -> _Step:
+def _step_of(optimizer: Muon, params: Mapping[str, Tensor], name: str, rows: Tensor) -> _Step:
     leaf = params.get(name)
     group = next((g for g in optimizer.param_groups if any(leaf is x for x in g["params"])), None)
     if leaf is None or group is None:
