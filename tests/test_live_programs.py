@@ -181,6 +181,25 @@ def plain(net, losses, shared, present):
     return matrix, flat @ flat.mT
 
 
+FORMS = {
+    "list": list,
+    "tuple": tuple,
+    "stack": torch.stack,
+    "dict": lambda x: {f"t{i}": one for i, one in enumerate(x)},
+}
+
+
+def check_gradients(net, matrix, before, weights, told):
+    """`.grad` is what it was `before` and the tasks' rows, with weights (trunk, heads)."""
+    for n, row in matrix.items():
+        wanted = torch.tensordot(weights[not n.startswith("trunk")], row, 1)
+        wanted = wanted if before[n] is None else wanted + before[n]
+        found = net.get_parameter(n).grad
+        assert found is not None or not row.any(), told
+        if found is not None:
+            close(found, wanted, f"{told}, {n}", 1e-9)
+
+
 def program(seed, monkeypatch):
     """One loop of a few steps, in both ways; how many steps."""
     draw, points = random.Random(seed), draws(seed)
@@ -206,9 +225,7 @@ def program(seed, monkeypatch):
     }
     absent = draw.random() < 0.2
     watched, accumulate = draw.random() < 0.8, draw.random() < 0.2
-    told = (
-        f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {kind}, {net.hooks}, {net.trunk}"
-    )
+    told = f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {kind}, {net.hooks}"
     balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     steps = draw.choice([1, 2, 3, 11])
@@ -226,12 +243,7 @@ def program(seed, monkeypatch):
                 losses = losses_of(kind, net, batch)
         else:
             losses = losses_of(kind, net, batch)
-        given = {
-            "list": list,
-            "tuple": tuple,
-            "stack": torch.stack,
-            "dict": lambda x: {f"t{i}": one for i, one in enumerate(x)},
-        }[shape](losses)
+        given = FORMS[shape](losses)
         if step and draw.random() < 0.2:  # as after an interruption
             saved = deepcopy(balancer.state_dict())
             balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
@@ -250,14 +262,8 @@ def program(seed, monkeypatch):
         count = tasks if present is None else int(present.sum())
         factor = count if reduction == "sum" else 1
         even = torch.full_like(info.weights, factor * (1.0 if heads == "own" else 1 / count))
-        for n, row in matrix.items():
-            weights = info.weights if n.startswith("trunk") or heads == "weighted" else even
-            wanted = torch.tensordot(weights, row, 1)
-            wanted = wanted if before[n] is None else wanted + before[n]
-            found = net.get_parameter(n).grad
-            assert found is not None or not row.any(), told
-            if found is not None:
-                close(found, wanted, f"{told}, step {step}, {n}", 1e-9)
+        own = info.weights if heads == "weighted" else even
+        check_gradients(net, matrix, before, (info.weights, own), f"{told}, step {step}")
         for (n, mine), theirs in zip(net.named_buffers(), twin.buffers(), strict=True):
             assert torch.equal(mine, theirs), f"{told}, {n}: the forward ran twice"
         if not accumulate:
