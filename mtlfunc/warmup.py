@@ -7,6 +7,7 @@ else it lies next to the package, else (where that folder cannot be written) in 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -79,7 +80,8 @@ def _folder(kernel: object) -> Path:
     return Path(kernel.stats.cache_path)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser("mtlfunc.warmup", description=__doc__).parse_args(arguments)
     for name, compiled in _KERNELS.items():
         start = time.perf_counter()
         try:

@@ -36,7 +36,7 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
 
 
 def test_warmup_says_where_the_kernels_are(capsys):
-    assert main() == 0
+    assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     for line in lines:

@@ -190,7 +190,7 @@ def test_environment_agrees_with_pyproject():
         | {f"python{project['requires-python']}"}
     )
     assert conda == expected
-    assert environment["dependencies"][-1] == {"pip": ['-e ".[test]"']}
+    assert environment["dependencies"][-1] == {"pip": ['-e ".[repro]"']}
 
 
 def test_every_torch_that_is_taken_is_tested():
