@@ -141,6 +141,13 @@ def main() -> int:
         keep = Path(folder) / "doctrees"
         arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
         status = build_main([*arguments, str(source), str(options.out.resolve())])
+        texts = []
+        for path in sorted(source.rglob("*.md")):  # a page's Markdown next to its HTML
+            twin = options.out / path.relative_to(source)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            texts.append(path.read_text(encoding="utf-8"))
+            twin.write_text(texts[-1], encoding="utf-8")
+    (options.out / "llms-full.txt").write_text("\n\n".join(texts), encoding="utf-8")
     from docs import pages
 
     (options.out / "llms.txt").write_text(pages.llms(), encoding="utf-8")

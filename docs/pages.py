@@ -147,13 +147,13 @@ def llms() -> str:
         "solvers",
         "limits",
     ]:
-        lines.append(f"- [{heading_of(DOCS / f'{path}.md')}]({path}.html)")
+        lines.append(f"- [{heading_of(DOCS / f'{path}.md')}]({path}.md)")
     for folder in ("how-to", "from"):
         for path in sorted((DOCS / folder).glob("*.md")):
             if path.name != "index.md":
-                lines.append(f"- [{heading_of(path)}]({folder}/{path.stem}.html)")
+                lines.append(f"- [{heading_of(path)}]({folder}/{path.stem}.md)")
     rules = [
-        f"- [mf.{name}](methods/rule-{name}.html): {first_line(getattr(mf, name).__doc__)}"
+        f"- [mf.{name}](methods/rule-{name}.md): {first_line(getattr(mf, name).__doc__)}"
         for name in RULES
     ]
     return "\n".join([*lines, "\n## Rules\n", *rules, ""])

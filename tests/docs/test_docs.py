@@ -16,6 +16,7 @@ import yaml
 
 import mtlfunc as mf
 from docs import outputs, properties, results
+from mtlfunc.guide import guide
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
@@ -177,6 +178,14 @@ def test_every_name_and_call_in_prose_exists():
     assert not [text for span in spans for text in wrong(span)]
     assert wrong("mf.uw()")
     assert wrong("mf.revisit(probe)")
+
+
+def test_the_installed_guide_is_the_page_for_agents():
+    page = (DOCS / "agents.md").read_text(encoding="utf-8")
+    assert (ROOT / "mtlfunc" / "guide.md").read_text(encoding="utf-8") == page
+    printed = guide()
+    assert printed.startswith(f"mtlfunc {mf.__version__}")
+    assert "](" not in printed
 
 
 def test_environment_agrees_with_pyproject():
