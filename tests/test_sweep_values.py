@@ -302,6 +302,9 @@ value = torch.tensor([[0.0, 1.0 + K]]).to_sparse()
 value = torch.eye(3)[[K, 2]].to_sparse()
 # empty tensor
 value = torch.zeros(K, 0)
+# frozen module
+value = torch.nn.Linear(2, 2).requires_grad_(bool(K)).eval()
+for x in value.parameters(): x.data.fill_(1)
 # tensor of a class of one's own
 class T(torch.Tensor): pass
 value = torch.ones(2).mul(K).as_subclass(T)

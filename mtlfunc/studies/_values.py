@@ -127,7 +127,8 @@ class _Values:
             whole = x.detach().as_subclass(torch.Tensor).cpu().resolve_conj().resolve_neg()
             content = whole.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         held = () if type(x) in (torch.Tensor, torch.nn.Parameter) else (type(x), vars(x))
-        return "tensor", f"{x.dtype}{list(x.shape)}", _hashed([content]), *self.all(*held)
+        said = f"{x.dtype}{list(x.shape)}{x.requires_grad}"
+        return "tensor", said, _hashed([content]), *self.all(*held)
 
     def reduced(self, x: Any) -> Iterable[str]:
         """Any other object, as pickle takes it apart."""
