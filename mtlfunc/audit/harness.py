@@ -284,14 +284,10 @@ def copied(tree: Any) -> tuple[list[Any], Any]:
     return [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two trees are equal bit by bit; NaN equals NaN."""
-    return same_leaves(tree_flatten(one), tree_flatten(other))
-
-
-def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
-    """`same` of two trees that are flat already."""
-    return one[1] == other[1] and all(
+def same(one: Any, other: Any, *, flat: bool = False) -> bool:
+    """Whether two trees are equal bit by bit; NaN equals NaN. `flat` ones were taken apart."""
+    (a, shape), (b, other_shape) = (x if flat else tree_flatten(x) for x in (one, other))
+    return shape == other_shape and all(
         (
             x.shape == y.shape
             and x.dtype == y.dtype
@@ -299,13 +295,13 @@ def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> boo
         )
         if isinstance(x, Tensor) and isinstance(y, Tensor)
         else x is y
-        for x, y in zip(one[0], other[0], strict=True)
+        for x, y in zip(a, b, strict=True)
     )
 
 
 def changes(before: tuple[list[Any], Any], after: tuple[Geometry, Any]) -> str:
     """Which fields of (geometry, state) differ, in words; empty if none does."""
-    if same_leaves(before, tree_flatten(after)):
+    if same(before, tree_flatten(after), flat=True):
         return ""
     seen, state = tree_unflatten(*before)
     fields = zip(Geometry._fields, seen, after[0], strict=True)
