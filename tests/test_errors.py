@@ -447,3 +447,8 @@ def test_physics_arguments_of_another_type():
         mf.kernel_traces(lambda p, b: b, mf.losses_only())  # pyright: ignore
     with pytest.raises(ValueError, match=r"trace='max': expected one of 'sum', 'mean'"):
         mf.kernel_traces([lambda p, b: b], mf.losses_only(), trace="max")  # pyright: ignore
+
+
+def test_weightings_in_a_list():
+    with pytest.raises(TypeError, match="weightings: expected a floating tensor .* got list"):
+        mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]])

@@ -524,9 +524,9 @@ def test_refusals():
         (matrix[:, :5], ValueError, r"expected \[task, 7\].*got \[3, 5\]"),
         (matrix[0], ValueError, r"expected \[task, sample\]"),
         (matrix > 0, TypeError, r"a mask becomes one by \.to"),
+        (matrix.to_sparse(), TypeError, r"a sparse tensor by \.to_dense\(\)"),
         (matrix.float(), ValueError, r"convert them by weightings\.to\(losses\)"),
         (torch.full_like(matrix, torch.nan), ValueError, "weightings: NaN"),
-        (matrix.tolist(), TypeError, "expected a floating tensor"),
     ):
         with pytest.raises(error, match=words):
             gramian(bad)

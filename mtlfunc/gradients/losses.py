@@ -187,11 +187,12 @@ def parse_weighed(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -
 
 def expect_weightings(weightings: Any) -> Tensor:
     """Weightings `[task, sample]` or `[task, sample, part]`, as far as no losses are needed."""
-    if not isinstance(weightings, Tensor) or not weightings.is_floating_point():
-        found = weightings.dtype if isinstance(weightings, Tensor) else type(weightings).__name__
+    known = isinstance(weightings, Tensor)
+    if not known or not weightings.is_floating_point() or weightings.layout != torch.strided:
+        found = f"{weightings.dtype}, {weightings.layout}" if known else type(weightings).__name__
         raise TypeError(
             "weightings: expected a floating tensor [task, sample], or [task, sample, part], got "
-            f"{found}; a mask becomes one by .to(losses.dtype)"
+            f"{found}; a mask becomes one by .to(losses.dtype), a sparse tensor by .to_dense()"
         )
     if weightings.ndim not in (2, 3) or 0 in weightings.shape:
         raise ValueError(
