@@ -37,7 +37,7 @@ MANY = 128
 """The largest number of tasks."""
 
 BATCHED = 5
-"""The most tasks of instances that go through the rule in one vmap: of more there are few."""
+"""The most tasks of which there are many instances."""
 
 EVERY = tuple(range(1, 9))
 """Numbers of tasks that every property tries."""
