@@ -132,6 +132,7 @@ ROWS = (
         "Guzmán-Cordero et al. 2025: SPRING's momentum accelerates the convergence of energy "
         "natural gradient descent.",
         "since.residual_space",
+        instead="differential equations in several dimensions",
     ),
     Row(
         "SI-18",
@@ -139,6 +140,7 @@ ROWS = (
         "Jnini & Vella 2025: natural gradients in the space of residuals end at an L2 error that "
         "is one to three orders of magnitude below that of Adam and of quasi-Newton methods.",
         "since.residual_space",
+        instead="differential equations in several dimensions",
     ),
     Row(
         "SI-19",
@@ -152,6 +154,7 @@ ROWS = (
         "synthetic",
         "Liu et al. 2025: ConFIG is consistently better than other methods on physics losses.",
         "since.terms",
+        instead="differential equations in several dimensions",
     ),
     Row(
         "SI-21",
@@ -166,6 +169,7 @@ ROWS = (
         "Wang et al. 2022: weights from the neural tangent kernel make physics-informed networks "
         "more accurate.",
         "since.terms",
+        instead="differential equations in several dimensions",
     ),
     Row(
         "SI-23",
@@ -173,6 +177,7 @@ ROWS = (
         "Wang et al. 2025: second-order methods, SOAP above all, mitigate conflicts of gradients: "
         "terms and steps are better aligned than under Adam.",
         "since.preconditioned",
+        instead="differential equations in several dimensions",
     ),
     Row(
         "SI-24",

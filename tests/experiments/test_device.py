@@ -26,7 +26,7 @@ from paper_repro.gradnorm import common, lanes, train_lanes
 from paper_repro.mgda import adam, encoders
 from paper_repro.report import device
 from paper_repro.report.findings import Settings
-from paper_repro.since import samples, scalarization
+from paper_repro.since import physics, samples, scalarization
 from tests.support.recorders import Watched
 
 META = torch.device("meta")  # as another device, but that nothing can be read
@@ -91,6 +91,11 @@ def scalarization_lanes(on: torch.device) -> Tensor:
     return scalarization.ended(scalarization.mf.mgda(), settings(on), 4)
 
 
+def equation_lanes(on: torch.device) -> Tensor:
+    problem = physics.PROBLEMS["cubic"]
+    return physics.trained(problem, physics.weighted(problem), 2, 4)["in"]
+
+
 def arena_lanes(on: torch.device) -> Tensor:
     few = Few(seeds=1, tuning=1, budget=0.02)
     cell = compete(problem_of("digits", afresh=True), CONTESTANTS["cagrad"], few)
@@ -100,7 +105,7 @@ def arena_lanes(on: torch.device) -> Tensor:
 
 LANES = (
     toy_lanes, convergence_lanes, encoder_lanes, adam_lanes, sample_lanes, scalarization_lanes,
-    arena_lanes,
+    equation_lanes, arena_lanes,
 )  # fmt: skip
 
 
@@ -117,7 +122,7 @@ def test_lanes_with_results_on_the_host_fail_at_these_alone(train, meta):
     assert any(word in last[-1] for word in ("tolist()", "nonzero()"))
 
 
-@pytest.mark.parametrize("train", [gradnorm_lanes, rivals_lanes, *LANES[1:6]])
+@pytest.mark.parametrize("train", [gradnorm_lanes, rivals_lanes, *LANES[1:7]])
 def test_captured_lanes_are_the_same(train, monkeypatch):
     cpu = torch.device("cpu")
     wanted = train(cpu)
