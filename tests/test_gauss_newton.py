@@ -58,6 +58,22 @@ def test_without_damping_the_step_zeroes_the_residuals(name):
     torch.testing.assert_close(d, torch.linalg.pinv(J) @ r, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_one_residual_too_many_needs_damping(dtype):
+    """The Gramian's last eigenvalue is 0, and after rounding of either sign."""
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        J = torch.randn(7, 6, dtype=F64, generator=draw) * 10.0 ** torch.arange(-4.0, 3.0)[:, None]
+        J, r = J.to(dtype), torch.ones(7, dtype=dtype)
+        with pytest.raises(ValueError, match="damping: 0 leaves the Gramian of 7 residuals sing"):
+            mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+        zero = torch.zeros((), dtype=dtype)
+        found = vmap(lambda x, J=J, r=r: mf.aggregate(mf.gauss_newton(x), J, losses=r))
+        assert found(torch.stack([zero, zero + 1e-3])).isnan().all(1).tolist() == [True, False]
+        independent = mf.aggregate(mf.gauss_newton(0.0), J[:6], losses=r[:6])
+        assert bool(independent.isfinite().all())
+
+
 def test_units_of_residuals_and_of_gradients():
     J, r = _case("fewer")
     d = mf.aggregate(mf.gauss_newton(1e-3), J, losses=r)
@@ -299,6 +315,8 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
     params, direction = {"x": torch.tensor(1.0)}, {"x": torch.tensor(1.0)}
     factors = torch.tensor([2.0, 0.5, 0.0])  # log(-1) is NaN
     assert float(mf.optim.line_search(objective, params, direction, (), factors).factor) == 0.5
+    # and where no length has a value, the step is none that looks like one
+    assert mf.optim.line_search(objective, params, direction, (), factors[:1]).params["x"].isnan()
     with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
         mf.optim.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
 

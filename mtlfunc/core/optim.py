@@ -76,7 +76,7 @@ def line_search(
 
     Returns:
         the parameters after the best step, its length, and the objective at all lengths. NaN counts
-        as the worst; the first of equal lengths is taken.
+        as the worst, and makes the step NaN where all are; the first of equal lengths is taken.
 
     Raises:
         ValueError: for factors that are not a vector, or an objective that is not 0-d.
@@ -104,6 +104,7 @@ def line_search(
 
     values = vmap(value)(factors)
     best = factors.gather(0, values.detach().nan_to_num(torch.inf).argmin(keepdim=True))[0]
+    best = best.where(~values.isnan().all(), torch.nan)
     return LineSearch(moved(best), best, values)
 
 

@@ -20,8 +20,9 @@ def gauss_newton(
 
     The system has one equation a residual, however many parameters there are. A step of length 1
     along -d makes the residuals 0 to first order, up to what the damping leaves: `mtlfunc.sgd(1.0)`
-    is the optimizer, or a length by `mtlfunc.optim.line_search`. The sum of squares falls along -d
-    for every damping. `mtlfunc.diagnostics.newton_error` says how exactly the system was solved.
+    is the optimizer, or a length by `mtlfunc.optim.line_search`; with `reduction="sum"` it would be
+    T times as long. The sum of squares falls along -d for every damping.
+    `mtlfunc.diagnostics.newton_error` says how exactly the system was solved.
 
     For one residual a sample the probe is `mtlfunc.jacobian(weightings=...)` with A = I: the rows
     of a minibatch of points then come from one backward pass.
@@ -63,8 +64,7 @@ def gauss_newton(
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry), geometry.present
-        wide = gramian.double()
-        given = geometry.losses.double()
+        wide, given = gramian.double(), geometry.losses.double()
         if momentum:
             if "carried" not in geometry.extra:
                 raise ValueError(_NOTHING_CARRIED)
@@ -78,6 +78,12 @@ def gauss_newton(
         diagonal = damping + (share == 0).to(wide)
         matrix = 0.5 * (weighted + weighted.mT) / longest + torch.diag(diagonal)
         factor, failed = torch.linalg.cholesky_ex(matrix)
+        if isinstance(damping, Tensor) or damping == 0:
+            # rounding makes the smallest eigenvalue of a singular Gramian noise of either sign
+            noise = (
+                (damping == 0) * len(gramian) * torch.finfo(gramian.dtype).eps * matrix.diagonal()
+            )
+            failed = torch.maximum(failed, torch.linalg.cholesky_ex(matrix - noise.diag())[1])
         right = (share * given.where(share > 0, 0.0))[:, None]
         half = torch.linalg.solve_triangular(factor, right, upper=False)
         found = torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0]
