@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             some = tuple(p for p in problems if p not in HARD or method in MEET)
             plan = Plan({method: ("",)}, METHODS[method].grid, tuning, seeds, some)
             one = functools.partial(perform, settings, given.device)
-            found = conduct(plan, one, store, given.workers)
+            # runs side by side would share a device, and its seconds
+            found = conduct(plan, one, store, 1 if there else given.workers)
             for problem in some:
                 choices[problem] |= found.choices[problem]
                 runs[problem] |= found.runs[problem]

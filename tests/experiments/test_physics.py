@@ -31,6 +31,7 @@ from experiments.physics.references import (
 from experiments.physics.report import Results, against, figures, page
 from experiments.physics.run import MARKS, Settings, trained
 from tests.support import ROOT
+from tests.support.device import host_reads
 
 CPU = torch.device("cpu")
 
@@ -172,6 +173,26 @@ def test_every_method_lowers_the_loss(method):
     steps = METHODS[method].way(SMALL, SMALL.network(1), SMALL.batches(1, CPU), setting)
     params = next(itertools.islice(steps, 60, None))
     assert loss({name: leaf.detach() for name, leaf in params.items()}) < 0.5 * first
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "L-BFGS"])
+@pytest.mark.parametrize("problem", ["Poisson 2-D", "Korteweg-de Vries", "Burgers"])
+def test_a_step_on_a_device_reads_nothing(method, problem):
+    """Strong Wolfe conditions are looked at on the host; no other method waits for a device.
+
+    torch's Adam counts the steps of every parameter in a tensor on the CPU, which it reads.
+    """
+    case = PROBLEMS[problem]._replace(counts=(6,) + (4,) * len(PROBLEMS[problem].faces), width=5)
+    net = case.network(0).to("meta")
+    points = next(case.batches(0, torch.device("meta")))
+    steps = METHODS[method].way(case, net, itertools.repeat(points), METHODS[method].grid[0])
+
+    def two_steps() -> None:
+        for _ in range(2):
+            assert all(leaf.device.type == "meta" for leaf in next(steps).values())
+
+    counts = [] if method in ("Gauss-Newton", "SPRING") else ["aten::_local_scalar_dense"] * 12
+    assert host_reads(two_steps) == counts
 
 
 def test_gauss_newton_steps_along_the_least_squares_solution():
