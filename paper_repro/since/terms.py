@@ -24,6 +24,7 @@ from .physics import (
     PROBLEMS,
     RATES,
     STEPS,
+    Points,
     Problem,
     Weigh,
     begun,

@@ -305,7 +305,7 @@ def test_falls_in_gradient_flow_are_those_of_a_matrix_exponential(equation):
         left = expm(-2 * np.exp(log_time) * kernel.numpy()) @ r
         return np.array([(left[:split] ** 2).sum(), (left[split:] ** 2).sum()])
 
-    time = brentq(lambda t: terms_at(t).sum() - 0.1 * (r**2).sum(), -30, 5)
+    time = float(np.asarray(brentq(lambda t: terms_at(t).sum() - 0.1 * (r**2).sum(), -30, 5)))
     before = np.array([(r[:split] ** 2).sum(), (r[split:] ** 2).sum()])
     expected = abs(np.diff(np.log(terms_at(time) / before)))[0]
     assert float(terms.apart(problem, None, 2)[1]) == pytest.approx(expected, rel=1e-3)
