@@ -80,14 +80,12 @@ def gauss_newton(
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if isinstance(damping, Tensor) or damping == 0:
             # rounding makes the smallest eigenvalue of a singular Gramian noise of either sign
-            noise = (
-                (damping == 0) * len(gramian) * torch.finfo(gramian.dtype).eps * matrix.diagonal()
-            )
-            failed = torch.maximum(failed, torch.linalg.cholesky_ex(matrix - noise.diag())[1])
+            noise = len(gramian) * torch.finfo(gramian.dtype).eps * (damping == 0)
+            less = matrix - noise * matrix.diagonal().diag()
+            failed = torch.maximum(failed, torch.linalg.cholesky_ex(less)[1])
         right = (share * given.where(share > 0, 0.0))[:, None]
         half = torch.linalg.solve_triangular(factor, right, upper=False)
-        found = torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0]
-        answer = share * found / longest
+        answer = share * torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0] / longest
         if can_look(failed, wide) and bool(failed) and has_finite_sum(wide):
             raise ValueError(_indefinite(gramian, damping))
         return poison(answer.where(failed == 0, torch.nan), wide, given).to(gramian.dtype), ()
