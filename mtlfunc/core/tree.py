@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from ..types import Params, Rows, Select
+from ..types import Factors, Params, Rows, Select
 from .checks import constant_when_compiled, same_storage
 from .wrappers import refuse_wrapped
 
@@ -412,6 +412,16 @@ def metric_dot(
             products = (a.to(wide) * p) @ other.mT, other @ c.to(wide)
             parts.append(torch.cat([products[0], products[1][None]]))
     return torch.stack(parts).sum(0)
+
+
+def turn(rows: Tensor, factors: Factors) -> Tensor:
+    """Rows `[row, *shape]`, multiplied along each of the other axes by its factor."""
+    for factor in factors:
+        if factor is None:
+            rows = rows.movedim(1, -1)
+        else:
+            rows = torch.tensordot(rows.to(factor), factor, dims=([1], [0]))
+    return rows
 
 
 CHUNK = 2**16

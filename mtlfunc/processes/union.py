@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
-from ..core.tree import dot, metric_dot
+from ..core.tree import dot, metric_dot, turn
 from ..types import Blocks, Metric, Params, Rows
 from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
 
@@ -183,7 +183,12 @@ class Shares(NamedTuple):
             if metric is None:
                 products = (gramians(own, own, measured, blocks, dtype),)
             else:
-                mine = Metric(*(cut(part, own) for part in metric))
+                if metric.turns:
+                    raise NotImplementedError(
+                        "metric: with group= the ranks share the coordinates of rows, and this "
+                        "optimizer turns whole matrices; use a diagonal one, or one process"
+                    )
+                mine = Metric(cut(metric.scale, own), cut(metric.carried, own))
                 products = metric_gramians(own, mine, measured, blocks, dtype)
             linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
@@ -296,8 +301,15 @@ def metric_gramians(
     `[row]`, or `[group, row, row]` and `[group, row]`.
     """
     right = rows if others is None else others
+    scale, turns = metric.scale, metric.turns or {}
+    for name in turns.keys() & set(measured):
+        first, second = turns[name]
+        rows = rows | {name: turn(scale[name] * turn(rows[name], first), second)}
+        scale = scale | {name: torch.ones_like(scale[name])}
     members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
-    found = torch.stack([metric_dot(rows, *metric, right, names, dtype) for names in members])
+    found = torch.stack(
+        [metric_dot(rows, scale, metric.carried, right, names, dtype) for names in members]
+    )
     gramian, carried = found[:, :-1], found[:, -1]
     if others is None:
         gramian = 0.5 * (gramian + gramian.mT)

@@ -44,7 +44,7 @@ def nuclear(
     with Q = F·∇²F + ∇F ∇Fᵀ, so that an iteration is the min-norm problem of the Gramian Q. It costs
     one singular value decomposition of Σ w g in each layer, whatever the number of tasks, and
     products of every g_t with its factors. F has a kink where Σ w g loses rank. So what is solved
-    has [g, μ1] in place of g, which has full rank, and μ goes to 0. Random matrices take six to
+    has [g, μ1] for g, which has full rank, and μ goes to 0. Random matrices take six to
     twenty iterations, for 2 tasks as for 64, and gradients of low rank up to a hundred.
 
     Every layer has the learning rate 1: multiply a layer's rows by its own. Weights of convolutions

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ..core.checks import local_part
-from ..types import Metric, Params, Scalar
+from ..types import Factors, Metric, Params, Scalar
+from ._kronecker import KRONECKER, kronecker_form
 
 Group = dict[str, Any]
 """A parameter group's options."""
@@ -34,7 +35,7 @@ def check_metric(optimizer: Any) -> None:
             "inside"
         )
     kind = type(optimizer)
-    if kind not in _FORMS:
+    if kind not in _FORMS and kronecker_form(optimizer) is None:
         name, why = kind.__name__, "it is not one whose step is known here"
         if kind in _NOT_LINEAR:
             why = f"it {_NOT_LINEAR[kind]}, so that its step is not linear in the gradient"
@@ -42,7 +43,7 @@ def check_metric(optimizer: Any) -> None:
             why = "a subclass may step otherwise than its base"
         raise ValueError(
             f"metric: there is none of {name}: {why}; known are "
-            f"{', '.join(x.__name__ for x in _FORMS)} of torch.optim"
+            f"{', '.join(x.__name__ for x in _FORMS)} of torch.optim, and {KRONECKER}"
         )
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
@@ -74,11 +75,19 @@ def metric_of(
             "measured over; pass the optimizer that steps on these, or narrow shared= or measure= "
             "to the parameters of this one"
         )
-    form, found, carried = _FORMS[type(optimizer)], {}, {}
+    form, found, carried = _FORMS.get(type(optimizer)), {}, {}
+    whole, turns = kronecker_form(optimizer), dict[str, tuple[Factors, Factors]]()
     with torch.no_grad():
         for name in names:
             leaf = params[name]
             group, state = group_of[id(leaf)], optimizer.state.get(leaf, {})
+            if form is None:
+                assert whole is not None
+                waiting = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                waiting = waiting if scale is None else waiting / scale
+                turned = whole(group, state, leaf.detach(), waiting.detach())
+                found[name], carried[name], turns[name] = turned
+                continue
             state = {key: local_part(x) for key, x in state.items() if x is not None}
             weight = local_part(leaf).detach()
             found[name], rest = form(group, state, weight)
@@ -94,7 +103,7 @@ def metric_of(
                 waiting = waiting if scale is None else waiting / scale
                 rest = waiting if rest is None else rest + waiting
             carried[name] = torch.zeros_like(weight) if rest is None else rest
-    return Metric(found, carried)
+    return Metric(found, carried, turns or None)
 
 
 def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:

@@ -1,0 +1,111 @@
+"""The steps of SOAP and Shampoo in `pytorch_optimizer`: P has a factor for each axis of a leaf.
+
+They are read by the state's names, as of its version 4.1.0; nothing is imported from it. Shampoo
+multiplies a gradient by a matrix along each axis. SOAP turns it along each axis into the eigenbases
+of such matrices, where its P is Adam's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import local_part
+from ..core.tree import turn
+from ..types import Factors
+
+Group = dict[str, Any]
+
+
+class Turned(NamedTuple):
+    """P·g = B(scale·A(g)) of one leaf, A and B being products along its axes, and c."""
+
+    scale: Tensor
+    carried: Tensor
+    turns: tuple[Factors, Factors]  # A and B
+
+
+def kronecker_form(optimizer: object) -> Callable[[Group, Group, Tensor, Tensor], Turned] | None:
+    """What reads this optimizer's step; None if it is another one.
+
+    Raises:
+        ValueError: for options whose step is not read.
+    """
+    kind = type(optimizer)
+    form = _FORMS.get(f"{kind.__module__}.{kind.__qualname__}")
+    if form is None:
+        return None
+    groups: list[Group] = getattr(optimizer, "param_groups", [])
+    wrong = [x for x in ("merge_dims", "normalize_gradient") if any(g.get(x) for g in groups)]
+    if getattr(optimizer, "maximize", False):
+        wrong.append("maximize")
+    if wrong:
+        raise ValueError(
+            f"metric: {kind.__name__}'s step is not read with {' and '.join(wrong)}; make it "
+            "without"
+        )
+    return form
+
+
+def _soap(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
+    """θ - (1 - ηδ)·ηQ(Qᵀ(β₁m + (1 - β₁)g)/(√v + ε)) - ηδθ; nothing in the first step."""
+    _check(state, leaf, "Q", "exp_avg", "exp_avg_sq")
+    step = group.get("step", 0)
+    if not state or not step:
+        return Turned(torch.zeros_like(leaf), torch.zeros_like(leaf), ((), ()))
+    bases = tuple(x if len(x) else None for x in state["Q"])
+    (first, second), rate, decay = group["betas"], group["lr"], group["weight_decay"]
+    size = rate * (1 - rate * decay)
+    if group["correct_bias"]:
+        size = size * (1 - second**step) ** 0.5 / (1 - first**step)
+    # where no gradient has been, nothing is known
+    root = torch.threshold(state["exp_avg_sq"].sqrt(), 0.0, torch.inf)
+    scale = size / (root + group["eps"])
+    mean = first * state["exp_avg"] + (1 - first) * waiting
+    back = tuple(None if x is None else x.mT for x in bases)
+    carried = turn(scale * turn(mean[None], bases), back)[0]
+    return Turned((1 - first) * scale, carried + rate * decay * leaf, (bases, back))
+
+
+def _shampoo(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
+    """θ - ηδθ - η·P(μ·buffer + (1 - μ)g), or with δθ in the brackets."""
+    names = [f"inv_pre_cond_{axis}" for axis in range(leaf.ndim)]
+    _check(state, leaf, *names)
+    if not state:
+        return Turned(torch.zeros_like(leaf), torch.zeros_like(leaf), ((), ()))
+    rate, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+    mixed = (1 - momentum) * waiting
+    if momentum:
+        mixed = mixed + momentum * state["momentum_buffer"]
+    shrunk = torch.zeros_like(leaf)
+    if group["weight_decouple"]:
+        shrunk = decay * (1.0 if group["fixed_decay"] else rate) * leaf
+    else:
+        mixed = mixed + decay * leaf
+    factors = tuple(state[name] for name in names)
+    carried = rate * turn(mixed[None], factors)[0] + shrunk
+    return Turned(torch.full_like(leaf, rate * (1 - momentum)), carried, (factors, ()))
+
+
+_FORMS = {
+    "pytorch_optimizer.optimizer.soap.SOAP": _soap,
+    "pytorch_optimizer.optimizer.shampoo.Shampoo": _shampoo,
+}
+KRONECKER = "SOAP and Shampoo of pytorch_optimizer"
+
+
+def _check(state: Group, leaf: Tensor, *names: str) -> None:
+    """Raise unless a leaf is whole and its state, {} before the first step, has these names."""
+    if local_part(leaf) is not leaf:
+        raise NotImplementedError(
+            "metric: this optimizer turns whole matrices, and a parameter is sharded"
+        )
+    missing = [name for name in names if state and name not in state]
+    if missing:
+        raise ValueError(
+            f"metric: the optimizer's state has no {', '.join(missing)}; what is read is that of "
+            "pytorch_optimizer 4.1.0"
+        )
