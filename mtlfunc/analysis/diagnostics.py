@@ -28,6 +28,7 @@ from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
+from ._influence import influence
 from ._newton import NewtonError, newton_error
 from ._noise import SampleNoise, noise_scale, sample_noise
 
@@ -46,6 +47,7 @@ __all__ = [
     "curvature_bound",
     "delta_m",
     "groups",
+    "influence",
     "layer_gramians",
     "magnitude_similarity",
     "metric_error",

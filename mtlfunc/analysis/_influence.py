@@ -1,0 +1,74 @@
+"""What each sample of a batch does to another loss in the optimizer's next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, jvp
+
+from ..core.tree import parameters, trained, turn
+from ..gradients.levels import explained
+from ..training._metric import check_metric, metric_of
+from ..types import Batch, LossesFn, Params
+
+
+def influence(
+    losses_fn: LossesFn,
+    module: nn.Module,
+    batch: Batch,
+    target_fn: Callable[[Params], Tensor],
+    optimizer: Any,
+) -> Float[Tensor, "*entry"]:
+    """By how much every sample's gradient lowers a target loss in the optimizer's next step.
+
+    To first order, g_target·P g_n in the optimizer's metric P. The step -(c + P·g) is linear in the
+    gradient, so samples add up: sample n of a mean over N contributes 1/N of its entry, and a step
+    without it lowers the target by so much less. One gradient of the target and one pass in forward
+    mode, for any number of samples: no rows and no Gramian.
+
+    For SGD, and for Shampoo between two computations of its roots, this is the step itself. Adam
+    and SOAP also put the gradient into P, which is not counted (see `metric_error`).
+
+    Args:
+        losses_fn: `(params, batch) -> [sample]`, or `[sample, task]`.
+        module: holds the parameters, at which losses are taken.
+        batch: handed to `losses_fn`.
+        target_fn: from parameters to the loss that is to fall, 0-d: on validation data, say.
+        optimizer: one that `mtlfunc.Balancer` takes as `metric=`, between two steps. Parameters
+            that it does not hold do not move.
+
+    Returns:
+        `[sample]`, or the shape of the losses: positive where the sample helps. The learning rate
+        is in it.
+
+    Raises:
+        ValueError: for an optimizer without a metric, such as Muon, or a target that is not 0-d.
+        TypeError: for an optimizer that is none.
+
+    Examples:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> x = torch.tensor([[1.0], [-3.0]])
+        >>> influence(
+        ...     lambda params, x: (x @ params["weight"].T)[:, 0], net, x,
+        ...     lambda params: params["weight"].sum(), torch.optim.SGD(net.parameters(), lr=0.5))
+        tensor([ 0.5000, -1.5000])
+    """
+    check_metric(optimizer)
+    leaves, params = trained(module), parameters(module)
+    held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
+    names = tuple(name for name, leaf in leaves.items() if id(leaf) in held)
+    metric = metric_of(optimizer, leaves, names, None)
+    with explained(params):
+        target = target_fn(params)
+        if not isinstance(target, Tensor) or target.ndim:
+            raise ValueError("target_fn: expected a 0-d tensor; take the mean over its samples")
+        aim = grad(target_fn)(params)
+        moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+        for name in names:
+            first, second = (metric.turns or {}).get(name, ((), ()))
+            moved[name] = turn(metric.scale[name] * turn(aim[name][None], first), second)[0]
+        return jvp(lambda p: losses_fn(p, batch), (params,), (moved,))[1]

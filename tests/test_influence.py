@@ -1,0 +1,121 @@
+"""`diagnostics.influence` against real steps of the optimizer with a sample left out."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from mtlfunc.types import Params
+
+F64 = torch.float64
+COUNT = 12
+X, Y, FAR_X, FAR_Y = (
+    mf.random.normal(mf.random.key(k), shape, F64)
+    for k, shape in enumerate(((COUNT, 5), (COUNT, 2), (9, 5), (9, 2)))
+)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).to(F64)
+
+
+def losses_of(net: nn.Module) -> Any:
+    return lambda params, batch: (functional_call(net, params, (batch[0],)) - batch[1]).square()
+
+
+def mean_of(net: nn.Module) -> Any:
+    """A loss a sample."""
+    return lambda params, batch: losses_of(net)(params, batch).mean(1)
+
+
+def target_of(net: nn.Module) -> Any:
+    return lambda params: losses_of(net)(params, (FAR_X, FAR_Y)).mean()
+
+
+def make(kind: str, net: nn.Module) -> torch.optim.Optimizer:
+    """The first layer's bias is not the optimizer's, and the last layer has another rate."""
+    weight, _, *last = net.parameters()
+    groups: Any = [{"params": [weight]}, {"params": last, "lr": 3e-3}]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1)
+    return torch.optim.AdamW(groups, lr=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_leaving_a_sample_out_costs_its_influence(kind):
+    """First-order falls of the target by real steps. Adam's mean of squares is held still by β₂ =
+    1 - 2^-50, after so many steps that its correction is not rounding.
+    """
+    net = network()
+    optimizer = make(kind, net)
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses_of(net)(dict(net.named_parameters()), (X, Y)).mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    for state in optimizer.state.values():
+        if kind == "adamw":
+            state["step"] = torch.tensor(2.0**50, dtype=F64)
+    for group in optimizer.param_groups:
+        if kind == "adamw":
+            group["betas"] = (0.9, 1 - 2.0**-50)
+    before = mf.parameters(net)
+    rows = torch.func.jacrev(mean_of(net))(before, (X, Y))
+    aim = torch.func.grad(target_of(net))(before)
+
+    def fall(grads: Params) -> Tensor:
+        other, state = copy.deepcopy((net, optimizer.state_dict()))
+        mine = make(kind, other)
+        mine.load_state_dict(state)
+        mf.assign_gradients(other, grads)
+        mine.step()
+        after = mf.parameters(other)
+        return torch.stack([(aim[n] * (x - after[n])).sum() for n, x in before.items()]).sum()
+
+    whole = fall({name: x.mean(0) for name, x in rows.items()})
+    truth = torch.stack(
+        [whole - fall({n: x.mean(0) - x[i] / COUNT for n, x in rows.items()}) for i in range(COUNT)]
+    )
+    found = mf.diagnostics.influence(mean_of(net), net, (X, Y), target_of(net), optimizer)
+    # a difference of steps of 1e-2: rounding is 1e-16/1e-2 of a parameter
+    assert (found / COUNT - truth).abs().max() <= 1e-9 * truth.abs().max()
+    several = mf.diagnostics.influence(losses_of(net), net, (X, Y), target_of(net), optimizer)
+    torch.testing.assert_close(several.mean(1), found)
+
+
+def test_in_a_metric_with_factors():
+    """Shampoo's state written by hand: g_target·(L g_n R), by rows."""
+    net = nn.Linear(5, 2, bias=False).to(F64)
+
+    class Shampoo(torch.optim.SGD):
+        pass
+
+    Shampoo.__module__ = "pytorch_optimizer.optimizer.shampoo"
+    Shampoo.__qualname__ = "Shampoo"
+    optimizer = Shampoo(net.parameters(), lr=0.1)
+    optimizer.param_groups[0].update(momentum=0.5, weight_decouple=False)
+    left, right = (x @ x.T for x in (Y[:2], X[:5]))
+    state = {"inv_pre_cond_0": left, "inv_pre_cond_1": right, "momentum_buffer": X[:2]}
+    optimizer.state[net.weight] = state
+    params = mf.parameters(net)
+    rows = torch.func.jacrev(mean_of(net))(params, (X, Y))
+    aim = torch.func.grad(target_of(net))(params)["weight"]
+    known = 0.05 * torch.einsum("nij,ik,jl,kl->n", rows["weight"], left, right, aim)
+    found = mf.diagnostics.influence(mean_of(net), net, (X, Y), target_of(net), optimizer)
+    torch.testing.assert_close(found, known)
+
+
+def test_what_is_wrong_is_said():
+    net = nn.Linear(5, 2, bias=False).to(F64)
+    muon, sgd = (kind(net.parameters(), lr=0.1) for kind in (torch.optim.Muon, torch.optim.SGD))
+    with pytest.raises(ValueError, match="none of Muon"):
+        mf.diagnostics.influence(losses_of(net), net, (X, Y), target_of(net), muon)
+    far = mean_of(net)
+    with pytest.raises(ValueError, match="target_fn: expected a 0-d tensor"):
+        mf.diagnostics.influence(far, net, (X, Y), lambda p: far(p, (FAR_X, FAR_Y)), sgd)
