@@ -450,5 +450,5 @@ def test_physics_arguments_of_another_type():
 
 
 def test_weightings_in_a_list():
-    with pytest.raises(TypeError, match="weightings: expected a floating tensor .* got list"):
+    with pytest.raises(TypeError, match=r"weightings: expected a floating tensor .* got list"):
         mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]])
