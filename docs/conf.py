@@ -30,6 +30,7 @@ pygments_dark_style = "github-dark"
 html_title = f"mtlfunc {release}"
 html_show_sphinx = False
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 default_role = "code"

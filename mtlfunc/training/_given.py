@@ -108,10 +108,17 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
         )
     source = probe_for(rule)
     calls = any(name in source for name in ("second_evaluation", "kernel_traces"))
-    where = "balance(losses_fn" if calls else "Balancer(module"
+    cure = f"use mtlfunc.Balancer(module, rule, {source})"
+    if calls:
+        cure = (
+            "it cannot run the model again. In a stock loop take grads, state, info = "
+            f"mtlfunc.balance(losses_fn, rule, {source}).update(mtlfunc.parameters(module), batch, "
+            "state) with torch.func.functional_call in losses_fn, and "
+            "mtlfunc.assign_gradients(module, grads) before optimizer.step()"
+        )
     raise ValueError(
         f"rule: {rule_name(rule)} reads {quoted(missing)}, which this Balancer does not measure; "
-        f"use mtlfunc.{where}, rule, {source})"
+        f"{cure}"
     )
 
 
