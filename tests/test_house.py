@@ -184,7 +184,8 @@ def test_wheel_holds_the_package_alone(tmp_path):
     assert path.name.startswith(f"mtlfunc-{mf.__version__}-")
     with zipfile.ZipFile(path) as wheel:
         tops = {name.split("/")[0] for name in wheel.namelist()}
-        assert "mtlfunc/py.typed" in wheel.namelist()
+        assert {"mtlfunc/py.typed", "mtlfunc/guide.md"} <= set(wheel.namelist())
+    assert path.stat().st_size < 600_000
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mtlfunc"}
 
 
