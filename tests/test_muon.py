@@ -162,7 +162,7 @@ def test_other_parameters_step_with_a_metric(exact):
     change = mf.diagnostics.predicted_change(losses_fn(net), before, mf.parameters(net), ())
     size = solution.rates.abs().max()
     assert (change.actual + solution.rates).abs().max() <= 1e-6 * size
-    assert solution.gap <= 1e-8 * solution.value
+    assert solution.gap <= 1e-6 * solution.value
 
 
 def test_what_is_wrong_is_said():
