@@ -36,9 +36,9 @@ def muon_gradients(
     say what the step will do to each loss, momentum included.
 
     The rates are those of exact polar factors. Muon's own are five Newton-Schulz steps in bfloat16,
-    whose singular values are 0.7 to 1.2 rather than 1, and less where those of the matrix are below
-    a thousandth of the largest: for them `value` stays an upper bound, of any step of that length,
-    and the rates are an estimate. `mtlfunc.diagnostics.predicted_change` has the rates of a step
+    whose singular values are near 1, and less where those of the matrix are below a thousandth of
+    the largest: for them the rates are an estimate, and the smallest is at most `value` times the
+    largest of these singular values. `mtlfunc.diagnostics.predicted_change` has the rates of a step
     that was made.
 
     Args:
