@@ -485,26 +485,24 @@ def _positions(sample: SampledGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 def _sample_kernel(
-    group: Group,
-    left: Sequence[Tensor],
-    right: Sequence[Tensor],
-    dtype: torch.dtype,
-    biased: bool,
+    group: Group, left: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype, biased: bool
 ) -> Tensor:
     """By the inner products of all pairs of positions, of one side with the other."""
-    lookup = group.uses[0].kind == "lookup"
-    flat = [x.flatten() if lookup else x.flatten(0, 1).transpose(0, 1) for x, _ in (left, right)]
-    kernel = _kernel(group, flat[0], flat[1], dtype)
-    kernel = kernel + 1 if biased else kernel  # [group, (sample position)²]
-    # [group, (task sample position), o]
-    y, z = (deltas.movedim(3, 0).flatten(1, 3) for _, deltas in (left, right))
+    ids = group.uses[0].kind == "lookup"
+    # positions before samples: a sum over them then adds whole rows
+    u, v = (
+        x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2) for x, _ in (left, right)
+    )
+    kernel = _kernel(group, u, v, dtype)
+    kernel = kernel + 1 if biased else kernel  # [group, (position sample)²]
+    # [group, (task position sample), o]
+    y, z = (deltas.permute(3, 0, 2, 1, 4).flatten(1, 3) for _, deltas in (left, right))
     (tasks, samples, count), (others, partners, number) = (
         deltas.shape[:3] for _, deltas in (left, right)
     )
     pairs = _product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
-    weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
-    # [task, sample, task, sample]
-    small = weighed.unflatten(3, (partners, number)).unflatten(1, (samples, count)).sum((2, 5))
+    weighed = (pairs * kernel[:, None, :, None, :]).unflatten(4, (number, partners))
+    small = weighed.unflatten(2, (count, samples)).sum((0, 2)).sum(3)
     return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)
 
 
