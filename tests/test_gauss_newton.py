@@ -317,6 +317,9 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
     assert float(mf.optim.line_search(objective, params, direction, (), factors).factor) == 0.5
     # and where no length has a value, the step is none that looks like one
     assert mf.optim.line_search(objective, params, direction, (), factors[:1]).params["x"].isnan()
+    for other in ({"y": torch.tensor(1.0)}, {"x": torch.ones(2)}, {}):
+        with pytest.raises(ValueError, match="direction: expected a tensor for each of params"):
+            mf.optim.line_search(objective, params, other, (), factors)
     with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
         mf.optim.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
 

@@ -79,7 +79,8 @@ def line_search(
         as the worst, and makes the step NaN where all are; the first of equal lengths is taken.
 
     Raises:
-        ValueError: for factors that are not a vector, or an objective that is not 0-d.
+        ValueError: for factors that are not a vector, a direction of other names or shapes than
+            `params`, or an objective that is not 0-d.
 
     Examples:
         >>> found = line_search(
@@ -91,6 +92,8 @@ def line_search(
     if not isinstance(factors, Tensor) or factors.ndim != 1 or not len(factors):
         found = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
         raise ValueError(f"factors: expected a tensor [factor] of step lengths, got {found}")
+    if not _matches_params(direction, params):
+        raise ValueError("direction: expected a tensor for each of params, in its shape")
 
     def moved(factor: Tensor) -> Params:
         return map_params(lambda x, d: x - (factor * d).to(x.dtype), params, direction)

@@ -155,7 +155,7 @@ def trained(
 ) -> mf.types.Params:
     """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay.
 
-    `method` makes a step of weights, which are found anew now and then, and of Adam.
+    `method` makes a step of weights, which are found again now and then, and of Adam.
     """
     rates = torch.tensor(RATES, dtype=torch.float64)
     lr = rates.repeat_interleave(seeds)

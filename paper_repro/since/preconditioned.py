@@ -37,7 +37,7 @@ def turned(memory: Memory, name: str) -> tuple[Tensor, Tensor]:
 
 def soap(memory: Memory, grads: Params) -> tuple[Memory, Callable[[Params], Params]]:
     """The next memory, and the linear map from gradients to updates: Adam in the eigenvectors of
-    Shampoo's two matrices, which are found anew at every step; plain Adam for vectors.
+    Shampoo's two matrices, which are found at every step; plain Adam for vectors.
     """
     matrices = [name for name, g in grads.items() if g.ndim == 2]
     left, right = dict(memory.left), dict(memory.right)
