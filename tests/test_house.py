@@ -43,7 +43,7 @@ def test_few_entries_at_the_top():
 # The most lines of each folder of the package, "" being the files at the top: what they have,
 # rounded up to the next ten. They go down with a folder; aims are for groups and for two sums.
 LINES = {
-    "gradients": 6730,  # aim 4,900
+    "gradients": 6720,  # aim 4,900
     **{"training": 3290, "probes": 2460},  # together 3,500
     **{"rules": 4530, "solvers": 3250},  # together 7,000
     **{"core": 3180, "processes": 840, "": 970},  # together 2,900
