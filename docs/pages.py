@@ -13,7 +13,7 @@ import mtlfunc as mf
 from docs import record
 from docs.verdicts import shown, standing
 from paper_repro.claims import DECISIONS, KINDS, PAPERS, ROWS
-from paper_repro.report import standins
+from paper_repro.report import of_record, standins
 from paper_repro.report.ledger import Row
 from paper_repro.report.said import said
 
@@ -439,7 +439,8 @@ def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
         f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept.numbers[row.id].items()
     )
     found = said(DECISIONS[row.id], kept.numbers[row.id]).replace("*", "\\*")
-    runs = f"The runs differ. {claim['runs']}.\n\n" if claim["runs"] else ""
+    marks = of_record.marks(claim)
+    runs = f"Of record: {claim['verdict']}. {marks}.\n\n" if marks else ""
     return (
         f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n"
         f"**Here (default run):** {found}.\n\n{runs}"
@@ -492,8 +493,9 @@ def claim_cell(text: str) -> str:
 
 
 def verdict_cell(row: Row, claim: dict[str, str]) -> str:
-    """A verdict, with a mark if runs differ."""
-    return shown(row, claim["verdict"]) + ("\\*" if claim.get("runs") else "")
+    """A verdict, with a mark if it hangs on something."""
+    hangs = of_record.marks({**claim, "when": ""})
+    return shown(row, claim["verdict"]) + ("\\*" if hangs else "")
 
 
 def reproduction_pages() -> dict[str, str]:
@@ -535,9 +537,9 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, and some of the field since 2022, with the verdict of record: the weakest "
-        "of the runs that were kept. A verdict with an asterisk hangs on the "
-        "run; its numbers say what each run says. A dash means that "
+        "sentence, and some of the field since 2022, with the verdict of record: that of "
+        "the largest run that decides. A verdict with an asterisk hangs on the run, on a threshold "
+        "or on a processor; its numbers say on which. A dash means that "
         f"no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
     )

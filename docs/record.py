@@ -8,7 +8,9 @@ and one of a device if there is one. Those at the papers' sizes (`--full`) are i
 
 import datetime
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +18,19 @@ from typing import NamedTuple
 from experiments.benchmarks import full
 from mtlfunc.core.files import write_whole
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
+from paper_repro.report import bounds
 from paper_repro.report.results import NOT_RUN
+from paper_repro.when import when
 
 FOLDER = Path(__file__).parent / "record"
 NAMES = ("default", "draw 1", "another processor", "other arithmetic", "device", "full")
+USUAL = "default"
+PROCESSORS = ("another processor", "other arithmetic", "device")
+"""Runs that differ from the default one in the arithmetic alone: the draws are the same."""
 STRENGTH = ("holds", "holds only when", "does not hold")
+FACTOR = {0.5: "half", 2.0: "twice"}
+SHOWN = 2
+"""Numbers of a row that are told."""
 
 
 class Run(NamedTuple):
@@ -75,8 +85,53 @@ def keep(
     FOLDER.mkdir(exist_ok=True)
     if name == "default" and before is not None and before.machine != run.machine:
         path("default").replace(path("another processor"))
+    write(name, run)
+
+
+def write(name: str, run: Run) -> None:
     text = json.dumps(run._asdict(), indent=1, ensure_ascii=False)
     write_whole(path(name), f"{text}\n")
+
+
+def keep_questions(claims: Mapping[str, dict]) -> None:
+    """Put single questions that ran in their place of the default run.
+
+    What another run or `--full` has of a claim is left out if a number of the default run is new
+    or another one: on one machine that is so where the question has changed.
+
+    Raises:
+        SystemExit: where the rest of the default run is of another machine.
+    """
+    numbers = {c: rounded(c, found) for c, found in claims.items() if found["configuration"]}
+    before, today = read(USUAL), datetime.date.today().isoformat()
+    if before is None or before.machine != full.here():
+        raise SystemExit("docs/record/default.json: no default run of this machine to complete")
+    day = " to ".join(sorted({before.day.split(" to ")[0], today}))
+    where = before.where | {c: claims[c]["where"] for c in numbers}
+    write(USUAL, Run(before.machine, day, before.numbers | numbers, where))
+
+    gone = {c for c, x in numbers.items() if not unchanged(before.numbers.get(c, {}), x)}
+    for name in NAMES[1:-1]:
+        run = read(name)
+        if run is not None:
+            kept = {c: x for c, x in run.numbers.items() if c not in gone}
+            write(name, run._replace(numbers=kept, where={c: run.where[c] for c in kept}))
+    answers = full.read()
+    for question, answer in answers.items():
+        answers[question] = answer._replace(
+            numbers={c: x for c, x in answer.numbers.items() if c not in gone},
+            verdicts={c: x for c, x in answer.verdicts.items() if c not in gone},
+        )
+    full.keep(answers)
+
+
+def unchanged(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Whether all numbers of now were there and are the same, but for those that are times."""
+    steady = {x for x in now if not re.search(r"\btime\b|\bms\b|seconds|µs", x)}
+    return steady <= before.keys() and all(
+        math.isnan(now[x] + before[x]) or math.isclose(now[x], before[x], rel_tol=1e-4)
+        for x in steady
+    )
 
 
 def rounded(name: str, claim: dict) -> dict[str, float]:
@@ -111,32 +166,107 @@ def short(numbers: Mapping[str, float]) -> dict[str, str]:
 
 
 def of(said: Mapping[str, str]) -> str:
-    """The verdict of record of a claim.
+    """The verdict of record of a claim: that of the largest run that decides.
 
-    Runs of one size that differ give the weakest verdict, and "inconclusive" if one of them is. Of
-    the default size and the papers' own, the weakest; what is inconclusive gives way to the larger
-    size, but a run that decides never counts for less because another one cannot.
+    The papers' own size first, then the default run. Other draws, processors and arithmetics mark
+    the row (`hangs`), and never outvote it.
     """
-    larger = said.get("full", "")
-    usual = [verdict for name, verdict in said.items() if name != "full"]
-    if larger == "inconclusive" or (not larger and "inconclusive" in usual):
-        return "inconclusive"
-    decided = [verdict for verdict in [*usual, larger] if verdict in STRENGTH]
-    return max(decided, key=STRENGTH.index) if decided else next(iter(usual), NOT_RUN)
+    if not said:
+        return NOT_RUN
+    decided = (said.get(name, "") for name in ("full", "default"))
+    return next((verdict for verdict in decided if verdict in STRENGTH), "inconclusive")
 
 
 def hangs(said: Mapping[str, str]) -> str:
-    """What each run says, in words, if they differ; "" if they agree."""
-    if len(set(said.values())) < 2:
-        return ""
-    return "; ".join(f"{_named(name)}: {verdict}" for name, verdict in said.items())
+    """What the verdict hangs on, and what the other runs say; "" if they agree with the record."""
+    kept = of(said)
+    others: dict[str, list[str]] = {}
+    for name, verdict in said.items():
+        if verdict != kept:
+            others.setdefault(_on(name, said), []).append(f"{_named(name)} says {verdict}")
+    return "; ".join(f"hangs on the {on}: {', '.join(each)}" for on, each in others.items())
+
+
+def _on(name: str, said: Mapping[str, str]) -> str:
+    """What a run differs in; of those that agree with the default one that is its size."""
+    if name in (USUAL, "full") or said.get(USUAL) == said[name]:
+        return "size"
+    return "draw" if name == "draw 1" else "processor"
 
 
 def _named(name: str) -> str:
-    return {"draw 1": "`--draw 1`", "full": "`--full`"}.get(name, name)
+    named = {"draw 1": "`--draw 1`", "full": "`--full`", "default": "the default run"}
+    return named.get(name, name)
+
+
+def left(claim: str, runs: Mapping[str, Run]) -> str:
+    """Numbers of the default run whose 95 % interval a run of the same draws leaves, in words."""
+    found = []
+    for name in PROCESSORS:
+        usual, other = (runs[x].numbers.get(claim, {}) if x in runs else {} for x in (USUAL, name))
+        found += [
+            f"{number}: {usual[number]:.3g} [{low:.3g}, {high:.3g}], {name} {other[number]:.3g}"
+            for number, low, high in intervals(usual)
+            if not low <= other.get(number, low) <= high
+        ]
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(found[:SHOWN]) + more
+
+
+def intervals(numbers: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
+    """Every number with an interval, and its ends."""
+    for number in numbers:
+        low, high = (numbers.get(f"{number}, {end}") for end in ("low", "high"))
+        if low is not None and high is not None:
+            yield number, low, high
+
+
+def compared(name: str, runs: Mapping[str, Run]) -> tuple[int, int, int, int]:
+    """Of a run and the default one: numbers of both, those that are the same to 1e-5, those with an
+    interval, and those of these that leave it.
+    """
+    usual, other = runs[USUAL].numbers, runs[name].numbers
+    both = [(x[n], other[c][n]) for c, x in usual.items() for n in x if n in other.get(c, {})]
+    same = sum(math.isclose(x, y, rel_tol=1e-5) or math.isnan(x + y) for x, y in both)
+    ends = [
+        low <= other[claim][number] <= high
+        for claim, numbers in usual.items()
+        for number, low, high in intervals(numbers)
+        if number in other.get(claim, {})
+    ]
+    return len(both), same, len(ends), ends.count(False)
+
+
+def bounds_of(claim: str, numbers: Mapping[str, float]) -> str:
+    """Thresholds of which half or twice would give another verdict, in words."""
+    try:
+        found = bounds.perturbed(DECISIONS[claim].verdict, numbers)
+    except LookupError:
+        return ""
+    said = [
+        f"{name} ({', '.join(f'{FACTOR[factor]}: {verdict}' for factor, verdict in each.items())})"
+        for name, each in found.items()
+    ]
+    return f"hangs on the bound: {'; '.join(said)}" if said else ""
 
 
 def claims() -> dict[str, dict[str, str]]:
-    """By claim its verdict of record and, if its runs differ, what each says."""
-    found = verdicts()
-    return {name: {"verdict": of(found[name]), "runs": hangs(found[name])} for name in LEDGER}
+    """By claim its verdict of record, when it holds if only then, and what it hangs on.
+
+    That is other runs, numbers that leave their interval on another processor, and bounds.
+    """
+    found, kept = verdicts(), {name: run for name in NAMES[:-1] if (run := read(name))}
+    larger = {c: x for answer in full.read().values() for c, x in answer.numbers.items()}
+    usual = kept[USUAL].numbers if USUAL in kept else {}
+    rows = {}
+    for name in LEDGER:
+        verdict, of_full = of(found[name]), found[name].get("full") in STRENGTH
+        numbers = (larger if of_full else usual).get(name, {})
+        rows[name] = {
+            "verdict": verdict,
+            "when": when(name, numbers) if verdict == STRENGTH[1] else "",
+            "runs": hangs(found[name]),
+            "numbers": left(name, kept),
+            "bounds": bounds_of(name, numbers),
+        }
+    return rows

@@ -25,6 +25,8 @@ table of a benchmark says the load.
         gpu PATH/gpu.json` then keeps its numbers in experiments/benchmarks/gpu.json)
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
+docs/results.py questions [FOLDER]` puts single questions that ran (`--only`) in their place of the
+default run, and leaves out what other runs have of an older form of them; `python
 docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
 of its own, as compiled code of the usual setting is refused there); `python docs/results.py device
 [FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py ledger`
@@ -45,14 +47,18 @@ from typing import Any
 from docs import physics
 from docs.blocks import marked, paragraph, replaced
 from docs.verdicts import (
+    PART,
     REPRODUCTIONS,
     ROOT,
     check_draw,
     claims_block,
     judged,
+    judged_counts,
     keep_arithmetic,
     keep_device,
+    keep_questions,
     keep_runs,
+    of_default,
     standing,
     write_verdicts,
 )
@@ -69,11 +75,10 @@ from experiments.benchmarks import (
     weightings,
 )
 from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
-from paper_repro.gradnorm.common import TEN, TWO
-from paper_repro.gradnorm.paper_size import problem_of, seeds_of
+from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import standins
-from paper_repro.report.decisions import OPEN
-from paper_repro.report.findings import Settings
+from paper_repro.report.bounds import GAP
+from paper_repro.report.decisions import APART, OPEN
 
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
@@ -279,9 +284,8 @@ def toy_line(rows: list[record.Row]) -> str:
 
 def section() -> str:
     """All results."""
-    claims = judged()
     parts = [
-        run_block(claims),
+        run_block(of_default()),
         "**Claims of the papers**, by verdict of record:",
         claims_block(standing()),
         digits_part(),
@@ -296,59 +300,52 @@ CURVES = """\
 ![Test loss of equal, GradNorm's and static weights](reproductions/gradnorm.png)
 
 *Test losses in units of their initial values, all methods at one learning rate; mean and 95 % band
-over seeds.*"""
+over seeds.*
+
+![Final test loss over the learning rate](reproductions/gradnorm-rates.png)
+
+*The same at the end, by learning rate, and the ratio to equal weights at the same rate.*"""
 
 
 def gradnorm_part(claims: dict[str, dict]) -> str:
-    """GradNorm against equal and static weights."""
-    two, static = claims["GN-21"], claims["GN-22"]["measured"]
-    larger = larger_runs("gradnorm.reach", "gradnorm.ten_tasks")
-    columns = {
-        f"T = {len(scales)}, {problem_of(size, scales).steps:,} steps, "
-        f"{seeds_of(size, scales)} seeds": numbers[name]
-        for size, numbers in (
-            (Settings(full=True), larger),
-            (Settings(), {name: claim["measured"] for name, claim in claims.items()}),
-        )
-        for name, scales in (("GN-21", TWO), ("GN-23", TEN))
-    }
-    rates = {
-        name
-        for measured in columns.values()
-        for name in measured
-        if name.startswith("both at Adam ") and "," not in name
-    }
-    lines = []
-    for name in [*sorted(rates, key=lambda x: float(x.split()[-1])), "each at its best rate"]:
-        key = name if name in rates else f"GradNorm over equal, {name}"
-        cells = [
-            interval(measured, key) + OPEN * bool(measured.get(f"{key}{OPEN}"))
-            if key in measured
-            else "–"
-            for measured in columns.values()
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    sizes = re.search(r"\. T = 2, (\d+ inputs.*?), α", two["where"])
+    """GradNorm against equal and static weights, of the default run: a curve over rates."""
+    two, ten, static = (claims[name]["measured"] for name in ("GN-21", "GN-23", "GN-22"))
+    sizes = re.search(
+        r"T = 2, (\d+ inputs.*?), α.*?(\d+ steps, \d+ seeds)", claims["GN-21"]["where"]
+    )
     assert sizes is not None, "GN-21 says no longer how large its runs are"
-    title = f"""**GradNorm's synthetic regression** at the paper's size ({sizes[1]}), σ = (1, 100)
-        and ten scales: final task-normalised test loss, GradNorm / equal weights (geometric mean of
-        ratios paired by seed, 95 % t interval). Left `--full`, right the default run:"""
+    title = f"""**GradNorm's synthetic regression** ({sizes[1]}, {sizes[2]}), σ = (1, 100):
+        final test loss over that of an untrained network, and GradNorm's over equal weights'
+        (geometric mean of ratios paired by seed, 95 % t intervals). Rates are refined around the
+        best of each. No ratio where equal weights learn nothing, that is where they end at 1 or
+        more:"""
+    curve = "{} at Adam {}, loss over an untrained network's"
+    found = (re.fullmatch(r"(?:equal|GradNorm) at Adam ([^,]*), loss over .*'s", x) for x in two)
+    lines = ["| learning rate | equal weights | GradNorm | ratio |", "|---|---|---|---|"]
+    for rate in sorted({one[1] for one in found if one}, key=float):
+        names = [*(curve.format(x, rate) for x in ("equal", "GradNorm")), f"both at Adam {rate}"]
+        cells = [interval(two, name) if name in two else "–" for name in names]
+        lines.append(f"| {rate} | {' | '.join(cells)} |")
+    ratio = f"GradNorm over equal, {AT_BEST}"
+    lines.append(f"| {AT_BEST} | – | – | {interval(two, ratio)} |")
+    apart = two[ratio + APART]
+    verdict = "Settled" if apart <= GAP else "Not settled"
+    settled = f"""{verdict}: next to the best rates losses differ by up to {apart:.2g} half widths
+        of the ratio's interval, at most {GAP:g} wanted. The default run stops after {sizes[2]}. The
+        kept run at the paper's length (`--full`) has a grid with gaps, so that its best rates say
+        nothing, and none of its ratios is shown."""
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    simple = interval(larger["GN-23"], "GradNorm over 1/L_i(0)")
+    nothing = ten[ratio + OPEN] or ten[ratio + APART] > GAP
+    gap, one = ", which settles nothing" * bool(nothing), "both at Adam 0.001"
+    simple = interval(ten, "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
-        (T = 2), and in a reduced problem at {searched} of the loss of the best static weights of
-        a grid. GradNorm's loss is {simple} times that of static weights 1/L_i(0), which need no
-        search (T = 10)."""
-    head = f"| learning rate | {' | '.join(columns)} |"
-    table = "\n".join([head, "|---" * (1 + len(columns)) + "|", *lines])
-    return "\n\n".join([paragraph(title), table, CURVES, paragraph(fixed)])
-
-
-def larger_runs(*questions: str) -> dict[str, dict[str, float]]:
-    """The numbers of --full, by claim."""
-    kept = full.read()
-    return {name: found for each in questions for name, found in kept[each].numbers.items()}
+        (T = 2, both at Adam 0.001), and in a reduced problem at {searched} of the loss of the best
+        static weights of a grid. For ten tasks GradNorm's loss is {interval(ten, one)} of equal
+        weights' at Adam 0.001, {interval(ten, ratio)} at the better of two rates{gap}, and {simple}
+        times that of static weights 1/L_i(0), which need no search, both at Adam 0.001."""
+    table = "\n".join(lines)
+    return "\n\n".join([paragraph(title), table, paragraph(settled), CURVES, paragraph(fixed)])
 
 
 def run_block(claims: dict[str, dict]) -> str:
@@ -569,8 +566,12 @@ def summary(page: str) -> str:
 
     flowing = " ".join(page.split())
 
-    total, holds, partly, fails = row("all")[:4]
+    count = judged_counts(standing())
+    best, one = row(AT_BEST)[2], row("0.001")[2]
+    one = "equal weights end above an untrained network" if one == "–" else f"it is {one}"
+    settled = "" if re.search(r"\bSettled: next to the best rates", flowing) else ", not settled,"
     simple = said(r"([\d.]+ \[[^]]*\]) times that of static weights 1/L_i")
+    length = said(r"regression\*\* \([^)]*, (\d+ steps, \d+ seeds)\)")
     contestants = said(r"average rank of ([0-9]+)")
     gramian = row("MLP 3×512, 128 samples")
     against = said(r"Against mean, one rule at a time: (better [^;.]*)[;.]")
@@ -579,13 +580,17 @@ def summary(page: str) -> str:
     better = against.removeprefix("better ")
     who = "no method is" if better == "none" else f"{better} are"
     lines = [
-        f"""**Papers**: of {total} claims, {holds} hold, {partly} hold only under conditions that
-        the page names, {fails} do not hold. The others need data that are not here, or stay
-        open.""",
-        f"""**GradNorm's toy problem** at the paper's size: GradNorm's test loss is
-        {row("both at Adam 0.001")[0]} of that of equal weights if both learn at 0.001, and
-        {row("each at its best rate")[0]} each at its best rate. For ten tasks it is {simple}
-        times that of static weights 1/L_i(0).""",
+        f"""**Papers**: {count["all"]} claims. Of {count["judged"]} judged on what they speak of
+        {count["holds"]} hold, {count[PART]} hold only when (the page says when),
+        {count["does not hold"]} do not, {count["inconclusive"]} stay open; of
+        {count["judged, stand-in"]} judged on made-up problems for their data
+        {count["holds, stand-in"]}, {count[f"{PART}, stand-in"]},
+        {count["does not hold, stand-in"]} and {count["inconclusive, stand-in"]}.
+        {count["not judged"]} were not judged.""",
+        f"""**GradNorm's toy problem** ({length}), each at its best rate of a grid that was refined
+        around it: GradNorm's test loss is{settled} {best} of that of equal weights. At Adam 0.001,
+        fixed beforehand, {one}. For ten tasks it is {simple} times that of static weights 1/L_i(0),
+        both at 0.001.""",
         f"""**Arena**{age("Arena")}, {contestants} methods on small problems, each at its best
         learning rate: {who} significantly better than the mean loss. The best average rank is
         {rank}, of {first}. This is why one needs an instrument that tells when a method helps.""",
@@ -596,10 +601,7 @@ def summary(page: str) -> str:
         gradient, where TorchJD's autogram takes {gramian[-2].split(" ")[0]} times.""",
     ]
     bullets = "\n".join(paragraph(line, "- ", "  ") for line in lines)
-    link = (
-        "Tables, intervals and the commands behind them: [docs/benchmarks.md](docs/benchmarks.md)."
-    )
-    return marked("summary", bullets, link)
+    return marked("summary", bullets)
 
 
 def full_block() -> str:
@@ -641,19 +643,22 @@ def main() -> None:
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = (
-        "one table alone; the claims, from a run (claims), after a run with other arithmetic "
+        "one table alone; the claims, from a run (claims), from one of single questions "
+        "(questions), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
         "search for auxiliary tasks; physics. Without it: everything"
     )
-    choices = ["claims", "arithmetic", "device", "ledger", "search", "physics", *BLOCKS]
+    choices = ["claims", "questions", "arithmetic", "device", "ledger", "search", "physics"]
+    choices += BLOCKS
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
-    of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device"
+    of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device; of "
+    of_run += "single questions: its folder"
     parser.add_argument("run", nargs="?", type=Path, help=of_run)
     given = parser.parse_args()
     part = given.part
     if given.run is not None:
-        if part not in ("gpu", "device"):
-            parser.error(f"run: goes with the parts gpu and device, got {part}")
+        if part not in ("gpu", "device", "questions"):
+            parser.error(f"run: goes with the parts gpu, device and questions, got {part}")
         if part == "gpu":
             gpu_report.take_over(given.run)
     page = ROOT / "docs" / "benchmarks.md"
@@ -675,6 +680,8 @@ def main() -> None:
         return physics.write()
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")
+    elif part == "questions":
+        keep_questions(given.run or REPRODUCTIONS)
     elif part == "device":
         keep_device(given.run or REPRODUCTIONS / "cuda")
     elif part != "ledger":
@@ -683,7 +690,9 @@ def main() -> None:
         keep_runs(claims, others)
     if part:
         text = replaced(page.read_text(), "claims", claims_block(standing()))
-        page.write_text(replaced(text, "run", run_block(judged())) if part == "claims" else text)
+        if part in ("claims", "questions"):
+            text = replaced(text, "run", run_block(of_default()))
+        page.write_text(text)
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):

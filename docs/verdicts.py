@@ -9,8 +9,8 @@ from pathlib import Path
 from docs import record
 from docs.blocks import marked, paragraph
 from paper_repro.__main__ import reproductions
-from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro.report import of_record, standins
+from paper_repro.claims import DECISIONS, KINDS, LEDGER, PAPERS, ROWS
+from paper_repro.report import bounds, of_record, standins
 from paper_repro.report.cache import key
 from paper_repro.report.findings import Settings
 from paper_repro.report.ledger import Row
@@ -78,19 +78,34 @@ def check_draw(claims: dict[str, dict], others: dict[str, dict]) -> None:
 
 
 def hanging(claims: dict[str, dict]) -> str:
-    """How many verdicts of record hang on the run."""
-    runs = [run for run in map(record.read, record.NAMES) if run]
-    machines = "; ".join(sorted({f"{run.machine}, {run.day}" for run in runs}))
-    count = sum(bool(claim["runs"]) for claim in claims.values())
-    return paragraph(
-        f"""The verdict is that of record: the weakest that the default run, a run with other
-        random numbers (`--draw 1`), a run whose arithmetic rounds otherwise and one on
-        another processor or a device, if there are these, and the papers' own sizes
-        (`--full`, hours: [times](benchmarks.md)) give; a run that cannot decide gives way to a
-        larger one. {count} verdicts hang on the run; their rows say what each says. Numbers:
-        `docs/record/`
-        ({machines})."""
+    """How a verdict of record is made, and how many hang on something."""
+    runs = {name: run for name in record.NAMES[:-1] if (run := record.read(name))}
+    machines = "; ".join(f"{name}: {run.machine}, {run.day}" for name, run in runs.items())
+    hung = {x: sum(bool(claim.get(x)) for claim in claims.values()) for x in MARKS}
+    first = paragraph(
+        f"""The verdict is that of record: what the largest run says that decides. That is one at
+        the papers' own sizes (`--full`, hours: [times](benchmarks.md)) if a question has one and
+        it decides, else the default run. Other random numbers (`--draw 1`), processors and
+        arithmetics mark the row and never outvote it. {hung["runs"]} verdicts hang on the run,
+        {hung["bounds"]} on a [threshold](#thresholds), and {hung["numbers"]} rows have a number
+        that leaves its interval on another processor; the column *hangs on* says which. A dash:
+        nothing was found. Numbers: `docs/record/` ({machines}); those of `--full` are in
+        `experiments/benchmarks/full.json`, each question with its day, and none where a question
+        has changed since."""
     )
+    compared = []
+    for name in record.PROCESSORS:
+        if name in runs:
+            both, same, ends, left = record.compared(name, runs)
+            compared.append(
+                f"""{name}: of {both:,} numbers {same:,} are the same to five digits; of {ends} with
+                an interval {left} leave it"""
+            )
+    second = paragraph(f"""Next to the default run, number by number. {"; ".join(compared)}.""")
+    return f"{first}\n\n{second}"
+
+
+MARKS = ("runs", "bounds", "numbers")
 
 
 def standing() -> dict[str, dict]:
@@ -108,22 +123,44 @@ def with_standins(claims: dict[str, dict]) -> dict[str, dict]:
     return claims
 
 
+def judged_counts(claims: dict[str, dict]) -> dict[str, int]:
+    """Claims by what was judged: those with a verdict on what the sentence speaks of and on
+    made-up problems in place of its data, as `holds` and `holds, stand-in`, and the sums.
+    """
+    found: Counter[str] = Counter({"all": len(claims)})
+    for name, claim in claims.items():
+        verdict = claim["verdict"]
+        if verdict in record.STRENGTH or verdict == "inconclusive":
+            kind = ", stand-in" if LEDGER[name].instead else ""
+            found[f"{verdict}{kind}"] += 1
+            found[f"judged{kind}"] += 1
+        else:
+            found["not judged"] += 1
+    return found
+
+
 def verdict_counts(claims: dict[str, dict]) -> str:
-    """Claims by paper and verdict, as a Markdown table."""
+    """Claims by paper and verdict, as a Markdown table; `67 + 2`: two of them on stand-ins."""
     found = {
         paper: Counter(
-            claim["verdict"] for name, claim in claims.items() if LEDGER[name].paper == paper
+            (claim["verdict"], bool(LEDGER[name].instead))
+            for name, claim in claims.items()
+            if LEDGER[name].paper == paper
         )
         for paper in PAPERS
     }
     lines = [f"| text | claims | {' | '.join(VERDICTS)} |", "|---" * (2 + len(VERDICTS)) + "|"]
     for paper, counted in [*found.items(), ("", sum(found.values(), Counter()))]:
         name = f"[{PAPERS[paper]}](claims.md#{anchor(PAPERS[paper])})" if paper else "all"
-        lines.append(
-            f"| {name} | {counted.total()} | "
-            f"{' | '.join(str(counted[verdict] or '–') for verdict in VERDICTS)} |"
-        )
+        cells = [cell_of(counted[verdict, False], counted[verdict, True]) for verdict in VERDICTS]
+        lines.append(f"| {name} | {counted.total()} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell_of(own: int, on_standins: int) -> str:
+    if on_standins:
+        return f"{own} + {on_standins}"
+    return str(own) if own else "–"
 
 
 def anchor(heading: str) -> str:
@@ -136,10 +173,11 @@ PICTURES = {
     "mgda": "mgda.cost_of_gradients-bound.png",
     "cagrad": "cagrad.toy_cusps-trajectories.png",
     "gradnorm": "gradnorm.regression-curves.png",
+    "gradnorm-rates": "gradnorm.regression-rates.png",
     "cross_paper": "cross_paper.auxiliaries-auxiliaries.png",
     "since": "since.overlap-overlap.png",
 }
-"""The figure at the top of every paper's page, in the folder of the default run."""
+"""Figures of every paper's page and of docs/benchmarks.md, in the folder of the default run."""
 
 
 def write_verdicts() -> None:
@@ -151,16 +189,45 @@ def write_verdicts() -> None:
 
 def keep_runs(claims: dict[str, dict], others: dict[str, dict]) -> None:
     """docs/record/ and docs/reproductions/: the numbers of two runs and the pictures of one."""
-    folder = ROOT / "docs" / "reproductions"
-    folder.mkdir(exist_ok=True)
-    captions = {}
     for name, picture in PICTURES.items():
-        captions[name] = check_figure(REPRODUCTIONS / picture)
-        shutil.copy(REPRODUCTIONS / picture, folder / f"{name}.png")
-    text = json.dumps(captions, indent=1, ensure_ascii=False)
-    (folder / "captions.json").write_text(f"{text}\n", encoding="utf-8")
+        keep_picture(REPRODUCTIONS / picture, name)
     record.keep("default", claims)
     record.keep("draw 1", others)
+
+
+def keep_questions(folder: Path) -> None:
+    """docs/record/ and docs/reproductions/: numbers and pictures of single questions that ran.
+
+    Raises:
+        SystemExit: where a decision of today lacks a number that it asks for.
+    """
+    claims = judged(folder)
+    for name, claim in claims.items():
+        if claim["configuration"]:
+            try:
+                DECISIONS[name].verdict(claim["measured"])
+            except LookupError as error:
+                raise SystemExit(f"{folder}: {name} is of other code: {error}") from error
+    record.keep_questions(claims)
+    for name, picture in PICTURES.items():
+        if (folder / picture).exists():
+            keep_picture(folder / picture, name)
+
+
+def keep_picture(path: Path, name: str) -> None:
+    folder = ROOT / "docs" / "reproductions"
+    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    captions[name] = check_figure(path)
+    shutil.copy(path, folder / f"{name}.png")
+    text = json.dumps(captions, indent=1, ensure_ascii=False)
+    (folder / "captions.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def of_default() -> dict[str, dict]:
+    """Numbers and settings of the default run, by claim, as they are kept."""
+    run = record.read("default")
+    assert run is not None
+    return {x: {"measured": run.numbers[x], "where": run.where[x]} for x in run.numbers}
 
 
 def keep_arithmetic(folder: Path) -> None:
@@ -219,11 +286,12 @@ numbers and the figure behind each;
 `python -m paper_repro figure --list` names figures that take options of yours. A
 dash in the last column: no
 reproduction decides it. *stand-in: …* is a verdict on made-up problems where the text speaks of
-other data. Written by `python docs/results.py claims`.
+other data. *holds only when* says when. Written by `python docs/results.py claims`.
 """
 
 
 STAND_IN = "stand-in: "
+PART = "holds only when"
 
 
 def shown(row: Row, verdict: str) -> str:
@@ -238,23 +306,48 @@ def claims_page(claims: dict[str, dict]) -> str:
     for paper, title in PAPERS.items():
         parts += [
             f"## {title}\n",
-            "| id | claim | kind | verdict | if runs differ | decided by |",
+            "| id | claim | kind | verdict | hangs on | decided by |",
             "|---|---|---|---|---|---|",
         ]
         for row in ROWS:
             if row.paper == paper:
                 claim = claims[row.id]
-                cells = [row.id, row.statement, row.kind, shown(row, claim["verdict"])]
-                cells += [claim.get("runs") or "–", f"`{row.module}`" if row.module else "–"]
+                verdict = shown(row, claim["verdict"])
+                if claim["verdict"] == PART:
+                    verdict += f": {claim['when']}"
+                cells = [row.id, row.statement, row.kind, verdict]
+                cells += [
+                    of_record.marks({**claim, "when": ""}) or "–",
+                    f"`{row.module}`" if row.module else "–",
+                ]
                 parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
         table = standins.table(row for row in ROWS if row.paper == paper)
         parts += [standins.ABOUT, table, ""] if table else []
-    return "\n".join(parts)
+    return "\n".join([*parts, thresholds(claims)])
+
+
+def thresholds(claims: dict[str, dict]) -> str:
+    """Every bound that no mathematics gives, its reason, and the verdicts that hang on it."""
+    lines = ["| what | bound | reason | verdicts that half or twice would change |"]
+    lines.append("|---|---|---|---|")
+    rows = [(x.name, f"{x:g}", x.reason) for x in bounds.TABLE]
+    rows.append(("rounding", "1e-5 or less", "of identities in float64, each as the row says"))
+    for name, value, reason in rows:
+        hung = [i for i, claim in claims.items() if f"{name} (" in claim.get("bounds", "")]
+        lines.append(f"| {name} | {value} | {reason} | {', '.join(hung) or '–'} |")
+    about = paragraph(
+        """Bounds of the decisions that no mathematics gives. Each verdict was worked out again at
+        half and at twice of every bound it asks for, counted from 0, or from 1 for ratios and for
+        shares near 1. A row that would change is marked: it hangs on the bound."""
+    )
+    return "\n".join(["## Thresholds\n", about, "", *lines, ""])
 
 
 def claims_block(claims: dict[str, dict]) -> str:
     """The page's part on the claims."""
-    where = """Every claim in a sentence, with its verdict: [docs/claims.md](claims.md). The numbers
-        and figures behind them: `paper_repro/out/report.html`, after `python -m paper_repro`."""
+    where = """`a + b`: a sentences judged on what they speak of, and b on made-up problems in place
+        of data that are not here. Every claim in a sentence, with its verdict:
+        [docs/claims.md](claims.md). The numbers and figures behind them:
+        `paper_repro/out/report.html`, after `python -m paper_repro`."""
     return marked("claims", verdict_counts(claims), paragraph(where))

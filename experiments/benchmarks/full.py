@@ -56,9 +56,10 @@ def read() -> dict[str, Answer]:
 
 
 def judged(answer: Answer) -> Answer:
-    """What today's decisions say, if the numbers were kept."""
+    """What today's decisions say, if the numbers were kept; none where they are not enough."""
     rows = ({"id": name, "measured": found} for name, found in answer.numbers.items())
-    return answer._replace(verdicts=answer.verdicts | dict(decided(rows)))
+    older = {name: x for name, x in answer.verdicts.items() if name not in answer.numbers}
+    return answer._replace(verdicts=older | dict(decided(rows)))
 
 
 def keep(answers: dict[str, Answer]) -> None:

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import EXCEPTION
 from ..report.device import replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named, ratio_interval
-from .decisions import FEW, TOLERANCE, claim
+from .decisions import TOLERANCE, claim
 
 RULES: dict[str, Callable[[], mf.Rule]] = {"MGDA": mf.mgda, "UPGrad": mf.upgrad}
 WAYS = {"J Jᵀ": "C1", "J P Jᵀ": "C0", "J P Jᵀ, safe": "C2"}
@@ -123,7 +124,7 @@ def remedy(runs: Every, steps: int, settings: Settings) -> Claim:
         largest = mean_interval(found.rise[FIRST:].mean(0))
         numbers |= named(f"{label}: largest rise over largest change", largest)
         if way == REMEDY[beta]:
-            kept += [label] if share.high < FEW else []
+            kept += [label] if share.high < EXCEPTION else []
             numbers[f"{label}: smallest promised rate over the largest term"] = float(
                 found.promised.min()
             )
@@ -136,7 +137,7 @@ def remedy(runs: Every, steps: int, settings: Settings) -> Claim:
         f"three tasks on one output of a network of {IN}-{HIDDEN}-1, Adam by {RATE:g} on batches "
         f"of {BATCH}, steps {FIRST} to {steps}, {settings.seeds} seeds; the real step to first "
         f"order, a rise above {TOLERANCE:.0%} of the largest change counts; in fewer than "
-        f"{FEW:.0%} of the steps: {'; '.join(kept) or 'none'}. The Gramian takes P "
+        f"{EXCEPTION:.0%} of the steps: {'; '.join(kept) or 'none'}. The Gramian takes P "
         "from the state before the step, while Adam's second moment has the new gradient in it: "
         "the smallest promised rate is that of P before the step. It is no better training: see "
         "the mean losses at the end. 95 % t intervals over seeds",

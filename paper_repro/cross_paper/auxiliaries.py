@@ -11,12 +11,13 @@ from torch import Tensor
 
 import mtlfunc as mf
 
+from ..report.bounds import FAR, NEAR
 from ..report.figures import METHOD_COLOURS, axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge
 from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
 from ..report.options import Option, Seeds, drawn
-from .decisions import FAR, NEAR, claim
+from .decisions import claim
 from .digits import (
     HIDDEN,
     LABELS,

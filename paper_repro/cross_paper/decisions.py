@@ -1,5 +1,6 @@
 """How claims that link the texts are decided."""
 
+from ..report.bounds import EXCEPTION, FAR, LAST_STEPS, NEAR
 from ..report.decisions import (
     Condition,
     Decision,
@@ -13,9 +14,7 @@ from ..report.decisions import (
 )
 from ..report.findings import Verdict
 
-FAR, NEAR = 0.05, 0.01  # in accuracy
 TOLERANCE = 0.01  # of a step's largest change: a smaller rise is what P lags behind Adam's step
-FEW = 0.05  # of the steps
 
 
 @decided(
@@ -41,16 +40,16 @@ def balance(measured: Measured) -> Verdict:
             shown.append(False)
             lost.append(False)
             continue
-        near = cagrad[0] > -NEAR and least[0] > 0
-        shown.append(share[1] < 1 / 3 and mgda[1] < -FAR and near)
-        lost.append(share[0] > 1 / 3 or mgda[0] > -FAR or cagrad[1] < -NEAR or least[1] < 0)
+        near = cagrad[0] > -NEAR.now and least[0] > 0
+        shown.append(share[1] < 1 / 3 and mgda[1] < -FAR.now and near)
+        lost.append(share[0] > 1 / 3 or mgda[0] > -FAR.now or cagrad[1] < -NEAR.now or least[1] < 0)
     return verdict_of(shown, lost)
 
 
 @decided(
     "a promised rate is below -1e-6 of its terms; or if in no case the remedy's share of steps "
-    f"that raise a loss lies below {FEW:.0%}, and in one above (open where the rule on J Jᵀ raises "
-    "as few)"
+    f"that raise a loss lies below {EXCEPTION:.0%}, and in one above (open where the rule on J Jᵀ "
+    "raises as few)"
 )
 def remedied(measured: Measured) -> Verdict:
     """Of MGDA and UPGrad, in the metric without momentum and made safe with it."""
@@ -60,18 +59,20 @@ def remedied(measured: Measured) -> Verdict:
         if measured[name] < -1e-6:
             return "does not hold"
         (low, high), plain = (ends(measured, share.format(case, x)) for x in (way, "J Jᵀ"))
-        something = plain[0] > FEW
-        kept.append(something and high < FEW)
-        lost.append(something and low > FEW)
+        something = plain[0] > EXCEPTION.now
+        kept.append(something and high < EXCEPTION.now)
+        lost.append(something and low > EXCEPTION.now)
     return verdict_of(kept, lost)
 
 
 DECISIONS: dict[str, Decision] = {
     "CA-37": balance,
     "X-03": exact(
-        Condition("largest difference of Σ w_t g_t *, over T, in last step sizes", "<", 10),
-        Condition("library against these fractions, in last step sizes", "<", 10),
-        Condition("largest distance from the rest point over the step size, all sizes", "<", 10),
+        Condition("largest difference of Σ w_t g_t *, over T, in last step sizes", "<", LAST_STEPS),
+        Condition("library against these fractions, in last step sizes", "<", LAST_STEPS),
+        Condition(
+            "largest distance from the rest point over the step size, all sizes", "<", LAST_STEPS
+        ),
         Condition("T = 2: share of draws in which a step on W raises a task", "==", 0),
         Condition("smallest rate", ">=", 0),
         Condition("rate of task 1, three tasks", "<", 0),

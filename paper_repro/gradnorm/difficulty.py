@@ -49,10 +49,16 @@ def toy(size: Size) -> Claim:
             saturated = (torch.tanh(at).abs() > 0.99).double().mean((1, 2, 3)).mean()
             numbers[f"share of |tanh| above .99, {where}"] = float(saturated)
             numbers[f"deviation of the argument, {where}"] = float(at.square().mean().sqrt())
-    start = initial_params(torch.tensor(0), Problem(inputs=250, outputs=100, width=100))
-    numbers["parameters of the network, four layers of 100 and two heads"] = float(
-        sum(leaf.numel() for leaf in start.values())
+    printed = Problem(inputs=250, outputs=100, width=100)
+    start = initial_params(torch.tensor(0), printed)
+    layers = (250 + 1) * 100 + 3 * (100 + 1) * 100 + 2 * (100 + 1) * 100
+    numbers["parameters of the network, less those of four layers of 100 and heads"] = float(
+        sum(leaf.numel() for leaf in start.values()) - layers
     )
+    numbers["largest difference of the targets from σ_i tanh((B + ε_i)x), relative"] = literal(
+        printed._replace(literal=True)
+    )
+    numbers["readings that the text leaves open"] = float(2 * len(laws))
     return claim(
         "GN-18",
         numbers,
@@ -61,6 +67,21 @@ def toy(size: Size) -> Claim:
         "number of steps. Where most targets are signs the toy is a classification in "
         "disguise; `figure gradnorm.toy` rebuilds it with any of them",
     )
+
+
+def literal(problem: Problem) -> float:
+    """How far one batch's targets are from the formula, term by term, over σ_i."""
+    key = torch.tensor(3)
+    shape = problem.outputs, problem.inputs
+    fold_in, normal = mf.random.fold_in, mf.random.normal
+    common = 10 * normal(fold_in(key, 0), shape)
+    private = 3.5 * normal(fold_in(key, 1), (len(problem.scales), *shape))
+    x, y = sample(fold_in(key, 2), linear_maps(key, problem), problem, 4)
+    worst = 0.0
+    for task, scale in enumerate(problem.scales):
+        expected = torch.tanh((common + private[task]).double() @ x.double().T).T
+        worst = max(worst, float((y[task] / scale - expected).abs().max()))
+    return worst
 
 
 def imbalance(two: Trace, size: Size) -> Claim:
@@ -105,6 +126,9 @@ def difficulty(two: Trace, learnt: Trace, size: Size) -> Claim:
     numbers = named("σ of 1 and 100", scale)
     for name, gain in gains.items():
         numbers |= named(name, gain)
+        ends = two.of(two.test, name)[-1]
+        parted = ratio_interval(ends[:, 1], ends[:, 0])
+        numbers |= named(f"{name}: hard over easy task's L̃, equal weights", parted)
         nothing = two.settles_nothing(name) or learnt.settles_nothing(name)
         numbers[name + OPEN] = float(nothing)
         numbers[f"{name}: the hard task's weight, mean over time"] = float(

@@ -132,6 +132,16 @@ class Trace(NamedTuple):
         edge = largest or at_edge([rates.index(self.lanes[i].lr) for i in picked], len(rates))
         return edge or bool(self.judged(name).mean() > UNTRAINED)
 
+    def apart(self, name: str) -> float:
+        """|log| of the ratio of losses beside the best rates to theirs, the largest."""
+        lanes, final = self.named(name), self.final(name)
+        order = sorted(range(len(lanes)), key=lambda i: self.lanes[lanes[i]].lr)
+        with np.errstate(invalid="ignore"):
+            logs = np.log(final[order]).mean(1)
+        at = [order.index(lanes.index(int(i))) for i in set(self.picked(name).tolist())]
+        beside = [(i, j) for i in at for j in (i - 1, i + 1) if 0 <= j < len(order)]
+        return max((abs(float(logs[j] - logs[i])) for i, j in beside), default=np.inf)
+
     def judged_alpha(self, name: str) -> np.ndarray:
         """The best α of every seed, `[seed]`, each at its best rate on the other half of them."""
         alphas = sorted({self.lanes[i].alpha for i in self.named(name)})

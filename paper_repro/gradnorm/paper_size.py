@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..report.decisions import OPEN
+from ..report.decisions import APART, OPEN
 from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
-from .common import ALPHA, RATE, TWO, Problem, Runs, Variants, train, variants_of
+from .common import ALPHA, METHODS, RATE, TWO, Problem, Runs, Variants, train, variants_of
+from .refine import neighbours_apart, refined
 
 AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
 
@@ -20,23 +21,22 @@ def problem_of(settings: Settings, scales: tuple[float, ...] = TWO) -> Problem:
     if settings.full:
         rates = (3e-4, RATE, 3e-3, 1e-2, 3e-2)
         return Problem(scales, rates=rates if scales == TWO else rates[:-1], steps=2000)
-    return (
-        Problem(scales) if scales == TWO else Problem(scales, rates=(RATE, 3e-3, 1e-2), steps=500)
-    )
+    return Problem(scales) if scales == TWO else Problem(scales, rates=(RATE, 3e-3), steps=500)
 
 
 def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
     """At the paper's size: fewer at T = 10, where ratios scatter less."""
     if settings.full:
         return settings.seeds if scales == TWO else max(2, settings.seeds // 2)
-    return max(2, (5 if scales == TWO else 3) * settings.seeds // 16)
+    return max(2, (4 if scales == TWO else 3) * settings.seeds // 16)
 
 
 def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[str, Runs]:
     """Equal, learnt and static weights at the paper's size.
 
     Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
-    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand.
+    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. At T = 2 the
+    rates of the other two are refined around the best ones.
     """
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)
@@ -48,7 +48,16 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
-    return {"equal": equal, "GradNorm": learnt, "static": static}
+    runs, methods = {"equal": equal, "GradNorm": learnt}, {METHODS[x]: x for x in METHODS}
+
+    def more(name: str, rates: tuple[float, ...]) -> Runs:
+        finer = problem._replace(rates=rates)
+        added, label = variants_of(finer, seeds, settings), f"{name}, {count}, finer rates"
+        return train(methods[name], finer, added, settings, label, seeds)
+
+    if len(scales) == 2:
+        runs = refined(runs, more)
+    return {**runs, "static": static}
 
 
 def setting(problem: Problem, runs: Runs) -> str:
@@ -68,6 +77,10 @@ class Pair(NamedTuple):
     learnt_rates: Sequence[float]
     # a rate at the edge of its grid, or neither has learnt anything
     open: bool
+    # of the losses of rates beside the best ones, in half widths of the ratio's interval; None at
+    # a rate that was not searched
+    apart: float | None = None
+    trained: bool = True  # equal weights end below an untrained network's loss
 
     @property
     def ratio(self) -> Interval:
@@ -78,8 +91,11 @@ class Pair(NamedTuple):
         return f"equal {spelled(self.equal_rates)}, GradNorm {spelled(self.learnt_rates)}"
 
     def named(self, name: str) -> dict[str, float]:
-        """The ratio, as a claim's numbers."""
-        return {**named(name, self.ratio), name + OPEN: float(self.open)}
+        """The ratio, as a claim's numbers; of weights that learn nothing their loss instead."""
+        if not self.trained:
+            return {f"{name}: equal weights learn nothing, mean loss": float(self.equal.mean())}
+        found = {**named(name, self.ratio), name + OPEN: float(self.open)}
+        return found if self.apart is None else {**found, name + APART: self.apart}
 
 
 def pair_of(results: Mapping[str, Runs]) -> Pair:
@@ -91,6 +107,8 @@ def pair_of(results: Mapping[str, Runs]) -> Pair:
         equal.judged_rates(),
         learnt.judged_rates(),
         any(runs.at_edge() for runs in both) or all(runs.untrained() for runs in both),
+        neighbours_apart(results) if len(equal.rates) > 1 else None,
+        not equal.learns_nothing(),
     )
 
 

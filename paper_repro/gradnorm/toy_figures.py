@@ -77,6 +77,7 @@ def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
         band(panels[0], one.steps, total, COLOURS[method], label, geometric=True)
     panels[0].set(xlabel="step", ylabel="mean of L_i/L_i(0) on test data", yscale="log")
     plain_ticks(panels[0].yaxis)
+    panels[0].axhline(1, color="#999999", linewidth=1, label="untrained")
     panels[0].legend()
     shown = next(name for name in ("GradNorm", *runs) if name in runs)
     learnt, named = runs[shown], []
@@ -91,6 +92,7 @@ def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
                 named = ends
     dotted = "; dotted: equal" if "equal" in runs and shown != "equal" else ""
     panels[1].set(xlabel="step", ylabel=f"L_i/L_i(0) on test data, {shown}{dotted}", yscale="log")
+    panels[1].axhline(1, color="#999999", linewidth=1)  # untrained, as on the left
     plain_ticks(panels[1].yaxis)
     name_lines(panels[1], named)
     best = learnt.best()
@@ -191,6 +193,9 @@ def rates(
     return by_rate(problem, trained(problem, seeds, (alpha,)))
 
 
+RATIO = ("over equal", "low", "high")
+
+
 def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     """Final losses, and their ratio to equal weights' at the same rate."""
     canvas, panels = axes(1, 2, (11, 4.2))
@@ -200,25 +205,28 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
         final, at = runs.final(), np.array(runs.rates) * offsets[method]
         style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
         panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
-        ratios = [
-            ratio_interval(final[i], equal.final()[equal.rates.index(rate)])
-            for i, rate in enumerate(runs.rates)
-        ]
+        # not where equal weights learn nothing: their loss is no unit
+        units = {
+            rate: end
+            for rate, end in zip(equal.rates, equal.final(), strict=True)
+            if not equal.at(rate).learns_nothing()
+        }
+        common = [i for i, rate in enumerate(runs.rates) if rate in units]
+        ratios = {i: ratio_interval(final[i], units[runs.rates[i]]) for i in common}
         found += [
             {
                 "method": method,
                 "rate": rate,
                 "final": float(end.mean()),
-                "over equal": ratio.mean,
-                "low": ratio.low,
-                "high": ratio.high,
+                **(dict(zip(RATIO, ratios[i], strict=True)) if i in ratios else {}),
             }
-            for rate, end, ratio in zip(runs.rates, final, ratios, strict=True)
+            for i, (rate, end) in enumerate(zip(runs.rates, final, strict=True))
         ]
-        if method != "equal":
-            middle = np.array([r.mean for r in ratios])
-            bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios]).T
-            panels[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
+        if method != "equal" and ratios:
+            middle = np.array([r.mean for r in ratios.values()])
+            bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios.values()]).T
+            panels[1].errorbar(at[common], middle, bars, label=f"{method} / equal", **style)
+    panels[0].axhline(len(problem.scales), color="#999999", linewidth=1, label="untrained")
     panels[1].axhline(1, color="#999999", linewidth=1)
     for axis, label in zip(
         panels,

@@ -51,8 +51,8 @@ def rest_points(
     """Both methods from random starts: how near they end to stationarity, whether a loss rose.
 
     Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
-    losses that ended higher; and the largest distance over ‖d‖ on MGDA-UB's way. All run side by
-    side; zeros behind the smaller case change nothing.
+    losses that ended higher; and the most by which the distance is above ‖d‖ on MGDA-UB's way.
+    All run side by side; zeros behind the smaller case change nothing.
     """
     samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
 
@@ -69,13 +69,14 @@ def rest_points(
     weigh = vmap(lambda gramian: mf.weights(mf.mgda(), gramian))
     length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
     w, bound = start, len(CASES) * draws  # lanes of MGDA-UB, before those of MGDA
-    held = 0.0
+    held = -1.0
     for k in tqdm(range(steps), desc="to rest", leave=False):
         _, v, g = curved_rows(w, batch)
         weights = weigh(torch.cat([v[:bound] @ v[:bound].mT, g[bound:] @ g[bound:].mT]))
         d = (weights[:, None] @ g)[:, 0]
         if k % max(1, steps // 10) == 0:
-            held = max(held, float((length(g[:bound]) / d[:bound].norm(dim=-1)).max()))
+            less = length(g[:bound]) - d[:bound].norm(dim=-1)
+            held = max(held, float((less / g[:bound].norm(dim=-1).amax(-1)).max()))
         w = w - (1 + k / 100) ** -0.5 * d
     (before, _, first), (after, _, last) = curved_rows(start, batch), curved_rows(w, batch)
     distance, worse = length(last) / length(first), (after > before + 1e-9).any(1)

@@ -157,9 +157,11 @@ def weak_system(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
     agree = sum(int((strict[case] != in_hull[case]).sum()) for case in cases)
     total = sum(len(rows) for rows in cases.values())
     numbers: dict[str, float] = {}
+    alone = outside = 0
     for (tasks, size), rows in cases.items():
         weak = linear_programs(rows, weak=True)
         inside = in_hull[tasks, size]
+        alone, outside = alone + int((~weak).sum()), outside + int((~weak & ~inside).sum())
         numbers[
             f"T = {tasks}, P = {size}: share of stationary draws that have a non-zero weak solution"
         ] = float(weak[inside].mean()) if inside.any() else 0.0
@@ -175,15 +177,18 @@ def weak_system(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
         "SU-07",
         numbers
         | {
+            "draws with no solution but Δ = 0": alone,
+            "of these, with 0 outside the hull": outside,
             "(1, 0, 0), (-1, 0, 0): largest rate of Δ = (0, 1, 0)": float(max(rates)),
             "(1, 0, 0), (-1, 0, 0): length of (g_1 + g_2)/2": float(sum(x * x for x in middle)),
             "(1, 0), (-1, 0), (0, 1), rank P: largest rate of Δ = (0, -1)": float(max(along)),
             "share of draws in which either 0 is in the hull or a strict solution exists, not "
             "both": agree / total,
         },
-        f"as a definition of stationarity, against 0 in conv{{g_t}}: {total} draws by linear "
-        "programs, and in fractions. Weak solutions exist at stationary "
-        "points whenever rank J < P, so always for P > T, and also at full rank if 0 lies on the "
+        f"stationary: 0 in conv{{g_t}}; {total} draws by linear "
+        "programs, and in fractions. Beside stands the converse, which the sentence does not say "
+        "and which fails: weak solutions exist at stationary points "
+        "whenever rank J < P, so always for P > T, and also at full rank if 0 lies on the "
         "hull's boundary; with all inequalities strict the "
         "definition is right in every draw",
     )

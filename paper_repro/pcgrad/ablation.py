@@ -15,7 +15,7 @@ import mtlfunc as mf
 
 from ..report.decisions import OPEN
 from ..report.device import replayed
-from ..report.figures import axes
+from ..report.figures import axes, plain_ticks
 from ..report.findings import Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import Interval, named, ratio_interval
@@ -147,6 +147,7 @@ def ablation_figure(found: Paths, rates: dict[str, float], trials: dict[str, Tri
     panels[2].axhline(1, color="black", linewidth=1)
     panels[2].set_xticks(range(len(others)), [arm.replace(" ", "\n") for arm in others])
     panels[2].set(ylabel="regression: Σ L_i / variance of y_i\nover PCGrad's", yscale="log")
+    plain_ticks(panels[2].yaxis)
     for axis in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:g}")
     panels[2].legend()

@@ -1,5 +1,13 @@
 """How the claims of PCGrad (Yu et al. 2020) are decided."""
 
+from ..report.bounds import (
+    AT_REST,
+    CLEARLY,
+    EXCEPTION,
+    NEAR_MINIMUM,
+    SETTLED,
+    STUCK,
+)
 from ..report.decisions import (
     Condition,
     Decision,
@@ -55,7 +63,7 @@ def factorial(measured: Measured) -> Verdict:
     "is not on the side where θ_1 < 0 and L_2 < 0"
 )
 def gets_out(measured: Measured) -> Verdict:
-    stuck = measured["sum: L_2 at the end"] > 30
+    stuck = measured["sum: L_2 at the end"] > STUCK.now
     passed = measured["PCGrad: θ_1 at the end"] < 0 and measured["PCGrad: L_2 at the end"] < 0
     if stuck and passed:
         return "holds"
@@ -108,8 +116,8 @@ def exponential(measured: Measured) -> Verdict:
     for end in named_so(measured, "*: slope of log H, per 100 steps, low"):
         name = end.split(": ")[0]
         slope, straight = f"{name}: slope of log H, per 100 steps", f"{name}: R²"
-        rises.append(measured[f"{slope}, low"] > 0 and measured[f"{straight}, low"] > 0.8)
-        falls.append(measured[f"{slope}, high"] < 0 or measured[f"{straight}, high"] < 0.8)
+        rises.append(measured[f"{slope}, low"] > 0 and measured[f"{straight}, low"] > CLEARLY.now)
+        falls.append(measured[f"{slope}, high"] < 0 or measured[f"{straight}, high"] < CLEARLY.now)
     return verdict_of(rises, falls)
 
 
@@ -130,18 +138,18 @@ def marked(measured: Measured) -> Verdict:
 @decided("PCGrad moves on from the stationary point, and steps of 1/k settle nowhere")
 def rests(measured: Measured) -> Verdict:
     around = named_so(measured, "*: distance of the last iterate from the run's mean")
-    still = all(measured[name] < 1e-3 for name in around)
+    still = all(measured[name] < AT_REST.now for name in around)
     if still and measured["120°: orders of 8 with d = 0"] > 0:
         return "holds"
     spread = named_so(measured, "*, random order, 1/k: spread of the end points")
-    settled = all(measured[name] < 0.1 for name in spread)
+    settled = all(measured[name] < SETTLED.now for name in spread)
     return "holds only when" if settled else "does not hold"
 
 
 @decided("under random orders no mean end point lies within .05 of the minimum of the sum")
 def unbiased(measured: Measured) -> Verdict:
     names = named_so(measured, "*, random order: distance of the mean end point")
-    near = [measured[name] < 0.05 for name in names]
+    near = [measured[name] < NEAR_MINIMUM.now for name in names]
     return verdict_of(near, [not one for one in near])
 
 
@@ -195,7 +203,9 @@ DECISIONS: dict[str, Decision] = {
     ),
     "PC-17": first_theorem,
     # not the angle: it is 180° also at the minimum of the sum, wherever the tasks disagree
-    "PC-18": sided(Side("dim *: share with an excess above 1 % of the initial gap", "<", 0.05)),
+    "PC-18": sided(
+        Side("dim *: share with an excess above 1 % of the initial gap", "<", EXCEPTION)
+    ),
     "PC-19": second_theorem,
     "PC-20": sided(
         Side("near, dim *: steps of PCGrad over plain", "<", 1),
@@ -207,7 +217,7 @@ DECISIONS: dict[str, Decision] = {
     "PC-25": WORSE,
     "PC-26": exponential,
     "PC-27": sided(Side("*: difference", ">", 0)),
-    "PC-28": sided(Side("*: share of the larger fall, first tenth", ">", 0.8)),
+    "PC-28": sided(Side("*: share of the larger fall, first tenth", ">", CLEARLY)),
     "PC-29": marked,
     "PC-30": exact(
         Condition("worst task's rate, largest over orders", "<", 0),

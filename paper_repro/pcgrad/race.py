@@ -180,11 +180,15 @@ def large_steps(dim: int, draws: int) -> dict[str, float]:
                     at = (at - t[:, None] * update({"x": at}, batch)["x"]).clamp(-1e100, 1e100)
                     trail.append(vmap(losses)({"x": at}, batch).sum(-1))
                 ends.append(torch.stack(trail))
+            begin = vmap(losses)({"x": x}, batch).sum(-1)
             for after in AFTER:
                 lower = ends[1][after - 1] < ends[0][after - 1]
-                name = f"{starts}, dim {dim}, {kind} steps"
-                name += f": share of pairs in which PCGrad is lower after {after}"
+                risen = share_interval(int((ends[1][after - 1] > begin).sum()), len(begin))
+                case = f"{starts}, dim {dim}, {kind} steps: share of pairs in which PCGrad is"
+                name = f"{case} lower after {after}"
                 numbers |= named(name, share_interval(int(lower.sum()), len(lower)))
+                numbers |= named(f"{case} above its own start after {after}", risen)
+                numbers[name + OPEN] = float(risen.low > 0.5)  # it diverges: nobody converges
     return numbers
 
 
@@ -242,6 +246,7 @@ def faster(
         f"pairs; a pair that does not get there counts as {count + 1} steps. From any "
         "start the numbers stand beside, and are not judged. Also with one step for both, the "
         "smallest that Theorem 2 allows, t = 2/(ℓ - ξℒ) (large steps; plain descent does not lower "
-        "L with it, and repeated both may diverge), and with t = 1/ℒ (stable steps, not judged): "
+        "L with it; where PCGrad is above its own start in most pairs nothing is settled), "
+        "and with t = 1/ℒ (stable steps, not judged): "
         "which of the two is lower. 95 % t intervals of log ratios, paired; Wilson's of shares",
     )

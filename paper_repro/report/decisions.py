@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, SupportsFloat
 
+from .bounds import GAP, at
 from .findings import Claim, Verdict
 
 Measured = Mapping[str, float]
@@ -27,6 +28,13 @@ lies at the edge of its grid, or neither side has learnt anything.
 """
 
 
+APART = ", rates beside the best, in half widths"
+"""Ends the name of a number beside one that speaks of a best rate: how far the losses at the rates
+next to the best ones are from theirs, in half widths of the interval. Above `GAP` the grid has a
+gap in which a better rate may lie, and the comparison settles nothing.
+"""
+
+
 class Condition(NamedTuple):
     """A relation that every number of that name meets; in a name `*` stands for any text."""
 
@@ -36,7 +44,7 @@ class Condition(NamedTuple):
 
     def met(self, measured: Measured) -> bool:
         """Whether it is; NaN never does."""
-        return all(compare(value, self.relation, self.bound) for value in self.of(measured))
+        return all(compare(value, self.relation, at(self.bound)) for value in self.of(measured))
 
     def of(self, measured: Measured) -> list[float]:
         """The numbers of that name. Raises LookupError for none: that would check nothing."""
@@ -144,16 +152,23 @@ class Side(NamedTuple):
 
     def cases(self, measured: Measured) -> Iterator[tuple[bool, bool]]:
         """For each: whether it is wholly on the claimed side, and wholly on the other one."""
+        return (case for _, case in self.named_cases(measured))
+
+    def named_cases(self, measured: Measured) -> Iterator[tuple[str, tuple[bool, bool]]]:
+        """The same, each with its number's name."""
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
             if name + OPEN in measured and measured[name + OPEN]:
-                yield False, False  # and its ends are not asked for: they may be none
+                yield name, (False, False)  # and its ends are not asked for: they may be none
                 continue
-            low, high = ends(measured, name)
+            if "best rate" in name and measured[name + APART] > GAP.now:
+                yield name, (False, False)
+                continue
+            (low, high), bound = ends(measured, name), at(self.bound)
             if self.relation == "<":
-                yield high < self.bound, low > self.bound
+                yield name, (high < bound, low > bound)
             else:
-                yield low > self.bound, high < self.bound
+                yield name, (low > bound, high < bound)
 
     def lost(self) -> str:
         side = {"<": "above", ">": "below"}[self.relation]

@@ -123,13 +123,14 @@ def _found(claim: dict[str, Any], decision: Decision | None) -> str:
 
 
 def _of_record(claim: dict[str, Any]) -> str:
-    """The verdict of record and what each of its runs says, if they are not of one mind."""
+    """The verdict of record, if it is another one or hangs on something, and on what."""
     kept = of_record.kept().get(claim["id"])
     if kept is None or "budget" in claim["configuration"]:
         return ""
-    if kept["verdict"] == claim["verdict"] and not kept["runs"]:
+    marks = of_record.marks(kept)
+    if kept["verdict"] == claim["verdict"] and not marks:
         return ""
-    runs = f" ({typeset(kept['runs'])})" if kept["runs"] else ""
+    runs = f" ({typeset(marks)})" if marks else ""
     return f'<p class="notice">Of record: {escaped(kept["verdict"])}{runs}.</p>'
 
 

@@ -1,11 +1,12 @@
 """The verdicts of record: what a default run is compared with.
 
-Each is the weakest of what several runs say: the default one, others of its size, and one at the
-papers' sizes. `python docs/results.py` writes `record.json`.
+Each is that of the largest run that decides: one at the papers' sizes, else the default one. Other
+draws and processors mark the row. `python docs/results.py` writes `record.json`.
 """
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,7 +19,10 @@ class Kept(TypedDict):
     """A claim's."""
 
     verdict: str
-    runs: str  # what each run says, in words, if they differ
+    when: str  # it holds, if it holds only when
+    runs: str  # what the verdict hangs on, and what the other runs say; "" if they agree
+    numbers: str  # those that leave their interval on another processor
+    bounds: str  # thresholds of which half or twice would give another verdict
 
 
 @functools.cache
@@ -26,3 +30,10 @@ def kept() -> dict[str, Kept]:
     """By the claims' ids, of those that some run has decided."""
     found = json.loads(PATH.read_text(encoding="utf-8"))
     return {name: each for name, each in found.items() if each["verdict"] != NOT_RUN}
+
+
+def marks(kept: Mapping[str, object]) -> str:
+    """When a claim holds, if only then, and what its verdict hangs on; "" for nothing."""
+    left = kept["numbers"] and f"numbers that leave their interval: {kept['numbers']}"
+    found = (kept["when"], kept["runs"], kept["bounds"], left)
+    return "; ".join(str(each) for each in found if each)

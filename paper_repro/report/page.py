@@ -208,8 +208,8 @@ def _legend() -> str:
     return (
         f"<details><summary>What verdicts and kinds say</summary><dl>{items}</dl><p>A claim holds "
         "if every number is where it has to be (yes). A number whose interval contains the bound "
-        "is open. Of record is the weakest verdict that several runs give; "
-        "<code>docs/claims.md</code> lists them.</p></details>"
+        "is open. Of record is the verdict of the largest run that decides; "
+        "<code>docs/claims.md</code> lists what each hangs on.</p></details>"
     )
 
 

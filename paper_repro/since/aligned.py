@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,13 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import FEW
 from ..report.device import replayed
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .common import normal
-from .decisions import FEW, claim
+from .decisions import claim
 
 SHARES = (0.2, 0.5, 0.8)
 SIZE = 5
@@ -26,8 +28,31 @@ NEAR, REST = (
     0.01,
     1e-3,
 )  # of the fall: this near is there; of the longer gradient: this is stationary
+
+
+def aligned(tolerance: float, w: Tensor) -> mf.Rule:
+    """Aligned-MTL whose eigenvalues up to `tolerance` of the longest gradient's square are 0."""
+
+    def weights(gramian: Tensor) -> Tensor:
+        values, basis = torch.linalg.eigh(gramian)
+        kept = values > tolerance * gramian.diagonal().amax()
+        least = values.where(kept, torch.inf).amin()
+        inverse = torch.where(kept, values, 1.0).rsqrt().where(kept, 0.0)
+        return torch.where(kept.any(), least.sqrt() * (basis @ (inverse * (w @ basis))), w)
+
+    return mf.stateless(weights)
+
+
+TOLERANCES = {
+    "0": 0.0,
+    "4 ε of float64": 4 * torch.finfo(torch.float64).eps,  # the library's at T = 2
+    "4 ε of float32": 4 * torch.finfo(torch.float32).eps,  # the official code's dtype
+}
 RULES: dict[str, Callable[[Tensor], mf.Rule]] = {
-    "Aligned-MTL": lambda w: mf.aligned_mtl(preference=w),
+    **{
+        f"Aligned-MTL, rank tolerance {name},": functools.partial(aligned, value)
+        for name, value in TOLERANCES.items()
+    },
     "CAGrad": lambda w: mf.cagrad(0.5, preference=w),
     "PCGrad": lambda w: mf.pcgrad(preference=w),
     "MGDA": lambda w: mf.mgda(),
@@ -74,13 +99,18 @@ def condition_number(draws: int) -> Claim:
 
 
 def shown_for(numbers: dict[str, float]) -> str:
-    """The weights at which Aligned-MTL ends at the preferred point in almost all draws."""
+    """Tolerances and weights at which Aligned-MTL ends at that point in almost all draws."""
     kept = [
-        f"{one:g} and {1 - one:g}"
+        f"{one:g} and {1 - one:g} at {name}"
+        for name in TOLERANCES
         for one in SHARES
-        if numbers[f"Aligned-MTL, weights {one:g} and {1 - one:g}: {ENDS}, low"] > 1 - FEW
+        if numbers[f"{title(f'Aligned-MTL, rank tolerance {name},', one)}: {ENDS}, low"] > 1 - FEW
     ]
     return ", ".join(kept) or "none"
+
+
+def title(name: str, one: float) -> str:
+    return f"{name.removesuffix(',')}, weights {one:g} and {1 - one:g}"
 
 
 def preferred(draws: int, steps: int) -> Claim:
@@ -136,7 +166,7 @@ def preferred(draws: int, steps: int) -> Claim:
         far = vmap(vmap(lambda g: mf.diagnostics.stationarity(g).length))(g)
         rests = (far < REST * g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()) & (excess >= NEAR)
         for i, one in enumerate(SHARES):
-            label = f"{name}, weights {one:g} and {1 - one:g}"
+            label = title(name, one)
             there, other = (
                 share_interval(int(hits[i].sum()), draws) for hits in (excess < NEAR, rests)
             )
@@ -148,7 +178,8 @@ def preferred(draws: int, steps: int) -> Claim:
         f"{draws} pairs of convex quadratics in {SIZE} dimensions, {steps} plain steps by 1/L of "
         f"the weighted loss; there: within {NEAR:g} of its fall; at rest: a convex combination of "
         f"the gradients is below {REST:g} of the longer one. Near the Pareto set Aligned-MTL's "
-        "step shrinks with the distance from it, and so does what moves along the set. Static "
+        "step shrinks with the distance from it, and so does what moves along the set; which "
+        "eigenvalue counts as 0 decides where it rests. Static "
         f"weights end there by definition. Shown for the weights {shown_for(numbers)}. "
         "Wilson's intervals",
     )

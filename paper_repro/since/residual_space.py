@@ -20,7 +20,7 @@ from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged, spelled
 from ..report.intervals import named, ratio_interval
 from .common import normal
-from .decisions import ORDER, claim
+from .decisions import MAGNITUDE, claim
 from .physics import (
     ABOUT,
     PROBLEMS,
@@ -100,7 +100,7 @@ def orders_lower(seeds: int, steps: int, where: str) -> Claim:
         numbers,
         f"{where}. A step of Gauss-Newton counts as {WORTH} gradients: Adam takes as many steps, "
         "L-BFGS as many evaluations, with the strong Wolfe conditions. An order: more than "
-        f"{ORDER:g} times; {'; '.join(picked)}",
+        f"{MAGNITUDE:g} times; {'; '.join(picked)}",
     )
 
 

@@ -25,8 +25,7 @@ from .decisions import MATCH, claim
 RULES: dict[str, mf.Rule] = {
     "MGDA": mf.mgda(),
     "CAGrad": mf.cagrad(0.5),
-    "PCGrad": mf.pcgrad(),
-    "UPGrad": mf.upgrad(),
+    "PCGrad and UPGrad": mf.pcgrad(),  # the same at T = 2
     "IMTL-G": mf.imtl_g(),
 }
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)  # of task 1, static

@@ -1,11 +1,13 @@
-"""The verdict of record: the weakest of what several runs say of a claim."""
+"""The verdict of record: what the largest run that decides says of a claim, and what marks it."""
 
 import json
 
 import pytest
 
 from docs import record, verdicts
+from paper_repro.claims import LEDGER
 from paper_repro.report import of_record
+from paper_repro.when import WHEN
 
 HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
 
@@ -16,21 +18,112 @@ HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "incon
         ({"default": HOLDS}, HOLDS),
         ({"default": HOLDS, "draw 1": HOLDS, "full": HOLDS}, HOLDS),
         ({"default": HOLDS, "another processor": OPEN, "full": PARTLY}, PARTLY),
-        ({"default": HOLDS, "another processor": PARTLY, "full": HOLDS}, PARTLY),
+        # four starts do not outvote the papers' size, nor another processor the default run
+        ({"default": FAILS, "draw 1": FAILS, "full": PARTLY}, PARTLY),
+        ({"default": HOLDS, "another processor": PARTLY, "full": HOLDS}, HOLDS),
+        ({"default": HOLDS, "another processor": FAILS}, HOLDS),
+        ({"default": HOLDS, "draw 1": OPEN}, HOLDS),
+        # the largest run that decides
         ({"default": OPEN, "full": PARTLY}, PARTLY),
+        ({"default": HOLDS, "full": OPEN}, HOLDS),
+        ({"default": OPEN, "draw 1": FAILS}, OPEN),
         ({"default": OPEN, "draw 1": FAILS, "full": FAILS}, FAILS),
-        ({"default": FAILS, "full": OPEN}, OPEN),
-        ({"default": HOLDS, "draw 1": OPEN}, OPEN),
-        ({"default": FAILS, "draw 1": FAILS, "full": PARTLY}, FAILS),
-        ({"default": FAILS, "draw 1": OPEN, "full": PARTLY}, FAILS),
-        ({"default": HOLDS, "full": OPEN}, OPEN),
-        ({"default": PARTLY, "draw 1": FAILS}, FAILS),
+        ({"draw 1": FAILS}, OPEN),
         ({}, record.NOT_RUN),
     ],
 )
-def test_the_record_is_the_weakest(said, verdict):
+def test_the_record_is_the_largest_run_that_decides(said, verdict):
     assert record.of(said) == verdict
-    assert bool(record.hangs(said)) == (len(set(said.values())) > 1)
+    assert bool(record.hangs(said)) == any(x != verdict for x in said.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"default": HOLDS, "draw 1": OPEN}, "hangs on the draw: `--draw 1` says inconclusive"),
+        (
+            {"default": HOLDS, "another processor": FAILS, "device": FAILS},
+            "hangs on the processor: another processor says does not hold, device says does not "
+            "hold",
+        ),
+        (
+            {"default": OPEN, "draw 1": OPEN, "full": HOLDS},
+            "hangs on the size: the default run says inconclusive, `--draw 1` says inconclusive",
+        ),
+        ({"default": HOLDS, "full": OPEN}, "hangs on the size: `--full` says inconclusive"),
+    ],
+)
+def test_what_a_verdict_hangs_on_is_said(said, words):
+    assert record.hangs(said) == words
+
+
+def test_a_number_that_leaves_its_interval_elsewhere_is_marked():
+    here = {"x": 2.0, "x, low": 1.5, "x, high": 2.5, "y": 1.0, "y, low": 0.0, "y, high": 2.0}
+    there = {"x": 1.4, "x, low": 1.0, "x, high": 1.8, "y": 1.5, "y, low": 1.0, "y, high": 2.0}
+    runs = {
+        name: record.Run(name, "today", {"GN-02": numbers}, {})
+        for name, numbers in (("default", here), ("another processor", there), ("draw 1", there))
+    }
+    assert record.left("GN-02", runs) == "x: 2 [1.5, 2.5], another processor 1.4"
+    assert record.left("GN-03", runs) == ""
+    assert record.compared("another processor", runs) == (6, 1, 2, 1)
+    assert record.left("GN-02", {"default": runs["default"]}) == ""
+
+
+def test_single_questions_take_their_place_and_older_forms_go(tmp_path, monkeypatch):
+    class Below:
+        @staticmethod
+        def verdict(measured):
+            return HOLDS if measured["x"] < 1 else FAILS
+
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(record.full, "KEPT", tmp_path / "full.json")
+    monkeypatch.setattr(record.full, "here", lambda: "one")
+    names = ("SU-01", "SU-02", "SU-03")
+    for name in names:
+        monkeypatch.setitem(record.DECISIONS, name, Below)
+    with pytest.raises(SystemExit, match="no default run of this machine"):
+        record.keep_questions({"SU-01": claim(0.5)})
+    record.keep("default", {name: claim(0.5) for name in names})
+    record.keep("draw 1", {name: claim(0.7) for name in names})
+    numbers = {name: {"x": 0.6} for name in names}
+    answer = record.full.Answer(1.0, "then", "one", dict.fromkeys(names, HOLDS), numbers)
+    record.full.keep({"mgda.unit_gradients": answer})
+    other = claim(0.5)
+    other["measured"] = {"x": 0.5, "a new one": 1.0}
+    skipped = claim(9.0) | {"configuration": {}}
+    record.keep_questions({"SU-01": claim(2.0), "SU-02": other, "SU-03": skipped})
+    default, drawn = record.read("default"), record.read("draw 1")
+    assert default
+    assert drawn
+    assert default.numbers == {
+        "SU-01": {"x": 2.0},
+        "SU-02": {"x": 0.5, "a new one": 1.0},
+        "SU-03": {"x": 0.5},
+    }
+    assert list(drawn.numbers) == ["SU-03"]
+    kept = record.full.read()["mgda.unit_gradients"]
+    assert list(kept.numbers) == list(kept.verdicts) == ["SU-03"]
+    record.keep_questions({"SU-03": claim(0.5)})  # the same again: nothing is left out
+    assert record.read("draw 1") == drawn
+
+
+def test_a_row_says_when_it_holds_only_when():
+    """Each such row of record has its clause, and no clause is left over."""
+    found = record.claims()
+    partly = {name for name in found if found[name]["verdict"] == PARTLY}
+    assert partly == {name for name in found if found[name]["when"]}
+    assert partly >= WHEN.keys()
+
+
+def test_counts_tell_stand_ins_apart():
+    count, found = verdicts.judged_counts(verdicts.standing()), verdicts.standing()
+    own = [x for x in found if not LEDGER[x].instead]
+    assert count["all"] == len(found)
+    for verdict in (HOLDS, PARTLY, FAILS, OPEN):
+        assert count[verdict] == sum(found[x]["verdict"] == verdict for x in own)
+    assert count["judged"] + count["judged, stand-in"] + count["not judged"] == count["all"]
+    assert "\n| all | " in verdicts.verdict_counts(found)
 
 
 def claim(x: float, machine: str = "") -> dict:
@@ -118,7 +211,7 @@ def test_a_run_on_a_device_is_kept_with_its_name(tmp_path, monkeypatch):
     assert kept.machine == "cuda, Some X, torch 9.0"
     assert kept.verdicts() == {"GN-21": FAILS}
     assert record.verdicts()["GN-21"]["device"] == FAILS
-    assert "device: does not hold" in record.hangs({"default": HOLDS, "device": FAILS})
+    assert "device says does not hold" in record.hangs({"default": HOLDS, "device": FAILS})
     runs[tmp_path]["GN-21"]["measured"]["steps"] = 10.0
     with pytest.raises(SystemExit, match="GN-21 took other numbers of steps"):
         verdicts.keep_device(tmp_path)

@@ -4,17 +4,22 @@ Decisions made of conditions are tried on data made from these: all met, then ea
 Those made of intervals on data wholly on either side and across; the others on the tables below.
 """
 
+import ast
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
+from paper_repro.report import bounds
 from paper_repro.report.decisions import (
+    APART,
     OPEN,
     Condition,
     Decision,
@@ -123,6 +128,8 @@ ELSE: Numbers = {
     "plain gradient: share of rewards that fall though their covariance is positive": 0.1,
     "0.5 parameters a residual: work in some": 0.4,
     "some: share of updates against one of them": 0.4,
+    "readings that the text leaves open": 6.0,
+    "draws with no solution but Δ = 0": 5.0,
 }
 
 
@@ -138,14 +145,18 @@ def test_intervals_win_lose_and_stay_open(identifier):
             half = 0.1 if side else 1
             middle = one.bound + 0.11 * sign
             found |= interval(spelled(one.name), middle - half, middle + half)
+            found[spelled(one.name) + APART] = 0.5
         return found
 
     assert decision.verdict(numbers(1)) == "holds"
     assert decision.verdict(numbers(-1)) == "does not hold"
     assert decision.verdict(numbers(0)) == "inconclusive"
     settles = {spelled(one.name) + OPEN: 1.0 for one in decision.sides}
+    gaps = {spelled(one.name) + APART: 2.5 for one in decision.sides if "best rate" in one.name}
     for side in (1, -1):
         assert decision.verdict(numbers(side) | settles) == "inconclusive"
+        if len(gaps) == len(decision.sides):
+            assert decision.verdict(numbers(side) | gaps) == "inconclusive"
 
 
 def test_the_others_are_all_in_the_tables():
@@ -261,6 +272,82 @@ def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verd
     assert both.verdict(numbers | {f"lost ratio{OPEN}": 1.0}) == verdict
     assert both.verdict(numbers | {f"lost ratio{OPEN}": 0.0}) == "inconclusive"
     assert both.verdict(numbers | {f"lost ratio{OPEN}": math.nan}) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("apart", "verdict"),
+    [(0.5, "holds"), (2.0, "holds"), (2.5, "inconclusive"), (math.inf, "inconclusive")],
+)
+def test_a_gap_beside_the_best_rate_settles_nothing(apart, verdict):
+    """GN-21's first number: a best of a grid counts where the rates beside it are as good."""
+    best = "GradNorm over equal, each at its best rate"
+    numbers = interval(best, 0.5, 0.9)
+    assert DECISIONS["GN-21"].verdict(numbers | {best + APART: apart}) == verdict
+    with pytest.raises(LookupError):  # a run that did not look beside its best rates
+        DECISIONS["GN-21"].verdict(numbers)
+
+
+@pytest.mark.parametrize("identifier", DECISIONS)
+def test_bounds_that_no_mathematics_gives_are_in_the_table(identifier):
+    """What is left as a plain number is what a sentence says, or what float64 rounds."""
+    decision = DECISIONS[identifier]
+    for part in (*decision.conditions, *decision.sides):
+        bound = part.bound
+        plain = bound in (0, 1, -1, 0.5) or abs(bound) <= bounds.ROUNDING
+        counted = identifier == "CA-15"  # 100 times the parameters, twice for two terms
+        near_one = abs(abs(bound) - 1) <= bounds.ROUNDING
+        assert isinstance(bound, bounds.Bound) or plain or counted or near_one, (part, identifier)
+
+
+def test_no_decision_compares_with_a_number_of_its_own():
+    """But with what a sentence says: 0, 1, twice, most, a third of three weights, and steps."""
+    said = {0, 1, 2, 3, 0.5}
+    for path in sorted((ROOT / "paper_repro").glob("*/decisions.py")):
+        if path.parent.name == "report":
+            continue
+        compared = [x for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Compare)]
+        for node in compared:
+            numbers = [x.value for x in ast.walk(node) if isinstance(x, ast.Constant)]
+            for x in numbers:
+                own = isinstance(x, int | float) and x not in said and abs(x) > bounds.ROUNDING
+                assert not own or "steps" in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("bound", bounds.TABLE, ids=lambda bound: bound.name)
+def test_every_bound_has_a_reason_and_a_use(bound):
+    assert len(bound.reason) > 5
+    used = {x for i in DECISIONS for x in (*bounds_used(i),)}
+    assert bound in used, "no decision asks for it"
+
+
+@functools.cache
+def bounds_used(identifier: str) -> frozenset:
+    first = OTHERS[identifier][0][0] if identifier in OTHERS else MEASURED[identifier]
+    with bounds.watched() as asked:
+        for changed, _ in OTHERS.get(identifier, [({}, "")]):
+            with suppress(LookupError):
+                DECISIONS[identifier].verdict(first | (changed if changed is not first else {}))
+    parts = (*DECISIONS[identifier].conditions, *DECISIONS[identifier].sides)
+    parts += tuple(x for x in (DECISIONS[identifier].only_when, *DECISIONS[identifier].enough) if x)
+    return frozenset(asked) | {x.bound for x in parts if isinstance(x.bound, bounds.Bound)}
+
+
+@given(st.floats(0.5, 2), st.sampled_from(bounds.TABLE))
+def test_a_scaled_bound_moves_from_its_origin_and_comes_back(factor, bound):
+    with bounds.scaled(bound, factor):
+        moved = bound.now
+    assert math.isclose(moved - bound.origin, factor * (bound - bound.origin), abs_tol=1e-12)
+    assert bound.now == float(bound)
+
+
+def test_a_verdict_near_its_bound_hangs_on_it():
+    near, far = bounds.Bound(1.02, "near", "a reason"), {"x": 1.5}
+    decision = exact(Condition("x", "<", near))
+    assert bounds.perturbed(decision.verdict, far) == {"near": {2.0: "holds"}}
+    assert bounds.perturbed(decision.verdict, {"x": 9.0}) == {}
+    tight = exact(Condition("x", "<", 1e-9))
+    assert bounds.perturbed(tight.verdict, {"x": 1.5e-9}) == {"rounding": {2.0: "holds"}}
+    assert bounds.perturbed(tight.verdict, {"x": 1e-12}) == {}
 
 
 def test_a_row_without_numbers_says_so():

@@ -158,8 +158,11 @@ def test_what_the_record_has_otherwise_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the card and after the run; not where all runs agree with this one."""
-    other = of_record.Kept(verdict="does not hold", runs="default: holds; `--full`: does not hold")
-    same = of_record.Kept(verdict="holds", runs="")
+    runs = "hangs on the size: the default run says holds"
+    other = of_record.Kept(
+        verdict="does not hold", when="", runs=runs, numbers="x: 1 [0, 2], device 3", bounds=""
+    )
+    same = of_record.Kept(verdict="holds", when="", runs="", numbers="", bounds="")
     row, one = (r for r in DECIDED[:9] if r.id in ("PC-02", "PC-03"))
     monkeypatch.setattr(of_record, "kept", lambda: {row.id: other, one.id: same})
     results = Results(folder, configuration_of(QUICK), reproductions())
@@ -168,8 +171,8 @@ def test_what_the_record_has_otherwise_is_said(
         results.found[identifier] |= {"verdict": "holds", "configuration": usual}
     found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
     assert (
-        "Of record: does not hold (default: holds; <code>--full</code>: does not hold)."
-        in found[row.id]
+        "Of record: does not hold (hangs on the size: the default run says holds; numbers that "
+        "leave their interval: x: 1 [0, 2], device 3)." in found[row.id]
     )
     assert "Of record" not in found[one.id]
     text = table(results, reproductions())
