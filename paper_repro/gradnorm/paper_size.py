@@ -10,7 +10,7 @@ from ..report.decisions import APART, OPEN
 from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
-from .common import ALPHA, METHODS, RATE, TWO, Problem, Runs, Variants, train, variants_of
+from .common import ALPHA, METHODS, RATE, TWO, Method, Problem, Runs, Variants, train, variants_of
 from .refine import neighbours_apart, refined
 
 AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
@@ -48,7 +48,8 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
-    runs, methods = {"equal": equal, "GradNorm": learnt}, {METHODS[x]: x for x in METHODS}
+    runs = {"equal": equal, "GradNorm": learnt}
+    methods: dict[str, Method] = {label: method for method, label in METHODS.items()}
 
     def more(name: str, rates: tuple[float, ...]) -> Runs:
         finer = problem._replace(rates=rates)

@@ -6,7 +6,18 @@ from ..report.bounds import GAP
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
-from .common import INTERVAL, METHODS, RATE, REDUCED, Problem, Runs, few, train, variants_of
+from .common import (
+    INTERVAL,
+    METHODS,
+    RATE,
+    REDUCED,
+    Method,
+    Problem,
+    Runs,
+    few,
+    train,
+    variants_of,
+)
 from .decisions import claim
 from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pair_of, pairs_of, problem_of, setting
 from .refine import refined
@@ -42,7 +53,7 @@ def run(settings: Settings) -> Findings:
 
 def trained(problem: Problem, settings: Settings, seeds: int, name: str) -> Pair:
     """Both methods, each at its best rate; with --full of a grid that is refined."""
-    methods = {label: method for method, label in METHODS.items()}
+    methods: dict[str, Method] = {label: method for method, label in METHODS.items()}
 
     def at(label: str, rates: tuple[float, ...]) -> Runs:
         one = problem._replace(rates=rates)

@@ -34,16 +34,17 @@ FINDINGS = {
     "largest excess at 70000 steps} above the least mean loss with c = 0.5, {c = 0.2: largest "
     "excess at 70000 steps} with c = 0.2. On a Pareto set 14 long MGDA's ends lie {MGDA: spread of "
     "x₁ at the end} apart, PCGrad's {PCGrad: spread of x₁ at the end}",
-    "GN-21": "the toy at the paper's size. GradNorm ends at {GradNorm over equal, at Adam 0.001 "
-    "for both} times the normalised test loss of equal weights if both have the learning rate "
-    "0.001, which was fixed beforehand, and at {GradNorm over equal, each at its best rate} times "
-    "if each has its best rate",
+    "GN-21": "the toy at the paper's size. GradNorm ends at {GradNorm over equal, each at its best "
+    "rate} times the normalised test loss of equal weights if each has its best rate, of a grid "
+    "that was refined around it. At the learning rate 0.001, which was fixed beforehand, equal "
+    "weights end at {equal at Adam 0.001, loss over an untrained network's} times the loss of an "
+    "untrained network",
     "SI-01": "the loss of the nearest static weights over the rule's, on the two tasks. Below 1 "
     "static weights are better. "
     + "; ".join(
         f"{rule} {{{rule}, task 1: nearest static weights' loss over the rule's}} and "
         f"{{{rule}, task 2: nearest static weights' loss over the rule's}}"
-        for rule in ("MGDA", "CAGrad", "UPGrad")
+        for rule in ("MGDA", "CAGrad", "PCGrad and UPGrad")
     ),
 }
 """A claim of each text that says most of it, and its numbers in a sentence: the page begins so."""
