@@ -145,8 +145,10 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     surface.set_box_aspect((4, 5, 4), zoom=1.0)  # pyright: ignore[reportArgumentType]
     shown = [("L₁", each[..., 0]), ("L₂", each[..., 1])]
     shown += [(named_arm(arm), each.sum(-1)) for arm in methods]
+    panels: list[Axes] = []
     for i, (title, heights) in enumerate(shown):
         panel = canvas.add_subplot(grid[0, 1 + i] if i < 2 else grid[1, i - 1])
+        panels.append(panel)
         levels = np.linspace(-160, 80, 13) * (1 if i > 1 else 0.5)
         filled = panel.contourf(x, y, heights, levels, cmap="viridis", extend="both", zorder=-2)
         if i == len(shown) - 1:
@@ -162,7 +164,7 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
         first = next(iter(paths.values()))[0]
         panel.plot(*first, "*", color="white", markeredgecolor="black", markersize=13)
     stuck = found.theta[-1, lane[methods[0]]]
-    steepest(canvas.axes[3], stuck, min(x[-1] - x[0], y[-1] - y[0]) / 5)
+    steepest(panels[2], stuck, min(x[-1] - x[0], y[-1] - y[0]) / 5)
     steps = int(found.steps[-1])
     ends = ", ".join(f"{arm} ({path[-1][0]:.2f}, {path[-1][1]:.2f})" for arm, path in paths.items())
     rate = float(found.lanes.lr[lane[methods[0]]])
