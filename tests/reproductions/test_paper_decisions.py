@@ -316,6 +316,7 @@ def test_no_decision_compares_with_a_number_of_its_own():
 @pytest.mark.parametrize("bound", bounds.TABLE, ids=lambda bound: bound.name)
 def test_every_bound_has_a_reason_and_a_use(bound):
     assert len(bound.reason) > 5
+    assert [x.name for x in bounds.TABLE].count(bound.name) == 1
     used = {x for i in DECISIONS for x in (*bounds_used(i),)}
     assert bound in used, "no decision asks for it"
 
