@@ -135,7 +135,7 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
         grads = torch.autograd.grad(loss, [leaves["trunk.weight"], leaves["trunk.bias"]])
         rows.append(torch.cat([g.flatten() for g in grads]))
     matrix = torch.stack(rows)
-    torch.testing.assert_close(found.gramians[0, 1], matrix @ matrix.T, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.gramians[0][1], matrix @ matrix.T, rtol=1e-9, atol=1e-12)
     tasks = matrix.unflatten(0, (-1, 2)).mean(0)
     cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
     assert float(found.cosine[1, 0]) == pytest.approx(float(cosine))

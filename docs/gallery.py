@@ -1,0 +1,86 @@
+"""Draw the gallery: every figure of `python -m paper_repro figure`, with its command under it.
+
+`python docs/gallery.py` draws them all, `python docs/gallery.py NAME` one again. It writes
+docs/figures.md, and the pictures small, with few colours, beside it. A figure whose picture is not
+there has its command alone.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from mtlfunc.core.files import write_whole
+from paper_repro.__main__ import papers
+from paper_repro.report.commands import Catalogue, command, summary
+
+ROOT = Path(__file__).parent.parent
+FOLDER, PAGE = ROOT / "docs" / "figures", ROOT / "docs" / "figures.md"
+SIZE = {"mgda.counterexample": "9x4"}
+"""Inches, where a command shows how they are given."""
+WIDEST, COLOURS = 900, 64
+HEAD = """# Figures
+
+Every figure of the papers that takes options of yours, under it the command that drew it. Its
+options are in `--help`; `--size 6x3` sets inches, `--out fig.pdf` a vector file with the numbers
+beside it as JSON, `--seed 1` other random numbers. A figure without a picture here takes minutes.
+Written by `python docs/gallery.py`.
+"""
+
+
+def words_of(name: str) -> list[str]:
+    """The command of a figure, without where it goes."""
+    size = ["--size", SIZE[name]] if name in SIZE else []
+    return [name, *size]
+
+
+def draw(name: str, figures: Catalogue) -> str:
+    """Put a figure's picture in its place; returns its caption.
+
+    Raises:
+        SystemExit: where the command fails.
+    """
+    with tempfile.TemporaryDirectory() as there:
+        path = Path(there) / f"{name}.png"
+        if command([*words_of(name), "--out", str(path)], figures):
+            raise SystemExit(f"{name} failed")
+        caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
+        picture = Image.open(path).convert("RGB")
+        picture.thumbnail((WIDEST, WIDEST))
+        FOLDER.mkdir(exist_ok=True)
+        few = picture.quantize(COLOURS)
+        write_whole(FOLDER / f"{name}.png", lambda file: few.save(file, "png", optimize=True))
+    return caption
+
+
+def page(figures: Catalogue, captions: dict[str, str]) -> str:
+    """docs/figures.md: every figure, with its picture if it is drawn."""
+    parts = [HEAD]
+    for name in figures.names:
+        parts += [f"## {name}\n", f"{summary(figures[name])}\n"]
+        if name in captions:
+            parts.append(f"![{name}](figures/{name}.png)\n")
+        parts.append(f"```bash\npython -m paper_repro figure {' '.join(words_of(name))}\n```\n")
+        if name in captions:
+            parts.append(captions[name].replace("*", "\\*") + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the gallery of figures.")
+    parser.add_argument("names", nargs="*", help="figures to draw again (default: all)")
+    chosen = parser.parse_args().names
+    figures = Catalogue("paper_repro", papers())
+    kept = FOLDER / "captions.json"
+    captions = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for name in chosen or figures.names:
+        captions[name] = draw(name, figures)
+        text = json.dumps(captions, indent=1, ensure_ascii=False)
+        write_whole(kept, f"{text}\n")
+        write_whole(PAGE, page(figures, captions))
+
+
+if __name__ == "__main__":
+    main()

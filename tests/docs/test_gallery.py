@@ -1,0 +1,44 @@
+"""The gallery has every figure, its picture, and a command that the program takes."""
+
+import shlex
+
+import pytest
+from PIL import Image
+
+from docs import gallery
+from paper_repro.__main__ import papers
+from paper_repro.report.commands import Catalogue, parser_of, values_of
+from paper_repro.report.options import parameters
+from tests.support import ROOT
+
+FIGURES = Catalogue("paper_repro", papers())
+PAGE = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
+
+
+def test_every_figure_is_in_it_once():
+    shown = [line[3:] for line in PAGE.splitlines() if line.startswith("## ")]
+    assert shown == FIGURES.names
+
+
+@pytest.mark.parametrize("name", FIGURES.names)
+def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
+    (line,) = [x for x in PAGE.splitlines() if x.startswith(f"python -m paper_repro figure {name}")]
+    words = shlex.split(line)[4:]
+    assert words == gallery.words_of(name)
+    parser, of = parser_of(name, FIGURES[name]), list(parameters(FIGURES[name]).values())
+    values, out, (seed, size) = values_of(words[1:], parser, of)
+    assert (seed, out.suffix) == (0, ".png")
+    assert (size is not None) == (name in gallery.SIZE)
+    assert set(values) <= {each.name for each in of}
+    path = gallery.FOLDER / f"{name}.png"
+    assert path.exists() == (f"![{name}](figures/{name}.png)" in PAGE)
+    if path.exists():
+        with Image.open(path) as picture:
+            assert max(picture.size) <= gallery.WIDEST
+
+
+def test_the_front_page_shows_a_figure_and_its_command():
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "python -m paper_repro figure mgda.counterexample --size 9x4 --out fig.pdf" in front
+    assert "(docs/figures/mgda.counterexample.png)" in front
+    assert "(docs/figures.md)" in front
