@@ -48,7 +48,7 @@ WHEN = {
     "SI-09": "it is small, which excludes conflict and dominance; a large one says nothing",
     "SI-10": "the rank tolerance is that of float32, or both weights are equal",
     "SI-16": "there are more parameters than residuals",
-    "SI-19": "there are no more gradients than dimensions; else some updates point against one",
+    "SI-19": "there are fewer gradients than dimensions; else some updates point against one",
     "SI-13": "the step is along the natural gradient",
 }
 """By claim. Those whose decision is made of intervals have theirs from the numbers."""
