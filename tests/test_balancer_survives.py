@@ -271,6 +271,7 @@ def test_one_pass_of_weighted_losses_shares_no_gradient(scalars):
         info = balancer.backward(list(losses) if scalars else losses)
         expected = info.weights * (1 if power is None else 2 * (net.x.detach() + 1))
         torch.testing.assert_close(net.x.grad, expected)
+        assert net.x.grad is not None
         net.x.grad.zero_()
         torch.testing.assert_close(h.grad, expected)
         assert info.weights.gt(0).all()

@@ -33,7 +33,7 @@ class LiteralSOAP(torch.optim.Optimizer):
         )  # fmt: skip
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             first, second = group["betas"]
@@ -91,7 +91,7 @@ class LiteralShampoo(torch.optim.Optimizer):
         )  # fmt: skip
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             for p in group["params"]:
@@ -179,7 +179,7 @@ def test_rates_are_those_of_the_real_step(name, walked):
     """Rates of real steps on copies are affine in the weights, r = J c + G w: four steps give J c
     and every column of G.
     """
-    net = network()
+    net: Any = network()
     optimizer = FROZEN[name](groups_of(net))
     walk(net, optimizer, walked)
     for group in optimizer.param_groups:
@@ -223,7 +223,7 @@ def test_rates_are_those_of_the_real_step(name, walked):
 
 
 def test_before_it_knows_a_scale_it_promises_nothing():
-    net = network()
+    net: Any = network()
     optimizer = SOAP(groups_of(net), lr=1e-2)
     balancer = mf.Balancer(net, mf.mean(), metric=optimizer)
     with balancer:
@@ -238,7 +238,7 @@ def test_before_it_knows_a_scale_it_promises_nothing():
 def test_convolutions_have_a_factor_for_each_axis():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(2, 3, (3, 2)), nn.Flatten(), nn.Linear(18, 2)).to(F64)
+        net: Any = nn.Sequential(nn.Conv2d(2, 3, (3, 2)), nn.Flatten(), nn.Linear(18, 2)).to(F64)
     inputs = mf.random.normal(mf.random.key(3), (5, 2, 4, 4), F64)
     factors = tuple(
         x @ x.T
@@ -260,9 +260,9 @@ def test_convolutions_have_a_factor_for_each_axis():
 
 
 def test_what_is_wrong_is_said():
-    net = network()
+    net: Any = network()
 
-    class Mine(SOAP):
+    class Mine(SOAP):  # pyright: ignore[reportGeneralTypeIssues]
         pass
 
     with pytest.raises(ValueError, match="there is none of Mine"):

@@ -166,7 +166,7 @@ def test_other_parameters_step_with_a_metric(exact):
 
 
 def test_what_is_wrong_is_said():
-    net = network()
+    net: Any = network()
     optimizer, rows = make(net, lr=0.1), rows_at(net)
 
     class Mine(torch.optim.Muon):

@@ -4,6 +4,7 @@ certificate.
 
 import warnings
 from functools import partial
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -66,12 +67,15 @@ def reference(rows: Rows, gramian: Tensor | None = None) -> float:
     """The optimal value by Clarabel."""
     tasks = len(next(iter(rows.values())))
     w = cp.Variable(tasks, nonneg=True)
-    value = sum(cp.normNuc(sum(w[t] * x[t].numpy() for t in range(tasks))) for x in rows.values())
+    value: Any = sum(
+        cp.normNuc(sum(w[t] * x[t].numpy() for t in range(tasks))) for x in rows.values()
+    )
     if gramian is not None:
         value = value + 0.5 * cp.quad_form(w, cp.psd_wrap(gramian.numpy()))
     with warnings.catch_warnings():  # what it calls inaccurate is compared at 1e-6 all the same
         warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
-        return float(cp.Problem(cp.Minimize(value), [cp.sum(w) == 1]).solve(solver=cp.CLARABEL))
+        program: Any = cp.Problem(cp.Minimize(value), [cp.Zero(cp.sum(w) - 1)])
+        return float(program.solve(solver=cp.CLARABEL))
 
 
 def length(rows: Rows) -> float:
@@ -90,7 +94,7 @@ def certify(
     value, rates = 0.5 * w @ g @ w, g @ w
     for name, leaf in rows.items():
         assert np.linalg.norm(direction[name].numpy(), 2) <= 1 + 1e-12
-        value = value + np.linalg.norm(torch.tensordot(w, leaf, 1).numpy(), "nuc")
+        value = value + float(np.linalg.norm(torch.tensordot(w, leaf, 1).numpy(), "nuc"))
         rates = rates + leaf.flatten(1) @ direction[name].flatten()
     assert torch.allclose(rates, solution.rates, rtol=1e-10, atol=1e-10 * length(rows))
     torch.testing.assert_close(value, solution.value, rtol=1e-10, atol=1e-10 * length(rows))

@@ -420,7 +420,7 @@ def turn(rows: Tensor, factors: Factors) -> Tensor:
         if factor is None:
             rows = rows.movedim(1, -1)
         else:
-            rows = torch.tensordot(rows.to(factor), factor, dims=([1], [0]))
+            rows = rows.to(factor).movedim(1, -1) @ factor
     return rows
 
 

@@ -158,7 +158,7 @@ def wrong(span: str) -> list[str]:
         try:
             value = eval(ast.unparse(function), {"mf": mf})
             if isinstance(node, ast.Call) and "..." not in ast.unparse(node):
-                names = {each.arg: None for each in node.keywords}
+                names = {each.arg: None for each in node.keywords if each.arg}
                 part = ast.unparse(node).endswith("=None)")  # what is meant is this argument
                 bind = inspect.signature(value).bind_partial if part else None
                 (bind or inspect.signature(value).bind)(*node.args, **names)
