@@ -368,6 +368,6 @@ PARTS = [range(40 * part, 40 * part + 40) for part in range(20)]
 @pytest.mark.parametrize("seeds", few(PARTS, lambda seeds: 0 in seeds), ids=lambda x: f"{x.start}")
 def test_weighted_programs(program, seeds, monkeypatch):
     steps, refusals, mixed = map(sum, zip(*(program(i, monkeypatch) for i in seeds), strict=True))
-    # what does not mix is refused rarely, where another axis is as long as the samples': 3 % of 1,131
-    # programs, and of one of these parts at most this
+    # what does not mix is refused rarely, where another axis is as long as the samples': of 1,131
+    # programs 3 %, of one of these parts at most this
     assert refusals - mixed <= 0.2 * steps
