@@ -169,14 +169,15 @@ def lower(found: dict[str, dict[str, Best]], where: str) -> Iterator[Claim]:
         f"{name}, {way}: {best.rates}" for name, ways in found.items() for way, best in ways.items()
     )
     where += f". Relative L2 errors; Adam at its best rate by the other half: {rates}"
-    for identifier, own, rivals in (
-        ("SI-22", "NTK weights", ("equal weights",)),
-        ("SI-20", "ConFIG", ("equal weights", "NTK weights")),
-    ):
-        numbers: dict[str, float] = {}
-        for name, ways in found.items():
-            for rival in rivals:
-                label = f"{name}: error of {own} over that of {rival}"
-                numbers |= named(label, ratio_interval(ways[own].errors, ways[rival].errors))
-                numbers[label + OPEN] = float(ways[own].edge or ways[rival].edge)
-        yield claim(identifier, numbers, where)
+    yield claim("SI-22", _ratios(found, "NTK weights", "equal weights"), where)
+    yield claim("SI-20", _ratios(found, "ConFIG", "equal weights", "NTK weights"), where)
+
+
+def _ratios(found: dict[str, dict[str, Best]], own: str, *rivals: str) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, ways in found.items():
+        for rival in rivals:
+            label = f"{name}: error of {own} over that of {rival}"
+            numbers |= named(label, ratio_interval(ways[own].errors, ways[rival].errors))
+            numbers[label + OPEN] = float(ways[own].edge or ways[rival].edge)
+    return numbers

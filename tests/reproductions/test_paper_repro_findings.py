@@ -68,7 +68,9 @@ def test_pages_agree_with_the_ledger() -> None:
             f"{identifier}: run python docs/results.py claims"
         )
         assert verdict.startswith("stand-in: ") == bool(row.instead), identifier
-        counted[row.paper][verdict.removeprefix("stand-in: ")] += 1
+        mark = "stand-in: " * verdict.startswith("stand-in: ")
+        # what it holds for stands behind
+        counted[row.paper][mark + verdict.removeprefix(mark).partition(":")[0]] += 1
     counts = (ROOT / "docs" / "benchmarks.md").read_text()
     block = counts[counts.index("<!-- claims -->") : counts.index("<!-- end of claims -->")]
     lines = [
@@ -83,8 +85,12 @@ def test_pages_agree_with_the_ledger() -> None:
         assert PAPERS.get(paper, "all") in line[0]
         assert line[1:] == [
             str(found.total()),
-            *(str(found[verdict] or "–") for verdict in VERDICTS),
+            *(_counted(found[x], found[f"stand-in: {x}"]) for x in VERDICTS),
         ]
+
+
+def _counted(own: int, instead: int) -> str:
+    return f"{own} + {instead}" if instead else str(own or "–")
 
 
 # ---- exact findings ----
