@@ -342,10 +342,8 @@ def steps_block() -> str:
             the same passes with less around them. Ours reads the graph (hooks, stale losses,
             heads), checks losses, Gramian, weights and gradients, solves the rule's problem
             exactly, and frees the graph by a visit of its own, since an error must leave it as it
-            was. `mf.Balancer` stops recording the forward after eight steps; `mf.balance` remembers
-            nothing, and records every one. To lose nothing these calls would have to be in C++, and
-            an error would have to cost the graph. On long steps runs of the benchmark differ by
-            several per cent."""
+            was. To lose nothing these calls would have to be in C++, and an error would have to
+            cost the graph. On long steps runs of the benchmark differ by several per cent."""
     if missed:
         said += f""" The bar is missed on: {"; ".join(missed)}. Where a step is short, by the same
             calls; else by the passes alone, one per task through all layers in which rows are
