@@ -215,9 +215,9 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
     losses, params = forward.losses, forward.params
     plan, chunk = Plan((), request.shared), request.chunk_size
+    if not depth():
+        _ = forward.graph  # for what it refuses
     if not request.shared:  # one pass of the weighted loss
-        if not depth():
-            _ = forward.graph  # for what it refuses
         return _Route(plan, None, 1)
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     if not paired and _together(forward, request, rows):
@@ -256,10 +256,7 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     ):
         edges = forward.edges
     if edges is None and chunk != 1 and rows > 1:
-        batched = forward.graph.can_batch and (forward.graph.can_batch_twice or not record)
-        chunk = chunk if batched else 1
-    elif not depth():
-        _ = forward.graph
+        chunk = chunk if forward.graph.batches(record) else 1
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)

@@ -87,11 +87,7 @@ class Side(NamedTuple):
         """Rows [sample·task, *shape] of the leaves that other nodes read, too."""
         backward, graph, losses = self.backward, self.graph, self.losses
         every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[entries]
-        chunk = (
-            ROWS_AT_ONCE
-            if graph.can_batch and (graph.can_batch_twice or not backward.record)
-            else 1
-        )
+        chunk = ROWS_AT_ONCE if graph.batches(backward.record) else 1
         targets = [backward.leaf(name) for name in self.plan.rows]
         found = backward.each(every.reshape(-1, *losses.shape), targets, chunk)
         return dict(zip(self.plan.rows, found, strict=True))
@@ -260,7 +256,7 @@ def deltas_by_sample(
     ]
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
     by_task = eye[:, None].expand(tasks, samples, tasks)
-    chunk = None if graph.can_batch and (graph.can_batch_twice or not backward.record) else 1
+    chunk = None if graph.batches(backward.record) else 1
     cotangents = by_task.reshape(tasks, *losses.shape)
     deltas = backward.each(cotangents, targets, chunk, keep=keep)
     if proved is not None:

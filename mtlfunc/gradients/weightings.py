@@ -187,9 +187,8 @@ class _Weighings:
         found = {}
         if passed:
             targets = [self.backward.leaf(name) for name in passed]
-            chunk, graph = self.request.chunk_size, self.side.forward.graph
-            batched = graph.can_batch and (graph.can_batch_twice or not self.backward.record)
-            chunk = chunk if batched else 1
+            batched = self.side.forward.graph.batches(self.backward.record)
+            chunk = self.request.chunk_size if batched else 1
             found = dict(zip(passed, self.backward.each(self.matrix, targets, chunk), strict=True))
         mix = self.matrix.to(self.own)
         for name in names:

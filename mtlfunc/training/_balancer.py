@@ -183,6 +183,8 @@ class Balancer:
             group=check_group(group),
         )
         self._probe = chosen_probe(probe, shared, options)
+        # of the weighted losses, as `loss.backward()` makes it
+        self._one_pass = self._probe.measures == frozenset()
         self._shared: Select | None = None  # if nothing but that was asked for
         plain = options._replace(shared="*", group=None) == RowOptions("*")
         if plain and not isinstance(probe, Probe) and shared is not None:
@@ -524,8 +526,7 @@ class Balancer:
         custom = run.has_custom_backward
         hooked = any(x.hooked for x in run.forwards)
         run.fresh = not (custom or hooked)
-        # the only pass, which is then as that of `loss.backward()`
-        alone = self._probe.measures == frozenset()
+        alone = self._one_pass
         if keeps or (hooked and not alone) or run.union.by_hooks(run.params):
             return
         run.frees = not (hooked or any(x.graph.has_saved_hooks for x in run.forwards))
@@ -566,8 +567,7 @@ class Balancer:
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
         for forward in forwards:
-            # every pass is a single one
-            single = forward.losses.scalars is not None or self._probe.measures == frozenset()
+            single = forward.losses.scalars is not None or self._one_pass
             forward.hooked = self._seen.take(forward.graph, separate=single)
             forward.watched = not forward.hooked and self._watches(forward, leaves, weightings)
         # under fully_shard the graph ends in gathered weights

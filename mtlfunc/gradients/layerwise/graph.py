@@ -182,6 +182,10 @@ class Graph:
         """Whether a batched backward can be differentiated."""
         return not self._has(_STALE)
 
+    def batches(self, record: bool) -> bool:
+        """Whether one batched pass is right, to be differentiated if it is recorded."""
+        return self.can_batch and (self.can_batch_twice or not record)
+
     def _has(self, names: tuple[str, ...]) -> bool:
         return any(kind.__name__.startswith(names) for kind in self.kinds)
 
@@ -300,7 +304,7 @@ def prefers_one_pass(graph: Graph, rows: int, numel: int, device: str) -> bool:
         device: "cpu", "cuda", …
     """
     costs = DEVICES.get(device)
-    if costs is None or rows == 1 or not (graph.can_batch and graph.can_batch_twice):
+    if costs is None or rows == 1 or not graph.batches(record=True):
         return False
     alone = together = held = largest = 0.0
     for node, losses in graph.reach.items():
