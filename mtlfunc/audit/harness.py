@@ -284,9 +284,14 @@ def copied(tree: Any) -> tuple[list[Any], Any]:
     return [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
 
 
-def same(one: Any, other: Any, *, flat: bool = False) -> bool:
-    """Whether two trees are equal bit by bit; NaN equals NaN. `flat` ones were taken apart."""
-    (a, shape), (b, other_shape) = (x if flat else tree_flatten(x) for x in (one, other))
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are equal bit by bit; NaN equals NaN."""
+    return same_leaves(tree_flatten(one), tree_flatten(other))
+
+
+def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
+    """`same`, of trees that were taken apart."""
+    (a, shape), (b, other_shape) = one, other
     return shape == other_shape and all(
         (
             x.shape == y.shape
@@ -301,7 +306,7 @@ def same(one: Any, other: Any, *, flat: bool = False) -> bool:
 
 def changes(before: tuple[list[Any], Any], after: tuple[Geometry, Any]) -> str:
     """Which fields of (geometry, state) differ, in words; empty if none does."""
-    if same(before, tree_flatten(after), flat=True):
+    if same_leaves(before, tree_flatten(after)):
         return ""
     seen, state = tree_unflatten(*before)
     fields = zip(Geometry._fields, seen, after[0], strict=True)
