@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp
 
-from ..core.tree import parameters, trained, turn
+from ..core.tree import parameters, trained, turn_scaled
 from ..gradients.levels import explained
 from ..training._metric import check_metric, metric_of
 from ..types import Batch, LossesFn, Params
@@ -69,6 +69,6 @@ def influence(
         aim = grad(target_fn)(params)
         moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
         for name in names:
-            first, second = (metric.turns or {}).get(name, ((), ()))
-            moved[name] = turn(metric.scale[name] * turn(aim[name][None], first), second)[0]
+            turns = (metric.turns or {}).get(name, ((), ()))
+            moved[name] = turn_scaled(aim[name][None], metric.scale[name], turns)[0]
         return jvp(lambda p: losses_fn(p, batch), (params,), (moved,))[1]

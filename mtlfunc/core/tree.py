@@ -414,6 +414,10 @@ def metric_dot(
     return torch.stack(parts).sum(0)
 
 
+CHUNK = 2**16
+"""Coordinates of `metric_dot` at a time."""
+
+
 def turn(rows: Tensor, factors: Factors) -> Tensor:
     """Rows `[row, *shape]`, multiplied along each of the other axes by its factor."""
     for factor in factors:
@@ -424,8 +428,9 @@ def turn(rows: Tensor, factors: Factors) -> Tensor:
     return rows
 
 
-CHUNK = 2**16
-"""Coordinates of `metric_dot` at a time."""
+def turn_scaled(rows: Tensor, scale: Tensor, turns: tuple[Factors, Factors]) -> Tensor:
+    """B(scale·A(g)) of rows g `[row, *shape]`, A and B being `turns`."""
+    return turn(scale * turn(rows, turns[0]), turns[1])
 
 
 def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:

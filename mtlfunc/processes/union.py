@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
-from ..core.tree import dot, metric_dot, turn
+from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
 from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
 
@@ -303,8 +303,7 @@ def metric_gramians(
     right = rows if others is None else others
     scale, turns = metric.scale, metric.turns or {}
     for name in turns.keys() & set(measured):
-        first, second = turns[name]
-        rows = rows | {name: turn(scale[name] * turn(rows[name], first), second)}
+        rows = rows | {name: turn_scaled(rows[name], scale[name], turns[name])}
         scale = scale | {name: torch.ones_like(scale[name])}
     members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
     found = torch.stack(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import local_part
-from ..core.tree import turn
+from ..core.tree import turn, turn_scaled
 from ..types import Factors
 
 Group = dict[str, Any]
@@ -66,7 +66,7 @@ def _soap(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
     scale = size / (root + group["eps"])
     mean = first * state["exp_avg"] + (1 - first) * waiting
     back = tuple(None if x is None else x.mT for x in bases)
-    carried = turn(scale * turn(mean[None], bases), back)[0]
+    carried = turn_scaled(mean[None], scale, (bases, back))[0]
     return Turned((1 - first) * scale, carried + rate * decay * leaf, (bases, back))
 
 

@@ -75,35 +75,44 @@ def metric_of(
             "measured over; pass the optimizer that steps on these, or narrow shared= or measure= "
             "to the parameters of this one"
         )
-    form, found, carried = _FORMS.get(type(optimizer)), {}, {}
-    whole, turns = kronecker_form(optimizer), dict[str, tuple[Factors, Factors]]()
+    turned, form = kronecker_form(optimizer), _FORMS.get(type(optimizer))
+    found, carried, turns = {}, {}, dict[str, tuple[Factors, Factors]]()
     with torch.no_grad():
         for name in names:
             leaf = params[name]
             group, state = group_of[id(leaf)], optimizer.state.get(leaf, {})
-            if form is None:
-                assert whole is not None
-                waiting = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-                waiting = waiting if scale is None else waiting / scale
-                turned = whole(group, state, leaf.detach(), waiting.detach())
-                found[name], carried[name], turns[name] = turned
-                continue
-            state = {key: local_part(x) for key, x in state.items() if x is not None}
-            weight = local_part(leaf).detach()
-            found[name], rest = form(group, state, weight)
-            decay = group["weight_decay"]
-            if decay:
-                decoupled = group.get("decoupled_weight_decay", False)
-                shrunk = decay * (group["lr"] if decoupled else found[name]) * weight
-                # where no gradient has been, P is 0 and the step's rates are not counted
-                shrunk = shrunk.where(found[name] != 0, 0.0)
-                rest = shrunk if rest is None else rest + shrunk
-            if leaf.grad is not None:  # what is there already will step along
-                waiting = found[name] * local_part(leaf.grad).detach()
-                waiting = waiting if scale is None else waiting / scale
-                rest = waiting if rest is None else rest + waiting
-            carried[name] = torch.zeros_like(weight) if rest is None else rest
+            # what is there already will step along
+            waiting = None if leaf.grad is None else local_part(leaf.grad).detach()
+            waiting = waiting if waiting is None or scale is None else waiting / scale
+            if turned is not None:
+                waiting = torch.zeros_like(leaf) if waiting is None else waiting
+                answer = turned(group, state, leaf.detach(), waiting)
+                found[name], carried[name], turns[name] = answer
+            elif form is not None:
+                found[name], carried[name] = _diagonal(form, group, state, leaf, waiting)
     return Metric(found, carried, turns or None)
+
+
+def _diagonal(
+    form: Callable[[Group, dict[str, Tensor], Tensor], Parts],
+    group: Group,
+    state: Group,
+    leaf: Tensor,
+    waiting: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """P and c of what this process holds of a leaf."""
+    weight = local_part(leaf).detach()
+    scale, rest = form(group, {k: local_part(x) for k, x in state.items() if x is not None}, weight)
+    decay = group["weight_decay"]
+    if decay:
+        decoupled = group.get("decoupled_weight_decay", False)
+        shrunk = decay * (group["lr"] if decoupled else scale) * weight
+        # where no gradient has been, P is 0 and the step's rates are not counted
+        shrunk = shrunk.where(scale != 0, 0.0)
+        rest = shrunk if rest is None else rest + shrunk
+    if waiting is not None:
+        rest = scale * waiting if rest is None else rest + scale * waiting
+    return scale, torch.zeros_like(weight) if rest is None else rest
 
 
 def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
