@@ -57,6 +57,14 @@ def test_what_a_verdict_hangs_on_is_said(said, words):
     assert record.hangs(said) == words
 
 
+class Below:
+    """A decision: x < 1."""
+
+    @staticmethod
+    def verdict(measured):
+        return HOLDS if measured["x"] < 1 else FAILS
+
+
 def test_a_number_that_leaves_its_interval_elsewhere_is_marked():
     here = {"x": 2.0, "x, low": 1.5, "x, high": 2.5, "y": 1.0, "y, low": 0.0, "y, high": 2.0}
     there = {"x": 1.4, "x, low": 1.0, "x, high": 1.8, "y": 1.5, "y, low": 1.0, "y, high": 2.0}
@@ -71,11 +79,6 @@ def test_a_number_that_leaves_its_interval_elsewhere_is_marked():
 
 
 def test_single_questions_take_their_place_and_older_forms_go(tmp_path, monkeypatch):
-    class Below:
-        @staticmethod
-        def verdict(measured):
-            return HOLDS if measured["x"] < 1 else FAILS
-
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     monkeypatch.setattr(record.full, "KEPT", tmp_path / "full.json")
     monkeypatch.setattr(record.full, "here", lambda: "one")
@@ -131,11 +134,6 @@ def claim(x: float, machine: str = "") -> dict:
 
 
 def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
-    class Below:
-        @staticmethod
-        def verdict(measured):
-            return HOLDS if measured["x"] < 1 else FAILS
-
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     monkeypatch.setitem(record.DECISIONS, "SU-01", Below)
     for machine, x in (("one", 2.0), ("two", 0.99999999), ("two", 0.5)):
@@ -155,11 +153,6 @@ def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
 
 
 def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatch):
-    class Below:
-        @staticmethod
-        def verdict(measured):
-            return HOLDS if measured["x"] < 1 else FAILS
-
     runs = {
         verdicts.REPRODUCTIONS: {"GN-21": claim(0.5)},
         tmp_path: {"GN-21": claim(0.5)},
@@ -187,11 +180,6 @@ def test_runs_are_compared_with_the_verdicts_of_record():
 
 
 def test_a_run_on_a_device_is_kept_with_its_name(tmp_path, monkeypatch):
-    class Below:
-        @staticmethod
-        def verdict(measured):
-            return HOLDS if measured["x"] < 1 else FAILS
-
     def there(x: float, device: str) -> dict:
         found = claim(x)
         found["configuration"] |= {"device": device, "torch": "9.0"}
