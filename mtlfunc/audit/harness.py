@@ -112,9 +112,10 @@ class Harness:
         Raises:
             Invalid: for an answer that is not a vector `[task]`.
         """
-        before = None if inside_transform() else copied((seen, state))
+        leaves, shape = tree_flatten(() if inside_transform() else (seen, state))
+        before = [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
         answer = self.rule.update(seen, state)
-        changed = "" if before is None else changes(before, (seen, state))
+        changed = changes(before, (seen, state)) if leaves else ""
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Invalid(f"update returned {_kind(answer)} in place of (weights, state)")
         weights, state = answer
@@ -278,12 +279,6 @@ def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return None
 
 
-def copied(tree: Any) -> tuple[list[Any], Any]:
-    """Copies of a tree's leaves, and its structure."""
-    leaves, shape = tree_flatten(tree)
-    return [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two trees are equal bit by bit; NaN equals NaN."""
     return same_leaves(tree_flatten(one), tree_flatten(other))
@@ -291,8 +286,7 @@ def same(one: Any, other: Any) -> bool:
 
 def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
     """`same`, of trees that were taken apart."""
-    (a, shape), (b, other_shape) = one, other
-    return shape == other_shape and all(
+    return one[1] == other[1] and all(
         (
             x.shape == y.shape
             and x.dtype == y.dtype
@@ -300,7 +294,7 @@ def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> boo
         )
         if isinstance(x, Tensor) and isinstance(y, Tensor)
         else x is y
-        for x, y in zip(a, b, strict=True)
+        for x, y in zip(one[0], other[0], strict=True)
     )
 
 

@@ -183,8 +183,7 @@ class Balancer:
             group=check_group(group),
         )
         self._probe = chosen_probe(probe, shared, options)
-        # of the weighted losses, as `loss.backward()` makes it
-        self._one_pass = self._probe.measures == frozenset()
+        self._one_pass = self._probe.measures == frozenset()  # as `loss.backward()` makes it
         self._shared: Select | None = None  # if nothing but that was asked for
         plain = options._replace(shared="*", group=None) == RowOptions("*")
         if plain and not isinstance(probe, Probe) and shared is not None:

@@ -20,10 +20,9 @@ from ._kronecker import KRONECKER, kronecker_form
 
 Group = dict[str, Any]
 """A parameter group's options."""
-
-
 Parts = tuple[Tensor, Tensor | None]
 """P and c of one parameter, without weight decay; None is 0."""
+Form = Callable[[Group, dict[str, Tensor], Tensor], Parts]
 
 
 def check_metric(optimizer: Any) -> None:
@@ -75,7 +74,7 @@ def metric_of(
             "measured over; pass the optimizer that steps on these, or narrow shared= or measure= "
             "to the parameters of this one"
         )
-    turned, form = kronecker_form(optimizer), _FORMS.get(type(optimizer))
+    whole, form = kronecker_form(optimizer), _FORMS.get(type(optimizer))
     found, carried, turns = {}, {}, dict[str, tuple[Factors, Factors]]()
     with torch.no_grad():
         for name in names:
@@ -84,22 +83,17 @@ def metric_of(
             # what is there already will step along
             waiting = None if leaf.grad is None else local_part(leaf.grad).detach()
             waiting = waiting if waiting is None or scale is None else waiting / scale
-            if turned is not None:
+            if whole is not None:
                 waiting = torch.zeros_like(leaf) if waiting is None else waiting
-                answer = turned(group, state, leaf.detach(), waiting)
-                found[name], carried[name], turns[name] = answer
+                found[name], carried[name], turns[name] = whole(
+                    group, state, leaf.detach(), waiting
+                )
             elif form is not None:
                 found[name], carried[name] = _diagonal(form, group, state, leaf, waiting)
     return Metric(found, carried, turns or None)
 
 
-def _diagonal(
-    form: Callable[[Group, dict[str, Tensor], Tensor], Parts],
-    group: Group,
-    state: Group,
-    leaf: Tensor,
-    waiting: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _diagonal(form: Form, group: Group, state: Group, leaf: Tensor, waiting: Tensor | None) -> Any:
     """P and c of what this process holds of a leaf."""
     weight = local_part(leaf).detach()
     scale, rest = form(group, {k: local_part(x) for k, x in state.items() if x is not None}, weight)
@@ -171,7 +165,7 @@ def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     return _over_root(rate, state["sum"], 1.0, group["eps"]), None
 
 
-_FORMS: dict[type, Callable[[Group, dict[str, Tensor], Tensor], Parts]] = {
+_FORMS: dict[type, Form] = {
     Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad, SGD: _sgd, NAdam: _nadam,
 }  # fmt: skip
 _NOT_LINEAR: dict[type, str] = {
