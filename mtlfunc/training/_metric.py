@@ -84,10 +84,9 @@ def metric_of(
             waiting = None if leaf.grad is None else local_part(leaf.grad).detach()
             waiting = waiting if waiting is None or scale is None else waiting / scale
             if whole is not None:
-                waiting = torch.zeros_like(leaf) if waiting is None else waiting
-                found[name], carried[name], turns[name] = whole(
-                    group, state, leaf.detach(), waiting
-                )
+                there = torch.zeros_like(leaf) if waiting is None else waiting
+                turned = whole(group, state, leaf.detach(), there)
+                found[name], carried[name], turns[name] = turned
             elif form is not None:
                 found[name], carried[name] = _diagonal(form, group, state, leaf, waiting)
     return Metric(found, carried, turns or None)
