@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 import mtlfunc as mf
 from experiments.arguments import folder, positive
@@ -255,22 +256,31 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         ALONE: alone,
     }  # fmt: skip
     try:
-        from torchjd.aggregation import MGDA
-        from torchjd.autojac import backward, jac_to_grad, mtl_backward
+        return found | {"TorchJD": torchjd_step(net, x)}
     except ImportError:
         return found
+
+
+def torchjd_step(net: Net, x: Tensor) -> Call:
+    """A step of TorchJD's, if it is installed."""
+    from torchjd.aggregation import MGDA
+    from torchjd.autojac import backward, jac_to_grad, mtl_backward
+
     aggregator = MGDA()
 
     def peer() -> None:
         net.zero_grad()
+        handles = RemovableHandle.next_id
         if isinstance(net, Shared):
             z = net.features(x)
             mtl_backward(net.above(z), features=z)
         else:
             backward(net(x))
         jac_to_grad(net.trunk.parameters(), aggregator)
+        # it hooks its aggregator for a moment; a balancer beside it would look out for hooks
+        RemovableHandle.next_id = handles
 
-    return found | {"TorchJD": peer}
+    return peer
 
 
 def plain_with_sgd(net: Net, x: Tensor) -> Call:
