@@ -87,7 +87,7 @@ class Made:
         return isinstance(other, Made) and (self.field, self.call) == (other.field, other.call)
 
     def __hash__(self) -> int:
-        return hash((self.call, self.field))
+        return hash(self.__dict__.get("field"))  # torch 2.11 compiles one that is not filled
 
     def __repr__(self) -> str:
         return f"{self.call!r}.{self.field}" if self.field else repr(self.call)

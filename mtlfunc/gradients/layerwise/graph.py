@@ -289,19 +289,24 @@ DEVICES = {"cuda": Device(70e-6, 15e-12, 2.4, 1.4, 6.0)}
 larger ones. On a CPU single passes are the faster ones.
 """
 
-ROOM = 0.3
-"""What one pass for all may hold of what the forward pass and the rows hold."""
+ROOM, LITTLE = 0.3, 2**26
+"""What one pass for all may hold of what the forward pass and the rows hold, and numbers that it
+may always hold.
+"""
 
 
-def prefers_one_pass(graph: Graph, rows: int, numel: int, device: str) -> bool:
-    """Whether T separate losses are better differentiated by one batched pass than each alone, on
-    a device that waits for launches.
+def prefers_one_pass(
+    graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
+) -> bool:
+    """Whether T losses are better differentiated by one batched pass than each alone, on a device
+    that waits for launches.
 
     Args:
-        graph: from the losses, each alone.
+        graph: from the losses, each alone, or from their vector.
         rows: how many.
         numel: entries of the leaves.
         device: "cpu", "cuda", …
+        separate: each is a root of the graph; else every node serves all of them.
     """
     costs = DEVICES.get(device)
     if costs is None or rows == 1 or not graph.batches(record=True):
@@ -314,9 +319,10 @@ def prefers_one_pass(graph: Graph, rows: int, numel: int, device: str) -> bool:
         held, largest = held + size, max(largest, size)
         slow = "Convolution" in node.name() or node.name().startswith(_NORMS)
         launches = costs.mapped_slow if slow else costs.mapped
-        alone += losses.bit_count() * (costs.launch + costs.number * size)
+        passes = losses.bit_count() if separate else rows
+        alone += passes * (costs.launch + costs.number * size)
         together += launches * costs.launch + rows * costs.batched * costs.number * size
-    fits = 2 * rows * largest <= ROOM * (held + (1 + rows) * numel)
+    fits = 2 * rows * largest <= max(LITTLE, ROOM * (held + (1 + rows) * numel))
     return fits and together < alone
 
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from ...types import Params
 from .broadcast import over_samples
 from .formulas import HALF, Cost, Form, Group, Layout, costs, layouts, positions
-from .graph import Graph
+from .graph import DEVICES, Graph, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
 
@@ -31,16 +31,14 @@ it saves.
 
 SLOW: dict[tuple[str, str, str], float] = {
     ("cpu", "conv", "gemm"): 2.5,  # every window is copied out before the product
-    ("cuda", "conv", "rows"): 3.0,  # a batched backward becomes a grouped convolution
 }
 """(device, operation, form): how many times slower a floating-point operation is there than in a
 large matrix product.
 """
 
-LOOP_PENALTY = {"cpu": 1.25, "cuda": 3.0}
+LOOP_PENALTY = 1.25
 """A loop of single backward passes against one batched pass through the same linear layers;
-convolutions on a CPU are faster in a loop. On a device the dearest case: a ResNet-18 on an H100, 10
-passes of 8 small images, which wait for launches; of 64 larger ones a loop takes .9 of the batch.
+convolutions on a CPU are faster in a loop. Devices in `graph.DEVICES` have a model of their own.
 """
 LOOPED_CONVOLUTION = 0.55
 
@@ -517,6 +515,10 @@ def should_loop(
     """Whether T losses should be differentiated each from where they were stacked; else, whether
     one at a time.
     """
+    if device in DEVICES:
+        numel = sum(map(Tensor.numel, params.values()))
+        single = not prefers_one_pass(graph, count, numel, device, separate=separable)
+        return separable and single, single
     alone = common = conv = 0.0
     for use in (use for each in uses.values() for use in each):
         if use.kind != "outer":
@@ -528,8 +530,7 @@ def should_loop(
             conv += flops
         else:
             common += flops
-    penalty = LOOP_PENALTY.get(device, LOOP_PENALTY["cuda"])
-    convolution = LOOPED_CONVOLUTION if device == "cpu" else penalty
-    loop, batched = count * (penalty * common + convolution * conv), count * (common + conv)
+    convolution = LOOPED_CONVOLUTION if device == "cpu" else LOOP_PENALTY
+    loop, batched = count * (LOOP_PENALTY * common + convolution * conv), count * (common + conv)
     apart = separable and alone > 0 and loop + alone < batched + count * alone
     return apart, not graph.can_batch or (device == "cpu" and loop < batched)
