@@ -282,7 +282,9 @@ def _scalar(x: int) -> Int[Tensor, ""]:
 
 def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     position = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
-    return _hash(_hash(key + _GOLDEN) + (position + 1) * _GOLDEN)
+    # a compiled kernel multiplies its index, an int32, by a number, but not by a tensor
+    step = (key & 0) | _GOLDEN if torch.compiler.is_compiling() else _GOLDEN
+    return _hash(_hash(key + _GOLDEN) + (position + 1) * step)
 
 
 def _hash(x: Tensor) -> Tensor:
