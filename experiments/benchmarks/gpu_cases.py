@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.benchmarks.measuring import Call, in_turns, launches, operators, with_memory
+from experiments.benchmarks.measuring import Call, in_turns, operators, with_memory
 from experiments.benchmarks.record import Row
 
 FAILED = "failed:"
@@ -49,19 +49,16 @@ class Taken(NamedTuple):
     seconds: float
     memory: int | None  # peak, in bytes, beyond what was held before
     operators: int | None = None
-    launches: int | None = None  # on a CUDA device
 
     def note(self) -> str:
         """In words."""
-        counts = (("launches", self.launches), ("operators", self.operators))
-        said = [f"{count:,} {what}" for what, count in counts if count is not None]
+        said = [] if self.operators is None else [f"{self.operators:,} operators"]
         said += [size(self.memory)] if self.memory is not None else []
         return ", ".join([f"{1e3 * self.seconds:.3g} ms", *said])
 
     def row(self, case: str, value: float, unit: str, target: float | None) -> Row:
         """As a measurement, with what else was counted."""
-        about = {"memory": self.memory, "launches": self.launches}
-        return found(case, value, unit, self.note(), target) | about
+        return found(case, value, unit, self.note(), target) | {"memory": self.memory}
 
 
 def take(
@@ -73,7 +70,7 @@ def take(
         calls: what is measured, by name.
         device: that they run on.
         seconds: for the turns of all.
-        count: operators and launches, too; a compiled call would be compiled again for that.
+        count: operators, too; a compiled call would be compiled again for that.
         least: turns at least.
     """
     done: dict[str, Taken | Exception] = {}
@@ -81,9 +78,7 @@ def take(
         try:
             call()
             memory = None if name in GRAPHS else with_memory(call, device)[1]
-            counted = (operators(call) if count else None,)
-            counted += (launches(call) if count and device == "cuda" else None,)
-            done[name] = Taken(0.0, memory, *counted)
+            done[name] = Taken(0.0, memory, operators(call) if count else None)
         except Exception as error:
             done[name] = error.with_traceback(None)  # whose frames hold tensors
             gc.collect()

@@ -14,8 +14,9 @@ from torch.func import vmap
 
 import mtlfunc as mf
 from experiments.benchmarks import steps, weightings
-from experiments.benchmarks.gpu_cases import guarded, over, ratios, take
+from experiments.benchmarks.gpu_cases import found, guarded, over, ratios, take
 from experiments.benchmarks.llama import Llama, Size
+from experiments.benchmarks.measuring import Call, launches, operators
 from experiments.benchmarks.networks import resnet18
 from experiments.benchmarks.record import Row
 
@@ -61,12 +62,29 @@ def step_times(device: str, tiny: bool) -> Iterator[Row]:
             yield from guarded(label, lambda c=case, s=each: _captured(c, device, s))
 
 
+def _chosen(case: steps.Case, device: str) -> dict[str, Call]:
+    calls = steps.contenders(*made(case, device))
+    return {name: calls[name] for name in ("plain", LOOP, LIVE, "TorchJD") if name in calls}
+
+
+def step_launches(device: str, tiny: bool) -> Iterator[Row]:
+    """What every step launches. Not beside its time: after torch's profiler launches are slower."""
+    cases = [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
+    for case in cases:
+        for name, call in _chosen(case, device).items():
+            label = f"{case.what}: {name}"
+            yield from guarded(label, lambda c=call, s=label: _launches(c, s, device))
+
+
+def _launches(call: Call, label: str, device: str) -> Iterator[Row]:
+    call()
+    count = launches(call) if device == "cuda" else operators(call)
+    yield found(label, float(count), "launches")
+
+
 def _steps(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
-    net, x = made(case, device)
-    calls = steps.contenders(net, x)
-    chosen = {name: calls[name] for name in ("plain", LOOP, LIVE, "TorchJD") if name in calls}
     with tf32(case is LARGE):
-        done = take(chosen, device, seconds)
+        done = take(_chosen(case, device), device, seconds)
     yield from ratios(case.what, done)
     yield from over(case.what, done, LIVE, LOOP, STEP_LIMITS)
     if case is steps.CASES["resnet"]:

@@ -15,8 +15,9 @@ from mtlfunc.core.files import write_whole
 KEPT = Path(__file__).parent / "gpu.json"
 SPLIT = {"times": ", batch "}  # what stands before the column of a case
 TITLES = {
-    "steps": """Steps: milliseconds of a plain step, the others in units of it; launches, and the
-        peak beyond what was held before, in brackets""",
+    "steps": """Steps: milliseconds of a plain step, the others in units of it; the peak beyond
+        what was held before in brackets""",
+    "launches": "Launches of the steps",
     "routes": "Rows of a trunk, forward included, in units of a plain step",
     "weightings": """K weightings of samples: Gramian and combination, in units of a plain step; the
         peak beyond what was held before, in brackets""",
@@ -29,7 +30,7 @@ TITLES = {
     "toy": "CAGrad's toy",
     "tests": "The tests that need a device",
 }
-PIVOTED = ("steps", "routes", "weightings", "compiler", "times")
+PIVOTED = ("steps", "launches", "routes", "weightings", "compiler", "times")
 
 
 def cell_of(row: Row) -> tuple[str, str]:

@@ -72,8 +72,8 @@ BARS = [
             ("autograd", 256, 6.0),
         )
     ),
-    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.4),
-    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.5, "memory"),
+    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 1.0),
+    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.35, "memory"),
 ]
 
 
