@@ -650,22 +650,3 @@ def test_graphs_are_freed_without_the_garbage_collector(engine):
         assert not made
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_a_device_pays_for_batched_rows_of_convolutions_alone(separate):
-    """A pass a loss makes a convolution's rows at the price of its own backward pass."""
-    net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3))
-
-    def losses(params, x):
-        return tuple(functional_call(net, params, (x,)).square().mean((0, 2, 3)))
-
-    params = mf.parameters(net)
-    forward = forwards.run(losses, params, torch.randn(8, 8, 12, 12), watch=True)
-    groups = layerwise.groups_of(
-        forward.uses, params, tuple(params), forward.graph, separate=separate
-    )
-    plan = layerwise.plan.task_plan(
-        groups, tuple(params), 4, "auto", "cuda", keep=True, batched=not separate
-    )
-    assert bool(plan.tapped) != separate

@@ -61,7 +61,7 @@ def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
         forward.uses, forward.params, tuple(forward.params), forward.graph
     )
     plan = layerwise.plan.task_plan(
-        groups, tuple(forward.params), tasks, "auto", "cuda", keep=False, batched=not single
+        groups, tuple(forward.params), tasks, "auto", "cuda", keep=False
     )
     held = sum(4 * tasks * math.prod(use.shape) for use in plan.uses)
     assert held < 2**30

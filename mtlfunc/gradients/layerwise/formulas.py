@@ -162,8 +162,10 @@ def costs(
     return found
 
 
-PIECE = 1 << 25
-"""Bytes of samples' rows that are held at once where they are mixed."""
+PIECE, DEVICE_PIECE = 1 << 25, 1 << 28
+"""Bytes of samples' rows that are held at once where they are mixed: more where every product has
+to be launched.
+"""
 
 
 class Layout(NamedTuple):
@@ -329,7 +331,7 @@ class SampledGroup(NamedTuple):
         return total.reshape(len(total), -1)
 
     def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The rows [sample·task, part of the width], `PIECE` bytes at a time."""
+        """The rows [sample·task, part of the width], so many bytes at a time."""
         if not self.is_joined:
             yield self.rows(dtype)
             return
@@ -363,7 +365,7 @@ class SampledGroup(NamedTuple):
         """
         a = 1 if use.kind == "local" else use.sizes[2]
         each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
-        count = max(1, PIECE // each)
+        count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // each)
         for start in range(0, part.shape[-1], count):
             yield self._rows_of(use, x, part[..., start : start + count])
 

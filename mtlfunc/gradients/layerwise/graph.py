@@ -275,18 +275,20 @@ OVERHEAD = 1e4
 
 
 class Device(NamedTuple):
-    """What a node's backward costs on a device."""
+    """What backward passes cost on a device, in seconds."""
 
-    launch: float  # seconds, whatever its size
-    number: float  # seconds a number of its output
+    start: float  # of a batched pass
+    node: float  # whatever its size
+    slow_node: float  # the same of a convolution or a norm
+    number: float  # of its output
     batched: float  # times that, where one pass has several rows
-    mapped: float  # launches of a batched backward
-    mapped_slow: float  # the same of convolutions and norms
+    mapped: float  # nodes of a batched pass, in single ones
+    mapped_slow: float
 
 
-DEVICES = {"cuda": Device(70e-6, 15e-12, 2.4, 1.4, 6.0)}
-"""Of an H100, from three passes of a ResNet-18 in eager mode: 10 of 8 small images, 4 and 40 of 64
-larger ones. On a CPU single passes are the faster ones.
+DEVICES = {"cuda": Device(1e-3, 20e-6, 70e-6, 15e-12, 2.4, 1.4, 6.0)}
+"""Of an H100, from passes of a ResNet-18 in eager mode (10 of 8 small images, 4 and 40 of 64 larger
+ones) and of small networks. On a CPU single passes are the faster ones.
 """
 
 ROOM, LITTLE = 0.3, 2**26
@@ -311,19 +313,29 @@ def prefers_one_pass(
     costs = DEVICES.get(device)
     if costs is None or rows == 1 or not graph.batches(record=True):
         return False
-    alone = together = held = largest = 0.0
-    for node, losses in graph.reach.items():
-        if not graph.following[node]:
-            continue
+    served = graph.reach if separate else dict.fromkeys(graph.following, (1 << rows) - 1)
+    passes = {node: bits.bit_count() for node, bits in served.items() if graph.following[node]}
+    alone, together = 0.0, costs.start
+    for node, count in passes.items():
+        slow = _is_slow(type(node))
+        single = costs.slow_node if slow else costs.node
+        alone += count * single
+        together += (costs.mapped_slow if slow else costs.mapped) * single
+    if alone <= together:  # numbers cost more in one pass
+        return False
+    held = largest = 0.0
+    for node, count in passes.items():
         size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
         held, largest = held + size, max(largest, size)
-        slow = "Convolution" in node.name() or node.name().startswith(_NORMS)
-        launches = costs.mapped_slow if slow else costs.mapped
-        passes = losses.bit_count() if separate else rows
-        alone += passes * (costs.launch + costs.number * size)
-        together += launches * costs.launch + rows * costs.batched * costs.number * size
+        alone += count * costs.number * size
+        together += rows * costs.batched * costs.number * size
     fits = 2 * rows * largest <= max(LITTLE, ROOM * (held + (1 + rows) * numel))
     return fits and together < alone
+
+
+@cache
+def _is_slow(kind: type) -> bool:
+    return "Convolution" in kind.__name__ or kind.__name__.startswith(_NORMS)
 
 
 PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")

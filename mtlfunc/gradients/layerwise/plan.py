@@ -1,8 +1,8 @@
 """Which form every layer's Gramian takes: the cost model.
 
-Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves with
-a reader that is not understood, and those for which rows are cheapest, are differentiated row by
-row in the same backward pass.
+Costs are floating-point operations, weighted by how fast a device runs them. Leaves with a reader
+that is not understood, and those for which rows are cheapest, are differentiated row by row in the
+same backward pass.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ FEW_PARAMETERS = 20_000
 it saves.
 """
 
-SLOW: dict[tuple[str, str, str], float] = {
-    ("cpu", "conv", "gemm"): 2.5,  # every window is copied out before the product
-}
-"""(device, operation, form): how many times slower a floating-point operation is there than in a
-large matrix product.
+UNFOLDED = 2.5
+"""How many times slower a floating-point operation of a convolution is where its windows are copied
+out for a product, on a CPU.
 """
 
 LOOP_PENALTY = 1.25
@@ -103,40 +101,21 @@ def groups_of(
     return found
 
 
-def weighted_cost(
-    cost: Cost, group: Group, form: Form, device: str, *, batched: bool = True
-) -> float:
-    """Floating-point operations as a large matrix product's.
-
-    Args:
-        cost: of the form.
-        group: whose form it is.
-        form: which.
-        device: "cpu", "cuda", …
-        batched: rows come from one batched pass, not from one pass each.
-    """
-    operation = "conv" if "conv" in group.op else "product"
-    if form == "rows" and not batched:
-        return cost.flops
-    form = "gemm" if form == "mixed" else form
-    return cost.flops * SLOW.get((device, operation, form), 1.0)
+def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
+    """Floating-point operations as a large matrix product's, of a group in a form."""
+    unfolded = "conv" in group.op and form in ("gemm", "mixed") and device == "cpu"
+    return cost.flops * (UNFOLDED if unfolded else 1.0)
 
 
 def cheapest_form(
-    group: Group,
-    rows: int,
-    device: str,
-    samples: int | None,
-    allowed: Sequence[Form],
-    *,
-    batched: bool = True,
+    group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
 ) -> Form:
     found: dict[Form, Cost] = {
         form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
     }
 
     def price(form: Form) -> tuple[float, bool]:
-        return weighted_cost(found[form], group, form, device, batched=batched), form != "rows"
+        return weighted_cost(found[form], group, form, device), form != "rows"
 
     return min(found, key=price)
 
@@ -149,7 +128,6 @@ def task_plan(
     device: str,
     *,
     keep: bool,
-    batched: bool = True,
 ) -> Plan:
     """Forms of the leaves in `names` for `rows` tasks.
 
@@ -161,7 +139,6 @@ def task_plan(
         device: "cpu", "cuda", …
         keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
             backward pass, for the combination.
-        batched: one batched pass makes the rows, not one pass each.
     """
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
@@ -181,16 +158,14 @@ def task_plan(
             if engine == "layerwise" or len(outer) > 1
             else ["kernel", "gemm", "rows"]
         )
-        forms: list[Form] = [
-            cheapest_form(group, rows, device, None, allowed, batched=batched) for group in outer
-        ]
+        forms: list[Form] = [cheapest_form(group, rows, device, None, allowed) for group in outer]
         if forms == ["rows"]:
             left.append(name)
             continue
         for group, form in zip(outer, forms, strict=True):
             tapped.append((group, form))
             found = costs(group, rows)
-            saved += weighted_cost(found["rows"], group, "rows", device, batched=batched)
+            saved += weighted_cost(found["rows"], group, "rows", device)
             saved -= weighted_cost(found[form], group, form, device)
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
     if keep and engine == "auto":
@@ -504,8 +479,7 @@ def decide(
     )
     loss_edges = loss_edges if not mixed and (apart or separated) else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
-    batched = loss_edges is None and not one_at_a_time
-    plan = task_plan(groups, names, rows, engine, device, keep=keep, batched=batched)
+    plan = task_plan(groups, names, rows, engine, device, keep=keep)
     return Decision(plan, loss_edges, one_at_a_time, groups)
 
 
