@@ -30,7 +30,7 @@ default run, and leaves out what other runs have of an older form of them; `pyth
 docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
 of its own, as compiled code of the usual setting is refused there); `python docs/results.py device
 [FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py ledger`
-writes the claims again if the ledger's sentences or modules changed, or after `python -m
+writes the claims again if the ledger's sentences, modules or decisions changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
 `full` with the verdicts that --full changes), `search` (of `python -m experiments.auxiliary
 --search`) or `physics` writes that table alone. No number is typed by hand, and a record that mixes
@@ -630,9 +630,7 @@ def main() -> None:
         keep_runs(claims, others)
     if part:
         text = replaced(page.read_text(), "claims", claims_block(standing()))
-        if part in ("claims", "questions"):
-            text = replaced(text, "run", run_block(of_default()))
-        page.write_text(text)
+        page.write_text(replaced(text, "run", run_block(of_default())))
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):
