@@ -509,7 +509,8 @@ def summary(page: str) -> str:
     count = judged_counts(standing())
     best, one = row(AT_BEST)[2], row("0.001")[2]
     one = "equal weights end above an untrained network" if one == "–" else f"it is {one}"
-    settled = "" if re.search(r"\bSettled: next to the best rates", flowing) else ", not settled,"
+    settled = re.search(r"\bSettled: next to the best rates", flowing)
+    nothing = "" if settled else ", which settles nothing"
     simple = said(r"([\d.]+ \[[^]]*\]) times that of static weights 1/L_i")
     length = said(r"regression\*\* \([^)]*, (\d+ steps, \d+ seeds)\)")
     contestants = said(r"average rank of ([0-9]+)")
@@ -528,7 +529,7 @@ def summary(page: str) -> str:
         {count["does not hold, stand-in"]} and {count["inconclusive, stand-in"]}.
         {count["not judged"]} were not judged.""",
         f"""**GradNorm's toy problem** ({length}), each at its best rate of a grid that was refined
-        around it: GradNorm's test loss is{settled} {best} of that of equal weights. At Adam 0.001,
+        around it: GradNorm's test loss is {best} of that of equal weights{nothing}. At Adam 0.001,
         fixed beforehand, {one}. For ten tasks it is {simple} times that of static weights 1/L_i(0),
         both at 0.001.""",
         f"""**Arena**{age("Arena")}, {contestants} methods on small problems, each at its best

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from ..report.bounds import GAP
 from ..report.intervals import Interval, ratio_interval
 from .common import Runs
 
@@ -16,8 +17,8 @@ def refined(runs: Mapping[str, Runs], more: More) -> dict[str, Runs]:
     """The runs with further rates: at factors 2^±1/2 of the best ones, then 2^±1/4.
 
     A rate is added on a side where there is none yet, or where the next one's loss differs from the
-    best one's by more than half the width of the ratio's interval. No round begins where there is
-    no such side.
+    best one's by more than `GAP` half widths of the ratio's interval. No round begins where there
+    is no such side.
 
     Args:
         runs: "equal" and "GradNorm" on a coarse grid; others pass.
@@ -57,7 +58,7 @@ def added(runs: Runs, factor: float, half: float) -> tuple[float, ...]:
     rates = set()
     for best in set(runs.choice().tolist()):
         for side, other in ((1 / factor, best - 1), (factor, best + 1)):
-            if apart(runs, best, other) > half:
+            if apart(runs, best, other) > GAP * half:
                 rates.add(float(f"{runs.rates[best] * side:.3g}"))
     return tuple(sorted(rates - set(runs.rates)))
 

@@ -115,7 +115,11 @@ GROWS = Bound(2.0, "operations that grow with T", "twice as many", 1.0)
 ILL = Bound(100.0, "condition number of gradients without conflict", "0.01 of the longest", 1.0)
 
 MAGNITUDE = Bound(10.0, "an order of magnitude", "the text says orders of magnitude", 1.0)
-GAP = Bound(2.0, "loss beside a best rate's, in half widths of the interval", "all of its width")
+GAP = Bound(
+    1.0,
+    "loss beside a best rate's, in half widths of the interval",
+    "half of its width, as the search asks",
+)
 
 # ---- shares ----
 EXCEPTION = Bound(0.05, "share of draws that is an exception", "one in twenty")

@@ -152,7 +152,7 @@ def test_intervals_win_lose_and_stay_open(identifier):
     assert decision.verdict(numbers(-1)) == "does not hold"
     assert decision.verdict(numbers(0)) == "inconclusive"
     settles = {spelled(one.name) + OPEN: 1.0 for one in decision.sides}
-    gaps = {spelled(one.name) + APART: 2.5 for one in decision.sides if "best rate" in one.name}
+    gaps = {spelled(one.name) + APART: 1.01 for one in decision.sides if "best rate" in one.name}
     for side in (1, -1):
         assert decision.verdict(numbers(side) | settles) == "inconclusive"
         if len(gaps) == len(decision.sides):
@@ -276,7 +276,7 @@ def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verd
 
 @pytest.mark.parametrize(
     ("apart", "verdict"),
-    [(0.5, "holds"), (2.0, "holds"), (2.5, "inconclusive"), (math.inf, "inconclusive")],
+    [(0.5, "holds"), (1.0, "holds"), (1.01, "inconclusive"), (math.inf, "inconclusive")],
 )
 def test_a_gap_beside_the_best_rate_settles_nothing(apart, verdict):
     """GN-21's first number: a best of a grid counts where the rates beside it are as good."""
