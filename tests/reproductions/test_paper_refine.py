@@ -10,6 +10,7 @@ from paper_repro.gradnorm import refine
 from paper_repro.gradnorm.common import Runs
 from paper_repro.gradnorm.paper_size import pair_of
 from paper_repro.gradnorm.reach import by_rate, curves
+from paper_repro.report.bounds import GAP
 from paper_repro.report.decisions import APART
 
 SEEDS = 6
@@ -17,14 +18,18 @@ NOISE = 0.02 * np.cos(np.arange(SEEDS))  # more of it the further the loss is ab
 COARSE = (1e-3, 3e-3, 1e-2)
 
 
-def runs_of(loss, rates, scale=1.0) -> Runs:
-    """A method whose Σ L_i/L_i(0) ends at `loss(rate)`, with a factor of each seed."""
-    final = np.array([[loss(rate) ** (1 + x) * (1 + x) for x in NOISE * scale] for rate in rates])
+def runs_with(final: np.ndarray, rates) -> Runs:
+    """A method with these Σ L_i/L_i(0) at the end, `[rate, seed]`."""
     test = np.repeat(final[None, :, :, None] / 2, 2, -1)
-    weights = torch.ones(len(rates), SEEDS, 2)
-    return Runs(
-        np.array([10]), test, np.ones((SEEDS, 2)), test, test, weights, list(map(float, rates))
-    )
+    ones, count = np.ones((final.shape[1], 2)), len(rates)
+    weights = torch.ones(count, *ones.shape)
+    return Runs(np.array([10]), test, ones, test, test, weights, list(map(float, rates)))
+
+
+def runs_of(loss, rates, scale=1.0) -> Runs:
+    """A method that ends at `loss(rate)`, with a factor of each seed."""
+    each = [[loss(rate) ** (1 + x) * (1 + x) for x in NOISE * scale] for rate in rates]
+    return runs_with(np.array(each), rates)
 
 
 def valley(best: float, low: float, width: float = 1.0):
@@ -51,25 +56,52 @@ def test_a_gap_in_the_grid_is_closed():
     assert refine.neighbours_apart(start) > 1
 
 
-@pytest.mark.parametrize(("best", "edge"), [(4e-4, True), (3e-3, False), (2.4e-2, True)])
-def test_a_best_rate_at_an_edge_is_followed(best, edge):
-    start, found, _ = searched(valley(best, 1.0), valley(3e-3, 1.0))
-    assert math.isinf(refine.neighbours_apart(start)) == edge
-    near = [abs(math.log(x.rates[int(x.choice()[0])] / best)) for x in (start["equal"],)]
-    now = found["equal"].rates[int(found["equal"].choice()[0])]
-    assert abs(math.log(now / best)) <= near[0]
+@pytest.mark.parametrize(
+    ("best", "rounds"),
+    [  # the best so far over and times √2, then 2^¼: both its sides are worse, or not run
+        (4e-4, [(0.000707, 0.00141), (0.000595, 0.000841)]),
+        (3e-3, [(0.00212, 0.00424), (0.00252, 0.00357)]),
+        (2.4e-2, [(0.00707, 0.0141), (0.0119, 0.0168)]),
+    ],
+)
+def test_a_best_rate_is_followed_also_over_an_edge(best, rounds):
+    start, found, asked = searched(valley(best, 1.0), valley(3e-3, 1.0))
+    assert [rates for name, rates in asked if name == "equal"] == rounds[: refine.ROUNDS]
+    assert math.isinf(refine.neighbours_apart(start)) == (best != 3e-3)
+    runs = found["equal"]
+    nearest = min(runs.rates, key=lambda rate: abs(math.log(rate / best)))
+    assert {runs.rates[i] for i in runs.choice()} == {nearest}
+    assert runs.rates == sorted([*COARSE, *(x for one in rounds[: refine.ROUNDS] for x in one)])
+    same = [runs.rates.index(rate) for rate in COARSE]
+    np.testing.assert_array_equal(runs.final()[same], start["equal"].final())
 
 
-def test_flat_valleys_are_not_searched_and_order_is_kept():
-    flat = valley(3e-3, 1.0, 1e-6)
-    start, found, asked = searched(
-        flat, lambda rate: flat(rate) * (1 + 5e-2 * math.sin(1e5 * rate))
-    )
-    assert found["equal"].rates == sorted(found["equal"].rates)
-    assert found["equal"].final().shape[0] == len(found["equal"].rates)
-    assert len(asked) <= 2 * refine.ROUNDS
-    same = [found["equal"].rates.index(rate) for rate in start["equal"].rates]
-    np.testing.assert_array_equal(found["equal"].final()[same], start["equal"].final())
+def test_flat_valleys_are_not_searched():
+    start, found, asked = searched(valley(3e-3, 1.0, 1e-6), valley(3e-3, 0.98, 1e-6))
+    assert asked == []
+    assert all(found[name] is start[name] for name in start)
+    assert refine.neighbours_apart(start) < GAP
+
+
+@pytest.mark.parametrize(
+    ("even", "odd", "wanted"),
+    [  # logarithms of the losses at the rates of COARSE
+        ((0.05, 0, 0.05), None, ()),
+        ((0.15, 0, 0.05), None, (1.5e-3,)),
+        ((0.05, 0, 0.15), None, (6e-3,)),
+        ((0.15, 0, 0.15), None, (1.5e-3, 6e-3)),
+        ((0.15, 0, math.inf), None, (1.5e-3, 6e-3)),
+        ((0, 0.05, 0.15), None, (5e-4,)),
+        ((0, 0.15, 0.15), None, (5e-4, 2e-3)),
+        ((0.15, 0.05, 0), None, (2e-2,)),
+        # the halves of the seeds have two best rates; losses at 1e-2 are 0.5 above in the mean
+        ((0, 0.15, 0.65), (0.15, 0, 0.5), (5e-4, 6e-3)),
+    ],
+)
+def test_rates_are_asked_for_beside_losses_that_differ(even, odd, wanted):
+    """By more than half of the width, here 0.1, or where none is: at factors 2 of the best."""
+    final = np.exp([*zip(*[even, odd or even] * 2, strict=True)])
+    assert refine.added(runs_with(final, COARSE), 2.0, 0.1) == wanted
 
 
 def test_a_run_that_diverged_is_beside_nobody():
