@@ -119,11 +119,10 @@ def few_runs(static: Trace, dynamic: Trace, size: Sizes) -> Claim:
             name + OPEN: float(edge),
         },
         "full grids and values of α by their counts, which is arithmetic; a learning rate "
-        "multiplies both. Holds only against full grids if as many random draws of weights and "
-        f"rate as GradNorm has runs end lower, {size.draws} draws, log-uniform over three decades; "
-        "open where the ratio's interval contains 1 or a best rate or α is at the edge of its "
-        "grid. The share is of draws that are as good in the mean over seeds, Wilson's interval; "
-        f"{size}; {PAIRED}",
+        "multiplies both. They alone decide. Beside them stands what random draws find: "
+        f"{size.draws} of weights and rate, as many as GradNorm has runs, log-uniform over three "
+        "decades; the share is of draws that are as good in the mean over seeds, Wilson's "
+        f"interval; {size}; {PAIRED}",
     )
 
 
