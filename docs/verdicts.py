@@ -89,9 +89,9 @@ def hanging(claims: dict[str, dict]) -> str:
         arithmetics mark the row and never outvote it. {hung["runs"]} verdicts hang on the run,
         {hung["bounds"]} on a [threshold](#thresholds), and {hung["numbers"]} rows have a number
         that leaves its interval on another processor; the column *hangs on* says which. A dash:
-        nothing was found. Numbers: `docs/record/` ({machines}); those of `--full` are in
-        `experiments/benchmarks/full.json`, each question with its day, and none where a question
-        has changed since."""
+        nothing was found, or no other run of it is kept. Numbers: `docs/record/` ({machines});
+        those of `--full` are in `experiments/benchmarks/full.json`, each question with its day, and
+        none where a question has changed since."""
     )
     compared = []
     for name in record.PROCESSORS:
