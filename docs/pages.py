@@ -444,7 +444,7 @@ def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
     return (
         f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n"
         f"**Here (default run):** {found}.\n\n{runs}"
-        f"*{kept.where[row.id]}*\n\n"
+        f"*{kept.where[row.id]}. The claim {DECISIONS[row.id].fails}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
     )
 

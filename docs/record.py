@@ -39,7 +39,7 @@ class Run(NamedTuple):
     machine: str
     day: str
     numbers: dict[str, dict[str, float]]
-    where: dict[str, str]  # each claim's decision in words
+    where: dict[str, str]  # how each claim was measured; its decision is today's
 
     def verdicts(self) -> dict[str, str]:
         """What today's decisions say; a claim whose numbers are not enough has none."""
@@ -79,13 +79,18 @@ def keep(
         ", ".join(filter(None, (machine or full.here(), settings))),
         datetime.date.today().isoformat(),
         numbers,
-        {claim: claims[claim]["where"] for claim in numbers},
+        {claim: measured_how(claims[claim]) for claim in numbers},
     )
     before = read(name)
     FOLDER.mkdir(exist_ok=True)
     if name == "default" and before is not None and before.machine != run.machine:
         path("default").replace(path("another processor"))
     write(name, run)
+
+
+def measured_how(claim: dict) -> str:
+    """A claim's configuration, without the decision as it was when it ran."""
+    return claim["where"].partition(". Said beforehand: ")[0]
 
 
 def write(name: str, run: Run) -> None:
@@ -107,7 +112,7 @@ def keep_questions(claims: Mapping[str, dict]) -> None:
     if before is None or before.machine != full.here():
         raise SystemExit("docs/record/default.json: no default run of this machine to complete")
     day = " to ".join(sorted({before.day.split(" to ")[0], today}))
-    where = before.where | {c: claims[c]["where"] for c in numbers}
+    where = before.where | {c: measured_how(claims[c]) for c in numbers}
     write(USUAL, Run(before.machine, day, before.numbers | numbers, where))
 
     gone = {c for c, x in numbers.items() if not unchanged(before.numbers.get(c, {}), x)}

@@ -104,6 +104,7 @@ def test_single_questions_take_their_place_and_older_forms_go(tmp_path, monkeypa
         "SU-02": {"x": 0.5, "a new one": 1.0},
         "SU-03": {"x": 0.5},
     }
+    assert default.where == dict.fromkeys(names, "here")  # the decision is today's
     assert list(drawn.numbers) == ["SU-03"]
     kept = record.full.read()["mgda.unit_gradients"]
     assert list(kept.numbers) == list(kept.verdicts) == ["SU-03"]
@@ -129,8 +130,9 @@ def test_counts_tell_stand_ins_apart():
     assert "\n| all | " in verdicts.verdict_counts(found)
 
 
-def claim(x: float, machine: str = "") -> dict:
-    return {"configuration": {"sizes": "reduced"}, "where": machine, "measured": {"x": x}}
+def claim(x: float) -> dict:
+    where = "here. Said beforehand: fails if x is 1 or more"
+    return {"configuration": {"sizes": "reduced"}, "where": where, "measured": {"x": x}}
 
 
 def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
