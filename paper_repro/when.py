@@ -39,7 +39,8 @@ WHEN = {
     "CA-24": "of MGDA and CAGrad; where descent and PCGrad end hangs on the last bits",
     "CA-25": "a start of the code replaces a printed one, or after more steps; later none halts",
     "CA-26": "of CAGrad with c = 0.5 and 0.8, and with c = 0.2 and the sign of the code",
-    "CA-27": "from one of two starts that can tell; from the other the distance grows at first",
+    "CA-27": "from {of these, with a distance that never grows with c} of {starts that can tell} "
+    "starts that can tell; elsewhere the distance grows at first",
     "CA-37": "the reconstruction error is the mean per pixel",
     "GN-12": "the pull is asked for alone: that the best α is larger for unequal tasks stays open",
     "GN-18": "it is chosen whether 10 and 3.5 are deviations or variances, and how x is drawn",

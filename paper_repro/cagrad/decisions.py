@@ -189,8 +189,8 @@ def reproducible(measured: Measured) -> Verdict:
 
 
 @decided(
-    "CAGrad's first contacts with the Pareto set do not come nearer to MGDA's as c grows, from "
-    "the starts that can tell"
+    "CAGrad's first contacts with the Pareto set come nearer to MGDA's as c grows from no start "
+    f"that can tell; in part unless from all, and {SOME_STARTS} or more can tell"
 )
 def between(measured: Measured) -> Verdict:
     """Starts from which GD does not meet the set, or meets it where MGDA does, cannot tell."""
@@ -199,8 +199,8 @@ def between(measured: Measured) -> Verdict:
         return "inconclusive"
     ordered = measured["of these, with a distance that never grows with c"]
     ends = measured["of these, with the largest c's contact within a tenth of the way"]
-    if min(ordered, ends) == telling:
-        return "holds" if telling >= SOME_STARTS else "inconclusive"
+    if min(ordered, ends) == telling >= SOME_STARTS:
+        return "holds"
     return "holds only when" if min(ordered, ends) > 0 else "does not hold"
 
 

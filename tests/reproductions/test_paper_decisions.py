@@ -6,6 +6,7 @@ Those made of intervals on data wholly on either side and across; the others on 
 
 import ast
 import functools
+import itertools
 import json
 import math
 import re
@@ -180,6 +181,27 @@ def test_others_win_and_lose(identifier, case):
     first, verdict = OTHERS[identifier][0]
     changed, expected = OTHERS[identifier][case]
     assert DECISIONS[identifier].verdict(first | changed) == (expected if case else verdict)
+
+
+def test_more_starts_in_order_never_weaken_the_verdict_on_them():
+    """CA-27's table: starts in order, those whose ends agree, and how many can tell."""
+    names = (
+        "starts that can tell",
+        "of these, with a distance that never grows with c",
+        "of these, with the largest c's contact within a tenth of the way",
+    )
+    strength = ["does not hold", "inconclusive", "holds only when", "holds"]
+
+    def strong(*counts: int) -> int:
+        numbers = OTHERS["CA-27"][0][0] | dict(zip(names, counts, strict=True))
+        return strength.index(DECISIONS["CA-27"].verdict(numbers))
+
+    for telling in range(1, 7):
+        for some, others in itertools.product(range(telling), range(telling + 1)):
+            assert strong(telling, some, others) <= strong(telling, some + 1, others)
+            assert strong(telling, others, some) <= strong(telling, others, some + 1)
+        assert strong(telling, telling, telling) <= strong(telling + 1, telling + 1, telling + 1)
+        assert strong(telling, 0, 0) == 0 < strong(telling, telling, telling)
 
 
 @pytest.mark.parametrize("identifier", DECISIONS)

@@ -423,7 +423,7 @@ CAGRAD: dict[str, Cases] = {
                 "of these, with a distance that never grows with c": 2,
                 "of these, with the largest c's contact within a tenth of the way": 2,
             },
-            OPEN,
+            PART,  # too few for more
         ),
         ({"starts that can tell": 0}, OPEN),
     ],
