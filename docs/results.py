@@ -538,8 +538,8 @@ def summary(page: str) -> str:
         f"""**Solvers**{age("Solvers")}: MGDA's problem of 32 tasks takes
         {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs, exact to rounding, with a
         certificate.""",
-        f"""**Gramian of 128 samples**: {gramian[-1].split(" ")[0]} times the time of a mean
-        gradient, where TorchJD's autogram takes {gramian[-2].split(" ")[0]} times.""",
+        f"""**Gramian of 128 samples**, MLP 3×512: {gramian[-1].split(" ")[0]} times the time of a
+        mean gradient, where TorchJD's autogram takes {gramian[-2].split(" ")[0]} times.""",
     ]
     bullets = "\n".join(paragraph(line, "- ", "  ") for line in lines)
     return marked("summary", bullets)
