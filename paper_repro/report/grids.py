@@ -1,6 +1,7 @@
 """Settings chosen from a grid on other seeds than those they are judged on."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,3 +31,20 @@ def spelled(settings: Iterable[float]) -> str:
 def at_edge(choice: Sequence[int] | np.ndarray, settings: int) -> bool:
     """Whether a setting was chosen at an end of its grid, so that a wider one may have a better."""
     return settings > 1 and bool(np.isin(choice, (0, settings - 1)).any())
+
+
+class Best(NamedTuple):
+    """A method at the settings chosen for it."""
+
+    choice: np.ndarray  # [seed]
+    scores: np.ndarray  # [seed], as judged
+    edge: bool  # one of them is at an end of its grid
+    settings: str  # in words
+
+
+def at_best(scores: np.ndarray, grid: Sequence[float] | np.ndarray) -> Best:
+    """Scores `[setting, seed]` at the best ones; `grid` has the value of every setting."""
+    choice, (values, place) = chosen(scores), np.unique(grid, return_inverse=True)
+    picked = place[choice]
+    edge = at_edge(picked, len(values))
+    return Best(choice, judged(scores, choice), edge, spelled(values[picked]))

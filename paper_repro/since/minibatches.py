@@ -11,7 +11,7 @@ import mtlfunc as mf
 
 from ..report.decisions import OPEN
 from ..report.findings import Findings, Settings
-from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.grids import at_best, judged
 from ..report.intervals import named, ratio_interval
 from .common import normal
 from .decisions import claim
@@ -92,10 +92,10 @@ def run(settings: Settings) -> Findings:
                 name: vmap(vmap(loss), (0, None))(params, part).cpu().numpy()
                 for name, part in (("training", data), ("test", test))
             }
-            choice = chosen(every["training"])
-            edges.append(at_edge(choice, len(rates)))
-            found[method] = {name: judged(values, choice) for name, values in every.items()}
-            picked.append(f"{method}, {count} images: {spelled(rates[i] for i in choice)}")
+            best = at_best(every["training"], rates)
+            edges.append(best.edge)
+            found[method] = {name: judged(values, best.choice) for name, values in every.items()}
+            picked.append(f"{method}, {count} images: {best.settings}")
         for name in ("training", "test"):
             label = f"{count} images: {name} loss, exact Gauss-Newton over Adam"
             ratio = ratio_interval(found["Gauss-Newton"][name], found["Adam"][name])

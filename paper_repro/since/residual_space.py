@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import mtlfunc as mf
 from ..report.decisions import OPEN
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
-from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.grids import at_best, spelled
 from ..report.intervals import named, ratio_interval
 from .common import normal
 from .decisions import MAGNITUDE, claim
@@ -63,13 +62,19 @@ def accelerated(seeds: int, steps: int, where: str) -> Claim:
     picked = []
     for name, problem in PROBLEMS.items():
         plain, spring = (
-            at_best(newton(problem, seeds, steps, momenta, fresh=True), DAMPINGS, momenta)
-            for momenta in ((), MOMENTA)
+            at_best(
+                newton(problem, seeds, steps, momenta, fresh=True),
+                np.repeat(DAMPINGS, len(momenta)),
+            )
+            for momenta in ((0.0,), MOMENTA)
         )
+        momentum = spelled(np.tile(MOMENTA, len(DAMPINGS))[spring.choice])
         label = f"{name}: error with SPRING's momentum over that without"
-        numbers |= named(label, ratio_interval(spring.errors, plain.errors))
+        numbers |= named(label, ratio_interval(spring.scores, plain.scores))
         numbers[label + OPEN] = float(plain.edge or spring.edge)
-        picked.append(f"{name} {plain.settings} without, {spring.settings} with")
+        picked.append(
+            f"{name} {plain.settings} without, {spring.settings}, momentum {momentum} with"
+        )
     return claim(
         "SI-17",
         numbers,
@@ -87,13 +92,13 @@ def orders_lower(seeds: int, steps: int, where: str) -> Claim:
         adam = at_best(errors(problem, with_adam(name, seeds, WORTH * steps)), RATES)
         rivals = {
             "Adam": adam,
-            "L-BFGS": Best(quasi_newton(problem, seeds, WORTH * steps), False, "1"),
+            "L-BFGS": at_best(quasi_newton(problem, seeds, WORTH * steps)[None], (1.0,)),
         }
         for rival, found in rivals.items():
             label = f"{name}: {rival}'s error over Gauss-Newton's"
-            numbers |= named(label, ratio_interval(found.errors, own.errors))
+            numbers |= named(label, ratio_interval(found.scores, own.scores))
             numbers[label + OPEN] = float(found.edge or own.edge)
-        numbers |= {f"{name}: Gauss-Newton's error": float(np.exp(np.log(own.errors).mean()))}
+        numbers |= {f"{name}: Gauss-Newton's error": float(np.exp(np.log(own.scores).mean()))}
         picked.append(f"{name} damping {own.settings}, Adam's rate {adam.settings}")
     return claim(
         "SI-18",
@@ -158,7 +163,7 @@ def newton(
     problem: Problem,
     seeds: int,
     steps: int,
-    momenta: tuple[float, ...] = (),
+    momenta: tuple[float, ...] = (0.0,),
     *,
     fresh: bool = False,
 ) -> np.ndarray:
@@ -167,7 +172,7 @@ def newton(
     Each step takes the best of six lengths. `fresh`: on new points at every step.
     """
     lengths = 0.5 ** torch.arange(6, dtype=torch.float64)
-    grid = itertools.product(DAMPINGS, momenta or (0.0,))
+    grid = itertools.product(DAMPINGS, momenta)
     dampings, mu = torch.tensor(list(grid), dtype=torch.float64).repeat_interleave(seeds, 0).T
 
     def objective(params: mf.types.Params, points: Points) -> Tensor:
@@ -222,21 +227,3 @@ def quasi_newton(problem: Problem, seeds: int, evaluations: int) -> np.ndarray:
         optimizer.step(closure)
         found.append(float(problem.error({name: x.detach() for name, x in params.items()})))
     return np.array(found)
-
-
-class Best(NamedTuple):
-    """A method's errors at its setting, `[seed]`."""
-
-    errors: np.ndarray
-    edge: bool
-    settings: str
-
-
-def at_best(found: np.ndarray, grid: tuple[float, ...], momenta: tuple[float, ...] = ()) -> Best:
-    """Of errors `[setting, seed]`: each seed's at what is best on the other half of the seeds."""
-    choice = chosen(found)
-    major, minor = np.divmod(choice, len(momenta) or 1)
-    named = spelled(grid[i] for i in major)
-    if momenta:
-        named += f", momentum {spelled(momenta[i] for i in minor)}"
-    return Best(judged(found, choice), at_edge(major, len(grid)), named)

@@ -13,7 +13,7 @@ import mtlfunc as mf
 from ..report.device import replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.grids import at_best, judged
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import normal
 from .decisions import claim
@@ -98,14 +98,14 @@ def run(settings: Settings) -> Findings:
     )
     curves, accuracies, rates, edges = {}, {}, [], []
     for name, (losses_at, params) in found.items():
-        choice = chosen(losses_at[-1].numpy())
-        curves[name] = losses_at[:, choice, torch.arange(seeds)]
+        best = at_best(losses_at[-1].numpy(), RATES)
+        curves[name] = losses_at[:, best.choice, torch.arange(seeds)]
         right = vmap(
             vmap(lambda p, d: (logits(p, d[0]).argmax(-1) == d[1]).double().mean()), (0, None)
         )
-        accuracies[name] = judged(right(params, test).numpy(), choice)
-        rates.append(f"{name}: {spelled(RATES[i] for i in choice)}")
-        edges.append(at_edge(choice, len(RATES)))
+        accuracies[name] = judged(right(params, test).numpy(), best.choice)
+        rates.append(f"{name}: {best.settings}")
+        edges.append(best.edge)
     yield better(curves, accuracies, edges, f"{where}; rates: {'; '.join(rates)}")
     yield courses(curves, steps, where)
 

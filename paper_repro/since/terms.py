@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -15,7 +13,7 @@ import mtlfunc as mf
 from ..report.decisions import OPEN
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
-from ..report.grids import at_edge, chosen, judged, spelled
+from ..report.grids import Best, at_best
 from ..report.intervals import named, ratio_interval, share_interval
 from .common import normal
 from .decisions import claim
@@ -135,16 +133,8 @@ def balanced(draws: int, where: str) -> Claim:
     )
 
 
-class Best(NamedTuple):
-    """Errors `[seed]` at the rate that is best on the other half of the seeds."""
-
-    errors: np.ndarray
-    edge: bool
-    rates: str
-
-
 def ended(name: str, seeds: int, steps: int) -> dict[str, Best]:
-    """Of Adam on equal weights, NTK weights and ConFIG."""
+    """Errors of Adam on equal weights, NTK weights and ConFIG."""
     problem = PROBLEMS[name]
 
     def config(w: Tensor, optimizer: mf.Optimizer) -> mf.Step:
@@ -155,18 +145,14 @@ def ended(name: str, seeds: int, steps: int) -> dict[str, Best]:
         "NTK weights": trained(problem, weighted(problem), seeds, steps, ntk_weights(problem)),
         "ConFIG": trained(problem, config, seeds, steps),
     }
-    found = {}
-    for way, params in ends.items():
-        every = errors(problem, params)
-        choice = chosen(every)
-        rates = spelled(RATES[i] for i in choice)
-        found[way] = Best(judged(every, choice), at_edge(choice, len(RATES)), rates)
-    return found
+    return {way: at_best(errors(problem, params), RATES) for way, params in ends.items()}
 
 
 def lower(found: dict[str, dict[str, Best]], where: str) -> Iterator[Claim]:
     rates = "; ".join(
-        f"{name}, {way}: {best.rates}" for name, ways in found.items() for way, best in ways.items()
+        f"{name}, {way}: {best.settings}"
+        for name, ways in found.items()
+        for way, best in ways.items()
     )
     where += f". Relative L2 errors; Adam at its best rate by the other half: {rates}"
     yield claim("SI-22", _ratios(found, "NTK weights", "equal weights"), where)
@@ -178,6 +164,6 @@ def _ratios(found: dict[str, dict[str, Best]], own: str, *rivals: str) -> dict[s
     for name, ways in found.items():
         for rival in rivals:
             label = f"{name}: error of {own} over that of {rival}"
-            numbers |= named(label, ratio_interval(ways[own].errors, ways[rival].errors))
+            numbers |= named(label, ratio_interval(ways[own].scores, ways[rival].scores))
             numbers[label + OPEN] = float(ways[own].edge or ways[rival].edge)
     return numbers
