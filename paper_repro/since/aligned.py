@@ -50,7 +50,7 @@ TOLERANCES = {
 }
 RULES: dict[str, Callable[[Tensor], mf.Rule]] = {
     **{
-        f"Aligned-MTL, rank tolerance {name},": functools.partial(aligned, value)
+        f"Aligned-MTL, rank tolerance {name}": functools.partial(aligned, value)
         for name, value in TOLERANCES.items()
     },
     "CAGrad": lambda w: mf.cagrad(0.5, preference=w),
@@ -104,13 +104,13 @@ def shown_for(numbers: dict[str, float]) -> str:
         f"{one:g} and {1 - one:g} at {name}"
         for name in TOLERANCES
         for one in SHARES
-        if numbers[f"{title(f'Aligned-MTL, rank tolerance {name},', one)}: {ENDS}, low"] > 1 - FEW
+        if numbers[f"{title(f'Aligned-MTL, rank tolerance {name}', one)}: {ENDS}, low"] > 1 - FEW
     ]
     return ", ".join(kept) or "none"
 
 
 def title(name: str, one: float) -> str:
-    return f"{name.removesuffix(',')}, weights {one:g} and {1 - one:g}"
+    return f"{name}, weights {one:g} and {1 - one:g}"
 
 
 def preferred(draws: int, steps: int) -> Claim:
