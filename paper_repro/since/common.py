@@ -20,6 +20,20 @@ def normal(key: Tensor, tag: int, *shape: int) -> Tensor:
     return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
 
 
+def flat(leaves: mf.types.Params) -> Tensor:
+    """One vector of all entries, in the leaves' order."""
+    return torch.cat([leaf.flatten() for leaf in leaves.values()])
+
+
+def unflat(vector: Tensor, like: mf.types.Params) -> mf.types.Params:
+    """Leaves of these names and shapes, from such a vector."""
+    parts = vector.split([leaf.numel() for leaf in like.values()])
+    return {
+        name: part.reshape(leaf.shape)
+        for (name, leaf), part in zip(like.items(), parts, strict=True)
+    }
+
+
 def network(key: Tensor, inputs: int, hidden: int, tasks: int) -> mf.types.Params:
     """A tanh layer that the tasks share, `trunk.*`, and a linear output per task."""
     return {

@@ -13,7 +13,7 @@ from ..report.decisions import OPEN
 from ..report.findings import Findings, Settings
 from ..report.grids import at_best, judged
 from ..report.intervals import named, ratio_interval
-from .common import normal
+from .common import flat, normal, unflat
 from .decisions import claim
 from .samples import Data, images
 
@@ -47,13 +47,8 @@ def newton(lr: Tensor, params: mf.types.Params, batch: Data) -> mf.types.Params:
         return residuals(params, (x[None], y[None]))[0]
 
     rows = vmap(grad(one), (None, 0, 0))(params, *batch)
-    flat = torch.cat([leaf.flatten(1) for leaf in rows.values()], 1)
-    d = mf.aggregate(mf.gauss_newton(DAMPING), flat, losses=residuals(params, batch))
-    parts = d.split([leaf.numel() for leaf in params.values()])
-    return {
-        name: leaf - lr * part.reshape(leaf.shape)
-        for (name, leaf), part in zip(params.items(), parts, strict=True)
-    }
+    d = mf.aggregate(mf.gauss_newton(DAMPING), vmap(flat)(rows), losses=residuals(params, batch))
+    return {name: params[name] - lr * part for name, part in unflat(d, params).items()}
 
 
 def trained(method: str, data: Data, steps: int) -> mf.types.Params:

@@ -14,6 +14,7 @@ import mtlfunc as mf
 
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import mean_interval, named
+from .common import flat
 from .decisions import claim
 from .physics import ABOUT, PROBLEMS, STEPS, Problem, begun, others
 
@@ -120,10 +121,6 @@ def scores(problem: Problem, method: str, seeds: int, steps: int) -> Tensor:
         params, memory, before, score = every(params, memory, before, points, share)
         found.append(score)
     return torch.stack(found[steps // 2 :]).mean(0).mT
-
-
-def flat(leaves: Params) -> Tensor:
-    return torch.cat([leaf.flatten() for leaf in leaves.values()])
 
 
 def run(settings: Settings) -> Findings:

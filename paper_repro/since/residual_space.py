@@ -18,7 +18,7 @@ from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, spelled
 from ..report.intervals import named, ratio_interval
-from .common import normal
+from .common import flat, normal, unflat
 from .decisions import MAGNITUDE, claim
 from .physics import (
     ABOUT,
@@ -107,18 +107,6 @@ def orders_lower(seeds: int, steps: int, where: str) -> Claim:
         "L-BFGS as many evaluations, with the strong Wolfe conditions. An order: more than "
         f"{MAGNITUDE:g} times; {'; '.join(picked)}",
     )
-
-
-def flat(params: mf.types.Params) -> Tensor:
-    return torch.cat([leaf.flatten() for leaf in params.values()])
-
-
-def unflat(vector: Tensor, like: mf.types.Params) -> mf.types.Params:
-    parts = vector.split([leaf.numel() for leaf in like.values()])
-    return {
-        name: part.reshape(leaf.shape)
-        for (name, leaf), part in zip(like.items(), parts, strict=True)
-    }
 
 
 def same_step(draws: int) -> Claim:

@@ -285,11 +285,11 @@ def test_spring_is_the_library_s(equation):
         metric=True,
     )  # fmt: skip
     state = step.init(params, points)
-    at, before = params, torch.zeros_like(residual_space.flat(params))
+    at, before = params, torch.zeros_like(common.flat(params))
     for _ in range(2):
         lam = torch.tensor(damping)
         d = residual_space.direction(problem, lam, at, mu * before, points)
-        moved = residual_space.unflat(d, at)
+        moved = common.unflat(d, at)
         at, before = {name: leaf - moved[name] for name, leaf in at.items()}, d
         state, _ = step.update(state, points)
         for name, leaf in at.items():
