@@ -62,6 +62,11 @@ def read(name: str) -> Run | None:
     return Run(**json.loads(path(name).read_text(encoding="utf-8")))
 
 
+def runs() -> dict[str, Run]:
+    """Those that were kept, by name; of --full there are single questions."""
+    return {name: run for name in NAMES[:-1] if (run := read(name))}
+
+
 def keep(
     name: str, claims: Mapping[str, dict], settings: str = "", machine: str | None = None
 ) -> None:
@@ -116,9 +121,8 @@ def keep_questions(claims: Mapping[str, dict]) -> None:
     write(USUAL, Run(before.machine, day, before.numbers | numbers, where))
 
     gone = {c for c, x in numbers.items() if not unchanged(before.numbers.get(c, {}), x)}
-    for name in NAMES[1:-1]:
-        run = read(name)
-        if run is not None:
+    for name, run in runs().items():
+        if name != USUAL:
             kept = {c: x for c, x in run.numbers.items() if c not in gone}
             write(name, run._replace(numbers=kept, where={c: run.where[c] for c in kept}))
     answers = full.read()
@@ -149,12 +153,11 @@ def rounded(name: str, claim: dict) -> dict[str, float]:
 def verdicts() -> dict[str, dict[str, str]]:
     """What every kept run says of every claim: `[claim][run]`."""
     found: dict[str, dict[str, str]] = {row.id: {} for row in ROWS}
-    for name in NAMES[:-1]:
-        run = read(name)
-        for claim, verdict in run.verdicts().items() if run else ():
+    kept = runs()
+    for name, run in kept.items():
+        for claim, verdict in run.verdicts().items():
             found[claim][name] = verdict
-    default = read("default")
-    usual = default.numbers if default else {}
+    usual = kept[USUAL].numbers if USUAL in kept else {}
     for answer in full.read().values():
         for claim, verdict in answer.verdicts.items():
             numbers = short(answer.numbers.get(claim, {}))
@@ -260,7 +263,7 @@ def claims() -> dict[str, dict[str, str]]:
 
     That is other runs, numbers that leave their interval on another processor, and bounds.
     """
-    found, kept = verdicts(), {name: run for name in NAMES[:-1] if (run := read(name))}
+    found, kept = verdicts(), runs()
     larger = {c: x for answer in full.read().values() for c, x in answer.numbers.items()}
     usual = kept[USUAL].numbers if USUAL in kept else {}
     rows = {}

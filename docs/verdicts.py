@@ -79,7 +79,7 @@ def check_draw(claims: dict[str, dict], others: dict[str, dict]) -> None:
 
 def hanging(claims: dict[str, dict]) -> str:
     """How a verdict of record is made, and how many hang on something."""
-    runs = {name: run for name in record.NAMES[:-1] if (run := record.read(name))}
+    runs = record.runs()
     machines = "; ".join(f"{name}: {run.machine}, {run.day}" for name, run in runs.items())
     hung = {x: sum(bool(claim.get(x)) for claim in claims.values()) for x in MARKS}
     first = paragraph(
