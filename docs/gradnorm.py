@@ -6,7 +6,7 @@ from docs.blocks import paragraph
 from experiments.benchmarks import full
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report.bounds import GAP
-from paper_repro.report.decisions import APART, OPEN
+from paper_repro.report.decisions import APART, settles_nothing
 
 
 def interval(measured: dict[str, float], name: str) -> str:
@@ -46,16 +46,15 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
         lines.append(f"| {rate} | {' | '.join(cells)} |")
     ratio = f"GradNorm over equal, {AT_BEST}"
     lines.append(f"| {AT_BEST} | – | – | {interval(two, ratio)} |")
-    apart = two[ratio + APART]
-    verdict = "Settled" if apart <= GAP else "Not settled"
-    settled = f"""{verdict}: next to the best rates losses differ by up to {apart:.2g} half widths
-        of the ratio's interval, at most {GAP:g} wanted. The default run stops after {sizes[2]}."""
+    verdict = "Not settled" if settles_nothing(two, ratio) else "Settled"
+    settled = f"""{verdict}: next to the best rates losses differ by up to
+        {two[ratio + APART]:.2g} half widths of the ratio's interval, at most {GAP:g} wanted. The
+        default run stops after {sizes[2]}."""
     if not any("GN-21" in answer.numbers for answer in full.read().values()):
         settled += " No run of this question at the paper's length (`--full`) is kept."
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    nothing = ten[ratio + OPEN] or ten[ratio + APART] > GAP
-    gap, one = ", which settles nothing" * bool(nothing), "both at Adam 0.001"
+    gap, one = ", which settles nothing" * settles_nothing(ten, ratio), "both at Adam 0.001"
     simple = interval(ten, "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
         (T = 2, both at Adam 0.001), and in a reduced problem at {searched} of the loss of the best

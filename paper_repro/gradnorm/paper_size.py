@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..report.decisions import APART, OPEN
+from ..report.decisions import APART, OPEN, settles_nothing
 from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
@@ -90,6 +90,11 @@ class Pair(NamedTuple):
     @property
     def rates(self) -> str:
         return f"equal {spelled(self.equal_rates)}, GradNorm {spelled(self.learnt_rates)}"
+
+    @property
+    def settles_nothing(self) -> bool:
+        """Of one at searched rates; of weights that learn nothing, too."""
+        return not self.trained or settles_nothing(self.named(AT_BEST), AT_BEST)
 
     def named(self, name: str) -> dict[str, float]:
         """The ratio, as a claim's numbers; of weights that learn nothing their loss instead."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from ..report.bounds import GAP
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
@@ -119,7 +118,7 @@ def reach(
     }
     rows = [(f"both at Adam {rate:g}", ratio) for rate, ratio in rates.items()]
     rows += [
-        (f"{name}{' (settles nothing)' if pair.open else ''}", pair.ratio)
+        (f"{name}{' (settles nothing)' * pair.settles_nothing}", pair.ratio)
         for name, pair in best.items()
     ]
     canvas, axis = axes(1, 1, (9, 0.6 * len(rows) + 1.2))
@@ -161,11 +160,10 @@ def beside_equal(one: Pair, best: Pair, rates: Mapping[float, Interval]) -> str:
         if one.trained
         else f"at Adam {RATE:g}, the rate fixed beforehand, equal weights learn nothing"
     )
-    nothing = best.open or (best.apart or 0) > GAP
     return (
         f"GradNorm's final loss beside equal weights': {first}; {others}; each at its best rate "
         f"({best.rates}) {compared(best.ratio)} (ratio {best.ratio}"
-        f"{', which settles nothing' * nothing})"
+        f"{', which settles nothing' * best.settles_nothing})"
     )
 
 
@@ -194,7 +192,7 @@ def reduction(
         numbers |= pair.named(f"{name}, {AT_BEST}")
     readings = "".join(
         f"; {name}, {len(pair.equal)} seeds: "
-        f"{'settles nothing' if pair.open else compared(pair.ratio)} ({pair.ratio})"
+        f"{'settles nothing' if pair.settles_nothing else compared(pair.ratio)} ({pair.ratio})"
         for name, pair in beside.items()
     )
     return claim(

@@ -35,6 +35,17 @@ gap in which a better rate may lie, and the comparison settles nothing.
 """
 
 
+def settles_nothing(measured: Measured, name: str) -> bool:
+    """Whether the number of that name decides neither way; see `OPEN` and `APART`.
+
+    Raises:
+        LookupError: where it speaks of a best rate and nothing says what is beside that.
+    """
+    if name + OPEN in measured and measured[name + OPEN]:
+        return True  # and what else there is of it is not asked for: it may be none
+    return "best rate" in name and measured[name + APART] > GAP.now
+
+
 class Condition(NamedTuple):
     """A relation that every number of that name meets; in a name `*` stands for any text."""
 
@@ -158,10 +169,7 @@ class Side(NamedTuple):
         """The same, each with its number's name."""
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
-            if name + OPEN in measured and measured[name + OPEN]:
-                yield name, (False, False)  # and its ends are not asked for: they may be none
-                continue
-            if "best rate" in name and measured[name + APART] > GAP.now:
+            if settles_nothing(measured, name):
                 yield name, (False, False)
                 continue
             (low, high), bound = ends(measured, name), at(self.bound)
