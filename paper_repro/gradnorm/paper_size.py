@@ -11,7 +11,7 @@ from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
 from .common import ALPHA, METHODS, RATE, TWO, Method, Problem, Runs, Variants, train, variants_of
-from .refine import neighbours_apart, refined
+from .refine import More, neighbours_apart, refined
 
 AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
 
@@ -31,6 +31,18 @@ def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
     return max(2, (4 if scales == TWO else 3) * settings.seeds // 16)
 
 
+def runs_at(problem: Problem, seeds: int, settings: Settings, about: str) -> More:
+    """What trains a method, by its name of METHODS, at any rates."""
+    methods: dict[str, Method] = {name: method for method, name in METHODS.items()}
+
+    def at(name: str, rates: tuple[float, ...]) -> Runs:
+        one = problem._replace(rates=rates)
+        variants = variants_of(one, seeds, settings)
+        return train(methods[name], one, variants, settings, f"{name}: {about}", seeds)
+
+    return at
+
+
 def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[str, Runs]:
     """Equal, learnt and static weights at the paper's size.
 
@@ -41,21 +53,14 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)
     count = f"T = {len(scales)}"
-    equal = train("weighted", problem, variants, settings, f"equal weights, {count}", seeds)
-    learnt = train("gradnorm", problem, variants, settings, f"GradNorm, {count}", seeds)
+    more = runs_at(problem, seeds, settings, count)
+    runs = {name: more(name, problem.rates) for name in METHODS.values()}
+    learnt = runs["GradNorm"]
     at = slice(None) if settings.full else problem.rates.index(RATE)
     reciprocal = torch.tensor(scales, device=settings.device) ** -2
     weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
-    runs = {"equal": equal, "GradNorm": learnt}
-    methods: dict[str, Method] = {label: method for method, label in METHODS.items()}
-
-    def more(name: str, rates: tuple[float, ...]) -> Runs:
-        finer = problem._replace(rates=rates)
-        added, label = variants_of(finer, seeds, settings), f"{name}, {count}, finer rates"
-        return train(methods[name], finer, added, settings, label, seeds)
-
     if len(scales) == 2:
         runs = refined(runs, more)
     return {**runs, "static": static}

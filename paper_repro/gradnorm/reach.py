@@ -5,20 +5,19 @@ from collections.abc import Mapping
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
-from .common import (
-    INTERVAL,
-    METHODS,
-    RATE,
-    REDUCED,
-    Method,
-    Problem,
-    Runs,
-    few,
-    train,
-    variants_of,
-)
+from .common import INTERVAL, METHODS, RATE, REDUCED, Problem, Runs, few
 from .decisions import claim
-from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pair_of, pairs_of, problem_of, setting
+from .paper_size import (
+    AT_BEST,
+    AT_ONE,
+    Pair,
+    default_runs,
+    pair_of,
+    pairs_of,
+    problem_of,
+    runs_at,
+    setting,
+)
 from .refine import refined
 
 
@@ -52,14 +51,8 @@ def run(settings: Settings) -> Findings:
 
 def trained(problem: Problem, settings: Settings, seeds: int, name: str) -> Pair:
     """Both methods, each at its best rate; with --full of a grid that is refined."""
-    methods: dict[str, Method] = {label: method for method, label in METHODS.items()}
-
-    def at(label: str, rates: tuple[float, ...]) -> Runs:
-        one = problem._replace(rates=rates)
-        variants = variants_of(one, seeds, settings)
-        return train(methods[label], one, variants, settings, f"{label}: {name}", seeds)
-
-    runs = {label: at(label, problem.rates) for label in methods}
+    at = runs_at(problem, seeds, settings, name)
+    runs = {method: at(method, problem.rates) for method in METHODS.values()}
     return pair_of(refined(runs, at) if settings.full else runs)
 
 
