@@ -48,7 +48,7 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
 
     Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
     else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. At T = 2 the
-    rates of the other two are refined around the best ones.
+    rates of the other two are refined around the best ones, once or, with --full, twice.
     """
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)
@@ -62,7 +62,7 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
     if len(scales) == 2:
-        runs = refined(runs, more)
+        runs = refined(runs, more, 2 if settings.full else 1)
     return {**runs, "static": static}
 
 

@@ -53,7 +53,7 @@ def trained(problem: Problem, settings: Settings, seeds: int, name: str) -> Pair
     """Both methods, each at its best rate; with --full of a grid that is refined."""
     at = runs_at(problem, seeds, settings, name)
     runs = {method: at(method, problem.rates) for method in METHODS.values()}
-    return pair_of(refined(runs, at) if settings.full else runs)
+    return pair_of(refined(runs, at, 2) if settings.full else runs)
 
 
 def by_rate(results: Mapping[str, Runs]) -> dict[float, Interval]:

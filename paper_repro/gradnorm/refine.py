@@ -9,12 +9,11 @@ from ..report.bounds import GAP
 from ..report.intervals import Interval, ratio_interval
 from .common import Runs
 
-ROUNDS = 2
 More = Callable[[str, tuple[float, ...]], Runs]
 
 
-def refined(runs: Mapping[str, Runs], more: More) -> dict[str, Runs]:
-    """The runs with further rates: at factors 2^±1/2 of the best ones, then 2^±1/4.
+def refined(runs: Mapping[str, Runs], more: More, rounds: int) -> dict[str, Runs]:
+    """The runs with further rates: at factors 2^±1/2 of the best ones, then 2^±1/4, and so on.
 
     A rate is added on a side where there is none yet, or where the next one's loss differs from the
     best one's by more than `GAP` half widths of the ratio's interval. No round begins where there
@@ -23,12 +22,13 @@ def refined(runs: Mapping[str, Runs], more: More) -> dict[str, Runs]:
     Args:
         runs: "equal" and "GradNorm" on a coarse grid; others pass.
         more: runs of a method at further rates.
+        rounds: how many at most.
 
     Returns:
         the same by method, rates in their order.
     """
     found, before = dict(runs), ratio_of(runs)
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, rounds + 1):
         half = half_of(before)
         wanted = {name: added(found[name], 2**0.5**number, half) for name in CONTENDERS}
         if not any(wanted.values()):
