@@ -11,6 +11,7 @@ import torch
 
 import mtlfunc as mf
 from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, train_lanes, two_aims
+from paper_repro.report import grids
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -183,6 +184,21 @@ def test_settings_are_chosen_on_the_other_seeds():
     assert trace.judged("a").tolist() == [3, 5, 3, 5]
     assert trace.judged("a, 1").tolist() == final[0].tolist()
     assert trace.best("a").lr == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("even", "odd", "edge", "words"),
+    [(2, 3, False, "2"), (1, 3, True, "1 and 2"), (2, 5, True, "2 and 3"), (0, 1, True, "1")],
+)
+def test_a_best_says_whether_its_setting_is_at_an_end(even, odd, edge, words):
+    """A grid of three values, each with two further settings: its ends are those of the values."""
+    scores = 1.0 + np.arange(24).reshape(6, 4)
+    scores[even, 1::2] = scores[odd, ::2] = 0  # each half's choice is made on the other one
+    found = grids.at_best(scores, (1, 1, 2, 2, 3, 3))
+    assert found.choice.tolist() == [even, odd, even, odd]
+    assert found.scores.tolist() == [scores[x, seed] for seed, x in enumerate(found.choice)]
+    assert (found.edge, found.settings) == (edge, words)
+    assert not grids.at_best(scores, [7] * 6).edge  # one value has no ends
 
 
 def test_crossing_and_reading_off():
