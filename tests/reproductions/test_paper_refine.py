@@ -53,7 +53,8 @@ def test_a_gap_in_the_grid_is_closed():
     before, after = refine.ratio_of(start), refine.ratio_of(found)
     assert before.mean > 1.1
     assert abs(after.mean - 0.98) < 0.01 < abs(before.mean - 0.98)
-    assert refine.neighbours_apart(start) > 1
+    assert refine.neighbours_apart(start) > GAP
+    assert pair_of(start).settles_nothing
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -82,6 +83,7 @@ def test_flat_valleys_are_not_searched():
     assert asked == []
     assert all(found[name] is start[name] for name in start)
     assert refine.neighbours_apart(start) < GAP
+    assert not pair_of(start).settles_nothing
 
 
 @pytest.mark.parametrize(
