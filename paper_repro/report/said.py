@@ -4,7 +4,17 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from .decisions import OPEN, Condition, Decision, Measured, Read, Relation, Side, named_so
+from .decisions import (
+    OPEN,
+    Condition,
+    Decision,
+    Measured,
+    Read,
+    Relation,
+    Side,
+    named_so,
+    settles_nothing,
+)
 
 SHOWN = 4
 """Numbers that are told; the others are in the table."""
@@ -15,7 +25,7 @@ HOLDS_IF: dict[Relation, str] = {
     ">=": "at least",
     "==": "equal to",
 }
-SETTLES_NOTHING = "settles nothing: at the edge of its grid, or nothing is learnt"
+SETTLES_NOTHING = "settles nothing: at an edge of its grid or a gap in it, or nothing is learnt"
 
 
 def said(decision: Decision, measured: Measured) -> str:
@@ -58,7 +68,8 @@ def shown(measured: Measured, name: str) -> str:
     text = number(measured[name])
     if None not in ends:
         text += f" [{', '.join(number(end) for end in ends if end is not None)}]"
-    return text + (f" ({SETTLES_NOTHING})" if measured.get(name + OPEN) else "")
+    nothing = name + OPEN in measured and settles_nothing(measured, name)
+    return text + (f" ({SETTLES_NOTHING})" if nothing else "")
 
 
 def number(value: float) -> str:

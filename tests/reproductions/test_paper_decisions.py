@@ -439,6 +439,15 @@ def test_an_interval_is_told_with_its_ends(low, high, answer):
     assert f"({SETTLES_NOTHING}), holds if below 1: open" in said(decision, marked)
 
 
+def test_a_gap_is_told():
+    """GN-21 in the record: of its best rates, where the grid has one."""
+    best = "GradNorm over equal, each at its best rate"
+    numbers = interval(best, 0.5, 0.9) | {best + OPEN: 0.0}
+    assert said(DECISIONS["GN-21"], numbers | {best + APART: 0.5}).endswith("below 1: yes")
+    found = said(DECISIONS["GN-21"], numbers | {best + APART: 1.5})
+    assert found.endswith(f"({SETTLES_NOTHING}), holds if below 1: open")
+
+
 def test_of_many_numbers_some_of_every_answer_are_told():
     numbers: dict[str, float] = {}
     for i in range(6):
