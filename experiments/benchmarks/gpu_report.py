@@ -52,6 +52,8 @@ def take_over(path: Path, kept: Path = KEPT) -> None:
     if not new:
         raise SystemExit(f"{path} has no rows of a CUDA device in full size")
     anew = {cell_of(row) for row in new}
+    # and what had failed as a whole
+    anew |= {(part, case.rpartition(": ")[0]) for part, case in anew}
     old = [row for row in read(kept) if cell_of(row) not in anew]
     write_whole(kept, json.dumps({"version": VERSION, "rows": [*old, *new]}, indent=1) + "\n")
 
