@@ -67,6 +67,16 @@ def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
     assert held < 2**30
 
 
+def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes():
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(6)))
+    params = dict(net.named_parameters())
+    forward = forwards.live(Losses(net(torch.ones(2, 8)).sum(0) * 1.0, None), params)
+    assert not forward.graph.batches(record=True)
+    asked = forward.uses, forward.graph, params, 40, False
+    assert layerwise.plan.should_loop(*asked, "cuda") == (False, False)
+    assert layerwise.plan.should_loop(*(*asked[:3], 2, False), "cuda") == (False, True)
+
+
 @pytest.mark.parametrize("mix", [None, mf.subset(2)])
 def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatch):
     """The route of a device, taken on the CPU."""

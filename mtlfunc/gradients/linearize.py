@@ -271,6 +271,8 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
         return False
     if forward.losses.scalars is None or request.chunk_size or request.left_out:
         return False
+    if not forward.graph.can_batch_twice:
+        return False
     numel = sum(forward.params[name].numel() for name in request.shared)
     return prefers_one_pass(forward.graph, rows, numel, device)
 

@@ -311,7 +311,7 @@ def prefers_one_pass(
         separate: each is a root of the graph; else every node serves all of them.
     """
     costs = DEVICES.get(device)
-    if costs is None or rows == 1 or not graph.batches(record=True):
+    if costs is None or rows == 1 or not graph.can_batch:
         return False
     served = graph.reach if separate else dict.fromkeys(graph.following, (1 << rows) - 1)
     passes = {node: bits.bit_count() for node, bits in served.items() if graph.following[node]}
