@@ -136,13 +136,8 @@ def running_conflict(
         raise ValueError(
             f"state: it is of {len(state.inner)} tasks, and the Gramian of {tasks}; start with None"
         )
-    state = ConflictSums(
-        state.steps + 1,
-        state.samples + moments.samples,
-        state.inner + moments.inner,
-        state.variance + moments.variance,
-        state.fourth + moments.fourth,
-    )
+    more = (1, moments.samples, moments.inner, moments.variance, moments.fourth)
+    state = ConflictSums(*(old + new for old, new in zip(state, more, strict=True)))
     time = state.steps.to(moments.inner)
     inner, s = state.inner / time, root(state.variance / time)
     grown = 1 + _RHO2 * time
@@ -242,14 +237,6 @@ def _judge(
     def given(x: Tensor) -> Tensor:
         return poison(x.to(moments.gramian.dtype), moments.gramian)
 
+    low, high, cosine, needed = map(given, (low, high, cosine, needed))
     rare = rare.to(moments.gramian.dtype)
-    return Conflict(
-        given(inner),
-        given(low),
-        given(high),
-        given(cosine),
-        given(needed),
-        verdict,
-        given(effective),
-        rare,
-    )
+    return Conflict(given(inner), low, high, cosine, needed, verdict, given(effective), rare)

@@ -643,13 +643,9 @@ def delta_m(
     zero = [name for name in baselines if baselines[name] == 0]
     if zero:
         raise ValueError(f"baselines: {', '.join(zero)} is 0, so a relative change is undefined")
-    terms = [
-        (metrics[name] - baselines[name])
-        / abs(baselines[name])
-        * (-1 if higher_is_better[name] else 1)
-        for name in metrics
-    ]
-    return 100 * sum(terms) / len(terms)
+    change = {name: (x - baselines[name]) / abs(baselines[name]) for name, x in metrics.items()}
+    worse = [-x if higher_is_better[name] else x for name, x in change.items()]
+    return 100 * sum(worse) / len(worse)
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
