@@ -119,3 +119,63 @@ def test_what_is_wrong_is_said():
     far = mean_of(net)
     with pytest.raises(ValueError, match="target_fn: expected a 0-d tensor"):
         mf.diagnostics.influence(far, net, (X, Y), lambda p: far(p, (FAR_X, FAR_Y)), sgd)
+
+
+@pytest.mark.parametrize("which", ["losses_fn", "target_fn"])
+@pytest.mark.parametrize("kind", ["the module itself", "detached"])
+def test_a_function_without_the_params_is_an_error(which, kind):
+    """Not influences of 0."""
+    net = network()
+
+    def apart(params: Params, batch: Any) -> Tensor:
+        if kind == "detached":
+            return mean_of(net)({name: x.detach() for name, x in params.items()}, batch)
+        return (net(batch[0]) - batch[1]).square().mean(1)
+
+    losses = apart if which == "losses_fn" else mean_of(net)
+    aims = apart if which == "target_fn" else mean_of(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"{which}: no loss depends on params.*that {which} is"):
+        mf.diagnostics.influence(
+            losses, net, (X, Y), lambda p: aims(p, (FAR_X, FAR_Y)).mean(), optimizer
+        )
+
+
+@pytest.mark.parametrize("which", ["of another module", "frozen"])
+def test_an_optimizer_that_moves_nothing_is_an_error(which):
+    net = network()
+    optimizer = torch.optim.SGD((net if which == "frozen" else network()).parameters(), lr=0.1)
+    net.requires_grad_(which != "frozen")
+    with pytest.raises(ValueError, match="optimizer: it holds none of the module's parameters"):
+        mf.diagnostics.influence(mean_of(net), net, (X, Y), target_of(net), optimizer)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_target_is_called_once_and_buffers_stay(trains):
+    """Batch norm in train mode, in the target alone and in the losses, which is an error."""
+    net = nn.Sequential(network(), nn.BatchNorm1d(2)).to(F64)
+    before = {name: x.clone() for name, x in net.named_buffers()}
+    optimizer, calls = torch.optim.SGD(net.parameters(), lr=0.1), []
+
+    def target(params: Params) -> Tensor:
+        calls.append(net.train())
+        loss = target_of(net)(params)
+        net.train(trains)
+        return loss
+
+    def check() -> None:
+        found = mf.diagnostics.influence(mean_of(net), net, (X, Y), target, optimizer)
+        torch.testing.assert_close(found, known)
+
+    rows = torch.func.jacrev(mean_of(net.eval()))(mf.parameters(net), (X, Y))
+    other = copy.deepcopy(net).train()
+    aim = torch.autograd.grad((other(FAR_X) - FAR_Y).square().mean(), list(other.parameters()))
+    parts = [0.1 * (rows[n] * g).flatten(1).sum(1) for n, g in zip(rows, aim, strict=True)]
+    known = torch.stack(parts).sum(0)
+    if trains:
+        with pytest.raises(RuntimeError, match=r"module.eval\(\)"):
+            check()
+    else:
+        check()
+    assert len(calls) == 1
+    assert all(torch.equal(x, before[name]) for name, x in net.named_buffers())

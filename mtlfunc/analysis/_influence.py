@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import grad, jvp
+from torch.func import jvp
 
 from ..core.tree import parameters, trained, turn_scaled
-from ..gradients.levels import explained
+from ..gradients.levels import explained, without_trace
+from ..gradients.rows import task_gradients
+from ..gradients.run import UNCONNECTED
 from ..training._metric import check_metric, metric_of
 from ..types import Batch, LossesFn, Params
 
@@ -46,8 +48,10 @@ def influence(
         is in it.
 
     Raises:
-        ValueError: for an optimizer without a metric, such as Muon, or a target that is not 0-d.
+        ValueError: for an optimizer without a metric, such as Muon, or that holds no parameter
+            that trains; for a target that is not 0-d, and functions that do not read `params`.
         TypeError: for an optimizer that is none.
+        RuntimeError: where torch has no forward mode for an operation of `losses_fn`.
 
     Examples:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -61,14 +65,32 @@ def influence(
     leaves, params = trained(module), parameters(module)
     held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
     names = tuple(name for name, leaf in leaves.items() if id(leaf) in held)
+    if not names:
+        raise ValueError(
+            "optimizer: it holds none of the module's parameters that train, and its step moves "
+            "nothing; pass the one that was made of them, and set requires_grad on some"
+        )
     metric = metric_of(optimizer, leaves, names, None)
-    with explained(params):
-        target = target_fn(params)
-        if not isinstance(target, Tensor) or target.ndim:
+
+    def aimed(params: Params, _: Batch) -> Tensor:
+        loss = target_fn(params)
+        if not isinstance(loss, Tensor) or loss.ndim:
             raise ValueError("target_fn: expected a 0-d tensor; take the mean over its samples")
-        aim = grad(target_fn)(params)
-        moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
-        for name in names:
-            turns = (metric.turns or {}).get(name, ((), ()))
-            moved[name] = turn_scaled(aim[name][None], metric.scale[name], turns)[0]
-        return jvp(lambda p: losses_fn(p, batch), (params,), (moved,))[1]
+        return loss[None]
+
+    with explained(params), without_trace(params):
+        try:
+            aim = task_gradients(aimed, params, None)[1]
+        except ValueError as error:
+            raise ValueError(str(error).replace("losses_fn", "target_fn")) from error
+    moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    for name in names:
+        turns = (metric.turns or {}).get(name, ((), ()))
+        moved[name] = turn_scaled(aim[name], metric.scale[name], turns)[0]
+    with explained(params), without_trace(params):
+        try:
+            return jvp(lambda p: losses_fn(p, batch), (params,), (moved,), strict=True)[1]
+        except RuntimeError as error:
+            if "strict=True" in str(error):
+                raise ValueError(UNCONNECTED) from error
+            raise

@@ -207,11 +207,14 @@ def check_connected(forward: Forward) -> None:
     else:
         connected = reaches(forward.losses.roots, forward.places.values())
     if not connected:
-        raise ValueError(
-            "losses_fn: no loss depends on params, so every gradient would be zero; call the "
-            "module as torch.func.functional_call(module, params, (x,)), with the params that "
-            "losses_fn is given, and neither detach them nor work under torch.no_grad"
-        )
+        raise ValueError(UNCONNECTED)
+
+
+UNCONNECTED = (
+    "losses_fn: no loss depends on params, so every gradient would be zero; call the module as "
+    "torch.func.functional_call(module, params, (x,)), with the params that losses_fn is given, "
+    "and neither detach them nor work under torch.no_grad"
+)
 
 
 def release(forwards: list[Forward]) -> None:
