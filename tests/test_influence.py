@@ -179,3 +179,38 @@ def test_the_target_is_called_once_and_buffers_stay(trains):
         check()
     assert len(calls) == 1
     assert all(torch.equal(x, before[name]) for name, x in net.named_buffers())
+
+
+def test_attention_names_its_cure():
+    """Fast paths of torch have no forward mode; with the cure the numbers are those of rows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).to(F64).eval()
+    x = mf.random.normal(mf.random.key(9), (3, 5, 4), F64)
+    fast, optimizer = torch.backends.mha.get_fastpath_enabled(), torch.optim.SGD(net.parameters())
+
+    def losses(params: Params, batch: Tensor) -> Tensor:
+        return functional_call(net, params, (batch,)).square().mean((1, 2))
+
+    def found() -> Tensor:
+        return mf.diagnostics.influence(
+            losses, net, x, lambda p: losses(p, 2 * x).mean(), optimizer
+        )
+
+    cure = r"set_fastpath_enabled\(False\).*sdpa_kernel\(torch.nn.attention.SDPBackend.MATH\)"
+    with pytest.raises(RuntimeError, match=cure):
+        found()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with pytest.raises(RuntimeError, match=cure):
+            found()
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            inside = found()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    mine, far = list(net.parameters()), losses(dict(net.named_parameters()), 2 * x).mean()
+    aim = torch.autograd.grad(far, mine)
+    for loss, one in zip(losses(dict(net.named_parameters()), x), inside, strict=True):
+        row = torch.autograd.grad(loss, mine, retain_graph=True)
+        known = [1e-3 * (g * a).sum() for g, a in zip(row, aim, strict=True)]
+        torch.testing.assert_close(one, torch.stack(known).sum())

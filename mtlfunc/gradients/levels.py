@@ -126,12 +126,8 @@ def _plain(
                     allow_unused=True,
                 )
             )
-        return (
-            {
-                name: torch.zeros_like(params[name]) if grad is None else grad
-                for name, grad in zip(leaves, grads, strict=True)
-            },
-        )
+        found = zip(leaves, grads, strict=True)
+        return ({name: torch.zeros_like(params[name]) if x is None else x for name, x in found},)
 
     return out, pull, aux
 
@@ -390,6 +386,11 @@ _CURES = {
     "retain_grad": (
         "losses_fn calls Tensor.retain_grad, which torch.func does not take: return the tensor as "
         "aux, or take its gradient by torch.autograd.grad outside."
+    ),
+    "forward AD": (
+        "losses_fn calls an operation that torch cannot differentiate in forward mode. For "
+        "attention, call torch.backends.mha.set_fastpath_enabled(False) first, and work in "
+        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH). It said: {message}"
     ),
     "same dtype": _MIXED,
     "same device": _MIXED,
