@@ -87,10 +87,7 @@ class ConflictSums(NamedTuple):
 
 
 def running_conflict(
-    state: ConflictSums | None,
-    gramian: Float[Tensor, "n n"],
-    tasks: int,
-    level: Scalar = 0.95,
+    state: ConflictSums | None, gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95
 ) -> tuple[Conflict, ConflictSums]:
     """`conflict` over the steps so far, with intervals that hold at all steps at once.
 

@@ -21,16 +21,7 @@ from ..core.checks import (
 )
 from ..types import Batch, LossesFn, Params
 from .hooks import RETAIN, Handles
-from .layerwise import (
-    READERS,
-    Graph,
-    Place,
-    Reading,
-    Uses,
-    read_graph,
-    read_uses,
-    separate_edges,
-)
+from .layerwise import READERS, Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
 from .levels import Strangers, explained_vjp, reaches, run_backward
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps, has_final_backward

@@ -23,13 +23,7 @@ from ..core.checks import (
     has_finite_sum,
     local_part,
 )
-from ..core.expect import (
-    expect_losses_fn,
-    expect_measured,
-    expect_probe,
-    expect_rule,
-    expect_state,
-)
+from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
 from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
 from ..processes import Union, describe, describe_params, union_of, warn_without_group

@@ -47,15 +47,7 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import (
-    Reduction,
-    combine_gradients,
-    init_rule,
-    reduce_carried,
-    reduced,
-    told,
-    weigh,
-)
+from ._balance import Reduction, combine_gradients, init_rule, reduce_carried, reduced, told, weigh
 from ._given import (
     CURES,
     as_list,
