@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar, cast
 
@@ -83,10 +84,9 @@ def capture(step: S, *, graphs: int = 8) -> S:
         )
     if not isinstance(graphs, Integral) or graphs < 1:
         raise ValueError(f"graphs: expected a number of recordings >= 1, got {graphs}")
-    if isinstance(step, Step):
-        update = Captured(step.update, ("state", "batch"), 0, int(graphs))
-    else:
-        update = Captured(step.update, ("params", "batch", "state"), 1, int(graphs))
+    alone = isinstance(step, Step)
+    names = ("state", "batch") if alone else ("params", "batch", "state")
+    update = Captured(step.update, names, 0 if alone else 1, int(graphs))
     return cast("S", step._replace(update=cast("Any", update)))
 
 
@@ -246,10 +246,8 @@ def _check_answer(args: tuple[Any, ...], answer: Any, place: int, at: int) -> No
     was, now = ([_described(x) for x in found] for found in leaves)
     if forms[0] != forms[1] or was != now:
         where = [i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b][:3]
-        names = [leaf_name(("state",), (args[place],), i) for i in where]
-        changed = [
-            f"{name} was {was[i]}, is {now[i]}" for name, i in zip(names, where, strict=True)
-        ]
+        name = partial(leaf_name, ("state",), (args[place],))
+        changed = [f"{name(i)} was {was[i]}, is {now[i]}" for i in where]
         raise ValueError(
             "capture: the state after an update has another structure, shape or dtype than before "
             f"({'; '.join(changed) or 'its structure'}). A recording writes the new state where "

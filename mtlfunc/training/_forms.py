@@ -37,10 +37,8 @@ def unflatten(form: Any, leaves: Iterator[Any]) -> Any:
     children = [next(leaves) if x is LEAF else unflatten(x, leaves) for x in forms]
     if kind is dict:
         return dict(zip(context, children, strict=True))
-    if kind is list:
-        return children
-    if kind is tuple:
-        return tuple(children)
+    if kind is list or kind is tuple:
+        return kind(children)
     if context is None:
         return kind(*children)
     return SUPPORTED_NODES[kind].unflatten_fn(children, context[0])

@@ -189,10 +189,8 @@ def _times(share: Any, scale: Tensor, mean: Tensor) -> Tensor:
     return torch.addcmul(scale.new_zeros(()), scale, mean, value=share)
 
 
-def _filled(leaf: Tensor, value: Any) -> Tensor:
-    return torch.zeros_like(leaf) + value if isinstance(value, Tensor) else leaf.new_full(
-        leaf.shape, value
-    )  # fmt: skip
+def _filled(leaf: Tensor, x: Any) -> Tensor:
+    return torch.zeros_like(leaf) + x if isinstance(x, Tensor) else torch.full_like(leaf, x)
 
 
 def _number(x: Any) -> Any:

@@ -87,9 +87,8 @@ class HostReads(TorchDispatchMode):
                 raise RuntimeError(f"{func} {why}")
         self.reads |= {memory(x): x for x in given if memory(x) not in self.made}
         found = func(*args, **kwargs)
-        self.made |= {memory(x) for x in tree_leaves(found) if isinstance(x, Tensor)} - {
-            *self.reads
-        }
+        made = {memory(x) for x in tree_leaves(found) if isinstance(x, Tensor)}
+        self.made |= made - self.reads.keys()
         return found
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

@@ -23,7 +23,8 @@ KEEP = (
 SMALL = 1024
 """Answers of at most so many entries are copied out together."""
 
-FACTS = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad"))
+WHERE = (Tensor.data_ptr, Tensor.size, Tensor.stride)
+FACTS = (*WHERE, attrgetter("requires_grad"))
 
 
 class Overwritten(Tensor):
@@ -263,11 +264,7 @@ def _fixed(leaf: Any) -> Any:
 
 def _same(place: Tensor, leaf: Tensor) -> bool:
     """Whether a leaf is this memory, as a whole."""
-    return (
-        leaf.data_ptr() == place.data_ptr()
-        and leaf.shape == place.shape
-        and leaf.stride() == place.stride()
-    )
+    return all(fact(leaf) == fact(place) for fact in WHERE)
 
 
 def _copy(to: Sequence[Any], values: Sequence[Any]) -> None:
