@@ -50,6 +50,7 @@ from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combine_gradients, init_rule, reduce_carried, reduced, told, weigh
 from ._given import (
     CURES,
+    VERSION,
     as_list,
     check_scalable,
     check_targeted,
@@ -61,6 +62,7 @@ from ._given import (
     flat_state,
     is_all,
     is_whole,
+    parse_state,
     tasks_in_words,
     weigh_unscaled,
 )
@@ -292,9 +294,7 @@ class Balancer:
             if run.frees:
                 release(run.forwards)
             accumulate(
-                {name: leaves[name] for name in leaves if name in reached},
-                grads,
-                fresh=run.fresh,
+                {name: leaves[name] for name in leaves if name in reached}, grads, fresh=run.fresh
             )
             self._tasks, self._state, self._loaded = after
         if not (retain_graph or self._seen.open):
@@ -398,23 +398,10 @@ class Balancer:
             state_dict: what `state_dict` of a balancer of the same rule, probe and tasks returned.
 
         Raises:
-            ValueError: for a state of another rule or of other tasks, here or at the next step.
+            ValueError: for anything else, with its key, and the balancer is as it was; for a state
+                of another rule or of other tasks, here or at the next step.
         """
-        version = state_dict.get("version", VERSION) if isinstance(state_dict, dict) else VERSION
-        if version is True or version != VERSION:
-            raise ValueError(
-                f"state_dict: it has version {version!r}, and this mtlfunc reads {VERSION} and "
-                "those without one; load it with the mtlfunc that made it, or a later one"
-            )
-        try:
-            started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
-            names, flat = list(state_dict["tasks"]["names"]), dict(state_dict["state"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
-                "'tasks' and 'state'"
-            ) from error
-        tasks: Tasks = dict.fromkeys(names, ()) if names else ((),) * count
+        started, tasks, flat = parse_state(state_dict)
         if started and self._state is not None:
             if tasks != self._tasks:
                 raise ValueError(
@@ -678,9 +665,6 @@ class Balancer:
                     raise RuntimeError(f"{cure} It said: {error}") from error
             raise
 
-
-VERSION = 1
-"""Of what `state_dict` returns; before 1.0 it had none, and was the same."""
 
 KINDS = 16
 """Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""

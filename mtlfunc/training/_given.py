@@ -217,5 +217,45 @@ def filled_state(fresh: State, kept: dict[str, Tensor]) -> State:
     return tree_unflatten([kept[keystr(path)].to(leaf.device) for path, leaf in leaves], structure)
 
 
+_WHOLE = "load what Balancer.state_dict returned, as it was"
+VERSION = 1
+"""Of what `Balancer.state_dict` returns; before 1.0 it had none, and was the same."""
+
+
+def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
+    """Whether it had started, the tasks and the tensors, of what `Balancer.state_dict` returned."""
+
+    def number(x: Any) -> Any:
+        return x.item() if isinstance(x, Tensor) and x.ndim == 0 else x
+
+    version = number(given.get("version", VERSION)) if isinstance(given, dict) else VERSION
+    if type(version) is not int or version != VERSION:
+        raise ValueError(
+            f"state_dict: it has version {version!r}, and this mtlfunc reads {VERSION} and "
+            "those without one; load it with the mtlfunc that made it, or a later one"
+        )
+    try:
+        ran, count = number(given["started"]), number(given["tasks"]["count"])
+        names, flat, pairs = given["tasks"]["names"], dict(given["state"]), len(given["state"])
+        tasks = dict.fromkeys(names, ())
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
+            "'tasks' (their 'count' and 'names') and 'state'"
+        ) from error
+    whole = isinstance(names, list | tuple) and len(tasks) == len(names) in (0, count)
+    known = len(flat) == pairs and all(isinstance(x, Tensor) for x in flat.values())
+    kinds = {name: type(x).__name__ for name, x in flat.items()}
+    for key, got, fine, expected in (
+        ("started", ran, type(ran) is bool and ran >= bool(flat), "a bool, True with a state"),
+        ("count", count, type(count) is int and count >= (ran is True), "how many tasks"),
+        ("names", names, whole, f"[] or {count} names that differ"),
+        ("state", kinds, known, "pairs of a name and a tensor, whose names differ"),
+    ):
+        if not fine:
+            raise ValueError(f"state_dict: its {key!r} is {got!r}, and not {expected}; {_WHOLE}")
+    return ran, tasks or ((),) * count, flat
+
+
 def tasks_in_words(tasks: Tasks) -> str:
     return ", ".join(map(repr, tasks)) if isinstance(tasks, dict) else f"{len(tasks)} tasks"
