@@ -90,11 +90,9 @@ def log_dict(
     whole = info.gramian.sum(0) if info.gramian.ndim == 3 else info.gramian
     parts = [x.detach() for x in (info.losses, info.weights, info.rates, whole, *doubt)]
     flat = np.array(torch.cat([x.flatten() for x in parts]).tolist())
+    pieces = np.split(flat, np.cumsum([x.numel() for x in parts[:-1]]))
     loss, weight, rate, gramian, *known = (
-        piece.reshape(part.shape)
-        for piece, part in zip(
-            np.split(flat, np.cumsum([x.numel() for x in parts[:-1]])), parts, strict=True
-        )
+        x.reshape(part.shape) for x, part in zip(pieces, parts, strict=True)
     )
     found = [(f"loss/{name}", x) for name, x in zip(given, loss, strict=True)]
     if weight.ndim == 1:
