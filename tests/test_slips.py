@@ -346,3 +346,27 @@ def test_arguments_that_are_something_else():
         mf.Balancer(net, mf.mgda(), engine="fast")  # pyright: ignore
     with pytest.raises(ValueError, match="reduction"):
         mf.Balancer(net, mf.mgda(), reduction="max")  # pyright: ignore
+
+
+def test_diagnostics_of_something_else():
+    diagnostics, G = mf.diagnostics, torch.eye(12)
+    for tasks in (2.0, "2", None):
+        for call in (
+            lambda tasks: diagnostics.conflict(G, tasks),
+            lambda tasks: diagnostics.running_conflict(None, G, tasks),
+            lambda tasks: diagnostics.sample_noise(G, tasks),
+            lambda tasks: diagnostics.noise_scale(G, tasks=tasks),
+        ):
+            with pytest.raises(ValueError, match=rf"tasks={tasks!r}: .* an integer"):
+                call(tasks)
+    found, state = diagnostics.running_conflict(None, G, 2)
+    for other in (found, (found, state), tuple(state), G, 0):
+        with pytest.raises(TypeError, match="state: expected None or the last call's"):
+            diagnostics.running_conflict(other, G, 2)
+    for other in (BATCH, nn.Linear(2, 1), {}):
+        with pytest.raises(TypeError, match=r"^params: expected a .*dict"):
+            diagnostics.curvature(vector, other, PARAMS)
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters())
+    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got tuple"):
+        diagnostics.influence(vector, BATCH, net, lambda params: params["weight"].sum(), optimizer)

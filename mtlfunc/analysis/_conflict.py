@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.checks import check_gramian, check_scalar, poison
 from ..core.tree import root
 from ..types import Conflict, Scalar
+from ._noise import samples_of
 
 
 def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) -> Conflict:
@@ -109,6 +110,7 @@ def running_conflict(
 
     Raises:
         ValueError: as `conflict`, and for a state of another number of tasks.
+        TypeError: for a state that is something else.
 
     Source:
         Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, the asymptotic confidence sequence
@@ -129,6 +131,8 @@ def running_conflict(
         zero = torch.zeros_like(moments.inner)
         none = zero.sum().to(torch.int64)
         state = ConflictSums(none, none, zero, zero, zero)
+    elif not isinstance(state, ConflictSums):
+        raise TypeError(f"state: expected None or the last call's, got {type(state).__name__}")
     elif state.inner.shape != moments.inner.shape:
         raise ValueError(
             f"state: it is of {len(state.inner)} tasks, and the Gramian of {tasks}; start with None"
@@ -164,12 +168,7 @@ class _Moments(NamedTuple):
 def _moments(gramian: Tensor, tasks: int, level: Scalar) -> _Moments:
     check_gramian(gramian, symmetric=True)
     check_scalar(level, "level", positive=True, below=1.0)
-    if tasks < 1 or len(gramian) % tasks or len(gramian) < 3 * tasks:
-        raise ValueError(
-            f"tasks={tasks}: expected a divisor of the Gramian's {len(gramian)} rows that leaves "
-            "at least three samples, of losses [sample, task]"
-        )
-    count = len(gramian) // tasks
+    count = samples_of(gramian, tasks, least=3)
     # [task, task, sample, sample]
     blocks = gramian.double().reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
     blocks = 0.5 * (blocks + blocks.mT)

@@ -50,7 +50,7 @@ def influence(
     Raises:
         ValueError: for an optimizer without a metric, such as Muon, or that holds no parameter
             that trains; for a target that is not 0-d, and functions that do not read `params`.
-        TypeError: for an optimizer that is none.
+        TypeError: for a module or an optimizer that is none.
         RuntimeError: where torch has no forward mode for an operation of `losses_fn`.
 
     Examples:
@@ -61,6 +61,8 @@ def influence(
         ...     lambda params: params["weight"].sum(), torch.optim.SGD(net.parameters(), lr=0.5))
         tensor([ 0.5000, -1.5000])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     check_metric(optimizer)
     leaves, params = trained(module), parameters(module)
     held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}

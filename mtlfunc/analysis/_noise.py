@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -47,12 +48,7 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
         ([2.0], [0.0])
     """
     check_gramian(gramian)
-    if tasks < 1 or len(gramian) % tasks or len(gramian) < 2 * tasks:
-        raise ValueError(
-            f"tasks={tasks}: expected a divisor of the Gramian's {len(gramian)} rows that leaves "
-            "at least two samples"
-        )
-    count = len(gramian) // tasks
+    count = samples_of(gramian, tasks, least=2)
     # [task, task, sample, sample]
     blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
     own = blocks.diagonal(dim1=0, dim2=1)  # [sample, sample, task]
@@ -61,6 +57,17 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
     apart = ~torch.eye(count, dtype=torch.bool, device=gramian.device)
     share = ((blocks < 0) & apart).sum((-2, -1)).to(gramian.dtype) / (count * (count - 1))
     return SampleNoise(signal, noise, signal / noise, poison(share, gramian))
+
+
+def samples_of(gramian: Tensor, tasks: int, least: int) -> int:
+    """How many samples of each task a Gramian has, if they are at least so many."""
+    rows = len(gramian)
+    if not isinstance(tasks, Integral) or tasks < 1 or rows % tasks or rows < least * tasks:
+        raise ValueError(
+            f"tasks={tasks!r}: expected a divisor of the Gramian's {rows} rows, an integer, that "
+            f"leaves at least {least} samples, of losses [sample, task]"
+        )
+    return rows // tasks
 
 
 def noise_scale(

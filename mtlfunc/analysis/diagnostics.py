@@ -221,6 +221,7 @@ def curvature(
         >>> curvature(lambda params, batch: params["w"] ** 2, params, ())
         tensor(40.)
     """
+    check_params(params)
     check_scalar(lr, "lr")
     if nodes < 1:
         raise ValueError(f"nodes: expected an integer >= 1, got {nodes}")
@@ -238,9 +239,8 @@ def curvature(
         at = map_params(lambda p, d, s=point: p - s * lr * d, params, g)
         with explained(params):
             product = jvp(gradient, (at,), (g,))[1]
-        result = (
-            result + weight * torch.stack([(product[name] * g[name]).sum() for name in g]).sum()
-        )
+        parts = [(product[name] * g[name]).sum() for name in g]
+        result = result + weight * torch.stack(parts).sum()
     return result
 
 
@@ -284,10 +284,8 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     square = (w @ solution.rates).clamp_min(0)
     length = root(square)
     noise = (8 * len(w) * torch.finfo(gramian.dtype).eps) ** 0.5 * (root(gramian.diagonal()) @ w)
-    lower = torch.where(
-        length > noise, (square - solution.gap) / length.where(length > 0, 1.0), 0.0
-    ).clamp_min(0)
-    lower = poison(lower, gramian)
+    least = (square - solution.gap) / length.where(length > 0, 1.0)
+    lower = poison(torch.where(length > noise, least, 0.0).clamp_min(0), gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
 
 
@@ -373,9 +371,8 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
     """
     check_params(before)
     check_params(after)
-    if {name: leaf.shape for name, leaf in before.items()} != {
-        name: leaf.shape for name, leaf in after.items()
-    }:
+    shapes = [{name: x.shape for name, x in params.items()} for params in (before, after)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
             "after: names or shapes of the parameters differ from those in before; pass the same "
             "parameters at two times"
@@ -584,10 +581,8 @@ def _best_groups(Z: np.ndarray, overlap: bool, alone: float) -> tuple[np.ndarray
         }
         served, score = np.zeros(1, dtype=np.int64), np.zeros(1)
         for t in members:
-            served, score = (
-                np.concatenate([served, served | 1 << t]),
-                np.concatenate([score, score + onto[t]]),
-            )
+            served = np.concatenate([served, served | 1 << t])
+            score = np.concatenate([score, score + onto[t]])
         if not overlap:
             served, score = served[-1:], score[-1:]
         better = (score > value[served]) | (best[served] == 0)
