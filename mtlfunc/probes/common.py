@@ -9,14 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import (
-    all_present,
-    can_look,
-    check_finite,
-    check_losses,
-    is_readable,
-    user_level,
-)
+from ..core.checks import all_present, can_look, check_finite, check_losses, is_readable, user_level
 from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
