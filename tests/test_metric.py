@@ -164,6 +164,27 @@ def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(n
     torch.testing.assert_close(moved, -(carried["x"] + scale["x"] * g), rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("before", [0.0, 0.9])
+@pytest.mark.parametrize("damped", [{"dampening": 0.3}, {"nesterov": True}])
+def test_momentum_that_a_schedule_sets(momentum, before, damped):
+    """SGD's real step, whatever the momentum was when its buffer was made."""
+    generator = torch.Generator().manual_seed(0)
+    leaf = nn.Parameter(torch.randn(6, generator=generator, dtype=F64))
+    optimizer = torch.optim.SGD([leaf], lr=0.1, momentum=0.9, weight_decay=0.2, **damped)
+    optimizer.param_groups[0]["momentum"] = before
+    for _ in range(3):
+        leaf.grad = torch.randn(6, generator=generator, dtype=F64)
+        optimizer.step()
+    optimizer.param_groups[0]["momentum"] = momentum
+    leaf.grad = None
+    metric = metric_of(optimizer, {"x": leaf}, ("x",), None)
+    start, leaf.grad = leaf.detach().clone(), torch.randn(6, generator=generator, dtype=F64)
+    expected = metric.carried["x"] + metric.scale["x"] * leaf.grad
+    optimizer.step()
+    torch.testing.assert_close(start - leaf.detach(), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_pure_optimizers_are_those_of_torch():
     generator = torch.Generator().manual_seed(0)
     pairs = [

@@ -110,7 +110,7 @@ def _diagonal(form: Form, group: Group, state: Group, leaf: Tensor, waiting: Ten
 
 def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     rate, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
-    buffer = state.get("momentum_buffer")
+    buffer = state.get("momentum_buffer") if momentum else None
     if buffer is None:
         return _filled(leaf, rate * (1 + momentum) if nesterov else rate), None
     if nesterov:  # g + μ(μ·buffer + g)
