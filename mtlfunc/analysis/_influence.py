@@ -51,7 +51,7 @@ def influence(
         ValueError: for an optimizer without a metric, such as Muon, or that holds no parameter
             that trains; for a target that is not 0-d, and functions that do not read `params`.
         TypeError: for a module or an optimizer that is none.
-        RuntimeError: where torch has no forward mode for an operation of `losses_fn`.
+        RuntimeError: where torch has no forward mode for `losses_fn`, and under autocast.
 
     Examples:
         >>> net = nn.Linear(1, 1, bias=False)
