@@ -216,9 +216,8 @@ def check_params(params: Params) -> None:
             )
         if not leaf.is_floating_point():
             raise TypeError(
-                f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; "
-                "leave it out of params (pass integer tensors in the batch or let the module "
-                "keep them)"
+                f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it "
+                "out of params (pass integer tensors in the batch or let the module keep them)"
             )
     first = next(iter(params))
     for name, leaf in params.items():
@@ -229,9 +228,8 @@ def check_params(params: Params) -> None:
             )
         if leaf.dtype != params[first].dtype:
             raise ValueError(
-                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; "
-                "convert the module to one dtype (for mixed precision use autocast inside "
-                "losses_fn)"
+                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert "
+                "the module to one dtype (for mixed precision use autocast inside losses_fn)"
             )
     refuse_meta(
         params[first], "params", "; call module.to_empty(device=...) and load or draw them first"
