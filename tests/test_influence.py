@@ -117,8 +117,11 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="none of Muon"):
         mf.diagnostics.influence(losses_of(net), net, (X, Y), target_of(net), muon)
     far = mean_of(net)
-    with pytest.raises(ValueError, match="target_fn: expected a 0-d tensor"):
-        mf.diagnostics.influence(far, net, (X, Y), lambda p: far(p, (FAR_X, FAR_Y)), sgd)
+    for wrong in (lambda x: x, lambda x: x.argmax()):  # a count has no gradient
+        with pytest.raises(ValueError, match="target_fn: expected a 0-d tensor"):
+            mf.diagnostics.influence(
+                far, net, (X, Y), lambda p, wrong=wrong: wrong(far(p, (FAR_X, FAR_Y))), sgd
+            )
 
 
 @pytest.mark.parametrize("which", ["losses_fn", "target_fn"])

@@ -76,8 +76,8 @@ def influence(
 
     def aimed(params: Params, _: Batch) -> Tensor:
         loss = target_fn(params)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            raise ValueError("target_fn: expected a 0-d tensor; take the mean over its samples")
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+            raise ValueError("target_fn: expected a 0-d tensor, floating, such as a mean loss")
         return loss[None]
 
     with explained(params), without_trace(params):
