@@ -55,7 +55,7 @@ def estimate(values: Sequence[float], comparisons: int = 1, level: float = 0.95)
 def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """Half a 95 % t interval of the mean over `axis`, which holds n >= 2 values."""
     count = values.shape[axis]
-    return _reach(count) * values.std(axis, ddof=1) / np.sqrt(count)
+    return np.asarray(_reach(count) * values.std(axis, ddof=1) / np.sqrt(count))
 
 
 def _reach(count: int, comparisons: int = 1, level: float = 0.95) -> float:
