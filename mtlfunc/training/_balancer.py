@@ -507,11 +507,11 @@ class Balancer:
         alone = self._one_pass
         if keeps or (hooked and not alone) or run.union.by_hooks(run.params):
             return
-        run.frees = not (hooked or any(x.graph.has_saved_hooks for x in run.forwards))
-        if (alone or (run.frees and not custom)) and len(run.forwards) == 1:
+        run.frees = not hooked
+        forward, *others = run.forwards
+        if not others and (alone or not (hooked or custom or forward.graph.has_saved_hooks)):
             # losses that can be seen not to be finite, an error, keep their graph
-            value = run.forwards[0].value
-            run.forwards[0].frees = not can_look(value) or has_finite_sum(value)
+            forward.frees = not can_look(forward.value) or has_finite_sum(forward.value)
 
     def _run(
         self,
