@@ -77,6 +77,13 @@ def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes()
     assert layerwise.plan.should_loop(*(*asked[:3], 2, False), "cuda") == (False, True)
 
 
+def test_the_fused_norm_of_a_device_is_not_batched():
+    """torch's own warning of 2.11 on CUDA: it has no batching rule."""
+    kind = type("FusedRmsNormBackward0", (), {})
+    assert not layerwise.graph.Graph({}, {}, {}, frozenset({kind})).can_batch
+    assert layerwise.graph.Graph({}, {}, {}, frozenset({object})).can_batch
+
+
 @pytest.mark.parametrize("mix", [None, mf.subset(2)])
 def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatch):
     """The route of a device, taken on the CPU."""

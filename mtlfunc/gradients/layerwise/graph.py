@@ -35,6 +35,7 @@ _UNBATCHED = (
     "Trilinear",
     "Cdist",
     "EuclideanDist",
+    "FusedRmsNorm",
 )
 """Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as
 fast, and quiet), or gets wrong there: cdist.
@@ -47,7 +48,7 @@ again; single passes are right (torch 2.13).
 """
 
 
-_NORMS = (*_STALE, "NativeGroupNorm", "FusedRmsNorm", "RmsNorm")
+_NORMS = (*_STALE, "NativeGroupNorm", "RmsNorm")
 """Their batched backward refuses the mixed dtypes that autocast gives them."""
 
 
