@@ -166,8 +166,14 @@ class Side(NamedTuple):
         return (case for _, case in self.named_cases(measured))
 
     def named_cases(self, measured: Measured) -> Iterator[tuple[str, tuple[bool, bool]]]:
-        """The same, each with its number's name."""
-        for end in named_so(measured, f"{self.name}, low"):
+        """The same, each with its number's name; what was told in its place settles nothing."""
+        try:
+            lows = named_so(measured, f"{self.name}, low")
+        except LookupError:
+            named_so(measured, f"{self.name}: *")
+            yield self.name, (False, False)
+            return
+        for end in lows:
             name = end.removesuffix(", low")
             if settles_nothing(measured, name):
                 yield name, (False, False)

@@ -297,6 +297,21 @@ def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verd
 
 
 @pytest.mark.parametrize(
+    ("other", "verdict"),
+    [((0.8, 0.9), "holds only when"), ((0.8, 1.1), "inconclusive"), ((1.1, 1.2), "does not hold")],
+)
+def test_what_has_no_ratio_settles_nothing(other, verdict):
+    """A short run in which equal weights learn nothing says their loss in place of a ratio."""
+    name = "GradNorm over equal, each at its best rate"
+    measured = {f"regression: {name}: equal weights learn nothing, mean loss": 1.3}
+    classes = f"classification: {name}"
+    measured |= interval(classes, *other) | {classes + OPEN: 0.0, classes + APART: 0.5}
+    assert DECISIONS["GN-29"].verdict(measured) == verdict
+    with pytest.raises(LookupError):
+        DECISIONS["GN-29"].verdict({x: y for x, y in measured.items() if "regression" not in x})
+
+
+@pytest.mark.parametrize(
     ("apart", "verdict"),
     [(0.5, "holds"), (1.0, "holds"), (1.01, "inconclusive"), (math.inf, "inconclusive")],
 )
