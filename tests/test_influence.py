@@ -217,3 +217,13 @@ def test_attention_names_its_cure():
         row = torch.autograd.grad(loss, mine, retain_graph=True)
         known = [1e-3 * (g * a).sum() for g, a in zip(row, aim, strict=True)]
         torch.testing.assert_close(one, torch.stack(known).sum())
+
+
+@pytest.mark.parametrize("made", [lambda x: (x[0, 0], x[1, 0]), lambda x: x.mean()])
+def test_other_shapes_of_losses_are_refused(made):
+    net = network()
+    optimizer, losses = make("sgd", net), losses_of(net)
+    with pytest.raises(ValueError, match=r"losses_fn: expected \[sample\] or \[sample, task\]"):
+        mf.diagnostics.influence(
+            lambda p, b: made(losses(p, b)), net, (X, Y), target_of(net), optimizer
+        )

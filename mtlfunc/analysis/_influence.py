@@ -12,6 +12,7 @@ from torch.func import jvp
 
 from ..core.tree import parameters, trained, turn_scaled
 from ..gradients.levels import explained, without_trace
+from ..gradients.losses import parse_samples
 from ..gradients.rows import task_gradients
 from ..gradients.run import UNCONNECTED
 from ..training._metric import check_metric, metric_of
@@ -44,13 +45,12 @@ def influence(
             that it does not hold do not move.
 
     Returns:
-        `[sample]`, or the shape of the losses: positive where the sample helps. The learning rate
-        is in it.
+        in the shape of the losses, learning rate included; positive where the sample helps.
 
     Raises:
         ValueError: for an optimizer without a metric, such as Muon, or that holds no parameter
-            that trains; for a target that is not 0-d, and functions that do not read `params`.
-        TypeError: for a module or an optimizer that is none.
+            that trains; for other shapes of losses and target, and those that ignore `params`.
+        TypeError: for another module or optimizer.
         RuntimeError: where torch has no forward mode for `losses_fn`, and under autocast.
 
     Examples:
@@ -86,12 +86,12 @@ def influence(
         except ValueError as error:
             raise ValueError(str(error).replace("losses_fn", "target_fn")) from error
     moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
-    for name in names:
-        turns = (metric.turns or {}).get(name, ((), ()))
-        moved[name] = turn_scaled(aim[name], metric.scale[name], turns)[0]
+    turns = metric.turns or dict.fromkeys(names, ((), ()))
+    moved |= {x: turn_scaled(aim[x], metric.scale[x], turns[x])[0] for x in names}
+    at = (params,), (moved,)
     with explained(params), without_trace(params):
         try:
-            return jvp(lambda p: losses_fn(p, batch), (params,), (moved,), strict=True)[1]
+            return jvp(lambda p: parse_samples(losses_fn(p, batch)).vector, *at, strict=True)[1]
         except RuntimeError as error:
             if "strict=True" in str(error):
                 raise ValueError(UNCONNECTED) from error
