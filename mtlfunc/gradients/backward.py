@@ -219,9 +219,6 @@ class Passes:
             mix = torch.eye(self.count, dtype=self.value.dtype, device=self.value.device)
         matrix = mix if self.scale is None else mix * self.scale
         stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
-        if views and names and not uses and self.value.is_cuda and self._is_plain(names):
-            # one product of all instead of one a leaf
-            return self._as_matrix(torch.cat([x.flatten(1) for x in stacked], 1), names, {})
         return Measured(
             stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), {}
         )
