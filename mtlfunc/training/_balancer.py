@@ -211,7 +211,7 @@ class Balancer:
 
     def __enter__(self) -> Balancer:
         if not self._seen.open:
-            self._seen.begin(block=True)
+            self._seen.begin()
             self._leaves()
         # a mode's only use is for batched passes, and the outer block sees all
         blind = self._seen.open or self._seen.separate or not self._probe.measures

@@ -44,9 +44,9 @@ class Seen(threading.local):
     def __reduce__(self) -> tuple[type[Seen], tuple[int]]:
         return Seen, (Handles().first,)  # a copy of a balancer has seen nothing
 
-    def begin(self, *, block: bool = False) -> None:
+    def begin(self) -> None:
         """Before a forward: what was seen for the losses before is of no use."""
-        if self.used or (block and not self.done):  # graphs from before it show by their numbers
+        if self.used:
             self.done, self.used, self.handles = [], False, Handles()
 
     def take(self, graph: Graph, *, separate: bool) -> bool:
