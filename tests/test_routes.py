@@ -18,6 +18,7 @@ from mtlfunc.gradients import layerwise
 from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.losses import Losses
+from mtlfunc.types import Params
 
 
 def resnet_forward(tasks, images, pixels):
@@ -69,7 +70,7 @@ def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
 
 def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes():
     net = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(6)))
-    params = dict(net.named_parameters())
+    params: Params = dict(net.named_parameters())
     forward = forwards.live(Losses(net(torch.ones(2, 8)).sum(0) * 1.0, None), params)
     assert not forward.graph.batches(record=True)
     asked = forward.uses, forward.graph, params, 40, False
