@@ -314,8 +314,8 @@ def prefers_one_pass(
     costs = DEVICES.get(device)
     if costs is None or rows == 1 or not graph.can_batch:
         return False
-    served = graph.reach if separate else dict.fromkeys(graph.following, (1 << rows) - 1)
-    passes = {node: bits.bit_count() for node, bits in served.items() if graph.following[node]}
+    inner = [node for node, pairs in graph.following.items() if pairs]
+    passes = {node: graph.reach[node].bit_count() if separate else rows for node in inner}
     alone, together = 0.0, costs.start
     for node, count in passes.items():
         slow = _is_slow(type(node))

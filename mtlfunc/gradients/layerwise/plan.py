@@ -474,8 +474,11 @@ def decide(
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
             slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
             return Decision(slices.plan, None, False, groups, slices)
-    apart, one_at_a_time = should_loop(every, graph, params, rows, loss_edges is not None, device)
-    loss_edges = loss_edges if not mixed and (apart or separated) else None
+    apart, one_at_a_time = separated, False
+    if mixed or not separated:
+        separable = loss_edges is not None
+        apart, one_at_a_time = should_loop(every, graph, params, rows, separable, device)
+    loss_edges = loss_edges if apart and not mixed else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
     return Decision(plan, loss_edges, one_at_a_time, groups)
