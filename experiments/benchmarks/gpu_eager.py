@@ -53,13 +53,16 @@ def made(case: steps.Case | weightings.Case, device: str) -> tuple[Any, Tensor]:
 
 def step_times(device: str, tiny: bool) -> Iterator[Row]:
     """Every network's step, in plain steps."""
-    cases = [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
-    for case in cases:
+    for case in _step_cases(tiny):
         yield from guarded(case.what, lambda c=case: _steps(c, device, 0.01 if tiny else 0.5))
         if case is not LARGE:
             label = f"{case.what}: captured"
             each = 0.01 if tiny else 0.2
             yield from guarded(label, lambda c=case, s=each: _captured(c, device, s))
+
+
+def _step_cases(tiny: bool) -> list[steps.Case]:
+    return [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
 
 
 def _chosen(case: steps.Case, device: str) -> dict[str, Call]:
@@ -69,11 +72,11 @@ def _chosen(case: steps.Case, device: str) -> dict[str, Call]:
 
 def step_launches(device: str, tiny: bool) -> Iterator[Row]:
     """What every step launches. Not beside its time: after torch's profiler launches are slower."""
-    cases = [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
-    for case in cases:
-        for name, call in _chosen(case, device).items():
-            label = f"{case.what}: {name}"
-            yield from guarded(label, lambda c=call, s=label: _launches(c, s, device))
+    for case in _step_cases(tiny):
+        with tf32(case is LARGE):
+            for name, call in _chosen(case, device).items():
+                label = f"{case.what}: {name}"
+                yield from guarded(label, lambda c=call, s=label: _launches(c, s, device))
 
 
 def _launches(call: Call, label: str, device: str) -> Iterator[Row]:
