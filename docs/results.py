@@ -340,10 +340,9 @@ def steps_block() -> str:
     if behind:
         said += """ There rows are the cheapest form (`explain_gramian` says so), and the peer makes
             the same passes with less around them. Ours reads the graph (hooks, stale losses,
-            heads), checks losses, Gramian, weights and gradients, solves the rule's problem
-            exactly, and frees the graph by a visit of its own, since an error must leave it as it
-            was. To lose nothing these calls would have to be in C++, and an error would have to
-            cost the graph. On long steps runs of the benchmark differ by several per cent."""
+            heads), checks losses, Gramian, weights and gradients, and solves the rule's problem
+            exactly. To lose nothing these calls would have to be in C++. On long steps runs of the
+            benchmark differ by several per cent."""
     if missed:
         said += f""" The bar is missed on: {"; ".join(missed)}. Where a step is short, by the same
             calls; else by the passes alone, one per task through all layers in which rows are
