@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from ..core.batching import check_at_once
 from ..core.checks import (
     can_look,
     check_gramian,
@@ -21,7 +22,7 @@ from ..core.checks import (
 )
 from ..core.tree import dot, layer_of, map_params, select
 from ..gradients.levels import explained
-from ..gradients.linearize import Request, check_chunk_size, linearize
+from ..gradients.linearize import Request, linearize
 from ..gradients.losses import parse_losses
 from ..gradients.run import run
 from ..solvers import auto, min_norm
@@ -463,7 +464,7 @@ def affinity(
     """
     check_params(params)
     check_scalar(lr, "lr", positive=True)
-    check_chunk_size(chunk_size)
+    check_at_once(chunk_size, "chunk_size")
     request = Request(select(params, shared), chunk_size=chunk_size)
     linear = linearize(run(losses_fn, params, batch), request)
     if can_look(linear.losses) and bool((linear.losses < 0).any()):
@@ -485,8 +486,7 @@ class Grouping(NamedTuple):
     """Groups of tasks to train together, and what each is trained for."""
 
     groups: list[tuple[int, ...]]  # tasks trained together, one network a group
-    # the tasks that are answered by this group's network: every task once
-    serves: list[tuple[int, ...]]
+    serves: list[tuple[int, ...]]  # those that this group's network answers: every task once
     total: float  # Σ_t of the affinity onto task t in the group that serves it
 
 

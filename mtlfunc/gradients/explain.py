@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .layerwise import (
 )
 from .levels import without_trace
 from .linearize import Request, weighed
-from .losses import Losses, expect_weightings, parse_losses, parse_weighed
+from .losses import expect_weightings, parse_losses, parse_samples, parse_weighed
 from .run import Forward, run
 from .weightings import plan_weightings
 
@@ -111,7 +111,7 @@ def explain_gramian(
     """
     check_params(params)
     names = select(params, shared)
-    parse = _samples if samples else parse_losses if weightings is None else parse_weighed
+    parse = parse_samples if samples else parse_losses if weightings is None else parse_weighed
     if weightings is not None:
         expect_weightings(weightings)
     with without_trace(params), torch.no_grad():
@@ -129,12 +129,6 @@ def explain_gramian(
             forward, weighed(Request(names, names, keep), weightings, forward)
         )
     return _explain_samples(forward, names) if samples else _explain_tasks(forward, names, combined)
-
-
-def _samples(out: Any) -> Losses:
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-        raise ValueError("losses_fn: expected [sample] or [sample, task]")
-    return Losses(out)
 
 
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"

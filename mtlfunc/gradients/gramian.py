@@ -9,20 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.batching import check_at_once
 from ..core.checks import can_look, check_option, check_params
 from ..core.tree import dot, root, select
 from ..processes import ALONE, Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
-from .linearize import (
-    Keep,
-    Linearization,
-    Request,
-    check_chunk_size,
-    cross_gramian,
-    linearize,
-    weighed,
-)
+from .linearize import Keep, Linearization, Request, cross_gramian, linearize, weighed
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
 from .run import Forward, check_connected, run
 from .samples import sample_by_layers
@@ -91,7 +84,7 @@ def task_gramian(
     check_params(params)
     check_whole(params)
     check_engine(engine)
-    check_chunk_size(chunk_size)
+    check_at_once(chunk_size, "chunk_size")
     names = select(params, shared)
     request = Request(
         names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype

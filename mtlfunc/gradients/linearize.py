@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.batching import check_at_once
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
@@ -105,10 +104,6 @@ def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
     matrix = flat_weightings(weightings, forward.losses, forward.value)
     preference = matrix.new_full((len(matrix),), 1 / len(matrix))
     return request._replace(mix=lambda count: (matrix, preference), weightings=len(matrix))
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    check_at_once(chunk_size, "chunk_size")
 
 
 def linearize(forward: Forward, request: Request) -> Linearization:
@@ -219,7 +214,7 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         _ = forward.graph  # for what it refuses
     if not request.shared:  # one pass of the weighted loss
         return _Route(plan, None, 1)
-    apart = request.mix is None or _mixed_afterwards(forward, rows)
+    apart = request.mix is None or _prefers_separate(forward, rows)
     if not paired and _together(forward, request, rows):
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
@@ -249,10 +244,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         and request.engine == "auto"
         and apart
         and losses.scalars is None
-        and forward.edges is not None
         and not forward.hooked
-        and is_worth_recording(params, tuple(params))
-        and prefers_separate_passes(forward.graph, len(losses.vector), rows)
+        and _prefers_separate(forward, rows)
     ):
         edges = forward.edges
     if edges is None and chunk != 1 and rows > 1:
@@ -277,8 +270,8 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
     return prefers_one_pass(forward.graph, rows, numel, device)
 
 
-def _mixed_afterwards(forward: Forward, rows: int) -> bool:
-    """Whether T separate losses are better differentiated each alone, and their rows mixed."""
+def _prefers_separate(forward: Forward, rows: int) -> bool:
+    """Whether T losses are better differentiated each alone, and mixtures of their rows later."""
     if forward.edges is None or not is_worth_recording(forward.params, tuple(forward.params)):
         return False
     return prefers_separate_passes(forward.graph, len(forward.value), rows)

@@ -11,7 +11,7 @@ from ..core.batching import check_at_once
 from ..core.checks import check_autocast, check_params
 from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows
-from .linearize import Request, check_chunk_size, linearize
+from .linearize import Request, linearize
 from .losses import parse_alone
 from .run import check_connected, run
 
@@ -46,7 +46,7 @@ def task_gradients(
     """
     check_params(params)
     check_whole(params)
-    check_chunk_size(chunk_size)
+    check_at_once(chunk_size, "chunk_size")
     forward = run(losses_fn, params, batch, parse=parse_alone)
     check_connected(forward)
     linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core import random
+from ..core.batching import check_at_once
 from ..core.checks import check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
-from ..gradients.linearize import Linearization, Request, check_chunk_size, weighed
+from ..gradients.linearize import Linearization, Request, weighed
 from ..gradients.run import Forward
 from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
 from ..types import (
@@ -299,7 +300,7 @@ def row_probe(options: RowOptions) -> Probe:
 def checked_options(options: RowOptions) -> RowOptions:
     """Options that serve every step, or an error that names the bad one."""
     check_engine(options.engine)
-    check_chunk_size(options.chunk_size)
+    check_at_once(options.chunk_size, "chunk_size")
     check_heads(options.heads, options.param_groups)
     check_present(options.present)
     check_dtype(options.gramian_dtype)

@@ -431,11 +431,6 @@ def _may_be_slices(uses: Uses, names: Sequence[str], count: int, separate: bool)
     return all(layouts(use, count) for each in used for use in each)
 
 
-def _unused_leaves(names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
-    """The leaves, if no loss depends on any of them."""
-    return None if any(map(graph.serves_leaf, names)) else tuple(names)
-
-
 def decide(
     forward: Any,
     names: Sequence[str],
@@ -468,8 +463,8 @@ def decide(
         uses = [use for name in names for use in every.get(name, ())]
         where = entry_layouts(graph, losses, loss_edges, uses)
         groups = {} if where is None else groups_of(every, params, names, graph)
-        unused = _unused_leaves([name for name in names if name not in groups], graph)
-        if where and unused is not None:
+        unused = tuple(name for name in names if name not in groups)
+        if where and not any(map(graph.serves_leaf, unused)):
             kept = keep and (shared is None or set(shared) == set(names))
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
             slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
