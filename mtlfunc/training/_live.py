@@ -150,27 +150,15 @@ class LiveRun(Run):
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
     ) -> Tensor | None:
-        if present is not None:
-            raise ValueError(
-                "present: a Balancer is told of each step's labels by backward(losses, present=); "
-                "leave it out of the probe"
-            )
+        _refuse(present, "present")
         return self.present
 
     def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
-        if given is not None:
-            raise ValueError(
-                "weightings: a Balancer is given each step's by backward(losses, weightings=); "
-                "leave it out of the probe"
-            )
+        _refuse(given, "weightings")
         return self.weighted
 
     def target(self, given: Callable[..., Any] | None, batch: Batch) -> Forward | None:
-        if given is not None:
-            raise ValueError(
-                "target: a Balancer is given each step's by backward(losses, target=); leave it "
-                "out of the probe"
-            )
+        _refuse(given, "target")
         return self.aim
 
     @property
@@ -211,6 +199,14 @@ class LiveRun(Run):
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
+
+
+def _refuse(given: object, name: str) -> None:
+    if given is not None:
+        raise ValueError(
+            f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out "
+            "of the probe"
+        )
 
 
 def _version(grad: Tensor | None) -> int:
