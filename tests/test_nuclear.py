@@ -63,7 +63,7 @@ def nearly_opposed(seed: int, tasks: int) -> Rows:
 FAMILIES = (generic, low_rank, unequal, duplicated, with_zeros, nearly_opposed)
 
 
-def reference(rows: Rows, gramian: Tensor | None = None) -> float:
+def reference(rows: Rows, gramian: Tensor | None = None, carried: Tensor | None = None) -> float:
     """The optimal value by Clarabel."""
     tasks = len(next(iter(rows.values())))
     w = cp.Variable(tasks, nonneg=True)
@@ -72,6 +72,8 @@ def reference(rows: Rows, gramian: Tensor | None = None) -> float:
     )
     if gramian is not None:
         value = value + 0.5 * cp.quad_form(w, cp.psd_wrap(gramian.numpy()))
+    if carried is not None:
+        value = value + carried.numpy() @ w
     with warnings.catch_warnings():  # what it calls inaccurate is compared at 1e-6 all the same
         warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
         program: Any = cp.Problem(cp.Minimize(value), [cp.Zero(cp.sum(w) - 1)])
@@ -84,14 +86,19 @@ def length(rows: Rows) -> float:
 
 
 def certify(
-    rows: Rows, solution: Solution, direction: Params, gramian: Tensor | None = None
+    rows: Rows,
+    solution: Solution,
+    direction: Params,
+    gramian: Tensor | None = None,
+    carried: Tensor | None = None,
 ) -> float:
     """The gap, from w and D alone, with both shown to be feasible."""
     w = solution.weights
     g = torch.zeros(len(w), len(w), dtype=w.dtype) if gramian is None else gramian
+    c = torch.zeros_like(w) if carried is None else carried
     assert w.min() >= 0
     assert abs(w.sum().item() - 1) < 1e-12
-    value, rates = 0.5 * w @ g @ w, g @ w
+    value, rates = 0.5 * w @ g @ w + c @ w, g @ w + c
     for name, leaf in rows.items():
         assert np.linalg.norm(direction[name].numpy(), 2) <= 1 + 1e-12
         value = value + float(np.linalg.norm(torch.tensordot(w, leaf, 1).numpy(), "nuc"))
@@ -120,6 +127,50 @@ def test_optimum_with_other_parameters(tasks):
     solution, direction = nuclear(rows, gramian)
     assert certify(rows, solution, direction, gramian) <= 2e-9 * solution.value
     assert abs(solution.value - reference(rows, gramian)) <= 1e-6 * solution.value
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 8])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+def test_optimum_with_what_is_carried(family, tasks):
+    """Rates of either sign, as large as the gradients; the value may be below 0."""
+    rows, gramian = family(5 * tasks, tasks), None
+    carried = length(rows) * normal(tasks, tasks)
+    if tasks == 4:
+        other = normal(7, tasks, 5)
+        gramian = length(rows) * other @ other.T
+    solution, direction = nuclear(rows, gramian, carried=carried)
+    size = length(rows) + float(carried.abs().max())
+    gap, best = (
+        certify(rows, solution, direction, gramian, carried),
+        reference(rows, gramian, carried),
+    )
+    assert gap <= 1e-9 * (solution.value - carried.min()) + 1e-12 * size
+    assert abs(gap - solution.gap) <= 1e-11 * size
+    assert abs(solution.value - best) <= 1e-6 * abs(best) + 1e-7 * size
+    shifted, _ = nuclear(rows, gramian, carried=carried + size)
+    assert abs(shifted.value - size - solution.value) <= 2e-9 * size
+
+
+@pytest.mark.parametrize("c", [0.3, 0.9])
+def test_cagrad_in_this_norm(c):
+    """The step nearest to Muon's own, max min ⟨g_t, D⟩ over ‖D - polar(g_0)‖ <= c, by cvxpy."""
+    rows, tasks = generic(3, 4), 4
+    mean = {name: x.mean(0) for name, x in rows.items()}
+    _, own = nuclear({name: x[None] for name, x in mean.items()})
+    anyway = torch.stack([x.flatten(1) @ own[name].flatten() for name, x in rows.items()]).sum(0)
+    solution, aside = nuclear({name: c * x for name, x in rows.items()}, carried=anyway)
+    steps = {name: cp.Variable(x.shape) for name, x in mean.items()}
+    rates = [
+        sum(cp.sum(cp.multiply(rows[name][t].numpy(), x)) for name, x in steps.items())
+        for t in range(tasks)
+    ]
+    near: Any = [cp.sigma_max(x - own[name].numpy()) <= c for name, x in steps.items()]
+    program: Any = cp.Problem(cp.Maximize(cp.min(cp.hstack(rates))), near)
+    best = float(program.solve(solver=cp.CLARABEL))
+    step = {name: own[name] + c * aside[name] for name in own}
+    found = torch.stack([x.flatten(1) @ step[name].flatten() for name, x in rows.items()]).sum(0)
+    torch.testing.assert_close(found, solution.rates, rtol=1e-10, atol=1e-10)
+    assert abs(float(found.min()) - best) <= 1e-6 * length(rows)
 
 
 def test_few_decompositions_for_any_number_of_tasks():
@@ -197,17 +248,23 @@ def test_vmap_is_the_loop(family):
     several = [family(seed, 3) for seed in (1, 30, 60, 90)]
     stacked = {name: torch.stack([x[name] for x in several]) for name in several[0]}
     grams = torch.stack([torch.eye(3, dtype=torch.float64) * k for k in range(4)])
-    together, directions = torch.vmap(lambda x, g: nuclear(x, g, steps=40))(stacked, grams)
-    nested = torch.vmap(torch.vmap(lambda x, g: nuclear(x, g, steps=40)[0].value))(
-        {name: x.unflatten(0, (2, 2)) for name, x in stacked.items()}, grams.unflatten(0, (2, 2))
+    extra = normal(8, 4, 3)
+
+    def solve(x: Rows, g: Tensor, c: Tensor) -> tuple[Solution, Params]:
+        return nuclear(x, g, carried=c, steps=40)
+
+    together, directions = torch.vmap(solve)(stacked, grams, extra)
+    nested = torch.vmap(torch.vmap(lambda x, g, c: solve(x, g, c)[0].value))(
+        {name: x.unflatten(0, (2, 2)) for name, x in stacked.items()},
+        grams.unflatten(0, (2, 2)),
+        extra.unflatten(0, (2, 2)),
     )
     torch.testing.assert_close(nested.flatten(), together.value, rtol=1e-9, atol=0)
     for i, rows in enumerate(several):
-        alone, _ = nuclear(rows, grams[i])
+        alone, _ = nuclear(rows, grams[i], carried=extra[i])
         part = Solution(*(x[i] for x in together))
-        assert certify(rows, part, {n: x[i] for n, x in directions.items()}, grams[i]) <= (
-            2e-9 * part.value
-        )
+        mine = {n: x[i] for n, x in directions.items()}
+        assert certify(rows, part, mine, grams[i], extra[i]) <= 2e-9 * (part.value - extra[i].min())
         torch.testing.assert_close(part.value, alone.value, rtol=2e-9, atol=0)
 
 
@@ -236,6 +293,8 @@ def test_not_finite():
             "expected 2 tasks",
         ),
         ({"a": torch.ones(2, 3, 4)}, {"gramian": torch.eye(3)}, ValueError, "expected 2 tasks"),
+        ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(3)}, ValueError, r"carried.*\[2\]"),
+        ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(2) / 0}, ValueError, "carried: NaN"),
         ({"a": torch.ones(2, 3, 4)}, {"steps": 0}, ValueError, "steps"),
         ({"a": torch.ones(2, 3, 4)}, {"tolerance": -1.0}, ValueError, "tolerance"),
         ({"a": torch.ones(2, 3, 4).requires_grad_()}, {}, NotImplementedError, "detach"),

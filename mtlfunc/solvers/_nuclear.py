@@ -29,6 +29,7 @@ def nuclear(
     rows: Rows,
     gramian: Float[Tensor, "task task"] | None = None,
     *,
+    carried: Float[Tensor, " task"] | None = None,
     steps: int = 100,
     tolerance: Scalar = 1e-7,
 ) -> tuple[Solution, Params]:
@@ -55,19 +56,21 @@ def nuclear(
             stack of them. The arithmetic is float64.
         gramian: J P Jᵀ `[task, task]` over the other parameters, which step by P Jᵀw with a
             diagonal metric P. F then has another ½wᵀGw, and the rates another G w.
+        carried: how fast each loss falls `[task]` by what moves whatever D is, such as a momentum.
+            F then has another carried·w, and the rates another `carried`.
         steps: the most iterations, >= 1. Under `vmap`, where none can see the gap, it is always all
             of them.
-        tolerance: iterations end when the gap is at most this share of the value, or 1e-12 of the
-            sum over layers of the longest gradient, which is rounding. At a kink float64 resolves
-            about 1e-8.
+        tolerance: iterations end when the gap is at most this share of the value, less the smallest
+            entry of `carried`, or 1e-12 of the sum over layers of the longest gradient, which is
+            rounding. At a kink float64 resolves about 1e-8.
 
     Returns:
         the solution, and D `{name: [*stack, m, n]}`. `weights` and `dual` are w. `rates` are
         Σ_l ⟨g_tl, D_l⟩ + (G w)_t: how fast each loss falls along -D. `value` is F(w). `gap`, which
         is F(w) + ½wᵀGw - min rates, bounds the distance of `value` and of the smallest rate from
         the optimum, since w and D are both feasible. Where Σ w g is singular, D is not its polar
-        factor, the step of Muon: D also uses the null space. A value of 0 up to rounding says that
-        no step lowers every loss.
+        factor, the step of Muon: D also uses the null space. A value of 0 up to rounding, or
+        below, says that no step lowers every loss.
 
     Raises:
         TypeError: for rows that are not floating matrices.
@@ -87,23 +90,29 @@ def nuclear(
         tensor([[0., 0.],
                 [0., 1.]])
     """
-    count = _check(rows, gramian, steps, tolerance)
-    given = [*rows.values()] if gramian is None else [*rows.values(), gramian]
+    others = [x for x in (gramian, carried) if x is not None]
+    count, given = _check(rows, gramian, carried, steps, tolerance), [*rows.values(), *others]
     wide = [x.where(x.isfinite(), 0.0).double() for x in given]
     stacks = [_wide(x) for x in wide[: len(rows)]]
     longest = [x.square().sum((-2, -1)).sqrt().amax(0) for x in stacks]
-    smooth = stacks[0].new_zeros(count, count)
+    smooth, anyway = stacks[0].new_zeros(count, count), stacks[0].new_zeros(count)
     if gramian is not None:
-        smooth = 0.5 * (wide[-1] + wide[-1].mT)
+        smooth = 0.5 * (wide[len(rows)] + wide[len(rows)].mT)
+    if carried is not None:
+        anyway = wide[-1]
+    # with Σ w = 1 a linear term is a quadratic one, and from 0 upwards keeps the value positive
+    least, linear = anyway.amin(), anyway - anyway.amin()
+    smooth = smooth + linear + linear[:, None]
     scale = or_one(torch.stack([*(x.sum() for x in longest), smooth.diagonal().amax()]).amax())
     units = [or_one(x / scale) / y.shape[-2] for x, y in zip(longest, stacks, strict=True)]
     best, iterations = _minimize(
         [x / scale for x in stacks], smooth / scale, units, steps, tolerance
     )
     dtype = given[0].dtype
+    rates = best.rates * scale - linear @ best.weights + least
     weights, rates, value, gap = (
         poison(x, *given).to(dtype)
-        for x in (best.weights, best.rates * scale, best.value * scale, best.gap * scale)
+        for x in (best.weights, rates, best.value * scale + least, best.gap * scale)
     )
     direction = {
         name: poison(x.mT if _is_tall(leaf) else x, *given).reshape(leaf.shape[1:]).to(leaf)
@@ -270,7 +279,9 @@ def _wide(leaf: Tensor) -> Tensor:
     return wide.reshape(len(leaf), -1, *wide.shape[-2:])
 
 
-def _check(rows: Rows, gramian: Tensor | None, steps: int, tolerance: Scalar) -> int:
+def _check(
+    rows: Rows, gramian: Tensor | None, carried: Tensor | None, steps: int, tolerance: Scalar
+) -> int:
     """The number of tasks, or an error."""
     check_scalar(tolerance, "tolerance")
     if steps < 1:
@@ -301,7 +312,11 @@ def _check(rows: Rows, gramian: Tensor | None, steps: int, tolerance: Scalar) ->
         check_gramian(gramian, symmetric=True)
         if len(gramian) != count:
             raise ValueError(f"gramian: expected {count} tasks as in rows, got {len(gramian)}")
-    if is_differentiated((*rows.values(), *(() if gramian is None else (gramian,)))):
+    if carried is not None:
+        if carried.shape != (count,):
+            raise ValueError(f"carried: expected [{count}], one a task, got {list(carried.shape)}")
+        check_finite(carried, "carried")
+    if is_differentiated((*rows.values(), gramian, carried)):
         raise NotImplementedError(
             "nuclear has no derivatives of its answer, and does not compile; detach the rows, and "
             "call it outside of grad, jvp and torch.compile"
