@@ -165,6 +165,42 @@ def test_other_parameters_step_with_a_metric(exact):
     assert solution.gap <= 1e-6 * solution.value
 
 
+def test_momentum_of_other_parameters_and_decay(exact):
+    """What they do anyway is in the rates, and in the weights: none on a grid does better."""
+    net, rate, last = network(), 1e-7, "4.weight"
+    named = dict(net.named_parameters())
+    others = [x for name, x in named.items() if name != last]
+    muon = torch.optim.Muon(others, lr=rate, weight_decay=0.3)
+    sgd = torch.optim.SGD([named[last]], lr=0.3 * rate, momentum=0.9)
+    named[last].grad = mf.random.normal(mf.random.key(9), named[last].shape, F64)
+    sgd.step()
+    sgd.zero_grad()
+    balancer = mf.Balancer(net, mf.mean(), measure=last, metric=sgd)
+    info = balancer.measure(losses_fn(net)(dict(net.named_parameters()), ()))
+    carried = info.rates - info.gramian @ info.weights
+    rows = rows_at(net)
+    mine = {name: x for name, x in rows.items() if name != last}
+    solution, grads = mf.muon_gradients(muon, net, mine, info.gramian, carried=carried)
+    assert solution.gap <= 1e-6 * solution.value.abs()
+    grid = torch.linspace(0, 1, 6, dtype=F64)
+    tried = [
+        mf.muon_gradients(
+            muon, net, mine, info.gramian, carried=carried,
+            weights=torch.cat([w, 1 - w.sum(0, keepdim=True)]),
+        )[0].rates.min()
+        for w in torch.cartesian_prod(grid, grid)
+        if w.sum() <= 1
+    ]  # fmt: skip
+    assert max(tried) <= solution.rates.min() + solution.gap
+    grads[last] = torch.tensordot(solution.weights, rows[last], 1)
+    before = {name: x.clone() for name, x in mf.parameters(net).items()}
+    mf.assign_gradients(net, grads)
+    muon.step()
+    sgd.step()
+    change = mf.diagnostics.predicted_change(losses_fn(net), before, mf.parameters(net), ())
+    assert (change.predicted + solution.rates).abs().max() <= 1e-7 * solution.rates.abs().max()
+
+
 def test_what_is_wrong_is_said():
     net: Any = network()
     optimizer, rows = make(net, lr=0.1), rows_at(net)

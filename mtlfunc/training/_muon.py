@@ -25,15 +25,16 @@ def muon_gradients(
     rows: Rows,
     gramian: Float[Tensor, "task task"] | None = None,
     *,
+    carried: Float[Tensor, " task"] | None = None,
     weights: Float[Tensor, " task"] | None = None,
 ) -> tuple[Solution, Params]:
     """The `.grad` after which the next step of `torch.optim.Muon` is the steepest common descent.
 
     Its step is the polar factor of a sum of the gradient and its momentum. The answer cancels the
     momentum, (Σ w g - b B)/a, so that the step is the polar factor of Σ w g with the weights of
-    `mtlfunc.solvers.nuclear`, each layer at its own learning rate. The buffer stays bounded: in it
-    is what is left of the last few Σ w g. With `weights` the answer is Σ w g itself, and the rates
-    say what the step will do to each loss, momentum included.
+    `mtlfunc.solvers.nuclear`, which count weight decay, each layer at its own learning rate. The
+    buffer stays bounded: in it is what is left of the last few Σ w g. With `weights` the answer is
+    Σ w g itself, and the rates say what the step will do to each loss, momentum included.
 
     The rates and `gap` are those of exact polar factors. Muon's own are five Newton-Schulz steps in
     bfloat16, whose singular values are near 1, and less where those of the matrix are below a
@@ -50,13 +51,15 @@ def muon_gradients(
             `mtlfunc.task_gradients`. What a matrix without rows does is not counted.
         gramian: of the other parameters, as in `mtlfunc.solvers.nuclear`: J P Jᵀ with P of the
             optimizer that steps on them.
+        carried: J c `[task]` of the other parameters, what that optimizer's momentum and decay
+            take from each loss: `info.rates - info.gramian @ info.weights` of a `Balancer`.
         weights: w `[task]` that a rule chose.
 
     Returns:
         the solution and `{name: [m, n]}` for `mtlfunc.assign_gradients`. `rates`: by how much each
         loss falls in the next step, to first order, weight decay and learning rates included.
-        `value`: what the best step has as its smallest rate, decay aside, and `gap` bounds what
-        this one lacks of it: also where Σ w g is singular, and no polar factor is the best step.
+        `value`: what the best step has as its smallest rate, and `gap` bounds what this one lacks
+        of it: also where Σ w g is singular, and no polar factor is the best step.
 
     Raises:
         TypeError: for an optimizer that is not `torch.optim.Muon`; subclasses may step otherwise.
@@ -84,7 +87,9 @@ def muon_gradients(
     params = dict(module.named_parameters())
     steps = {name: _step_of(optimizer, params, name, leaf) for name, leaf in rows.items()}
     scaled = {name: steps[name].rate * leaf for name, leaf in rows.items()}
-    solution, _ = nuclear(scaled, gramian)
+    decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
+    anyway = decay if carried is None else decay + carried
+    solution, _ = nuclear(scaled, gramian, carried=anyway)
     w = solution.weights if weights is None else weights.to(solution.weights)
     if w.shape != solution.weights.shape:
         raise ValueError(
@@ -96,10 +101,10 @@ def muon_gradients(
     updates = {name: steps[name].share * x + steps[name].buffer for name, x in mixed.items()}
     polar = nuclear({name: x[None] for name, x in updates.items()}, steps=1)[1]
     curve = torch.zeros_like(w) if gramian is None else gramian.to(w) @ w
-    fall = torch.stack([_products(x, polar[name]) for name, x in scaled.items()]).sum(0) + curve
-    decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
-    gap = (solution.value + 0.5 * w @ curve - fall.amin()).clamp_min(0)
-    return solution._replace(weights=w, dual=w, rates=fall + decay, gap=gap), mixed
+    fall = torch.stack([_products(x, polar[name]) for name, x in scaled.items()]).sum(0)
+    rates = fall + curve + anyway
+    gap = (solution.value + 0.5 * w @ curve - rates.amin()).clamp_min(0)
+    return solution._replace(weights=w, dual=w, rates=rates, gap=gap), mixed
 
 
 class _Step(NamedTuple):
