@@ -231,9 +231,8 @@ def check_params(params: Params) -> None:
                 f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert "
                 "the module to one dtype (for mixed precision use autocast inside losses_fn)"
             )
-    refuse_meta(
-        params[first], "params", "; call module.to_empty(device=...) and load or draw them first"
-    )
+    cure = "; call module.to_empty(device=...) and load or draw them first"
+    refuse_meta(params[first], "params", cure)
 
 
 def refuse_meta(x: Tensor, what: str, cure: str = "") -> None:
@@ -297,8 +296,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
             raise ValueError(
                 f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] "
-                f"is {gramian[j, i]:.6g}; "
-                "a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
+                f"is {gramian[j, i]:.6g}; a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
             )
 
 
@@ -459,9 +457,7 @@ def normalized_preference(
         )
     if not can_look(preference):
         preference = preference.where(preference >= 0, float("nan"))
-    elif not (
-        bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < float("inf")
-    ):
+    elif not (bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < math.inf):
         raise ValueError(
             f"{argument}: expected finite entries >= 0 with a positive sum, got "
             f"{preference.tolist()}"

@@ -17,22 +17,16 @@ def leading_shape(inputs: Iterable[tuple[Tensor | None, int]]) -> torch.Size:
     """The batch axes of tensors of given ranks, broadcast; None has none."""
     shapes = [x.shape[: x.ndim - rank] for x, rank in inputs if x is not None]
     longest = max(shapes, key=len)
-    return (
-        longest
-        if all(shape == longest or not shape for shape in shapes)
-        else torch.broadcast_shapes(*shapes)
-    )
+    same = all(shape == longest or not shape for shape in shapes)
+    return longest if same else torch.broadcast_shapes(*shapes)
 
 
 def flatten_batch(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
     """One batch axis of length 1, where all problems share x, or of the whole batch."""
     core = x.shape[x.ndim - rank :]
-    shared = x.numel() == core.numel()
-    return (
-        x.detach().reshape(1, *core)
-        if shared
-        else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
-    )
+    if x.numel() == core.numel():
+        return x.detach().reshape(1, *core)
+    return x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
 
 
 def register_batching(library: torch.library.Library, name: str, ranks: Sequence[int]) -> None:
