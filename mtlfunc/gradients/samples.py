@@ -58,9 +58,7 @@ class Side(NamedTuple):
             i for group, _ in plan.tapped for i, name in enumerate(names) if name == group.name
         ]
         return self._replace(
-            plan=plan,
-            deltas=[self.deltas[i] for i in order],
-            where=[self.where[i] for i in order],
+            plan=plan, deltas=[self.deltas[i] for i in order], where=[self.where[i] for i in order]
         )
 
     def sampled_groups(self) -> Iterator[tuple[SampledGroup, Form]]:

@@ -86,11 +86,7 @@ def kernel_traces(
 
 
 def _trace(
-    index: int,
-    term: Callable[[Params, Batch], Tensor],
-    params: Params,
-    batch: Batch,
-    trace: Trace,
+    index: int, term: Callable[[Params, Batch], Tensor], params: Params, batch: Batch, trace: Trace
 ) -> Tensor:
     def checked(params: Params, batch: Batch) -> Tensor:
         found = term(params, batch)

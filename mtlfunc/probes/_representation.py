@@ -174,10 +174,7 @@ def representation(
 
 
 def _measured(
-    linear: Linearization,
-    shares: Shares,
-    through: Callable[[Params], Params],
-    heads: Params,
+    linear: Linearization, shares: Shares, through: Callable[[Params], Params], heads: Params
 ) -> TaskGradients:
     """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
     gramian = dot(linear.rows, linear.rows, tuple(linear.rows))

@@ -156,11 +156,7 @@ class _Layer(NamedTuple):
 
 
 def _minimize(
-    rows: Sequence[Tensor],
-    gramian: Tensor,
-    units: Sequence[Tensor],
-    steps: int,
-    tolerance: Scalar,
+    rows: Sequence[Tensor], gramian: Tensor, units: Sequence[Tensor], steps: int, tolerance: Scalar
 ) -> tuple[_Point, Tensor]:
     """The point with the smallest gap, and the iterations; all lengths are of order 1.
 

@@ -104,11 +104,7 @@ def positions(use: Use) -> int:
 
 
 def costs(
-    group: Group,
-    rows: int,
-    samples: int | None = None,
-    itemsize: int = 4,
-    weightings: int = 0,
+    group: Group, rows: int, samples: int | None = None, itemsize: int = 4, weightings: int = 0
 ) -> dict[Form, Cost]:
     """Floating-point operations and peak extra bytes of every form that this group has.
 

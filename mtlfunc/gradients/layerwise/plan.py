@@ -184,11 +184,7 @@ def task_plan(
 
 
 def sample_plan(
-    uses: Uses,
-    params: Params,
-    names: Sequence[str],
-    graph: Graph,
-    losses: Tensor,
+    uses: Uses, params: Params, names: Sequence[str], graph: Graph, losses: Tensor
 ) -> tuple[Plan, tuple[Layout, ...] | None]:
     """Forms of the leaves in `names` for every sample and task, and where the samples are in every
     use of the plan, if the graph proves it.

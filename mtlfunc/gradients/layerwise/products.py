@@ -206,13 +206,7 @@ def _look_up(operand: Operand, op: str, indices: Tensor, varied: Callable[[Tenso
 
 
 def _windows(
-    x: Tensor,
-    groups: int,
-    kernel: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    keep: Any = None,
+    x: Tensor, groups: int, kernel: Any, stride: Any, padding: Any, dilation: Any, keep: Any = None
 ) -> Tensor:
     """Every window that a convolution sees: [N, C, *space] to [N, position, group, channel and
     entry of the window].
