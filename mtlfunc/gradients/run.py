@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _functions
+from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_map
 
 from ..core.checks import (
@@ -62,21 +63,27 @@ class Forward:
         separable: bool = True,
         pull: Pull | None = None,
     ) -> None:
-        self.losses, self.params = losses, params
-        self.value, self.aux = value
-        self.watched, self.hooked, self.recorded = watch and not hooked, hooked, recorded
+        self.losses = losses
+        self.params = params
+        self.value: Tensor = value[0]
+        self.aux: Any = value[1]
+        self.watched: bool = watch and not hooked
+        self.hooked = hooked
+        self.recorded = recorded
         self.pull = pull
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
-        self.whole, self.by_hooks = True, False
+        self.whole = True
+        self.by_hooks = False
         self.by_rows = False  # whether each separate loss was differentiated row by row
         self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
         self.freed = False
         if pull is not None:
             return
         vector = losses.vector
-        self.root = gradient_edge(vector) if vector.requires_grad else None
-        apart = separable and losses.shape is None  # not the samples of weightings
-        self.edges = separate_edges(vector, losses.scalars) if apart else None
+        self.root: GradientEdge | None = gradient_edge(vector) if vector.requires_grad else None
+        self.edges: tuple[GradientEdge | None, ...] | None = None
+        if separable and losses.shape is None:  # not the samples of weightings
+            self.edges = separate_edges(vector, losses.scalars)
         inside = depth() > 0
         self.places: dict[str, Place] = {
             name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
