@@ -44,7 +44,10 @@ class Call:
         self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, made: Any
     ) -> None:
         # of functions that know no call: what arguments hold is freed with the last part
-        self.make, self.args, self.kwargs, self.made = make, args, kwargs, made
+        self.make = make
+        self.args = args
+        self.kwargs = kwargs
+        self.made = made
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -77,8 +80,11 @@ class Made:
     """A function of a part: a field of what a call made, or all of it."""
 
     def __init__(self, call: Call, field: str, function: Callable[..., Any]) -> None:
-        self.call, self.field, self.function = call, field, function
-        self.__name__ = self.__qualname__ = call.make.__name__  # `vmap` asks for it, too
+        self.call = call
+        self.field = field
+        self.function = function
+        self.__name__: str = call.make.__name__
+        self.__qualname__: str = self.__name__  # `vmap` asks for it, too
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -88,15 +88,18 @@ class Harness:
     def __init__(
         self, rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: int, key: int
     ) -> None:
-        self.rule, self.plain, self.extra, self.tolerance = rule, plain, extra, tolerance
+        self.rule = rule
+        self.plain = plain
+        self.extra = extra
+        self.tolerance = tolerance
         self.mutation: Finding | None = None  # the first call that changed its inputs in place
         self.repeats = True  # whether the same input gives the same answer
         self.vmapped = False  # whether answers under vmap can be used
-        self.most = min(most, LOOPED)  # integer Jacobians for each T
+        self.most: int = min(most, LOOPED)  # integer Jacobians for each T
         self.pools: dict[int, Pool] = {}
-        draw = random.uniform(random.key(key), (2,), torch.float64).tolist()
-        self.between = 9 + int(draw[0] * (SMALL - 8)), SMALL + 1 + int(draw[1] * 20)
-        self.counts = (*EVERY, *self.between)
+        few, many = random.uniform(random.key(key), (2,), torch.float64).tolist()
+        self.between: tuple[int, int] = 9 + int(few * (SMALL - 8)), SMALL + 1 + int(many * 20)
+        self.counts: tuple[int, ...] = (*EVERY, *self.between)
         self._learn_inputs()
 
     # ---- one call --------------------------------------------------------------------------------
@@ -170,11 +173,8 @@ class Harness:
                     0, f"the rule changes {changed} in place", Case(jacobian, losses)
                 )
             if strict and weights.dtype != jacobian.dtype:
-                raise Invalid(
-                    f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian".replace(
-                        "torch.", ""
-                    )
-                )
+                said = f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian"
+                raise Invalid(said.replace("torch.", ""))
             kept.append(weights.to(jacobian.dtype))
         return torch.stack(kept)
 
@@ -197,9 +197,10 @@ class Harness:
     def _learn_inputs(self) -> None:
         """What the weights depend on: as the rule says, or else by running it."""
         known = self.rule.reads is not None
-        self.reads_losses = known and may_read(self.rule, "losses")
-        self.reads_gramian = False
-        self.draws, self.updates = False, 1
+        self.reads_losses: bool = known and may_read(self.rule, "losses")
+        self.reads_gramian: bool = False
+        self.draws: bool = False
+        self.updates: int = 1
         with quiet():
             for count in (2, 3):
                 rows = integers(count)[[2, 5, 9, 14]]

@@ -83,10 +83,9 @@ class InUse(Exception):
         with suppress(OSError, ValueError):  # the holder may end now; Windows lets no one read
             record = lock.read_text(encoding="utf-8").split("\n")
         process, node = record[:2] if len(record) > 1 else ("", "")
-        self.holder = f"process {process} on {node}" if node else "another process"
-        self.cure = (
-            "" if node in ("", platform.node()) else f"; if it no longer runs, delete {lock}"
-        )
+        self.holder: str = f"process {process} on {node}" if node else "another process"
+        here = node in ("", platform.node())
+        self.cure: str = "" if here else f"; if it no longer runs, delete {lock}"
         super().__init__(f"{lock} is held by {self.holder}")
 
 

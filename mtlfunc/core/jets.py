@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -215,12 +215,14 @@ class Jet:
     """
 
     def __init__(self, blocks: Iterable[Tensor], shape: torch.Size, product: Product) -> None:
-        self.blocks, self.shape, self.product = tuple(blocks), shape, product
+        self.blocks: tuple[Tensor, ...] = tuple(blocks)
+        self.shape = shape
+        self.product = product
 
-    ndim = property(lambda self: len(self.shape))
-    order = property(lambda self: len(self.blocks) - 1)
-    dtype = property(lambda self: self.blocks[0].dtype)
-    device = property(lambda self: self.blocks[0].device)
+    ndim: property = property(lambda self: len(self.shape))
+    order: property = property(lambda self: len(self.blocks) - 1)
+    dtype: property = property(lambda self: self.blocks[0].dtype)
+    device: property = property(lambda self: self.blocks[0].device)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -295,7 +297,8 @@ class Jet:
     def __getitem__(self, index: Any) -> Jet:
         return _slice(self, index)
 
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__: ClassVar[Callable[[Any, Any], Jet]] = __add__
+    __rmul__: ClassVar[Callable[[Any, Any], Jet]] = __mul__
 
 
 class _Pushing(TorchFunctionMode):

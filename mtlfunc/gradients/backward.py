@@ -59,13 +59,15 @@ class Backward:
     def __init__(
         self, forward: Forward, record: bool, left_out: frozenset[int] = frozenset()
     ) -> None:
-        self.params, self.root, self.record = forward.params, forward.root, record
+        self.params: Params = forward.params
+        self.root: GradientEdge | None = forward.root
+        self.record = record
         self.edges = forward.edges
         if self.edges is not None and left_out:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
-        self.some = self.edges if left_out else None
-        self.anyway = depth() > 0 and needs_recording(forward.losses.vector)
-        self.places = forward.places
+        self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
+        self.anyway: bool = depth() > 0 and needs_recording(forward.losses.vector)
+        self.places: dict[str, Place] = forward.places
 
     def leaf(self, name: str) -> Target:
         return target(self.places[name], partial(torch.zeros_like, self.params[name]))
@@ -185,10 +187,14 @@ class Passes:
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
     ) -> None:
-        self.backward, self.value, self.matrix, self.scale = backward, value, matrix, scale
-        self.count = value.shape[0] if matrix is None else matrix.shape[0]
-        self.mixed = matrix is not None
-        self.loss_edges, self.chunk_size = loss_edges, chunk_size
+        self.backward = backward
+        self.value = value
+        self.matrix = matrix
+        self.scale = scale
+        self.count: int = value.shape[0] if matrix is None else matrix.shape[0]
+        self.mixed: bool = matrix is not None
+        self.loss_edges = loss_edges
+        self.chunk_size = chunk_size
 
     def __call__(
         self,

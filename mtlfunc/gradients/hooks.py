@@ -25,7 +25,8 @@ class Handles(AbstractContextManager[Any]):
     """
 
     def __init__(self) -> None:
-        self.first, self.since = RemovableHandle.next_id, _nodes_made()
+        self.first: int = RemovableHandle.next_id
+        self.since: int = _nodes_made()
 
     def __exit__(self, *_: object) -> None:
         """Nothing was changed."""
@@ -40,8 +41,9 @@ class Hooks(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.since = RemovableHandle.next_id, _nodes_made()
-        self.retained = False
+        self.first: int = RemovableHandle.next_id
+        self.since: int = _nodes_made()
+        self.retained: bool = False
 
     @property
     def hooked(self) -> bool:

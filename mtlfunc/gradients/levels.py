@@ -180,7 +180,7 @@ class Strangers:
 
     def __init__(self, leaves: Params) -> None:
         self.seen: set[Node] = {leaf.grad_fn for leaf in leaves.values() if leaf.grad_fn}
-        self.own = set(map(id, leaves.values()))
+        self.own: set[int] = set(map(id, leaves.values()))
         self.found: list[Tensor] = []
 
     def enter(self, values: Iterable[Tensor]) -> bool:

@@ -64,8 +64,11 @@ class Run:
         parse: Callable[[Any], Losses] = parse_losses,
         facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.losses_fn, self.params, self.parse, self.facts = losses_fn, params, parse, facts
-        self.union = Union() if union is None else union
+        self.losses_fn = losses_fn
+        self.params = params
+        self.parse = parse
+        self.facts = facts
+        self.union: Union = Union() if union is None else union
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         """One forward pass, watched as far as the request has use for it."""

@@ -28,7 +28,8 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, state: State, record: Any) -> None:
         super().__init__("rollout interrupted; .state and .record hold what was computed")
-        self.state, self.record = state, record
+        self.state: State = state
+        self.record = record
 
 
 def rollout(
