@@ -89,7 +89,7 @@ class Forward:
             name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
             for name, leaf in leaves.items()
         }
-        self.reached = True if inside else None  # whether any leaf; None where the graph says it
+        self.reached: bool | None = True if inside else None  # any leaf? None: the graph says it
 
     @cached_property
     def graph(self) -> Graph:
