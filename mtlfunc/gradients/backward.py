@@ -62,7 +62,7 @@ class Backward:
         self.params: Params = forward.params
         self.root: GradientEdge | None = forward.root
         self.record = record
-        self.edges = forward.edges
+        self.edges: tuple[GradientEdge | None, ...] | None = forward.edges
         if self.edges is not None and left_out:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
         self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
