@@ -141,18 +141,19 @@ class _Layer(NamedTuple):
     outer: Tensor  # Uᵀ g (1 - VᵀV) [task, stack, m, n]
     unit: Tensor  # [stack], of μ
 
-    def roots(self, smoothing: Tensor | float) -> tuple[Tensor, Tensor]:
-        """μ and the singular values of [Σ w g, μ1]."""
-        mu = (smoothing * self.unit)[:, None]
+    def roots(self, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and the singular values of [Σ w g, μ1], of one smoothing or of several."""
+        mu = smoothing[..., None, None] * self.unit[:, None]
         return mu, torch.hypot(self.values, mu)
 
-    def cosine(self, smoothing: Tensor | float) -> Tensor:
+    def cosine(self, smoothing: Tensor) -> Tensor:
         """The singular values of the smoothed problem's D, all below 1."""
         return self.values / self.roots(smoothing)[1]
 
-    def rates(self, smoothing: Tensor | float) -> Tensor:
-        """⟨g_t, D⟩ `[task]`."""
-        return (self.inner.diagonal(0, -2, -1) * self.cosine(smoothing)).sum((-2, -1))
+    def rates(self, smoothing: Tensor) -> Tensor:
+        """⟨g_t, D⟩ `[..., task]`."""
+        cosine = self.cosine(smoothing)[..., None, :, :]
+        return (self.inner.diagonal(0, -2, -1) * cosine).sum((-2, -1))
 
 
 def _minimize(
@@ -168,19 +169,19 @@ def _minimize(
     smoothing, bound = gramian.new_full((), 0.3), gramian.new_full((), torch.inf)
     held, iterations = bound < 0, (bound < 0).long()
     fall, best = torch.zeros_like(bound), None
-    for _ in range(steps):
+    for number in range(1, steps + 1):
         layers = [_layer(g, trial, unit) for g, unit in zip(rows, units, strict=True)]
         point = _point(layers, trial, gramian, smoothing)
         best = point if best is None else _better(point, best)
         iterations = iterations + 1
         least = torch.clamp_min(tolerance * best.value, ROUNDING)
-        if not inside_transform() and bool(best.gap <= least):
+        if number == steps or (not inside_transform() and bool(best.gap <= least)):
             break
-        value, here = (_objective(layers, trial, gramian, x) for x in (0.0, smoothing))
+        here = _objective(layers, trial, gramian, smoothing)
         failed = held & (here > bound - 0.3 * fall + ROUNDING)
         slope, model = _model(layers, trial, gramian, smoothing)
         lack = slope @ trial - slope.amin()  # what the weights miss; the rest of the gap is μ's
-        share = 0.05 * (1 + lack / or_one(here - value))
+        share = 0.05 * (1 + lack / or_one(here - point.value))
         less = smoothing * share.clamp(0.02, 1.0).where(lack > 0, 0.02)
         new = solve(MinNorm(model)).weights
         fall = torch.where(failed, 0.5 * fall, slope @ (trial - new))
@@ -205,7 +206,7 @@ def _layer(rows: Tensor, weights: Tensor, unit: Tensor) -> _Layer:
 
 
 def _objective(
-    layers: Sequence[_Layer], weights: Tensor, gramian: Tensor, smoothing: Tensor | float
+    layers: Sequence[_Layer], weights: Tensor, gramian: Tensor, smoothing: Tensor
 ) -> Tensor:
     """F, of [g, μ1], + ½wᵀGw."""
     norms = [layer.roots(smoothing)[1].sum() for layer in layers]
@@ -215,17 +216,14 @@ def _objective(
 def _point(layers: Sequence[_Layer], weights: Tensor, gramian: Tensor, smoothing: Tensor) -> _Point:
     """D is that of μ, of hardly any μ (the polar factor), or 0: what has the best worst rate."""
     curve = gramian @ weights
-
-    def rates(mu: Tensor) -> Tensor:
-        return torch.stack([layer.rates(mu) for layer in layers]).sum(0) + curve
-
     choices = torch.stack([smoothing, 0 * smoothing + ROUNDING, 0 * smoothing + torch.inf])
-    worst = torch.stack([rates(mu).amin() for mu in choices])
-    mu = choices.gather(0, worst.argmax(0, keepdim=True))[0]
-    value = _objective(layers, weights, gramian, 0.0)
-    gap = value + 0.5 * weights @ curve - worst.amax()
+    rates = torch.stack([layer.rates(choices) for layer in layers]).sum(0) + curve
+    worst, best = rates.amin(-1).max(0, keepdim=True)
+    mu = choices.gather(0, best)[0]
+    value = _objective(layers, weights, gramian, 0 * smoothing)
+    gap = value + 0.5 * weights @ curve - worst[0]
     return _Point(
-        *(weights, rates(mu), value, gap.clamp_min(0)),
+        *(weights, rates.index_select(0, best)[0], value, gap.clamp_min(0)),
         [(layer.left * layer.cosine(mu)[..., None, :]) @ layer.right for layer in layers],
     )
 
