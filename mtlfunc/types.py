@@ -78,8 +78,9 @@ and () that of all axes.
 class Metric(NamedTuple):
     """The step that an optimizer will make of a gradient g: -(carried + P·g)."""
 
-    scale: Params  # P, a diagonal, learning rates included
-    carried: Params  # c: momentum, weight decay, and gradients that wait in `.grad`
+    scale: Params  # P, a diagonal, learning rates included; 0-d where it is one number
+    # c: momentum, weight decay, and gradients that wait in `.grad`; of leaves that have any
+    carried: Params
     # leaves whose P·g is B(scale·A(g)): products A and B along their axes
     turns: dict[str, tuple[Factors, Factors]] | None = None
 

@@ -388,8 +388,8 @@ def metric_dot(
 
     Args:
         left: `{name: [row, *shape]}`.
-        scale: the metric P, `{name: [*shape]}`.
-        carried: c, `{name: [*shape]}`.
+        scale: the metric P, `{name: [*shape]}`, or 0-d.
+        carried: c, `{name: [*shape]}`, of some of the leaves.
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
@@ -401,10 +401,10 @@ def metric_dot(
     for name in names:
         wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
         one, other = left[name], right[name]
+        c = carried.get(name, one.new_zeros(()))
         flat = [
             one.reshape(one.shape[0], -1),
-            scale[name].flatten(),
-            carried[name].flatten(),
+            *(x.expand(one.shape[1:]).flatten() for x in (scale[name], c)),
             other.reshape(other.shape[0], -1),
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):

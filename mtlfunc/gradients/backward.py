@@ -14,8 +14,9 @@ from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot, inner_products
-from ..types import Params, Rows
-from .layerwise import Place, Plan, Use, task_block
+from ..processes import metric_gramians
+from ..types import Metric, Params, Rows
+from .layerwise import Place, Plan, Use, task_block, task_products
 from .levels import run_backward
 from .run import PLAIN, UNDEFINED, Forward
 from .safe_ops import is_batching_error, needs_recording
@@ -327,70 +328,73 @@ class Passes:
         `across`: the right set is of another forward, with its passes and its plan of the same
         parts.
         """
-        wide = dtype or torch.promote_types(
-            next(iter(self.backward.params.values())).dtype, torch.float32
-        )
+        wide = self._wide(dtype)
         matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
         if matrix is not None and wide == matrix.dtype:
             total = inner_products(matrix, matrix)
             return (total + total.mT).mul_(0.5)
-        parts, at = [], 0
-        others = across[1].tapped if across else [(None, None)] * len(plan.tapped)
+        parts, its_plan = [], across[1] if across else plan
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
             if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
-            there = 0
-            for (group, form), (other, _) in zip(plan.tapped, others, strict=True):
-                mine = slice(at, at + len(group.uses))
-                theirs = slice(there, there + len((other or group).uses))
-                at, there = mine.stop, theirs.stop
-                deltas = None if right is left else right.deltas[theirs]
-                parts.append(task_block(group, form, left.deltas[mine], deltas, wide, other))
+            sides = plan.split(left.deltas), its_plan.tapped, its_plan.split(right.deltas)
+            for (group, form), mine, (other, _), theirs in zip(plan.tapped, *sides, strict=True):
+                deltas = None if right is left else theirs
+                parts.append(task_block(group, form, mine, deltas, wide, other if across else None))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5) if right is left else total
 
-    def gramian_in_chunks(
-        self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None
-    ) -> Tensor:
-        """The Gramian by blocks: two chunks of rows held, for about T/2·size times the passes."""
-        count = self.count
-        starts = range(0, count, size)
-        blocks: dict[tuple[int, int], Tensor] = {}
-        for i in starts:
-            left = self(plan, plan.rows, rows=slice(i, i + size))
-            blocks[i, i] = self.gramian(plan, left, left, measured, dtype)
-            for j in starts[i // size + 1 :]:
-                blocks[i, j] = self.gramian(
-                    plan, left, self(plan, plan.rows, rows=slice(j, j + size)), measured, dtype
-                )
-                blocks[j, i] = blocks[i, j].mT
-        return torch.cat([torch.cat([blocks[i, j] for j in starts], 1) for i in starts])
+    def metric_gramian(
+        self,
+        plan: Plan,
+        found: Measured,
+        measured: tuple[str, ...],
+        metric: Metric,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:
+        """J P Jᵀ and J c over the measured leaves."""
+        wide, names = self._wide(dtype), tuple(x for x in measured if x in found.rows)
+        with nullcontext() if self.backward.record else torch.no_grad():
+            parts = [metric_gramians(found.rows, metric, names, (), dtype)] if names else []
+            for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
+                block = task_block(group, form, deltas, deltas, wide, group.other)
+                c = metric.carried.get(group.uses[0].part.leaf)
+                parts.append((0.5 * (block + block.mT), task_products(group, deltas, c, wide)))
+            gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
+        return gramian, carried
+
+    def _wide(self, dtype: torch.dtype | None) -> torch.dtype:
+        own = next(iter(self.backward.params.values())).dtype
+        return dtype or torch.promote_types(own, torch.float32)
 
 
-def cross_in_chunks(
+def gramian_in_chunks(
     sides: tuple[tuple[Passes, Plan], tuple[Passes, Plan]],
     measured: tuple[str, ...],
     size: int | None,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """The Gramian [row, row] of one forward's rows with another's; `size` None is all at once."""
+    """The Gramian [row, row] of one forward's rows with another's by blocks: two chunks of rows
+    held; `size` None is all at once. With themselves for about T/2·size times the passes.
+    """
     (one, plan), (other, its_plan) = sides
+    across, blocks = None if other is one else (other, its_plan), list[list[Tensor]]()
 
     def chunks(passes: Passes) -> list[slice]:
         count = passes.count
         return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
 
-    blocks = []
     for mine in chunks(one):
         left = one(plan, plan.rows, rows=mine)
-        row = []
-        for theirs in chunks(other):
-            right = other(its_plan, its_plan.rows, rows=theirs)
-            row.append(one.gramian(plan, left, right, measured, dtype, (other, its_plan)))
-        blocks.append(torch.cat(row, 1))
-    return torch.cat(blocks)
+        row = [] if across else [before[len(blocks)].mT for before in blocks]
+        for theirs in chunks(other)[len(row) :]:
+            same = across is None and theirs == mine
+            right = left if same else other(its_plan, its_plan.rows, rows=theirs)
+            row.append(one.gramian(plan, left, right, measured, dtype, across))
+        blocks.append(row)
+    return torch.cat([torch.cat(row, 1) for row in blocks])
 
 
 def _stacked(found: list[list[Tensor]]) -> list[Tensor]:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.batching import check_at_once
-from ..core.checks import can_look, check_option, check_params
+from ..core.checks import check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import ALONE, Group, Union, check_whole, describe_params, union_of
+from ..processes import Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
 from .linearize import Keep, Linearization, Request, cross_gramian, linearize, weighed
@@ -190,7 +190,7 @@ def sample_gramian(
         linear = _linearize_entries(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
         assert linear.gramian is not None
         return linear.aux, linear.gramian
-    measure = _gramian_by_layers if by_layers else _gramian_by_rows
+    measure = sample_by_layers if by_layers else _gramian_by_rows
     with torch.no_grad() if union.several else nullcontext():
         losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union=union)
     if union.several:
@@ -246,7 +246,7 @@ def sample_norms(
     check_engine(engine)
     names = select(params, shared)
     if engine != "rows" and not torch.compiler.is_compiling():
-        losses, squares = _gramian_by_layers(
+        losses, squares = sample_by_layers(
             losses_fn, params, (batch,), names, gramian_dtype, diagonal=True
         )
     else:
@@ -255,28 +255,6 @@ def sample_norms(
         parts = [linear.rows[name].to(wide).flatten(1).square().sum(1) for name in names]
         losses, squares = linear.aux, torch.stack(parts).sum(0)
     return losses, root(squares).reshape(losses.shape)
-
-
-def _gramian_by_layers(
-    losses_fn: LossesFn,
-    params: Params,
-    batches: tuple[Batch, ...],
-    names: tuple[str, ...],
-    gramian_dtype: torch.dtype | None,
-    *,
-    diagonal: bool = False,
-    union: Union = ALONE,
-) -> tuple[Tensor, Tensor]:
-    return sample_by_layers(
-        losses_fn,
-        params,
-        batches,
-        names,
-        look=can_look(params, batches),
-        gramian_dtype=gramian_dtype,
-        diagonal=diagonal,
-        union=union,
-    )
 
 
 def _gramian_by_rows(

@@ -13,8 +13,8 @@ from torch.func import vmap
 
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
-from ..types import Params, Rows
-from .backward import Backward, Passes, cross_in_chunks
+from ..types import Metric, Params, Rows
+from .backward import Backward, Passes, gramian_in_chunks
 from .layerwise import (
     Engine,
     Plan,
@@ -57,7 +57,7 @@ class Linearization(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is wanted of one forward pass: G = A · J Jᵀ · Aᵀ with A = C · diag(scale)."""
+    """What is wanted of one forward pass: G = A · J P Jᵀ · Aᵀ with A = C · diag(scale)."""
 
     shared: tuple[str, ...]  # the leaves whose rows, or whose Gramian, are wanted
     measured: tuple[str, ...] = ()  # those that the Gramian sums over; none, and there is none
@@ -72,6 +72,7 @@ class Request(NamedTuple):
     heads: Callable[[int], float | None] | None = None
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
+    metric: Metric | None = None  # over the measured leaves: J P Jᵀ, and J c, in place of J Jᵀ
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
     # no other request follows for the same forward, so that its graph may be freed
@@ -133,7 +134,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         return linearize_by_hooks(forward, request)
     with enable_grad():
         passes, route, preference = _open(forward, request)
-        rows, gramian, heads = _measure(forward, request, passes, route)
+        rows, gramian, heads, carried = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
     # the pullback is the only pass, and visits all of the graph
     final = request.last and not (request.shared or request.left_out)
@@ -150,7 +151,9 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
     told = mixed if request.weightings else value
-    return Linearization(told, mixed, preference, rows, gramian, heads, pullback, forward.aux)
+    return Linearization(
+        told, mixed, preference, rows, gramian, heads, pullback, forward.aux, carried=carried
+    )
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
@@ -164,7 +167,7 @@ def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor
         )
         plans = left_route.plan, right_route.plan
         one, other = (common_plan(plan, [sketch(each) for each in plans]) for plan in plans)
-        return cross_in_chunks(
+        return gramian_in_chunks(
             ((left, one), (right, other)),
             request.measured,
             request.chunk_size,
@@ -189,7 +192,7 @@ def _open(
     `paired`: the rows are multiplied with another forward's.
     """
     matrix, preference = request.cotangents(forward.value)
-    record = forward.recorded or is_differentiated((matrix, request.scale))
+    record = forward.recorded or is_differentiated((matrix, request.scale, request.metric))
     rows = forward.value.shape[0] if matrix is None else matrix.shape[0]
     route = _route(forward, request, rows, record, paired)
     forward.by_rows = route.loss_edges is not None and not route.plan.tapped
@@ -231,9 +234,10 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             keep=request.keep == "combination",
             mixed=not apart,
             whole=chunk is None
-            and not (paired or request.left_out or request.weightings)
+            and not (paired or request.left_out or request.weightings or request.metric)
             and forward.whole,
             shared=request.shared,
+            metric=request.metric,
         )
         if decision.slices is not None:
             return _Route(plan, None, 1, decision.slices)
@@ -279,8 +283,8 @@ def _prefers_separate(forward: Forward, rows: int) -> bool:
 
 def _measure(
     forward: Forward, request: Request, passes: Passes, route: _Route
-) -> tuple[Rows, Tensor | None, Params]:
-    """(rows, Gramian, the other leaves' gradient), as far as they are wanted."""
+) -> tuple[Rows, Tensor | None, Params, Tensor | None]:
+    """(rows, Gramian, the other leaves' gradient, J c), as far as they are wanted."""
     value, plan, dtype = forward.value, route.plan, request.gramian_dtype
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
@@ -297,10 +301,11 @@ def _measure(
         rows, gramian, heads = linearize_slices(
             route.slices, passes.backward, on_heads(), passes.matrix, wanted, dtype
         )
-        return rows, gramian, {name: share * grad for name, grad in heads.items()}
-    rows, gramian, head_grads = {}, None, {}
-    if request.keep == "nothing" and request.chunk_size:
-        gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
+        return rows, gramian, {name: share * grad for name, grad in heads.items()}, None
+    rows, gramian, head_grads, carried = {}, None, {}, None
+    if request.keep == "nothing" and request.chunk_size and request.metric is None:
+        sides = (passes, plan), (passes, plan)
+        gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
         apart, by_rows = route.loss_edges is not None, not plan.tapped
         # whether nothing is pulled back later
@@ -314,7 +319,10 @@ def _measure(
             freed=forward.losses.vector if forward.freed else None,
         )
         rows = found.rows  # the others are combined by a pass that stops where those are
-        if request.measured:
+        if request.measured and request.metric is not None:
+            metric = request.metric
+            gramian, carried = passes.metric_gramian(plan, found, request.measured, metric, dtype)
+        elif request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
         head_grads = found.heads
         if share is not None and share != 1.0:
@@ -322,7 +330,7 @@ def _measure(
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return rows, gramian, head_grads
+    return rows, gramian, head_grads, carried
 
 
 def _traced(forward: Forward, request: Request) -> Linearization:
@@ -339,7 +347,8 @@ def _traced(forward: Forward, request: Request) -> Linearization:
         return {name: grads[name] for name in shared}
 
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
-    gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
+    plain = measured and request.metric is None
+    gramian = dot(rows, rows, measured, request.gramian_dtype) if plain else None
     others = tuple(name for name in forward.params if name not in shared)
     count = request.weightings or len(value)
     share = request.heads(count) if others and request.heads else None

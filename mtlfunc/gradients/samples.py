@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import depth, poison
+from ..core.checks import can_look, depth, poison
 from ..core.tree import dot
-from ..processes import Union
+from ..processes import ALONE, Union
 from ..types import Batch, LossesFn, Params
 from .backward import Backward, target
 from .layerwise import (
@@ -62,11 +62,9 @@ class Side(NamedTuple):
         )
 
     def sampled_groups(self) -> Iterator[tuple[SampledGroup, Form]]:
-        at, samples = 0, len(self.losses)
-        for group, form in self.plan.tapped:
-            mine = slice(at, at + len(group.uses))
-            at = mine.stop
-            yield SampledGroup(group, self.where[mine], self.deltas[mine], samples), form
+        each = self.plan.split(self.where), self.plan.split(self.deltas)
+        for (group, form), where, deltas in zip(self.plan.tapped, *each, strict=True):
+            yield SampledGroup(group, where, deltas, len(self.losses)), form
 
     def biases(self) -> dict[str, str]:
         """The biases that their own calls' weight takes along, with that weight."""
@@ -96,11 +94,10 @@ def sample_by_layers(
     params: Params,
     batches: Sequence[Batch],
     names: tuple[str, ...],
-    *,
-    look: bool,
     gramian_dtype: torch.dtype | None,
+    *,
     diagonal: bool = False,
-    union: Union,
+    union: Union = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
 
@@ -113,7 +110,6 @@ def sample_by_layers(
         params: where to differentiate.
         batches: a second one has the samples that make the Gramian's columns.
         names: the leaves that the Gramian sums over.
-        look: whether values can be read.
         gramian_dtype: dtype of the accumulation; None is the parameters' own, at least float32.
         diagonal: the Gramian's diagonal alone.
         union: the processes that call this together, each with samples of its own; all of theirs,
@@ -123,8 +119,9 @@ def sample_by_layers(
         the first losses as they came, and G [n, m] over the flattened losses, or its diagonal [n].
 
     Raises:
-        ValueError: where samples mix, if `look`; elsewhere the Gramian is NaN.
+        ValueError: where samples mix, if values can be read; elsewhere the Gramian is NaN.
     """
+    look = can_look(params, batches)
     wide = gramian_dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
 
     def all_sides() -> tuple[list[Side], dict[str, Any]]:

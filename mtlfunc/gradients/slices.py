@@ -53,13 +53,10 @@ def linearize_slices(
     wide = dtype or torch.promote_types(next(iter(backward.params.values())).dtype, torch.float32)
     parts: list[Tensor] = []
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
-    at = 0
     with nullcontext() if backward.record else torch.no_grad():
-        for group, form in slices.plan.tapped:
-            mine = slice(at, at + len(group.uses))
-            at = mine.stop
-            deltas = [delta[None] for delta in found[mine]]
-            each = SampledGroup(group, where[mine], deltas, tasks)
+        every = slices.plan.split(where), slices.plan.split(found)
+        for (group, form), mine, deltas in zip(slices.plan.tapped, *every, strict=True):
+            each = SampledGroup(group, mine, [delta[None] for delta in deltas], tasks)
             if not slices.rows:
                 factors = sample_factors(each, form, wide)
                 parts.append(sample_block(group, form, factors, factors, wide))

@@ -412,8 +412,8 @@ def _update(
         )
     aim = _aim(options, run, batch, measured)
     edited |= aim is not None
-    with_rows = edited or metric is not None
-    # a metric weighs rows, and one pass for all weightings makes them on demand alone
+    # a diagonal weighs rows, and one pass for all weightings makes them on demand alone
+    with_rows = edited or (metric is not None and (weights is not None or not metric.turns))
     combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
         names,
@@ -424,6 +424,7 @@ def _update(
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
+        metric=None if with_rows else metric,
         weightings=0 if weights is None else len(weights),
         last=True,
     )

@@ -304,7 +304,7 @@ def metric_gramians(
     scale, turns = metric.scale, metric.turns or {}
     for name in turns.keys() & set(measured):
         rows = rows | {name: turn_scaled(rows[name], scale[name], turns[name])}
-        scale = scale | {name: torch.ones_like(scale[name])}
+        scale = scale | {name: scale[name].new_ones(())}
     members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
     found = torch.stack(
         [metric_dot(rows, scale, metric.carried, right, names, dtype) for names in members]

@@ -12,6 +12,7 @@ from .formulas import sample_block as sample_block
 from .formulas import sample_factors as sample_factors
 from .formulas import sample_squares as sample_squares
 from .formulas import task_block as task_block
+from .formulas import task_products as task_products
 from .graph import Graph as Graph
 from .graph import Place as Place
 from .graph import prefers_one_pass as prefers_one_pass

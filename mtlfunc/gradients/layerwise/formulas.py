@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...core.checks import depth
 from ...core.tree import BLOCK, inner_products
+from ...types import Metric
 from .uses import Use
 
 Form = Literal["kernel", "gemm", "rows", "mixed"]
@@ -43,6 +44,8 @@ class Group(NamedTuple):
     numel: int
     # how many separate losses each call serves; None where all losses are one vector
     served: tuple[int, ...] | None = None
+    # these uses as rows P·g of a metric, with which the rows g are multiplied; None is themselves
+    other: Group | None = None
 
     @property
     def alike(self) -> bool:
@@ -155,6 +158,10 @@ def costs(
                 groups * (total * total * reading + pairs * (2.0 * o + 2.0)),
                 groups * (pairs + total * total) * itemsize,
             )
+    if group.other is not None:  # a factor of each axis multiplies inputs and deltas, or the rows
+        _, _, a, o = group.lead.sizes
+        more = {"kernel": total * (a * a + rows * o * o), "rows": rows * width * (a + o)}
+        return {x: Cost(found[x].flops + 2.0 * more[x], found[x].bytes) for x in found if x in more}
     return found
 
 
@@ -211,6 +218,39 @@ def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) 
         for length in (layout.start, samples - layout.start - count)
     )
     return torch.cat([before, x, after], lead)
+
+
+def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
+    """A leaf's groups with the rows P·g; none where P is no product along the axes of a matrix."""
+    (group, *parts), name = groups, groups[0].uses[0].part.leaf
+    first, then = (metric.turns or {}).get(name, ((), ()))
+    swapped, scale = group.uses[0].is_turned, metric.scale[name]
+    if parts or then or scale.ndim or not group.alike or swapped is None:
+        return []
+    deltas, inputs = (first[::-1] if swapped else first) or (None, None)
+
+    def times(x: Tensor, factor: Tensor | None) -> Tensor:
+        return x if factor is None else x.to(factor) @ factor
+
+    def turned(use: Use) -> Use:
+        fixed: Any = use.fixed
+        return use._replace(
+            varied=lambda delta: times(use.varied(delta), deltas),
+            fixed=lambda: times(scale * fixed(), inputs),
+        )
+
+    return [group._replace(other=group._replace(uses=tuple(map(turned, group.uses))))]
+
+
+def task_products(
+    group: Group, deltas: Sequence[Tensor], leaf: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Inner products [row] of a matrix's rows, of which none is formed, with another; None is 0."""
+    if leaf is None:
+        return deltas[0].new_zeros(len(deltas[0]), dtype=dtype)
+    matrix = (leaf if group.uses[0].is_turned else leaf.mT).to(dtype)
+    varied = _join_positions(_task_deltas(group, deltas, dtype), 2)
+    return varied.flatten(1) @ (_task_inputs(group, dtype) @ matrix).flatten()
 
 
 def task_block(

@@ -7,21 +7,22 @@ same backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ...types import Params
+from ...types import Metric, Params
 from .broadcast import over_samples
-from .formulas import HALF, Cost, Form, Group, Layout, costs, layouts, positions
+from .formulas import HALF, Cost, Form, Group, Layout, costs, in_metric, layouts, positions
 from .graph import DEVICES, Graph, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
 
+T = TypeVar("T")
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
@@ -65,6 +66,11 @@ class Plan(NamedTuple):
     @property
     def uses(self) -> list[Use]:
         return [use for group, _ in self.tapped for use in group.uses]
+
+    def split(self, found: Sequence[T]) -> Iterator[Sequence[T]]:
+        """What was found for every use, group by group."""
+        rest = iter(found)
+        return ([next(rest) for _ in group.uses] for group, _ in self.tapped)
 
 
 def groups_of(
@@ -437,6 +443,7 @@ def decide(
     mixed: bool,
     whole: bool = False,
     shared: Sequence[str] | None = None,
+    metric: Metric | None = None,
 ) -> Decision:
     """Choose how the Gramian of a recorded forward pass is made.
 
@@ -450,6 +457,7 @@ def decide(
         mixed: the rows are mixtures of the tasks.
         whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
+        metric: in which the rows are multiplied.
     """
     losses, params, graph = forward.losses.vector, forward.params, forward.graph
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
@@ -471,6 +479,8 @@ def decide(
         apart, one_at_a_time = should_loop(every, graph, params, rows, separable, device)
     loss_edges = loss_edges if apart and not mixed else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
+    if metric is not None:
+        groups = {name: in_metric(parts, metric) for name, parts in groups.items()}
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
     return Decision(plan, loss_edges, one_at_a_time, groups)
 
