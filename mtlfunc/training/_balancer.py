@@ -572,8 +572,8 @@ class Balancer:
             return False
         if weightings is not None:
             return watches(leaves, len(weightings))
-        if self._watched is None:  # a metric needs rows
-            self._watched = self._metric is None and watches(leaves)
+        if self._watched is None:
+            self._watched = watches(leaves)
         separate = forward.losses.scalars is not None
         return self._watched and not (separate and forward.graph.kind in self._by_rows)
 
