@@ -5,16 +5,21 @@ with the state of its version 4.1.0.
 """
 
 import copy
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 import mtlfunc as mf
-from mtlfunc.types import Params
+from mtlfunc.gradients import layerwise
+from mtlfunc.types import Metric, Params
 
 F64 = torch.float64
 X, Y = (mf.random.normal(mf.random.key(k), s, F64) for k, s in ((1, (40, 6)), (2, (40, 3))))
@@ -276,6 +281,14 @@ def test_what_is_wrong_is_said():
     balancer = mf.Balancer(net, mf.mgda(), metric=optimizer)
     with pytest.raises(ValueError, match="has no inv_pre_cond_0, inv_pre_cond_1"):
         balancer.backward(losses_at(net))
+    optimizer.state[net[0].weight] = {"inv_pre_cond_0": torch.eye(8), "inv_pre_cond_1": X[:6]}
+    optimizer.state[net[0].weight]["pre_cond_0"] = torch.eye(6)
+    with pytest.raises(ValueError, match=r"state's pre_cond_0 of 0.weight is \[6, 6\]"):
+        balancer.backward(losses_at(net))
+    optimizer.state[net[0].weight].pop("pre_cond_0")
+    optimizer.param_groups[0]["momentum"] = 0.9  # of a buffer that the first step did not make
+    with pytest.raises(ValueError, match="has no momentum_buffer"):
+        balancer.backward(losses_at(net))
 
 
 @pytest.mark.parametrize(("name", "walked"), [("soap", 1), ("shampoo decoupled", 2)])
@@ -309,3 +322,163 @@ def test_decay_is_counted_in_the_directions_of_soap_that_have_a_scale():
     info = balancer.backward(losses)
     decay = 0.1 * 0.5 * (net.weight.detach() * seen).sum() * along
     torch.testing.assert_close(info.rates, info.gramian @ info.weights + decay)
+
+
+# How a matrix w [20, 24] may be read, and whether its part of the Gramian then needs no rows.
+TASKS, SAMPLES = 4, 3
+READS: dict[str, tuple[Any, bool]] = {
+    "linear": (lambda w, x, y: nn.functional.linear(x, w), True),
+    "turned": (lambda w, x, y: y @ w, True),
+    "from the left": (lambda w, x, y: (w @ x.mT).mT, True),
+    "at tokens": (lambda w, x, y: nn.functional.linear(x.reshape(3, 1, 24).tanh(), w)[:, 0], True),
+    "twice": (lambda w, x, y: (x @ w.mT + (2 * x).tanh() @ w.mT).sin(), True),
+    "both ways": (lambda w, x, y: (x @ w.mT).tanh() @ w, False),
+    "in pieces": (lambda w, x, y: torch.cat([x @ part.mT for part in w.chunk(2)], 1), False),
+    "by index": (lambda w, x, y: w[torch.tensor([0, 3, 3])], False),
+    "by itself": (lambda w, x, y: w.square()[:3] + x, False),
+}
+NORMAL = partial(mf.random.normal, dtype=F64)
+
+
+def factors_of(kind: str, *sizes: int) -> tuple[Tensor | None, ...]:
+    """Positive semidefinite of rank 5, or any matrices; or the identity along the first axis."""
+    found = []
+    for i, n in enumerate(sizes):
+        x = NORMAL(mf.random.key(10 + i), (n, n if kind == "any" else 5))
+        found.append(x if kind == "any" else x @ x.mT)
+    return (None, *found[1:]) if kind == "one" else tuple(found)
+
+
+class Counted(TorchDispatchMode):
+    """The entries of the largest tensor that an operation makes, and operations of products."""
+
+    entries = flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        for x in tree_leaves(out):
+            self.entries = max(self.entries, x.numel() if isinstance(x, Tensor) else 0)
+        return out
+
+
+def in_metric(losses_fn: Any, params: Params, metric: Metric, engine: Any = "auto") -> Any:
+    """J P Jᵀ and J c, as a step without a combination has them."""
+    run = mf.Run(losses_fn, params)
+    run.metric, run.combines = lambda names: metric, False
+    extra = mf.jacobian(engine=engine).update(run, (), ())[0].geometry
+    return extra.gramian, extra.extra["carried"]
+
+
+def problem(read: Any, params: Params, shift: Any = 0.0) -> Tensor:
+    """Losses [task] of a matrix that is read in some way, with a bias and a diagonal beside it."""
+    x, y = (NORMAL(mf.random.key(k), (SAMPLES, n)) for k, n in ((4, 24), (5, 20)))
+    out = read(params["w"], x + shift, y + shift).tanh()
+    wish = NORMAL(mf.random.key(6), (TASKS, *out.shape))
+    scaled = out * params["scale"][: out.shape[1]] + params["bias"].sum()
+    return (scaled - wish).square().mean((1, 2))
+
+
+PROBLEM = {n: NORMAL(mf.random.key(k), s) / 4
+           for n, k, s in (("w", 7, (20, 24)), ("scale", 8, (24,)), ("bias", 9, (3,)))}  # fmt: skip
+
+
+def metric_with(kind: str) -> Metric:
+    """Factors along the axes of the matrix and the bias, a diagonal for the scale; some c."""
+    scale = {
+        "w": torch.tensor(0.3, dtype=F64), "scale": PROBLEM["scale"].square(),
+        "bias": torch.tensor(2.0, dtype=F64),
+    }  # fmt: skip
+    carried = {n: PROBLEM[n].sin() for n in ("w", "scale")}
+    turns = {"w": (factors_of(kind, 20, 24), ()), "bias": (factors_of("any", 3), ())}
+    return Metric(scale, carried, turns)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The graph is asked who reads the leaves of however small a network."""
+    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+
+
+@pytest.mark.parametrize("kind", ["singular", "any", "one"])
+@pytest.mark.parametrize("name", READS)
+def test_factors_along_the_axes_are_their_kronecker_product(name, kind, asked):
+    """P written out as a matrix, and rows by torch.autograd."""
+    read, metric = READS[name][0], metric_with(kind)
+    assert metric.turns is not None
+    params = {n: x.clone().requires_grad_() for n, x in PROBLEM.items()}
+    each = [torch.autograd.grad(x, list(params.values()), retain_graph=True)
+            for x in problem(read, params)]  # fmt: skip
+    rows = {
+        n: torch.stack(x).flatten(1) for n, x in zip(params, zip(*each, strict=True), strict=True)
+    }
+    first, second = (torch.eye(n, dtype=F64) if f is None else f
+                     for n, f in zip((20, 24), metric.turns["w"][0], strict=True))  # fmt: skip
+    (other,) = metric.turns["bias"][0]
+    assert other is not None
+    whole = {
+        "w": 0.3 * torch.kron(first.mT.contiguous(), second.mT.contiguous()),
+        "scale": metric.scale["scale"].diag(),
+        "bias": 2.0 * other.mT,
+    }
+    known = torch.stack([x @ whole[n] @ x.mT for n, x in rows.items()]).sum(0)
+    known = 0.5 * (known + known.mT)
+    along = torch.stack([rows[n] @ c.flatten() for n, c in metric.carried.items()]).sum(0)
+    with Counted() as seen:
+        gramian, carried = in_metric(lambda p, _: problem(read, p), PROBLEM, metric)
+    torch.testing.assert_close(gramian, known, rtol=1e-10, atol=1e-10 * float(known.abs().max()))
+    torch.testing.assert_close(carried, along, rtol=1e-10, atol=1e-10 * float(along.abs().max()))
+    assert (seen.entries < TASKS * PROBLEM["w"].numel()) == READS[name][1]
+
+
+def test_factors_compose_with_transforms(asked):
+    """Nested vmap, and derivatives in the parameters, the factors and c, against rows."""
+    read = READS["linear"][0]
+
+    def answer(engine: Any, params: Params, shift: Tensor, size: Tensor) -> Tensor:
+        metric = metric_with("singular")
+        assert metric.turns is not None
+        (first, second), _ = metric.turns["w"]
+        assert first is not None
+        metric = metric._replace(
+            carried={n: size * x for n, x in metric.carried.items()},
+            turns=metric.turns | {"w": ((first * size.cos(), second), ())},
+        )
+        gramian, carried = in_metric(lambda p, _: problem(read, p, shift), params, metric, engine)
+        return torch.cat([gramian.flatten(), carried])
+
+    shifts, sizes = (NORMAL(mf.random.key(k), (n,)) for k, n in ((1, 2), (2, 3)))
+    for engine in ("auto", "rows"):
+        nested = vmap(vmap(partial(answer, engine, PROBLEM), (None, 0)), (0, None))(shifts, sizes)
+        loop = [[answer("rows", PROBLEM, a, b) for b in sizes] for a in shifts]
+        torch.testing.assert_close(nested, torch.stack([torch.stack(x) for x in loop]))
+    found, known = (
+        grad(lambda p, a, b, e=engine: answer(e, p, a, b).sin().sum(), (0, 1, 2))(
+            PROBLEM, shifts[0], sizes[0]
+        )
+        for engine in ("auto", "rows")
+    )
+    torch.testing.assert_close(found, known)
+
+
+def test_shampoo_costs_few_more_products_than_the_plain_gramian():
+    """Three layers of 512 units, 4 tasks, 128 samples: operations in place of time."""
+    width, samples, tasks = 512, 128, 4
+    net = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(3)))
+    optimizer = Shampoo(net.parameters(), lr=0.1)
+    for leaf in net.parameters():
+        optimizer.state[leaf] = {f"inv_pre_cond_{i}": torch.eye(width) for i in (0, 1)}
+    x, wish = torch.ones(samples, width), torch.ones(tasks, samples, width)
+    flops = []
+    for metric in (None, optimizer):
+        balancer = mf.Balancer(net, mf.mean(), metric=metric)
+        net.zero_grad()
+        losses = list((net(x) - wish).square().mean((1, 2)).unbind())
+        with Counted() as seen:
+            balancer.backward(losses)
+        flops.append(seen.flops)
+        assert seen.entries < tasks * width**2
+    # inputs by one factor, the deltas of each task by the other
+    assert flops[1] - flops[0] == 3 * (tasks + 1) * 2 * samples * width**2
+    assert flops[1] < 2 * flops[0]

@@ -21,14 +21,14 @@ Group = dict[str, Any]
 
 
 class Turned(NamedTuple):
-    """P·g = B(scale·A(g)) of one leaf, A and B being products along its axes, and c."""
+    """P·g = B(scale·A(g)) of one leaf, A and B being products along its axes, and c, if any."""
 
     scale: Tensor
-    carried: Tensor
+    carried: Tensor | None
     turns: tuple[Factors, Factors]  # A and B
 
 
-def kronecker_form(optimizer: object) -> Callable[[Group, Group, Tensor, Tensor], Turned] | None:
+def kronecker_form(optimizer: object) -> Callable[..., Turned] | None:
     """What reads this optimizer's step; None if it is another one.
 
     Raises:
@@ -50,12 +50,17 @@ def kronecker_form(optimizer: object) -> Callable[[Group, Group, Tensor, Tensor]
     return form
 
 
-def _soap(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
+def factor_shapes(leaf: Tensor) -> dict[str, tuple[int, int]]:
+    """The matrices of a leaf in Shampoo's state, by name."""
+    return {f"{x}pre_cond_{i}": (n, n) for x in ("", "inv_") for i, n in enumerate(leaf.shape)}
+
+
+def _soap(group: Group, state: Group, leaf: Tensor, waiting: Tensor | None) -> Turned:
     """θ - (1 - ηδ)·ηQ(Qᵀ(β₁m + (1 - β₁)g)/(√v + ε)) - ηδθ; nothing in the first step."""
     _check(state, leaf, "Q", "exp_avg", "exp_avg_sq")
     step = group.get("step", 0)
     if not state or not step:
-        return Turned(torch.zeros_like(leaf), torch.zeros_like(leaf), ((), ()))
+        return Turned(torch.zeros_like(leaf), None, ((), ()))
     bases = tuple(x if len(x) else None for x in state["Q"])
     (first, second), rate, decay = group["betas"], group["lr"], group["weight_decay"]
     size = rate * (1 - rate * decay)
@@ -64,29 +69,30 @@ def _soap(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
     # where no gradient has been, nothing is known, and the rates of the decay are not counted
     root = torch.threshold(state["exp_avg_sq"].sqrt(), 0.0, torch.inf)
     scale = size / (root + group["eps"])
-    mean = first * state["exp_avg"] + (1 - first) * waiting
+    mean = first * state["exp_avg"] + (0.0 if waiting is None else (1 - first) * waiting)
     turns = bases, tuple(None if x is None else x.mT for x in bases)
     carried = turn_scaled(mean[None], scale, turns)[0]
     shrunk = turn_scaled(leaf[None], (scale != 0).to(leaf), turns)[0]
     return Turned((1 - first) * scale, carried + rate * decay * shrunk, turns)
 
 
-def _shampoo(group: Group, state: Group, leaf: Tensor, waiting: Tensor) -> Turned:
+def _shampoo(group: Group, state: Group, leaf: Tensor, waiting: Tensor | None) -> Turned:
     """θ - ηδθ - η·P(μ·buffer + (1 - μ)g), or with δθ in the brackets."""
     names = [f"inv_pre_cond_{axis}" for axis in range(leaf.ndim)]
-    _check(state, leaf, *names)
+    _check(state, leaf, *names, *["momentum_buffer"] * bool(group["momentum"]))
     if not state:
-        return Turned(torch.zeros_like(leaf), torch.zeros_like(leaf), ((), ()))
+        return Turned(leaf.new_zeros(()), None, ((), ()))
     rate, momentum, apart = group["lr"], group["momentum"], group["weight_decouple"]
-    decay = group["weight_decay"]
-    mixed = (1 - momentum) * waiting + (0.0 if apart else decay) * leaf
-    if momentum:
-        mixed = mixed + momentum * state["momentum_buffer"]
-    factors = tuple(state[name] for name in names)
-    known = torch.stack([x.any() for x in factors]).all()  # no root is 0 once it is computed
-    shrunk = (decay if group["fixed_decay"] else rate * decay) * known if apart else 0.0
-    carried = rate * turn(mixed[None], factors)[0] + shrunk * leaf
-    return Turned(torch.full_like(leaf, rate * (1 - momentum)), carried, (factors, ()))
+    decay, factors = group["weight_decay"], tuple(state[name] for name in names)
+    buffer, within = state.get("momentum_buffer"), 0.0 if apart else decay
+    parts = (1 - momentum, waiting), (momentum, buffer), (within, leaf)
+    mixed = [share * x for share, x in parts if share and x is not None]
+    carried = rate * turn(torch.stack(mixed).sum(0, keepdim=True), factors)[0] if mixed else None
+    if apart and decay:
+        known = torch.stack([x.any() for x in factors]).all()  # no root is 0 once it is computed
+        shrunk = (decay if group["fixed_decay"] else rate * decay) * known * leaf
+        carried = shrunk if carried is None else carried + shrunk
+    return Turned(leaf.new_zeros(()) + rate * (1 - momentum), carried, (factors, ()))
 
 
 _FORMS = {

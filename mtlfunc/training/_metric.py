@@ -16,7 +16,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ..core.checks import local_part
 from ..types import Factors, Metric, Params, Scalar
-from ._kronecker import KRONECKER, kronecker_form
+from ._kronecker import KRONECKER, factor_shapes, kronecker_form
 
 Group = dict[str, Any]
 """A parameter group's options."""
@@ -80,8 +80,9 @@ def metric_of(
         for name in names:
             leaf = params[name]
             group, state = group_of[id(leaf)], optimizer.state.get(leaf, {})
+            shapes = {} if whole is None else factor_shapes(leaf)
             for key, x in state.items():
-                if isinstance(x, Tensor) and x.ndim and x.shape != leaf.shape and "pre_" not in key:
+                if isinstance(x, Tensor) and x.ndim and x.shape != shapes.get(key, leaf.shape):
                     raise ValueError(
                         f"metric: the state's {key} of {name} is {list(x.shape)}, the parameter "
                         f"{list(leaf.shape)}; load the state of this model"
@@ -90,8 +91,8 @@ def metric_of(
             waiting = None if leaf.grad is None else local_part(leaf.grad).detach()
             waiting = waiting if waiting is None or scale is None else waiting / scale
             if whole is not None:
-                there = torch.zeros_like(leaf) if waiting is None else waiting
-                found[name], carried[name], turns[name] = whole(group, state, leaf.detach(), there)
+                found[name], c, turns[name] = whole(group, state, leaf.detach(), waiting)
+                carried |= {} if c is None else {name: c}
             elif form is not None:
                 found[name], carried[name] = _diagonal(form, group, state, leaf, waiting)
     return Metric(found, carried, turns or None)
