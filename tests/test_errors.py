@@ -332,7 +332,7 @@ CASES = {
     "weights of another shape": (
         lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
         ValueError,
-        r"rule: expected weights of shape \[2\], got tensor",
+        r"rule: expected weights of shape \[2\] from update, got \[2, 2\]",
     ),
     "reduction": (
         lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),

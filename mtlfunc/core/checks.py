@@ -350,6 +350,14 @@ def check_finite(value: Tensor, name: str) -> None:
         )
 
 
+def check_weights(weights: Any, shape: Sequence[int]) -> None:
+    """Raise unless a rule's update gave weights of this shape, finite where seen."""
+    if not isinstance(weights, Tensor) or weights.shape != shape:
+        found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"rule: expected weights of shape {list(shape)} from update, got {found}")
+    check_finite(weights, "weights (the rule's answer)")
+
+
 def check_losses(losses: Tensor, tasks: Any) -> None:
     """Raise if NaN or infinity can be seen in losses `[task]`, naming the tasks.
 

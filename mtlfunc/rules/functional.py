@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import all_rows_mask, can_look, check_finite, check_gramian, check_vector
+from ..core.checks import all_rows_mask, can_look, check_gramian, check_vector, check_weights
 from ..core.expect import (
     expect_carried,
     expect_rule,
@@ -79,9 +79,7 @@ def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tens
     first = random.fold_in(random.key(key, gramian.device), 1)
     geometry = Geometry(losses, gramian, preference, present, {})
     answer, _ = rule.update(geometry, rule.init(losses, first))
-    if getattr(answer, "shape", None) != losses.shape:
-        raise ValueError(f"rule: expected weights of shape {list(losses.shape)}, got {answer}")
-    check_finite(answer, "weights (the rule's answer)")
+    check_weights(answer, losses.shape)
     return answer
 
 

@@ -20,6 +20,7 @@ from ..core.checks import (
     check_losses,
     check_option,
     check_params,
+    check_weights,
     has_finite_sum,
     local_part,
 )
@@ -305,11 +306,7 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
         raise
     if type(following) is not type(state) and _is_foreign(rule, geometry, state):
         raise ValueError(_FOREIGN)
-    rows = _groups(geometry) + geometry.losses.shape
-    if not isinstance(weights, Tensor) or weights.shape != rows:
-        found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"rule: expected weights of shape {list(rows)} from update, got {found}")
-    check_finite(weights, "weights (the rule's answer)")
+    check_weights(weights, _groups(geometry) + geometry.losses.shape)
     return weights, following
 
 
