@@ -24,6 +24,22 @@ def each(name: str, cases: tuple[str, ...], value: float) -> Numbers:
     return {name.format(case): value for case in cases}
 
 
+def raising(
+    plain: tuple[str, ...], share: tuple[float, float], mended: tuple[str, ...], promised: Numbers
+) -> Cases:
+    """Claims that steps raise a loss in such a share of cases, and mended ones, whose smallest
+    `promised` rates are not negative, in none.
+    """
+    return [
+        (both(STEPS_UP, plain, *share) | both(STEPS_UP, mended, 0, 0.01) | promised, WON),
+        (between(STEPS_UP.format(mended[1]), 0.1, 0.2), PART),
+        (both(STEPS_UP, mended, 0.1, 0.2), LOST),
+        ({next(iter(promised)): -0.1}, LOST),
+        (both(STEPS_UP, mended, 0.01, 0.2), OPEN),
+        (both(STEPS_UP, plain, 0, 0.1), OPEN),
+    ]
+
+
 STEPS_UP = "{}: share of steps that raise a loss"
 PROMISED = "{}: smallest promised rate over the largest term"
 PLAIN = ("MGDA, β₁ = 0, on J Jᵀ", "UPGrad, β₁ = 0.9, on J Jᵀ")
@@ -489,32 +505,8 @@ OTHERS: dict[str, Cases] = {
     **PCGRAD,
     **MGDA,
     **CAGRAD,
-    "X-06": [
-        (
-            both(STEPS_UP, PLAIN, 0.4, 0.6)
-            | both(STEPS_UP, REMEDIED, 0, 0.01)
-            | each(PROMISED, REMEDIED, 0.0),
-            WON,
-        ),
-        (between(STEPS_UP.format(REMEDIED[1]), 0.1, 0.2), PART),
-        (both(STEPS_UP, REMEDIED, 0.1, 0.2), LOST),
-        ({PROMISED.format(REMEDIED[0]): -0.1}, LOST),
-        (both(STEPS_UP, REMEDIED, 0.01, 0.2), OPEN),
-        (both(STEPS_UP, PLAIN, 0, 0.1), OPEN),
-    ],
-    "X-07": [
-        (
-            both(STEPS_UP, BY_J, 0.7, 0.9)
-            | both(STEPS_UP, BY_NORM, 0, 0.01)
-            | each(LEAST_RATE, BY_NORM, 0.02),
-            WON,
-        ),
-        (between(STEPS_UP.format(BY_NORM[1]), 0.1, 0.2), PART),
-        (both(STEPS_UP, BY_NORM, 0.1, 0.2), LOST),
-        ({LEAST_RATE.format(BY_NORM[0]): -0.1}, LOST),
-        (both(STEPS_UP, BY_NORM, 0.01, 0.2), OPEN),
-        (both(STEPS_UP, BY_J, 0, 0.1), OPEN),
-    ],
+    "X-06": raising(PLAIN, (0.4, 0.6), REMEDIED, each(PROMISED, REMEDIED, 0.0)),
+    "X-07": raising(BY_J, (0.7, 0.9), BY_NORM, each(LEAST_RATE, BY_NORM, 0.02)),
     "SI-07": [
         (between(GOES.format(TRAINING), 0.3, 0.6) | between(GOES.format(GENERAL), -0.1, 0.1), WON),
         (between(GOES.format(TRAINING), -0.6, -0.3), LOST),
