@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from paper_repro.cross_paper.muon_norm import exact_step
+from paper_repro.cross_paper.muon_norm import descent_in_norm, exact_step
 
 from .networks import Problem
 
@@ -75,11 +75,10 @@ class Muon:
     def __init__(self, problem: Problem, rule: mf.Rule, rate: float, *, norm: bool, exact: bool):
         leaves, shared = dict(problem.module.named_parameters()), problem.names
         self.problem, self.norm, self.exact = problem, norm, exact
-        self.matrices = tuple(name for name in shared if leaves[name].ndim == 2)
-        others = tuple(name for name in leaves if name not in self.matrices)
-        self.muon = torch.optim.Muon(
-            [leaves[name] for name in self.matrices], 10 * rate, weight_decay=0.0
-        )
+        matrices = tuple(name for name in shared if leaves[name].ndim == 2)
+        others = tuple(name for name in leaves if name not in matrices)
+        muons = [leaves[name] for name in matrices]
+        self.muon = torch.optim.Muon(muons, 10 * rate, weight_decay=0.0)
         self.adam = DIAGONAL["Adam, β₁ = 0"]([leaves[name] for name in others], rate)
         self.balancer = mf.Balancer(problem.module, rule, problem.shared)
         if norm:  # the gradient of the heads, and the Gramian of what is shared and no matrix
@@ -101,12 +100,10 @@ class Muon:
         rates = info.rates
         if self.norm:
             known = rows()
-            matrices = {name: known[name] for name in self.matrices}
-            solution, grads = mf.muon_gradients(self.muon, module, matrices, info.gramian)
-            rates = solution.rates
-            for name in self.problem.names:
-                mixed = torch.tensordot(solution.weights, known[name], 1)
-                module.get_parameter(name).grad = grads.get(name, mixed)
+            shared = {name: known[name] for name in self.problem.names}
+            grads, rates = descent_in_norm(self.muon, module, shared, info.gramian)
+            for name, grad in grads.items():
+                module.get_parameter(name).grad = grad
         if self.exact:
             exact_step(self.muon)
         else:

@@ -43,6 +43,18 @@ def exact_step(muon: torch.optim.Muon) -> None:
             leaf.sub_(adjusted * (left @ right))
 
 
+def descent_in_norm(
+    muon: torch.optim.Muon, net: nn.Module, rows: mf.types.Params, gramian: Tensor
+) -> tuple[mf.types.Params, Tensor]:
+    """Gradients of all leaves of `rows` for the steepest common descent, and the rates that it
+    promises: in Muon's norm over matrices, over the others by their Gramian.
+    """
+    matrices = {name: row for name, row in rows.items() if net.get_parameter(name).ndim == 2}
+    solution, grads = mf.muon_gradients(muon, net, matrices, gramian)
+    mixed = {name: torch.tensordot(solution.weights, row, 1) for name, row in rows.items()}
+    return mixed | grads, solution.rates
+
+
 def train(seed: int, *, norm: bool, exact: bool, steps: int) -> tuple[Tensor, Tensor]:
     """Of every step the largest rise over the largest change, and the smallest promised rate over
     the largest, both to first order.
@@ -64,17 +76,15 @@ def train(seed: int, *, norm: bool, exact: bool, steps: int) -> tuple[Tensor, Te
         batch = data[0][order], data[1][order]
         before = {name: leaf.clone() for name, leaf in mf.parameters(net).items()}
         rows = mf.task_gradients(losses, before, batch)[1]
-        mine = {name: rows[name] for name in matrices}
-        weights, promised, grads = None, torch.zeros(3), {}
+        promised = torch.zeros(3)
         if norm:
             gramian = beside.measure(losses(dict(net.named_parameters()), batch)).gramian
-            solution, grads = mf.muon_gradients(muon, net, mine, gramian)
-            weights, promised = solution.weights, solution.rates
+            grads, promised = descent_in_norm(muon, net, rows, gramian)
         else:
             flat = torch.cat([x.flatten(1) for x in rows.values()], 1)
             weights = mf.weights(mf.mgda(), flat @ flat.T)
-        mixed = {name: torch.tensordot(weights, row, 1) for name, row in rows.items()}
-        mf.assign_gradients(net, mixed | grads)
+            grads = {name: torch.tensordot(weights, row, 1) for name, row in rows.items()}
+        mf.assign_gradients(net, grads)
         (exact_step if exact else torch.optim.Muon.step)(muon)
         adam.step()
         moved = {name: leaf - before[name] for name, leaf in mf.parameters(net).items()}
