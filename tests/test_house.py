@@ -43,9 +43,9 @@ def test_few_entries_at_the_top():
 # The most lines of each folder of the package, "" being the files at the top: what they have,
 # rounded up to the next ten. They go down with a folder; aims are for groups and for two sums.
 LINES = {
-    "gradients": 6760,  # aim 4,900
+    "gradients": 6730,  # aim 4,900
     **{"training": 3300, "probes": 2450},  # together 3,500
-    **{"rules": 4530, "solvers": 3270},  # together 7,000
+    **{"rules": 4530, "solvers": 3260},  # together 7,000
     **{"core": 3180, "processes": 840, "": 970},  # together 2,900
     "analysis": 1190,  # aim 950
     **{"plot": 1370, "studies": 2660, "audit": 2300, "testing": 1850},
