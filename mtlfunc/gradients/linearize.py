@@ -72,7 +72,7 @@ class Request(NamedTuple):
     heads: Callable[[int], float | None] | None = None
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
-    metric: Metric | None = None  # over the measured leaves: J P Jᵀ, and J c, in place of J Jᵀ
+    metric: Metric | None = None  # over the measured leaves: J P Jᵀ, and J c, instead of J Jᵀ
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
     # no other request follows for the same forward, so that its graph may be freed

@@ -221,7 +221,7 @@ def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) 
 
 
 def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
-    """A leaf's groups with the rows P·g; none where P is no product along the axes of a matrix."""
+    """A leaf's groups with the rows P·g; none where P is not a factor for each axis of a matrix."""
     (group, *parts), name = groups, groups[0].uses[0].part.leaf
     first, then = (metric.turns or {}).get(name, ((), ()))
     swapped, scale = group.uses[0].is_turned, metric.scale[name]
