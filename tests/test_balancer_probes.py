@@ -168,7 +168,7 @@ def test_what_is_shared_is_said_once(net):
 def test_what_goes_wrong_at_a_step_is_named(net):
     x, y = batch(0)
     given = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, present=lambda b: b))
-    with pytest.raises(ValueError, match=r"present: a Balancer is told .*backward\(losses"):
+    with pytest.raises(ValueError, match=r"present: a Balancer is given .*backward\(losses"):
         given.backward(losses_of(net(x), y, "tuple"))
     several = (losses_of(net(x), y, "tuple"), losses_of(net(x), y, "tuple"))
     with pytest.raises(ValueError, match=r"losses: expected one batch's, .*double_sampling"):
