@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ NEAR, REST = (
 )  # of the fall: this near is there; of the longer gradient: this is stationary
 
 
-def aligned(tolerance: float, w: Tensor) -> mf.Rule:
+def aligned(w: Tensor, tolerance: Tensor) -> mf.Rule:
     """Aligned-MTL whose eigenvalues up to `tolerance` of the longest gradient's square are 0."""
 
     def weights(gramian: Tensor) -> Tensor:
@@ -48,15 +47,14 @@ TOLERANCES = {
     "4 ε of float64": 4 * torch.finfo(torch.float64).eps,  # the library's at T = 2
     "4 ε of float32": 4 * torch.finfo(torch.float32).eps,  # the official code's dtype
 }
-RULES: dict[str, Callable[[Tensor], mf.Rule]] = {
-    **{
-        f"Aligned-MTL, rank tolerance {name}": functools.partial(aligned, value)
-        for name, value in TOLERANCES.items()
-    },
-    "CAGrad": lambda w: mf.cagrad(0.5, preference=w),
-    "PCGrad": lambda w: mf.pcgrad(preference=w),
-    "MGDA": lambda w: mf.mgda(),
+ALIGNED = "Aligned-MTL, rank tolerance {}"
+RULES: dict[Callable[[Tensor, Tensor], mf.Rule], dict[str, float]] = {
+    aligned: {ALIGNED.format(name): value for name, value in TOLERANCES.items()},
+    lambda w, _: mf.cagrad(0.5, preference=w): {"CAGrad": 0.0},
+    lambda w, _: mf.pcgrad(preference=w): {"PCGrad": 0.0},
+    lambda w, _: mf.mgda(): {"MGDA": 0.0},
 }
+"""A rule of weights and a tolerance: each name that it is run as, and its tolerance then."""
 
 
 def run(settings: Settings) -> Findings:
@@ -104,7 +102,7 @@ def shown_for(numbers: dict[str, float]) -> str:
         f"{one:g} and {1 - one:g} at {name}"
         for name in TOLERANCES
         for one in SHARES
-        if numbers[f"{title(f'Aligned-MTL, rank tolerance {name}', one)}: {ENDS}, low"] > 1 - FEW
+        if numbers[f"{title(ALIGNED.format(name), one)}: {ENDS}, low"] > 1 - FEW
     ]
     return ", ".join(kept) or "none"
 
@@ -113,37 +111,58 @@ def title(name: str, one: float) -> str:
     return f"{name}, weights {one:g} and {1 - one:g}"
 
 
+class Pairs(NamedTuple):
+    """Pairs of convex quadratics."""
+
+    hessians: Tensor  # [draw, task, 5, 5]
+    middle: Tensor  # [draw, task, 5], their minima
+    start: Tensor  # [draw, 5]
+
+
+def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    off = params["x"] - batch[1]
+    return 0.5 * torch.einsum("ti,tij,tj->t", off, batch[0], off)
+
+
+def ends(
+    rule_of: Callable[[Tensor, Tensor], mf.Rule],
+    tolerances: Sequence[float],
+    w: Tensor,
+    lr: Tensor,
+    pairs: Pairs,
+    steps: int,
+) -> Tensor:
+    """Where a rule ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`.
+
+    All are lanes of one axis: nested ones would cost more than the arithmetic.
+    """
+    shape = len(tolerances), *lr.shape
+    at = [x.flatten() for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij")]
+    own = w[at[1]], torch.tensor(tolerances, dtype=w.dtype)[at[0]], lr[at[1], at[2]]
+    batch = pairs.hessians[at[2]], pairs.middle[at[2]]
+
+    def step_of(w: Tensor, tolerance: Tensor, lr: Tensor) -> mf.Step:
+        return mf.descend(losses, rule_of(w, tolerance), mf.jacobian(), mf.sgd(lr))
+
+    first = vmap(lambda w, tolerance, lr, x, b: step_of(w, tolerance, lr).init({"x": x}, b))
+    every = vmap(lambda w, tolerance, lr, s, b: step_of(w, tolerance, lr).update(s, b)[:1])
+    state = first(*own, pairs.start[at[2]], batch)
+    move = replayed(lambda state, b: every(*own, state, b))
+    for _ in tqdm(range(steps), desc="to preferred weights", leave=False):
+        (state,) = move(state, batch)
+    return state.params["x"].unflatten(0, shape)
+
+
 def preferred(draws: int, steps: int) -> Claim:
     """Two convex quadratics in five dimensions, weights chosen beforehand."""
 
-    def problem(seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def problem(seed: Tensor) -> Pairs:
         key = mf.random.key(seed)
         root = normal(key, 0, 2, SIZE, SIZE)
         hessians = root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
-        return hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE)
+        return Pairs(hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE))
 
-    hessians, middle, start = vmap(problem)(torch.arange(draws))
-
-    def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-        off = params["x"] - batch[1]
-        return 0.5 * torch.einsum("ti,tij,tj->t", off, batch[0], off)
-
-    def end(rule_of: Callable[[Tensor], mf.Rule], w: Tensor, lr: Tensor) -> Tensor:
-        """Where the rule ends for all weights `[share, task]` and draws, `[share, draw, 5]`."""
-
-        def step_of(w: Tensor, lr: Tensor) -> mf.Step:
-            return mf.descend(losses, rule_of(w), mf.jacobian(), mf.sgd(lr))
-
-        def lanes(function: Callable[..., Any]) -> Callable[..., Any]:
-            return vmap(vmap(function, (None, 0, 0, 0)), (0, 0, 0, None))
-
-        batch, starts = (hessians, middle), start.expand(len(w), -1, -1)
-        state = lanes(lambda w, lr, x, b: step_of(w, lr).init({"x": x}, b))(w, lr, starts, batch)
-        every = lanes(lambda w, lr, state, b: step_of(w, lr).update(state, b)[:1])
-        move = replayed(lambda state, b: every(w, lr, state, b))
-        for _ in tqdm(range(steps), desc="to preferred weights", leave=False):
-            (state,) = move(state, batch)
-        return state.params["x"]
+    hessians, middle, start = pairs = vmap(problem)(torch.arange(draws))
 
     share = torch.tensor(SHARES, dtype=torch.float64)
     w = torch.stack([share, 1 - share], -1)
@@ -158,8 +177,14 @@ def preferred(draws: int, steps: int) -> Claim:
 
     fall = at(start.expand_as(lowest)) - at(lowest)
     numbers: dict[str, float] = {}
-    for name, rule_of in RULES.items():
-        x = end(rule_of, w, lr)
+    found = {
+        name: x
+        for rule_of, names in RULES.items()
+        for name, x in zip(
+            names, ends(rule_of, [*names.values()], w, lr, pairs, steps), strict=True
+        )
+    }
+    for name, x in found.items():
         excess = (at(x) - at(lowest)) / fall
         rows = (hessians @ (x[:, :, None] - middle)[..., None])[..., 0]
         g = rows @ rows.mT
