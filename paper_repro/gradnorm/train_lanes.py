@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -45,25 +46,41 @@ def lengths_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Options(NamedTuple):
-    """Lanes as tensors, `[lane]` or `[lane, task]`."""
+    """Lanes as tensors, `[lane]` or `[lane, task]`.
+
+    () is a sharpness of 1 in all of them: the targets but for their scale are then the same in
+    every lane, and found once.
+    """
 
     lr: Tensor
     alpha: Tensor
     weights: Tensor
     scales: Tensor
-    sharpness: Tensor
+    sharpness: Tensor | tuple[()]
     noise: Tensor
     finite: Tensor
 
+    def bent(self, z: Tensor) -> Tensor:
+        """tanh of one lane, at its arguments `[task, sample, output]`."""
+        if isinstance(self.sharpness, Tensor):
+            z = self.sharpness[:, None, None] * z
+        return torch.tanh(z)
+
     def targets(self, z: Tensor) -> Tensor:
-        """Of one lane, at the arguments `[task, sample, output]` of its tanh."""
-        return self.scales[:, None, None] * torch.tanh(self.sharpness[:, None, None] * z)
+        """Of one lane."""
+        return self.scales[:, None, None] * self.bent(z)
 
     def batch(self, drawn: Any) -> tuple[Tensor, Tensor]:
         """Of one lane and seed: fresh, or of the finite training set."""
         (x, z), (pool_x, pool_z), error = drawn
-        y = self.targets(torch.where(self.finite, pool_z, z))
-        return torch.where(self.finite, pool_x, x), y + self.noise[:, None, None] * error
+        if isinstance(self.sharpness, Tensor):
+            bent = self.bent(torch.where(self.finite, pool_z, z))
+        else:
+            bent = torch.where(self.finite, self.bent(pool_z), self.bent(z))
+        y = self.scales[:, None, None] * bent
+        if isinstance(error, Tensor):
+            y = y + self.noise[:, None, None] * error
+        return torch.where(self.finite, pool_x, x), y
 
 
 def options_of(lanes: Sequence[Lane], device: torch.device) -> Options:
@@ -84,7 +101,8 @@ def options_of(lanes: Sequence[Lane], device: torch.device) -> Options:
         ),
         strict=True,
     )
-    return Options(*(torch.tensor(row, device=device) for row in rows))
+    found = Options(*(torch.tensor(row, device=device) for row in rows))
+    return found if any(lane.sharpness for lane in lanes) else found._replace(sharpness=())
 
 
 class Samples:
@@ -108,10 +126,14 @@ class Samples:
     def normals(self, stream: int, number: int | Tensor, *shape: int) -> Tensor:
         """Of every seed, `[seed, *shape]`."""
         at = torch.as_tensor(number, device=self.roots.device)
-        fold_in = mf.random.fold_in
-        return vmap(lambda root: mf.random.normal(fold_in(fold_in(root, stream), at), shape))(
-            self.roots
-        )
+
+        def of_root(root: Tensor) -> Tensor:
+            key = mf.random.fold_in(mf.random.fold_in(root, stream), at)
+            return mf.random.normal(key, shape)
+
+        if at.is_cpu:  # a key that can be read has a kernel, of the same bits
+            return torch.stack([of_root(root) for root in self.roots])
+        return vmap(of_root)(self.roots)
 
     def mapped(self, stream: int, number: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Inputs, and the arguments of tanh."""
@@ -130,10 +152,7 @@ class Samples:
     def batch(self, step: int | Tensor, pooled: tuple[Tensor, Tensor]) -> Any:
         """What every lane makes its batch of."""
         shape = (self.tasks, self.size.batch, self.size.outputs)
-        if self.noisy:
-            error = self.normals(5, step, *shape)
-        else:
-            error = torch.zeros(len(self.roots), *shape, device=self.roots.device)
+        error = self.normals(5, step, *shape) if self.noisy else ()
         return self.mapped(3, step, self.size.batch), pooled, error
 
 
@@ -242,8 +261,7 @@ def train_block(
         out, length = look(options, state.params, test)
         known = torch.full_like(out, torch.nan)
         if len(finite):
-            some = Options(*(leaf[finite] for leaf in options))
-            params = {name: leaf[finite] for name, leaf in state.params.items()}
+            some, params = tree_map(lambda leaf: leaf[finite], (options, state.params))
             known[finite] = vmap(vmap(losses_on, (None, 0, 0)), (0, 0, None))(some, params, seen)
         return out, known, length
 
