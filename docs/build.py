@@ -156,15 +156,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         assemble(source, run=not options.stored_notebooks)
-        keep = Path(folder) / "doctrees"
+        keep, html = Path(folder) / "doctrees", Path(folder) / "html"  # myst-nb writes beside it
         arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
-        status = build_main([*arguments, str(source), str(out)])
+        status = build_main([*arguments, str(source), str(html)])
         texts = []
         for path in sorted(source.rglob("*.md")):  # a page's Markdown next to its HTML
-            twin = out / path.relative_to(source)
+            twin = html / path.relative_to(source)
             twin.parent.mkdir(parents=True, exist_ok=True)
             texts.append(path.read_text(encoding="utf-8"))
             twin.write_text(texts[-1], encoding="utf-8")
+        if options.folder:  # of an earlier build, whose pages may be gone
+            shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(html, out, dirs_exist_ok=True)
     (out / "llms-full.txt").write_text("\n\n".join(texts), encoding="utf-8")
     from docs import pages
 

@@ -234,11 +234,16 @@ def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path: Path):
     # the notebooks' outputs are the matter of test_notebooks.py
     command = [sys.executable, str(DOCS / "build.py"), str(tmp_path), "--stored-notebooks"]
     command += ["--folder", "latest"]
+    gone = tmp_path / "latest" / "gone.html"
+    gone.parent.mkdir()
+    gone.touch()
     address = {"DOCS_URL": "https://site.example/stable/"}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | address
     )
     assert done.returncode == 0, done.stderr
+    assert not gone.exists()
+    assert {x.name for x in tmp_path.iterdir()} == {"index.html", "latest", "versions.json"}
     assert json.loads((tmp_path / "versions.json").read_text()) == {"latest": mf.__version__}
     assert "url=latest/index.html" in (tmp_path / "index.html").read_text()
     tmp_path /= "latest"
