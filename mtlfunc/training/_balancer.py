@@ -108,7 +108,7 @@ class Balancer:
             this process alone, or what the probe says.
         metric: the optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam, RMSprop or
             Adagrad of `torch.optim`, SOAP or Shampoo of `pytorch_optimizer` (4.1.0), whose step is
-            -(c + P·g). The Gramian is then J P Jᵀ, in rows, and
+            -(c + P·g). The Gramian is then J P Jᵀ, of rows (of inputs and deltas for Shampoo), and
             `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first
             order; momentum, weight decay and what waits in `.grad` are in c. P is that of the
             optimizer's state now: the learning rates alone before the first step, 0 in coordinates
