@@ -389,10 +389,10 @@ def gramian_in_chunks(
     for mine in chunks(one):
         left = one(plan, plan.rows, rows=mine)
         row = [] if across else [before[len(blocks)].mT for before in blocks]
-        for theirs in chunks(other)[len(row) :]:
-            same = across is None and theirs == mine
-            right = left if same else other(its_plan, its_plan.rows, rows=theirs)
+        for its in chunks(other)[len(row) :]:
+            right = left if not across and its == mine else other(its_plan, its_plan.rows, rows=its)
             row.append(one.gramian(plan, left, right, measured, dtype, across))
+            del right  # before the next is made
         blocks.append(row)
     return torch.cat([torch.cat(row, 1) for row in blocks])
 
