@@ -215,8 +215,15 @@ def test_what_is_wrong_is_said():
         mf.muon_gradients(optimizer, net, rows | {"bias": torch.zeros(3, 1, 5)})
     with pytest.raises(ValueError, match=r"rows\['0.weight'\].*do not fit"):
         mf.muon_gradients(optimizer, net, rows | {"0.weight": torch.zeros(3, 6, 8)})
-    with pytest.raises(ValueError, match=r"weights: expected \[3\]"):
+    with pytest.raises(ValueError, match=r"weights: expected shape \[3\]"):
         mf.muon_gradients(optimizer, net, rows, weights=torch.ones(2, dtype=F64))
+    for wrong in ([0.0] * 3, 0.5):
+        with pytest.raises(TypeError, match="carried: expected a floating tensor"):
+            mf.muon_gradients(optimizer, net, rows, carried=wrong)
+    with pytest.raises(ValueError, match=r"carried: expected \[3\]"):
+        mf.muon_gradients(optimizer, net, rows, carried=torch.zeros(1))
+    with pytest.raises(TypeError, match="rows: expected a non-empty dict"):
+        mf.muon_gradients(optimizer, net, {})
     with pytest.raises(ValueError, match="momentum=1"):
         mf.muon_gradients(make(net, lr=0.1, momentum=1.0), net, rows)
     optimizer.state[net[0].weight]["momentum_buffer"] = torch.zeros(8, 3, dtype=F64)

@@ -268,6 +268,18 @@ def test_vmap_is_the_loop(family):
         torch.testing.assert_close(part.value, alone.value, rtol=2e-9, atol=0)
 
 
+def test_numbers_of_half_precision_are_those_of_the_certificate():
+    rows = {name: x.bfloat16() for name, x in generic(5, 3).items()}
+    solution, direction = nuclear(rows)
+    exact, _ = nuclear({name: x.double() for name, x in rows.items()})
+    assert {x.dtype for x in direction.values()} == {torch.bfloat16}
+    assert solution.weights.dtype == solution.gap.dtype == torch.float32
+    torch.testing.assert_close(solution.rates.double(), exact.rates, rtol=1e-6, atol=1e-6)
+    mixed = [torch.tensordot(solution.weights.double(), x.double(), 1) for x in rows.values()]
+    value = sum(torch.linalg.matrix_norm(x, ord="nuc") for x in mixed)
+    assert value - solution.rates.min() <= solution.gap + 1e-6 * value
+
+
 def test_not_finite():
     rows = generic(1, 3)
     rows["w9"][1, 0, 0] = torch.nan
@@ -295,6 +307,8 @@ def test_not_finite():
         ({"a": torch.ones(2, 3, 4)}, {"gramian": torch.eye(3)}, ValueError, "expected 2 tasks"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(3)}, ValueError, r"carried.*\[2\]"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(2) / 0}, ValueError, "carried: NaN"),
+        ({"a": torch.ones(2, 3, 4)}, {"carried": [0.0, 0.0]}, TypeError, "carried: .* floating"),
+        ({"a": torch.ones(2, 3, 4)}, {"steps": 1.5}, ValueError, "steps: expected an integer"),
         ({"a": torch.ones(2, 3, 4)}, {"steps": 0}, ValueError, "steps"),
         ({"a": torch.ones(2, 3, 4)}, {"tolerance": -1.0}, ValueError, "tolerance"),
         ({"a": torch.ones(2, 3, 4).requires_grad_()}, {}, NotImplementedError, "detach"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,9 @@ def nuclear(
     with Q = F·∇²F + ∇F ∇Fᵀ, so that an iteration is the min-norm problem of the Gramian Q. It costs
     one singular value decomposition of Σ w g in each layer, whatever the number of tasks, and
     products of every g_t with its factors. F has a kink where Σ w g loses rank. So what is solved
-    has [g, μ1] for g, which has full rank, and μ goes to 0. Random matrices take four to
-    fifteen iterations, for 2 tasks as for 64, and gradients of low rank up to a hundred.
+    has [g, μ1] for g, which has full rank, and μ goes to 0. Random oblong matrices take four
+    to fifteen iterations, for 2 tasks as for 64; square ones, and gradients of low rank, up to a
+    hundred, and then the gap may stay open.
 
     Every layer has the learning rate 1: multiply a layer's rows by its own. Weights of convolutions
     are matrices after `row.flatten(2)`.
@@ -65,16 +67,18 @@ def nuclear(
             rounding. At a kink float64 resolves about 1e-8.
 
     Returns:
-        the solution, and D `{name: [*stack, m, n]}`. `weights` and `dual` are w. `rates` are
-        Σ_l ⟨g_tl, D_l⟩ + (G w)_t: how fast each loss falls along -D. `value` is F(w). `gap`, which
-        is F(w) + ½wᵀGw - min rates, bounds the distance of `value` and of the smallest rate from
-        the optimum, since w and D are both feasible. Where Σ w g is singular, D is not its polar
-        factor, the step of Muon: D also uses the null space. A value of 0 up to rounding, or
-        below, says that no step lowers every loss.
+        the solution, whose numbers are at least float32, and D `{name: [*stack, m, n]}`, rounded to
+        the rows' dtype. `weights` and `dual` are w. `rates` are Σ_l ⟨g_tl, D_l⟩ + (G w)_t: how fast
+        each loss falls along -D. `value` is F(w). `gap`, which is F(w) + ½wᵀGw - min rates, bounds
+        the distance of `value` from the optimum, and of the smallest rate from its own, which is
+        `value` + ½wᵀGw there, since w and D are both feasible. Where Σ w g is singular, D is not
+        its polar factor, the step of Muon: D also uses the null space. Without `gramian`, a value
+        of 0 up to rounding, or below, says that no step lowers every loss.
 
     Raises:
-        TypeError: for rows that are not floating matrices.
-        ValueError: for different numbers of tasks, a bad Gramian, or values that are not finite.
+        TypeError: for rows that are not floating matrices, or what else is not a floating tensor.
+        ValueError: for different numbers of tasks, a Gramian that is not symmetric, or values that
+            are not finite.
         NotImplementedError: where something may differentiate, and inside `torch.compile`.
 
     Source:
@@ -90,16 +94,18 @@ def nuclear(
         tensor([[0., 0.],
                 [0., 1.]])
     """
-    others = [x for x in (gramian, carried) if x is not None]
-    count, given = _check(rows, gramian, carried, steps, tolerance), [*rows.values(), *others]
+    check_scalar(tolerance, "tolerance")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+    count, others = check_rows(rows, gramian, carried), (gramian, carried)
+    given = [*rows.values(), *(x for x in others if x is not None)]
     wide = [x.where(x.isfinite(), 0.0).double() for x in given]
     stacks = [_wide(x) for x in wide[: len(rows)]]
     longest = [x.square().sum((-2, -1)).sqrt().amax(0) for x in stacks]
-    smooth, anyway = stacks[0].new_zeros(count, count), stacks[0].new_zeros(count)
+    smooth = stacks[0].new_zeros(count, count)
     if gramian is not None:
         smooth = 0.5 * (wide[len(rows)] + wide[len(rows)].mT)
-    if carried is not None:
-        anyway = wide[-1]
+    anyway = smooth.new_zeros(count) if carried is None else wide[-1]
     # with Σ w = 1 a linear term is a quadratic one, and from 0 upwards keeps the value positive
     least, linear = anyway.amin(), anyway - anyway.amin()
     smooth = smooth + linear + linear[:, None]
@@ -108,7 +114,7 @@ def nuclear(
     best, iterations = _minimize(
         [x / scale for x in stacks], smooth / scale, units, steps, tolerance
     )
-    dtype = given[0].dtype
+    dtype = torch.promote_types(given[0].dtype, torch.float32)
     rates = best.rates * scale - linear @ best.weights + least
     weights, rates, value, gap = (
         poison(x, *given).to(dtype)
@@ -273,13 +279,8 @@ def _wide(leaf: Tensor) -> Tensor:
     return wide.reshape(len(leaf), -1, *wide.shape[-2:])
 
 
-def _check(
-    rows: Rows, gramian: Tensor | None, carried: Tensor | None, steps: int, tolerance: Scalar
-) -> int:
+def check_rows(rows: Rows, gramian: Tensor | None, carried: Tensor | None) -> int:
     """The number of tasks, or an error."""
-    check_scalar(tolerance, "tolerance")
-    if steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
     if not isinstance(rows, dict) or not rows:
         raise TypeError(
             "rows: expected a non-empty dict {name: [task, m, n]}, got "
@@ -307,6 +308,8 @@ def _check(
         if len(gramian) != count:
             raise ValueError(f"gramian: expected {count} tasks as in rows, got {len(gramian)}")
     if carried is not None:
+        if not isinstance(carried, Tensor) or not carried.is_floating_point():
+            raise TypeError(f"carried: expected a floating tensor [{count}], got {carried!r:.40}")
         if carried.shape != (count,):
             raise ValueError(f"carried: expected [{count}], one a task, got {list(carried.shape)}")
         check_finite(carried, "carried")

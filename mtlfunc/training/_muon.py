@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Muon
 
-from ..core.checks import local_part
+from ..core.checks import check_vector, local_part
 from ..solvers import nuclear
+from ..solvers._nuclear import check_rows
 from ..types import Params, Rows, Solution
 
 
@@ -38,11 +39,11 @@ def muon_gradients(
 
     The rates and `gap` are those of exact polar factors. Muon's own are five Newton-Schulz steps in
     bfloat16, whose singular values are near 1, and less where those of the matrix are below a
-    thousandth of the largest: for them the rates are an estimate, and the smallest is at most
-    `value` times the largest of these singular values. Where Σ w g is that close to singular, the
-    smallest rate of a real step was less than 0.3 of the predicted one in about one step of ten,
-    and `gap` does not show it. `mtlfunc.diagnostics.predicted_change` has the rates of a step that
-    was made.
+    thousandth of the largest: for them the rates are an estimate. With the largest of these
+    singular values, s, the smallest is at most s Σ_l ‖Σ w g_l‖_*, plus what is not of the matrices.
+    Where Σ w g is that close to singular, the smallest rate of a real step was less than 0.3 of the
+    predicted one in about one step of ten, and `gap` does not show it.
+    `mtlfunc.diagnostics.predicted_change` has the rates of a step that was made.
 
     Args:
         optimizer: a `torch.optim.Muon`, between two steps. Its state is read and left as it is.
@@ -58,8 +59,9 @@ def muon_gradients(
     Returns:
         the solution and `{name: [m, n]}` for `mtlfunc.assign_gradients`. `rates`: by how much each
         loss falls in the next step, to first order, weight decay and learning rates included.
-        `value`: what the best step has as its smallest rate, and `gap` bounds what this one lacks
-        of it: also where Σ w g is singular, and no polar factor is the best step.
+        `value` + ½wᵀGw: the smallest rate of the best step, with `gramian` G and the best step's w.
+        `gap` bounds what this step lacks of it: also where Σ w g is singular, and no polar factor
+        is the best step.
 
     Raises:
         TypeError: for an optimizer that is not `torch.optim.Muon`; subclasses may step otherwise.
@@ -79,6 +81,7 @@ def muon_gradients(
         >>> solution.weights, solution.rates
         (tensor([0., 1.]), tensor([0.4000, 0.3000]))
     """
+    check_rows(rows, gramian, carried)
     if type(optimizer) is not Muon:
         raise TypeError(
             f"optimizer: expected a torch.optim.Muon, got {type(optimizer).__name__}; diagonal "
@@ -90,11 +93,8 @@ def muon_gradients(
     decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
     anyway = decay if carried is None else decay + carried
     solution, _ = nuclear(scaled, gramian, carried=anyway)
-    w = solution.weights if weights is None else weights.to(solution.weights)
-    if w.shape != solution.weights.shape:
-        raise ValueError(
-            f"weights: expected {list(solution.weights.shape)}, one a task, got {list(w.shape)}"
-        )
+    w = solution.weights if weights is None else torch.as_tensor(weights).to(solution.weights)
+    check_vector(w, solution.weights[None], "weights")
     mixed = {name: torch.einsum("t,tmn->mn", w.to(x), x) for name, x in rows.items()}
     if weights is None:  # without what the momentum will add
         mixed = {name: (x - steps[name].buffer) / steps[name].share for name, x in mixed.items()}
