@@ -71,7 +71,8 @@ def parse_losses(
             _check_tasks(losses.tasks, tasks, what, first)
     else:
         names = tuple(out) if isinstance(out, Mapping) else None
-        several = tuple(out.values() if isinstance(out, Mapping) else out if _listed(out) else ())
+        found = out.values() if isinstance(out, Mapping) else out
+        several = tuple(found if isinstance(out, tuple | list | Mapping) else ())
         if tasks and several:
             _check_tasks(
                 dict.fromkeys(names) if names else ((),) * len(several), tasks, what, first
@@ -102,7 +103,7 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
     if any(type(x).__module__ == "numpy" or isinstance(x, int | float) for x in found):
         return "pass tensors with their graph, without .item(), .detach() or .numpy()"
     if not several and isinstance(out, Iterable) and not isinstance(out, str):
-        if _listed(out):
+        if isinstance(out, tuple | list | Mapping):
             return "there has to be one task at least"
         return "make it a list, whose order is that of the tasks"
     return "reduce each loss to one number"
@@ -234,10 +235,6 @@ def check_weighed(losses: Tensor, tasks: Tasks, first: str) -> None:
         )
 
 
-def _listed(out: Any) -> bool:
-    return isinstance(out, tuple | list)
-
-
 def _check_tasks(found: Any, tasks: Tasks, what: str, first: str) -> None:
     """Raise unless the losses found are of the tasks of the first step."""
     named = isinstance(tasks, dict)
@@ -259,7 +256,8 @@ def _check_tasks(found: Any, tasks: Tasks, what: str, first: str) -> None:
     new = [name for name in found if name not in tasks]
     if missing:
         raise ValueError(
-            f"{what}: no loss at this step for {_named(missing)}, which {first} saw; {absent}"
+            f"{what}: no loss at this step for {_named(missing)}, which {first} saw"
+            f"{f', but one for {_named(new)}' if new else ''}; {absent}"
         )
     if new:
         raise ValueError(
