@@ -567,7 +567,6 @@ PROPERTIES = (
         ["the weight of the only task is {after}"],
         families=(),
         tasks=(1,),
-        everything=True,
         between=False,
     ),
 )
