@@ -517,13 +517,13 @@ def summary(page: str) -> str:
         {count["holds"]} hold, {count[PART]} hold only when (the page says when),
         {count["does not hold"]} do not, {count["inconclusive"]} stay open; of
         {count["judged, stand-in"]} judged on made-up problems for their data
-        {count["holds, stand-in"]}, {count[f"{PART}, stand-in"]},
-        {count["does not hold, stand-in"]} and {count["inconclusive, stand-in"]}.
+        {count["holds, stand-in"]} hold, {count[f"{PART}, stand-in"]} hold only when,
+        {count["does not hold, stand-in"]} do not, {count["inconclusive, stand-in"]} stay open.
         {count["not judged"]} were not judged.""",
         f"""**GradNorm's toy problem** ({length}), each at its best rate of a refined grid,
         GradNorm's weights at {Problem().own:g}: its test loss is {best} of that of equal
-        weights{nothing}. At Adam 0.001, fixed beforehand, {one}. For ten tasks it is, both at
-        0.001, {simple} times that of weights 1/L_i(0).""",
+        weights{nothing}. At Adam 0.001, fixed beforehand, {one}. For ten tasks its
+        loss is, both at 0.001, {simple} times that of weights 1/L_i(0).""",
         f"""**Arena** ({front.day_of(arena)}), {contestants} methods on small problems, each at its
         best learning rate: {who} significantly better than the mean loss. The best average rank is
         {rank}, of {first}. This is why one needs an instrument that tells when a method helps.""",
