@@ -322,6 +322,16 @@ CASES = {
         "frank_wolfe takes min_norm and cagrad",
     ),
     "rows of no layer": (lambda: mf.solvers.nuclear(G), TypeError, "rows: expected .*dict"),
+    "rates of no tensor": (
+        lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0, 0.0]),  # pyright: ignore
+        TypeError,
+        r"carried: expected a floating tensor \[2\], got \[0.0",
+    ),
+    "half a step": (
+        lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, steps=1.5),  # pyright: ignore
+        ValueError,
+        "steps: expected an integer >= 1, got 1.5",
+    ),
     "not a problem": (lambda: mf.solvers.faces()(G), TypeError, "problem: expected min_norm"),
     "too many faces": (
         lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))),

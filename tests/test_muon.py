@@ -217,9 +217,6 @@ def test_what_is_wrong_is_said():
         mf.muon_gradients(optimizer, net, rows | {"0.weight": torch.zeros(3, 6, 8)})
     with pytest.raises(ValueError, match=r"weights: expected shape \[3\]"):
         mf.muon_gradients(optimizer, net, rows, weights=torch.ones(2, dtype=F64))
-    for wrong in ([0.0] * 3, 0.5):
-        with pytest.raises(TypeError, match="carried: expected a floating tensor"):
-            mf.muon_gradients(optimizer, net, rows, carried=wrong)
     with pytest.raises(ValueError, match=r"carried: expected \[3\]"):
         mf.muon_gradients(optimizer, net, rows, carried=torch.zeros(1))
     with pytest.raises(TypeError, match="rows: expected a non-empty dict"):

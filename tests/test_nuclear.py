@@ -307,8 +307,6 @@ def test_not_finite():
         ({"a": torch.ones(2, 3, 4)}, {"gramian": torch.eye(3)}, ValueError, "expected 2 tasks"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(3)}, ValueError, r"carried.*\[2\]"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(2) / 0}, ValueError, "carried: NaN"),
-        ({"a": torch.ones(2, 3, 4)}, {"carried": [0.0, 0.0]}, TypeError, "carried: .* floating"),
-        ({"a": torch.ones(2, 3, 4)}, {"steps": 1.5}, ValueError, "steps: expected an integer"),
         ({"a": torch.ones(2, 3, 4)}, {"steps": 0}, ValueError, "steps"),
         ({"a": torch.ones(2, 3, 4)}, {"tolerance": -1.0}, ValueError, "tolerance"),
         ({"a": torch.ones(2, 3, 4).requires_grad_()}, {}, NotImplementedError, "detach"),
