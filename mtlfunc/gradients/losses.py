@@ -71,8 +71,8 @@ def parse_losses(
             _check_tasks(losses.tasks, tasks, what, first)
     else:
         names = tuple(out) if isinstance(out, Mapping) else None
-        found = out.values() if isinstance(out, Mapping) else out
-        several = tuple(found if isinstance(out, tuple | list | Mapping) else ())
+        found: Any = out.values() if names is not None else out
+        several = tuple(found if names is not None or isinstance(found, tuple | list) else ())
         if tasks and several:
             _check_tasks(
                 dict.fromkeys(names) if names else ((),) * len(several), tasks, what, first
