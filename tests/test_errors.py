@@ -323,9 +323,9 @@ CASES = {
     ),
     "rows of no layer": (lambda: mf.solvers.nuclear(G), TypeError, "rows: expected .*dict"),
     "rates of no tensor": (
-        lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0, 0.0]),  # pyright: ignore
+        lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),  # pyright: ignore
         TypeError,
-        r"carried: expected a floating tensor \[2\], got \[0.0",
+        r"carried: expected a floating tensor \[2\], got \[0.0\]",
     ),
     "half a step": (
         lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, steps=1.5),  # pyright: ignore
