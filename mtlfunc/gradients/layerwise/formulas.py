@@ -44,7 +44,7 @@ class Group(NamedTuple):
     numel: int
     # how many separate losses each call serves; None where all losses are one vector
     served: tuple[int, ...] | None = None
-    # these uses as rows P·g of a metric, with which the rows g are multiplied; None is themselves
+    # the same uses with a metric's factors multiplied in, whose rows are P·g; None without a metric
     other: Group | None = None
 
     @property
