@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,8 @@ from ._torch import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+# asked by `map` of many tensors, in C
+_IS_CPU, _REQUIRES_GRAD = attrgetter("is_cpu"), attrgetter("requires_grad")
 
 
 def inside_transform() -> bool:
@@ -52,7 +55,7 @@ def can_look(*values: object) -> bool:
     """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
     if torch.compiler.is_compiling() or inside_transform():
         return False
-    return all(leaf.is_cpu for leaf in _tensors(values))
+    return all(map(_IS_CPU, _tensors(values)))
 
 
 def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
@@ -74,7 +77,7 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
     found = _tensors(values)
-    return any(x.requires_grad for x in (map(innermost_tensor, found) if levels else found))
+    return any(map(_REQUIRES_GRAD, map(innermost_tensor, found) if levels else found))
 
 
 def derivative_levels() -> tuple[int, int]:
@@ -127,8 +130,8 @@ def _tensors(values: object) -> list[Tensor]:
             found.append(value)
         elif value is None:
             continue
-        elif type(value) is dict and all(isinstance(x, Tensor) for x in value.values()):
-            found.extend(value.values())
+        elif type(value) is dict:
+            found.extend(_tensors(tuple(value.values())))
         else:
             break
     else:
@@ -388,8 +391,8 @@ def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
     if not can_look(grads):
         return
-    parts = [local_part(grad) for grad in grads.values()]
-    if any(x.requires_grad for x in parts) or forward_level() >= 0:
+    parts = [x if type(x) is Tensor else local_part(x) for x in grads.values()]
+    if any(map(_REQUIRES_GRAD, parts)) or forward_level() >= 0:
         # torch has no right forward-mode derivative of these norms
         with torch.no_grad(), set_forward_grad(False):
             lengths = norms(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
 from ..core.checks import depth
-from ..core.tree import dot, inner_products
+from ..core.tree import dot
 from ..processes import metric_gramians
 from ..types import Metric, Params, Rows
 from .layerwise import Place, Plan, Use, task_block, task_products
 from .levels import run_backward
-from .run import PLAIN, UNDEFINED, Forward
+from .run import Forward
 from .safe_ops import is_batching_error, needs_recording
 
 
@@ -28,7 +28,6 @@ class Measured(NamedTuple):
     deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
     rows: Rows  # the leaves differentiated row by row
     heads: Params  # gradients of the sum of the losses, if these are separate
-    matrix: Tensor | None = None  # [row, width], if the rows are views of one
 
 
 class Target(NamedTuple):
@@ -102,22 +101,12 @@ class Backward:
         root: GradientEdge | tuple[GradientEdge, ...],
         cotangent: Tensor | tuple[Tensor, ...],
         places: tuple[Place, ...],
-        freed: Tensor | None = None,
         *,
         keep: bool = True,
     ) -> Sequence[Tensor | None]:
-        """One pass, None where `root` does not depend on a place.
-
-        `freed`: `root` is one of these losses, and the graph of all is freed. Undefined gradients
-        enter the others, for which nodes compute nothing.
-        """
+        """One pass, None where `root` does not depend on a place."""
         record = self.record or self.anyway
-        if freed is not None:
-            nothing: Any = UNDEFINED()(freed)
-            given = cotangent, nothing.detach()
-            grads = run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
-        else:
-            grads = run_backward(root, cotangent, places, keep=keep, record=record)
+        grads = run_backward(root, cotangent, places, keep=keep, record=record)
         if self.record:
             return grads
         # recorded for its own sake, or a parameter that somebody's own backward returned
@@ -203,9 +192,6 @@ class Passes:
         names: tuple[str, ...],
         heads: tuple[str, ...] = (),
         rows: slice = slice(None),
-        *,
-        views: bool = False,
-        freed: Tensor | None = None,
     ) -> Measured:
         """Deltas of the plan's uses, and rows of leaves.
 
@@ -214,12 +200,10 @@ class Passes:
             names: of the leaves.
             heads: other leaves, whose gradients come with the passes of separate losses.
             rows: those of a chunk.
-            views: whether the rows may be views of one matrix.
-            freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan.uses, names, heads, rows, views, freed)
+            return self._separate(plan.uses, names, heads, rows)
         targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
         mix = self.matrix
         if mix is None:
@@ -239,8 +223,6 @@ class Passes:
         names: tuple[str, ...],
         heads: tuple[str, ...],
         rows: slice,
-        views: bool,
-        freed: Tensor | None,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
         backward, edges = self.backward, self.loss_edges
@@ -255,56 +237,25 @@ class Passes:
 
         nowhere: Sequence[Tensor | None] = [None] * len(places)
         one = self.value.new_ones(())
-        last = max([task for task in tasks if edges[task] is not None], default=None)
         found: list[list[Tensor]] = []
         total: Params = {}
-        matrix, width = None, sum([params[name].numel() for name in names])
-        if views and names and not uses and self._is_plain(names):
-            matrix = params[names[0]].new_empty(len(tasks), width)
-        for row, task in enumerate(tasks):
+        for task in tasks:
             edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
             grads = nowhere
             if edge is not None:
-                grads = backward.bare(edge, cotangent, places, freed if task == last else None)
+                grads = backward.bare(edge, cotangent, places)
             for name, grad in zip(heads, grads[count:], strict=True):
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad
-            filled = [zeros(i) if grad is None else grad for i, grad in enumerate(grads[:count])]
-            if matrix is not None:  # one by one: the next pass takes the memory of this one's
-                torch.cat([x.flatten() for x in filled], out=matrix[row])
-                del grads, filled
-                continue
-            found.append(filled)
+            found.append([zeros(i) if x is None else x for i, x in enumerate(grads[:count])])
             if self.matrix is not None:
                 found = [self._mixed(found, self.matrix[:, task])]
         for name in heads:
             if name not in total:
                 total[name] = torch.zeros_like(params[name])
-        if matrix is not None:
-            return self._as_matrix(matrix, names, total)
         stacked = found[0] if self.mixed else _stacked(found)
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(stacked[: len(uses)], by_name, total)
-
-    def _is_plain(self, names: tuple[str, ...]) -> bool:
-        """Whether rows are plain numbers, one task's each."""
-        backward = self.backward
-        if self.mixed or backward.record or backward.anyway or depth():
-            return False
-        kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
-        return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
-
-    def _as_matrix(self, matrix: Tensor, names: tuple[str, ...], heads: Params) -> Measured:
-        """Rows that are views of one matrix."""
-        shapes = [self.backward.params[name].shape for name in names]
-        sizes = [shape.numel() for shape in shapes]
-        rows = {
-            name: part if len(shape) == 1 else part.view(len(matrix), *shape)
-            for name, shape, part in zip(
-                names, shapes, matrix.split_with_sizes(sizes, 1), strict=True
-            )
-        }
-        return Measured([], rows, heads, matrix)
 
     def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
         """The last of `found`, times its weight in every row, added to the sum before it."""
@@ -329,10 +280,6 @@ class Passes:
         parts.
         """
         wide = self._wide(dtype)
-        matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
-        if matrix is not None and wide == matrix.dtype:
-            total = inner_products(matrix, matrix)
-            return (total + total.mT).mul_(0.5)
         parts, its_plan = [], across[1] if across else plan
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():

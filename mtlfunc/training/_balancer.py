@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select, trained
 from ..core.wrappers import check_averaging
 from ..gradients.hooks import Handles, Hooks
-from ..gradients.layerwise import Engine
+from ..gradients.layerwise import Engine, Graph
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
 from ..gradients.run import Forward, live, release
 from ..probes._jacobian import Heads, RowOptions, jacobian
@@ -37,6 +38,7 @@ from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
 from ..probes.groups import Groups
 from ..processes import (
+    ALONE,
     Group,
     Union,
     check_group,
@@ -68,6 +70,7 @@ from ._given import (
 )
 from ._live import Layout, LiveRun, Seen, accumulate, check_outside, outside
 from ._metric import check_metric, metric_of
+from ._short import Short, measure_short, plain_options, short_of
 
 
 class Balancer:
@@ -189,6 +192,8 @@ class Balancer:
         if metric is not None:
             check_metric(metric)
         self._metric = metric
+        self._plain = plain_options(self._probe) if metric is None else None
+        self._short: Short | None = None
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
@@ -212,7 +217,8 @@ class Balancer:
     def __enter__(self) -> Balancer:
         if not self._seen.open:
             self._seen.begin()
-            self._leaves()
+            if self._probe.group is not None:
+                self._leaves()
         # a mode's only use is for batched passes, and the outer block sees all
         blind = self._seen.open or self._seen.separate or not self._probe.measures
         mode = Handles() if blind else Hooks()
@@ -281,8 +287,13 @@ class Balancer:
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
         with self._explained():
+            given = present, weightings, target, features, scale
+            alone = present is weightings is target is features is scale is None
+            info = self._step_short(losses) if alone and not retain_graph else None
+            if info is not None:
+                return info
             run, measured, info, after = self._answer(
-                "backward", losses, present, weightings, target, features, scale, keeps=retain_graph
+                "backward", losses, *given, keeps=retain_graph
             )
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
@@ -298,6 +309,25 @@ class Balancer:
             )
             self._tasks, self._state, self._loaded = after
         if not (retain_graph or self._seen.open):
+            self._seen.begin()
+        return reduced(info, measured, self._reduction)
+
+    def _step_short(self, losses: Any) -> Info | None:
+        """The whole of `backward` in few calls, if no more is asked (see `_short`); else None."""
+        if self._plain is None or self._state is None:
+            return None
+        leaves = self._leaves()
+        if self._short is None or self._short.leaves is not leaves:
+            self._short = short_of(self._plain, leaves)
+        found = measure_short(self._short, losses, self._tasks, self._seen, self._asks)
+        if found is None:
+            return None
+        measured, reached = found
+        info, rule_state = weigh(self._rule, measured, self._state[1], self._tasks)
+        grads = combine_gradients(measured, info.weights, self._reduction, ALONE)
+        accumulate({name: leaves[name] for name in reached}, grads, fresh=True)
+        self._state = self._state[0], rule_state
+        if not self._seen.open:
             self._seen.begin()
         return reduced(info, measured, self._reduction)
 
@@ -432,7 +462,7 @@ class Balancer:
         known = self._known.values()
         if (
             again
-            or not (known and all(x.requires_grad for x in known))
+            or not (known and all(map(_REQUIRES_GRAD, known)))
             or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
             self._known = trained(self._module)
@@ -540,7 +570,7 @@ class Balancer:
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        if not by_hooks and outside(forwards, leaves):
+        if not by_hooks and any(outside(x.graph, leaves) for x in forwards):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
@@ -572,10 +602,13 @@ class Balancer:
             return False
         if weightings is not None:
             return watches(leaves, len(weightings))
+        return self._asks(None if forward.losses.scalars is None else forward.graph, leaves)
+
+    def _asks(self, graph: Graph | None, leaves: Params) -> bool:
+        """The same of separate losses: not if rows were cheapest for a graph of this kind."""
         if self._watched is None:
-            self._watched = watches(leaves)
-        separate = forward.losses.scalars is not None
-        return self._watched and not (separate and forward.graph.kind in self._by_rows)
+            self._watched = self._probe.watches is not None and self._probe.watches(leaves)
+        return self._watched and (graph is None or graph.kind not in self._by_rows)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -666,5 +699,6 @@ class Balancer:
             raise
 
 
+_REQUIRES_GRAD = attrgetter("requires_grad")
 KINDS = 16
 """Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -53,16 +53,19 @@ class Seen(threading.local):
         """Whether there may be hooks on derivatives of these losses."""
         self.used, self.separate = True, separate
         blocks = [*self.done, *self.open]
-        unseen = not blocks or any(isinstance(mode, Handles) for mode in blocks)
+        unseen = not blocks or Handles in map(type, blocks)
         # a tensor from before the blocks may retain its gradient
         since = (blocks[0] if blocks and not separate else self.handles).since
         return (
             (unseen and not separate)  # one batched pass, which would be retained
             or self.handles.hooked
-            or any(mode.hooked for mode in blocks)
-            or any(x._backward_hooks for x in graph.variables.values())  # pyright: ignore
+            or any(map(_HOOKED, blocks))
+            or any(map(_BACKWARD_HOOKS, graph.variables.values()))
             or graph.has_node_before(since)
         )
+
+
+_HOOKED, _BACKWARD_HOOKS = attrgetter("hooked"), attrgetter("_backward_hooks")
 
 
 class Layout:
@@ -213,16 +216,16 @@ def _version(grad: Tensor | None) -> int:
     return -1 if grad is None or grad.is_inference() else grad._version
 
 
-def outside(forwards: list[Forward], leaves: Params) -> list[Tensor]:
+def outside(graph: Graph, leaves: Params) -> list[Tensor]:
     """Parameters that train, on which the losses depend, and that are not among the leaves."""
     known = set(map(id, leaves.values()))
-    found = [x for each in forwards for i, x in each.graph.variables.items() if i not in known]
+    found = [x for i, x in graph.variables.items() if i not in known]
     return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
 
 
 def check_outside(forwards: list[Forward], leaves: Params) -> None:
     """Raise where a trained parameter is not the module's: it would get no gradient."""
-    found = outside(forwards, leaves)
+    found = [x for each in forwards for x in outside(each.graph, leaves)]
     if found:
         shapes = [list(x.shape) for x in found]
         raise ValueError(

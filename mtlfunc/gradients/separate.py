@@ -1,0 +1,99 @@
+"""Rows of separate losses as one matrix of numbers: one pass a loss, in the fewest calls.
+
+They cost a small network more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ..core._torch import times_each
+from ..core.tree import inner_products
+from ..types import Params, Rows
+from .layerwise import Place
+from .levels import run_backward
+from .run import PLAIN, UNDEFINED
+
+
+def is_plain(params: Params) -> bool:
+    """Whether all leaves are ordinary numbers on the CPU, of one dtype that products keep."""
+    kinds = {(type(x), x.dtype, x.is_cpu) for x in params.values()}
+    kind, dtype, on_cpu = next(iter(kinds))
+    exact = dtype in (torch.float32, torch.float64)
+    return len(kinds) == 1 and exact and on_cpu and kind in PLAIN
+
+
+def row_matrix(
+    losses: Tensor,
+    edges: Sequence[GradientEdge],
+    params: Params,
+    places: Mapping[str, Place],
+    shared: Sequence[str],
+    others: Sequence[str],
+    *,
+    frees: bool,
+) -> tuple[Tensor, Params]:
+    """J `[task, width]` over the shared leaves, side by side, and the others' sums of gradients.
+
+    Nothing is recorded.
+
+    Args:
+        losses: `[task]`, with their graph.
+        edges: the place of each in it.
+        params: plain leaves.
+        places: where the graph has them.
+        shared: names of those that have rows.
+        others: of those that have none.
+        frees: whether the last pass frees the graph of all losses.
+    """
+    every = tuple([places[name] for name in (*shared, *others)])
+    leaves = [params[name] for name in shared]
+    matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
+    one, sums = losses.new_ones(()), dict[str, Tensor]()
+    for task, edge in enumerate(edges):
+        if frees and task + 1 == len(edges):
+            # Undefined gradients enter the other losses, for which nodes compute nothing: the pass
+            # visits, and frees, the graph of all.
+            nothing = UNDEFINED()(losses)
+            given = one, nothing.detach()
+            found = run_backward((edge, nothing), given, every, keep=False)
+        else:
+            found = run_backward(edge, one, every)
+        parts = zip(leaves, found, strict=False)
+        row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
+        torch.cat(row, out=matrix[task])
+        for name, grad in zip(others, found[len(leaves) :], strict=True):
+            if grad is not None:
+                sums[name] = sums[name] + grad if name in sums else grad
+        del found, row  # the next pass takes their memory
+    for name in others:
+        if name not in sums:
+            sums[name] = torch.zeros_like(params[name])
+    return matrix, sums
+
+
+def times(share: float, grads: Params) -> Params:
+    """Gradients of the other leaves by each task's weight on them."""
+    if share == 1.0 or not grads:
+        return grads
+    return dict(zip(grads, times_each(list(grads.values()), share), strict=True))
+
+
+def gramian_of(matrix: Tensor) -> Tensor:
+    """J Jᵀ, symmetric to the last bit."""
+    gramian = inner_products(matrix, matrix)
+    return (gramian + gramian.mT).mul_(0.5)
+
+
+def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:
+    """Views of J, leaf by leaf: `{name: [task, *shape]}`."""
+    shapes = [params[name].shape for name in names]
+    parts = matrix.split_with_sizes([shape.numel() for shape in shapes], 1)
+    return {
+        name: part if len(shape) == 1 else part.view(len(matrix), *shape)
+        for name, shape, part in zip(names, shapes, parts, strict=True)
+    }

@@ -1,0 +1,304 @@
+"""The short way through a step of a `Balancer` answers what the ordinary one does, bit for bit."""
+
+from contextlib import nullcontext
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mtlfunc as mf
+from mtlfunc.gradients.layerwise import plan
+from mtlfunc.training import _balancer
+from tests.support.every import every
+
+RULES = {
+    "mgda": mf.mgda,
+    "pcgrad": mf.pcgrad,
+    "momentum": lambda: mf.momentum(mf.cagrad(0.4), 0.5),
+    "gradnorm": lambda: mf.gradnorm(1.5),
+    "upgrad": mf.upgrad,
+}
+
+
+class Net(nn.Module):
+    """A trunk, a head a task, and a parameter that no loss reads."""
+
+    def __init__(self, trunk, tasks=3):
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(tasks))
+        self.spare = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        z = self.trunk(x)
+        z = z[0][:, -1] if isinstance(z, tuple) else z
+        return [(head(z) - k).square().mean() for k, head in enumerate(self.heads)]
+
+
+class Checkpointed(nn.Sequential):
+    """Counts its forward passes."""
+
+    runs = 0
+
+    def forward(self, x):
+        def counted(x):
+            self.runs += 1
+            return super(Checkpointed, self).forward(x)
+
+        return checkpoint(counted, x, use_reentrant=False)
+
+
+class Double(torch.autograd.Function):
+    """Of somebody's own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return Double.apply(super().forward(x))
+
+
+TRUNKS = {
+    "layers": lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8)),
+    "norms": lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.LayerNorm(8)),
+    "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.GRU(1, 8, batch_first=True)),
+    "a checkpoint": lambda: Checkpointed(nn.Linear(5, 8), nn.Tanh()),
+}
+FORMS = {
+    "list": list,
+    "tuple": tuple,
+    "dict": lambda losses: {f"task {k}": loss for k, loss in enumerate(losses)},
+    "dict in another order": lambda losses: {
+        f"task {k}": losses[k] for k in reversed(range(len(losses)))
+    },
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How often the short way was taken, in an open list of one number."""
+    count, whole = [0], _balancer.measure_short
+
+    def counting(*args):
+        found = whole(*args)
+        count[0] += found is not None
+        return found
+
+    monkeypatch.setattr(_balancer, "measure_short", counting)
+    return count
+
+
+def pair(net, *args, **options):
+    """A balancer, and one of a copy that always goes the ordinary way."""
+    twin = deepcopy(net)
+    ordinary = mf.Balancer(twin, *args, **options)
+    ordinary._plain = None
+    return (net, mf.Balancer(net, *args, **options)), (twin, ordinary)
+
+
+def step(net, balancer, x, form=list, *, block=False):
+    net.zero_grad()
+    with balancer if block else nullcontext():
+        losses = form(net(x))
+    return balancer.backward(losses)
+
+
+def check_same(pairs, infos):
+    (one, first), (two, second) = pairs
+    for name, leaf in one.named_parameters():
+        other = dict(two.named_parameters())[name]
+        assert (leaf.grad is None) == (other.grad is None), name
+        assert leaf.grad is None or torch.equal(leaf.grad, other.grad), name
+    for name in ("losses", "gramian", "weights", "rates"):
+        assert torch.equal(getattr(infos[0], name), getattr(infos[1], name)), name
+    assert list(infos[0].tasks) == list(infos[1].tasks)
+    for a, b in zip(first.state_dict()["state"], second.state_dict()["state"], strict=True):
+        assert a[0] == b[0]
+        assert torch.equal(a[1], b[1])
+
+
+@every("trunk", TRUNKS)
+@every("rule", RULES)
+def test_a_short_step_is_the_ordinary_one(trunk, rule, taken):
+    torch.manual_seed(0)
+    forms = [(form, block) for form in FORMS for block in (False, True)]
+    for number, (form, block) in enumerate(forms if rule == "mgda" else forms[-3:]):
+        kind = torch.float64 if number % 2 else torch.float32
+        heads, reduction = ("plain", "own")[number // 2 % 2], ("mean", "sum")[number // 4 % 2]
+        net = Net(TRUNKS[trunk]()).to(kind)
+        pairs = pair(net, RULES[rule](), "trunk.*", heads=heads, reduction=reduction)
+        taken[0] = 0
+        for k in range(3):
+            x = torch.randn(6, 5, dtype=kind)
+            shape = FORMS[form] if k else FORMS["dict"] if "dict" in form else list
+            infos = [step(*each, x, shape, block=block) for each in pairs]
+            check_same(pairs, infos)
+            for one, _ in pairs:
+                with torch.no_grad():
+                    for leaf in one.parameters():
+                        if leaf.grad is not None:
+                            leaf.sub_(leaf.grad, alpha=0.1)
+        assert taken[0] == 2  # all but the first
+
+
+def test_what_is_kept_follows_the_module(taken):
+    torch.manual_seed(1)
+    pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), "trunk.*")
+    x = torch.randn(6, 5)
+
+    def same():
+        check_same(pairs, [step(*each, x) for each in pairs])
+
+    same()
+    same()
+    for net, _ in pairs:
+        net.trunk[0].requires_grad_(False)
+    same()
+    other = nn.Linear(8, 8)
+    for net, _ in pairs:
+        net.trunk[2] = deepcopy(other)
+    same()
+    for net, _ in pairs:
+        net.trunk[0].requires_grad_(True)
+        net.double()
+    x = x.double()
+    same()  # the ordinary way, which finds the parameter that trains again
+    assert taken[0] == 3
+    same()
+    assert taken[0] == 4
+    # what waits in .grad is added to, in the parameter's own memory
+    (net, balancer), _ = pairs
+    before = net.trunk[0].weight.grad
+    kept = before.clone()
+    balancer.backward(net(x))
+    assert net.trunk[0].weight.grad is before
+    assert torch.equal(before, 2 * kept)
+    addresses = [leaf.grad.untyped_storage().data_ptr() for leaf in net.parameters()
+                 if leaf.grad is not None]  # fmt: skip
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_a_large_network_asks_the_graph_once(taken, monkeypatch):
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
+    torch.manual_seed(2)
+    pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), "trunk.*")
+    x = torch.randn(6, 5)
+    for _ in range(4):
+        check_same(pairs, [step(*each, x) for each in pairs])
+    assert taken[0] == 3
+
+
+def hooked(net, losses):
+    losses[0].register_hook(lambda grad: 3 * grad)
+    return losses
+
+
+def turned(net, losses):
+    net.trunk[0].weight.register_hook(lambda grad: grad.flip(0))
+    return losses
+
+
+OTHERWISE = {
+    "a hook on a loss": (hooked, {}),
+    "a hook on a parameter": (turned, {}),
+    "a vector": (lambda net, losses: torch.stack(losses), {}),
+    "retain_graph": (None, {"retain_graph": True}),
+    "present": (None, {"present": torch.tensor([True, False, True])}),
+    "a scale": (None, {"scale": 2.0}),
+}
+
+
+@every("case", OTHERWISE)
+def test_what_asks_for_more_goes_the_ordinary_way(case, taken):
+    change, options = OTHERWISE[case]
+    torch.manual_seed(3)
+    pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), "trunk.*")
+    x = torch.randn(6, 5)
+    for each in pairs:
+        step(*each, x)
+    infos = []
+    for net, balancer in pairs:
+        net.zero_grad()
+        losses = net(x)
+        infos.append(balancer.backward(change(net, losses) if change else losses, **options))
+    check_same(pairs, infos)
+    assert taken[0] == 0
+
+
+def test_other_modules_and_modes_go_the_ordinary_way(taken):
+    torch.manual_seed(4)
+    x = torch.randn(6, 5)
+    nets = {
+        "somebody's own backward": Net(nn.Sequential(Doubled(5, 8), nn.Tanh())),
+        "two dtypes": Net(TRUNKS["layers"]()),
+    }
+    nets["two dtypes"].spare = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    for net in nets.values():
+        if net is nets["two dtypes"]:  # refused as before
+            with pytest.raises(ValueError, match="dtype"):
+                mf.Balancer(net, mf.mgda(), "trunk.*").backward(net(x))
+            continue
+        pairs = pair(net, mf.mgda(), "trunk.*")
+        for _ in range(3):
+            check_same(pairs, [step(*each, x) for each in pairs])
+    pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), "trunk.*")
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            check_same(pairs, [step(*each, x) for each in pairs])
+    for options in (
+        {"measure": "trunk.2.*"},
+        {"heads": "weighted"},
+        {"gramian_dtype": torch.float64},
+    ):
+        pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), "trunk.*", **options)
+        for _ in range(3):
+            check_same(pairs, [step(*each, x) for each in pairs])
+    assert taken[0] == 0
+
+
+def test_errors_are_those_of_the_ordinary_step(taken):
+    torch.manual_seed(5)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for _ in range(2):
+        step(net, balancer, x)
+    assert taken[0] == 1
+    losses = net(x)
+    with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[1\]"):
+        balancer.backward([losses[0], losses[1] * float("nan"), losses[2]])
+    torch.autograd.grad(losses[0], net.trunk[0].weight)  # the graph is as it was
+    with pytest.raises(ValueError, match="2 at this step"):
+        balancer.backward(net(x)[:2])
+    losses = net(x)
+    balancer.backward(losses)
+    with pytest.raises(RuntimeError, match="has freed their graph"):
+        balancer.backward(losses)
+    grads = [leaf.grad.clone() for leaf in net.trunk.parameters()]
+    stranger = nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match="not in it"):
+        balancer.backward([loss * stranger for loss in net(x)])
+    losses = net(x)
+    with torch.no_grad():
+        net.trunk[2].weight += 1
+    with pytest.raises(RuntimeError, match="compute the losses anew"):
+        balancer.backward(losses)
+    assert all(map(torch.equal, grads, [leaf.grad for leaf in net.trunk.parameters()]))
+
+
+def test_a_checkpoint_runs_once_a_task(taken):
+    net, x = Net(TRUNKS["a checkpoint"]()), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for _ in range(3):
+        net.trunk.runs = 0
+        step(net, balancer, x)
+        assert net.trunk.runs == 1 + len(net.heads)
+    assert taken[0] == 2
