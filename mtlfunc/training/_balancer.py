@@ -217,8 +217,8 @@ class Balancer:
     def __enter__(self) -> Balancer:
         if not self._seen.open:
             self._seen.begin()
-            if self._probe.group is not None:
-                self._leaves()
+        if self._probe.group is not None:  # before fully_shard hides them
+            self._leaves()
         # a mode's only use is for batched passes, and the outer block sees all
         blind = self._seen.open or self._seen.separate or not self._probe.measures
         mode = Handles() if blind else Hooks()
@@ -319,8 +319,7 @@ class Balancer:
         leaves = self._leaves()
         if self._short is None or self._short.leaves is not leaves:
             self._short = short_of(self._plain, leaves)
-        found = measure_short(self._short, losses, self._tasks, self._seen, self._asks)
-        if found is None:
+        if not (found := measure_short(self._short, losses, self._tasks, self._seen, self._asks)):
             return None
         measured, reached = found
         info, rule_state = weigh(self._rule, measured, self._state[1], self._tasks)
@@ -462,7 +461,7 @@ class Balancer:
         known = self._known.values()
         if (
             again
-            or not (known and all(map(_REQUIRES_GRAD, known)))
+            or not (known and all(map(attrgetter("requires_grad"), known)))
             or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
             self._known = trained(self._module)
@@ -619,10 +618,8 @@ class Balancer:
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
-        if run.weighted is not None and features is not None:
-            raise ValueError("features: not with weightings=, which need one pass; leave it out")
-        if run.aim is not None and features is not None:
-            raise ValueError("features: not with target=; leave it out")
+        if features is not None and not (run.weighted is run.aim is None):
+            raise ValueError("features: not with weightings= or target=; leave it out")
         if run.aim is not None and scale is None:
             check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
@@ -699,6 +696,5 @@ class Balancer:
             raise
 
 
-_REQUIRES_GRAD = attrgetter("requires_grad")
 KINDS = 16
 """Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""
