@@ -413,10 +413,6 @@ def _power(a: Any, power: Any) -> Jet:
     return a.composed(taylor(a.blocks[0]))
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> Jet:
-    return _product_with(x, F.linear, weight, bias)
-
-
 def _matmul(x: Any, weight: Any) -> Jet:
     return _product_with(x, torch.matmul, weight)
 
@@ -554,14 +550,6 @@ def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Jet], 
 _TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
 
 
-def _scaled_softplus(x: Jet, beta: int | float = 1, threshold: int | float = 20) -> Jet:
-    return _SOFTPLUS(x * beta) / beta
-
-
-def _silu(x: Jet, inplace: bool = False) -> Jet:
-    return x * _SIGMOID(x)
-
-
 def _gelu(x: Jet, *, approximate: str = "none") -> Jet:
     if approximate == "none":
         return x * (_ERF(x * math.sqrt(0.5)) + 1) * 0.5
@@ -585,7 +573,7 @@ def _spellings(names: str) -> Iterator[Any]:
 _OPERATIONS: dict[Any, Callable[..., Jet]] = {
     spelling: operation
     for names, operation in {
-        "linear": _linear,
+        "linear": lambda x, weight, bias=None: _product_with(x, F.linear, weight, bias),
         "matmul mm __matmul__": _matmul,
         "add __add__ __radd__": _add,
         "sub subtract __sub__": _subtract,
@@ -606,8 +594,8 @@ _OPERATIONS: dict[Any, Callable[..., Jet]] = {
         "exp": _entrywise(_exp),
         "log": _entrywise(_log),
         "erf": _ERF,
-        "softplus": _scaled_softplus,
-        "silu": _silu,
+        "softplus": lambda x, beta=1, threshold=20: _SOFTPLUS(x * beta) / beta,
+        "silu": lambda x, inplace=False: x * _SIGMOID(x),
         "gelu": _gelu,
         "relu": _relu,
         "cat concat concatenate": _cat,
