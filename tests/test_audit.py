@@ -339,7 +339,7 @@ def test_audit_refuses_what_cannot_be_a_rule():
         ({"only": ["convexity"]}, "only: expected a list of names among permutation"),
         ({"only": "purity"}, "got 'purity'"),
         ({"tolerance": 0.0}, "tolerance: expected a number in"),
-        ({"instances": 0}, "instances: expected a number >= 1"),
+        ({"instances": 0}, "instances: expected a whole number >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             unwrapped(mf.mean(), **arguments)

@@ -440,7 +440,7 @@ def test_strategies_and_families_say_what_is_wrong():
         testing.gramians(tasks=(0, 2))
     with pytest.raises(ValueError, match="kind='mgda'"):
         testing.problems("mgda")
-    with pytest.raises(ValueError, match="width: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="width: expected a whole number >= 1, got 0"):
         testing.jacobian("gaussian", 2, width=0)
     with pytest.raises(ValueError, match="family='nobody'"):
         testing.gramian("nobody", 2)

@@ -212,7 +212,7 @@ def test_curvature_uniform_weight_breaks_theorem_two():
 
 def test_curvature_errors():
     losses, params, _ = quadratics(0)
-    with pytest.raises(ValueError, match=r"nodes: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"nodes: expected a whole number >= 1, got 0"):
         diagnostics.curvature(losses, params, (), nodes=0)
     with pytest.raises(ValueError, match=r"lr: expected a finite number >= 0, got -1"):
         diagnostics.curvature(losses, params, (), lr=-1.0)

@@ -206,7 +206,7 @@ def test_groups_help_without_being_served():
 def test_groups_errors():
     with pytest.raises(ValueError, match="affinity: 13 tasks; the exact search takes at most 12"):
         diagnostics.groups(torch.zeros(13, 13), 2)
-    with pytest.raises(ValueError, match=r"count=0, alone=0.0: expected count >= 1"):
+    with pytest.raises(ValueError, match="count: expected a whole number >= 1, got 0"):
         diagnostics.groups(torch.zeros(2, 2), 0)
     with pytest.raises(ValueError, match=r"affinity: NaN or infinite entries in rows \[0\]"):
         diagnostics.groups(torch.tensor([[float("nan"), 0.0], [0.0, 0.0]]), 2)

@@ -231,7 +231,7 @@ def test_preferences_are_the_simplex_lattice(divisions, tasks):
 
 def test_preferences_errors():
     for divisions, tasks in ((0, 2), (2, 0)):
-        with pytest.raises(ValueError, match=f"divisions={divisions}, tasks={tasks}"):
+        with pytest.raises(ValueError, match=r"(divisions|tasks): .* >= 1, got 0"):
             pareto.preferences(divisions, tasks)
 
 

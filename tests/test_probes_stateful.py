@@ -566,7 +566,7 @@ def test_errors_name_the_argument():
         mf.moco(decay=-1.0)
     with pytest.raises(ValueError, match=r"momentum: expected .* < 1"):
         mf.sdmgrad(momentum=1.0)
-    with pytest.raises(ValueError, match="steps: expected at least 1"):
+    with pytest.raises(ValueError, match="steps: expected a whole number >= 1"):
         mf.sdmgrad(steps=0)
     for make in (mf.double_sampling, mf.excess_risk):
         with pytest.raises(ValueError, match='heads="weighted": with groups'):

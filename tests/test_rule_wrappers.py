@@ -265,10 +265,8 @@ def test_every_gives_absent_tasks_nothing():
 
 
 def test_every_errors():
-    with pytest.raises(ValueError, match="period: expected a number of steps >= 1, got 0"):
+    with pytest.raises(ValueError, match="period: expected a whole number >= 1, got 0"):
         mf.update_every(mf.mgda(), 0)
-    with pytest.raises(TypeError):
-        inspect.unwrap(mf.update_every)(mf.mgda(), 1.5)  # type: ignore[arg-type]
 
 
 # --- together -----------------------------------------------------------------------------------

@@ -369,7 +369,7 @@ def test_solver_factories_say_what_is_wrong():
     with pytest.raises(TypeError, match=r"frank_wolfe takes min_norm and cagrad, not dual_cone"):
         solvers.frank_wolfe(3)(solvers.dual_cone(eye, uniform(7)))
     for factory in (solvers.frank_wolfe, solvers.projected_gradient):
-        with pytest.raises(ValueError, match=r"steps: expected an integer >= 1, got 0"):
+        with pytest.raises(ValueError, match=r"steps: expected a whole number >= 1, got 0"):
             factory(0)
     with pytest.raises(ValueError, match=r"step='backwards': expected one of 'line-search'"):
         inspect.unwrap(solvers.frank_wolfe)(3, "backwards")

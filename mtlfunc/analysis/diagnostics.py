@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from ..core.batching import check_at_once
 from ..core.checks import (
     can_look,
+    check_count,
     check_gramian,
     check_params,
     check_scalar,
@@ -224,8 +224,7 @@ def curvature(
     """
     check_params(params)
     check_scalar(lr, "lr")
-    if nodes < 1:
-        raise ValueError(f"nodes: expected an integer >= 1, got {nodes}")
+    check_count(nodes, "nodes")
 
     def total(params: Params) -> Tensor:
         return parse_losses(losses_fn(params, batch)).vector.sum()
@@ -464,7 +463,7 @@ def affinity(
     """
     check_params(params)
     check_scalar(lr, "lr", positive=True)
-    check_at_once(chunk_size, "chunk_size")
+    check_count(chunk_size, "chunk_size", none=True)
     request = Request(select(params, shared), chunk_size=chunk_size)
     linear = linearize(run(losses_fn, params, batch), request)
     if can_look(linear.losses) and bool((linear.losses < 0).any()):
@@ -535,8 +534,9 @@ def groups(
     tasks = len(affinity)
     if tasks > 12:
         raise ValueError(f"affinity: {tasks} tasks; the exact search takes at most 12")
-    if count < 1 or not alone < float("inf"):
-        raise ValueError(f"count={count}, alone={alone}: expected count >= 1 and a score < inf")
+    check_count(count, "count")
+    if not alone < float("inf"):
+        raise ValueError(f"alone: expected a score < inf, got {alone}")
     Z = affinity.detach().double().cpu().numpy()
 
     value, best = _best_groups(Z, overlap, alone)

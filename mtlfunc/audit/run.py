@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..core.checks import check_count
 from ..core.expect import rule_name
 from ..core.progress import progress_bar
 from ..rules.common import as_rule, required_arguments
@@ -106,8 +107,7 @@ def audit(
         )
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
-    if instances < 1:
-        raise ValueError(f"instances: expected a number >= 1, got {instances}")
+    check_count(instances, "instances")
     label = name or called
     wanted = [each for each in NAMES if each in only or not only]
     generator = torch.get_rng_state()

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 from torch.func import vmap
 
 from ._torch import tree_map
-
-
-def check_at_once(count: int | None, argument: str) -> None:
-    """Raise unless `count`, of points or samples in one vmap, is None or at least 1."""
-    if count is not None and (not isinstance(count, Integral) or count < 1):
-        raise ValueError(f"{argument}: expected None or a whole number >= 1, got {count!r}")
 
 
 def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:

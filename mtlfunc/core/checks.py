@@ -6,6 +6,7 @@ always.
 """
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -437,6 +438,17 @@ def check_scalar(
         raise ValueError(
             f"{name}: expected a finite number {'> 0' if positive else '>= 0'}{limit}, got {number}"
         )
+
+
+def check_count(value: Any, name: str, least: int = 1, *, none: bool = False) -> None:
+    """Raise ValueError unless `value` is a whole number >= `least`, or None if that is allowed."""
+    try:
+        good = not isinstance(value, bool) and operator.index(value) >= least
+    except TypeError:  # None, or a fraction
+        good = none and value is None
+    if not good:
+        kind = "None or a whole number" if none else "a whole number"
+        raise ValueError(f"{name}: expected {kind} >= {least}, got {value!r}")
 
 
 def check_option(value: object, name: str, options: Sequence[object]) -> None:

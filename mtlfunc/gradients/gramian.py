@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.batching import check_at_once
-from ..core.checks import check_option, check_params
+from ..core.checks import check_count, check_option, check_params
 from ..core.tree import dot, root, select
 from ..processes import Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
@@ -84,7 +83,7 @@ def task_gramian(
     check_params(params)
     check_whole(params)
     check_engine(engine)
-    check_at_once(chunk_size, "chunk_size")
+    check_count(chunk_size, "chunk_size", none=True)
     names = select(params, shared)
     request = Request(
         names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype

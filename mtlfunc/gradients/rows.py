@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..core.batching import check_at_once
-from ..core.checks import check_autocast, check_params
+from ..core.checks import check_autocast, check_count, check_params
 from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows
 from .linearize import Request, linearize
@@ -46,7 +45,7 @@ def task_gradients(
     """
     check_params(params)
     check_whole(params)
-    check_at_once(chunk_size, "chunk_size")
+    check_count(chunk_size, "chunk_size", none=True)
     forward = run(losses_fn, params, batch, parse=parse_alone)
     check_connected(forward)
     linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
@@ -86,7 +85,7 @@ def sample_gradients(
     """
     check_params(params)
     check_whole(params)
-    check_at_once(samples_at_once, "samples_at_once")
+    check_count(samples_at_once, "samples_at_once", none=True)
     check_autocast(params)
     lengths = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
     if len(lengths) != 1 or lengths == {()}:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
+from ..core.checks import check_count
 from ..core.progress import progress_bar
 from ..rules.common import as_rule
 from ..types import Geometry, Rule
@@ -36,8 +37,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
 
     Keys as in `mtlfunc.weights`.
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected a number of updates >= 1, got {steps}")
+    check_count(steps, "steps")
     made = as_rule(rule)
     root = random.key(key)
     count = gramians.shape[-1]

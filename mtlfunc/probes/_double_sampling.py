@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.batching import check_at_once
-from ..core.checks import all_rows_mask, check_params
+from ..core.checks import all_rows_mask, check_count, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..processes import Group, check_group, gramians, metric_gramians
@@ -90,7 +89,7 @@ def double_sampling(
         >>> probe.update(mf.Run(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    check_at_once(chunk_size, "chunk_size")
+    check_count(chunk_size, "chunk_size", none=True)
     check_heads(heads, param_groups)
     check_dtype(gramian_dtype)
     check_group(group)

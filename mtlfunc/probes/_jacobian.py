@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.batching import check_at_once
-from ..core.checks import check_option, check_params
+from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
@@ -300,7 +298,7 @@ def row_probe(options: RowOptions) -> Probe:
 def checked_options(options: RowOptions) -> RowOptions:
     """Options that serve every step, or an error that names the bad one."""
     check_engine(options.engine)
-    check_at_once(options.chunk_size, "chunk_size")
+    check_count(options.chunk_size, "chunk_size", none=True)
     check_heads(options.heads, options.param_groups)
     check_present(options.present)
     check_dtype(options.gramian_dtype)
@@ -603,8 +601,7 @@ def subset(n: int) -> Mix:
         >>> matrix.shape, (preference @ matrix).tolist()
         (torch.Size([2, 4]), [0.25, 0.25, 0.25, 0.25])
     """
-    if not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"subset: expected n >= 1 rows, got {n}")
+    check_count(n, "n")
 
     def mix(key: Tensor, count: int) -> tuple[Tensor, Tensor]:
         if n > count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look
+from ..core.checks import can_look, check_count
 from ..core.expect import expect_function
 from ..display import show_functions
 from ..types import Rows, constructor
@@ -121,8 +120,7 @@ def trimmed_mean(k: int) -> Mask:
         >>> trimmed_mean(1)(random.key(0), rows)["x"].tolist()
         [[0.0], [0.0], [6.0]]
     """
-    if not isinstance(k, Integral) or k < 0:
-        raise ValueError(f"k: expected a number of entries >= 0, got {k}")
+    check_count(k, "k", 0)
 
     def mask(key: Tensor, rows: Rows) -> Rows:
         edited = {}

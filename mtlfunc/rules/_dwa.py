@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..core.checks import (
     all_present,
     can_look,
+    check_count,
     check_scalar,
     normalized_preference,
     poison,
@@ -63,8 +63,7 @@ def dwa(
         >>> mf.weights(dwa(100), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
         [0.5, 0.5]
     """
-    if operator.index(epoch) < 1:  # no count of steps would ever equal a fraction
-        raise ValueError(f"epoch: expected a number of steps >= 1, got {epoch}")
+    check_count(epoch, "epoch")  # no count of steps would ever equal a fraction
     check_scalar(temperature, "temperature", positive=True)
 
     def init(losses: Tensor, key: Tensor) -> State:

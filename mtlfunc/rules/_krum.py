@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import all_present, poison
+from ..core.checks import all_present, check_count, poison
 from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of
 
@@ -38,10 +38,8 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         >>> mf.weights(krum(), gramian).tolist()
         [0.5, 0.5, 0.0]
     """
-    if byzantine < 0:
-        raise ValueError(f"byzantine: expected a number of rows >= 0, got {byzantine}")
-    if select < 1:
-        raise ValueError(f"select: expected a number of rows >= 1, got {select}")
+    check_count(byzantine, "byzantine", 0)
+    check_count(select, "select")
 
     def init(losses: Tensor, key: Tensor) -> State:
         if byzantine and 2 * byzantine + 2 >= len(losses):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, normalized_preference, poison
+from ..core.checks import can_look, check_count, normalized_preference, poison
 from ..core.tree import root
 from ..solvers import auto, min_norm
 from ..solvers.problems import or_one
@@ -60,8 +60,7 @@ def pareto_mtl(
         >>> mf.weights(pareto_mtl(), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
         [0.5, 0.5]
     """
-    if search < 0:
-        raise ValueError(f"search: expected a number of steps >= 0, got {search}")
+    check_count(search, "search", 0)
     if others is not None and (others.ndim != 2 or not others.is_floating_point()):
         raise ValueError(
             f"others: expected floating vectors [vector, task], got {others.dtype} of shape "

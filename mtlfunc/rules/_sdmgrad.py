@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_count, check_scalar, normalized_preference, poison
 from ..solvers.problems import root
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State, constructor
@@ -68,8 +68,7 @@ def sdmgrad(
     check_scalar(strength, "strength")
     check_scalar(lr, "lr", positive=True)
     check_scalar(momentum, "momentum", below=1.0)
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    check_count(steps, "steps")
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core._torch import tree_map
+from ..core.checks import check_count
 from ..core.expect import expect_rule
 from ..types import Geometry, Rule, State, constructor
 from .common import reading_also
@@ -49,8 +49,7 @@ def update_every(rule: Rule, period: int) -> Rule:
         tensor([0.8000, 0.2000])
     """
     expect_rule(rule)
-    if operator.index(period) < 1:
-        raise ValueError(f"period: expected a number of steps >= 1, got {period}")
+    check_count(period, "period")
 
     def init(losses: Tensor, key: Tensor) -> State:
         return UpdateEveryState(

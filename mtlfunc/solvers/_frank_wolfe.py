@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.checks import check_option
+from ..core.checks import check_count, check_option
 from ..types import Solver, constructor
 from .problems import Answer, CAGrad, DualCone, Problem, constant_steps, solver
 
@@ -40,8 +40,7 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
         >>> frank_wolfe(10)(min_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))).weights
         tensor([0.7500, 0.2500])
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+    check_count(steps, "steps")
     check_option(step, "step", get_args(StepRule))
 
     def solve(problem: Problem, eps: float) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import (
+    check_count,
     check_finite,
     check_gramian,
     check_scalar,
@@ -95,8 +95,7 @@ def nuclear(
                 [0., 1.]])
     """
     check_scalar(tolerance, "tolerance")
-    if not isinstance(steps, Integral) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+    check_count(steps, "steps")
     count, others = check_rows(rows, gramian, carried), (gramian, carried)
     given = [*rows.values(), *(x for x in others if x is not None)]
     wide = [x.where(x.isfinite(), 0.0).double() for x in given]

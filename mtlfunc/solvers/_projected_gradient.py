@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..core.checks import check_count
 from ..types import Solver, constructor
 from . import simplex
 from .face_solve import lengths
@@ -39,8 +40,7 @@ def projected_gradient(steps: int = 1000) -> Solver:
         >>> projected_gradient(100)(min_norm(torch.diag(torch.tensor([1.0, 4.0])))).weights
         tensor([0.8000, 0.2000])
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+    check_count(steps, "steps")
 
     def solve(problem: Problem, eps: float) -> Answer:
         count = constant_steps(problem, steps)

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batching import check_at_once, evaluate
-from ..core.checks import inside_transform
+from ..core.batching import evaluate
+from ..core.checks import check_count, inside_transform
 from ..core.processes import follow_parent
 from ..core.progress import progress_bar
 from ._points import Axis, Chunk, Points
@@ -139,7 +139,7 @@ def grid(
             "grid: a dataset cannot be made under a torch.func transform; nest torch.func.vmap "
             "instead, or call grid outside"
         )
-    check_at_once(points_at_once, "points_at_once")
+    check_count(points_at_once, "points_at_once", none=True)
     if not isinstance(axes, Mapping):
         raise TypeError(
             f"axes: expected a dict {{argument of f: values}}, got {type(axes).__name__}"

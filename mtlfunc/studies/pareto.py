@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core._torch import tree_map
-from ..core.batching import check_at_once, evaluate
-from ..core.checks import can_look, check_finite, inside_transform, is_pair
+from ..core.batching import evaluate
+from ..core.checks import can_look, check_count, check_finite, inside_transform, is_pair
 from ..core.progress import progress_bar
 from ..testing.host import call_numpy
 
@@ -120,8 +120,8 @@ def preferences(
         >>> preferences(2, 2).tolist()
         [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
-    if divisions < 1 or tasks < 1:
-        raise ValueError(f"divisions={divisions}, tasks={tasks}: expected integers >= 1")
+    check_count(divisions, "divisions")
+    check_count(tasks, "tasks")
     # A composition of `divisions` into T parts is a choice of T - 1 bars among divisions + T - 1
     # places.
     bars = torch.tensor(
@@ -184,7 +184,7 @@ def front(
         bool((preferences >= 0).all()) and bool((preferences.sum(1) > 0).all())
     ):
         raise ValueError("preferences: expected entries >= 0 with a positive sum in every row")
-    check_at_once(points_at_once, "points_at_once")
+    check_count(points_at_once, "points_at_once", none=True)
 
     def run(preference: Tensor) -> tuple[Tensor, Any]:
         out = train(preference)

@@ -7,7 +7,7 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from ..core.checks import check_option
+from ..core.checks import check_count, check_option
 
 Array = np.ndarray
 Family = Callable[[Generator, int, int], Array]
@@ -162,8 +162,7 @@ def jacobian(
     width = count + 10 if width is None else width
     check_option(family, "family", tuple(FAMILIES))
     for name, value, least in (("count", count, 1), ("width", width, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+        check_count(value, name, least)
     rng = default_rng([seed, count, _STREAMS[family]])
     return torch.from_numpy(scale * FAMILIES[family](rng, count, width)).to(dtype)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from numbers import Integral
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core._torch import is_traced
-from ..core.checks import inside_transform
+from ..core.checks import check_count, inside_transform
 from ..types import Balance, Step
 from ._forms import flatten, leaf_name
 from ._recorder import RECORDERS
@@ -82,8 +81,7 @@ def capture(step: S, *, graphs: int = 8) -> S:
             f"mtlfunc.balance(losses_fn, rule, probe), got {type(step).__name__}; a function "
             "alone goes in by step._replace(update=function)"
         )
-    if not isinstance(graphs, Integral) or graphs < 1:
-        raise ValueError(f"graphs: expected a number of recordings >= 1, got {graphs}")
+    check_count(graphs, "graphs")
     alone = isinstance(step, Step)
     names = ("state", "batch") if alone else ("params", "batch", "state")
     update = Captured(step.update, names, 0 if alone else 1, int(graphs))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core._torch import tree_flatten, tree_map
-from ..core.checks import inside_transform
+from ..core.checks import check_count, inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
 from ..core.progress import progress_bar
 from ..types import Batch, Info, State, Step, TrainState
@@ -73,8 +72,7 @@ def rollout(
     """
     expect_step(step)
     expect_state(state, TrainState, "step.init")
-    if not isinstance(every, Integral) or every < 1:
-        raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+    check_count(every, "every")
     if record is not None:
         expect_function(record, "record", "state, info")
     take = record or (lambda state, info: info._replace(aux=()))
