@@ -201,6 +201,41 @@ def test_momentum_of_other_parameters_and_decay(exact):
     assert (change.predicted + solution.rates).abs().max() <= 1e-7 * solution.rates.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_the_numbers_alone(dtype):
+    """As with the same rows in float64; what is float32 perturbs a polar factor by its share of the
+    smallest singular value.
+    """
+    net = network().to(dtype)
+    optimizer = make(net, lr=0.1, weight_decay=0.3)
+    for x in net.parameters():
+        x.grad = mf.random.normal(mf.random.key(x.numel()), x.shape, F64).to(dtype)
+    optimizer.step()
+    rows = {
+        name: mf.random.normal(mf.random.key(i), (3, *x.shape), F64).to(dtype)
+        for i, (name, x) in enumerate(mf.parameters(net).items())
+    }
+    wide = {name: x.double() for name, x in rows.items()}
+    for weights in (torch.tensor([0.2, 0.5, 0.3], dtype=F64), None):
+        found, grads = mf.muon_gradients(optimizer, net, rows, weights=weights)
+        true, exact = mf.muon_gradients(optimizer, net, wide, weights=weights)
+        assert {x.dtype for x in found[:5]} == {torch.float32}
+        assert {x.dtype for x in grads.values()} == {dtype}
+        mixed = [torch.tensordot(true.weights, x, 1) for x in wide.values()]
+        singular = [torch.linalg.svdvals(x) for x in mixed]
+        worst = max(float(s[0] / s[-1]) for s in singular)
+        assert worst < 100
+        near = 32 * torch.finfo(torch.float32).eps * worst * true.rates.abs().max()
+        assert abs(found.value.double() - true.value) <= near
+        if weights is None:
+            assert found.gap <= near + true.gap
+            continue
+        assert (found.rates.double() - true.rates).abs().max() <= near
+        assert abs(found.gap.double() - true.gap) <= near
+        for name, x in grads.items():
+            torch.testing.assert_close(x, exact[name].to(dtype))
+
+
 def test_what_is_wrong_is_said():
     net: Any = network()
     optimizer, rows = make(net, lr=0.1), rows_at(net)

@@ -57,8 +57,9 @@ def muon_gradients(
         weights: w `[task]` that a rule chose.
 
     Returns:
-        the solution and `{name: [m, n]}` for `mtlfunc.assign_gradients`. `rates`: by how much each
-        loss falls in the next step, to first order, weight decay and learning rates included.
+        the solution, at least float32, and `{name: [m, n]}` in the dtype of the rows, for
+        `mtlfunc.assign_gradients`. `rates`: by how much each loss falls in the next step, to first
+        order, weight decay and learning rates included.
         `value` + ½wᵀGw: the smallest rate of the best step, with `gramian` G and the best step's w.
         `gap` bounds what this step lacks of it: also where Σ w g is singular, and no polar factor
         is the best step.
@@ -87,7 +88,8 @@ def muon_gradients(
             f"optimizer: expected a torch.optim.Muon, got {type(optimizer).__name__}; diagonal "
             "ones go into mtlfunc.Balancer(..., metric=optimizer)"
         )
-    params = dict(module.named_parameters())
+    params, given = dict(module.named_parameters()), rows
+    rows = {name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in given.items()}
     steps = {name: _step_of(optimizer, params, name, leaf) for name, leaf in rows.items()}
     scaled = {name: steps[name].rate * leaf for name, leaf in rows.items()}
     decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
@@ -104,7 +106,8 @@ def muon_gradients(
     fall = torch.stack([_products(x, polar[name]) for name, x in scaled.items()]).sum(0)
     rates = fall + curve + anyway
     gap = (solution.value + 0.5 * w @ curve - rates.amin()).clamp_min(0)
-    return solution._replace(weights=w, dual=w, rates=rates, gap=gap), mixed
+    grads = {name: x.to(given[name]) for name, x in mixed.items()}
+    return solution._replace(weights=w, dual=w, rates=rates, gap=gap), grads
 
 
 class _Step(NamedTuple):
@@ -143,9 +146,9 @@ def _step_of(optimizer: Muon, params: Mapping[str, Tensor], name: str, rows: Ten
         share, kept = share * (1 + momentum), momentum**2
     wider = {"original": max(1, m / n) ** 0.5, "match_rms_adamw": 0.2 * max(m, n) ** 0.5}
     adjusted = rate * wider[group["adjust_lr_fn"] or "original"]
-    with torch.no_grad():
-        return _Step(adjusted, share, kept * buffer, rate * group["weight_decay"] * leaf.detach())
+    buffer, decay = buffer.to(rows), rate * group["weight_decay"] * leaf.detach().to(rows)
+    return _Step(adjusted, share, kept * buffer, decay)
 
 
 def _products(rows: Tensor, step: Tensor) -> Tensor:
-    return torch.einsum("tmn,mn->t", rows, step.to(rows))
+    return torch.einsum("tmn,mn->t", rows, step)
