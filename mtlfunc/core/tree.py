@@ -164,7 +164,7 @@ def select(
             below = f"{which}.*"
             cure = f" (use {below!r})" if _match_names(tuple(params), below) else ""
             raise ValueError(
-                f"{argument}={which!r} matches no parameter{cure}; {_list_names(params)}"
+                f"{argument}={which!r} matches no parameter{cure}; there are: {few_names(params)}"
             )
     elif isinstance(which, nn.Module | Tensor):
         found = _names_of(params, which, argument)
@@ -172,7 +172,7 @@ def select(
         found = _match(params, lambda names: tuple(n for n in names if which(n)), argument)
         if not found:
             raise ValueError(
-                f"{argument}: the predicate accepts no parameter; {_list_names(params)}"
+                f"{argument}: the predicate accepts no parameter; there are: {few_names(params)}"
             )
     elif isinstance(which, Iterable):
         union = {name for one in which for name in select(params, one, argument)}
@@ -280,11 +280,6 @@ def _known_names(
         (next((n for n in _NAMES.get(leaf, {}) if n in names), None), leaf.requires_grad)
         for leaf in _leaves(which)
     ]
-
-
-def _list_names(params: Mapping[str, Tensor], most: int = 20) -> str:
-    """The names of the parameters, for an error."""
-    return f"there are: {few_names(params, most)}"
 
 
 def few_names(names: Iterable[str], most: int = 20) -> str:

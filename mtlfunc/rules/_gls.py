@@ -41,14 +41,12 @@ def gls(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        p = preference_of(geometry, preference)
-        losses = require_positive(geometry.losses, geometry.present, "gls")
+        p, present = preference_of(geometry, preference), geometry.present
+        losses = require_positive(geometry.losses, present, "gls")
         # Relative to the largest, so that no product leaves the range of floats and a common factor
         # changes no bit.
-        logs = torch.log(
-            losses
-            / geometry.losses.where(geometry.present, 0.0).amax().where(geometry.present.any(), 1.0)
-        ).where(geometry.present, 0.0)
+        largest = geometry.losses.where(present, 0.0).amax().where(present.any(), 1.0)
+        logs = torch.log(losses / largest).where(present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
     return Rule(no_state(preference), update, reading("losses", preference=preference))

@@ -69,8 +69,7 @@ def imtl_l(
     def update(geometry: Geometry, state: IMTLLState) -> tuple[Tensor, State]:
         scale = torch.exp(state.s)
         weights = poison(preference_of(geometry, preference) * scale, geometry.losses)
-        return weights, IMTLLState(
-            *learn(move, state.s, scale * geometry.losses - 1, state.optimizer, geometry.present)
-        )
+        slope = scale * geometry.losses - 1
+        return weights, IMTLLState(*learn(move, state.s, slope, state.optimizer, geometry.present))
 
     return Rule(init, update, reading("losses", preference=preference))

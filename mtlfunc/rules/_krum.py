@@ -60,11 +60,8 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         else:
             place, count = torch.arange(total, device=present.device), present.sum()
             near = (place > 0) & (place <= (count - byzantine - 2).clamp_min(1)) & (place < count)
-            score = (
-                torch.where(near, distance.where(present, torch.inf).sort(-1).values, 0.0)
-                .sum(-1)
-                .where(present, torch.inf)
-            )
+            nearest = distance.where(present, torch.inf).sort(-1).values
+            score = torch.where(near, nearest, 0.0).sum(-1).where(present, torch.inf)
             kept = count.clamp_max(select)
         return poison(_select_lowest(score, kept).where(present, 0.0), gramian), ()
 

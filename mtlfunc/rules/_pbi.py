@@ -54,15 +54,9 @@ def pbi(
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
-        shifted = (
-            geometry.losses
-            if reference is None
-            else geometry.losses - reference.to(geometry.losses)
-        )
-        (ray, length), (unit, _) = (
-            unit_and_length(p),
-            unit_and_length(shifted.where(geometry.present, 0.0)),
-        )
+        shifted = geometry.losses - (0.0 if reference is None else reference.to(geometry.losses))
+        ray, length = unit_and_length(p)
+        unit, _ = unit_and_length(shifted.where(geometry.present, 0.0))
         normal, distance = unit_and_length(unit - (ray @ unit) * ray)
         # of L's own length: what is left is rounding, and has no direction
         on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps

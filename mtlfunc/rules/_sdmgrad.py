@@ -87,8 +87,7 @@ def sdmgrad(
             velocity = momentum * velocity + (matrix @ w + pull)
             w = project_present(w - lr * velocity, present)
         w = poison(w, gramian, state.weights).to(state.weights.dtype)
-        return (w + strength * p.to(w)) / (1 + strength), SDMGradState(
-            (total * w).where(present, state.weights)
-        )
+        kept = (total * w).where(present, state.weights)
+        return (w + strength * p.to(w)) / (1 + strength), SDMGradState(kept)
 
     return Rule(init, update, reading("cross_gramian", preference=preference))

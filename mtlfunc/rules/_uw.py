@@ -70,10 +70,7 @@ def uw(
     def update(geometry: Geometry, state: UWState) -> tuple[Tensor, State]:
         precision = 0.5 * torch.exp(-state.s)
         weights = poison(preference_of(geometry, preference) * precision, geometry.losses)
-        return weights, UWState(
-            *learn(
-                move, state.s, 0.5 - precision * geometry.losses, state.optimizer, geometry.present
-            )
-        )
+        slope = 0.5 - precision * geometry.losses
+        return weights, UWState(*learn(move, state.s, slope, state.optimizer, geometry.present))
 
     return Rule(init, update, reading("losses", preference=preference))

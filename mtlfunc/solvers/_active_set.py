@@ -96,13 +96,8 @@ def _solve_on_face(problem: Problem, eps: float) -> Answer:
     push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1], eps)
     w = carry_derivatives(dual, torch.where(stationary, shortest, ordinary))
     safe = torch.where(stationary, problem.preference, carry_derivatives(dual, ordinary))
-    return (
-        carry_derivatives(
-            weights, torch.where(stationary, problem.preference + push, problem.recover(safe))
-        ),
-        w,
-        steps,
-    )
+    recovered = torch.where(stationary, problem.preference + push, problem.recover(safe))
+    return carry_derivatives(weights, recovered), w, steps
 
 
 def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,11 +71,8 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
             w = w + _length(problem, w, direction, limit, n, step) * direction
             w = w.clamp_min(0)
             w = w / w.sum()
-        return (
-            (problem.recover(w) if isinstance(problem, CAGrad) else w),
-            w,
-            constant_steps(problem, steps),
-        )
+        weights = problem.recover(w) if isinstance(problem, CAGrad) else w
+        return weights, w, constant_steps(problem, steps)
 
     return solver(solve)
 

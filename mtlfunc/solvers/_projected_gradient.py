@@ -50,13 +50,8 @@ def projected_gradient(steps: int = 1000) -> Solver:
         w = _simplex(problem, steps)
         if isinstance(problem, MinNorm):
             return w, w, count
-        return (
-            _better_direction(
-                problem, w, _dual_cone(DualCone(problem.gramian, problem.preference), steps)
-            ),
-            w,
-            count,
-        )
+        push = _dual_cone(DualCone(problem.gramian, problem.preference), steps)
+        return _better_direction(problem, w, push), w, count
 
     return solver(solve)
 

@@ -42,12 +42,8 @@ def cagrad_face(
     """
     gramian = problem.gramian
     centre, delta = face_hull(gramian, support, problem.linear)
-    height, along, square = (
-        root(centre @ gramian @ centre),
-        delta @ gramian @ delta,
-        problem.radius**2,
-    )
-    room = square - along
+    height = root(centre @ gramian @ centre)
+    room = problem.radius**2 - delta @ gramian @ delta
     single = support.sum() == 1
     bounded = (room > 0) | single
     step = height / room.where(room > 0, 1.0).sqrt()

@@ -81,14 +81,8 @@ class MinNorm(NamedTuple):
         """
         rates = self.gramian @ weights
         square = weights @ rates
-        return Solution(
-            weights,
-            dual,
-            rates,
-            0.5 * square,
-            (square - rates.amin()).clamp_min(0),
-            count_of(self, steps),
-        )
+        gap = (square - rates.amin()).clamp_min(0)
+        return Solution(weights, dual, rates, 0.5 * square, gap, count_of(self, steps))
 
 
 class CAGrad(NamedTuple):
