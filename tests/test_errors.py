@@ -1,6 +1,7 @@
 # pyright: reportArgumentType=false
 """Bad input: every error names the argument, says what was wrong and what to do."""
 
+import inspect
 import re
 from collections import UserDict
 from functools import partial
@@ -123,7 +124,49 @@ COUNTS = {
     "divisions": (lambda count: mf.pareto.preferences(count, 2),),
     "tasks": (lambda count: mf.pareto.preferences(2, count),),
 }
+SOLVED = {
+    "mgda": mf.mgda,
+    "cagrad": partial(mf.cagrad, 0.4),
+    "upgrad": lambda solver: mf.upgrad(solver=solver),
+    "dualproj": lambda solver: mf.dualproj(solver=solver),
+    "epo": lambda solver: mf.epo(solver=solver),
+    "pcd": lambda solver: mf.pcd(solver=solver),
+    "pareto_mtl": lambda solver: mf.pareto_mtl(solver=solver),
+    "stationarity": partial(mf.diagnostics.stationarity, G),
+}
 CASES = {
+    **{
+        f"solver of {name}: {kind}": (
+            partial(make, value),
+            TypeError,
+            rf"^solver: .*such as mtlfunc.solvers.auto\(\), got {words}$",
+        )
+        for name, make in SOLVED.items()
+        for kind, value, words in (
+            ("a preference", torch.ones(2), "an object of type Tensor"),
+            ("a name", "exact", "an object of type str"),
+            ("a rule", mf.mgda(), "a rule"),
+            ("not called", mf.solvers.auto, "an object of type function"),
+        )
+    },
+    **{
+        f"{name} that is a {type(value).__name__}, {number}": (
+            partial(call, value),
+            TypeError,
+            rf"^{name}: expected a tensor {re.escape(shape)}, got .*; use torch.as_tensor",
+        )
+        for number, (name, shape, call) in enumerate(
+            (
+                ("jacobian", "[task, param]", partial(mf.aggregate, mf.mgda())),
+                ("gramian", "[T, T]", partial(mf.weights, mf.mgda())),
+                ("losses", "[task]", partial(mf.weights, mf.mean(), G)),
+                ("losses", "[task]", partial(mf.aggregate, mf.mean(), G)),
+                ("weights", "[task]", partial(mf.solvers.dual_cone, G)),
+                ("preference", "[task]", lambda p: mf.weights(mf.mean(preference=p), G)),
+            )
+        )
+        for value in ([[1.0, 0.0], [0.0, 1.0]], np.eye(2))
+    },
     **{
         f"{name} of {count!r}, {number}": (
             partial(make, count),
@@ -458,6 +501,13 @@ def test_error_names_the_argument(case):
     call, kind, message = CASES[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_every_rule_with_a_solver_is_in_the_table():
+    rules = {name: inspect.signature(getattr(mf, name)).parameters for name in mf.rules.__all__}
+    assert {name for name, given in rules.items() if "solver" in given} == SOLVED.keys() - {
+        "stationarity"
+    }
 
 
 def test_counts_may_be_of_other_libraries():

@@ -25,7 +25,8 @@ from ..gradients.levels import explained
 from ..gradients.linearize import Request, linearize
 from ..gradients.losses import parse_losses
 from ..gradients.run import run
-from ..solvers import auto, min_norm
+from ..solvers import min_norm
+from ..solvers._auto import solver_or_auto
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
@@ -226,10 +227,7 @@ def curvature(
     check_scalar(lr, "lr")
     check_count(nodes, "nodes")
 
-    def total(params: Params) -> Tensor:
-        return parse_losses(losses_fn(params, batch)).vector.sum()
-
-    gradient = grad(total)
+    gradient = grad(lambda params: parse_losses(losses_fn(params, batch)).vector.sum())
     with explained(params):
         g = gradient(params)
     pointwise = not isinstance(lr, Tensor) and lr == 0
@@ -279,7 +277,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
         >>> found.weights, bool(found.stationary)
         (tensor([0.6667, 0.3333]), True)
     """
-    solution = (solver or auto())(min_norm(gramian))
+    solution = solver_or_auto(solver)(min_norm(gramian))
     w = solution.weights
     square = (w @ solution.rates).clamp_min(0)
     length = root(square)

@@ -254,6 +254,14 @@ def check_autocast(params: Params, around: str = "call") -> None:
         )
 
 
+def check_tensor(value: object, name: str, shape: str) -> None:
+    """Raise TypeError unless `value` is a tensor, which is expected in this shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.as_tensor"
+        )
+
+
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
     """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen.
 
@@ -262,10 +270,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         name: what to call it in errors.
         symmetric: also raise if it can be seen not to be symmetric.
     """
-    if not isinstance(gramian, Tensor):
-        raise TypeError(
-            f"{name}: expected a tensor [T, T], got {type(gramian).__name__}; use torch.as_tensor"
-        )
+    check_tensor(gramian, name, "[T, T]")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
         raise ValueError(
             f"{name}: expected a square matrix [T, T] with T >= 1, got shape "
@@ -330,15 +335,16 @@ def _total(value: Tensor) -> float | int:
     return value.sum().item()
 
 
-def check_vector(value: Tensor, like: Tensor, name: str) -> None:
-    """Raise unless `value` is a finite vector `[T]` like the matrix `like` `[T, T]`."""
+def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") -> None:
+    """Raise unless `value` is a finite vector `[T]` like `like` `[…, T]`, a part `of` the input."""
+    check_tensor(value, name, "[task]")
     if value.shape != like.shape[-1:]:
         raise ValueError(
             f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}"
         )
     if value.dtype != like.dtype or value.device != like.device:
         raise ValueError(
-            f"{name} is {value.dtype} on {value.device} but the gramian is {like.dtype} on "
+            f"{name} is {value.dtype} on {value.device} but the {of} is {like.dtype} on "
             f"{like.device}; convert one to the other"
         )
     check_finite(value, name)
@@ -463,11 +469,7 @@ def normalized_preference(
     """The preference scaled to sum 1, or `fallback` where none was given; raises on a bad one."""
     if preference is None:
         return fallback
-    if not isinstance(preference, Tensor):
-        raise TypeError(
-            f"{argument}: expected a floating tensor [task], got {type(preference).__name__}; "
-            "use torch.tensor"
-        )
+    check_tensor(preference, argument, "[task]")
     if preference.shape != fallback.shape:
         raise ValueError(
             f"{argument}: expected shape {list(fallback.shape)}, one entry a task, got "

@@ -38,6 +38,16 @@ def expect_step(value: Any, argument: str = "step") -> None:
     _expect(value, argument, Step)
 
 
+def expect_solver(value: Any) -> None:
+    """Raise TypeError unless `value` is None or can be called with a problem."""
+    known = torch.compiler.is_compiling() or value is None
+    if not (known or (callable(value) and _binds(value, 1))):
+        raise TypeError(
+            "solver: expected what the solvers of mtlfunc.solvers return when they are called, "
+            f"such as mtlfunc.solvers.auto(), got {_describe(value)}"
+        )
+
+
 def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
     """Raise ValueError unless the probe measures what the rule reads, also in a `metric`."""
     measures = getattr(probe, "measures", None)

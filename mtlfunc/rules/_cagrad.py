@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import solvers
 from ..core.checks import check_option, check_scalar
+from ..solvers._auto import solver_or_auto
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
@@ -55,7 +56,7 @@ def cagrad(
     """
     check_scalar(c, "c")
     check_option(rescale, "rescale", get_args(Rescale))
-    solve = solver or solvers.auto()
+    solve = solver_or_auto(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.expect import expect_solver
 from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
@@ -43,6 +44,7 @@ def dualproj(
         >>> mf.aggregate(dualproj(), torch.tensor([[1.0, 0.0], [-3.0, 1.0]])).tolist()
         [0.0, 0.5]
     """
+    expect_solver(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)

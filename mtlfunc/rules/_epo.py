@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
-from ..solvers import auto
+from ..solvers._auto import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
@@ -66,7 +66,7 @@ def epo(
         [0.0, 1.0]
     """
     check_scalar(tolerance, "tolerance")
-    solve = solver or auto()
+    solve = solver_or_auto(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..solvers import auto, min_norm
+from ..solvers import min_norm
+from ..solvers._auto import solver_or_auto
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state
 
@@ -31,7 +32,7 @@ def mgda(solver: Solver | None = None) -> Rule:
         >>> mf.weights(mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
-    solve = solver or auto()
+    solve = solver_or_auto(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)

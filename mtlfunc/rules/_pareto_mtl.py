@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_count, normalized_preference, poison
 from ..core.tree import root
-from ..solvers import auto, min_norm
+from ..solvers import min_norm
+from ..solvers._auto import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import gramian_of, preference_of, reading
@@ -75,7 +76,7 @@ def pareto_mtl(
             "others: expected finite entries >= 0 with a positive sum in every row, got "
             f"{others.tolist()}"
         )
-    solve = solver or auto()
+    solve = solver_or_auto(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(ray, losses, "ray")

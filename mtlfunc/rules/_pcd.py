@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar, poison
-from ..solvers import auto
+from ..solvers._auto import solver_or_auto
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
@@ -65,7 +65,7 @@ def pcd(
     else:
         check_scalar(tau, "tau")
     check_scalar(beta, "beta", below=1.0)
-    solve = solver or auto()
+    solve = solver_or_auto(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:
         if not 0 <= primary < len(losses):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.expect import expect_solver
 from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
@@ -46,6 +47,7 @@ def upgrad(
         >>> mf.aggregate(upgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
         [0.25, 0.75]
     """
+    expect_solver(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)

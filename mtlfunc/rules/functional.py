@@ -7,7 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import all_rows_mask, can_look, check_gramian, check_vector, check_weights
+from ..core.checks import (
+    all_rows_mask,
+    can_look,
+    check_gramian,
+    check_tensor,
+    check_vector,
+    check_weights,
+)
 from ..core.expect import (
     expect_carried,
     expect_rule,
@@ -129,6 +136,7 @@ def aggregate(
         >>> aggregate(mf.mean(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([0.5000, 0.5000])
     """
+    check_tensor(jacobian, "jacobian", "[task, param]")
     dense = jacobian.layout == torch.strided and jacobian.is_floating_point()
     if jacobian.ndim != 2 or jacobian.shape[0] == 0 or not dense:
         raise ValueError(
@@ -138,12 +146,9 @@ def aggregate(
     if can_look(jacobian) and not bool(jacobian.isfinite().all()):
         bad = (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist()
         raise ValueError(f"jacobian: NaN or infinite gradients of tasks {bad}")
-    if losses is not None and losses.dtype != jacobian.dtype:
-        raise ValueError(
-            f"losses is {losses.dtype} but the jacobian is {jacobian.dtype}; convert one to the "
-            "other"
-        )
     expect_rule(rule)
+    if losses is not None:
+        check_vector(losses, jacobian.mT, "losses", "jacobian")
     wide = jacobian.double()
     gramian = wide @ wide.mT
     check_gramian(gramian)

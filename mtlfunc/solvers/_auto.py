@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core.checks import check_gramian, is_differentiated
+from ..core.expect import expect_solver
 from ..types import Solution, Solver, constructor
 from ._active_set import active_set, kernel_at, run
 from ._faces import faces
@@ -51,6 +52,12 @@ def auto() -> Solver:
         return (few if count <= FEW_TASKS and not kernel_at(gramian) else many)(problem)
 
     return solve
+
+
+def solver_or_auto(solver: Solver | None) -> Solver:
+    """The solver that a rule was given, checked; `auto()` for None."""
+    expect_solver(solver)
+    return solver or auto()
 
 
 def dual_cone_weights(
