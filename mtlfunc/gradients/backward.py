@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot
-from ..processes import metric_gramians
+from ..processes import gramians
 from ..types import Metric, Params, Rows
 from .layerwise import Place, Plan, Use, task_block, task_products
 from .levels import run_backward
@@ -304,7 +304,8 @@ class Passes:
         """J P Jᵀ and J c over the measured leaves."""
         wide, names = self._wide(dtype), tuple(x for x in measured if x in found.rows)
         with nullcontext() if self.backward.record else torch.no_grad():
-            parts = [metric_gramians(found.rows, metric, names, (), dtype)] if names else []
+            rows = found.rows
+            parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
             for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
                 block = task_block(group, form, deltas, deltas, wide, group.other)
                 c = metric.carried.get(group.uses[0].part.leaf)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import all_rows_mask, check_count, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
-from ..processes import Group, check_group, gramians, metric_gramians
+from ..processes import Group, check_group, gramians
 from ..types import (
     Batch,
     Blocks,
@@ -133,15 +133,13 @@ def double_sampling(
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
         extra = {"second_losses": second.losses}
-        if run.metric is None:
-            gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
-        else:
-            metric = run.metric(names)
-            one, other = (
-                metric_gramians(left.rows, metric, names, blocks, gramian_dtype, right.rows)
-                for left, right in ((first, second), (second, first))
-            )
-            gramian, extra["carried"] = one[0], 0.5 * (one[1] + other[1])
+        one, other = first.rows, second.rows
+        metric = None if run.metric is None else run.metric(names)
+        gramian, carried = gramians(one, other, names, blocks, gramian_dtype, metric)
+        if carried is not None:
+            _, its = gramians(other, one, names, blocks, gramian_dtype, metric)
+            assert its is not None
+            extra["carried"] = 0.5 * (carried + its)
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:

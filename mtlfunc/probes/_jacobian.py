@@ -17,7 +17,7 @@ from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, weighed
 from ..gradients.run import Forward
-from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
+from ..processes import Group, Shares, check_group, describe, gramians
 from ..types import (
     Batch,
     Blocks,
@@ -483,19 +483,13 @@ def _measured(
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
         rows, extra, state = edit.update(rows, found.present, blocks, state)
-    gramian = linear.gramian
-    if metric is not None:
-        carried = linear.carried
-        if gramian is None or carried is None:
-            gramian, carried = metric_gramians(rows, metric, measured, blocks, dtype)
+    gramian, carried = linear.gramian, linear.carried
+    if gramian is None:
+        gramian, carried = gramians(rows, rows, measured, blocks, dtype, metric)
+    if carried is not None:
         extra = extra | {"carried": carried}
-    elif gramian is None:
-        gramian = gramians(rows, rows, measured, blocks, dtype)
     if aim is not None:
-        if metric is None:
-            products = gramians(rows, aim, measured, blocks, dtype)
-        else:
-            products, _ = metric_gramians(rows, metric, measured, blocks, dtype, aim)
+        products, _ = gramians(rows, aim, measured, blocks, dtype, metric)
         extra = extra | {"target": products[..., 0]}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)

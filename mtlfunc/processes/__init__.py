@@ -15,6 +15,5 @@ from .union import Union as Union
 from .union import check_whole as check_whole
 from .union import gramians as gramians
 from .union import mask_of as mask_of
-from .union import metric_gramians as metric_gramians
 from .union import of_union as of_union
 from .union import union_of as union_of

@@ -180,16 +180,15 @@ class Shares(NamedTuple):
             own = {
                 name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()
             }
-            if metric is None:
-                products = (gramians(own, own, measured, blocks, dtype),)
-            else:
-                if metric.turns:
-                    raise NotImplementedError(
-                        "metric: with group= the ranks share the coordinates of rows, and this "
-                        "optimizer turns whole matrices; use a diagonal one, or one process"
-                    )
-                mine = Metric(cut(metric.scale, own), cut(metric.carried, own))
-                products = metric_gramians(own, mine, measured, blocks, dtype)
+            if metric is not None and metric.turns:
+                raise NotImplementedError(
+                    "metric: with group= the ranks share the coordinates of rows, and this "
+                    "optimizer turns whole matrices; use a diagonal one, or one process"
+                )
+            if metric is not None:
+                metric = Metric(cut(metric.scale, own), cut(metric.carried, own))
+            products = gramians(own, own, measured, blocks, dtype, metric)
+            products = [x for x in products if x is not None]
             linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
             linear = linear._replace(carried=carried[0] if carried else None)
@@ -280,37 +279,29 @@ def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:
 
 
 def gramians(
-    left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None
-) -> Tensor:
-    """Inner products of two sets of rows: `[row, other]`, or `[group, row, other]`."""
-    if not blocks:
-        return dot(left, right, measured, dtype)
-    members = [tuple(name for name in names if name in measured) for names in blocks]
-    return torch.stack([dot(left, right, names, dtype) for names in members])
-
-
-def metric_gramians(
-    rows: Rows,
-    metric: Metric,
+    left: Rows,
+    right: Rows,
     measured: tuple[str, ...],
     blocks: Blocks,
     dtype: torch.dtype | None,
-    others: Rows | None = None,
-) -> tuple[Tensor, Tensor]:
-    """J P J₂ᵀ and J₂ c of rows J and J₂, which are J unless others are given: `[row, row]` and
-    `[row]`, or `[group, row, row]` and `[group, row]`.
+    metric: Metric | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
+    metric; of several groups with a first axis for them.
     """
-    right = rows if others is None else others
-    scale, turns = metric.scale, metric.turns or {}
+    members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
+    if metric is None:
+        found = [dot(left, right, names, dtype) for names in members]
+        return torch.stack(found) if blocks else found[0], None
+    rows, scale, turns = left, metric.scale, metric.turns or {}
     for name in turns.keys() & set(measured):
         rows = rows | {name: turn_scaled(rows[name], scale[name], turns[name])}
         scale = scale | {name: scale[name].new_ones(())}
-    members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
     found = torch.stack(
         [metric_dot(rows, scale, metric.carried, right, names, dtype) for names in members]
     )
     gramian, carried = found[:, :-1], found[:, -1]
-    if others is None:
+    if right is left:
         gramian = 0.5 * (gramian + gramian.mT)
     return (gramian, carried) if blocks else (gramian[0], carried[0])
 
