@@ -21,9 +21,9 @@ from experiments.common.tables import write_report
 from experiments.digits.data import digits
 
 from .data import FAMILIES, TASKS, questions
-from .forecasts import NAMES, costs, forecasts
+from .forecasts import NAMES, costs, measured
 from .report import family, figure, table
-from .truth import GROUPS, every_group, joint
+from .truth import GROUPS
 
 HERE = Path(__file__).parent
 
@@ -93,11 +93,7 @@ def drawn(program: Program, seeds: Sequence[int]) -> dict[str, Tensor]:
     draw = torch.tensor(10_000 + program.draw)  # far from the seeds, which are keys as well
     data = vmap(lambda seed: questions(program.family, source, draw, seed))(keys)
     with Progress(program.steps, name, "steps") as progress:
-        losses = every_group(seeds, data, program.steps, progress.update)
-    alone = losses[:, :TASKS].diagonal(dim1=1, dim2=2)
-    gains = (alone[:, None] / losses).log()
-    trained = joint(seeds, data, program.steps)
-    return {"losses": losses, "gains": gains} | forecasts(seeds, data, trained, gains)
+        return measured(seeds, data, program.steps, progress.update)
 
 
 def _run(given: argparse.Namespace, out: Path) -> None:

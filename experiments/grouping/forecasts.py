@@ -12,7 +12,19 @@ import mtlfunc as mf
 from mtlfunc.types import Params
 
 from .data import SIZES, TASKS, Data, Part
-from .truth import BATCH, EVERY, GROUPS, Trained, logits, losses, masks, sample_losses
+from .truth import (
+    BATCH,
+    EVERY,
+    GROUPS,
+    Tick,
+    Trained,
+    every_group,
+    joint,
+    logits,
+    losses,
+    masks,
+    sample_losses,
+)
 
 TRUNK = "trunk.*"
 LOOKAHEAD = 0.1  # the plain gradient step of TAG, where losses fall by a few per cent
@@ -126,17 +138,39 @@ NAMES = (*PAIRWISE, "Grad-TAG", "pairs", "every group")
 
 
 def forecasts(
-    seeds: Sequence[int], data: Data, trained: Trained, gains: Float[Tensor, "seed group task"]
+    seeds: Sequence[int],
+    data: Data,
+    trained: Trained,
+    gains: Float[Tensor, "seed group task"],
+    pairwise: Sequence[str] = tuple(PAIRWISE),
 ) -> dict[str, Float[Tensor, "seed group task"]]:
-    """By every forecaster, from each seed alone. "every group" is the gains themselves."""
+    """By every forecaster, or of the pairwise ones by these, from each seed alone. "every group" is
+    the gains themselves.
+    """
     found = {}
-    for name, (affinity, finish) in PAIRWISE.items():
+    for name in pairwise:
+        affinity, finish = PAIRWISE[name]
         points = zip(trained.params, trained.batches, strict=True)
         seen = torch.stack([vmap(affinity)(params, batch) for params, batch in points])
         found[name] = of_groups(finish(seen.mean(0)))
     keys = torch.stack([mf.random.fold_in(torch.tensor(seed), 5) for seed in seeds])
     found["Grad-TAG"] = vmap(grad_tag)(trained.last, data, keys)
     return found | {"pairs": pairs(gains), "every group": gains}
+
+
+def measured(
+    seeds: Sequence[int],
+    data: Data,
+    steps: int,
+    tick: Tick,
+    pairwise: Sequence[str] = tuple(PAIRWISE),
+) -> dict[str, Float[Tensor, "seed group task"]]:
+    """Test losses and gains of all groups, and what `forecasts` says of them."""
+    found = every_group(seeds, data, steps, tick)
+    alone = found[:, :TASKS].diagonal(dim1=1, dim2=2)
+    gains = (alone[:, None] / found).log()
+    said = forecasts(seeds, data, joint(seeds, data, steps), gains, pairwise)
+    return {"losses": found, "gains": gains} | said
 
 
 def costs(steps: int) -> dict[str, float]:

@@ -47,9 +47,9 @@ def means_of(gains: np.ndarray, most: int) -> np.ndarray:
     return np.tensordot(choices(most), np.nan_to_num(gains), 2)
 
 
-def shown() -> np.ndarray:
-    """Entries `[group, task]` to be forecast: members of groups of two or more."""
-    return np.array([[len(g) > 1 and t in g for t in range(TASKS)] for g in GROUPS])
+def shown(least: int = 2, most: int = TASKS) -> np.ndarray:
+    """Entries `[group, task]` to be forecast: members of groups of so many tasks."""
+    return np.array([[least <= len(g) <= most and t in g for t in range(TASKS)] for g in GROUPS])
 
 
 Fold = tuple[list[int], list[int]]
@@ -64,6 +64,42 @@ def folds(seeds: int) -> dict[str, list[Fold]]:
         "one seed": [([s], [x for x in every if x != s]) for s in every],
         "half of the seeds": [(first, second), (second, first)],
     }
+
+
+def means(
+    forecast: Sequence[np.ndarray], gains: Sequence[Gains], parts: Sequence[Fold]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts and real gains `[draw, fold, group, task]`, each the mean over its seeds."""
+    x = [[one[made].mean(0) for made, _ in parts] for one in forecast]
+    y = [[one[judging].mean(0) for _, judging in parts] for one in gains]
+    return np.array(x), np.array(y)
+
+
+def ranks(
+    forecast: Sequence[np.ndarray],
+    gains: Sequence[Gains],
+    parts: Sequence[Fold],
+    kept: np.ndarray,
+) -> np.ndarray:
+    """Spearman's correlation over the entries kept, `[draw, fold]`."""
+    pairs = zip(*means(forecast, gains, parts), strict=True)
+    return np.array([[spearman(a[kept], b[kept]) for a, b in zip(*x, strict=True)] for x in pairs])
+
+
+def above_random(
+    forecast: Sequence[np.ndarray], gains: Sequence[Gains], parts: Sequence[Fold], most: int
+) -> np.ndarray:
+    """Mean log loss of the chosen grouping above that of all groupings whose groups are as large,
+    `[draw, fold]`: how many tasks go together is kept, which ones is at random.
+    """
+    sizes = np.array([str(sorted(map(len, one))) for one in partitions(range(TASKS), most)])
+    x, y = means(forecast, gains, parts)
+    found = np.empty(x.shape[:2])
+    for at in np.ndindex(found.shape):
+        real = means_of(y[at], most)
+        chosen = means_of(np.where(shown(), x[at], 0), most).argmax()
+        found[at] = real[sizes == sizes[chosen]].mean() - real[chosen]
+    return found
 
 
 class Score(NamedTuple):
@@ -83,8 +119,7 @@ def scored(forecast: Sequence[np.ndarray], gains: Sequence[Gains], parts: Sequen
         parts: `folds`, of one kind.
     """
     kept = shown()
-    x = np.array([[one[made].mean(0) for made, _ in parts] for one in forecast])
-    y = np.array([[one[judging].mean(0) for _, judging in parts] for one in gains])
+    x, y = means(forecast, gains, parts)
     regret = {most: np.empty(x.shape[:2]) for most in BUDGETS}
     for most, found in regret.items():
         for at in np.ndindex(found.shape):
@@ -92,13 +127,12 @@ def scored(forecast: Sequence[np.ndarray], gains: Sequence[Gains], parts: Sequen
             found[at] = real.max() - real[means_of(np.where(kept, x[at], 0), most).argmax()]
     x, y = (v[:, :, kept] for v in (x, y))
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
-    r2, rank = np.empty(x.shape[:2]), np.empty(x.shape[:2])
-    for draw, fold in np.ndindex(rank.shape):
+    r2 = np.empty(x.shape[:2])
+    for draw, fold in np.ndindex(r2.shape):
         slope = slope_of(np.delete(x, draw, 0).ravel(), np.delete(y, draw, 0).ravel())
         off, real = y[draw, fold] - slope * x[draw, fold], y[draw, fold]
         r2[draw, fold] = 1 - (off @ off) / (real @ real)
-        rank[draw, fold] = spearman(x[draw, fold], real)
-    return Score(r2, rank, regret)
+    return Score(r2, ranks(forecast, gains, parts, kept), regret)
 
 
 def slope_of(x: np.ndarray, y: np.ndarray) -> float:

@@ -255,6 +255,38 @@ def test_partitions_and_regret_by_brute_force():
     assert score.rank[draw, seed] == pytest.approx(expected)
 
 
+def test_a_choice_is_compared_with_groups_as_large_by_brute_force():
+    """Which tasks go together, and not how many: random tasks in groups of the same sizes."""
+    generator = np.random.default_rng(3)
+    gains, said = ([x] for x in generator.normal(size=(2, 2, 63, 6)))
+    real, forecast = gains[0][1], said[0][0]  # seed 0 foretells seed 1
+    every = judge.partitions(range(6), 3)
+
+    def worth(values, one, alone):
+        return sum(values[judge.NUMBER[g], t] for g in one for t in g if alone or len(g) > 1) / 6
+
+    chosen = max(every, key=lambda one: worth(forecast, one, False))
+    sizes = sorted(map(len, chosen))
+    others = [worth(real, one, True) for one in every if sorted(map(len, one)) == sizes]
+    found = judge.above_random(said, gains, judge.folds(2)["one seed"], 3)
+    assert len(others) > 1
+    assert found[0, 0] == pytest.approx(np.mean(others) - worth(real, chosen, True))
+    assert judge.above_random(gains, gains, [([0], [0])], 3) < 0  # the truth itself
+
+
+def test_correlations_are_those_of_the_entries_kept():
+    generator = np.random.default_rng(4)
+    gains, said = ([x] for x in generator.normal(size=(2, 2, 63, 6)))
+    for least, most, count in ((2, 2, 30), (3, 6, 156), (2, 6, 186)):
+        kept = judge.shown(least, most)
+        entries = [(k, t) for k, g in enumerate(truth.GROUPS) for t in g if least <= len(g) <= most]
+        assert len(entries) == count
+        x, y = ([v[k] for k in entries] for v in (said[0][1], gains[0][0]))
+        expected = pearsonr(rankdata(x), rankdata(y))[0]
+        found = judge.ranks(said, gains, judge.folds(2)["one seed"], kept)
+        assert found[0, 1] == pytest.approx(expected)
+
+
 def test_a_perfect_forecast_is_seen_and_a_constant_one_says_nothing():
     generator = np.random.default_rng(1)
     one = generator.normal(size=(3, 1, 63, 6)).repeat(4, 1)
