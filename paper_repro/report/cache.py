@@ -13,6 +13,7 @@ from mtlfunc.core.files import digest
 from .figures import STYLE
 from .findings import Settings
 
+ROOT = Path(__file__).parents[2]
 LIBRARIES = (
     "torch",
     "numpy",
@@ -54,7 +55,7 @@ def base() -> str:
 
 
 def sources(path: Path) -> set[Path]:
-    """A file, and those that it imports relatively, directly or not."""
+    """A file, and those that it imports relatively or from `experiments`, directly or not."""
     found, left = set(), {path}
     while left:
         path = left.pop()
@@ -64,10 +65,12 @@ def sources(path: Path) -> set[Path]:
 
 
 def imported(path: Path) -> set[Path]:
-    """The files that a file's relative imports name, whatever their level."""
+    """The files that a file's imports name: relative ones, whatever their level, and absolute ones
+    of `experiments`.
+    """
     files: set[Path] = set()
-    for level, module, names in _relative(path.read_bytes()):
-        base = path.parents[level - 1].joinpath(*module.split("."))
+    for level, module, names in _ours(path.read_bytes()):
+        base = (path.parents[level - 1] if level else ROOT).joinpath(*module.split("."))
         # `from .module import name`, or `from .package import module`
         named = (base / name for name in names)
         candidates = [base.with_suffix(".py"), base / "__init__.py"] if module else []
@@ -77,10 +80,11 @@ def imported(path: Path) -> set[Path]:
 
 
 @functools.cache  # most files are imported by many
-def _relative(source: bytes) -> list[tuple[int, str, list[str]]]:
-    """Level, module and names of a source's relative imports."""
+def _ours(source: bytes) -> list[tuple[int, str, list[str]]]:
+    """Level, module and names of a source's imports, relative ones and those of `experiments`."""
     return [
         (node.level, node.module or "", [alias.name for alias in node.names])
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.level
+        if isinstance(node, ast.ImportFrom)
+        and (node.level or f"{node.module}.".startswith("experiments."))
     ]
