@@ -537,7 +537,7 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, and some of the field since 2022, with the verdict of record: that of "
+        "sentence, and some of the field since 2020, with the verdict of record: that of "
         "the largest run that decides. A verdict with an asterisk hangs on the run, on a threshold "
         "or on a processor; its numbers say on which. A dash means that "
         f"no reproduction decides the claim.\n\n{kinds}\n\n"

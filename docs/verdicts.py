@@ -280,7 +280,7 @@ def steps_of(claim: dict) -> dict[str, float]:
 CLAIMS = """# The claims of the papers, and what became of them
 
 Every definition, theorem, experiment and number of four texts in a sentence, and some sentences of
-the field since 2022, with a verdict. `python -m paper_repro` writes a `report.html` with the
+the field since 2020, with a verdict. `python -m paper_repro` writes a `report.html` with the
 numbers and the figure behind each;
 `python -m paper_repro --only GN-21` runs what decides one;
 `python -m paper_repro figure --list` names figures that take options of yours. A

@@ -40,6 +40,7 @@ SLOW = (
     "gradnorm.ten_tasks",
     "cagrad.toy_aims",
     "gradnorm.difficulty",
+    "since.grouping",
     "pcgrad.ablation",
     "cross_paper.auxiliaries",
     "pcgrad.training",

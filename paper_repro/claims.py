@@ -28,7 +28,7 @@ PAPERS = {
     "CA": "CAGrad (Liu et al. 2021)",
     "GN": "GradNorm (Chen et al. 2018)",
     "X": "Links between the texts",
-    "SI": "Since 2022",
+    "SI": "Since 2020",
 }
 """Titles by the letters that an id starts with."""
 

@@ -22,7 +22,7 @@ GROUPS = tuple(
     for mask in sorted(range(1, 2**TASKS), key=int.bit_count)
 )
 """All 2^T - 1 of them, the small ones first: every task alone, then the pairs."""
-Tick = Callable[[int], None]
+Tick = Callable[[int], object]
 
 
 class Net(nn.Module):

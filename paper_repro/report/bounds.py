@@ -134,7 +134,9 @@ QUARTER = Bound(0.25, "memory over that of T gradients", "rows need all of it, a
 
 # ---- correlations, cosines, accuracies ----
 PREDICTS = Bound(0.3, "rank correlation that predicts", "a tenth of the variance of ranks")
-ALIKE = Bound(-0.05, "difference of two cosines that are alike", "a fortieth of their range")
+ALIKE = Bound(
+    -0.05, "difference of two cosines or correlations that are alike", "a fortieth of their range"
+)
 TELLS = Bound(-0.5, "rank correlation with the cosine at the start", "a quarter of the variance")
 FAR = Bound(0.05, "accuracy that is lost", "five points of a hundred")
 NEAR = Bound(0.01, "accuracy that is not lost", "one point of a hundred")

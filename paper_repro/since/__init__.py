@@ -1,1 +1,1 @@
-"""Claims of later papers (since 2022) about these methods, one question per file."""
+"""Claims of later papers (since 2020) about these methods, one question per file."""

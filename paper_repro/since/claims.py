@@ -1,4 +1,4 @@
-"""The claims of later papers (since 2022), as the ledger states them.
+"""The claims of later papers (since 2020), as the ledger states them.
 
 Sentences are shortened from the papers' abstracts. "(our words)" marks a claim that no paper at
 hand states in one sentence.
@@ -186,5 +186,37 @@ ROWS = (
         "and generalises poorly.",
         "since.minibatches",
         instead="reversible networks on benchmarks of images",
+    ),
+    Row(
+        "SI-25",
+        "synthetic",
+        "Fifty et al. 2021: how one task's gradient would affect the other losses, measured in a "
+        "single run of all tasks, selects which tasks should train together.",
+        "since.grouping",
+        instead="benchmarks of images",
+    ),
+    Row(
+        "SI-26",
+        "synthetic",
+        "Li et al. 2024: projected gradients of one network of all tasks estimate the affinities "
+        "of groups without training them, close to the true ones.",
+        "since.grouping",
+        instead="graphs and language models",
+    ),
+    Row(
+        "SI-27",
+        "synthetic",
+        "Ayman et al. 2026: the similarity of the updates of two tasks measures their affinity, "
+        "and extends linearly to groups.",
+        "since.grouping",
+        instead="benchmarks of several domains",
+    ),
+    Row(
+        "SI-28",
+        "synthetic",
+        "After Standley et al. 2020 (our words): what tasks gain in pairs, averaged, tells what "
+        "they gain in larger groups, which then need no training.",
+        "since.grouping",
+        instead="networks for scenes",
     ),
 )

@@ -1,4 +1,4 @@
-"""What decides each claim of later papers (since 2022)."""
+"""What decides each claim of later papers (since 2020)."""
 
 from collections.abc import Mapping
 from typing import SupportsFloat
@@ -103,6 +103,24 @@ def balanced(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
+def instead_of_training(forecast: str) -> Decision:
+    """Of a forecast that orders gains, and no worse than the groups do if each is trained once."""
+
+    def judge(measured: Measured) -> Verdict:
+        shown, lost = [], []
+        for end in named_so(measured, f"*: rank correlation of {forecast}, low"):
+            name = end.removesuffix(", low")
+            own, less = ends(measured, name), ends(measured, f"{name} less that of trained groups")
+            shown.append(own[0] > 0 and less[0] > ALIKE.now)
+            lost.append(own[1] < 0 or less[1] < ALIKE.now)
+        return verdict_of(shown, lost)
+
+    return decided(
+        f"of no family of tasks {forecast} is shown to order the gains, and as well as training "
+        "every group once does, and of one it is shown not to"
+    )(judge)
+
+
 DECISIONS: dict[str, Decision] = {
     "SI-01": sided(Side("*: nearest static weights' loss over the rule's", "<", MATCH)),
     "SI-02": sided(Side("*: the mean's loss over the rule's", "<", MATCH)),
@@ -177,6 +195,16 @@ DECISIONS: dict[str, Decision] = {
     "SI-22": sided(Side("*: error of NTK weights over that of *", "<", 1)),
     "SI-23": sided(Side("*: alignment of *, SOAP less Adam", ">", 0)),
     "SI-24": sided(Side("*, exact Gauss-Newton over Adam", ">", 1)),
+    "SI-25": sided(
+        Side("*: loss of TAG's grouping less that of as large groups at random", "<", 0),
+        Side("*: rank correlation of TAG", ">", 0),
+    ),
+    "SI-26": instead_of_training("Grad-TAG"),
+    "SI-27": sided(
+        Side("*, pairs: rank correlation of ETAP's linear part", ">", 0),
+        Side("*, larger groups: rank correlation of ETAP's linear part", ">", 0),
+    ),
+    "SI-28": instead_of_training("averaged pairs"),
 }
 _judge = Judge(DECISIONS)
 

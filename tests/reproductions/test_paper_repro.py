@@ -510,9 +510,14 @@ def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
 
 
 def test_key_follows_imports() -> None:
-    """Beside a module and a folder up, but nothing that it does not import."""
-    folder = ROOT / "paper_repro"
-    found = {str(path.relative_to(folder)) for path in sources(folder / "pcgrad" / "ablation.py")}
+    """Beside a module, a folder up and from `experiments`, but nothing that it does not import."""
+
+    def found_by(name: str) -> set[str]:
+        return {str(path.relative_to(ROOT)) for path in sources(ROOT / "paper_repro" / name)}
+
+    names = found_by("pcgrad/ablation.py")
+    assert "experiments/common/intervals.py" in names
+    found = {name.removeprefix("paper_repro/") for name in names}
     assert {
         "pcgrad/ablation.py",
         "pcgrad/common.py",
@@ -522,8 +527,11 @@ def test_key_follows_imports() -> None:
         "report/findings.py",
         "report/intervals.py",
     } <= found
-    assert all(name.startswith(("pcgrad/", "report/")) for name in found)
+    assert all(name.startswith(("pcgrad/", "report/", "experiments/common/")) for name in found)
     assert not found & {"pcgrad/claims.py", "pcgrad/theorem1.py", "report/page.py"}
+    shared = {f"grouping/{name}.py" for name in ("data", "truth", "forecasts", "judge")}
+    beneath = {f"experiments/{name}" for name in (*shared, "digits/data.py")}
+    assert beneath <= found_by("since/grouping.py")
 
 
 def test_key_changes_with_a_source_a_folder_up(tmp_path: Path) -> None:

@@ -24,6 +24,22 @@ def each(name: str, cases: tuple[str, ...], value: float) -> Numbers:
     return {name.format(case): value for case in cases}
 
 
+def foretelling(forecast: str, of: str = "") -> Cases:
+    """Claims that a forecast orders the gains of groups, and no worse than one training of each."""
+    own = f"{{}}{of}: rank correlation of {forecast}"
+    less = f"{own} less that of trained groups"
+    return [
+        (both(own, TASKS, 0.2, 0.3) | both(less, TASKS, -0.04, 0.1), WON),
+        (between(own.format("planted"), -0.1, 0.1), PART),
+        (between(less.format("digits"), -0.3, -0.1), PART),
+        # each half in one family alone
+        (between(own.format("digits"), -0.3, -0.1) | between(less.format("planted"), -1, 1), LOST),
+        (both(less, TASKS, -0.3, -0.1), LOST),
+        (both(less, TASKS, -0.3, 0.3), OPEN),
+        (both(own, TASKS, -0.1, 0.1), OPEN),
+    ]
+
+
 def raising(
     plain: tuple[str, ...], share: tuple[float, float], mended: tuple[str, ...], promised: Numbers
 ) -> Cases:
@@ -47,6 +63,7 @@ BY_J = ("exact polar factors, on J Jᵀ", "Muon's Newton-Schulz steps, on J Jᵀ
 BY_NORM = tuple(x.replace("J Jᵀ", "the nuclear norm") for x in BY_J)
 LEAST_RATE = "{}: smallest promised rate over the largest"
 REMEDIED = ("MGDA, β₁ = 0, on J P Jᵀ", "UPGrad, β₁ = 0.9, on J P Jᵀ, safe")
+TASKS = ("digits", "planted")
 GOES = "rank correlation of conflict with the {}"
 TRAINING, GENERAL = "excess training loss", "excess test loss"
 WEIGHTS = ("0.2 and 0.8", "0.5 and 0.5")
@@ -507,6 +524,8 @@ OTHERS: dict[str, Cases] = {
     **CAGRAD,
     "X-06": raising(PLAIN, (0.4, 0.6), REMEDIED, each(PROMISED, REMEDIED, 0.0)),
     "X-07": raising(BY_J, (0.7, 0.9), BY_NORM, each(LEAST_RATE, BY_NORM, 0.02)),
+    "SI-26": foretelling("Grad-TAG"),
+    "SI-28": foretelling("averaged pairs", ", three or more"),
     "SI-07": [
         (between(GOES.format(TRAINING), 0.3, 0.6) | between(GOES.format(GENERAL), -0.1, 0.1), WON),
         (between(GOES.format(TRAINING), -0.6, -0.3), LOST),

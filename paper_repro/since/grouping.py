@@ -1,0 +1,167 @@
+"""What tells which tasks should share a network, judged by training every group of them?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.func import vmap
+from tqdm import tqdm
+
+from experiments.digits.data import digits
+from experiments.grouping.data import FAMILIES, TASKS, questions
+from experiments.grouping.forecasts import measured
+from experiments.grouping.judge import BUDGETS, above_random, folds, ranks, shown
+from experiments.grouping.truth import GROUPS
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import Interval, mean_interval, named
+from .decisions import claim
+
+LANES = 16  # seeds of all groups that are trained side by side
+FIRST = 20_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
+FORECASTS = {
+    "TAG": "TAG",
+    "ETAP, linear part": "ETAP's linear part",
+    "Grad-TAG": "Grad-TAG",
+    "pairs": "averaged pairs",
+    "every group": "trained groups",
+}
+"""As the study calls them, and as numbers are called here."""
+PAIRS, LARGER = shown(2, 2), shown(3)
+
+
+class Trained(NamedTuple):
+    """A family of tasks: what each group gains, and what foretells it."""
+
+    gains: list[np.ndarray]  # of a draw, [seed, group, task]
+    forecasts: dict[str, list[np.ndarray]]
+
+    def correlation(self, name: str, kept: np.ndarray | None = None) -> np.ndarray:
+        """`[draw]`, of forecasts from one seed with the mean gains of the draw's other seeds."""
+        kept = shown() if kept is None else kept
+        parts = folds(len(self.gains[0]))["one seed"]
+        return ranks(self.forecasts[name], self.gains, parts, kept).mean(1)
+
+    def less_random(self, name: str, most: int) -> Interval:
+        """The log loss of the chosen grouping less that of groups as large, at random."""
+        parts = folds(len(self.gains[0]))["one seed"]
+        found = above_random(self.forecasts[name], self.gains, parts, most)
+        return mean_interval(-found.mean(1))
+
+
+def train(family: str, draws: int, seeds: int, steps: int, first: int) -> Trained:
+    """Every group on every seed of every draw of tasks; no seed is of two draws."""
+    source, found = digits(torch.get_default_device()), []
+    bar = tqdm(total=-(-draws * seeds // LANES) * steps, desc=family, leave=False)
+    for lanes in torch.arange(draws * seeds).split(LANES):
+        data = vmap(lambda lane: questions(family, source, FIRST + lane // seeds, first + lane))(
+            lanes
+        )
+        names = (first + lanes).tolist()
+        found.append(measured(names, data, steps, bar.update, ("TAG", "ETAP, linear part")))
+    bar.close()
+
+    def by_draw(name: str) -> list[np.ndarray]:
+        every = torch.cat([each[name] for each in found])
+        return list(every.unflatten(0, (draws, seeds)).double().cpu().numpy())
+
+    return Trained(by_draw("gains"), {said: by_draw(name) for name, said in FORECASTS.items()})
+
+
+def run(settings: Settings) -> Findings:
+    draws, seeds = max(2, settings.seeds // 2), 8 if settings.full else 2
+    steps = settings.count(300 if settings.full else 200)
+    first = 1000 * settings.draw  # torch draws the first weights, by the seeds alone
+    found = {name: train(name, draws, seeds, steps, first) for name in FAMILIES}
+    where = (
+        f"all {len(GROUPS)} groups of {TASKS} yes-or-no questions, trained for {steps} steps of "
+        f"Adam, {seeds} seeds of each of {draws} draws of tasks: questions about digits, and "
+        "questions of which three read one set of features and three another (planted). A task's "
+        "gain is the log of its test loss alone over that in the group; a forecast from one seed "
+        "is judged by the mean gains of the draw's other seeds, as a group that is trained on one "
+        "seed is. Spearman's correlations over the members of all groups of two or more, 95 % t "
+        "intervals over draws, each with seeds of its own"
+    )
+    yield selects(found, where)
+    yield estimates(found, where)
+    yield extends(found, where)
+    yield extrapolates(found, where)
+    yield correlations(found, where)
+
+
+def selects(found: dict[str, Trained], where: str) -> Claim:
+    """TAG's groupings against random ones of the same sizes."""
+    numbers: dict[str, float] = {}
+    for family, trained in found.items():
+        numbers |= named(
+            f"{family}: rank correlation of TAG", mean_interval(trained.correlation("TAG"))
+        )
+        for most in BUDGETS:
+            for name, whose in (("TAG", "TAG's"), ("trained groups", "the trained groups'")):
+                label = f"{family}, at most {most}: loss of {whose} grouping"
+                label += " less that of as large groups at random"
+                numbers |= named(label, trained.less_random(name, most))
+    return claim(
+        "SI-25",
+        numbers,
+        f"{where}. The chosen grouping has the largest sum of forecasts; its mean log loss over "
+        "tasks is compared with the mean over all groupings whose groups are as large, so that "
+        "which tasks go together counts, and not how many",
+    )
+
+
+def against_trained(family: str, trained: Trained, name: str, kept: np.ndarray) -> dict[str, float]:
+    """A forecast, the groups trained on the same seed, and their difference, paired by draw."""
+    own, real = (trained.correlation(x, kept) for x in (name, "trained groups"))
+    label = f"{family}: rank correlation of {name}"
+    return {
+        **named(label, mean_interval(own)),
+        **named(f"{family}: rank correlation of trained groups", mean_interval(real)),
+        **named(f"{label} less that of trained groups", mean_interval(own - real)),
+    }
+
+
+def estimates(found: dict[str, Trained], where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    for family, trained in found.items():
+        numbers |= against_trained(family, trained, "Grad-TAG", shown())
+    return claim("SI-26", numbers, f"{where}. Grad-TAG's ridge is the best on validation data")
+
+
+def extends(found: dict[str, Trained], where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    name = "ETAP's linear part"
+    for family, trained in found.items():
+        for size, kept in (("pairs", PAIRS), ("larger groups", LARGER)):
+            label = f"{family}, {size}: rank correlation of {name}"
+            numbers |= named(label, mean_interval(trained.correlation(name, kept)))
+    return claim(
+        "SI-27",
+        numbers,
+        f"{where}. The affinity of a pair is the product of the two gradients over the trunk, over "
+        "the loss; that of a group the mean over its others. ETAP's other part, which learns from "
+        "trained groups, is left out",
+    )
+
+
+def extrapolates(found: dict[str, Trained], where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    for family, trained in found.items():
+        numbers |= against_trained(f"{family}, three or more", trained, "averaged pairs", LARGER)
+    return claim("SI-28", numbers, f"{where}; here groups of three or more")
+
+
+def correlations(found: dict[str, Trained], where: str) -> Figure:
+    canvas, panels = axes(1, len(found), (5 * len(found), 3.2))
+    for panel, (family, trained) in zip(panels, found.items(), strict=True):
+        for place, name in enumerate(trained.forecasts):
+            mean, low, high = mean_interval(trained.correlation(name))
+            panel.plot([low, high], [-place, -place], color="C0")
+            panel.plot(mean, -place, "o", color="C0")
+        panel.axvline(0, color="#777777", linewidth=1)
+        panel.set_yticks([-x for x in range(len(trained.forecasts))], list(trained.forecasts))
+        panel.set(xlabel="rank correlation with the gains", title=family)
+    return Figure("correlations", f"What tells the gains of a group. {where}.", canvas)
