@@ -90,7 +90,8 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
         ValueError: where a word is neither, or a claim that no reproduction decides.
     """
     found: list[str] = []
-    for word in map(str.lower, words):
+    for given in words:
+        word = given.lower()
         if not word:
             raise ValueError("--only: an empty word names no reproduction")
         row = LEDGER.get(word.upper())
@@ -109,7 +110,7 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
             ]
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
-                f"--only: no reproduction or claim is named {word}; {meant}a beginning of a name "
+                f"--only: no reproduction or claim is named {given}; {meant}a beginning of a name "
                 "will do, too; --list has all names"
             )
         found += matching

@@ -250,7 +250,7 @@ def test_where_names_the_lines_that_decide(
     ("arguments", "message"),
     [
         (["--only", "nothing"], "no reproduction or claim is named nothing; a beginning .*--list"),
-        (["--only", "GN-99"], r"is named gn-99; did you mean GN-\d\d or "),
+        (["--only", "GN-99"], r"is named GN-99; did you mean GN-\d\d or "),
         (["--only", "cagrad.toys"], r"did you mean cagrad\.toy"),
         (["--only", ""], "--only: an empty word"),
         (["--where", ""], "there is no claim"),
