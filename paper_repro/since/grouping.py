@@ -49,7 +49,7 @@ class Trained(NamedTuple):
         """The log loss of the chosen grouping less that of groups as large, at random."""
         parts = folds(len(self.gains[0]))["one seed"]
         found = above_random(self.forecasts[name], self.gains, parts, most)
-        return mean_interval(-found.mean(1))
+        return mean_interval(found.mean(1))
 
 
 def train(family: str, draws: int, seeds: int, steps: int, first: int) -> Trained:

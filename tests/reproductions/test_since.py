@@ -16,6 +16,7 @@ from paper_repro.since import (
     aligned,
     common,
     conflict,
+    grouping,
     narrow,
     physics,
     population,
@@ -242,6 +243,40 @@ def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
             factor = 10 ** (every.logs[seed, lane] - logs[seed, source]).abs()
             expected = population.STEP if lane != source else 1.0
             torch.testing.assert_close(factor, torch.full_like(factor, expected))
+
+
+# ---- groups of tasks ----
+
+
+def test_a_good_choice_has_less_loss_than_a_random_one_and_orders_the_gains():
+    """Gains that all seeds share: who knows them chooses well, who has them reversed badly."""
+    rng = np.random.default_rng(0)
+    gains = [rng.normal(size=(1, 63, 6)).repeat(2, 0) for _ in range(5)]
+    found = grouping.Trained(gains, {"known": gains, "reversed": [-x for x in gains]})
+    for most in grouping.BUDGETS:
+        assert found.less_random("known", most).high < 0
+        assert found.less_random("reversed", most).low > 0
+    for kept in (grouping.PAIRS, grouping.LARGER, None):
+        assert found.correlation("known", kept) == pytest.approx(1)
+        assert found.correlation("reversed", kept) == pytest.approx(-1)
+
+
+def test_a_lane_is_its_seed_of_its_draw():
+    """Seed 1 of draw 1, among others, is what that seed alone says of the draw's tasks."""
+    found, lane, source = grouping.train("planted", 2, 2, 4, first=0), 3, grouping.digits()
+    draw = torch.tensor(grouping.FIRST + 1)
+    data = torch.func.vmap(lambda seed: grouping.questions("planted", source, draw, seed))(
+        torch.tensor([lane])
+    )
+    alone = grouping.measured([lane], data, 4, lambda _: None, ("TAG",))
+    for name, values in (("gains", found.gains), ("TAG", found.forecasts["TAG"])):
+        torch.testing.assert_close(
+            torch.tensor(values[1][1]),
+            alone[name][0].double(),
+            equal_nan=True,
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
 
 # ---- differential equations ----
