@@ -21,7 +21,7 @@ from ..report.intervals import Interval, mean_interval, named
 from .decisions import claim
 
 LANES = 16  # seeds of all groups that are trained side by side
-FIRST = 20_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
+FIRST = 30_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
 FORECASTS = {
     "TAG": "TAG",
     "ETAP, linear part": "ETAP's linear part",
@@ -74,7 +74,7 @@ def train(family: str, draws: int, seeds: int, steps: int, first: int) -> Traine
 def run(settings: Settings) -> Findings:
     draws, seeds = max(2, settings.seeds // 2), 8 if settings.full else 2
     steps = settings.count(300 if settings.full else 200)
-    first = 1000 * settings.draw  # torch draws the first weights, by the seeds alone
+    first = 500 + 1000 * settings.draw  # torch draws the first weights, by the seeds alone
     found = {name: train(name, draws, seeds, steps, first) for name in FAMILIES}
     where = (
         f"all {len(GROUPS)} groups of {TASKS} yes-or-no questions, trained for {steps} steps of "
