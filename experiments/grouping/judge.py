@@ -48,7 +48,7 @@ def means_of(gains: np.ndarray, most: int) -> np.ndarray:
 
 
 def shown(least: int = 2, most: int = TASKS) -> np.ndarray:
-    """Entries `[group, task]` to be forecast: members of groups of so many tasks."""
+    """Entries `[group, task]` to be forecast: members of groups of that many tasks."""
     return np.array([[least <= len(g) <= most and t in g for t in range(TASKS)] for g in GROUPS])
 
 

@@ -74,7 +74,7 @@ def test_ledger_has_every_claim_once() -> None:
     assert list(LEDGER) == IDS
     assert {row.paper for row in ROWS} == set(PAPERS)
     assert Counter(row.kind for row in ROWS) == {
-        "synthetic": 87,
+        "synthetic": 91,
         "exact": 64,
         "data/RL": 16,
         "not here": 2,

@@ -154,6 +154,6 @@ def count_runs(module: ModuleType) -> list[Settings]:
 
 IDS = [
     f"{paper}-{number:02d}"
-    for paper, count in {"PC": 32, "SU": 37, "CA": 40, "GN": 29, "X": 7, "SI": 24}.items()
+    for paper, count in {"PC": 32, "SU": 37, "CA": 40, "GN": 29, "X": 7, "SI": 28}.items()
     for number in range(1, count + 1)
 ]
