@@ -75,6 +75,11 @@ def means(
     return np.array(x), np.array(y)
 
 
+def chosen(forecast: np.ndarray, most: int) -> int:
+    """The grouping that a forecast `[group, task]` says is best; being alone gains nothing."""
+    return int(means_of(np.where(shown(), forecast, 0), most).argmax())
+
+
 def ranks(
     forecast: Sequence[np.ndarray],
     gains: Sequence[Gains],
@@ -96,9 +101,8 @@ def above_random(
     x, y = means(forecast, gains, parts)
     found = np.empty(x.shape[:2])
     for at in np.ndindex(found.shape):
-        real = means_of(y[at], most)
-        chosen = means_of(np.where(shown(), x[at], 0), most).argmax()
-        found[at] = real[sizes == sizes[chosen]].mean() - real[chosen]
+        real, choice = means_of(y[at], most), chosen(x[at], most)
+        found[at] = real[sizes == sizes[choice]].mean() - real[choice]
     return found
 
 
@@ -124,7 +128,7 @@ def scored(forecast: Sequence[np.ndarray], gains: Sequence[Gains], parts: Sequen
     for most, found in regret.items():
         for at in np.ndindex(found.shape):
             real = means_of(y[at], most)
-            found[at] = real.max() - real[means_of(np.where(kept, x[at], 0), most).argmax()]
+            found[at] = real.max() - real[chosen(x[at], most)]
     x, y = (v[:, :, kept] for v in (x, y))
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
     r2 = np.empty(x.shape[:2])

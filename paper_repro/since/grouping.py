@@ -101,7 +101,7 @@ def selects(found: dict[str, Trained], where: str) -> Claim:
         )
         for most in BUDGETS:
             for name, whose in (("TAG", "TAG's"), ("trained groups", "the trained groups'")):
-                label = f"{family}, at most {most}: loss of {whose} grouping"
+                label = f"{family}, at most {most} groups: loss of {whose} grouping"
                 label += " less that of as large groups at random"
                 numbers |= named(label, trained.less_random(name, most))
     return claim(

@@ -32,7 +32,8 @@ def foretelling(forecast: str, of: str = "") -> Cases:
         (both(own, TASKS, 0.2, 0.3) | both(less, TASKS, -0.04, 0.1), WON),
         (between(own.format("planted"), -0.1, 0.1), PART),
         (between(less.format("digits"), -0.3, -0.1), PART),
-        # each half in one family alone
+        # each half in one family alone is neither shown nor enough
+        (between(own.format("digits"), -0.1, 0.1) | between(less.format("planted"), -1, 1), OPEN),
         (between(own.format("digits"), -0.3, -0.1) | between(less.format("planted"), -1, 1), LOST),
         (both(less, TASKS, -0.3, -0.1), LOST),
         (both(less, TASKS, -0.3, 0.3), OPEN),
