@@ -22,6 +22,9 @@ RULES = {
 }
 
 
+ALONE = {"gls": mf.gls, "rlw": mf.rlw, "mean": mf.mean}
+
+
 class Net(nn.Module):
     """A trunk, a head a task, and a parameter that no loss reads."""
 
@@ -148,6 +151,30 @@ def test_a_short_step_is_the_ordinary_one(trunk, rule, taken):
                         if leaf.grad is not None:
                             leaf.sub_(leaf.grad, alpha=0.1)
         assert taken[0] == 2  # all but the first
+
+
+@every("trunk", TRUNKS)
+@every("rule", ALONE)
+def test_so_is_one_of_losses_alone(trunk, rule, taken):
+    torch.manual_seed(6)
+    for number, form in enumerate(FORMS.values()):
+        reduction = ("mean", "sum")[number % 2]
+        pairs = pair(Net(TRUNKS[trunk]()), ALONE[rule](), None, reduction=reduction)
+        taken[0] = 0
+        for k in range(3):
+            x = torch.randn(6, 5)
+            shape = form if k else FORMS["dict"] if number > 1 else list
+            check_same(pairs, [step(*each, x, shape, block=number > 2) for each in pairs])
+        assert taken[0] == 2
+    net = pairs[0][0]
+    net.zero_grad()
+    losses = net(x)
+    expected = torch.autograd.grad(sum(losses), list(net.trunk.parameters()), retain_graph=True)
+    info = pairs[0][1].backward(FORMS["dict"](losses))
+    if rule == "mean":
+        scaled = [g * info.weights[0] for g in expected]
+        found = [leaf.grad for leaf in net.trunk.parameters()]
+        torch.testing.assert_close(found, scaled)
 
 
 def test_what_is_kept_follows_the_module(taken):

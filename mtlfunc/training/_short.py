@@ -1,4 +1,4 @@
-"""The step of most loops in the fewest calls: separate losses of one process, nothing else given.
+"""The step of most loops in the fewest calls: the losses of one process, nothing else given.
 
 It answers what the ordinary step does, bit for bit. Where more is asked, where the graph holds
 more, and for every error, the step is the ordinary one.
@@ -16,10 +16,12 @@ from ..calls import Made
 from ..core.checks import all_rows_mask, has_finite_sum, inside_transform, is_differentiated
 from ..core.tree import combine as sum_rows
 from ..gradients.layerwise import Graph, read_graph, separate_edges
+from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks, parse_losses
 from ..gradients.separate import gramian_of, is_plain, row_matrix, rows_of, times
 from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
+from ..probes._losses_only import losses_only
 from ..types import Geometry, Params, Probe, TaskGradients
 from ._given import as_list, is_whole
 from ._live import Seen, outside
@@ -31,11 +33,16 @@ class Short(NamedTuple):
     leaves: Params
     shared: tuple[str, ...]
     others: tuple[str, ...]
-    share: Callable[[int], float | None]  # from T, each task's weight on the others
+    # from T, each task's weight on the others; where none are shared the rule's weights count
+    share: Callable[[int], float | None]
 
 
 def plain_options(probe: Probe) -> RowOptions | None:
-    """Those of a `jacobian` that is given `shared` and `heads` alone; None of every other probe."""
+    """Those of a `jacobian` that is given `shared` and `heads` alone, and for `losses_only` those
+    of one that shares nothing; None of every other probe.
+    """
+    if probe == losses_only():
+        return RowOptions((), heads="weighted")
     update = probe.update.function if isinstance(probe.update, Made) else probe.update
     if getattr(update, "func", None) is not _jacobian._update:
         return None
@@ -45,17 +52,16 @@ def plain_options(probe: Probe) -> RowOptions | None:
 
 
 def short_of(options: RowOptions, leaves: Params) -> Short:
-    shared, _, _ = _jacobian._layout(leaves, options)
+    shared = _jacobian._layout(leaves, options)[0] if options.shared else ()
     others = tuple(name for name in leaves if name not in set(shared))
-    share = _jacobian.share_of(options.heads)
-    return Short(leaves, shared, others, share)
+    return Short(leaves, shared, others, _jacobian.share_of(options.heads))
 
 
 def measure_short(
     short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params], bool]
 ) -> tuple[TaskGradients, list[str]] | None:
-    """What `jacobian` measures, and the names of the leaves that the losses depend on; the last
-    pass has freed the graph.
+    """What `jacobian` or `losses_only` measure, and the names of the leaves that the losses depend
+    on; the last pass frees the graph.
 
     Args:
         short: for the module as it is now.
@@ -80,13 +86,30 @@ def measure_short(
         return None
     if outside(graph, leaves) or asks(graph, leaves):
         return None
+    present, preference = all_rows_mask(value), value.new_full((len(edges),), 1 / len(edges))
+    if not shared:
+        geometry = Geometry(value, None, preference, present, {})
+        return TaskGradients(
+            value, geometry, weighted_pass(vector, leaves), (), None
+        ), graph.reached()
     matrix, sums = row_matrix(vector, edges, leaves, leaves, shared, others, frees=True)
     heads = times(share(len(edges)) or 1.0, sums)
-    preference = value.new_full((len(edges),), 1 / len(edges))
-    geometry = Geometry(value, gramian_of(matrix), preference, all_rows_mask(value), {})
+    geometry = Geometry(value, gramian_of(matrix), preference, present, {})
 
     def combine(weights: Tensor) -> Params:
         grads = sum_rows(weights, rows_of(matrix, leaves, shared)) | heads
         return {name: grads[name] for name in leaves}
 
     return TaskGradients(value, geometry, combine, (), None), graph.reached()
+
+
+def weighted_pass(losses: Tensor, leaves: Params) -> Callable[[Tensor], Params]:
+    """From weights to the gradient of the weighted loss, by one pass that frees the graph."""
+
+    def combine(weights: Tensor) -> Params:
+        given = weights.detach().to(losses.dtype, copy=True)  # it may be a leaf's gradient
+        found = run_backward(losses, given, tuple(leaves.values()), keep=False)
+        pairs = zip(leaves.items(), found, strict=True)
+        return {name: torch.zeros_like(x) if grad is None else grad for (name, x), grad in pairs}
+
+    return combine
