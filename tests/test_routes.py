@@ -164,10 +164,8 @@ def python_calls(call):
 
 
 @pytest.mark.skipif("MTLFUNC_TYPES" in os.environ, reason="enforced annotations are calls, too")
-@pytest.mark.parametrize(
-    ("name", "calls"), [("mlp", 2.3), ("lenet", 2.3), ("transformer", 2.1), ("gru", 3.6)]
-)
-def test_budgets_of_a_live_step(name, calls):
+@pytest.mark.parametrize("name", ["mlp", "lenet", "transformer", "gru", "pinn"])
+def test_budgets_of_a_live_step(name):
     """In the shortest loop's operations, and in its calls of Python functions."""
     torch.manual_seed(0)
     contenders = steps.contenders(*steps.CASES[name].make())
@@ -181,4 +179,4 @@ def test_budgets_of_a_live_step(name, calls):
         counts.append((counted.count, python_calls(call)))
     (operations, functions), (its_operations, its_functions) = counts
     assert operations <= 1.15 * its_operations
-    assert functions <= calls * its_functions
+    assert functions <= 1.2 * its_functions
