@@ -20,7 +20,7 @@ from ..core.checks import (
     inside_transform,
     poison,
 )
-from ..core.tree import dot, layer_of, map_params, select
+from ..core.tree import dot, layer_of, map_params, same_shapes, select
 from ..gradients.levels import explained
 from ..gradients.linearize import Request, linearize
 from ..gradients.losses import parse_losses
@@ -369,8 +369,7 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
     """
     check_params(before)
     check_params(after)
-    shapes = [{name: x.shape for name, x in params.items()} for params in (before, after)]
-    if shapes[0] != shapes[1]:
+    if not same_shapes(after, before):
         raise ValueError(
             "after: names or shapes of the parameters differ from those in before; pass the same "
             "parameters at two times"

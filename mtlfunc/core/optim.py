@@ -19,7 +19,7 @@ from torch.func import vmap
 from ..types import Batch, Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
 from .expect import expect_optimizer
-from .tree import map_params
+from .tree import map_params, same_shapes
 
 __all__ = [
     "AdamState",
@@ -92,7 +92,7 @@ def line_search(
     if not isinstance(factors, Tensor) or factors.ndim != 1 or not len(factors):
         found = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
         raise ValueError(f"factors: expected a tensor [factor] of step lengths, got {found}")
-    if not _matches_params(direction, params):
+    if not same_shapes(direction, params):
         raise ValueError("direction: expected a tensor for each of params, in its shape")
 
     def moved(factor: Tensor) -> Params:
@@ -141,7 +141,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(state == () if momentum is None else _matches_params(state, params))
+        _require(state == () if momentum is None else same_shapes(state, params))
         if momentum is None:
             return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
         velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
@@ -199,7 +199,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(isinstance(state, AdamState) and _matches_params(state.mean, params))
+        _require(isinstance(state, AdamState) and same_shapes(state.mean, params))
         steps = state.steps + 1
         mean = map_params(lambda m, g: _interpolate(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _interpolate(v, g * g, 1 - second), state.square, grads)
@@ -218,7 +218,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return map_params(move, params, mean, square), AdamState(steps, mean, square)
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
-        _require(isinstance(state, AdamState) and _matches_params(state.mean, params))
+        _require(isinstance(state, AdamState) and same_shapes(state.mean, params))
         time, begun = state.steps.double(), state.steps > 0
         # of m after the step, and of v before it: its correction is 0 at the start
         share = lr / (1 - first ** (time + 1))
@@ -326,15 +326,6 @@ def _require(fits: bool) -> None:
             "state: not this optimizer's state over these parameters; it was made by another "
             "optimizer or for other parameters: use init of this one"
         )
-
-
-def _matches_params(state: State, params: Params) -> bool:
-    """Whether `state` holds a tensor for each of the parameters, in its shape."""
-    return (
-        isinstance(state, dict)
-        and state.keys() == params.keys()
-        and all(state[name].shape == leaf.shape for name, leaf in params.items())
-    )
 
 
 def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -124,8 +125,7 @@ def stack(modules: Sequence[nn.Module]) -> Params:
     if not modules:
         raise ValueError("modules: expected at least one module")
     first, *rest = [parameters(module) for module in modules]
-    shapes = {name: leaf.shape for name, leaf in first.items()}
-    if any({name: leaf.shape for name, leaf in params.items()} != shapes for params in rest):
+    if not all(same_shapes(params, first) for params in rest):
         raise ValueError(
             "modules: names or shapes of parameters differ; only modules of one architecture can "
             "be stacked"
@@ -458,6 +458,12 @@ def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
         else (cast[leaf.dtype] @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
+
+
+def same_shapes(value: Any, leaves: Params) -> bool:
+    """Whether this holds a tensor for each of the leaves, in its shape."""
+    names = isinstance(value, Mapping) and value.keys() == leaves.keys()
+    return names and all(value[name].shape == leaf.shape for name, leaf in leaves.items())
 
 
 def map_params(f: Callable[..., Tensor], first: Params, *rest: Params) -> Params:

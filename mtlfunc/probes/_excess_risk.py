@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Blocks, Probe, Rows, Select, State, constructor
 from ._jacobian import Edit, Heads, RowOptions, row_probe
-from .common import Present, check_memory, same_rows
+from .common import Present, check_memory
 from .groups import Groups
 
 
@@ -68,7 +69,7 @@ def excess_risk(
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
-        check_memory(same_rows(state, rows))
+        check_memory(same_shapes(state, rows))
         # an absent task's row is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
         risks = {name: _risk(rows[name], squares[name]) for name in rows}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
-from ..core.tree import select
+from ..core.tree import same_shapes, select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, weighed
@@ -46,7 +46,6 @@ from .common import (
     fixed,
     is_empty,
     linearize_labelled,
-    same_rows,
 )
 from .groups import Groups, combine_groups, fixed_groups, partition
 from .masks import EditRows, Mask, graddrop
@@ -542,7 +541,7 @@ def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
     """What `mask` answers, if it is rows as they were given."""
     edited = mask(key, rows)
-    if not same_rows(edited, rows):
+    if not same_shapes(edited, rows):
         raise ValueError(
             "mask: expected rows with the names and shapes of those given, "
             f"{ {name: list(row.shape) for name, row in rows.items()} }"

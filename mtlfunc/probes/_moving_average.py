@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
 from ..core.expect import expect_function
+from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Blocks, Probe, Rows, Scalar, Select, State, constructor
 from ._jacobian import Edit, Heads, RowOptions, row_probe
-from .common import Present, check_memory, same_rows
+from .common import Present, check_memory
 from .groups import Groups
 
 Rate = Scalar | Callable[[Tensor], Tensor]
@@ -103,7 +104,7 @@ def moving_average(
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
-        check_memory(isinstance(state, MovingAverageState) and same_rows(state.rows, rows))
+        check_memory(isinstance(state, MovingAverageState) and same_shapes(state.rows, rows))
         steps = state.steps + present
         beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
         beta = beta * torch.ones_like(state.mass)

@@ -17,7 +17,7 @@ from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Shares, Union, check_gathers, mask_of
-from ..types import Batch, LossesFn, Metric, Params, Rows, Select, State
+from ..types import Batch, LossesFn, Metric, Params, Select, State
 
 
 @runtime_checkable
@@ -230,26 +230,13 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Linearization:
     """`linearize`, of the losses times this process's shares of them."""
-    return linearize(
-        forward,
-        request._replace(
-            scale=shares.scale(forward.value), left_out=shares.left_out(forward.params)
-        ),
-    )
+    scale, left_out = shares.scale(forward.value), shares.left_out(forward.params)
+    return linearize(forward, request._replace(scale=scale, left_out=left_out))
 
 
 def is_empty(state: State) -> bool:
     """Whether this is the state of a probe without memory."""
     return isinstance(state, tuple) and not state
-
-
-def same_rows(state: State, rows: Rows) -> bool:
-    """Whether a state holds rows of the same leaves and shapes as `rows`."""
-    return (
-        isinstance(state, dict)
-        and state.keys() == rows.keys()
-        and all(state[name].shape == row.shape for name, row in rows.items())
-    )
 
 
 def check_memory(fits: bool) -> None:

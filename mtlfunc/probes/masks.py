@@ -82,11 +82,8 @@ def graddrop(
         for name, row in rows.items():
             total, size = row.sum(0), row.abs().sum(0)
             purity = 0.5 * (1 + total / size.where(size != 0, 1.0))
-            u = random.uniform(
-                random.fold_in(key, position[name]),
-                tuple(row.shape[1:]),
-                torch.promote_types(row.dtype, torch.float32),
-            )
+            dtype = torch.promote_types(row.dtype, torch.float32)
+            u = random.uniform(random.fold_in(key, position[name]), tuple(row.shape[1:]), dtype)
             positive = (purity if f is None else f(purity)) > u
             kept = torch.where(row > 0, positive, ~positive).to(row.dtype)
             passes = _per_row(leak, row)

@@ -44,8 +44,5 @@ def db_mtl(*, preference: Tensor | None = None) -> Rule:
         ratio = (length.amax() / length.where(length > 0, 1.0)).where(length > 0, 1.0)
         return poison(preference_of(geometry, preference, gramian) * ratio, gramian), ()
 
-    return Rule(
-        no_state(preference),
-        update,
-        reading("log_gramian", "tracked_gramian", preference=preference),
-    )
+    reads = reading("log_gramian", "tracked_gramian", preference=preference)
+    return Rule(no_state(preference), update, reads)

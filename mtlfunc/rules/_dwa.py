@@ -69,13 +69,8 @@ def dwa(
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         zero = torch.zeros_like(losses)
-        return DWAState(
-            zero + 1,
-            zero,
-            zero.clone(),
-            zero.to(torch.int64),
-            losses.new_zeros((), dtype=torch.int64),
-        )
+        none = losses.new_zeros((), dtype=torch.int64)
+        return DWAState(zero + 1, zero, zero.clone(), zero.to(torch.int64), none)
 
     def update(geometry: Geometry, state: DWAState) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
@@ -85,11 +80,8 @@ def dwa(
                 "losses: dwa takes ratios of epoch means, which need losses >= 0, got "
                 f"{losses.tolist()}; shift them by a lower bound"
             )
-        weights = poison(
-            softmax(state.rate / temperature, preference_of(geometry, preference)),
-            losses,
-            state.rate,
-        )
+        weights = softmax(state.rate / temperature, preference_of(geometry, preference))
+        weights = poison(weights, losses, state.rate)
         if not readable:  # what can be read was checked above
             losses = losses.where(losses >= 0, float("nan"))
         total = state.total + (losses if whole else losses.where(present, 0.0))

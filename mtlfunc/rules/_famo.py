@@ -84,11 +84,8 @@ def famo(
         normalized_preference(preference, losses)
         check_shape(lower, losses, "lower")
         zero = torch.zeros_like(losses)
-        return FAMOState(
-            zero,
-            move.init({"x": zero}),
-            (zero.clone(), torch.zeros_like(losses, dtype=torch.bool)) if full_batch else (),
-        )
+        last = (zero.clone(), torch.zeros_like(losses, dtype=torch.bool)) if full_batch else ()
+        return FAMOState(zero, move.init({"x": zero}), last)
 
     def update(geometry: Geometry, state: FAMOState) -> tuple[Tensor, State]:
         losses, present, extra = geometry.losses, geometry.present, geometry.extra
@@ -97,10 +94,8 @@ def famo(
         else:
             before, after, both = (extra[name] for name in LAST_LOSSES)
         fall = torch.log(losses_above(before, both) / losses_above(after, both))
-        z = softmax(
-            state.logits,
-            both.to(losses) if preference is None else preference.to(losses).where(both, 0.0),
-        )
+        prior = both.to(losses) if preference is None else preference.to(losses).where(both, 0.0)
+        z = softmax(state.logits, prior)
         slope = z * (fall - (z * fall).sum()) + decay * state.logits
         logits, optimizer_state = learn(move, state.logits, slope, state.optimizer, both)
 

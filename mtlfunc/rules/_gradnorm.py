@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import optim
 from ..core.checks import can_look, check_scalar, poison
-from ..solvers.problems import root
+from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
 from .losswise import check_shape, learn
@@ -110,10 +110,7 @@ def gradnorm(
         ratio = ratio.where(ratio >= 0, float("nan"))
         present = geometry.present
         mean_ratio = mean_present(ratio, present)
-        rate = (
-            torch.where(mean_ratio == 0, 1.0, ratio / mean_ratio.where(mean_ratio != 0, 1.0))
-            ** alpha
-        )
+        rate = torch.where(mean_ratio == 0, 1.0, ratio / or_one(mean_ratio)) ** alpha
         target = mean_present(norm, present) * (
             rate / mean_present(rate, present) if normalize_targets else rate
         )

@@ -76,10 +76,8 @@ def gradvac(
         if kernel_applies(gramian, targets):
             coefficients, cosines = surgery(gramian, draws, targets)
         else:
-            coefficients, cosines = (
-                poison(x, gramian, targets)
-                for x in vaccinate(gramian, partners_of(draws, gramian), targets)
-            )
+            found = vaccinate(gramian, partners_of(draws, gramian), targets)
+            coefficients, cosines = (poison(x, gramian, targets) for x in found)
         moved = targets + beta * (cosines - targets)
         return preference_of(geometry, preference, gramian) @ coefficients, GradVacState(
             moved.to(state.targets), stream
@@ -101,10 +99,8 @@ def vaccinate(
     length = root(gramian.diagonal())
     unit = gramian / or_one(length)[:, None] / or_one(length)
     noise = 8 * count * torch.finfo(gramian.dtype).eps
-    goals, apart = (
-        targets.gather(-1, partners),
-        (partners != tasks[:, None]) & (length[partners] > 0),
-    )
+    goals = targets.gather(-1, partners)
+    apart = (partners != tasks[:, None]) & (length[partners] > 0)
     sines = root((1 - goals) * (1 + goals))
     product, size = unit, (length > 0).to(gramian)  # row i: c_i·g_j; ‖c_i‖
     shares, cosines = [], []

@@ -50,19 +50,15 @@ def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
     check_scalar(decay, "decay", below=1.0)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return MomentumState(
-            rule.init(losses, key),
-            torch.zeros_like(losses),
-            torch.zeros_like(losses, dtype=torch.bool),
-        )
+        none = torch.zeros_like(losses, dtype=torch.bool)
+        return MomentumState(rule.init(losses, key), torch.zeros_like(losses), none)
 
     def update(geometry: Geometry, state: MomentumState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
         present = geometry.present
         mixed = torch.where(state.begun, decay * state.weights.to(now) + (1 - decay) * now, now)
         kept = torch.where(present, mixed, state.weights.to(now))
-        return torch.where(present, mixed, 0.0), MomentumState(
-            inner, kept.to(state.weights), state.begun | present
-        )
+        held = MomentumState(inner, kept.to(state.weights), state.begun | present)
+        return torch.where(present, mixed, 0.0), held
 
     return Rule(init, update, reading_also(rule, "present"))

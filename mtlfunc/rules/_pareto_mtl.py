@@ -89,10 +89,8 @@ def pareto_mtl(
     def update(geometry: Geometry, state: ParetoMTLState) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry), geometry.present
         count = len(gramian)
-        losses, axes = (
-            geometry.losses.to(gramian),
-            torch.eye(count, dtype=gramian.dtype, device=gramian.device),
-        )
+        losses = geometry.losses.to(gramian)
+        axes = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
         u = preference_of(geometry, ray, gramian)
         vectors = (axes if others is None else others.to(gramian)) * present
         apart = vectors / or_one(vectors.norm(dim=-1, keepdim=True)) - u / or_one(u.norm())
@@ -112,11 +110,8 @@ def pareto_mtl(
         lengths = root(gramian.diagonal()) @ rows.abs().mT
         inner = rows @ gramian @ rows.mT + noise * (lengths**2).diag()
         weights = torch.where(present, solve(min_norm(inner)).weights @ rows, 0.0)
-        left = torch.where(
-            violated.any(), (state.search - 1).clamp_min(0), torch.zeros_like(state.search)
-        )
-        return poison(weights, gramian, losses, u), ParetoMTLState(
-            torch.where(present.any(), left, state.search)
-        )
+        left = torch.where(violated.any(), (state.search - 1).clamp_min(0), 0)
+        left = torch.where(present.any(), left, state.search)
+        return poison(weights, gramian, losses, u), ParetoMTLState(left)
 
     return Rule(init, update, reading("gramian", "losses", preference=ray))

@@ -52,11 +52,8 @@ def update_every(rule: Rule, period: int) -> Rule:
     check_count(period, "period")
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return UpdateEveryState(
-            rule.init(losses, key),
-            torch.zeros_like(losses),
-            torch.zeros_like(losses[0], dtype=torch.int64),
-        )
+        none = torch.zeros_like(losses[0], dtype=torch.int64)
+        return UpdateEveryState(rule.init(losses, key), torch.zeros_like(losses), none)
 
     def update(geometry: Geometry, state: UpdateEveryState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)

@@ -148,10 +148,8 @@ def _kernel(
     lead, count = leading_shape(zip((gramian, vector, c), _RANKS, strict=True)), gramian.shape[-1]
     on_gpu = gramian.is_cuda and kernel_at(gramian)
     matrix = flatten_batch(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
-    vector, c = (
-        None if vector is None else flatten_batch(vector, lead, 1),
-        None if c is None else flatten_batch(c, lead, 0),
-    )
+    vector = None if vector is None else flatten_batch(vector, lead, 1)
+    c = None if c is None else flatten_batch(c, lead, 0)
     if on_gpu:
         from ._kernels.active_set_gpu import solve as solve_on_gpu  # Triton is optional
 
