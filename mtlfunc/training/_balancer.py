@@ -251,7 +251,7 @@ class Balancer:
         """Add to `.grad` of every parameter what `mtlfunc.balance` would return.
 
         Args:
-            losses: a vector `[task]`, or a tuple, list or dict of scalars, with their graph.
+            losses: a vector `[task]`, or a list, tuple or dict of scalars: means over samples.
             present: Bool[task], the tasks that have labels in this batch; with `group=` how many
                 labels, `[task]`. None is all, and equal batches.
             weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
