@@ -45,9 +45,9 @@ class Checkpointed(nn.Module):
 
     runs = 0
 
-    def __init__(self):
+    def __init__(self, inputs=5):
         super().__init__()
-        self.layer = nn.Linear(5, 8)
+        self.layer = nn.Linear(inputs, 8)
 
     def forward(self, x):
         def counted(x):
@@ -334,9 +334,55 @@ def test_errors_are_those_of_the_ordinary_step(taken):
 
 def test_a_checkpoint_runs_once_a_task(taken):
     net, x = Net(TRUNKS["a checkpoint"]()), torch.randn(6, 5)
+    net.heads[0] = nn.Sequential(Checkpointed(8), nn.Linear(8, 1))
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     for _ in range(3):
-        net.trunk.runs = 0
-        step(net, balancer, x)
-        assert net.trunk.runs == 1 + len(net.heads)
+        net.trunk.runs = net.heads[0][0].runs = 0
+        losses = net(x)
+        balancer.backward(losses)
+        # forward, and in every pass that enters it: the head's own task alone
+        assert (net.trunk.runs, net.heads[0][0].runs) == (1 + len(net.heads), 2)
+        balancer.backward(losses)  # its graph stays, as from the ordinary step
     assert taken[0] == 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_leaves_that_are_pieces_of_one_tensor(taken):
+    flat = torch.randn(48, requires_grad=True)
+
+    class Pieces(Net):
+        def __init__(self):
+            super().__init__(nn.Linear(5, 8))
+            self.requires_grad_(False)
+            del self.trunk._parameters["weight"]
+            self.trunk._parameters["weight"] = flat[:40].view(8, 5)
+
+    net, x = Pieces(), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for _ in range(2):
+        expected = balancer.backward(net(x), retain_graph=True)
+        found = balancer.backward(net(x))
+        assert torch.equal(found.gramian, expected.gramian)
+    assert taken[0] == 0
+
+
+def test_what_is_shared_may_change(taken):
+    torch.manual_seed(8)
+    part = ["trunk.0"]
+    pairs = pair(Net(TRUNKS["layers"]()), mf.mgda(), lambda name: name.startswith(part[0]))
+    x = torch.randn(6, 5)
+    for prefix in ("trunk.0", "trunk.0", "trunk.2", "trunk"):
+        part[0] = prefix
+        check_same(pairs, [step(*each, x) for each in pairs])
+    assert taken[0] == 3
+
+
+def test_losses_of_the_inputs_alone_are_refused(taken):
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for _ in range(2):
+        step(net, balancer, x)
+    inputs = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match="depend on no parameter"):
+        balancer.backward(list(inputs.square()))
+    assert taken[0] == 1

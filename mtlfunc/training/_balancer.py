@@ -193,7 +193,6 @@ class Balancer:
             check_metric(metric)
         self._metric = metric
         self._plain = plain_options(self._probe) if metric is None else None
-        self._short: Short | None = None
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
@@ -204,6 +203,7 @@ class Balancer:
         self._known: Params = {}
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
+        self._short: Short | None = None
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
@@ -317,7 +317,7 @@ class Balancer:
         if self._plain is None or self._state is None:
             return None
         leaves = self._leaves()
-        if self._short is None or self._short.leaves is not leaves:
+        if self._short is None or not isinstance(self._plain.shared, str):  # others may change
             self._short = short_of(self._plain, leaves)
         if not (found := measure_short(self._short, losses, self._tasks, self._seen, self._asks)):
             return None
@@ -465,7 +465,7 @@ class Balancer:
             or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
             self._known = trained(self._module)
-            self._layout, self._watched = Layout(self._module), None
+            self._layout, self._watched, self._short = Layout(self._module), None, None
             if self._known:
                 check_params(self._known)
         return self._known

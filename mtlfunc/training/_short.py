@@ -7,6 +7,7 @@ more, and for every error, the step is the ordinary one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def measure_short(
     short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params], bool]
 ) -> tuple[TaskGradients, list[str]] | None:
     """What `jacobian` or `losses_only` measure, and the names of the leaves that the losses depend
-    on; the last pass frees the graph.
+    on. The last pass frees the graph, unless hooks bring back what several passes need.
 
     Args:
         short: for the module as it is now.
@@ -76,6 +77,8 @@ def measure_short(
     elsewhere = inside_transform() or is_differentiated(()) or torch.is_autocast_enabled("cpu")
     if elsewhere or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
+    if not all(map(attrgetter("is_leaf"), leaves.values())):  # pieces of other tensors
+        return None
     parsed = parse_losses(as_list(losses), "losses", tasks=tasks, first="the first step")
     vector, value = parsed.vector, parsed.vector.detach()
     edges = [x for x in separate_edges(vector, parsed.scalars) or () if x is not None]
@@ -84,15 +87,14 @@ def measure_short(
     graph = read_graph(edges, leaves)
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
-    if outside(graph, leaves) or asks(graph, leaves):
+    if outside(graph, leaves) or asks(graph, leaves) or not (reached := graph.reached()):
         return None
     present, preference = all_rows_mask(value), value.new_full((len(edges),), 1 / len(edges))
     if not shared:
         geometry = Geometry(value, None, preference, present, {})
-        return TaskGradients(
-            value, geometry, weighted_pass(vector, leaves), (), None
-        ), graph.reached()
-    matrix, sums = row_matrix(vector, edges, leaves, leaves, shared, others, frees=True)
+        return TaskGradients(value, geometry, weighted_pass(vector, leaves), (), None), reached
+    frees = not graph.has_saved_hooks  # a checkpoint of one task would run once more
+    matrix, sums = row_matrix(vector, edges, leaves, leaves, shared, others, frees=frees)
     heads = times(share(len(edges)) or 1.0, sums)
     geometry = Geometry(value, gramian_of(matrix), preference, present, {})
 
@@ -100,7 +102,7 @@ def measure_short(
         grads = sum_rows(weights, rows_of(matrix, leaves, shared)) | heads
         return {name: grads[name] for name in leaves}
 
-    return TaskGradients(value, geometry, combine, (), None), graph.reached()
+    return TaskGradients(value, geometry, combine, (), None), reached
 
 
 def weighted_pass(losses: Tensor, leaves: Params) -> Callable[[Tensor], Params]:

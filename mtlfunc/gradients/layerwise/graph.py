@@ -196,7 +196,7 @@ def _has(kinds: frozenset[type], names: tuple[str, ...]) -> bool:
 
 @lru_cache(64)
 def _has_custom(kinds: frozenset[type]) -> bool:
-    return any(issubclass(kind, BackwardCFunction) for kind in kinds)
+    return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
 
 
 @cache
