@@ -334,14 +334,15 @@ def test_errors_are_those_of_the_ordinary_step(taken):
 
 def test_a_checkpoint_runs_once_a_task(taken):
     net, x = Net(TRUNKS["a checkpoint"]()), torch.randn(6, 5)
-    net.heads[0] = nn.Sequential(Checkpointed(8), nn.Linear(8, 1))
+    head = Checkpointed(8)
+    net.heads[0] = nn.Sequential(head, nn.Linear(8, 1))
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     for _ in range(3):
-        net.trunk.runs = net.heads[0][0].runs = 0
+        net.trunk.runs = head.runs = 0
         losses = net(x)
         balancer.backward(losses)
         # forward, and in every pass that enters it: the head's own task alone
-        assert (net.trunk.runs, net.heads[0][0].runs) == (1 + len(net.heads), 2)
+        assert (net.trunk.runs, head.runs) == (1 + len(net.heads), 2)
         balancer.backward(losses)  # its graph stays, as from the ordinary step
     assert taken[0] == 2
 
