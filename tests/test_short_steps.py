@@ -378,6 +378,27 @@ def test_what_is_shared_may_change(taken):
     assert taken[0] == 3
 
 
+SHARED = {
+    "a module": lambda net: net.trunk,
+    "a parameter": lambda net: net.trunk[2].weight,
+    "several": lambda net: [net.trunk[0], net.trunk[2].weight],
+    "globs": lambda net: ("trunk.0.*", "trunk.2.*"),
+}
+
+
+@every("shared", SHARED)
+def test_what_is_shared_can_be_said_in_all_ways(shared, taken):
+    torch.manual_seed(9)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    twin = deepcopy(net)
+    pairs = [(one, mf.Balancer(one, mf.mgda(), SHARED[shared](one))) for one in (net, twin)]
+    pairs[1][1]._plain = None
+    taken[0] = 0
+    for _ in range(3):
+        check_same(pairs, [step(*each, x) for each in pairs])
+    assert taken[0] == 2
+
+
 def test_losses_of_the_inputs_alone_are_refused(taken):
     net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")

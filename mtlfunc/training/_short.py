@@ -53,7 +53,7 @@ def plain_options(probe: Probe) -> RowOptions | None:
 
 
 def short_of(options: RowOptions, leaves: Params) -> Short:
-    shared = _jacobian._layout(leaves, options)[0] if options.shared else ()
+    shared = () if options.heads == "weighted" else _jacobian._layout(leaves, options)[0]
     others = tuple(name for name in leaves if name not in set(shared))
     return Short(leaves, shared, others, _jacobian.share_of(options.heads))
 
