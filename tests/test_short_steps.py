@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
+from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import plan
 from mtlfunc.training import _balancer
 from tests.support.every import every
@@ -301,6 +302,33 @@ def test_other_modules_and_modes_go_the_ordinary_way(taken):
         for _ in range(3):
             check_same(pairs, [step(*each, x) for each in pairs])
     assert taken[0] == 0
+
+
+MORE = {
+    "weighted heads": ({"heads": "weighted"}, {}),
+    "a part is measured": ({"measure": "trunk.2.*"}, {}),
+    "a wide Gramian": ({"gramian_dtype": torch.float64}, {}),
+    "an absent task": ({}, {"present": torch.tensor([True, False, True])}),
+    "a half": ({}, {}),
+}
+
+
+@every("case", MORE)
+def test_the_ordinary_step_makes_rows_in_one_matrix(case, monkeypatch):
+    """A list of rows that is stacked would hold them twice."""
+    options, given = MORE[case]
+    made, whole = [], backward.row_matrix
+
+    def noting(*args, **rest):
+        made.append(whole(*args, **rest))
+        return made[-1]
+
+    monkeypatch.setattr(backward, "row_matrix", noting)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    dtype = torch.bfloat16 if case == "a half" else torch.float32
+    balancer = mf.Balancer(net.to(dtype), mf.mgda(), "trunk.*", **options)
+    balancer.backward(net(x.to(dtype)), **given)
+    assert [len(matrix) for matrix, _ in made] == [3]
 
 
 def test_errors_are_those_of_the_ordinary_step(taken):

@@ -18,8 +18,9 @@ from ..processes import gramians
 from ..types import Metric, Params, Rows
 from .layerwise import Place, Plan, Use, task_block, task_products
 from .levels import run_backward
-from .run import Forward
+from .run import PLAIN, Forward
 from .safe_ops import is_batching_error, needs_recording
+from .separate import detached, gramian_of, row_matrix, rows_of
 
 
 class Measured(NamedTuple):
@@ -28,6 +29,7 @@ class Measured(NamedTuple):
     deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
     rows: Rows  # the leaves differentiated row by row
     heads: Params  # gradients of the sum of the losses, if these are separate
+    matrix: Tensor | None = None  # [row, width], if the rows are views of one
 
 
 class Target(NamedTuple):
@@ -107,10 +109,8 @@ class Backward:
         """One pass, None where `root` does not depend on a place."""
         record = self.record or self.anyway
         grads = run_backward(root, cotangent, places, keep=keep, record=record)
-        if self.record:
-            return grads
-        # recorded for its own sake, or a parameter that somebody's own backward returned
-        return [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        # it was recorded for its own sake
+        return grads if self.record else detached(grads)
 
     def each(
         self,
@@ -192,6 +192,9 @@ class Passes:
         names: tuple[str, ...],
         heads: tuple[str, ...] = (),
         rows: slice = slice(None),
+        *,
+        views: bool = False,
+        freed: Tensor | None = None,
     ) -> Measured:
         """Deltas of the plan's uses, and rows of leaves.
 
@@ -200,10 +203,12 @@ class Passes:
             names: of the leaves.
             heads: other leaves, whose gradients come with the passes of separate losses.
             rows: those of a chunk.
+            views: whether the rows may be views of one matrix.
+            freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan.uses, names, heads, rows)
+            return self._separate(plan.uses, names, heads, rows, views, freed)
         targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
         mix = self.matrix
         if mix is None:
@@ -223,11 +228,19 @@ class Passes:
         names: tuple[str, ...],
         heads: tuple[str, ...],
         rows: slice,
+        views: bool,
+        freed: Tensor | None,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
         backward, edges = self.backward, self.loss_edges
         assert edges is not None
         params, tasks = backward.params, range(len(edges))[rows]
+        if views and names and not uses and self._is_plain(names):
+            matrix, total = row_matrix(
+                edges[rows], self.value, params, backward.places, names, heads,
+                scale=None if self.scale is None else self.scale[rows], freed=freed,
+            )  # fmt: skip
+            return Measured([], rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
         places, count = tuple(places), len(uses) + len(names)
 
@@ -257,6 +270,14 @@ class Passes:
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(stacked[: len(uses)], by_name, total)
 
+    def _is_plain(self, names: tuple[str, ...]) -> bool:
+        """Whether rows are plain numbers, one task's each."""
+        backward = self.backward
+        if self.mixed or backward.record or backward.anyway or depth():
+            return False
+        kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
+        return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
+
     def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
         """The last of `found`, times its weight in every row, added to the sum before it."""
         *before, last = found
@@ -280,6 +301,9 @@ class Passes:
         parts.
         """
         wide = self._wide(dtype)
+        matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
+        if matrix is not None and wide == matrix.dtype:
+            return gramian_of(matrix)
         parts, its_plan = [], across[1] if across else plan
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():

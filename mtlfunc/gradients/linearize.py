@@ -30,7 +30,6 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward
-from .separate import gramian_of, is_plain, row_matrix, rows_of, times
 from .slices import linearize_slices
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
@@ -133,30 +132,11 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         from .fsdp import linearize_by_hooks
 
         return linearize_by_hooks(forward, request)
-    simple = _is_simple(forward, request)
     with enable_grad():
-        if simple and not forward.watched:
-            return _linearize_simple(forward, request)
         passes, route, preference = _open(forward, request)
-        if simple and forward.by_rows:
-            return _linearize_simple(forward, request)
         rows, gramian, heads, carried = _measure(forward, request, passes, route)
-    value, matrix = forward.value, passes.matrix
-    losses = request.scaled(value)
-    mixed = losses if matrix is None else matrix @ losses
-    told = mixed if request.weightings else value
-    pullback = _pullback(forward, request, passes.backward, matrix)
-    return Linearization(
-        told, mixed, preference, rows, gramian, heads, pullback, forward.aux, carried=carried
-    )
-
-
-def _pullback(
-    forward: Forward, request: Request, backward: Backward, matrix: Tensor | None
-) -> Callable[..., Params]:
-    """From cotangents of the rows, which are C of the losses, to gradients."""
-    value = forward.value
-    # it is the only pass, and visits all of the graph
+    value, matrix, backward = forward.value, passes.matrix, passes.backward
+    # the pullback is the only pass, and visits all of the graph
     final = request.last and not (request.shared or request.left_out)
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
@@ -168,43 +148,12 @@ def _pullback(
             forward.freed = forward.freed or (final and forward.frees and not backward.record)
             return backward.leaves(names, cotangent, keep=not forward.freed)
 
-    return pullback
-
-
-def _is_simple(forward: Forward, request: Request) -> bool:
-    """Whether the rows of separate losses can be made and measured as one matrix of numbers."""
-    edges = forward.edges
-    if request.keep != "combination" or request.measured != request.shared or edges is None:
-        return False
-    if not (request.mix is request.scale is request.metric is request.gramian_dtype is None):
-        return False
-    if request.heads is None or request.engine == "layerwise" or request.weightings:
-        return False
-    if forward.hooked or forward.recorded or forward.losses.scalars is None or None in edges:
-        return False
-    if depth() or is_differentiated(()) or not is_plain(forward.params):
-        return False
-    return not forward.graph.has_custom_backward
-
-
-def _linearize_simple(forward: Forward, request: Request) -> Linearization:
-    """`linearize` where that is so."""
-    value, edges, params, names = forward.value, forward.edges, forward.params, request.shared
-    assert edges is not None
-    assert request.heads is not None
-    kept = set(names)
-    others = tuple([name for name in params if name not in kept])
-    share = request.heads(len(edges)) if others else 1.0
-    forward.by_rows = True
-    forward.freed = share is not None and request.last and forward.frees
-    matrix, sums = row_matrix(
-        forward.losses.vector, edges, params, forward.places, names,  # pyright: ignore
-        () if share is None else others, frees=forward.freed,
-    )  # fmt: skip
-    pullback = _pullback(forward, request, Backward(forward, False), None)
-    preference, rows = value.new_full((len(edges),), 1 / len(edges)), rows_of(matrix, params, names)
-    heads, gramian = times(share or 1.0, sums), gramian_of(matrix)
-    return Linearization(value, value, preference, rows, gramian, heads, pullback, forward.aux)
+    losses = request.scaled(value)
+    mixed = losses if matrix is None else matrix @ losses
+    told = mixed if request.weightings else value
+    return Linearization(
+        told, mixed, preference, rows, gramian, heads, pullback, forward.aux, carried=carried
+    )
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
@@ -358,8 +307,17 @@ def _measure(
         sides = (passes, plan), (passes, plan)
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        names = plan.rows if plan.tapped else request.shared
-        found = passes(plan, names, () if share is None else others)
+        apart, by_rows = route.loss_edges is not None, not plan.tapped
+        # whether nothing is pulled back later
+        final = apart and by_rows and (share is not None or not others)
+        forward.freed = final and request.last and forward.frees and not passes.backward.record
+        found = passes(
+            plan,
+            request.shared if by_rows else plan.rows,
+            () if share is None else others,
+            views=request.keep == "combination",
+            freed=forward.losses.vector if forward.freed else None,
+        )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured and request.metric is not None:
             metric = request.metric

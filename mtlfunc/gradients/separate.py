@@ -28,41 +28,47 @@ def is_plain(params: Params) -> bool:
 
 
 def row_matrix(
+    edges: Sequence[GradientEdge | None],
     losses: Tensor,
-    edges: Sequence[GradientEdge],
     params: Params,
     places: Mapping[str, Place],
     shared: Sequence[str],
     others: Sequence[str],
     *,
-    frees: bool,
+    scale: Tensor | None = None,
+    freed: Tensor | None = None,
 ) -> tuple[Tensor, Params]:
     """J `[task, width]` over the shared leaves, side by side, and the others' sums of gradients.
 
     Nothing is recorded.
 
     Args:
-        losses: `[task]`, with their graph.
-        edges: the place of each in it.
+        edges: the place of each loss in the graph; None for one that no pass enters.
+        losses: like them, `[task]`.
         params: plain leaves.
         places: where the graph has them.
         shared: names of those that have rows.
         others: of those that have none.
-        frees: whether the last pass frees the graph of all losses.
+        scale: `[task]`, multiplies the losses first; None is 1.
+        freed: the losses `[task]` with their graph, which the last pass frees.
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
     matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
-    one, sums = losses.new_ones(()), dict[str, Tensor]()
+    one, sums, nowhere = losses.new_ones(()), dict[str, Tensor](), [None] * len(every)
+    last = max([task for task, edge in enumerate(edges) if edge is not None], default=None)
     for task, edge in enumerate(edges):
-        if frees and task + 1 == len(edges):
+        cotangent = one if scale is None else scale[task]
+        if edge is None:
+            found = nowhere
+        elif freed is not None and task == last:
             # Undefined gradients enter the other losses, for which nodes compute nothing: the pass
             # visits, and frees, the graph of all.
-            nothing = UNDEFINED()(losses)
-            given = one, nothing.detach()
-            found = run_backward((edge, nothing), given, every, keep=False)
+            nothing = UNDEFINED()(freed)
+            given = cotangent, nothing.detach()
+            found = detached(run_backward((edge, nothing), given, every, keep=False))
         else:
-            found = run_backward(edge, one, every)
+            found = detached(run_backward(edge, cotangent, every))
         parts = zip(leaves, found, strict=False)
         row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
         torch.cat(row, out=matrix[task])
@@ -74,6 +80,11 @@ def row_matrix(
         if name not in sums:
             sums[name] = torch.zeros_like(params[name])
     return matrix, sums
+
+
+def detached(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Without a graph: somebody's own backward may return a parameter."""
+    return [x.detach() if x is not None and x.requires_grad else x for x in grads]
 
 
 def times(share: float, grads: Params) -> Params:

@@ -93,8 +93,8 @@ def measure_short(
     if not shared:
         geometry = Geometry(value, None, preference, present, {})
         return TaskGradients(value, geometry, weighted_pass(vector, leaves), (), None), reached
-    frees = not graph.has_saved_hooks  # a checkpoint of one task would run once more
-    matrix, sums = row_matrix(vector, edges, leaves, leaves, shared, others, frees=frees)
+    freed = None if graph.has_saved_hooks else vector  # a task's checkpoint would run once more
+    matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, freed=freed)
     heads = times(share(len(edges)) or 1.0, sums)
     geometry = Geometry(value, gramian_of(matrix), preference, present, {})
 
