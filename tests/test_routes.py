@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import mtlfunc as mf
 from experiments.benchmarks import steps
@@ -127,6 +128,77 @@ def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
         losses, mf.parameters(net), torch.randn(128, 64), weightings=torch.randn(tasks, 128)
     )
     assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
+
+
+class Flops(TorchDispatchMode):
+    """Operations of products and convolutions, as torch's own counter has them.
+
+    That one hooks every module, and where hooks are the engine takes rows.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            found = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            assert isinstance(found, int)
+            self.count += found
+        return out
+
+
+def flops_of(call):
+    with Flops() as counted:
+        call()
+    return counted.count / 1e9
+
+
+MLP = nn.Sequential(
+    nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8)
+)
+CONVOLUTIONS = nn.Sequential(
+    *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU()),
+    *(nn.Flatten(), nn.Linear(32 * 8 * 8, 8)),
+)
+
+
+@pytest.mark.parametrize("wanted", ["tasks", "scalars", "weightings", "samples"])
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_routes_count_what_is_done(name, wanted):
+    """Of every engine; the first layer hands no delta on."""
+    net, x = (MLP, torch.randn(64, 64)) if name == "mlp" else (
+        CONVOLUTIONS, torch.randn(16, 3, 12, 12)
+    )  # fmt: skip
+    params = mf.parameters(net)
+    weightings = torch.rand(16, len(x)) if wanted == "weightings" else None
+    samples = wanted == "samples"
+    axis = 1 if samples or wanted == "weightings" else 0
+
+    def losses(params, x):
+        found = functional_call(net, params, x).square().mean(axis)
+        return tuple(found) if wanted == "scalars" else found
+
+    def gramian(engine):
+        if samples:
+            mf.sample_gramian(losses, params, x, engine=engine)
+        else:
+            mf.task_gramian(losses, params, x, weightings=weightings, engine=engine)
+
+    told = mf.explain_gramian(losses, params, x, samples=samples, weightings=weightings)
+    forward = flops_of(lambda: losses(params, x))
+    first = params["0.weight"].numel() * 2e-9 * len(x) * (100 if name == "convolutions" else 1)
+    (chosen,) = [route for route in told.routes if route.chosen]
+    rows = told.routes[0]
+    for engine, route in (("rows", rows), ("auto", chosen)):
+        done = flops_of(lambda engine=engine: gramian(engine)) - forward
+        once = route is chosen and wanted in ("samples", "weightings")
+        least = route.gflop - first * (1 if once else told.rows)
+        # no product, but counted: sums and squares of samples' inner products
+        assert (0.75 if once else 0.99) * least <= done <= 1.01 * route.gflop, (engine, route)
+    assert "route" in str(told)
+    assert str(told).count("chosen") == 1
 
 
 class Counted(TorchDispatchMode):

@@ -1,16 +1,20 @@
-"""What `engine="auto"` would do with every layer, and what each form would cost."""
+"""What `engine="auto"` would do with every layer, and what each form and route would cost."""
 
 from __future__ import annotations
 
+import math
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import (
+    Cost,
     Form,
     Group,
     Plan,
@@ -19,6 +23,7 @@ from .layerwise import (
     groups_of,
     is_worth_recording,
     is_worth_weighing,
+    positions,
     sample_plan,
 )
 from .levels import without_trace
@@ -40,16 +45,30 @@ class Layer(NamedTuple):
     note: str
 
 
+class Route(NamedTuple):
+    """One way to the whole Gramian, its backward passes included, without leaves of unknown calls.
+
+    Its operations are counted, not weighed. `engine="auto"` weighs them with measured speeds.
+    """
+
+    name: str
+    gflop: float
+    mib: float  # rows, deltas and the largest product; not the graph
+    chosen: bool
+
+
 class Explanation(NamedTuple):
-    """A table when printed."""
+    """Tables when printed."""
 
     layers: tuple[Layer, ...]
     rows: int
     passes: str
+    routes: tuple[Route, ...]
 
     def __str__(self) -> str:
-        head = ("leaf", "calls", "form", "GFLOP", "MiB", "alternatives, GFLOP", "")
-        lines: list[tuple[str, ...]] = [head]
+        lines: list[tuple[str, ...]] = [
+            ("leaf", "calls", "form", "GFLOP", "MiB", "alternatives, GFLOP", "")
+        ]
         for layer in self.layers:
             chosen = (
                 f"{layer.gflop[layer.form]:.3g}" if layer.gflop else "?",
@@ -59,12 +78,19 @@ class Explanation(NamedTuple):
                 f"{form} {value:.3g}" for form, value in layer.gflop.items() if form != layer.form
             )
             lines.append((layer.name, layer.op, layer.form, *chosen, others, layer.note))
-        width = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        table = [
-            "  ".join(cell.ljust(width[i]) for i, cell in enumerate(line)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([f"{self.rows} rows; {self.passes}", *table])
+        ways: list[tuple[str, ...]] = [("route", "GFLOP", "MiB", "")]
+        for name, gflop, mib, chosen in self.routes:
+            ways.append((name, f"{gflop:.3g}", f"{mib:.3g}", "chosen" if chosen else ""))
+        said = [f"{self.rows} rows; {self.passes}", *_aligned(lines)]
+        return "\n".join([*said, *_aligned(ways)] if self.routes else said)
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(n) for cell, n in zip(line, width, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def explain_gramian(
@@ -93,9 +119,9 @@ def explain_gramian(
         weightings: explain the Gramian of these, as in `task_gramian`.
 
     Returns:
-        an object with `.layers`, `.rows` and `.passes`, and a table as its `str`. Floating-point
-        operations and bytes are those of each layer's part of G from its inputs and deltas; the
-        backward passes that make the deltas are the same for all forms.
+        an object with `.layers`, `.rows`, `.passes` and `.routes`, and tables as its `str`. The
+        floating-point operations and bytes of a layer are those of its part of G from its inputs
+        and deltas. Those of a route count the backward passes that make the deltas.
 
     Raises:
         TypeError: for losses or parameters that are not floating tensors.
@@ -108,6 +134,9 @@ def explain_gramian(
         4 rows; engine "rows" throughout: fewer than 20,000 shared parameters
         leaf  calls   form  GFLOP     MiB     alternatives, GFLOP
         w     linear  rows  5.76e-05  0.0183  gemm 5.76e-05, kernel 2.78e-06
+        route           GFLOP     MiB
+        rows            7.68e-05  0.0183    chosen
+        layer products  2.2e-05   0.000137
     """
     check_params(params)
     names = select(params, shared)
@@ -134,99 +163,147 @@ def explain_gramian(
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
 
 
+class Way(NamedTuple):
+    """A route before it is priced."""
+
+    name: str
+    forms: dict[str, Form]  # by the groups' names; of others it is "rows"
+    passes: int
+    rows: int  # of each layer's part of G
+    samples: int | None = None  # where every row is of one of them
+    weightings: int = 0
+
+    def costs(self, group: Group) -> dict[Form, Cost]:
+        return costs(group, self.rows, self.samples, group.dtype.itemsize, self.weightings)
+
+    def form(self, group: Group) -> Form:
+        return self.forms.get(group.name, "rows")
+
+    def route(self, groups: list[Group], *, chosen: bool, combined: bool) -> Route:
+        """What the passes and the groups' forms cost together."""
+        flops = held = largest = 0.0
+        deltas: dict[GradientEdge, float] = {}
+        for group in groups:
+            form, cost = self.form(group), self.costs(group)[self.form(group)]
+            by_rows = form == "rows"
+            flops += cost.flops + 2.0 * self.rows * group.numel * (by_rows and combined)
+            # the combination: of the samples' inputs and deltas, or one more backward pass
+            again = 0 if by_rows or not combined else 1 if self.weightings else 2
+            for use, count in zip(group.uses, group.served or repeat(self.passes), strict=False):
+                if use.kind == "outer":
+                    flops += 2.0 * positions(use) * group.numel * (count + again)
+                if not by_rows:
+                    size = self.passes * math.prod(use.shape) * use.dtype.itemsize
+                    deltas[use.edge] = float(size)
+            held, largest = held + cost.bytes * by_rows, max(largest, cost.bytes * (not by_rows))
+        held += largest + sum(deltas.values())
+        return Route(self.name, flops / 1e9, held / 2**20, chosen)
+
+
+def _explanation(
+    forward: Forward,
+    names: tuple[str, ...],
+    groups: list[Group],
+    ways: list[Way],
+    way: Way,  # the chosen one
+    passes: str,
+    *,
+    combined: bool = False,
+) -> Explanation:
+    layers = _describe_layers(way, groups, names, forward)
+    routes = [x.route(groups, chosen=x is way, combined=combined) for x in ways if groups]
+    return Explanation(layers, way.weightings or ways[0].rows, passes, tuple(routes))
+
+
 def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     losses, graph = forward.losses.vector, forward.graph
     rows, count = losses.numel(), len(losses)
+    alone = Way("one backward pass a sample and task", {}, rows, rows)
     if not forward.watched:
-        layers = _describe_layers(Plan((), names), [], names, forward, rows, count)
-        return Explanation(layers, rows, "one backward pass a sample and task")
+        way = alone._replace(samples=count)
+        return _explanation(forward, names, [], [way], way, way.name)
     plan, proved = sample_plan(forward.uses, forward.params, names, graph, losses)
-    check = (
-        "; the graph proves that they do not mix"
-        if proved is not None
-        else ", and as many to check that they do not mix"
-    )
+    passes, check = rows // count, "; the graph proves that they do not mix"
+    if proved is None:
+        check = ", and as many to check that they do not mix"
     groups = [group for group, _ in plan.tapped]
-    layers = _describe_layers(plan, groups, names, forward, rows, count)
-    return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
+    tried = passes if proved is not None else 2 * passes
+    way = Way("one pass for all samples", _forms_of(plan), tried, rows, count)
+    said = f"{passes} backward pass(es) for all samples{check}"
+    return _explanation(forward, names, groups, [alone, way], way, said)
 
 
 def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     names, tasks = request.shared, request.weightings
     shape = forward.losses.shape or forward.value.shape
     found = plan_weightings(forward, request)
-    each = "one backward pass a task"
+    alone = Way("one backward pass a task", {}, tasks, tasks)
     if found is None:
-        layers = _describe_layers(Plan((), names), [], names, forward, tasks, None)
-        return Explanation(layers, tasks, each)
+        return _explanation(forward, names, [], [alone], alone, alone.name)
     (plan, _, worth), proved = found
-    tapped: list[tuple[Group, Form]] = [
-        (group, form) for group, form in plan.tapped if group.uses[0].part.leaf in names
-    ]
-    groups = [group for group, _ in tapped]
-    if not (worth and is_worth_weighing(forward.params, tasks)):
-        layers = _describe_layers(Plan((), names), groups, names, forward, tasks, None)
-        return Explanation(layers, tasks, f"{each}, which is cheaper here")
-    parts = shape[1:].numel()
-    left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
-    check = (
-        ", and as many to check that samples do not mix"
-        if proved is None
-        else "; the graph proves that samples do not mix"
-    )
-    layers = _describe_layers(
-        Plan(tuple(tapped), ()), groups, names, forward, parts * shape[0], shape[0], tasks
-    )
-    return Explanation(layers, tasks, f"{parts} backward pass(es) for all tasks{left}{check}")
+    groups = [group for group, _ in plan.tapped if group.uses[0].part.leaf in names]
+    parts, check = shape[1:].numel(), "; the graph proves that samples do not mix"
+    if proved is None:
+        check = ", and as many to check that samples do not mix"
+    tried = parts if proved is not None else 2 * parts
+    once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
+    way, said = alone, f"{alone.name}, which is cheaper here"
+    if worth and is_worth_weighing(forward.params, tasks):
+        left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
+        way, said = once, f"{parts} backward pass(es) for all tasks{left}{check}"
+    combined = request.keep == "combination"
+    return _explanation(forward, names, groups, [alone, once], way, said, combined=combined)
 
 
 def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
     params, rows = forward.params, len(forward.value)
+    alone, throughout = Way("rows", {}, rows, rows), 'engine "rows" throughout'
     if not forward.watched:
-        layers = _describe_layers(Plan((), names), [], names, forward, rows, None)
-        return Explanation(layers, rows, 'engine "rows" throughout')
-    decision = decide(forward, names, rows, "auto", keep=combined, mixed=False, whole=True)
-    edges = decision.loss_edges
+        return _explanation(forward, names, [], [alone], alone, throughout)
+    decision, layered = (
+        decide(forward, names, rows, engine, keep=combined, mixed=False, whole=True)
+        for engine in ("auto", "layerwise")
+    )
+    edges, sliced = decision.loss_edges, decision.slices is not None
     known = groups_of(forward.uses, params, names, forward.graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
-    plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
-    if decision.slices is not None:
+    passes = f"backward: {'each separate loss by itself' if edges else how}"
+    if sliced:
         passes = "backward: one pass for all tasks, each of which reads a slice of its own"
+    each = Way("", {}, 1, rows, rows) if sliced else alone
+    ways = [alone]
+    for name, plan in (("layer products", layered.plan), ("rows and products", decision.plan)):
+        if (forms := _forms_of(plan)) not in [way.forms for way in ways]:
+            ways.append(each._replace(name=name, forms=forms))
+    way = next(way for way in ways if way.forms == _forms_of(decision.plan))
     if not is_worth_recording(params, names):
-        plan = Plan((), names)
-        passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
-    count = rows if decision.slices is not None and plan.tapped else None
-    layers = _describe_layers(plan, groups, names, forward, rows, count)
-    return Explanation(layers, rows, passes)
+        way, passes = alone, f"{throughout}: fewer than 20,000 shared parameters"
+    return _explanation(forward, names, groups, ways, way, passes, combined=combined)
+
+
+def _forms_of(plan: Plan) -> dict[str, Form]:
+    return {group.name: form for group, form in plan.tapped}
 
 
 def _describe_layers(
-    plan: Plan,
-    groups: list[Group],
-    names: tuple[str, ...],
-    forward: Forward,
-    rows: int,
-    samples: int | None,
-    weightings: int = 0,
+    way: Way, groups: list[Group], names: tuple[str, ...], forward: Forward
 ) -> tuple[Layer, ...]:
     """One line for each of the groups, and one for each leaf that has none."""
-    forms: dict[str, Form] = {group.name: form for group, form in plan.tapped}
     by_leaf: dict[str, list[Group]] = {}
     for group in groups:
         by_leaf.setdefault(group.uses[0].part.leaf, []).append(group)
     layers: list[Layer] = []
     for name in names:
         for group in by_leaf.get(name, ()):
-            found = costs(group, rows, samples, weightings=weightings)
+            found = way.costs(group)
             gflop = {form: cost.flops / 1e9 for form, cost in found.items()}
             mib = {form: cost.bytes / 2**20 for form, cost in found.items()}
-            form = forms.get(group.name, "rows")
-            layers.append(Layer(group.name, group.op, form, gflop, mib, ""))
+            layers.append(Layer(group.name, group.op, way.form(group), gflop, mib, ""))
         if name not in by_leaf:
             note = HOOKED if forward.hooked else _reason(forward, name)
-            if samples is not None:
-                note += "; one row a task" if weightings else "; one row a sample and task"
+            if way.samples is not None:
+                note += "; one row a task" if way.weightings else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, {}, note))
     return tuple(layers)
 

@@ -2,12 +2,14 @@
 
 from .formulas import HALF as HALF
 from .formulas import Choices as Choices
+from .formulas import Cost as Cost
 from .formulas import Form as Form
 from .formulas import Group as Group
 from .formulas import Layout as Layout
 from .formulas import SampledGroup as SampledGroup
 from .formulas import costs as costs
 from .formulas import layouts as layouts
+from .formulas import positions as positions
 from .formulas import sample_block as sample_block
 from .formulas import sample_factors as sample_factors
 from .formulas import sample_squares as sample_squares

@@ -132,7 +132,8 @@ def costs(
     if weightings:
         mixing = 2.0 * weightings * (rows + weightings) * width
         found["mixed"] = Cost(
-            found["gemm"].flops - dot + mixing, (weightings * width) * itemsize + PIECE
+            found["gemm"].flops - dot + mixing,
+            weightings * width * itemsize + min(PIECE, held),
         )
     if samples is None:
         # Differentiated with the other leaves: the same products, but none for a loss that a call
