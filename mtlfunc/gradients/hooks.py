@@ -24,6 +24,8 @@ class Handles(AbstractContextManager[Any]):
     before `since` hooks may have been put earlier.
     """
 
+    retained: bool = False
+
     def __init__(self) -> None:
         self.first: int = RemovableHandle.next_id
         self.since: int = _nodes_made()
@@ -33,21 +35,14 @@ class Handles(AbstractContextManager[Any]):
 
     @property
     def hooked(self) -> bool:
-        return self.first != RemovableHandle.next_id
+        return self.retained or self.first != RemovableHandle.next_id
 
 
-class Hooks(TorchFunctionMode):
+class Hooks(TorchFunctionMode, Handles):
     """`Handles` that, while active, also sees tensors that retain their gradient."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.first: int = RemovableHandle.next_id
-        self.since: int = _nodes_made()
-        self.retained: bool = False
-
-    @property
-    def hooked(self) -> bool:
-        return self.retained or self.first != RemovableHandle.next_id
+        Handles.__init__(self)
 
     def __torch_function__(
         self,

@@ -290,11 +290,10 @@ def observe(
                 out = call()
         finally:
             guard.restore()
-        hooked = guard.retained or guard.handles.hooked
         losses = parse(out)
         forward = Forward(
             losses, (losses.vector, losses.aux), leaves, leaves,
-            watch=watch, hooked=hooked, separable=separable,
+            watch=watch, hooked=guard.hooked, separable=separable,
         )  # fmt: skip
         if not plain:
             forward.recorded = is_differentiated(losses.roots, own_levels=1)
@@ -317,7 +316,7 @@ def observe(
     return found
 
 
-class _Guard(SafeOps):
+class _Guard(SafeOps, Handles):
     """`SafeOps` where it is needed; and whether hooks can have been put on derivatives.
 
     Args:
@@ -326,8 +325,8 @@ class _Guard(SafeOps):
     """
 
     def __init__(self, leaves: Params, always: bool) -> None:
-        super().__init__()
-        self.always, self.retained, self.handles = always, False, Handles()
+        Handles.__init__(self)
+        self.always = always
         self.depth = depth()
         self.strangers = None if self.depth else Strangers(leaves)
         self.made: list[Tensor] = []  # by the run itself, to differentiate inside

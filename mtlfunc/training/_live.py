@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import local_part
-from ..gradients.hooks import Handles, Hooks
+from ..gradients.hooks import Handles
 from ..gradients.layerwise import Graph
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
@@ -34,8 +34,8 @@ class Seen(threading.local):
     """
 
     def __init__(self, first: int) -> None:
-        self.open: list[Hooks | Handles] = []
-        self.done: list[Hooks | Handles] = []  # blocks since the last losses
+        self.open: list[Handles] = []
+        self.done: list[Handles] = []  # blocks since the last losses
         self.handles = Handles()
         self.handles.first = first
         self.used = False
