@@ -233,10 +233,9 @@ def release(forwards: list[Forward]) -> None:
         vectors = [forward.losses.vector for forward in freed]
         nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
-        places = {
-            i: x for i, x in every.items() if x.requires_grad
-        }  # it may have been frozen since
-        run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
+        # one may have been frozen since
+        places = tuple(x for x in every.values() if x.requires_grad)
+        run_backward(nothing, nothing.detach(), places, keep=False)
 
 
 # hands no gradient on
