@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -52,13 +54,7 @@ def faces() -> Solver:
                 "enumerated. Use auto()"
             )
         steps = constant_steps(problem, 2**count - 1)
-        if isinstance(problem, MinNorm):
-            w = _min_norm(problem)
-            return w, w, steps
-        if isinstance(problem, DualCone):
-            u = _dual_cone(problem, eps)
-            return problem.weights + u, u, steps
-        return *_cagrad(problem, eps), steps
+        return *answer_by(problem, eps, _min_norm, _dual_cone, _cagrad), steps
 
     return solver(solve)
 
@@ -75,7 +71,7 @@ def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
 
 
-def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
+def _cagrad(problem: CAGrad) -> Float[Tensor, " task"]:
     fixed = CAGrad(*(x.detach() for x in problem))
 
     def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,26 +83,31 @@ def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
     w = scale_to_simplex(cagrad_face(problem, support)[0])
     flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
     lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
-    w = torch.where(flat, lowest, w)
-    return stationary_answer(
-        problem,
-        _min_norm(MinNorm(problem.gramian)),
-        _dual_cone(DualCone(problem.gramian, problem.preference), eps),
-        w,
-        eps,
-    )
+    return torch.where(flat, lowest, w)
 
 
-def stationary_answer(
-    problem: CAGrad, shortest: Tensor, push: Tensor, w: Tensor, eps: float
+def answer_by(
+    problem: Problem,
+    eps: float,
+    min_norm: Callable[[MinNorm], Tensor],
+    dual_cone: Callable[[DualCone, float], Tensor],
+    cagrad: Callable[[CAGrad], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """(weights, dual): from w in general; at a Pareto-stationary point within reach of the dual
-    cone, its projection.
+    """(weights, dual), by a formula for the dual weights of each problem.
 
-    There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >= 0} nearest to g₀ is
-    optimal as soon as the ball holds it.
+    CAGrad's are those of `cagrad` in general; at a Pareto-stationary point within reach of the dual
+    cone, its projection. There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >=
+    0} nearest to g₀ is optimal as soon as the ball holds it.
     """
-    gramian = problem.gramian
+    if isinstance(problem, MinNorm):
+        w = min_norm(problem)
+        return w, w
+    if isinstance(problem, DualCone):
+        u = dual_cone(problem, eps)
+        return problem.weights + u, u
+    gramian, w = problem.gramian, cagrad(problem)
+    shortest = min_norm(MinNorm(gramian))
+    push = dual_cone(DualCone(gramian, problem.preference), eps)
     resolved = resolution(len(shortest), eps)
     noise = resolved * (root(gramian.diagonal()) @ shortest) ** 2
     reach = root(push @ gramian @ push)

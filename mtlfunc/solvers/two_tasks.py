@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._faces import stationary_answer
+from ._faces import answer_by
 from .problems import (
     Answer,
     CAGrad,
@@ -24,19 +24,7 @@ def two_tasks(problem: Problem, eps: float) -> Answer:
     plain torch, nothing but arithmetic.
     """
     steps = constant_steps(problem, 1)
-    if isinstance(problem, MinNorm):
-        w = _min_norm(problem)
-        return w, w, steps
-    if isinstance(problem, DualCone):
-        u = _dual_cone(problem, eps)
-        return problem.weights + u, u, steps
-    return *stationary_answer(
-        problem,
-        _min_norm(MinNorm(problem.gramian)),
-        _dual_cone(DualCone(problem.gramian, problem.preference), eps),
-        _cagrad(problem),
-        eps,
-    ), steps
+    return *answer_by(problem, eps, _min_norm, _dual_cone, _cagrad), steps
 
 
 def _entries(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
