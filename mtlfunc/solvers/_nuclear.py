@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core._torch import tree_map
 from ..core.checks import (
     check_count,
     check_finite,
@@ -234,12 +236,7 @@ def _point(layers: Sequence[_Layer], weights: Tensor, gramian: Tensor, smoothing
 
 
 def _better(new: _Point, old: _Point) -> _Point:
-    first = new.gap < old.gap
-    direction = [
-        torch.where(first, x, y) for x, y in zip(new.direction, old.direction, strict=True)
-    ]
-    others = [torch.where(first, x, y) for x, y in zip(new[:-1], old[:-1], strict=True)]
-    return _Point._make([*others, direction])
+    return tree_map(partial(torch.where, new.gap < old.gap), new, old)
 
 
 def _model(
