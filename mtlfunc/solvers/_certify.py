@@ -148,13 +148,10 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         # a sum of negative weights, or no weight at all, says nothing of the gradients
         stationary = sided & (square <= 8 * len(n) * eps * magnitude**2)
     relative = gap / or_one(n.amax() * magnitude)
-    gap, relative, kappa, infeasibility, violation, complementarity, backward = (
-        x.to(dtype)
-        for x in (gap, relative, kappa, infeasibility, violation, complementarity, backward)
-    )
-    return Certificate(
+    found = Certificate(
         gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary, backward
     )
+    return Certificate._make(x.to(dtype) if x.is_floating_point() else x for x in found)
 
 
 def _backward(multiplier: Tensor, dual: Tensor, length: Tensor, magnitude: Tensor) -> Tensor:
