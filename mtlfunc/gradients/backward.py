@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -155,36 +156,17 @@ class Backward:
         return dict(zip(names, self(root, cotangents, targets, keep=keep), strict=True))
 
 
+@dataclass(eq=False)
 class Passes:
-    """One backward pass per row: batched, in chunks, in a loop, or from separate losses.
+    """One backward pass per row: batched, in chunks, in a loop, or from separate losses."""
 
-    Args:
-        backward: the open graph.
-        value: the losses `[task]`, for their dtype and device.
-        matrix: C [row, task] of the rows, C @ losses; None is the tasks themselves.
-        scale: [task], multiplies the losses first; None is 1.
-        loss_edges: the places of T separate losses, each to be differentiated alone; None
-            pulls back the vector.
-        chunk_size: rows in one batched pass; None is all, 1 a plain loop.
-    """
-
-    def __init__(
-        self,
-        backward: Backward,
-        value: Tensor,
-        matrix: Tensor | None,
-        scale: Tensor | None,
-        loss_edges: tuple[GradientEdge | None, ...] | None,
-        chunk_size: int | None,
-    ) -> None:
-        self.backward = backward
-        self.value = value
-        self.matrix = matrix
-        self.scale = scale
-        self.count: int = value.shape[0] if matrix is None else matrix.shape[0]
-        self.mixed: bool = matrix is not None
-        self.loss_edges = loss_edges
-        self.chunk_size = chunk_size
+    backward: Backward
+    value: Tensor  # the losses `[task]`, for their dtype and device
+    matrix: Tensor | None  # C [row, task] of the rows, C @ losses; None is the tasks themselves
+    scale: Tensor | None  # [task], multiplies the losses first; None is 1
+    # the places of T separate losses, each to be differentiated alone; None pulls back the vector
+    loss_edges: tuple[GradientEdge | None, ...] | None
+    chunk_size: int | None  # rows in one batched pass; None is all, 1 a plain loop
 
     def __call__(
         self,
@@ -212,7 +194,7 @@ class Passes:
         targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
         mix = self.matrix
         if mix is None:
-            mix = torch.eye(self.count, dtype=self.value.dtype, device=self.value.device)
+            mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
         matrix = mix if self.scale is None else mix * self.scale
         stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
         return Measured(
@@ -266,14 +248,14 @@ class Passes:
         for name in heads:
             if name not in total:
                 total[name] = torch.zeros_like(params[name])
-        stacked = found[0] if self.mixed else _stacked(found)
+        stacked = _stacked(found) if self.matrix is None else found[0]
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(stacked[: len(uses)], by_name, total)
 
     def _is_plain(self, names: tuple[str, ...]) -> bool:
         """Whether rows are plain numbers, one task's each."""
         backward = self.backward
-        if self.mixed or backward.record or backward.anyway or depth():
+        if self.matrix is not None or backward.record or backward.anyway or depth():
             return False
         kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
         return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
@@ -355,7 +337,7 @@ def gramian_in_chunks(
     across, blocks = None if other is one else (other, its_plan), list[list[Tensor]]()
 
     def chunks(passes: Passes) -> list[slice]:
-        count = passes.count
+        count = len(passes.value if passes.matrix is None else passes.matrix)
         return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
 
     for mine in chunks(one):
