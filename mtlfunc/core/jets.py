@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -208,112 +208,6 @@ def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product)
     return out.blocks
 
 
-class Jet:
-    """The coefficients of every point: blocks [n, k, ...], that of the value first, with k = 1.
-
-    It has the shape of the value, and takes part in the operations of `_OPERATIONS` alone.
-    """
-
-    def __init__(self, blocks: Iterable[Tensor], shape: torch.Size, product: Product) -> None:
-        self.blocks: tuple[Tensor, ...] = tuple(blocks)
-        self.shape = shape
-        self.product = product
-
-    ndim: property = property(lambda self: len(self.shape))
-    order: property = property(lambda self: len(self.blocks) - 1)
-    dtype: property = property(lambda self: self.blocks[0].dtype)
-    device: property = property(lambda self: self.blocks[0].device)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
-
-    def dim(self) -> int:
-        return self.ndim
-
-    def of(self, blocks: Iterable[Tensor]) -> Jet:
-        blocks = tuple(blocks)
-        shape = blocks[0].shape
-        return Jet(blocks, torch.Size((shape[0], *shape[2:])), self.product)
-
-    def composed(self, taylor: Iterator[Tensor]) -> Jet:
-        """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), … one by one."""
-        value, slope = next(taylor), next(taylor)
-        rest = power = self.blocks[1:]
-        found: Blocks = [slope * x for x in rest]
-        for _ in range(1, self.order):
-            power, factor = self.product(power, rest), next(taylor)
-            found = _plus_tail(found, [factor * x for x in power])
-        return self.of([value, *found])
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        operation = _OPERATIONS.get(func)
-        if operation is None:
-            leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Jet))
-            raise _unknown(func, max(x.order for x in leaves if isinstance(x, Jet)))
-        return operation(*args, **(kwargs or {}))
-
-    def __getattr__(self, name: str) -> Any:
-        """A method is the function of that name."""
-        method = None if name.startswith("__") else getattr(Tensor, name, None)
-        if method is None:
-            raise AttributeError(f"a jet has no {name}")
-        if not callable(method):
-            raise _unknown(method, self.order, f"Tensor.{name}")
-        return lambda *args, **kwargs: Jet.__torch_function__(method, (), (self, *args), kwargs)
-
-    def __add__(self, other: Any) -> Jet:
-        return _add(self, other)
-
-    def __sub__(self, other: Any) -> Jet:
-        return _subtract(self, other)
-
-    def __rsub__(self, other: Any) -> Jet:
-        return _subtract(other, self)
-
-    def __mul__(self, other: Any) -> Jet:
-        return _multiply(self, other)
-
-    def __truediv__(self, other: Any) -> Jet:
-        return _divide(self, other)
-
-    def __rtruediv__(self, other: Any) -> Jet:
-        return _divide(other, self)
-
-    def __neg__(self) -> Jet:
-        return _multiply(self, -1)
-
-    def __pow__(self, power: Any) -> Jet:
-        return _power(self, power)
-
-    def __matmul__(self, other: Any) -> Jet:
-        return _matmul(self, other)
-
-    def __getitem__(self, index: Any) -> Jet:
-        return _slice(self, index)
-
-    __radd__: ClassVar[Callable[[Any, Any], Jet]] = __add__
-    __rmul__: ClassVar[Callable[[Any, Any], Jet]] = __mul__
-
-
-class _Pushing(TorchFunctionMode):
-    """Takes the calls with jets before the modes around it see them: these find tensors alone, and
-    record what linear layers read.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if Jet in types:
-            return Jet.__torch_function__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
 _KINKED = frozenset(
     [
         *("relu", "relu_", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "abs"),
@@ -441,6 +335,96 @@ def _slice(x: Jet, index: Any) -> Jet:
         "f: an index of what depends on x starts with : or ..., for every point, and goes on with "
         "numbers and slices"
     )
+
+
+class Jet:
+    """The coefficients of every point: blocks [n, k, ...], that of the value first, with k = 1.
+
+    It has the shape of the value, and takes part in the operations of `_OPERATIONS` alone.
+    """
+
+    def __init__(self, blocks: Iterable[Tensor], shape: torch.Size, product: Product) -> None:
+        self.blocks: tuple[Tensor, ...] = tuple(blocks)
+        self.shape = shape
+        self.product = product
+
+    ndim: property = property(lambda self: len(self.shape))
+    order: property = property(lambda self: len(self.blocks) - 1)
+    dtype: property = property(lambda self: self.blocks[0].dtype)
+    device: property = property(lambda self: self.blocks[0].device)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def size(self, axis: int | None = None) -> Any:
+        return self.shape if axis is None else self.shape[axis]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def of(self, blocks: Iterable[Tensor]) -> Jet:
+        blocks = tuple(blocks)
+        shape = blocks[0].shape
+        return Jet(blocks, torch.Size((shape[0], *shape[2:])), self.product)
+
+    def composed(self, taylor: Iterator[Tensor]) -> Jet:
+        """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), … one by one."""
+        value, slope = next(taylor), next(taylor)
+        rest = power = self.blocks[1:]
+        found: Blocks = [slope * x for x in rest]
+        for _ in range(1, self.order):
+            power, factor = self.product(power, rest), next(taylor)
+            found = _plus_tail(found, [factor * x for x in power])
+        return self.of([value, *found])
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        operation = _OPERATIONS.get(func)
+        if operation is None:
+            leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Jet))
+            raise _unknown(func, max(x.order for x in leaves if isinstance(x, Jet)))
+        return operation(*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        """A method is the function of that name."""
+        method = None if name.startswith("__") else getattr(Tensor, name, None)
+        if method is None:
+            raise AttributeError(f"a jet has no {name}")
+        if not callable(method):
+            raise _unknown(method, self.order, f"Tensor.{name}")
+        return lambda *args, **kwargs: Jet.__torch_function__(method, (), (self, *args), kwargs)
+
+    def __rsub__(self, other: Any) -> Jet:
+        return _subtract(other, self)
+
+    def __rtruediv__(self, other: Any) -> Jet:
+        return _divide(other, self)
+
+    def __neg__(self) -> Jet:
+        return _multiply(self, -1)
+
+    __add__ = __radd__ = _add
+    __sub__ = _subtract
+    __mul__ = __rmul__ = _multiply
+    __truediv__ = _divide
+    __pow__ = _power
+    __matmul__ = _matmul
+    __getitem__ = _slice
+
+
+class _Pushing(TorchFunctionMode):
+    """Takes the calls with jets before the modes around it see them: these find tensors alone, and
+    record what linear layers read.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if Jet in types:
+            return Jet.__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def _cat(tensors: Sequence[Any], dim: int = 0) -> Jet:
@@ -581,8 +565,8 @@ _OPERATIONS: dict[Any, Callable[..., Jet]] = {
         "mul multiply __mul__ __rmul__": _multiply,
         "div divide true_divide __truediv__": _divide,
         "reciprocal": lambda x: _power(x, -1),
-        "__rtruediv__": lambda x, other: _divide(other, x),
-        "neg negative __neg__": lambda x: _multiply(x, -1),
+        "__rtruediv__": Jet.__rtruediv__,
+        "neg negative __neg__": Jet.__neg__,
         "pow __pow__": _power,
         "square": lambda x: _multiply(x, x),
         "sqrt": lambda x: _power(x, 0.5),
