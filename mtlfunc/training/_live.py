@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from operator import attrgetter, is_
 from typing import Any
 
@@ -102,14 +103,13 @@ class LiveRun(Run):
         combines: bool,
         weighted: Tensor | None = None,
         aim: Forward | None = None,
-        edit: Callable[[Losses], Losses] | None = None,
-        edited: list[Forward] | None = None,
     ) -> None:
-        self.params, self.union, self.present, self.edit = leaves, union, present, edit
+        self.params, self.union, self.present = leaves, union, present
         self.made, self.reached, self.combines = made, reached, combines
         self.weighted, self.aim = weighted, aim
         self.forwards = [*made.values(), *([] if aim is None else [aim])]
-        self.edits: list[Forward] = [] if edited is None else edited  # that were made of them
+        self.edit: Callable[[Losses], Losses] | None = None
+        self.edits: list[Forward] = []  # that were made of them
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         found = self.made.get(id(batch))
@@ -142,12 +142,8 @@ class LiveRun(Run):
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         before = self.edit
-        both = edit if before is None else lambda losses: edit(before(losses))
-        run = LiveRun(
-            self.params, self.union, self.made, self.present, self.reached, self.combines,
-            self.weighted, self.aim, both, self.edits,
-        )  # fmt: skip
-        run.metric = self.metric
+        run = copy(self)
+        run.edit = edit if before is None else lambda losses: edit(before(losses))
         return run
 
     def labels(
