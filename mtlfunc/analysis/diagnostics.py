@@ -572,14 +572,11 @@ def _best_groups(Z: np.ndarray, overlap: bool, alone: float) -> tuple[np.ndarray
     value[0] = 0.0
     for group in sorted(range(1, 1 << tasks), key=int.bit_count):
         members = _members(group)
-        onto = {
-            t: float(np.mean([Z[i, t] for i in members if i != t])) if len(members) > 1 else alone
-            for t in members
-        }
-        served, score = np.zeros(1, dtype=np.int64), np.zeros(1)
+        served, score = _submasks(group), np.zeros(1)
         for t in members:
-            served = np.concatenate([served, served | 1 << t])
-            score = np.concatenate([score, score + onto[t]])
+            others = [Z[i, t] for i in members if i != t]
+            onto = float(np.mean(others)) if others else alone
+            score = np.concatenate([score, score + onto])
         if not overlap:
             served, score = served[-1:], score[-1:]
         better = (score > value[served]) | (best[served] == 0)
