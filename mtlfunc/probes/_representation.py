@@ -237,11 +237,9 @@ def measure_features(
             list(gradient.values()),
             retain_graph=True,
             allow_unused=True,
+            materialize_grads=True,  # 0 for what z does not depend on
         )
-        return {
-            name: torch.zeros_like(leaf) if grad is None else grad
-            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
-        }
+        return dict(zip(leaves, grads, strict=True))
 
     return _measured(linear, shares, through, {name: linear.heads[name] for name in leaves})
 
