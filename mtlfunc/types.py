@@ -108,7 +108,7 @@ class Probe(NamedTuple):
     group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
-    # whether recording the calls of a forward pass is of use to it; None never is
+    # (leaves, rows, weighted=): whether a look at the graph is of use to it; None never is
     watches: Callable[..., bool] | None = None
     # whether its tasks are weightings of the losses of samples: always, or if a Balancer is given
     # them (False); None never

@@ -269,19 +269,19 @@ def test_derivative_of_a_length_zero_is_zero():
 
 
 def test_no_row_is_formed(monkeypatch, formed):
-    net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
+    net = nn.Sequential(nn.Linear(600, 400), nn.Tanh(), nn.Linear(400, 4)).double()
     monkeypatch.setattr(formulas.SampledGroup, "rows", None)  # is not called
 
     def samples(p, x):
         return functional_call(net, p, x).square()
 
-    x, y = torch.randn(6, 300, dtype=F64), torch.randn(3, 300, dtype=F64)
+    x, y = torch.randn(6, 600, dtype=F64), torch.randn(3, 600, dtype=F64)
     params = mf.parameters(net)
     mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x, other=y)
     assert formed
     mf.sample_norms(lambda p, x: samples(p, x).sum(1), params, x)
-    assert (200, 300) not in formed
-    assert (4, 200) not in formed
+    assert (400, 600) not in formed
+    assert (4, 400) not in formed
 
 
 def test_mixing_samples_is_an_error_on_either_side():

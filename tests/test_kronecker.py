@@ -398,7 +398,8 @@ def metric_with(kind: str) -> Metric:
 @pytest.fixture
 def asked(monkeypatch):
     """The graph is asked who reads the leaves of however small a network."""
-    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    for name in ("FEW_PARAMETERS", "GROUP"):
+        monkeypatch.setattr(layerwise.plan, name, 0)
 
 
 @pytest.mark.parametrize("kind", ["singular", "any", "one"])

@@ -98,15 +98,15 @@ def test_taps_serve_all_leaves_but_those_listed(name):
 
 def test_no_row_is_formed(formed):
     """The whole Gramian of an MLP's weights: nothing of a weight's size is ever made for it."""
-    net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
+    net = nn.Sequential(nn.Linear(600, 400), nn.Tanh(), nn.Linear(400, 4)).double()
     _, gramian = mf.task_gramian(
         lambda p, x: functional_call(net, p, x).square().mean(0),
         mf.parameters(net),
-        torch.randn(6, 300, dtype=torch.float64),
+        torch.randn(6, 600, dtype=torch.float64),
     )
     assert gramian.shape == (4, 4)
     assert formed
-    assert (200, 300) not in formed
+    assert (400, 600) not in formed
 
 
 # Transforms.
@@ -489,7 +489,7 @@ def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatc
     monkeypatch.setattr(
         gradients,
         "is_worth_recording",
-        lambda params, names: "trunk.weight" not in names or len(names) > 2,
+        lambda params, names, rows: "trunk.weight" not in names or len(names) > 2,
     )
     monkeypatch.setattr(forwards, "read_uses", None)
     monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)

@@ -130,6 +130,28 @@ def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
     assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
 
 
+@pytest.mark.parametrize(
+    ("width", "tasks", "count", "products"),
+    # processor time of products over that of rows: 1.5, .5, 1.3, .4; 1.2, .6; .8, .1
+    [
+        *((64, 3, 8, False), (64, 64, 8, True), (128, 3, 8, False), (128, 64, 8, True)),
+        *((256, 3, 8, False), (256, 16, 8, True), (512, 3, 8, True), (512, 64, 8, True)),
+    ],
+)
+def test_layer_products_are_taken_where_they_repay_a_look(width, tasks, count, products):
+    """By the numbers of the rows, not of the parameters alone."""
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(width, tasks))
+
+    def losses(params, x):
+        return functional_call(net, params, x).square().mean(0)
+
+    told = mf.explain_gramian(losses, mf.parameters(net), torch.randn(count, 64))
+    (chosen,) = [route.name for route in told.routes if route.chosen]
+    assert ("products" in chosen) == products
+    assert ("too little" in told.passes) == (not products)
+
+
 class Flops(TorchDispatchMode):
     """Operations of products and convolutions, as torch's own counter has them.
 

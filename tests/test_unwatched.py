@@ -31,7 +31,8 @@ def asked(monkeypatch):
         found.append(1)
         return read(*args)
 
-    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
+    for name in ("FEW_PARAMETERS", "GROUP", "NUMBER"):
+        monkeypatch.setattr(plan, name, 0)
     monkeypatch.setattr(forwards, "read_uses", reading)
     torch.manual_seed(0)
     return found

@@ -131,7 +131,7 @@ def explain_gramian(
         >>> import torch
         >>> losses = lambda p, x: torch.nn.functional.linear(x, p["w"]).square().mean(0)
         >>> print(explain_gramian(losses, {"w": torch.ones(4, 300)}, torch.ones(2, 300)))
-        4 rows; engine "rows" throughout: fewer than 20,000 shared parameters
+        4 rows; engine "rows" throughout: too little for layer products to save
         leaf  calls   form  GFLOP     MiB     alternatives, GFLOP
         w     linear  rows  5.76e-05  0.0183  gemm 5.76e-05, kernel 2.78e-06
         route           GFLOP     MiB
@@ -277,8 +277,8 @@ def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> 
         if (forms := _forms_of(plan)) not in [way.forms for way in ways]:
             ways.append(each._replace(name=name, forms=forms))
     way = next(way for way in ways if way.forms == _forms_of(decision.plan))
-    if not is_worth_recording(params, names):
-        way, passes = alone, f"{throughout}: fewer than 20,000 shared parameters"
+    if not is_worth_recording(params, names, rows):
+        way, passes = alone, f"{throughout}: too little for layer products to save"
     return _explanation(forward, names, groups, ways, way, passes, combined=combined)
 
 

@@ -55,7 +55,7 @@ def task_gramian(
             matmul and einsum with a parameter); leaves it does not know, or that are used outside
             known calls too, are differentiated row by row in the same passes. `"rows"` does that
             for all leaves. `"auto"` chooses leaf by leaf (`explain_gramian` shows what), and is
-            `"rows"` below 20,000 shared parameters. All give the same numbers; while compiling,
+            `"rows"` for small layers and few tasks. All give the same numbers; while compiling,
             and where `losses_fn` puts hooks on derivatives, all are `"rows"`.
         chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
             every layer, or rows of every leaf. A number k keeps two chunks of k at any time, and

@@ -90,14 +90,18 @@ class Request(NamedTuple):
         """The losses times `scale`; 0 where that is 0, whatever the loss."""
         return value if self.scale is None else value.where(self.scale != 0, 0.0) * self.scale
 
-    def watches(self, params: Params) -> bool:
-        """Whether asking the graph who reads the leaves is worth its price."""
+    def watches(self, params: Params, rows: int | None = None) -> bool:
+        """Whether asking the graph who reads the leaves is worth its price; with `rows` unknown,
+        whether it may be.
+        """
         if self.weightings:
             worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
             return worth and self.engine != "rows"
         if not self.measured or self.engine == "rows":
             return False
-        return self.engine == "layerwise" or is_worth_recording(params, self.measured)
+        if rows is None or self.engine == "layerwise":
+            return True
+        return is_worth_recording(params, self.measured, rows)
 
 
 def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
@@ -225,7 +229,7 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         uses, device = forward.uses, forward.value.device.type
         if should_loop(uses, forward.graph, params, rows, False, device)[1]:
             chunk = 1
-    elif forward.watched and request.watches(params):
+    elif forward.watched and request.watches(params, rows):
         decision = decide(
             forward,
             request.measured,
@@ -276,7 +280,7 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
 
 def _prefers_separate(forward: Forward, rows: int) -> bool:
     """Whether T losses are better differentiated each alone, and mixtures of their rows later."""
-    if forward.edges is None or not is_worth_recording(forward.params, tuple(forward.params)):
+    if forward.edges is None or not is_worth_recording(forward.params, tuple(forward.params), rows):
         return False
     return prefers_separate_passes(forward.graph, len(forward.value), rows)
 

@@ -14,7 +14,6 @@ from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import same_shapes, select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, weighed
 from ..gradients.run import Forward
 from ..processes import Group, Shares, check_group, describe, gramians
@@ -314,14 +313,13 @@ def checked_options(options: RowOptions) -> RowOptions:
     )
 
 
-def _watches(options: RowOptions, params: Params, weightings: int = 0) -> bool:
-    """Whether the calls of a forward pass are of use; raises where the globs match nothing."""
+def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool = False) -> bool:
+    """Whether the graph is of use to so many rows; raises where the globs match nothing."""
     _, measured, _ = _layout(params, options)
-    if weightings:
-        return Request((), engine=options.engine, weightings=weightings).watches(params)
-    if options.engine == "rows" or options.group is not None or _edits(options):
+    if not weighted and (options.group is not None or _edits(options)):
         return False
-    return options.engine == "layerwise" or is_worth_recording(params, measured)
+    request = Request((), measured, engine=options.engine, weightings=rows if weighted else 0)
+    return request.watches(params, rows)
 
 
 def _edits(options: RowOptions) -> bool:

@@ -207,7 +207,7 @@ class Balancer:
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
-            self._probe.watches(leaves)  # its globs match
+            self._probe.watches(leaves, 1)  # its globs match
 
     def __repr__(self) -> str:
         measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
@@ -596,17 +596,17 @@ class Balancer:
 
     def _watches(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> bool:
         """Whether the graph is asked who reads the leaves."""
-        watches = self._probe.watches
-        if watches is None or forward.by_hooks:
+        if (watches := self._probe.watches) is None or forward.by_hooks:
             return False
         if weightings is not None:
-            return watches(leaves, len(weightings))
-        return self._asks(None if forward.losses.scalars is None else forward.graph, leaves)
+            return watches(leaves, len(weightings), weighted=True)
+        graph = forward.graph if forward.losses.scalars else None
+        return self._asks(graph, leaves, len(forward.value))
 
-    def _asks(self, graph: Graph | None, leaves: Params) -> bool:
+    def _asks(self, graph: Graph | None, leaves: Params, tasks: int) -> bool:
         """The same of separate losses: not if rows were cheapest for a graph of this kind."""
         if self._watched is None:
-            self._watched = self._probe.watches is not None and self._probe.watches(leaves)
+            self._watched = self._probe.watches is not None and self._probe.watches(leaves, tasks)
         return self._watched and (graph is None or graph.kind not in self._by_rows)
 
     def _measured(

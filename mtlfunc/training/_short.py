@@ -59,7 +59,7 @@ def short_of(options: RowOptions, leaves: Params) -> Short:
 
 
 def measure_short(
-    short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params], bool]
+    short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params, int], bool]
 ) -> tuple[TaskGradients, list[str]] | None:
     """What `jacobian` or `losses_only` measure, and the names of the leaves that the losses depend
     on. The last pass frees the graph, unless hooks bring back what several passes need.
@@ -87,7 +87,9 @@ def measure_short(
     graph = read_graph(edges, leaves)
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
-    if outside(graph, leaves) or asks(graph, leaves) or not (reached := graph.reached()):
+    if outside(graph, leaves) or asks(graph, leaves, len(edges)):
+        return None
+    if not (reached := graph.reached()):
         return None
     present, preference = all_rows_mask(value), value.new_full((len(edges),), 1 / len(edges))
     if not shared:

@@ -26,8 +26,12 @@ T = TypeVar("T")
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
-"""Below so many shared parameters "auto" is "rows": a look at who reads them would cost more than
-it saves.
+"""Below so many shared parameters "auto" is "rows" where convolutions are, or on a device: a look
+at who reads them would cost more than it saves.
+"""
+LOOK = 2_500.0
+"""For so many parameters, what a look costs elsewhere: operations of a large product on a CPU for
+each of them, 50 million in all.
 """
 
 UNFOLDED = 2.5
@@ -42,9 +46,17 @@ convolutions on a CPU are faster in a loop. Devices in `graph.DEVICES` have a mo
 LOOPED_CONVOLUTION = 0.55
 
 
-def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
-    """Whether `parameters` entries repay a look at the graph."""
-    return sum([params[name].numel() for name in names]) >= FEW_PARAMETERS
+def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
+    """Whether so many rows of these leaves repay a look at who reads them.
+
+    At best a layer's inputs, of a numbers, have a/2 positions: T·numel·a/2 operations fewer.
+    """
+    leaves = [params[name] for name in names]
+    if not leaves[0].is_cpu or any(leaf.ndim > 2 for leaf in leaves):
+        return sum([leaf.numel() for leaf in leaves]) >= FEW_PARAMETERS
+    wide = [(leaf.numel(), max(leaf.shape)) for leaf in leaves if leaf.ndim == 2]
+    most = [rows * numel * (0.5 * a + 2.0 * rows + NUMBER) for numel, a in wide]
+    return sum(saved for saved in most if saved > GROUP) > LOOK * FEW_PARAMETERS
 
 
 def is_worth_weighing(params: Params, weightings: int) -> bool:
@@ -174,6 +186,7 @@ def task_plan(
             saved += weighted_cost(found["rows"], group, "rows", device)
             saved -= weighted_cost(found[form], group, form, device)
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
+            saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
     if keep and engine == "auto":
         combining = sum(
             4.0 * positions(use) * group.numel
@@ -331,7 +344,11 @@ BY_SAMPLE = 1.8
 backward pass: networks of width 64 to 1,024, 128 samples, 2 to 16 weightings, one thread.
 """
 GROUP = 1.6e7
-"""What all the small operations of one leaf cost, in those of a product."""
+"""What all the small operations of one leaf cost, in those of a product on a CPU."""
+NUMBER = 90.0
+"""What a number of rows costs that are made, stacked and read: widths 32 to 512, 3 to 64 tasks, 8
+to 128 samples, one thread.
+"""
 
 
 class Slices(NamedTuple):
