@@ -269,7 +269,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     size.add_argument(
         "--full",
         action="store_true",
-        help="the papers' own sizes and budgets as well (70 minutes on two cores)",
+        help="the papers' own sizes and budgets as well (75 minutes on two cores)",
     )
     parser.add_argument(
         "--seeds",

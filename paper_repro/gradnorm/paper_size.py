@@ -47,8 +47,9 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     """Equal, learnt and static weights at the paper's size.
 
     Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
-    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. At T = 2 the
-    rates of the other two are refined around the best ones, once or, with --full, twice.
+    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. The rates of the
+    other two are refined around the best ones: once at T = 2; with --full at most twice there, and
+    four times at T = 10.
     """
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)
@@ -61,8 +62,8 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
-    if len(scales) == 2:
-        runs = refined(runs, more, 2 if settings.full else 1)
+    if settings.full or len(scales) == 2:
+        runs = refined(runs, more, 1 if not settings.full else 2 if len(scales) == 2 else 4)
     return {**runs, "static": static}
 
 
