@@ -282,7 +282,7 @@ def test_hook_after_the_forward_is_run_for_every_task():
 
 
 def test_explanation_says_what_was_seen():
-    params = {"w": tensor(0, 200, 200)}
+    params = {"w": tensor(0, 400, 200)}
 
     def f(p, x):
         return F.linear(x, p["w"]).square().mean((1, 2))
