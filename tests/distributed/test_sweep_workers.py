@@ -287,10 +287,12 @@ def test_shards_that_are_none_are_refused(shard, message, tmp_path):
 # --- one folder, several processes --------------------------------------------------------------
 
 STUDY = """
-import sys, time
+import os, sys, time
 from tests.support.grids import AXES, weights
 from mtlfunc.studies import grid
 def slow(**point):
+    while os.path.exists(sys.argv[1] + "-hold"):
+        time.sleep(0.01)
     time.sleep(0.05)
     return weights(**point)
 print("begun", flush=True)
@@ -330,12 +332,15 @@ def test_a_study_killed_at_any_moment_resumes(tmp_path):
 
 @ONE_PROCESSOR
 def test_shards_side_by_side_share_a_folder(tmp_path):
+    hold = tmp_path.with_name(f"{tmp_path.name}-hold")
+    hold.touch()  # the other one waits at its first point
     with study(tmp_path, (0, 2)) as other:
         until((tmp_path / ".lock-0-of-2").exists)
         with pytest.raises(RuntimeError, match=f"process {other.pid}"):
             grid(weights, AXES, points_at_once=1, path=tmp_path, shard=(0, 2))
         with pytest.raises(RuntimeError, match=f"process {other.pid}"):
             grid(weights, AXES, points_at_once=1, path=tmp_path)
+        hold.unlink()
         grid(weights, AXES, points_at_once=1, path=tmp_path, shard=(1, 2))
         assert other.wait() == 0
     same(grid(raises, AXES, path=tmp_path), grid(weights, AXES, points_at_once=1))
