@@ -405,9 +405,11 @@ class Jet:
     def __neg__(self) -> Jet:
         return _multiply(self, -1)
 
-    __add__ = __radd__ = _add
+    __add__ = _add
+    __radd__ = _add
     __sub__ = _subtract
-    __mul__ = __rmul__ = _multiply
+    __mul__ = _multiply
+    __rmul__ = _multiply
     __truediv__ = _divide
     __pow__ = _power
     __matmul__ = _matmul
