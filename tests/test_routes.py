@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -175,6 +176,36 @@ def flops_of(call):
     with Flops() as counted:
         call()
     return counted.count / 1e9
+
+
+@pytest.mark.parametrize(("tasks", "width"), [(2, 150), (3, 64), (3, 128), (8, 64)])
+def test_stacked_losses_of_dense_heads_pass_through_their_own(tasks, width):
+    """However few rows the trunk has: no pass visits another task's head."""
+    trunk = nn.Linear(64, 64)
+    heads = nn.ModuleList(
+        nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width))
+        for _ in range(tasks)
+    )
+    params, x = mf.parameters(nn.ModuleDict({"trunk": trunk, "heads": heads})), torch.randn(32, 64)
+
+    def separate(params, x):
+        z = F.linear(x, params["trunk.weight"], params["trunk.bias"]).relu()
+        every = {name.removeprefix("heads."): x for name, x in params.items() if "heads" in name}
+        return [
+            functional_call(
+                head, {k[2:]: x for k, x in every.items() if k[0] == str(i)}, z
+            ).square().mean()
+            for i, head in enumerate(heads)
+        ]  # fmt: skip
+
+    def stacked(params, x):
+        return torch.stack(separate(params, x))
+
+    alone, together = (
+        flops_of(lambda losses=losses: mf.task_gramian(losses, params, x, shared="trunk.*"))
+        for losses in (separate, stacked)
+    )
+    assert together <= alone
 
 
 MLP = nn.Sequential(

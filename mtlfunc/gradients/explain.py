@@ -184,18 +184,22 @@ class Way(NamedTuple):
         flops = held = largest = 0.0
         deltas: dict[GradientEdge, float] = {}
         for group in groups:
-            form, cost = self.form(group), self.costs(group)[self.form(group)]
-            by_rows = form == "rows"
-            flops += cost.flops + 2.0 * self.rows * group.numel * (by_rows and combined)
-            # the combination: of the samples' inputs and deltas, or one more backward pass
-            again = 0 if by_rows or not combined else 1 if self.weightings else 2
+            form = self.form(group)
+            cost, again = self.costs(group)[form], 0
+            flops += cost.flops
+            if form == "rows":
+                held += cost.bytes
+                flops += 2.0 * self.rows * group.numel if combined else 0.0
+            else:
+                largest = max(largest, cost.bytes)
+                for use in group.uses:
+                    size = self.passes * math.prod(use.shape) * use.dtype.itemsize
+                    deltas[use.edge] = float(size)
+                if combined:  # of the samples' inputs and deltas, or by one more backward pass
+                    again = 1 if self.weightings else 2
             for use, count in zip(group.uses, group.served or repeat(self.passes), strict=False):
                 if use.kind == "outer":
                     flops += 2.0 * positions(use) * group.numel * (count + again)
-                if not by_rows:
-                    size = self.passes * math.prod(use.shape) * use.dtype.itemsize
-                    deltas[use.edge] = float(size)
-            held, largest = held + cost.bytes * by_rows, max(largest, cost.bytes * (not by_rows))
         held += largest + sum(deltas.values())
         return Route(self.name, flops / 1e9, held / 2**20, chosen)
 

@@ -42,6 +42,7 @@ class Hooks(TorchFunctionMode, Handles):
     """`Handles` that, while active, also sees tensors that retain their gradient."""
 
     def __init__(self) -> None:
+        super().__init__()
         Handles.__init__(self)
 
     def __torch_function__(

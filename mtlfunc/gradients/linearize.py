@@ -280,7 +280,7 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
 
 def _prefers_separate(forward: Forward, rows: int) -> bool:
     """Whether T losses are better differentiated each alone, and mixtures of their rows later."""
-    if forward.edges is None or not is_worth_recording(forward.params, tuple(forward.params), rows):
+    if forward.edges is None or not is_worth_weighing(forward.params, 1):
         return False
     return prefers_separate_passes(forward.graph, len(forward.value), rows)
 

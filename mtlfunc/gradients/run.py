@@ -324,6 +324,7 @@ class _Guard(SafeOps, Handles):
     """
 
     def __init__(self, leaves: Params, always: bool) -> None:
+        super().__init__()
         Handles.__init__(self)
         self.always = always
         self.depth = depth()

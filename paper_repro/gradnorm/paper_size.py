@@ -13,6 +13,8 @@ from ..report.intervals import Interval, named, ratio_interval
 from .common import ALPHA, METHODS, RATE, TWO, Method, Problem, Runs, Variants, train, variants_of
 from .refine import More, neighbours_apart, refined
 
+# at T = 10, and at T = 2; by default, and with --full
+ROUNDS = ((0, 1), (4, 2))
 AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
 
 
@@ -48,8 +50,7 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
 
     Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
     else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. The rates of the
-    other two are refined around the best ones: once at T = 2; with --full at most twice there, and
-    four times at T = 10.
+    other two are refined around the best ones, in at most `ROUNDS`.
     """
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)
@@ -62,9 +63,8 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
-    if settings.full or len(scales) == 2:
-        runs = refined(runs, more, 1 if not settings.full else 2 if len(scales) == 2 else 4)
-    return {**runs, "static": static}
+    rounds = ROUNDS[settings.full][scales == TWO]
+    return {**(refined(runs, more, rounds) if rounds else runs), "static": static}
 
 
 def setting(problem: Problem, runs: Runs) -> str:
