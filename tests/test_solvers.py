@@ -10,6 +10,7 @@ import quadprog
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import vmap
 
 from mtlfunc import solvers
 from mtlfunc.solvers.problems import resolution
@@ -560,3 +561,40 @@ def test_a_gramian_of_float32_says_so():
             solvers.active_set()(problem(gramian.double()))
     with pytest.raises(ValueError, match=r"indefinite.*half precision"):
         solvers.active_set()(solvers.min_norm(torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_certificates_of_half_precision_can_lose(dtype):
+    """Right answers are optimal to their rounding; others are not."""
+    generator = torch.Generator().manual_seed(0)
+    for tasks in (2, 3, 5, 8) * 10:
+        J = torch.randn(tasks, tasks + 1, generator=generator)
+        G = (J @ J.mT).to(dtype)
+        for problem in (
+            solvers.min_norm(G), solvers.cagrad(G, 0.4),
+            solvers.dual_cone(G, torch.full((tasks,), 1 / tasks, dtype=dtype)),
+        ):  # fmt: skip
+            said = str(solvers.certify(problem, solvers.auto()(problem).weights))
+            assert said.startswith(("optimal", "numerically Pareto")), said
+    problem = solvers.min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]], dtype=dtype))
+    for weights, said in (([0.5, 0.5], "not optimal, and the step raises"), ([5.0, 5.0], "infeas")):
+        found = solvers.certify(problem, torch.tensor(weights, dtype=dtype))
+        assert str(found).startswith(said)
+    problem = solvers.min_norm(torch.diag(torch.tensor([1.0, 4.0])).to(dtype))
+    found = solvers.certify(problem, torch.tensor([0.0, 1.0], dtype=dtype))
+    assert str(found).startswith("not optimal: task 0")
+
+
+def test_cagrad_of_dependent_single_precision_gradients_is_certified():
+    """Rounding leaves such Gramians an eigenvalue below 0, which float32 cannot see."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 1), (4, 2)) * 25:
+        J = torch.randn(shape, generator=generator)
+        problem = solvers.cagrad(J @ J.mT, 0.4)
+        solution = solvers.auto()(problem)
+        found = solvers.certify(problem, solution.weights)
+        assert str(found).startswith(("optimal to rounding", "numerically Pareto")), str(found)
+        mapped = vmap(solvers.certify)(
+            type(problem)(*(x[None] for x in problem)), solution.weights[None]
+        )
+        torch.testing.assert_close(mapped.kappa[0], found.kappa, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import check_vector
-from ._active_set import active_set
+from ._active_set import run
 from .problems import CAGrad, DualCone, MinNorm, Problem, check_problem, or_one, resolution, root
 
 
@@ -35,7 +35,9 @@ class Certificate(NamedTuple):
             f"kappa {float(self.kappa):.6g}, relative gap {float(self.relative_gap):.1e}, "
             f"infeasibility {float(self.infeasibility):.1e}"
         )
-        rounding = 1e4 * torch.finfo(self.gap.dtype).eps
+        # half precision rounds the weights themselves, and what is said of them
+        eps = torch.finfo(self.gap.dtype).eps
+        rounding = (16 if eps > 1e-4 else 1e4) * eps
         if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
             return "no answer: NaN or infinite weights or Gramian"
         if self.infeasibility > rounding:
@@ -50,7 +52,7 @@ class Certificate(NamedTuple):
         if self.relative_gap <= rounding:
             return f"optimal to rounding ({numbers})"
         if self.backward <= rounding:
-            within = float(self.backward) / torch.finfo(self.gap.dtype).eps
+            within = float(self.backward) / eps
             return (
                 f"optimal as far as the Gramian can say: for one within {within:.0f} machine "
                 f"epsilons of it ({numbers})"
@@ -120,8 +122,9 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         backward = _backward(rates - square, weights, length, magnitude)
     elif isinstance(problem, CAGrad):
         backward = gramian.new_full((), torch.nan)
-        best = active_set()(problem)
-        bound = problem.objective(best.dual)
+        # by the rounding of the dtype that the Gramian came in
+        best = run(problem, eps)[0][len(n) : 2 * len(n)]
+        bound = problem.objective(best)
         gap = (bound - rates.amin()).clamp_min(0)
         kappa = torch.where(
             bound.abs() > 8 * len(n) * eps**0.5 * n.amax() * magnitude,
@@ -133,9 +136,9 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         reach = root(off @ gramian @ off)
         infeasibility = ((reach - problem.radius) / or_one(centre)).clamp_min(0)
         violation = ((bound - rates) / length).amax().clamp_min(0) / or_one(magnitude)
-        complementarity = best.dual @ (rates - bound).abs() / or_one(n.amax() * magnitude)
-        shortest = best.dual @ gramian @ best.dual
-        stationary = shortest <= resolved * (n @ best.dual) ** 2
+        complementarity = best @ (rates - bound).abs() / or_one(n.amax() * magnitude)
+        shortest = best @ gramian @ best
+        stationary = shortest <= resolved * (n @ best) ** 2
     else:
         dual = weights - problem.weights
         solution = problem.solution(weights, dual, torch.zeros((), dtype=torch.int64))
