@@ -4,7 +4,6 @@ import argparse
 import difflib
 import importlib
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from .draws import redrawn
 from .figures import FORMS
 from .findings import Figure
 from .options import Impossible, Option, Parameter, parameters, read, written
-from .parts import Store
+from .parts import OURS, Store, drop
 
 ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
 figure, and its numbers as JSON beside it."""
@@ -244,7 +243,8 @@ def draw(
     size: tuple[float, float] | None = None,
 ) -> int:
     """Compute, draw and write; what is computed is kept until then."""
-    parts, begin, display = out.with_suffix(".parts"), time.monotonic(), Display(1)
+    # by the whole name: the same figure may be on its way to a file of another format
+    parts, begin, display = out.with_name(f"{out.name}.parts"), time.monotonic(), Display(1)
     others = parts.exists()  # of a command that was stopped
     display.begin(name)
     Store.folder = parts
@@ -268,13 +268,13 @@ def draw(
         return 1
     except Exception as error:  # the same command would fail again
         if not others:
-            shutil.rmtree(parts, ignore_errors=True)
+            drop(parts)
         if isinstance(error, Impossible):
             parser.error(f"--{error}")
         raise
     finally:
         Store.folder = None
-    shutil.rmtree(parts, ignore_errors=True)
+    drop(parts)
     display.line(
         f"{out}, {out.with_suffix('.json')}: {len(found.numbers)} records\n{found.caption}"
     )
@@ -283,9 +283,9 @@ def draw(
 
 def leave(parts: Path) -> str:
     """What a stopped figure keeps, said; an empty folder goes."""
-    kept = [path for path in parts.glob("*-*") if path.suffix != ".lock"] if parts.exists() else []
+    kept = [path for path in parts.glob("*-*") if OURS.fullmatch(path.name) and not path.suffix]
     if not kept:
-        shutil.rmtree(parts, ignore_errors=True)
+        drop(parts)
         return "nothing was finished, so nothing is kept"
     count = f"{len(kept)} finished computation{'s' * (len(kept) > 1)}"
     return f"{count} kept in {parts}, and the same command goes on from there"

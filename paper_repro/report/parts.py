@@ -8,8 +8,10 @@ import functools
 import hashlib
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -132,6 +134,19 @@ def kept(function: Callable[P, R]) -> Kept[P, R]:
     versions of the libraries. It calls no other such function: what that took would count twice.
     """
     return Kept(function)
+
+
+OURS = re.compile(r"(begun-)?[\w.]+-[0-9a-f]{24}(\.lock)?")
+"""Names of what runs write into a folder of long computations."""
+
+
+def drop(folder: Path, which: Callable[[Path], bool] = lambda path: True) -> None:
+    """Take away these long computations, or all, and an empty folder; what no run wrote stays."""
+    for path in filter(Path.is_file, folder.glob("*")):
+        if OURS.fullmatch(path.name) and which(path):
+            path.unlink()
+    with suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def _write(path: Path, part: Part) -> None:

@@ -5,7 +5,6 @@ import importlib
 import itertools
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -31,15 +30,13 @@ from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
-from .parts import Store, read, spent
+from .parts import Store, drop, read, spent
 from .results import Drawn, Results, draw
 from .verdicts import findings
 
 Send = Callable[[str, Any], object]
 """Takes what a question has to say: "line", "progress", "waits", "found", "done", "failed", "full".
 """
-OURS = re.compile(r"(begun-)?[\w.]+-[0-9a-f]{24}(\.lock)?")
-"""Names of what runs write into the folder of long computations."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What the system says where nothing more can be written."""
 
@@ -85,11 +82,7 @@ class Run:
 
     def drop(self, which: Callable[[Path], bool] = lambda path: True) -> None:
         """Take away these long computations, or all; what no run wrote stays."""
-        for path in filter(Path.is_file, self.parts.glob("*")):
-            if OURS.fullmatch(path.name) and which(path):
-                path.unlink()
-        with suppress(OSError):  # not empty
-            self.parts.rmdir()
+        drop(self.parts, which)
 
     def own(self, path: Path) -> bool:
         """Whether a file holds a computation of this run."""

@@ -289,6 +289,18 @@ def test_a_stopped_figure_goes_on_from_what_is_kept(
     assert parts.Store.folder is None
 
 
+def test_files_of_others_beside_a_figure_stay(tmp_path: Path) -> None:
+    """Also in a folder that has the name of the one for long computations."""
+    others = [tmp_path / f"toy{end}.parts" / "notes-1" for end in ("", ".png")]
+    for path in others:
+        path.parent.mkdir()
+        path.touch()
+    words = [*SMALL["gradnorm.toy"].split(), "--out", str(tmp_path / "toy.png")]
+    assert run("gradnorm.toy", *words) == 0
+    assert all(path.exists() for path in others)
+    assert [path.name for path in others[1].parent.iterdir()] == ["notes-1"]
+
+
 def test_stopped_before_anything_is_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
