@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -70,22 +71,20 @@ class Explanation(NamedTuple):
             ("leaf", "calls", "form", "GFLOP", "MiB", "alternatives, GFLOP", "")
         ]
         for layer in self.layers:
-            chosen = (
-                f"{layer.gflop[layer.form]:.3g}" if layer.gflop else "?",
-                f"{layer.mib[layer.form]:.3g}" if layer.gflop else "?",
-            )
+            chosen = [f"{x[layer.form]:.3g}" if x else "?" for x in (layer.gflop, layer.mib)]
             others = ", ".join(
                 f"{form} {value:.3g}" for form, value in layer.gflop.items() if form != layer.form
             )
             lines.append((layer.name, layer.op, layer.form, *chosen, others, layer.note))
-        ways: list[tuple[str, ...]] = [("route", "GFLOP", "MiB", "")]
-        for name, gflop, mib, chosen in self.routes:
-            ways.append((name, f"{gflop:.3g}", f"{mib:.3g}", "chosen" if chosen else ""))
+        ways = [("route", "GFLOP", "MiB", "")]
+        ways += [
+            (x.name, f"{x.gflop:.3g}", f"{x.mib:.3g}", "chosen" * x.chosen) for x in self.routes
+        ]
         said = [f"{self.rows} rows; {self.passes}", *_aligned(lines)]
         return "\n".join([*said, *_aligned(ways)] if self.routes else said)
 
 
-def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(n) for cell, n in zip(line, width, strict=True)).rstrip()
@@ -176,15 +175,12 @@ class Way(NamedTuple):
     def costs(self, group: Group) -> dict[Form, Cost]:
         return costs(group, self.rows, self.samples, group.dtype.itemsize, self.weightings)
 
-    def form(self, group: Group) -> Form:
-        return self.forms.get(group.name, "rows")
-
     def route(self, groups: list[Group], *, chosen: bool, combined: bool) -> Route:
         """What the passes and the groups' forms cost together."""
         flops = held = largest = 0.0
-        deltas: dict[GradientEdge, float] = {}
+        deltas: dict[GradientEdge, int] = {}
         for group in groups:
-            form = self.form(group)
+            form = self.forms.get(group.name, "rows")
             cost, again = self.costs(group)[form], 0
             flops += cost.flops
             if form == "rows":
@@ -193,8 +189,7 @@ class Way(NamedTuple):
             else:
                 largest = max(largest, cost.bytes)
                 for use in group.uses:
-                    size = self.passes * math.prod(use.shape) * use.dtype.itemsize
-                    deltas[use.edge] = float(size)
+                    deltas[use.edge] = self.passes * math.prod(use.shape) * use.dtype.itemsize
                 if combined:  # of the samples' inputs and deltas, or by one more backward pass
                     again = 1 if self.weightings else 2
             for use, count in zip(group.uses, group.served or repeat(self.passes), strict=False):
@@ -227,11 +222,10 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
         way = alone._replace(samples=count)
         return _explanation(forward, names, [], [way], way, way.name)
     plan, proved = sample_plan(forward.uses, forward.params, names, graph, losses)
-    passes, check = rows // count, "; the graph proves that they do not mix"
+    tried, check = (passes := rows // count), "; the graph proves that they do not mix"
     if proved is None:
-        check = ", and as many to check that they do not mix"
+        tried, check = 2 * passes, ", and as many to check that they do not mix"
     groups = [group for group, _ in plan.tapped]
-    tried = passes if proved is not None else 2 * passes
     way = Way("one pass for all samples", _forms_of(plan), tried, rows, count)
     said = f"{passes} backward pass(es) for all samples{check}"
     return _explanation(forward, names, groups, [alone, way], way, said)
@@ -246,10 +240,9 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
         return _explanation(forward, names, [], [alone], alone, alone.name)
     (plan, _, worth), proved = found
     groups = [group for group, _ in plan.tapped if group.uses[0].part.leaf in names]
-    parts, check = shape[1:].numel(), "; the graph proves that samples do not mix"
+    tried, check = (parts := shape[1:].numel()), "; the graph proves that samples do not mix"
     if proved is None:
-        check = ", and as many to check that samples do not mix"
-    tried = parts if proved is not None else 2 * parts
+        tried, check = 2 * parts, ", and as many to check that samples do not mix"
     once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
     if worth and is_worth_weighing(forward.params, tasks):
@@ -303,7 +296,8 @@ def _describe_layers(
             found = way.costs(group)
             gflop = {form: cost.flops / 1e9 for form, cost in found.items()}
             mib = {form: cost.bytes / 2**20 for form, cost in found.items()}
-            layers.append(Layer(group.name, group.op, way.form(group), gflop, mib, ""))
+            form = way.forms.get(group.name, "rows")
+            layers.append(Layer(group.name, group.op, form, gflop, mib, ""))
         if name not in by_leaf:
             note = HOOKED if forward.hooked else _reason(forward, name)
             if way.samples is not None:

@@ -30,9 +30,7 @@ FEW_PARAMETERS = 20_000
 at who reads them would cost more than it saves.
 """
 LOOK = 2_500.0
-"""For so many parameters, what a look costs elsewhere: operations of a large product on a CPU for
-each of them, 50 million in all.
-"""
+"""Elsewhere a look costs so many operations of a large product, times `FEW_PARAMETERS`."""
 
 UNFOLDED = 2.5
 """How many times slower a floating-point operation of a convolution is where its windows are copied
@@ -49,7 +47,7 @@ LOOPED_CONVOLUTION = 0.55
 def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
     """Whether so many rows of these leaves repay a look at who reads them.
 
-    At best a layer's inputs, of a numbers, have a/2 positions: T·numel·a/2 operations fewer.
+    On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
     """
     leaves = [params[name] for name in names]
     if not leaves[0].is_cpu or any(leaf.ndim > 2 for leaf in leaves):
