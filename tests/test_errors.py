@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
+from mtlfunc.core.expect import reads_of
 from tests.support.problems import BATCH, PARAMS, scalars, vector
 
 G = torch.eye(2, dtype=torch.float64)
@@ -539,3 +540,17 @@ def test_physics_arguments_of_another_type():
 def test_weightings_in_a_list():
     with pytest.raises(TypeError, match=r"weightings: expected a floating tensor .* got list"):
         mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("reads", ["gramian", ["gramian"]])
+def test_what_a_rule_reads_is_a_frozenset(reads):
+    with pytest.raises(TypeError, match=r"rule: reads is .*give a frozenset"):
+        reads_of(mf.mgda()._replace(reads=reads))
+
+
+def test_a_state_of_another_dtype_is_told():
+    optimizer = mf.adam(0.1)
+    old = {"a": torch.ones(2)}
+    new = {"a": torch.ones(2, dtype=torch.float64)}
+    with pytest.raises(TypeError, match=r"state: torch\.float32 meets torch\.float64"):
+        optimizer.update(new, optimizer.init(old), new)

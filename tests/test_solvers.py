@@ -14,6 +14,7 @@ from torch.func import vmap
 
 from mtlfunc import solvers
 from mtlfunc.solvers.problems import resolution
+from mtlfunc.testing import certified_error
 from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
 from tests.support.every import every
@@ -598,3 +599,24 @@ def test_cagrad_of_dependent_single_precision_gradients_is_certified():
             type(problem)(*(x[None] for x in problem)), solution.weights[None]
         )
         torch.testing.assert_close(mapped.kappa[0], found.kappa, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1e1, 1e3, 1e4, 1e5, 1e6])
+def test_the_reference_solves_gradients_of_any_lengths(k):
+    """By the closed form of two orthogonal gradients: w_t is in proportion to 1/‖g_t‖²."""
+    lengths = torch.tensor([1 / k, k], dtype=torch.float64)
+    problem = solvers.min_norm(torch.diag(lengths**2))
+    d = solvers.cvx()(problem).weights * lengths
+    exact = lengths**-1 / (lengths**-2).sum()
+    assert (d - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("e", [3, 6])
+def test_directions_of_other_lengths_do_not_agree(e):
+    """The shortest vector is about as long as the shortest gradient; the other one as the next."""
+    rows = torch.diag(torch.tensor([10.0**-e, 1, 1, 10.0**e], dtype=torch.float64))
+    problem = solvers.min_norm(rows @ rows.T)
+    far = torch.tensor([0.0, 0.5, 0.5, 0.0], dtype=torch.float64)
+    assert certified_error(problem, far) > 0.1
+    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
+    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6

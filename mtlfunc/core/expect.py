@@ -78,7 +78,10 @@ def expect_carried(rule: Rule, missing: frozenset[str]) -> None:
 
 def reads_of(rule: Any) -> frozenset[str] | None:
     """What a rule, or what has its shape, says that it reads; None if it does not say."""
-    return getattr(rule, "reads", None)
+    reads = getattr(rule, "reads", None)
+    if not isinstance(reads, frozenset | None):
+        raise TypeError(f"rule: reads is {reads!r}; give a frozenset of names, or None")
+    return reads
 
 
 def not_measured(

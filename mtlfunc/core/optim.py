@@ -330,6 +330,8 @@ def _require(fits: bool) -> None:
 
 def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
     if isinstance(share, float):
+        if old.dtype != new.dtype:
+            raise TypeError(f"state: {old.dtype} meets {new.dtype}; begin with a new state")
         return torch.lerp(old, new, share)
     return (old + share * (new - old)).to(old.dtype)
 

@@ -51,8 +51,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
 
     The larger of the worst violation of a constraint and of
 
-    - min_norm: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖, or the largest possible distance
-      min(√gap, ‖d‖) of d from the shortest vector in units of max ‖g_t‖, the smaller of both;
+    - min_norm: the largest (‖d‖² - ⟨g_t, d⟩) / ‖g_t‖, ε, or the largest possible distance
+      min(√gap, ‖d‖) of d from the shortest vector d*, the smaller of both, in units of
+      Σ|w_t|‖g_t‖. However the lengths are spread, ‖d - d*‖² <= ε · Σ|w_t|‖g_t‖ · Σ w*_t‖g_t‖;
     - cagrad: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖; how far d leaves the ball is in units of
       Σ p_t‖g_t‖;
     - dual_cone: the same gap, or the `backward` error of `certify`, the smaller of both: where the
@@ -84,11 +85,12 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     proof = certify(problem, weights.where(finite, 0.0))
     gramian = problem.gramian.double()
     w, n = weights.double(), root(gramian.diagonal())
-    longest, infeasible = or_one(n.amax()), proof.infeasibility.double()
+    infeasible = proof.infeasibility.double()
     gap, error = proof.gap.double(), proof.relative_gap.double()
     if isinstance(problem, MinNorm):
         norm = root(w @ gramian @ w)
-        error = torch.minimum(error, torch.minimum(gap.sqrt(), norm) / longest)
+        distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
+        error = torch.minimum(proof.violation.double(), distance)
     elif isinstance(problem, CAGrad):
         p = problem.preference.double()
         infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)

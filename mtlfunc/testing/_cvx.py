@@ -120,7 +120,15 @@ def _root(gramian: Array, ridge: float = 0.0) -> Array:
 def _min_norm(gramian: Array) -> tuple[Array]:
     if np.isnan(gramian).any() or np.isinf(gramian).any():
         return (np.full(len(gramian), np.nan),)
-    return (_run(*_min_norm_program(len(gramian)), R=_root(gramian)),)
+    # Clarabel's tolerances are absolute: every gradient has unit length, the shortest price 1
+    length = np.sqrt(gramian.diagonal().clip(0))
+    shortest = length.min(where=length > 0, initial=np.inf)
+    if not np.isfinite(shortest):
+        return (np.full(len(gramian), 1 / len(gramian)),)
+    price = shortest / np.where(length > 0, length, shortest)
+    factor = _root(gramian) * price / shortest
+    w = price * _run(*_min_norm_program(len(price)), R=factor, b=price, simplex=False)
+    return (w / w.sum(),)
 
 
 def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Array, Array]:
@@ -178,8 +186,12 @@ Program = tuple[Any, Any]
 def _min_norm_program(count: int) -> Program:
     import cvxpy as cp
 
-    w, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
-    return cp.Problem(cp.Minimize(cp.sum_squares(factor @ w)), [cp.Zero(cp.sum(w) - 1)]), w
+    v, factor, price = (
+        cp.Variable(count, nonneg=True),
+        cp.Parameter((count, count), name="R"),
+        cp.Parameter(count, name="b"),
+    )
+    return cp.Problem(cp.Minimize(cp.sum_squares(factor @ v)), [cp.Zero(price @ v - 1)]), v
 
 
 @cache
