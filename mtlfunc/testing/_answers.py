@@ -78,7 +78,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         >>> bool(certified_error(problem, torch.tensor([0.8, 0.2])) < 1e-6)
         True
         >>> round(float(certified_error(problem, torch.tensor([0.5, 0.5]))), 3)
-        0.25
+        0.5
     """
     check_problem(problem)
     finite = weights.isfinite().all()
