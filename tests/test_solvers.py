@@ -611,6 +611,48 @@ def test_the_reference_solves_gradients_of_any_lengths(k):
     assert (d - exact).norm() <= 1e-6 * exact.norm()
 
 
+def spread(seed, e):
+    """Unit gradients of two to five tasks, and lengths from 10^-e to 10^e."""
+    draw = np.random.default_rng(seed)
+    tasks = int(draw.integers(2, 6))
+    J = torch.tensor(draw.standard_normal((tasks, int(draw.integers(tasks, 8)))))
+    sizes = torch.tensor(10.0 ** draw.uniform(-e, e, (tasks, 1)))
+    return J / J.norm(dim=1, keepdim=True), sizes
+
+
+@pytest.mark.parametrize("e", [3, 4, 6])
+def test_the_reference_solves_cagrad_for_gradients_of_any_lengths(e):
+    """By weak duality, which holds whatever dual point it is asked of."""
+    for seed in range(30):
+        units, sizes = spread(seed, e)
+        G = (units * sizes) @ (units * sizes).mT
+        problem = solvers.cagrad(G, 0.5)
+        assert certified_error(problem, solvers.cvx()(problem).weights) < 5e-5
+
+
+def test_the_reference_differentiates_gradients_of_any_lengths():
+    """A task of seed 28 is off the support by little beside its own and the longest gradient."""
+    units, sizes = spread(28, 6)
+    units.requires_grad_()
+
+    def slope(solver):
+        J = units * sizes
+        d = solver(solvers.min_norm(J @ J.mT)).weights @ J
+        return torch.autograd.grad((d / d.detach().norm()).sum(), units)[0]
+
+    torch.testing.assert_close(slope(solvers.cvx()), slope(solvers.active_set()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("e", [0, 3, 6])
+def test_a_rate_missed_by_a_short_gradient_counts(e):
+    """Orthogonal gradients: CAGrad's answer gives the short one all of the ball."""
+    lengths = torch.tensor([10.0**-e, 10.0**e], dtype=torch.float64)
+    problem = solvers.cagrad(torch.diag(lengths**2), 0.5)
+    assert certified_error(problem, torch.full((2,), 0.5, dtype=torch.float64)) > 0.1
+    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
+    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-5
+
+
 @pytest.mark.parametrize("e", [3, 6])
 def test_directions_of_other_lengths_do_not_agree(e):
     """The shortest vector is about as long as the shortest gradient; the other one as the next."""

@@ -54,9 +54,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     - min_norm: the largest (‖d‖² - ⟨g_t, d⟩) / ‖g_t‖, ε, or the largest possible distance
       min(√gap, ‖d‖) of d from the shortest vector d*, the smaller of both, in units of
       Σ|w_t|‖g_t‖. However the lengths are spread, ‖d - d*‖² <= ε · Σ|w_t|‖g_t‖ · Σ w*_t‖g_t‖;
-    - cagrad: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖; how far d leaves the ball is in units of
-      Σ p_t‖g_t‖;
-    - dual_cone: the same gap, or the `backward` error of `certify`, the smaller of both: where the
+    - cagrad: the largest (F* - ⟨g_t, d⟩) / ‖g_t‖ in units of Σ|w_t|‖g_t‖, F* the best dual value;
+      how far d leaves the ball is in units of Σ p_t‖g_t‖;
+    - dual_cone: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖, or the `backward` error of `certify`, the smaller of both: where the
       cone is thin, a Gramian knows no more. Both are in units of the larger of Σ|v_t|‖g_t‖ and
       Σ|w_t|‖g_t‖.
 
@@ -92,7 +92,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
         error = torch.minimum(proof.violation.double(), distance)
     elif isinstance(problem, CAGrad):
-        p = problem.preference.double()
+        error, p = proof.violation.double(), problem.preference.double()
         infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)
     else:  # v may vanish where w does not: a task without a gradient
         size, given = n @ w.abs(), n @ problem.weights.double().abs()

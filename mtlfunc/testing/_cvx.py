@@ -16,6 +16,7 @@ from ..core.extras import expect_installed
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from ..solvers.problems import (
     Answer,
+    CAGrad,
     DualCone,
     MinNorm,
     Problem,
@@ -63,49 +64,43 @@ def cvx() -> Solver:
         fixed = [x.detach() for x in problem]
         if isinstance(problem, MinNorm):
             (w,) = call_numpy("cvx", _min_norm, (2,), *fixed)
-            support = _active_support(
-                w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem
-            )
+            rates = problem.gradient(w)
+            support = _active_support(w, rates - w @ rates, problem)
             w = carry_derivatives(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
             (u,) = call_numpy("cvx", partial(_dual_cone, eps=eps), (2, 1), *fixed)
-            support = _active_support(
-                u * _lengths(problem), problem.linear + problem.gramian @ u, problem
-            )
+            support = _active_support(u, problem.linear + problem.gramian @ u, problem)
             u = carry_derivatives(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
         weights, w = call_numpy("cvx", partial(_cagrad, eps=eps), (2, 0, 1), *fixed)
         rates = problem.gradient(w)
-        support = _active_support(w * _lengths(problem), rates - w @ rates, problem)
+        support = _active_support(w, rates - w @ rates, problem)
         dual = carry_derivatives(w, cagrad_face(problem, support)[0])
         return carry_derivatives(weights, problem.recover(dual)), dual, steps
 
     return solver(solve)
 
 
-def _lengths(problem: Problem) -> Tensor:
-    return problem.gramian.diagonal().detach().clamp_min(0).sqrt()
-
-
 def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     """Strict complementarity: on the support the weight is the larger of the two, off it the
-    multiplier. Where no task conflicts, all multipliers of the dual cone are rounding.
+    multiplier, as shares of Σ w_t‖g_t‖ and of a direction's length. Where no task conflicts, all
+    multipliers of the dual cone are rounding.
     """
-    n = _lengths(problem)
-    price = (multiplier / n.where(n > 0, 1.0)).detach()
-    weight = weight.detach()
-    total = weight.abs().sum()
-    if isinstance(problem, DualCone):
-        total = total + (problem.weights.detach().abs() * n).sum()
-    support = weight / total.where(total > 0, 1.0) > price / n.amax()
-    return support & (weight > 0)
+    n = problem.gramian.diagonal().detach().clamp_min(0).sqrt()
+    weight, price = weight.detach() * n, multiplier.detach() / n.where(n > 0, 1.0)
+    total = length = weight.abs().sum()
+    if isinstance(problem, CAGrad):
+        length = n @ problem.preference.detach()
+    elif isinstance(problem, DualCone):
+        total = length = total + problem.weights.detach().abs() @ n
+    return (weight * length > price * total) & (weight > 0)
 
 
 def _units(gramian: Array) -> Array:
-    """Lengths of the gradients; 1 for a zero one."""
+    """Lengths of the gradients; of a zero one the shortest other's, or 1."""
     n = np.sqrt(gramian.diagonal().clip(0))
-    return np.where(n > 0, n, 1.0)
+    return np.where(n > 0, n, n[n > 0].min() if n.any() else 1.0)
 
 
 def _root(gramian: Array, ridge: float = 0.0) -> Array:
@@ -117,46 +112,47 @@ def _root(gramian: Array, ridge: float = 0.0) -> Array:
     )
 
 
+# Clarabel's tolerances are absolute. So each gradient is divided by its length n, and the unknowns
+# are v = w n / min(n): the shortest has price 1, and no answer is longer.
+
+
 def _min_norm(gramian: Array) -> tuple[Array]:
-    if np.isnan(gramian).any() or np.isinf(gramian).any():
+    if not np.isfinite(gramian).all():
         return (np.full(len(gramian), np.nan),)
-    # Clarabel's tolerances are absolute: every gradient has unit length, the shortest price 1
-    length = np.sqrt(gramian.diagonal().clip(0))
-    shortest = length.min(where=length > 0, initial=np.inf)
-    if not np.isfinite(shortest):
-        return (np.full(len(gramian), 1 / len(gramian)),)
-    price = shortest / np.where(length > 0, length, shortest)
-    factor = _root(gramian) * price / shortest
-    w = price * _run(*_min_norm_program(len(price)), R=factor, b=price, simplex=False)
-    return (w / w.sum(),)
+    unit = _units(gramian)
+    price = unit.min() / unit
+    v = _run(*_min_norm_program(len(price)), R=_root(gramian) / unit, a=price)
+    return (price * v / (price @ v),)
 
 
 def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Array, Array]:
     if not all(np.isfinite(x).all() for x in (gramian, c, preference)):
         return np.full(len(gramian), np.nan), np.full(len(gramian), np.nan)
-    factor = _root(gramian)
-    linear = factor.T @ (factor @ preference)
-    radius = c * np.sqrt(max(preference @ linear, 0.0))
+    factor, unit = _root(gramian), _units(gramian)
+    linear, price = factor.T @ (factor @ preference), unit.min() / unit
+    centre = np.sqrt(max(preference @ linear, 0.0))
+    radius = c * centre
     if radius == 0:
         w = np.zeros(len(gramian))
         w[linear.argmin()] = 1
         return preference, w
-    w = _run(*_cagrad_dual(len(gramian)), R=radius * factor, b=linear)
-    length, longest = np.linalg.norm(factor @ w), np.linalg.norm(factor, axis=0).max()
+    scaled = {"R": c * factor / unit, "b": linear / unit / centre, "a": price}
+    v = _run(*_cagrad_dual(len(gramian)), **scaled)
+    w = price * v / (price @ v)
+    length = np.linalg.norm(factor @ w)
     recovered = preference + radius / (length or 1.0) * w
-    if length > 1e-3 * longest:
+    if length > 1e-3 * (unit @ w):
         return recovered, w
     # Near Pareto stationarity d cannot be read off w. Where the ball holds the projection on the
     # dual cone, that is the answer.
     (push,) = _dual_cone(gramian, preference, eps)
     reach, resolved = np.linalg.norm(factor @ push), resolution(len(gramian), eps)
-    unit = _units(gramian)
     if length**2 <= resolved * (unit @ w) ** 2 and reach <= (1 + resolved) * radius:
         return preference + push, w
     # Elsewhere also ask for d directly, and keep the better worst rate. The unknown there is d -
     # g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have
     # none.
-    move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
+    move = _run(*_cagrad_primal(len(gramian)), **scaled)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
     direct = preference + radius * np.linalg.lstsq(factor / unit, move, rcond=noise)[0] / unit
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w
@@ -173,7 +169,6 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
         *_dual_cone_program(len(gramian)),
         R=_root(gramian, resolution(len(gramian), eps)) / unit,
         b=gramian @ weights / unit / (scale or 1.0),
-        simplex=False,
     )
     return (y * (scale or 1.0) / unit,)
 
@@ -189,7 +184,7 @@ def _min_norm_program(count: int) -> Program:
     v, factor, price = (
         cp.Variable(count, nonneg=True),
         cp.Parameter((count, count), name="R"),
-        cp.Parameter(count, name="b"),
+        cp.Parameter(count, name="a"),
     )
     return cp.Problem(cp.Minimize(cp.sum_squares(factor @ v)), [cp.Zero(price @ v - 1)]), v
 
@@ -198,12 +193,10 @@ def _min_norm_program(count: int) -> Program:
 def _cagrad_dual(count: int) -> Program:
     import cvxpy as cp
 
-    w, factor, linear = (
-        cp.Variable(count, nonneg=True),
-        cp.Parameter((count, count), name="R"),
-        cp.Parameter(count, name="b"),
-    )
-    return cp.Problem(cp.Minimize(linear @ w + cp.norm(factor @ w)), [cp.Zero(cp.sum(w) - 1)]), w
+    v, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
+    linear, price = cp.Parameter(count, name="b"), cp.Parameter(count, name="a")
+    worst = linear @ v + cp.norm(factor @ v)
+    return cp.Problem(cp.Minimize(worst), [cp.Zero(price @ v - 1)]), v
 
 
 @cache
@@ -212,9 +205,8 @@ def _cagrad_primal(count: int) -> Program:
 
     move, worst = cp.Variable(count), cp.Variable()
     factor, linear = cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
-    return cp.Problem(
-        cp.Maximize(worst), [linear + factor.T @ move >= worst, cp.norm(move) <= 1]
-    ), move
+    rates, price = linear + factor.T @ move, cp.Parameter(count, name="a")
+    return cp.Problem(cp.Maximize(worst), [rates >= price * worst, cp.norm(move) <= 1]), move
 
 
 @cache
@@ -229,7 +221,7 @@ def _dual_cone_program(count: int) -> Program:
     return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
 
 
-def _run(program: Any, variable: Any, *, simplex: bool = True, **values: Array) -> Array:
+def _run(program: Any, variable: Any, **values: Array) -> Array:
     import cvxpy as cp
 
     for name, parameter in program.param_dict.items():
@@ -256,6 +248,4 @@ def _run(program: Any, variable: Any, *, simplex: bool = True, **values: Array) 
     if program.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or variable.value is None:
         raise RuntimeError(f"cvx: Clarabel stopped with status {program.status!r}")
     value = np.asarray(variable.value, dtype=np.float64)
-    if variable.is_nonneg():
-        value = value.clip(0)
-    return value / value.sum() if simplex and variable.is_nonneg() else value
+    return value.clip(0) if variable.is_nonneg() else value
