@@ -653,6 +653,18 @@ def test_a_rate_missed_by_a_short_gradient_counts(e):
     assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-5
 
 
+@pytest.mark.parametrize("e", [0, 3, 6])
+def test_a_conflict_with_a_long_gradient_counts(e):
+    """The projection of the short one on the cone, and the short one itself."""
+    J = torch.tensor([[1.0, 0.0], [-0.6, 0.8]], dtype=F64) * torch.tensor([[1.0], [10.0**e]])
+    short = torch.tensor([1.0, 0.0], dtype=F64)
+    problem = solvers.dual_cone(J @ J.mT, short)
+    assert certified_error(problem, short) > 0.1
+    projected = torch.tensor([1.0, 0.6 * 10.0**-e], dtype=F64)
+    torch.testing.assert_close(solvers.active_set()(problem).weights, projected)
+    assert certified_error(problem, projected) < 1e-12
+
+
 @pytest.mark.parametrize("e", [3, 6])
 def test_directions_of_other_lengths_do_not_agree(e):
     """The shortest vector is about as long as the shortest gradient; the other one as the next."""

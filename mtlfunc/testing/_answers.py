@@ -56,9 +56,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
       Σ|w_t|‖g_t‖. However the lengths are spread, ‖d - d*‖² <= ε · Σ|w_t|‖g_t‖ · Σ w*_t‖g_t‖;
     - cagrad: the largest (F* - ⟨g_t, d⟩) / ‖g_t‖ in units of Σ|w_t|‖g_t‖, F* the best dual value;
       how far d leaves the ball is in units of Σ p_t‖g_t‖;
-    - dual_cone: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖, or the `backward` error of `certify`, the smaller of both: where the
-      cone is thin, a Gramian knows no more. Both are in units of the larger of Σ|v_t|‖g_t‖ and
-      Σ|w_t|‖g_t‖.
+    - dual_cone: the gap in units of m², m the larger of Σ|v_t|‖g_t‖ and Σ|w_t|‖g_t‖, or the
+      `backward` error of `certify` in units of m, the smaller of both: where the cone is thin, a
+      Gramian knows no more.
 
     Args:
         problem: of `mtlfunc.solvers`.
@@ -86,7 +86,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     gramian = problem.gramian.double()
     w, n = weights.double(), root(gramian.diagonal())
     infeasible = proof.infeasibility.double()
-    gap, error = proof.gap.double(), proof.relative_gap.double()
+    gap = proof.gap.double()
     if isinstance(problem, MinNorm):
         norm = root(w @ gramian @ w)
         distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
@@ -95,8 +95,8 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         error, p = proof.violation.double(), problem.preference.double()
         infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)
     else:  # v may vanish where w does not: a task without a gradient
-        size, given = n @ w.abs(), n @ problem.weights.double().abs()
-        error = torch.minimum(error, proof.backward.double()) * size / or_one(size.maximum(given))
-        missed = (n * (problem.weights.double() - w)).amax().clamp_min(0)
-        infeasible = missed / or_one(size.maximum(given))
+        size = n @ w.abs()
+        unit = or_one(size.maximum(n @ problem.weights.double().abs()))
+        error = torch.minimum(gap / unit**2, proof.backward.double() * size / unit)
+        infeasible = (n * (problem.weights.double() - w)).amax().clamp_min(0) / unit
     return torch.maximum(error, infeasible).where(finite, torch.inf)

@@ -162,15 +162,18 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
     if not all(np.isfinite(x).all() for x in (gramian, weights)):
         return (np.full(len(gramian), np.nan),)
     unit = _units(gramian)
+    linear = gramian @ weights
+    if not linear.any():  # no rate is negative
+        return (np.zeros(len(gramian)),)
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
     # With the ridge its unknowns are also bounded.
     y = _run(
         *_dual_cone_program(len(gramian)),
         R=_root(gramian, resolution(len(gramian), eps)) / unit,
-        b=gramian @ weights / unit / (scale or 1.0),
+        b=linear / unit / scale,
     )
-    return (y * (scale or 1.0) / unit,)
+    return (y * scale / unit,)
 
 
 Program = tuple[Any, Any]
