@@ -653,6 +653,19 @@ def test_a_rate_missed_by_a_short_gradient_counts(e):
     assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-5
 
 
+def test_what_is_called_optimal_is():
+    """Half the ball is left to a gradient of 1e-6 beside one of 1e6; a float32 gap of 5e-4."""
+    for dtype in (torch.float64, torch.float32):
+        J = torch.diag(torch.tensor([1e-6, 1e6], dtype=dtype))
+        problem, half = solvers.cagrad(J @ J, 0.5), torch.full((2,), 0.5, dtype=dtype)
+        assert str(solvers.certify(problem, half)).startswith("not optimal: task 0")
+        best = solvers.active_set()(problem).weights
+        assert str(solvers.certify(problem, best)).startswith("optimal to rounding")
+    problem = solvers.min_norm(torch.eye(2))
+    near = torch.tensor([0.5005, 0.4995])
+    assert str(solvers.certify(problem, near)).startswith("not optimal: task 1")
+
+
 @pytest.mark.parametrize("e", [0, 3, 6])
 def test_a_conflict_with_a_long_gradient_counts(e):
     """The projection of the short one on the cone, and the short one itself."""

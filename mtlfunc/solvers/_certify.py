@@ -37,7 +37,7 @@ class Certificate(NamedTuple):
         )
         # half precision rounds the weights themselves, and what is said of them
         eps = torch.finfo(self.gap.dtype).eps
-        rounding = (16 if eps > 1e-4 else 1e4) * eps
+        rounding = (16 if eps > 1e-4 else 64) * eps + 1e4 * torch.finfo(torch.float64).eps
         if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
             return "no answer: NaN or infinite weights or Gramian"
         if self.infeasibility > rounding:
@@ -49,7 +49,7 @@ class Certificate(NamedTuple):
                 "numerically Pareto stationary: the direction is rounding, no step improves "
                 f"all tasks ({numbers})"
             )
-        if self.relative_gap <= rounding:
+        if max(self.relative_gap, self.violation) <= rounding:
             return f"optimal to rounding ({numbers})"
         if self.backward <= rounding:
             within = float(self.backward) / eps
