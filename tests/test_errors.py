@@ -554,3 +554,20 @@ def test_a_state_of_another_dtype_is_told():
     new = {"a": torch.ones(2, dtype=torch.float64)}
     with pytest.raises(TypeError, match=r"state: torch\.float32 meets torch\.float64"):
         optimizer.update(new, optimizer.init(old), new)
+
+
+def test_gramians_of_whole_numbers_are_refused():
+    x, params = torch.ones(2, 2), {"w": torch.ones(2)}
+    for call in (mf.task_gramian, mf.sample_gramian, mf.sample_norms):
+        for engine in ("layerwise", "rows"):
+            with pytest.raises(TypeError, match=r"gramian_dtype: expected .* got torch.int64"):
+                call(lambda p, x: x @ p["w"], params, x, engine=engine, gramian_dtype=torch.int64)
+
+
+def test_arenas_and_lattices_of_nothing_are_refused():
+    for wrong in ({"tuning": 0}, {"seeds": 0}, {"budget": -1.0}, {"budget": float("nan")}):
+        settings = mf.studies.arena.SHORT._replace(**wrong)
+        with pytest.raises(ValueError, match="settings: expected seeds and tuning >= 1"):
+            mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
+    with pytest.raises(TypeError, match=r"dtype: expected a floating one, got torch.int64"):
+        mf.pareto.preferences(3, 2, dtype=torch.int64)

@@ -195,6 +195,7 @@ def test_relu_has_a_gradient_and_no_laplacian() -> None:
 BAD = {
     "softmax": (lambda p, x: torch.softmax(x, 1), NotImplementedError, r"softmax"),
     "a layer": (lambda p, x: F.layer_norm(x, (2,)), NotImplementedError, "layer_norm"),
+    "threshold": (lambda p, x: F.softplus(x, 1, 5), NotImplementedError, "threshold >= 20"),
     "in place": (lambda p, x: x.sin_(), NotImplementedError, r"sin_"),
     "a method": (lambda p, x: x.cumsum(1), NotImplementedError, r"cumsum"),
     "transposed": (lambda p, x: x.T, NotImplementedError, r"Tensor\.T"),

@@ -575,3 +575,25 @@ def test_an_error_of_files_in_f_is_its_own(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="no data"):
         grid(f, {"x": torch.arange(2.0)}, path=tmp_path / "kept")
+
+
+def test_points_outlive_dimensions_that_do_not_fit(tmp_path):
+    calls = []
+
+    def f(a):
+        calls.append(a)
+        return {"x": a * torch.ones(2)}
+
+    axes = {"a": [1.0, 2.0]}
+    with pytest.raises(ValueError, match="dims"):
+        mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one", "two"]})
+    done = len(calls)
+    found = mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one"]})
+    assert len(calls) == 2
+    assert done == 1
+    assert found["x"].values.tolist() == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_two_values_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"two values called 'x\.y'"):
+        mf.grid(lambda a: {"x": {"y": a}, "x.y": 2 * a}, {"a": torch.arange(2.0)})

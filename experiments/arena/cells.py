@@ -1,10 +1,8 @@
 """The cells of the table, one rule on one problem each, side by side in several processes."""
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +14,11 @@ from mtlfunc.studies.arena import (
     BenchmarkProblem,
     Cell,
     Contestant,
+    Incomparable,
     Settings,
     compete,
     contestants,
+    digest_of,
     standard,
 )
 
@@ -67,13 +67,16 @@ def load(spec: str) -> tuple[str, Contestant]:
 
 
 def source_of(spec: str) -> bytes:
-    """The module's own text, so that results follow it; what it imports is not looked at."""
-    found = importlib.util.find_spec(spec.partition(":")[0])
-    return (
-        Path(found.origin).read_bytes()
-        if found and found.origin and Path(found.origin).is_file()
-        else spec.encode()
-    )
+    """A digest of the rule's code and of what it reads, so that results follow it.
+
+    The module's own text where the rule holds something of which nothing can be said, as a lock.
+    """
+    module, _, name = spec.partition(":")
+    loaded = importlib.import_module(module)
+    try:
+        return digest_of(getattr(loaded, name)).encode()
+    except Incomparable:
+        return inspect.getsource(loaded).encode()
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

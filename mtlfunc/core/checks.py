@@ -350,6 +350,14 @@ def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") ->
     check_finite(value, name)
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise unless this is None or a dtype that a Gramian can be accumulated in."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
+        )
+
+
 def check_finite(value: Tensor, name: str) -> None:
     """Raise if NaN or infinity can be seen in `value`."""
     if can_look(value) and not has_finite_sum(value) and not bool(value.isfinite().all()):

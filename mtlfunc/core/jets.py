@@ -536,6 +536,12 @@ def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Jet], 
 _TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
 
 
+def _scaled_softplus(x: Jet, beta: float = 1, threshold: float = 20) -> Jet:
+    if threshold < 20:  # from there on it is x to a relative 1e-10
+        raise NotImplementedError(f"f: jets know softplus with a threshold >= 20, not {threshold}")
+    return _SOFTPLUS(x * beta) / beta
+
+
 def _gelu(x: Jet, *, approximate: str = "none") -> Jet:
     if approximate == "none":
         return x * (_ERF(x * math.sqrt(0.5)) + 1) * 0.5
@@ -580,7 +586,7 @@ _OPERATIONS: dict[Any, Callable[..., Jet]] = {
         "exp": _entrywise(_exp),
         "log": _entrywise(_log),
         "erf": _ERF,
-        "softplus": lambda x, beta=1, threshold=20: _SOFTPLUS(x * beta) / beta,
+        "softplus": _scaled_softplus,
         "silu": lambda x, inplace=False: x * _SIGMOID(x),
         "gelu": _gelu,
         "relu": _relu,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_count, check_option, check_params
+from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.tree import dot, root, select
 from ..processes import Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
@@ -83,6 +83,7 @@ def task_gramian(
     check_params(params)
     check_whole(params)
     check_engine(engine)
+    check_dtype(gramian_dtype)
     check_count(chunk_size, "chunk_size", none=True)
     names = select(params, shared)
     request = Request(
@@ -177,6 +178,7 @@ def sample_gramian(
     def choose_names() -> tuple[tuple[str, ...], dict[str, Any]]:
         check_params(params)
         check_engine(engine)
+        check_dtype(gramian_dtype)
         names = select(params, shared)
         options = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
         options["whether there is another batch"] = other is not None
@@ -243,6 +245,7 @@ def sample_norms(
     check_params(params)
     check_whole(params)
     check_engine(engine)
+    check_dtype(gramian_dtype)
     names = select(params, shared)
     if engine != "rows" and not torch.compiler.is_compiling():
         losses, squares = sample_by_layers(

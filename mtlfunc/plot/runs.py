@@ -36,7 +36,8 @@ def weights(
 
     Args:
         record: `[step, task]` or `[seed, step, task]`, or the `Info` that `mtlfunc.rollout`
-            recorded, whose weights are taken.
+            recorded, whose weights are taken. A rollout of a vmapped step has its steps first:
+            pass `record.weights.movedim(0, 1)`.
         ax: None is the current Axes.
         steps: `[step]`, where they were recorded; None is 0, 1, 2, …
         names: of the tasks.
@@ -57,6 +58,11 @@ def weights(
         >>> weights(record, Figure().add_subplot()).get_lines()[0].get_ydata().tolist()
         [0.5, 0.25]
     """
+    if isinstance(record, Info) and record.weights.ndim > record.losses.ndim:
+        raise ValueError(
+            f"record: weights of {record.weights.shape[-2]} groups of parameters; draw those of "
+            "one, record.weights[..., g, :]"
+        )
     found = record.weights if isinstance(record, Info) else record
     values = array_of(found, "record", ("*", None, None))
     if not 0 < band <= 1:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import all_rows_mask, check_count, check_params
+from ..core.checks import all_rows_mask, check_count, check_dtype, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..processes import Group, check_group, gramians
@@ -25,7 +25,6 @@ from ..types import (
 from ._jacobian import Heads, check_heads, share_of
 from .common import (
     Run,
-    check_dtype,
     check_memory,
     first_losses,
     fixed,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_option, check_params
+from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import same_shapes, select
 from ..gradients.gramian import Engine, check_engine
@@ -35,7 +35,6 @@ from .common import (
     Present,
     Run,
     Weightings,
-    check_dtype,
     check_leak,
     check_memory,
     check_present,

@@ -220,14 +220,6 @@ def fixed(which: Select) -> Select:
     return which
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise unless this is None or a dtype that a Gramian can be accumulated in."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(
-            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
-        )
-
-
 def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Linearization:
     """`linearize`, of the losses times this process's shares of them."""
     scale, left_out = shares.scale(forward.value), shares.left_out(forward.params)

@@ -444,11 +444,12 @@ def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
         else getattr(out, "_asdict", lambda: {} if empty else None)()
     )
     if fields is not None:
-        found = {
-            key: leaf
-            for field, value in fields.items()
-            for key, leaf in _variables(value, f"{name}.{field}" if name else str(field)).items()
-        }
+        found: dict[str, Tensor] = {}
+        for field, value in fields.items():
+            inner = _variables(value, f"{name}.{field}" if name else str(field))
+            if twice := sorted(found.keys() & inner):
+                raise ValueError(f"f: returns two values called {twice[0]!r}; rename one")
+            found |= inner
         if found or name:
             return found
     raise TypeError(

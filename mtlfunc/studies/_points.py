@@ -105,11 +105,11 @@ class Points:
                 raise
             self.seen.add(name)
         self.done[flat] = True
+        self.check_dims()  # with others the same call goes on from what is written
 
     def keep_answers(self, flat: np.ndarray, found: dict[str, np.ndarray], source: str) -> None:
         """Put the answers where they belong, if they are of the kind of those before."""
         if not self.values:
-            self.check_dims({name: x.shape[1:] for name, x in found.items()})
             self.values = {
                 name: np.zeros((self.total, *x.shape[1:]), x.dtype) for name, x in found.items()
             }
@@ -130,7 +130,8 @@ class Points:
         for name, x in found.items():
             self.values[name][flat] = x
 
-    def check_dims(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def check_dims(self) -> None:
+        shapes = {name: x.shape[1:] for name, x in self.values.items()}
         taken = sorted(set(shapes) & set(self.axes))
         if taken:
             raise ValueError(
@@ -235,6 +236,7 @@ class Points:
                 self.keep_answers(flat, found, f"path: {file}")
                 self.done[flat] = True
                 self.seen.add(file.name)
+                self.check_dims()
 
     def check_header(self, header: Path, mine: dict[str, Any]) -> None:
         """Raise unless the folder's axes are these."""

@@ -112,6 +112,7 @@ def preferences(
 
     Raises:
         ValueError: for fewer than one division or task.
+        TypeError: for a dtype without fractions.
 
     Source:
         Das and Dennis 1998, the simplex lattice.
@@ -133,7 +134,10 @@ def preferences(
         torch.full((len(bars), 1), divisions + tasks - 1.0, dtype=torch.float64),
     )
     parts = torch.cat([ends[0], bars, ends[1]], 1).diff(dim=1) - 1
-    return (parts / divisions).to(dtype or torch.get_default_dtype())
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating one, got {dtype}")
+    return (parts / divisions).to(dtype)
 
 
 class Front(NamedTuple):

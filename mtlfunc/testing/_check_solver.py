@@ -98,13 +98,10 @@ def check_solver(
     """
     if not callable(solver) or required_arguments(solver) == 0:
         raise TypeError(
-            "solver: expected a function of one problem, got "
-            + (
-                f"{rule_name(solver, 'solver')}, which takes none: call it"
-                if callable(solver)
-                else ""
-            )
-            + ("" if callable(solver) else type(solver).__name__)
+            f"solver: expected a function of one problem, got {type(solver).__name__}"
+            if not callable(solver)
+            else f"solver: expected a function of one problem, got {rule_name(solver, 'solver')}, "
+            "which takes none: call it"
         )
     if isinstance(problems, str) or isinstance(claims, str):
         raise ValueError('problems, claims: expected lists of names, such as ["min_norm"]')

@@ -1,5 +1,6 @@
 """The arena from a notebook and from the command line: broken rules, refusals, what is kept."""
 
+import importlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 import mtlfunc as mf
 from experiments.arena import __main__ as command
 from experiments.arena import cells, store
+from experiments.arena.cells import source_of
 from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import (
     STATIC,
@@ -368,3 +370,20 @@ def test_digits_are_learnt():
     assert not cell.error
     final = normalize_losses(problem, cell.losses)
     assert final[1].mean() < 0.85 < float(normalize_losses(problem, cell.start).mean())
+
+
+def test_a_rule_is_known_by_what_it_reads(tmp_path, monkeypatch):
+    """A number that the rule's module imports from another."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "read_rules.py").write_text(
+        "from read_helper import K\n\ndef soft(gramian):\n"
+        "    return (-K * gramian.diagonal()).softmax(-1)\n"
+    )
+    found = set()
+    for k in (1, -5):
+        (tmp_path / "read_helper.py").write_text(f"K = {k}\n")
+        for name in ("read_rules", "read_helper"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        found.add(source_of("read_rules:soft"))
+    assert len(found) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -64,7 +65,7 @@ def arena(
 
     Raises:
         TypeError: for anything but a rule.
-        ValueError: for an unknown problem, or none.
+        ValueError: for an unknown problem, or none, or settings of nothing.
 
     Examples:
         >>> import torch, mtlfunc as mf
@@ -80,7 +81,11 @@ def arena(
         >>> result.rules
         ['mine', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
     """
-    others = dict(REFERENCES if against is None else against)
+    if min(settings.seeds, settings.tuning) < 1 or not 0 < settings.budget < math.inf:
+        raise ValueError(
+            f"settings: expected seeds and tuning >= 1 and a budget in (0, ∞), got {settings}"
+        )
+    others = contestants(REFERENCES if against is None else against)
     known = standard()
     if isinstance(problems, Mapping):
         chosen = dict(problems)
