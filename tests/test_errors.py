@@ -135,7 +135,53 @@ SOLVED = {
     "pareto_mtl": lambda solver: mf.pareto_mtl(solver=solver),
     "stationarity": partial(mf.diagnostics.stationarity, G),
 }
+STATES = {
+    "a number": ({"x": [0.5]}, r"state\['x'\]\[0\] from init of .* is a float"),
+    "None": (None, "state from init of .* is a NoneType"),
+    "a name": (mf.random.Stream(G, "x"), r"state\.drawn from init of .* is a str"),
+}
+FORMS_AFTER = {
+    "another key": (
+        {"x": G},
+        {"y": G},
+        r"state\['x'\] was \[2, 2\], is absent; state\['y'\] was absent",
+    ),
+    "another length": ((G, G), (G,), r"state\[1\] was \[2, 2\], is absent"),
+    "another shape": ({"x": G[0]}, {"x": G}, r"state\['x'\] was \[2\], is \[2, 2\]"),
+    "a number": ({"x": G[0, 0]}, {"x": 1.0}, r"state\['x'\] was \[\], is float"),
+}
+
+
+def remembering(first, following):
+    """A rule whose state is `first`, then `following`."""
+    return mf.Rule(
+        lambda losses, key: first, lambda geometry, state: (geometry.preference, following)
+    )
+
+
+def one_step(rule, **groups):
+    step = mf.balance(vector, rule, mf.jacobian("trunk.*", **groups))
+    return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+
+
 CASES = {
+    **{
+        f"a state with {kind}": (partial(one_step, remembering(state, ())), TypeError, message)
+        for kind, (state, message) in STATES.items()
+    },
+    **{
+        f"a next state with {kind}": (
+            partial(one_step, remembering(first, following)),
+            ValueError,
+            f"rule: the state from update of .*{message}.* that init returns",
+        )
+        for kind, (first, following, message) in FORMS_AFTER.items()
+    },
+    "a state with a number for each group": (
+        partial(one_step, remembering((0,), ()), param_groups="layer"),
+        TypeError,
+        r"rule: state\[0\] from init of .* is a int",
+    ),
     **{
         f"solver of {name}: {kind}": (
             partial(make, value),
@@ -502,6 +548,10 @@ def test_error_names_the_argument(case):
     call, kind, message = CASES[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_a_state_may_change_the_order_of_its_keys_and_its_dtype():
+    one_step(remembering({"x": G, "y": G[0]}, {"y": G[0].float(), "x": G}))
 
 
 def test_every_rule_with_a_solver_is_in_the_table():

@@ -44,6 +44,7 @@ from ..types import (
     TaskGradients,
     constructor,
 )
+from ._forms import changes, check_leaves
 
 Reduction = Literal["mean", "sum"]
 
@@ -128,9 +129,8 @@ def metric_balance(
 
         def start() -> tuple[None, dict[str, Any]]:
             check_params(params)
-            if not union.several:
-                return None, {}
-            return None, {"the call": "init", "key": int(key)} | facts(params)
+            given = {"the call": "init", "key": int(key)} | facts(params) if union.several else {}
+            return None, given
 
         union.agree(start)
         tasks: Tasks = ()
@@ -254,10 +254,10 @@ def combine_gradients(
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
     """The rule's first state; one per group, with keys of their own, for losses [group, row]."""
-    if losses.ndim == 1:
-        return rule.init(losses, key)
     # outside of vmap it can look at values, and say what is wrong with them
-    rule.init(losses[0], key)
+    state = check_leaves(rule, rule.init(losses if losses.ndim == 1 else losses[0], key))
+    if losses.ndim == 1:
+        return state
     keys = torch.stack([random.fold_in(key, group) for group in range(len(losses))])
     return tree_map(torch.Tensor.contiguous, vmap(rule.init)(losses, keys))
 
@@ -301,39 +301,32 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
     try:
         weights, following = _update_rule(rule, geometry, state)
     except Exception as error:
-        if _is_foreign(rule, geometry, state):
-            raise ValueError(_FOREIGN) from error
+        _refuse_foreign(rule, geometry, state, error)
         raise
-    if type(following) is not type(state) and _is_foreign(rule, geometry, state):
-        raise ValueError(_FOREIGN)
+    if following is not state and (changed := changes(state, following)):
+        _refuse_foreign(rule, geometry, state)
+        raise ValueError(
+            f"rule: the state from update of {rule!r} has another form than the one that it was "
+            f"given: {changed}; return the keys, lengths and shapes that init returns"
+        )
     check_weights(weights, _groups(geometry) + geometry.losses.shape)
     return weights, following
 
 
-_FOREIGN = (
-    "state: its rule's part is not what this step's rule started with; it comes from a step with "
-    "another rule or another number of tasks: use init of this step"
-)
-
-
-def _is_foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
-    """Whether a rule that starts here has a state of other types or shapes than `state`."""
+def _refuse_foreign(
+    rule: Rule, geometry: Geometry, state: State, error: Exception | None = None
+) -> None:
+    """Raise where a rule that starts here has a state of other names or shapes than `state`."""
     losses = geometry.losses.expand(_groups(geometry) + geometry.losses.shape)
     try:
         fresh = init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
     except Exception:  # it cannot start here: the state is not to blame
-        return False
-    return _shapes(fresh) != _shapes(state)
-
-
-def _shapes(state: State) -> Any:
-    if isinstance(state, Tensor):
-        return tuple(state.shape)
-    if isinstance(state, dict):
-        return {name: _shapes(part) for name, part in state.items()}
-    if isinstance(state, tuple | list):
-        return type(state), [_shapes(part) for part in state]
-    return type(state)
+        return
+    if changes(fresh, state):
+        raise ValueError(
+            "state: its rule's part is not what this step's rule started with; it comes from a "
+            "step with another rule or another number of tasks: use init of this step"
+        ) from error
 
 
 def _check_measured(measured: TaskGradients, gramian: Tensor, tasks: Tasks) -> None:

@@ -662,7 +662,6 @@ class Balancer:
         self, run: LiveRun, losses: Any, tasks: Tasks, scale: float | Tensor | None
     ) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
-
         run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ..core._torch import is_traced
 from ..core.checks import check_count, inside_transform
 from ..types import Balance, Step
-from ._forms import flatten, leaf_name
+from ._forms import changes, flatten, leaf_name
 from ._recorder import RECORDERS
 from ._recording import KEEP, Home, Kind, Overwritten, Recording
 
@@ -108,7 +107,8 @@ class Captured:
         if given.keys() != set(self.names) or len(args) + len(named) != len(self.names):
             return self.update(*args, **named)  # which says what is missing
         args = tuple(given[name] for name in self.names)
-        first = None if _elsewhere() else next(_tensors(args), None)
+        elsewhere = inside_transform() or torch.compiler.is_compiling() or is_traced()
+        first = None if elsewhere else next(_tensors(args), None)
         recorder = None if first is None else RECORDERS.get(first.device.type)
         if first is None or recorder is None:
             return self.update(*args)
@@ -130,18 +130,18 @@ class Captured:
     def _step(self, args: tuple[Any, ...], device: torch.device, recorder: Any) -> tuple[Any, ...]:
         at = self.place[0]
         modes = device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
-        inputs: list[Any] = []
         names, values = self.names[:at] + self.names[at + 1 :], args[:at] + args[at + 1 :]
-        kind = Kind(flatten(values, inputs), _kinds(names, values, inputs, device), modes)
+        form, inputs = flatten(values)
+        kind = Kind(form, _kinds(names, values, inputs, device), modes)
         fitting = [x for x in self.recordings if x.kind == kind]
         for recording in reversed(fitting):  # most often the state is what the last update returned
             side = recording.home.side_of(args[at])
             if side is not None:
                 self._last(recording)
                 return recording.step(inputs, side, {})
-        state: list[Any] = []
-        form, given = flatten(args[at], state), (args[at],)
-        of_state = Kind(form, _kinds(("state",), given, state, device, tensors=True), (device,))
+        form, state = flatten(args[at])
+        kinds = _kinds(("state",), (args[at],), state, device, tensors=True)
+        of_state = Kind(form, kinds, (device,))
         for recording in fitting:
             if recording.home.kind == of_state:
                 self._last(recording)
@@ -171,11 +171,6 @@ class Captured:
     def _last(self, recording: Recording) -> None:
         """Note that this one was used last."""
         self.recordings = [*(x for x in self.recordings if x is not recording), recording]
-
-
-def _elsewhere() -> bool:
-    """Whether a transform, a compiler or a tracer sees what is called."""
-    return bool(inside_transform() or torch.compiler.is_compiling() or is_traced())
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -239,22 +234,15 @@ def _refused(name: str, leaf: Any, device: torch.device) -> Exception:
 
 def _check_answer(args: tuple[Any, ...], answer: Any, place: int, at: int) -> None:
     """Raise where a replay could not repeat this answer."""
-    leaves: list[list[Any]] = [[], []]
-    forms = [flatten(x, found) for x, found in zip((args[place], answer[at]), leaves, strict=True)]
-    was, now = ([_described(x) for x in found] for found in leaves)
-    if forms[0] != forms[1] or was != now:
-        where = [i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b][:3]
-        name = partial(leaf_name, ("state",), (args[place],))
-        changed = [f"{name(i)} was {was[i]}, is {now[i]}" for i in where]
+    changed = changes(args[place], answer[at], _described)
+    if changed or flatten(args[place])[0] != flatten(answer[at])[0]:
         raise ValueError(
             "capture: the state after an update has another structure, shape or dtype than before "
-            f"({'; '.join(changed) or 'its structure'}). A recording writes the new state where "
-            "the old one was; go on without capture, or let the state keep its form"
+            f"({changed or 'its structure'}). A recording writes the new state where the old one "
+            "was; go on without capture, or let the state keep its form"
         )
     rest = *answer[:at], *answer[at + 1 :]
-    found: list[Any] = []
-    flatten(rest, found)
-    for i, leaf in enumerate(found):
+    for i, leaf in enumerate(flatten(rest)[1]):
         if not (isinstance(leaf, Tensor | bool | str) or leaf is None):
             names = "grads" if len(rest) > 1 else "info", "info"
             raise TypeError(

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core._torch import SUPPORTED_NODES, keystr, tree_flatten_with_path
+from ..types import Rule, State
 
 LEAF = "leaf"
 
 
-def flatten(tree: Any, leaves: list[Any]) -> Any:
-    """Append the leaves, in the order of torch's pytrees; returns the form, which `==` compares."""
+def flatten(tree: Any) -> tuple[Any, list[Any]]:
+    """The form, which `==` compares, and the leaves, in the order of torch's pytrees."""
+    leaves: list[Any] = []
+    return _form(tree, leaves), leaves
+
+
+def _form(tree: Any, leaves: list[Any]) -> Any:
     kind = type(tree)
     if kind is Tensor:
         leaves.append(tree)
         return LEAF
     if kind is dict:
-        return dict, tuple(tree), tuple([flatten(x, leaves) for x in tree.values()])
+        return dict, tuple(tree), tuple([_form(x, leaves) for x in tree.values()])
     if kind is tuple or kind is list or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
-        return kind, None, tuple([flatten(x, leaves) for x in tree])
+        return kind, None, tuple([_form(x, leaves) for x in tree])
     if kind in SUPPORTED_NODES:
         children, context = SUPPORTED_NODES[kind].flatten_fn(tree)
-        return kind, (context,), tuple([flatten(x, leaves) for x in children])
+        return kind, (context,), tuple([_form(x, leaves) for x in children])
     leaves.append(tree)
     return LEAF
 
@@ -66,3 +73,32 @@ def leaf_name(names: tuple[str, ...], values: tuple[Any, ...], place: int) -> st
     """What a user calls a leaf of several arguments: `state.params['x']`."""
     first, *rest = tree_flatten_with_path(values)[0][place][0]
     return names[first.idx] + keystr(tuple(rest))  # pyright: ignore
+
+
+def shape_of(leaf: Any) -> Any:
+    return list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+
+
+def changes(before: Any, after: Any, describe: Callable[[Any], Any] = shape_of) -> str:
+    """How the leaves of a state differ from those before, by name; "" where they do not."""
+    forms, leaves = zip(flatten(before), flatten(after), strict=True)
+    if forms[0] == forms[1] and [*map(describe, leaves[0])] == [*map(describe, leaves[1])]:
+        return ""
+    was, now = (
+        {f"state{keystr(path)}": describe(x) for path, x in tree_flatten_with_path(tree)[0]}
+        for tree in (before, after)
+    )
+    names = [x for x in was | now if was.get(x) != now.get(x)][:3]
+    return "; ".join(f"{x} was {was.get(x, 'absent')}, is {now.get(x, 'absent')}" for x in names)
+
+
+def check_leaves(rule: Rule, state: State) -> State:
+    """A rule's first state, if it is of tensors: others could not be saved, nor mapped over."""
+    paths = [] if torch.compiler.is_compiling() else tree_flatten_with_path(state)[0]
+    for path, leaf in paths:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"rule: state{keystr(path)} from init of {rule!r} is a {type(leaf).__name__}, and "
+                "a state holds tensors alone: use torch.as_tensor, and () for nothing"
+            )
+    return state

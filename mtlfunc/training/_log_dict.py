@@ -84,9 +84,7 @@ def log_dict(
     if isinstance(names, str) or len(given) != tasks:
         raise ValueError(f"names: expected {tasks} strings, one a task, got {names!r}")
     labels = given if rows == tasks else [str(row) for row in range(rows)]
-
     doubt = [] if conflict is None else _doubt_of(conflict, tasks)
-
     whole = info.gramian.sum(0) if info.gramian.ndim == 3 else info.gramian
     parts = [x.detach() for x in (info.losses, info.weights, info.rates, whole, *doubt)]
     flat = np.array(torch.cat([x.flatten() for x in parts]).tolist())
@@ -116,8 +114,6 @@ def log_dict(
 
 
 _ONE = "take one, log_dict(torch.utils._pytree.tree_map(lambda x: x[i], info))"
-
-
 _DOUBT = ("inner", "inner_low", "inner_high", "verdict")
 
 

@@ -101,7 +101,9 @@ def metric_of(
 def _diagonal(form: Form, group: Group, state: Group, leaf: Tensor, waiting: Tensor | None) -> Any:
     """P and c of what this process holds of a leaf."""
     weight = local_part(leaf).detach()
-    scale, rest = form(group, {k: local_part(x) for k, x in state.items() if x is not None}, weight)
+    known = {k: local_part(x) for k, x in state.items() if x is not None}
+    before = not known and form is not _sgd  # the first step
+    scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, known, weight)
     decay = group["weight_decay"]
     if decay:
         decoupled = group.get("decoupled_weight_decay", False)
@@ -125,8 +127,6 @@ def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 
 
 def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    if not state:
-        return _filled(leaf, group["lr"]), None
     (first, second), steps = group["betas"], _number(state["step"])
     square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     share = group["lr"] * (1 - first) / (1 - first ** (steps + 1))
@@ -135,8 +135,6 @@ def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 
 
 def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    if not state:
-        return _filled(leaf, group["lr"]), None
     (first, second), steps = group["betas"], _number(state["step"])
 
     def mu(step: Any) -> Any:
@@ -152,8 +150,6 @@ def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 
 
 def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    if not state:
-        return _filled(leaf, group["lr"]), None
     square = state["square_avg"]
     if group["centered"]:
         square = square - state["grad_avg"].square()

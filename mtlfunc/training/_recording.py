@@ -219,9 +219,7 @@ class Recording:
             args.insert(at, unflatten(home.kind.form, iter(home.sides[side])))
             answer = list(update(*args))
             with torch.no_grad():
-                state: list[Any] = []
-                flatten(answer.pop(after), state)
-                _copy(home.sides[1 - side], state)
+                _copy(home.sides[1 - side], flatten(answer.pop(after))[1])
                 packs, *notes[:] = _pack(answer, ours)
             return packs
 
@@ -285,8 +283,7 @@ def _part(packs: list[Tensor], pack: int, where: Any) -> Tensor:
 
 def _pack(answer: list[Any], ours: set[int]) -> tuple[list[Tensor], list[Any], Any]:
     """Answers as `Program` keeps them: small ones of one dtype side by side, for one launch."""
-    leaves: list[Any] = []
-    form = flatten(answer, leaves)
+    form, leaves = flatten(answer)
     order, alone = [*leaves], list[Tensor]()
     small = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.numel() <= SMALL}
     rows: dict[torch.dtype, list[Tensor]] = {x.dtype: [] for x in small.values()}

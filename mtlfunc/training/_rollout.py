@@ -132,9 +132,8 @@ def _entry(entry: Any, kept: list[Any]) -> Any:
 
 
 def _tensor(leaf: Any) -> Tensor:
-    if isinstance(leaf, float):
-        return torch.tensor(leaf, dtype=torch.float64)
-    return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
+    dtype = torch.float64 if isinstance(leaf, float) else None
+    return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf, dtype=dtype)
 
 
 def _stack_entries(kept: list[Any]) -> Any:

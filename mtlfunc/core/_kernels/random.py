@@ -24,12 +24,9 @@ def hash_bits(x: np.uint64) -> np.uint64:
 @_jit
 def fold_in(key: int, data: int) -> int:
     """`random.fold_in`."""
-    return np.int64(  # pyright: ignore[reportReturnType]
-        hash_bits(
-            hash_bits(np.uint64(key) + np.uint64(GOLDEN))
-            ^ hash_bits(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
-        )
-    )
+    one = hash_bits(np.uint64(key) + np.uint64(GOLDEN))
+    other = hash_bits(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
+    return np.int64(hash_bits(one ^ other))  # pyright: ignore[reportReturnType]
 
 
 @_jit
@@ -37,12 +34,8 @@ def uniform(key: int, digits: int, out: Array) -> None:
     """Fill `out`, flat, with numbers in [0, 1) of `digits` binary digits."""
     root, unit = hash_bits(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
     for i in range(len(out)):
-        out[i] = (
-            np.float64(
-                hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)
-            )
-            * unit
-        )
+        bits = hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)
+        out[i] = np.float64(bits) * unit
 
 
 @_jit
@@ -52,19 +45,8 @@ def fill_symmetric(key: int, out: Array) -> None:
     """
     root = hash_bits(np.uint64(key) + np.uint64(GOLDEN))
     for i in range(len(out)):
-        out[i] = (
-            2
-            * (
-                (
-                    np.float64(
-                        hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
-                    )
-                    + 0.5
-                )
-                * 2.0**-53
-            )
-            - 1
-        )
+        bits = hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
+        out[i] = 2 * ((np.float64(bits) + 0.5) * 2.0**-53) - 1
 
 
 @_jit
