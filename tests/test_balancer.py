@@ -463,10 +463,20 @@ def test_graphs_that_are_gone(net):
     _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "compute the losses")
 
 
+def test_freezing_all_that_is_shared_is_named(net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    balancer.backward(scalars(net(x), y))
+    net.trunk.requires_grad_(False)
+    names = r"shared='trunk\.\*' matches frozen parameters alone: trunk\.0\.weight"
+    with pytest.raises(ValueError, match=rf"{names}.* those that train: heads"):
+        balancer.backward(scalars(net(x), y))
+
+
 def test_arguments_that_are_something_else(net):
     with pytest.raises(ValueError, match="matches no parameter"):
         mf.Balancer(net, mf.mgda(), "body.*")
-    with pytest.raises(NotImplementedError, match="DataParallel"):
+    with pytest.raises(NotImplementedError, match=r"DataParallel.* copies .*\.module.*torchrun"):
         mf.Balancer(nn.DataParallel(Net()), mf.mgda())  # it takes its module to the device
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     ((x, y),) = batches(1)

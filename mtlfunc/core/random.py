@@ -252,7 +252,6 @@ def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Te
 _MOST_COMPARED = 128
 """Up to so many numbers a compiled program compares each with all instead of sorting them."""
 
-
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 

@@ -158,22 +158,10 @@ def select(
             f"{argument}: there is no parameter to choose: the module has none, or all are frozen "
             "(requires_grad=False)"
         )
-    if isinstance(which, str):
-        found = _match(params, lambda names: _match_names(names, which), argument)
-        if not found:
-            below = f"{which}.*"
-            cure = f" (use {below!r})" if _match_names(tuple(params), below) else ""
-            raise ValueError(
-                f"{argument}={which!r} matches no parameter{cure}; there are: {few_names(params)}"
-            )
-    elif isinstance(which, nn.Module | Tensor):
+    if isinstance(which, nn.Module | Tensor):
         found = _names_of(params, which, argument)
-    elif callable(which):
-        found = _match(params, lambda names: tuple(n for n in names if which(n)), argument)
-        if not found:
-            raise ValueError(
-                f"{argument}: the predicate accepts no parameter; there are: {few_names(params)}"
-            )
+    elif isinstance(which, str) or callable(which):
+        found = _match(params, which, argument)
     elif isinstance(which, Iterable):
         union = {name for one in which for name in select(params, one, argument)}
         found = tuple(name for name in params if name in union)
@@ -191,28 +179,49 @@ def select(
 
 
 def _match(
-    params: Mapping[str, Tensor],
-    accept: Callable[[tuple[str, ...]], tuple[str, ...]],
-    argument: str,
+    params: Mapping[str, Tensor], which: str | Callable[[str], bool], argument: str
 ) -> tuple[str, ...]:
-    """The names of which `accept` keeps one; a tied parameter has several."""
+    """The names that a glob or a predicate accepts, at least one; a tied parameter has several."""
     names = tuple(params)
     answers: list[tuple[str, ...]] = []
     for spelled in _spellings(names):
-        kept = dict.fromkeys(accept(tuple(spelling for _, spelling in spelled)))
+        kept = dict.fromkeys(_accepted(tuple(spelling for _, spelling in spelled), which))
         meant = {name: None for name, spelling in spelled if spelling in kept}
         answer = tuple(name for name in names if name in meant)
         if answer not in answers:
             answers.append(answer)
-    if not answers:
-        return accept(names)
     if len(answers) > 1:
         raise ValueError(
             f"{argument}: it means {' or '.join(', '.join(x) or 'none' for x in answers)}, "
             "since another module has parameters of the same names and ties them differently; "
             "pass the module, or the parameters' first names in full"
         )
-    return answers[0]
+    found = answers[0] if answers else _accepted(names, which)
+    if found:
+        return found
+    glob = isinstance(which, str)
+    what = f"{argument}={which!r} matches" if glob else f"{argument}: the predicate accepts"
+    if frozen := _accepted(_frozen_names(names), which):
+        raise ValueError(
+            f"{what} frozen parameters alone: {few_names(frozen, 3)}; unfreeze some of them "
+            f"(requires_grad_(True)), or choose among those that train: {few_names(params)}"
+        )
+    cure = f" (use '{which}.*')" if glob and _match_names(names, f"{which}.*") else ""
+    raise ValueError(f"{what} no parameter{cure}; there are: {few_names(params)}")
+
+
+def _accepted(names: tuple[str, ...], which: str | Callable[[str], bool]) -> tuple[str, ...]:
+    if isinstance(which, str):
+        return _match_names(names, which)
+    return tuple(name for name in names if which(name))
+
+
+@constant_when_compiled
+def _frozen_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of what is frozen in the modules that were read, of which just these train."""
+    modules = [module for module, (held, _) in _SEEN.items() if held == frozenset(names)]
+    leaves = [each for module in modules for each in module.named_parameters()]
+    return tuple(dict.fromkeys(name for name, leaf in leaves if not leaf.requires_grad))
 
 
 @constant_when_compiled

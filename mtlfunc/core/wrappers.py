@@ -19,6 +19,10 @@ _CURE = (
     "differently; pass the module inside (.module) and group= to the probe, or the wrapped module "
     "to mtlfunc.Balancer(..., group=)"
 )
+_CURES = {
+    "DataParallel": "each forward runs new copies of it; pass the module inside (.module), on one "
+    "device, or start a process for each device (torchrun), with mtlfunc.Balancer(..., group=)"
+}
 
 
 def refuse_wrapped(
@@ -30,7 +34,8 @@ def refuse_wrapped(
         if wrapper and wrapper not in allowed:
             where = f"{argument}.{name}" if name else argument
             raise NotImplementedError(
-                f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: {_CURE}"
+                f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: "
+                f"{_CURES.get(wrapper, _CURE)}"
             )
 
 
@@ -90,10 +95,11 @@ def _watching_calls() -> Iterator[None]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == thread and wrapper_of(module):
+        wrapper = wrapper_of(module)
+        if threading.get_ident() == thread and wrapper:
             raise NotImplementedError(
-                f"losses_fn calls a module wrapped in {wrapper_of(module)}, which mtlfunc does not "
-                f"support: {_CURE}"
+                f"losses_fn calls a module wrapped in {wrapper}, which mtlfunc does not support: "
+                f"{_CURES.get(wrapper, _CURE)}"
             )
 
     hook = register_module_forward_pre_hook(look)
