@@ -62,11 +62,12 @@ INFO = mf.Info(torch.ones(2), G, torch.ones(2) / 2, torch.ones(2) / 2, (), {})
 FROZEN = nn.Linear(2, 2).requires_grad_(False)
 META = nn.Linear(2, 2, device="meta")
 OTHER = nn.Linear(2, 2)
+RULE = mf.mgda()
 
 
-def made(form, module=NET):
+def made(form, module=NET, rule=RULE):
     """A step by a balancer on losses in another form."""
-    balancer = mf.Balancer(module, mf.mgda())
+    balancer = mf.Balancer(module, rule)
     with balancer:
         out = module(torch.ones(2, device=module.weight.device))
     return balancer.backward(form(out))
@@ -548,6 +549,42 @@ def test_error_names_the_argument(case):
     call, kind, message = CASES[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def adds(state):
+    state["n"].add_(1)
+    return state
+
+
+def replaces(state):
+    state["n"] = state["n"] + 1
+    return state
+
+
+def leaves_alone(state):
+    return {"n": state["n"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("edit", "following", "where"),
+    [
+        (lambda geometry: None, adds, r"state\['n'\]"),
+        (lambda geometry: None, replaces, r"state\['n'\]"),
+        (lambda geometry: geometry.gramian.diagonal().mul_(2), leaves_alone, r"geometry\.gramian"),
+        (lambda geometry: geometry.losses.detach().add_(1), leaves_alone, r"geometry\.losses"),
+    ],
+)
+def test_a_rule_that_writes_into_what_it_is_given_is_named(edit, following, where):
+    def update(geometry, state):
+        edit(geometry)
+        return geometry.preference, following(state)
+
+    rule = mf.Rule(lambda losses, key: {"n": torch.zeros(())}, update)
+    message = rf"update of Rule\(.*update\) wrote into {where}, which .*x\.clone\(\)"
+    with pytest.raises(RuntimeError, match=message):
+        one_step(rule)
+    with pytest.raises(RuntimeError, match=message):
+        made(lambda out: list(out.square()), rule=rule)
 
 
 def test_a_state_may_change_the_order_of_its_keys_and_its_dtype():

@@ -44,7 +44,7 @@ from ..types import (
     TaskGradients,
     constructor,
 )
-from ._forms import changes, check_leaves
+from ._forms import changes, check_leaves, flatten, leaf_name, version
 
 Reduction = Literal["mean", "sum"]
 
@@ -223,8 +223,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     rates = _rates(gramian, weights)
     if "carried" in measured.geometry.extra:
         rates = rates + measured.geometry.extra["carried"].to(rates)
-    info = Info(losses, gramian, weights, rates, measured.aux, named)
-    return info, following
+    return Info(losses, gramian, weights, rates, measured.aux, named), following
 
 
 def told(info: Info) -> dict[str, Any]:
@@ -271,9 +270,7 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
     if gramian is None or gramian.ndim == 2:
         return _pair(rule.update(geometry, state))
 
-    def update_group(
-        gramian: Tensor, extra: dict[str, Tensor], state: State
-    ) -> tuple[Tensor, State]:
+    def update_group(gramian: Tensor, extra: dict[str, Tensor], state: State) -> Any:
         return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
 
     dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
@@ -298,11 +295,19 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
     """The rule's weights, checked, and its next state; a state of another rule is named."""
     if torch.compiler.is_compiling():
         return _update_rule(rule, geometry, state)
+    before = _marks(geometry, state)
     try:
         weights, following = _update_rule(rule, geometry, state)
     except Exception as error:
         _refuse_foreign(rule, geometry, state, error)
         raise
+    if (after := _marks(geometry, state)) != before:
+        places = [i for i, mark in enumerate(after) if mark not in before]
+        names = [leaf_name(("geometry", "state"), (geometry, state), i) for i in places]
+        raise RuntimeError(
+            f"rule: update of {rule!r} wrote into {', '.join(names) or 'its state'}, which it was "
+            "given to read; let it make a new tensor (x + 1, not x += 1), or write into x.clone()"
+        )
     if following is not state and (changed := changes(state, following)):
         _refuse_foreign(rule, geometry, state)
         raise ValueError(
@@ -313,9 +318,13 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
     return weights, following
 
 
-def _refuse_foreign(
-    rule: Rule, geometry: Geometry, state: State, error: Exception | None = None
-) -> None:
+def _marks(geometry: Geometry, state: State) -> list[tuple[int, int]]:
+    """Which tensors a rule is given, and how often each was written to; a vmap around hides it."""
+    leaves = [*geometry[:4], *geometry.extra.values(), *flatten(state)[1]]
+    return [(id(x), version(x)) for x in leaves]
+
+
+def _refuse_foreign(rule: Rule, geometry: Geometry, state: State, error: Any = None) -> None:
     """Raise where a rule that starts here has a state of other names or shapes than `state`."""
     losses = geometry.losses.expand(_groups(geometry) + geometry.losses.shape)
     try:

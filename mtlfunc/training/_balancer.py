@@ -357,10 +357,9 @@ class Balancer:
             weights `[task]`, which are `Info.weights`, and what was measured. With `present` or
             `weightings` in several processes they have a factor for DistributedDataParallel's mean.
         """
+        given = present, weightings, target, features, scale
         with self._explained():
-            run, measured, info, after = self._answer(
-                "weigh", losses, present, weightings, target, features, scale
-            )
+            run, measured, info, after = self._answer("weigh", losses, *given)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded = after
@@ -396,10 +395,9 @@ class Balancer:
         Returns:
             what `backward` would return.
         """
+        given = present, weightings, target, features, scale
         with self._explained():
-            _, measured, info, _ = self._answer(
-                "measure", losses, present, weightings, target, features, scale
-            )
+            _, measured, info, _ = self._answer("measure", losses, *given)
         return reduced(info, measured, self._reduction)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,12 +16,6 @@ from ..probes._losses_only import losses_only
 from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
 
-_NEEDS_MODEL = (
-    "probe: it calls the model itself (second_evaluation the last batch again, representation its "
-    "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
-    "backward(losses, features=) for the representation"
-)
-
 _EXTENDED = (
     "module: hooks of another library expect one backward pass of it, as those of Opacus "
     "(GradSampleModule) and BackPACK (backpack(...)) do, and there is one a task: call "
@@ -64,7 +58,11 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, options: R
                 "engine, chunk_size, gramian_dtype and group to the probe instead"
             )
         if probe.calls_model:
-            raise ValueError(_NEEDS_MODEL)
+            raise ValueError(
+                "probe: it calls the model itself (second_evaluation the last batch again, "
+                "representation its encoder), and a Balancer has only losses that exist already; "
+                "use mtlfunc.balance, or backward(losses, features=) for the representation"
+            )
         return probe
     if shared is not None:
         return row_probe(options)

@@ -44,8 +44,7 @@ def kronecker_form(optimizer: object) -> Callable[..., Turned] | None:
         wrong.append("maximize")
     if wrong:
         raise ValueError(
-            f"metric: {kind.__name__}'s step is not read with {' and '.join(wrong)}; make it "
-            "without"
+            f"metric: {kind.__name__}'s step is not read with {' and '.join(wrong)}; leave it out"
         )
     return form
 

@@ -75,9 +75,8 @@ def measure_short(
     if not isinstance(losses, dict | list | tuple) or any(map(is_whole, losses)):
         return None
     elsewhere = inside_transform() or is_differentiated(()) or torch.is_autocast_enabled("cpu")
-    if elsewhere or not torch.is_grad_enabled() or not is_plain(leaves):
-        return None
-    if not all(map(attrgetter("is_leaf"), leaves.values())):  # pieces of other tensors
+    pieces = not all(map(attrgetter("is_leaf"), leaves.values()))  # of other tensors
+    if elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
     parsed = parse_losses(as_list(losses), "losses", tasks=tasks, first="the first step")
     vector, value = parsed.vector, parsed.vector.detach()
