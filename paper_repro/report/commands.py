@@ -15,7 +15,7 @@ from experiments.common.pool import Terminated
 from .display import Display, caught, say
 from .draws import redrawn
 from .figures import FORMS
-from .findings import Figure
+from .findings import Figure, is_recorded
 from .options import Impossible, Option, Parameter, parameters, read, written
 from .parts import OURS, Store, drop
 
@@ -189,11 +189,17 @@ def refusal(out: Path) -> str:
     """Why a figure cannot be written there; "" where it can."""
     if out.suffix[1:] not in FORMS:
         return f"--out: {out} has to end in .{', .'.join(FORMS)}"
-    for path in (out, out.with_suffix(".json")):
+    numbers = out.with_suffix(".json")
+    for path in (out, numbers):
         if path.is_dir():
             return f"--out: {path} is a folder"
         try:
             there = path.exists()
+            if there and path is numbers and not is_recorded(path):
+                return (
+                    f"--out: the figure's numbers go to {path}, which holds something else; give "
+                    "the figure another name, or move that file"
+                )
             path.open("ab").close()
             if not there:
                 path.unlink()

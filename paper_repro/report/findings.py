@@ -57,12 +57,8 @@ class Figure(NamedTuple):
         if path.suffix[1:] not in FORMS:
             raise ValueError(f"{path.name}: expected a name that ends in .{', .'.join(FORMS)}")
         self.draw(path)
-        found = {
-            "figure": self.name,
-            "caption": self.caption,
-            "arguments": finite(self.arguments),
-            "numbers": finite(self.numbers),
-        }
+        values = self.name, self.caption, finite(self.arguments), finite(self.numbers)
+        found = dict(zip(RECORDED, values, strict=True))
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(path.with_suffix(".json"), text)
 
@@ -81,6 +77,19 @@ class Figure(NamedTuple):
             fit(self.figure)
             FORMS["png"](self.figure, file, {})
         return file.getvalue()
+
+
+RECORDED = ("figure", "caption", "arguments", "numbers")
+"""The keys of the JSON beside a figure."""
+
+
+def is_recorded(path: Path) -> bool:
+    """Whether a file is the JSON beside a figure, as `Figure.save` writes it. Raises OSError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        return False
+    return isinstance(found, dict) and tuple(found) == RECORDED
 
 
 def finite(value: Any) -> Any:

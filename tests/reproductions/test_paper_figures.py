@@ -251,6 +251,25 @@ def test_what_cannot_be_is_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"numbers": []}', b"\xff"])
+def test_a_file_of_others_in_place_of_the_numbers_stays(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    out, others = tmp_path / "toy.pdf", tmp_path / "toy.json"
+    others.write_bytes(content)
+    monkeypatch.setattr("paper_repro.report.commands.draw", None)  # nothing is computed
+    assert run("cagrad.toy", "--out", str(out)) == 2
+    assert f"go to {others}, which holds something else; give" in capsys.readouterr().err
+    assert others.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [others]
+
+
+def test_its_own_numbers_are_replaced(tmp_path: Path) -> None:
+    words = ["mgda.counterexample", "--out", str(tmp_path / "toy.png"), "--steps"]
+    assert run(*words, "9") == run(*words, "8") == 0
+    assert records(tmp_path / "toy.png")["arguments"]["steps"] == 8
+
+
 def test_the_function_says_the_same() -> None:
     with pytest.raises(Impossible, match=r"^steps: expected at least 1, got 0"):
         cagrad.toy(steps=0)
