@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from mtlfunc.core.expect import reads_of
+from mtlfunc.studies.arena import SHORT
 from tests.support.problems import BATCH, PARAMS, scalars, vector
 
 G = torch.eye(2, dtype=torch.float64)
@@ -653,7 +654,7 @@ def test_gramians_of_whole_numbers_are_refused():
 
 def test_arenas_and_lattices_of_nothing_are_refused():
     for wrong in ({"tuning": 0}, {"seeds": 0}, {"budget": -1.0}, {"budget": float("nan")}):
-        settings = mf.studies.arena.SHORT._replace(**wrong)
+        settings = SHORT._replace(**wrong)
         with pytest.raises(ValueError, match="settings: expected seeds and tuning >= 1"):
             mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
     with pytest.raises(TypeError, match=r"dtype: expected a floating one, got torch.int64"):

@@ -215,3 +215,39 @@ def test_as_many_ensembles_as_samples():
             one,
             x,
         )
+
+
+MERGED = {
+    "a low rank": lambda p: p["a"] @ p["b"],
+    "a low rank beside a fixed one": lambda p: torch.ones(8, 5, dtype=F64) + 2 * (p["a"] @ p["b"]),
+    "a normed one": lambda p: p["a"] * p["c"] / p["c"].norm(dim=1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("samples", [3, 4, 8])
+@pytest.mark.parametrize("name", MERGED)
+def test_weights_made_of_weights_have_no_samples(name, samples):
+    """Their axis of 8 is a multiple of 4 and of 8 samples."""
+    generator = torch.Generator().manual_seed(samples)
+    width = 2 if "rank" in name else 1
+    shapes = {"a": (8, width), "b": (width, 5), "c": (8, 5)}
+    params = {
+        key: torch.randn(shapes[key], dtype=F64, generator=generator)
+        for key in (["a", "b"] if "rank" in name else ["a", "c"])
+    }
+    x = torch.randn(2, samples, 5, dtype=F64, generator=generator)
+
+    def losses(params, x):
+        return F.linear(x, MERGED[name](params)).square().sum(1)
+
+    def expected(x):
+        rows = torch.func.jacrev(losses)(params, x)
+        J = torch.cat([rows[key].flatten(1) for key in params], 1)
+        return J @ J.mT
+
+    def found(x):
+        return mf.sample_gramian(losses, params, x)[1]
+
+    each = torch.stack([expected(one) for one in x])
+    torch.testing.assert_close(found(x[0]), each[0])
+    torch.testing.assert_close(vmap(found)(x), each)

@@ -112,7 +112,7 @@ def plan_weightings(
 
     if request.weightings <= FEW and not (found := planned(parts)).worth:
         return found, None
-    groups = sampled_groups(spread_groups(groups, graph, samples), samples)
+    groups = sampled_groups(spread_groups(groups, graph, samples), graph, samples)
     found = planned(parts)
     if not found.worth:
         return found, None

@@ -44,7 +44,7 @@ from ..types import (
     TaskGradients,
     constructor,
 )
-from ._forms import changes, check_leaves, flatten, leaf_name, version
+from ._forms import changes, check_leaves, flatten, leaf_name
 
 Reduction = Literal["mean", "sum"]
 
@@ -320,8 +320,11 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
 
 def _marks(geometry: Geometry, state: State) -> list[tuple[int, int]]:
     """Which tensors a rule is given, and how often each was written to; a vmap around hides it."""
-    leaves = [*geometry[:4], *geometry.extra.values(), *flatten(state)[1]]
-    return [(id(x), version(x)) for x in leaves]
+    leaves = [*geometry[:4], *geometry.extra.values(), *(flatten(state)[1] if state != () else ())]
+    try:
+        return [(id(x), getattr(x, "_version", 0)) for x in leaves]
+    except RuntimeError:  # those of inference mode keep no count
+        return []
 
 
 def _refuse_foreign(rule: Rule, geometry: Geometry, state: State, error: Any = None) -> None:

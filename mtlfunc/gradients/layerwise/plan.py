@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from ...types import Metric, Params
 from .broadcast import over_samples
 from .formulas import HALF, Cost, Form, Group, Layout, costs, in_metric, layouts, positions
-from .graph import DEVICES, Graph, prefers_one_pass
+from .graph import DEVICES, Graph, Node, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
 
@@ -217,7 +217,7 @@ def sample_plan(
     """
     samples, rows = len(losses), losses.numel()
     every = spread_groups(groups_of(uses, params, names, graph), graph, samples)
-    groups, proved = sampled_groups(every, samples), None
+    groups, proved = sampled_groups(every, graph, samples), None
     if len(groups) < len(every):  # terms may have samples of their own
         proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
         groups = groups if proved is None else every
@@ -242,13 +242,46 @@ def spread_groups(
     return {name: over_samples(parts, graph, samples) for name, parts in groups.items()}
 
 
-def sampled_groups(groups: Mapping[str, list[Group]], samples: int) -> dict[str, list[Group]]:
+def sampled_groups(
+    groups: Mapping[str, list[Group]], graph: Graph, samples: int
+) -> dict[str, list[Group]]:
     """Those of the leaves whose nodes may all have an axis for the samples."""
+    constant = _made_of_leaves(graph)
+
+    def may_have(use: Use) -> bool:
+        return use.edge.node not in constant and bool(layouts(use, samples))
+
     return {
         name: parts
         for name, parts in groups.items()
-        if all(layouts(use, samples) for group in parts for use in group.uses)
+        if all(may_have(use) for group in parts for use in group.uses)
     }
+
+
+def _made_of_leaves(graph: Graph) -> set[Node]:
+    """The nodes that parameters alone make, as a merged LoRA's: however long their axes are, they
+    do not count samples.
+    """
+    found = set(graph.leaf_nodes.values())
+    todo = [*found]
+    for node in todo:  # it grows while it is read
+        for parent, _, _ in graph.parents[node]:
+            alone = all(child in found for child, _ in parent.next_functions)
+            if alone and parent not in found and parent.name() in _ARITHMETIC:
+                found.add(parent)
+                todo.append(parent)
+    return found
+
+
+_ARITHMETIC = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("Mm", "Addmm", "Bmm", "Mv", "Mul", "Div", "Add", "Sub", "Neg", "Exp", "Sqrt", "Rsqrt"),
+        *("Pow", "Norm", "LinalgVectorNorm", "Sum", "Tanh", "Sigmoid", "Softplus"),
+        *("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Clone"),
+    )
+)
+"""Nodes that read nothing but their inputs, and give none of them a new axis."""
 
 
 def widest(device: str) -> torch.dtype:
