@@ -329,7 +329,7 @@ def _sample_axes(
                 "losses_fn: entry i of the losses has to depend on sample i alone, but the "
                 f"samples mix at {use.part.leaf} ({use.op}): train-mode batch norm, a loss that "
                 "compares samples, losses that are not in the order of the samples, or an axis "
-                f"there that counts something else and is as long as {samples} samples. Call "
+                f"there that counts something else, a multiple of {samples} samples long. Call "
                 "module.eval(), give every sample a row of its own, or use "
                 'engine="rows", which differentiates entry by entry, or weighting by weighting, '
                 "whatever they depend on"

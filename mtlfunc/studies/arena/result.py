@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MEASURES = {"mean": "mean score", "worst": "worst task's score", "front": "distance to the front"}
 """What a final point is scored by, lower is better: the mean over tasks of (loss - ideal)/(nadir -
 ideal), the largest of them, or the distance to the front in these units, counting only coordinates
-that are worse (0 on the front; problems whose front is not known are left out).
+that are worse (0 at the sampled front's points, up to .01 between them; none without a front).
 """
 
 BASELINE = "mean"
