@@ -536,7 +536,7 @@ def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Jet], 
 _TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
 
 
-def _scaled_softplus(x: Jet, beta: float = 1, threshold: float = 20) -> Jet:
+def _scaled_softplus(x: Jet, beta: float | int = 1, threshold: float | int = 20) -> Jet:
     if threshold < 20:  # from there on it is x to a relative 1e-10
         raise NotImplementedError(f"f: jets know softplus with a threshold >= 20, not {threshold}")
     return _SOFTPLUS(x * beta) / beta
