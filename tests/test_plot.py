@@ -458,6 +458,6 @@ def test_a_simplex_of_one_gradient_three_times(row):
 
 def test_weights_of_groups_are_refused():
     step, task = torch.full((5, 2, 3), 0.5), torch.zeros(5, 3)
-    info = mf.Info(*(torch.zeros(5) for _ in mf.Info._fields))._replace(weights=step, losses=task)
+    info = mf.Info(task, torch.zeros(0), step, step, (), {})
     with pytest.raises(ValueError, match=r"weights of 2 groups .* record\.weights\[\.\.\., g, :\]"):
         mf.plot.weights(info)
