@@ -144,6 +144,11 @@ FAILURES = {
         lambda state, info: (info.losses,) * (1 + (int(state.optimizer.steps) > 3)),
         ValueError,
     ),
+    "the record's kind": (
+        lambda count: BATCH,
+        lambda state, info: [tuple, list][int(state.optimizer.steps) > 3]([info.losses]),
+        ValueError,
+    ),
     "Ctrl-C": (lambda count: signal.raise_signal(signal.SIGINT), None, KeyboardInterrupt),
     "Ctrl-C in the record": (
         lambda count: BATCH,

@@ -75,23 +75,17 @@ def leaf_name(names: tuple[str, ...], values: tuple[Any, ...], place: int) -> st
     return names[first.idx] + keystr(tuple(rest))  # pyright: ignore
 
 
-def version(x: Any) -> int:
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else -1
-
-
 def shape_of(leaf: Any) -> Any:
     return list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
-def changes(
-    before: Any, after: Any, describe: Callable[[Any], Any] = shape_of, what: str = "state"
-) -> str:
+def changes(before: Any, after: Any, describe: Callable[[Any], Any] = shape_of) -> str:
     """How the leaves of a state differ from those before, by name; "" where they do not."""
     forms, leaves = zip(flatten(before), flatten(after), strict=True)
     if forms[0] == forms[1] and [*map(describe, leaves[0])] == [*map(describe, leaves[1])]:
         return ""
     was, now = (
-        {f"{what}{keystr(path)}": describe(x) for path, x in tree_flatten_with_path(tree)[0]}
+        {f"state{keystr(path)}": describe(x) for path, x in tree_flatten_with_path(tree)[0]}
         for tree in (before, after)
     )
     names = [x for x in was | now if was.get(x) != now.get(x)][:3]

@@ -21,7 +21,6 @@ from ..gradients.run import Forward, live
 from ..probes.common import Present, Run, Weightings
 from ..processes import Shares, Union
 from ..types import Batch, Params
-from ._forms import version
 
 
 class Seen(threading.local):
@@ -178,12 +177,12 @@ class LiveRun(Run):
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
         looks = self.has_custom_backward and not self.union.by_hooks(self.params)
         leaves = self.params if looks else {}
-        before = {name: (x.grad, version(x.grad)) for name, x in leaves.items()}
+        before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
         yield
         changed = [
             name
             for name, x in leaves.items()
-            if x.grad is not before[name][0] or version(x.grad) != before[name][1]
+            if x.grad is not before[name][0] or _version(x.grad) != before[name][1]
         ]
         if changed:
             for name in changed:
@@ -206,6 +205,10 @@ def _refuse(given: object, name: str) -> None:
             f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out "
             "of the probe"
         )
+
+
+def _version(grad: Tensor | None) -> int:
+    return -1 if grad is None or grad.is_inference() else grad._version
 
 
 def outside(graph: Graph, leaves: Params) -> list[Tensor]:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core._torch import tree_leaves, tree_map
+from ..core._torch import tree_flatten, tree_map
 from ..core.checks import check_count, inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
 from ..core.progress import progress_bar
 from ..types import Batch, Info, State, Step, TrainState
 from ._capture import Captured
-from ._forms import changes
 
 _NOTE = (
     "rollout: the state and the record before this step are .state and .record of this error. "
@@ -113,17 +112,22 @@ def _progress(batches: Iterable[Batch]) -> Iterable[Batch]:
 
 def _entry(entry: Any, kept: list[Any]) -> Any:
     """One step's record as tensors, of the structure and shapes of those before."""
-    for leaf in tree_leaves(entry):
+    leaves, structure = tree_flatten(entry)
+    for leaf in leaves:
         if not isinstance(leaf, Tensor | int | float) and not hasattr(leaf, "__array__"):
             raise TypeError(
                 "record: expected tensors or numbers, one or a nested tuple or dict of them, got "
                 f"{'None' if leaf is None else type(leaf).__name__}; return () for nothing"
             )
     entry = tree_map(_tensor, entry)
-    if kept and (changed := changes(kept[0], entry, what="record")):
-        raise ValueError(
-            f"record: every step's must have the structure and shapes of the first's; {changed}"
-        )
+    if kept:
+        first, expected = tree_flatten(kept[0])
+        shapes = [[list(leaf.shape) for leaf in part] for part in (first, tree_flatten(entry)[0])]
+        if structure != expected or shapes[0] != shapes[1]:
+            raise ValueError(
+                "record: every step's must have the structure and shapes of the first's, "
+                f"{shapes[0]} in {expected}, got {shapes[1]} in {structure}"
+            )
     return entry
 
 
