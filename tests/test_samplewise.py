@@ -218,9 +218,9 @@ def test_as_many_ensembles_as_samples():
 
 
 MERGED = {
-    "a low rank": lambda p: p["a"] @ p["b"],
-    "a low rank beside a fixed one": lambda p: torch.ones(8, 5, dtype=F64) + 2 * (p["a"] @ p["b"]),
-    "a normed one": lambda p: p["a"] * p["c"] / p["c"].norm(dim=1, keepdim=True),
+    "a low rank": lambda a, b, g, v: a @ b,
+    "a low rank beside a fixed one": lambda a, b, g, v: torch.ones_like(v) + 2 * (a @ b),
+    "a normed one": lambda a, b, g, v: g * v / v.norm(dim=1, keepdim=True),
 }
 
 
@@ -229,16 +229,14 @@ MERGED = {
 def test_weights_made_of_weights_have_no_samples(name, samples):
     """Their axis of 8 is a multiple of 4 and of 8 samples."""
     generator = torch.Generator().manual_seed(samples)
-    width = 2 if "rank" in name else 1
-    shapes = {"a": (8, width), "b": (width, 5), "c": (8, 5)}
+    shapes = {"a": (8, 2), "b": (2, 5), "g": (8, 1), "v": (8, 5)}
     params = {
-        key: torch.randn(shapes[key], dtype=F64, generator=generator)
-        for key in (["a", "b"] if "rank" in name else ["a", "c"])
+        key: torch.randn(shape, dtype=F64, generator=generator) for key, shape in shapes.items()
     }
     x = torch.randn(2, samples, 5, dtype=F64, generator=generator)
 
     def losses(params, x):
-        return F.linear(x, MERGED[name](params)).square().sum(1)
+        return F.linear(x, MERGED[name](**params)).square().sum(1)
 
     def expected(x):
         rows = torch.func.jacrev(losses)(params, x)

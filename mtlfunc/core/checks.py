@@ -350,11 +350,11 @@ def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") ->
     check_finite(value, name)
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise unless this is None or a dtype that a Gramian can be accumulated in."""
+def check_dtype(dtype: torch.dtype | None, name: str = "gramian_dtype") -> None:
+    """Raise unless this is None or a floating dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(
-            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
+            f"{name}: expected None or a floating dtype such as torch.float64, got {dtype!r}"
         )
 
 

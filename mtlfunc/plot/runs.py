@@ -58,13 +58,14 @@ def weights(
         >>> weights(record, Figure().add_subplot()).get_lines()[0].get_ydata().tolist()
         [0.5, 0.25]
     """
-    if isinstance(record, Info) and record.weights.ndim > record.losses.ndim:
-        raise ValueError(
-            f"record: weights of {record.weights.shape[-2]} groups of parameters; draw those of "
-            "one, record.weights[..., g, :]"
-        )
-    found = record.weights if isinstance(record, Info) else record
-    values = array_of(found, "record", ("*", None, None))
+    if isinstance(record, Info):
+        if record.weights.ndim > record.losses.ndim:
+            raise ValueError(
+                f"record: weights of {record.weights.shape[-2]} groups of parameters; draw those "
+                "of one, record.weights[..., g, :]"
+            )
+        record = record.weights
+    values = array_of(record, "record", ("*", None, None))
     if not 0 < band <= 1:
         raise ValueError(f"band: expected a share of the seeds in (0, 1], got {band}")
     names = names_of(names, values.shape[-1])

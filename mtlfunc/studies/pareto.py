@@ -14,7 +14,14 @@ from torch import Tensor
 
 from ..core._torch import tree_map
 from ..core.batching import evaluate
-from ..core.checks import can_look, check_count, check_finite, inside_transform, is_pair
+from ..core.checks import (
+    can_look,
+    check_count,
+    check_dtype,
+    check_finite,
+    inside_transform,
+    is_pair,
+)
 from ..core.progress import progress_bar
 from ..testing.host import call_numpy
 
@@ -112,7 +119,7 @@ def preferences(
 
     Raises:
         ValueError: for fewer than one division or task.
-        TypeError: for a dtype without fractions.
+        TypeError: for a dtype that is not floating.
 
     Source:
         Das and Dennis 1998, the simplex lattice.
@@ -123,21 +130,16 @@ def preferences(
     """
     check_count(divisions, "divisions")
     check_count(tasks, "tasks")
+    check_dtype(dtype, "dtype")
     # A composition of `divisions` into T parts is a choice of T - 1 bars among divisions + T - 1
     # places.
     bars = torch.tensor(
         list(itertools.combinations(range(divisions + tasks - 1), tasks - 1)), dtype=torch.float64
     )
-    bars = bars.reshape(math.comb(divisions + tasks - 1, tasks - 1), tasks - 1)
-    ends = (
-        torch.full((len(bars), 1), -1.0, dtype=torch.float64),
-        torch.full((len(bars), 1), divisions + tasks - 1.0, dtype=torch.float64),
-    )
-    parts = torch.cat([ends[0], bars, ends[1]], 1).diff(dim=1) - 1
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype: expected a floating one, got {dtype}")
-    return (parts / divisions).to(dtype)
+    first = bars.new_full((len(bars), 1), -1.0)
+    last = bars.new_full((len(bars), 1), divisions + tasks - 1.0)
+    parts = bars.diff(dim=1, prepend=first, append=last) - 1
+    return (parts / divisions).to(dtype or torch.get_default_dtype())
 
 
 class Front(NamedTuple):

@@ -97,12 +97,9 @@ def check_solver(
         problem = min_norm(rows @ rows.mT)
     """
     if not callable(solver) or required_arguments(solver) == 0:
-        raise TypeError(
-            f"solver: expected a function of one problem, got {type(solver).__name__}"
-            if not callable(solver)
-            else f"solver: expected a function of one problem, got {rule_name(solver, 'solver')}, "
-            "which takes none: call it"
-        )
+        made = f"{rule_name(solver, 'solver')}, which takes none: call it"
+        got = made if callable(solver) else type(solver).__name__
+        raise TypeError(f"solver: expected a function of one problem, got {got}")
     if isinstance(problems, str) or isinstance(claims, str):
         raise ValueError('problems, claims: expected lists of names, such as ["min_norm"]')
     for kind in problems or ():

@@ -218,8 +218,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     gramian = losses.new_zeros(0, 0) if gramian is None else gramian
     _check_measured(measured, gramian, tasks)
     weights, following = _weigh(rule, measured.geometry, state)
-    names = tasks if isinstance(tasks, dict) else {}
-    named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
+    named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
     rates = _rates(gramian, weights)
     if "carried" in measured.geometry.extra:
         rates = rates + measured.geometry.extra["carried"].to(rates)

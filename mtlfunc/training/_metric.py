@@ -102,7 +102,7 @@ def _diagonal(form: Form, group: Group, state: Group, leaf: Tensor, waiting: Ten
     """P and c of what this process holds of a leaf."""
     weight = local_part(leaf).detach()
     known = {k: local_part(x) for k, x in state.items() if x is not None}
-    before = not known and form is not _sgd  # the first step
+    before = not known and form is not _sgd  # the first step, of which SGD's own form knows
     scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, known, weight)
     decay = group["weight_decay"]
     if decay:
