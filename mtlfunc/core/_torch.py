@@ -1,28 +1,33 @@
-"""Every private name of torch that this package uses, those of `gradients` aside. A release of
-torch may change any of them, so they bound its version in `pyproject.toml`.
+"""Every private name of torch that this package uses, but for what a node of the graph saved, which
+its reader asks by name. A release of torch may change any of them, so they bound its version in
+`pyproject.toml`.
 """
 
 # ruff: noqa: F401
-import torch
-from torch._C import (
-    DisableTorchFunctionSubclass,
-    _functorch,  # pyright: ignore[reportAttributeAccessIssue]
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import (
-    SUPPORTED_NODES,
-    keystr,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_map,
-    tree_unflatten,
-)
+from typing import Any
 
-functorch = _functorch
+import torch
+from torch import Tensor
+from torch.nn.modules.module import _global_forward_pre_hooks as hooks_of_all_modules
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SUPPORTED_NODES, keystr, tree_map = pytree.SUPPORTED_NODES, pytree.keystr, pytree.tree_map
+tree_flatten, tree_flatten_with_path = pytree.tree_flatten, pytree.tree_flatten_with_path
+tree_leaves, tree_unflatten = pytree.tree_leaves, pytree.tree_unflatten
+_C: Any = torch._C
+functorch, nn_functions = _C._functorch, _C._nn
+DisableTorchFunctionSubclass = _C.DisableTorchFunctionSubclass
+# nodes: that of a leaf, and one that hands no gradient on; below how many this thread has made
+accumulate_grad, undefined_grad = _C._functions.AccumulateGrad, _C._functions.UndefinedGrad
+attention_math = torch._scaled_dot_product_attention_math
+compiler_tables = "torch._dynamo.variables.torch"  # whose import takes two seconds
 copy_each, norms, times_each = torch._foreach_copy_, torch._foreach_norm, torch._foreach_mul
-holders_of = torch._C._storage_Use_Count  # pyright: ignore
+autograd_engine: Any = torch.autograd.Variable._execution_engine
 set_forward_grad = torch.autograd.forward_ad._set_fwd_grad_enabled
+nodes_made, holders_of = _C._autograd._get_sequence_nr, _C._storage_Use_Count
+is_traced = _C._len_torch_dispatch_stack  # modes that see every operation, such as a tracer's
+end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
 
 
 def forward_level() -> int:
@@ -30,11 +35,6 @@ def forward_level() -> int:
     return torch.autograd.forward_ad._current_level
 
 
-def is_traced() -> bool:
-    """Whether a mode sees every operation, such as a tracer's."""
-    return bool(torch._C._len_torch_dispatch_stack())
-
-
-def end_pool(device: int, pool: tuple[int, int]) -> None:
-    """Ask the allocator of a device for no more memory of a pool."""
-    torch._C._cuda_endAllocateToPool(device, pool)
+def memory(x: Tensor) -> int:
+    """Which memory this is a view of; a sparse tensor is its own."""
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
-from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
-    _get_sequence_nr as _nodes_made,  # in this thread
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+
+from ..core._torch import nodes_made
 
 RETAIN = Tensor.retain_grad
 
@@ -28,7 +27,7 @@ class Handles(AbstractContextManager[Any]):
 
     def __init__(self) -> None:
         self.first: int = RemovableHandle.next_id
-        self.since: int = _nodes_made()
+        self.since: int = nodes_made()
 
     def __exit__(self, *_: object) -> None:
         """Nothing was changed."""

@@ -15,13 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge
 from torch.func import vjp
-from torch.nn.modules.module import _global_forward_pre_hooks as _hooks_of_all
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from ..core._torch import (
+    TorchDispatchMode,
+    autograd_engine,
+    forward_level,
+    hooks_of_all_modules,
+    memory,
+    tree_leaves,
+)
 from ..core.checks import gradient_edge, inside_transform
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
@@ -34,7 +38,7 @@ def needs_level(params: Params) -> bool:
     return (
         torch.compiler.is_compiling()
         or inside_transform()
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_level() >= 0
         or torch.is_inference_mode_enabled()
         or any(leaf.is_inference() for leaf in params.values())
     )
@@ -148,11 +152,10 @@ def run_backward(
     if not isinstance(cotangents, tuple):
         roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
     return strided(
-        _engine.run_backward(roots, cotangents, keep, record, places, True, accumulate_grad=False)
+        autograd_engine.run_backward(
+            roots, cotangents, keep, record, places, True, accumulate_grad=False
+        )
     )
-
-
-_engine: Any = Variable._execution_engine
 
 
 def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -252,7 +255,7 @@ def _reassigned() -> Iterator[None]:
         if inside or get_ident() != here:
             return
         inside = True
-        del _hooks_of_all[mine]  # which what is compiled inside would be compiled with
+        del hooks_of_all_modules[mine]  # which what is compiled inside would be compiled with
         held = [
             (place, dict(place))
             for part in module.modules()
@@ -265,7 +268,7 @@ def _reassigned() -> Iterator[None]:
             if not inside or keys[-1][1] is not key:
                 return  # of an earlier call
             inside = False
-            _hooks_of_all[mine] = watch
+            hooks_of_all_modules[mine] = watch
             for place, before in held:
                 for name in before.keys() | place.keys():
                     old, new = before.get(name), place.get(name)
@@ -280,13 +283,13 @@ def _reassigned() -> Iterator[None]:
         module._forward_hooks_always_called[key] = True
 
     mine: Any = object()
-    _hooks_of_all[mine] = watch
+    hooks_of_all_modules[mine] = watch
     try:
         with warnings.catch_warnings():  # of a compiled module that is the outer one
             warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there")
             yield
     finally:
-        _hooks_of_all.pop(mine, None)
+        hooks_of_all_modules.pop(mine, None)
         for module, key in keys:
             del module._forward_hooks[key], module._forward_hooks_always_called[key]
         for place, name, old, new in reversed(changes):
@@ -304,7 +307,7 @@ class _Changes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self.made: set[int | None] = set()  # storages
+        self.made: set[int] = set()  # memory
 
     def __torch_dispatch__(
         self,
@@ -329,20 +332,18 @@ class _Changes(TorchDispatchMode):
                 for tensor in tree_leaves(value):
                     self._keep(tensor)
         out = func(*args, **kwargs)
-        held = {_storage(x) for x in tree_leaves((args, kwargs))}
-        self.made |= {_storage(x) for x in tree_leaves(out)} - held
+        self.made |= _memories(out) - _memories((args, kwargs))
         return out
 
     def _keep(self, tensor: Any) -> None:
-        place = _storage(tensor)
-        if place is not None and place not in self.made and id(tensor) not in self.kept:
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            return
+        if memory(tensor) not in self.made and id(tensor) not in self.kept:
             self.kept[id(tensor)] = (tensor, tensor.clone())
 
 
-def _storage(x: Any) -> int | None:
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
-        return None
-    return x.untyped_storage()._cdata
+def _memories(values: Any) -> set[int]:
+    return {memory(x) for x in tree_leaves(values) if isinstance(x, Tensor)}
 
 
 _MIXED = (

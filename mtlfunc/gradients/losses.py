@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from ..core._torch import tree_leaves
 from ..core.checks import check_batch, check_finite, is_pair, refuse_meta
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]

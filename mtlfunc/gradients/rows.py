@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
 
+from ..core._torch import tree_leaves, tree_map
 from ..core.checks import check_autocast, check_count, check_params
 from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functions
 from torch.autograd.graph import GradientEdge
-from torch.utils._pytree import tree_map
 
+from ..core._torch import tree_map, undefined_grad
 from ..core.checks import (
     check_autocast,
     depth,
@@ -231,15 +230,11 @@ def release(forwards: list[Forward]) -> None:
     ]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
-        nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
+        nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
         # one may have been frozen since
         places = tuple(x for x in every.values() if x.requires_grad)
         run_backward(nothing, nothing.detach(), places, keep=False)
-
-
-# hands no gradient on
-UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def detached(values: Any) -> Any:

@@ -17,15 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
 
+from ..core._torch import attention_math, compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
 
 _FINAL = (
@@ -111,9 +112,7 @@ def _hand_over_table() -> None:
     """Let the compiler hand the whole table to modes: alone it hands over what torch lists as
     open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
     """
-    from torch._dynamo.variables.torch import get_overridable_functions  # two seconds
-
-    get_overridable_functions().update(WRITTEN)
+    import_module(compiler_tables).get_overridable_functions().update(WRITTEN)
 
 
 @cache
@@ -265,7 +264,7 @@ def _attention(
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # below it would be added as it is
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
-    return torch._scaled_dot_product_attention_math(
+    return attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
 
@@ -450,13 +449,13 @@ _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_weight_norm, _every("_weight_norm")),
     (_prelu, _every("prelu")),
     (_rrelu, (F.rrelu, *_every("rrelu"))),
-    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_every("hardsigmoid"))),
-    (_hardsigmoid_, (_nn.hardsigmoid_, *_every("hardsigmoid_"))),
+    (_hardsigmoid, (F.hardsigmoid, nn_functions.hardsigmoid, *_every("hardsigmoid"))),
+    (_hardsigmoid_, (nn_functions.hardsigmoid_, *_every("hardsigmoid_"))),
     (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
     (_gaussian_nll, (F.gaussian_nll_loss,)),
     (_cdist, _every("cdist")),
     (_pdist, _every("pdist")),
-    (_pad_sequence, (_nn.pad_sequence, *_every("pad_sequence"))),
+    (_pad_sequence, (nn_functions.pad_sequence, *_every("pad_sequence"))),
     (_solve, _every("linalg_solve")),
     (_solve_ex, _every("linalg_solve_ex")),
     (_cholesky_inverse, _every("cholesky_inverse")),

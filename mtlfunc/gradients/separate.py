@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..core._torch import times_each
+from ..core._torch import times_each, undefined_grad
 from ..core.tree import inner_products
 from ..types import Params, Rows
 from .layerwise import Place
 from .levels import run_backward
-from .run import PLAIN, UNDEFINED
+from .run import PLAIN
 
 
 def is_plain(params: Params) -> bool:
@@ -64,7 +64,7 @@ def row_matrix(
         elif freed is not None and task == last:
             # Undefined gradients enter the other losses, for which nodes compute nothing: the pass
             # visits, and frees, the graph of all.
-            nothing = UNDEFINED()(freed)
+            nothing = undefined_grad()(freed)
             given = cotangent, nothing.detach()
             found = detached(run_backward((edge, nothing), given, every, keep=False))
         else:

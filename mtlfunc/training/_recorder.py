@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core._torch import TorchDispatchMode, end_pool, tree_leaves
+from ..core._torch import TorchDispatchMode, end_pool, memory, tree_leaves
 
 T = TypeVar("T")
 
@@ -104,11 +104,6 @@ class HostReads(TorchDispatchMode):
         ) from error
 
 
-def memory(x: Tensor) -> int:
-    """Which memory this is a view of; a sparse tensor is its own."""
-    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)
-
-
 def _line(error: BaseException) -> str:
     """Where the user's own code led to an error."""
     rooms = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
@@ -194,8 +189,8 @@ class CudaRecorder:
             try:
                 graph.capture_end()
             except RuntimeError:  # older versions of torch then leave their allocator at its memory
-                with suppress(RuntimeError, AttributeError):
-                    end_pool(self.device.index, self.pool)
+                with suppress(RuntimeError, TypeError):
+                    end_pool(self.device.index, self.pool)  # pyright: ignore[reportOptionalCall]
         with suppress(RuntimeError):
             graph.reset()
 

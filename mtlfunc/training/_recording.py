@@ -12,9 +12,9 @@ from weakref import getweakrefcount
 import torch
 from torch import Tensor
 
-from ..core._torch import copy_each, holders_of
+from ..core._torch import copy_each, holders_of, memory
 from ._forms import containers, flatten, leaf_name, unflatten
-from ._recorder import Recorder, memory
+from ._recorder import Recorder
 
 KEEP = (
     "after b = update(a, batch) only a and b are kept: clone what you need for longer "

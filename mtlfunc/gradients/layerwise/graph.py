@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from torch import Tensor
-from torch._C import _functions
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
+from ...core._torch import accumulate_grad
 from ...core.checks import depth, gradient_edge
 
 Node = Any  # torch.autograd.graph.Node
@@ -117,12 +117,12 @@ class Graph:
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
-        found = [node.variable for node in self.following if type(node) is _ACCUMULATE]
+        found = [node.variable for node in self.following if type(node) is accumulate_grad]
         return {id(x): x for x in found}
 
     @cached_property
     def _ends(self) -> dict[int, Node]:
-        return {id(node.variable): node for node in self.following if type(node) is _ACCUMULATE}
+        return {id(node.variable): node for node in self.following if type(node) is accumulate_grad}
 
     @cached_property
     def parents(self) -> dict[Node, list[tuple[Node, int, int]]]:
@@ -206,7 +206,6 @@ def _saved_names(kind: type) -> tuple[str, ...]:
 
 
 _NUMBER = methodcaller("_sequence_nr")
-_ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
