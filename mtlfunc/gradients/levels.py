@@ -201,21 +201,6 @@ class Strangers:
         return bool(self.found)
 
 
-def reaches(values: Iterable[Tensor], places: Iterable[GradientEdge | Tensor]) -> bool:
-    """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
-    own = {(gradient_edge(x) if isinstance(x, Tensor) else x).node for x in places}
-    todo = [gradient_edge(x).node for x in values if x.requires_grad]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        if node in own:
-            return True
-        new = {child for child, _ in node.next_functions if child is not None} - seen
-        seen |= new
-        todo.extend(new)
-    return False
-
-
 def without_trace(params: Params) -> AbstractContextManager[Any]:
     """For a forward pass that is not a step: what it changes is restored afterwards.
 

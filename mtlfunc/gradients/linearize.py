@@ -29,7 +29,7 @@ from .layerwise import (
     sketch,
 )
 from .losses import flat_weightings
-from .run import Forward
+from .run import Forward, Traced
 from .slices import linearize_slices
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
@@ -54,6 +54,9 @@ class Linearization(NamedTuple):
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
     carried: Tensor | None = None  # J c of a metric, over the measured leaves
+    apart: bool = False  # whether each separate loss was differentiated alone, row by row
+    # whether the last of the passes, the pullback's if it makes the only one, frees the graph
+    frees: bool = False
 
 
 class Request(NamedTuple):
@@ -75,7 +78,8 @@ class Request(NamedTuple):
     metric: Metric | None = None  # over the measured leaves: J P Jᵀ, and J c, instead of J Jᵀ
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    # no other request follows for the same forward, so that its graph may be freed
+    # no other request follows for the same forward, so that its graph may be freed where the
+    # caller has no more use for it
     last: bool = False
 
     def cotangents(self, value: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -124,7 +128,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     Returns:
         losses, and what is wanted of their derivative.
     """
-    if forward.pull is not None:
+    if isinstance(forward, Traced):
         return _traced(forward, request)
     if request.weightings:
         from .weightings import linearize_weightings
@@ -138,10 +142,10 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         return linearize_by_hooks(forward, request)
     with enable_grad():
         passes, route, preference = _open(forward, request)
-        rows, gramian, heads, carried = _measure(forward, request, passes, route)
+        found = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
     # the pullback is the only pass, and visits all of the graph
-    final = request.last and not (request.shared or request.left_out)
+    final = request.last and not (request.shared or request.left_out or backward.record)
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
         backward.record = is_differentiated((value, weights, matrix, request.scale))
@@ -149,21 +153,21 @@ def linearize(forward: Forward, request: Request) -> Linearization:
             cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
             cotangent = cotangent if matrix is None else cotangent @ matrix
             cotangent = cotangent if request.scale is None else cotangent * request.scale
-            forward.freed = forward.freed or (final and forward.frees and not backward.record)
-            return backward.leaves(names, cotangent, keep=not forward.freed)
+            return backward.leaves(names, cotangent, keep=backward.record or not final)
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
     told = mixed if request.weightings else value
     return Linearization(
-        told, mixed, preference, rows, gramian, heads, pullback, forward.aux, carried=carried
-    )
+        told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux,
+        carried=found.carried, apart=_is_apart(route), frees=final or found.frees,
+    )  # fmt: skip
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
     """Inner products of the first forward's rows with the second's."""
-    if forwards[0].pull is not None:
-        one, other = (_traced(each, request).rows for each in forwards)
+    if isinstance(forwards[0], Traced):
+        one, other = (linearize(each, request).rows for each in forwards)
         return dot(one, other, request.measured, request.gramian_dtype)
     with enable_grad():
         (left, left_route, _), (right, right_route, _) = (
@@ -199,7 +203,6 @@ def _open(
     record = forward.recorded or is_differentiated((matrix, request.scale, request.metric))
     rows = forward.value.shape[0] if matrix is None else matrix.shape[0]
     route = _route(forward, request, rows, record, paired)
-    forward.by_rows = route.loss_edges is not None and not route.plan.tapped
     left_out = request.left_out if forward.losses.scalars else frozenset()
     backward = Backward(forward, record, left_out)
     passes = Passes(
@@ -285,10 +288,17 @@ def _prefers_separate(forward: Forward, rows: int) -> bool:
     return prefers_separate_passes(forward.graph, len(forward.value), rows)
 
 
-def _measure(
-    forward: Forward, request: Request, passes: Passes, route: _Route
-) -> tuple[Rows, Tensor | None, Params, Tensor | None]:
-    """(rows, Gramian, the other leaves' gradient, J c), as far as they are wanted."""
+class _Found(NamedTuple):
+    """As far as they are wanted."""
+
+    rows: Rows
+    gramian: Tensor | None
+    heads: Params  # the other leaves' gradient
+    carried: Tensor | None = None  # J c
+    frees: bool = False  # whether the last pass freed the graph
+
+
+def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) -> _Found:
     value, plan, dtype = forward.value, route.plan, request.gramian_dtype
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
@@ -305,22 +315,21 @@ def _measure(
         rows, gramian, heads = linearize_slices(
             route.slices, passes.backward, on_heads(), passes.matrix, wanted, dtype
         )
-        return rows, gramian, {name: share * grad for name, grad in heads.items()}, None
-    rows, gramian, head_grads, carried = {}, None, {}, None
+        return _Found(rows, gramian, {name: share * grad for name, grad in heads.items()})
+    rows, gramian, head_grads, carried, final = {}, None, {}, None, False
     if request.keep == "nothing" and request.chunk_size and request.metric is None:
         sides = (passes, plan), (passes, plan)
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        apart, by_rows = route.loss_edges is not None, not plan.tapped
-        # whether nothing is pulled back later
-        final = apart and by_rows and (share is not None or not others)
-        forward.freed = final and request.last and forward.frees and not passes.backward.record
+        # nothing is pulled back later
+        final = _is_apart(route) and (share is not None or not others)
+        final = final and request.last and not passes.backward.record
         found = passes(
             plan,
-            request.shared if by_rows else plan.rows,
+            plan.rows if plan.tapped else request.shared,
             () if share is None else others,
             views=request.keep == "combination",
-            freed=forward.losses.vector if forward.freed else None,
+            freed=forward.losses.vector if final else None,
         )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured and request.metric is not None:
@@ -334,13 +343,17 @@ def _measure(
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return rows, gramian, head_grads, carried
+    return _Found(rows, gramian, head_grads, carried, final)
 
 
-def _traced(forward: Forward, request: Request) -> Linearization:
+def _is_apart(route: _Route) -> bool:
+    """Whether each separate loss is differentiated alone, row by row."""
+    return route.loss_edges is not None and not route.plan.tapped
+
+
+def _traced(forward: Traced, request: Request) -> Linearization:
     """`linearize` for the compiler, which traces vjp's own pullback and drops what is unused."""
     shared, measured, pull, value = request.shared, request.measured, forward.pull, forward.value
-    assert pull is not None
     matrix, preference = request.cotangents(value)
     if matrix is None:
         matrix = torch.eye(value.shape[0], dtype=value.dtype, device=value.device)

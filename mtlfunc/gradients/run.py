@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,78 +23,38 @@ from ..core.checks import (
 from ..types import Batch, LossesFn, Params
 from .hooks import RETAIN, Handles
 from .layerwise import READERS, Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
-from .levels import Strangers, explained_vjp, reaches, run_backward
+from .levels import Strangers, explained_vjp, run_backward
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps, has_final_backward
 
-Pull = Callable[[Tensor], tuple[Params]]
 
-
+@dataclass(frozen=True, eq=False)
 class Forward:
     """Losses with their graph, and the places in it where they are differentiated.
 
     It holds places rather than the leaves themselves, so that it can be used after a transform's
-    level is closed.
-
-    Args:
-        losses: with their graph.
-        value: `losses.vector` and `losses.aux` outside of the level.
-        params: what is differentiated, outside of the level.
-        leaves: what the forward pass saw of it.
-        watch: whether the graph is asked who reads the leaves; else every leaf is differentiated
-            row by row.
-        hooked: whether a hook may sit on some derivative. Then only ordinary differentiation, from
-            the losses as they were returned, does what it does.
-        recorded: whether something outside may differentiate the losses, and so their derivatives.
-        separable: whether losses that were stacked may be differentiated one by one.
-        pull: the pullback of the compiler's trace, if it traces.
+    level is closed. It is known as a whole when it is made: what passes do to the graph, the
+    `Linearization` says.
     """
 
-    def __init__(
-        self,
-        losses: Losses,
-        value: tuple[Tensor, Any],
-        params: Params,
-        leaves: Params,
-        *,
-        watch: bool = False,
-        hooked: bool = False,
-        recorded: bool = False,
-        separable: bool = True,
-        pull: Pull | None = None,
-    ) -> None:
-        self.losses = losses
-        self.params = params
-        self.value: Tensor = value[0]
-        self.aux: Any = value[1]
-        self.watched: bool = watch and not hooked
-        self.hooked = hooked
-        self.recorded = recorded
-        self.pull = pull
-        # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
-        self.whole = True
-        self.by_hooks = False
-        self.by_rows = False  # whether each separate loss was differentiated row by row
-        self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
-        self.freed = False
-        if pull is not None:
-            return
-        vector = losses.vector
-        self.root: GradientEdge | None = gradient_edge(vector) if vector.requires_grad else None
-        self.edges: tuple[GradientEdge | None, ...] | None = None
-        if separable and losses.shape is None:  # not the samples of weightings
-            self.edges = separate_edges(vector, losses.scalars)
-        inside = depth() > 0
-        self.places: dict[str, Place] = {
-            name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
-            for name, leaf in leaves.items()
-        }
-        self.reached: bool | None = True if inside else None  # any leaf? None: the graph says it
-
-    @cached_property
-    def graph(self) -> Graph:
-        """From the losses, each alone if they are separate; it is read once."""
-        return read_graph((self.root,) if self.edges is None else self.edges, self.places)
+    losses: Losses  # with their graph
+    value: Tensor  # `losses.vector` outside of the level
+    aux: Any  # `losses.aux` there
+    params: Params  # what is differentiated, there
+    places: dict[str, Place]  # of the leaves
+    root: GradientEdge | None
+    edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one
+    graph: Graph  # from the losses, each alone if they are separate
+    # whether the graph is asked who reads the leaves; else every leaf is differentiated row by row
+    watched: bool = False
+    # whether a hook may sit on some derivative. Then only ordinary differentiation, from the losses
+    # as they were returned, does what it does.
+    hooked: bool = False
+    recorded: bool = False  # whether something outside may differentiate the losses' derivatives
+    # whether one pass may serve all tasks: hooks that mix them would have shown
+    whole: bool = True
+    by_hooks: bool = False  # whether gradients arrive by hooks alone, as under `fully_shard`
+    reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
 
     @cached_property
     def reading(self) -> Reading:
@@ -103,6 +64,54 @@ class Forward:
     @property
     def uses(self) -> Uses:
         return self.reading.uses
+
+
+class Traced(NamedTuple):
+    """What a `Forward` is for the compiler, which traces vjp's own pullback."""
+
+    losses: Losses
+    value: Tensor
+    aux: Any
+    params: Params
+    pull: Callable[[Tensor], tuple[Params]]
+
+
+def forward_of(
+    losses: Losses,
+    leaves: Params,
+    params: Params,
+    recorded: Callable[[Graph], bool] | None = None,
+    *,
+    separable: bool = True,
+    **facts: Any,
+) -> Forward:
+    """The forward pass at the leaves' own level.
+
+    Args:
+        losses: with their graph.
+        leaves: what the forward pass saw of the parameters.
+        params: these, outside of the level.
+        recorded: whether something outside may differentiate the losses, by their graph; None is
+            no.
+        separable: whether losses that were stacked may be differentiated one by one.
+        facts: other fields of `Forward`.
+    """
+    vector, aux, plain = losses.vector, losses.aux, not depth()
+    root = gradient_edge(vector) if vector.requires_grad else None
+    edges = None
+    if separable and losses.shape is None:  # not the samples of weightings
+        edges = separate_edges(vector, losses.scalars)
+    places: dict[str, Place] = {
+        name: leaf if plain and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
+        for name, leaf in leaves.items()
+    }
+    graph = read_graph((root,) if edges is None else edges, places)
+    outside = recorded is not None and recorded(graph)
+    if plain and not outside:
+        vector, aux = vector.detach(), detached(aux)
+    return Forward(
+        losses, vector, aux, params, places, root, edges, graph, recorded=outside, **facts
+    )
 
 
 def place_of(leaf: Tensor) -> Place:
@@ -144,16 +153,15 @@ def run(
 
     def forward(leaves: Params) -> tuple[Tensor, Any]:
         seen = observe(
-            lambda: losses_fn(leaves, batch), leaves, parse, outside=outside, watch=watch,
-            separable=separable,
+            lambda: losses_fn(leaves, batch), leaves, parse, params=params, outside=outside,
+            watch=watch, separable=separable,
         )  # fmt: skip
         found.append(seen)
         return seen.value, seen.aux
 
     value, _, aux = explained_vjp(forward, params)
     (seen,) = found
-    seen.params, seen.value, seen.aux = params, value, aux
-    return seen
+    return seen if value is seen.value else replace(seen, value=value, aux=aux)
 
 
 def live(
@@ -173,15 +181,15 @@ def live(
         hooked: as in `Forward`.
         by_hooks: whether gradients arrive by hooks alone, as under `fully_shard`.
     """
-    value = losses.vector.detach(), detached(losses.aux)
-    forward = Forward(losses, value, leaves, leaves, watch=watch, hooked=hooked)
-    forward.whole, forward.by_hooks = False, by_hooks
-    return forward
+    watch = watch and not hooked
+    return forward_of(
+        losses, leaves, leaves, watched=watch, hooked=hooked, whole=False, by_hooks=by_hooks
+    )
 
 
 def _traced(
     losses_fn: LossesFn, params: Params, batch: Batch, parse: Callable[[Any], Losses]
-) -> Forward:
+) -> Any:
     """`run` for the compiler, which traces vjp's own pullback and drops what is unused."""
 
     def forward(leaves: Params) -> tuple[Tensor, Any]:
@@ -190,20 +198,15 @@ def _traced(
         return losses.vector, losses.aux
 
     value, pull, aux = explained_vjp(forward, params)
-    return Forward(Losses(value), (value, aux), params, params, recorded=True, pull=pull)
+    return Traced(Losses(value), value, aux, params, pull)
 
 
 def check_connected(forward: Forward) -> None:
     """Raise where no loss depends on any of the leaves, which are being differentiated."""
-    if forward.pull is not None or forward.by_hooks:
+    if isinstance(forward, Traced) or forward.by_hooks:
         return
-    if depth():
-        connected = forward.reached
-    elif "graph" in vars(forward):
-        connected = bool(forward.graph.leaf_nodes)
-    else:
-        connected = reaches(forward.losses.roots, forward.places.values())
-    if not connected:
+    reached = forward.reached
+    if not (bool(forward.graph.leaf_nodes) if reached is None else reached):
         raise ValueError(UNCONNECTED)
 
 
@@ -215,7 +218,7 @@ UNCONNECTED = (
 
 
 def release(forwards: list[Forward]) -> None:
-    """Free the graphs of losses, as their last pass without `retain_graph` would.
+    """Free the graphs of these losses, as their last pass without `retain_graph` would.
 
     The nodes are visited with undefined gradients, for which they compute nothing, and once, since
     forwards may have some in common. A backward of somebody's own would be run on zeros, and a
@@ -225,8 +228,7 @@ def release(forwards: list[Forward]) -> None:
     freed = [
         x
         for x in forwards
-        if x.root is not None
-        and not (x.freed or x.graph.has_custom_backward or x.graph.has_saved_hooks)
+        if x.root is not None and not (x.graph.has_custom_backward or x.graph.has_saved_hooks)
     ]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
@@ -251,6 +253,7 @@ def observe(
     leaves: Params,
     parse: Callable[[Any], Losses],
     *,
+    params: Params,
     outside: bool,
     watch: bool = False,
     separable: bool = True,
@@ -266,6 +269,7 @@ def observe(
         call: runs `losses_fn`, or a part of it.
         leaves: what it is given, plain or at a level.
         parse: from what it returned to losses.
+        params: the leaves outside of their level.
         outside: whether gradients were enabled around the call, before the leaves were made.
         watch: as in `run`.
         separable: as in `run`.
@@ -284,20 +288,18 @@ def observe(
                 out = call()
         finally:
             guard.restore()
-        losses = parse(out)
-        forward = Forward(
-            losses, (losses.vector, losses.aux), leaves, leaves,
-            watch=watch, hooked=guard.hooked, separable=separable,
+        losses, hooked = parse(out), guard.hooked
+
+        def recorded(graph: Graph) -> bool:
+            if not plain:
+                return is_differentiated(losses.roots, own_levels=1)
+            return outside and (carried or guard.foreign(graph.variables.values()))
+
+        reached = None if plain else any(map(has_innermost_derivative, losses.roots))
+        return forward_of(
+            losses, leaves, params, recorded, separable=separable, reached=reached,
+            watched=watch and not hooked, hooked=hooked,
         )  # fmt: skip
-        if not plain:
-            forward.recorded = is_differentiated(losses.roots, own_levels=1)
-            forward.reached = any(map(has_innermost_derivative, losses.roots))
-            return forward
-        if outside:
-            forward.recorded = carried or guard.foreign(forward.graph.variables.values())
-        if not forward.recorded:
-            forward.value, forward.aux = forward.value.detach(), detached(losses.aux)
-        return forward
 
     found = once(always=carried or depth() > 1)
     if (

@@ -67,14 +67,15 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
         # then no pass follows: rows and combination are products of inputs and deltas
-        last = request.last and forward.frees and not (record or plan.rows)
-        forward.freed = last and proved is not None and shape.numel() == samples
+        last = request.last and not (record or plan.rows)
+        frees = last and proved is not None and shape.numel() == samples
         look = can_look(forward.params, value)
         deltas, where, sound = deltas_by_sample(
-            backward, plan.uses, graph, value, samples, look, proved, keep=not forward.freed
+            backward, plan.uses, graph, value, samples, look, proved, keep=not frees
         )
         side = Side(value.reshape(shape), forward, backward, graph, plan, deltas, where, sound)
-        return _Weighings(side, request, kept, matrix, preference).linearization()
+        found = _Weighings(side, request, kept, matrix, preference).linearization()
+        return found._replace(frees=frees)
 
 
 def plan_weightings(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.checks import all_rows_mask, check_count, check_dtype, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
+from ..gradients.run import Forward
 from ..processes import Group, check_group, gramians
 from ..types import (
     Batch,
@@ -23,14 +24,7 @@ from ..types import (
     constructor,
 )
 from ._jacobian import Heads, check_heads, share_of
-from .common import (
-    Run,
-    check_memory,
-    first_losses,
-    fixed,
-    is_empty,
-    linearize_labelled,
-)
+from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
 from .groups import Groups, combine_groups, fixed_groups, partition
 
 
@@ -122,7 +116,7 @@ def double_sampling(
             kept, share = (names, share_of(heads)) if rows else ((), None)
             request = Request(kept, heads=share, chunk_size=chunk_size)
             forward, shares = run.open(one, request)
-            linear = linearize_labelled(forward, request, shares)
+            linear = run.linearize(forward, request, shares)
             return shares.linearization(
                 linear, params, names, blocks, whole=True, dtype=gramian_dtype
             )
@@ -192,6 +186,8 @@ def _afresh(
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:
+    if isinstance(batch, Forward):  # in a Balancer
+        raise ValueError(EXPECTED)
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         found = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
         raise TypeError(

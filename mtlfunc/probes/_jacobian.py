@@ -43,7 +43,6 @@ from .common import (
     first_weighed,
     fixed,
     is_empty,
-    linearize_labelled,
 )
 from .groups import Groups, combine_groups, fixed_groups, partition
 from .masks import EditRows, Mask, graddrop
@@ -420,14 +419,14 @@ def _update(
         gramian_dtype=options.gramian_dtype,
         metric=None if with_rows else metric,
         weightings=0 if weights is None else len(weights),
-        last=True,
+        last=run.frees,
     )
     forward, shares = run.open(
         batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run, weights)
     )
     if weights is not None:
         shares, request = union.sums(), weighed(request, weights, forward)
-    linear = linearize_labelled(forward, request, shares)
+    linear = run.linearize(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks, metric, aim)
 
 
@@ -445,7 +444,7 @@ def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...])
 
     forward = run.union.agree(opened)
     shares, request = run.union.shares(None), Request(measured, chunk_size=1)
-    linear = linearize_labelled(forward, request, shares)
+    linear = run.linearize(forward, request, shares)
     return shares.linearization(
         linear, run.params, measured, (), whole=True, dtype=options.gramian_dtype
     ).rows

@@ -10,16 +10,7 @@ from ..core.checks import check_params
 from ..gradients.linearize import Request
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
-from .common import (
-    Present,
-    Run,
-    check_leak,
-    check_memory,
-    check_present,
-    first_losses,
-    is_empty,
-    linearize_labelled,
-)
+from .common import Present, Run, check_leak, check_memory, check_present, first_losses, is_empty
 
 
 @constructor
@@ -68,7 +59,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         forward, shares = run.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
-        linear = linearize_labelled(forward, Request((), last=True), shares)
+        linear = run.linearize(forward, Request((), last=run.frees), shares)
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)
         found = shares.labelled(linear)

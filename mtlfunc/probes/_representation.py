@@ -30,7 +30,6 @@ from .common import (
     first_losses,
     fixed,
     leaves_of_each,
-    linearize_labelled,
 )
 
 
@@ -137,7 +136,10 @@ def representation(
                 with SafeOps():
                     z = _named(encode(leaves, batch))
                 return z, z
-            seen = observe(lambda: encode(leaves, batch), leaves, _parse_features, outside=outside)
+            seen = observe(
+                lambda: encode(leaves, batch), leaves, _parse_features, params=leaves,
+                outside=outside,
+            )  # fmt: skip
             names: tuple[str, ...] = seen.losses.names or ()
             z = dict(zip(names, seen.losses.roots, strict=True))
             return z, z if seen.recorded or depth() else {n: x.detach() for n, x in z.items()}
@@ -160,7 +162,7 @@ def representation(
         forward, shares = both.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
-        linear = linearize_labelled(forward, request, shares)
+        linear = both.linearize(forward, request, shares)
 
         def through(gradient: Params) -> Params:
             with recording_context((z, linear.rows, gradient)):
@@ -194,22 +196,22 @@ def _measured(
 
 
 def measure_features(
-    losses: Losses, features: Any, leaves: Params, names: tuple[str, ...], shares: Shares
+    run: Run, losses: Losses, features: Any, names: tuple[str, ...], shares: Shares
 ) -> TaskGradients:
     """What `representation` measures, of losses and features that exist already.
 
     Args:
+        run: has the parameters.
         losses: with their graph.
         features: z, a tensor or a dict of tensors in that graph.
-        leaves: the parameters.
-        names: those that may act through z.
+        names: the parameters that may act through z.
         shares: this process's part of every loss.
 
     Raises:
         ValueError: where z has no graph, a loss does not depend on it, or another parameter acts
             through it.
     """
-    z = _named(features, "features")
+    z, leaves = _named(features, "features"), run.params
     if not all(leaf.requires_grad for leaf in z.values()):
         raise ValueError(
             "features: expected what the trunk computed in this forward, with its graph; neither "
@@ -225,7 +227,7 @@ def measure_features(
     forward = live(losses, leaves | z, hooked=True)
     request = Request(tuple(z), heads=lambda count: 1 / count)
     with _cut_at(z):
-        linear = linearize_labelled(forward, request, shares)
+        linear = run.linearize(forward, request, shares)
     silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, shares.here)]
     if silent and can_look(linear.losses):
         raise ValueError(f"features: the losses of tasks {silent} do not depend on them")

@@ -15,7 +15,7 @@ from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
-from ..gradients.run import Forward, check_connected, run
+from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Shares, Union, check_gathers, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
@@ -52,6 +52,7 @@ class Run:
     """
 
     combines = True  # whether the answer's `combine` will be called
+    frees = False  # whether the last pass may free the graph of its forward
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
     metric: Callable[[tuple[str, ...]], Metric] | None = None
@@ -107,6 +108,11 @@ class Run:
             return self(batch, request), self.union.shares(counts)
         forward, counts = self.union.agree(work)
         return forward, self.union.shares(counts)
+
+    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
+        """What is wanted of a forward pass, of the losses times this process's shares of them."""
+        scale, left_out = shares.scale(forward.value), shares.left_out(forward.params)
+        return linearize(forward, request._replace(scale=scale, left_out=left_out))
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
@@ -196,7 +202,7 @@ def parse_target(out: Any) -> Losses:
 
 def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
     """Raise where a target loss depends on none of these leaves, as far as that can be seen."""
-    if forward.pull is not None or forward.by_hooks or not can_look(forward.value):
+    if isinstance(forward, Traced) or forward.by_hooks or not can_look(forward.value):
         return
     reached = leaves_of_each(forward)
     if reached is not None and not reached[0] & set(measured):
@@ -205,6 +211,12 @@ def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
             "lower it; compute it from the params that the function is given (in a Balancer: from "
             "the module's output), with gradients enabled"
         )
+
+
+EXPECTED = (
+    "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars; with "
+    "mtlfunc.double_sampling a tuple of two or three of these"
+)
 
 
 def check_present(present: Present | None) -> None:
@@ -218,12 +230,6 @@ def fixed(which: Select) -> Select:
     if isinstance(which, Iterable) and not isinstance(which, str | Tensor | nn.Module):
         return tuple(which)
     return which
-
-
-def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Linearization:
-    """`linearize`, of the losses times this process's shares of them."""
-    scale, left_out = shares.scale(forward.value), shares.left_out(forward.params)
-    return linearize(forward, request._replace(scale=scale, left_out=left_out))
 
 
 def is_empty(state: State) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from types import TracebackType
@@ -27,12 +28,12 @@ from ..core.checks import (
     local_part,
 )
 from ..core.expect import expect_probe, expect_rule
-from ..core.tree import select, trained
+from ..core.tree import select
 from ..core.wrappers import check_averaging
 from ..gradients.hooks import Handles, Hooks
 from ..gradients.layerwise import Engine, Graph
-from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
-from ..gradients.run import Forward, live, release
+from ..gradients.losses import Losses, parse_losses, parse_weighed
+from ..gradients.run import Forward, live
 from ..probes._jacobian import Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
@@ -53,6 +54,7 @@ from ._balance import Reduction, combine_gradients, init_rule, reduce_carried, r
 from ._given import (
     CURES,
     VERSION,
+    Kept,
     as_list,
     check_scalable,
     check_targeted,
@@ -195,22 +197,20 @@ class Balancer:
         self._plain = plain_options(self._probe) if metric is None else None
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
-        self._tasks: Tasks = ()
-        self._state: State = None  # the probe's and the rule's, after the first losses
-        self._loaded: dict[str, Tensor] | None = None
+        self._kept = Kept()
         self._seen = Seen(Handles().first)
         self._by_rows: set[int] = set()  # kinds of graphs for which rows are cheapest
-        self._known: Params = {}
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         self._short: Short | None = None
-        leaves = self._leaves()  # before a forward, which under fully_shard hides some
+        leaves = self._leaves(again=True)  # before a forward, which under fully_shard hides some
         union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
             self._probe.watches(leaves, 1)  # its globs match
 
     def __repr__(self) -> str:
-        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        kept = self._kept
+        measured = "no step yet" if kept.states is None else f"{len(kept.tasks)} tasks"
         name = type(self._module).__name__
         return f"Balancer of {name}: {self._rule!r}, {self._probe!r}; {measured}"
 
@@ -292,9 +292,7 @@ class Balancer:
             info = self._step_short(losses) if alone and not retain_graph else None
             if info is not None:
                 return info
-            run, measured, info, after = self._answer(
-                "backward", losses, *given, keeps=retain_graph
-            )
+            run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
                 grads = combine_gradients(
@@ -302,30 +300,30 @@ class Balancer:
                 )
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
-            if run.frees:
-                release(run.forwards)
+            run.release()
             accumulate(
                 {name: leaves[name] for name in leaves if name in reached}, grads, fresh=run.fresh
             )
-            self._tasks, self._state, self._loaded = after
+            self._kept = kept
         if not (retain_graph or self._seen.open):
             self._seen.begin()
         return reduced(info, measured, self._reduction)
 
     def _step_short(self, losses: Any) -> Info | None:
         """The whole of `backward` in few calls, if no more is asked (see `_short`); else None."""
-        if self._plain is None or self._state is None:
+        tasks, states, _ = self._kept
+        if self._plain is None or states is None:
             return None
         leaves = self._leaves()
         if self._short is None or not isinstance(self._plain.shared, str):  # others may change
             self._short = short_of(self._plain, leaves)
-        if not (found := measure_short(self._short, losses, self._tasks, self._seen, self._asks)):
+        if not (found := measure_short(self._short, losses, tasks, self._seen, self._asks)):
             return None
         measured, reached = found
-        info, rule_state = weigh(self._rule, measured, self._state[1], self._tasks)
+        info, rule_state = weigh(self._rule, measured, states[1], tasks)
         grads = combine_gradients(measured, info.weights, self._reduction, ALONE)
         accumulate({name: leaves[name] for name in reached}, grads, fresh=True)
-        self._state = self._state[0], rule_state
+        self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
             self._seen.begin()
         return reduced(info, measured, self._reduction)
@@ -359,10 +357,10 @@ class Balancer:
         """
         given = present, weightings, target, features, scale
         with self._explained():
-            run, measured, info, after = self._answer("weigh", losses, *given)
+            run, measured, info, kept = self._answer("weigh", losses, given)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
-        self._tasks, self._state, self._loaded = after
+        self._kept = kept
         info = reduced(info, measured, self._reduction)
         weights = info.weights.detach()
         if measured.part is not None and present is not None:
@@ -397,7 +395,7 @@ class Balancer:
         """
         given = present, weightings, target, features, scale
         with self._explained():
-            _, measured, info, _ = self._answer("measure", losses, *given)
+            _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
 
     def state_dict(self) -> dict[str, Any]:
@@ -407,13 +405,14 @@ class Balancer:
             the rule's state, as pairs of a name and a tensor, and the names of the tasks, for
             `torch.save` and `torch.distributed.checkpoint`, which also takes the balancer itself.
         """
-        flat = dict(self._loaded or {}) if self._state is None else flat_state(self._state)
-        names = list(self._tasks) if isinstance(self._tasks, dict) else []
-        started = self._state is not None or self._loaded is not None
+        tasks, states, loaded = self._kept
+        flat = dict(loaded or {}) if states is None else flat_state(states)
+        names = list(tasks) if isinstance(tasks, dict) else []
+        started = states is not None or loaded is not None
         return {
             "version": VERSION,
             "started": started,
-            "tasks": {"count": len(self._tasks), "names": names},
+            "tasks": {"count": len(tasks), "names": names},
             # pairs, which a distributed checkpoint loads though a new balancer has none
             "state": tuple(flat.items()),
         }
@@ -429,16 +428,17 @@ class Balancer:
                 of another rule or of other tasks, here or at the next step.
         """
         started, tasks, flat = parse_state(state_dict)
-        if started and self._state is not None:
-            if tasks != self._tasks:
+        kept = self._kept
+        if started and kept.states is not None:
+            if tasks != kept.tasks:
                 raise ValueError(
                     f"state_dict: it is of {tasks_in_words(tasks)}, and this balancer of "
-                    f"{tasks_in_words(self._tasks)}"
+                    f"{tasks_in_words(kept.tasks)}"
                 )
-            filled_state(self._state, flat)
+            filled_state(kept.states, flat)
         # copies: an optimizer of the state's own tensors would change those in the dict
-        self._loaded = {name: leaf.clone() for name, leaf in flat.items()} if started else None
-        self._tasks, self._state = tasks if started else (), None
+        loaded = {name: leaf.clone() for name, leaf in flat.items()}
+        self._kept = Kept(tasks, None, loaded) if started else Kept()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
@@ -456,30 +456,20 @@ class Balancer:
 
         A forward under fully_shard hides them, so that they are read before the first one.
         """
-        known = self._known.values()
+        known = self._layout.leaves.values()
         if (
             again
             or not (known and all(map(attrgetter("requires_grad"), known)))
             or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
-            self._known = trained(self._module)
             self._layout, self._watched, self._short = Layout(self._module), None, None
-            if self._known:
-                check_params(self._known)
-        return self._known
+            if self._layout.leaves:
+                check_params(self._layout.leaves)
+        return self._layout.leaves
 
     def _answer(
-        self,
-        call: str,
-        losses: Any,
-        present: Any,
-        weightings: Any,
-        target: Any,
-        features: Any,
-        scale: float | Tensor | None,
-        *,
-        keeps: bool = True,
-    ) -> tuple[LiveRun, TaskGradients, Info, tuple[Any, ...]]:
+        self, call: str, losses: Any, given: tuple[Any, ...], keeps: bool = True
+    ) -> tuple[LiveRun, TaskGradients, Info, Kept]:
         """The forward passes behind these losses, and what `_measured` says of them; an error on
         every process if one fails, or if they differ.
         """
@@ -488,21 +478,20 @@ class Balancer:
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
-        union = union_of(self._probe.group, self._known)
+        union, kept = union_of(self._probe.group, self._layout.leaves), self._kept
+        present, weightings, target, features, scale = given
 
         def run() -> tuple[LiveRun, dict[str, Any]]:
             if union.several:
                 check_averaging(self._given)
-            found = self._run(
-                losses, present, weightings, target, union, combines=call == "backward"
-            )
+            found = self._run(losses, given, union, combines=call == "backward", keeps=keeps)
             if not union.several:
                 return found, {}
-            tasks = self._tasks or found.forwards[0].losses.tasks
+            tasks = kept.tasks or found.forwards[0].losses.tasks
             return found, {
                 "the call": call,
-                "whether load_state_dict came before": self._loaded is not None,
-                "whether this is the first step": self._state is None,
+                "whether load_state_dict came before": kept.loaded is not None,
+                "whether this is the first step": kept.states is None,
                 "whether present= is given": present is not None,
                 "entries of present=": None if present is None else len(present),
                 "whether weightings= are given": weightings is not None,
@@ -518,63 +507,39 @@ class Balancer:
 
         def answer() -> tuple[Any, dict[str, Any]]:
             found = union.agree(run)
-            self._let_free(found, keeps)
             with found.no_writes():
-                measured, info, after = self._measured(found, losses, features, scale)
+                measured, info, after = self._measured(found, features, scale)
             return (found, measured, info, after), told(info)
 
         return union.agree(answer)
 
-    def _let_free(self, run: LiveRun, keeps: bool) -> None:
-        """Say whether the graphs of these forwards may be freed, in their last pass or after it."""
-        # what somebody's own backward or hook returns may be kept by them
-        custom = run.has_custom_backward
-        hooked = any(x.hooked for x in run.forwards)
-        run.fresh = not (custom or hooked)
-        alone = self._one_pass
-        if keeps or (hooked and not alone) or run.union.by_hooks(run.params):
-            return
-        run.frees = not hooked
-        forward, *others = run.forwards
-        if not others and (alone or not (hooked or custom or forward.graph.has_saved_hooks)):
-            # losses that can be seen not to be finite, an error, keep their graph
-            forward.frees = not can_look(forward.value) or has_finite_sum(forward.value)
-
     def _run(
-        self,
-        losses: Any,
-        present: Tensor | None,
-        weightings: Tensor | None,
-        target: Tensor | None,
-        union: Union,
-        *,
-        combines: bool,
+        self, losses: Any, given: tuple[Any, ...], union: Union, *, combines: bool, keeps: bool
     ) -> LiveRun:
         """The forward passes behind these losses."""
+        present, weightings, target, _, scale = given
+        known = self._kept.tasks
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(is_whole, losses))
-        pieces = losses if several and weightings is None else (losses,)
+        several = several and weightings is None
         parsed: list[Losses] = []
         if weightings is not None:
-            check_weightings(self._probe, weightings, present, self._tasks)
+            check_weightings(self._probe, weightings, present, known)
             parsed.append(parse_weighed(losses, "losses"))
         # every batch's tasks are in the order of the first's
-        for each in pieces if weightings is None else ():
-            tasks = self._tasks or (parsed[0].tasks if parsed else ())
-            first = "the first step" if self._tasks else "the first batch"
+        for each in (losses if several else (losses,)) if weightings is None else ():
+            tasks = known or (parsed[0].tasks if parsed else ())
+            first = "the first step" if known else "the first batch"
             parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
-        by_hooks = union.by_hooks(self._known)
+        by_hooks = union.by_hooks(self._layout.leaves)
         leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
         if not by_hooks and any(outside(x.graph, leaves) for x in forwards):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
-        for forward in forwards:
-            single = forward.losses.scalars is not None or self._one_pass
-            forward.hooked = self._seen.take(forward.graph, separate=single)
-            forward.watched = not forward.hooked and self._watches(forward, leaves, weightings)
+        forwards = tuple([self._looked_at(x, leaves, weightings) for x in forwards])
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         # a rank without labels takes part
@@ -584,13 +549,33 @@ class Balancer:
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
-        aim = None
+        aim, hooked = None, any(x.hooked for x in forwards)
         if target is not None:
             check_targeted(self._rule, self._probe)
-            hooked = any(x.hooked for x in forwards)
             aim = live(parse_target(target), leaves, hooked=hooked, by_hooks=by_hooks)
-        made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return LiveRun(leaves, union, made, present, reached, combines, weightings, aim)
+        batch, forwards = forwards if several else forwards[0], (*forwards, *([aim] if aim else []))
+        # what somebody's own backward or hook returns may be kept by them
+        custom, first = any(x.graph.has_custom_backward for x in forwards), forwards[0]
+        may = not (keeps or by_hooks or (hooked and not self._one_pass))
+        once = self._one_pass or not (hooked or custom or first.graph.has_saved_hooks)
+        # losses that can be seen not to be finite, an error, keep their graph
+        frees = may and once and len(forwards) == 1
+        frees = frees and (not can_look(first.value) or has_finite_sum(first.value))
+        metric = None
+        if self._metric is not None:
+            metric = partial(metric_of, self._metric, leaves, scale=scale)
+        return LiveRun(
+            params=leaves, union=union, batch=batch, forwards=forwards, present=present,
+            weighted=weightings, aim=aim, metric=metric, reached=reached, combines=combines,
+            custom=custom, fresh=not (custom or hooked), frees=frees, releases=may and not hooked,
+        )  # fmt: skip
+
+    def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:
+        """With whether hooks may sit on derivatives, and whether the graph is asked."""
+        single = forward.losses.scalars is not None or self._one_pass
+        hooked = self._seen.take(forward.graph, separate=single)
+        watched = not hooked and self._watches(forward, leaves, weightings)
+        return replace(forward, hooked=hooked, watched=watched)
 
     def _watches(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> bool:
         """Whether the graph is asked who reads the leaves."""
@@ -608,11 +593,9 @@ class Balancer:
         return self._watched and (graph is None or graph.kind not in self._by_rows)
 
     def _measured(
-        self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
-    ) -> tuple[TaskGradients, Info, tuple[Any, ...]]:
-        """What the rule sees, its answer, and after it (tasks, states, what was loaded and is not
-        used yet).
-        """
+        self, run: LiveRun, features: Any, scale: float | Tensor | None
+    ) -> tuple[TaskGradients, Info, Kept]:
+        """What the rule sees, its answer, and what is kept after it."""
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
@@ -621,13 +604,12 @@ class Balancer:
         if run.aim is not None and scale is None:
             check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
-        tasks = self._tasks or named
+        kept = self._kept
+        tasks = kept.tasks or named
         with self._no_autocast(run.params):
-            probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
-            if self._metric is not None:
-                run.metric = partial(metric_of, self._metric, run.params, scale=scale)
+            probe_state, rule_state = kept.states or self._started(run, scale)
             if features is None:
-                measured, probe_after = self._probe.update(run, losses, probe_state)
+                measured, probe_after = self._probe.update(run, run.batch, probe_state)
             else:
                 measured, probe_after = self._at_features(run, features), probe_state
             measured = reduce_carried(measured, self._reduction)
@@ -640,9 +622,9 @@ class Balancer:
             if len(self._by_rows) == KINDS:
                 self._by_rows.clear()
             self._by_rows.add(kind)
-        lost = self._state is None and scale is not None and not first.value.isfinite().all()
-        states = None if lost else (probe_after, rule_after)
-        return measured, info, (tasks, states, None if states else self._loaded)
+        lost = kept.states is None and scale is not None and not first.value.isfinite().all()
+        after = Kept(tasks, None, kept.loaded) if lost else Kept(tasks, (probe_after, rule_after))
+        return measured, info, after
 
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
@@ -654,22 +636,21 @@ class Balancer:
             )
         names = select(run.params, self._shared)
         shares = run.union.shares(run.present)
-        return measure_features(run.forwards[0].losses, features, run.params, names, shares)
+        return measure_features(run, run.forwards[0].losses, features, names, shares)
 
-    def _started(
-        self, run: LiveRun, losses: Any, tasks: Tasks, scale: float | Tensor | None
-    ) -> tuple[State, State]:
+    def _started(self, run: LiveRun, scale: float | Tensor | None) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
         run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again
         begin = run if scale is None else run.edited(finite_losses)
-        first, probe_state = self._probe.init(begin, losses, random.fold_in(root, 0))
+        first, probe_state = self._probe.init(begin, run.batch, random.fold_in(root, 0))
         first = first if scale is None else first / scale
-        if self._loaded is not None:  # they start nothing: absent tasks' losses of 0 do not matter
+        if (loaded := self._kept.loaded) is not None:
+            # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)
         fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
-        return fresh if self._loaded is None else filled_state(fresh, self._loaded)
+        return fresh if loaded is None else filled_state(fresh, loaded)
 
     def _no_autocast(self, leaves: Params) -> Any:
         """Products of gradients are not for half precision."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,14 @@ CURES = {
     "object has no attribute 'output'": _EXTENDED,
 }
 """What to do about errors of torch and of other libraries, by words of theirs."""
+
+
+class Kept(NamedTuple):
+    """What a Balancer keeps from step to step."""
+
+    tasks: Tasks = ()
+    states: State = None  # the probe's and the rule's, after the first losses
+    loaded: dict[str, Tensor] | None = None  # from a file, and not used yet
 
 
 def is_all(which: Any) -> bool:

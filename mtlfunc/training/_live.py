@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
+from dataclasses import dataclass, field, replace
 from operator import attrgetter, is_
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import local_part
+from ..core.tree import trained
 from ..gradients.hooks import Handles
 from ..gradients.layerwise import Graph
-from ..gradients.linearize import Request
+from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses
-from ..gradients.run import Forward, live
-from ..probes.common import Present, Run, Weightings
+from ..gradients.run import Forward, live, release
+from ..probes.common import EXPECTED, Present, Run, Weightings
 from ..processes import Shares, Union
-from ..types import Batch, Params
+from ..types import Batch, Metric, Params
 
 
 class Seen(threading.local):
@@ -70,9 +71,10 @@ _HOOKED, _BACKWARD_HOOKS = attrgetter("hooked"), attrgetter("_backward_hooks")
 
 
 class Layout:
-    """Where a module keeps its parameters, so that a change of names is seen without a walk."""
+    """A module's leaves, and where it keeps them, so that a change is seen without a walk."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.leaves: Params = trained(module)
         self.parts = [
             held
             for x in module.modules()
@@ -88,44 +90,35 @@ class Layout:
         return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LiveRun(Run):
-    """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
+    """The forward passes that the user has made: a batch is one of them, or a tuple of several."""
 
-    frees = fresh = False  # whether the graphs may be freed, and gradients have no other holder
-
-    def __init__(
-        self,
-        leaves: Params,
-        union: Union,
-        made: dict[int, Forward],
-        present: Tensor | None,
-        reached: set[str],
-        combines: bool,
-        weighted: Tensor | None = None,
-        aim: Forward | None = None,
-    ) -> None:
-        self.params, self.union, self.present = leaves, union, present
-        self.made, self.reached, self.combines = made, reached, combines
-        self.weighted, self.aim = weighted, aim
-        self.forwards = [*made.values(), *([] if aim is None else [aim])]
-        self.edit: Callable[[Losses], Losses] | None = None
-        self.edits: list[Forward] = []  # that were made of them
+    params: Params
+    union: Union
+    batch: Forward | tuple[Forward, ...]
+    forwards: tuple[Forward, ...]  # these, and that of the target loss
+    present: Tensor | None
+    weighted: Tensor | None
+    aim: Forward | None
+    metric: Callable[[tuple[str, ...]], Metric] | None
+    reached: set[str]
+    combines: bool
+    custom: bool  # whether somebody's own backward is in a graph of these losses
+    fresh: bool  # whether gradients have no other holder
+    frees: bool  # whether the last pass may free the graph
+    releases: bool  # whether graphs that no pass has freed are freed after the step
+    edit: Callable[[Losses], Losses] = lambda losses: losses
+    answers: list[tuple[Forward, Linearization]] = field(default_factory=list)
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
-        found = self.made.get(id(batch))
-        if found is None:
-            raise ValueError(
-                "losses: expected one batch's, a vector [task], or a tuple, list or dict of "
-                "scalars; with mtlfunc.double_sampling a tuple of two or three of these"
-            )
-        if self.edit is None:
-            return found
-        edited = live(
-            self.edit(found.losses), self.params, watch=found.watched, hooked=found.hooked,
-            by_hooks=found.by_hooks,
-        )  # fmt: skip
-        self.edits.append(edited)
-        return edited
+        if not isinstance(batch, Forward):
+            raise ValueError(EXPECTED)
+        if (losses := self.edit(batch.losses)) is batch.losses:
+            return batch
+        return live(
+            losses, self.params, watch=batch.watched, hooked=batch.hooked, by_hooks=batch.by_hooks
+        )
 
     def open(
         self,
@@ -137,14 +130,16 @@ class LiveRun(Run):
         # the processes were compared before
         return self(batch), self.union.shares(labels())
 
+    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
+        found = super().linearize(forward, request, shares)
+        self.answers.append((forward, found))
+        return found
+
     def first(self, batch: Batch) -> Forward:
         return self(batch)
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
-        before = self.edit
-        run = copy(self)
-        run.edit = edit if before is None else lambda losses: edit(before(losses))
-        return run
+        return replace(self, edit=lambda losses: edit(self.edit(losses)), frees=False)
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -163,19 +158,21 @@ class LiveRun(Run):
     @property
     def by_rows(self) -> int | None:
         """The kind of the graph, if each of its separate losses was differentiated row by row."""
-        forward = self.edits[-1] if self.edits else self.forwards[0]
-        alone = forward.by_rows and not forward.hooked and forward.losses.scalars is not None
-        return self.forwards[0].graph.kind if alone else None
+        for forward, found in self.answers[-1:]:
+            if found.apart and not forward.hooked and forward.losses.scalars is not None:
+                return self.forwards[0].graph.kind
+        return None
 
-    @property
-    def has_custom_backward(self) -> bool:
-        """Whether somebody's own backward is in a graph of these losses."""
-        return any(x.graph.has_custom_backward for x in self.forwards)
+    def release(self) -> None:
+        """Free the graphs that no pass has freed, if they may be."""
+        if self.releases:
+            freed = [forward for forward, found in self.answers if found.frees]
+            release([x for x in self.forwards if x not in freed])
 
     @contextmanager
     def no_writes(self) -> Iterator[None]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        looks = self.has_custom_backward and not self.union.by_hooks(self.params)
+        looks = self.custom and not self.union.by_hooks(self.params)
         leaves = self.params if looks else {}
         before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
         yield
