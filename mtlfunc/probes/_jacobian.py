@@ -405,8 +405,7 @@ def _update(
         )
     aim = _aim(options, run, batch, measured)
     edited |= aim is not None
-    # a diagonal weighs rows, and one pass for all weightings makes them on demand alone
-    with_rows = edited or (metric is not None and (weights is not None or not metric.turns))
+    with_rows = edited or _weighs_rows(metric, weights)
     combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
         names,
@@ -428,6 +427,15 @@ def _update(
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = run.linearize(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks, metric, aim)
+
+
+def _weighs_rows(metric: Metric | None, weightings: Tensor | None) -> bool:
+    """Whether finished rows are multiplied in this metric, by `gramians`; else the passes are given
+    it in their request, and what turns a layer's matrix multiplies its inputs and deltas.
+
+    A diagonal weighs the rows' coordinates, and weightings' one pass makes rows on demand alone.
+    """
+    return metric is not None and (weightings is not None or not metric.turns)
 
 
 def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
