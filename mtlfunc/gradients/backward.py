@@ -314,7 +314,7 @@ class Passes:
             parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
             for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
                 block = task_block(group, form, deltas, deltas, wide, group.other)
-                c = metric.carried.get(group.uses[0].part.leaf)
+                c = metric.carried.get(group.leaf)
                 parts.append((0.5 * (block + block.mT), task_products(group, deltas, c, wide)))
             gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
         return gramian, carried

@@ -15,10 +15,11 @@ from ..core.checks import depth, enable_grad, is_differentiated, recording_conte
 from ..core.tree import dot
 from ..types import Metric, Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
+from .entries import linearize_slices
 from .layerwise import (
     Engine,
+    EntryPlan,
     Plan,
-    Slices,
     common_plan,
     decide,
     is_worth_recording,
@@ -30,7 +31,6 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward
-from .slices import linearize_slices
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -185,7 +185,7 @@ class _Route(NamedTuple):
     plan: Plan
     loss_edges: tuple[GradientEdge | None, ...] | None  # of losses to be differentiated each alone
     chunk_size: int | None
-    slices: Slices | None = None  # every loss reads its own, and one pass is enough
+    slices: EntryPlan | None = None  # every loss reads its own, and one pass is enough
 
 
 def _open(
@@ -302,9 +302,7 @@ def _measure(
 
     if route.slices is not None:
         wanted, share = ((), 0.0) if share is None else (others, share)
-        rows, gramian, heads = linearize_slices(
-            route.slices, passes.backward, on_heads(), passes.matrix, wanted, dtype
-        )
+        rows, gramian, heads = linearize_slices(route.slices, passes, forward.graph, wanted, dtype)
         return rows, gramian, {name: share * grad for name, grad in heads.items()}, None
     rows, gramian, head_grads, carried = {}, None, {}, None
     if request.keep == "nothing" and request.chunk_size and request.metric is None:

@@ -63,6 +63,22 @@ class Group(NamedTuple):
         return not any(use.is_turned is None for use in self.uses)
 
     @property
+    def leaf(self) -> str:
+        return self.uses[0].part.leaf
+
+    @property
+    def start(self) -> int:
+        """Where the part begins along the leaf's first axis."""
+        span = self.uses[0].part.span
+        return span[0] if span else 0
+
+    @property
+    def multiplied(self) -> float:
+        """Operations of the products that one backward pass does for its row."""
+        outer = [use for use in self.uses if use.kind == "outer"]
+        return 2.0 * self.numel * sum(map(positions, outer))
+
+    @property
     def lead(self) -> Use:
         """The use in whose order the rows of all of them are."""
         return next((use for use in self.uses if not use.is_turned), self.uses[0])
@@ -199,7 +215,7 @@ Choices = tuple[tuple[Layout, Tensor], ...]
 """Candidates, each with whether it is the one; more than one where values cannot be read."""
 
 
-def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
+def split_entries(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
     """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
     found = _split_layout(x, use, choices[0][0], samples, lead)
     for layout, right in choices[1:]:
@@ -223,7 +239,7 @@ def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) 
 
 def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
     """A leaf's groups with the rows P·g; none where P is not a factor for each axis of a matrix."""
-    (group, *parts), name = groups, groups[0].uses[0].part.leaf
+    (group, *parts), name = groups, groups[0].leaf
     first, then = (metric.turns or {}).get(name, ((), ()))
     swapped, scale = group.uses[0].is_turned, metric.scale[name]
     if parts or then or scale.ndim or not group.alike or swapped is None:
@@ -317,31 +333,31 @@ def _task_rows(group: Group, deltas: Sequence[Tensor], dtype: torch.dtype, *, fo
     return total.reshape(len(total), -1)
 
 
-class SampledGroup(NamedTuple):
-    """A group in one backward pass by sample."""
+class SplitGroup(NamedTuple):
+    """A group in one backward pass whose deltas are split by entry."""
 
     group: Group
-    where: Sequence[Choices]  # for every use where its samples are
-    deltas: Sequence[Tensor]  # for every use [task, *shape]
-    samples: int  # how many there are
+    where: Sequence[Choices]  # for every use where its entries are
+    deltas: Sequence[Tensor]  # for every use [part, *shape]
+    entries: int  # how many there are
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use the deltas [task, sample, position, group, o]."""
+        """For every use the deltas [part, entry, position, group, o]."""
         return [
-            split_samples(use.varied(delta), use, choices, self.samples, 1).to(dtype)
+            split_entries(use.varied(delta), use, choices, self.entries, 1).to(dtype)
             for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
         ]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use x [sample, position, group, a], lookup: indices [sample, position]."""
+        """For every use x [entry, position, group, a], lookup: indices [entry, position]."""
 
         def fixed(use: Use, choices: Choices) -> Tensor:
             if use.fixed is None:
                 return torch.empty(0)
             if use.kind == "outer":
-                return split_samples(use.fixed(), use, choices, self.samples, 0).to(dtype)
+                return split_entries(use.fixed(), use, choices, self.entries, 0).to(dtype)
             indices = use.fixed()[..., None, None, None]
-            return split_samples(indices, use, choices, self.samples, 0)[..., 0, 0]
+            return split_entries(indices, use, choices, self.entries, 0)[..., 0, 0]
 
         return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
 
@@ -350,29 +366,57 @@ class SampledGroup(NamedTuple):
         """Whether all uses are one sum over their positions."""
         return self.group.alike or (self.group.is_matrix and len(self.deltas[0]) == 1)
 
+    def by_position(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """x and deltas as of one use, over all uses' positions."""
+        inputs, parts = self.inputs(dtype), self.parts(dtype)
+        if (
+            not self.group.alike
+        ):  # rows are those of the transpose, with inputs and deltas exchanged
+            for i, use in enumerate(self.group.uses):
+                if use.is_turned:
+                    inputs[i], parts[i] = parts[i][0], inputs[i][None]
+        return _join_positions(inputs, 1), _join_positions(parts, 2)
+
     def rows(self, dtype: torch.dtype, mix: Tensor | None = None) -> Tensor:
-        """[sample·task, width]; with `mix` [row, sample·task] the rows that it makes of them."""
+        """[entry·part, width]; with `mix` [row, entry·part] the rows that it makes of them."""
         if self.is_joined:
-            use, (x, part) = self.group.lead, _positions(self, dtype)
-            made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
-            return use.fold(made).flatten(1)
+            sums = [(self.group.lead, *self.by_position(dtype))]
+        else:
+            sums = zip(self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True)
         folded = []
-        for use, x, part in zip(
-            self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True
-        ):
-            if mix is None:
-                folded.append(use.fold(self._rows_of(use, x, part)))
-                continue
-            folded.append(use.fold(self._mixed_of(use, x, part, mix)))
+        for use, x, part in sums:
+            made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
+            folded.append(use.fold(made))
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
+    def factors(self, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What a block of the Gramian is multiplied from: rows, or inputs and deltas."""
+        return (self.rows(dtype),) if form == "gemm" else self.by_position(dtype)
+
+    def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
+        """The diagonal of `split_block` [entry·part], from each entry's own positions alone."""
+        group, each = self.group, sum(map(positions, self.group.uses)) / self.entries
+        if not self.is_joined or (
+            not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
+        ):
+            return self.rows(dtype).square().sum(1)
+        x, y = self.by_position(dtype)
+        if group.uses[0].kind == "lookup":
+            kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
+        else:
+            x = x.movedim(2, 1)  # [entry, group, position, a]
+            kernel = x @ x.mT
+        kernel = kernel + 1 if biased else kernel
+        y = y.movedim(3, 2)  # [part, entry, group, position, o]
+        return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
+
     def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The rows [sample·task, part of the width], piece by piece."""
+        """The rows [entry·part, some of the width], piece by piece."""
         if not self.is_joined:
             yield self.rows(dtype)
             return
-        x, part = _positions(self, dtype)
+        x, part = self.by_position(dtype)
         for piece in self._pieces_of(self.group.lead, x, part):
             yield piece.flatten(1)
 
@@ -401,7 +445,7 @@ class SampledGroup(NamedTuple):
         them as its inner size.
         """
         a = 1 if use.kind == "local" else use.sizes[2]
-        each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
+        each = len(part) * self.entries * part.shape[-2] * a * part.element_size()
         count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // each)
         for start in range(0, part.shape[-1], count):
             yield self._rows_of(use, x, part[..., start : start + count])
@@ -430,7 +474,7 @@ class SampledGroup(NamedTuple):
         product over all positions.
         """
         wide = torch.promote_types(dtype, torch.float32)
-        by_task = weights.to(wide).unflatten(0, (self.samples, -1)).mT
+        by_task = weights.to(wide).unflatten(0, (self.entries, -1)).mT
         deltas = []
         for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True):
             weighted = _at_samples(by_task, use, choices, delta) * delta
@@ -456,12 +500,7 @@ def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> T
     return found
 
 
-def sample_factors(sample: SampledGroup, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What a block of the Gramian is multiplied from: rows, or inputs and deltas by position."""
-    return (sample.rows(dtype),) if form == "gemm" else _positions(sample, dtype)
-
-
-def sample_block(
+def split_block(
     group: Group,
     form: Form,
     left: Sequence[Tensor],
@@ -483,25 +522,7 @@ def sample_block(
     """
     if form == "gemm":
         return inner_products(left[0], right[0])
-    return _sample_kernel(group, left, right, dtype, biased)
-
-
-def sample_squares(sample: SampledGroup, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
-    """The diagonal of `sample_block` [sample·task], from each sample's own positions alone."""
-    group, each = sample.group, sum(map(positions, sample.group.uses)) / sample.samples
-    if not sample.is_joined or (
-        not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))
-    ):
-        return sample.rows(dtype).square().sum(1)
-    x, y = _positions(sample, dtype)
-    if group.uses[0].kind == "lookup":
-        kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
-    else:
-        x = x.movedim(2, 1)  # [sample, group, position, a]
-        kernel = x @ x.mT
-    kernel = kernel + 1 if biased else kernel
-    y = y.movedim(3, 2)  # [task, sample, group, position, o]
-    return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
+    return _split_kernel(group, left, right, dtype, biased)
 
 
 def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
@@ -511,19 +532,7 @@ def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
     return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
 
 
-def _positions(sample: SampledGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
-    position, group, o], over all uses' positions.
-    """
-    inputs, parts = sample.inputs(dtype), sample.parts(dtype)
-    if not sample.group.alike:  # rows are those of the transpose with inputs and deltas exchanged
-        for i, use in enumerate(sample.group.uses):
-            if use.is_turned:
-                inputs[i], parts[i] = parts[i][0], inputs[i][None]
-    return _join_positions(inputs, 1), _join_positions(parts, 2)
-
-
-def _sample_kernel(
+def _split_kernel(
     group: Group, left: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype, biased: bool
 ) -> Tensor:
     """By the inner products of all pairs of positions, of one side with the other."""

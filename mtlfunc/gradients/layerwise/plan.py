@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...types import Metric, Params
 from .broadcast import over_samples
-from .formulas import HALF, Cost, Form, Group, Layout, costs, in_metric, layouts, positions
+from .formulas import HALF, Form, Group, Layout, costs, in_metric, layouts, positions
 from .graph import DEVICES, Graph, Node, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
@@ -77,6 +77,20 @@ class Plan(NamedTuple):
     def uses(self) -> list[Use]:
         return [use for group, _ in self.tapped for use in group.uses]
 
+    @property
+    def biases(self) -> dict[str, str]:
+        """The biases that their own calls' weight takes along, with that weight."""
+        weights = {
+            group.calls: group.name
+            for group, form in self.tapped
+            if form == "kernel" and group.takes_bias
+        }
+        return {
+            group.name: weights[group.calls]
+            for group, _ in self.tapped
+            if group.is_bias and group.calls in weights
+        }
+
     def split(self, found: Sequence[T]) -> Iterator[Sequence[T]]:
         """What was found for every use, group by group."""
         rest = iter(found)
@@ -117,23 +131,55 @@ def groups_of(
     return found
 
 
-def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
-    """Floating-point operations as a large matrix product's, of a group in a form."""
-    unfolded = "conv" in group.op and form in ("gemm", "mixed") and device == "cpu"
-    return cost.flops * (UNFOLDED if unfolded else 1.0)
+def prices_of(
+    group: Group,
+    rows: int,
+    device: str,
+    entries: int | None = None,
+    weightings: int = 0,
+    *,
+    plain: bool = True,
+    by_rows: bool = False,
+) -> dict[Form, float]:
+    """Floating-point operations, as a large matrix product's, of every form that a group may take.
 
-
-def cheapest_form(
-    group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
-) -> Form:
-    found: dict[Form, Cost] = {
-        form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
+    Args:
+        group: the uses of one leaf, or of one part of it.
+        rows: the Gramian's; of one pass split by entry, entries × parts.
+        device: "cpu", "cuda", …
+        entries: of that pass; None is one pass a row.
+        weightings: how many rows are mixed of those by entry.
+        plain: their Gramian is accumulated in its default dtype, so that halves stay halves.
+        by_rows: the mixed rows are wanted.
+    """
+    slow = UNFOLDED if _convolves(group, device) else 1.0
+    prices: dict[Form, float] = {
+        form: cost.flops * (slow if form in ("gemm", "mixed") else 1.0)
+        for form, cost in costs(group, rows, entries, weightings=weightings).items()
     }
+    if not weightings:
+        return prices
+    half = group.dtype in HALF and plain
+    # what is left of products that cancel has fewer digits than they had
+    apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
+    if by_rows or not apart:
+        return {"mixed": prices["mixed"]}
+    if half:
+        del prices["mixed"]
+    else:  # products in float64
+        prices["gemm"] += 2.0 * rows**2 * group.numel
+        if "kernel" in prices:
+            prices["kernel"] *= 2
+    return prices
 
-    def price(form: Form) -> tuple[float, bool]:
-        return weighted_cost(found[form], group, form, device), form != "rows"
 
-    return min(found, key=price)
+def _convolves(group: Group, device: str) -> bool:
+    """Whether it has convolutions on a CPU, which runs these, and their windows, otherwise."""
+    return "conv" in group.op and device == "cpu"
+
+
+def cheapest(prices: Mapping[Form, float]) -> Form:
+    return min(prices, key=lambda form: (prices[form], form != "rows"))
 
 
 def task_plan(
@@ -158,53 +204,46 @@ def task_plan(
     """
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
-    saved, combining = 0.0, 0.0
+    saved = 0.0
     for name in names:
-        outer = [
-            group
-            for group in groups.get(name, ())
-            if all(use.kind != "local" for use in group.uses)
-        ]
+        parts = groups.get(name, ())
         # a bias, a norm: its rows cost no more than its deltas
-        if not outer or len(outer) < len(groups[name]):
+        if not parts or any(use.kind == "local" for group in parts for use in group.uses):
             left.append(name)
             continue
-        allowed: list[Form] = (
-            ["kernel", "gemm"]
-            if engine == "layerwise" or len(outer) > 1
-            else ["kernel", "gemm", "rows"]
-        )
-        forms: list[Form] = [cheapest_form(group, rows, device, None, allowed) for group in outer]
-        if forms == ["rows"]:
+        found = [prices_of(group, rows, device) for group in parts]
+        by_rows = [prices.pop("rows") for prices in found]
+        forms: list[Form] = [cheapest(prices) for prices in found]
+        if len(parts) == 1 and engine == "auto" and by_rows[0] <= found[0][forms[0]]:
             left.append(name)
             continue
-        for group, form in zip(outer, forms, strict=True):
+        for group, form, prices, each in zip(parts, forms, found, by_rows, strict=True):
             tapped.append((group, form))
-            found = costs(group, rows)
-            saved += weighted_cost(found["rows"], group, "rows", device)
-            saved -= weighted_cost(found[form], group, form, device)
+            saved += each - prices[form]
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
             saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
-    if keep and engine == "auto":
-        combining = sum(
-            4.0 * positions(use) * group.numel
-            for parts in groups.values()
-            for group in parts
-            for use in group.uses
-            if use.kind == "outer"
-        )
-        if saved <= WORTH * combining:
-            return Plan((), tuple(names))
-    if engine == "auto" and saved <= 0:
+    combining = 0.0
+    if keep:
+        combining = 2.0 * sum(group.multiplied for parts in groups.values() for group in parts)
+    if engine == "auto" and saved <= WORTH * combining:
         return Plan((), tuple(names))
     return Plan(tuple(tapped), tuple(left))
 
 
+class EntryPlan(NamedTuple):
+    """How one backward pass split by entry, a sample or a task, answers for all rows."""
+
+    plan: Plan
+    # of every use of the plan where the entries are; None where the graph proves it of none
+    where: tuple[Layout, ...] | None = None
+    kept: tuple[str, ...] = ()  # the leaves whose rows are kept, to be combined
+    worth: bool = True  # whether that is cheaper than one backward pass a row
+
+
 def sample_plan(
     uses: Uses, params: Params, names: Sequence[str], graph: Graph, losses: Tensor
-) -> tuple[Plan, tuple[Layout, ...] | None]:
-    """Forms of the leaves in `names` for every sample and task, and where the samples are in every
-    use of the plan, if the graph proves it.
+) -> EntryPlan:
+    """Forms of the leaves in `names` for every sample and task.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
 
@@ -223,12 +262,12 @@ def sample_plan(
         groups = groups if proved is None else every
     if proved is None:
         proved = entry_layouts(graph, losses, None, _uses(groups))
-    forms: list[tuple[Group, Form]] = [
-        (group, cheapest_form(group, rows, losses.device.type, samples, ("kernel", "gemm")))
+    forms: tuple[tuple[Group, Form], ...] = tuple(
+        (group, cheapest(prices_of(group, rows, losses.device.type, samples)))
         for parts in groups.values()
         for group in parts
-    ]
-    return Plan(tuple(forms), tuple(name for name in names if name not in groups)), proved
+    )
+    return EntryPlan(Plan(forms, tuple(name for name in names if name not in groups)), proved)
 
 
 def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
@@ -287,87 +326,84 @@ def widest(device: str) -> torch.dtype:
     return torch.float32 if device == "mps" else torch.float64
 
 
-class Weighted(NamedTuple):
-    """How tasks that are weightings of samples are measured from one backward pass by sample."""
-
-    plan: Plan  # of all leaves; forms matter where they are measured
-    kept: tuple[str, ...]  # the leaves whose rows are kept, to be combined
-    worth: bool  # whether that is cheaper than one backward pass a task
-
-
-def weighted_plan(
-    groups: dict[str, list[Group]],
-    params: Params,
-    measured: Sequence[str],
-    entries: tuple[int, int],
-    weightings: int,
-    device: str,
-    *,
-    passes: int,
-    rows: bool,
-    keep: bool,
-    plain: bool = True,
-) -> Weighted:
-    """Forms of the leaves in `params`.
+def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
+    """Forms of all leaves for tasks that are weightings of samples; None where the graph is not
+    asked.
 
     Args:
-        groups: the leaves that known nodes alone read.
-        params: the leaves.
-        measured: those that the Gramian sums over, or whose rows are wanted.
-        entries: how many samples, and losses of each.
-        weightings: tasks.
-        device: "cpu", "cuda", …
-        passes: how many make the deltas, and find the samples in them.
-        rows: the rows of all tasks are wanted.
-        keep: they may be kept to be combined, where they are no larger than inputs and deltas.
-        plain: the Gramian is accumulated in its default dtype, so that halves stay halves.
+        forward: a `run.Forward`, of losses of samples.
+        request: a `linearize.Request`.
     """
-    samples, parts = entries
+    if not forward.watched or request.weightings < 2 or forward.root is None:
+        return None
+    shape = forward.losses.shape or forward.value.shape
+    samples, parts = shape[0], shape[1:].numel()
+    if samples == 1:
+        return None
+    graph, params = forward.graph, forward.params
+    groups = groups_of(forward.uses, params, tuple(params), graph)
+
+    def planned(passes: int) -> EntryPlan:
+        found = _price_weightings(groups, forward, request, shape, passes)
+        worth = found.worth or request.engine == "layerwise"
+        return found._replace(worth=worth and bool(groups))
+
+    if request.weightings <= FEW_TASKS and not (found := planned(parts)).worth:
+        return found
+    groups = sampled_groups(spread_groups(groups, graph, samples), graph, samples)
+    found = planned(parts)
+    if not found.worth:
+        return found
+    where = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
+    return found._replace(where=where) if where else planned(2 * parts)
+
+
+def _price_weightings(
+    groups: Mapping[str, list[Group]], forward: Any, request: Any, shape: torch.Size, passes: int
+) -> EntryPlan:
+    """`passes`: how many make the deltas, and find the samples in them."""
+    value, params, tasks = forward.value, forward.params, request.weightings
+    (samples, parts), device = (shape[0], shape[1:].numel()), value.device.type
+    by_rows = request.keep == "rows"
+    measured = request.shared if by_rows else request.measured
+    plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
     tapped: list[tuple[Group, Form]] = []
     kept: list[str] = []
     work = products = 0.0
     for name, every in groups.items():
-        forms: list[Form] = []
+        each = [
+            prices_of(group, shape.numel(), device, samples, tasks, plain=plain, by_rows=by_rows)
+            for group in every
+        ]
+        forms: list[Form] = [cheapest(prices) for prices in each]
+        if name in measured:
+            work += sum(prices[form] for prices, form in zip(each, forms, strict=True))
         combining = reading = 0.0
         for group in every:
-            found = costs(group, samples * parts, samples, weightings=weightings)
-            half = group.dtype in HALF and plain
-            # what is left of products that cancel has fewer digits than they had
-            apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
-            allowed: list[Form] = list(found) if apart and not rows else ["mixed"]
-            if half and not rows:
-                allowed.remove("mixed")
-            price: dict[Form, float] = {
-                form: weighted_cost(found[form], group, form, device) for form in allowed
-            }
-            if apart and not (half or rows):  # products in float64
-                price["gemm"] += 2.0 * (samples * parts) ** 2 * group.numel
-                if "kernel" in price:
-                    price["kernel"] *= 2
-            forms.append(min(price, key=price.__getitem__))
-            work += price[forms[-1]] if name in measured else 0.0
-            looped = LOOPED_CONVOLUTION if "conv" in group.op and device == "cpu" else 1.0
+            convolves = _convolves(group, device)
+            products += (LOOPED_CONVOLUTION if convolves else 1.0) * group.multiplied
+            combining += (UNFOLDED if convolves else 1.0) * group.multiplied
             for use in group.uses:
                 _, number, a, o = use.sizes
                 reading += positions(use) * number * (a + parts * o)
-                if use.kind == "outer":
-                    product = Cost(2.0 * positions(use) * group.numel, 0.0)
-                    products += looped * product.flops
-                    combining += weighted_cost(product, group, "gemm", device)
-        small = weightings * params[name].numel() <= reading
-        if keep and small and name in measured and {*forms} == {"mixed"}:
+        # they may be kept where they are no larger than inputs and deltas
+        small = plain and tasks * params[name].numel() <= reading
+        if request.keep == "combination" and small and name in measured and {*forms} == {"mixed"}:
             kept.append(name)
-            combining = 2.0 * weightings * params[name].numel()
+            combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
         work += combining
     left = tuple(name for name in params if name not in groups)
-    dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
-    work += (passes + (weightings if left else 0)) * products
+    dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
+    work += (passes + (tasks if left else 0)) * products
     halves = plain and all(group.dtype in HALF for group, _ in tapped)
     work = (1.0 if halves else BY_SAMPLE) * work + GROUP * len(tapped)
-    return Weighted(Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots)
+    worth = work < 2 * tasks * products + dots
+    return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
 
 
+FEW_TASKS = 4
+"""Up to so many weightings one pass for all may cost more than one a task."""
 BY_SAMPLE = 1.8
 """Products by sample, mixed and summed in float64, against those of as many operations in a
 backward pass: networks of width 64 to 1,024, 128 samples, 2 to 16 weightings, one thread.
@@ -380,49 +416,37 @@ to 128 samples, one thread.
 """
 
 
-class Slices(NamedTuple):
-    """Every loss reads entries of its own of all activations: one pass has the deltas of all."""
-
-    plan: Plan
-    layouts: tuple[Layout, ...]  # of every use where the tasks are
-    rows: bool  # whether the rows, which its forms make, are kept to be combined
-
-
 def slices_of(
-    groups: dict[str, list[Group]],
-    where: dict[GradientEdge, Layout],
-    unused: tuple[str, ...],
+    groups: Mapping[str, list[Group]],
+    where: Mapping[GradientEdge, Layout],
+    names: tuple[str, ...],
     tasks: int,
     device: str,
     *,
     keep: bool,
-) -> Slices:
-    """Forms of the leaves in `groups`.
+) -> EntryPlan:
+    """Forms of the leaves in `groups`, where every task reads entries of its own.
 
     Args:
         groups: the leaves that known nodes alone read.
         where: of every call's output where the tasks are.
-        unused: the other leaves, whose rows are zero.
+        names: all leaves; the rows of the others are zero.
         tasks: how many.
         device: "cpu", "cuda", …
         keep: the rows are needed afterwards, to be combined: kept, or by one more backward pass.
     """
     every = [group for parts in groups.values() for group in parts]
-    forms: list[Form] = [
-        cheapest_form(group, tasks, device, tasks, ("kernel", "gemm")) for group in every
-    ]
+    found = [prices_of(group, tasks, device, tasks) for group in every]
+    forms: list[Form] = [cheapest(prices) for prices in found]
     by_rows = best = 0.0
-    for group, form in zip(every, forms, strict=True):
-        found = costs(group, tasks, tasks)
-        by_rows += weighted_cost(found["gemm"], group, "gemm", device) + 2.0 * tasks * group.numel
-        best += weighted_cost(found[form], group, form, device)
-        best += sum(4.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer")
+    for group, prices, form in zip(every, found, forms, strict=True):
+        by_rows += prices["gemm"] + 2.0 * tasks * group.numel
+        best += prices[form] + 2.0 * group.multiplied
     rows = keep and by_rows <= best
-    plan = Plan(
-        tuple((group, "gemm" if rows else form) for group, form in zip(every, forms, strict=True)),
-        unused,
-    )
-    return Slices(plan, tuple(where[use.edge] for use in plan.uses), rows)
+    forms = ["gemm"] * len(every) if rows else forms
+    plan = Plan(tuple(zip(every, forms, strict=True)), ())
+    layouts = tuple(where[use.edge] for use in plan.uses)
+    return EntryPlan(plan, layouts, names if rows else ())
 
 
 class Sketch(NamedTuple):
@@ -435,9 +459,7 @@ class Sketch(NamedTuple):
 
 
 def sketch(plan: Plan) -> Sketch:
-    return Sketch(
-        {g.name: (g.uses[0].part.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
-    )
+    return Sketch({g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows)
 
 
 def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
@@ -454,7 +476,7 @@ def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
         return "kernel" if kernel else "gemm"
 
     ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
-    kept = [group for group, _ in ordered if group.uses[0].part.leaf not in rows]
+    kept = [group for group, _ in ordered if group.leaf not in rows]
     return Plan(tuple((group, form_of(group.name)) for group in kept), tuple(sorted(rows)))
 
 
@@ -466,7 +488,7 @@ class Decision(NamedTuple):
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that known nodes alone read
-    slices: Slices | None = None  # where the tasks were found to be
+    slices: EntryPlan | None = None  # one pass for all tasks, each of which reads its own
 
 
 def _may_be_slices(uses: Uses, names: Sequence[str], count: int, separate: bool) -> bool:
@@ -517,7 +539,7 @@ def decide(
         if where and not any(map(graph.serves_leaf, unused)):
             kept = keep and (shared is None or set(shared) == set(names))
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
-            slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
+            slices = slices_of(groups, known, tuple(names), len(losses), device, keep=kept)
             return Decision(slices.plan, None, False, groups, slices)
     apart, one_at_a_time = separated, False
     if mixed or not separated:
