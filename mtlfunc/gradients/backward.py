@@ -17,7 +17,7 @@ from ..core.checks import depth
 from ..core.tree import dot
 from ..processes import gramians
 from ..types import Metric, Params, Rows
-from .layerwise import Place, Plan, Use, task_block, task_products
+from .layerwise import Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
 from .safe_ops import is_batching_error, needs_recording
@@ -294,8 +294,11 @@ class Passes:
                 parts.append(dot(left.rows, right.rows, names, dtype))
             sides = plan.split(left.deltas), its_plan.tapped, its_plan.split(right.deltas)
             for (group, form), mine, (other, _), theirs in zip(plan.tapped, *sides, strict=True):
-                deltas = None if right is left else theirs
-                parts.append(task_block(group, form, mine, deltas, wide, other if across else None))
+                a = SplitGroup(group, mine).factors(form, wide, fold=bool(across))
+                b = a
+                if right is not left:
+                    b = SplitGroup(other, theirs).factors(form, wide, fold=bool(across))
+                parts.append(block_of(group, form, a, b, wide))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5) if right is left else total
 
@@ -313,9 +316,11 @@ class Passes:
             rows = found.rows
             parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
             for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
-                block = task_block(group, form, deltas, deltas, wide, group.other)
-                c = metric.carried.get(group.leaf)
-                parts.append((0.5 * (block + block.mT), task_products(group, deltas, c, wide)))
+                one, other = (SplitGroup(x, deltas) for x in (group, group.other or group))
+                factors = one.factors(form, wide), other.factors(form, wide)
+                block = block_of(group, form, *factors, wide)
+                along = one.along(metric.carried.get(group.leaf), wide)
+                parts.append((0.5 * (block + block.mT), along))
             gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
         return gramian, carried
 

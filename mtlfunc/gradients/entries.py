@@ -27,10 +27,10 @@ from .layerwise import (
     Graph,
     Plan,
     SplitGroup,
+    block_of,
     common_plan,
     sample_plan,
     sketch,
-    split_block,
 )
 from .losses import parse_samples
 from .mixing import find_samples, shares_of
@@ -157,7 +157,7 @@ def split(
             where, sound = find_samples(uses, deltas, probes, entries, look)
     each = how.plan.split(where), how.plan.split(deltas)
     groups = tuple(
-        SplitGroup(group, layouts, some, entries)
+        SplitGroup(group, some, entries, layouts)
         for (group, _), layouts, some in zip(how.plan.tapped, *each, strict=True)
     )
     heads = {name: grad[0] for name, grad in zip(others, found[len(uses) :], strict=True)}
@@ -174,7 +174,7 @@ def _gramian(left: Split, right: Split, dtype: torch.dtype | None, union: Union 
         for (one, form, biased), (other, _, _) in pairs:
             mine = one.factors(form, wide)
             theirs = mine if same else other.factors(form, wide)
-            block = partial(split_block, one.group, form, mine, dtype=wide, biased=biased)
+            block = partial(block_of, one.group, form, mine, dtype=wide, biased=biased)
             parts.append(union.columns(theirs, block))
     if left.plan.rows:
         rows = left.rows()

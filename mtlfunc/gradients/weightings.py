@@ -19,7 +19,7 @@ from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward
 from .entries import Split, recording, split, wide_of
-from .layerwise import HALF, Group, Plan, split_block, weighted_plan, widest
+from .layerwise import HALF, Group, Plan, block_of, weighted_plan, widest
 from .linearize import Linearization, Request
 from .run import Forward
 
@@ -149,7 +149,7 @@ class _Weighings:
                 blocks.append(each.products(each.group.dtype if half else wide, most))
                 continue
             factors = each.factors(form, each.group.dtype if half else most)
-            found = split_block(each.group, form, factors, factors, most, biased=biased)
+            found = block_of(each.group, form, factors, factors, most, biased=biased)
             blocks.append(found.to(most))
         if blocks:
             by_sample = blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)

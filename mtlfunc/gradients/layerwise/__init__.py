@@ -7,12 +7,10 @@ from .formulas import Form as Form
 from .formulas import Group as Group
 from .formulas import Layout as Layout
 from .formulas import SplitGroup as SplitGroup
+from .formulas import block_of as block_of
 from .formulas import costs as costs
 from .formulas import layouts as layouts
 from .formulas import positions as positions
-from .formulas import split_block as split_block
-from .formulas import task_block as task_block
-from .formulas import task_products as task_products
 from .graph import Graph as Graph
 from .graph import Place as Place
 from .graph import prefers_one_pass as prefers_one_pass

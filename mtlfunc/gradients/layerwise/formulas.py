@@ -212,11 +212,15 @@ def layouts(use: Use, samples: int) -> list[Layout]:
 
 
 Choices = tuple[tuple[Layout, Tensor], ...]
-"""Candidates, each with whether it is the one; more than one where values cannot be read."""
+"""Candidates, each with whether it is the one; more than one where values cannot be read, none
+where all positions are one entry's.
+"""
 
 
 def split_entries(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
     """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
+    if not choices:
+        return x.flatten(lead, -3).unsqueeze(lead)
     found = _split_layout(x, use, choices[0][0], samples, lead)
     for layout, right in choices[1:]:
         found = torch.where(right, _split_layout(x, use, layout, samples, lead), found)
@@ -259,93 +263,26 @@ def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
     return [group._replace(other=group._replace(uses=tuple(map(turned, group.uses))))]
 
 
-def task_products(
-    group: Group, deltas: Sequence[Tensor], leaf: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Inner products [row] of a matrix's rows, of which none is formed, with another; None is 0."""
-    if leaf is None:
-        return deltas[0].new_zeros(len(deltas[0]), dtype=dtype)
-    matrix = (leaf if group.uses[0].is_turned else leaf.mT).to(dtype)
-    varied = _join_positions(_task_deltas(group, deltas, dtype), 2)
-    return varied.flatten(1) @ (_task_inputs(group, dtype) @ matrix).flatten()
-
-
-def task_block(
-    group: Group,
-    form: Form,
-    left: Sequence[Tensor],
-    right: Sequence[Tensor] | None,
-    dtype: torch.dtype,
-    other: Group | None = None,
-) -> Tensor:
-    """This group's part of the Gramian between two sets of tasks.
-
-    Args:
-        group: the uses of one leaf, or of one part of it.
-        form: "kernel" or "gemm".
-        left: for every use the deltas [row, *shape].
-        right: those of the other tasks; None means the same.
-        dtype: of the accumulation.
-        other: the uses in the other tasks' forward pass; None means the same pass.
-    """
-    if form == "gemm":
-        a = _task_rows(group, left, dtype, fold=other is not None)
-        if right is None:
-            return inner_products(a, a)
-        return inner_products(a, _task_rows(other or group, right, dtype, fold=other is not None))
-    x = _task_inputs(group, dtype)
-    y = x if other is None else _task_inputs(other, dtype)
-    other = other or group
-    a = _join_positions(_task_deltas(group, left, dtype), 2)
-    b = a if right is None else _join_positions(_task_deltas(other, right, dtype), 2)
-    return inner_products(a.flatten(1), (_kernel(group, x, y, dtype) @ b).flatten(1))
-
-
-def _task_inputs(group: Group, dtype: torch.dtype) -> Tensor:
-    axis = 1 if group.uses[0].kind == "outer" else 0
-    return _join_positions([_fixed_factor(use, dtype) for use in group.uses], axis)
-
-
-def _task_deltas(
-    group: Group, deltas: Sequence[Tensor], dtype: torch.dtype
-) -> list[Tensor]:  # [row, group, position, o]
-    return [
-        use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype)
-        for use, delta in zip(group.uses, deltas, strict=True)
-    ]
-
-
-def _task_rows(group: Group, deltas: Sequence[Tensor], dtype: torch.dtype, *, fold: bool) -> Tensor:
-    """Rows [row, width]; in the leaf's own order if `fold`."""
-    parts = _task_deltas(group, deltas, dtype)
-    if group.alike:
-        rows = _outer_product(group, _join_positions(parts, 2), _task_inputs(group, dtype))
-        return (group.uses[0].fold(rows) if fold else rows).flatten(1)
-    folded = []
-    for use, part in zip(group.uses, parts, strict=True):
-        summed = (
-            part.sum(2)[..., None]
-            if use.fixed is None
-            else _outer_product(group._replace(uses=(use,)), part, _fixed_factor(use, dtype))
-        )
-        folded.append(use.fold(summed))
-    total = sum(folded[1:], start=folded[0])
-    return total.reshape(len(total), -1)
-
-
 class SplitGroup(NamedTuple):
-    """A group in one backward pass whose deltas are split by entry."""
+    """A group in one backward pass whose deltas are split by entry.
+
+    One pass a row, of which each sums over all positions, is that of one entry with so many parts.
+    """
 
     group: Group
-    where: Sequence[Choices]  # for every use where its entries are
     deltas: Sequence[Tensor]  # for every use [part, *shape]
-    entries: int  # how many there are
+    entries: int = 1  # how many there are
+    where: Sequence[Choices] | None = None  # for every use where its entries are, if several
+
+    def _each(self) -> Iterator[tuple[Use, Tensor, Choices]]:
+        where = [()] * len(self.deltas) if self.where is None else self.where
+        return zip(self.group.uses, self.deltas, where, strict=True)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         """For every use the deltas [part, entry, position, group, o]."""
         return [
             split_entries(use.varied(delta), use, choices, self.entries, 1).to(dtype)
-            for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
+            for use, delta, choices in self._each()
         ]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
@@ -359,12 +296,14 @@ class SplitGroup(NamedTuple):
             indices = use.fixed()[..., None, None, None]
             return split_entries(indices, use, choices, self.entries, 0)[..., 0, 0]
 
-        return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
+        return [fixed(use, choices) for use, _, choices in self._each()]
 
     @property
     def is_joined(self) -> bool:
         """Whether all uses are one sum over their positions."""
-        return self.group.alike or (self.group.is_matrix and len(self.deltas[0]) == 1)
+        # a single row of products costs as much use by use
+        turned = self.group.is_matrix and self.entries > len(self.deltas[0]) == 1
+        return self.group.alike or turned
 
     def by_position(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """x and deltas as of one use, over all uses' positions."""
@@ -377,8 +316,10 @@ class SplitGroup(NamedTuple):
                     inputs[i], parts[i] = parts[i][0], inputs[i][None]
         return _join_positions(inputs, 1), _join_positions(parts, 2)
 
-    def rows(self, dtype: torch.dtype, mix: Tensor | None = None) -> Tensor:
-        """[entry·part, width]; with `mix` [row, entry·part] the rows that it makes of them."""
+    def rows(self, dtype: torch.dtype, mix: Tensor | None = None, *, fold: bool = True) -> Tensor:
+        """[entry·part, width], in the leaf's own order if `fold`; with `mix` [row, entry·part] the
+        rows that it makes of them.
+        """
         if self.is_joined:
             sums = [(self.group.lead, *self.by_position(dtype))]
         else:
@@ -386,16 +327,26 @@ class SplitGroup(NamedTuple):
         folded = []
         for use, x, part in sums:
             made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
-            folded.append(use.fold(made))
+            folded.append(use.fold(made) if fold or not self.is_joined else made)
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
-    def factors(self, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What a block of the Gramian is multiplied from: rows, or inputs and deltas."""
-        return (self.rows(dtype),) if form == "gemm" else self.by_position(dtype)
+    def factors(self, form: Form, dtype: torch.dtype, *, fold: bool = True) -> tuple[Tensor, ...]:
+        """What `block_of` multiplies: rows, or inputs and deltas by position."""
+        return (self.rows(dtype, fold=fold),) if form == "gemm" else self.by_position(dtype)
+
+    def along(self, leaf: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Inner products [part] of one entry's rows of a matrix, of which none is formed, with
+        another; None is 0.
+        """
+        if leaf is None:
+            return self.deltas[0].new_zeros(len(self.deltas[0]), dtype=dtype)
+        matrix = (leaf if self.group.uses[0].is_turned else leaf.mT).to(dtype)
+        x, part = self.by_position(dtype)
+        return part.flatten(1) @ (x @ matrix).flatten()
 
     def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
-        """The diagonal of `split_block` [entry·part], from each entry's own positions alone."""
+        """The diagonal of `block_of` [entry·part], from each entry's own positions alone."""
         group, each = self.group, sum(map(positions, self.group.uses)) / self.entries
         if not self.is_joined or (
             not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
@@ -455,16 +406,18 @@ class SplitGroup(NamedTuple):
         if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
-            index = x[:, :, None].expand(-1, -1, part.shape[-1])
             # one by one in half precision, a token's many sums would not grow
-            wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            # copied where it is added to
+            wide = part[..., 0, :].to(torch.promote_types(part.dtype, torch.float32))
             empty = wide.new_zeros(()).expand(len(x), use.sizes[2], part.shape[-1])
-            found = [
-                empty.scatter_add(1, index, wide[task, :, :, 0]).to(part.dtype)
-                for task in range(len(part))
-            ]
-            summed = (found[0][None] if len(found) == 1 else torch.stack(found)).mT[:, :, None]
+            if len(x) == 1:
+                found = empty.expand(len(part), -1, -1).index_add(1, x[0], wide[:, 0])[:, None]
+            else:  # copied where it is added to
+                index = x[:, :, None].expand(-1, -1, part.shape[-1])
+                each = [empty.scatter_add(1, index, task) for task in wide]
+                found = each[0][None] if len(each) == 1 else torch.stack(each)
+            summed = found.to(part.dtype).mT[:, :, None]
+        elif len(part) == len(x) == 1:
+            summed = (part[0, 0].permute(1, 2, 0) @ x[0].transpose(0, 1))[None, None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         return summed.transpose(0, 1).flatten(0, 1)
@@ -476,12 +429,12 @@ class SplitGroup(NamedTuple):
         wide = torch.promote_types(dtype, torch.float32)
         by_task = weights.to(wide).unflatten(0, (self.entries, -1)).mT
         deltas = []
-        for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True):
+        for use, delta, choices in self._each():
             weighted = _at_samples(by_task, use, choices, delta) * delta
             weighted = weighted if len(delta) == 1 else weighted.sum(0, keepdim=True)
             deltas.append(weighted.to(dtype))
             del weighted
-        return _task_rows(self.group, deltas, dtype, fold=True)
+        return SplitGroup(self.group, deltas).rows(dtype)
 
 
 def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> Tensor:
@@ -500,7 +453,14 @@ def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> T
     return found
 
 
-def split_block(
+def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
+    """Whether a sample's rows cost less than the products of its positions, `each` of them."""
+    _, groups, a, o = group.lead.sizes
+    reading = a if group.lead.kind == "outer" else 1
+    return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
+
+
+def block_of(
     group: Group,
     form: Form,
     left: Sequence[Tensor],
@@ -514,7 +474,7 @@ def split_block(
     Args:
         group: of the first pass.
         form: "kernel", if both sides' uses are alike, or "gemm".
-        left: its `sample_factors`.
+        left: its `factors`.
         right: the same, or those of the same part of the same leaf in another pass.
         dtype: of the accumulation.
         biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
@@ -522,21 +482,14 @@ def split_block(
     """
     if form == "gemm":
         return inner_products(left[0], right[0])
-    return _split_kernel(group, left, right, dtype, biased)
-
-
-def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
-    """Whether a sample's rows cost less than the products of its positions, `each` of them."""
-    _, groups, a, o = group.lead.sizes
-    reading = a if group.lead.kind == "outer" else 1
-    return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
-
-
-def _split_kernel(
-    group: Group, left: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype, biased: bool
-) -> Tensor:
-    """By the inner products of all pairs of positions, of one side with the other."""
+    # by the inner products of all pairs of positions, of one side with the other
     ids = group.uses[0].kind == "lookup"
+    if len(left[0]) == len(right[0]) == 1:  # one entry
+        u, v = (x.flatten() if ids else x[0].transpose(0, 1) for x, _ in (left, right))
+        kernel = _kernel(group, u, v, dtype)
+        kernel = kernel + 1 if biased else kernel
+        y, z = (deltas[:, 0].transpose(1, 2) for _, deltas in (left, right))
+        return inner_products(y.flatten(1), (kernel @ z).flatten(1))
     # positions before samples: a sum over them then adds whole rows
     u, v = (
         x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2) for x, _ in (left, right)
@@ -559,13 +512,6 @@ def _split_kernel(
 def _join_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
     """All calls' positions in one axis; one call's without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _fixed_factor(use: Use, dtype: torch.dtype) -> Tensor:
-    """[group, position, a]; lookup: indices [position]."""
-    assert use.fixed is not None
-    x = use.fixed()
-    return x.flatten() if use.kind == "lookup" else x.flatten(0, -3).transpose(0, 1).to(dtype)
 
 
 def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -606,15 +552,3 @@ def half_products(rows: Tensor) -> Tensor:
         total = total + _product(x, x.mT).sum(0)
     assert isinstance(total, Tensor)
     return total
-
-
-def _outer_product(group: Group, varied: Tensor, x: Tensor) -> Tensor:
-    """Rows [row, group, o, a] from [row, group, position, o] and x."""
-    use = group.uses[0]
-    if use.kind == "lookup":
-        wide = varied.to(torch.promote_types(varied.dtype, torch.float32))
-        empty = wide.new_zeros(len(varied), use.sizes[2], use.sizes[3])
-        return empty.index_add(1, x, wide[:, 0]).mT[:, None].to(varied.dtype)
-    if len(varied) == 1:
-        return (varied[0].mT @ x)[None]
-    return torch.einsum("rgpo,gpa->rgoa", varied, x)
