@@ -27,7 +27,7 @@ from .separate import detached, gramian_of, row_matrix, rows_of
 class Measured(NamedTuple):
     """What some backward passes brought back."""
 
-    deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
+    groups: tuple[SplitGroup, ...]  # the plan's, with the deltas of every row
     rows: Rows  # the leaves differentiated row by row
     heads: Params  # gradients of the sum of the losses, if these are separate
     matrix: Tensor | None = None  # [row, width], if the rows are views of one
@@ -190,23 +190,22 @@ class Passes:
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan.uses, names, heads, rows, views, freed)
+            return self._separate(plan, names, heads, rows, views, freed)
         targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
         mix = self.matrix
         if mix is None:
             mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
         matrix = mix if self.scale is None else mix * self.scale
         stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
-        return Measured(
-            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), {}
-        )
+        by_name = dict(zip(names, stacked[len(uses) :], strict=True))
+        return Measured(plan.groups(stacked), by_name, {})
 
     def _at(self, use: Use) -> Target:
         return target(use.edge, lambda: self.value.new_zeros(use.shape, dtype=use.dtype))
 
     def _separate(
         self,
-        uses: list[Use],
+        plan: Plan,
         names: tuple[str, ...],
         heads: tuple[str, ...],
         rows: slice,
@@ -214,7 +213,7 @@ class Passes:
         freed: Tensor | None,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
-        backward, edges = self.backward, self.loss_edges
+        backward, edges, uses = self.backward, self.loss_edges, plan.uses
         assert edges is not None
         params, tasks = backward.params, range(len(edges))[rows]
         if views and names and not uses and self._is_plain(names):
@@ -222,7 +221,7 @@ class Passes:
                 edges[rows], self.value, params, backward.places, names, heads,
                 scale=None if self.scale is None else self.scale[rows], freed=freed,
             )  # fmt: skip
-            return Measured([], rows_of(matrix, params, names), total, matrix)
+            return Measured((), rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
         places, count = tuple(places), len(uses) + len(names)
 
@@ -250,7 +249,7 @@ class Passes:
                 total[name] = torch.zeros_like(params[name])
         stacked = _stacked(found) if self.matrix is None else found[0]
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
-        return Measured(stacked[: len(uses)], by_name, total)
+        return Measured(plan.groups(stacked), by_name, total)
 
     def _is_plain(self, names: tuple[str, ...]) -> bool:
         """Whether rows are plain numbers, one task's each."""
@@ -275,30 +274,27 @@ class Passes:
         right: Measured,
         measured: tuple[str, ...],
         dtype: torch.dtype | None,
-        across: tuple[Passes, Plan] | None = None,
+        across: Passes | None = None,
     ) -> Tensor:
         """Inner products over the measured leaves, of one set of rows with another.
 
-        `across`: the right set is of another forward, with its passes and its plan of the same
-        parts.
+        `across`: the passes of another forward, of a plan of the same parts, that made the right
+        set.
         """
         wide = self._wide(dtype)
         matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
         if matrix is not None and wide == matrix.dtype:
             return gramian_of(matrix)
-        parts, its_plan = [], across[1] if across else plan
-        record = self.backward.record or (across is not None and across[0].backward.record)
+        parts, fold = [], across is not None
+        record = self.backward.record or (across is not None and across.backward.record)
         with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
             if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
-            sides = plan.split(left.deltas), its_plan.tapped, its_plan.split(right.deltas)
-            for (group, form), mine, (other, _), theirs in zip(plan.tapped, *sides, strict=True):
-                a = SplitGroup(group, mine).factors(form, wide, fold=bool(across))
-                b = a
-                if right is not left:
-                    b = SplitGroup(other, theirs).factors(form, wide, fold=bool(across))
-                parts.append(block_of(group, form, a, b, wide))
+            for (_, form), one, other in zip(plan.tapped, left.groups, right.groups, strict=True):
+                a = one.factors(form, wide, fold=fold)
+                b = a if right is left else other.factors(form, wide, fold=fold)
+                parts.append(block_of(one.group, form, a, b, wide))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5) if right is left else total
 
@@ -315,8 +311,8 @@ class Passes:
         with nullcontext() if self.backward.record else torch.no_grad():
             rows = found.rows
             parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
-            for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
-                one, other = (SplitGroup(x, deltas) for x in (group, group.other or group))
+            for (group, form), one in zip(plan.tapped, found.groups, strict=True):
+                other = one._replace(group=group.other or group)
                 factors = one.factors(form, wide), other.factors(form, wide)
                 block = block_of(group, form, *factors, wide)
                 along = one.along(metric.carried.get(group.leaf), wide)
@@ -339,7 +335,7 @@ def gramian_in_chunks(
     held; `size` None is all at once. With themselves for about T/2·size times the passes.
     """
     (one, plan), (other, its_plan) = sides
-    across, blocks = None if other is one else (other, its_plan), list[list[Tensor]]()
+    across, blocks = None if other is one else other, list[list[Tensor]]()
 
     def chunks(passes: Passes) -> list[slice]:
         count = len(passes.value if passes.matrix is None else passes.matrix)

@@ -155,11 +155,7 @@ def split(
         probes = [(x, brought(x[:, None] * by_part, targets)) for x in shares]
         with recording(backward):
             where, sound = find_samples(uses, deltas, probes, entries, look)
-    each = how.plan.split(where), how.plan.split(deltas)
-    groups = tuple(
-        SplitGroup(group, some, entries, layouts)
-        for (group, _), layouts, some in zip(how.plan.tapped, *each, strict=True)
-    )
+    groups = how.plan.groups(deltas, entries, where)
     heads = {name: grad[0] for name, grad in zip(others, found[len(uses) :], strict=True)}
     return Split(backward, graph, losses, how.plan, groups, sound), heads
 

@@ -349,6 +349,12 @@ def _is_slow(kind: type) -> bool:
 
 
 PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")
+RESHAPES = (
+    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+    *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
+    *("CloneBackward0", "ToCopyBackward0"),
+)
+"""Nodes that hand on all entries of their input, in their order, and no others."""
 PIECES = (
     *("SelectBackward0", "UnbindBackward0", "SliceBackward0"),
     *("SplitBackward0", "SplitWithSizesBackward0"),

@@ -7,9 +7,9 @@ same backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,22 @@ from torch.autograd.graph import GradientEdge
 
 from ...types import Metric, Params
 from .broadcast import over_samples
-from .formulas import HALF, Form, Group, Layout, costs, in_metric, layouts, positions
+from .formulas import (
+    HALF,
+    Choices,
+    Form,
+    Group,
+    Layout,
+    SplitGroup,
+    costs,
+    in_metric,
+    layouts,
+    positions,
+)
 from .graph import DEVICES, Graph, Node, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
 
-T = TypeVar("T")
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
@@ -91,10 +101,16 @@ class Plan(NamedTuple):
             if group.is_bias and group.calls in weights
         }
 
-    def split(self, found: Sequence[T]) -> Iterator[Sequence[T]]:
-        """What was found for every use, group by group."""
-        rest = iter(found)
-        return ([next(rest) for _ in group.uses] for group, _ in self.tapped)
+    def groups(
+        self, deltas: Sequence[Tensor], entries: int = 1, where: Sequence[Choices] | None = None
+    ) -> tuple[SplitGroup, ...]:
+        """The groups with what some passes brought back, of all uses, and where the entries are."""
+        found, at = list[SplitGroup](), 0
+        for group, _ in self.tapped:
+            own = slice(at, at := at + len(group.uses))
+            places = None if where is None else where[own]
+            found.append(SplitGroup(group, deltas[own], entries, places))
+        return tuple(found)
 
 
 def groups_of(
@@ -255,7 +271,7 @@ def sample_plan(
         losses: [sample] or [sample, task].
     """
     samples, rows = len(losses), losses.numel()
-    every = spread_groups(groups_of(uses, params, names, graph), graph, samples)
+    every = over_samples(groups_of(uses, params, names, graph), graph, samples)
     groups, proved = sampled_groups(every, graph, samples), None
     if len(groups) < len(every):  # terms may have samples of their own
         proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
@@ -272,13 +288,6 @@ def sample_plan(
 
 def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
     return [use for parts in groups.values() for group in parts for use in group.uses]
-
-
-def spread_groups(
-    groups: Mapping[str, list[Group]], graph: Graph, samples: int
-) -> dict[str, list[Group]]:
-    """The groups, with what every sample adds read where it is broadcast over samples."""
-    return {name: over_samples(parts, graph, samples) for name, parts in groups.items()}
 
 
 def sampled_groups(
@@ -350,7 +359,7 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
 
     if request.weightings <= FEW_TASKS and not (found := planned(parts)).worth:
         return found
-    groups = sampled_groups(spread_groups(groups, graph, samples), graph, samples)
+    groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
     found = planned(parts)
     if not found.worth:
         return found
