@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class Backward:
         self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
         self.anyway: bool = depth() > 0 and needs_recording(forward.losses.vector)
         self.places: dict[str, Place] = forward.places
+
+    def at(self, use: Use, losses: Tensor) -> Target:
+        """Where a node has its deltas."""
+        return target(use.edge, lambda: losses.new_zeros(use.shape, dtype=use.dtype))
 
     def leaf(self, name: str) -> Target:
         return target(self.places[name], partial(torch.zeros_like, self.params[name]))
@@ -156,6 +160,15 @@ class Backward:
         return dict(zip(names, self(root, cotangents, targets, keep=keep), strict=True))
 
 
+def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
+    """In which a Gramian is accumulated; None is the parameters' own, at least float32."""
+    return dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
+
+
+def recording(*backwards: Backward) -> AbstractContextManager[Any]:
+    return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
+
+
 @dataclass(eq=False)
 class Passes:
     """One backward pass per row: batched, in chunks, in a loop, or from separate losses."""
@@ -191,7 +204,8 @@ class Passes:
         uses = plan.uses
         if self.loss_edges is not None:
             return self._separate(plan, names, heads, rows, views, freed)
-        targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
+        targets = [self.backward.at(use, self.value) for use in uses]
+        targets += map(self.backward.leaf, names)
         mix = self.matrix
         if mix is None:
             mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
@@ -199,9 +213,6 @@ class Passes:
         stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(plan.groups(stacked), by_name, {})
-
-    def _at(self, use: Use) -> Target:
-        return target(use.edge, lambda: self.value.new_zeros(use.shape, dtype=use.dtype))
 
     def _separate(
         self,
@@ -227,7 +238,8 @@ class Passes:
 
         def zeros(place: int) -> Tensor:
             at = place - len(uses)
-            return (self._at(uses[place]) if at < 0 else backward.leaf(names[at])).like()
+            found = backward.at(uses[place], self.value) if at < 0 else backward.leaf(names[at])
+            return found.like()
 
         nowhere: Sequence[Tensor | None] = [None] * len(places)
         one = self.value.new_ones(())
@@ -281,13 +293,12 @@ class Passes:
         `across`: the passes of another forward, of a plan of the same parts, that made the right
         set.
         """
-        wide = self._wide(dtype)
+        wide = wide_of(self.backward.params, dtype)
         matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
         if matrix is not None and wide == matrix.dtype:
             return gramian_of(matrix)
         parts, fold = [], across is not None
-        record = self.backward.record or (across is not None and across.backward.record)
-        with nullcontext() if record else torch.no_grad():
+        with recording(self.backward, (across or self).backward):
             names = [name for name in measured if name in left.rows]
             if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
@@ -307,8 +318,11 @@ class Passes:
         dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         """J P Jᵀ and J c over the measured leaves."""
-        wide, names = self._wide(dtype), tuple(x for x in measured if x in found.rows)
-        with nullcontext() if self.backward.record else torch.no_grad():
+        wide, names = (
+            wide_of(self.backward.params, dtype),
+            tuple(x for x in measured if x in found.rows),
+        )
+        with recording(self.backward):
             rows = found.rows
             parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
             for (group, form), one in zip(plan.tapped, found.groups, strict=True):
@@ -319,10 +333,6 @@ class Passes:
                 parts.append((0.5 * (block + block.mT), along))
             gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
         return gramian, carried
-
-    def _wide(self, dtype: torch.dtype | None) -> torch.dtype:
-        own = next(iter(self.backward.params.values())).dtype
-        return dtype or torch.promote_types(own, torch.float32)
 
 
 def gramian_in_chunks(

@@ -8,7 +8,6 @@ row X_iᵀΔ_i, the Gramian of all rows, its diagonal, and any combination of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +19,7 @@ from ..core.checks import can_look, depth, enable_grad, poison
 from ..core.tree import dot, inner_products
 from ..processes import ALONE, Union
 from ..types import Batch, LossesFn, Params, Rows
-from .backward import Backward, Passes, target
+from .backward import Backward, Passes, recording, wide_of
 from .layerwise import (
     EntryPlan,
     Form,
@@ -133,10 +132,7 @@ def split(
         keep: the graph. With one part and known entries the pass may free it.
     """
     uses, parts = how.plan.uses, losses.numel() // entries
-    targets = [
-        target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
-        for use in uses
-    ]
+    targets = [backward.at(use, losses) for use in uses]
     eye = torch.eye(parts, dtype=losses.dtype, device=losses.device)
     by_part = eye[:, None].expand(parts, entries, parts)
     by_part = by_part if scale is None else by_part * scale[:, None]
@@ -195,15 +191,6 @@ def _squares(side: Split, dtype: torch.dtype | None) -> Tensor:
             found.append(torch.stack(each).sum(0))
         parts.append(torch.cat(found))
     return torch.stack(parts).sum(0)
-
-
-def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
-    """In which a Gramian is accumulated; None is the parameters' own, at least float32."""
-    return dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
-
-
-def recording(*backwards: Backward) -> AbstractContextManager[Any]:
-    return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
 
 
 def sample_by_layers(
@@ -268,7 +255,7 @@ def _side(
     with enable_grad():
         how = EntryPlan(Plan((), names))
         if forward.watched:
-            how = sample_plan(forward.uses, params, names, graph, forward.losses.vector)
+            how = sample_plan(forward, names)
         backward = Backward(forward, forward.recorded)
         return split(backward, graph, losses, len(losses), how, look=look)[0]
 

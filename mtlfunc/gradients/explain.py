@@ -215,13 +215,13 @@ def _explanation(
 
 
 def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
-    losses, graph = forward.losses.vector, forward.graph
+    losses = forward.losses.vector
     rows, count = losses.numel(), len(losses)
     alone = Way("one backward pass a sample and task", {}, rows, rows)
     if not forward.watched:
         way = alone._replace(samples=count)
         return _explanation(forward, names, [], [way], way, way.name)
-    plan, where, *_ = sample_plan(forward.uses, forward.params, names, graph, losses)
+    plan, where, *_ = sample_plan(forward, names)
     tried, check = (passes := rows // count), "; the graph proves that they do not mix"
     if where is None:
         tried, check = 2 * passes, ", and as many to check that they do not mix"

@@ -7,7 +7,6 @@ those of the first pass times the weights of their own samples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def shares_of(
         for use, delta in zip(uses, deltas, strict=True)
         if use.dtype == torch.float16
     ]
-    most, shift = (5, torch.zeros((), device=losses.device)) if halves else (60, None)
+    most, shift = 5 if halves else 60, 0
     if halves:
         # as large as they can be: small numbers of float16 have few digits
         largest = torch.stack(halves).amax().float().clamp(2.0**-24, 2.0**15)
@@ -41,8 +40,7 @@ def shares_of(
     index = torch.arange(samples, device=losses.device)
     while True:
         digit = index % (2 * period)
-        exponents = digit // 2 - most
-        exponents = exponents if shift is None else exponents + shift
+        exponents = digit // 2 - most + shift
         yield torch.ldexp(1.0 - 2.0 * (digit % 2), exponents).to(losses.dtype)
         index = index // (2 * period)
         if samples <= 2 * period:
@@ -68,7 +66,9 @@ def find_samples(
             continue
         seen = [(shares, weighted[i]) for shares, weighted in probes]
         known[place] = _candidate_layouts(use, delta, seen, samples)
-        shown.append(_shows_samples(use, delta))
+        # whether deltas have digits enough to say where samples are; and whether all are zero
+        largest = delta.detach().abs().amax()
+        shown.append((~(largest < 64 * _smallest(use.dtype)), largest == 0))
         if not look:
             continue
         right = tuple((layout, right) for layout, right in known[place] if bool(right))
@@ -94,12 +94,6 @@ def find_samples(
     return [known[place] for place in places], [*sound, enough]
 
 
-def _shows_samples(use: Use, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether deltas have digits enough to say where samples are; and whether all are zero."""
-    largest = delta.detach().abs().amax()
-    return ~(largest < 64 * _smallest(use.dtype)), largest == 0
-
-
 def _smallest(dtype: torch.dtype) -> float:
     """Positive number."""
     return torch.finfo(dtype).tiny * torch.finfo(dtype).eps
@@ -113,7 +107,12 @@ def _candidate_layouts(
     # A multiple of a power of two has the same digits. Devices may add in another order.
     relative = min(256 * torch.finfo(use.dtype).eps, 0.05)
     for layout in layouts(use, samples):
-        by_sample = partial(_by_sample, layout=layout, samples=samples)
+
+        def by_sample(delta: Tensor, layout: Layout = layout) -> Tensor:
+            """[task, *shape] to [task, sample, width], at least float32."""
+            x = layout.apart(delta, 1 + layout.axis, samples, 1).flatten(2)
+            return x.to(torch.promote_types(x.dtype, torch.float32))
+
         plain = by_sample(delta)
         along = _direction(plain)
         size, right = (plain.square() @ along.square()).sqrt(), None
@@ -127,13 +126,6 @@ def _candidate_layouts(
         # NaN is reported by the Gramian itself
         choices += ((layout, (right | ~plain.isfinite().all()).detach()),)
     return choices
-
-
-def _by_sample(delta: Tensor, layout: Layout, samples: int) -> Tensor:
-    """[task, *shape] to [task, sample, width], at least float32."""
-    axis, split = 1 + layout.axis, (samples, -1) if layout.major else (-1, samples)
-    x = delta.unflatten(axis, split).movedim(axis if layout.major else axis + 1, 1).flatten(2)
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _direction(x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..core.checks import can_look, enable_grad, is_differentiated
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
-from .backward import Backward
-from .entries import Split, recording, split, wide_of
+from .backward import Backward, recording, wide_of
+from .entries import Split, split
 from .layerwise import HALF, Group, Plan, block_of, weighted_plan, widest
 from .linearize import Linearization, Request
 from .run import Forward

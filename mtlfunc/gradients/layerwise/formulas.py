@@ -134,7 +134,7 @@ def costs(
         itemsize: bytes a number.
         weightings: how many rows are mixed of those by sample.
     """
-    width = group.numel
+    width, parts = group.numel, rows // (samples or 1)
     dot = 2.0 * rows * rows * width
     held = float(rows * width * itemsize)
     total = sum(positions(use) for use in group.uses)
@@ -142,9 +142,7 @@ def costs(
         2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3])
         for use in group.uses
     ]
-    found: dict[Form, Cost] = {
-        "gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)
-    }
+    found: dict[Form, Cost] = {"gemm": Cost(sum(times) * parts + dot, held)}
     if weightings:
         mixing = 2.0 * weightings * (rows + weightings) * width
         found["mixed"] = Cost(
@@ -161,20 +159,14 @@ def costs(
         found["rows"] = Cost(each + dot, held)
     if group.alike or (group.is_matrix and rows == samples):
         _, groups, a, o = group.lead.sizes
-        reading = 2.0 * a if group.lead.kind == "outer" else 1.0
+        square = float(groups * total * total)
+        flops = square * (2.0 * a if group.lead.kind == "outer" else 1.0)
         if samples is None:
-            found["kernel"] = Cost(
-                groups * total * total * (reading + 2.0 * rows * o)
-                + 2.0 * rows * rows * groups * total * o,
-                groups * total * total * itemsize,
-            )
+            flops += square * 2.0 * rows * o + 2.0 * rows * rows * groups * total * o
+            found["kernel"] = Cost(flops, square * itemsize)
         else:
-            tasks = rows // samples
-            pairs = float(total) * total * tasks * tasks
-            found["kernel"] = Cost(
-                groups * (total * total * reading + pairs * (2.0 * o + 2.0)),
-                groups * (pairs + total * total) * itemsize,
-            )
+            pairs = square * parts * parts
+            found["kernel"] = Cost(flops + pairs * (2.0 * o + 2.0), (pairs + square) * itemsize)
     if group.other is not None:  # a factor of each axis multiplies inputs and deltas, or the rows
         _, _, a, o = group.lead.sizes
         more = {"kernel": total * (a * a + rows * o * o), "rows": rows * width * (a + o)}
@@ -197,6 +189,11 @@ class Layout(NamedTuple):
     major: bool
     start: int = 0
     several: int | None = None  # None is all of them
+
+    def apart(self, x: Tensor, axis: int, count: int, to: int) -> Tensor:
+        """`x`, with that axis of it, of so many entries, as two: the entries' moved to `to`."""
+        split = (count, -1) if self.major else (-1, count)
+        return x.unflatten(axis, split).movedim(axis if self.major else axis + 1, to)
 
 
 def layouts(use: Use, samples: int) -> list[Layout]:
@@ -229,9 +226,7 @@ def split_entries(x: Tensor, use: Use, choices: Choices, samples: int, lead: int
 
 def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
     axis, count = lead + use.axes.index(layout.axis), layout.several or samples
-    split = (count, -1) if layout.major else (-1, count)
-    x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
-    x = x.flatten(lead + 1, -3)
+    x = layout.apart(x, axis, count, lead).flatten(lead + 1, -3)
     if count == samples:
         return x
     before, after = (
@@ -362,21 +357,17 @@ class SplitGroup(NamedTuple):
         y = y.movedim(3, 2)  # [part, entry, group, position, o]
         return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
 
-    def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The rows [entry·part, some of the width], piece by piece."""
-        if not self.is_joined:
-            yield self.rows(dtype)
-            return
-        x, part = self.by_position(dtype)
-        for piece in self._pieces_of(self.group.lead, x, part):
-            yield piece.flatten(1)
-
     def products(self, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
         """Inner products of the rows [sample·task, sample·task], of rows and deltas in half
         precision by products that are accumulated in float32.
         """
+        if self.is_joined:
+            pieces = self._pieces_of(self.group.lead, *self.by_position(dtype))
+        else:
+            pieces = iter([self.rows(dtype)])
         total = None
-        for rows in self.pieces(dtype):
+        for piece in pieces:
+            rows = piece.flatten(1)
             half = rows.dtype in HALF
             found = half_products(rows) if half else inner_products(rows.to(wide), rows.to(wide))
             total = found if total is None else total + found

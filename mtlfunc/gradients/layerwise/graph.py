@@ -25,17 +25,8 @@ Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
 
 _UNBATCHED = (
-    "ScaledDotProduct",
-    "EmbeddingBag",
-    "MkldnnRnn",
-    "CudnnRnn",
-    "MiopenRnn",
-    "Thnn",
-    "WeightNorm",
-    "Trilinear",
-    "Cdist",
-    "EuclideanDist",
-    "FusedRmsNorm",
+    *("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn"),
+    *("WeightNorm", "Trilinear", "Cdist", "EuclideanDist", "FusedRmsNorm"),
 )
 """Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as
 fast, and quiet), or gets wrong there: cdist.

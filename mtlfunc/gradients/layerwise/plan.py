@@ -7,7 +7,7 @@ same backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -194,8 +194,8 @@ def _convolves(group: Group, device: str) -> bool:
     return "conv" in group.op and device == "cpu"
 
 
-def cheapest(prices: Mapping[Form, float]) -> Form:
-    return min(prices, key=lambda form: (prices[form], form != "rows"))
+def cheapest(prices: dict[Form, float]) -> Form:
+    return min(prices, key=prices.__getitem__)
 
 
 def task_plan(
@@ -229,18 +229,15 @@ def task_plan(
             continue
         found = [prices_of(group, rows, device) for group in parts]
         by_rows = [prices.pop("rows") for prices in found]
-        forms: list[Form] = [cheapest(prices) for prices in found]
-        if len(parts) == 1 and engine == "auto" and by_rows[0] <= found[0][forms[0]]:
+        if len(parts) == 1 and engine == "auto" and by_rows[0] <= min(found[0].values()):
             left.append(name)
             continue
-        for group, form, prices, each in zip(parts, forms, found, by_rows, strict=True):
-            tapped.append((group, form))
-            saved += each - prices[form]
+        for group, prices, price in zip(parts, found, by_rows, strict=True):
+            tapped.append((group, cheapest(prices)))
+            saved += price - min(prices.values())
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
             saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
-    combining = 0.0
-    if keep:
-        combining = 2.0 * sum(group.multiplied for parts in groups.values() for group in parts)
+    combining = 2.0 * sum(group.multiplied for group in _all(groups)) if keep else 0.0
     if engine == "auto" and saved <= WORTH * combining:
         return Plan((), tuple(names))
     return Plan(tuple(tapped), tuple(left))
@@ -256,38 +253,38 @@ class EntryPlan(NamedTuple):
     worth: bool = True  # whether that is cheaper than one backward pass a row
 
 
-def sample_plan(
-    uses: Uses, params: Params, names: Sequence[str], graph: Graph, losses: Tensor
-) -> EntryPlan:
+def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
     """Forms of the leaves in `names` for every sample and task.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
 
     Args:
-        uses: by leaf, as the graph says.
-        params: the leaves of that pass.
-        names: those to look at.
-        graph: of that pass.
-        losses: [sample] or [sample, task].
+        forward: a `run.Forward`, of losses [sample] or [sample, task].
+        names: the leaves.
     """
-    samples, rows = len(losses), losses.numel()
-    every = over_samples(groups_of(uses, params, names, graph), graph, samples)
-    groups, proved = sampled_groups(every, graph, samples), None
+    losses, graph = forward.losses.vector, forward.graph
+    samples, rows, device = len(losses), losses.numel(), losses.device.type
+    groups = groups_of(forward.uses, forward.params, names, graph)
+    every = over_samples(groups, graph, samples)
+    groups, where = sampled_groups(every, graph, samples), None
     if len(groups) < len(every):  # terms may have samples of their own
-        proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
-        groups = groups if proved is None else every
-    if proved is None:
-        proved = entry_layouts(graph, losses, None, _uses(groups))
-    forms: tuple[tuple[Group, Form], ...] = tuple(
-        (group, cheapest(prices_of(group, rows, losses.device.type, samples)))
-        for parts in groups.values()
-        for group in parts
+        where = entry_layouts(graph, losses, None, _uses(every), terms=True)
+        groups = groups if where is None else every
+    if where is None:
+        where = entry_layouts(graph, losses, None, _uses(groups))
+    forms: Iterator[tuple[Group, Form]] = (
+        (group, cheapest(prices_of(group, rows, device, samples))) for group in _all(groups)
     )
-    return EntryPlan(Plan(forms, tuple(name for name in names if name not in groups)), proved)
+    left = tuple(name for name in names if name not in groups)
+    return EntryPlan(Plan(tuple(forms), left), where)
+
+
+def _all(groups: Mapping[str, Sequence[Group]]) -> list[Group]:
+    return [group for parts in groups.values() for group in parts]
 
 
 def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
-    return [use for parts in groups.values() for group in parts for use in group.uses]
+    return [use for group in _all(groups) for use in group.uses]
 
 
 def sampled_groups(
@@ -372,7 +369,7 @@ def _price_weightings(
 ) -> EntryPlan:
     """`passes`: how many make the deltas, and find the samples in them."""
     value, params, tasks = forward.value, forward.params, request.weightings
-    (samples, parts), device = (shape[0], shape[1:].numel()), value.device.type
+    rows, samples, device = shape.numel(), shape[0], value.device.type
     by_rows = request.keep == "rows"
     measured = request.shared if by_rows else request.measured
     plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
@@ -380,13 +377,13 @@ def _price_weightings(
     kept: list[str] = []
     work = products = 0.0
     for name, every in groups.items():
-        each = [
-            prices_of(group, shape.numel(), device, samples, tasks, plain=plain, by_rows=by_rows)
+        found = [
+            prices_of(group, rows, device, samples, tasks, plain=plain, by_rows=by_rows)
             for group in every
         ]
-        forms: list[Form] = [cheapest(prices) for prices in each]
+        forms: list[Form] = [cheapest(prices) for prices in found]
         if name in measured:
-            work += sum(prices[form] for prices, form in zip(each, forms, strict=True))
+            work += sum(min(prices.values()) for prices in found)
         combining = reading = 0.0
         for group in every:
             convolves = _convolves(group, device)
@@ -394,10 +391,11 @@ def _price_weightings(
             combining += (UNFOLDED if convolves else 1.0) * group.multiplied
             for use in group.uses:
                 _, number, a, o = use.sizes
-                reading += positions(use) * number * (a + parts * o)
+                reading += positions(use) * number * (a + rows // samples * o)
         # they may be kept where they are no larger than inputs and deltas
         small = plain and tasks * params[name].numel() <= reading
-        if request.keep == "combination" and small and name in measured and {*forms} == {"mixed"}:
+        mixed = {*forms} == {"mixed"} and name in measured
+        if request.keep == "combination" and small and mixed:
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
@@ -425,45 +423,42 @@ to 128 samples, one thread.
 """
 
 
-def slices_of(
-    groups: Mapping[str, list[Group]],
-    where: Mapping[GradientEdge, Layout],
-    names: tuple[str, ...],
-    tasks: int,
-    device: str,
-    *,
-    keep: bool,
-) -> EntryPlan:
-    """Forms of the leaves in `groups`, where every task reads entries of its own.
+def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan | None:
+    """Forms of the leaves in `names`, where the graph proves that every task reads entries of its
+    own; rows of what no task reads are zero.
 
     Args:
-        groups: the leaves that known nodes alone read.
-        where: of every call's output where the tasks are.
-        names: all leaves; the rows of the others are zero.
-        tasks: how many.
-        device: "cpu", "cuda", …
+        forward: a `run.Forward`, of losses [task].
+        names: the leaves.
         keep: the rows are needed afterwards, to be combined: kept, or by one more backward pass.
     """
-    every = [group for parts in groups.values() for group in parts]
-    found = [prices_of(group, tasks, device, tasks) for group in every]
-    forms: list[Form] = [cheapest(prices) for prices in found]
+    losses, uses, graph = forward.losses.vector, forward.uses, forward.graph
+    tasks, device = len(losses), losses.device.type
+    if not _may_be_slices(uses, names, tasks, forward.losses.scalars is not None):
+        return None
+    every = [use for name in names for use in uses.get(name, ())]
+    where = entry_layouts(graph, losses, forward.edges, every)
+    groups = {} if where is None else groups_of(uses, forward.params, names, graph)
+    if not where or any(graph.serves_leaf(name) for name in names if name not in groups):
+        return None
+    forms: list[tuple[Group, Form]] = []
     by_rows = best = 0.0
-    for group, prices, form in zip(every, found, forms, strict=True):
+    for group in _all(groups):
+        prices = prices_of(group, tasks, device, tasks)
+        forms.append((group, cheapest(prices)))
         by_rows += prices["gemm"] + 2.0 * tasks * group.numel
-        best += prices[form] + 2.0 * group.multiplied
+        best += min(prices.values()) + 2.0 * group.multiplied
     rows = keep and by_rows <= best
-    forms = ["gemm"] * len(every) if rows else forms
-    plan = Plan(tuple(zip(every, forms, strict=True)), ())
-    layouts = tuple(where[use.edge] for use in plan.uses)
-    return EntryPlan(plan, layouts, names if rows else ())
+    plan = Plan(tuple((group, "gemm" if rows else form) for group, form in forms), ())
+    known = {use.edge: layout for use, layout in zip(every, where, strict=True)}
+    layouts = tuple(known[use.edge] for use in plan.uses)
+    return EntryPlan(plan, layouts, tuple(names) if rows else ())
 
 
 class Sketch(NamedTuple):
     """What the plan of another pass over the same leaves, or process, has to fit."""
 
-    groups: Mapping[
-        str, tuple[str, Form, tuple[Any, ...] | None]
-    ]  # by name: leaf, form, `Group.fits`
+    groups: Mapping[str, tuple[str, Form, Any]]  # by name: leaf, form, `Group.fits`
     rows: tuple[str, ...]
 
 
@@ -496,7 +491,6 @@ class Decision(NamedTuple):
     # the separate losses, where each is differentiated alone
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-    groups: dict[str, list[Group]]  # every leaf that known nodes alone read
     slices: EntryPlan | None = None  # one pass for all tasks, each of which reads its own
 
 
@@ -540,16 +534,11 @@ def decide(
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
     every: Uses = forward.uses
     device = losses.device.type
-    if whole and _may_be_slices(every, names, len(losses), separated):
-        uses = [use for name in names for use in every.get(name, ())]
-        where = entry_layouts(graph, losses, loss_edges, uses)
-        groups = {} if where is None else groups_of(every, params, names, graph)
-        unused = tuple(name for name in names if name not in groups)
-        if where and not any(map(graph.serves_leaf, unused)):
-            kept = keep and (shared is None or set(shared) == set(names))
-            known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
-            slices = slices_of(groups, known, tuple(names), len(losses), device, keep=kept)
-            return Decision(slices.plan, None, False, groups, slices)
+    if whole:
+        kept = keep and (shared is None or set(shared) == set(names))
+        slices = slice_plan(forward, names, keep=kept)
+        if slices is not None:
+            return Decision(slices.plan, None, False, slices)
     apart, one_at_a_time = separated, False
     if mixed or not separated:
         separable = loss_edges is not None
@@ -559,7 +548,7 @@ def decide(
     if metric is not None:
         groups = {name: in_metric(parts, metric) for name, parts in groups.items()}
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
-    return Decision(plan, loss_edges, one_at_a_time, groups)
+    return Decision(plan, loss_edges, one_at_a_time)
 
 
 def should_loop(
