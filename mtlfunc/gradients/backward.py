@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..core.checks import depth
 from ..core.tree import dot
 from ..processes import gramians
 from ..types import Metric, Params, Rows
-from .layerwise import Place, Plan, Use, task_block, task_products
+from .layerwise import Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
 from .safe_ops import is_batching_error, needs_recording
@@ -27,7 +27,7 @@ from .separate import detached, gramian_of, row_matrix, rows_of
 class Measured(NamedTuple):
     """What some backward passes brought back."""
 
-    deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
+    groups: tuple[SplitGroup, ...]  # the plan's, with the deltas of every row
     rows: Rows  # the leaves differentiated row by row
     heads: Params  # gradients of the sum of the losses, if these are separate
     matrix: Tensor | None = None  # [row, width], if the rows are views of one
@@ -71,6 +71,10 @@ class Backward:
         self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
         self.anyway: bool = depth() > 0 and needs_recording(forward.losses.vector)
         self.places: dict[str, Place] = forward.places
+
+    def at(self, use: Use, losses: Tensor) -> Target:
+        """Where a node has its deltas."""
+        return target(use.edge, lambda: losses.new_zeros(use.shape, dtype=use.dtype))
 
     def leaf(self, name: str) -> Target:
         return target(self.places[name], partial(torch.zeros_like, self.params[name]))
@@ -156,6 +160,15 @@ class Backward:
         return dict(zip(names, self(root, cotangents, targets, keep=keep), strict=True))
 
 
+def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
+    """In which a Gramian is accumulated; None is the parameters' own, at least float32."""
+    return dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
+
+
+def recording(*backwards: Backward) -> AbstractContextManager[Any]:
+    return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
+
+
 @dataclass(eq=False)
 class Passes:
     """One backward pass per row: batched, in chunks, in a loop, or from separate losses."""
@@ -190,23 +203,20 @@ class Passes:
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan.uses, names, heads, rows, views, freed)
-        targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
+            return self._separate(plan, names, heads, rows, views, freed)
+        targets = [self.backward.at(use, self.value) for use in uses]
+        targets += map(self.backward.leaf, names)
         mix = self.matrix
         if mix is None:
             mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
         matrix = mix if self.scale is None else mix * self.scale
         stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
-        return Measured(
-            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), {}
-        )
-
-    def _at(self, use: Use) -> Target:
-        return target(use.edge, lambda: self.value.new_zeros(use.shape, dtype=use.dtype))
+        by_name = dict(zip(names, stacked[len(uses) :], strict=True))
+        return Measured(plan.groups(stacked), by_name, {})
 
     def _separate(
         self,
-        uses: list[Use],
+        plan: Plan,
         names: tuple[str, ...],
         heads: tuple[str, ...],
         rows: slice,
@@ -214,7 +224,7 @@ class Passes:
         freed: Tensor | None,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
-        backward, edges = self.backward, self.loss_edges
+        backward, edges, uses = self.backward, self.loss_edges, plan.uses
         assert edges is not None
         params, tasks = backward.params, range(len(edges))[rows]
         if views and names and not uses and self._is_plain(names):
@@ -222,13 +232,14 @@ class Passes:
                 edges[rows], self.value, params, backward.places, names, heads,
                 scale=None if self.scale is None else self.scale[rows], freed=freed,
             )  # fmt: skip
-            return Measured([], rows_of(matrix, params, names), total, matrix)
+            return Measured((), rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
         places, count = tuple(places), len(uses) + len(names)
 
         def zeros(place: int) -> Tensor:
             at = place - len(uses)
-            return (self._at(uses[place]) if at < 0 else backward.leaf(names[at])).like()
+            found = backward.at(uses[place], self.value) if at < 0 else backward.leaf(names[at])
+            return found.like()
 
         nowhere: Sequence[Tensor | None] = [None] * len(places)
         one = self.value.new_ones(())
@@ -250,7 +261,7 @@ class Passes:
                 total[name] = torch.zeros_like(params[name])
         stacked = _stacked(found) if self.matrix is None else found[0]
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
-        return Measured(stacked[: len(uses)], by_name, total)
+        return Measured(plan.groups(stacked), by_name, total)
 
     def _is_plain(self, names: tuple[str, ...]) -> bool:
         """Whether rows are plain numbers, one task's each."""
@@ -275,27 +286,26 @@ class Passes:
         right: Measured,
         measured: tuple[str, ...],
         dtype: torch.dtype | None,
-        across: tuple[Passes, Plan] | None = None,
+        across: Passes | None = None,
     ) -> Tensor:
         """Inner products over the measured leaves, of one set of rows with another.
 
-        `across`: the right set is of another forward, with its passes and its plan of the same
-        parts.
+        `across`: the passes of another forward, of a plan of the same parts, that made the right
+        set.
         """
-        wide = self._wide(dtype)
+        wide = wide_of(self.backward.params, dtype)
         matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
         if matrix is not None and wide == matrix.dtype:
             return gramian_of(matrix)
-        parts, its_plan = [], across[1] if across else plan
-        record = self.backward.record or (across is not None and across[0].backward.record)
-        with nullcontext() if record else torch.no_grad():
+        parts, fold = [], across is not None
+        with recording(self.backward, (across or self).backward):
             names = [name for name in measured if name in left.rows]
             if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
-            sides = plan.split(left.deltas), its_plan.tapped, its_plan.split(right.deltas)
-            for (group, form), mine, (other, _), theirs in zip(plan.tapped, *sides, strict=True):
-                deltas = None if right is left else theirs
-                parts.append(task_block(group, form, mine, deltas, wide, other if across else None))
+            for (_, form), one, other in zip(plan.tapped, left.groups, right.groups, strict=True):
+                a = one.factors(form, wide, fold=fold)
+                b = a if right is left else other.factors(form, wide, fold=fold)
+                parts.append(block_of(one.group, form, a, b, wide))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5) if right is left else total
 
@@ -308,20 +318,21 @@ class Passes:
         dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         """J P Jᵀ and J c over the measured leaves."""
-        wide, names = self._wide(dtype), tuple(x for x in measured if x in found.rows)
-        with nullcontext() if self.backward.record else torch.no_grad():
+        wide, names = (
+            wide_of(self.backward.params, dtype),
+            tuple(x for x in measured if x in found.rows),
+        )
+        with recording(self.backward):
             rows = found.rows
             parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
-            for (group, form), deltas in zip(plan.tapped, plan.split(found.deltas), strict=True):
-                block = task_block(group, form, deltas, deltas, wide, group.other)
-                c = metric.carried.get(group.uses[0].part.leaf)
-                parts.append((0.5 * (block + block.mT), task_products(group, deltas, c, wide)))
+            for (group, form), one in zip(plan.tapped, found.groups, strict=True):
+                other = one._replace(group=group.other or group)
+                factors = one.factors(form, wide), other.factors(form, wide)
+                block = block_of(group, form, *factors, wide)
+                along = one.along(metric.carried.get(group.leaf), wide)
+                parts.append((0.5 * (block + block.mT), along))
             gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
         return gramian, carried
-
-    def _wide(self, dtype: torch.dtype | None) -> torch.dtype:
-        own = next(iter(self.backward.params.values())).dtype
-        return dtype or torch.promote_types(own, torch.float32)
 
 
 def gramian_in_chunks(
@@ -334,7 +345,7 @@ def gramian_in_chunks(
     held; `size` None is all at once. With themselves for about T/2·size times the passes.
     """
     (one, plan), (other, its_plan) = sides
-    across, blocks = None if other is one else (other, its_plan), list[list[Tensor]]()
+    across, blocks = None if other is one else other, list[list[Tensor]]()
 
     def chunks(passes: Passes) -> list[slice]:
         count = len(passes.value if passes.matrix is None else passes.matrix)

@@ -26,12 +26,12 @@ from .layerwise import (
     is_worth_weighing,
     positions,
     sample_plan,
+    weighted_plan,
 )
 from .levels import without_trace
 from .linearize import Request, weighed
 from .losses import expect_weightings, parse_losses, parse_samples, parse_weighed
 from .run import Forward, run
-from .weightings import plan_weightings
 
 
 class Layer(NamedTuple):
@@ -215,15 +215,15 @@ def _explanation(
 
 
 def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
-    losses, graph = forward.losses.vector, forward.graph
+    losses = forward.losses.vector
     rows, count = losses.numel(), len(losses)
     alone = Way("one backward pass a sample and task", {}, rows, rows)
     if not forward.watched:
         way = alone._replace(samples=count)
         return _explanation(forward, names, [], [way], way, way.name)
-    plan, proved = sample_plan(forward.uses, forward.params, names, graph, losses)
+    plan, where, *_ = sample_plan(forward, names)
     tried, check = (passes := rows // count), "; the graph proves that they do not mix"
-    if proved is None:
+    if where is None:
         tried, check = 2 * passes, ", and as many to check that they do not mix"
     groups = [group for group, _ in plan.tapped]
     way = Way("one pass for all samples", _forms_of(plan), tried, rows, count)
@@ -234,14 +234,14 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
 def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     names, tasks = request.shared, request.weightings
     shape = forward.losses.shape or forward.value.shape
-    found = plan_weightings(forward, request)
+    found = weighted_plan(forward, request)
     alone = Way("one backward pass a task", {}, tasks, tasks)
     if found is None:
         return _explanation(forward, names, [], [alone], alone, alone.name)
-    (plan, _, worth), proved = found
-    groups = [group for group, _ in plan.tapped if group.uses[0].part.leaf in names]
+    plan, where, _, worth = found
+    groups = [group for group, _ in plan.tapped if group.leaf in names]
     tried, check = (parts := shape[1:].numel()), "; the graph proves that samples do not mix"
-    if proved is None:
+    if where is None:
         tried, check = 2 * parts, ", and as many to check that samples do not mix"
     once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
@@ -289,7 +289,7 @@ def _describe_layers(
     """One line for each of the groups, and one for each leaf that has none."""
     by_leaf: dict[str, list[Group]] = {}
     for group in groups:
-        by_leaf.setdefault(group.uses[0].part.leaf, []).append(group)
+        by_leaf.setdefault(group.leaf, []).append(group)
     layers: list[Layer] = []
     for name in names:
         for group in by_leaf.get(name, ()):

@@ -13,11 +13,11 @@ from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.tree import dot, root, select
 from ..processes import Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
+from .entries import sample_by_layers
 from .layerwise import Engine
 from .linearize import Keep, Linearization, Request, cross_gramian, linearize, weighed
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
 from .run import Forward, check_connected, run
-from .samples import sample_by_layers
 
 
 def check_engine(engine: str) -> None:

@@ -15,10 +15,11 @@ from ..core.checks import depth, enable_grad, is_differentiated, recording_conte
 from ..core.tree import dot
 from ..types import Metric, Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
+from .entries import linearize_slices
 from .layerwise import (
     Engine,
+    EntryPlan,
     Plan,
-    Slices,
     common_plan,
     decide,
     is_worth_recording,
@@ -30,7 +31,6 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
-from .slices import linearize_slices
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -189,7 +189,7 @@ class _Route(NamedTuple):
     plan: Plan
     loss_edges: tuple[GradientEdge | None, ...] | None  # of losses to be differentiated each alone
     chunk_size: int | None
-    slices: Slices | None = None  # every loss reads its own, and one pass is enough
+    slices: EntryPlan | None = None  # every loss reads its own, and one pass is enough
 
 
 def _open(
@@ -312,9 +312,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
 
     if route.slices is not None:
         wanted, share = ((), 0.0) if share is None else (others, share)
-        rows, gramian, heads = linearize_slices(
-            route.slices, passes.backward, on_heads(), passes.matrix, wanted, dtype
-        )
+        rows, gramian, heads = linearize_slices(route.slices, passes, forward.graph, wanted, dtype)
         return _Found(rows, gramian, {name: share * grad for name, grad in heads.items()})
     rows, gramian, head_grads, carried, final = {}, None, {}, None, False
     if request.keep == "nothing" and request.chunk_size and request.metric is None:

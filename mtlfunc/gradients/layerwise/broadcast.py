@@ -7,6 +7,7 @@ sample.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.autograd.graph import GradientEdge
@@ -18,12 +19,16 @@ from .uses import Use
 Node = Any  # torch.autograd.graph.Node
 
 
-def over_samples(groups: list[Group], graph: Graph, samples: int) -> list[Group]:
+def over_samples(
+    groups: Mapping[str, list[Group]], graph: Graph, samples: int
+) -> dict[str, list[Group]]:
     """The groups, with such calls read where their output is broadcast over samples."""
-    return [
-        group._replace(uses=tuple(_where_broadcast(use, graph, samples) for use in group.uses))
-        for group in groups
-    ]
+
+    def spread(group: Group) -> Group:
+        uses = tuple(_where_broadcast(use, graph, samples) for use in group.uses)
+        return group._replace(uses=uses)
+
+    return {name: [*map(spread, parts)] for name, parts in groups.items()}
 
 
 def _where_broadcast(use: Use, graph: Graph, samples: int) -> Use:

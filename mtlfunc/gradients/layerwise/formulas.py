@@ -63,6 +63,22 @@ class Group(NamedTuple):
         return not any(use.is_turned is None for use in self.uses)
 
     @property
+    def leaf(self) -> str:
+        return self.uses[0].part.leaf
+
+    @property
+    def start(self) -> int:
+        """Where the part begins along the leaf's first axis."""
+        span = self.uses[0].part.span
+        return span[0] if span else 0
+
+    @property
+    def multiplied(self) -> float:
+        """Operations of the products that one backward pass does for its row."""
+        outer = [use for use in self.uses if use.kind == "outer"]
+        return 2.0 * self.numel * sum(map(positions, outer))
+
+    @property
     def lead(self) -> Use:
         """The use in whose order the rows of all of them are."""
         return next((use for use in self.uses if not use.is_turned), self.uses[0])
@@ -118,7 +134,7 @@ def costs(
         itemsize: bytes a number.
         weightings: how many rows are mixed of those by sample.
     """
-    width = group.numel
+    width, parts = group.numel, rows // (samples or 1)
     dot = 2.0 * rows * rows * width
     held = float(rows * width * itemsize)
     total = sum(positions(use) for use in group.uses)
@@ -126,9 +142,7 @@ def costs(
         2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3])
         for use in group.uses
     ]
-    found: dict[Form, Cost] = {
-        "gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)
-    }
+    found: dict[Form, Cost] = {"gemm": Cost(sum(times) * parts + dot, held)}
     if weightings:
         mixing = 2.0 * weightings * (rows + weightings) * width
         found["mixed"] = Cost(
@@ -145,20 +159,14 @@ def costs(
         found["rows"] = Cost(each + dot, held)
     if group.alike or (group.is_matrix and rows == samples):
         _, groups, a, o = group.lead.sizes
-        reading = 2.0 * a if group.lead.kind == "outer" else 1.0
+        square = float(groups * total * total)
+        flops = square * (2.0 * a if group.lead.kind == "outer" else 1.0)
         if samples is None:
-            found["kernel"] = Cost(
-                groups * total * total * (reading + 2.0 * rows * o)
-                + 2.0 * rows * rows * groups * total * o,
-                groups * total * total * itemsize,
-            )
+            flops += square * 2.0 * rows * o + 2.0 * rows * rows * groups * total * o
+            found["kernel"] = Cost(flops, square * itemsize)
         else:
-            tasks = rows // samples
-            pairs = float(total) * total * tasks * tasks
-            found["kernel"] = Cost(
-                groups * (total * total * reading + pairs * (2.0 * o + 2.0)),
-                groups * (pairs + total * total) * itemsize,
-            )
+            pairs = square * parts * parts
+            found["kernel"] = Cost(flops + pairs * (2.0 * o + 2.0), (pairs + square) * itemsize)
     if group.other is not None:  # a factor of each axis multiplies inputs and deltas, or the rows
         _, _, a, o = group.lead.sizes
         more = {"kernel": total * (a * a + rows * o * o), "rows": rows * width * (a + o)}
@@ -182,6 +190,11 @@ class Layout(NamedTuple):
     start: int = 0
     several: int | None = None  # None is all of them
 
+    def apart(self, x: Tensor, axis: int, count: int, to: int) -> Tensor:
+        """`x`, with that axis of it, of so many entries, as two: the entries' moved to `to`."""
+        split = (count, -1) if self.major else (-1, count)
+        return x.unflatten(axis, split).movedim(axis if self.major else axis + 1, to)
+
 
 def layouts(use: Use, samples: int) -> list[Layout]:
     """Candidates, the likeliest first."""
@@ -196,11 +209,15 @@ def layouts(use: Use, samples: int) -> list[Layout]:
 
 
 Choices = tuple[tuple[Layout, Tensor], ...]
-"""Candidates, each with whether it is the one; more than one where values cannot be read."""
+"""Candidates, each with whether it is the one; more than one where values cannot be read, none
+where all positions are one entry's.
+"""
 
 
-def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
+def split_entries(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
     """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
+    if not choices:
+        return x.flatten(lead, -3).unsqueeze(lead)
     found = _split_layout(x, use, choices[0][0], samples, lead)
     for layout, right in choices[1:]:
         found = torch.where(right, _split_layout(x, use, layout, samples, lead), found)
@@ -209,9 +226,7 @@ def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int
 
 def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
     axis, count = lead + use.axes.index(layout.axis), layout.several or samples
-    split = (count, -1) if layout.major else (-1, count)
-    x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
-    x = x.flatten(lead + 1, -3)
+    x = layout.apart(x, axis, count, lead).flatten(lead + 1, -3)
     if count == samples:
         return x
     before, after = (
@@ -223,7 +238,7 @@ def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) 
 
 def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
     """A leaf's groups with the rows P·g; none where P is not a factor for each axis of a matrix."""
-    (group, *parts), name = groups, groups[0].uses[0].part.leaf
+    (group, *parts), name = groups, groups[0].leaf
     first, then = (metric.turns or {}).get(name, ((), ()))
     swapped, scale = group.uses[0].is_turned, metric.scale[name]
     if parts or then or scale.ndim or not group.alike or swapped is None:
@@ -243,145 +258,116 @@ def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
     return [group._replace(other=group._replace(uses=tuple(map(turned, group.uses))))]
 
 
-def task_products(
-    group: Group, deltas: Sequence[Tensor], leaf: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Inner products [row] of a matrix's rows, of which none is formed, with another; None is 0."""
-    if leaf is None:
-        return deltas[0].new_zeros(len(deltas[0]), dtype=dtype)
-    matrix = (leaf if group.uses[0].is_turned else leaf.mT).to(dtype)
-    varied = _join_positions(_task_deltas(group, deltas, dtype), 2)
-    return varied.flatten(1) @ (_task_inputs(group, dtype) @ matrix).flatten()
+class SplitGroup(NamedTuple):
+    """A group in one backward pass whose deltas are split by entry.
 
-
-def task_block(
-    group: Group,
-    form: Form,
-    left: Sequence[Tensor],
-    right: Sequence[Tensor] | None,
-    dtype: torch.dtype,
-    other: Group | None = None,
-) -> Tensor:
-    """This group's part of the Gramian between two sets of tasks.
-
-    Args:
-        group: the uses of one leaf, or of one part of it.
-        form: "kernel" or "gemm".
-        left: for every use the deltas [row, *shape].
-        right: those of the other tasks; None means the same.
-        dtype: of the accumulation.
-        other: the uses in the other tasks' forward pass; None means the same pass.
+    One pass a row, of which each sums over all positions, is that of one entry with so many parts.
     """
-    if form == "gemm":
-        a = _task_rows(group, left, dtype, fold=other is not None)
-        if right is None:
-            return inner_products(a, a)
-        return inner_products(a, _task_rows(other or group, right, dtype, fold=other is not None))
-    x = _task_inputs(group, dtype)
-    y = x if other is None else _task_inputs(other, dtype)
-    other = other or group
-    a = _join_positions(_task_deltas(group, left, dtype), 2)
-    b = a if right is None else _join_positions(_task_deltas(other, right, dtype), 2)
-    return inner_products(a.flatten(1), (_kernel(group, x, y, dtype) @ b).flatten(1))
-
-
-def _task_inputs(group: Group, dtype: torch.dtype) -> Tensor:
-    axis = 1 if group.uses[0].kind == "outer" else 0
-    return _join_positions([_fixed_factor(use, dtype) for use in group.uses], axis)
-
-
-def _task_deltas(
-    group: Group, deltas: Sequence[Tensor], dtype: torch.dtype
-) -> list[Tensor]:  # [row, group, position, o]
-    return [
-        use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype)
-        for use, delta in zip(group.uses, deltas, strict=True)
-    ]
-
-
-def _task_rows(group: Group, deltas: Sequence[Tensor], dtype: torch.dtype, *, fold: bool) -> Tensor:
-    """Rows [row, width]; in the leaf's own order if `fold`."""
-    parts = _task_deltas(group, deltas, dtype)
-    if group.alike:
-        rows = _outer_product(group, _join_positions(parts, 2), _task_inputs(group, dtype))
-        return (group.uses[0].fold(rows) if fold else rows).flatten(1)
-    folded = []
-    for use, part in zip(group.uses, parts, strict=True):
-        summed = (
-            part.sum(2)[..., None]
-            if use.fixed is None
-            else _outer_product(group._replace(uses=(use,)), part, _fixed_factor(use, dtype))
-        )
-        folded.append(use.fold(summed))
-    total = sum(folded[1:], start=folded[0])
-    return total.reshape(len(total), -1)
-
-
-class SampledGroup(NamedTuple):
-    """A group in one backward pass by sample."""
 
     group: Group
-    where: Sequence[Choices]  # for every use where its samples are
-    deltas: Sequence[Tensor]  # for every use [task, *shape]
-    samples: int  # how many there are
+    deltas: Sequence[Tensor]  # for every use [part, *shape]
+    entries: int = 1  # how many there are
+    where: Sequence[Choices] | None = None  # for every use where its entries are, if several
+
+    def _each(self) -> Iterator[tuple[Use, Tensor, Choices]]:
+        where = [()] * len(self.deltas) if self.where is None else self.where
+        return zip(self.group.uses, self.deltas, where, strict=True)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use the deltas [task, sample, position, group, o]."""
+        """For every use the deltas [part, entry, position, group, o]."""
         return [
-            split_samples(use.varied(delta), use, choices, self.samples, 1).to(dtype)
-            for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
+            split_entries(use.varied(delta), use, choices, self.entries, 1).to(dtype)
+            for use, delta, choices in self._each()
         ]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use x [sample, position, group, a], lookup: indices [sample, position]."""
+        """For every use x [entry, position, group, a], lookup: indices [entry, position]."""
 
         def fixed(use: Use, choices: Choices) -> Tensor:
             if use.fixed is None:
                 return torch.empty(0)
             if use.kind == "outer":
-                return split_samples(use.fixed(), use, choices, self.samples, 0).to(dtype)
+                return split_entries(use.fixed(), use, choices, self.entries, 0).to(dtype)
             indices = use.fixed()[..., None, None, None]
-            return split_samples(indices, use, choices, self.samples, 0)[..., 0, 0]
+            return split_entries(indices, use, choices, self.entries, 0)[..., 0, 0]
 
-        return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
+        return [fixed(use, choices) for use, _, choices in self._each()]
 
     @property
     def is_joined(self) -> bool:
         """Whether all uses are one sum over their positions."""
-        return self.group.alike or (self.group.is_matrix and len(self.deltas[0]) == 1)
+        # a single row of products costs as much use by use
+        turned = self.group.is_matrix and self.entries > len(self.deltas[0]) == 1
+        return self.group.alike or turned
 
-    def rows(self, dtype: torch.dtype, mix: Tensor | None = None) -> Tensor:
-        """[sample·task, width]; with `mix` [row, sample·task] the rows that it makes of them."""
+    def by_position(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """x and deltas as of one use, over all uses' positions."""
+        inputs, parts = self.inputs(dtype), self.parts(dtype)
+        if (
+            not self.group.alike
+        ):  # rows are those of the transpose, with inputs and deltas exchanged
+            for i, use in enumerate(self.group.uses):
+                if use.is_turned:
+                    inputs[i], parts[i] = parts[i][0], inputs[i][None]
+        return _join_positions(inputs, 1), _join_positions(parts, 2)
+
+    def rows(self, dtype: torch.dtype, mix: Tensor | None = None, *, fold: bool = True) -> Tensor:
+        """[entry·part, width], in the leaf's own order if `fold`; with `mix` [row, entry·part] the
+        rows that it makes of them.
+        """
         if self.is_joined:
-            use, (x, part) = self.group.lead, _positions(self, dtype)
-            made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
-            return use.fold(made).flatten(1)
+            sums = [(self.group.lead, *self.by_position(dtype))]
+        else:
+            sums = zip(self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True)
         folded = []
-        for use, x, part in zip(
-            self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True
-        ):
-            if mix is None:
-                folded.append(use.fold(self._rows_of(use, x, part)))
-                continue
-            folded.append(use.fold(self._mixed_of(use, x, part, mix)))
+        for use, x, part in sums:
+            made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
+            folded.append(use.fold(made) if fold or not self.is_joined else made)
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
-    def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The rows [sample·task, part of the width], piece by piece."""
-        if not self.is_joined:
-            yield self.rows(dtype)
-            return
-        x, part = _positions(self, dtype)
-        for piece in self._pieces_of(self.group.lead, x, part):
-            yield piece.flatten(1)
+    def factors(self, form: Form, dtype: torch.dtype, *, fold: bool = True) -> tuple[Tensor, ...]:
+        """What `block_of` multiplies: rows, or inputs and deltas by position."""
+        return (self.rows(dtype, fold=fold),) if form == "gemm" else self.by_position(dtype)
+
+    def along(self, leaf: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Inner products [part] of one entry's rows of a matrix, of which none is formed, with
+        another; None is 0.
+        """
+        if leaf is None:
+            return self.deltas[0].new_zeros(len(self.deltas[0]), dtype=dtype)
+        matrix = (leaf if self.group.uses[0].is_turned else leaf.mT).to(dtype)
+        x, part = self.by_position(dtype)
+        return part.flatten(1) @ (x @ matrix).flatten()
+
+    def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
+        """The diagonal of `block_of` [entry·part], from each entry's own positions alone."""
+        group, each = self.group, sum(map(positions, self.group.uses)) / self.entries
+        if not self.is_joined or (
+            not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
+        ):
+            return self.rows(dtype).square().sum(1)
+        x, y = self.by_position(dtype)
+        if group.uses[0].kind == "lookup":
+            kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
+        else:
+            x = x.movedim(2, 1)  # [entry, group, position, a]
+            kernel = x @ x.mT
+        kernel = kernel + 1 if biased else kernel
+        y = y.movedim(3, 2)  # [part, entry, group, position, o]
+        return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
 
     def products(self, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
         """Inner products of the rows [sample·task, sample·task], of rows and deltas in half
         precision by products that are accumulated in float32.
         """
+        if self.is_joined:
+            pieces = self._pieces_of(self.group.lead, *self.by_position(dtype))
+        else:
+            pieces = iter([self.rows(dtype)])
         total = None
-        for rows in self.pieces(dtype):
+        for piece in pieces:
+            rows = piece.flatten(1)
             half = rows.dtype in HALF
             found = half_products(rows) if half else inner_products(rows.to(wide), rows.to(wide))
             total = found if total is None else total + found
@@ -401,7 +387,7 @@ class SampledGroup(NamedTuple):
         them as its inner size.
         """
         a = 1 if use.kind == "local" else use.sizes[2]
-        each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
+        each = len(part) * self.entries * part.shape[-2] * a * part.element_size()
         count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // each)
         for start in range(0, part.shape[-1], count):
             yield self._rows_of(use, x, part[..., start : start + count])
@@ -411,16 +397,18 @@ class SampledGroup(NamedTuple):
         if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
-            index = x[:, :, None].expand(-1, -1, part.shape[-1])
             # one by one in half precision, a token's many sums would not grow
-            wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            # copied where it is added to
+            wide = part[..., 0, :].to(torch.promote_types(part.dtype, torch.float32))
             empty = wide.new_zeros(()).expand(len(x), use.sizes[2], part.shape[-1])
-            found = [
-                empty.scatter_add(1, index, wide[task, :, :, 0]).to(part.dtype)
-                for task in range(len(part))
-            ]
-            summed = (found[0][None] if len(found) == 1 else torch.stack(found)).mT[:, :, None]
+            if len(x) == 1:
+                found = empty.expand(len(part), -1, -1).index_add(1, x[0], wide[:, 0])[:, None]
+            else:  # copied where it is added to
+                index = x[:, :, None].expand(-1, -1, part.shape[-1])
+                each = [empty.scatter_add(1, index, task) for task in wide]
+                found = each[0][None] if len(each) == 1 else torch.stack(each)
+            summed = found.to(part.dtype).mT[:, :, None]
+        elif len(part) == len(x) == 1:
+            summed = (part[0, 0].permute(1, 2, 0) @ x[0].transpose(0, 1))[None, None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         return summed.transpose(0, 1).flatten(0, 1)
@@ -430,14 +418,14 @@ class SampledGroup(NamedTuple):
         product over all positions.
         """
         wide = torch.promote_types(dtype, torch.float32)
-        by_task = weights.to(wide).unflatten(0, (self.samples, -1)).mT
+        by_task = weights.to(wide).unflatten(0, (self.entries, -1)).mT
         deltas = []
-        for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True):
+        for use, delta, choices in self._each():
             weighted = _at_samples(by_task, use, choices, delta) * delta
             weighted = weighted if len(delta) == 1 else weighted.sum(0, keepdim=True)
             deltas.append(weighted.to(dtype))
             del weighted
-        return _task_rows(self.group, deltas, dtype, fold=True)
+        return SplitGroup(self.group, deltas).rows(dtype)
 
 
 def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> Tensor:
@@ -456,12 +444,14 @@ def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> T
     return found
 
 
-def sample_factors(sample: SampledGroup, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What a block of the Gramian is multiplied from: rows, or inputs and deltas by position."""
-    return (sample.rows(dtype),) if form == "gemm" else _positions(sample, dtype)
+def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
+    """Whether a sample's rows cost less than the products of its positions, `each` of them."""
+    _, groups, a, o = group.lead.sizes
+    reading = a if group.lead.kind == "outer" else 1
+    return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
 
 
-def sample_block(
+def block_of(
     group: Group,
     form: Form,
     left: Sequence[Tensor],
@@ -475,7 +465,7 @@ def sample_block(
     Args:
         group: of the first pass.
         form: "kernel", if both sides' uses are alike, or "gemm".
-        left: its `sample_factors`.
+        left: its `factors`.
         right: the same, or those of the same part of the same leaf in another pass.
         dtype: of the accumulation.
         biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
@@ -483,51 +473,14 @@ def sample_block(
     """
     if form == "gemm":
         return inner_products(left[0], right[0])
-    return _sample_kernel(group, left, right, dtype, biased)
-
-
-def sample_squares(sample: SampledGroup, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
-    """The diagonal of `sample_block` [sample·task], from each sample's own positions alone."""
-    group, each = sample.group, sum(map(positions, sample.group.uses)) / sample.samples
-    if not sample.is_joined or (
-        not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))
-    ):
-        return sample.rows(dtype).square().sum(1)
-    x, y = _positions(sample, dtype)
-    if group.uses[0].kind == "lookup":
-        kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
-    else:
-        x = x.movedim(2, 1)  # [sample, group, position, a]
-        kernel = x @ x.mT
-    kernel = kernel + 1 if biased else kernel
-    y = y.movedim(3, 2)  # [task, sample, group, position, o]
-    return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
-
-
-def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
-    """Whether a sample's rows cost less than the products of its positions, `each` of them."""
-    _, groups, a, o = group.lead.sizes
-    reading = a if group.lead.kind == "outer" else 1
-    return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
-
-
-def _positions(sample: SampledGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
-    position, group, o], over all uses' positions.
-    """
-    inputs, parts = sample.inputs(dtype), sample.parts(dtype)
-    if not sample.group.alike:  # rows are those of the transpose with inputs and deltas exchanged
-        for i, use in enumerate(sample.group.uses):
-            if use.is_turned:
-                inputs[i], parts[i] = parts[i][0], inputs[i][None]
-    return _join_positions(inputs, 1), _join_positions(parts, 2)
-
-
-def _sample_kernel(
-    group: Group, left: Sequence[Tensor], right: Sequence[Tensor], dtype: torch.dtype, biased: bool
-) -> Tensor:
-    """By the inner products of all pairs of positions, of one side with the other."""
+    # by the inner products of all pairs of positions, of one side with the other
     ids = group.uses[0].kind == "lookup"
+    if len(left[0]) == len(right[0]) == 1:  # one entry
+        u, v = (x.flatten() if ids else x[0].transpose(0, 1) for x, _ in (left, right))
+        kernel = _kernel(group, u, v, dtype)
+        kernel = kernel + 1 if biased else kernel
+        y, z = (deltas[:, 0].transpose(1, 2) for _, deltas in (left, right))
+        return inner_products(y.flatten(1), (kernel @ z).flatten(1))
     # positions before samples: a sum over them then adds whole rows
     u, v = (
         x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2) for x, _ in (left, right)
@@ -550,13 +503,6 @@ def _sample_kernel(
 def _join_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
     """All calls' positions in one axis; one call's without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _fixed_factor(use: Use, dtype: torch.dtype) -> Tensor:
-    """[group, position, a]; lookup: indices [position]."""
-    assert use.fixed is not None
-    x = use.fixed()
-    return x.flatten() if use.kind == "lookup" else x.flatten(0, -3).transpose(0, 1).to(dtype)
 
 
 def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -597,15 +543,3 @@ def half_products(rows: Tensor) -> Tensor:
         total = total + _product(x, x.mT).sum(0)
     assert isinstance(total, Tensor)
     return total
-
-
-def _outer_product(group: Group, varied: Tensor, x: Tensor) -> Tensor:
-    """Rows [row, group, o, a] from [row, group, position, o] and x."""
-    use = group.uses[0]
-    if use.kind == "lookup":
-        wide = varied.to(torch.promote_types(varied.dtype, torch.float32))
-        empty = wide.new_zeros(len(varied), use.sizes[2], use.sizes[3])
-        return empty.index_add(1, x, wide[:, 0]).mT[:, None].to(varied.dtype)
-    if len(varied) == 1:
-        return (varied[0].mT @ x)[None]
-    return torch.einsum("rgpo,gpa->rgoa", varied, x)

@@ -25,17 +25,8 @@ Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
 
 _UNBATCHED = (
-    "ScaledDotProduct",
-    "EmbeddingBag",
-    "MkldnnRnn",
-    "CudnnRnn",
-    "MiopenRnn",
-    "Thnn",
-    "WeightNorm",
-    "Trilinear",
-    "Cdist",
-    "EuclideanDist",
-    "FusedRmsNorm",
+    *("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn"),
+    *("WeightNorm", "Trilinear", "Cdist", "EuclideanDist", "FusedRmsNorm"),
 )
 """Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as
 fast, and quiet), or gets wrong there: cdist.
@@ -348,6 +339,12 @@ def _is_slow(kind: type) -> bool:
 
 
 PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")
+RESHAPES = (
+    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+    *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
+    *("CloneBackward0", "ToCopyBackward0"),
+)
+"""Nodes that hand on all entries of their input, in their order, and no others."""
 PIECES = (
     *("SelectBackward0", "UnbindBackward0", "SliceBackward0"),
     *("SplitBackward0", "SplitWithSizesBackward0"),

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .formulas import Layout, layouts
-from .graph import Graph, order_of, piece_of, signed
+from .graph import PERMUTATIONS, PIECES, RESHAPES, Graph, order_of, piece_of, signed
 from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
@@ -30,9 +30,20 @@ Owners = int | np.ndarray
 """One for all entries, or an array that broadcasts to the tensor's shape with its number of axes.
 """
 
-Follow = Callable[[Node, int, int, np.ndarray, Shape, Shape], np.ndarray | None]
-"""(node, which of its inputs, which of its outputs, that output's owners, its shape, the input's
-shape) -> the input's owners, or None: then all of the input belongs to all owners of the output.
+
+class Step(NamedTuple):
+    """From one output of a node to one of its inputs."""
+
+    node: Node
+    at: int  # which of the inputs
+    place: int  # which of the outputs
+    out: Shape  # that output's
+    shape: Shape  # the input's
+
+
+Follow = Callable[[Step, np.ndarray], np.ndarray | None]
+"""From the output's owners to the input's, or None: then all of the input belongs to all owners of
+the output.
 """
 
 LARGEST = 1 << 20
@@ -166,28 +177,20 @@ def _owners_of_input(
         answer: Owners | None = None
         if follow in _CUTS or not isinstance(owners, int):
             out, shape = _shape(node, place), _shape(child[0], child[1])
-            answer = _follow_owners(follow, node, index, place, owners, out, shape)
+            if follow and out is not None and shape and (place == 0 or follow in _CUTS):
+                answer = _follow_owners(follow, Step(node, index, place, out, shape), owners)
         found.append(_owner_of_all(owners) if answer is None else answer)
     return found
 
 
-def _follow_owners(
-    follow: Follow | None,
-    node: Node,
-    index: int,
-    place: int,
-    owners: Owners,
-    out: Shape | None,
-    shape: Shape | None,
-) -> Owners | None:
-    if follow is None or out is None or shape is None or (place > 0 and follow not in _CUTS):
-        return None
-    if not shape or 0 in out or 0 in shape:
+def _follow_owners(follow: Follow, step: Step, owners: Owners) -> Owners | None:
+    out, shape = step.out, step.shape
+    if 0 in out or 0 in shape:
         return None
     if follow is _elementwise and out == shape:
         return owners
     array = np.full((1,) * len(out), owners) if isinstance(owners, int) else owners
-    answer = follow(node, index, place, array, out, shape)
+    answer = follow(step, array)
     if (
         answer is None
         or answer.ndim != len(shape)
@@ -247,37 +250,33 @@ def _dims(named: int | Sequence[int] | None, count: int) -> list[int]:
     return sorted({signed(dim) % count for dim in named})
 
 
-def _elementwise(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _elementwise(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Also where the input was broadcast."""
-    lead = len(out) - len(shape)
-    if lead < 0 or any(size not in (1, full) for size, full in zip(shape, out[lead:], strict=True)):
+    shape, lead = step.shape, len(step.out) - len(step.shape)
+    if lead < 0 or any(n not in (1, full) for n, full in zip(shape, step.out[lead:], strict=True)):
         return None
     broadcast = [lead + axis for axis, size in enumerate(shape) if size == 1]
     merged = _reduce_owners(owners, [*range(lead), *broadcast])
     return merged.reshape(merged.shape[lead:])
 
 
-def _follow_unreduced(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
-    if node._saved_reduction != 0:
+def _follow_unreduced(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    if step.node._saved_reduction != 0:
         return None
-    return _elementwise(node, index, place, owners, out, shape)
+    return _elementwise(step, owners)
 
 
-def _follow_view(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_view(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Other axes for the same entries in the same order, group of axes by group."""
-    if math.prod(out) != math.prod(shape):
+    if step.out == step.shape:
+        return owners
+    if math.prod(step.out) != math.prod(step.shape):
         return None
     full, after = [], []
-    for (i, j), (k, n) in _match_axes(out, shape):
+    for (i, j), (k, n) in _match_axes(step.out, step.shape):
         varies = any(size > 1 for size in owners.shape[i:j])
-        full += out[i:j] if varies else owners.shape[i:j]
-        after += shape[k:n] if varies else [1] * (n - k)
+        full += step.out[i:j] if varies else owners.shape[i:j]
+        after += step.shape[k:n] if varies else [1] * (n - k)
     if math.prod(full) > LARGEST:
         return None
     return _compress_owners(np.broadcast_to(owners, full).reshape(after))
@@ -299,56 +298,46 @@ def _match_axes(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, in
     return found
 
 
-def _follow_permutation(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
-    return owners.transpose(np.argsort(order_of(node, len(out))))
+def _follow_permutation(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    return owners.transpose(np.argsort(order_of(step.node, len(step.out))))
 
 
-def _follow_reduction(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_reduction(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """One number for all entries along some axes."""
-    dims = _dims(node._saved_dim, len(shape))
-    if index != 0 or not dims or len(shape) - len(out) not in (0, len(dims)):
+    dims = _dims(step.node._saved_dim, len(step.shape))
+    if step.at != 0 or not dims or len(step.shape) - len(step.out) not in (0, len(dims)):
         return None
-    return owners if len(shape) == len(out) else np.expand_dims(owners, dims)
+    return owners if len(step.shape) == len(step.out) else np.expand_dims(owners, dims)
 
 
-def _follow_along_axes(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_along_axes(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Entries along some axes depend on one another."""
-    dims = _dims(node._saved_dim, len(shape))
-    return _reduce_owners(owners, dims) if index == 0 and out == shape and dims else None
+    dims = _dims(step.node._saved_dim, len(step.shape))
+    known = step.at == 0 and step.out == step.shape and dims
+    return _reduce_owners(owners, dims) if known else None
 
 
-def _follow_gather(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_gather(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Entries picked along one axis, wherever they are there."""
-    (dim,) = _dims(node._saved_dim, len(shape))
-    alike = all(a == b or axis == dim for axis, (a, b) in enumerate(zip(out, shape, strict=True)))
-    return _reduce_owners(owners, [dim]) if index == 0 and alike else None
+    (dim,) = _dims(step.node._saved_dim, len(step.shape))
+    sizes = zip(step.out, step.shape, strict=True)
+    alike = all(a == b or axis == dim for axis, (a, b) in enumerate(sizes))
+    return _reduce_owners(owners, [dim]) if step.at == 0 and alike else None
 
 
-def _follow_diagonal(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Two axes as one, the last: what reads none of it is said to read all."""
-    whole = _reduce_owners(owners, [len(out) - 1])[..., 0]
-    dims = [signed(dim) % len(shape) for dim in (node._saved_dim1, node._saved_dim2)]
+    whole = _reduce_owners(owners, [len(step.out) - 1])[..., 0]
+    dims = [signed(dim) % len(step.shape) for dim in (step.node._saved_dim1, step.node._saved_dim2)]
     return np.expand_dims(whole, sorted(dims))
 
 
-def _follow_slice(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_slice(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """A piece of the input along one axis."""
-    (dim,) = _dims(node._saved_dim, len(shape))
-    length = shape[dim]
-    piece = piece_of(node, place, length)
-    if len(out) < len(shape):
+    (dim,), out = _dims(step.node._saved_dim, len(step.shape)), step.out
+    length = step.shape[dim]
+    piece = piece_of(step.node, step.place, length)
+    if len(out) < len(step.shape):
         owners, out = np.expand_dims(owners, dim), (*out[:dim], 1, *out[dim:])
     if len(range(*piece.indices(length))) != out[dim]:
         return None
@@ -357,66 +346,56 @@ def _follow_slice(
     return found
 
 
-def _follow_concatenation(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _follow_concatenation(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """All of one of the inputs is a piece of the output."""
-    (dim,) = _dims(node._saved_dim, len(out))
-    if node.name() == "StackBackward0":
+    (dim,) = _dims(step.node._saved_dim, len(step.out))
+    if step.node.name() == "StackBackward0":
         one = owners.shape[dim] == 1
-        return owners.take(0 if one else index, dim)
+        return owners.take(0 if one else step.at, dim)
     if owners.shape[dim] == 1:
-        return owners if len(shape) == len(out) else None  # wherever the piece begins
-    shapes = [None if child is None else _shape(child, at) for child, at in node.next_functions]
-    if any(x is None or len(x) != len(out) for x in shapes):
+        return owners if len(step.shape) == len(step.out) else None  # wherever the piece begins
+    inputs = step.node.next_functions
+    shapes = [None if child is None else _shape(child, at) for child, at in inputs]
+    if any(x is None or len(x) != len(step.out) for x in shapes):
         return None  # where the piece begins is not known
     ends = np.cumsum([0, *(x[dim] for x in shapes if x is not None)])
-    if ends[-1] != out[dim]:
+    if ends[-1] != step.out[dim]:
         return None
-    return owners.take(range(*ends[index : index + 2]), dim)
+    return owners.take(range(*ends[step.at : step.at + 2]), dim)
 
 
-def _product(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _product(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """The last two axes of the output are one of the first factor's and one of the second's."""
-    added = "add" in node.name().lower()
-    if added and index == 0:
-        return _elementwise(node, index, place, owners, out, shape)
-    return _reduce_owners(owners, [len(out) - 1 - (index - added)])
+    added = "add" in step.node.name().lower()
+    if added and step.at == 0:
+        return _elementwise(step, owners)
+    return _reduce_owners(owners, [len(step.out) - 1 - (step.at - added)])
 
 
-def _matrix_vector(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
-    return owners[:, None] if index == 0 else None
+def _matrix_vector(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    return owners[:, None] if step.at == 0 else None
 
 
 def _follow_by_entry(inputs: int) -> Follow:
     """Entries of the first axis are worked on one by one."""
 
-    def follow(
-        node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-    ) -> np.ndarray | None:
-        if index >= inputs or len(out) != len(shape) or out[0] != shape[0]:
+    def follow(step: Step, owners: np.ndarray) -> np.ndarray | None:
+        if step.at >= inputs or len(step.out) != len(step.shape) or step.out[0] != step.shape[0]:
             return None
-        return _reduce_owners(owners, range(1, len(out)))
+        return _reduce_owners(owners, range(1, len(step.out)))
 
     return follow
 
 
-def _layer_norm(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
-    count = len(node._saved_normalized_shape)
-    return _reduce_owners(owners, range(len(out) - count, len(out))) if index == 0 else None
+def _layer_norm(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    first, count = len(step.out) - len(step.node._saved_normalized_shape), len(step.out)
+    return _reduce_owners(owners, range(first, count)) if step.at == 0 else None
 
 
-def _likelihood(
-    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
-) -> np.ndarray | None:
+def _likelihood(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """[n, class, …] to [n, …]"""
-    whole = index > 0 or node._saved_reduction != 0 or len(shape) != len(out) + 1
+    shape, out, reduced = step.shape, step.out, step.node._saved_reduction != 0
+    whole = step.at > 0 or reduced or len(shape) != len(out) + 1
     return None if whole or shape[0] != out[0] else np.expand_dims(owners, 1)
 
 
@@ -427,21 +406,18 @@ _NAMES: dict[Follow, str] = {
         Tan:0 Atan:0 Sinh:0 Cosh:0 Erf:0 Tanh:0 Sigmoid:0 LogSigmoid:0 Softplus:0 Relu:0
         LeakyRelu:0 LeakyRelu:1 Gelu:0 Silu:0 Mish:0 Elu:0 Elu:1 Hardtanh:0 Hardtanh:1 Hardswish:0
         Hardsigmoid:0 Clamp:0 Clamp:1 ClampMin:0 ClampMin:1 ClampMax:0 ClampMax:1 Minimum:0
-        Maximum:0 Where:0 Where:1 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0
+        Maximum:0 Where:0 Where:1 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0
         Lerp:1 MaskedFill:0 NativeDropout:0 TanhBackward:0 SigmoidBackward:0 SoftplusBackward:0
         GeluBackward:0 SiluBackward:0 EluBackward:0 LeakyReluBackward:0 ThresholdBackward:0
         LogSigmoidBackward:0 HardtanhBackward:0 HardswishBackward:0
         """,
     _follow_unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
     "BinaryCrossEntropyWithLogits:0",
-    _follow_view: "View:0 UnsafeView:0 ReshapeAlias:0 Unsqueeze:0 Squeeze:0 Squeeze:1 Squeeze:2",
-    _follow_permutation: "T:0 Transpose:0 Permute:0",
     _follow_reduction: "Sum:1 Mean:1 Amax:0 Amin:0 Max:0 Min:0 Logsumexp:0 "
     "LinalgVectorNorm:0 Norm:1 Var:0 Std:0",
     _follow_along_axes: "Softmax:0 LogSoftmax:0 Cumsum:0",
     _follow_gather: "Gather:0",
     _follow_diagonal: "Diagonal:0",
-    _follow_slice: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
     _follow_concatenation: "Cat:0 Stack:0",
     _product: "Mm:0 Addmm:0 Bmm:0 Baddbmm:0",
     _matrix_vector: "Mv:0",
@@ -453,6 +429,11 @@ _NAMES: dict[Follow, str] = {
     _likelihood: "NllLoss:0 NllLoss2D:0",
 }
 _KNOWN: dict[str, Follow] = {
+    **dict.fromkeys(RESHAPES, _follow_view),
+    **dict.fromkeys(PERMUTATIONS, _follow_permutation),
+    **dict.fromkeys(PIECES, _follow_slice),
+}
+_KNOWN |= {
     name.replace(":", "Backward"): follow
     for follow, names in _NAMES.items()
     for name in names.split()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,22 @@ from torch.autograd.graph import GradientEdge
 
 from ...types import Metric, Params
 from .broadcast import over_samples
-from .formulas import HALF, Cost, Form, Group, Layout, costs, in_metric, layouts, positions
+from .formulas import (
+    HALF,
+    Choices,
+    Form,
+    Group,
+    Layout,
+    SplitGroup,
+    costs,
+    in_metric,
+    layouts,
+    positions,
+)
 from .graph import DEVICES, Graph, Node, prefers_one_pass
 from .owners import entry_layouts
 from .uses import Use
 
-T = TypeVar("T")
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
@@ -77,10 +87,30 @@ class Plan(NamedTuple):
     def uses(self) -> list[Use]:
         return [use for group, _ in self.tapped for use in group.uses]
 
-    def split(self, found: Sequence[T]) -> Iterator[Sequence[T]]:
-        """What was found for every use, group by group."""
-        rest = iter(found)
-        return ([next(rest) for _ in group.uses] for group, _ in self.tapped)
+    @property
+    def biases(self) -> dict[str, str]:
+        """The biases that their own calls' weight takes along, with that weight."""
+        weights = {
+            group.calls: group.name
+            for group, form in self.tapped
+            if form == "kernel" and group.takes_bias
+        }
+        return {
+            group.name: weights[group.calls]
+            for group, _ in self.tapped
+            if group.is_bias and group.calls in weights
+        }
+
+    def groups(
+        self, deltas: Sequence[Tensor], entries: int = 1, where: Sequence[Choices] | None = None
+    ) -> tuple[SplitGroup, ...]:
+        """The groups with what some passes brought back, of all uses, and where the entries are."""
+        found, at = list[SplitGroup](), 0
+        for group, _ in self.tapped:
+            own = slice(at, at := at + len(group.uses))
+            places = None if where is None else where[own]
+            found.append(SplitGroup(group, deltas[own], entries, places))
+        return tuple(found)
 
 
 def groups_of(
@@ -117,23 +147,55 @@ def groups_of(
     return found
 
 
-def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
-    """Floating-point operations as a large matrix product's, of a group in a form."""
-    unfolded = "conv" in group.op and form in ("gemm", "mixed") and device == "cpu"
-    return cost.flops * (UNFOLDED if unfolded else 1.0)
+def prices_of(
+    group: Group,
+    rows: int,
+    device: str,
+    entries: int | None = None,
+    weightings: int = 0,
+    *,
+    plain: bool = True,
+    by_rows: bool = False,
+) -> dict[Form, float]:
+    """Floating-point operations, as a large matrix product's, of every form that a group may take.
 
-
-def cheapest_form(
-    group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
-) -> Form:
-    found: dict[Form, Cost] = {
-        form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
+    Args:
+        group: the uses of one leaf, or of one part of it.
+        rows: the Gramian's; of one pass split by entry, entries × parts.
+        device: "cpu", "cuda", …
+        entries: of that pass; None is one pass a row.
+        weightings: how many rows are mixed of those by entry.
+        plain: their Gramian is accumulated in its default dtype, so that halves stay halves.
+        by_rows: the mixed rows are wanted.
+    """
+    slow = UNFOLDED if _convolves(group, device) else 1.0
+    prices: dict[Form, float] = {
+        form: cost.flops * (slow if form in ("gemm", "mixed") else 1.0)
+        for form, cost in costs(group, rows, entries, weightings=weightings).items()
     }
+    if not weightings:
+        return prices
+    half = group.dtype in HALF and plain
+    # what is left of products that cancel has fewer digits than they had
+    apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
+    if by_rows or not apart:
+        return {"mixed": prices["mixed"]}
+    if half:
+        del prices["mixed"]
+    else:  # products in float64
+        prices["gemm"] += 2.0 * rows**2 * group.numel
+        if "kernel" in prices:
+            prices["kernel"] *= 2
+    return prices
 
-    def price(form: Form) -> tuple[float, bool]:
-        return weighted_cost(found[form], group, form, device), form != "rows"
 
-    return min(found, key=price)
+def _convolves(group: Group, device: str) -> bool:
+    """Whether it has convolutions on a CPU, which runs these, and their windows, otherwise."""
+    return "conv" in group.op and device == "cpu"
+
+
+def cheapest(prices: dict[Form, float]) -> Form:
+    return min(prices, key=prices.__getitem__)
 
 
 def task_plan(
@@ -158,88 +220,71 @@ def task_plan(
     """
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
-    saved, combining = 0.0, 0.0
+    saved = 0.0
     for name in names:
-        outer = [
-            group
-            for group in groups.get(name, ())
-            if all(use.kind != "local" for use in group.uses)
-        ]
+        parts = groups.get(name, ())
         # a bias, a norm: its rows cost no more than its deltas
-        if not outer or len(outer) < len(groups[name]):
+        if not parts or any(use.kind == "local" for group in parts for use in group.uses):
             left.append(name)
             continue
-        allowed: list[Form] = (
-            ["kernel", "gemm"]
-            if engine == "layerwise" or len(outer) > 1
-            else ["kernel", "gemm", "rows"]
-        )
-        forms: list[Form] = [cheapest_form(group, rows, device, None, allowed) for group in outer]
-        if forms == ["rows"]:
+        found = [prices_of(group, rows, device) for group in parts]
+        by_rows = [prices.pop("rows") for prices in found]
+        if len(parts) == 1 and engine == "auto" and by_rows[0] <= min(found[0].values()):
             left.append(name)
             continue
-        for group, form in zip(outer, forms, strict=True):
-            tapped.append((group, form))
-            found = costs(group, rows)
-            saved += weighted_cost(found["rows"], group, "rows", device)
-            saved -= weighted_cost(found[form], group, form, device)
+        for group, prices, price in zip(parts, found, by_rows, strict=True):
+            tapped.append((group, cheapest(prices)))
+            saved += price - min(prices.values())
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
             saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
-    if keep and engine == "auto":
-        combining = sum(
-            4.0 * positions(use) * group.numel
-            for parts in groups.values()
-            for group in parts
-            for use in group.uses
-            if use.kind == "outer"
-        )
-        if saved <= WORTH * combining:
-            return Plan((), tuple(names))
-    if engine == "auto" and saved <= 0:
+    combining = 2.0 * sum(group.multiplied for group in _all(groups)) if keep else 0.0
+    if engine == "auto" and saved <= WORTH * combining:
         return Plan((), tuple(names))
     return Plan(tuple(tapped), tuple(left))
 
 
-def sample_plan(
-    uses: Uses, params: Params, names: Sequence[str], graph: Graph, losses: Tensor
-) -> tuple[Plan, tuple[Layout, ...] | None]:
-    """Forms of the leaves in `names` for every sample and task, and where the samples are in every
-    use of the plan, if the graph proves it.
+class EntryPlan(NamedTuple):
+    """How one backward pass split by entry, a sample or a task, answers for all rows."""
+
+    plan: Plan
+    # of every use of the plan where the entries are; None where the graph proves it of none
+    where: tuple[Layout, ...] | None = None
+    kept: tuple[str, ...] = ()  # the leaves whose rows are kept, to be combined
+    worth: bool = True  # whether that is cheaper than one backward pass a row
+
+
+def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
+    """Forms of the leaves in `names` for every sample and task.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
 
     Args:
-        uses: by leaf, as the graph says.
-        params: the leaves of that pass.
-        names: those to look at.
-        graph: of that pass.
-        losses: [sample] or [sample, task].
+        forward: a `run.Forward`, of losses [sample] or [sample, task].
+        names: the leaves.
     """
-    samples, rows = len(losses), losses.numel()
-    every = spread_groups(groups_of(uses, params, names, graph), graph, samples)
-    groups, proved = sampled_groups(every, graph, samples), None
+    losses, graph = forward.losses.vector, forward.graph
+    samples, rows, device = len(losses), losses.numel(), losses.device.type
+    groups = groups_of(forward.uses, forward.params, names, graph)
+    every = over_samples(groups, graph, samples)
+    groups, where = sampled_groups(every, graph, samples), None
     if len(groups) < len(every):  # terms may have samples of their own
-        proved = entry_layouts(graph, losses, None, _uses(every), terms=True)
-        groups = groups if proved is None else every
-    if proved is None:
-        proved = entry_layouts(graph, losses, None, _uses(groups))
-    forms: list[tuple[Group, Form]] = [
-        (group, cheapest_form(group, rows, losses.device.type, samples, ("kernel", "gemm")))
-        for parts in groups.values()
-        for group in parts
-    ]
-    return Plan(tuple(forms), tuple(name for name in names if name not in groups)), proved
+        where = entry_layouts(graph, losses, None, _uses(every), terms=True)
+        groups = groups if where is None else every
+    if where is None:
+        where = entry_layouts(graph, losses, None, _uses(groups))
+    forms: Iterator[tuple[Group, Form]] = (
+        (group, cheapest(prices_of(group, rows, device, samples))) for group in _all(groups)
+    )
+    left = tuple(name for name in names if name not in groups)
+    return EntryPlan(Plan(tuple(forms), left), where)
+
+
+def _all(groups: Mapping[str, Sequence[Group]]) -> list[Group]:
+    return [group for parts in groups.values() for group in parts]
 
 
 def _uses(groups: Mapping[str, Sequence[Group]]) -> list[Use]:
-    return [use for parts in groups.values() for group in parts for use in group.uses]
-
-
-def spread_groups(
-    groups: Mapping[str, list[Group]], graph: Graph, samples: int
-) -> dict[str, list[Group]]:
-    """The groups, with what every sample adds read where it is broadcast over samples."""
-    return {name: over_samples(parts, graph, samples) for name, parts in groups.items()}
+    return [use for group in _all(groups) for use in group.uses]
 
 
 def sampled_groups(
@@ -287,87 +332,85 @@ def widest(device: str) -> torch.dtype:
     return torch.float32 if device == "mps" else torch.float64
 
 
-class Weighted(NamedTuple):
-    """How tasks that are weightings of samples are measured from one backward pass by sample."""
-
-    plan: Plan  # of all leaves; forms matter where they are measured
-    kept: tuple[str, ...]  # the leaves whose rows are kept, to be combined
-    worth: bool  # whether that is cheaper than one backward pass a task
-
-
-def weighted_plan(
-    groups: dict[str, list[Group]],
-    params: Params,
-    measured: Sequence[str],
-    entries: tuple[int, int],
-    weightings: int,
-    device: str,
-    *,
-    passes: int,
-    rows: bool,
-    keep: bool,
-    plain: bool = True,
-) -> Weighted:
-    """Forms of the leaves in `params`.
+def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
+    """Forms of all leaves for tasks that are weightings of samples; None where the graph is not
+    asked.
 
     Args:
-        groups: the leaves that known nodes alone read.
-        params: the leaves.
-        measured: those that the Gramian sums over, or whose rows are wanted.
-        entries: how many samples, and losses of each.
-        weightings: tasks.
-        device: "cpu", "cuda", …
-        passes: how many make the deltas, and find the samples in them.
-        rows: the rows of all tasks are wanted.
-        keep: they may be kept to be combined, where they are no larger than inputs and deltas.
-        plain: the Gramian is accumulated in its default dtype, so that halves stay halves.
+        forward: a `run.Forward`, of losses of samples.
+        request: a `linearize.Request`.
     """
-    samples, parts = entries
+    if not forward.watched or request.weightings < 2 or forward.root is None:
+        return None
+    shape = forward.losses.shape or forward.value.shape
+    samples, parts = shape[0], shape[1:].numel()
+    if samples == 1:
+        return None
+    graph, params = forward.graph, forward.params
+    groups = groups_of(forward.uses, params, tuple(params), graph)
+
+    def planned(passes: int) -> EntryPlan:
+        found = _price_weightings(groups, forward, request, shape, passes)
+        worth = found.worth or request.engine == "layerwise"
+        return found._replace(worth=worth and bool(groups))
+
+    if request.weightings <= FEW_TASKS and not (found := planned(parts)).worth:
+        return found
+    groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
+    found = planned(parts)
+    if not found.worth:
+        return found
+    where = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
+    return found._replace(where=where) if where else planned(2 * parts)
+
+
+def _price_weightings(
+    groups: Mapping[str, list[Group]], forward: Any, request: Any, shape: torch.Size, passes: int
+) -> EntryPlan:
+    """`passes`: how many make the deltas, and find the samples in them."""
+    value, params, tasks = forward.value, forward.params, request.weightings
+    rows, samples, device = shape.numel(), shape[0], value.device.type
+    by_rows = request.keep == "rows"
+    measured = request.shared if by_rows else request.measured
+    plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
     tapped: list[tuple[Group, Form]] = []
     kept: list[str] = []
     work = products = 0.0
     for name, every in groups.items():
-        forms: list[Form] = []
+        found = [
+            prices_of(group, rows, device, samples, tasks, plain=plain, by_rows=by_rows)
+            for group in every
+        ]
+        forms: list[Form] = [cheapest(prices) for prices in found]
+        if name in measured:
+            work += sum(min(prices.values()) for prices in found)
         combining = reading = 0.0
         for group in every:
-            found = costs(group, samples * parts, samples, weightings=weightings)
-            half = group.dtype in HALF and plain
-            # what is left of products that cancel has fewer digits than they had
-            apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
-            allowed: list[Form] = list(found) if apart and not rows else ["mixed"]
-            if half and not rows:
-                allowed.remove("mixed")
-            price: dict[Form, float] = {
-                form: weighted_cost(found[form], group, form, device) for form in allowed
-            }
-            if apart and not (half or rows):  # products in float64
-                price["gemm"] += 2.0 * (samples * parts) ** 2 * group.numel
-                if "kernel" in price:
-                    price["kernel"] *= 2
-            forms.append(min(price, key=price.__getitem__))
-            work += price[forms[-1]] if name in measured else 0.0
-            looped = LOOPED_CONVOLUTION if "conv" in group.op and device == "cpu" else 1.0
+            convolves = _convolves(group, device)
+            products += (LOOPED_CONVOLUTION if convolves else 1.0) * group.multiplied
+            combining += (UNFOLDED if convolves else 1.0) * group.multiplied
             for use in group.uses:
                 _, number, a, o = use.sizes
-                reading += positions(use) * number * (a + parts * o)
-                if use.kind == "outer":
-                    product = Cost(2.0 * positions(use) * group.numel, 0.0)
-                    products += looped * product.flops
-                    combining += weighted_cost(product, group, "gemm", device)
-        small = weightings * params[name].numel() <= reading
-        if keep and small and name in measured and {*forms} == {"mixed"}:
+                reading += positions(use) * number * (a + rows // samples * o)
+        # they may be kept where they are no larger than inputs and deltas
+        small = plain and tasks * params[name].numel() <= reading
+        mixed = {*forms} == {"mixed"} and name in measured
+        if request.keep == "combination" and small and mixed:
             kept.append(name)
-            combining = 2.0 * weightings * params[name].numel()
+            combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
         work += combining
     left = tuple(name for name in params if name not in groups)
-    dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
-    work += (passes + (weightings if left else 0)) * products
+    dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
+    work += (passes + (tasks if left else 0)) * products
     halves = plain and all(group.dtype in HALF for group, _ in tapped)
     work = (1.0 if halves else BY_SAMPLE) * work + GROUP * len(tapped)
-    return Weighted(Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots)
+    worth = work < 2 * tasks * products + dots
+    return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
 
 
+FEW_TASKS = 4
+"""Up to so many weightings one pass for all may cost more than one a task."""
 BY_SAMPLE = 1.8
 """Products by sample, mixed and summed in float64, against those of as many operations in a
 backward pass: networks of width 64 to 1,024, 128 samples, 2 to 16 weightings, one thread.
@@ -380,64 +423,47 @@ to 128 samples, one thread.
 """
 
 
-class Slices(NamedTuple):
-    """Every loss reads entries of its own of all activations: one pass has the deltas of all."""
-
-    plan: Plan
-    layouts: tuple[Layout, ...]  # of every use where the tasks are
-    rows: bool  # whether the rows, which its forms make, are kept to be combined
-
-
-def slices_of(
-    groups: dict[str, list[Group]],
-    where: dict[GradientEdge, Layout],
-    unused: tuple[str, ...],
-    tasks: int,
-    device: str,
-    *,
-    keep: bool,
-) -> Slices:
-    """Forms of the leaves in `groups`.
+def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan | None:
+    """Forms of the leaves in `names`, where the graph proves that every task reads entries of its
+    own; rows of what no task reads are zero.
 
     Args:
-        groups: the leaves that known nodes alone read.
-        where: of every call's output where the tasks are.
-        unused: the other leaves, whose rows are zero.
-        tasks: how many.
-        device: "cpu", "cuda", …
+        forward: a `run.Forward`, of losses [task].
+        names: the leaves.
         keep: the rows are needed afterwards, to be combined: kept, or by one more backward pass.
     """
-    every = [group for parts in groups.values() for group in parts]
-    forms: list[Form] = [
-        cheapest_form(group, tasks, device, tasks, ("kernel", "gemm")) for group in every
-    ]
+    losses, uses, graph = forward.losses.vector, forward.uses, forward.graph
+    tasks, device = len(losses), losses.device.type
+    if not _may_be_slices(uses, names, tasks, forward.losses.scalars is not None):
+        return None
+    every = [use for name in names for use in uses.get(name, ())]
+    where = entry_layouts(graph, losses, forward.edges, every)
+    groups = {} if where is None else groups_of(uses, forward.params, names, graph)
+    if not where or any(graph.serves_leaf(name) for name in names if name not in groups):
+        return None
+    forms: list[tuple[Group, Form]] = []
     by_rows = best = 0.0
-    for group, form in zip(every, forms, strict=True):
-        found = costs(group, tasks, tasks)
-        by_rows += weighted_cost(found["gemm"], group, "gemm", device) + 2.0 * tasks * group.numel
-        best += weighted_cost(found[form], group, form, device)
-        best += sum(4.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer")
+    for group in _all(groups):
+        prices = prices_of(group, tasks, device, tasks)
+        forms.append((group, cheapest(prices)))
+        by_rows += prices["gemm"] + 2.0 * tasks * group.numel
+        best += min(prices.values()) + 2.0 * group.multiplied
     rows = keep and by_rows <= best
-    plan = Plan(
-        tuple((group, "gemm" if rows else form) for group, form in zip(every, forms, strict=True)),
-        unused,
-    )
-    return Slices(plan, tuple(where[use.edge] for use in plan.uses), rows)
+    plan = Plan(tuple((group, "gemm" if rows else form) for group, form in forms), ())
+    known = {use.edge: layout for use, layout in zip(every, where, strict=True)}
+    layouts = tuple(known[use.edge] for use in plan.uses)
+    return EntryPlan(plan, layouts, tuple(names) if rows else ())
 
 
 class Sketch(NamedTuple):
     """What the plan of another pass over the same leaves, or process, has to fit."""
 
-    groups: Mapping[
-        str, tuple[str, Form, tuple[Any, ...] | None]
-    ]  # by name: leaf, form, `Group.fits`
+    groups: Mapping[str, tuple[str, Form, Any]]  # by name: leaf, form, `Group.fits`
     rows: tuple[str, ...]
 
 
 def sketch(plan: Plan) -> Sketch:
-    return Sketch(
-        {g.name: (g.uses[0].part.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
-    )
+    return Sketch({g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows)
 
 
 def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
@@ -454,7 +480,7 @@ def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
         return "kernel" if kernel else "gemm"
 
     ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
-    kept = [group for group, _ in ordered if group.uses[0].part.leaf not in rows]
+    kept = [group for group, _ in ordered if group.leaf not in rows]
     return Plan(tuple((group, form_of(group.name)) for group in kept), tuple(sorted(rows)))
 
 
@@ -465,8 +491,7 @@ class Decision(NamedTuple):
     # the separate losses, where each is differentiated alone
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-    groups: dict[str, list[Group]]  # every leaf that known nodes alone read
-    slices: Slices | None = None  # where the tasks were found to be
+    slices: EntryPlan | None = None  # one pass for all tasks, each of which reads its own
 
 
 def _may_be_slices(uses: Uses, names: Sequence[str], count: int, separate: bool) -> bool:
@@ -509,16 +534,11 @@ def decide(
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
     every: Uses = forward.uses
     device = losses.device.type
-    if whole and _may_be_slices(every, names, len(losses), separated):
-        uses = [use for name in names for use in every.get(name, ())]
-        where = entry_layouts(graph, losses, loss_edges, uses)
-        groups = {} if where is None else groups_of(every, params, names, graph)
-        unused = tuple(name for name in names if name not in groups)
-        if where and not any(map(graph.serves_leaf, unused)):
-            kept = keep and (shared is None or set(shared) == set(names))
-            known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
-            slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
-            return Decision(slices.plan, None, False, groups, slices)
+    if whole:
+        kept = keep and (shared is None or set(shared) == set(names))
+        slices = slice_plan(forward, names, keep=kept)
+        if slices is not None:
+            return Decision(slices.plan, None, False, slices)
     apart, one_at_a_time = separated, False
     if mixed or not separated:
         separable = loss_edges is not None
@@ -528,7 +548,7 @@ def decide(
     if metric is not None:
         groups = {name: in_metric(parts, metric) for name, parts in groups.items()}
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
-    return Decision(plan, loss_edges, one_at_a_time, groups)
+    return Decision(plan, loss_edges, one_at_a_time)
 
 
 def should_loop(

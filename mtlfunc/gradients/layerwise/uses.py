@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from .graph import PERMUTATIONS, PIECES, Graph, Node, order_of, piece_of, signed
+from .graph import PERMUTATIONS, PIECES, RESHAPES, Graph, Node, order_of, piece_of, signed
 
 Kind = Literal["outer", "lookup", "local"]
 
@@ -226,7 +226,7 @@ def _uses_of(
         if output != place[1]:
             continue
         name = node.name()
-        if name in PERMUTATIONS or name in _RESHAPES:
+        if name in PERMUTATIONS or name in RESHAPES:
             after = _shape_of(node, 0)
             order = tuple(order_of(node, len(shape))) if name in PERMUTATIONS else None
             steps = views if order is None and after == shape else (*views, View(shape, order))
@@ -263,16 +263,6 @@ def _unflattened(node: Node, graph: Graph) -> Node:
 
 def _shape_of(node: Node, output: int) -> tuple[int, ...]:
     return tuple(node._input_metadata[output].shape)
-
-
-_RESHAPES = frozenset(
-    (
-        *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
-        *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
-        *("CloneBackward0", "ToCopyBackward0"),
-    )
-)
-"""Nodes that hand on all entries of their input, in their order, and no others."""
 
 
 def _pieces(node: Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
