@@ -254,11 +254,19 @@ def check_autocast(params: Params, around: str = "call") -> None:
         )
 
 
-def check_tensor(value: object, name: str, shape: str) -> None:
-    """Raise TypeError unless `value` is a tensor, which is expected in this shape."""
+def check_tensor(
+    value: object, name: str, shape: str, per_task: Sequence[int] | None = None
+) -> None:
+    """Raise unless `value` is a tensor, expected in this shape: in words, and if it has an entry
+    per task also in numbers.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.as_tensor"
+        )
+    if per_task is not None and value.shape != per_task:
+        raise ValueError(
+            f"{name}: expected shape {list(per_task)}, one entry a task, got {list(value.shape)}"
         )
 
 
@@ -337,11 +345,7 @@ def _total(value: Tensor) -> float | int:
 
 def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") -> None:
     """Raise unless `value` is a finite vector `[T]` like `like` `[…, T]`, a part `of` the input."""
-    check_tensor(value, name, "[task]")
-    if value.shape != like.shape[-1:]:
-        raise ValueError(
-            f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}"
-        )
+    check_tensor(value, name, "[task]", like.shape[-1:])
     if value.dtype != like.dtype or value.device != like.device:
         raise ValueError(
             f"{name} is {value.dtype} on {value.device} but the {of} is {like.dtype} on "
@@ -477,12 +481,7 @@ def normalized_preference(
     """The preference scaled to sum 1, or `fallback` where none was given; raises on a bad one."""
     if preference is None:
         return fallback
-    check_tensor(preference, argument, "[task]")
-    if preference.shape != fallback.shape:
-        raise ValueError(
-            f"{argument}: expected shape {list(fallback.shape)}, one entry a task, got "
-            f"{list(preference.shape)}"
-        )
+    check_tensor(preference, argument, "[task]", fallback.shape)
     if not preference.is_floating_point() or preference.device != fallback.device:
         raise ValueError(
             f"{argument} is {preference.dtype} on {preference.device}; expected a floating "

@@ -323,14 +323,13 @@ def _pieces(
     """
     plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
-    width = 0
+    width, begins = 0, {}  # counted from this process's first column
     if plain:
         mine = peers.scatter_sum([row.flatten(1) for row in plain.values()])
         width, at = mine.shape[1], -peers.rank * mine.shape[1]
         for name, row in plain.items():
-            end = at + row[0].numel()
-            pieces[name] = mine[:, min(max(at, 0), width) : min(max(end, 0), width)]
-            at = end
+            begins[name], at = at, at + row[0].numel()
+            pieces[name] = mine[:, min(max(begins[name], 0), width) : min(max(at, 0), width)]
     shapes = {name: params[name].shape for name in plain}
 
     def back(grads: Params) -> Params:
@@ -342,12 +341,9 @@ def _pieces(
         return {name: found[name] for name in grads}
 
     def cut(leaves: Params, beside: Rows) -> Rows:
-        begins, at = {}, peers.rank * width
-        for name in plain:
-            begins[name], at = max(at, 0), at - params[name].numel()
         found = {}
         for name, leaf in leaves.items():
-            part = leaf if name not in plain else leaf.flatten()[begins[name] :]
+            part = leaf.flatten()[max(-begins[name], 0) :] if name in plain else leaf
             found[name] = part[: beside[name].shape[1]]
         return found
 
