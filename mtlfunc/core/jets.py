@@ -192,7 +192,7 @@ def _along_line(a: Blocks, b: Blocks) -> Blocks:
 
 def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product) -> Blocks:
     """The blocks of f's output, the value's [n, 1, ...] first."""
-    jet = Jet((x[:, None], *rest), x.shape, product)
+    jet = Jet((x[:, None], *rest), product)
     with _Pushing():
         out = functional_call(f, params, (jet,)) if isinstance(f, nn.Module) else f(params, jet)
     if not isinstance(out, Jet):
@@ -330,10 +330,11 @@ class Jet:
     It has the shape of the value, and takes part in the operations of `_OPERATIONS` alone.
     """
 
-    def __init__(self, blocks: Iterable[Tensor], shape: torch.Size, product: Product) -> None:
+    def __init__(self, blocks: Iterable[Tensor], product: Product) -> None:
         self.blocks: tuple[Tensor, ...] = tuple(blocks)
-        self.shape = shape
         self.product = product
+        points, _, *rest = self.blocks[0].shape
+        self.shape: torch.Size = torch.Size((points, *rest))
 
     ndim: property = property(lambda self: len(self.shape))
     order: property = property(lambda self: len(self.blocks) - 1)
@@ -350,9 +351,7 @@ class Jet:
         return self.ndim
 
     def of(self, blocks: Iterable[Tensor]) -> Jet:
-        blocks = tuple(blocks)
-        shape = blocks[0].shape
-        return Jet(blocks, torch.Size((shape[0], *shape[2:])), self.product)
+        return Jet(blocks, self.product)
 
     def composed(self, taylor: Iterator[Tensor]) -> Jet:
         """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), … one by one."""
