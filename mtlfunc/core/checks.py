@@ -192,10 +192,10 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
 
 def check_params(params: Params) -> None:
     """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
-    if not isinstance(params, Mapping) or hasattr(params, "flatten_keys"):
+    nested = hasattr(params, "flatten_keys")  # a TensorDict
+    if nested or not isinstance(params, Mapping):
         cure = "mtlfunc.parameters(module), before the batch"
-        if hasattr(params, "flatten_keys"):  # a TensorDict
-            cure = "dict(params.flatten_keys('.').items())"
+        cure = "dict(params.flatten_keys('.').items())" if nested else cure
         raise TypeError(
             f"params: expected a dict {{name: tensor}}, got {type(params).__name__}; use {cure}"
         )
@@ -204,6 +204,7 @@ def check_params(params: Params) -> None:
             "params: expected a non-empty dict {name: tensor}; frozen parameters "
             "(requires_grad=False) are not in mtlfunc.parameters(module)"
         )
+    first, like = next(iter(params.items()))
     for name, leaf in params.items():
         if not isinstance(name, str):
             raise TypeError(
@@ -223,20 +224,17 @@ def check_params(params: Params) -> None:
                 f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it "
                 "out of params (pass integer tensors in the batch or let the module keep them)"
             )
-    first = next(iter(params))
-    for name, leaf in params.items():
-        if leaf.device != params[first].device:
+        if leaf.device != like.device:
             raise ValueError(
-                f"params: {first!r} is on {params[first].device} but {name!r} is on "
-                f"{leaf.device}; move all to one device"
+                f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
+                "to one device"
             )
-        if leaf.dtype != params[first].dtype:
+        if leaf.dtype != like.dtype:
             raise ValueError(
-                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert "
-                "the module to one dtype (for mixed precision use autocast inside losses_fn)"
+                f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
+                "module to one dtype (for mixed precision use autocast inside losses_fn)"
             )
-    cure = "; call module.to_empty(device=...) and load or draw them first"
-    refuse_meta(params[first], "params", cure)
+    refuse_meta(like, "params", "; call module.to_empty(device=...) and load or draw them first")
 
 
 def refuse_meta(x: Tensor, what: str, cure: str = "") -> None:

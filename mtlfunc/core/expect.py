@@ -1,7 +1,7 @@
 """Whether an argument is the part of a method that it should be; if not, what to do instead."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -57,8 +57,10 @@ def _expect(part: type, value: Any) -> None:
     raise TypeError(f"{expected} {_describe(value)}")
 
 
-expect_rule, expect_probe = partial(_expect, Rule), partial(_expect, Probe)
-expect_optimizer, expect_step = partial(_expect, Optimizer), partial(_expect, Step)
+expect_rule: Callable[[Any], None] = partial(_expect, Rule)
+expect_probe: Callable[[Any], None] = partial(_expect, Probe)
+expect_optimizer: Callable[[Any], None] = partial(_expect, Optimizer)
+expect_step: Callable[[Any], None] = partial(_expect, Step)
 
 
 def expect_solver(value: Any) -> None:
