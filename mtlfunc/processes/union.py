@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
-from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
+from .group import Group, Peers, agree, check_whole, is_sharded, peers_of, shard_like, unflatten
 
 T = TypeVar("T")
 
@@ -263,12 +262,6 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
 def mask_of(counts: Tensor | None) -> Tensor | None:
     """Bool[task] from labels, or from numbers of them; None is all."""
     return counts if counts is None or counts.dtype == torch.bool else counts > 0
-
-
-def check_whole(params: Mapping[str, Any]) -> None:
-    """Raise for sharded parameters, where no group is named."""
-    if dist.is_available() and dist.is_initialized() and isinstance(params, Mapping):
-        refuse_sharded(params)
 
 
 def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:
