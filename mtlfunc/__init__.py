@@ -3,11 +3,12 @@
 A method is a probe, a rule and perhaps a solver.
 """
 
+# ruff: noqa: F403 (these rooms say in `__all__` what is public)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-from . import solvers
+from . import gradients, probes, rules, solvers, training
 from .analysis import diagnostics
 from .audit import audit  # not later: its package has the same name
 from .core import jets, optim, random
@@ -16,83 +17,10 @@ from .core.extras import expect_installed as _expect_installed
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack
-from .gradients import (
-    explain_gramian,
-    sample_gradients,
-    sample_gramian,
-    sample_norms,
-    task_gradients,
-    task_gramian,
-)
-from .probes import (
-    Run,
-    double_sampling,
-    excess_risk,
-    graddrop,
-    jacobian,
-    kernel_traces,
-    log_losses,
-    losses_only,
-    moving_average,
-    representation,
-    second_evaluation,
-    subset,
-    trimmed_mean,
-)
-from .rules import (
-    aggregate,
-    align,
-    aligned_mtl,
-    cagrad,
-    config,
-    conicgrad,
-    cosmos,
-    db_mtl,
-    dualproj,
-    dwa,
-    epo,
-    excess_mtl,
-    fairgrad,
-    famo,
-    gauss_newton,
-    gls,
-    gradnorm,
-    gradvac,
-    imtl_g,
-    imtl_l,
-    krum,
-    mean,
-    mgda,
-    moco,
-    modo,
-    momentum,
-    nash_mtl,
-    normalize,
-    ntk,
-    pareto_mtl,
-    pbi,
-    pcd,
-    pcgrad,
-    rlw,
-    safe,
-    sdmgrad,
-    stateless,
-    stch,
-    update_every,
-    upgrad,
-    uw,
-    weights,
-)
-from .training import (
-    Balancer,
-    Interrupted,
-    balance,
-    capture,
-    descend,
-    log_dict,
-    muon_gradients,
-    rollout,
-)
+from .gradients import *
+from .probes import *
+from .rules import *
+from .training import *
 from .types import (
     Balance,
     Geometry,
@@ -117,102 +45,37 @@ _allow_loading(__name__)
 
 __all__ = [
     "Balance",
-    "Balancer",
     "Geometry",
     "Info",
-    "Interrupted",
     "Optimizer",
     "Probe",
     "Rule",
-    "Run",
     "Solution",
     "Step",
     "TaskGradients",
     "TrainState",
     "Unfinished",
     "adam",
-    "aggregate",
-    "align",
-    "aligned_mtl",
     "arena",
     "assign_gradients",
     "audit",
-    "balance",
-    "cagrad",
-    "capture",
-    "config",
-    "conicgrad",
-    "cosmos",
-    "db_mtl",
-    "descend",
     "diagnostics",
-    "double_sampling",
-    "dualproj",
-    "dwa",
-    "epo",
-    "excess_mtl",
-    "excess_risk",
-    "explain_gramian",
-    "fairgrad",
-    "famo",
-    "gauss_newton",
-    "gls",
-    "graddrop",
-    "gradnorm",
-    "gradvac",
     "grid",
-    "imtl_g",
-    "imtl_l",
-    "jacobian",
     "jets",
-    "kernel_traces",
-    "krum",
-    "log_dict",
-    "log_losses",
-    "losses_only",
-    "mean",
-    "mgda",
-    "moco",
-    "modo",
-    "momentum",
-    "moving_average",
-    "muon_gradients",
-    "nash_mtl",
-    "normalize",
-    "ntk",
     "optim",
     "parameters",
     "pareto",
-    "pareto_mtl",
-    "pbi",
-    "pcd",
-    "pcgrad",
     "plot",
     "random",
-    "representation",
-    "rlw",
-    "rollout",
-    "safe",
-    "sample_gradients",
-    "sample_gramian",
-    "sample_norms",
-    "sdmgrad",
-    "second_evaluation",
     "sgd",
     "solvers",
     "stack",
-    "stateless",
-    "stch",
-    "subset",
-    "task_gradients",
-    "task_gramian",
     "testing",
-    "trimmed_mean",
-    "update_every",
-    "upgrad",
-    "uw",
-    "weights",
 ]
+__all__ += gradients.__all__
+__all__ += probes.__all__
+__all__ += rules.__all__
+__all__ += training.__all__
 
 _RENAMED = {
     "every": "update_every",

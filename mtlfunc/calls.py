@@ -3,6 +3,7 @@ pickled as that call.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from importlib import import_module
 from inspect import signature
@@ -37,17 +38,14 @@ def constructor(make: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+@dataclass(eq=False, repr=False)
 class Call:
     """A constructor, its arguments, and what it made of them."""
 
-    def __init__(
-        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, made: Any
-    ) -> None:
-        # of functions that know no call: what arguments hold is freed with the last part
-        self.make = make
-        self.args = args
-        self.kwargs = kwargs
-        self.made = made
+    make: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Any
+    made: Any  # of functions that know no call: what arguments hold is freed with the last part
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

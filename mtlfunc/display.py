@@ -1,12 +1,14 @@
 """Named tuples of tensors and of functions on one screen, in a terminal and in a notebook."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .calls import call_of, written
+
+K = TypeVar("K", bound=type)
 
 WIDTH = 88
 """Letters of one line; what is longer ends in …"""
@@ -40,18 +42,38 @@ def items(lines: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{line}</li>' for line in shown)}</ul>" if shown else ""
 
 
-def show_fields(self: Any) -> str:
-    """A `__repr__`: one line per field, of large tensors the shape alone."""
-    names = self._fields
-    width = max(map(len, names), default=0)
-    lines = [f"  {name:{width}}  {_short(x)}" for name, x in zip(names, self, strict=True)]
-    return "\n".join([type(self).__name__, *lines])
+def fields_shown(kind: K) -> K:
+    """Show a named tuple by one line per field, of large tensors the shape alone."""
+
+    def text(self: Any) -> str:
+        width = max(map(len, self._fields), default=0)
+        pairs = zip(self._fields, self, strict=True)
+        return "\n".join([type(self).__name__, *(f"  {x:{width}}  {_short(y)}" for x, y in pairs)])
+
+    def html(self: Any) -> str:
+        pairs = zip(self._fields, self, strict=True)
+        return table(type(self).__name__, ((name, code(_short(x))) for name, x in pairs))
+
+    return _shown(kind, text, html)
 
 
-def table_fields(self: Any) -> str:
-    """A `_repr_html_`: the same as a table."""
-    shown = [code(_short(x)) for x in self]
-    return table(type(self).__name__, zip(self._fields, shown, strict=True))
+def functions_shown(kind: K) -> K:
+    """Show a named tuple of functions by the code that makes it, or else by its fields."""
+
+    def text(self: Any) -> str:
+        if call := call_of(self):
+            return repr(call)
+        default = type(self)._field_defaults
+        pairs = zip(self._fields, self, strict=True)
+        shown = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    return _shown(kind, text, lambda self: code(text(self)))
+
+
+def _shown(kind: Any, text: Callable[[Any], str], html: Callable[[Any], str]) -> Any:
+    kind.__repr__, kind._repr_html_ = text, html
+    return kind
 
 
 def code(text: str) -> Markup:
@@ -64,61 +86,41 @@ def coloured(text: str, colour: str) -> Markup:
     return Markup(f'<span style="color:{colour}">{escape(text)}</span>')
 
 
-def show_functions(self: Any) -> str:
-    """A `__repr__` of what is made of functions: code that makes it, or else its fields."""
-    call = call_of(self)
-    if call is not None:
-        return repr(call)
-    default = type(self)._field_defaults
-    pairs = zip(self._fields, self, strict=True)
-    shown = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
-    return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def table_functions(self: Any) -> str:
-    """A `_repr_html_`: the same as a line of code."""
-    return code(show_functions(self))
-
-
 def _short(x: Any) -> str:
-    return _cut(_describe(x))
+    text = _describe(x)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
-def _cut(text: str, width: int = WIDTH) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _describe(x: Any, nested: bool = False) -> str:
+def _describe(x: Any) -> str:
     if isinstance(x, Tensor):
-        return str(list(x.shape)) if nested else _tensor(x)
+        return _tensor(x)
     if isinstance(x, dict):
         size = f"{len(x)}: " if len(x) > 1 else ""
         # of many entries the first; more would be cut off
-        shown = ", ".join(
-            f"{key} {_describe(value, True)}" for key, value in list(x.items())[:VALUES]
-        )
-        return f"{{{size}{shown}}}"
+        return f"{{{size}{', '.join(_named(list(x.items())[:VALUES]))}}}"
     if hasattr(x, "_asdict"):
-        pairs = x._asdict().items()
-        return (
-            f"{type(x).__name__}({', '.join(f'{name} {_describe(y, True)}' for name, y in pairs)})"
-        )
+        return f"{type(x).__name__}({', '.join(_named(x._asdict().items()))})"
     if isinstance(x, tuple | list):
-        return f"({', '.join(_describe(y, True) for y in x[:VALUES])}{', …' * (len(x) > VALUES)})"
-    if callable(x):
-        return written(x)
-    return " ".join(repr(x).split())
+        return f"({', '.join(map(_inside, x[:VALUES]))}{', …' * (len(x) > VALUES)})"
+    return written(x) if callable(x) else " ".join(repr(x).split())
+
+
+def _inside(x: Any) -> str:
+    return str(list(x.shape)) if isinstance(x, Tensor) else _describe(x)
+
+
+def _named(pairs: Iterable[tuple[Any, Any]]) -> list[str]:
+    return [f"{name} {_inside(x)}" for name, x in pairs]
 
 
 def _tensor(x: Tensor) -> str:
-    shape = f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+    shape, dtype = list(x.shape), str(x.dtype).removeprefix("torch.")
     if x.numel() > (9 if x.ndim == 2 else VALUES) or x.ndim > 2:
-        return shape
+        return f"{shape} {dtype}"
     try:
-        values = x.detach().tolist()
+        return f"{_numbers(x.detach().tolist())} {dtype}"
     except Exception:  # under a transform, or without data, there is nothing to read
-        return shape
-    return f"{_numbers(values)} {str(x.dtype).removeprefix('torch.')}"
+        return f"{shape} {dtype}"
 
 
 def _numbers(values: Any) -> str:

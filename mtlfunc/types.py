@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from .calls import constructor  # noqa: F401 (what makes rules imports it with their types)
-from .display import show_fields, show_functions, table_fields, table_functions
+from .display import fields_shown, functions_shown
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
@@ -35,8 +35,6 @@ Key = Int[Tensor, ""]
 """A random key: a 0-d int64 tensor (see `mtlfunc.random`)."""
 
 Losses = Float[Tensor, " task"]
-Weights = Float[Tensor, " row"]
-Gramian = Float[Tensor, "row row"]
 
 Select = str | Callable[[str], bool] | nn.Module | Iterable[str | Tensor | nn.Module]
 """Which parameters: a glob on names, a predicate, a module, or several globs or parameters."""
@@ -49,6 +47,7 @@ class LossesFn(Protocol):
     def __call__(self, params: Params, batch: Batch, /) -> Any: ...
 
 
+@fields_shown
 class Geometry(NamedTuple):
     """All that a rule may see of one step."""
 
@@ -57,9 +56,6 @@ class Geometry(NamedTuple):
     preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient; sums to 1
     present: Bool[Tensor, " row"]  # tasks that have labels in this batch
     extra: dict[str, Tensor]  # what a special probe measured
-
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
 
 @runtime_checkable
@@ -85,6 +81,7 @@ class Metric(NamedTuple):
     turns: dict[str, tuple[Factors, Factors]] | None = None
 
 
+@fields_shown
 class TaskGradients(NamedTuple):
     """What a probe measured in one step, and the way back from weights to a gradient."""
 
@@ -94,10 +91,8 @@ class TaskGradients(NamedTuple):
     aux: Any
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
-
+@functions_shown
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
 
@@ -119,9 +114,6 @@ class Probe(NamedTuple):
     target: bool | None = None
     metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 
-    __repr__ = show_functions
-    _repr_html_ = table_functions
-
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
 """Names of what `Geometry.gramian` can hold: JJᵀ; J₁J₂ᵀ of two batches, which is not symmetric; JJᵀ
@@ -138,6 +130,7 @@ LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
 """Keys of `Geometry.extra`: the last batch's losses then and now, and which tasks it had."""
 
 
+@functions_shown
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
@@ -147,10 +140,8 @@ class Rule(NamedTuple):
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
 
-    __repr__ = show_functions
-    _repr_html_ = table_functions
 
-
+@functions_shown
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
 
@@ -160,10 +151,8 @@ class Optimizer(NamedTuple):
     # (state, params): P and c such that the step is -(c + P·g); None where it is not linear in g
     scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
 
-    __repr__ = show_functions
-    _repr_html_ = table_functions
 
-
+@fields_shown
 class Info(NamedTuple):
     """Diagnostics of one step; never carried to the next."""
 
@@ -174,9 +163,6 @@ class Info(NamedTuple):
     rates: Float[Tensor, "..."]
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
-
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
 
 class Conflict(NamedTuple):
@@ -193,15 +179,13 @@ class Conflict(NamedTuple):
     rare: Float[Tensor, ""]
 
 
+@fields_shown
 class BalanceState(NamedTuple):
     """What a balanced step carries: the probe's state, the rule's, and which tasks there are."""
 
     probe: State
     rule: State
     tasks: Any  # {name: 0-d number of the task}, or those numbers [task] where losses have no names
-
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
 
 @runtime_checkable
@@ -220,25 +204,21 @@ class BalanceUpdate(Protocol):
     ) -> tuple[Params, BalanceState, Info]: ...
 
 
+@functions_shown
 class Balance(NamedTuple):
     """A step without an optimizer: parameters and a batch in, one gradient out."""
 
     init: BalanceInit
     update: BalanceUpdate
 
-    __repr__ = show_functions
-    _repr_html_ = table_functions
 
-
+@fields_shown
 class TrainState(NamedTuple):
     """What a training run carries from step to step."""
 
     params: Params
     balance: BalanceState
     optimizer: State
-
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
 
 class StepInit(Protocol):
@@ -253,16 +233,15 @@ class StepUpdate(Protocol):
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Info]: ...
 
 
+@functions_shown
 class Step(NamedTuple):
     """A step with an optimizer."""
 
     init: StepInit
     update: StepUpdate
 
-    __repr__ = show_functions
-    _repr_html_ = table_functions
 
-
+@fields_shown
 class Solution(NamedTuple):
     """A solver's answer with its certificate."""
 
@@ -272,9 +251,6 @@ class Solution(NamedTuple):
     value: Float[Tensor, ""]  # the objective at `dual`
     gap: Float[Tensor, ""]  # how far `value` can be from the optimum, computed from the answer
     steps: Int[Tensor, ""]
-
-    __repr__ = show_fields
-    _repr_html_ = table_fields
 
 
 @runtime_checkable

@@ -12,6 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def warmup() -> dict[str, Path]:
@@ -23,22 +26,18 @@ def warmup() -> dict[str, Path]:
     Raises:
         RuntimeError: when numba finds no folder that it can write to.
     """
-    return {name: compiled() for name, compiled in _KERNELS.items()}
+    return {name: _folder(compiled()) for name, compiled in _KERNELS.items()}
 
 
-def _solvers() -> Path:
-    import numpy as np
-
+def _solvers() -> Any:
     from .solvers._kernels import active_set_batch, active_set_cpu
 
     # one kernel for all three problems
     active_set_batch.solve(np.eye(2)[None], None, None, 1e-16, 1)
-    return _folder(active_set_cpu._range)
+    return active_set_cpu._range
 
 
-def _random() -> Path:
-    import numpy as np
-
+def _random() -> Any:
     from .core._kernels import random
 
     random.fold_in(0, 0)
@@ -47,28 +46,24 @@ def _random() -> Path:
         out = np.empty(1, dtype)
         random.uniform(0, digits, out)
         random.scale_into(np.empty(1), 1.0, out)
-    return _folder(random.fold_in)
+    return random.fold_in
 
 
-def _surgery() -> Path:
-    import numpy as np
-
+def _surgery() -> Any:
     from .rules._kernels import surgery
 
     surgery.solve(np.eye(2)[None], np.zeros(1, np.int64), None, None, 1e-16, 1, 1)
-    return _folder(surgery._range)
+    return surgery._range
 
 
-def _equiangular() -> Path:
-    import numpy as np
-
+def _equiangular() -> Any:
     from .rules._kernels import equiangular
 
     equiangular.solve(np.eye(2), np.ones(2), 1e-16, np.empty(2), np.empty(2))
-    return _folder(equiangular.solve)
+    return equiangular.solve
 
 
-_KERNELS: dict[str, Callable[[], Path]] = {
+_KERNELS: dict[str, Callable[[], Any]] = {
     "solvers": _solvers,
     "random numbers": _random,
     "gradient surgery": _surgery,
@@ -76,8 +71,8 @@ _KERNELS: dict[str, Callable[[], Path]] = {
 }
 
 
-def _folder(kernel: object) -> Path:
-    return Path(kernel.stats.cache_path)  # pyright: ignore[reportAttributeAccessIssue]
+def _folder(kernel: Any) -> Path:
+    return Path(kernel.stats.cache_path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, compiled in _KERNELS.items():
         start = time.perf_counter()
         try:
-            folder = compiled()
+            folder = _folder(compiled())
         except (RuntimeError, OSError) as error:
             print(
                 f"mtlfunc.warmup: {name}: the cache cannot be written ({error}); set "

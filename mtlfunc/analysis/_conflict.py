@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import check_gramian, check_scalar, poison
 from ..core.tree import root
 from ..types import Conflict, Scalar
-from ._noise import samples_of
+from ._noise import by_samples
 
 
 def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) -> Conflict:
@@ -64,17 +64,14 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
         >>> round(found.inner[0, 1].item(), 2), found.verdict.tolist()
         (-3.47, [[1, -1], [-1, 1]])
     """
-    moments = _moments(gramian, tasks, level)
-    inner, variance, count = moments.inner, moments.variance, moments.samples
-    quantile = _student(level, count - 1, inner)
+    sums, spread = _sums(gramian, tasks, level)
+    count = len(gramian) // tasks
+    quantile = _student(level, count - 1, sums.inner)
     # Var U = (4/B)(ζ₁ + ζ₂/2B), of which the jackknife sees (4/B)(ζ₁ + ζ₂/B)
-    linear = (count * variance / 4 - moments.spread / count).clamp_min(0)
-    square = (inner / quantile).square()
-    needed = 2 * linear + (4 * linear.square() + 2 * moments.spread * square).sqrt()
-    effective = _effective(variance, moments.fourth, count)
-    one = torch.ones_like(inner[0, 0])
-    rare = _rare(level, one, count * one)
-    return _judge(moments, inner, quantile * root(variance), needed / square, effective, rare)
+    linear = (count * sums.variance / 4 - spread / count).clamp_min(0)
+    square = (sums.inner / quantile).square()
+    needed = (2 * linear + (4 * linear.square() + 2 * spread * square).sqrt()) / square
+    return _judge(gramian, level, sums, quantile * root(sums.variance), needed)
 
 
 class ConflictSums(NamedTuple):
@@ -126,51 +123,36 @@ def running_conflict(
         >>> found.verdict[0, 1].item(), int(state.steps)
         (-1, 3)
     """
-    moments = _moments(gramian, tasks, level)
-    if state is None:
-        zero = torch.zeros_like(moments.inner)
-        none = zero.sum().to(torch.int64)
-        state = ConflictSums(none, none, zero, zero, zero)
-    elif not isinstance(state, ConflictSums):
+    sums, _ = _sums(gramian, tasks, level)
+    count = sums.samples
+    if not isinstance(state, ConflictSums | None):
         raise TypeError(f"state: expected None or the last call's, got {type(state).__name__}")
-    elif state.inner.shape != moments.inner.shape:
-        raise ValueError(
-            f"state: it is of {len(state.inner)} tasks, and the Gramian of {tasks}; start with None"
-        )
-    more = (1, moments.samples, moments.inner, moments.variance, moments.fourth)
-    state = ConflictSums(*(old + new for old, new in zip(state, more, strict=True)))
-    time = state.steps.to(moments.inner)
-    inner, s = state.inner / time, root(state.variance / time)
+    if state is not None:
+        if state.inner.shape != sums.inner.shape:
+            raise ValueError(
+                f"state: it is of {len(state.inner)} tasks, and the Gramian of {tasks}; start "
+                "with None"
+            )
+        sums = ConflictSums(*(old + new for old, new in zip(state, sums, strict=True)))
+    time = sums.steps.to(sums.inner)
     grown = 1 + _RHO2 * time
-    alpha = 1 - torch.as_tensor(level).to(inner)
-    half = s * (2 * grown / (time.square() * _RHO2) * (grown.sqrt() / alpha).log()).sqrt()
-    needed = time * moments.samples * (half / inner).square()
-    effective = _effective(state.variance, state.fourth, state.samples)
-    rare = _rare(level, time, state.samples.to(inner))
-    return _judge(moments, inner, half, needed, effective, rare), state
+    alpha = 1 - torch.as_tensor(level).to(sums.inner)
+    half = root(sums.variance / time)
+    half = half * (2 * grown / (time.square() * _RHO2) * (grown.sqrt() / alpha).log()).sqrt()
+    needed = time * count * (half / (sums.inner / time)).square()
+    return _judge(gramian, level, sums, half, needed), sums
 
 
 _RHO2 = 0.1
 """Where the sequence is tightest: at about 1/ρ² · 10 steps."""
 
 
-class _Moments(NamedTuple):
-    """Of one Gramian of samples, in float64."""
-
-    gramian: Tensor
-    samples: int
-    inner: Tensor  # [task, task]
-    variance: Tensor  # of it
-    fourth: Tensor  # of what each sample adds to the variance the sum of squares
-    spread: Tensor  # ζ₂, the variance of one K_bc
-
-
-def _moments(gramian: Tensor, tasks: int, level: Scalar) -> _Moments:
+def _sums(gramian: Tensor, tasks: int, level: Scalar) -> tuple[ConflictSums, Tensor]:
+    """Of one step, in float64; and ζ₂ `[task, task]`, the variance of one K_bc."""
     check_gramian(gramian, symmetric=True)
     check_scalar(level, "level", positive=True, below=1.0)
-    count = samples_of(gramian, tasks, least=3)
-    # [task, task, sample, sample]
-    blocks = gramian.double().reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
+    blocks = by_samples(gramian, tasks, least=3).double()
+    count = blocks.shape[-1]
     blocks = 0.5 * (blocks + blocks.mT)
     blocks = blocks - torch.diag_embed(blocks.diagonal(dim1=-2, dim2=-1))
     row = blocks.sum(-1)  # [task, task, sample]
@@ -179,20 +161,15 @@ def _moments(gramian: Tensor, tasks: int, level: Scalar) -> _Moments:
     apart = 2 * (row / (count - 1) - inner[..., None]) / (count - 2)
     terms = (count - 1) / count * apart.square()
     spread = blocks.square().sum((-2, -1)) / (count * (count - 1)) - inner.square()
-    fourth = terms.square().sum(-1)
-    return _Moments(gramian, count, inner, terms.sum(-1), fourth, spread.clamp_min(0))
+    one = torch.ones((), dtype=torch.int64, device=gramian.device)
+    sums = ConflictSums(one, count * one, inner, terms.sum(-1), terms.square().sum(-1))
+    return sums, spread.clamp_min(0)
 
 
 LEAST = 6
 """Effective samples that a verdict takes. On 32 samples of Gaussian noise it withholds one verdict
 in a hundred; with one strong sample among them there are one or two.
 """
-
-
-def _effective(variance: Tensor, fourth: Tensor, count: int | Tensor) -> Tensor:
-    """How many equal terms have this sum and this sum of squares; all samples where it is 0."""
-    flat = fourth == 0
-    return torch.where(flat, count, variance.square() / fourth.where(~flat, 1.0))
 
 
 def _rare(level: Scalar, steps: Tensor, samples: Tensor) -> Tensor:
@@ -218,8 +195,14 @@ def _student(level: Scalar, freedom: int, like: Tensor) -> Tensor:
 
 
 def _judge(
-    moments: _Moments, inner: Tensor, half: Tensor, needed: Tensor, effective: Tensor, rare: Tensor
+    gramian: Tensor, level: Scalar, sums: ConflictSums, half: Tensor, needed: Tensor
 ) -> Conflict:
+    time = sums.steps.to(sums.inner)
+    inner, rare = sums.inner / time, _rare(level, time, sums.samples.to(sums.inner))
+    # how many equal terms have this sum and this sum of squares; all samples where it is 0
+    flat = sums.fourth == 0
+    ratio = sums.variance.square() / sums.fourth.where(~flat, 1.0)
+    effective = torch.where(flat, sums.samples, ratio)
     low, high = inner - half, inner + half
     verdict = (low > 0).to(torch.int8) - (high < 0).to(torch.int8)
     verdict = verdict * (effective >= LEAST)
@@ -231,8 +214,8 @@ def _judge(
     needed = torch.where(inner == 0, torch.inf, needed)
 
     def given(x: Tensor) -> Tensor:
-        return poison(x.to(moments.gramian.dtype), moments.gramian)
+        return poison(x.to(gramian.dtype), gramian)
 
-    low, high, cosine, needed = map(given, (low, high, cosine, needed))
-    rare = rare.to(moments.gramian.dtype)
-    return Conflict(given(inner), low, high, cosine, needed, verdict, given(effective), rare)
+    inner, low, high, cosine, needed = map(given, (inner, low, high, cosine, needed))
+    rare = rare.to(gramian.dtype)
+    return Conflict(inner, low, high, cosine, needed, verdict, given(effective), rare)

@@ -48,9 +48,8 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
         ([2.0], [0.0])
     """
     check_gramian(gramian)
-    count = samples_of(gramian, tasks, least=2)
-    # [task, task, sample, sample]
-    blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
+    blocks = by_samples(gramian, tasks, least=2)
+    count = blocks.shape[-1]
     own = blocks.diagonal(dim1=0, dim2=1)  # [sample, sample, task]
     spread, mean = own.diagonal(dim1=0, dim2=1).mean(-1), own.mean((0, 1))
     signal, noise = _unbiased_moments(spread, mean, count)
@@ -59,15 +58,15 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
     return SampleNoise(signal, noise, signal / noise, poison(share, gramian))
 
 
-def samples_of(gramian: Tensor, tasks: int, least: int) -> int:
-    """How many samples of each task a Gramian has, if there are enough."""
+def by_samples(gramian: Tensor, tasks: int, least: int) -> Tensor:
+    """`[task, task, sample, sample]` of a Gramian, if it has enough samples of each task."""
     rows = len(gramian)
     if not isinstance(tasks, Integral) or tasks < 1 or rows % tasks or rows < least * tasks:
         raise ValueError(
             f"tasks={tasks!r}: expected a divisor of the Gramian's {rows} rows, an integer, that "
             f"leaves at least {least} samples, of losses [sample, task]"
         )
-    return rows // tasks
+    return gramian.reshape(rows // tasks, tasks, rows // tasks, tasks).permute(1, 3, 0, 2)
 
 
 def noise_scale(

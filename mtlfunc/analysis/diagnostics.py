@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -545,7 +545,7 @@ def groups(
         total, part = rest.copy(), np.zeros(1 << tasks, dtype=np.int64)
         for mask in range(1, 1 << tasks):
             lowest = mask & -mask
-            first = _submasks(mask ^ lowest) | lowest
+            first = lowest + _subset_sums(1 << t for t in _members(mask ^ lowest))
             scores = value[first] + rest[mask ^ first]
             top = int(scores.argmax())
             if scores[top] > total[mask] or (not parts and not part[mask]):
@@ -572,11 +572,9 @@ def _best_groups(Z: np.ndarray, overlap: bool, alone: float) -> tuple[np.ndarray
     value[0] = 0.0
     for group in sorted(range(1, 1 << tasks), key=int.bit_count):
         members = _members(group)
-        served, score = _submasks(group), np.zeros(1)
-        for t in members:
-            others = [Z[i, t] for i in members if i != t]
-            onto = float(np.mean(others)) if others else alone
-            score = np.concatenate([score, score + onto])
+        others = [[Z[i, t] for i in members if i != t] for t in members]
+        onto = [float(np.mean(x)) if x else alone for x in others]
+        served, score = _subset_sums(1 << t for t in members), _subset_sums(onto)
         if not overlap:
             served, score = served[-1:], score[-1:]
         better = (score > value[served]) | (best[served] == 0)
@@ -589,10 +587,11 @@ def _members(mask: int) -> tuple[int, ...]:
     return tuple(t for t in range(mask.bit_length()) if mask >> t & 1)
 
 
-def _submasks(mask: int) -> np.ndarray:
+def _subset_sums(numbers: Iterable[float]) -> np.ndarray:
+    """Of every subset, in the order of the binary numbers."""
     found = np.zeros(1, dtype=np.int64)
-    for t in _members(mask):
-        found = np.concatenate([found, found | 1 << t])
+    for x in numbers:
+        found = np.concatenate([found, found + x])
     return found
 
 

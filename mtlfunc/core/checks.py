@@ -192,10 +192,10 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
 
 def check_params(params: Params) -> None:
     """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
-    if not isinstance(params, Mapping) or hasattr(params, "flatten_keys"):
+    nested = hasattr(params, "flatten_keys")  # a TensorDict
+    if nested or not isinstance(params, Mapping):
         cure = "mtlfunc.parameters(module), before the batch"
-        if hasattr(params, "flatten_keys"):  # a TensorDict
-            cure = "dict(params.flatten_keys('.').items())"
+        cure = "dict(params.flatten_keys('.').items())" if nested else cure
         raise TypeError(
             f"params: expected a dict {{name: tensor}}, got {type(params).__name__}; use {cure}"
         )
@@ -204,6 +204,7 @@ def check_params(params: Params) -> None:
             "params: expected a non-empty dict {name: tensor}; frozen parameters "
             "(requires_grad=False) are not in mtlfunc.parameters(module)"
         )
+    first, like = next(iter(params.items()))
     for name, leaf in params.items():
         if not isinstance(name, str):
             raise TypeError(
@@ -223,20 +224,17 @@ def check_params(params: Params) -> None:
                 f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it "
                 "out of params (pass integer tensors in the batch or let the module keep them)"
             )
-    first = next(iter(params))
-    for name, leaf in params.items():
-        if leaf.device != params[first].device:
+        if leaf.device != like.device:
             raise ValueError(
-                f"params: {first!r} is on {params[first].device} but {name!r} is on "
-                f"{leaf.device}; move all to one device"
+                f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
+                "to one device"
             )
-        if leaf.dtype != params[first].dtype:
+        if leaf.dtype != like.dtype:
             raise ValueError(
-                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert "
-                "the module to one dtype (for mixed precision use autocast inside losses_fn)"
+                f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
+                "module to one dtype (for mixed precision use autocast inside losses_fn)"
             )
-    cure = "; call module.to_empty(device=...) and load or draw them first"
-    refuse_meta(params[first], "params", cure)
+    refuse_meta(like, "params", "; call module.to_empty(device=...) and load or draw them first")
 
 
 def refuse_meta(x: Tensor, what: str, cure: str = "") -> None:
@@ -254,11 +252,19 @@ def check_autocast(params: Params, around: str = "call") -> None:
         )
 
 
-def check_tensor(value: object, name: str, shape: str) -> None:
-    """Raise TypeError unless `value` is a tensor, which is expected in this shape."""
+def check_tensor(
+    value: object, name: str, shape: str, per_task: Sequence[int] | None = None
+) -> None:
+    """Raise unless `value` is a tensor, expected in this shape: in words, and if it has an entry
+    per task also in numbers.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.as_tensor"
+        )
+    if per_task is not None and value.shape != per_task:
+        raise ValueError(
+            f"{name}: expected shape {list(per_task)}, one entry a task, got {list(value.shape)}"
         )
 
 
@@ -337,11 +343,7 @@ def _total(value: Tensor) -> float | int:
 
 def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") -> None:
     """Raise unless `value` is a finite vector `[T]` like `like` `[…, T]`, a part `of` the input."""
-    check_tensor(value, name, "[task]")
-    if value.shape != like.shape[-1:]:
-        raise ValueError(
-            f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}"
-        )
+    check_tensor(value, name, "[task]", like.shape[-1:])
     if value.dtype != like.dtype or value.device != like.device:
         raise ValueError(
             f"{name} is {value.dtype} on {value.device} but the {of} is {like.dtype} on "
@@ -477,12 +479,7 @@ def normalized_preference(
     """The preference scaled to sum 1, or `fallback` where none was given; raises on a bad one."""
     if preference is None:
         return fallback
-    check_tensor(preference, argument, "[task]")
-    if preference.shape != fallback.shape:
-        raise ValueError(
-            f"{argument}: expected shape {list(fallback.shape)}, one entry a task, got "
-            f"{list(preference.shape)}"
-        )
+    check_tensor(preference, argument, "[task]", fallback.shape)
     if not preference.is_floating_point() or preference.device != fallback.device:
         raise ValueError(
             f"{argument} is {preference.dtype} on {preference.device}; expected a floating "

@@ -1,7 +1,8 @@
 """Whether an argument is the part of a method that it should be; if not, what to do instead."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,24 +19,48 @@ _PARTS: dict[type, tuple[str, str]] = {
 }
 
 
-def expect_rule(value: Any, argument: str = "rule") -> None:
-    """Raise TypeError unless `value` is a rule: a pair of functions `init` and `update`."""
-    _expect(value, argument, Rule)
+def _expect(part: type, value: Any) -> None:
+    """Raise TypeError unless `value` is such a part: a pair of functions `init` and `update`."""
+    if isinstance(value, part) and callable(value.init) and callable(value.update):
+        return
+    noun, example = _PARTS[part]
+    argument = noun.split()[1]
+    if isinstance(value, part):
+        raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
+    if isinstance(value, str):
+        raise TypeError(f"{argument}={value!r}: expected {noun}, such as {example}, not a name")
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(
+            f"{argument}: got torch.optim.{kind.__name__}, and expected a rule, such as {example}; "
+            "a Balancer leaves the optimizer to your loop (or takes it as metric=)"
+            if part is Rule
+            else f"{argument}: got torch.optim.{kind.__name__}, which moves parameters in place, "
+            "but a step is a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in "
+            "a loop of mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
+        )
+    expected = f"{argument}: expected {noun}, such as {example}, got"
+    if type(value) in _PARTS:
+        raise TypeError(
+            f"{expected} {_describe(value)}; the order is balance(losses_fn, rule, probe) and "
+            "descend(losses_fn, rule, probe, optimizer)"
+        )
+    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
+        return  # anything with that shape fits
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        wrap = ", or mtlfunc.stateless(f) where f gives weights from a Gramian"
+        raise TypeError(
+            f"{expected} the function {name} itself; call it, {name}(...), if it makes one"
+            f"{wrap if part is Rule else ''}"
+        )
+    raise TypeError(f"{expected} {_describe(value)}")
 
 
-def expect_probe(value: Any, argument: str = "probe") -> None:
-    """Raise TypeError unless `value` is a probe: a pair of functions `init` and `update`."""
-    _expect(value, argument, Probe)
-
-
-def expect_optimizer(value: Any, argument: str = "optimizer") -> None:
-    """Raise TypeError unless `value` is an optimizer: a pair of functions `init` and `update`."""
-    _expect(value, argument, Optimizer)
-
-
-def expect_step(value: Any, argument: str = "step") -> None:
-    """Raise TypeError unless `value` is a step with an optimizer."""
-    _expect(value, argument, Step)
+expect_rule: Callable[[Any], None] = partial(_expect, Rule)
+expect_probe: Callable[[Any], None] = partial(_expect, Probe)
+expect_optimizer: Callable[[Any], None] = partial(_expect, Optimizer)
+expect_step: Callable[[Any], None] = partial(_expect, Step)
 
 
 def expect_solver(value: Any) -> None:
@@ -148,81 +173,37 @@ def expect_losses_fn(value: Any) -> None:
 
 def expect_function(value: Any, argument: str, takes: str) -> None:
     """Raise TypeError unless `value` can be called with as many arguments as `takes` names."""
+    wanted = f"{argument}: expected a function of ({takes})"
     if not callable(value):
-        raise TypeError(f"{argument}: expected a function of ({takes}), got {_describe(value)}")
-    if not torch.compiler.is_compiling() and not _binds(value, takes.count(",") + 1):
+        raise TypeError(f"{wanted}, got {_describe(value)}")
+    if torch.compiler.is_compiling():
+        return
+    if not _binds(value, takes.count(",") + 1):
         name = getattr(value, "__name__", type(value).__name__)
-        raise TypeError(
-            f"{argument}: expected a function of ({takes}), but {name} takes {_signature(value)}"
-        )
-    if not torch.compiler.is_compiling() and _swaps(value, takes.split(", ")):
-        raise TypeError(
-            f"{argument}: expected a function of ({takes}), in this order, but it takes "
-            f"{_signature(value)}"
-        )
-
-
-def _swaps(function: Any, names: list[str]) -> bool:
-    """Whether the arguments have these names in another order, as far as that can be known."""
-    try:
-        found = [name for name in _signature(function).parameters if name in names]
-    except (TypeError, ValueError):
-        return False
-    return found != [name for name in names if name in found]
+        raise TypeError(f"{wanted}, but {name} takes {_signature(value)}")
+    # whether the arguments have these names in another order, as far as that can be known
+    names, signature = takes.split(", "), _signature(value)
+    found = [name for name in signature.parameters if name in names] if signature else []
+    if found != [name for name in names if name in found]:
+        raise TypeError(f"{wanted}, in this order, but it takes {signature}")
 
 
 def _binds(function: Any, count: int) -> bool:
     """Whether a function takes that many positional arguments, as far as that can be known."""
+    signature = _signature(function)
     try:
-        signature = _signature(function)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*[None] * count)
+        if signature:
+            signature.bind(*[None] * count)
     except TypeError:
         return False
     return True
 
 
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-
-
-def _expect(value: Any, argument: str, part: type) -> None:
-    noun, example = _PARTS[part]
-    if isinstance(value, part):
-        if not (callable(value.init) and callable(value.update)):
-            raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
-        return
-    if isinstance(value, str):
-        raise TypeError(f"{argument}={value!r}: expected {noun}, such as {example}, not a name")
-    if isinstance(value, torch.optim.Optimizer) or (
-        isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-    ):
-        name = value.__name__ if isinstance(value, type) else type(value).__name__
-        raise TypeError(
-            f"{argument}: got torch.optim.{name}, and expected a rule, such as {example}; a "
-            "Balancer leaves the optimizer to your loop (or takes it as metric=)"
-            if part is Rule
-            else f"{argument}: got torch.optim.{name}, which moves parameters in place, but a step "
-            "is a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in a loop of "
-            "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
-        )
-    if type(value) in _PARTS:
-        raise TypeError(
-            f"{argument}: expected {noun}, such as {example}, got {_describe(value)}; the order is "
-            "balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimizer)"
-        )
-    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
-        return  # anything with that shape fits
-    if callable(value):
-        name = getattr(value, "__name__", type(value).__name__)
-        wrap = ", or mtlfunc.stateless(f) where f gives weights from a Gramian"
-        raise TypeError(
-            f"{argument}: expected {noun}, such as {example}, got the function {name} itself; "
-            f"call it, {name}(...), if it makes one{wrap if part is Rule else ''}"
-        )
-    raise TypeError(f"{argument}: expected {noun}, such as {example}, got {_describe(value)}")
+def _signature(function: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return None
 
 
 def expect_state(value: Any, kind: type, maker: str) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import torch
 from filelock import FileLock, SoftFileLock, Timeout
 
 
@@ -48,28 +46,6 @@ def digest(files: Iterable[Path], *others: object) -> str:
     for path in files:
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
-
-
-def texts(value: Any, other: Callable[[Any], Iterable[str]]) -> list[str]:
-    """A value as texts that are the same in every process.
-
-    Args:
-        value: tensors, arrays, numbers, strings, None, and mappings and sequences of these.
-        other: gives the texts of everything else.
-    """
-    if isinstance(value, torch.Tensor):
-        content = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-        return [f"{value.dtype}{list(value.shape)}{hashlib.sha256(content).hexdigest()}"]
-    if isinstance(value, np.ndarray):
-        return [f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"]
-    if isinstance(value, Mapping):
-        value = list(value.items())
-    if isinstance(value, tuple | list):
-        inside = (text for item in value for text in texts(item, other))
-        return [type(value).__name__, *inside, "end"]
-    if value is None or isinstance(value, str | int | float | torch.device | torch.dtype):
-        return [repr(value)]
-    return [*other(value)]
 
 
 # ---- locks ----

@@ -77,7 +77,8 @@ def value_and_gradient(
         ([0.0], [[6.0, 0.0]])
     """
     x = _points(params, x)
-    value, gradient = _push(f, params, x, (_tangents(x),), _collapsed)
+    tangents = torch.ones_like(x).diag_embed()  # of the d coordinates, [n, d, d]
+    value, gradient = _push(f, params, x, (tangents,), _collapsed)
     return value[:, 0], gradient.movedim(1, -1)
 
 
@@ -109,8 +110,8 @@ def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
         [12.0]
     """
     x = _points(params, x)
-    zero = torch.zeros_like(x)[:, None]
-    value, gradient, second = _push(f, params, x, (_tangents(x), zero), _collapsed)
+    rest = torch.ones_like(x).diag_embed(), torch.zeros_like(x)[:, None]
+    value, gradient, second = _push(f, params, x, rest, _collapsed)
     return Laplacian(value[:, 0], gradient.movedim(1, -1), 2 * second[:, 0])
 
 
@@ -169,12 +170,6 @@ def _points(params: Params, x: Any) -> Tensor:
     return x
 
 
-def _tangents(x: Tensor) -> Tensor:
-    """Of the d coordinates, [n, d, d]."""
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return eye.expand(len(x), -1, -1)
-
-
 Blocks = Sequence[Tensor]
 """Taylor coefficients but for the value: blocks [n, k, ...] of k positions, one block an order. The
 product of two of them starts one order later, so that of more factors than orders nothing is left.
@@ -197,7 +192,7 @@ def _along_line(a: Blocks, b: Blocks) -> Blocks:
 
 def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product) -> Blocks:
     """The blocks of f's output, the value's [n, 1, ...] first."""
-    jet = Jet((x[:, None], *rest), x.shape, product)
+    jet = Jet((x[:, None], *rest), product)
     with _Pushing():
         out = functional_call(f, params, (jet,)) if isinstance(f, nn.Module) else f(params, jet)
     if not isinstance(out, Jet):
@@ -267,10 +262,6 @@ def _add(a: Any, b: Any, *, alpha: int | float = 1) -> Jet:
     return a.of([value, *rest])
 
 
-def _subtract(a: Any, b: Any, *, alpha: int | float = 1) -> Jet:
-    return _add(a, b, alpha=-alpha)
-
-
 def _multiply(a: Any, b: Any) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
@@ -307,10 +298,6 @@ def _power(a: Any, power: Any) -> Jet:
     return a.composed(taylor(a.blocks[0]))
 
 
-def _matmul(x: Any, weight: Any) -> Jet:
-    return _product_with(x, torch.matmul, weight)
-
-
 def _product_with(
     x: Any, f: Callable[[Tensor, Tensor], Tensor], weight: Any, bias: Any = None
 ) -> Jet:
@@ -343,10 +330,11 @@ class Jet:
     It has the shape of the value, and takes part in the operations of `_OPERATIONS` alone.
     """
 
-    def __init__(self, blocks: Iterable[Tensor], shape: torch.Size, product: Product) -> None:
+    def __init__(self, blocks: Iterable[Tensor], product: Product) -> None:
         self.blocks: tuple[Tensor, ...] = tuple(blocks)
-        self.shape = shape
         self.product = product
+        points, _, *rest = self.blocks[0].shape
+        self.shape: torch.Size = torch.Size((points, *rest))
 
     ndim: property = property(lambda self: len(self.shape))
     order: property = property(lambda self: len(self.blocks) - 1)
@@ -363,9 +351,7 @@ class Jet:
         return self.ndim
 
     def of(self, blocks: Iterable[Tensor]) -> Jet:
-        blocks = tuple(blocks)
-        shape = blocks[0].shape
-        return Jet(blocks, torch.Size((shape[0], *shape[2:])), self.product)
+        return Jet(blocks, self.product)
 
     def composed(self, taylor: Iterator[Tensor]) -> Jet:
         """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), … one by one."""
@@ -395,25 +381,6 @@ class Jet:
         if not callable(method):
             raise _unknown(method, self.order, f"Tensor.{name}")
         return lambda *args, **kwargs: Jet.__torch_function__(method, (), (self, *args), kwargs)
-
-    def __rsub__(self, other: Any) -> Jet:
-        return _subtract(other, self)
-
-    def __rtruediv__(self, other: Any) -> Jet:
-        return _divide(other, self)
-
-    def __neg__(self) -> Jet:
-        return _multiply(self, -1)
-
-    __add__ = _add
-    __radd__ = _add
-    __sub__ = _subtract
-    __mul__ = _multiply
-    __rmul__ = _multiply
-    __truediv__ = _divide
-    __pow__ = _power
-    __matmul__ = _matmul
-    __getitem__ = _slice
 
 
 class _Pushing(TorchFunctionMode):
@@ -502,14 +469,8 @@ def _softplus(z: Tensor) -> Iterator[Tensor]:
         yield x / k
 
 
-def _sin(z: Tensor) -> Iterator[Tensor]:
-    s, c = z.sin(), z.cos()
-    yield from (s, c, -s / 2, -c / 6)
-
-
-def _cos(z: Tensor) -> Iterator[Tensor]:
-    s, c = z.sin(), z.cos()
-    yield from (c, -s, -c / 2, s / 6)
+def _wave(value: Tensor, slope: Tensor) -> Iterator[Tensor]:
+    yield from (value, slope, -value / 2, -slope / 6)
 
 
 def _exp(z: Tensor) -> Iterator[Tensor]:
@@ -529,20 +490,20 @@ def _erf(z: Tensor) -> Iterator[Tensor]:
     yield from (slope, -z * slope, (2 * z * z - 1) * slope / 3)
 
 
-def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Jet], Jet]:
+def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Any], Any]:
     return lambda x: x.composed(taylor(x.blocks[0]))
 
 
 _TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
 
 
-def _scaled_softplus(x: Jet, beta: float | int = 1, threshold: float | int = 20) -> Jet:
+def _scaled_softplus(x: Any, beta: float | int = 1, threshold: float | int = 20) -> Jet:
     if threshold < 20:  # from there on it is x to a relative 1e-10
         raise NotImplementedError(f"f: jets know softplus with a threshold >= 20, not {threshold}")
     return _SOFTPLUS(x * beta) / beta
 
 
-def _gelu(x: Jet, *, approximate: str = "none") -> Jet:
+def _gelu(x: Any, *, approximate: str = "none") -> Jet:
     if approximate == "none":
         return x * (_ERF(x * math.sqrt(0.5)) + 1) * 0.5
     return x * (_TANH((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1) * 0.5
@@ -566,23 +527,23 @@ _OPERATIONS: dict[Any, Callable[..., Jet]] = {
     spelling: operation
     for names, operation in {
         "linear": lambda x, weight, bias=None: _product_with(x, F.linear, weight, bias),
-        "matmul mm __matmul__": _matmul,
+        "matmul mm __matmul__": lambda x, weight: _product_with(x, torch.matmul, weight),
         "add __add__ __radd__": _add,
-        "sub subtract __sub__": _subtract,
-        "rsub __rsub__": lambda x, other, *, alpha=1: _subtract(other, x, alpha=alpha),
+        "sub subtract __sub__": lambda x, other, *, alpha=1: _add(x, other, alpha=-alpha),
+        "rsub __rsub__": lambda x, other, *, alpha=1: _add(other, x, alpha=-alpha),
         "mul multiply __mul__ __rmul__": _multiply,
         "div divide true_divide __truediv__": _divide,
         "reciprocal": lambda x: _power(x, -1),
-        "__rtruediv__": Jet.__rtruediv__,
-        "neg negative __neg__": Jet.__neg__,
+        "__rtruediv__": lambda x, other: _divide(other, x),
+        "neg negative __neg__": lambda x: _multiply(x, -1),
         "pow __pow__": _power,
         "square": lambda x: _multiply(x, x),
         "sqrt": lambda x: _power(x, 0.5),
         "rsqrt": lambda x: _power(x, -0.5),
         "tanh": _TANH,
         "sigmoid expit": _SIGMOID,
-        "sin": _entrywise(_sin),
-        "cos": _entrywise(_cos),
+        "sin": _entrywise(lambda z: _wave(z.sin(), z.cos())),
+        "cos": _entrywise(lambda z: _wave(z.cos(), -z.sin())),
         "exp": _entrywise(_exp),
         "log": _entrywise(_log),
         "erf": _ERF,
@@ -601,3 +562,6 @@ _OPERATIONS: dict[Any, Callable[..., Jet]] = {
     }.items()
     for spelling in _spellings(names)
 }
+_OPERATORS = ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"]
+for _name in [*_OPERATORS, "neg", "pow", "matmul", "getitem"]:  # Python asks the class for these
+    setattr(Jet, f"__{_name}__", _OPERATIONS[getattr(Tensor, f"__{_name}__")])

@@ -133,9 +133,6 @@ def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
         (True, 1)
     """
     key, drawn = stream
-    if _is_plain(key, drawn):
-        count = int(drawn)
-        return _scalar(_cpu_kernels().fold_in(key.item(), count)), Stream(key, _scalar(count + 1))
     return fold_in(key, drawn), Stream(key, drawn + 1)
 
 

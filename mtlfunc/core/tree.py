@@ -58,15 +58,14 @@ def parameters(module: nn.Module) -> Params:
 
 def trained(module: nn.Module) -> Params:
     """The parameters that train, by their first names; `select` then knows their other names."""
-    named: dict[int, list[str]] = {}
-    leaves: dict[int, Tensor] = {}
+    named: dict[Tensor, list[str]] = {}
     for name, leaf in module.named_parameters(remove_duplicate=False):
         if leaf.requires_grad:
-            named.setdefault(id(leaf), []).append(name)
-            leaves[id(leaf)] = leaf
+            named.setdefault(leaf, []).append(name)
     others = {first: tuple(more) for first, *more in named.values() if more}
-    _SEEN[module] = frozenset(first for first, *_ in named.values()), others
-    return {named[place][0]: leaf for place, leaf in leaves.items()}
+    found = {names[0]: leaf for leaf, names in named.items()}
+    _SEEN[module] = frozenset(found), others
+    return found
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
@@ -159,23 +158,21 @@ def select(
             "(requires_grad=False)"
         )
     if isinstance(which, nn.Module | Tensor):
-        found = _names_of(params, which, argument)
-    elif isinstance(which, str) or callable(which):
-        found = _match(params, which, argument)
-    elif isinstance(which, Iterable):
-        union = {name for one in which for name in select(params, one, argument)}
-        found = tuple(name for name in params if name in union)
-        if not found:
-            raise ValueError(
-                f"{argument}: expected at least one glob or parameter, got none (a generator such "
-                "as module.parameters() is empty after its first use; pass the module, or a list)"
-            )
-    else:
+        return _names_of(params, which, argument)
+    if isinstance(which, str) or callable(which):
+        return _match(params, which, argument)
+    if not isinstance(which, Iterable):
         raise TypeError(
             f"{argument}: expected a glob such as 'trunk.*', a predicate on names, a module, or a "
             f"list of globs, modules or parameters, got {type(which).__name__}"
         )
-    return found
+    union = {name for one in which for name in select(params, one, argument)}
+    if not union:
+        raise ValueError(
+            f"{argument}: expected at least one glob or parameter, got none (a generator such as "
+            "module.parameters() is empty after its first use; pass the module, or a list)"
+        )
+    return tuple(name for name in params if name in union)
 
 
 def _match(
@@ -196,8 +193,7 @@ def _match(
             "since another module has parameters of the same names and ties them differently; "
             "pass the module, or the parameters' first names in full"
         )
-    found = answers[0] if answers else _accepted(names, which)
-    if found:
+    if found := answers[0] if answers else _accepted(names, which):
         return found
     glob = isinstance(which, str)
     what = f"{argument}={which!r} matches" if glob else f"{argument}: the predicate accepts"
@@ -265,15 +261,14 @@ def _names_of(
             "that is trained (its params by mtlfunc.parameters), or a glob on names"
         )
     held = [name for name, _ in known]
-    found = tuple(name for name in params if name in held)
-    if not found:
-        raise ValueError(
-            f"{argument}: all parameters of this {what} are frozen, and frozen ones "
-            "(requires_grad=False) are not in params; unfreeze them, or choose others"
-            if known
-            else f"{argument}: this {what} has no parameters"
-        )
-    return found
+    if found := tuple(name for name in params if name in held):
+        return found
+    raise ValueError(
+        f"{argument}: all parameters of this {what} are frozen, and frozen ones "
+        "(requires_grad=False) are not in params; unfreeze them, or choose others"
+        if known
+        else f"{argument}: this {what} has no parameters"
+    )
 
 
 def _leaves(which: nn.Module | Tensor) -> list[Tensor]:

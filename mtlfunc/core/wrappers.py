@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -80,18 +79,13 @@ def _unusual(group: Any, state: Any, size: int) -> list[tuple[str, bool]]:
     ]
 
 
-def refuse_wrapped_calls() -> AbstractContextManager[None]:
+def refuse_wrapped_calls() -> AbstractContextManager[Any]:
     """While a forward pass runs: raise where it calls a wrapped module.
 
     There is none without a process group, and then this costs nothing.
     """
-    if torch.compiler.is_compiling() or not dist.is_available():
+    if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return nullcontext()
-    return _watching_calls() if dist.is_initialized() else nullcontext()
-
-
-@contextmanager
-def _watching_calls() -> Iterator[None]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, inputs: Any) -> None:
@@ -102,11 +96,7 @@ def _watching_calls() -> Iterator[None]:
                 f"{_CURES.get(wrapper, _CURE)}"
             )
 
-    hook = register_module_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return register_module_forward_pre_hook(look)  # which goes at the end of a `with`
 
 
 def wrapper_of(module: nn.Module) -> str | None:

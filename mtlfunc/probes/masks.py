@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import can_look, check_count
 from ..core.expect import expect_function
-from ..display import show_functions
+from ..display import functions_shown
 from ..types import Rows, constructor
 
 
@@ -23,13 +23,12 @@ class EditRows(Protocol):
     def __call__(self, key: Tensor, rows: Rows, /) -> Rows: ...
 
 
+@functions_shown
 class Mask(NamedTuple):
     """An edit of the rows, and whether it needs every task's: an absent one's are zeros."""
 
     edit: EditRows
     needs_all: bool = False
-
-    __repr__ = show_functions
 
     def __call__(self, key: Tensor, rows: Rows, /) -> Rows:
         return self.edit(key, rows)

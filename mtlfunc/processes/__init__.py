@@ -3,6 +3,7 @@
 from .group import Group as Group
 from .group import check_gathers as check_gathers
 from .group import check_group as check_group
+from .group import check_whole as check_whole
 from .group import describe as describe
 from .group import describe_params as describe_params
 from .group import shard_like as shard_like
@@ -12,7 +13,6 @@ from .union import ALONE as ALONE
 from .union import Labelled as Labelled
 from .union import Shares as Shares
 from .union import Union as Union
-from .union import check_whole as check_whole
 from .union import gramians as gramians
 from .union import mask_of as mask_of
 from .union import of_union as of_union

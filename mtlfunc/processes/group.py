@@ -63,7 +63,8 @@ class Peers(NamedTuple):
         # laid out as it is sent: no second copy of all rows
         parts, at = rows[0].new_zeros(self.size, len(rows[0]), width), 0
         for row in (row for row in rows if row.shape[1]):
-            for piece in row.detach().tensor_split(_cuts(at, row.shape[1], width), 1):
+            next_ranks = range(-at % width or width, row.shape[1], width)  # where it enters them
+            for piece in row.detach().tensor_split(list(next_ranks), 1):
                 rank, start = divmod(at, width)
                 parts[rank, :, start : start + piece.shape[1]] = piece
                 at += piece.shape[1]
@@ -101,18 +102,11 @@ class Peers(NamedTuple):
             yield theirs
 
 
-def _cuts(at: int, length: int, width: int) -> list[int]:
-    """Where a run of columns that begins at `at` enters the next rank's."""
-    return list(range(-at % width or width, length, width))
-
-
 def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """`[width]` cut into leaves of these shapes; what is left at the end is padding."""
-    found, at = {}, 0
-    for name, shape in shapes.items():
-        found[name] = flat[at : at + shape.numel()].view(shape)
-        at += shape.numel()
-    return found
+    sizes = [shape.numel() for shape in shapes.values()]
+    parts = zip(shapes.items(), flat[: sum(sizes)].split(sizes), strict=True)
+    return {name: part.view(shape) for (name, shape), part in parts}
 
 
 def check_group(group: Group) -> Any:
@@ -142,14 +136,12 @@ def check_group(group: Group) -> Any:
 
 
 def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
-    """The processes of a group; None where this one is alone.
+    """The processes of a group that is named; None where this one is alone.
 
     Raises:
         ValueError: for a group whose backend does not take tensors where the parameters are.
     """
     group = check_group(group)
-    if group is None:
-        return None
     leaves = list(params.values()) if isinstance(params, Mapping) else []
     leaf = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
     device = torch.device("cpu") if leaf is None else leaf.device
@@ -330,12 +322,9 @@ def describe(value: Any) -> str:
 
 def bits(leaves: Sequence[Tensor]) -> list[int]:
     """Of every tensor a sum of its bits, which has no rounding, whatever the order."""
-    return torch.stack([_bits(leaf) for leaf in leaves]).tolist() if leaves else []
-
-
-def _bits(leaf: Tensor) -> Tensor:
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[leaf.element_size()]
-    return leaf.detach().contiguous().view(whole).sum(dtype=torch.int64)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    words = (leaf.detach().contiguous().view(whole[leaf.element_size()]) for leaf in leaves)
+    return torch.stack([x.sum(dtype=torch.int64) for x in words]).tolist() if leaves else []
 
 
 def warn_without_group() -> None:
@@ -428,8 +417,10 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
     return inner
 
 
-def refuse_sharded(params: Mapping[str, Any]) -> None:
-    """Raise for parameters that are shards (FSDP2, tensor parallel), or a wrapper's own."""
+def check_whole(params: Mapping[str, Any]) -> None:
+    """Raise for sharded parameters (FSDP2, tensor parallel), where no group is named."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(params, Mapping)):
+        return
     for name, leaf in params.items():
         if is_sharded(leaf):
             raise NotImplementedError(

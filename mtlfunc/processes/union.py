@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
-from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
+from .group import Group, Peers, agree, check_whole, is_sharded, peers_of, shard_like, unflatten
 
 T = TypeVar("T")
 
@@ -265,12 +264,6 @@ def mask_of(counts: Tensor | None) -> Tensor | None:
     return counts if counts is None or counts.dtype == torch.bool else counts > 0
 
 
-def check_whole(params: Mapping[str, Any]) -> None:
-    """Raise for sharded parameters, where no group is named."""
-    if dist.is_available() and dist.is_initialized() and isinstance(params, Mapping):
-        refuse_sharded(params)
-
-
 def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:
     """The union's losses `[task]` from every process's and its shares `[task]`."""
     if union.peers is None:
@@ -323,14 +316,13 @@ def _pieces(
     """
     plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
-    width = 0
+    width, begins = 0, {}  # counted from this process's first column
     if plain:
         mine = peers.scatter_sum([row.flatten(1) for row in plain.values()])
         width, at = mine.shape[1], -peers.rank * mine.shape[1]
         for name, row in plain.items():
-            end = at + row[0].numel()
-            pieces[name] = mine[:, min(max(at, 0), width) : min(max(end, 0), width)]
-            at = end
+            begins[name], at = at, at + row[0].numel()
+            pieces[name] = mine[:, min(max(begins[name], 0), width) : min(max(at, 0), width)]
     shapes = {name: params[name].shape for name in plain}
 
     def back(grads: Params) -> Params:
@@ -342,12 +334,9 @@ def _pieces(
         return {name: found[name] for name in grads}
 
     def cut(leaves: Params, beside: Rows) -> Rows:
-        begins, at = {}, peers.rank * width
-        for name in plain:
-            begins[name], at = max(at, 0), at - params[name].numel()
         found = {}
         for name, leaf in leaves.items():
-            part = leaf if name not in plain else leaf.flatten()[begins[name] :]
+            part = leaf.flatten()[max(-begins[name], 0) :] if name in plain else leaf
             found[name] = part[: beside[name].shape[1]]
         return found
 

@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from mtlfunc.core.files import InUse, digest, hold_lock, texts, write_whole
+from mtlfunc.core.files import InUse, digest, hold_lock, write_whole
 
 from .cache import base, sources
 
@@ -95,7 +97,7 @@ class Kept(Generic[P, R]):
 
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, kept or computed. Raises InUse while another process computes it."""
-        key = digest([], self.base, f"draw {Store.draw}", *texts((args, kwargs), _refused))
+        key = digest([], self.base, f"draw {Store.draw}", *_texts((args, kwargs)))
         if key not in self.memory:
             self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
         part = self.memory[key]
@@ -162,5 +164,22 @@ def read(path: Path) -> Part:
     return pickle.loads(raw[32:])
 
 
-def _refused(x: Any) -> list[str]:
-    raise TypeError(f"a kept function takes no {type(x).__name__}: {x!r} says not all of it")
+def _texts(value: Any) -> list[str]:
+    """An argument as texts that are the same in every process: tensors, arrays, numbers, strings,
+    None, and mappings and sequences of these.
+    """
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        return [f"{value.dtype}{list(value.shape)}{hashlib.sha256(content).hexdigest()}"]
+    if isinstance(value, np.ndarray):
+        return [f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"]
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, tuple | list):
+        inside = (text for item in value for text in _texts(item))
+        return [type(value).__name__, *inside, "end"]
+    if value is None or isinstance(value, str | int | float | torch.device | torch.dtype):
+        return [repr(value)]
+    raise TypeError(
+        f"a kept function takes no {type(value).__name__}: {value!r} says not all of it"
+    )
