@@ -14,6 +14,7 @@ from torch import Tensor
 from ..display import Markup, coloured, items, table
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
+from ._judge import CLAIMS
 from .integers import literal
 
 GREEN, RED = "#1a7f37", "#cf222e"
@@ -155,7 +156,7 @@ class SolverReport(Printed):
         said = [f"✗: above {self.tolerance:g}, and at how many of how many problems"]
         said += [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
         said += [f"{kind}: no answer to {what}" for kind, what in self.unanswered.items()]
-        for claim in ("vmap", "grad"):
+        for claim in CLAIMS:
             state = self.claims.get(claim)
             said.append(
                 f"{claim}: "
