@@ -13,8 +13,8 @@ from typing import Any
 from ..core.files import write_whole
 from ..rules.common import required_arguments
 from ..testing import SolverReport, check_solver
+from ..testing._judge import describe_error
 from ..testing.strategies import KINDS
-from .harness import describe_error
 from .report import Report
 from .run import NAMES, audit
 

@@ -1,14 +1,24 @@
-"""Contracts: how a rule computes, whatever its mathematics, as checks of one instance.
+"""Contracts: how a rule computes, whatever its mathematics.
 
-What one instance under a vmap cannot show (purity, states, vmap or loop) is in `execution`.
+First checks of one instance; then what one instance under a vmap cannot show: the rule is pure, its
+state can be saved, its vmap equals its loop.
 """
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from .harness import Finding, Harness, Weigh, attempt, describe_error, quiet
+from ..core._torch import tree_flatten, tree_leaves, tree_map
+from ..testing._judge import attempt, describe_error, quiet
+from ..testing.integers import integers, pick
+from ..types import Geometry
+from . import instances
+from .harness import EVERY, MANY, Finding, Harness, Inapplicable, Weigh, same, usual
 from .instances import SMALL, Case, independent
 from .properties import (
     SEVERAL,
@@ -25,11 +35,30 @@ from .properties import (
     vector,
     weigh_all,
 )
+from .search import search
 
 FLOAT32_ERROR = 1e-3
 """The root of float32's machine epsilon, 3e-4, is what an exact solver loses near a
 Pareto-stationary point.
 """
+
+
+SAME = 1e-7
+"""vmapped == loop: a batched product may round differently, and an exact solver on top of it
+differs by the root of that.
+"""
+
+REMEMBERS = (
+    "the same Gramian, losses and state give other weights the second time: something is "
+    "remembered outside the state"
+)
+GLOBAL = (
+    "the rule draws from torch's global generator; numbers come from the key that init gets (see "
+    "mtlfunc.random)"
+)
+
+BATCHES = (1, 2, 3, 4, 5, 64)
+"""Numbers of instances in one vmap, each tried with two and three tasks."""
 
 
 def require_valid(weigh: Weigh, x: Instance) -> Outcome:
@@ -58,8 +87,8 @@ def propagate_nan(gramian: bool, losses: bool) -> Check:
         in_rows = [(x.rows.where(task[:, None] != t, nan), x.losses) for t in tasks]
         in_losses = [(x.rows, x.losses.where(task != t, nan)) for t in tasks]
         found = weigh_all(weigh, in_rows * gramian + in_losses * losses, refuse=True)
-        wrong = [torch.where(w.isfinite().all(), torch.inf, 0.0).expand(len(w)) for w in found]
-        return outcomes(*zip(wrong, found, found, strict=True))
+        wrong = (torch.where(w.isfinite().all(), torch.inf, 0.0).expand(len(w)) for _, w in found)
+        return outcomes(*((far, w, w) for far, (_, w) in zip(wrong, found, strict=True)))
 
     def sentences(count: int) -> list[str]:
         return [
@@ -69,6 +98,12 @@ def propagate_nan(gramian: bool, losses: bool) -> Check:
         ]
 
     return Check("NaN", run, sentences, tasks=SEVERAL, most=40, contract=True, large=True)
+
+
+def check_nan(harness: Harness) -> Finding:
+    if not harness.reads_gramian and not harness.reads_losses:
+        raise Inapplicable("weights depend on neither gradients nor losses")
+    return search(harness, propagate_nan(harness.reads_gramian, harness.reads_losses))
 
 
 # ---- losses of 0 or below ----------------------------------------------------------------------
@@ -93,7 +128,7 @@ def allow_low_losses(signs: bool) -> Check:
         values = torch.tensor(low_losses(len(x.rows)), dtype=x.losses.dtype)
         given = values[:, None].expand(-1, *x.losses.shape)
         found = weigh_all(weigh, [(x.rows, losses) for losses in given], refuse=True)
-        return outcomes(*(judged(*pair) for pair in zip(given, found, strict=True)))
+        return outcomes(*(judged(y, w) for y, (_, w) in zip(given, found, strict=True)))
 
     text = "weights are {after} where the losses are {before}"
     return Check("losses of 0 or below", run, [text], most=40, contract=True)
@@ -109,21 +144,29 @@ def low_losses(count: int) -> list[list[float]]:
     return single + [[x] * count for x in (0.0, -1.0)]
 
 
-def check_refusals(harness: Harness) -> Finding:
-    """Outside a transform, where losses can be read, low losses raise rather than give NaN."""
+def check_low_losses(harness: Harness) -> Finding:
+    """`allow_low_losses`; outside a transform, where losses can be read, they raise rather than
+    give NaN.
+    """
+    if not harness.reads_losses:
+        raise Inapplicable("weights do not depend on losses")
+    pools = [harness.pool(count) for count in (1, 2, 3)]
+    weights = [pool.weights[pool.valid] for pool in pools]
+    signed = all(bool((w >= -1e-9 * w.abs().sum(-1, keepdim=True)).all()) for w in weights)
     tested = 0
     with quiet():
         for case in harness.few():
             for losses in low_losses(len(case.jacobian)) if len(case.jacobian) <= SMALL else ():
                 given = torch.tensor(losses).to(case.losses).expand_as(case.losses)
-                weights = attempt(harness.weigh, case.jacobian, given)
+                w = attempt(harness.weigh, case.jacobian, given)
                 tested += 1
-                if weights is not None and bool(weights.isnan().any()):
-                    seen = (
-                        f"weights are {vector(weights[-1])} where the losses are {vector(given[0])}"
-                    )
+                if w is not None and bool(w.isnan().any()):
+                    seen = f"weights are {vector(w[-1])} where the losses are {vector(given[0])}"
                     return Finding(tested, f"{seen}, without an error", Case(case.jacobian, given))
-    return Finding(tested)
+    try:
+        return search(harness, allow_low_losses(signed))
+    except Inapplicable:
+        raise Inapplicable("the rule refuses losses of 0 and below") from None
 
 
 # ---- absent tasks ------------------------------------------------------------------------------
@@ -146,13 +189,14 @@ def drop_absent(draws: bool) -> Check:
         rests = [[i for i in every if i not in missing] for missing in absences(len(x.rows))]
         here = [torch.tensor([i in rest for i in every]) for rest in rests]
         found = weigh_all(weigh, [(x.rows, x.losses, present) for present in here], "present")
-        expected = [torch.zeros_like(w) for w in found]
+        expected = [torch.zeros_like(w) for _, w in found]
         if not draws:
             alone = weigh_all(weigh, [(x.rows[rest], x.losses[:, rest]) for rest in rests[:-1]])
-            for i, v in enumerate(alone):
+            for i, (_, v) in enumerate(alone):
                 expected[i] = expected[i].index_copy(-1, torch.tensor(rests[i]), v)
 
-        def judged(present: Tensor, w: Tensor, v: Tensor) -> Compared:
+        def judged(present: Tensor, given: tuple[Tensor, Tensor], v: Tensor) -> Compared:
+            w = given[1]
             violation, kept = (w.abs() * ~present).amax(-1), w * present
             sizes = size(x.rows, kept, x.unit), size(x.rows, v, x.unit)
             far = distance(kept @ x.rows, v @ x.rows, *sizes)
@@ -172,17 +216,20 @@ def drop_absent(draws: bool) -> Check:
     return Check("absent tasks", run, sentences, tasks=SEVERAL, most=40, contract=True)
 
 
-def refuse_absent(harness: Harness, x: Instance) -> tuple[bool, str]:
-    """Whether the rule refuses, outside a vmap, that one task of several is absent; its error.
+def check_absent(harness: Harness) -> Finding:
+    """`drop_absent`, unless the rule refuses, outside a vmap, that one task of several is absent.
 
     A refusal is a ValueError or NotImplementedError; any other error is a defect.
     """
-    present = torch.arange(len(x.rows)) > 0
+    first = Case(*(x[0] for x in harness.pool(3).cases))
     try:
-        harness.weigh(x.rows, x.losses, present=present)
+        harness.weigh(*first, present=torch.arange(3) > 0)
+    except (ValueError, NotImplementedError) as error:
+        why = "the rule refuses batches in which a task is absent"
+        raise Inapplicable(f"{why}: {describe_error(error)}") from error
     except Exception as error:  # whatever a rule may raise
-        return isinstance(error, ValueError | NotImplementedError), describe_error(error)
-    return False, ""
+        return Finding(1, f"{describe_error(error)} with task 1 absent", first)
+    return search(harness, drop_absent(harness.draws))
 
 
 # ---- float32 -----------------------------------------------------------------------------------
@@ -198,10 +245,7 @@ def convert(weigh: Weigh, x: Instance) -> Outcome:
     eps, unit = 4 * torch.finfo(torch.float32).eps, size(x.rows, x.weights, x.unit)
     losses = x.losses + eps * perturbation(x.losses, 0)
     moves = [(x.rows + sign * eps * perturbation(x.rows, 0), losses) for sign in (1, -1)]
-    moved = [
-        distance(w @ rows, x.direction, unit)
-        for (rows, _), w in zip(moves, weigh_all(weigh, moves), strict=True)
-    ]
+    moved = [distance(w @ rows, x.direction, unit) for rows, w in weigh_all(weigh, moves)]
     unstable = torch.stack(moved).amax() > FLOAT32_ERROR / 10
     violation, before, after = outcomes((compare(x, x.rows, v)[0], x.weights, v))
     return Outcome(torch.where(unstable, -1.0, violation), before, after)
@@ -220,3 +264,239 @@ FLOAT32 = Check(
     contract=True,
     large=True,
 )
+
+
+# ---- many tasks, and none that moves -------------------------------------------------------------
+
+
+def check_zero_gradients(harness: Harness) -> Finding:
+    zeros = {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in EVERY}
+    return search(harness, VALID, zeros)
+
+
+LEAP = 4.0
+"""Sums of weights of orthonormal gradients grow at most that much from one number of tasks to the
+next one tested, which is at most twice as many.
+"""
+
+
+def check_many(harness: Harness) -> Finding:
+    """Valid weights for many tasks, whose size does not leap from one T to the next."""
+    families = ("gaussian", "agreeing", "spread")
+    rows = torch.cat([instances.generic(family, MANY, 1) for family in families])
+    tested = search(harness, VALID, {MANY: rows})
+    if tested.seen:
+        return tested
+    before = {}
+    for count in (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1):
+        eye = torch.eye(count, dtype=torch.float64)
+        case = Case(eye, torch.full((1, count), 2.0, dtype=torch.float64))
+        try:
+            with quiet():
+                total = float(harness.weigh(*case).abs().sum())
+        except Exception as error:
+            return Finding(tested.instances, describe_error(error), case)
+        for fewer, less in before.items():
+            if not less / LEAP <= total <= less * LEAP:
+                seen = (
+                    f"the weights of {count} orthonormal gradients add up to {total:.4g}, those of "
+                    f"{fewer} to {less:.4g}"
+                )
+                return Finding(tested.instances, seen, case)
+        before = {count: total}
+    return tested
+
+
+# ---- purity ------------------------------------------------------------------------------------
+
+
+def check_purity(harness: Harness) -> Finding:
+    """The same Gramian, losses and state give the same weights, and nothing else happens.
+
+    torch's global generator stays as it was. Every case comes twice, the second time in the
+    opposite order. `harness` notes whether answers repeat, and what is changed in place.
+    """
+    cases, first = [*enumerate(harness.few())], {}
+    tested, seen, where = 0, "", None
+    for i, case in [*cases, *reversed(cases)]:
+        generator = torch.get_rng_state()
+        with quiet():
+            weights = attempt(harness.weigh, *case)
+        if weights is None:  # "valid weights" reports it
+            continue
+        tested, wrong = tested + 1, ""
+        if not same(first.setdefault(i, weights.detach().clone()), weights):
+            harness.repeats, wrong = False, REMEMBERS
+        if not torch.equal(generator, torch.get_rng_state()):
+            wrong = GLOBAL
+        seen, where = (seen, where) if seen or not wrong else (wrong, case)
+    return Finding(tested, seen, where)
+
+
+# ---- state -------------------------------------------------------------------------------------
+
+
+def check_state(harness: Harness) -> Finding:
+    """The state is made of tensors, keeps its structure, and survives torch.save and torch.load.
+
+    It moves on if it holds a key, and a run that goes on from it is the same bit by bit.
+    """
+    tested, any_state = 0, False
+    with quiet():
+        for case in harness.few():
+            if len(case.jacobian) > SMALL:
+                continue
+            try:
+                state = harness.start(case.losses[0])
+                any_state |= bool(tree_leaves(state))
+                seen = harness.geometry(case.jacobian, case.losses[0])
+                _, following, _ = harness.step(seen, state)
+            except Exception:  # "valid weights" reports it
+                continue
+            any_state |= bool(tree_leaves(following))
+            wrong = misfit(harness, seen, state, following) or reload(harness, case, following)
+            tested += 1
+            if wrong:
+                return Finding(tested, wrong, case)
+    if not any_state:
+        raise Inapplicable("it has no state")
+    return Finding(tested)
+
+
+def misfit(harness: Harness, seen: Geometry, state: Any, following: Any) -> str:
+    """What keeps this state from being carried on; empty if nothing does."""
+    for leaf in tree_leaves((state, following)):
+        if not isinstance(leaf, Tensor):
+            return (
+                f"the state holds a {type(leaf).__name__}; only tensors can be batched, compiled "
+                "and saved"
+            )
+    (before, shape), (after, other) = tree_flatten(state), tree_flatten(following)
+    if shape != other or any(
+        x.shape != y.shape or x.dtype != y.dtype for x, y in zip(before, after, strict=True)
+    ):
+        return f"the state is {sketch(state)} after init, but {sketch(following)} after an update"
+
+    def is_key(leaf: Tensor) -> bool:
+        return leaf.dtype == torch.int64 and leaf.ndim == 0
+
+    keys = [i for i, leaf in enumerate(before) if is_key(leaf)]
+    if keys and all(torch.equal(before[i], after[i]) for i in keys):
+        elsewhere = tree_map(lambda leaf: leaf + 1 if is_key(leaf) else leaf, state)
+        drawn = [attempt(harness.step, seen, key) for key in (elsewhere, state)]
+        # an integer with which a step raises is an index, not a key
+        if None not in drawn and not same(drawn[0][0], drawn[1][0]):
+            return (
+                "weights depend on a key in the state, which an update leaves as it is: every "
+                "step draws the same numbers"
+            )
+    return ""
+
+
+def sketch(state: Any) -> str:
+    """A state's structure in one line."""
+    if isinstance(state, Tensor):
+        return f"{str(state.dtype).removeprefix('torch.')}{list(state.shape)}"
+    if isinstance(state, dict):
+        return "{" + ", ".join(f"{name}: {sketch(x)}" for name, x in state.items()) + "}"
+    if isinstance(state, tuple | list):
+        return "(" + ", ".join(sketch(x) for x in state) + ")"
+    return type(state).__name__
+
+
+def reload(harness: Harness, case: Case, state: Any) -> str:
+    """Saves and loads a state and goes on from both; what is wrong with that, if anything."""
+
+    def go_on(state: Any) -> list[Tensor]:
+        kept = []
+        for now in case.losses.unbind(0):
+            weights, state, _ = harness.step(harness.geometry(case.jacobian, now), state)
+            kept.append(weights)
+        return kept
+
+    doing = "the state cannot be saved and loaded:"
+    try:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)  # our own bytes
+        doing = "the update after the first one"
+        whole = go_on(state)
+        doing = "the update after loading a saved state"
+        if same(whole, go_on(loaded)):
+            return ""
+    except Exception as error:
+        return f"{doing} {describe_error(error)}"
+    return "weights after loading a saved state differ from those without the interruption"
+
+
+# ---- vmap --------------------------------------------------------------------------------------
+
+
+def check_batching(harness: Harness) -> Finding:
+    """A vmap over Jacobians, losses and keys, nested too, gives the weights of a loop.
+
+    Every number of tasks and every size of `BATCHES` comes at least once. `harness` notes whether
+    answers under vmap can be used.
+    """
+    tested = 0
+    for count in (*harness.counts, MANY):
+        few_tasks = count in (2, 3)
+        # both ways for few tasks, for more one after the other, and in batches of 1 to 5
+        sizes = [(size, False) for size in BATCHES] + [(4, True)] if few_tasks else []
+        sizes = sizes or [(1 + count % 5, count % 2 == 0)]
+        largest = max(size for size, _ in sizes) if count <= SMALL else 1
+        rows = (
+            pick(integers(count), largest)
+            if count <= 3
+            else instances.generic("gaussian", count, largest)
+        )
+        cases = harness.ready(rows)
+        cases = Case(*(x[:largest] for x in cases))
+        keys = torch.arange(len(cases.losses))
+        looked = [i for i in range(len(keys)) if i < 5 or i == len(keys) - 1]
+        with quiet():
+            loop = {i: attempt(harness.weigh, *at(cases, i), keys[i]) for i in looked}
+            loop = {i: w for i, w in loop.items() if w is not None and bool(w.isfinite().all())}
+            if not loop:  # "valid weights" reports it
+                continue
+            unit = usual(cases.jacobian[[*loop]], torch.stack([*loop.values()]))
+            for wanted, nested in sizes:
+                size = min(wanted, len(keys))
+                inner = 2 - size % 2 if nested else 0
+                try:
+                    found = batch(harness, cases, keys, size, inner)
+                except Exception as error:
+                    seen = (
+                        f"under torch.func.vmap it {describe_error(error)} (a Python branch on a "
+                        "value, .item(), NumPy or a write into a new tensor cannot be batched)"
+                    )
+                    return Finding(tested + 1, seen, at(cases, 0))
+                for i in (i for i in loop if i < len(found)):
+                    x = Instance(*at(cases, i), loop[i], unit)
+                    far = compare(x, x.rows, found[i])[0].nan_to_num(torch.inf)
+                    if bool((far > SAME).any()):
+                        how = "nested vmaps" if nested else f"vmap over {len(found)} instances"
+                        seen = (
+                            f"weights are {vector(found[i][0])} under {how}, "
+                            f"{vector(loop[i][0])} in a loop (key {i})"
+                        )
+                        return Finding(tested, seen, at(cases, i))
+        tested += len(keys)
+    harness.vmapped = tested > 0
+    return Finding(tested)
+
+
+def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) -> Tensor:
+    """Weights [case, update, task] of the first `size` cases by one vmap, or by a vmap over a vmap
+    over `inner` cases each; 0 is one vmap.
+    """
+    given: list[Any] = [x[:size] for x in (*cases, keys)]
+    if not inner:
+        return vmap(harness.weigh)(*given)
+    given = [x.unflatten(0, (-1, inner)) for x in given]
+    return vmap(vmap(harness.weigh))(*given).flatten(0, 1)
+
+
+def at(cases: Case, i: int) -> Case:
+    return Case(*(x[i] for x in cases))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ..core import random
 from ..core._torch import tree_flatten, tree_leaves, tree_unflatten
 from ..core.checks import inside_transform
 from ..rules.common import may_read
+from ..testing._judge import Invalid, attempt, quiet
 from ..testing.integers import integers, pick, widened
 from ..types import Geometry, Rule
 from . import instances
@@ -49,16 +49,18 @@ PLAIN = (0, *(1 + instances.FAMILIES.index(family) for family in ("gaussian", "a
 """Families whose answers have the usual size."""
 
 
-class Invalid(Exception):
-    """The rule answered, but not with weights."""
+class Inapplicable(Exception):
+    """A test has nothing to say of this rule; the text says why."""
 
 
 class Finding(NamedTuple):
-    """What a test of the whole rule saw: over how many instances, what was wrong, and where."""
+    """What a test saw: over how many instances, what was wrong, and where."""
 
     instances: int
     seen: str = ""  # empty: nothing
     case: Case | None = None
+    failures: int = 1
+    dependent: bool = False  # see `Row.dependent`
 
 
 class Pool(NamedTuple):
@@ -272,14 +274,6 @@ def usual(jacobian: Tensor, weights: Tensor) -> float:
     return float((spent / most[:, None])[most > 0].median()) if bool((most > 0).any()) else 0.0
 
 
-def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What a function returns; None if it raises."""
-    try:
-        return function(*args, **options)
-    except Exception:  # whatever a rule may raise: "valid weights" reports it
-        return None
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two trees are equal bit by bit; NaN equals NaN."""
     return same_leaves(tree_flatten(one), tree_flatten(other))
@@ -307,20 +301,6 @@ def changes(before: tuple[list[Any], Any], after: tuple[Geometry, Any]) -> str:
     fields = zip(Geometry._fields, seen, after[0], strict=True)
     names = [f"the {name}" for name, x, y in fields if not same(x, y)]
     return ", ".join(names + ["its state"] * (not same(state, after[1])))
-
-
-def quiet() -> warnings.catch_warnings:
-    """A context in which the rule's warnings are ignored."""
-    return warnings.catch_warnings(action="ignore")
-
-
-def describe_error(error: Exception) -> str:
-    """An exception in one line of at most 160 letters."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, Invalid):
-        return line
-    line = line if len(line) <= 160 else line.split(". ")[0][:160]
-    return f"raises {type(error).__name__}" + (f": {line}" if line else "")
 
 
 def _kind(x: Any) -> str:

@@ -137,8 +137,8 @@ def compare(
 
 def weigh_all(
     weigh: Weigh, problems: Sequence[tuple[Tensor, ...]], *names: str, refuse: bool = False
-) -> list[Tensor]:
-    """The weights at several problems (rows, losses, and what else `names` says).
+) -> list[tuple[Tensor, Tensor]]:
+    """Rows and weights at several problems (rows, losses, and what else `names` says).
 
     Inside a vmap those of one shape in one call. With `refuse` NaN if the rule raises.
     """
@@ -152,13 +152,13 @@ def weigh_all(
             raise
 
     if not inside_transform():
-        return [one(*problem) for problem in problems]
+        return [(problem[0], one(*problem)) for problem in problems]
     found: dict[int, Tensor] = {}
     for count in {len(problem[0]) for problem in problems}:
         places = [i for i, problem in enumerate(problems) if len(problem[0]) == count]
         stacked = (torch.stack(x) for x in zip(*(problems[i] for i in places), strict=True))
         found |= zip(places, vmap(one)(*stacked).unbind(0), strict=True)
-    return [found[i] for i in range(len(problems))]
+    return [(problem[0], found[i]) for i, problem in enumerate(problems)]
 
 
 def outcomes(*variants: Compared) -> Outcome:
@@ -188,8 +188,7 @@ def permute(weigh: Weigh, x: Instance) -> Outcome:
     A rotation and a swap, which generate all orders.
     """
     problems = [(x.rows[order], x.losses[:, order]) for order in orders(len(x.rows))]
-    found = weigh_all(weigh, problems)
-    return outcomes(*(compare(x, rows, v) for (rows, _), v in zip(problems, found, strict=True)))
+    return outcomes(*(compare(x, *each) for each in weigh_all(weigh, problems)))
 
 
 def orders(count: int) -> list[list[int]]:
@@ -197,18 +196,10 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def describe_orders(count: int) -> list[str]:
-    said = [", ".join(str(i + 1) for i in order) for order in orders(count)]
-    return [
-        f"the direction is {{before}}, but {{after}} with the tasks in the order {order}"
-        for order in said
-    ]
-
-
 def scale(weigh: Weigh, x: Instance) -> Outcome:
     """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s."""
     found = weigh_all(weigh, [(s * x.rows, x.losses) for s in SCALES])
-    return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for v in found))
+    return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for _, v in found))
 
 
 def rescale(weigh: Weigh, x: Instance) -> Outcome:
@@ -232,21 +223,12 @@ def rescale(weigh: Weigh, x: Instance) -> Outcome:
     task = torch.arange(len(x.rows))
     c = [torch.where(task == t, f, 1.0).to(x.rows) for t, f in factors(len(x.rows))]
     problems = [(each[:, None] * x.rows, each * x.losses) for each in c]
-    found = weigh_all(weigh, problems)
-    return outcomes(*(turned(rows, v) for (rows, _), v in zip(problems, found, strict=True)))
+    return outcomes(*(turned(*each) for each in weigh_all(weigh, problems)))
 
 
 def factors(count: int) -> list[tuple[int, float]]:
     """Tasks and factors: the first one times 2, three times 1024."""
     return [(0, 2.0), *((task, 1024.0) for task in chosen_tasks(count))]
-
-
-def describe_factors(count: int) -> list[str]:
-    return [
-        f"the direction turns from {{before}} to {{after}} when task {task + 1} is multiplied by "
-        f"{factor:g}"
-        for task, factor in factors(count)
-    ]
 
 
 def shift(weigh: Weigh, x: Instance) -> Outcome:
@@ -258,19 +240,11 @@ def shift(weigh: Weigh, x: Instance) -> Outcome:
     task = torch.arange(len(x.rows))
     tasks = chosen_tasks(len(x.rows))
     raised, lowered = ([(x.rows, x.losses + c * (task == t)) for t in tasks] for c in (1.0, -10.0))
-    variants = [(compare(x, x.rows, v)[0], x.weights, v) for v in weigh_all(weigh, raised)]
-    for v in weigh_all(weigh, lowered, refuse=True):
+    variants = [(compare(x, *each)[0], x.weights, each[1]) for each in weigh_all(weigh, raised)]
+    for _, v in weigh_all(weigh, lowered, refuse=True):
         far = compare(x, x.rows, v)[0].nan_to_num(torch.inf)
         variants.append((torch.where(v.isnan().all(-1), -1.0, far), x.weights, v))
     return outcomes(*variants)
-
-
-def describe_shifts(count: int) -> list[str]:
-    return [
-        f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
-        for change in ("raised by 1", "lowered by 10")
-        for t in chosen_tasks(count)
-    ]
 
 
 def duplicates(x: Instance) -> list[tuple[Tensor, Tensor]]:
@@ -281,21 +255,21 @@ def duplicates(x: Instance) -> list[tuple[Tensor, Tensor]]:
 
 def duplicate(weigh: Weigh, x: Instance) -> Outcome:
     """One task listed twice: the same direction."""
-    problems = duplicates(x)
-    found = weigh_all(weigh, problems)
-    return outcomes(*(compare(x, rows, w) for (rows, _), w in zip(problems, found, strict=True)))
+    return outcomes(*(compare(x, *each) for each in weigh_all(weigh, duplicates(x))))
 
 
 def prefer(weigh: Weigh, x: Instance) -> Outcome:
     """Twice the preference for a task: the direction that the task listed twice has."""
-    twice, task = duplicates(x), torch.arange(len(x.rows))
-    shares = [
-        torch.where(task == t, 2.0, 1.0).to(x.rows) / (len(task) + 1)
-        for t in chosen_tasks(len(task))
-    ]
-    preferred = weigh_all(weigh, [(x.rows, x.losses, share) for share in shares], "preference")
-    expected = [w @ rows for (rows, _), w in zip(twice, weigh_all(weigh, twice), strict=True)]
-    return outcomes(*(compare(x, x.rows, v, d) for v, d in zip(preferred, expected, strict=True)))
+    shares = [(x.rows, x.losses, c / (len(c) + 1)) for c in doubled(x)]
+    preferred = weigh_all(weigh, shares, "preference")
+    expected = [w @ rows for rows, w in weigh_all(weigh, duplicates(x))]
+    return outcomes(*(compare(x, *v, d) for v, d in zip(preferred, expected, strict=True)))
+
+
+def doubled(x: Instance) -> list[Tensor]:
+    """Factors [task]: one task's is 2, those of the others are 1."""
+    task = torch.arange(len(x.rows))
+    return [torch.where(task == t, 2.0, 1.0).to(x.rows) for t in chosen_tasks(len(task))]
 
 
 def combine(weigh: Weigh, x: Instance) -> Outcome:
@@ -303,11 +277,8 @@ def combine(weigh: Weigh, x: Instance) -> Outcome:
 
     With c = 1 and c' = (1, …, 2, …, 1): d(diag(c + c')J) is d(J) + d(diag(c')J).
     """
-    task = torch.arange(len(x.rows))
-    double = [torch.where(task == t, 2.0, 1.0).to(x.rows) for t in chosen_tasks(len(task))]
-    problems = [(c[:, None] * x.rows, c * x.losses) for two in double for c in (two, 1 + two)]
-    found = weigh_all(weigh, problems)
-    answers = [(rows, w) for (rows, _), w in zip(problems, found, strict=True)]
+    factors = (c for two in doubled(x) for c in (two, 1 + two))
+    answers = weigh_all(weigh, [(c[:, None] * x.rows, c * x.losses) for c in factors])
 
     def added(second: tuple[Tensor, Tensor], both: tuple[Tensor, Tensor]) -> Compared:
         parts, total = x.direction + second[1] @ second[0], both[1] @ both[0]
@@ -409,7 +380,7 @@ def nudge(weigh: Weigh, x: Instance) -> Outcome:
         for move, variant, sign in NUDGES
     ]
     found, variants = weigh_all(weigh, problems, refuse=True), []
-    for (rows, _), v, (move, *_) in zip(problems, found, NUDGES, strict=True):
+    for (rows, v), (move, *_) in zip(found, NUDGES, strict=True):
         far = distance(v @ rows, x.direction, spent(rows, v), whole) * (JUMP / MOVES[move])
         variants.append((torch.where(v.isfinite().all(-1), far, -1.0), x.direction, v @ rows))
     return outcomes(*variants)
@@ -460,7 +431,17 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
 
 
 PROPERTIES = (
-    Check("permutation equivariance", permute, describe_orders, tasks=SEVERAL, large=True),
+    Check(
+        "permutation equivariance",
+        permute,
+        lambda count: [
+            "the direction is {before}, but {after} with the tasks in the order "
+            + ", ".join(str(i + 1) for i in order)
+            for order in orders(count)
+        ],
+        tasks=SEVERAL,
+        large=True,
+    ),
     Check(
         "positive homogeneity",
         scale,
@@ -469,8 +450,26 @@ PROPERTIES = (
             for s in SCALES
         ],
     ),
-    Check("invariance to rescaling one task", rescale, describe_factors, tasks=SEVERAL),
-    Check("invariance to shifting a loss", shift, describe_shifts, tasks=SEVERAL),
+    Check(
+        "invariance to rescaling one task",
+        rescale,
+        lambda count: [
+            f"the direction turns from {{before}} to {{after}} when task {task + 1} is multiplied "
+            f"by {factor:g}"
+            for task, factor in factors(count)
+        ],
+        tasks=SEVERAL,
+    ),
+    Check(
+        "invariance to shifting a loss",
+        shift,
+        lambda count: [
+            f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
+            for change in ("raised by 1", "lowered by 10")
+            for t in chosen_tasks(count)
+        ],
+        tasks=SEVERAL,
+    ),
     Check(
         "identical tasks",
         reproduce,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Literal
 
 from torch import Tensor
 
-from ..display import Markup, code, coloured, items, table
+from ..testing._report import GREEN, RED, Printed
 from ..testing.integers import literal
 from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]
 
-COLOURS = {"holds": "#1a7f37", "fails": "#cf222e", "not applicable": "#6e7781"}
+COLOURS = {"holds": GREEN, "fails": RED, "not applicable": "#6e7781"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Printed):
     """What `audit` found; a table when printed."""
 
     rule: str
@@ -102,43 +101,29 @@ class Report:
             f"; every answer over {self.updates} updates" if self.updates > 1 else ""
         )
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        name, status = (
-            max(len(row.name) for row in self.rows),
-            max(len(row.status) for row in self.rows),
-        )
-        lines = [self.title]
-        for contract in (False, True):
-            rows = [row for row in self.rows if row.contract == contract]
-            lines += [""] * bool(rows) + [
-                f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows
-            ]
-        if self.not_tried:
-            lines += ["", f"Not tried: {'; '.join(self.not_tried)}."]
-        failing = [row for row in self.rows if row.status == "fails"]
-        if failing:
-            lines += ["", "Counterexamples, the smallest found; rows are the tasks' gradients:"]
-        for row in failing:
-            lines += ["", row.name]
-            lines += [f"    {row.literal}"] if row.literal else []
-            lines += [f"    losses {literal(row.losses)}"] if row.losses is not None else []
-            lines += [f"    {row.detail}"]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        def line(row: Row) -> list[str]:
-            shown = [code(row.literal)] if row.literal else []
-            shown += [code(f"losses {literal(row.losses)}")] if row.losses is not None else []
-            shown += [escape(row.detail)] if row.status == "fails" else []
-            status = coloured(row.status, COLOURS[row.status])
-            return [row.name, status, row.verdict, Markup("<br>".join(shown))]
-
+    def _lines(self) -> list[list[str]]:
         lines: list[list[str]] = []
         for contract, head in ((False, "What it does"), (True, "How it computes")):
-            rows = [line(row) for row in self.rows if row.contract == contract]
+            rows = [[x.name, x.status, x.verdict] for x in self.rows if x.contract == contract]
             lines += [[head], *rows] if rows else []
-        said = [f"Not tried: {'; '.join(self.not_tried)}."] if self.not_tried else []
-        return table(self.title, lines) + items(said)
+        return lines
+
+    def _colour(self, cell: str) -> str:
+        return COLOURS.get(cell, "")
+
+    def _remarks(self) -> list[str]:
+        failing = any(row.status == "fails" for row in self.rows)
+        said = "Counterexamples, the smallest found; rows are the tasks' gradients:"
+        tried = [f"Not tried: {'; '.join(self.not_tried)}."] if self.not_tried else []
+        return [*tried, *([said] if failing else [])]
+
+    def _examples(self) -> dict[str, list[str]]:
+        return {
+            row.name: [
+                *([row.literal] if row.literal else []),
+                *([] if row.losses is None else [f"losses {literal(row.losses)}"]),
+                row.detail,
+            ]
+            for row in self.rows
+            if row.status == "fails"
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,35 +13,38 @@ from ..core.progress import progress_bar
 from ..rules.common import as_rule, required_arguments
 from ..testing.integers import trimmed
 from ..types import Rule
-from . import instances as instances_of
 from .contracts import (
     FLOAT32,
     VALID,
-    allow_low_losses,
-    check_refusals,
-    drop_absent,
-    propagate_nan,
-    refuse_absent,
+    check_absent,
+    check_batching,
+    check_low_losses,
+    check_many,
+    check_nan,
+    check_purity,
+    check_state,
+    check_zero_gradients,
 )
-from .execution import check_batching, check_purity, check_state
-from .harness import EVERY, LONG, MANY, Extra, Finding, Harness, describe_error, quiet
-from .instances import SMALL, Case
-from .properties import PROPERTIES, Instance
+from .harness import LONG, MANY, Extra, Finding, Harness, Inapplicable
+from .instances import SMALL
+from .properties import PROPERTIES
 from .report import Report, Row
 from .search import search
 
-CONTRACTS = (
-    "valid weights",
-    "vmapped == loop",
-    "state round-trip",
-    "purity",
-    "zero gradients",
-    "NaN",
-    "losses of 0 or below",
-    "T = 128",
-    "float32",
-    "absent tasks",
-)
+Test = Callable[[Harness], Finding]
+
+CONTRACTS: dict[str, Test] = {
+    "valid weights": lambda harness: search(harness, VALID),
+    "vmapped == loop": check_batching,
+    "state round-trip": check_state,
+    "purity": check_purity,
+    "zero gradients": check_zero_gradients,
+    "NaN": check_nan,
+    "losses of 0 or below": check_low_losses,
+    "T = 128": check_many,
+    "float32": lambda harness: search(harness, FLOAT32),
+    "absent tasks": check_absent,
+}
 """How a rule computes: a failure is a defect."""
 
 NAMES = (*(each.name for each in PROPERTIES), *CONTRACTS)
@@ -138,115 +141,40 @@ def make_rows(harness: Harness, wanted: list[str], label: str, most: int) -> tup
     if harness.repeats:
         batching = check_batching(harness)
         harness.most = most if harness.vmapped else harness.most
-    rows = {}
-    for name in progress_bar(wanted, desc=f"audit of {label}", delay=3):
-        if name == "vmapped == loop" and harness.repeats:
-            rows[name] = row_of(harness, name, batching)
-        elif name != "purity":
-            rows[name] = make_row(harness, name)
-    if "purity" in wanted:  # after all calls, each of which is compared with its inputs
-        mutated = harness.mutation
-        found = purity if mutated is None else mutated._replace(instances=purity.instances)
-        rows["purity"] = row_of(harness, "purity", found)
+    known = {
+        "purity": lambda rule: (rule.mutation or purity)._replace(instances=purity.instances),
+        "vmapped == loop": lambda rule: batching,
+    }
+    # purity after all calls, each of which is compared with its inputs
+    order = progress_bar(sorted(wanted, key="purity".__eq__), desc=f"audit of {label}", delay=3)
+    rows = {name: make_row(harness, name, (CONTRACTS | known).get(name)) for name in order}
     return tuple(rows[name] for name in wanted)
 
 
-def make_row(harness: Harness, name: str) -> Row:
+def make_row(harness: Harness, name: str, contract: Test | None) -> Row:
     """One line of the table."""
-    if name == "valid weights":
-        return search(harness, VALID)
-    if not harness.repeats:
-        return not_applicable(name, "the same input gives different answers")
-    if name == "state round-trip":
-        found = check_state(harness)
-        return row_of(harness, name, found) if found else not_applicable(name, "it has no state")
-    if name == "zero gradients":
-        zeros = {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in EVERY}
-        return search(harness, VALID._replace(name=name), zeros)
-    if name == "T = 128":
-        return check_many(harness, name)
-    if name == "NaN":
-        if not harness.reads_gramian and not harness.reads_losses:
-            return not_applicable(name, "weights depend on neither gradients nor losses")
-        return search(harness, propagate_nan(harness.reads_gramian, harness.reads_losses))
-    if name == "losses of 0 or below":
-        if not harness.reads_losses:
-            return not_applicable(name, "weights do not depend on losses")
-        pools = [harness.pool(count) for count in (1, 2, 3)]
-        weights = [pool.weights[pool.valid] for pool in pools]
-        signed = all(bool((w >= -1e-9 * w.abs().sum(-1, keepdim=True)).all()) for w in weights)
-        silent = check_refusals(harness)
-        if silent.seen:
-            return row_of(harness, name, silent)
-        found = search(harness, allow_low_losses(signed))
-        refused = not_applicable(name, "the rule refuses losses of 0 and below")
-        return found if found.instances else refused
-    if name == "absent tasks":
-        pool = harness.pool(3)
-        answers = zip(*pool.cases, pool.weights, strict=True)
-        first = Instance(*next(answers), pool.unit)
-        refuses, seen = refuse_absent(harness, first)
-        if refuses:
-            why = "the rule refuses batches in which a task is absent"
-            return not_applicable(name, f"{why}: {seen}")
-        if seen:
-            broken = f"{seen} with task 1 absent"
-            return row_of(harness, name, Finding(1, broken, Case(first.rows, first.losses)))
-        return search(harness, drop_absent(harness.draws))
-    if name == "preference" and harness.plain:
-        return not_applicable(name, "a function of the Gramian does not see the preference")
-    return search(
-        harness, FLOAT32 if name == "float32" else next(x for x in PROPERTIES if x.name == name)
+    check = next((x for x in PROPERTIES if x.name == name), VALID)
+    try:
+        if not harness.repeats and name not in ("purity", "valid weights"):
+            raise Inapplicable("the same input gives different answers")
+        if name == "preference" and harness.plain:
+            raise Inapplicable("a function of the Gramian does not see the preference")
+        found = contract(harness) if contract else search(harness, check)
+        if not found.instances and not found.seen:
+            raise Inapplicable("no instance with valid weights")
+    except Inapplicable as why:
+        return Row(name, "not applicable", 0, 0, str(why), contract=contract is not None)
+    if found.case is None:
+        return Row(name, "holds", found.instances, 0, contract=contract is not None)
+    rows, losses = found.case
+    return Row(
+        name,
+        "fails",
+        found.instances,
+        found.failures,
+        found.seen,
+        trimmed(rows) if len(rows) <= SMALL else rows,
+        losses if harness.reads_losses else None,
+        found.dependent,
+        contract is not None,
     )
-
-
-def check_many(harness: Harness, name: str) -> Row:
-    """Valid weights for many tasks, whose size does not leap from one T to the next."""
-    families = ("gaussian", "agreeing", "spread")
-    rows = {MANY: torch.cat([instances_of.generic(family, MANY, 1) for family in families])}
-    tested = search(harness, VALID._replace(name=name), rows)
-    if tested.status != "holds":
-        return tested
-    totals: list[float] = []
-    counts = (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1)
-    for i, count in enumerate(counts):
-        eye = torch.eye(count, dtype=torch.float64)
-        case, seen = Case(eye, torch.full((1, count), 2.0, dtype=torch.float64)), ""
-        try:
-            with quiet():
-                totals.append(float(harness.weigh(*case).abs().sum()))
-        except Exception as error:
-            seen = describe_error(error)
-        if not seen and i and not totals[-2] / LEAP <= totals[-1] <= totals[-2] * LEAP:
-            seen = (
-                f"the weights of {count} orthonormal gradients add up to {totals[-1]:.4g}, those "
-                f"of {counts[i - 1]} to {totals[-2]:.4g}"
-            )
-        if seen:
-            return row_of(harness, name, Finding(tested.instances, seen, case))
-    return tested
-
-
-LEAP = 4.0
-"""Sums of weights of orthonormal gradients grow at most that much from one number of tasks to the
-next one tested, which is at most twice as many.
-"""
-
-
-def not_applicable(name: str, why: str) -> Row:
-    """A line that says why there is nothing to say."""
-    return Row(name, "not applicable", 0, 0, why, contract=name in CONTRACTS)
-
-
-def row_of(harness: Harness, name: str, finding: Finding) -> Row:
-    """The row of a test of the whole rule."""
-    case = finding.case
-    if finding.seen and case is not None:
-        jacobian = trimmed(case.jacobian) if len(case.jacobian) <= SMALL else case.jacobian
-        losses = case.losses if harness.reads_losses else None
-        return Row(
-            name, "fails", finding.instances, 1, finding.seen, jacobian, losses, contract=True
-        )
-    if not finding.instances:
-        return not_applicable(name, "no instance with valid weights")
-    return Row(name, "holds", finding.instances, 0, contract=True)

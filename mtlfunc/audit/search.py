@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ..testing._judge import attempt, describe_error, quiet
 from ..testing.integers import integers, pick, trimmed
 from . import instances
-from .harness import BATCHED, LONG, MANY, Harness, Pool, attempt, describe_error, quiet
+from .harness import BATCHED, LONG, MANY, Finding, Harness, Inapplicable, Pool
 from .instances import SMALL, Case, nudged
 from .properties import Check, Instance, Outcome
-from .report import Row
 
 PART = 2000
 """Instances in one call of the deeper search."""
@@ -49,11 +49,8 @@ class Tested(NamedTuple):
         return Case(*(x[self.first] for x in self.group.cases))
 
 
-def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None) -> Row:
-    """The row of a check.
-
-    Over `rows` for each T, or over the integer Jacobians and the generic families that it names.
-    """
+def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None) -> Finding:
+    """What a check finds over `rows` for each T, or over the integer Jacobians and its families."""
     tested, failing, dependent, general = 0, 0, True, False
     worst: tuple[tuple[bool, int, int, int], Tested] | None = None
     for group in choose_instances(harness, check, rows):
@@ -67,23 +64,12 @@ def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None
             rank = (bool(found.group.family[found.first] > 0), count, found.update, found.first)
             worst = min(worst or (rank, found), (rank, found), key=lambda x: x[0])
     if not tested:
-        why = "no instance with valid weights that it speaks of"
-        return Row(check.name, "not applicable", 0, 0, why, contract=check.contract)
+        raise Inapplicable("no instance with valid weights that it speaks of")
     if worst is None:
-        return Row(check.name, "holds", tested, 0, contract=check.contract)
+        return Finding(tested)
     found = worst[1] if rows is not None else smaller(harness, check, worst[1])
-    case, detail = found.case, explain(harness, check, found)
-    return Row(
-        check.name,
-        "fails",
-        tested,
-        failing,
-        detail,
-        case.jacobian if len(case.jacobian) > SMALL else trimmed(case.jacobian),
-        case.losses if harness.reads_losses else None,
-        dependent and general,
-        check.contract,
-    )
+    seen = explain(harness, check, found)
+    return Finding(tested, seen, found.case, failing, dependent and general)
 
 
 def choose_instances(

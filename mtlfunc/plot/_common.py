@@ -75,9 +75,9 @@ def mark_rises(
     rate = np.ma.masked_invalid(rate)
     if not rate.count() or rate.min() >= RISES:
         return
-    fill(*place, rate, levels=[float(rate.min()) - 1, RISES], colors="none", hatches=["////"]).set(
-        edgecolor="0.3", linewidth=0
-    )
+    levels = [float(rate.min()) - 1, RISES]
+    hatched = fill(*place, rate, levels=levels, colors="none", hatches=["////"])
+    hatched.set(edgecolor="0.3", linewidth=0)
     if rate.max() > RISES:
         line(*place, rate, levels=[RISES], colors="black", linewidths=1.2, linestyles="solid")
 
@@ -87,13 +87,10 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
 
     A shape holds sizes, None for any, a tuple of choices, "*" for an axis that may be missing.
     """
-    array = np.asarray(
-        value.detach().cpu().double() if isinstance(value, Tensor) else value, dtype=np.float64
-    )
-    forms = [
-        [size for size in shape if size != "*"],
-        [None if size == "*" else size for size in shape],
-    ]
+    given = value.detach().cpu().double() if isinstance(value, Tensor) else value
+    array = np.asarray(given, dtype=np.float64)
+    whole = [None if size == "*" else size for size in shape]
+    forms = [[size for size in shape if size != "*"], whole]
 
     def fits(form: list[Any]) -> bool:
         return len(form) == array.ndim and all(
@@ -148,10 +145,8 @@ def rules_of(rules: AnyRule | Mapping[str, AnyRule] | None) -> dict[str, AnyRule
 
 def cycle(i: int) -> dict[str, Any]:
     """Colour and marker of the i-th series."""
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
-    }
+    marker = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+    return {"color": COLOURS[i % len(COLOURS)], "marker": marker}
 
 
 def row_of_axes(ax: Any, count: int) -> np.ndarray:
@@ -179,20 +174,15 @@ def axes_of(ax: Axes | None, solid: bool = False) -> Any:
         panel = plt.gcf().add_subplot(projection="3d") if solid else plt.gca()
     if solid:
         if not hasattr(panel, "set_zlim"):
-            raise ValueError(
-                "ax: expected three-dimensional Axes; make them with "
-                'figure.add_subplot(projection="3d")'
-            )
+            how = 'figure.add_subplot(projection="3d")'
+            raise ValueError(f"ax: expected three-dimensional Axes; make them with {how}")
         panel.locator_params(nbins=4)
     return panel
 
 
 def format_short(number: float) -> str:
     """Two digits that count."""
-    plain = number == 0 or 1e-3 <= abs(number) < 1e5
-    text = (
-        np.format_float_positional(number, 2, fractional=False, trim="-")
-        if plain
-        else f"{number:.1e}".replace("e+0", "e").replace("e-0", "e-")
-    )
+    text = f"{number:.1e}".replace("e+0", "e").replace("e-0", "e-")
+    if number == 0 or 1e-3 <= abs(number) < 1e5:
+        text = np.format_float_positional(number, 2, fractional=False, trim="-")
     return text.replace("-", "−")

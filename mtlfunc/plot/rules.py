@@ -19,6 +19,7 @@ from torch import Tensor
 from ..analysis.diagnostics import cosines, stationarity
 from ..rules.common import as_rule
 from ..rules.functional import aggregate
+from ..studies.pareto import preferences
 from ._common import (
     COLOURS,
     RISES,
@@ -97,9 +98,8 @@ def portrait(
         (3, 3)
     """
     if isinstance(show, str) or not show or not set(show) <= set(QUANTITIES):
-        raise ValueError(
-            f"show: expected a sequence of {', '.join(map(repr, QUANTITIES))}, got {show!r}"
-        )
+        known = ", ".join(map(repr, QUANTITIES))
+        raise ValueError(f"show: expected a sequence of {known}, got {show!r}")
     if not 0 < ratios[0] < ratios[1] < math.inf:
         raise ValueError(f"ratios: expected 0 < smallest < largest, got {ratios}")
     if min(cells) < 2:
@@ -150,6 +150,11 @@ def _bar(panel: Any, mesh: Any, shown: Any, label: str, ticks: dict[float, str])
     above = bool((shown > mesh.norm.vmax + 1e-9).any())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
     bar = panel.figure.colorbar(mesh, ax=panel, location="bottom", label=label, extend=extend)
+    _label(bar, ticks)
+
+
+def _label(bar: Any, ticks: dict[float, str]) -> None:
+    """Words in place of a colour bar's numbers, if there are any."""
     if ticks:
         bar.set_ticks(list(ticks), labels=list(ticks.values()))
         bar.ax.minorticks_off()
@@ -159,12 +164,8 @@ def _quantities(
     rule: AnyRule, angles: np.ndarray, ratios: np.ndarray, losses: Tensor, key: int, steps: int
 ) -> dict[str, np.ndarray]:
     """The four quantities `[ratio, angle]`, from g₁ = (1/√r, 0) and g₂ = √r (cos φ, sin φ)."""
-    ratio, phi = (
-        x.reshape(-1)
-        for x in torch.meshgrid(
-            torch.from_numpy(ratios), torch.from_numpy(np.deg2rad(angles)), indexing="ij"
-        )
-    )
+    axes = torch.from_numpy(ratios), torch.from_numpy(np.deg2rad(angles))
+    ratio, phi = torch.cartesian_prod(*axes).unbind(-1)
     first = torch.stack([ratio.rsqrt(), torch.zeros_like(ratio)], -1)
     second = torch.stack([phi.cos(), phi.sin()], -1) * ratio.sqrt()[:, None]
     rows = torch.stack([first, second], 1)  # [point, task, 2]
@@ -173,11 +174,8 @@ def _quantities(
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         where = f"{phi[at].rad2deg():.4g}° and ‖g₂‖/‖g₁‖ = {ratio[at]:.3g}"
-        warnings.warn(
-            f"rule: NaN or infinite weights at {int(bad.sum())} of {len(bad)} points, first at "
-            f"{where}; drawn grey",
-            stacklevel=3,
-        )
+        said = f"NaN or infinite weights at {int(bad.sum())} of {len(bad)} points"
+        warnings.warn(f"rule: {said}, first at {where}; drawn grey", stacklevel=3)
     d = (weights[:, None] @ rows)[:, 0]
     mean = rows.mean(1).norm(dim=-1)
     length = d.norm(dim=-1) / mean
@@ -249,23 +247,15 @@ def simplex(
     g = torch.from_numpy(array_of(gramian, "gramian", (3, 3)))
     names = names_of(names, 3)
     if not callable(value) and value not in ("worst", "length"):
-        raise ValueError(
-            f'value={value!r}: expected "worst", "length" or a function of the weights [3]'
-        )
+        expected = '"worst", "length" or a function of the weights [3]'
+        raise ValueError(f"value={value!r}: expected {expected}")
     if resolution < 2:
         raise ValueError(f"resolution: expected at least 2 steps along each side, got {resolution}")
-    side = range(resolution + 1)
-    steps = [(i, j, resolution - i - j) for i in side for j in side if i + j <= resolution]
-    w = torch.tensor(steps, dtype=torch.float64) / resolution
+    w = preferences(resolution, 3, dtype=torch.float64)
     worst, length = _worst_and_length(g, w)
     longest = g.diagonal().amax().clamp_min(0).sqrt()
-    drawn = (
-        _evaluate_value(value, w)
-        if callable(value)
-        else worst
-        if value == "worst"
-        else length / longest.where(longest > 0, 1.0)
-    )
+    drawn = worst if value == "worst" else length / longest.where(longest > 0, 1.0)
+    drawn = _evaluate_value(value, w) if callable(value) else drawn
     answers = {
         name: _place(rule, g, losses_of(losses, 3), key, f"rules[{name!r}]")
         for name, rule in rules_of(rules).items()
@@ -303,9 +293,8 @@ def _evaluate_value(value: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
     """The caller's function at all weights `[n, 3]`."""
     drawn = evaluate_points(value, w, "value")
     if drawn.shape != (len(w),):
-        raise ValueError(
-            f"value: expected one number for weights [3], got shape {list(drawn.shape[1:])}"
-        )
+        got = list(drawn.shape[1:])
+        raise ValueError(f"value: expected one number for weights [3], got shape {got}")
     negative = not drawn.is_floating_point() and bool((drawn < 0).any())
     if negative or not bool(drawn.isfinite().all()):
         raise ValueError(
@@ -330,13 +319,9 @@ def _fill(
     count = int(drawn.max()) + 1
     colours = [0.45 + 0.55 * np.array(to_rgb(COLOURS[i % len(COLOURS)])) for i in range(count)]
     middles = w[torch.from_numpy(mesh.triangles).long()].mean(1)
-    style = {
-        "cmap": ListedColormap(colours),
-        "norm": BoundaryNorm(np.arange(count + 1) - 0.5, count),
-        "shading": "flat",
-        "edgecolors": "face",
-        "rasterized": True,
-    }
+    levels = BoundaryNorm(np.arange(count + 1) - 0.5, count)
+    style = {"cmap": ListedColormap(colours), "norm": levels, "shading": "flat"}
+    style |= {"edgecolors": "face", "rasterized": True}
     categories = evaluate_points(value, middles, "value").double().numpy()
     return panel.tripcolor(mesh, facecolors=categories, **style | kwargs)
 
@@ -351,13 +336,8 @@ def _answers(panel: Any, gramian: Tensor, answers: dict[str, Tensor]) -> None:
     _point(panel, shortest.weights, **star)
     for i, (name, answer) in enumerate(answers.items()):
         _point(panel, answer, **cycle(i), markersize=6, label=name, zorder=7 + i)
-    panel.legend(
-        loc="upper left",
-        bbox_to_anchor=(0.78, 1.04),
-        frameon=False,
-        handletextpad=0.4,
-        borderaxespad=0,
-    )
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.78, 1.04)}
+    panel.legend(frameon=False, handletextpad=0.4, borderaxespad=0, **where)
 
 
 def _ternary_bar(panel: Any, image: Any, label: str, names: Sequence[str], drawn: Tensor) -> None:
@@ -368,10 +348,8 @@ def _ternary_bar(panel: Any, image: Any, label: str, names: Sequence[str], drawn
     place = {"location": "bottom", "shrink": 0.7, "pad": 0.02}
     ticks = MaxNLocator(4) if smooth else None
     bar = panel.figure.colorbar(image, ax=panel, label=label, ticks=ticks, **place)
-    if not smooth:
-        count = int(drawn.max()) + 1
-        bar.set_ticks(range(count), labels=names if count == 3 else [*map(str, range(count))])
-        bar.ax.minorticks_off()
+    found = [] if smooth else [*range(int(drawn.max()) + 1)]
+    _label(bar, {i: names[i] if len(found) == 3 else str(i) for i in found})
 
 
 def _place(rule: AnyRule, gramian: Tensor, losses: Tensor, key: int, name: str) -> Tensor:
@@ -398,13 +376,9 @@ def _ternary_ticks(panel: Axes, names: Sequence[str]) -> None:
     for corner, (across, up, align, rise) in enumerate((*corners, (0, 0.03, "center", "bottom"))):
         x, y = barycentric(np.eye(3)[corner])
         panel.text(x + across, y + up, names[corner], ha=align, va=rise)
-    out = {
-        0: (-0.018, 0.01, "right", "bottom"),
-        1: (0.0, -0.025, "center", "top"),
-        2: (0.018, 0.01, "left", "bottom"),
-    }
-    for task, origin in ((0, 2), (1, 0), (2, 1)):
-        dx, dy, align, rise = out[task]
+    left, right = (-0.018, 0.01, "right", "bottom"), (0.018, 0.01, "left", "bottom")
+    for task, out in enumerate((left, (0.0, -0.025, "center", "top"), right)):
+        (dx, dy, align, rise), origin = out, (task + 2) % 3
         for share in (0.25, 0.5, 0.75):
             x, y = barycentric(share * np.eye(3)[task] + (1 - share) * np.eye(3)[origin])
             panel.plot([x, x + dx / 2], [y, y + dy / 2], color="black", linewidth=0.8)
@@ -581,8 +555,8 @@ def heatmap(
         size = {"fontsize": "medium" if len(g) <= 4 else "small" if len(g) <= 6 else "x-small"}
         for (i, j), number in np.ndenumerate(shown):
             if np.isfinite(number):
-                red, green, blue, _ = image.cmap(image.norm(number))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+                colour = np.array(image.cmap(image.norm(number)))[:3]
+                dark = colour @ [0.299, 0.587, 0.114] < 0.5
                 text = f"{number:.2f}".replace("-", "−") if cosine else format_short(number)
                 panel.text(j, i, text, ha="center", va="center", color="w" if dark else "k", **size)
     if colorbar:

@@ -74,11 +74,8 @@ def weights(
     panel = axes_of(ax)
     for task, name in enumerate(names):
         runs = values[..., task].reshape(-1, count)
-        look: dict[str, Any] = {
-            "color": cycle(task)["color"],
-            "linestyle": ("-", "--", "-.", ":")[task // len(COLOURS) % 4],
-            "label": name,
-        } | ({"marker": cycle(task)["marker"]} if count == 1 else {})
+        look: dict[str, Any] = cycle(task) if count == 1 else {"color": cycle(task)["color"]}
+        look |= {"linestyle": ("-", "--", "-.", ":")[task // len(COLOURS) % 4], "label": name}
         (line,) = panel.plot(x, runs.mean(0), **look | kwargs)
         if len(runs) > 1:
             low, high = np.quantile(runs, [(1 - band) / 2, (1 + band) / 2], axis=0)
@@ -86,11 +83,7 @@ def weights(
                 panel.vlines(x, low, high, color=line.get_color(), alpha=0.4)
             else:
                 panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    panel.set(xlabel="step", ylabel=ylabel)
-    if count > 1:
-        panel.margins(x=0)
-    else:
-        panel.set_xticks(x)
+    panel.set(xlabel="step", ylabel=ylabel, **({"xticks": x} if count == 1 else {"xmargin": 0}))
     panel.legend(frameon=False)
     return panel
 
@@ -190,8 +183,8 @@ def _cosine_lines(
     for i, title in enumerate(titles):
         known = [cell[~np.isnan(cell[:, i]), i] for cell in drawn]
         mean = [cell.mean() if cell.size else np.nan for cell in known]
-        look = {"color": cycle(i)["color"], "label": title}
-        look |= {"marker": cycle(i)["marker"]} if len(drawn) == 1 else {}
+        look = cycle(i) if len(drawn) == 1 else {"color": cycle(i)["color"]}
+        look |= {"label": title}
         (line,) = panel.plot(middles, mean, **look | kwargs)
         if max(map(len, known)) > 1:
             ends = [(1 - band) / 2, (1 + band) / 2]
@@ -437,20 +430,13 @@ def _curve(curve: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     where = f"curves[{name!r}]"
     if isinstance(curve, Solution):
         x, gaps = curve.steps, curve.gap
-    elif (
-        isinstance(curve, Sequence)
-        and len(curve)
-        and all(isinstance(item, Solution) for item in curve)
-    ):
-        x = torch.stack([item.steps for item in curve])
-        gaps = torch.stack([item.gap for item in curve])
+    elif isinstance(curve, Sequence) and curve and {type(x) for x in curve} == {Solution}:
+        x, gaps = (torch.stack([getattr(y, name) for y in curve]) for name in ("steps", "gap"))
     elif isinstance(curve, tuple) and len(curve) == 2:
         x, gaps = curve
     else:
-        raise ValueError(
-            f"{where}: expected a Solution, a list of Solutions or a pair (x, gap), got "
-            f"{type(curve).__name__}"
-        )
+        got, pair = type(curve).__name__, "a pair (x, gap)"
+        raise ValueError(f"{where}: expected a Solution, a list of Solutions or {pair}, got {got}")
     gaps = array_of(gaps, f"gap of {where}", (None, "*"))
     x = array_of(x, f"x of {where}", (len(gaps), "*")).reshape(len(gaps), -1).mean(1)
     if (x <= 0).any() or (gaps < 0).any():

@@ -141,9 +141,8 @@ def grid(
         )
     check_count(points_at_once, "points_at_once", none=True)
     if not isinstance(axes, Mapping):
-        raise TypeError(
-            f"axes: expected a dict {{argument of f: values}}, got {type(axes).__name__}"
-        )
+        kind = type(axes).__name__
+        raise TypeError(f"axes: expected a dict {{argument of f: values}}, got {kind}")
     if not axes:
         raise ValueError("axes: expected at least one axis, {name: values}")
     if executor is not None and not callable(getattr(executor, "submit", None)):
@@ -152,10 +151,7 @@ def grid(
             f"{type(executor).__name__}"
         )
     table = {name: _axis(name, values) for name, values in axes.items()}
-    named = {
-        name: (names,) if isinstance(names, str) else tuple(names)
-        for name, names in (dims or {}).items()
-    }
+    named = {k: (x,) if isinstance(x, str) else tuple(x) for k, x in (dims or {}).items()}
     points = Points(table, named, None if path is None else Path(path))
     chunks = points.chunks(points_at_once)
     i, n = _shard(shard, path, len(chunks))
@@ -175,18 +171,15 @@ def grid(
         total = had + sum(len(chunk.flat) for chunk in left)
         try:
             with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
-                if executor is None:
-                    _evaluate_serially(points, f, left, bar)
-                else:
-                    _evaluate_in_workers(points, f, left, executor, bar)
+                run = _evaluate_serially if executor is None else _evaluate_in_workers
+                run(points, f, left, executor, bar)
         except KeyboardInterrupt as stop:
             done = int(points.done.sum())
             raise Unfinished(points.dataset(), done, points.total, _resumed(points)) from stop
         except OSError as error:
-            if error.filename is None or points.folder is None:
+            place = None if error.filename is None else Path(error.filename)
+            if place is None or points.folder is None or not place.is_relative_to(points.folder):
                 raise  # f's own
-            if not Path(error.filename).is_relative_to(points.folder):
-                raise
             done = int(points.done.sum())
             raise Unwritten(error, points.dataset(), done, points.total) from error
         if n > 1:
@@ -199,8 +192,8 @@ def _shard(
 ) -> tuple[int, int]:
     if shard is None:
         return 0, 1
-    whole = isinstance(shard, Sequence) and len(shard) == 2
-    if not whole or not all(isinstance(x, int) for x in shard) or not 0 <= shard[0] < shard[1]:
+    pair = isinstance(shard, Sequence) and [isinstance(x, int) for x in shard] == [True, True]
+    if not pair or not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard!r}")
     if path is None:
         raise ValueError("shard: needs a path, the folder that the shards share")
@@ -223,13 +216,11 @@ def _evaluate(
     count: int,
 ) -> dict[str, np.ndarray]:
     def evaluate_point(point: dict[str, Tensor]) -> dict[str, Tensor]:
-        return _variables(
-            f(**{name: fixed[name] if name in fixed else point[name] for name in names})
-        )
+        given = point | fixed
+        return _variables(f(**{name: given[name] for name in names}))
 
-    return {
-        name: _array(value) for name, value in evaluate(evaluate_point, batched, count, "f").items()
-    }
+    found = evaluate(evaluate_point, batched, count, "f")
+    return {name: _array(value) for name, value in found.items()}
 
 
 class Home(NamedTuple):
@@ -277,7 +268,7 @@ def _work(
 
 
 def _evaluate_serially(
-    points: Points, f: Callable[..., Any], chunks: list[Chunk], bar: Any
+    points: Points, f: Callable[..., Any], chunks: list[Chunk], executor: None, bar: Any
 ) -> None:
     for chunk in chunks:
         batched, count = points.batch(chunk.flat), len(chunk.flat)
@@ -355,11 +346,9 @@ def _finished_jobs(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> l
 
 def _resumed(points: Points) -> str:
     """Where the finished points are, and how to go on."""
-    if points.folder:
-        return (
-            f"what is done is in .dataset and {points.folder}, and the same call goes on from there"
-        )
-    return "what is done is in .dataset; with a path, the same call would go on from there"
+    if points.folder is None:
+        return "what is done is in .dataset; with a path, the same call would go on from there"
+    return f"what is done is in .dataset and {points.folder}, and the same call goes on from there"
 
 
 def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception) -> None:
@@ -395,11 +384,10 @@ def _axis(name: str, values: Any) -> Axis:
                 f"{where}: expected a tensor [n] of real numbers, got {values.dtype} of shape "
                 f"{list(values.shape)}; index what is larger inside f"
             )
-        numbers = values.detach().cpu()
+        labels: Any = values.detach().cpu()
         # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
-        labels = (
-            numbers.numpy().astype(str).astype(float) if values.dtype == torch.float32 else numbers
-        )
+        if values.dtype == torch.float32:
+            labels = labels.numpy().astype(str).astype(float)
         axis = Axis(labels.tolist(), values.detach())
     elif isinstance(values, Mapping):
         axis = Axis(list(values), list(values.values()))
@@ -412,19 +400,15 @@ def _axis(name: str, values: Any) -> Axis:
         )
     if not axis.labels:
         raise ValueError(f"{where}: empty; every axis needs at least one value")
-    if not (
-        all(isinstance(x, str) for x in axis.labels)
-        or all(isinstance(x, Real) for x in axis.labels)
-    ):
+    if not any(all(isinstance(x, kind) for x in axis.labels) for kind in (str, Real)):
         kinds = ", ".join(sorted({type(x).__name__ for x in axis.labels}))
         raise TypeError(
             f"{where}: positions are named by all strings or all numbers, got {kinds}; pass a "
             "dict {label: value}"
         )
     if any(isinstance(x, Real) and not math.isfinite(x) for x in axis.labels):
-        raise ValueError(
-            f"{where}: NaN or infinite values in {axis.labels}; expected finite numbers"
-        )
+        text = f"{where}: NaN or infinite values in {axis.labels}; expected finite numbers"
+        raise ValueError(text)
     repeated = sorted({x for x in axis.labels if axis.labels.count(x) > 1})
     if repeated:
         raise ValueError(f"{where}: {repeated} more than once; each value names one position")
@@ -437,13 +421,9 @@ def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
     """
     if isinstance(out, Tensor):
         return {name or "value": out}
-    empty = isinstance(out, tuple) and not out
-    fields: Any = (
-        out
-        if isinstance(out, Mapping)
-        else getattr(out, "_asdict", lambda: {} if empty else None)()
-    )
-    if fields is not None:
+    fields: Any = {} if isinstance(out, tuple) and not out else out
+    fields = fields._asdict() if hasattr(fields, "_asdict") else fields
+    if isinstance(fields, Mapping):
         found: dict[str, Tensor] = {}
         for field, value in fields.items():
             inner = _variables(value, f"{name}.{field}" if name else str(field))
@@ -452,10 +432,8 @@ def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
             found |= inner
         if found or name:
             return found
-    raise TypeError(
-        "f: expected a tensor, or a dict or NamedTuple of tensors, got "
-        f"{type(out).__name__}{f' as {name!r}' if name else ''}"
-    )
+    got = f"{type(out).__name__}{f' as {name!r}' if name else ''}"
+    raise TypeError(f"f: expected a tensor, or a dict or NamedTuple of tensors, got {got}")
 
 
 def _array(value: Tensor) -> np.ndarray:

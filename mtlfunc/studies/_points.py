@@ -80,22 +80,16 @@ class Points:
 
     def describe(self, flat: np.ndarray) -> str:
         """The point, or the first and last of a chunk, in words."""
-        ends = [
-            dict(zip(self.axes, np.unravel_index(int(i), self.sizes), strict=True))
-            for i in {int(flat[0]), int(flat[-1])}
-        ]
-        names = [
-            "(" + ", ".join(f"{name}={self.axes[name].labels[i]}" for name, i in end.items()) + ")"
-            for end in sorted(ends, key=lambda e: [*e.values()])
-        ]
-        return "at " + " … ".join(names)
+        names = []
+        for i in sorted({int(flat[0]), int(flat[-1])}):
+            at = zip(self.axes.items(), np.unravel_index(i, self.sizes), strict=True)
+            names.append(", ".join(f"{name}={axis.labels[k]}" for (name, axis), k in at))
+        return "at " + " … ".join(f"({name})" for name in names)
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
         self.keep_answers(flat, found, f"f {self.describe(flat)}")
         if self.folder:
-            arrays: dict[str, Any] = {"points": flat} | {
-                f"f.{name}": x for name, x in found.items()
-            }
+            arrays: Any = {"points": flat} | {f"f.{name}": x for name, x in found.items()}
             # no two chunks have one name, however two calls cut: none replaces another's points
             name = f"points-{flat[0]:09d}-{flat[-1]:09d}-{len(flat)}.npz"
             try:
@@ -113,19 +107,12 @@ class Points:
             self.values = {
                 name: np.zeros((self.total, *x.shape[1:]), x.dtype) for name, x in found.items()
             }
-        kinds = [
-            {name: f"{x.dtype} {list(x.shape[1:])}" for name, x in side.items()}
-            for side in (self.values, found)
-        ]
-        if kinds[0] != kinds[1]:
-            hint = (
-                f", or {self.folder} holds the points of another function: pass another path"
-                if self.folder
-                else ""
-            )
+        before, now = _kinds(self.values), _kinds(found)
+        if before != now:
+            hint = f", or {self.folder} holds the points of another function: pass another path"
             raise ValueError(
-                f"{source}: found {kinds[1]} but {kinds[0]} before; every point must give the "
-                f"same names, shapes and dtypes{hint}"
+                f"{source}: found {now} but {before} before; every point must give the same names, "
+                f"shapes and dtypes{hint if self.folder else ''}"
             )
         for name, x in found.items():
             self.values[name][flat] = x
@@ -144,11 +131,7 @@ class Points:
         sizes: dict[str, int] = {}
         for name, shape in shapes.items():
             names = self.names(name, len(shape))
-            if (
-                len(names) != len(shape)
-                or len(set(names)) < len(names)
-                or set(names) & {*self.axes, *shapes}
-            ):
+            if len({*names} - {*self.axes, *shapes}) < len(shape) or len(names) != len(shape):
                 raise ValueError(
                     f"dims[{name!r}]: expected {len(shape)} names for shape {list(shape)}, all "
                     f"different and none of an axis or a variable, got {list(names)}"
@@ -205,15 +188,7 @@ class Points:
         if not self.folder:
             return
         header = self.folder / "axes.json"
-        mine = {
-            name: {
-                "looped": not isinstance(axis.values, Tensor),
-                "dtype": str(getattr(axis.values, "dtype", "")),
-                "labels": axis.labels,
-            }
-            | _digest_of(name, axis)
-            for name, axis in self.axes.items()
-        }
+        mine = {name: _facts(name, axis) for name, axis in self.axes.items()}
         # Looked at before the header is: another shard may begin the folder just now.
         others = any(not file.name.startswith(".") for file in self.folder.iterdir())
         if header.exists():
@@ -243,9 +218,8 @@ class Points:
         try:
             theirs = json.loads(header.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"path: {header} is not readable ({error}); pass a new folder"
-            ) from error
+            why = f"path: {header} is not readable ({error}); pass a new folder"
+            raise ValueError(why) from error
         if not isinstance(theirs, dict):
             raise ValueError(
                 f"path: {header} holds no axes of a grid; it was written by another version or "
@@ -258,16 +232,14 @@ class Points:
             )
         for name, axis in mine.items():
             other = theirs[name]
+            if _same(axis, other):
+                continue
+            what, cure = f"= {other}, not {axis}", "axes"
             if isinstance(other, dict) and _same(axis | {"values": ""}, other | {"values": ""}):
-                if _same(axis, other):
-                    continue
-                raise ValueError(
-                    f"path: {self.folder} holds axes[{name!r}] with other values under the same "
-                    "labels; pass another path, or the values of before"
-                )
+                what, cure = "with other values under the same labels", "values"
             raise ValueError(
-                f"path: {self.folder} holds axes[{name!r}] = {other}, not {axis}; pass another "
-                "path, or the axes of before"
+                f"path: {self.folder} holds axes[{name!r}] {what}; pass another path, or the "
+                f"{cure} of before"
             )
 
     def read_chunk(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -280,15 +252,12 @@ class Points:
             raise ValueError(
                 f"path: {file} is broken ({error}); delete it, and its points are evaluated again"
             ) from error
-        whole = flat.dtype == np.int64 and flat.ndim == 1
-        readable = (
-            whole
-            and bool(((flat >= 0) & (flat < self.total)).all())
-            and bool(arrays)
+        readable = flat.dtype == np.int64 and flat.ndim == 1 and bool(arrays)
+        if not readable or not (
+            ((flat >= 0) & (flat < self.total)).all()
             and all(key.startswith("f.") for key in arrays)
             and all(x.ndim and len(x) == len(flat) for x in arrays.values())
-        )
-        if not readable:
+        ):
             raise ValueError(
                 f"path: {file} holds no points of this grid; delete it, and its points are "
                 "evaluated again"
@@ -304,13 +273,17 @@ class Points:
                 x[~self.done] = np.nan
             return x.reshape(*self.sizes, *x.shape[1:])
 
-        variables = {
-            name: ((*self.axes, *self.names(name, x.ndim - 1)), whole(x))
-            for name, x in self.values.items()
+        dims = {
+            name: (*self.axes, *self.names(name, x.ndim - 1)) for name, x in self.values.items()
         }
         return xarray.Dataset(
-            variables, {name: (name, np.array(axis.labels)) for name, axis in self.axes.items()}
+            {name: (dims[name], whole(x)) for name, x in self.values.items()},
+            {name: (name, np.array(axis.labels)) for name, axis in self.axes.items()},
         )
+
+
+def _kinds(values: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{x.dtype} {list(x.shape[1:])}" for name, x in values.items()}
 
 
 def _number(x: Any) -> Any:
@@ -322,15 +295,16 @@ def _same(x: Any, y: Any) -> bool:
     return json.dumps(x, sort_keys=True) == json.dumps(y, sort_keys=True)
 
 
-def _digest_of(name: str, axis: Axis) -> dict[str, str]:
-    """A digest of the values of an axis `{label: value}`; elsewhere the labels are the values."""
-    if isinstance(axis.values, Tensor):
-        return {}
-    plain = all(
-        type(x) in (bool, int, float, str) or isinstance(x, np.generic) for x in axis.labels
-    )
-    if plain and all(map(operator.is_, axis.labels, axis.values)):
-        return {}
+def _facts(name: str, axis: Axis) -> dict[str, Any]:
+    """What the folder says of an axis: of one `{label: value}` also a digest of the values;
+    elsewhere the labels are the values.
+    """
+    looped, plain = not isinstance(axis.values, Tensor), (bool, int, float, str)
+    dtype = str(getattr(axis.values, "dtype", ""))
+    facts = {"looped": looped, "dtype": dtype, "labels": axis.labels}
+    named = any(type(x) not in plain and not isinstance(x, np.generic) for x in axis.labels)
+    if not looped or (not named and all(map(operator.is_, axis.labels, axis.values))):
+        return facts
     found: list[str] = []
     for label, value in zip(axis.labels, axis.values, strict=True):
         try:
@@ -340,4 +314,4 @@ def _digest_of(name: str, axis: Axis) -> dict[str, str]:
                 f"axes[{name!r}][{label!r}]: {error} cannot be compared with the value of an "
                 "earlier call; make it inside f, from a name or a number, or leave out path="
             ) from error
-    return {"values": digest([], *found)}
+    return facts | {"values": digest([], *found)}

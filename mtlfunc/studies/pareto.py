@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,10 +87,8 @@ def hypervolume(
     """
     _check_points(points, "points")
     if reference.shape != points.shape[1:]:
-        raise ValueError(
-            f"reference: expected shape {list(points.shape[1:])}, one entry a task, got "
-            f"{list(reference.shape)}"
-        )
+        expected, got = list(points.shape[1:]), list(reference.shape)
+        raise ValueError(f"reference: expected shape {expected}, one entry a task, got {got}")
     check_finite(reference, "reference")
 
     def volume(points: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray]:
@@ -133,9 +131,8 @@ def preferences(
     check_dtype(dtype, "dtype")
     # A composition of `divisions` into T parts is a choice of T - 1 bars among divisions + T - 1
     # places.
-    bars = torch.tensor(
-        list(itertools.combinations(range(divisions + tasks - 1), tasks - 1)), dtype=torch.float64
-    )
+    places = itertools.combinations(range(divisions + tasks - 1), tasks - 1)
+    bars = torch.tensor(list(places), dtype=torch.float64)
     first = bars.new_full((len(bars), 1), -1.0)
     last = bars.new_full((len(bars), 1), divisions + tasks - 1.0)
     parts = bars.diff(dim=1, prepend=first, append=last) - 1
@@ -195,48 +192,31 @@ def front(
     def run(preference: Tensor) -> tuple[Tensor, Any]:
         out = train(preference)
         losses, aux = out if is_pair(out) else (out, ())
-        if (
-            not isinstance(losses, Tensor)
-            or losses.ndim != 1
-            or not len(losses)
-            or not losses.is_floating_point()
-        ):
-            kind = (
-                f"{losses.dtype} of shape {list(losses.shape)}"
-                if isinstance(losses, Tensor)
-                else type(losses).__name__
-            )
-            raise ValueError(
-                f"train: expected floating losses [objective], or (losses, aux), got {kind}"
-            )
-        return losses, aux
+        is_tensor = isinstance(losses, Tensor)
+        if is_tensor and losses.is_floating_point() and losses.ndim == 1 and len(losses):
+            return losses, aux
+        shape = f"{losses.dtype} of shape {list(losses.shape)}" if is_tensor else ""
+        got = shape or type(losses).__name__
+        raise ValueError(
+            f"train: expected floating losses [objective], or (losses, aux), got {got}"
+        )
 
     chunks = preferences.split(points_at_once or len(preferences))
     quiet = len(chunks) == 1 or inside_transform() or torch.compiler.is_compiling()
-    found = [evaluate(run, chunk, len(chunk), "train") for chunk in _show_progress(chunks, quiet)]
+    shown = chunks if quiet else progress_bar(chunks, desc="front")
+    found = [evaluate(run, chunk, len(chunk), "train") for chunk in shown]
     losses, aux = tree_map(lambda *parts: torch.cat(parts), *found)
     return Front(preferences, losses, _mask(losses), aux)
 
 
-def _show_progress(chunks: Sequence[Tensor], quiet: bool) -> Iterable[Tensor]:
-    """The chunks, with a progress bar unless `quiet`."""
-    if quiet:
-        return chunks
-    return progress_bar(chunks, desc="front")
-
-
 def _check_points(points: Tensor, name: str) -> None:
     if points.ndim != 2 or 0 in points.shape:
-        raise ValueError(
-            f"{name}: expected at least one point, [point, task], got shape "
-            f"{list(points.shape)}; batch with torch.func.vmap"
-        )
+        got = f"shape {list(points.shape)}; batch with torch.func.vmap"
+        raise ValueError(f"{name}: expected at least one point, [point, task], got {got}")
     if can_look(points) and not bool(points.isfinite().all()):
         bad = (~points.isfinite()).any(1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"{name}: NaN or infinite entries in rows {bad}; leave them out with "
-            f"{name}[{name}.isfinite().all(1)]"
-        )
+        cure = f"leave them out with {name}[{name}.isfinite().all(1)]"
+        raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; {cure}")
 
 
 def _mask(points: Tensor) -> Tensor:

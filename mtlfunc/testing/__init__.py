@@ -4,9 +4,8 @@ A *solver* is a function of one problem (`mtlfunc.solvers.min_norm`, `cagrad`, `
 returns a `Solution`, made by `problem.solution(weights, dual, steps)`, or the weights alone.
 """
 
-from ._agree import assert_agree
-from ._answers import certified_error
 from ._check_solver import check_solver
+from ._judge import assert_agree, certified_error
 from ._report import Counterexample, SolverReport
 from .families import FAMILIES, REGULAR, gramian, jacobian
 from .strategies import gramians, jacobians, problems

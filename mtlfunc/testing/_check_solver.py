@@ -12,8 +12,7 @@ from ..core.checks import check_option
 from ..core.expect import rule_name
 from ..core.progress import progress_bar
 from ..rules.common import required_arguments
-from ._claims import check_grad, check_vmap
-from ._judge import AnySolver, Verdict, judge
+from ._judge import CLAIMS, AnySolver, Verdict, judge
 from ._report import Counterexample, SolverReport, SolverRow, in_words
 from .families import FAMILIES, jacobian
 from .integers import integers, pick, trimmed
@@ -105,13 +104,12 @@ def check_solver(
     for kind in problems or ():
         check_option(kind, "problems", KINDS)
     for claim in claims:
-        check_option(claim, "claims", ("vmap", "grad"))
+        check_option(claim, "claims", tuple(CLAIMS))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     if tasks is not None and not 1 <= tasks[0] <= tasks[1]:
         raise ValueError(f"tasks: expected (least, most) with 1 <= least <= most, got {tasks}")
     sizes = sizes_of(tasks)
-    ends = sizes[0], sizes[-1]
     rows: list[SolverRow] = []
     examples: dict[str, Counterexample] = {}
     not_taken: dict[str, str] = {}
@@ -119,24 +117,24 @@ def check_solver(
     said = dict.fromkeys(claims, "")
     label = name or rule_name(solver, "solver")
     for kind in dict.fromkeys(problems or KINDS):
-        refused = "" if problems is not None else refusal(solver, kind, tolerance, sizes)
-        if refused:
-            not_taken[kind] = refused
+        drawn = list(draw(kind, sizes))
+        first = judge(solver, drawn[0].problem(kind), tolerance).wrong
+        if problems is None and first.startswith("raises TypeError"):
+            not_taken[kind] = first
             continue
-        found = try_instances(solver, kind, tolerance, sizes, label)
+        bar = progress_bar(drawn, desc=f"{label}, {kind}", delay=3)
+        found = [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
         rows += rows_of(kind, found)
         refused = [(len(each.rows), x.refused) for each, x in found if x.refused]
         if refused:
             where = in_words(sorted({count for count, _ in refused}))
             unanswered[kind] = f"{len(refused)} problems of {where} tasks, {refused[0][1]}"
-        failing = [(instance, verdict) for instance, verdict in found if verdict.wrong]
+        failing = [instance for instance, verdict in found if verdict.wrong]
         if failing:
             examples[kind] = counterexample(solver, kind, tolerance, failing)
         for claim in said:
-            check = {"vmap": lambda k: check_vmap(solver, k, tolerance, ends)}.get(
-                claim, lambda k: check_grad(solver, k, ends)
-            )
-            said[claim] = said[claim] or check(kind)
+            ends = sizes[0], sizes[-1]
+            said[claim] = said[claim] or CLAIMS[claim](solver, kind, tolerance, ends)
     return SolverReport(label, tolerance, sizes, tuple(rows), examples, not_taken, unanswered, said)
 
 
@@ -171,68 +169,47 @@ def draw(kind: str, sizes: tuple[int, ...]) -> Iterator[Instance]:
             number += 1
 
 
-def refusal(solver: AnySolver, kind: str, tolerance: float, sizes: tuple[int, ...]) -> str:
-    """The TypeError with which a solver refuses a kind of problems; empty if it does not."""
-    verdict = judge(solver, next(draw(kind, sizes)).problem(kind), tolerance)
-    return verdict.wrong if verdict.wrong.startswith("raises TypeError") else ""
-
-
-def try_instances(
-    solver: AnySolver, kind: str, tolerance: float, sizes: tuple[int, ...], label: str
-) -> list[tuple[Instance, Verdict]]:
-    """Every instance with its verdict."""
-    bar = progress_bar(list(draw(kind, sizes)), desc=f"{label}, {kind}", delay=3)
-    return [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
-
-
 def rows_of(kind: str, found: list[tuple[Instance, Verdict]]) -> list[SolverRow]:
     """One line for each family."""
     families: dict[str, list[Verdict]] = {}
     for instance, verdict in found:
         families.setdefault(instance.family, []).append(verdict)
-    return [
-        SolverRow(
-            kind,
-            family,
-            len(each),
-            sum(bool(x.wrong) for x in each),
-            max(x.error for x in each),
-            sum(bool(x.refused) for x in each),
-        )
-        for family, each in families.items()
-    ]
+    rows = []
+    for family, each in families.items():
+        wrong, refused = sum(bool(x.wrong) for x in each), sum(bool(x.refused) for x in each)
+        worst = max(x.error for x in each)
+        rows.append(SolverRow(kind, family, len(each), wrong, worst, refused))
+    return rows
 
 
 def counterexample(
-    solver: AnySolver, kind: str, tolerance: float, failing: list[tuple[Instance, Verdict]]
+    solver: AnySolver, kind: str, tolerance: float, failing: list[Instance]
 ) -> Counterexample:
     """The failing instance with the fewest tasks, made smaller."""
-    first = min(failing, key=lambda each: (len(each[0].rows), abs(each[0].exponent)))[0]
+    first = min(failing, key=lambda each: (len(each.rows), abs(each.exponent)))
 
-    def fails(instance: Instance) -> bool:
-        return bool(judge(solver, instance.problem(kind), tolerance).wrong)
+    def verdict(instance: Instance) -> Verdict:
+        return judge(solver, instance.problem(kind), tolerance)
 
-    least = shrink(fails, first)
-    problem = least.problem(kind)
-    verdict = judge(solver, problem, tolerance)
-    rows = least.rows * 10.0**least.exponent
-    wrong = verdict.wrong or "it was wrong here once, and not again: its answers do not repeat"
-    return Counterexample(problem, rows, verdict.weights, wrong, first.family)
+    least = shrink(lambda instance: bool(verdict(instance).wrong), first)
+    rows, last = least.rows * 10.0**least.exponent, verdict(least)
+    wrong = last.wrong or "it was wrong here once, and not again: its answers do not repeat"
+    return Counterexample(least.problem(kind), rows, last.weights, wrong, first.family)
 
 
 def shrink(fails: Callable[[Instance], bool], found: Instance) -> Instance:
     """The first simpler instance that fails, again and again, until none does."""
     if found.family != INTEGERS:  # an integer Jacobian at the same scale is simpler than any other
-        for count in range(1, min(3, len(found.rows)) + 1):
-            for rows in pick(integers(count), 2 * FEW):
-                simple = found._replace(rows=trimmed(rows))
-                if fails(simple):
-                    return shrink(fails, simple._replace(family=INTEGERS))
-    while True:
-        simpler = next((each for each in simplifications(found) if fails(each)), None)
-        if simpler is None:
-            return found
+        counts = range(1, min(3, len(found.rows)) + 1)
+        simple = (
+            found._replace(rows=trimmed(rows))
+            for count in counts
+            for rows in pick(integers(count), 2 * FEW)
+        )
+        found = next(filter(fails, simple), found)
+    while simpler := next(filter(fails, simplifications(found)), None):
         found = simpler
+    return found
 
 
 def simplifications(found: Instance) -> Iterator[Instance]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..core.expect import rule_name
-from ..display import table
 from ..solvers import active_set, certify, faces, frank_wolfe, projected_gradient
 from ..solvers.problems import DualCone, Problem, check_problem
 from ..types import Solution, Solver
 from ._cvx import cvx
+from ._report import Printed
 
 SHORTEST = 0.02
 """Seconds that a solver is called for again, so that a time is more than one call's."""
@@ -36,7 +36,7 @@ class Compared:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Printed):
     """A table when printed; `mtlfunc.plot.gaps` draws it."""
 
     problem: Problem
@@ -56,8 +56,8 @@ class Comparison:
             for row in self.rows
         ]
 
-    def _cells(self) -> list[list[str]]:
-        """The table, its head first; of many tasks the lowest rate alone."""
+    def _lines(self) -> list[list[str]]:
+        """Of many tasks the lowest rate alone."""
         few = len(self.problem.gramian) <= 4
         head = ["solver", "relative gap", "infeasible", "rates" if few else "lowest rate", "time"]
         lines = [head]
@@ -69,24 +69,11 @@ class Comparison:
                 " ".join(f"{rate:.4g}" for rate in rates),
                 f"{1e3 * row.seconds:.3g} ms",
             ]
-            lines.append([row.solver, *(numbers if not row.error else [row.error, "", "", ""])])
+            lines.append([row.solver, *(numbers if not row.error else [row.error])])
         return lines
 
-    def __str__(self) -> str:
-        lines = self._cells()
-        plain = [line for line in lines if line[2]]
-        widths = [max(len(line[i]) for line in plain) for i in range(5)]
-        widths[0] = max(len(line[0]) for line in lines)
-        rows = ["  ".join(f"{x:{n}}" for x, n in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self._title, *(row.rstrip() for row in rows)])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return table(self._title, self._cells())
-
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         return f"{type(self.problem).__name__}, {len(self.problem.gramian)} tasks"
 
 

@@ -107,9 +107,8 @@ def _root(gramian: Array, ridge: float = 0.0) -> Array:
     """R with RᵀR = G + ridge·diag(G), accurate row by row however the norms are spread."""
     unit = _units(gramian)
     values, vectors = np.linalg.eigh(gramian / np.outer(unit, unit))
-    return (
-        np.sqrt(values.clip(0) + ridge)[:, None] * vectors.T * np.sqrt(gramian.diagonal().clip(0))
-    )
+    lengths = np.sqrt(gramian.diagonal().clip(0))
+    return np.sqrt(values.clip(0) + ridge)[:, None] * vectors.T * lengths
 
 
 # Clarabel's tolerances are absolute. So each gradient is divided by its length n, and the unknowns
@@ -168,11 +167,8 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
     # With the ridge its unknowns are also bounded.
-    y = _run(
-        *_dual_cone_program(len(gramian)),
-        R=_root(gramian, resolution(len(gramian), eps)) / unit,
-        b=linear / unit / scale,
-    )
+    factor = _root(gramian, resolution(len(gramian), eps)) / unit
+    y = _run(*_dual_cone_program(len(gramian)), R=factor, b=linear / unit / scale)
     return (y * scale / unit,)
 
 
@@ -184,11 +180,8 @@ Program = tuple[Any, Any]
 def _min_norm_program(count: int) -> Program:
     import cvxpy as cp
 
-    v, factor, price = (
-        cp.Variable(count, nonneg=True),
-        cp.Parameter((count, count), name="R"),
-        cp.Parameter(count, name="a"),
-    )
+    v, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
+    price = cp.Parameter(count, name="a")
     return cp.Problem(cp.Minimize(cp.sum_squares(factor @ v)), [cp.Zero(price @ v - 1)]), v
 
 
@@ -216,11 +209,8 @@ def _cagrad_primal(count: int) -> Program:
 def _dual_cone_program(count: int) -> Program:
     import cvxpy as cp
 
-    u, factor, linear = (
-        cp.Variable(count, nonneg=True),
-        cp.Parameter((count, count), name="R"),
-        cp.Parameter(count, name="b"),
-    )
+    u, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
+    linear = cp.Parameter(count, name="b")
     return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
 
 
@@ -235,13 +225,8 @@ def _run(program: Any, variable: Any, **values: Array) -> Array:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
-                program.solve(
-                    solver=cp.CLARABEL,
-                    warm_start=False,
-                    tol_gap_abs=tolerance,
-                    tol_gap_rel=tolerance,
-                    tol_feas=tolerance,
-                )
+                ends = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+                program.solve(solver=cp.CLARABEL, warm_start=False, **ends)
             break
         except cp.SolverError as error:
             if tolerance == 1e-8:

@@ -1,4 +1,8 @@
-"""One solver at one problem: how wrong the answer is, and in which words."""
+"""Judgement of answers: one call of what is tested, and of a solver whether its answer is right.
+
+A solver's answer proves itself (`certified_error`), two agree if both do (`assert_agree`), and what
+a solver claims next to right answers, that it vmaps and differentiates, is tried.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,135 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.func import grad, vmap
 
-from ..solvers import CAGrad, DualCone, certify
-from ..solvers.problems import Problem, root
+from ..solvers import CAGrad, DualCone, MinNorm, active_set, certify
+from ..solvers.problems import Problem, check_problem, or_one, root
 from ..types import Solution
-from ._answers import HOW, Wrong, certified_error, weights_of
+from .families import FAMILIES, REGULAR, jacobian
+from .strategies import VARIANTS, pose
+
+HOW = "return problem.solution(weights, dual, steps), or the weights alone"
 
 AnySolver = Callable[[Any], Any]
 """From a problem to a `Solution`, or to weights alone."""
+
+
+# ---- one call ----------------------------------------------------------------------------------
+
+
+class Invalid(Exception):
+    """What was returned cannot be an answer."""
+
+
+def quiet() -> warnings.catch_warnings:
+    """A context in which warnings of what is tested are ignored."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a function returns; None if it raises."""
+    try:
+        return function(*args, **options)
+    except Exception:  # whatever it may raise, which other tests report
+        return None
+
+
+def describe_error(error: Exception) -> str:
+    """An exception in one line of at most 160 letters."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, Invalid):
+        return line
+    line = line if len(line) <= 160 else line.split(". ")[0][:160]
+    return f"raises {type(error).__name__}" + (f": {line}" if line else "")
+
+
+# ---- what an answer proves ---------------------------------------------------------------------
+
+
+def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
+    """The weights of an answer: of a `Solution`, or the answer itself.
+
+    Raises:
+        Invalid: if it cannot be an answer; the text says what was expected.
+    """
+    like = problem.gramian
+    if not isinstance(answer, Solution | Tensor):
+        raise Invalid(
+            f"expected a Solution or a tensor of weights [{len(like)}], got "
+            f"{'None' if answer is None else type(answer).__name__}; {HOW}"
+        )
+    weights = answer.weights if isinstance(answer, Solution) else answer
+    if not isinstance(weights, Tensor):
+        raise Invalid(f"weights: expected a tensor, got {type(weights).__name__}; {HOW}")
+    if weights.shape != like.shape[:1]:
+        raise Invalid(
+            f"weights: expected shape [{len(like)}], one entry per task, got {list(weights.shape)}"
+        )
+    if weights.dtype != like.dtype:
+        raise Invalid(
+            f"weights are {weights.dtype}, but the Gramian is {like.dtype}; compute in its dtype, "
+            "or convert the answer".replace("torch.", "")
+        )
+    return weights
+
+
+def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[Tensor, ""]:
+    """How far weights can be from optimal, from problem and weights alone, in float64.
+
+    The larger of the worst violation of a constraint and of
+
+    - min_norm: the largest (‖d‖² - ⟨g_t, d⟩) / ‖g_t‖, ε, or the largest possible distance
+      min(√gap, ‖d‖) of d from the shortest vector d*, the smaller of both, in units of
+      Σ|w_t|‖g_t‖. However the lengths are spread, ‖d - d*‖² <= ε · Σ|w_t|‖g_t‖ · Σ w*_t‖g_t‖;
+    - cagrad: the largest (F* - ⟨g_t, d⟩) / ‖g_t‖ in units of Σ|w_t|‖g_t‖, F* the best dual value;
+      how far d leaves the ball is in units of Σ p_t‖g_t‖;
+    - dual_cone: the gap in units of m², m the larger of Σ|v_t|‖g_t‖ and Σ|w_t|‖g_t‖, or the
+      `backward` error of `certify` in units of m, the smaller of both: where the cone is thin, a
+      Gramian knows no more.
+
+    Args:
+        problem: of `mtlfunc.solvers`.
+        weights: `[task]`, in the Gramian's dtype.
+
+    Returns:
+        a number >= 0, the same for all gradients times a constant; infinite for weights that are
+        not finite. It can be vmapped.
+
+    Raises:
+        TypeError: for anything but a problem.
+        ValueError: for weights of another shape or dtype.
+
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> problem = min_norm(torch.diag(torch.tensor([1.0, 4.0])))
+        >>> bool(certified_error(problem, torch.tensor([0.8, 0.2])) < 1e-6)
+        True
+        >>> round(float(certified_error(problem, torch.tensor([0.5, 0.5]))), 3)
+        0.5
+    """
+    check_problem(problem)
+    finite = weights.isfinite().all()
+    proof = certify(problem, weights.where(finite, 0.0))
+    gramian = problem.gramian.double()
+    w, n = weights.double(), root(gramian.diagonal())
+    infeasible = proof.infeasibility.double()
+    gap = proof.gap.double()
+    if isinstance(problem, MinNorm):
+        norm = root(w @ gramian @ w)
+        distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
+        error = torch.minimum(proof.violation.double(), distance)
+    elif isinstance(problem, CAGrad):
+        error, p = proof.violation.double(), problem.preference.double()
+        infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)
+    else:  # v may vanish where w does not: a task without a gradient
+        size = n @ w.abs()
+        unit = or_one(size.maximum(n @ problem.weights.double().abs()))
+        error = torch.minimum(gap / unit**2, proof.backward.double() * size / unit)
+        infeasible = (n * (problem.weights.double() - w)).amax().clamp_min(0) / unit
+    return torch.maximum(error, infeasible).where(finite, torch.inf)
 
 
 class Verdict(NamedTuple):
@@ -32,14 +156,11 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     given = type(problem)(*(x.clone() for x in problem))
     versions = [x._version for x in given]
     try:
-        with warnings.catch_warnings(action="ignore"):
-            try:
-                answer = solver(given)
-            except ValueError as error:
-                return Verdict(0.0, refused=describe_error(error))
+        with quiet():
+            answer = solver(given)
         weights = weights_of(problem, answer).detach()
-    except Wrong as error:
-        return Verdict(float("inf"), str(error))
+    except ValueError as error:
+        return Verdict(0.0, refused=describe_error(error))
     except Exception as error:  # whatever a solver may raise
         return Verdict(float("inf"), describe_error(error))
     for i, (name, after) in enumerate(zip(problem._fields, given, strict=True)):
@@ -99,7 +220,125 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
     return ""
 
 
-def describe_error(error: Exception) -> str:
-    """An exception in one line."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"raises {type(error).__name__}" + (f": {line[:200]}" if line else "")
+def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6) -> None:
+    """Raise AssertionError unless both answers to a problem are certified.
+
+    Weights are not compared: where several weights give the optimal direction, two right solvers
+    may differ in them. An answer whose certificate is within the tolerance is as near to the
+    optimum as the certificate says, and so to the other one.
+
+    Args:
+        one: a solver, or its answer: a `Solution` or weights `[task]`.
+        other: likewise.
+        problem: of `mtlfunc.solvers`.
+        tolerance: the largest error (see `certified_error`).
+
+    Raises:
+        AssertionError: says which of both is wrong, by how much, and how much they differ.
+        TypeError: for anything but a problem.
+
+    Examples:
+        >>> import torch
+        >>> from mtlfunc.solvers import active_set, min_norm
+        >>> problem = min_norm(torch.ones(2, 2))  # one gradient twice: any weights will do
+        >>> assert_agree(active_set(), torch.tensor([0.25, 0.75]), problem)
+    """
+    check_problem(problem)
+    # the answers once: a solver may be slow, or random
+    found = {
+        name: judge(x if callable(x) else lambda _, x=x: x, problem, tolerance)
+        for name, x in (("one", one), ("other", other))
+    }
+    wrong = [f"{name}: {verdict.wrong}" for name, verdict in found.items() if verdict.wrong]
+    if not wrong:
+        return
+    weights = [verdict.weights for verdict in found.values()]
+    if weights[0] is not None and weights[1] is not None:
+        apart = (weights[0] - weights[1]).double()
+        gramian = problem.gramian.double()
+        distance = root(apart @ gramian @ apart) / or_one(root(gramian.diagonal().amax()))
+        wrong.append(
+            f"the directions are {float(distance):.1e} of the longest gradient apart, the weights "
+            f"{float(apart.abs().amax()):.1e}"
+        )
+    raise AssertionError(f"on {type(problem).__name__}: " + "\n".join(wrong))
+
+
+# ---- claims ------------------------------------------------------------------------------------
+
+STEP = 1e-5
+"""Of the central differences: their error is its square, and rounding over it, 1e-10 each."""
+
+SLACK = 1e-3
+"""Between a derivative and a difference quotient, relative."""
+
+
+def check_vmap(solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int]) -> str:
+    """A vmap over four problems of a family gives four certified answers; empty if so."""
+    count = min(max(3, tasks[0]), tasks[1])
+
+    def solve(rows: Tensor) -> Tensor:
+        problem = pose(kind, rows, 0)
+        return weights_of(problem, solver(problem))
+
+    for family in FAMILIES:
+        batch = torch.stack([jacobian(family, count, seed) for seed in range(4)])
+        try:
+            with quiet():
+                found = vmap(solve)(batch)
+        except Exception as error:  # whatever a solver may raise
+            return f"{kind}: under torch.func.vmap it {_describe(error)}"
+        for i, (rows, weights) in enumerate(zip(batch, found, strict=True)):
+            error = float(certified_error(pose(kind, rows, 0), weights))
+            if error > tolerance:
+                return (
+                    f"{kind}: in a vmap over four problems of {count} tasks the answer to "
+                    f'testing.jacobian("{family}", {count}, {i}) has a certified error of '
+                    f"{error:.1e}"
+                )
+    return ""
+
+
+def check_grad(solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int]) -> str:
+    """First derivatives of the weights are central differences of the exact solver's; empty if so.
+
+    On families whose weights are unique, where quotients of two steps agree: a kink has no
+    derivative.
+    """
+    exact = active_set()
+    for family in REGULAR:
+        for count in sorted({min(max(t, tasks[0]), tasks[1]) for t in (2, 3)}):
+            for seed in range(4):
+                rows = jacobian(family, count, seed)
+                line = jacobian("gaussian", count, seed + 100)
+                mark = torch.arange(1.0, count + 1).to(rows)
+                variant = seed % VARIANTS[kind]
+
+                def along(t: Tensor, solve: AnySolver, x=rows, y=line, m=mark, v=variant) -> Tensor:
+                    problem = pose(kind, x + t * y, v)
+                    return m @ weights_of(problem, solve(problem))
+
+                steps = [torch.tensor(h, dtype=rows.dtype) for h in (STEP, 2 * STEP)]
+                near, far = (float((along(h, exact) - along(-h, exact)) / (2 * h)) for h in steps)
+                if abs(near - far) > 1e-2 * SLACK * (1 + abs(near)):
+                    continue
+                try:
+                    with quiet():
+                        slope = float(grad(lambda t, f=along: f(t, solver))(0 * steps[0]))
+                except Exception as error:  # whatever a solver may raise
+                    return f"{kind}: under torch.func.grad it {_describe(error)}"
+                if not abs(slope - near) <= SLACK * (1 + abs(near)):
+                    return (
+                        f'{kind}: at testing.jacobian("{family}", {count}, {seed}) torch.func.grad '
+                        f"gives a slope of {slope:.6g} along one line, difference quotients of the "
+                        f"exact answer {near:.6g}"
+                    )
+    return ""
+
+
+def _describe(error: Exception) -> str:
+    what = "returns what cannot be an answer: " if isinstance(error, Invalid) else ""
+    return what + describe_error(error)
+
+
+CLAIMS = {"vmap": check_vmap, "grad": check_grad}

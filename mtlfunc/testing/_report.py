@@ -1,4 +1,4 @@
-"""What `check_solver` found: in a terminal, in a notebook, and as records for a data frame."""
+"""Reports: what they share, and what `check_solver` found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,57 @@ from torch import Tensor
 from ..display import Markup, coloured, items, table
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
+from ._judge import CLAIMS
 from .integers import literal
+
+GREEN, RED = "#1a7f37", "#cf222e"
+
+
+class Printed:
+    """A report: a table, remarks and examples, as text in a terminal and as HTML in a notebook."""
+
+    title: Any = ""
+
+    def _lines(self) -> list[list[str]]:
+        """The cells of the table; of a line that is one cell, HTML makes a heading."""
+        return []
+
+    def _remarks(self) -> list[str]:
+        return []
+
+    def _examples(self) -> dict[str, list[str]]:
+        """Lines of code and text, by what they are examples of."""
+        return {}
+
+    def _colour(self, cell: str) -> str:
+        """That of a cell; empty is none."""
+        return ""
+
+    def __str__(self) -> str:
+        lines, said = self._lines(), self._remarks()
+        full = max(map(len, lines), default=0)
+        # the last cell of a line that ends early may be of any length
+        whole = [line if len(line) == full else line[:-1] for line in lines]
+        widths = [max(len(x[i]) for x in whole if i < len(x)) for i in range(full)]
+        text = [self.title]
+        for line in lines:
+            cells = (f"{x:{n}}" for x, n in zip(line, widths, strict=False))
+            text.append("  ".join(cells).rstrip() if len(line) > 1 else "")
+        text += [""] * bool(said) + said
+        for head, shown in self._examples().items():
+            text += ["", head, *(f"    {line}" for line in shown)]
+        return "\n".join(text)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def cell(x: str) -> str:
+            return coloured(x, self._colour(x)) if self._colour(x) else x
+
+        said = self._remarks()
+        for head, shown in self._examples().items():
+            said.append(Markup(f"{escape(head)}<pre>{escape(chr(10).join(shown))}</pre>"))
+        return table(self.title, [[*map(cell, x)] for x in self._lines()]) + items(said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +117,7 @@ def _wide(x: Tensor) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SolverReport:
+class SolverReport(Printed):
     """What `check_solver` found; a table when printed."""
 
     solver: str
@@ -101,11 +151,12 @@ class SolverReport:
         verdict = "sound" if self.sound else "not sound"
         return f"{self.solver} is {verdict}: {found}, {in_words(self.tasks)} tasks, float64"
 
-    def _lines(self) -> list[str]:
+    def _remarks(self) -> list[str]:
         """What was not tried, and the claims."""
-        said = [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
+        said = [f"✗: above {self.tolerance:g}, and at how many of how many problems"]
+        said += [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
         said += [f"{kind}: no answer to {what}" for kind, what in self.unanswered.items()]
-        for claim in ("vmap", "grad"):
+        for claim in CLAIMS:
             state = self.claims.get(claim)
             said.append(
                 f"{claim}: "
@@ -113,51 +164,25 @@ class SolverReport:
             )
         return said
 
-    def _table(self) -> tuple[list[str], dict[str, dict[str, SolverRow]]]:
+    def _lines(self) -> list[list[str]]:
         kinds = list(dict.fromkeys(row.problem for row in self.rows))
-        families: dict[str, dict[str, SolverRow]] = {}
-        for row in self.rows:
-            families.setdefault(row.family, {})[row.problem] = row
-        return kinds, families
+        cells = {(row.family, row.problem): _cell(row) for row in self.rows}
+        families = dict.fromkeys(row.family for row in self.rows)
+        lines = [[family, *(cells.get((family, x), "") for x in kinds)] for family in families]
+        return [["worst certified error", *kinds], *lines] if kinds else []
 
-    def __str__(self) -> str:
-        kinds, families = self._table()
-        lines = [self.title, ""]
-        if kinds:
-            lines += [
-                f"{'worst certified error':22}" + "".join(f"{kind:>18}" for kind in kinds),
-                *(
-                    f"{family:22}" + "".join(f"{_cell(rows.get(kind)):>18}" for kind in kinds)
-                    for family, rows in families.items()
-                ),
-                f"✗: above {self.tolerance:g}, and at how many of how many problems",
-                "",
-            ]
-        lines += self._lines()
-        for kind, example in self.counterexamples.items():
-            lines += ["", f"{kind}, the smallest counterexample (found in {example.family}):"]
-            lines += [f"    {line}" for line in _said(example)]
-        return "\n".join(lines)
+    def _colour(self, cell: str) -> str:
+        return RED if "✗" in cell else GREEN if cell[:1].isdigit() else ""
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        kinds, families = self._table()
-        lines: list[list[str]] = [["worst certified error", *kinds]]
-        for family, rows in families.items():
-            colours = [
-                "#cf222e" if row and row.failures else "#1a7f37" for row in map(rows.get, kinds)
+    def _examples(self) -> dict[str, list[str]]:
+        return {
+            f"{kind}, the smallest counterexample (found in {x.family}):": [
+                *x.literal.splitlines(),
+                *([] if x.weights is None else [f"weights {x.weights.tolist()}"]),
+                x.detail,
             ]
-            cells = [
-                coloured(_cell(rows.get(kind)), colour)
-                for kind, colour in zip(kinds, colours, strict=True)
-            ]
-            lines.append([family, *cells])
-        said = list(self._lines())
-        for kind, example in self.counterexamples.items():
-            shown = escape("\n".join(_said(example)))
-            said.append(Markup(f"{kind}, the smallest counterexample:<pre>{shown}</pre>"))
-        return table(f"{self.title}; ✗: above {self.tolerance:g}", lines) + items(said)
+            for kind, x in self.counterexamples.items()
+        }
 
 
 def in_words(sizes: Sequence[int]) -> str:
@@ -176,15 +201,8 @@ def in_words(sizes: Sequence[int]) -> str:
     return " and ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
 
 
-def _cell(row: SolverRow | None) -> str:
-    if row is None:
-        return ""
+def _cell(row: SolverRow) -> str:
     if row.refused == row.instances:
         return "no answer"
     worst = "no answer" if row.worst == float("inf") else f"{row.worst:.0e}"
     return f"{worst} ✗ {row.failures}/{row.instances}" if row.failures else worst
-
-
-def _said(example: Counterexample) -> list[str]:
-    answer = [] if example.weights is None else [f"weights {example.weights.tolist()}"]
-    return [*example.literal.splitlines(), *answer, example.detail]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.operators import flatten_batch, leading_shape
+
 
 def call_numpy(
     name: str, f: Callable[..., tuple[np.ndarray, ...]], ranks: Sequence[int], *tensors: Tensor
@@ -34,19 +36,12 @@ class _Call(torch.autograd.Function):
     def forward(
         name: str, f: Callable[..., tuple[np.ndarray, ...]], ranks: Sequence[int], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        batch = torch.broadcast_shapes(
-            *(x.shape[: x.ndim - rank] for x, rank in zip(tensors, ranks, strict=True))
-        )
-        cores = [x.shape[x.ndim - rank :] for x, rank in zip(tensors, ranks, strict=True)]
-        arrays = [
-            x.detach().to("cpu", torch.float64).expand((*batch, *core)).reshape(-1, *core).numpy()
-            for x, core in zip(tensors, cores, strict=True)
-        ]
-        answers = [np.stack(x) for x in zip(*map(f, *arrays), strict=True)]
-        return tuple(
-            torch.from_numpy(x.reshape((*batch, *x.shape[1:]))).to(tensors[0].device)
-            for x in answers
-        )
+        inputs = list(zip(tensors, ranks, strict=True))
+        lead = leading_shape(inputs)
+        flat = (flatten_batch(x.to("cpu", torch.float64), lead, rank) for x, rank in inputs)
+        arrays = [x.expand(lead.numel(), *x.shape[1:]).numpy() for x in flat]
+        answers = (torch.from_numpy(np.stack(x)) for x in zip(*map(f, *arrays), strict=True))
+        return tuple(x.reshape((*lead, *x.shape[1:])).to(tensors[0].device) for x in answers)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

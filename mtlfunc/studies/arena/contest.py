@@ -82,21 +82,17 @@ def arena(
         ['mine', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
     """
     if min(settings.seeds, settings.tuning) < 1 or not 0 < settings.budget < math.inf:
-        raise ValueError(
-            f"settings: expected seeds and tuning >= 1 and a budget in (0, ∞), got {settings}"
-        )
+        expected = "seeds and tuning >= 1 and a budget in (0, ∞)"
+        raise ValueError(f"settings: expected {expected}, got {settings}")
     others = contestants(REFERENCES if against is None else against)
     known = standard()
     if isinstance(problems, Mapping):
         chosen = dict(problems)
     else:
         names = [problems] if isinstance(problems, str) else list(problems)  # a generator, too
-        unknown = [name for name in names if name not in known]
+        unknown = ", ".join(repr(name) for name in names if name not in known)
         if unknown:
-            raise ValueError(
-                f"problems: there is no {', '.join(map(repr, unknown))}; there are "
-                f"{', '.join(known)}"
-            )
+            raise ValueError(f"problems: there is no {unknown}; there are {', '.join(known)}")
         chosen = {name: known[name] for name in names}
     if not chosen:
         raise ValueError(f"problems: expected at least one of {', '.join(known)}, got none")
@@ -106,15 +102,11 @@ def arena(
     pairs = [(name, rival) for name in chosen for rival in field]
     for name, rival in (bar := progress_bar(pairs, desc="arena", disable=not progress)):
         bar.set_postfix_str(f"{rival} on {name}")
-        remembered = chosen[name] is known.get(name) and (
-            rival == STATIC or others.get(rival) is REFERENCES.get(rival, ())
-        )
-        contestant = field[rival]
-        cells[name][rival] = (
-            _run_cached(name, rival, settings)
-            if remembered
-            else compete(chosen[name], contestant, settings)
-        )
+        built_in = rival == STATIC or others.get(rival) is REFERENCES.get(rival, ())
+        if built_in and chosen[name] is known.get(name):
+            cells[name][rival] = _run_cached(name, rival, settings)
+        else:
+            cells[name][rival] = compete(chosen[name], field[rival], settings)
     return Result(chosen, cells, settings)
 
 

@@ -87,12 +87,10 @@ def quadratics(
     gramian = (1 + conflict) * torch.eye(tasks, dtype=torch.float64) - conflict
     units = torch.zeros(tasks, size, dtype=torch.float64)
     units[:, :tasks] = _root(gramian)
-    eigenvalues = torch.logspace(
-        -0.5 * math.log10(condition), 0.5 * math.log10(condition), size, dtype=torch.float64
-    )
-    frames = torch.stack(
-        [_rotation(random.fold_in(random.key(tasks), t), size) for t in range(tasks)]
-    )
+    half = 0.5 * math.log10(condition)
+    eigenvalues = torch.logspace(-half, half, size, dtype=torch.float64)
+    keys = (random.fold_in(random.key(tasks), t) for t in range(tasks))
+    frames = torch.stack([_rotation(key, size) for key in keys])
     shapes = lengths[:, None, None] * (frames * eigenvalues) @ frames.mT  # s_t A_t
     minima = -torch.linalg.solve(shapes / lengths[:, None, None], units)  # the reference point is 0
 
@@ -116,9 +114,7 @@ def quadratics(
         f"condition {condition:g}, unrelated eigenvectors. Known: the minimiser of every "
         "weighted sum, so the Pareto set."
     )
-    return BenchmarkProblem(
-        text, draw, losses, front.amin(0), front.amax(0), front, steps=300, rates=RATES[1:]
-    )
+    return _with_front(text, draw, losses, front)
 
 
 # ---- landscapes of the papers ----
@@ -135,26 +131,16 @@ def cagrad_toy() -> BenchmarkProblem:
     def losses(params: Params, data: Tensor) -> Tensor:
         x, y = params["x"].unbind(-1)
         bend = torch.tanh(-y)
-        valleys = (
-            torch.stack([0.5 * (-x - 7) - bend, 0.5 * (-x + 3) + bend + 2])
-            .abs()
-            .clamp_min(5e-6)
-            .log()
-            + 6
-        )
+        inner = torch.stack([0.5 * (-x - 7) - bend, 0.5 * (-x + 3) + bend + 2])
+        valleys = inner.abs().clamp_min(5e-6).log() + 6
         bowls = (torch.stack([x - 7, x + 7]) ** 2 + 0.1 * (y + 8) ** 2) / 10 - 20
-        return (
-            torch.tanh(0.5 * y).clamp_min(0) * valleys
-            + torch.tanh(-0.5 * y).clamp_min(0) * bowls
-            + 21
-        )
+        above, below = (torch.tanh(0.5 * sign * y).clamp_min(0) for sign in (1, -1))
+        return above * valleys + below * bowls + 21
 
     def draw(key: Tensor) -> tuple[Params, Tensor]:
         which = (random.uniform(random.fold_in(key, 0), (1,), torch.float64) * len(starts)).long()
-        return {
-            "x": starts.index_select(0, which)[0]
-            + 0.5 * random.normal(random.fold_in(key, 1), (2,), torch.float64)
-        }, starts.new_zeros(0)
+        step = 0.5 * random.normal(random.fold_in(key, 1), (2,), torch.float64)
+        return {"x": starts.index_select(0, which)[0] + step}, starts.new_zeros(0)
 
     # Below y = 0 the weighted loss s L_1 + (1 - s) L_2 is tanh(-y/2)(.01(y + 8)² + k): x = 7(2s -
     # 1) wherever y is, and Newton's method finds y.
@@ -164,25 +150,16 @@ def cagrad_toy() -> BenchmarkProblem:
     for _ in range(20):
         rise, bowl, apart = torch.tanh(-0.5 * y), level + 0.01 * (y + 8) ** 2, 0.02 * (y + 8)
         slope = -0.5 * (1 - rise**2)
-        y = y - (slope * bowl + rise * apart) / (
-            rise * slope * bowl + 2 * slope * apart + 0.02 * rise
-        )
+        bend = rise * slope * bowl + 2 * slope * apart + 0.02 * rise
+        y = y - (slope * bowl + rise * apart) / bend
     front = torch.func.vmap(lambda x: losses({"x": x}, x))(torch.stack([14 * s - 7, y], -1))
     text = (
         "Two losses on the plane (Liu et al. 2021, section 5.1, + 21): valleys that are "
         "logarithms of distances, with cusps, above bowls that conflict. "
         "Known: the Pareto set, a curve near y = -8.36, with the minimum of the mean in its middle."
     )
-    return BenchmarkProblem(
-        text,
-        draw,
-        losses,
-        front.amin(0),
-        front.amax(0),
-        front,
-        steps=400,
-        rates=(0.0316, 0.1, 0.316, 1.0, 3.16),
-    )
+    rates = (0.0316, 0.1, 0.316, 1.0, 3.16)
+    return _with_front(text, draw, losses, front, steps=400, rates=rates)
 
 
 def pcgrad_landscape() -> BenchmarkProblem:
@@ -200,22 +177,14 @@ def pcgrad_landscape() -> BenchmarkProblem:
     def draw(key: Tensor) -> tuple[Params, Tensor]:
         return {"x": start + 0.5 * random.normal(key, (2,), torch.float64)}, start.new_zeros(0)
 
-    zero = torch.zeros(2, dtype=torch.float64)
+    zero = torch.zeros_like(start)
     text = (
         "Two losses on the plane (Yu et al. 2020, Figure 1, above their floor): logarithms of "
         "the distances to two bent valleys, with cusps. Known: both "
         "are 0 at x = -2, y > 6.5, which is the whole Pareto front."
     )
-    return BenchmarkProblem(
-        text,
-        draw,
-        losses,
-        zero,
-        losses({"x": start}, start),
-        zero[None],
-        steps=400,
-        rates=RATES[1:],
-    )
+    nadir = losses({"x": start}, start)
+    return _with_front(text, draw, losses, zero[None], nadir=nadir, steps=400)
 
 
 # ---- test problems of multi-objective optimisation ----
@@ -240,9 +209,7 @@ def vlmop2(size: int = 2) -> BenchmarkProblem:
         f"VLMOP2 in {size} variables, starts uniform in [-2, 2]. Known: the Pareto set is the "
         "segment between the two centres; the front is concave."
     )
-    return BenchmarkProblem(
-        text, draw, losses, front.amin(0), front.amax(0), front, steps=300, rates=RATES[1:]
-    )
+    return _with_front(text, draw, losses, front)
 
 
 def zdt1(size: int = 10) -> BenchmarkProblem:
@@ -269,9 +236,7 @@ def zdt1(size: int = 10) -> BenchmarkProblem:
         "front (its two ends in the limit). Known: f_2 = 1 - √f_1, convex; the minimum of the "
         "mean at f_1 = 1/4."
     )
-    return BenchmarkProblem(
-        text, draw, losses, front.amin(0), front.amax(0), front, steps=300, rates=RATES[1:]
-    )
+    return _with_front(text, draw, losses, front)
 
 
 def dtlz2(size: int = 7) -> BenchmarkProblem:
@@ -287,19 +252,15 @@ def dtlz2(size: int = 7) -> BenchmarkProblem:
         z = random.normal(key, (size,), torch.float64)
         return {"z": z}, z.new_zeros(0)
 
-    angles = (
-        0.5 * math.pi * torch.cartesian_prod(*[torch.linspace(0, 1, 61, dtype=torch.float64)] * 2)
-    )
-    a, b = angles.unbind(-1)
+    side = 0.5 * math.pi * torch.linspace(0, 1, 61, dtype=torch.float64)
+    a, b = torch.cartesian_prod(side, side).unbind(-1)
     front = torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()], -1)
     text = (
         f"DTLZ2 with three objectives in {size} variables, its box [0, 1] replaced by x = "
         "sigmoid(z). Known: the front is the unit sphere's positive "
         "octant (its edges in the limit), concave, so the minimum of the mean lies at the corners."
     )
-    return BenchmarkProblem(
-        text, draw, losses, front.amin(0), front.amax(0), front, steps=300, rates=RATES[1:]
-    )
+    return _with_front(text, draw, losses, front)
 
 
 # ---- networks ----
@@ -316,19 +277,11 @@ def regression(
     def draw(key: Tensor) -> tuple[Params, Any]:
         part = [random.fold_in(key, i) for i in range(3)]
         x = random.normal(part[0], (2, samples, inputs))
-        hidden = torch.tanh(
-            2
-            * torch.einsum(
-                "sni,thi->snth",
-                x,
-                _layer(part[1], tasks * width, inputs).reshape(tasks, width, inputs),
-            )
-        )
+        first = _layer(part[1], tasks * width, inputs).reshape(tasks, width, inputs)
+        hidden = torch.tanh(2 * torch.einsum("sni,thi->snth", x, first))
         y = torch.einsum("snth,th->snt", hidden, _layer(part[2], tasks, width))
-        return _trunk_and_heads(random.fold_in(key, 3), inputs, width, tasks), (
-            x,
-            scale * (y - y.mean((0, 1))) / y.std((0, 1)),
-        )
+        y = scale * (y - y.mean((0, 1))) / y.std((0, 1))
+        return _trunk_and_heads(random.fold_in(key, 3), inputs, width, tasks), (x, y)
 
     def batch(data: Any, key: Tensor) -> Batch:
         x, y = data
@@ -342,18 +295,9 @@ def regression(
         f"{', '.join(f'{x:g}' for x in scale.tolist())}. Test losses; the score is 1 - R², 1 for a "
         "constant prediction. The front is not known."
     )
-    return BenchmarkProblem(
-        text,
-        draw,
-        _squares,
-        torch.zeros(tasks, dtype=torch.float64),
-        scale.double() ** 2,
-        None,
-        steps=300,
-        rates=RATES[:5],
-        shared="trunk.*",
-        batch=batch,
-        evaluate=lambda params, data: _squares(params, (data[0][1], data[1][1])),
+    nadir = scale.double() ** 2
+    return _networks(
+        text, draw, 0 * nadir, nadir, batch, test=lambda data: (data[0][1], data[1][1])
     )
 
 
@@ -365,14 +309,8 @@ def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> BenchmarkPr
 
     def targets(x: Tensor, task: Tensor, key: Tensor) -> Tensor:
         easy, noisy = (x @ task.mT).unbind(-1)
-        return torch.stack(
-            [
-                easy,
-                x[:, 0] * x[:, 1],
-                (1 - noise) ** 0.5 * noisy + noise**0.5 * random.normal(key, (len(x),)),
-            ],
-            -1,
-        )
+        noisy = (1 - noise) ** 0.5 * noisy + noise**0.5 * random.normal(key, (len(x),))
+        return torch.stack([easy, x[:, 0] * x[:, 1], noisy], -1)
 
     def sample(task: Tensor, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
         x = random.normal(random.fold_in(key, 0), (count, inputs))
@@ -381,10 +319,8 @@ def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> BenchmarkPr
     def draw(key: Tensor) -> tuple[Params, Any]:
         task = random.normal(random.fold_in(key, 0), (2, inputs))
         task = task / task.norm(dim=-1, keepdim=True)
-        return _trunk_and_heads(random.fold_in(key, 1), inputs, width, 3), (
-            task,
-            sample(task, random.fold_in(key, 2), 256),
-        )
+        test = sample(task, random.fold_in(key, 2), 256)
+        return _trunk_and_heads(random.fold_in(key, 1), inputs, width, 3), (task, test)
 
     text = (
         f"Three regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, "
@@ -392,18 +328,24 @@ def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> BenchmarkPr
         "the product of two inputs, a linear one of which .7 is noise. Equal scale, unequal "
         "difficulty. Known: no expected test loss can be below 0, 0 and .7."
     )
-    return BenchmarkProblem(
+    ideal = torch.tensor([0.0, 0.0, noise], dtype=torch.float64)
+    return _networks(
         text,
         draw,
-        _squares,
-        torch.tensor([0.0, 0.0, noise], dtype=torch.float64),
-        torch.ones(3, dtype=torch.float64),
-        None,
-        steps=300,
-        rates=RATES[:5],
-        shared="trunk.*",
+        ideal,
+        torch.ones_like(ideal),
         batch=lambda data, key: sample(data[0], key, taken),
-        evaluate=lambda params, data: _squares(params, data[1]),
+        test=lambda data: data[1],
+    )
+
+
+def _networks(
+    text: str, draw: Any, ideal: Tensor, nadir: Tensor, batch: Any, test: Callable[[Any], Any]
+) -> BenchmarkProblem:
+    """Networks whose squared errors are those of `test`, a part of a seed's data."""
+    return BenchmarkProblem(
+        *(text, draw, _squares, ideal, nadir, None, 300, RATES[:5], "trunk.*", batch),
+        evaluate=lambda params, data: _squares(params, test(data)),
     )
 
 
@@ -429,6 +371,21 @@ def _layer(key: Tensor, out: int, into: int) -> Tensor:
 
 
 # ---- parts ----
+
+
+def _with_front(
+    text: str,
+    draw: Any,
+    losses: Any,
+    front: Tensor,
+    *,
+    nadir: Tensor | None = None,
+    steps: int = 300,
+    rates: tuple[float, ...] = RATES[1:],
+) -> BenchmarkProblem:
+    """A problem whose front is known, and so its scale."""
+    worst = front.amax(0) if nadir is None else nadir
+    return BenchmarkProblem(text, draw, losses, front.amin(0), worst, front, steps, rates)
 
 
 def _rotation(key: Tensor, size: int) -> Tensor:

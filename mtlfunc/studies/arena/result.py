@@ -76,9 +76,7 @@ class Result:
     def scores(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """By problem, rule and measure: `[config, seed]`."""
         return {
-            name: {
-                rule: scores_of(self.problems[name], cell.losses) for rule, cell in cells.items()
-            }
+            name: {rule: scores_of(self.problems[name], x.losses) for rule, x in cells.items()}
             for name, cells in self.cells.items()
         }
 
@@ -98,16 +96,14 @@ class Result:
         One that is not finite on all of them loses to any that is.
         """
         tuning = self.scores[problem][rule][by][:, : self.settings.tuning]
-        return int(torch.where(tuning.isfinite(), tuning, torch.inf).mean(-1).argmin())
+        return int(_or_worst(tuning).mean(-1).argmin())
 
     def reported(
         self, problem: str, rule: str, by: str = "mean", measure: str | None = None
     ) -> Float[Tensor, " seed"]:
         """Scores on the reporting seeds at the configuration chosen `by`; NaN is infinite."""
-        score = self.scores[problem][rule][measure or by][
-            self.chosen(problem, rule, by), self.settings.tuning :
-        ]
-        return torch.where(score.isfinite(), score, torch.inf)
+        score = self.scores[problem][rule][measure or by][self.chosen(problem, rule, by)]
+        return _or_worst(score[self.settings.tuning :])
 
     def status(self, problem: str, rule: str, by: str = "mean") -> str:
         """Empty if all went well, else what the rule raised, lost or made worse."""
@@ -120,11 +116,8 @@ class Result:
         if lost:
             return f"not finite on {lost} of {len(final)} seeds"
         before = scores_of(self.problems[problem], cell.start[None, self.settings.tuning :])[by]
-        return (
-            "ends above its start"
-            if self.reported(problem, rule, by).mean() > before.mean()
-            else ""
-        )
+        above = self.reported(problem, rule, by).mean() > before.mean()
+        return "ends above its start" if above else ""
 
     def ranks(self, by: str = "mean") -> list[Rank]:
         """Average ranks, best first, over the problems that have this measure.
@@ -162,12 +155,8 @@ class Result:
 
     def _places(self, by: str) -> Float[Tensor, "problem rule"]:
         """Mean ranks over the reporting seeds."""
-        return torch.stack(
-            [
-                _ranks(torch.stack([self.reported(name, rule, by) for rule in self.rules])).mean(-1)
-                for name in self._ranked(by)
-            ]
-        )
+        scores = [[self.reported(name, x, by) for x in self.rules] for name in self._ranked(by)]
+        return torch.stack([_ranks(torch.stack(each)).mean(-1) for each in scores])
 
     def records(self, by: str = "mean") -> list[dict[str, Any]]:
         """One flat dict for each problem and rule, at the configuration chosen `by`.
@@ -202,9 +191,8 @@ class Result:
             colour = "C1" if rank.rule in (BASELINE, STATIC) else "C0"
             if math.isfinite(rank.problems.low):
                 ax.plot(rank.problems[1:], (i, i), color=colour, linewidth=1)
-            ax.plot(
-                rank.seeds[1:], (i, i), color=colour, linewidth=4, alpha=0.5, solid_capstyle="butt"
-            )
+            thick = {"linewidth": 4, "alpha": 0.5, "solid_capstyle": "butt"}
+            ax.plot(rank.seeds[1:], (i, i), color=colour, **thick)
             ax.plot(rank.rank, i, "o", color=colour, markersize=5)
         ax.set_yticks(range(len(ranks)), [rank.rule for rank in ranks])
         ax.set_ylim(len(ranks) - 0.4, -0.6)
@@ -219,10 +207,9 @@ class Result:
         """The table that is shown: a row per rule, best first, in words."""
         import pandas  # with xarray; only a finished study needs it
 
-        ranks = self.ranks(by)
         few = len(self._ranked(by)) < ENOUGH
         rows: dict[str, dict[str, str]] = {}
-        for rank in ranks:
+        for rank in self.ranks(by):
             over = rank.seeds if few else rank.problems
             rows[rank.rule] = {
                 "rule": rank.rule,
@@ -260,12 +247,10 @@ class Result:
         failures: dict[tuple[str, str], list[str]] = {}
         for name, cells in self.cells.items():
             for rule in cells:
-                status = self.status(name, rule, self._measure(name, by))
-                if status:
+                if status := self.status(name, rule, self._measure(name, by)):
                     failures.setdefault((rule, status), []).append(name)
         return notes + [
-            f"! {rule} on {', '.join(names)}: {status}"
-            for (rule, status), names in failures.items()
+            f"! {x} on {', '.join(at)}: {status}" for (x, status), at in failures.items()
         ]
 
     # ---- parts ----
@@ -312,9 +297,7 @@ class Result:
         """Problems that have this measure."""
         if by not in MEASURES:
             raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, MEASURES))}")
-        return [
-            name for name in self.cells if by != "front" or self.problems[name].front is not None
-        ]
+        return [x for x in self.cells if by != "front" or self.problems[x].front is not None]
 
     def _measure(self, problem: str, by: str) -> str:
         """`by`, or the mean score where the front is not known."""
@@ -330,8 +313,8 @@ class Result:
 
     def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
         cell = self.cells[name][rule]
-        best, report = self.chosen(name, rule, by), slice(self.settings.tuning, None)
-        final = cell.losses[best, report]
+        best = self.chosen(name, rule, by)
+        final = cell.losses[best, self.settings.tuning :]
         draws = bootstrap_weights(self.settings.seeds, list(self.cells).index(name))
         record: dict[str, Any] = {
             "problem": name,
@@ -344,14 +327,13 @@ class Result:
             "losses": final.mean(0).tolist(),
         }
         for measure in self.scores[name][rule]:
-            record |= _fields(measure, self.reported(name, rule, by, measure), draws)
+            values = self.reported(name, rule, by, measure)
+            record |= _fields(measure, values, draws @ values)
         means = dict(zip(self.rules, self._resampled(name, by).means.unbind(-1), strict=True))
         for other in (BASELINE, STATIC):
             if other in self.cells[name] and other != rule:
                 gap = self.reported(name, rule, by) - self.reported(name, other, by)
-                drawn = means[rule] - means[other]
-                interval = _interval(float(gap.mean()), drawn, self.settings.seeds)
-                record |= _interval_fields(f"{by} less {other}'s", interval)
+                record |= _fields(f"{by} less {other}'s", gap, means[rule] - means[other])
         return record | {"step, ms": cell.step_ms}
 
 
@@ -368,9 +350,8 @@ def scores_of(
     scores = {"mean": z.mean(-1), "worst": z.amax(-1)}
     if problem.front is not None:
         front = normalize_losses(problem, problem.front)
-        scores["front"] = torch.stack(
-            [(points[:, None] - front).clamp_min(0).norm(dim=-1).amin(-1) for points in z]
-        )
+        worse = ((points[:, None] - front).clamp_min(0) for points in z)
+        scores["front"] = torch.stack([each.norm(dim=-1).amin(-1) for each in worse])
     return scores
 
 
@@ -396,9 +377,8 @@ def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resamp
     weights = bootstrap_weights(scores[0].shape[1] - tuning, 2 * stream + 1)
     reports = []
     for score in scores:
-        bounded = torch.where(score.isfinite(), score, WORST)
-        best = (for_tuning @ bounded[:, :tuning].mT).argmin(-1)
-        reports.append(torch.where(score.isfinite(), score, torch.inf)[best, tuning:])
+        best = (for_tuning @ _or_worst(score[:, :tuning], WORST).mT).argmin(-1)
+        reports.append(_or_worst(score)[best, tuning:])
     report = torch.stack(reports, 1)  # [draw, rule, seed]
     places = (vmap(_ranks)(report) * weights[:, None]).sum(-1)
     means = torch.where(weights[:, None] > 0, report * weights[:, None], 0.0).sum(-1)
@@ -407,6 +387,10 @@ def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resamp
 
 WORST = 1e30
 """A score that is not finite, where it must be averaged."""
+
+
+def _or_worst(scores: Tensor, worst: float = math.inf) -> Tensor:
+    return torch.where(scores.isfinite(), scores, worst)
 
 
 def bootstrap_weights(count: int, stream: int) -> Float[Tensor, "draw item"]:
@@ -456,7 +440,7 @@ def spread(places: Float[Tensor, "problem rule"]) -> float:
 
 def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
     """Ranks from 1 within each seed; rules that are as good share the mean of theirs."""
-    rounded = torch.where(scores.isfinite(), (scores / TIE).round(), torch.inf)
+    rounded = _or_worst((scores / TIE).round())
     less = (rounded[:, None] > rounded).sum(1)
     same = (rounded[:, None] == rounded).sum(1)
     return (less + 0.5 * (same + 1)).double()
@@ -487,22 +471,17 @@ def _widening_factor(count: int) -> float:
     return float(stdtrit(count - 1, 0.975) / ndtri(0.975)) * (count / (count - 1)) ** 0.5
 
 
-def _interval_fields(key: str, interval: Interval) -> dict[str, float]:
-    """The fields of a record."""
-    return {key: interval.mean, f"{key}, low": interval.low, f"{key}, high": interval.high}
-
-
 def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str, float]:
-    """A mean over seeds and its bootstrap interval, NaN if it is not finite."""
-    return _interval_fields(key, _interval(float(values.mean()), draws @ values, len(values)))
+    """A mean over seeds and its interval by `draws` of it, NaN if it is not finite."""
+    found = _interval(float(values.mean()), draws, len(values))
+    return {key: found.mean, f"{key}, low": found.low, f"{key}, high": found.high}
 
 
 def _cell(record: Mapping[str, Any], by: str) -> str:
     if not math.isfinite(record.get(by, math.inf)):
         return "failed !" if record["status"] else ""
-    low, high = (
-        record.get(f"{by} less {BASELINE}'s, {side}", math.nan) for side in ("low", "high")
-    )
+    gap = f"{by} less {BASELINE}'s"
+    low, high = (record.get(f"{gap}, {side}", math.nan) for side in ("low", "high"))
     mark = " +" if high < -TIE else " -" if low > TIE else ""
     return f"{record[by]:.3f}{mark}{' !' if record['status'] else ''}"
 

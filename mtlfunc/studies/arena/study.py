@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -89,9 +89,8 @@ def train(
     def unpack_single(k: int) -> Batch:
         """The batch of step k, or a tuple of them; the first one is the same for every rule."""
         this = random.fold_in(random.fold_in(key, 1), k)
-        drawn = tuple(
-            problem.batch(data, this if i == 0 else random.fold_in(this, i)) for i in range(batches)
-        )
+        keys = (this if i == 0 else random.fold_in(this, i) for i in range(batches))
+        drawn = tuple(problem.batch(data, key) for key in keys)
         return drawn if batches > 1 else drawn[0]
 
     state = method.init(params, unpack_single(0), random.fold_in(key, 2))
@@ -101,9 +100,8 @@ def train(
         began = _now(lr.device)
         grads, state, info = method.update(params, batch, state)
         if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
-            raise ValueError(
-                f"weights: expected a vector, one entry a row, got {_shape(info.weights)}"
-            )
+            got = _shape(info.weights)
+            raise ValueError(f"weights: expected a vector, one entry a row, got {got}")
         params, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
         clock(_now(lr.device) - began)
     return start, evaluate(params, data)
@@ -131,37 +129,18 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
     tasks = len(problem.ideal)
     seeds = torch.cat([TUNING + torch.arange(settings.tuning), torch.arange(settings.seeds)])
     lr = torch.tensor(problem.rates, dtype=torch.float64)
-    weights = (
-        static_grid(tasks)
-        if contestant is None
-        else torch.full((1, tasks), 1 / tasks, dtype=torch.float64)
-    )
-    configs = [
-        part.flatten(0, 1)
-        for part in (lr[:, None].expand(-1, len(weights)), weights.expand(len(lr), -1, -1))
-    ]
+    uniform = torch.full((1, tasks), 1 / tasks, dtype=torch.float64)
+    weights = uniform if contestant else static_grid(tasks)
+    grids = lr[:, None].expand(-1, len(weights)), weights.expand(len(lr), -1, -1)
+    configs = [grid.flatten(0, 1) for grid in grids]
     times: list[float] = []
     steps = max(1, round(settings.budget * problem.steps))
 
     def run(seed: Tensor, lr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        rule, probe = (
-            (mean(preference=weights), losses_only())
-            if contestant is None
-            else (contestant.rule(), contestant.probe(problem.shared))
-        )
-        batches = 1 if contestant is None else contestant.batches
-        key = random.key(seed)
-        return train(
-            problem,
-            rule,
-            probe,
-            settings.optimizer,
-            key,
-            lr,
-            steps=steps,
-            clock=times.append,
-            batches=batches,
-        )
+        rival = contestant or Contestant(lambda: mean(preference=weights), lambda _: losses_only())
+        made = rival.rule(), rival.probe(problem.shared), settings.optimizer
+        options: Any = {"steps": steps, "clock": times.append, "batches": rival.batches}
+        return train(problem, *made, random.key(seed), lr, **options)
 
     error = ""
     try:
@@ -172,14 +151,8 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
         nothing = torch.full((len(configs[0]), len(seeds), tasks), torch.nan, dtype=torch.float64)
         start, losses = nothing[0], nothing
     median = 1e3 * sorted(times)[len(times) // 2] if times else float("nan")
-    return Cell(
-        configs[0],
-        configs[1] if contestant is None else None,
-        start,
-        losses,
-        median,
-        error,
-    )
+    searched = configs[1] if contestant is None else None
+    return Cell(configs[0], searched, start, losses, median, error)
 
 
 def static_grid(tasks: int) -> Float[Tensor, "point task"]:
@@ -196,13 +169,8 @@ def _explain_error(raised: Exception) -> str:
     """One line of an exception, or what to do about the commonest ones."""
     line = (str(raised).strip().splitlines() or [""])[0]
     if line.startswith("vmap:"):
-        why = (
-            "branches on a value"
-            if "control flow" in line
-            else "reads a value"
-            if ".item()" in line
-            else "does what vmap cannot"
-        )
+        why = "reads a value" if ".item()" in line else "does what vmap cannot"
+        why = "branches on a value" if "control flow" in line else why
         line = (
             f"{why}, but all seeds run in one vmap: use torch.where, and no .item(), float() "
             "or boolean indexing"
