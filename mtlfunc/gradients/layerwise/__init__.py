@@ -17,11 +17,11 @@ from .formulas import task_block as task_block
 from .formulas import task_products as task_products
 from .graph import Graph as Graph
 from .graph import Place as Place
-from .graph import prefers_one_pass as prefers_one_pass
-from .graph import prefers_separate_passes as prefers_separate_passes
 from .graph import read_graph as read_graph
 from .graph import separate_edges as separate_edges
 from .owners import entry_layouts as entry_layouts
+from .passes import MEMORY as MEMORY
+from .passes import prefers_one_pass as prefers_one_pass
 from .plan import Engine as Engine
 from .plan import Plan as Plan
 from .plan import Slices as Slices
@@ -34,7 +34,6 @@ from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
 from .plan import sampled_groups as sampled_groups
-from .plan import should_loop as should_loop
 from .plan import sketch as sketch
 from .plan import spread_groups as spread_groups
 from .plan import weighted_plan as weighted_plan
