@@ -35,10 +35,10 @@ DEVICES = {
     "cpu": Device(20e-6, 6e-6, 80e-6, 2.7, 1.5, 1e-9, 1.9, 3.7, 2**18, 1.9e-9, 2**22),
 }
 """Of an H100, from passes of a ResNet-18 in eager mode (10 of 8 small images, 4 and 40 of 64 larger
-ones) and of small networks. Of one thread of a CPU, fitted to 100 pairs of steps: perceptrons of
+ones) and of small networks. Of one thread of a CPU, fitted to 98 pairs of steps: perceptrons of
 width 16 to 1,024, convolutions with and without norms, a GRU and a ResNet-18, 2 to 64 losses, 4 to
-4,096 samples. The choice then costs 1 % more than the better one in the mean, 15 % at most; a
-batched pass always costs 16 % more and up to 2.6 times, single ones always 23 % and up to 3.9.
+4,096 samples. The choice then costs 1.2 % more than the better one in the mean, 15 % at most; a
+batched pass always costs 17 % more and up to 2.6 times, single ones always 29 % and up to 4.2.
 """
 
 MEMORY = 1.3
