@@ -492,7 +492,6 @@ def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatc
         lambda params, names, rows: "trunk.weight" not in names or len(names) > 2,
     )
     monkeypatch.setattr(forwards, "read_uses", None)
-    monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)
     entered[:] = [0] * 4
     got = mf.task_gramian(losses, params, x, shared="trunk.*")[1]
     assert entered == [1] * 4

@@ -21,6 +21,7 @@ from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.losses import Losses
 from mtlfunc.types import Params
+from tests.support.memory import peak
 
 
 def resnet_forward(tasks, images, pixels):
@@ -39,9 +40,7 @@ def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, ex
     """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, and four times the memory."""
     forward = resnet_forward(tasks, images, pixels)
     numel = sum(leaf.numel() for leaf in forward.params.values())
-    asked = forward.graph, tasks, numel
-    assert layerwise.graph.prefers_one_pass(*asked, "cuda") == expected
-    assert not layerwise.graph.prefers_one_pass(*asked, "cpu")
+    assert layerwise.prefers_one_pass(forward.graph, tasks, numel, "cuda") == expected
 
 
 @pytest.mark.parametrize(
@@ -58,8 +57,9 @@ def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
     if not stacked:
         vector = vector * 1.0
     forward = forwards.live(Losses(vector, None), forward.params)
-    asked = forward.uses, forward.graph, forward.params, tasks, stacked
-    assert layerwise.plan.should_loop(*asked, "cuda") == (stacked and single, single)
+    numel = sum(leaf.numel() for leaf in forward.params.values())
+    asked = forward.graph, tasks, numel, "cuda"
+    assert layerwise.prefers_one_pass(*asked, separate=stacked) != single
     groups = layerwise.plan.groups_of(
         forward.uses, forward.params, tuple(forward.params), forward.graph
     )
@@ -75,9 +75,119 @@ def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes()
     params: Params = dict(net.named_parameters())
     forward = forwards.live(Losses(net(torch.ones(2, 8)).sum(0) * 1.0, None), params)
     assert not forward.graph.batches(record=True)
-    asked = forward.uses, forward.graph, params, 40, False
-    assert layerwise.plan.should_loop(*asked, "cuda") == (False, False)
-    assert layerwise.plan.should_loop(*(*asked[:3], 2, False), "cuda") == (False, True)
+    for tasks, together in ((40, True), (2, False)):
+        asked = forward.graph, tasks, 1000, "cuda"
+        assert layerwise.prefers_one_pass(*asked, separate=False) == together
+
+
+def perceptron(width, tasks):
+    return nn.Sequential(
+        *(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh()),
+        *(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, tasks)),
+    )
+
+
+def convolutions(width, tasks):
+    """Small enough that "auto" looks at no layer."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, width, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, tasks)),
+    )
+
+
+LARGE = [
+    ("perceptron", perceptron(256, 3), torch.randn(2048, 32), 3),
+    ("perceptron", perceptron(256, 40), torch.randn(2048, 32), 40),
+    ("convolutions", convolutions(16, 3), torch.randn(32, 3, 32, 32), 3),
+    ("convolutions", convolutions(16, 40), torch.randn(32, 3, 32, 32), 40),
+]
+
+
+def squares(net):
+    return lambda params, x: functional_call(net, params, x).square().mean(0)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "tasks"), [case[1:] for case in LARGE], ids=[f"{c[0]}-{c[3]}" for c in LARGE]
+)
+def test_a_step_holds_what_a_loop_of_passes_does(net, x, tasks):
+    """One batched pass holds up to 27 times that; it is taken where it is asked for."""
+    params, leaves = mf.parameters(net), list(net.parameters())
+
+    def loop():
+        losses = net(x).square().mean(0)
+        rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        matrix = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+        return matrix @ matrix.T
+
+    def gramian(**options):
+        return mf.task_gramian(squares(net), params, x, **options)[1]
+
+    balance = mf.balance(squares(net), mf.mgda(), mf.jacobian())
+    state = balance.init(params, x)
+    least = peak(loop)
+    assert peak(gramian) <= 1.3 * least
+    assert peak(lambda: balance.update(params, x, state)) <= 1.3 * least
+    assert peak(lambda: gramian(chunk_size=tasks)) > 1.3 * least
+    torch.testing.assert_close(gramian(), loop(), rtol=1e-4, atol=1e-4 * float(loop().max()))
+
+
+@pytest.mark.parametrize(
+    ("width", "samples", "tasks", "lanes", "together"),
+    # a loop's processor time over that of a batched pass, in a whole step: 1.2, 2.1, 1.3; .8, .4,
+    # .6; in lanes 1.3, .8
+    [
+        *((64, 64, 5, 1, True), (64, 64, 64, 1, True), (256, 64, 10, 1, True)),
+        *((64, 4096, 3, 1, False), (64, 4096, 64, 1, False), (256, 1024, 64, 1, False)),
+        *((64, 64, 10, 4, True), (64, 64, 10, 256, False)),
+    ],
+)
+def test_passes_of_a_vector_on_a_cpu(width, samples, tasks, lanes, together, monkeypatch):
+    """By the numbers in flight: beyond the cache a batched pass is the slower one."""
+    net, told = perceptron(width, tasks), []
+
+    def seen(*args, **kwargs):
+        told.append(layerwise.prefers_one_pass(*args, **kwargs))
+        return told[-1]
+
+    monkeypatch.setattr(gradients, "prefers_one_pass", seen)
+    x = torch.randn(samples, 32)
+
+    def rows(params):
+        return mf.task_gradients(squares(net), params, x)[1]["0.bias"]
+
+    params = mf.parameters(net)
+    if lanes > 1:
+        torch.func.vmap(rows)({k: p.expand(lanes, *p.shape) for k, p in params.items()})
+    else:
+        rows(params)
+    assert told == [together]
+
+
+def test_memory_says_how_much_one_pass_may_hold():
+    """As on a device, where a batched pass of so many nodes is the faster one."""
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(400))).to("meta")
+    leaves: Params = dict(net.named_parameters())
+    out = net(torch.empty(2**13, 64, device="meta"))
+    forward = forwards.live(Losses(out.square().mean(0), None), leaves)
+    asked = forward.graph, 65, sum(x.numel() for x in leaves.values())
+    # In outputs of a layer: 400 of them, 206 of leaves and rows, and twice 65 in flight.
+    for memory, together in ((1.0, False), (1.2, False), (1.22, True), (math.inf, True)):
+        got = layerwise.prefers_one_pass(*asked, "cuda", separate=False, memory=memory)
+        assert got == together
+
+
+@pytest.mark.parametrize("memory", [0.5, -1.0, math.nan, True, "1.3", None])
+def test_a_memory_limit_out_of_range(memory):
+    params = {"w": torch.ones(2)}
+    for call in (
+        lambda: mf.jacobian(memory=memory),
+        lambda: mf.task_gramian(lambda p, x: x * p["w"], params, 1.0, memory=memory),
+        lambda: mf.explain_gramian(lambda p, x: x * p["w"], params, 1.0, memory=memory),
+    ):
+        with pytest.raises(ValueError, match=r"^memory: expected a number >= 1"):
+            call()
 
 
 def test_the_fused_norm_of_a_device_is_not_batched():

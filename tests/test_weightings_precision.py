@@ -11,12 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import formulas, plan
+from tests.support.memory import Alive
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -76,29 +74,19 @@ class Llama(nn.Module):
         return F.cross_entropy(scores.mT, tokens[:, 1:], reduction="none").mean(1)
 
 
-class Watched(TorchDispatchMode):
+class Watched(Alive):
     """Matrix products, their floating-point operations, and the bytes that are alive at once."""
 
     def __init__(self):
         super().__init__()
         self.products, self.flops = Counter(), 0
-        self.alive, self.bytes, self.peak = {}, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm"):
             a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
             self.products[a.dtype, tuple(a.shape), tuple(b.shape)] += 1
             self.flops += 2 * math.prod(a.shape) * b.shape[-1]
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                    self.bytes += storage.nbytes()
-        for key in [key for key, (ref, _) in self.alive.items() if ref.expired()]:
-            self.bytes -= self.alive.pop(key)[1]
-        self.peak = max(self.peak, self.bytes)
         return out
 
 

@@ -44,6 +44,13 @@ def depth() -> int:
     return len(functorch.get_interpreter_stack() or ())
 
 
+def lanes() -> int:
+    """How many entries the active `vmap`s have together."""
+    stack = functorch.get_interpreter_stack() or ()
+    mapped = [x for x in stack if x.key() == functorch.TransformType.Vmap]
+    return math.prod([functorch.CVmapInterpreterPtr(x).batchSize() for x in mapped])
+
+
 def gradient_edge(x: Tensor) -> GradientEdge:
     """The place of `x` in the graph. Asked in a subclass's own way torch gives that of a view."""
     if type(x) is Tensor and x.grad_fn is not None:

@@ -14,7 +14,9 @@ from torch.autograd.graph import GradientEdge
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
+from .gramian import check_memory_limit
 from .layerwise import (
+    MEMORY,
     Cost,
     Form,
     Group,
@@ -101,6 +103,7 @@ def explain_gramian(
     samples: bool = False,
     combined: bool = False,
     weightings: Tensor | None = None,
+    memory: float = MEMORY,
 ) -> Explanation:
     """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
 
@@ -116,6 +119,7 @@ def explain_gramian(
         combined: the rows are combined afterwards, as in the probe `jacobian`: a plan without rows
             then pays one more backward pass.
         weightings: explain the Gramian of these, as in `task_gramian`.
+        memory: as in `task_gramian`.
 
     Returns:
         an object with `.layers`, `.rows`, `.passes` and `.routes`, and tables as its `str`. The
@@ -138,6 +142,7 @@ def explain_gramian(
         layer products  2.2e-05   0.000137
     """
     check_params(params)
+    check_memory_limit(memory)
     names = select(params, shared)
     parse = parse_samples if samples else parse_losses if weightings is None else parse_weighed
     if weightings is not None:
@@ -156,7 +161,9 @@ def explain_gramian(
         return _explain_weightings(
             forward, weighed(Request(names, names, keep), weightings, forward)
         )
-    return _explain_samples(forward, names) if samples else _explain_tasks(forward, names, combined)
+    if samples:
+        return _explain_samples(forward, names)
+    return _explain_tasks(forward, names, combined, memory)
 
 
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
@@ -252,13 +259,15 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     return _explanation(forward, names, groups, [alone, once], way, said, combined=combined)
 
 
-def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
+def _explain_tasks(
+    forward: Forward, names: tuple[str, ...], combined: bool, memory: float
+) -> Explanation:
     params, rows = forward.params, len(forward.value)
     alone, throughout = Way("rows", {}, rows, rows), 'engine "rows" throughout'
     if not forward.watched:
         return _explanation(forward, names, [], [alone], alone, throughout)
     decision, layered = (
-        decide(forward, names, rows, engine, keep=combined, mixed=False, whole=True)
+        decide(forward, names, rows, engine, keep=combined, mixed=False, whole=True, memory=memory)
         for engine in ("auto", "layerwise")
     )
     edges, sliced = decision.loss_edges, decision.slices is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -14,7 +15,7 @@ from ..core.tree import dot, root, select
 from ..processes import Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .entries import sample_by_layers
-from .layerwise import Engine
+from .layerwise import MEMORY, Engine
 from .linearize import Keep, Linearization, Request, cross_gramian, linearize, weighed
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
 from .run import Forward, check_connected, run
@@ -22,6 +23,14 @@ from .run import Forward, check_connected, run
 
 def check_engine(engine: str) -> None:
     check_option(engine, "engine", get_args(Engine))
+
+
+def check_memory_limit(memory: float) -> None:
+    if isinstance(memory, bool) or not isinstance(memory, Real) or not memory >= 1:
+        raise ValueError(
+            "memory: expected a number >= 1, in what single backward passes hold (math.inf takes "
+            f"the fastest way), got {memory!r}"
+        )
 
 
 def task_gramian(
@@ -34,6 +43,7 @@ def task_gramian(
     weightings: Tensor | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
+    memory: float = MEMORY,
     gramian_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " task"], Float[Tensor, "task column"]]:
     """Losses and the Gramian of the tasks' gradients, or that of one batch's with another's.
@@ -60,6 +70,9 @@ def task_gramian(
         chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
             every layer, or rows of every leaf. A number k keeps two chunks of k at any time, and
             one forward's graph, and pays for it with about T/2k times as many backward passes.
+        memory: what the step may hold at its peak, in what T single backward passes and their rows
+            hold, by a model: at least 1, `math.inf` for the fastest way. A pass for all tasks and
+            layer products are taken within it, or where all is small. A `chunk_size` goes before.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
             float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
 
@@ -85,10 +98,12 @@ def task_gramian(
     check_engine(engine)
     check_dtype(gramian_dtype)
     check_count(chunk_size, "chunk_size", none=True)
+    check_memory_limit(memory)
     names = select(params, shared)
     request = Request(
-        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
-    )
+        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype,
+        memory=memory,
+    )  # fmt: skip
     if weightings is not None:
         if other is not None:
             raise ValueError(

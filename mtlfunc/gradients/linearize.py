@@ -17,6 +17,7 @@ from ..types import Metric, Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
 from .entries import linearize_slices
 from .layerwise import (
+    MEMORY,
     Engine,
     EntryPlan,
     Plan,
@@ -25,8 +26,6 @@ from .layerwise import (
     is_worth_recording,
     is_worth_weighing,
     prefers_one_pass,
-    prefers_separate_passes,
-    should_loop,
     sketch,
 )
 from .losses import flat_weightings
@@ -81,6 +80,7 @@ class Request(NamedTuple):
     # no other request follows for the same forward, so that its graph may be freed where the
     # caller has no more use for it
     last: bool = False
+    memory: float = MEMORY  # of what T single passes hold, what one pass may hold
 
     def cotangents(self, value: Tensor) -> tuple[Tensor | None, Tensor]:
         """(C [row, task], or None for the tasks themselves; preference [row])"""
@@ -224,15 +224,13 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         _ = forward.graph  # for what it refuses
     if not request.shared:  # one pass of the weighted loss
         return _Route(plan, None, 1)
-    apart = request.mix is None or _prefers_separate(forward, rows)
+    apart = request.mix is None or (
+        forward.edges is not None and not _prefers_one_pass(forward, request, rows)
+    )
     if not paired and _together(forward, request, rows):
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
-    if forward.watched and request.weightings and request.engine == "auto":
-        uses, device = forward.uses, forward.value.device.type
-        if should_loop(uses, forward.graph, params, rows, False, device)[1]:
-            chunk = 1
-    elif forward.watched and request.watches(params, rows):
+    if forward.watched and not request.weightings and request.watches(params, rows):
         decision = decide(
             forward,
             request.measured,
@@ -241,24 +239,19 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             keep=request.keep == "combination",
             mixed=not apart,
             whole=chunk is None
-            and not (paired or request.left_out or request.weightings or request.metric)
+            and not (paired or request.left_out or request.metric)
             and forward.whole,
             shared=request.shared,
             metric=request.metric,
+            memory=request.memory,
         )
         if decision.slices is not None:
             return _Route(plan, None, 1, decision.slices)
         plan, edges = decision.plan, decision.loss_edges
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
-    elif (
-        request.measured
-        and request.engine == "auto"
-        and apart
-        and losses.scalars is None
-        and not forward.hooked
-        and _prefers_separate(forward, rows)
-    ):
-        edges = forward.edges
+    elif edges is None and chunk is None and not _prefers_one_pass(forward, request, rows):
+        edges = forward.edges if apart and not forward.hooked else None
+        chunk = 1
     if edges is None and chunk != 1 and rows > 1:
         chunk = chunk if forward.graph.batches(record) else 1
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
@@ -275,17 +268,19 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
         return False
     if forward.losses.scalars is None or request.chunk_size or request.left_out:
         return False
-    if not forward.graph.can_batch_twice:
-        return False
-    numel = sum(forward.params[name].numel() for name in request.shared)
-    return prefers_one_pass(forward.graph, rows, numel, device)
+    return forward.graph.can_batch_twice and _prefers_one_pass(forward, request, rows)
 
 
-def _prefers_separate(forward: Forward, rows: int) -> bool:
-    """Whether T losses are better differentiated each alone, and mixtures of their rows later."""
-    if forward.edges is None or not is_worth_weighing(forward.params, 1):
-        return False
-    return prefers_separate_passes(forward.graph, len(forward.value), rows)
+def _prefers_one_pass(forward: Forward, request: Request, rows: int) -> bool:
+    numel = sum([forward.params[name].numel() for name in request.shared])
+    return prefers_one_pass(
+        forward.graph,
+        rows,
+        numel,
+        forward.value.device.type,
+        separate=forward.edges is not None,
+        memory=request.memory,
+    )
 
 
 class _Found(NamedTuple):

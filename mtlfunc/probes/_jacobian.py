@@ -13,7 +13,8 @@ from ..core import random
 from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import same_shapes, select
-from ..gradients.gramian import Engine, check_engine
+from ..gradients.gramian import Engine, check_engine, check_memory_limit
+from ..gradients.layerwise import MEMORY
 from ..gradients.linearize import Linearization, Request, weighed
 from ..gradients.run import Forward
 from ..processes import Group, Shares, check_group, describe, gramians
@@ -95,6 +96,7 @@ def jacobian(
     heads: Heads = "plain",
     engine: Engine = "auto",
     chunk_size: int | None = None,
+    memory: float = MEMORY,
     gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> Probe:
@@ -146,9 +148,10 @@ def jacobian(
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
         engine: as in `task_gramian`. Leaves without rows are combined by one more backward pass, of
             the weighted loss; `"auto"` counts that in, and keeps rows where they are cheaper.
-        chunk_size: rows differentiated in one batched pass; None is all (on a CPU, convolutions one
-            at a time), 1 a plain loop. What all passes bring back is kept until the end of the
-            step.
+        chunk_size: rows differentiated in one batched pass; 1 is a plain loop, None the faster of
+            all and 1, by a model of the device. What all passes bring back is kept until the end of
+            the step.
+        memory: as in `task_gramian`.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
         group: the processes whose batches are one batch: a process group of torch.distributed or a
             one-dimensional DeviceMesh; None is this process alone. Losses, Gramian, weights and
@@ -220,6 +223,7 @@ def jacobian(
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
+            memory=memory,
             gramian_dtype=gramian_dtype,
             group=group,
         )
@@ -269,6 +273,7 @@ class RowOptions(NamedTuple):
     heads: Heads = "plain"
     engine: Engine = "auto"
     chunk_size: int | None = None
+    memory: float = MEMORY
     gramian_dtype: torch.dtype | None = None
     group: Group = None
 
@@ -295,6 +300,7 @@ def checked_options(options: RowOptions) -> RowOptions:
     """Options that serve every step, or an error that names the bad one."""
     check_engine(options.engine)
     check_count(options.chunk_size, "chunk_size", none=True)
+    check_memory_limit(options.memory)
     check_heads(options.heads, options.param_groups)
     check_present(options.present)
     check_dtype(options.gramian_dtype)
@@ -415,6 +421,7 @@ def _update(
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
+        memory=options.memory,
         gramian_dtype=options.gramian_dtype,
         metric=None if with_rows else metric,
         weightings=0 if weights is None else len(weights),

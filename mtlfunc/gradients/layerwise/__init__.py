@@ -13,11 +13,11 @@ from .formulas import layouts as layouts
 from .formulas import positions as positions
 from .graph import Graph as Graph
 from .graph import Place as Place
-from .graph import prefers_one_pass as prefers_one_pass
-from .graph import prefers_separate_passes as prefers_separate_passes
 from .graph import read_graph as read_graph
 from .graph import separate_edges as separate_edges
 from .owners import entry_layouts as entry_layouts
+from .passes import MEMORY as MEMORY
+from .passes import prefers_one_pass as prefers_one_pass
 from .plan import Engine as Engine
 from .plan import EntryPlan as EntryPlan
 from .plan import Plan as Plan
@@ -28,7 +28,6 @@ from .plan import groups_of as groups_of
 from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
-from .plan import should_loop as should_loop
 from .plan import sketch as sketch
 from .plan import weighted_plan as weighted_plan
 from .plan import widest as widest

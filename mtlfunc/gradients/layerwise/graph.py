@@ -5,12 +5,11 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from operator import methodcaller
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from torch import Tensor
@@ -39,7 +38,7 @@ again; single passes are right (torch 2.13).
 """
 
 
-_NORMS = (*_STALE, "NativeGroupNorm", "RmsNorm")
+NORMS = (*_STALE, "NativeGroupNorm", "RmsNorm")
 """Their batched backward refuses the mixed dtypes that autocast gives them."""
 
 
@@ -160,7 +159,7 @@ class Graph:
     @cached_property
     def can_batch(self) -> bool:
         """Whether every operation has a batched backward."""
-        mixed = _has(self.kinds, _NORMS) and _has(self.kinds, ("ToCopy",))
+        mixed = _has(self.kinds, NORMS) and _has(self.kinds, ("ToCopy",))
         # on plain leaves a custom backward, a compiled one's too, runs as it is written
         custom = not depth() and self.has_custom_backward
         # torch gets it wrong where one number is written
@@ -248,94 +247,6 @@ def separate_edges(
         None if child is None else GradientEdge(child, index)
         for child, index in node.next_functions
     )
-
-
-def prefers_separate_passes(graph: Graph, count: int, rows: int | None = None) -> bool:
-    """Whether T stacked losses are better differentiated each alone than as T rows,
-    judged by the graph alone.
-
-    One batched pass pays every node's overhead once (twice, for the batching) and its numbers once
-    a row, also those of nodes that serve one loss; T single passes pay what is common T times and
-    the rest once.
-    """
-    alone = common = 0.0
-    batched = 0.0
-    for node, losses in graph.reach.items():
-        size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
-        batched += 2 * OVERHEAD + (rows or count) * size
-        if losses.bit_count() == 1:
-            alone += OVERHEAD + size
-        else:
-            common += OVERHEAD + size
-    return count * common + alone < batched
-
-
-OVERHEAD = 1e4
-"""What a node costs whatever its size, in numbers read and written."""
-
-
-class Device(NamedTuple):
-    """What backward passes cost on a device, in seconds."""
-
-    start: float  # of a batched pass
-    node: float  # whatever its size
-    slow_node: float  # the same of a convolution or a norm
-    number: float  # of its output
-    batched: float  # times that, where one pass has several rows
-    mapped: float  # nodes of a batched pass, in single ones
-    mapped_slow: float
-
-
-DEVICES = {"cuda": Device(1e-3, 20e-6, 70e-6, 15e-12, 2.4, 1.4, 6.0)}
-"""Of an H100, from passes of a ResNet-18 in eager mode (10 of 8 small images, 4 and 40 of 64 larger
-ones) and of small networks. On a CPU single passes are the faster ones.
-"""
-
-ROOM, LITTLE = 0.3, 2**26
-"""What one pass for all may hold of what the forward pass and the rows hold, and numbers that it
-may always hold.
-"""
-
-
-def prefers_one_pass(
-    graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
-) -> bool:
-    """Whether T losses are better differentiated by one batched pass than each alone, on a device
-    that waits for launches.
-
-    Args:
-        graph: from the losses, each alone, or from their vector.
-        rows: how many.
-        numel: entries of the leaves.
-        device: "cpu", "cuda", …
-        separate: each is a root of the graph; else every node serves all of them.
-    """
-    costs = DEVICES.get(device)
-    if costs is None or rows == 1 or not graph.can_batch:
-        return False
-    inner = [node for node, pairs in graph.following.items() if pairs]
-    passes = {node: graph.reach[node].bit_count() if separate else rows for node in inner}
-    alone, together = 0.0, costs.start
-    for node, count in passes.items():
-        slow = _is_slow(type(node))
-        single = costs.slow_node if slow else costs.node
-        alone += count * single
-        together += (costs.mapped_slow if slow else costs.mapped) * single
-    if alone <= together:  # numbers cost more in one pass
-        return False
-    held = largest = 0.0
-    for node, count in passes.items():
-        size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
-        held, largest = held + size, max(largest, size)
-        alone += count * costs.number * size
-        together += rows * costs.batched * costs.number * size
-    fits = 2 * rows * largest <= max(LITTLE, ROOM * (held + (1 + rows) * numel))
-    return fits and together < alone
-
-
-@cache
-def _is_slow(kind: type) -> bool:
-    return "Convolution" in kind.__name__ or kind.__name__.startswith(_NORMS)
 
 
 PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")

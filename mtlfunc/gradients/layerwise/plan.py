@@ -7,6 +7,7 @@ same backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -29,8 +30,9 @@ from .formulas import (
     layouts,
     positions,
 )
-from .graph import DEVICES, Graph, Node, prefers_one_pass
+from .graph import Graph, Node
 from .owners import entry_layouts
+from .passes import MEMORY, fits, prefers_one_pass
 from .uses import Use
 
 Engine = Literal["auto", "layerwise", "rows"]
@@ -47,11 +49,10 @@ UNFOLDED = 2.5
 out for a product, on a CPU.
 """
 
-LOOP_PENALTY = 1.25
-"""A loop of single backward passes against one batched pass through the same linear layers;
-convolutions on a CPU are faster in a loop. Devices in `graph.DEVICES` have a model of their own.
-"""
 LOOPED_CONVOLUTION = 0.55
+"""A loop of single backward passes against one batched pass through the same convolutions, on a
+CPU.
+"""
 
 
 def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
@@ -515,6 +516,7 @@ def decide(
     whole: bool = False,
     shared: Sequence[str] | None = None,
     metric: Metric | None = None,
+    memory: float = MEMORY,
 ) -> Decision:
     """Choose how the Gramian of a recorded forward pass is made.
 
@@ -529,6 +531,7 @@ def decide(
         whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
         metric: in which the rows are multiplied.
+        memory: as in `prefers_one_pass`.
     """
     losses, params, graph = forward.losses.vector, forward.params, forward.graph
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
@@ -539,40 +542,19 @@ def decide(
         slices = slice_plan(forward, names, keep=kept)
         if slices is not None:
             return Decision(slices.plan, None, False, slices)
-    apart, one_at_a_time = separated, False
+    one_at_a_time, numel = False, sum([params[name].numel() for name in shared or names])
     if mixed or not separated:
-        separable = loss_edges is not None
-        apart, one_at_a_time = should_loop(every, graph, params, rows, separable, device)
-    loss_edges = loss_edges if apart and not mixed else None
+        one_at_a_time = not prefers_one_pass(
+            graph, rows, numel, device, separate=loss_edges is not None, memory=memory
+        )
+        loss_edges = loss_edges if one_at_a_time and not mixed else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
     if metric is not None:
         groups = {name: in_metric(parts, metric) for name, parts in groups.items()}
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
+    if engine == "auto" and plan.tapped:
+        deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
+        extra = sum(deltas.values()) - sum([group.numel for group, _ in plan.tapped])
+        if not fits(rows * extra, graph, rows, numel, device, memory):
+            plan = Plan((), tuple(names))
     return Decision(plan, loss_edges, one_at_a_time)
-
-
-def should_loop(
-    uses: Uses, graph: Graph, params: Params, count: int, separable: bool, device: str
-) -> tuple[bool, bool]:
-    """Whether T losses should be differentiated each from where they were stacked; else, whether
-    one at a time.
-    """
-    if device in DEVICES:
-        numel = sum(map(Tensor.numel, params.values()))
-        single = not prefers_one_pass(graph, count, numel, device, separate=separable)
-        return separable and single, single
-    alone = common = conv = 0.0
-    for use in (use for each in uses.values() for use in each):
-        if use.kind != "outer":
-            continue
-        flops = float(positions(use) * params[use.part.leaf].numel())
-        if separable and graph.serves(use.edge).bit_count() == 1:
-            alone += flops
-        elif "conv" in use.op:
-            conv += flops
-        else:
-            common += flops
-    convolution = LOOPED_CONVOLUTION if device == "cpu" else LOOP_PENALTY
-    loop, batched = count * (LOOP_PENALTY * common + convolution * conv), count * (common + conv)
-    apart = separable and alone > 0 and loop + alone < batched + count * alone
-    return apart, not graph.can_batch or (device == "cpu" and loop < batched)

@@ -1,0 +1,122 @@
+"""What `engine="auto"` costs next to every way that can be asked for by hand.
+
+    python -m experiments.benchmarks.routes [--widths W ...] [--tasks T ...] [--seconds S]
+    [--clock cpu] [--out DIR]
+
+Writes routes.json and routes.md. A perceptron 64-W-W-W-T; T tasks as a vector of losses, or K
+weightings of 128 samples' losses. Times of whole balanced steps with the mean as rule, on one
+thread, all ways taking turns; medians. The ways: rows by one batched pass, rows by T single passes,
+and layer products. "auto" over the fastest of these is to be at most 1.1.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from experiments.arguments import at_least, folder, positive
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
+from experiments.benchmarks.record import Record, Row, settings
+
+BAR = 1.10
+SAMPLES = 128
+WIDTHS, TASKS = (16, 64, 128, 256, 512, 1024), (2, 3, 8, 16, 64)
+WAYS: dict[str, Callable[[int], dict[str, object]]] = {
+    "auto": lambda tasks: {},
+    "one pass": lambda tasks: {"engine": "rows", "chunk_size": tasks},
+    "single passes": lambda tasks: {"engine": "rows", "chunk_size": 1},
+    "products": lambda tasks: {"engine": "layerwise"},
+}
+
+
+def contenders(width: int, tasks: int, weighted: bool) -> dict[str, Call]:
+    """Every way to one balanced step."""
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, tasks))
+    params, x = mf.parameters(net), torch.randn(SAMPLES, 64)
+    matrix = torch.randn(tasks, SAMPLES)
+
+    def losses_fn(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(net, params, x).square().mean(1 if weighted else 0)
+
+    def step(options: dict[str, object]) -> Call:
+        given = {"weightings": lambda x: matrix} if weighted else {}
+        balance = mf.balance(losses_fn, mf.mean(), mf.jacobian(**options, **given))  # pyright: ignore
+        state = balance.init(params, x)
+        return lambda: balance.update(params, x, state)
+
+    return {name: step(options(tasks)) for name, options in WAYS.items()}
+
+
+def measure(width: int, tasks: int, weighted: bool, seconds: float, clock: str) -> dict[str, float]:
+    """Median seconds of every way."""
+    torch.manual_seed(0)
+    calls = contenders(width, tasks, weighted)
+    for call in calls.values():
+        call()
+    times = max(1, int(2e-3 / timed(calls["auto"], clock)))
+    return {name: median(x) for name, x in in_turns(calls, seconds, clock, times=times).items()}
+
+
+def ratio(row: Row) -> float:
+    """Of "auto" to the fastest way."""
+    seconds = row["seconds"]
+    return seconds["auto"] / min(seconds[name] for name in WAYS if name != "auto")
+
+
+def table(rows: list[Row], line: str) -> str:
+    """One line a width and form, one column a number of tasks."""
+    counts = sorted({row["tasks"] for row in rows})
+    lines = [f"{line}\n", "| tasks | width | " + " | ".join(map(str, counts)) + " |"]
+    lines.append("|---|---|" + "---|" * len(counts))
+    for weighted in sorted({row["weighted"] for row in rows}):
+        of = {(r["width"], r["tasks"]): r for r in rows if r["weighted"] == weighted}
+        for width in sorted({width for width, _ in of}):
+            found = [of.get((width, count)) for count in counts]
+            cells = ["–" if row is None else f"{ratio(row):.2f}" for row in found]
+            what = "weightings" if weighted else "vector"
+            lines.append(f"| {what} | {width} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """The cells above the bar."""
+    found = []
+    for row in rows:
+        if ratio(row) > BAR:
+            what = "weightings" if row["weighted"] else "vector"
+            found.append(f"{what}, width {row['width']}, {row['tasks']} ({ratio(row):.2f})")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--widths", nargs="+", type=at_least(1), default=list(WIDTHS))
+    parser.add_argument("--tasks", nargs="+", type=at_least(2), default=list(TASKS))
+    parser.add_argument("--seconds", type=positive, default=4.0, help="for every cell")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = settings(clock=given.clock, seconds=given.seconds)
+    fields = ("weighted", "width", "tasks")
+    record = Record(
+        given.out / "routes.json", fields, chosen, lambda row: [row[name] for name in fields]
+    )
+    cells = [(kind, w, t) for kind in (False, True) for w in given.widths for t in given.tasks]
+    for weighted, width, tasks in record.missing(cells):
+        seconds = measure(width, tasks, weighted, given.seconds, given.clock)
+        row: Row = {"weighted": weighted, "width": width, "tasks": tasks, "seconds": seconds}
+        record.keep(row)
+        print(*table([row], "").splitlines()[4:], flush=True)
+        record.write_tables(given.out / "routes.md", table)
+    print(f"above {BAR}: {'; '.join(missed(record.here())) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

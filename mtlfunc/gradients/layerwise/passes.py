@@ -1,0 +1,111 @@
+"""How T losses are differentiated: by one batched pass, or each alone. A model of the device.
+
+T single passes pay every node's overhead once for every loss that it serves. One batched pass pays
+it once, with that of the batching; its numbers leave the cache, and it holds those of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+from ...core.checks import lanes
+from .graph import NORMS, Graph, Node
+
+
+class Device(NamedTuple):
+    """What backward passes cost on a device, in seconds."""
+
+    start: float  # of a batched pass
+    node: float  # whatever its size
+    slow_node: float  # the same of a convolution or a norm
+    mapped: float  # nodes of a batched pass, in single ones
+    mapped_slow: float
+    number: float  # of a node's output
+    batched: float  # numbers of a batched pass, in those of single ones
+    batched_slow: float
+    cached: float  # up to this count of a node's numbers these factors are 1
+    row: float  # of a number of a row, which a single pass copies into the matrix
+    little: float  # numbers that may be held in any case
+
+
+DEVICES = {
+    "cuda": Device(1e-3, 20e-6, 70e-6, 1.4, 6.0, 15e-12, 2.4, 2.4, 0.0, 0.0, 2**26),
+    "cpu": Device(20e-6, 6e-6, 80e-6, 2.7, 1.5, 1e-9, 1.9, 3.7, 2**18, 1.9e-9, 2**22),
+}
+"""Of an H100, from passes of a ResNet-18 in eager mode (10 of 8 small images, 4 and 40 of 64 larger
+ones) and of small networks. Of one thread of a CPU, fitted to 98 pairs of steps: perceptrons of
+width 16 to 1,024, convolutions with and without norms, a GRU and a ResNet-18, 2 to 64 losses, 4 to
+4,096 samples. The choice then costs 1.2 % more than the better one in the mean, 15 % at most; a
+batched pass always costs 17 % more and up to 2.6 times, single ones always 29 % and up to 4.2.
+"""
+
+MEMORY = 1.3
+"""What a step may hold, in what T single passes hold, unless it is told."""
+
+
+def prefers_one_pass(
+    graph: Graph,
+    rows: int,
+    numel: int,
+    device: str,
+    *,
+    separate: bool = True,
+    memory: float = MEMORY,
+) -> bool:
+    """Whether T losses are better differentiated by one batched pass than each alone.
+
+    Args:
+        graph: from the losses, each alone, or from their vector.
+        rows: how many rows the batched pass has.
+        numel: entries of the leaves that have rows.
+        device: "cpu", "cuda", …; others wait for launches like the second.
+        separate: each loss is a root of the graph; else every node serves all rows.
+        memory: what a step may hold, in what single passes hold.
+    """
+    if rows == 1 or not graph.can_batch:
+        return False
+    costs, many = _device(device), lanes()
+    alone, together, largest = rows * many * numel * costs.row, costs.start, 0
+    for node, size in _outputs(graph):
+        slow = _is_slow(type(node))
+        served = graph.reach[node].bit_count() if separate else rows
+        single = costs.slow_node if slow else costs.node
+        alone += served * (single + costs.number * many * size)
+        together += single * (costs.mapped_slow if slow else costs.mapped)
+        factor = costs.batched_slow if slow else costs.batched
+        cached = rows * many * size <= costs.cached
+        together += rows * many * size * costs.number * (1.0 if cached else factor)
+        largest = max(largest, size)
+    return together < alone and fits(2 * rows * largest, graph, rows, numel, device, memory)
+
+
+def fits(
+    extra: float, graph: Graph, rows: int, numel: int, device: str, memory: float = MEMORY
+) -> bool:
+    """Whether a step may hold `extra` numbers beyond those of single passes: the outputs of all
+    nodes, leaves and rows. Arguments as in `prefers_one_pass`.
+    """
+    if lanes() * extra <= _device(device).little:
+        return True
+    held = sum([size for _, size in _outputs(graph)]) + (1 + rows) * numel
+    return extra <= (memory - 1.0) * held
+
+
+def _device(name: str) -> Device:
+    return DEVICES.get(name, DEVICES["cuda"])
+
+
+def _outputs(graph: Graph) -> list[tuple[Node, int]]:
+    """The nodes that are no leaves, and how many numbers they have given."""
+    return [
+        (node, sum([math.prod(x.shape) for x in getattr(node, "_input_metadata", ())]))
+        for node, pairs in graph.following.items()
+        if pairs
+    ]
+
+
+@cache
+def _is_slow(kind: type) -> bool:
+    return "Convolution" in kind.__name__ or kind.__name__.startswith(NORMS)
