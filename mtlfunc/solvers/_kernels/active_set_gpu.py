@@ -63,18 +63,8 @@ def solve(
         size = block(count)
         with torch.cuda.device_of(gramian):
             kernel: Any = _solve_one[(batch,)]
-            kernel(
-                *arrays,
-                report,
-                support,
-                info,
-                count,
-                *strides,
-                kind.value,
-                size,
-                eps,
-                **launch(size),
-            )
+            shape = count, *strides, kind.value, size, eps
+            kernel(*arrays, report, support, info, *shape, **launch(size))
     return report, support, info
 
 
@@ -112,6 +102,12 @@ def _times(matrix, x):
 
 @triton.jit
 @no_type_check
+def _dot(x, y):
+    return tl.sum(x * y, axis=0)
+
+
+@triton.jit
+@no_type_check
 def _column(matrix, here):
     return tl.sum(tl.where(here[:, None], matrix, 0.0), axis=0)
 
@@ -138,7 +134,7 @@ def _solve_face(root, cosine, e, right, ridge):
     x = _inverse_times(root, right)
     moving = 6
     while moving > 0:
-        image = _times(cosine, x) + e * tl.sum(e * x, axis=0) + ridge * x
+        image = _times(cosine, x) + e * _dot(e, x) + ridge * x
         step = _inverse_times(root, right - image)
         x += step
         moving = tl.where(
@@ -158,7 +154,7 @@ def _add_task(root, cosine, e, here, ridge, squares, floor):
     corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
     column = column + e * e_here
     v = _solve_face(root, cosine, e, column, ridge * squares)  # zero outside the face, as W is
-    image = _times(cosine, v) + e * tl.sum(e * v, axis=0) + ridge * squares * v
+    image = _times(cosine, v) + e * _dot(e, v) + ridge * squares * v
     # an error of v enters by its square
     pivot = corner - tl.sum(v * (2 * column - image), axis=0)
     v = tl.where(here, -1.0, v) / tl.sqrt(tl.maximum(pivot, 0.25 * floor))
@@ -172,7 +168,7 @@ def _drop_task(root, here):
     an entry in its column.
     """
     p = tl.sum(tl.where(here[None, :], root, 0.0), axis=1)
-    own, length = _entry_at(p, here), tl.sqrt(tl.sum(p * p, axis=0))
+    own, length = _entry_at(p, here), tl.sqrt(_dot(p, p))
     v = tl.where(here, p + tl.where(own < 0, -length, length), p)
     image = tl.sum(root * v[:, None], axis=0) * (1 / (length * (length + tl.abs(own))))
     rest = ~here[:, None] & ~here[None, :]
@@ -182,20 +178,9 @@ def _drop_task(root, here):
 @triton.jit
 @no_type_check
 def _descend(
-    KIND: tl.constexpr,
-    cosine,
-    a,
-    beta,
-    radius,
-    magnitude,
-    EPS: tl.constexpr,
-    y,
-    inside,
-    real,
-    index,
-    tasks,
-    active,
-):
+    KIND: tl.constexpr, cosine, a, beta, radius, magnitude, EPS: tl.constexpr, y, inside, real,
+    tasks, active,
+):  # fmt: skip
     """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y, the
     number of faces solved and, for the dual cone, yᵀC y.
 
@@ -203,14 +188,11 @@ def _descend(
     in a circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100
     faces the best point so far is the answer: its gap is computed from it.
     """
+    index = tl.arange(0, y.shape[0])
     zero = tl.sum(tl.zeros_like(y), axis=0)
     root = tl.zeros_like(cosine)
-    blocked = index < 0
-    entered, solved, entries = (
-        tl.sum(index * 0, axis=0) - 1,
-        tl.sum(index * 0, axis=0),
-        tl.sum(index * 0, axis=0),
-    )
+    blocked, none = index < 0, tl.sum(index * 0, axis=0)
+    entered, solved, entries = none - 1, none, none
     unit, delta = zero + 1.0, _resolution(EPS, tasks)
     # ridges are in units of ‖g_t‖²; a zero gradient has none of its own
     own = index[:, None] == index[None, :]
@@ -251,13 +233,13 @@ def _descend(
             z = held + _solve_face(root, cosine, e, right, delta * squares)
         else:
             x = _solve_face(root, cosine, e, e, zero)
-            sum_x = tl.sum(a * x, axis=0)
+            sum_x = _dot(a, x)
             z = x / sum_x
             if KIND == CAGRAD:
                 other = _solve_face(root, cosine, e, beta, zero)
-                other = z * tl.sum(a * other, axis=0) - other
-                height = tl.maximum(tl.sum(z * _times(cosine, z), axis=0), 0.0)
-                room = radius * radius - tl.sum(other * _times(cosine, other), axis=0)
+                other = z * _dot(a, other) - other
+                height = tl.maximum(_dot(z, _times(cosine, z)), 0.0)
+                room = radius * radius - _dot(other, _times(cosine, other))
                 bounded = (room > 0) | (size == 1)
                 stride = tl.where(
                     (room > 0) & (size > 1), tl.sqrt(height / tl.where(room > 0, room, 1.0)), 0.0
@@ -277,7 +259,7 @@ def _descend(
         moved = tl.maximum(y + tl.where(stopped, share, 0.0) * tl.where(bounded, z - y, z), 0.0)
         moved = tl.where(inside & (index != leaver), moved, 0.0)
         if KIND != DUAL_CONE:
-            moved = moved / tl.where(stopped, tl.sum(a * moved, axis=0), 1.0)
+            moved = moved / tl.where(stopped, _dot(a, moved), 1.0)
         y = tl.where(taken, tl.where(inside, z, 0.0), tl.where(stopped, moved, y))
         leaver = tl.where(rejected, entered, tl.where(stopped, leaver, -1))
         inside = inside & (index != leaver)
@@ -288,13 +270,13 @@ def _descend(
         # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out
         # from the noise.
         rates = _times(cosine, y)
-        total, square = tl.sum(y, axis=0), tl.sum(y * rates, axis=0)
+        total, square = tl.sum(y, axis=0), _dot(y, rates)
         if KIND == MIN_NORM:
             level, noise = square, 8 * EPS * total
         elif KIND == CAGRAD:
             pull = tl.where(square > 0, radius / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
             rates = beta + pull * rates
-            level, noise = tl.sum(y * rates, axis=0), 8 * EPS * (magnitude + pull * total)
+            level, noise = _dot(y, rates), 8 * EPS * (magnitude + pull * total)
         else:
             rates = beta + rates + delta * squares * (y - centre)
             level, noise = zero, 8 * EPS * (magnitude + total)
@@ -385,13 +367,13 @@ def _solve_one(
     if KIND == CAGRAD:
         ball = tl.load(c + problem * c_stride).to(tl.float64)
         fine = fine & (tl.abs(ball) < infinity)
-        radius = tl.where(fine, ball, 0.0) * tl.sqrt(tl.maximum(tl.sum(beta * given, axis=0), 0.0))
+        radius = tl.where(fine, ball, 0.0) * tl.sqrt(tl.maximum(_dot(beta, given), 0.0))
     none = index < 0
     push = tl.zeros_like(a)
     stationary = tasks < 0
     if KIND == DUAL_CONE:
         y, solved, _ = _descend(
-            DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, index, tasks, fine
+            DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, tasks, fine
         )
     else:
         # A zero gradient: the hull holds 0, and every such task is as good.
@@ -401,53 +383,28 @@ def _solve_one(
         start = tl.where(converged > 0, zeros, index == nearest)
         y = tl.where(start, 1 / (a * tl.maximum(converged, 1).to(tl.float64)), 0.0)
         flat = (radius == 0) if KIND == CAGRAD else (tasks < 0)
+        active = fine & (converged == 0) & ~flat
         y, solved, _ = _descend(
-            MIN_NORM,
-            cosine,
-            a,
-            beta,
-            radius,
-            magnitude,
-            EPS,
-            y,
-            start,
-            real,
-            index,
-            tasks,
-            fine & (converged == 0) & ~flat,
+            MIN_NORM, cosine, a, beta, radius, magnitude, EPS, y, start, real, tasks, active
         )
         if KIND == CAGRAD:
             image = _times(cosine, y)
-            square, total = tl.sum(y * image, axis=0), tl.sum(y, axis=0)
-            value = tl.sum(beta * y, axis=0) + radius * tl.sqrt(tl.maximum(square, 0.0))
+            square, total = _dot(y, image), tl.sum(y, axis=0)
+            value = _dot(beta, y) + radius * tl.sqrt(tl.maximum(square, 0.0))
             # Near Pareto stationarity: where the ball holds the projection on the dual cone, that
             # is the answer; elsewhere its multipliers are a start with F < 0, from which g_w = 0 is
             # never visited.
             near = fine & ~flat & (square <= tl.maximum(1e-6, delta) * total * total)
             push, more, reach = _descend(
-                DUAL_CONE,
-                cosine,
-                a,
-                beta,
-                radius,
-                magnitude,
-                EPS,
-                push,
-                none,
-                real,
-                index,
-                tasks,
-                near,
+                DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, tasks, near
             )
             solved += more
             pareto = near & (square <= delta * total * total)
             stationary = pareto & (reach <= (1 + delta) * radius * radius)
-            sum_push = tl.sum(a * push, axis=0)
+            sum_push = _dot(a, push)
             pushing = sum_push > 0
             sum_push = tl.where(pushing, sum_push, 1.0)
-            value_push = (
-                tl.sum(beta * push, axis=0) + radius * tl.sqrt(tl.maximum(reach, 0.0))
-            ) / sum_push
+            value_push = (_dot(beta, push) + radius * tl.sqrt(tl.maximum(reach, 0.0))) / sum_push
             better = near & pushing & ((value_push < value) | pareto)
             value_start = tl.where(better, value_push, value)
             start = tl.where(better, push / sum_push, y)
@@ -461,24 +418,13 @@ def _solve_one(
             )
             active = fine & ~stationary
             start = tl.where(active, start, y)
+            inside, going = start > 0, active & ~flat
             y, more, _ = _descend(
-                CAGRAD,
-                cosine,
-                a,
-                beta,
-                radius,
-                magnitude,
-                EPS,
-                start,
-                start > 0,
-                real,
-                index,
-                tasks,
-                active & ~flat,
+                CAGRAD, cosine, a, beta, radius, magnitude, EPS, start, inside, real, tasks, going
             )
             solved += more
             image = _times(cosine, y)
-            square, total = tl.sum(y * image, axis=0), tl.sum(y, axis=0)
+            square, total = _dot(y, image), tl.sum(y, axis=0)
             # the projection, or as much of it as the ball holds, may do better than what g_w says
             push = push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1e-300)))
             pull = radius / tl.sqrt(tl.maximum(square, 0.0) + 2.2e-16 * total * total)
@@ -495,7 +441,7 @@ def _solve_one(
     if KIND != DUAL_CONE:
         dual = dual / tl.where(fine, tl.sum(dual, axis=0), 1.0)
     image = _times(cosine, dual / a)
-    square = tl.maximum(tl.sum(image * (dual / a), axis=0), 0.0)
+    square = tl.maximum(_dot(image, dual / a), 0.0)
     total = tl.sum(dual / a, axis=0)
     if KIND == MIN_NORM:
         weights = dual
@@ -511,19 +457,17 @@ def _solve_one(
         weights = asked + tl.where(stationary, a * push, pull * dual)
     rates = _times(cosine, weights / a) / a
     smallest = tl.min(tl.where(there, rates, infinity), axis=0)
-    own = tl.sum(weights * rates, axis=0)
+    own = _dot(weights, rates)
     if KIND == MIN_NORM:
         value, gap = 0.5 * own, own - smallest
     elif KIND == CAGRAD:
-        value = tl.sum(beta * (dual / a), axis=0) + radius * tl.sqrt(square)
+        value = _dot(beta, dual / a) + radius * tl.sqrt(square)
         gap = value - smallest
     else:
         lengths = lengths / a
         charge = tl.sum(lengths * tl.abs(weights), axis=0) / tl.where(real, lengths, 1.0)
-        value, gap = (
-            0.5 * own,
-            tl.sum(dual * tl.abs(rates) + tl.maximum(-rates, 0.0) * charge, axis=0),
-        )
+        value = 0.5 * own
+        gap = tl.sum(dual * tl.abs(rates) + tl.maximum(-rates, 0.0) * charge, axis=0)
     unknown = float("nan")
     report += problem * (3 * tasks + 2)
     tl.store(report + index, tl.where(fine, weights, unknown), there)
