@@ -20,9 +20,8 @@ from torch.utils._pytree import (
 )
 
 functorch = _functorch
-copy_each, norms, times_each = torch._foreach_copy_, torch._foreach_norm, torch._foreach_mul
+copy_each, times_each = torch._foreach_copy_, torch._foreach_mul
 holders_of = torch._C._storage_Use_Count  # pyright: ignore
-set_forward_grad = torch.autograd.forward_ad._set_fwd_grad_enabled
 
 
 def forward_level() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,6 +44,19 @@ CURES = {
     "object has no attribute 'output'": _EXTENDED,
 }
 """What to do about errors of torch and of other libraries, by words of theirs."""
+
+
+class Explained(AbstractContextManager[None]):
+    """Errors that name a cure."""
+
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        if isinstance(error, RuntimeError | IndexError | AttributeError):
+            for words, cure in CURES.items():
+                if words in str(error):
+                    raise RuntimeError(f"{cure} It said: {error}") from error
+
+
+EXPLAINED = Explained()
 
 
 def is_all(which: Any) -> bool:
