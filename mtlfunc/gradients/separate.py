@@ -6,6 +6,7 @@ They cost a small network more than its arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from .run import PLAIN
 
 def is_plain(params: Params) -> bool:
     """Whether all leaves are ordinary numbers on the CPU, of one dtype that products keep."""
-    kinds = {(type(x), x.dtype, x.is_cpu) for x in params.values()}
+    kinds = set(map(attrgetter("__class__", "dtype", "is_cpu"), params.values()))
     kind, dtype, on_cpu = next(iter(kinds))
     exact = dtype in (torch.float32, torch.float64)
     return len(kinds) == 1 and exact and on_cpu and kind in PLAIN

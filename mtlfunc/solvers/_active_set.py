@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -69,7 +71,7 @@ def active_set() -> Solver:
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
         report, _, info = run(problem, torch.finfo(dtype).eps)
-        weights, dual, rates, rest = report.to(dtype).split([count, count, count, 2])
+        weights, dual, rates, rest = report.to(dtype).split_with_sizes([count, count, count, 2], -1)
         value, gap = rest.unbind()  # unpacked by a loop, a tensor takes five times as long
         return Solution(weights, dual, rates, value, gap, info[0])
 
@@ -145,7 +147,13 @@ def kernel_at(gramian: Tensor) -> bool:
 def _kernel(
     gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lead, count = leading_shape(zip((gramian, vector, c), _RANKS, strict=True)), gramian.shape[-1]
+    inputs, count = (gramian, vector, c), gramian.shape[-1]
+    single = [x is None or x.ndim == rank for x, rank in zip(inputs, _RANKS, strict=True)]
+    if gramian.is_cpu and all(single):  # one problem: views in NumPy cost less than in torch
+        arrays = [None if x is None else _array(x.detach())[None] for x in inputs]
+        report, support, info = _cpu_kernel()(*arrays, eps, torch.get_num_threads())
+        return torch.from_numpy(report[0]), torch.from_numpy(support[0]), torch.from_numpy(info[0])
+    lead = leading_shape(zip(inputs, _RANKS, strict=True))
     on_gpu = gramian.is_cuda and kernel_at(gramian)
     matrix = flatten_batch(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
     vector = None if vector is None else flatten_batch(vector, lead, 1)
@@ -155,14 +163,8 @@ def _kernel(
 
         answer = solve_on_gpu(matrix, vector, c, eps)
     else:
-        # numba takes half a second to import
-        from ._kernels.active_set_batch import solve as solve_on_cpu
-
-        others = None if vector is None else _array(vector), None if c is None else _array(c)
-        found = solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads())
-        if gramian.is_cpu and len(lead) == 0:  # one problem: views in NumPy cost less than in torch
-            report, support, info = (torch.from_numpy(x[0]) for x in found)
-            return report, support, info
+        arrays = [None if x is None else _array(x.cpu()) for x in (matrix, vector, c)]
+        found = _cpu_kernel()(*arrays, eps, torch.get_num_threads())
         answer = (torch.from_numpy(x).to(gramian.device) for x in found)
     report, support, info = answer
     return (
@@ -192,8 +194,15 @@ def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
     )
 
 
+@cache
+def _cpu_kernel() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    from ._kernels.active_set_batch import solve  # numba takes half a second to import
+
+    return solve
+
+
 def _array(x: Tensor) -> np.ndarray:
-    return x.double().cpu().contiguous().numpy()
+    return np.asarray(x.double().numpy(), order="C")
 
 
 _LIBRARY = torch.library.Library("mtlfunc", "DEF")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -52,7 +51,7 @@ from ..processes import (
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combine_gradients, init_rule, reduce_carried, reduced, told, weigh
 from ._given import (
-    CURES,
+    EXPLAINED,
     VERSION,
     Kept,
     as_list,
@@ -72,7 +71,7 @@ from ._given import (
 )
 from ._live import Layout, LiveRun, Seen, accumulate, check_outside, outside
 from ._metric import check_metric, metric_of
-from ._short import Short, measure_short, plain_options, short_of
+from ._short import Short, is_bounded, measure_short, plain_options, short_of
 
 
 class Balancer:
@@ -286,7 +285,7 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
-        with self._explained():
+        with enable_grad(), EXPLAINED:
             given = present, weightings, target, features, scale
             alone = present is weightings is target is features is scale is None
             info = self._step_short(losses) if alone and not retain_graph else None
@@ -315,14 +314,17 @@ class Balancer:
         if self._plain is None or states is None:
             return None
         leaves = self._leaves()
-        if self._short is None or not isinstance(self._plain.shared, str):  # others may change
+        fixed = isinstance(self._plain.shared, str) or self._one_pass
+        if self._short is None or not fixed:  # what a predicate accepts may change
             self._short = short_of(self._plain, leaves)
         if not (found := measure_short(self._short, losses, tasks, self._seen, self._asks)):
             return None
-        measured, reached = found
+        measured, reached, apart = found
         info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        grads = combine_gradients(measured, info.weights, self._reduction, ALONE)
-        accumulate({name: leaves[name] for name in reached}, grads, fresh=True)
+        only = self._short.others if self._short.shared and is_bounded(info) else None
+        grads = combine_gradients(measured, info.weights, self._reduction, ALONE, only=only)
+        reached = {name: leaves[name] for name in reached}
+        accumulate(reached, grads, fresh=True, apart=apart)
         self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
             self._seen.begin()
@@ -356,7 +358,7 @@ class Balancer:
             `weightings` in several processes they have a factor for DistributedDataParallel's mean.
         """
         given = present, weightings, target, features, scale
-        with self._explained():
+        with enable_grad(), EXPLAINED:
             run, measured, info, kept = self._answer("weigh", losses, given)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
@@ -394,7 +396,7 @@ class Balancer:
             what `backward` would return.
         """
         given = present, weightings, target, features, scale
-        with self._explained():
+        with enable_grad(), EXPLAINED:
             _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
 
@@ -658,20 +660,6 @@ class Balancer:
         if torch.is_autocast_enabled(device):
             return torch.autocast(device, enabled=False)
         return nullcontext()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Gradients enabled as `loss.backward()` has them, wherever it is called; and errors that
-        name a cure.
-        """
-        try:
-            with enable_grad():
-                yield
-        except (RuntimeError, IndexError, AttributeError) as error:
-            for words, cure in CURES.items():
-                if words in str(error):
-                    raise RuntimeError(f"{cure} It said: {error}") from error
-            raise
 
 
 KINDS = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,19 @@ class Kept(NamedTuple):
     tasks: Tasks = ()
     states: State = None  # the probe's and the rule's, after the first losses
     loaded: dict[str, Tensor] | None = None  # from a file, and not used yet
+
+
+class Explained(AbstractContextManager[None]):
+    """Errors that name a cure."""
+
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        if isinstance(error, RuntimeError | IndexError | AttributeError):
+            for words, cure in CURES.items():
+                if words in str(error):
+                    raise RuntimeError(f"{cure} It said: {error}") from error
+
+
+EXPLAINED = Explained()
 
 
 def is_all(which: Any) -> bool:

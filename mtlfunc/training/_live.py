@@ -228,26 +228,27 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         )
 
 
-def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
+def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = False) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
-    `fresh`: whether the gradients surely have no other holder.
+    `fresh`: whether the gradients surely have no other holder; `apart`: and each memory of its own.
     """
     taken: set[int] = set()
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            grad = grads[name].detach()  # and a view of nothing
-            if leaf.grad is not None:
+    for name, leaf in leaves.items():
+        grad = grads[name].detach()  # and a view of nothing
+        if leaf.grad is not None:
+            with torch.no_grad():
                 leaf.grad += grad
-            else:
+        else:
+            own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
+            if own and not apart:
                 local = local_part(grad)
                 memory = local.untyped_storage()
-                own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                whole = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
-                if not (own and fresh and whole):
-                    grad = torch.empty_like(leaf).copy_(grad)
+                own = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
                 taken.add(memory.data_ptr())
-                leaf.grad = grad
-            hooks: Any = leaf._post_accumulate_grad_hooks
-            for hook in (hooks or {}).values():
-                hook(leaf)
+            leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
+        hooks: Any = leaf._post_accumulate_grad_hooks
+        if hooks:
+            with torch.no_grad():
+                for hook in hooks.values():
+                    hook(leaf)

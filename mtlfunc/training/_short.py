@@ -6,7 +6,9 @@ more, and for every error, the step is the ordinary one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -14,17 +16,21 @@ import torch
 from torch import Tensor
 
 from ..calls import Made
-from ..core.checks import all_rows_mask, has_finite_sum, inside_transform, is_differentiated
-from ..core.tree import combine as sum_rows
-from ..gradients.layerwise import Graph, read_graph, separate_edges
+from ..core.checks import (
+    all_rows_mask,
+    gradient_edge,
+    has_finite_sum,
+    inside_transform,
+    is_differentiated,
+)
+from ..gradients.layerwise import Graph, read_graph
 from ..gradients.levels import run_backward
-from ..gradients.losses import Tasks, parse_losses
-from ..gradients.separate import gramian_of, is_plain, row_matrix, rows_of, times
+from ..gradients.losses import Tasks
+from ..gradients.separate import gramian_of, is_plain, row_matrix, times
 from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
 from ..probes._losses_only import losses_only
-from ..types import Geometry, Params, Probe, TaskGradients
-from ._given import as_list, is_whole
+from ..types import Geometry, Info, Params, Probe, TaskGradients
 from ._live import Seen, outside
 
 
@@ -60,9 +66,10 @@ def short_of(options: RowOptions, leaves: Params) -> Short:
 
 def measure_short(
     short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params, int], bool]
-) -> tuple[TaskGradients, list[str]] | None:
-    """What `jacobian` or `losses_only` measure, and the names of the leaves that the losses depend
-    on. The last pass frees the graph, unless hooks bring back what several passes need.
+) -> tuple[TaskGradients, list[str], bool] | None:
+    """What `jacobian` or `losses_only` measure, the names of the leaves that the losses depend on,
+    and whether each gradient has memory of its own. The last pass frees the graph, unless hooks
+    bring back what several passes need.
 
     Args:
         short: for the module as it is now.
@@ -72,38 +79,67 @@ def measure_short(
         asks: whether another way than rows may be the cheaper one.
     """
     leaves, shared, others, share = short
-    if not isinstance(losses, dict | list | tuple) or any(map(is_whole, losses)):
-        return None
-    elsewhere = inside_transform() or is_differentiated(()) or torch.is_autocast_enabled("cpu")
+    scalars = _separate(losses, tasks)
+    elsewhere = is_differentiated(()) or inside_transform() or torch.is_autocast_enabled("cpu")
     pieces = not all(map(attrgetter("is_leaf"), leaves.values()))  # of other tensors
-    if elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
+    if not scalars or elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
-    parsed = parse_losses(as_list(losses), "losses", tasks=tasks, first="the first step")
-    vector, value = parsed.vector, parsed.vector.detach()
-    edges = [x for x in separate_edges(vector, parsed.scalars) or () if x is not None]
-    if len(edges) < len(value) or not has_finite_sum(value):
+    vector = torch.stack(scalars)
+    value, edges = vector.detach(), list(map(gradient_edge, scalars))
+    if not value.is_cpu or not value.is_floating_point() or not has_finite_sum(value):
         return None
     graph = read_graph(edges, leaves)
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
-    if outside(graph, leaves) or asks(graph, leaves, len(edges)):
+    reached = graph.reached()
+    if not reached or (len(reached) < len(graph.variables) and outside(graph, leaves)):
         return None
-    if not (reached := graph.reached()):
+    if asks(graph, leaves, len(edges)):
         return None
-    present, preference = all_rows_mask(value), value.new_full((len(edges),), 1 / len(edges))
+    preference, present = value.new_full((len(edges),), 1 / len(edges)), _all_present(len(edges))
+    if present._version:  # a rule has written there
+        present = all_rows_mask(value)
     if not shared:
         geometry = Geometry(value, None, preference, present, {})
-        return TaskGradients(value, geometry, weighted_pass(vector, leaves), (), None), reached
+        return TaskGradients(value, geometry, weighted_pass(vector, leaves), ()), reached, False
     freed = None if graph.has_saved_hooks else vector  # a task's checkpoint would run once more
     matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, freed=freed)
     heads = times(share(len(edges)) or 1.0, sums)
     geometry = Geometry(value, gramian_of(matrix), preference, present, {})
 
     def combine(weights: Tensor) -> Params:
-        grads = sum_rows(weights, rows_of(matrix, leaves, shared)) | heads
+        grads, weights = heads.copy(), weights.to(matrix.dtype)
+        parts = matrix.split_with_sizes([leaves[name].numel() for name in shared], 1)
+        for name, part in zip(shared, parts, strict=True):
+            grads[name] = (weights @ part).view(leaves[name].shape)
         return {name: grads[name] for name in leaves}
 
-    return TaskGradients(value, geometry, combine, (), None), reached
+    apart = heads is not sums or not sums
+    return TaskGradients(value, geometry, combine, ()), reached, apart
+
+
+def is_bounded(info: Info) -> bool:
+    """Whether the combination of the rows is surely finite: no entry is above Σ |w_t| ‖g_t‖."""
+    pairs = zip(info.weights.tolist(), info.gramian.diagonal().tolist(), strict=True)
+    longest = sum([abs(weight) * (1 + math.sqrt(square)) for weight, square in pairs])
+    return longest < torch.finfo(info.gramian.dtype).max / 2
+
+
+def _separate(losses: Any, tasks: Tasks) -> list[Tensor] | None:
+    """Scalars with a graph in the order of the tasks, if these are their losses; None of others."""
+    if isinstance(losses, dict) and isinstance(tasks, dict) and losses.keys() == tasks.keys():
+        found = [losses[name] for name in tasks]
+    elif isinstance(losses, list | tuple) and isinstance(tasks, tuple):
+        found = list(losses) if len(losses) == len(tasks) else []
+    else:
+        return None
+    plain = [type(x) is Tensor and x.ndim == 0 and x.grad_fn is not None for x in found]
+    return found if all(plain) else None
+
+
+@lru_cache(16)
+def _all_present(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.bool, device="cpu")
 
 
 def weighted_pass(losses: Tensor, leaves: Params) -> Callable[[Tensor], Params]:

@@ -5,10 +5,10 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from typing import Any
 from zlib import crc32
 
@@ -138,12 +138,13 @@ class Graph:
         """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
         the forward pass once more, in every pass that visits it.
         """
-        for node in self.following:
-            for name in _saved_names(type(node)):
-                found = getattr(node, name)
-                for saved in found if isinstance(found, tuple | list) else (found,):
-                    if saved.unpack_hook is not None:
-                        return True
+        nodes = self.following
+        found = [read(node) for node in nodes if (read := _saved_of(type(node))) is not None]
+        for saved in found:  # it grows while it is read
+            if type(saved) is tuple:
+                found.extend(saved)
+            elif saved.unpack_hook is not None:
+                return True
         return False
 
     @cached_property
@@ -190,9 +191,10 @@ def _has_custom(kinds: frozenset[type]) -> bool:
 
 
 @cache
-def _saved_names(kind: type) -> tuple[str, ...]:
-    """Where nodes of a kind keep tensors, as they were saved."""
-    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+def _saved_of(kind: type) -> Callable[[Node], Any] | None:
+    """What a node of a kind keeps, as it was saved; None for a kind that keeps no tensor."""
+    names = [name for name in dir(kind) if name.startswith("_raw_saved_")]
+    return attrgetter(*names) if names else None
 
 
 _NUMBER = methodcaller("_sequence_nr")
@@ -202,20 +204,20 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
     """Walk from the losses' places, each with a bit of its own, to the leaves."""
     # a leaf on which something outside depends has a graph below it
     ends = {place.node for place in places.values() if not isinstance(place, Tensor)}
-    following = {}
     behind: dict[Node, int] = {}
     for bit, edge in enumerate(roots):
         if edge is not None:
             behind[edge.node] = behind.get(edge.node, 0) | 1 << bit
+    following = dict.fromkeys(behind, ())
     todo = list(behind)
-    while todo:
-        node = todo.pop()
-        if node not in following:
-            following[node] = pairs = () if node in ends else node.next_functions
+    for node in todo:  # it grows while it is read
+        if node not in ends:
+            following[node] = pairs = node.next_functions
             for child, _ in pairs:
-                if child is not None and child not in following:
+                if child not in following and child is not None:
+                    following[child] = ()
                     todo.append(child)
-    kinds = frozenset(map(type, following))
+    kinds = frozenset(map(type, todo))
     _refuse_reentrant(kinds)
     return Graph(following, behind, places, kinds)
 
