@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from ..core.checks import (
-    can_look,
     check_count,
     check_gramian,
     check_params,
     check_scalar,
     inside_transform,
     poison,
+    values_readable,
 )
 from ..core.tree import dot, layer_of, map_params, same_shapes, select
 from ..gradients.levels import explained
@@ -463,7 +463,7 @@ def affinity(
     check_count(chunk_size, "chunk_size", none=True)
     request = Request(select(params, shared), chunk_size=chunk_size)
     linear = linearize(run(losses_fn, params, batch), request)
-    if can_look(linear.losses) and bool((linear.losses < 0).any()):
+    if values_readable(linear.losses) and bool((linear.losses < 0).any()):
         raise ValueError(
             f"losses_fn: losses {linear.losses.tolist()} are not all positive, and a change "
             "relative to a negative loss has the wrong sign"

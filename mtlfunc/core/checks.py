@@ -1,8 +1,8 @@
 """Where values can be read, and the errors that say what was wrong with an argument.
 
 Reading a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
-breaks a compiled graph. So values are examined only where `can_look` allows it; shapes and dtypes
-always.
+breaks a compiled graph. So values are examined only where `values_readable` allows it; shapes and
+dtypes always.
 """
 
 import math
@@ -57,7 +57,7 @@ def gradient_edge(x: Tensor) -> GradientEdge:
         return get_gradient_edge(x)
 
 
-def can_look(*values: object) -> bool:
+def values_readable(*values: object) -> bool:
     """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
     if torch.compiler.is_compiling() or inside_transform():
         return False
@@ -295,7 +295,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
     if gramian.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {gramian.layout}; use .to_dense()")
     check_batch(gramian, name)
-    if not can_look(gramian):
+    if not values_readable(gramian):
         return
     gramian = gramian.detach()
     # Nearly always all is well, and two operations say so; what follows finds out what is not.
@@ -368,7 +368,7 @@ def check_dtype(dtype: torch.dtype | None, name: str = "gramian_dtype") -> None:
 
 def check_finite(value: Tensor, name: str) -> None:
     """Raise if NaN or infinity can be seen in `value`."""
-    if can_look(value) and not has_finite_sum(value) and not bool(value.isfinite().all()):
+    if values_readable(value) and not has_finite_sum(value) and not bool(value.isfinite().all()):
         bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
         raise ValueError(
             f"{name}: NaN or infinite entries {bad}".rstrip()
@@ -391,7 +391,7 @@ def check_losses(losses: Tensor, tasks: Any) -> None:
         losses: of the tasks that have labels; 0 of others.
         tasks: their names, in a mapping or in order; anything else is none.
     """
-    if not can_look(losses) or has_finite_sum(losses) or bool(losses.isfinite().all()):
+    if not values_readable(losses) or has_finite_sum(losses) or bool(losses.isfinite().all()):
         return
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     names = list(tasks) if tasks and all(isinstance(name, str) for name in tasks) else []
@@ -412,7 +412,7 @@ def user_level() -> int:
 
 def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
-    if not grads or not can_look(grads):
+    if not grads or not values_readable(grads):
         return
     parts = [x if type(x) is Tensor else local_part(x) for x in grads.values()]
     if not has_finite_sum(*parts):
@@ -444,7 +444,7 @@ def check_scalar(
                 f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; "
                 "batch over it with torch.func.vmap"
             )
-        if not can_look(value):
+        if not values_readable(value):
             return
     elif not isinstance(value, Real):  # NumPy's scalars, too
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
@@ -485,7 +485,7 @@ def normalized_preference(
             f"{argument} is {preference.dtype} on {preference.device}; expected a floating "
             f"tensor on {fallback.device}"
         )
-    if not can_look(preference):
+    if not values_readable(preference):
         preference = preference.where(preference >= 0, float("nan"))
     elif not (bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < math.inf):
         raise ValueError(
@@ -498,7 +498,7 @@ def normalized_preference(
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
     """`answer` where all inputs are finite, NaN elsewhere: nothing plausible from what is not."""
-    if can_look(answer, *inputs) and has_finite_sum(*inputs):
+    if values_readable(answer, *inputs) and has_finite_sum(*inputs):
         return answer
     every = [x.isfinite().all() for x in inputs]
     return torch.where(every[0] if len(every) == 1 else torch.stack(every).all(), answer, torch.nan)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, depth, enable_grad, poison
+from ..core.checks import depth, enable_grad, poison, values_readable
 from ..core.tree import dot, inner_products
-from ..processes import ALONE, Union
+from ..processes import ALONE, Ranks
 from ..types import Batch, LossesFn, Params, Rows
 from .backward import Backward, Passes, recording, wide_of
 from .layerwise import (
@@ -29,7 +29,7 @@ from .layerwise import (
     block_of,
     common_plan,
     sample_plan,
-    sketch,
+    signature,
 )
 from .losses import parse_samples
 from .mixing import find_samples, shares_of
@@ -156,7 +156,7 @@ def split(
     return Split(backward, graph, losses, how.plan, groups, sound), heads
 
 
-def _gramian(left: Split, right: Split, dtype: torch.dtype | None, union: Union = ALONE) -> Tensor:
+def _gramian(left: Split, right: Split, dtype: torch.dtype | None, union: Ranks = ALONE) -> Tensor:
     """The Gramian [entry·part, entry·part] of one pass with another, of one plan."""
     same, parts, wide = right is left, [], wide_of(left.backward.params, dtype)
     known = union.lists([x.plan.biases for x in ((left,) if same else (left, right))])
@@ -201,7 +201,7 @@ def sample_by_layers(
     gramian_dtype: torch.dtype | None,
     *,
     diagonal: bool = False,
-    union: Union = ALONE,
+    union: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
 
@@ -221,7 +221,7 @@ def sample_by_layers(
     Raises:
         ValueError: where samples mix, if values can be read; elsewhere the Gramian is NaN.
     """
-    look = can_look(params, batches)
+    look = values_readable(params, batches)
 
     def all_sides() -> tuple[list[Split], dict[str, Any]]:
         sides = [_side(losses_fn, params, batch, names, look) for batch in batches]
@@ -230,7 +230,7 @@ def sample_by_layers(
     sides = union.agree(all_sides)
     with enable_grad():
         if len(sides) == 2 or union.several:
-            every = union.lists([sketch(side.plan) for side in sides])
+            every = union.lists([signature(side.plan) for side in sides])
             sides = [side.with_plan(common_plan(side.plan, every)) for side in sides]
         if diagonal:
             gramian = _squares(sides[0], gramian_dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import Group, Union, check_whole, describe_params, union_of
+from ..processes import Group, Ranks, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .entries import sample_by_layers
 from .layerwise import MEMORY, Engine
@@ -281,7 +281,7 @@ def _gramian_by_rows(
     names: tuple[str, ...],
     gramian_dtype: torch.dtype | None,
     *,
-    union: Union,
+    union: Ranks,
 ) -> tuple[Tensor, Tensor]:
     """Rows of the first batch with those of the last, of this process or of all."""
 

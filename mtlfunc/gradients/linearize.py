@@ -26,7 +26,7 @@ from .layerwise import (
     is_worth_recording,
     is_worth_weighing,
     prefers_one_pass,
-    sketch,
+    signature,
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
@@ -174,7 +174,7 @@ def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor
             _open(each, request, paired=True) for each in forwards
         )
         plans = left_route.plan, right_route.plan
-        one, other = (common_plan(plan, [sketch(each) for each in plans]) for plan in plans)
+        one, other = (common_plan(plan, [signature(each) for each in plans]) for plan in plans)
         return gramian_in_chunks(
             ((left, one), (right, other)),
             request.measured,

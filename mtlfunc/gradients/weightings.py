@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, enable_grad, is_differentiated
+from ..core.checks import enable_grad, is_differentiated, values_readable
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
@@ -49,7 +49,7 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         # then no pass follows: rows and combination are products of inputs and deltas
         last = request.last and not (record or how.plan.rows)
         frees = last and how.where is not None and shape.numel() == samples
-        look = can_look(forward.params, value)
+        look = values_readable(forward.params, value)
         side, _ = split(backward, forward.graph, value, samples, how, look=look, keep=not frees)
         for right in side.sound:  # where samples mix unseen, nothing that is found is right
             matrix = torch.where(right, matrix, torch.nan)

@@ -79,7 +79,7 @@ class Edit(NamedTuple):
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
     update: EditUpdate
     measures: frozenset[str]  # as in `Probe`, next to the Gramian
-    told: tuple[Any, ...] = ()  # what processes must have in common of it
+    facts: tuple[Any, ...] = ()  # what processes must have in common of it
 
 
 @constructor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, poison
+from ..core.checks import check_scalar, poison, values_readable
 from ..core.expect import expect_probe
 from ..gradients.losses import Losses
 from ..types import Batch, Params, Probe, Scalar, State, TaskGradients, constructor
@@ -105,7 +105,7 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
 
 
 def _check_positive(positive: Tensor, losses: Tensor) -> None:
-    if not can_look(positive, losses) or not bool(losses.isfinite().all()):
+    if not values_readable(positive, losses) or not bool(losses.isfinite().all()):
         return  # of data that are not finite the step says so
     tasks = (~positive).nonzero().flatten().tolist()
     if tasks:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar
+from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_function
 from ..core.tree import same_shapes
 from ..processes import Group
@@ -93,7 +93,7 @@ def moving_average(
         expect_function(rate, "rate", "steps")
     else:
         check_scalar(rate, "rate", positive=True)
-        if can_look(rate) and rate > 1:
+        if values_readable(rate) and rate > 1:
             raise ValueError(f"rate: expected a number in (0, 1], got {float(rate)}")
 
     def init(zeros: Rows) -> State:
@@ -108,7 +108,7 @@ def moving_average(
         steps = state.steps + present
         beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
         beta = beta * torch.ones_like(state.mass)
-        if callable(rate) and can_look(beta) and not bool(((beta > 0) & (beta <= 1)).all()):
+        if callable(rate) and values_readable(beta) and not bool(((beta > 0) & (beta <= 1)).all()):
             raise ValueError(
                 f"rate: expected numbers in (0, 1], got {beta.tolist()} at steps {steps.tolist()}"
             )

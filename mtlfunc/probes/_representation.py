@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, depth, gradient_edge, recording_context
+from ..core.checks import check_params, depth, gradient_edge, recording_context, values_readable
 from ..core.expect import expect_function
 from ..core.tree import combine, dot, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -117,7 +117,7 @@ def representation(
             losses, tasks = forward.value, forward.losses.tasks
             mask = mask_of(counts)
             losses = losses if mask is None else losses.where(mask, 0.0)
-            if can_look(batch, params):
+            if values_readable(batch, params):
                 _check_encode(encode, params, batch, names, shared)
                 _check_decode(encode, decode, params, batch, mask, tasks, losses)
             facts = {"the number of tasks": len(losses), "shared": names}
@@ -229,7 +229,7 @@ def measure_features(
     with _cut_at(z):
         linear = run.linearize(forward, request, shares)
     silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, shares.here)]
-    if silent and can_look(linear.losses):
+    if silent and values_readable(linear.losses):
         raise ValueError(f"features: the losses of tasks {silent} do not depend on them")
 
     def through(gradient: Params) -> Params:

@@ -9,14 +9,21 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, check_losses, is_readable, user_level
+from ..core.checks import (
+    all_present,
+    check_finite,
+    check_losses,
+    is_readable,
+    user_level,
+    values_readable,
+)
 from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, Traced, check_connected, run
-from ..processes import Labelled, Shares, Union, check_gathers, mask_of
+from ..processes import Labelled, Ranks, Shares, check_gathers, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
 
@@ -61,7 +68,7 @@ class Run:
         self,
         losses_fn: LossesFn,
         params: Params,
-        union: Union | None = None,
+        union: Ranks | None = None,
         parse: Callable[[Any], Losses] = parse_losses,
         facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
@@ -69,7 +76,7 @@ class Run:
         self.params = params
         self.parse = parse
         self.facts = facts
-        self.union: Union = Union() if union is None else union
+        self.union: Ranks = Ranks() if union is None else union
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         """One forward pass, watched as far as the request has use for it."""
@@ -202,7 +209,7 @@ def parse_target(out: Any) -> Losses:
 
 def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
     """Raise where a target loss depends on none of these leaves, as far as that can be seen."""
-    if isinstance(forward, Traced) or forward.by_hooks or not can_look(forward.value):
+    if isinstance(forward, Traced) or forward.by_hooks or not values_readable(forward.value):
         return
     reached = leaves_of_each(forward)
     if reached is not None and not reached[0] & set(measured):
@@ -251,7 +258,7 @@ def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
     if all_present(found.present):
         return
-    if not (is_readable(found.present) and can_look(losses, gradients)):
+    if not (is_readable(found.present) and values_readable(losses, gradients)):
         return
     if found.present.shape != losses.shape:
         return
@@ -291,7 +298,7 @@ def first_losses(
             )
         losses = losses.where(here, 0.0)
     check_losses(losses, forward.losses.names)
-    if not can_look(batch, run.params, losses):
+    if not values_readable(batch, run.params, losses):
         return losses
     # the graph of a module under fully_shard ends in its gathered weights
     reached = None if forward.by_hooks else leaves_of_each(forward)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, check_count
+from ..core.checks import check_count, values_readable
 from ..core.expect import expect_function
 from ..display import functions_shown
 from ..types import Rows, constructor
@@ -70,7 +70,7 @@ def graddrop(
         >>> graddrop()(random.key(0), rows)["x"].tolist()
         [[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]]
     """
-    if not isinstance(leak, Tensor) or can_look(leak):
+    if not isinstance(leak, Tensor) or values_readable(leak):
         _check_leak(torch.as_tensor(leak))
     if f is not None:
         expect_function(f, "f", "purity")

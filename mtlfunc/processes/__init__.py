@@ -11,8 +11,8 @@ from .group import unwrap as unwrap
 from .group import warn_without_group as warn_without_group
 from .union import ALONE as ALONE
 from .union import Labelled as Labelled
+from .union import Ranks as Ranks
 from .union import Shares as Shares
-from .union import Union as Union
 from .union import gramians as gramians
 from .union import mask_of as mask_of
 from .union import of_union as of_union

@@ -27,7 +27,7 @@ Not spelt out, because a build of torch may lack both.
 """
 
 
-class Peers(NamedTuple):
+class Collectives(NamedTuple):
     """The processes whose batches are one batch, as one of them sees it."""
 
     group: Any  # of torch.distributed
@@ -135,7 +135,7 @@ def check_group(group: Group) -> Any:
     return group
 
 
-def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
+def peers_of(group: Group, params: Mapping[str, Any]) -> Collectives | None:
     """The processes of a group that is named; None where this one is alone.
 
     Raises:
@@ -168,10 +168,10 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
     size = dist.get_world_size(group)
     if size == 1 and not any(map(is_sharded, leaves)):
         return None
-    return Peers(group, dist.get_rank(group), size, device)
+    return Collectives(group, dist.get_rank(group), size, device)
 
 
-def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+def agree(peers: Collectives | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
     """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
 
     One all-reduce of five integers compares them. Only where they differ are the facts exchanged
@@ -205,7 +205,7 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
     return answer  # pyright: ignore[reportReturnType]
 
 
-def _alike(peers: Peers, digest: int, *, failed: bool) -> bool:
+def _alike(peers: Collectives, digest: int, *, failed: bool) -> bool:
     """Whether no rank failed, and all have the same 40 bits: R Σ n² = (Σ n)² holds for equal n
     alone.
     """
@@ -222,7 +222,7 @@ def _digest(facts: Mapping[str, Any]) -> bytes:
     return repr((told, bits([x for _, x in _flat(facts) if isinstance(x, Tensor)]))).encode()
 
 
-def _find_difference(peers: Peers, facts: dict[str, Any], error: Exception | None) -> None:
+def _find_difference(peers: Collectives, facts: dict[str, Any], error: Exception | None) -> None:
     """Raise naming what differs, on which rank, if it is more than rounding."""
     mine = {name: _numbers(x) if isinstance(x, Tensor) else x for name, x in _flat(facts)}
     failure = None if error is None else f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
 """The union of the processes' batches: one step of several processes is one step on it.
 
 The union's loss of task t is Σ_r s_t^r L_t^r with the shares s_t^r that each rank has in it, so
-every derivative is a sum over the ranks of that of the scaled local losses. A `Union` of one
+every derivative is a sum over the ranks of that of the scaled local losses. A `Ranks` of one
 process has the same methods and exchanges nothing.
 """
 
@@ -16,15 +16,24 @@ from torch import Tensor
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
-from .group import Group, Peers, agree, check_whole, is_sharded, peers_of, shard_like, unflatten
+from .group import (
+    Collectives,
+    Group,
+    agree,
+    check_whole,
+    is_sharded,
+    peers_of,
+    shard_like,
+    unflatten,
+)
 
 T = TypeVar("T")
 
 
-class Union(NamedTuple):
+class Ranks(NamedTuple):
     """The processes whose batches are one batch, as one of them sees it; None is this one alone."""
 
-    peers: Peers | None = None
+    peers: Collectives | None = None
 
     @property
     def several(self) -> bool:
@@ -102,13 +111,13 @@ class Union(NamedTuple):
         return {name: found[name] if name in found else self.size * grads[name] for name in grads}
 
 
-ALONE = Union()
+ALONE = Ranks()
 
 
 class Shares(NamedTuple):
     """This process's part in the losses of the union of the batches."""
 
-    union: Union
+    union: Ranks
     share: Tensor | float  # [task] of a task's samples
     told: Tensor | float  # the same, and 1/R for tasks that have labels nowhere
     here: Tensor | None  # Bool[task], the tasks that have labels on this rank; None is all
@@ -240,7 +249,7 @@ class Labelled(NamedTuple):
     share: Tensor | float  # what turns a mean over all tasks into one over the present
 
 
-def union_of(group: Group, params: Mapping[str, Any]) -> Union:
+def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
     """The union over the processes of a group; of this one alone for None.
 
     Raises:
@@ -250,13 +259,13 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
     """
     if group is None:
         check_whole(params)
-        return Union()
+        return Ranks()
     if torch.compiler.is_compiling() or inside_transform():
         raise RuntimeError(
             "group: processes cannot talk to each other inside a transform of torch.func or a "
             "compiled function; call this outside, and compile losses_fn or the module"
         )
-    return Union(peers_of(group, params))
+    return Ranks(peers_of(group, params))
 
 
 def mask_of(counts: Tensor | None) -> Tensor | None:
@@ -264,7 +273,7 @@ def mask_of(counts: Tensor | None) -> Tensor | None:
     return counts if counts is None or counts.dtype == torch.bool else counts > 0
 
 
-def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:
+def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
     """The union's losses `[task]` from every process's and its shares `[task]`."""
     if union.peers is None:
         return losses
@@ -299,7 +308,7 @@ def gramians(
     return (gramian, carried) if blocks else (gramian[0], carried[0])
 
 
-def _whole(rows: Rows, peers: Peers) -> Rows:
+def _whole(rows: Rows, peers: Collectives) -> Rows:
     if any(map(is_sharded, rows.values())):
         raise NotImplementedError(
             "group: mask=, target= and probes with a memory need whole rows, and a sharded "
@@ -309,7 +318,7 @@ def _whole(rows: Rows, peers: Peers) -> Rows:
 
 
 def _pieces(
-    rows: Rows, params: Params, peers: Peers
+    rows: Rows, params: Params, peers: Collectives
 ) -> tuple[Rows, Callable[[Params], Params], Callable[[Params, Rows], Rows]]:
     """This process's columns of the sum over the ranks; the way back from combinations of them to
     whole leaves; and the same columns of other leaves, next to those given.
@@ -343,7 +352,7 @@ def _pieces(
     return {name: pieces[name] for name in rows}, back, cut
 
 
-def _counts(leaf: Any, peers: Peers) -> bool:
+def _counts(leaf: Any, peers: Collectives) -> bool:
     """Whether this process's columns of a leaf enter the sum: a copy on every rank enters once."""
     return not is_sharded(leaf) or not leaf.placements[0].is_replicate() or peers.rank == 0
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_option, check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar, normalized_preference, values_readable
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, preference_of, reading
 from .losswise import exponentiate
@@ -91,7 +91,7 @@ def align(
             )
         products = products.to(state.logits)
         slope = eta * products
-        if can_look(slope) and bool((products.isfinite() & ~slope.isfinite()).any()):
+        if values_readable(slope) and bool((products.isfinite() & ~slope.isfinite()).any()):
             raise ValueError(
                 "eta: times the products with the target's gradient, up to "
                 f"{products.abs().max():.3g}, it overflows {slope.dtype}; η has the unit "

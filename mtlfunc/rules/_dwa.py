@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..core.checks import (
     all_present,
-    can_look,
     check_count,
     check_scalar,
     normalized_preference,
     poison,
     select_where,
+    values_readable,
 )
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
@@ -74,7 +74,7 @@ def dwa(
 
     def update(geometry: Geometry, state: DWAState) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
-        whole, readable = all_present(present), can_look(losses, present)
+        whole, readable = all_present(present), values_readable(losses, present)
         if readable and any(x < 0 for x in (losses if whole else losses[present]).tolist()):
             raise ValueError(
                 "losses: dwa takes ratios of epoch means, which need losses >= 0, got "
@@ -86,14 +86,14 @@ def dwa(
             losses = losses.where(losses >= 0, float("nan"))
         total = state.total + (losses if whole else losses.where(present, 0.0))
         seen, steps = state.seen + present, state.steps + 1
-        ended = can_look(steps)
+        ended = values_readable(steps)
         if ended and int(steps) != epoch:
             return weights, DWAState(state.rate, state.mean, total, seen, steps)
         mean = total / seen.clamp_min(1)
         over, known = steps == epoch, state.mean != 0
         counts = seen > 0 if ended else over & (seen > 0)
         solved = counts & (mean == 0)
-        if can_look(solved) and True in solved.tolist():
+        if values_readable(solved) and True in solved.tolist():
             raise ValueError(
                 "losses: dwa divides by the means of epochs, and those of tasks "
                 f"{solved.nonzero().flatten().tolist()} are 0; leave these out"

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison, values_readable
 from ..solvers._auto import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
@@ -70,7 +70,7 @@ def epo(
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
+        if values_readable(geometry.losses) and bool((geometry.losses < 0).any()):
             raise ValueError(
                 f"epo: the ray r∘L = constant needs losses >= 0, got {geometry.losses.tolist()}; "
                 "shift the losses, or bound them below"

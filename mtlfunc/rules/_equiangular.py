@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, is_differentiated
+from ..core.checks import is_differentiated, values_readable
 from ._spectral import solve, spectral
 
 _SINGLE = torch.finfo(torch.float32).eps
@@ -37,7 +37,7 @@ def equiangular(
     count = cosines.shape[0]
     noise = count**2 * max(torch.finfo(gramian.dtype).eps, _SINGLE**2)
     gramian = gramian.double()
-    if can_look(gramian, cosines) and not is_differentiated((gramian, cosines)):
+    if values_readable(gramian, cosines) and not is_differentiated((gramian, cosines)):
         from ._kernels.equiangular import solve as solve_on_cpu  # numba takes long to import
 
         found = np.empty((2, count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, has_finite_sum, poison
+from ..core.checks import check_scalar, has_finite_sum, poison, values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, no_state, preference_of, reading
@@ -86,7 +86,7 @@ def gauss_newton(
         right = (share * given.where(share > 0, 0.0))[:, None]
         half = torch.linalg.solve_triangular(factor, right, upper=False)
         answer = share * torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0] / longest
-        if can_look(failed, wide) and bool(failed) and has_finite_sum(wide):
+        if values_readable(failed, wide) and bool(failed) and has_finite_sum(wide):
             raise ValueError(_indefinite(gramian, damping))
         return poison(answer.where(failed == 0, torch.nan), wide, given).to(gramian.dtype), ()
 

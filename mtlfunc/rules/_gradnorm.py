@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import optim
-from ..core.checks import can_look, check_scalar, poison
+from ..core.checks import check_scalar, poison, values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
@@ -84,7 +84,7 @@ def gradnorm(
         initial = (
             losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         )
-        if can_look(initial) and not bool((initial > 0).all()):
+        if values_readable(initial) and not bool((initial > 0).all()):
             raise ValueError(
                 "gradnorm: relative rates L(t)/L(0) need initial losses > 0, got "
                 f"{initial.tolist()} (0 where a task is absent); shift the losses, begin with all, "
@@ -97,7 +97,7 @@ def gradnorm(
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
+        if values_readable(geometry.losses) and bool((geometry.losses < 0).any()):
             raise ValueError(
                 "gradnorm: relative rates L(t)/L(0) need losses >= 0, got "
                 f"{geometry.losses.tolist()}; shift the losses, or bound them below"

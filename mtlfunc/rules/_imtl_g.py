@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look
+from ..core.checks import values_readable
 from ..types import Geometry, Rule, State, constructor
 from ._equiangular import equiangular, inverse_lengths
 from .common import gramian_of, no_state
@@ -55,7 +55,10 @@ def imtl_g() -> Rule:
                 a = torch.where(null.square().sum() > eps**0.5, null, a)
             weights = unit * a
         total, rounding = weights.sum(), 1024 * len(wide) * eps
-        if not (can_look(weights) and abs(total.item()) > rounding * math.hypot(*weights.tolist())):
+        if not (
+            values_readable(weights)
+            and abs(total.item()) > rounding * math.hypot(*weights.tolist())
+        ):
             least = rounding * torch.linalg.vector_norm(weights)
             total = torch.where(total.abs() > least, total, torch.inf)
         return (weights / total).to(gramian.dtype), ()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, is_differentiated, poison
+from ..core.checks import is_differentiated, poison, values_readable
 from ..core.linear import solve_factored
 
 STEPS = 40
@@ -61,7 +61,7 @@ def bargain(
         power.detach() if isinstance(power, Tensor) else power,
         eps,
     )
-    if can_look(settled, given) and not bool(settled) and bool(given.isfinite().all()):
+    if values_readable(settled, given) and not bool(settled) and bool(given.isfinite().all()):
         raise ValueError(
             f"alpha: Newton's method has not settled within {MORE} steps; with a fairness so "
             "near to 0 or so large the gradients' lengths are too far apart "
@@ -102,11 +102,11 @@ def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tupl
         share = (FACTOR / change).clamp_max(1.0)
         if count >= STEPS:  # what is neither large nor shrinks fast is rounding
             share = share.where((change >= 1) | (change < 0.7 * before), 0.0)
-            if can_look(share) and float(share) == 0:
+            if values_readable(share) and float(share) == 0:
                 break
         logs = logs + share * steps
         # the steps that remain would change nothing but rounding
-        if can_look(change) and float(change) < 1e-9:
+        if values_readable(change) and float(change) < 1e-9:
             break
     return (logs[0] - start).exp(), change < 1
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_option
+from ..core.checks import check_option, values_readable
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
 from ..types import ROW_PRODUCTS, Geometry, Rule, State, constructor
@@ -51,7 +51,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
-        if by != "norm" and can_look(losses) and bool((losses < 0).any()):
+        if by != "norm" and values_readable(losses) and bool((losses < 0).any()):
             raise ValueError(
                 f"normalize: dividing by the losses needs losses >= 0, got {losses.tolist()}; "
                 "shift the losses, or bound them below"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, check_count, normalized_preference, poison
+from ..core.checks import check_count, normalized_preference, poison, values_readable
 from ..core.tree import root
 from ..solvers import min_norm
 from ..solvers._auto import solver_or_auto
@@ -69,7 +69,7 @@ def pareto_mtl(
         )
     if (
         others is not None
-        and can_look(others)
+        and values_readable(others)
         and not (bool((others >= 0).all()) and bool((others.sum(-1) > 0).all()))
     ):
         raise ValueError(

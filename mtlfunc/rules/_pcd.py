@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, poison
+from ..core.checks import check_scalar, poison, values_readable
 from ..solvers._auto import solver_or_auto
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
@@ -60,7 +60,7 @@ def pcd(
         [0.0, 1.4142135381698608]
     """
     if isinstance(tau, Tensor) and tau.ndim:
-        if can_look(tau) and not bool((tau >= 0).all()):
+        if values_readable(tau) and not bool((tau >= 0).all()):
             raise ValueError(f"tau: expected shares >= 0, got {tau.tolist()}")
     else:
         check_scalar(tau, "tau")

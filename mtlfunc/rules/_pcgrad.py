@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, normalized_preference, poison
+from ..core.checks import normalized_preference, poison, values_readable
 from ..types import Geometry, Rule, State, constructor
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
@@ -120,7 +120,9 @@ def check_orders(orders: Tensor | None) -> None:
             f"orders: expected integers of shape [task, task], got {orders.dtype} of shape "
             f"{list(orders.shape)}"
         )
-    if can_look(orders) and not bool((orders.sort(-1).values == torch.arange(len(orders))).all()):
+    if values_readable(orders) and not bool(
+        (orders.sort(-1).values == torch.arange(len(orders))).all()
+    ):
         raise ValueError(
             f"orders: every row must be a permutation of 0 … {len(orders) - 1}, got "
             f"{orders.tolist()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar
+from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_rule
 from ..core.linear import solve_factored
 from ..solvers._auto import dual_cone_weights
@@ -116,7 +116,7 @@ def _square(gramian: Tensor, w: Tensor, linear: Tensor) -> Tensor:
 def _with_margin(more: Tensor, rates: Tensor, wanted: Tensor) -> Tensor:
     """λ, or an error (NaN where it cannot be raised) if a rate lacks a thousandth of its margin."""
     missed = (rates < -1e-3 * wanted).any()
-    if can_look(missed) and bool(missed):
+    if values_readable(missed) and bool(missed):
         tasks = (rates < -1e-3 * wanted).nonzero().flatten().tolist()
         raise ValueError(
             f"margin: no step gives every task its margin, tasks {tasks} miss it: a convex "

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, has_finite_sum, is_differentiated
+from ..core.checks import has_finite_sum, is_differentiated, values_readable
 from ..core.linear import eigenvectors
 
 
@@ -39,7 +39,7 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     rank does not change, that is the range of A, and moves with it.
     """
     constant = matrix.detach()
-    if can_look(matrix) and has_finite_sum(constant):
+    if values_readable(matrix) and has_finite_sum(constant):
         values, vectors = eigenvectors(constant)
         if values.tolist()[0] > noise:
             if not is_differentiated(matrix):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison, values_readable
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import check_shape, require_positive, softmax
@@ -93,7 +93,7 @@ def stch(
         total, seen = state.total + losses.where(averaged, 0.0), state.seen + averaged
         ready = state.steps >= first + then
         unknown = ready & present & (seen == 0)
-        if can_look(unknown) and bool(unknown.any()):
+        if values_readable(unknown) and bool(unknown.any()):
             raise ValueError(
                 f"warmup: tasks {unknown.nonzero().flatten().tolist()} were absent from all "
                 f"{then} steps of averaging; average over more"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import all_present, can_look, normalized_preference
+from ..core.checks import all_present, normalized_preference, values_readable
 from ..core.expect import reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule, State, constructor
 
@@ -111,7 +111,7 @@ def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
     """`weights`; an error where a row is absent, or NaN where that cannot be seen."""
     if all_present(geometry.present):
         return weights
-    if can_look(geometry.present) and not bool(geometry.present.all()):
+    if values_readable(geometry.present) and not bool(geometry.present.all()):
         raise ValueError(
             f"{rule} needs every task in every batch, but tasks "
             f"{(~geometry.present).nonzero().flatten().tolist()} are absent from this one"

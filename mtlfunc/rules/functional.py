@@ -9,11 +9,11 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import (
     all_rows_mask,
-    can_look,
     check_gramian,
     check_tensor,
     check_vector,
     check_weights,
+    values_readable,
 )
 from ..core.expect import (
     expect_carried,
@@ -59,7 +59,7 @@ def weights(
     expect_rule(rule)
     squares = not may_read(rule, "cross_gramian")
     check_gramian(gramian, symmetric=squares)
-    if squares and can_look(gramian):
+    if squares and values_readable(gramian):
         _check_products(gramian.detach())
     return _weights(rule, gramian, losses, key)
 
@@ -143,7 +143,7 @@ def aggregate(
             f"jacobian: expected a dense floating matrix [task, param], got {jacobian.dtype} "
             f"({jacobian.layout}) of shape {list(jacobian.shape)}"
         )
-    if can_look(jacobian) and not bool(jacobian.isfinite().all()):
+    if values_readable(jacobian) and not bool(jacobian.isfinite().all()):
         bad = (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist()
         raise ValueError(f"jacobian: NaN or infinite gradients of tasks {bad}")
     expect_rule(rule)

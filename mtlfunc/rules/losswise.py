@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core._torch import tree_map
-from ..core.checks import all_present, can_look, poison
+from ..core.checks import all_present, poison, values_readable
 from ..types import Optimizer, State
 
 
@@ -26,7 +26,7 @@ def require_positive(
     losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
 ) -> Float[Tensor, " row"]:
     """The losses, 1 for absent tasks; an error where one is not positive, NaN if it is unseen."""
-    if can_look(losses, present) and bool((present & (losses <= 0)).any()):
+    if values_readable(losses, present) and bool((present & (losses <= 0)).any()):
         raise ValueError(
             f"losses: {rule} takes logarithms and ratios, which need losses > 0, got "
             f"{losses.tolist()}; shift them by a lower bound"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, inside_transform, is_differentiated
+from ..core.checks import inside_transform, is_differentiated, values_readable
 from ..core.operators import flatten_batch, leading_shape, register_batching
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
@@ -116,7 +116,7 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         vector = problem.weights
     direct = not torch.compiler.is_compiling() and not inside_transform()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
-    if direct and can_look(gramian) and answer[2].flatten().tolist()[1] < 0:
+    if direct and values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
         wide = gramian.detach().double()
         n = wide.diagonal().abs().sqrt()
         n = n.where(n > 0, 1.0)

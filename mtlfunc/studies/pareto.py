@@ -15,12 +15,12 @@ from torch import Tensor
 from ..core._torch import tree_map
 from ..core.batching import evaluate
 from ..core.checks import (
-    can_look,
     check_count,
     check_dtype,
     check_finite,
     inside_transform,
     is_pair,
+    values_readable,
 )
 from ..core.progress import progress_bar
 from ..testing.host import call_numpy
@@ -183,7 +183,7 @@ def front(
         ([0.25, 0.25], True)
     """
     _check_points(preferences, "preferences")
-    if can_look(preferences) and not (
+    if values_readable(preferences) and not (
         bool((preferences >= 0).all()) and bool((preferences.sum(1) > 0).all())
     ):
         raise ValueError("preferences: expected entries >= 0 with a positive sum in every row")
@@ -213,7 +213,7 @@ def _check_points(points: Tensor, name: str) -> None:
     if points.ndim != 2 or 0 in points.shape:
         got = f"shape {list(points.shape)}; batch with torch.func.vmap"
         raise ValueError(f"{name}: expected at least one point, [point, task], got {got}")
-    if can_look(points) and not bool(points.isfinite().all()):
+    if values_readable(points) and not bool(points.isfinite().all()):
         bad = (~points.isfinite()).any(1).nonzero().flatten().tolist()
         cure = f"leave them out with {name}[{name}.isfinite().all(1)]"
         raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; {cure}")

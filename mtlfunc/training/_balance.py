@@ -13,7 +13,6 @@ from ..core import random
 from ..core._torch import tree_map
 from ..core.checks import (
     all_present,
-    can_look,
     check_autocast,
     check_finite,
     check_gradients,
@@ -23,11 +22,12 @@ from ..core.checks import (
     check_weights,
     has_finite_sum,
     local_part,
+    values_readable,
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
 from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
-from ..processes import Union, describe, describe_params, union_of, warn_without_group
+from ..processes import Ranks, describe, describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
     BalanceInit,
@@ -183,7 +183,7 @@ def metric_balance(
                 check_weighed(measured.losses, state.tasks, "init")
             measured = reduce_carried(measured, reduction)
             info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-            return (measured, info, probe_state, rule_state), told(info)
+            return (measured, info, probe_state, rule_state), facts_of(info)
 
         measured, info, probe_state, rule_state = union.agree(answer)
         grads = combine_gradients(measured, info.weights, reduction, union)
@@ -225,7 +225,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     return Info(losses, gramian, weights, rates, measured.aux, named), following
 
 
-def told(info: Info) -> dict[str, Any]:
+def facts_of(info: Info) -> dict[str, Any]:
     """What processes must have in common of a rule's answer."""
     return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
 
@@ -234,7 +234,7 @@ def combine_gradients(
     measured: TaskGradients,
     weights: Tensor,
     reduction: Reduction,
-    union: Union,
+    union: Ranks,
     *,
     check: bool = True,
     only: tuple[str, ...] | None = None,
@@ -345,7 +345,7 @@ def _refuse_foreign(rule: Rule, geometry: Geometry, state: State, error: Any = N
 
 def _check_measured(measured: TaskGradients, gramian: Tensor, tasks: Tasks) -> None:
     losses, present = measured.losses, measured.geometry.present
-    if can_look(losses, gramian) and has_finite_sum(losses, gramian):
+    if values_readable(losses, gramian) and has_finite_sum(losses, gramian):
         return
     if present.shape == losses.shape:
         losses = losses.where(present, 0.0)

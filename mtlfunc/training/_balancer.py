@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from ..core import random
 from ..core.checks import (
-    can_look,
     check_finite,
     check_option,
     check_params,
@@ -25,6 +24,7 @@ from ..core.checks import (
     has_finite_sum,
     inside_transform,
     local_part,
+    values_readable,
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
@@ -40,7 +40,7 @@ from ..probes.groups import Groups
 from ..processes import (
     ALONE,
     Group,
-    Union,
+    Ranks,
     check_group,
     describe,
     describe_params,
@@ -49,7 +49,15 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combine_gradients, init_rule, reduce_carried, reduced, told, weigh
+from ._balance import (
+    Reduction,
+    combine_gradients,
+    facts_of,
+    init_rule,
+    reduce_carried,
+    reduced,
+    weigh,
+)
 from ._given import (
     EXPLAINED,
     VERSION,
@@ -69,7 +77,7 @@ from ._given import (
     tasks_in_words,
     weigh_unscaled,
 )
-from ._live import Layout, LiveRun, Seen, accumulate, check_outside, outside
+from ._live import Layout, LiveRun, Seen, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
 from ._short import Short, is_bounded, measure_short, plain_options, short_of
 
@@ -511,12 +519,12 @@ class Balancer:
             found = union.agree(run)
             with found.no_writes():
                 measured, info, after = self._measured(found, features, scale)
-            return (found, measured, info, after), told(info)
+            return (found, measured, info, after), facts_of(info)
 
         return union.agree(answer)
 
     def _run(
-        self, losses: Any, given: tuple[Any, ...], union: Union, *, combines: bool, keeps: bool
+        self, losses: Any, given: tuple[Any, ...], union: Ranks, *, combines: bool, keeps: bool
     ) -> LiveRun:
         """The forward passes behind these losses."""
         present, weightings, target, _, scale = given
@@ -537,7 +545,7 @@ class Balancer:
         by_hooks = union.by_hooks(self._layout.leaves)
         leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        if not by_hooks and any(outside(x.graph, leaves) for x in forwards):
+        if not by_hooks and any(foreign_parameters(x.graph, leaves) for x in forwards):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
@@ -562,7 +570,7 @@ class Balancer:
         once = self._one_pass or not (hooked or custom or first.graph.has_saved_hooks)
         # losses that can be seen not to be finite, an error, keep their graph
         frees = may and once and len(forwards) == 1
-        frees = frees and (not can_look(first.value) or has_finite_sum(first.value))
+        frees = frees and (not values_readable(first.value) or has_finite_sum(first.value))
         metric = None
         if self._metric is not None:
             metric = partial(metric_of, self._metric, leaves, scale=scale)

@@ -20,7 +20,7 @@ from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings
-from ..processes import Shares, Union
+from ..processes import Ranks, Shares
 from ..types import Batch, Metric, Params
 
 
@@ -95,7 +95,7 @@ class LiveRun(Run):
     """The forward passes that the user has made: a batch is one of them, or a tuple of several."""
 
     params: Params
-    union: Union
+    union: Ranks
     batch: Forward | tuple[Forward, ...]
     forwards: tuple[Forward, ...]  # these, and that of the target loss
     present: Tensor | None
@@ -208,7 +208,7 @@ def _version(grad: Tensor | None) -> int:
     return -1 if grad is None or grad.is_inference() else grad._version
 
 
-def outside(graph: Graph, leaves: Params) -> list[Tensor]:
+def foreign_parameters(graph: Graph, leaves: Params) -> list[Tensor]:
     """Parameters that train, on which the losses depend, and that are not among the leaves."""
     known = set(map(id, leaves.values()))
     found = [x for i, x in graph.variables.items() if i not in known]
@@ -217,7 +217,7 @@ def outside(graph: Graph, leaves: Params) -> list[Tensor]:
 
 def check_outside(forwards: list[Forward], leaves: Params) -> None:
     """Raise where a trained parameter is not the module's: it would get no gradient."""
-    found = [x for each in forwards for x in outside(each.graph, leaves)]
+    found = [x for each in forwards for x in foreign_parameters(each.graph, leaves)]
     if found:
         shapes = [list(x.shape) for x in found]
         raise ValueError(

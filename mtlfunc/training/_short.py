@@ -31,7 +31,7 @@ from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
 from ..probes._losses_only import losses_only
 from ..types import Geometry, Info, Params, Probe, TaskGradients
-from ._live import Seen, outside
+from ._live import Seen, foreign_parameters
 
 
 class Short(NamedTuple):
@@ -92,7 +92,7 @@ def measure_short(
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
     reached = graph.reached()
-    if not reached or (len(reached) < len(graph.variables) and outside(graph, leaves)):
+    if not reached or (len(reached) < len(graph.variables) and foreign_parameters(graph, leaves)):
         return None
     if asks(graph, leaves, len(edges)):
         return None

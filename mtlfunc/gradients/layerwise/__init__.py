@@ -28,7 +28,7 @@ from .plan import groups_of as groups_of
 from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
-from .plan import sketch as sketch
+from .plan import signature as signature
 from .plan import weighted_plan as weighted_plan
 from .plan import widest as widest
 from .readers import READERS as READERS

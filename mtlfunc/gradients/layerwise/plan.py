@@ -456,18 +456,18 @@ def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan |
     return EntryPlan(plan, layouts, tuple(names) if rows else ())
 
 
-class Sketch(NamedTuple):
+class Signature(NamedTuple):
     """What the plan of another pass over the same leaves, or process, has to fit."""
 
     groups: Mapping[str, tuple[str, Form, Any]]  # by name: leaf, form, `Group.fits`
     rows: tuple[str, ...]
 
 
-def sketch(plan: Plan) -> Sketch:
-    return Sketch({g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows)
+def signature(plan: Plan) -> Signature:
+    return Signature({g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows)
 
 
-def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
+def common_plan(plan: Plan, every: Sequence[Signature]) -> Plan:
     """A plan that fits those of all passes, of which `every` has the sketches: the same parts of
     the same leaves in the same order and form; what one of them has row by row, all have.
     """
