@@ -158,13 +158,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two arguments are equal; tensors with their dtypes and devices."""
     if one is other:
         return True
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return (
-            isinstance(one, Tensor)
-            and isinstance(other, Tensor)
-            and (one.dtype, one.device) == (other.dtype, other.device)
-            and torch.equal(one, other)
-        )
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

@@ -46,12 +46,12 @@ LINES = {
     "gradients": 6920,  # aim 4,900
     **{"training": 3453, "probes": 2410},  # together 3,500
     **{"rules": 4490, "solvers": 3230},  # together 7,000
-    **{"core": 3181, "processes": 830, "": 970},  # together 2,900
-    "analysis": 1190,  # aim 950
+    **{"core": 3078, "processes": 802, "": 797},  # together 2,900
+    "analysis": 1165,  # aim 950
     **{"plot": 1370, "studies": 2670, "audit": 2300, "testing": 1850},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_635, "laboratory": 8_177}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 26_321, "laboratory": 8_177}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

@@ -54,10 +54,8 @@ def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
     signs = torch.linspace(0.5, -0.5, 2, dtype=matrix.dtype, device=matrix.device)[:, None]
     stay, cross = one, one.roll(half, 1)
     if half > 1:
-        first, inner, last, second, others = stay.split([1, half - 2, 1, 1, half - 1], 1)
-        stay = torch.cat([first, second, inner, others, last], 1)
-        first, inner, last, second, others = cross.split([1, half - 2, 1, 1, half - 1], 1)
-        cross = torch.cat([first, second, inner, others, last], 1)
+        parts = [x.split([1, half - 2, 1, 1, half - 1], 1) for x in (stay, cross)]
+        stay, cross = (torch.cat([x[i] for i in (0, 3, 1, 4, 2)], 1) for x in parts)
     vectors = torch.nn.functional.pad(_factor(matrix), (0, 2 * half - count))
     rest = vectors.mT @ vectors
     for _ in range((4 + (count - 1).bit_length()) * (2 * half - 1)):

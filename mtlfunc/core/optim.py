@@ -142,10 +142,9 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         _require(state == () if momentum is None else same_shapes(state, params))
-        if momentum is None:
-            return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
-        velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
-        return map_params(lambda p, v: p - (lr * v).to(p.dtype), params, velocity), velocity
+        if momentum is not None:
+            grads = state = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
+        return map_params(lambda p, v: p - (lr * v).to(p.dtype), params, grads), state
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
         scale = map_params(lambda p: lr * torch.ones_like(p), params)
