@@ -119,10 +119,8 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-_STREAMS = {
-    name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
-}
-_STREAMS["weakly_stationary"] = len(_STREAMS)
+_FIRST = sorted(set(FAMILIES) - {"weakly_stationary"})
+_STREAMS = {name: number for number, name in enumerate([*_FIRST, "weakly_stationary"])}
 """Each family's own stream of random numbers."""
 
 REGULAR = ("gaussian", "hull", "orthogonal")
