@@ -44,9 +44,8 @@ def load(spec: str) -> Any:
     """
     module, _, expression = spec.partition(":")
     if not module or not expression:
-        raise ValueError(
-            f'{spec!r}: expected module:name, for instance mtlfunc:mgda or "mtlfunc:cagrad(0.4)"'
-        )
+        such = 'mtlfunc:mgda or "mtlfunc:cagrad(0.4)"'
+        raise ValueError(f"{spec!r}: expected module:name, for instance {such}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -88,16 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.rule is None) == (options.solver is None):
         parser.error("expected either module:rule or --solver module:solver")
-    unknown = [name for name in options.require if name not in NAMES]
+    unknown = ", ".join(repr(name) for name in options.require if name not in NAMES)
     if unknown:
-        parser.error(
-            f"--require: expected names among {', '.join(NAMES)}; got "
-            f"{', '.join(map(repr, unknown))}"
-        )
-    if options.html:
-        unwritable = _unwritable(options.html)
-        if unwritable:  # now rather than after the audit
-            parser.error(f"--html: {unwritable}")
+        parser.error(f"--require: expected names among {', '.join(NAMES)}; got {unknown}")
+    if options.html and (unwritable := _unwritable(options.html)):  # now rather than later
+        parser.error(f"--html: {unwritable}")
     spec = options.solver or options.rule
     try:
         report = (examine_solver if options.solver else examine_rule)(options)

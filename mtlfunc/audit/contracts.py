@@ -7,6 +7,7 @@ state can be saved, its vmap equals its loop.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -500,3 +501,20 @@ def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) ->
 
 def at(cases: Case, i: int) -> Case:
     return Case(*(x[i] for x in cases))
+
+
+Test = Callable[[Harness], Finding]
+
+CONTRACTS: dict[str, Test] = {
+    "valid weights": lambda harness: search(harness, VALID),
+    "vmapped == loop": check_batching,
+    "state round-trip": check_state,
+    "purity": check_purity,
+    "zero gradients": check_zero_gradients,
+    "NaN": check_nan,
+    "losses of 0 or below": check_low_losses,
+    "T = 128": check_many,
+    "float32": lambda harness: search(harness, FLOAT32),
+    "absent tasks": check_absent,
+}
+"""How a rule computes: a failure is a defect."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..core._torch import tree_flatten, tree_leaves, tree_unflatten
+from ..core._torch import tree_flatten, tree_leaves, tree_map
 from ..core.checks import inside_transform
 from ..rules.common import may_read
 from ..testing._judge import Invalid, attempt, quiet
@@ -117,20 +117,18 @@ class Harness:
         Raises:
             Invalid: for an answer that is not a vector `[task]`.
         """
-        leaves, shape = tree_flatten(() if inside_transform() else (seen, state))
-        before = [x.clone() if isinstance(x, Tensor) else x for x in leaves], shape
+        given = None if inside_transform() else (seen, state)
+        before = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
         answer = self.rule.update(seen, state)
-        changed = changes(before, (seen, state)) if leaves else ""
+        changed = changes(before, given) if given else ""
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Invalid(f"update returned {_kind(answer)} in place of (weights, state)")
         weights, state = answer
         if not isinstance(weights, Tensor):
             raise Invalid(f"returned {_kind(weights)} in place of a tensor [{len(seen.losses)}]")
         if weights.shape != seen.losses.shape:
-            raise Invalid(
-                f"returned weights of shape {list(weights.shape)} for {len(seen.losses)} "
-                f"task{'s' * (len(seen.losses) != 1)}"
-            )
+            tasks = f"{len(seen.losses)} task{'s' * (len(seen.losses) != 1)}"
+            raise Invalid(f"returned weights of shape {list(weights.shape)} for {tasks}")
         return weights, state, changed
 
     def geometry(
@@ -171,9 +169,8 @@ class Harness:
             seen = self.geometry(jacobian, now, present, preference)
             weights, state, changed = self.step(seen, state)
             if changed and self.mutation is None:
-                self.mutation = Finding(
-                    0, f"the rule changes {changed} in place", Case(jacobian, losses)
-                )
+                said = f"the rule changes {changed} in place"
+                self.mutation = Finding(0, said, Case(jacobian, losses))
             if strict and weights.dtype != jacobian.dtype:
                 said = f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian"
                 raise Invalid(said.replace("torch.", ""))
@@ -276,31 +273,23 @@ def usual(jacobian: Tensor, weights: Tensor) -> float:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two trees are equal bit by bit; NaN equals NaN."""
-    return same_leaves(tree_flatten(one), tree_flatten(other))
+    (xs, form), (ys, other_form) = tree_flatten(one), tree_flatten(other)
+    return form == other_form and all(map(_equal, xs, ys))
 
 
-def same_leaves(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
-    """`same`, of the leaves of trees."""
-    return one[1] == other[1] and all(
-        (
-            x.shape == y.shape
-            and x.dtype == y.dtype
-            and (torch.equal(x, y) or bool(torch.isclose(x, y, 0, 0, equal_nan=True).all()))
-        )
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else x is y
-        for x, y in zip(one[0], other[0], strict=True)
-    )
+def _equal(x: Any, y: Any) -> bool:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return x is y
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return torch.equal(x, y) or bool(torch.isclose(x, y, 0, 0, equal_nan=True).all())
 
 
-def changes(before: tuple[list[Any], Any], after: tuple[Geometry, Any]) -> str:
+def changes(before: tuple[Geometry, Any], after: tuple[Geometry, Any]) -> str:
     """Which fields of (geometry, state) differ, in words; empty if none does."""
-    if same_leaves(before, tree_flatten(after)):
-        return ""
-    seen, state = tree_unflatten(*before)
-    fields = zip(Geometry._fields, seen, after[0], strict=True)
+    fields = zip(Geometry._fields, before[0], after[0], strict=True)
     names = [f"the {name}" for name, x, y in fields if not same(x, y)]
-    return ", ".join(names + ["its state"] * (not same(state, after[1])))
+    return ", ".join(names + ["its state"] * (not same(before[1], after[1])))
 
 
 def _kind(x: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,39 +13,12 @@ from ..core.progress import progress_bar
 from ..rules.common import as_rule, required_arguments
 from ..testing.integers import trimmed
 from ..types import Rule
-from .contracts import (
-    FLOAT32,
-    VALID,
-    check_absent,
-    check_batching,
-    check_low_losses,
-    check_many,
-    check_nan,
-    check_purity,
-    check_state,
-    check_zero_gradients,
-)
+from .contracts import CONTRACTS, VALID, Test
 from .harness import LONG, MANY, Extra, Finding, Harness, Inapplicable
 from .instances import SMALL
 from .properties import PROPERTIES
 from .report import Report, Row
 from .search import search
-
-Test = Callable[[Harness], Finding]
-
-CONTRACTS: dict[str, Test] = {
-    "valid weights": lambda harness: search(harness, VALID),
-    "vmapped == loop": check_batching,
-    "state round-trip": check_state,
-    "purity": check_purity,
-    "zero gradients": check_zero_gradients,
-    "NaN": check_nan,
-    "losses of 0 or below": check_low_losses,
-    "T = 128": check_many,
-    "float32": lambda harness: search(harness, FLOAT32),
-    "absent tasks": check_absent,
-}
-"""How a rule computes: a failure is a defect."""
 
 NAMES = (*(each.name for each in PROPERTIES), *CONTRACTS)
 """All properties, in the order of the table."""
@@ -104,10 +77,8 @@ def audit(
     plain = not isinstance(rule, Rule) and required_arguments(rule) > 0  # of the Gramian alone
     unknown = [only] if isinstance(only, str) else [each for each in only if each not in NAMES]
     if unknown:
-        raise ValueError(
-            f"only: expected a list of names among {', '.join(NAMES)}; got "
-            f"{', '.join(map(repr, unknown))}"
-        )
+        got = ", ".join(map(repr, unknown))
+        raise ValueError(f"only: expected a list of names among {', '.join(NAMES)}; got {got}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     check_count(instances, "instances")
@@ -137,9 +108,9 @@ def not_tried(harness: Harness, wanted: list[str]) -> tuple[str, ...]:
 
 def make_rows(harness: Harness, wanted: list[str], label: str, most: int) -> tuple[Row, ...]:
     """The rows, in the order of the table."""
-    purity, batching = check_purity(harness), Finding(0)
+    purity, batching = CONTRACTS["purity"](harness), Finding(0)
     if harness.repeats:
-        batching = check_batching(harness)
+        batching = CONTRACTS["vmapped == loop"](harness)
         harness.most = most if harness.vmapped else harness.most
     known = {
         "purity": lambda rule: (rule.mutation or purity)._replace(instances=purity.instances),

@@ -214,12 +214,6 @@ def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
     return found
 
 
-def check_one(harness: Harness, check: Check, case: Case, unit: float) -> Tested:
-    """A check of one instance."""
-    one = Case(*(x[None] for x in case))
-    return check_group(harness, check, harness.answered(one, unit))
-
-
 def explain(harness: Harness, check: Check, found: Tested) -> str:
     """What is seen at the counterexample."""
     if found.first in found.errors:
@@ -228,7 +222,8 @@ def explain(harness: Harness, check: Check, found: Tested) -> str:
     if len(found.case.jacobian) <= SMALL:
         # without the columns that are zero for every task, if it fails so, too
         plain = Case(trimmed(found.case.jacobian), found.case.losses)
-        one = check_one(harness, check, plain, found.group.unit)
+        alone = harness.answered(Case(*(x[None] for x in plain)), found.group.unit)
+        one = check_group(harness, check, alone)
         shown, i = (one, 0) if one.failing and one.outcome is not None else (shown, i)
     outcome = shown.outcome
     assert outcome is not None

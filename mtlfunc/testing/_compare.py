@@ -63,13 +63,9 @@ class Comparison(Printed):
         lines = [head]
         for row in self.rows:
             rates = row.rates.tolist() if few else [float(row.rates.amin())]
-            numbers = [
-                f"{row.relative_gap:.1e}",
-                f"{abs(row.infeasibility):.1e}",
-                " ".join(f"{rate:.4g}" for rate in rates),
-                f"{1e3 * row.seconds:.3g} ms",
-            ]
-            lines.append([row.solver, *(numbers if not row.error else [row.error])])
+            numbers = [f"{row.relative_gap:.1e}", f"{abs(row.infeasibility):.1e}"]
+            numbers += [" ".join(f"{x:.4g}" for x in rates), f"{1e3 * row.seconds:.3g} ms"]
+            lines.append([row.solver, *([row.error] if row.error else numbers)])
         return lines
 
     @property
@@ -113,11 +109,11 @@ def compare(
     else:
         several = list(solvers)
         names = [rule_name(solve, "solver") for solve in several]
-        counted = [
-            name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
-            for i, name in enumerate(names)
-        ]
-        found = dict(zip(counted, several, strict=True))
+        found = {}
+        for i, (name, solve) in enumerate(zip(names, several, strict=True)):
+            found[name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"] = (
+                solve
+            )
     rows = [_row(name, solve, problem) for name, solve in found.items()]
     return Comparison(problem, tuple(rows))
 
@@ -129,10 +125,8 @@ def _all_that_take(problem: Problem) -> dict[str, Solver]:
     found |= {"cvx()": cvx(), "projected_gradient(100)": projected_gradient(100)}
     if isinstance(problem, DualCone):
         return found
-    return found | {
-        "frank_wolfe(100)": frank_wolfe(100),
-        'frank_wolfe(100, "pairwise")': frank_wolfe(100, "pairwise"),
-    }
+    found["frank_wolfe(100)"] = frank_wolfe(100)
+    return found | {'frank_wolfe(100, "pairwise")': frank_wolfe(100, "pairwise")}
 
 
 def _row(name: str, solve: Any, problem: Problem) -> Compared:
@@ -148,8 +142,6 @@ def _row(name: str, solve: Any, problem: Problem) -> Compared:
     except Exception as error:  # whatever a solver may raise
         text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         return Compared(name, nan, nan, *[float("nan")] * 4, error=text)
-    numbers = (proof.gap, proof.relative_gap, proof.infeasibility)
+    numbers = map(float, (proof.gap, proof.relative_gap, proof.infeasibility))
     middle = sorted(seconds)[len(seconds) // 2]
-    return Compared(
-        name, weights, problem.gramian @ weights, *(float(x) for x in numbers), seconds=middle
-    )
+    return Compared(name, weights, problem.gramian @ weights, *numbers, seconds=middle)

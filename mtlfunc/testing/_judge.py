@@ -67,17 +67,15 @@ def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
     """
     like = problem.gramian
     if not isinstance(answer, Solution | Tensor):
-        raise Invalid(
-            f"expected a Solution or a tensor of weights [{len(like)}], got "
-            f"{'None' if answer is None else type(answer).__name__}; {HOW}"
-        )
+        got = "None" if answer is None else type(answer).__name__
+        expected = f"a Solution or a tensor of weights [{len(like)}]"
+        raise Invalid(f"expected {expected}, got {got}; {HOW}")
     weights = answer.weights if isinstance(answer, Solution) else answer
     if not isinstance(weights, Tensor):
         raise Invalid(f"weights: expected a tensor, got {type(weights).__name__}; {HOW}")
     if weights.shape != like.shape[:1]:
-        raise Invalid(
-            f"weights: expected shape [{len(like)}], one entry per task, got {list(weights.shape)}"
-        )
+        got = list(weights.shape)
+        raise Invalid(f"weights: expected shape [{len(like)}], one entry per task, got {got}")
     if weights.dtype != like.dtype:
         raise Invalid(
             f"weights are {weights.dtype}, but the Gramian is {like.dtype}; compute in its dtype, "

@@ -1,6 +1,7 @@
 """Jacobians of the hard families: what breaks rules and solvers in practice, from a seed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,30 +100,15 @@ def weakly_stationary(rng: Generator, count: int, width: int) -> Array:
     return rows.astype(np.float32).astype(np.float64)
 
 
-FAMILIES: dict[str, Family] = {
-    f.__name__: f
-    for f in (
-        gaussian,
-        spread,
-        duplicates,
-        near_duplicates,
-        rank_deficient,
-        zero_row,
-        antiparallel,
-        pareto_stationary,
-        near_stationary,
-        hull,
-        orthogonal,
-        identical,
-        integer_ties,
-        weakly_stationary,
-    )
-}
+_ALL: tuple[Any, ...] = (
+    gaussian, spread, duplicates, near_duplicates, rank_deficient, zero_row, antiparallel,
+    pareto_stationary, near_stationary, hull, orthogonal, identical, integer_ties,
+    weakly_stationary,
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {f.__name__: f for f in _ALL}
 
-_STREAMS = {
-    name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
-}
-_STREAMS["weakly_stationary"] = len(_STREAMS)
+_FIRST = sorted(set(FAMILIES) - {"weakly_stationary"})
+_STREAMS = {name: number for number, name in enumerate([*_FIRST, "weakly_stationary"])}
 """Each family's own stream of random numbers."""
 
 REGULAR = ("gaussian", "hull", "orthogonal")

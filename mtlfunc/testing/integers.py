@@ -29,26 +29,17 @@ def integers(count: int, deep: bool = False) -> Float[Tensor, "case task 3"]:
     `deep` holds about ten times as many: where the search goes on that found only large
     counterexamples.
     """
-    blocks = {
-        1: [_grid(1, 1, LARGEST), _grid(1, 2, 2)],
-        2: [_grid(2, 2, 2), _thin(_grid(2, 2, LARGEST), 2000)]
-        if not deep
-        else [_grid(2, 2, LARGEST)],
-        3: [
-            _grid(3, 2, 1),
-            _grid(3, 3, 1),
-            _thin(_grid(3, 2, 2), 2000),
-            _thin(_grid(3, 2, LARGEST, 40_000), 500),
-        ]
-        if not deep
-        else [
-            _grid(3, 2, 2),
-            _grid(3, 3, 1),
-            _thin(_grid(3, 2, 3), 30_000),
-            _grid(3, 2, LARGEST, 20_000),
-            _grid(3, 3, LARGEST, 20_000),
-        ],
-    }[count]
+    if count == 1:
+        blocks = [_grid(1, 1, LARGEST), _grid(1, 2, 2)]
+    elif count == 2:
+        whole = _grid(2, 2, LARGEST)
+        blocks = [whole] if deep else [_grid(2, 2, 2), _thin(whole, 2000)]
+    elif deep:
+        drawn = [_grid(3, columns, LARGEST, 20_000) for columns in (2, 3)]
+        blocks = [_grid(3, 2, 2), _grid(3, 3, 1), _thin(_grid(3, 2, 3), 30_000), *drawn]
+    else:
+        drawn = _thin(_grid(3, 2, LARGEST, 40_000), 500)
+        blocks = [_grid(3, 2, 1), _grid(3, 3, 1), _thin(_grid(3, 2, 2), 2000), drawn]
     found = torch.cat(blocks)
     found = found[(found != 0).flatten(1).any(-1)]
     found = found[_order(found)]
@@ -74,16 +65,11 @@ def _grid(count: int, columns: int, largest: int, most: int = 0) -> Tensor:
     """
     base, digits = 2 * largest + 1, count * columns
     if most:
-        entries = (
-            random.uniform(random.key(digits), (most, digits), torch.float64) * base
-        ).floor() - largest
+        entries = (random.uniform(random.key(digits), (most, digits), torch.float64) * base).floor()
     else:
         codes = torch.arange(base**digits)
-        entries = (
-            torch.stack([codes // base**i % base for i in range(digits)], -1).double() - largest
-        )
-    rows = entries.reshape(-1, count, columns)
-    return widened(rows, COLUMNS)
+        entries = torch.stack([codes // base**i % base for i in range(digits)], -1).double()
+    return widened((entries - largest).reshape(-1, count, columns), COLUMNS)
 
 
 def _thin(cases: Tensor, most: int) -> Tensor:
@@ -95,13 +81,8 @@ def _order(cases: Tensor) -> Tensor:
     """The permutation that sorts by the keys of `integers`."""
     flat = cases.flatten(1)
     columns = ((cases != 0).any(-2) * torch.arange(1, COLUMNS + 1)).amax(-1)
-    keys = [
-        *(-flat).unbind(-1)[::-1],
-        (flat < 0).sum(-1),
-        columns,
-        flat.abs().sum(-1),
-        flat.abs().amax(-1),
-    ]
+    sizes = flat.abs().sum(-1), flat.abs().amax(-1)
+    keys = [*(-flat).unbind(-1)[::-1], (flat < 0).sum(-1), columns, *sizes]
     keys.append((cases == 0).all(-1).any(-1))
     order = torch.arange(len(cases))
     for key in keys:  # the last one decides first
