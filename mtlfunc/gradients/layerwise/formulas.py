@@ -393,25 +393,26 @@ class SplitGroup(NamedTuple):
             yield self._rows_of(use, x, part[..., start : start + count])
 
     def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
-        """One call's [sample·task, group, o, a], of these o."""
+        """One call's [entry·part, group, o, a], of these o."""
+        entries = part.shape[1]
         if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
             # one by one in half precision, a token's many sums would not grow
             wide = part[..., 0, :].to(torch.promote_types(part.dtype, torch.float32))
-            empty = wide.new_zeros(()).expand(len(x), use.sizes[2], part.shape[-1])
-            if len(x) == 1:
+            empty = wide.new_zeros(()).expand(entries, use.sizes[2], part.shape[-1])
+            if entries == 1:
                 found = empty.expand(len(part), -1, -1).index_add(1, x[0], wide[:, 0])[:, None]
             else:  # copied where it is added to
                 index = x[:, :, None].expand(-1, -1, part.shape[-1])
                 each = [empty.scatter_add(1, index, task) for task in wide]
                 found = each[0][None] if len(each) == 1 else torch.stack(each)
             summed = found.to(part.dtype).mT[:, :, None]
-        elif len(part) == len(x) == 1:
-            summed = (part[0, 0].permute(1, 2, 0) @ x[0].transpose(0, 1))[None, None]
+        elif len(part) == entries == 1:
+            return (part.flatten(0, 2).permute(1, 2, 0) @ x.flatten(0, 1).transpose(0, 1))[None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
-        return summed.transpose(0, 1).flatten(0, 1)
+        return (summed if entries == 1 else summed.transpose(0, 1)).flatten(0, 1)
 
     def combined(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows' sum with `weights` [sample·task] in the leaf's own order [1, width]: one
