@@ -7,13 +7,13 @@ about ε Σ|y|, with ε the machine epsilon of the arithmetic that made G; every
 multiple of it, or of δ, the square of the smallest opening that G resolves
 (`problems.resolution`).
 
-There is one loop a problem: `_min_norm` (Wolfe), `_cagrad` (the same with the minimiser of CAGrad's
-dual on a face) and `_dual_cone` (Lawson and Hanson). Each adds the task with the largest violation,
-solves the face, and drops the tasks whose weights would be negative on the way. One that enters and
-at once wants to leave did so by rounding: it stays out until there is progress. Each face visited
-has a lower objective than the one before, so that the loops are finite; should rounding make one
-turn in a circle all the same, then after 4T + 20 entries whoever left may not return, and at most T
-entries are left.
+There are two loops: `_on_simplex` (Wolfe for the min-norm problem, the same with the minimiser of
+CAGrad's dual on a face) and `_dual_cone` (Lawson and Hanson). Each adds the task with the largest
+violation, solves the face, and drops the tasks whose weights would be negative on the way. One that
+enters and at once wants to leave did so by rounding: it stays out until there is progress. Each
+face visited has a lower objective than the one before, so that the loops are finite; should
+rounding make one turn in a circle all the same, then after 4T + 20 entries whoever left may not
+return, and at most T entries are left.
 
 A rough phase of at most 16 turns comes first where the start is a vertex: all tasks enter that are
 half as violated as the worst (on the simplex none that nearly depends on those inside), all that
@@ -260,19 +260,24 @@ def _enter(k: Array, task: int) -> None:
 
 
 @_jit
-def _choose(v: Array, k: Array, count: int, worst: float, rough: bool) -> None:
-    """Put the newest task on the face; in the rough phase all that are at least half as violated
-    (`worst`), none of which counts as the newest.
+def _choose(v: Array, k: Array, count: int, worst: float, rough: bool, last: bool) -> bool:
+    """Put the newest task on the face; in the rough phase, until nothing violates or a turn is its
+    `last`, all that are at least half as violated (`worst`), none of which counts as the newest.
+    Return whether that phase goes on.
     """
     if not rough:
         _enter(k, k[COUNT, NEWEST])
-        return
+        return False
+    if last or k[COUNT, NEWEST] < 0:
+        k[COUNT, NEWEST] = -1
+        return False
     before = k[COUNT, SIZE]
     for i in range(count):
         if v[Z, i] >= 0.5 * worst:
             _enter(k, i)
     k[COUNT, FRESH] = k[COUNT, SIZE] - before
     k[COUNT, NEWEST] = -1
+    return True
 
 
 @_jit
@@ -456,43 +461,6 @@ def _polish(v: Array, k: Array, m: Array, eps: float) -> None:
 
 
 @_jit
-def _min_norm(v: Array, k: Array, m: Array, eps: float) -> None:
-    """½ yᵀC y from a vertex y, by Wolfe's loop: y is the answer."""
-    count, turn, rough, polished = m.shape[1], 0, True, False
-    _begin(v, k, count)
-    while True:
-        turn += 1
-        late = turn > 4 * count + 20
-        square, total = _times(v, k, m)
-        noise = 8 * eps * total * (64 if rough else 1)  # nothing is refined yet
-        worst = _price(v, k, count, square, noise, total)
-        flat = square <= 8 * count * eps * total * total
-        if not rough and k[COUNT, NEWEST] < 0:
-            return
-        if not rough and k[COUNT, SIZE] > 1 and not polished and flat:
-            # what violates now may be the error of y alone
-            polished = True
-            _polish(v, k, m, eps)
-            continue
-        polished = False
-        if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS or flat):
-            rough = False
-            k[COUNT, NEWEST] = -1
-        else:
-            _choose(v, k, count, worst, rough)
-        while True:
-            rough = _prepare(v, k, m, eps, rough)
-            bounded = _nearest_on_face(v, k, m)
-            if _rejects_newest(v, k):
-                _drop_ridge(v, k)
-                break
-            if _advance(v, k, m, bounded, rough, late):
-                break
-            _drop_ridge(v, k)
-            _scale_to_simplex(v, k)
-
-
-@_jit
 def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
     """z = the minimiser of β·y + radius·√(yᵀC y) on the face's affine hull, or (False) a direction
     along which it falls for ever.
@@ -527,12 +495,13 @@ def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
 
 
 @_jit
-def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: float) -> None:
-    """β·y + radius·√(yᵀC y) from a feasible y; `magnitude` is Σ|·| of the vector that β is C times.
+def _on_simplex(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: float) -> None:
+    """β·y + radius·√(yᵀC y) from a feasible y, or ½ yᵀC y where the radius is below 0, by Wolfe's
+    loop: y is the answer. `magnitude` is Σ|·| of the vector that β is C times.
 
     No rough phase is needed where the start has more than one task: then it was chosen with care.
     """
-    count, turn = m.shape[1], 0
+    count, turn, polished, ball = m.shape[1], 0, False, radius >= 0
     _begin(v, k, count)
     rough = settled = k[COUNT, SIZE] == 1
     while True:
@@ -540,25 +509,30 @@ def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: 
         late = turn > 4 * count + 20
         if settled:
             square, total = _times(v, k, m)
-            pull, level = radius / np.sqrt(square) if square > 0 else 0.0, 0.0
-            for i in range(count):
-                v[RATES, i] = v[BETA, i] + pull * v[RATES, i]
-            for i in range(k[COUNT, SIZE]):
-                level += v[Y, k[INDEX, i]] * v[RATES, k[INDEX, i]]
-            noise = 8 * eps * (magnitude + pull * total) * (64 if rough else 1)
+            flat = square <= 8 * count * eps * total * total
+            level, size = square, total
+            if ball:
+                pull, level = radius / np.sqrt(square) if square > 0 else 0.0, 0.0
+                for i in range(count):
+                    v[RATES, i] = v[BETA, i] + pull * v[RATES, i]
+                for i in range(k[COUNT, SIZE]):
+                    level += v[Y, k[INDEX, i]] * v[RATES, k[INDEX, i]]
+                size = magnitude + pull * total
+            noise = 8 * eps * size * (64 if rough else 1)  # in that phase nothing is refined
             worst = _price(v, k, count, level, noise, total)
             if not rough and k[COUNT, NEWEST] < 0:
                 return
-            flat = square <= 8 * count * eps * total * total
-            if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS or flat):
-                rough = False
-                k[COUNT, NEWEST] = -1
-            else:
-                _choose(v, k, count, worst, rough)
+            if flat and k[COUNT, SIZE] > 1 and not (ball or rough or polished):
+                # what violates now may be the error of y alone
+                polished = True
+                _polish(v, k, m, eps)
+                continue
+            polished = False
+            rough = _choose(v, k, count, worst, rough, turn >= ROUGH_TURNS or flat)
         settled = True
         while True:
             rough = _prepare(v, k, m, eps, rough)
-            bounded = _lowest_on_face(v, k, m, radius)
+            bounded = _lowest_on_face(v, k, m, radius) if ball else _nearest_on_face(v, k, m)
             if _rejects_newest(v, k):
                 _drop_ridge(v, k)
                 break
@@ -623,11 +597,7 @@ def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge
                 worst = _price(v, k, count, 0.0, noise, 0.0)
                 if not rough and k[COUNT, NEWEST] < 0:
                     break
-                if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS):
-                    rough = False
-                    k[COUNT, NEWEST] = -1
-                else:
-                    _choose(v, k, count, worst, rough)
+                rough = _choose(v, k, count, worst, rough, turn >= ROUGH_TURNS)
             settled = True
             while k[COUNT, SIZE] > 0:
                 _lowest_in_cone(v, k, m, ridge)
@@ -660,7 +630,7 @@ def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
             nearest = i
     if not zero:
         v[Y, nearest] = 1 / v[A, nearest]
-        _min_norm(v, k, m, eps)
+        _on_simplex(v, k, m, -1.0, 0.0, eps)
         return
     for i in range(count):
         if not k[REAL, i]:
@@ -702,7 +672,7 @@ def _solve_in_ball(
         return False
     if not zero:
         # Away from Pareto stationarity F is smooth, and the best vertex as good a start as any.
-        _cagrad(v, k, m, radius, magnitude, eps)
+        _on_simplex(v, k, m, radius, magnitude, eps)
         square, total = _times(v, k, m)
         if square > 1e-6 * total * total:
             return False
@@ -740,7 +710,7 @@ def _solve_in_ball(
         lowest = value / total if total > 0 and (value < lowest * total or pareto) else lowest
     if vertex_value < lowest:
         _set_vertex(v, count, vertex)
-    _cagrad(v, k, m, radius, magnitude, eps)
+    _on_simplex(v, k, m, radius, magnitude, eps)
     square, total = _times(v, k, m)
     # The projection may do better than what g_w says of d: by more than rounding, for a projection
     # cut off by the ball has the derivatives of g_w's branch where both are one direction.
