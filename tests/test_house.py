@@ -43,7 +43,7 @@ def test_few_entries_at_the_top():
 # The most lines of each folder of the package, "" being the files at the top: what they have,
 # rounded up to the next ten. They go down with a folder; aims are for groups and for two sums.
 LINES = {
-    "gradients": 6920,  # aim 4,900
+    "gradients": 6700,  # aim 4,900
     **{"training": 3453, "probes": 2410},  # together 3,500
     **{"rules": 4490, "solvers": 3230},  # together 7,000
     **{"core": 3078, "processes": 802, "": 797},  # together 2,900
