@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import read_graph
-from mtlfunc.gradients.run import place_of
+from mtlfunc.gradients.run import places_of
 from mtlfunc.gradients.safe_ops import has_final_backward, needs_recording
 from mtlfunc.types import Params
 from tests.support.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
@@ -215,7 +215,7 @@ def kind_of(name: str) -> Kind:
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
     edge = get_gradient_edge(total)
-    graph = read_graph((edge,), {str(i): place_of(x) for i, x in enumerate(inputs)})
+    graph = read_graph((edge,), places_of({str(i): x for i, x in enumerate(inputs)}))
     passes = graph.can_batch, graph.can_batch_twice, needs_recording(total)
     waiting, nodes = [edge.node], set()
     while waiting:

@@ -96,28 +96,28 @@ def forward_of(
         separable: whether losses that were stacked may be differentiated one by one.
         facts: other fields of `Forward`.
     """
-    vector, aux, plain = losses.vector, losses.aux, not depth()
+    vector, aux = losses.vector, losses.aux
     root = gradient_edge(vector) if vector.requires_grad else None
     edges = None
     if separable and losses.shape is None:  # not the samples of weightings
         edges = separate_edges(vector, losses.scalars)
-    places: dict[str, Place] = {
-        name: leaf if plain and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
-        for name, leaf in leaves.items()
-    }
+    places = places_of(leaves)
     graph = read_graph((root,) if edges is None else edges, places)
     outside = recorded is not None and recorded(graph)
-    if plain and not outside:
+    if not (outside or depth()):
         vector, aux = vector.detach(), detached(aux)
     return Forward(
         losses, vector, aux, params, places, root, edges, graph, recorded=outside, **facts
     )
 
 
-def place_of(leaf: Tensor) -> Place:
-    """Where autograd finds a leaf; a plain one faster than Python does."""
-    plain = type(leaf) in PLAIN and leaf.is_leaf and not depth()
-    return leaf if plain else gradient_edge(leaf)
+def places_of(leaves: Params) -> dict[str, Place]:
+    """Where autograd finds the leaves: a plain one is a place itself."""
+    plain = PLAIN if not depth() else ()
+    return {
+        name: leaf if type(leaf) in plain and leaf.is_leaf else gradient_edge(leaf)
+        for name, leaf in leaves.items()
+    }
 
 
 PLAIN = frozenset({Tensor, nn.Parameter})

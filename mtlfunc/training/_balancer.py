@@ -584,20 +584,17 @@ class Balancer:
         """With whether hooks may sit on derivatives, and whether the graph is asked."""
         single = forward.losses.scalars is not None or self._one_pass
         hooked = self._seen.take(forward.graph, separate=single)
-        watched = not hooked and self._watches(forward, leaves, weightings)
+        if hooked or forward.by_hooks or (watches := self._probe.watches) is None:
+            watched = False
+        elif weightings is not None:
+            watched = watches(leaves, len(weightings), weighted=True)
+        else:
+            graph = forward.graph if forward.losses.scalars else None
+            watched = self._asks(graph, leaves, len(forward.value))
         return replace(forward, hooked=hooked, watched=watched)
 
-    def _watches(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> bool:
-        """Whether the graph is asked who reads the leaves."""
-        if (watches := self._probe.watches) is None or forward.by_hooks:
-            return False
-        if weightings is not None:
-            return watches(leaves, len(weightings), weighted=True)
-        graph = forward.graph if forward.losses.scalars else None
-        return self._asks(graph, leaves, len(forward.value))
-
     def _asks(self, graph: Graph | None, leaves: Params, tasks: int) -> bool:
-        """The same of separate losses: not if rows were cheapest for a graph of this kind."""
+        """Whether a graph is of use: not of separate losses if rows were cheapest for its kind."""
         if self._watched is None:
             self._watched = self._probe.watches is not None and self._probe.watches(leaves, tasks)
         return self._watched and (graph is None or graph.kind not in self._by_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter, is_
 from typing import Any
@@ -169,31 +169,34 @@ class LiveRun(Run):
             freed = [forward for forward, found in self.answers if found.frees]
             release([x for x in self.forwards if x not in freed])
 
-    @contextmanager
-    def no_writes(self) -> Iterator[None]:
+    def no_writes(self) -> AbstractContextManager[Any]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
         looks = self.custom and not self.union.by_hooks(self.params)
-        leaves = self.params if looks else {}
-        before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
-        yield
-        changed = [
-            name
-            for name, x in leaves.items()
-            if x.grad is not before[name][0] or _version(x.grad) != before[name][1]
-        ]
-        if changed:
-            for name in changed:
-                leaves[name].grad = before[name][0]
-            raise RuntimeError(
-                "module: a torch.autograd.Function of its own calls backward() inside its "
-                f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
-                "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
-                "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
-                "Call zero_grad() before the next step"
-            )
+        return _no_writes(self.params) if looks else nullcontext()
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
+
+
+@contextmanager
+def _no_writes(leaves: Params) -> Iterator[None]:
+    before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
+    yield
+    changed = [
+        name
+        for name, x in leaves.items()
+        if x.grad is not before[name][0] or _version(x.grad) != before[name][1]
+    ]
+    if changed:
+        for name in changed:
+            leaves[name].grad = before[name][0]
+        raise RuntimeError(
+            "module: a torch.autograd.Function of its own calls backward() inside its "
+            f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
+            "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
+            "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
+            "Call zero_grad() before the next step"
+        )
 
 
 def _refuse(given: object, name: str) -> None:
