@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from experiments.benchmarks.record import Record, Row, settings
 BAR = 1.10
 SAMPLES = 128
 WIDTHS, TASKS = (16, 64, 128, 256, 512, 1024), (2, 3, 8, 16, 64)
-WAYS: dict[str, Callable[[int], dict[str, object]]] = {
+WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
     "auto": lambda tasks: {},
     "one pass": lambda tasks: {"engine": "rows", "chunk_size": tasks},
     "single passes": lambda tasks: {"engine": "rows", "chunk_size": 1},
@@ -44,9 +45,9 @@ def contenders(width: int, tasks: int, weighted: bool) -> dict[str, Call]:
     def losses_fn(params: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(net, params, x).square().mean(1 if weighted else 0)
 
-    def step(options: dict[str, object]) -> Call:
-        given = {"weightings": lambda x: matrix} if weighted else {}
-        balance = mf.balance(losses_fn, mf.mean(), mf.jacobian(**options, **given))  # pyright: ignore
+    def step(options: dict[str, Any]) -> Call:
+        given: dict[str, Any] = {"weightings": lambda x: matrix} if weighted else {}
+        balance = mf.balance(losses_fn, mf.mean(), mf.jacobian(**options, **given))
         state = balance.init(params, x)
         return lambda: balance.update(params, x, state)
 
