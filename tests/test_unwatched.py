@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 import mtlfunc as mf
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import plan
-from mtlfunc.training import _balancer
 
 F64 = torch.float64
 MANY, FEW = 40, 2  # samples: rows are cheapest, or layers
@@ -113,9 +112,30 @@ def test_a_kind_that_was_all_rows_is_not_asked_again(asked, block):
     ],
 )
 def test_other_kinds_of_forwards(counts, expected, asked, monkeypatch):
-    monkeypatch.setattr(_balancer, "KINDS", 4)
+    monkeypatch.setattr(plan, "KINDS", 4)
     net = Net().double()
     assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), counts, asked) == expected
+
+
+def test_a_pure_step_asks_once_for_a_kind(asked):
+    """Where rows are cheapest; and another number of tasks, or other leaves, is another kind."""
+    net = Net().double()
+
+    def losses(params, x):
+        return torch.stack(torch.func.functional_call(net, params, (x,)))
+
+    def steps(count, shared, times=3):
+        step = mf.balance(losses, mf.mgda(), mf.jacobian(shared))
+        params, x = mf.parameters(net), batch(count)
+        state = step.init(params, x)
+        asked.clear()
+        for _ in range(times):
+            step.update(params, x, state)
+        return len(asked)
+
+    assert [steps(MANY, "trunk.*"), steps(MANY, "trunk.*")] == [1, 0]
+    assert steps(MANY, "trunk.0.*") == 1
+    assert steps(FEW, "trunk.*") == 3
 
 
 def idle_balancer(net, shared="trunk.*", **options):

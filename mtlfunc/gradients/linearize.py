@@ -23,9 +23,12 @@ from .layerwise import (
     Plan,
     common_plan,
     decide,
+    has_rows,
     is_worth_recording,
     is_worth_weighing,
+    key_of,
     prefers_one_pass,
+    remember_rows,
     signature,
 )
 from .losses import flat_weightings
@@ -53,7 +56,6 @@ class Linearization(NamedTuple):
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
     carried: Tensor | None = None  # J c of a metric, over the measured leaves
-    apart: bool = False  # whether each separate loss was differentiated alone, row by row
     # whether the last of the passes, the pullback's if it makes the only one, frees the graph
     frees: bool = False
 
@@ -160,7 +162,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     told = mixed if request.weightings else value
     return Linearization(
         told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux,
-        carried=found.carried, apart=_is_apart(route), frees=final or found.frees,
+        carried=found.carried, frees=final or found.frees,
     )  # fmt: skip
 
 
@@ -230,7 +232,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     if not paired and _together(forward, request, rows):
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
-    if forward.watched and not request.weightings and request.watches(params, rows):
+    asked = forward.watched and not request.weightings and request.watches(params, rows)
+    alone = paired or request.left_out or request.metric or chunk is not None
+    whole = forward.whole and not alone
+    key = key_of(forward.graph, rows, request.measured, whole) if asked else None
+    if asked and (request.engine == "layerwise" or not has_rows(key)):
         decision = decide(
             forward,
             request.measured,
@@ -238,9 +244,7 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             request.engine,
             keep=request.keep == "combination",
             mixed=not apart,
-            whole=chunk is None
-            and not (paired or request.left_out or request.metric)
-            and forward.whole,
+            whole=whole,
             shared=request.shared,
             metric=request.metric,
             memory=request.memory,
@@ -248,6 +252,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         if decision.slices is not None:
             return _Route(plan, None, 1, decision.slices)
         plan, edges = decision.plan, decision.loss_edges
+        if not plan.tapped:
+            remember_rows(key)
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
     elif edges is None and chunk is None and not _prefers_one_pass(forward, request, rows):
         edges = forward.edges if apart and not forward.hooked else None

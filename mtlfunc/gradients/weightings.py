@@ -19,7 +19,17 @@ from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
 from .entries import Split, split
-from .layerwise import HALF, Group, Plan, block_of, weighted_plan, widest
+from .layerwise import (
+    HALF,
+    Group,
+    Plan,
+    block_of,
+    has_rows,
+    key_of,
+    remember_rows,
+    weighted_plan,
+    widest,
+)
 from .linearize import Linearization, Request
 from .run import Forward
 
@@ -37,8 +47,15 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
     """
     value = forward.value
     with enable_grad():
+        auto = forward.watched and request.engine == "auto"
+        names = *request.measured, request.keep
+        key = key_of(forward.graph, request.weightings, names) if auto else None
+        if auto and has_rows(key):
+            return None
         how = weighted_plan(forward, request)
         if how is None or not how.worth:
+            if auto:
+                remember_rows(key)
             return None
         shape = forward.losses.shape or value.shape
         samples = shape[0]

@@ -30,7 +30,7 @@ from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
 from ..core.wrappers import check_averaging
 from ..gradients.hooks import Handles, Hooks
-from ..gradients.layerwise import Engine, Graph
+from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
 from ..probes._jacobian import Heads, RowOptions, jacobian
@@ -206,7 +206,6 @@ class Balancer:
         self._reduction: Reduction = reduction
         self._kept = Kept()
         self._seen = Seen(Handles().first)
-        self._by_rows: set[int] = set()  # kinds of graphs for which rows are cheapest
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         self._short: Short | None = None
@@ -589,15 +588,14 @@ class Balancer:
         elif weightings is not None:
             watched = watches(leaves, len(weightings), weighted=True)
         else:
-            graph = forward.graph if forward.losses.scalars else None
-            watched = self._asks(graph, leaves, len(forward.value))
+            watched = self._asks(leaves, len(forward.value))
         return replace(forward, hooked=hooked, watched=watched)
 
-    def _asks(self, graph: Graph | None, leaves: Params, tasks: int) -> bool:
-        """Whether a graph is of use: not of separate losses if rows were cheapest for its kind."""
+    def _asks(self, leaves: Params, tasks: int) -> bool:
+        """Whether the graph is of use."""
         if self._watched is None:
             self._watched = self._probe.watches is not None and self._probe.watches(leaves, tasks)
-        return self._watched and (graph is None or graph.kind not in self._by_rows)
+        return self._watched
 
     def _measured(
         self, run: LiveRun, features: Any, scale: float | Tensor | None
@@ -625,10 +623,6 @@ class Balancer:
             else:
                 check_scalable(self._probe, probe_state)
                 info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
-        if first.watched and features is None and (kind := run.by_rows) is not None:
-            if len(self._by_rows) == KINDS:
-                self._by_rows.clear()
-            self._by_rows.add(kind)
         lost = kept.states is None and scale is not None and not first.value.isfinite().all()
         after = Kept(tasks, None, kept.loaded) if lost else Kept(tasks, (probe_after, rule_after))
         return measured, info, after
@@ -665,7 +659,3 @@ class Balancer:
         if torch.is_autocast_enabled(device):
             return torch.autocast(device, enabled=False)
         return nullcontext()
-
-
-KINDS = 16
-"""Kinds of graphs that are remembered: the plan is the same for one kind, and costs a look."""

@@ -155,14 +155,6 @@ class LiveRun(Run):
         _refuse(given, "target")
         return self.aim
 
-    @property
-    def by_rows(self) -> int | None:
-        """The kind of the graph, if each of its separate losses was differentiated row by row."""
-        for forward, found in self.answers[-1:]:
-            if found.apart and not forward.hooked and forward.losses.scalars is not None:
-                return self.forwards[0].graph.kind
-        return None
-
     def release(self) -> None:
         """Free the graphs that no pass has freed, if they may be."""
         if self.releases:

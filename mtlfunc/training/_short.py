@@ -23,7 +23,7 @@ from ..core.checks import (
     inside_transform,
     is_differentiated,
 )
-from ..gradients.layerwise import Graph, read_graph
+from ..gradients.layerwise import has_rows, key_of, read_graph
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
 from ..gradients.separate import gramian_of, is_plain, row_matrix, times
@@ -65,7 +65,7 @@ def short_of(options: RowOptions, leaves: Params) -> Short:
 
 
 def measure_short(
-    short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Graph, Params, int], bool]
+    short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Params, int], bool]
 ) -> tuple[TaskGradients, list[str], bool] | None:
     """What `jacobian` or `losses_only` measure, the names of the leaves that the losses depend on,
     and whether each gradient has memory of its own. The last pass frees the graph, unless hooks
@@ -94,7 +94,7 @@ def measure_short(
     reached = graph.reached()
     if not reached or (len(reached) < len(graph.variables) and foreign_parameters(graph, leaves)):
         return None
-    if asks(graph, leaves, len(edges)):
+    if asks(leaves, len(edges)) and not has_rows(key_of(graph, len(edges), shared)):
         return None
     preference, present = value.new_full((len(edges),), 1 / len(edges)), _all_present(len(edges))
     if present._version:  # a rule has written there

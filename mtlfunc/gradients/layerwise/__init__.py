@@ -25,8 +25,11 @@ from .plan import Uses as Uses
 from .plan import common_plan as common_plan
 from .plan import decide as decide
 from .plan import groups_of as groups_of
+from .plan import has_rows as has_rows
 from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
+from .plan import key_of as key_of
+from .plan import remember_rows as remember_rows
 from .plan import sample_plan as sample_plan
 from .plan import signature as signature
 from .plan import weighted_plan as weighted_plan

@@ -456,6 +456,29 @@ def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan |
     return EntryPlan(plan, layouts, tuple(names) if rows else ())
 
 
+KINDS = 1024
+"""Kinds of passes that are remembered: one plan is the cheapest for all of a kind, and costs a look
+at who reads the leaves. It is a matter of time alone: every plan gives the same numbers.
+"""
+_ROWS: set[Any] = set()
+
+
+def key_of(graph: Graph, rows: int, names: Sequence[str], whole: bool = False) -> Any:
+    """Equal for passes of which one plan is the cheapest: values do not enter it."""
+    return graph.kind, rows, tuple(names), whole
+
+
+def has_rows(key: Any) -> bool:
+    """Whether rows of every leaf were the cheapest plan of such a pass."""
+    return key in _ROWS
+
+
+def remember_rows(key: Any) -> None:
+    if len(_ROWS) >= KINDS:
+        _ROWS.clear()
+    _ROWS.add(key)
+
+
 class Signature(NamedTuple):
     """What the plan of another pass over the same leaves, or process, has to fit."""
 
