@@ -2,19 +2,24 @@
 
 `python docs/gallery.py` draws them all, `python docs/gallery.py NAME` one again. It writes
 docs/figures.md, and the pictures small, with few colours, next to it. A figure whose picture is not
-there has its command alone.
+there has its command alone. What each command took goes to paper_repro/lengths.json, which the
+command tells beforehand.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
+from experiments.benchmarks import full
 from mtlfunc.core.files import write_whole
 from paper_repro.__main__ import papers
-from paper_repro.report.commands import Catalogue, command, summary
+from paper_repro.report.commands import LENGTHS, Catalogue, Length, lasts, lengths, summary
+from paper_repro.report.parts import spent
 
 ROOT = Path(__file__).parent.parent
 FOLDER, PAGE = ROOT / "docs" / "figures", ROOT / "docs" / "figures.md"
@@ -25,8 +30,8 @@ HEAD = """# Figures
 
 Every figure of the papers that takes options of yours, under it the command that drew it. Its
 options are in `--help`; `--size 6x3` sets inches, `--out fig.pdf` a vector file with the numbers
-next to it as JSON, `--seed 1` other random numbers. A figure without a picture here takes minutes.
-Written by `python docs/gallery.py`.
+next to it as JSON, `--seed 1` other random numbers. A command says how long its figure takes, and
+how far it is. Written by `python docs/gallery.py`.
 """
 
 
@@ -36,30 +41,35 @@ def words_of(name: str) -> list[str]:
     return [name, *size]
 
 
-def draw(name: str, figures: Catalogue) -> str:
-    """Put a figure's picture in its place; returns its caption.
+def draw(name: str) -> tuple[str, Length]:
+    """Put a figure's picture in its place; returns its caption and what it took.
 
     Raises:
         SystemExit: where the command fails.
     """
     with tempfile.TemporaryDirectory() as there:
         path = Path(there) / f"{name}.png"
-        if command([*words_of(name), "--out", str(path)], figures):
+        program = [sys.executable, "-m", "paper_repro", "figure"]
+        begin = spent()
+        # a process of its own: nothing that another figure computed is there
+        words = [*program, *words_of(name), "--out", path]
+        if subprocess.run(words, cwd=ROOT, check=False).returncode:
             raise SystemExit(f"{name} failed")
+        length = Length(round(spent() - begin, 1), full.here())
         caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((WIDEST, WIDEST))
         FOLDER.mkdir(exist_ok=True)
         few = picture.quantize(COLOURS)
         write_whole(FOLDER / f"{name}.png", lambda file: few.save(file, "png", optimize=True))
-    return caption
+    return caption, length
 
 
 def page(figures: Catalogue, captions: dict[str, str]) -> str:
     """docs/figures.md: every figure, with its picture if it is drawn."""
     parts = [HEAD]
     for name in figures.names:
-        parts += [f"## {name}\n", f"{summary(figures[name])}\n"]
+        parts += [f"## {name}\n", f"{summary(figures[name])} {lasts(name)}".rstrip() + "\n"]
         if name in captions:
             parts.append(f"![{name}](figures/{name}.png)\n")
         parts.append(f"```bash\npython -m paper_repro figure {' '.join(words_of(name))}\n```\n")
@@ -76,9 +86,10 @@ def main() -> None:
     kept = FOLDER / "captions.json"
     captions = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for name in chosen or figures.names:
-        captions[name] = draw(name, figures)
-        text = json.dumps(captions, indent=1, ensure_ascii=False)
-        write_whole(kept, f"{text}\n")
+        captions[name], lengths()[name] = draw(name)
+        took = {each: lengths()[each]._asdict() for each in figures.names if each in lengths()}
+        for path, values in ((kept, captions), (LENGTHS, took)):
+            write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
         write_whole(PAGE, page(figures, captions))
 
 

@@ -1,7 +1,7 @@
 """`python -m paper_repro`: re-run the papers' experiments and check their claims."""
 
 import argparse
-import difflib
+import functools
 import importlib
 import os
 import pkgutil
@@ -19,7 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import matplotlib as mpl
 import torch
 
-from experiments.common.pool import Terminated, terminable, unbroken
+from experiments.common.pool import Terminated, cores, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
@@ -27,10 +27,11 @@ from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.device import shown
 from .report.display import Display, say
-from .report.findings import QUICK, Settings
+from .report.findings import QUICK, TENTH, Settings
+from .report.options import meant
 from .report.page import page
 from .report.results import PAGE, PARTS, Refused, Results, reserved
-from .report.summary import table
+from .report.summary import extrapolated, table
 from .report.where import places, title
 from .report.workers import Question, Run, described, longest_first, question_of
 
@@ -104,14 +105,10 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
         else:
             matching = [name for name in modules if name.startswith(word)]
         if not matching:
-            names = [*modules, *map(str.lower, LEDGER)]
-            near = [
-                x if x in modules else x.upper() for x in difflib.get_close_matches(word, names)
-            ]
-            meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
-                f"--only: no reproduction or claim is named {given}; {meant}a beginning of a name "
-                "will do, too; --list has all names"
+                f"--only: no reproduction or claim is named {given}; "
+                f"{meant(word, [*modules, *LEDGER])}a beginning of a name will do, too; --list has "
+                "all names"
             )
         found += matching
     return list(dict.fromkeys(found))
@@ -121,7 +118,10 @@ def where(identifier: str, modules: dict[str, ModuleType]) -> str:
     """The lines that decide a claim. Raises ValueError where none do."""
     row = LEDGER.get(identifier.upper())
     if row is None:
-        raise ValueError(f"--where: there is no claim {identifier}; ids are like GN-21")
+        raise ValueError(
+            f"--where: there is no claim {identifier}; {meant(identifier, LEDGER)}ids are like "
+            "GN-21"
+        )
     if row.module not in modules:
         raise ValueError(f"--where: no reproduction decides {row.id} ({row.kind})")
     return str(places(modules[row.module])[row.id])
@@ -188,6 +188,8 @@ def reproduce(
         )
         return 1
     run.display.line(f"\n{table(results, only)}\n\n{out / PAGE}")
+    if settings.shrink == TENTH:
+        run.display.line(f"\n{extrapolated(results, run.done)}")
     for name, text in run.failed.items():
         say(f"{name} failed: {text}", sys.stderr)
     return 1 if run.failed else 0
@@ -256,7 +258,8 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="run these alone: a name, its beginning or a claim's id; repeatable. There are: "
         f"{', '.join(modules)}",
     )
-    parser.add_argument("--list", action="store_true", help="list the reproductions and exit")
+    flag = functools.partial(parser.add_argument, action="store_true")
+    flag("--list", help="list the reproductions and exit")
     parser.add_argument(
         "--where", metavar="ID", help="print the lines that decide a claim, as GN-21, and exit"
     )
@@ -271,6 +274,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         action="store_true",
         help="the papers' own sizes and budgets as well (75 minutes on two cores)",
     )
+    flag("--tenth", help="a tenth of steps and draws: how long would all take, also of --full?")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -298,12 +302,8 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="questions side by side, each in a process with one thread (default: as many as this "
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
     )
-    parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
-    parser.add_argument(
-        "--single-file",
-        action="store_true",
-        help="put the figures into report.html, else it links them in its folder",
-    )
+    flag("--fresh", help="run again even what has not changed")
+    flag("--single-file", help="put the figures into report.html, else it links them in its folder")
     parser.add_argument(
         "--out",
         type=Path,
@@ -314,15 +314,12 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def settings_of(options: argparse.Namespace) -> Settings:
     """How much the command line says to compute. Raises ValueError for what cannot be."""
-    settings = QUICK if options.quick else Settings(full=options.full)
+    if options.quick and options.tenth:
+        raise ValueError("--tenth: not allowed with argument --quick")
+    shrink = TENTH if options.tenth else 1.0
+    settings = QUICK if options.quick else Settings(full=options.full, shrink=shrink)
     if options.seeds is not None:
         if options.seeds < 2:
             raise ValueError(
@@ -374,11 +371,11 @@ def perform(arguments: Sequence[str] | None) -> int:
         settings = settings_of(options)
     except ValueError as error:
         parser.error(str(error))
-    default = "quick" if options.quick else "full" if options.full else ""
+    sizes = ("quick" * options.quick, "full" * options.full, "tenth" * options.tenth)
     try:
         anew = f"draw-{options.draw}" if options.draw else ""
         there = "" if settings.device.type == "cpu" else settings.device.type
-        out = options.out or HERE / "out" / default / there / anew
+        out = options.out or HERE.joinpath("out", *sizes, there, anew)
         workers = options.workers or (cores() if settings.device.type == "cpu" else 1)
         return reproduce(
             modules,

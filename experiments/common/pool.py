@@ -25,6 +25,12 @@ RETURNED = 30.0
 """Seconds between two moments at which a process gives back what memory it does not use."""
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; whoever handles Ctrl-C also handles it."""
 

@@ -13,7 +13,7 @@ from ..report.intervals import half_width, mean_interval, ratio_interval
 from ..report.options import Option, Rate, Seeds, Steps, drawn
 from .common import ALPHA, COLOURS, INTERVAL, Problem, Runs, Variants, train
 
-Scales = Annotated[tuple[float, ...], Option("σ of every task", low=1e-6, high=1e6, least=2)]
+Scales = Annotated[tuple[float, ...], Option("σ of every task", 1e-6, 1e6, 2, twice=True)]
 Size = Annotated[int, Option("size", low=1, high=100_000)]
 Alpha = Annotated[float, Option("strength α of GradNorm", low=0.0, high=10.0)]
 Named = Literal["equal", "GradNorm", "static"]

@@ -1,8 +1,9 @@
 """`python -m paper_repro figure NAME`: a paper's figure with options of one's own."""
 
 import argparse
-import difflib
+import functools
 import importlib
+import json
 import re
 import sys
 import time
@@ -10,17 +11,42 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
-from experiments.common.pool import Terminated
+from experiments.common.pool import Terminated, keep_memory, threads
 
 from .display import Display, caught, say
 from .draws import redrawn
 from .figures import FORMS
 from .findings import Figure, is_recorded
-from .options import Impossible, Option, Parameter, parameters, read, written
+from .options import Impossible, Option, Parameter, meant, parameters, read, written
 from .parts import OURS, Store, drop
 
 ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
 figure, and its numbers as JSON beside it."""
+LENGTHS = Path(__file__).parent.parent / "lengths.json"
+"""What each figure took with its own options; `python docs/gallery.py` writes it."""
+
+
+class Length(NamedTuple):
+    """Of a figure with its own options."""
+
+    seconds: float  # of processor time, imports included
+    machine: str
+
+    def __str__(self) -> str:
+        return f"about {self.seconds:.0f} s of one processor's time ({self.machine})"
+
+
+@functools.cache
+def lengths() -> dict[str, Length]:
+    """By the figures' names."""
+    found = json.loads(LENGTHS.read_text(encoding="utf-8"))
+    return {name: Length(**each) for name, each in found.items()}
+
+
+def lasts(name: str) -> str:
+    """How long a figure takes with its own options, in words; "" if it was never measured."""
+    length = lengths().get(name)
+    return f"With its own options it takes {length}." if length else ""
 
 
 class Catalogue:
@@ -44,9 +70,14 @@ class Catalogue:
         return getattr(self.folders[paper], figure)
 
     def listed(self) -> str:
-        """A line per figure: its name and what it shows."""
-        width = max(map(len, self.names)) + 2
-        return "\n".join(f"{name:<{width}}{summary(self[name])}" for name in self.names)
+        """A line per figure: its name, the seconds that it takes and what it shows."""
+        width, known = max(map(len, self.names)) + 2, lengths()
+        seconds = {
+            name: f"{known[name].seconds:.0f} s" if name in known else "" for name in self.names
+        }
+        return "\n".join(
+            f"{name:<{width}}{took:>5}  {summary(self[name])}" for name, took in seconds.items()
+        )
 
 
 def summary(figure: Callable[..., Figure]) -> str:
@@ -64,7 +95,7 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     """The options of one figure, from its signature."""
     parser = Parser(
         prog=f"python -m paper_repro figure {name}",
-        description=summary(figure),
+        description=f"{summary(figure)} {lasts(name)}",
         epilog="Several values are apart by blanks, numbers that belong together by commas; names "
         "may be quoted.",
         allow_abbrev=False,
@@ -224,9 +255,8 @@ def command(words: Sequence[str], figures: Catalogue) -> int:
         general.error(f"which figure? There are: {', '.join(figures.names)}")
     name, rest = words[0], words[1:]
     if name not in figures.names:
-        near = difflib.get_close_matches(name, figures.names, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        general.error(f"there is no figure {name}{meant} There are: {', '.join(figures.names)}")
+        near, there = meant(name, figures.names), ", ".join(figures.names)
+        general.error(f"there is no figure {name}; {near}there are: {there}")
     figure = figures[name]
     parser = parser_of(name, figure)
     try:
@@ -252,11 +282,20 @@ def draw(
     # by the whole name: the same figure may be on its way to a file of another format
     parts, begin, display = out.with_name(f"{out.name}.parts"), time.monotonic(), Display(1)
     others = parts.exists()  # of a command that was stopped
+    announced = iter([lasts(name)])
+
+    def progress(text: str) -> None:
+        for sentence in announced:  # before the first bar, so not for what is refused
+            say(f"{name}: {sentence or 'how long it takes was never measured'}", display.err)
+        display.progress(name, text)
+
+    keep_memory()
     display.begin(name)
     Store.folder = parts
     try:
         parts.mkdir(exist_ok=True)
-        with caught(display.line, lambda text: display.progress(name, text)):
+        # one thread, as the report: the tensors are small
+        with threads(1), caught(display.line, progress):
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})

@@ -13,7 +13,7 @@ from ..claims import DECISIONS, LEDGER
 from . import of_record, standins
 from .decisions import Decision
 from .figures import INDEXED
-from .findings import QUICK, Settings
+from .findings import QUICK, TENTH, Settings
 from .results import check_figure, picture_cuts, picture_size
 from .said import said
 from .where import Place
@@ -143,11 +143,13 @@ def _reasons(text: str) -> str:
 def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
     """The command that decides a claim again as a run of this configuration did."""
     usual, words = Settings(), ["python -m paper_repro"]
-    if "budget" in configuration:
+    if configuration["sizes"] != "reduced":
+        words.append("--full")
+    if configuration.get("budget", "").startswith(f"{TENTH:g} "):
+        words.append("--tenth")
+    elif "budget" in configuration:
         usual = QUICK
         words.append("--quick")
-    elif configuration["sizes"] != "reduced":
-        words.append("--full")
     if configuration["seeds"] != str(usual.seeds):
         words.append(f"--seeds {configuration['seeds']}")
     if "draw" in configuration:

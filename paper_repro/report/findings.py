@@ -122,6 +122,8 @@ class Settings(NamedTuple):
 
 QUICK = Settings(seeds=4, shrink=0.2)
 """First verdicts: a quarter of the seeds, a fifth of the steps and draws."""
+TENTH = 0.1
+"""Of the steps and draws, from which the time of all is extrapolated."""
 
 
 def yes(condition: bool) -> str:

@@ -1,11 +1,12 @@
 """Figures as functions: their options, with ranges, are their signatures."""
 
+import difflib
 import functools
 import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
 from matplotlib import style
@@ -27,6 +28,7 @@ class Option(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     least: int = 1  # entries, of one that has several
+    twice: bool = False  # whether several may have the same number
 
 
 Steps = Annotated[int, Option("steps of the optimizer", low=1)]
@@ -77,7 +79,9 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def check(parameter: Parameter, value: Any) -> None:
-    """Raises Impossible where a value has another form, or a number is outside its range."""
+    """Raises Impossible where a value has another form, a number is outside its range, or one of
+    several stands there twice.
+    """
     name, kind, option = parameter.name, parameter.kind, parameter.option
     if get_origin(kind) is tuple and len(value) < option.least:
         raise Impossible(f"{name}: expected at least {option.least} values, got {len(value)}")
@@ -91,6 +95,10 @@ def check(parameter: Parameter, value: Any) -> None:
             range_ = f"{low} to {high}" if high != "inf" else f"at least {low}"
             range_ = range_ if low != "-inf" else f"at most {high}"
             raise Impossible(f"{name}: expected {range_}, got {entry:g}")
+    if get_origin(kind) is tuple and kind.__args__[-1] is Ellipsis and not option.twice:
+        again = [entry for i, entry in enumerate(value) if entry in value[:i]]
+        if again and not isinstance(again[0], tuple):
+            raise Impossible(f"{name}: expected every value once, got {written(again[0])} twice")
 
 
 def _entries(name: str, kind: Any, value: Any) -> Iterator[Any]:
@@ -178,6 +186,14 @@ def written(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """A question for the names that a wrong word is close to, or whose end it is; "" for none."""
+    known, given = {name.lower(): name for name in names}, word.lower()
+    near = [name for name in known if name.partition(".")[2] == given]
+    near = near or difflib.get_close_matches(given, known)
+    return f"did you mean {' or '.join(known[name] for name in near)}? " if near else ""
 
 
 def exported(package: str, figures: Mapping[str, str], name: str) -> Any:

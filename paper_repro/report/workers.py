@@ -17,12 +17,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import torch
 from matplotlib import style
 from tqdm import tqdm
 
 from experiments.common.device import on
-from experiments.common.pool import keep_memory, prepare, unbroken
+from experiments.common.pool import keep_memory, prepare, threads, unbroken
 from mtlfunc.core.files import digest
 
 from .device import of
@@ -136,21 +135,19 @@ class Run:
     def one_by_one(self, questions: Sequence[Question]) -> None:
         """All in this process."""
         keep_memory()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         Store.folder = self.parts
         try:
-            for question in questions:
-                self.begin(question)
-                name = question.name
+            with threads(1):
+                for question in questions:
+                    self.begin(question)
+                    name = question.name
 
-                def send(kind: str, what: Any, name: str = name) -> None:
-                    self.receive(name, kind, what)
+                    def send(kind: str, what: Any, name: str = name) -> None:
+                        self.receive(name, kind, what)
 
-                answer(question.module, name, self.settings, self.results.folder, send)
+                    answer(question.module, name, self.settings, self.results.folder, send)
         finally:
             Store.folder = None
-            torch.set_num_threads(threads)
 
     def side_by_side(self, questions: Sequence[Question], workers: int) -> None:
         """Each in a process of its own, `workers` at a time; ended with this one.

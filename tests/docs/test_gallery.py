@@ -7,7 +7,7 @@ from PIL import Image
 
 from docs import gallery
 from paper_repro.__main__ import papers
-from paper_repro.report.commands import Catalogue, parser_of, values_of
+from paper_repro.report.commands import Catalogue, lasts, parser_of, summary, values_of
 from paper_repro.report.options import parameters
 from tests.support import ROOT
 
@@ -30,6 +30,8 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
     assert (seed, out.suffix) == (0, ".png")
     assert (size is not None) == (name in gallery.SIZE)
     assert set(values) <= {each.name for each in of}
+    assert f"{summary(FIGURES[name])} {lasts(name)}\n" in PAGE
+    assert lasts(name), "python docs/gallery.py NAME measures it"
     path = gallery.FOLDER / f"{name}.png"
     assert path.exists() == (f"![{name}](figures/{name}.png)" in PAGE)
     if path.exists():

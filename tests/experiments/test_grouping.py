@@ -346,6 +346,31 @@ def test_what_is_finished_is_not_made_again(finished, monkeypatch):
     assert (finished / "results.json").read_text() == before
 
 
+def test_an_interruption_loses_the_draw_at_work_alone(finished, tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the third of four: two are kept, nothing else, and the same command goes on."""
+    made, made_of = [], command.drawn
+
+    def stopped(program, seeds):
+        made.append(program.file)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return made_of(program, seeds)
+
+    monkeypatch.setattr(command, "drawn", stopped)
+    call = [*SMALL, "--out", str(tmp_path)]
+    assert command.main(call) == 130
+    assert "interrupted; 2 finished runs are kept" in capsys.readouterr().err
+    there = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "cells") for path in there} == set(made[:2])
+    assert command.main(call) == 0
+    assert made[2] == made[3]
+    assert len(made) == 5
+    every, again = (
+        json.loads((out / "results.json").read_text())["draws"] for out in (finished, tmp_path)
+    )
+    assert every == again
+
+
 def test_what_is_kept_rests_on_the_device_and_on_all_that_makes_it(finished, monkeypatch):
     rests = []
 

@@ -19,7 +19,7 @@ from paper_repro import __main__ as program
 from paper_repro import cagrad, gradnorm, mgda, pcgrad
 from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
-from paper_repro.report import entry, findings, parts
+from paper_repro.report import commands, display, entry, findings, parts
 from paper_repro.report.commands import Catalogue, parser_of
 from paper_repro.report.figures import axes, numbers_of
 from paper_repro.report.findings import Figure
@@ -202,12 +202,36 @@ def test_list_has_a_line_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == FIGURES.names
     assert all(line.rstrip().endswith(".") for line in lines)
+    took = [f"{commands.lengths()[name].seconds:.0f} s" for name in FIGURES.names]
+    assert [" ".join(line.split()[1:3]) for line in lines] == took
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_figure_says_beforehand_how_long_it_takes(
+    known: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Also into a log, and then how far it is."""
+    length = commands.Length(79.4, "an abacus")
+    monkeypatch.setattr(commands, "lengths", lambda: {"gradnorm.toy": length} if known else {})
+    monkeypatch.setattr(display, "EVERY", {True: 0.0, False: 0.0})
+    monkeypatch.setattr(toy_figures.train, "memory", {})
+    words = [*SMALL["gradnorm.toy"].split(), "--out", str(tmp_path / "toy.png")]
+    assert run("gradnorm.toy", *words) == 0
+    first, *others = capsys.readouterr().err.splitlines()
+    if known:
+        said = "With its own options it takes about 79 s of one processor's time (an abacus)."
+        assert first == f"gradnorm.toy: {said}"
+        assert said in str(parser_of("gradnorm.toy", FIGURES["gradnorm.toy"]).description)  # --help
+    else:
+        assert first == "gradnorm.toy: how long it takes was never measured"
+    assert re.fullmatch(r"0 of 1 done; at work: gradnorm\.toy \d+ s \(equal.*: +\d+%\)", others[0])
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("cagrad.toys", "did you mean cagrad.toy"),
+        ("Toy", "there is no figure Toy; did you mean cagrad.toy or gradnorm.toy? there are: "),
         ("", "which figure"),
         ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3; there are: --starts, "),
         ("gradnorm.toy --tasks 3", "there are: --scales, --methods"),
@@ -231,6 +255,14 @@ def test_list_has_a_line_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
         ("gradnorm.toy --scales 1", "--scales: expected at least 2 values, got 1"),
         ("gradnorm.toy --scales 1 0", "--scales: expected 1e-06 to 1e+06, got 0"),
         ("gradnorm.toy --seeds 1", "--seeds: expected 2 to 10000, got 1"),
+        ("gradnorm.toy --rates 0", "--rates: expected 1e-12 to 1000, got 0"),
+        ("gradnorm.toy --rates inf", "--rates: expected finite numbers, got inf"),
+        (
+            "gradnorm.rates --rates 1e-3 .01 .001",
+            "--rates: expected every value once, got 0.001 tw",
+        ),
+        ("cagrad.toy --methods GD GD", "--methods: expected every value once, got GD twice"),
+        ("gradnorm.toy --width 0", "--width: expected 1 to 100000, got 0"),
         ("mgda.counterexample --targets 1,2,3 4,5,6", "--targets: expected two rows of 2"),
         ("mgda.counterexample --inputs 1,1 2,2", "--inputs: expected samples that are not all"),
         ("mgda.counterexample --rate 100", "--rate: 100 is too large"),

@@ -19,7 +19,7 @@ from paper_repro.report import of_record
 from paper_repro.report.entry import command_of, typeset
 from paper_repro.report.figures import fit
 from paper_repro.report.figures import typeset as formulas
-from paper_repro.report.findings import QUICK, Claim, Figure, Settings
+from paper_repro.report.findings import QUICK, TENTH, Claim, Figure, Settings
 from paper_repro.report.page import FINDINGS, MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
 from paper_repro.report.said import filled
@@ -253,6 +253,7 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
         (QUICK, " --quick"),
         (QUICK._replace(seeds=7), " --quick --seeds 7"),
         (Settings(full=True, seeds=3), " --full --seeds 3"),
+        (Settings(full=True, shrink=TENTH), " --full --tenth"),
     ],
 )
 def test_commands_repeat_the_run(settings: Settings, options: str) -> None:

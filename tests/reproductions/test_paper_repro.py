@@ -22,7 +22,7 @@ from paper_repro.report import standins
 from paper_repro.report.cache import key, sources
 from paper_repro.report.draws import redrawn
 from paper_repro.report.figures import STYLE
-from paper_repro.report.findings import QUICK, Settings
+from paper_repro.report.findings import QUICK, TENTH, Settings
 from paper_repro.report.ledger import KINDS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Results
 from paper_repro.report.where import places
@@ -255,7 +255,7 @@ def test_where_names_the_lines_that_decide(
         (["--only", ""], "--only: an empty word"),
         (["--where", ""], "there is no claim"),
         (["--where", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
-        (["--where", "PC-99"], "there is no claim PC-99"),
+        (["--where", "PC-99"], r"there is no claim PC-99; did you mean PC-\d\d or .*like GN-21"),
         (["--only", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
         (["--seeds", "1"], "at least 2"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
@@ -263,6 +263,7 @@ def test_where_names_the_lines_that_decide(
         (["--draw", "-1"], "--draw"),
         (["--draw", str(2**70)], "--draw"),
         (["--quick", "--full"], "not allowed with"),
+        (["--quick", "--tenth"], "--tenth: not allowed with argument --quick"),
     ],
 )
 def test_bad_arguments_are_explained(
@@ -275,6 +276,27 @@ def test_bad_arguments_are_explained(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tenth_says_what_all_would_take(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest first; nothing of the sort where all ran."""
+    clock = iter([0.0, 6.0, 6.0, 36.0, 36.0, 66.0])
+    monkeypatch.setattr("paper_repro.report.workers.spent", lambda: next(clock))
+    names = ["pcgrad.orders", "gradnorm.reach"]
+    modules = {
+        name: fake(made, claim(id)) for name, id in zip(names, ("PC-05", "GN-21"), strict=True)
+    }
+    assert reproduce(modules, names, Settings(shrink=TENTH), tmp_path / "tenth") == 0
+    table = capsys.readouterr().out.partition("from a tenth of the steps and draws:\n")[2]
+    assert [line.split() for line in table.splitlines()] == [
+        ["gradnorm.reach", "5.0"],
+        ["pcgrad.orders", "1.0"],
+        ["together", "6.0"],
+    ]
+    assert reproduce(modules, names[:1], TINY, tmp_path / "all") == 0
+    assert "a tenth" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "folder"),
     [
@@ -284,6 +306,7 @@ def test_bad_arguments_are_explained(
         (["--quick", "--seeds", "7", "--out", "there"], QUICK._replace(seeds=7), "there"),
         (["--draw", "2"], Settings(draw=2), "draw-2"),
         (["--quick", "--draw", "2"], QUICK._replace(draw=2), "draw-2"),
+        (["--full", "--tenth"], Settings(full=True, shrink=TENTH), "tenth"),
     ],
 )
 def test_sizes(
