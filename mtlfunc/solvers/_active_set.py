@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -150,9 +148,12 @@ def _kernel(
     inputs, count = (gramian, vector, c), gramian.shape[-1]
     single = [x is None or x.ndim == rank for x, rank in zip(inputs, _RANKS, strict=True)]
     if gramian.is_cpu and all(single):  # one problem: views in NumPy cost less than in torch
+        from ._kernels.active_set_batch import solve as solve_on_cpu  # numba: half a second
+
         arrays = [None if x is None else _array(x.detach())[None] for x in inputs]
-        report, support, info = _cpu_kernel()(*arrays, eps, torch.get_num_threads())
-        return torch.from_numpy(report[0]), torch.from_numpy(support[0]), torch.from_numpy(info[0])
+        found = solve_on_cpu(*arrays, eps, torch.get_num_threads())  # pyright: ignore
+        report, support, info = [torch.from_numpy(x[0]) for x in found]
+        return report, support, info
     lead = leading_shape(zip(inputs, _RANKS, strict=True))
     on_gpu = gramian.is_cuda and kernel_at(gramian)
     matrix = flatten_batch(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
@@ -163,8 +164,10 @@ def _kernel(
 
         answer = solve_on_gpu(matrix, vector, c, eps)
     else:
+        from ._kernels.active_set_batch import solve as solve_on_cpu
+
         arrays = [None if x is None else _array(x.cpu()) for x in (matrix, vector, c)]
-        found = _cpu_kernel()(*arrays, eps, torch.get_num_threads())
+        found = solve_on_cpu(*arrays, eps, torch.get_num_threads())  # pyright: ignore
         answer = (torch.from_numpy(x).to(gramian.device) for x in found)
     report, support, info = answer
     return (
@@ -192,13 +195,6 @@ def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
         .expand(*ahead, *core)
         .reshape(ahead.numel(), *core)
     )
-
-
-@cache
-def _cpu_kernel() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    from ._kernels.active_set_batch import solve  # numba takes half a second to import
-
-    return solve
 
 
 def _array(x: Tensor) -> np.ndarray:

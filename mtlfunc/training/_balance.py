@@ -237,16 +237,13 @@ def combine_gradients(
     union: Ranks,
     *,
     check: bool = True,
-    only: tuple[str, ...] | None = None,
 ) -> Params:
-    """The gradient of every parameter; `check` raises where one is not finite, on every process.
-    `only`: the names of those that are looked at, if others surely are.
-    """
+    """The gradient of every parameter; `check` raises where one is not finite, on every process."""
     grads = measured.combine(weights)
     if check and union.by_hooks(grads):  # each sees its own shards alone
         union.agree(lambda: (check_gradients(grads), {}))
     elif check:
-        check_gradients(grads if only is None else {name: grads[name] for name in only})
+        check_gradients(grads)
     if reduction == "sum":
         count = count_of(measured)
         grads = {name: count * grad for name, grad in grads.items()}

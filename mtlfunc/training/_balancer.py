@@ -59,8 +59,8 @@ from ._balance import (
     weigh,
 )
 from ._given import (
-    EXPLAINED,
     VERSION,
+    Explained,
     Kept,
     as_list,
     check_scalable,
@@ -79,7 +79,7 @@ from ._given import (
 )
 from ._live import Layout, LiveRun, Seen, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
-from ._short import Short, is_bounded, measure_short, plain_options, short_of
+from ._short import Short, measure_short, plain_options, short_of
 
 
 class Balancer:
@@ -292,11 +292,10 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
-        with enable_grad(), EXPLAINED:
+        with enable_grad(), Explained():
             given = present, weightings, target, features, scale
             alone = present is weightings is target is features is scale is None
-            info = self._step_short(losses) if alone and not retain_graph else None
-            if info is not None:
+            if alone and not retain_graph and (info := self._step_short(losses)) is not None:
                 return info
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
@@ -321,17 +320,14 @@ class Balancer:
         if self._plain is None or states is None:
             return None
         leaves = self._leaves()
-        fixed = isinstance(self._plain.shared, str) or self._one_pass
-        if self._short is None or not fixed:  # what a predicate accepts may change
-            self._short = short_of(self._plain, leaves)
+        if self._short is None or not (isinstance(self._plain.shared, str) or self._one_pass):
+            self._short = short_of(self._plain, leaves)  # what a predicate accepts may change
         if not (found := measure_short(self._short, losses, tasks, self._seen, self._asks)):
             return None
         measured, reached, apart = found
         info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        only = self._short.others if self._short.shared and is_bounded(info) else None
-        grads = combine_gradients(measured, info.weights, self._reduction, ALONE, only=only)
-        reached = {name: leaves[name] for name in reached}
-        accumulate(reached, grads, fresh=True, apart=apart)
+        grads = combine_gradients(measured, info.weights, self._reduction, ALONE)
+        accumulate({name: leaves[name] for name in reached}, grads, fresh=True, apart=apart)
         self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
             self._seen.begin()
@@ -365,7 +361,7 @@ class Balancer:
             `weightings` in several processes they have a factor for DistributedDataParallel's mean.
         """
         given = present, weightings, target, features, scale
-        with enable_grad(), EXPLAINED:
+        with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
@@ -403,7 +399,7 @@ class Balancer:
             what `backward` would return.
         """
         given = present, weightings, target, features, scale
-        with enable_grad(), EXPLAINED:
+        with enable_grad(), Explained():
             _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
 

@@ -64,9 +64,6 @@ class Explained(AbstractContextManager[None]):
                     raise RuntimeError(f"{cure} It said: {error}") from error
 
 
-EXPLAINED = Explained()
-
-
 def is_all(which: Any) -> bool:
     return isinstance(which, str) and which == "*"
 

@@ -223,6 +223,7 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         )
 
 
+@torch.no_grad()
 def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = False) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
@@ -232,8 +233,7 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = Fals
     for name, leaf in leaves.items():
         grad = grads[name].detach()  # and a view of nothing
         if leaf.grad is not None:
-            with torch.no_grad():
-                leaf.grad += grad
+            leaf.grad += grad
         else:
             own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
             if own and not apart:
@@ -243,7 +243,5 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = Fals
                 taken.add(memory.data_ptr())
             leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
         hooks: Any = leaf._post_accumulate_grad_hooks
-        if hooks:
-            with torch.no_grad():
-                for hook in hooks.values():
-                    hook(leaf)
+        for hook in (hooks or {}).values():
+            hook(leaf)

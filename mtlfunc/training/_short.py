@@ -6,9 +6,8 @@ more, and for every error, the step is the ordinary one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -16,21 +15,15 @@ import torch
 from torch import Tensor
 
 from ..calls import Made
-from ..core.checks import (
-    all_rows_mask,
-    gradient_edge,
-    has_finite_sum,
-    inside_transform,
-    is_differentiated,
-)
-from ..gradients.layerwise import has_rows, key_of, read_graph
+from ..core.checks import has_finite_sum, inside_transform, is_differentiated
+from ..gradients.layerwise import has_rows, key_of, read_graph, separate_edges
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
 from ..gradients.separate import gramian_of, is_plain, row_matrix, times
 from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
 from ..probes._losses_only import losses_only
-from ..types import Geometry, Info, Params, Probe, TaskGradients
+from ..types import Geometry, Params, Probe, TaskGradients
 from ._live import Seen, foreign_parameters
 
 
@@ -85,70 +78,49 @@ def measure_short(
     if not scalars or elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
     vector = torch.stack(scalars)
-    value, edges = vector.detach(), list(map(gradient_edge, scalars))
+    value, edges = vector.detach(), separate_edges(vector, scalars) or ()
     if not value.is_cpu or not value.is_floating_point() or not has_finite_sum(value):
         return None
     graph = read_graph(edges, leaves)
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
     reached = graph.reached()
-    if not reached or (len(reached) < len(graph.variables) and foreign_parameters(graph, leaves)):
+    if not reached or foreign_parameters(graph, leaves):
         return None
     if asks(leaves, len(edges)) and not has_rows(key_of(graph, len(edges), shared)):
         return None
-    preference, present = value.new_full((len(edges),), 1 / len(edges)), _all_present(len(edges))
-    if present._version:  # a rule has written there
-        present = all_rows_mask(value)
-    if not shared:
-        geometry = Geometry(value, None, preference, present, {})
-        return TaskGradients(value, geometry, weighted_pass(vector, leaves), ()), reached, False
-    freed = None if graph.has_saved_hooks else vector  # a task's checkpoint would run once more
-    matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, freed=freed)
-    heads = times(share(len(edges)) or 1.0, sums)
-    geometry = Geometry(value, gramian_of(matrix), preference, present, {})
-
-    def combine(weights: Tensor) -> Params:
-        grads, weights = heads.copy(), weights.to(matrix.dtype)
-        parts = matrix.split_with_sizes([leaves[name].numel() for name in shared], 1)
-        for name, part in zip(shared, parts, strict=True):
-            grads[name] = (weights @ part).view(leaves[name].shape)
-        return {name: grads[name] for name in leaves}
-
-    apart = heads is not sums or not sums
+    gramian, apart, combine = None, False, partial(_weighted, vector, leaves)
+    if shared:
+        freed = None if graph.has_saved_hooks else vector  # a checkpoint would run once more
+        matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, freed=freed)
+        heads = times(share(len(edges)) or 1.0, sums)
+        gramian, apart = gramian_of(matrix), heads is not sums or not sums
+        combine = partial(_combined, matrix, heads, short)
+    geometry = Geometry(value, gramian, torch.full_like(value, 1 / len(edges)), value.eq(value), {})
     return TaskGradients(value, geometry, combine, ()), reached, apart
 
 
-def is_bounded(info: Info) -> bool:
-    """Whether the combination of the rows is surely finite: no entry is above Σ |w_t| ‖g_t‖."""
-    pairs = zip(info.weights.tolist(), info.gramian.diagonal().tolist(), strict=True)
-    longest = sum([abs(weight) * (1 + math.sqrt(square)) for weight, square in pairs])
-    return longest < torch.finfo(info.gramian.dtype).max / 2
-
-
-def _separate(losses: Any, tasks: Tasks) -> list[Tensor] | None:
-    """Scalars with a graph in the order of the tasks, if these are their losses; None of others."""
-    if isinstance(losses, dict) and isinstance(tasks, dict) and losses.keys() == tasks.keys():
-        found = [losses[name] for name in tasks]
-    elif isinstance(losses, list | tuple) and isinstance(tasks, tuple):
-        found = list(losses) if len(losses) == len(tasks) else []
-    else:
-        return None
+def _separate(losses: Any, tasks: Tasks) -> tuple[Tensor, ...]:
+    """Scalars with a graph in the order of the tasks, if these are their losses; () for others."""
+    form: Any = dict if isinstance(tasks, dict) else list | tuple
+    if not isinstance(losses, form) or len(losses) != len(tasks):
+        return ()
+    found = tuple(losses) if isinstance(tasks, tuple) else tuple(map(losses.get, tasks))
     plain = [type(x) is Tensor and x.ndim == 0 and x.grad_fn is not None for x in found]
-    return found if all(plain) else None
+    return found if all(plain) else ()
 
 
-@lru_cache(16)
-def _all_present(count: int) -> Tensor:
-    return torch.ones(count, dtype=torch.bool, device="cpu")
+def _combined(matrix: Tensor, heads: Params, short: Short, weights: Tensor) -> Params:
+    """The weighted sum of the rows, and what is known of the others."""
+    leaves, shared, weights = short.leaves, short.shared, weights.to(matrix.dtype)
+    parts = matrix.split_with_sizes([leaves[name].numel() for name in shared], 1)
+    sums = {x: (weights @ y).view(leaves[x].shape) for x, y in zip(shared, parts, strict=True)}
+    return {name: sums[name] if name in sums else heads[name] for name in leaves}
 
 
-def weighted_pass(losses: Tensor, leaves: Params) -> Callable[[Tensor], Params]:
-    """From weights to the gradient of the weighted loss, by one pass that frees the graph."""
-
-    def combine(weights: Tensor) -> Params:
-        given = weights.detach().to(losses.dtype, copy=True)  # it may be a leaf's gradient
-        found = run_backward(losses, given, tuple(leaves.values()), keep=False)
-        pairs = zip(leaves.items(), found, strict=True)
-        return {name: torch.zeros_like(x) if grad is None else grad for (name, x), grad in pairs}
-
-    return combine
+def _weighted(losses: Tensor, leaves: Params, weights: Tensor) -> Params:
+    """The gradient of the weighted loss, by one pass that frees the graph."""
+    given = weights.detach().to(losses.dtype, copy=True)  # it may be a leaf's gradient
+    found = run_backward(losses, given, tuple(leaves.values()), keep=False)
+    pairs = zip(leaves.items(), found, strict=True)
+    return {name: torch.zeros_like(x) if grad is None else grad for (name, x), grad in pairs}
