@@ -493,7 +493,9 @@ def test_under_no_grad_and_inference_mode(made, mode):
         plain, info = step.update(plain, BATCHES[k % 3])
         with mode() if k % 3 else torch.enable_grad():
             replayed, seen = captured.update(replayed, BATCHES[k % 3])
-        assert equal((plain, info), (replayed, seen))
+        # inference mode has other kernels on some processors, which round in another order
+        torch.testing.assert_close(replayed, plain, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(tuple(seen), tuple(info), rtol=1e-12, atol=1e-14)
 
 
 # ---- bad input -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_steps_states_and_what_they_report_are_one_screen():
 
 def test_html_is_escaped():
     x = torch.ones(2)
-    info = Info(x, x, x, x, (), {"<b>": torch.ones(())})
+    info: Any = Info(x, x, x, x, (), {"<b>": torch.ones(())})
     assert "&lt;b&gt;" in info._repr_html_()
     assert "<b>" not in info._repr_html_()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
+from ..core._torch import forward_level
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Metric, Params, Rows
@@ -226,9 +228,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         _ = forward.graph  # for what it refuses
     if not request.shared:  # one pass of the weighted loss
         return _Route(plan, None, 1)
-    apart = request.mix is None or (
-        forward.edges is not None and not _prefers_one_pass(forward, request, rows)
-    )
+    one_pass = partial(_prefers_one_pass, forward, request, rows)
+    apart = request.mix is None or (forward.edges is not None and not one_pass())
     if not paired and _together(forward, request, rows):
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
@@ -255,7 +256,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         if not plan.tapped:
             remember_rows(key)
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
-    elif edges is None and chunk is None and not _prefers_one_pass(forward, request, rows):
+    # torch's forward mode knows more operations in batched passes
+    elif edges is None and chunk is None and forward_level() < 0 and not one_pass():
         edges = forward.edges if apart and not forward.hooked else None
         chunk = 1
     if edges is None and chunk != 1 and rows > 1:
