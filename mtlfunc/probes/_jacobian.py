@@ -318,7 +318,7 @@ def checked_options(options: RowOptions) -> RowOptions:
 
 
 def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool = False) -> bool:
-    """Whether the graph is of use to so many rows; raises where the globs match nothing."""
+    """Whether the graph is of use to this number of rows; raises where the globs match nothing."""
     _, measured, _ = _layout(params, options)
     if not weighted and (options.group is not None or _edits(options)):
         return False

@@ -191,7 +191,7 @@ class Layout(NamedTuple):
     several: int | None = None  # None is all of them
 
     def apart(self, x: Tensor, axis: int, count: int, to: int) -> Tensor:
-        """`x`, with that axis of it, of so many entries, as two: the entries' moved to `to`."""
+        """`x`, with that axis of it as two, of which the entries' is moved to `to`."""
         split = (count, -1) if self.major else (-1, count)
         return x.unflatten(axis, split).movedim(axis if self.major else axis + 1, to)
 
@@ -261,7 +261,7 @@ def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
 class SplitGroup(NamedTuple):
     """A group in one backward pass whose deltas are split by entry.
 
-    One pass a row, of which each sums over all positions, is that of one entry with so many parts.
+    One pass a row, of which each sums over all positions, is that of one entry with a part for each row.
     """
 
     group: Group

@@ -98,7 +98,7 @@ def _device(name: str) -> Device:
 
 
 def _outputs(graph: Graph) -> list[tuple[Node, int]]:
-    """The nodes that are no leaves, and how many numbers they have given."""
+    """The nodes but for those of leaves, and how many numbers they have given."""
     return [
         (node, sum([math.prod(x.shape) for x in getattr(node, "_input_metadata", ())]))
         for node, pairs in graph.following.items()

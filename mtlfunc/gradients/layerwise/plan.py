@@ -56,7 +56,7 @@ CPU.
 
 
 def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
-    """Whether so many rows of these leaves repay a look at who reads them.
+    """Whether this number of rows of these leaves repays a look at who reads them.
 
     On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
     """
