@@ -15,6 +15,7 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
+    python -m experiments.benchmarks.routes --out experiments/benchmarks/out
     python -m experiments.benchmarks.metric --out experiments/benchmarks/out
     python -m experiments.benchmarks.scale
     python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
@@ -69,6 +70,7 @@ from experiments.benchmarks import (
     gramian_report,
     metric,
     record,
+    routes,
     rules_report,
     scale_report,
     solvers_report,
@@ -413,6 +415,18 @@ def weightings_block() -> str:
     return marked("weightings", weightings.table(rows, paragraph(line)), paragraph(said))
 
 
+def routes_block() -> str:
+    """What the choice of a route costs, from the one command that takes it."""
+    chosen, rows = record.only(BENCHMARKS / "routes.json")
+    line = f"""**Routes**: a balanced step with `engine="auto"` over the fastest of rows by one
+        batched pass, rows by single passes, and layer products; perceptrons 64-W-W-W-T, a vector of
+        T losses or T weightings of {routes.SAMPLES} samples' losses; medians, all taking turns
+        ({described(chosen, rows)}), by `python -m experiments.benchmarks.routes`. The columns are
+        the numbers of tasks:"""
+    said = f"Above {routes.BAR:.2f}: {'; '.join(routes.missed(rows)) or 'none'}."
+    return marked("routes", routes.table(rows, paragraph(line)), paragraph(said))
+
+
 def metric_block() -> str:
     """Steps in an optimizer's metric, from the one command that takes them."""
     chosen, rows = record.only(BENCHMARKS / "metric.json")
@@ -441,6 +455,7 @@ def benchmark_parts() -> list[str]:
         rules_block(),
         steps_block(),
         weightings_block(),
+        routes_block(),
         metric_block(),
         scale_block(),
         gpu_block(),
@@ -566,6 +581,7 @@ BLOCKS = {
     "rules": rules_block,
     "steps": steps_block,
     "weightings": weightings_block,
+    "routes": routes_block,
     "metric": metric_block,
     "scale": scale_block,
     "gpu": gpu_block,

@@ -414,4 +414,4 @@ def test_budgets_of_a_live_step(name):
         counts.append((counted.count, python_calls(call)))
     (operations, functions), (its_operations, its_functions) = counts
     assert operations <= 1.15 * its_operations
-    assert functions <= 1.2 * its_functions
+    assert functions <= 1.15 * its_functions

@@ -261,7 +261,7 @@ def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
 class SplitGroup(NamedTuple):
     """A group in one backward pass whose deltas are split by entry.
 
-    One pass a row, of which each sums over all positions, is that of one entry with a part for each row.
+    Passes of one row each, summed over all positions, are those of one entry with a part a row.
     """
 
     group: Group
