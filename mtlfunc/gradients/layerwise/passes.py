@@ -82,7 +82,7 @@ def prefers_one_pass(
 
 
 def fits(
-    extra: float, graph: Graph, rows: int, numel: int, device: str, memory: float = MEMORY
+    extra: int, graph: Graph, rows: int, numel: int, device: str, memory: float = MEMORY
 ) -> bool:
     """Whether a step may hold `extra` numbers beyond those of single passes: the outputs of all
     nodes, leaves and rows. Arguments as in `prefers_one_pass`.
