@@ -418,6 +418,27 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
             loss.backward()
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "probe",
+    [
+        *(mf.moving_average("trunk.*"), mf.excess_risk("trunk.*")),
+        *(mf.jacobian("trunk.*", mix=mf.subset(2)), mf.jacobian("trunk.*", mask=mf.graddrop())),
+    ],
+    ids=["moving_average", "excess_risk", "mix", "mask"],
+)
+def test_the_graph_is_freed_whatever_is_measured(probe, form, net):
+    balancer = mf.Balancer(net, mf.mgda(), probe)
+    for x, y in batches(2):
+        with balancer:
+            losses = FORMS[form](net(x), y)
+        balancer.backward(losses)
+        several = losses if isinstance(losses, torch.Tensor) else torch.stack(_several(losses))
+        for loss in several:
+            with pytest.raises(RuntimeError, match="second time"):
+                loss.backward()
+
+
 def _several(losses):
     return list(losses.values()) if isinstance(losses, dict) else list(losses)
 

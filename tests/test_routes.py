@@ -178,6 +178,57 @@ def test_memory_says_how_much_one_pass_may_hold():
         assert got == together
 
 
+class Doubled(torch.autograd.Function):
+    """Of which torch makes a new class of nodes at every call under a transform."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 2 * grads[0]
+
+
+def test_classes_of_nodes_are_not_kept():
+    params, x = {"w": torch.randn(3, 4)}, torch.randn(5, 4)
+
+    def losses(params, x):
+        return Doubled.apply(x @ params["w"].T).square().mean(0)
+
+    before = layerwise.passes._is_slow.cache_info().currsize
+    for _ in range(20):
+        torch.func.vmap(lambda w: mf.task_gramian(losses, {"w": w}, x)[1])(params["w"][None])
+    assert layerwise.passes._is_slow.cache_info().currsize - before < 20
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_inside():
+    """Their sizes are not numbers."""
+    trunk, heads = nn.Linear(8, 16), nn.ModuleList(nn.Linear(16, 1) for _ in range(3))
+    net = nn.ModuleDict({"trunk": trunk, "heads": heads})
+    samples = [torch.randn(k, 8) for k in (2, 3)]
+
+    def losses():
+        nested = torch.nested.nested_tensor(samples)
+        z = torch.nested.to_padded_tensor(trunk(nested), 0.0).tanh().mean(1)
+        return [head(z).square().mean() for head in heads]
+
+    rows = [
+        torch.autograd.grad(loss, trunk.weight, retain_graph=True)[0].flatten() for loss in losses()
+    ]
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.weight", engine="layerwise")
+    info = balancer.backward(torch.stack(losses()))
+    matrix = torch.stack(rows)
+    torch.testing.assert_close(info.gramian, matrix @ matrix.T, rtol=1e-5, atol=1e-6)
+
+
 def test_the_fused_norm_of_a_device_is_not_batched():
     """torch's own warning of 2.11 on CUDA: it has no batching rule."""
     kind = type("FusedRmsNormBackward0", (), {})

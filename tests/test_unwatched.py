@@ -138,6 +138,27 @@ def test_a_pure_step_asks_once_for_a_kind(asked):
     assert steps(FEW, "trunk.*") == 3
 
 
+def test_what_is_remembered_is_of_one_request(asked):
+    """A Gramian alone has other prices than one whose rows are combined; and another limit, too."""
+    net, x = Net().double(), batch(MANY)
+    params = mf.parameters(net)
+
+    def losses(params, x):
+        return torch.stack(torch.func.functional_call(net, params, (x,)))
+
+    def step(**options):
+        probe = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*", **options))
+        state = probe.init(params, x)
+        asked.clear()
+        probe.update(params, x, state)
+        return bool(asked)
+
+    assert [step(), step(), step(memory=8.0)] == [True, False, True]
+    asked.clear()
+    mf.task_gramian(losses, params, x, shared="trunk.*")
+    assert asked
+
+
 def idle_balancer(net, shared="trunk.*", **options):
     balancer = mf.Balancer(net, mf.mgda(), shared, **options)
     live(net, balancer, batch(MANY))

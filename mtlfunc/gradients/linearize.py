@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core._torch import forward_level
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Metric, Params, Rows
@@ -20,6 +19,7 @@ from .backward import Backward, Passes, gramian_in_chunks
 from .entries import linearize_slices
 from .layerwise import (
     MEMORY,
+    Asked,
     Engine,
     EntryPlan,
     Plan,
@@ -28,7 +28,6 @@ from .layerwise import (
     has_rows,
     is_worth_recording,
     is_worth_weighing,
-    key_of,
     prefers_one_pass,
     remember_rows,
     signature,
@@ -236,8 +235,14 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     asked = forward.watched and not request.weightings and request.watches(params, rows)
     alone = paired or request.left_out or request.metric or chunk is not None
     whole = forward.whole and not alone
-    key = key_of(forward.graph, rows, request.measured, whole) if asked else None
-    if asked and (request.engine == "layerwise" or not has_rows(key)):
+    key = None
+    if asked and request.engine == "auto" and request.metric is None:
+        key = Asked(
+            forward.graph.kind, rows, request.measured, dtypes_of(forward),
+            forward.value.device.type, request.shared, request.keep, not apart, whole,
+            request.memory,
+        )  # fmt: skip
+    if asked and (key is None or not has_rows(key)):
         decision = decide(
             forward,
             request.measured,
@@ -253,11 +258,10 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         if decision.slices is not None:
             return _Route(plan, None, 1, decision.slices)
         plan, edges = decision.plan, decision.loss_edges
-        if not plan.tapped:
+        if key and not plan.tapped:
             remember_rows(key)
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
-    # torch's forward mode knows more operations in batched passes
-    elif edges is None and chunk is None and forward_level() < 0 and not one_pass():
+    elif edges is None and chunk is None and not one_pass():
         edges = forward.edges if apart and not forward.hooked else None
         chunk = 1
     if edges is None and chunk != 1 and rows > 1:
@@ -265,6 +269,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)
+
+
+def dtypes_of(forward: Forward) -> tuple[torch.dtype, ...]:
+    """Of the losses and the leaves."""
+    return tuple({x.dtype: None for x in (forward.value, *forward.params.values())})
 
 
 def _together(forward: Forward, request: Request, rows: int) -> bool:
@@ -323,15 +332,16 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
         # nothing is pulled back later
-        final = _is_apart(route) and (share is not None or not others)
-        final = final and request.last and not passes.backward.record
+        may = _is_apart(route) and (share is not None or not others)
+        may = may and request.last and not passes.backward.record
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,
             () if share is None else others,
             views=request.keep == "combination",
-            freed=forward.losses.vector if final else None,
+            freed=forward.losses.vector if may else None,
         )
+        final = may and found.matrix is not None  # of the passes those to one matrix free it
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured and request.metric is not None:
             metric = request.metric

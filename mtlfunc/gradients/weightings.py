@@ -21,16 +21,16 @@ from .backward import Backward, recording, wide_of
 from .entries import Split, split
 from .layerwise import (
     HALF,
+    Asked,
     Group,
     Plan,
     block_of,
     has_rows,
-    key_of,
     remember_rows,
     weighted_plan,
     widest,
 )
-from .linearize import Linearization, Request
+from .linearize import Linearization, Request, dtypes_of
 from .run import Forward
 
 ROUNDING = 8.0
@@ -48,16 +48,21 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
     value = forward.value
     with enable_grad():
         auto = forward.watched and request.engine == "auto"
-        names = *request.measured, request.keep
-        key = key_of(forward.graph, request.weightings, names) if auto else None
-        if auto and has_rows(key):
-            return None
+        shape = forward.losses.shape or value.shape
+        key = None
+        if auto:
+            about = shape, request.gramian_dtype
+            key = Asked(
+                forward.graph.kind, request.weightings, request.measured, dtypes_of(forward),
+                value.device.type, request.shared, request.keep, weighed=about,
+            )  # fmt: skip
+            if has_rows(key):
+                return None
         how = weighted_plan(forward, request)
         if how is None or not how.worth:
-            if auto:
+            if key:
                 remember_rows(key)
             return None
-        shape = forward.losses.shape or value.shape
         samples = shape[0]
         matrix, preference = request.cotangents(value)
         assert matrix is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..calls import Made
 from ..core.checks import has_finite_sum, inside_transform, is_differentiated
-from ..gradients.layerwise import has_rows, key_of, read_graph, separate_edges
+from ..gradients.layerwise import Asked, has_rows, read_graph, separate_edges
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
 from ..gradients.separate import gramian_of, is_plain, row_matrix, times
@@ -87,8 +87,10 @@ def measure_short(
     reached = graph.reached()
     if not reached or foreign_parameters(graph, leaves):
         return None
-    if asks(leaves, len(edges)) and not has_rows(key_of(graph, len(edges), shared)):
-        return None
+    if asks(leaves, len(edges)):
+        dtypes = tuple({x.dtype: None for x in (value, *leaves.values())})
+        if not has_rows(Asked(graph.kind, len(edges), shared, dtypes, "cpu", shared)):
+            return None
     gramian, apart, combine = None, False, partial(_weighted, vector, leaves)
     if shared:
         freed = None if graph.has_saved_hooks else vector  # a checkpoint would run once more

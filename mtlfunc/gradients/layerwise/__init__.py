@@ -18,6 +18,7 @@ from .graph import separate_edges as separate_edges
 from .owners import entry_layouts as entry_layouts
 from .passes import MEMORY as MEMORY
 from .passes import prefers_one_pass as prefers_one_pass
+from .plan import Asked as Asked
 from .plan import Engine as Engine
 from .plan import EntryPlan as EntryPlan
 from .plan import Plan as Plan
@@ -28,7 +29,6 @@ from .plan import groups_of as groups_of
 from .plan import has_rows as has_rows
 from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
-from .plan import key_of as key_of
 from .plan import remember_rows as remember_rows
 from .plan import sample_plan as sample_plan
 from .plan import signature as signature

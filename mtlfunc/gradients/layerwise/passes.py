@@ -7,9 +7,10 @@ it once, with that of the batching; its numbers leave the cache, and it holds th
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
+from ...core._torch import forward_level
 from ...core.checks import lanes
 from .graph import NORMS, Graph, Node
 
@@ -66,10 +67,12 @@ def prefers_one_pass(
     """
     if rows == 1 or not graph.can_batch:
         return False
+    if forward_level() >= 0:  # torch's forward mode knows more operations in batched passes
+        return True
     costs, many = _device(device), lanes()
     alone, together, largest = rows * many * numel * costs.row, costs.start, 0
     for node, size in _outputs(graph):
-        slow = _is_slow(type(node))
+        slow = _is_slow(type(node).__name__)
         served = graph.reach[node].bit_count() if separate else rows
         single = costs.slow_node if slow else costs.node
         alone += served * (single + costs.number * many * size)
@@ -100,12 +103,13 @@ def _device(name: str) -> Device:
 def _outputs(graph: Graph) -> list[tuple[Node, int]]:
     """The nodes but for those of leaves, and how many numbers they have given."""
     return [
-        (node, sum([math.prod(x.shape) for x in getattr(node, "_input_metadata", ())]))
+        (node, sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor]))
         for node, pairs in graph.following.items()
         if pairs
+        for outputs in [getattr(node, "_input_metadata", ())]
     ]
 
 
-@cache
-def _is_slow(kind: type) -> bool:
-    return "Convolution" in kind.__name__ or kind.__name__.startswith(NORMS)
+@lru_cache(512)
+def _is_slow(name: str) -> bool:
+    return "Convolution" in name or name.startswith(NORMS)

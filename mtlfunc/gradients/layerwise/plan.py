@@ -457,26 +457,35 @@ def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan |
 
 
 KINDS = 1024
-"""Kinds of passes that are remembered: one plan is the cheapest for all of a kind, and costs a look
-at who reads the leaves. It is a matter of time alone: every plan gives the same numbers.
-"""
-_ROWS: set[Any] = set()
+"""Passes that are remembered: the look at who reads their leaves would say the same again."""
+_ROWS: set[Asked] = set()
 
 
-def key_of(graph: Graph, rows: int, names: Sequence[str], whole: bool = False) -> Any:
-    """Equal for passes of which one plan is the cheapest: values do not enter it."""
-    return graph.kind, rows, tuple(names), whole
+class Asked(NamedTuple):
+    """All that a plan is chosen by: one plan is the cheapest wherever these are the same."""
+
+    graph: int  # its `kind`
+    rows: int
+    measured: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]  # of the losses and the leaves
+    device: str
+    shared: tuple[str, ...] = ()  # of tasks, as the next four
+    keep: str = "combination"
+    mixed: bool = False
+    whole: bool = False
+    memory: float = MEMORY
+    weighed: tuple[Any, ...] = ()  # of weightings: shape of the losses, dtype of the Gramian
 
 
-def has_rows(key: Any) -> bool:
+def has_rows(asked: Asked) -> bool:
     """Whether rows of every leaf were the cheapest plan of such a pass."""
-    return key in _ROWS
+    return asked in _ROWS
 
 
-def remember_rows(key: Any) -> None:
+def remember_rows(asked: Asked) -> None:
     if len(_ROWS) >= KINDS:
         _ROWS.clear()
-    _ROWS.add(key)
+    _ROWS.add(asked)
 
 
 class Signature(NamedTuple):
