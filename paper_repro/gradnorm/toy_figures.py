@@ -236,7 +236,8 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
         axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
         axis.set_xticks(problem.rates, [f"{rate:g}" for rate in problem.rates])
         axis.minorticks_off()
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:  # no ratio where equal weights learn nothing
+            axis.legend()
     return Figure(
         "rates",
         "The learning rate beside the weighting: final normalised test loss by rate and method. "
