@@ -41,5 +41,5 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
 
 def test_the_front_page_has_the_command_of_a_figure():
     front = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "python -m paper_repro figure cagrad.toy --size 6x3 --out fig.pdf" in front
+    assert "python -m paper_repro figure cagrad.toy --size 12x7 --out fig.pdf" in front
     assert "(docs/figures.md)" in front
