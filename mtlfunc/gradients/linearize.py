@@ -25,6 +25,7 @@ from .layerwise import (
     Plan,
     common_plan,
     decide,
+    dtypes_of,
     has_rows,
     is_worth_recording,
     is_worth_weighing,
@@ -238,7 +239,7 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     key = None
     if asked and request.engine == "auto" and request.metric is None:
         key = Asked(
-            forward.graph.kind, rows, request.measured, dtypes_of(forward),
+            forward.graph.kind, rows, request.measured, dtypes_of(forward.value, params),
             forward.value.device.type, request.shared, request.keep, not apart, whole,
             request.memory,
         )  # fmt: skip
@@ -269,11 +270,6 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)
-
-
-def dtypes_of(forward: Forward) -> tuple[torch.dtype, ...]:
-    """Of the losses and the leaves."""
-    return tuple({x.dtype: None for x in (forward.value, *forward.params.values())})
 
 
 def _together(forward: Forward, request: Request, rows: int) -> bool:

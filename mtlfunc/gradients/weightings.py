@@ -25,12 +25,13 @@ from .layerwise import (
     Group,
     Plan,
     block_of,
+    dtypes_of,
     has_rows,
     remember_rows,
     weighted_plan,
     widest,
 )
-from .linearize import Linearization, Request, dtypes_of
+from .linearize import Linearization, Request
 from .run import Forward
 
 ROUNDING = 8.0
@@ -47,14 +48,12 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
     """
     value = forward.value
     with enable_grad():
-        auto = forward.watched and request.engine == "auto"
-        shape = forward.losses.shape or value.shape
-        key = None
-        if auto:
-            about = shape, request.gramian_dtype
+        key, shape = None, forward.losses.shape or value.shape
+        if forward.watched and request.engine == "auto":
             key = Asked(
-                forward.graph.kind, request.weightings, request.measured, dtypes_of(forward),
-                value.device.type, request.shared, request.keep, weighed=about,
+                forward.graph.kind, request.weightings, request.measured,
+                dtypes_of(value, forward.params), value.device.type, request.shared,
+                request.keep, weighed=(shape, request.gramian_dtype),
             )  # fmt: skip
             if has_rows(key):
                 return None

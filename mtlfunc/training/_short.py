@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..calls import Made
 from ..core.checks import has_finite_sum, inside_transform, is_differentiated
-from ..gradients.layerwise import Asked, has_rows, read_graph, separate_edges
+from ..gradients.layerwise import Asked, dtypes_of, has_rows, read_graph, separate_edges
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
 from ..gradients.separate import gramian_of, is_plain, row_matrix, times
@@ -88,7 +88,7 @@ def measure_short(
     if not reached or foreign_parameters(graph, leaves):
         return None
     if asks(leaves, len(edges)):
-        dtypes = tuple({x.dtype: None for x in (value, *leaves.values())})
+        dtypes = dtypes_of(value, leaves)
         if not has_rows(Asked(graph.kind, len(edges), shared, dtypes, "cpu", shared)):
             return None
     gramian, apart, combine = None, False, partial(_weighted, vector, leaves)

@@ -25,6 +25,7 @@ from .plan import Plan as Plan
 from .plan import Uses as Uses
 from .plan import common_plan as common_plan
 from .plan import decide as decide
+from .plan import dtypes_of as dtypes_of
 from .plan import groups_of as groups_of
 from .plan import has_rows as has_rows
 from .plan import is_worth_recording as is_worth_recording

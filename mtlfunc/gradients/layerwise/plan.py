@@ -477,6 +477,10 @@ class Asked(NamedTuple):
     weighed: tuple[Any, ...] = ()  # of weightings: shape of the losses, dtype of the Gramian
 
 
+def dtypes_of(losses: Tensor, params: Params) -> tuple[torch.dtype, ...]:
+    return tuple({x.dtype: None for x in (losses, *params.values())})
+
+
 def has_rows(asked: Asked) -> bool:
     """Whether rows of every leaf were the cheapest plan of such a pass."""
     return asked in _ROWS
