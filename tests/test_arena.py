@@ -4,6 +4,7 @@ the statistics.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_quadratics_have_the_gradients_that_they_promise(name):
     torch.testing.assert_close(
         lengths.amax() / lengths.amin(), torch.tensor(float(spread)).double()
     )
+    # Before the turn they are the symmetric root of their cosines, of which there is only one: no
+    # choice among eigenvectors makes the problem, and no task is another than the others.
+    unit = rows @ turn / lengths[:, None]
+    root, order = unit[:, :tasks], torch.arange(tasks).roll(1)
+    near = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
+    near(unit[:, tasks:], torch.zeros_like(unit[:, tasks:]))
+    near(root @ root, (1 + conflict) * torch.eye(tasks).double() - conflict)
+    near(root, root.mT)
+    near(root, root[order][:, order])
+    assert torch.linalg.eigvalsh(root).amin() > 0
     for curvature in hessian(lambda x: problem.losses({"x": x}, turn))(origin):
         values = torch.linalg.eigvalsh(curvature)
         assert float(values[-1] / values[0]) == pytest.approx(condition)

@@ -84,9 +84,12 @@ def quadratics(
     The Pareto set holds the minimisers of all weighted sums, each one linear system.
     """
     lengths = torch.logspace(0, math.log10(spread), tasks, dtype=torch.float64)
-    gramian = (1 + conflict) * torch.eye(tasks, dtype=torch.float64) - conflict
+    # The symmetric root of their Gramian: it is unique, where one from eigenvectors, of which some
+    # share an eigenvalue, is another one on another machine.
+    across, along = (1 + conflict) ** 0.5, max(0.0, 1 - conflict * (tasks - 1)) ** 0.5
     units = torch.zeros(tasks, size, dtype=torch.float64)
-    units[:, :tasks] = _root(gramian)
+    units[:, :tasks] = (along - across) / tasks
+    units.diagonal().add_(across)
     half = 0.5 * math.log10(condition)
     eigenvalues = torch.logspace(-half, half, size, dtype=torch.float64)
     keys = (random.fold_in(random.key(tasks), t) for t in range(tasks))
@@ -392,9 +395,3 @@ def _rotation(key: Tensor, size: int) -> Tensor:
     """A random orthogonal matrix."""
     q, r = torch.linalg.qr(random.normal(key, (size, size), torch.float64))
     return q * torch.sign(r.diagonal())
-
-
-def _root(gramian: Tensor) -> Tensor:
-    """R with R Rᵀ = gramian, which may be singular."""
-    values, vectors = torch.linalg.eigh(gramian)
-    return vectors * values.clamp_min(0).sqrt()
