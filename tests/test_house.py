@@ -46,12 +46,12 @@ LINES = {
     "gradients": 6783,  # aim 4,900
     **{"training": 3428, "probes": 2419},  # together 3,500
     **{"rules": 4490, "solvers": 3150},  # together 7,000
-    **{"core": 3078, "processes": 811, "": 797},  # together 2,900
+    **{"core": 3078, "processes": 809, "": 797},  # together 2,900
     "analysis": 1165,  # aim 950
     **{"plot": 1319, "studies": 2496, "audit": 2188, "testing": 1752},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_112, "laboratory": 7_755}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 26_109, "laboratory": 7_755}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

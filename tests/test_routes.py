@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import mtlfunc as mf
-from experiments.benchmarks import steps, visits
+from experiments.benchmarks import steps, visits, weightings
 from experiments.benchmarks.networks import resnet18
 from mtlfunc.gradients import layerwise
 from mtlfunc.gradients import linearize as gradients
@@ -455,6 +455,23 @@ def test_budgets_of_a_live_step(name):
     (operations, functions), (its_operations, its_functions) = counts
     assert operations <= 1.15 * its_operations
     assert functions <= 1.15 * its_functions
+
+
+@pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])
+def test_budgets_of_a_gramian_of_samples(tasks, most):
+    """Of 128 samples, or of weightings of them: in operations, the passes' own among them."""
+    net, x = weightings.Dense((64, 512, 512, 512, 8)), torch.randn(128, 64)
+    matrix, params = torch.randn(tasks, len(x)), mf.parameters(net)
+
+    def losses_fn(params, x):
+        return functional_call(net, params, (x,))
+
+    with Counted() as counted:
+        if tasks:
+            mf.task_gramian(losses_fn, params, x, weightings=matrix)
+        else:
+            mf.sample_gramian(losses_fn, params, x)
+    assert counted.count <= most
 
 
 @pytest.mark.skipif("MTLFUNC_TYPES" in os.environ, reason="enforced annotations are calls, too")
