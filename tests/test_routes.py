@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import mtlfunc as mf
-from experiments.benchmarks import steps
+from experiments.benchmarks import steps, visits, weightings
 from experiments.benchmarks.networks import resnet18
 from mtlfunc.gradients import layerwise
 from mtlfunc.gradients import linearize as gradients
@@ -454,3 +455,45 @@ def test_budgets_of_a_live_step(name):
     (operations, functions), (its_operations, its_functions) = counts
     assert operations <= 1.15 * its_operations
     assert functions <= 1.15 * its_functions
+
+
+@pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])
+def test_budgets_of_a_gramian_of_samples(tasks, most):
+    """Of 128 samples, or of weightings of them: in operations, the passes' own among them."""
+    net, x = weightings.Dense((64, 512, 512, 512, 8)), torch.randn(128, 64)
+    matrix, params = torch.randn(tasks, len(x)), mf.parameters(net)
+
+    def losses_fn(params, x):
+        return functional_call(net, params, (x,))
+
+    with Counted() as counted:
+        if tasks:
+            mf.task_gramian(losses_fn, params, x, weightings=matrix)
+        else:
+            mf.sample_gramian(losses_fn, params, x)
+    assert counted.count <= most
+
+
+@pytest.mark.skipif("MTLFUNC_TYPES" in os.environ, reason="enforced annotations are calls, too")
+@pytest.mark.parametrize(
+    ("ordinary", "most_files", "most_returns"), [(False, 5, 0), (True, 12, 13)]
+)
+def test_a_live_loss_enters_few_files(ordinary, most_files, most_returns):
+    for form in visits.FORMS.values():
+        found = visits.stays(form, ordinary=ordinary)
+        assert found == visits.stays(form, ordinary=ordinary)
+        files = {name for name, _ in found}
+        assert len(files) <= most_files, files
+        assert len(found) - len(files) <= most_returns
+
+
+def test_the_meter_sees_a_loss_in_every_holder():
+    leaf = torch.ones(2, requires_grad=True)
+    other, loss = leaf.square().sum(), leaf.sum()
+    parsed = Losses(torch.stack((loss, loss)), (loss, loss))
+    forward = forwards.live(parsed, {"leaf": leaf})
+    held = [loss, (loss,), {"a": [loss]}, partial(max, loss), partial(dict, k=loss), lambda: loss]
+    held += [2 * loss, torch.stack((other, loss)), parsed, forward, parsed.__repr__]
+    assert all(visits.holds_a_loss(x, {loss.grad_fn}) for x in held)
+    free = [other, leaf, loss.detach(), [other], lambda: other, partial(max, other), "loss", None]
+    assert not any(visits.holds_a_loss(x, {loss.grad_fn}) for x in free)

@@ -2,7 +2,9 @@
 numbers of a literal loop, and of rows.
 """
 
+import ast
 import random
+import re
 import threading
 
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import plan
+from mtlfunc.gradients.layerwise import nodes, plan
+from tests.support import ROOT
 from tests.support.oracles import literal
 from tests.support.programs import AWAY, F64, READS, Program, close, draws
 
@@ -230,3 +233,21 @@ def test_more_random_programs(seed):
 @pytest.mark.parametrize("name", AWAY)
 def test_inputs_that_are_taken_away_between_layers(name):
     assert check(Program([READS["linear"], AWAY[name], READS["right"]], 5, seed=0)) == 6
+
+
+def test_every_node_that_is_named_is_in_the_one_table():
+    """Wherever the gradients name one; and torch has every node of the table."""
+    made = set(dir(torch._C._functions))  # pyright: ignore[reportAttributeAccessIssue]
+    named, parts = set[str](), {x.split("Backward")[0] for x in made}
+    for path in (ROOT / "mtlfunc" / "gradients").rglob("*.py"):
+        if path.name != "nodes.py":
+            texts = [
+                x.value for x in ast.walk(ast.parse(path.read_text())) if type(x) is ast.Constant
+            ]
+            named |= {y for x in texts if type(x) is str for y in re.findall(r"\w+Backward\d", x)}
+            named |= {x for x in texts if x in parts}
+    assert "StackBackward0" in named
+    assert named <= nodes.NODES.keys()
+    assert {x for x in nodes.NODES if "*" not in x} <= made
+    beginnings = {x for names in nodes.BEGINNINGS.values() for x in names}
+    assert not {x for x in beginnings if not any(name.startswith(x) for name in made)}

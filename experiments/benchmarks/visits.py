@@ -1,31 +1,77 @@
 """Which files of the package a live loss enters in one `Balancer.backward`, and how often it comes
 back to a file that it had left.
 
-    python -m experiments.benchmarks.visits [--all]
+    python -m experiments.benchmarks.visits [--ordinary] [--all]
 
-A profiler's hook sees every call. A call counts if the loss is among its arguments: the losses as
-the user holds them, one of them, their vector, or a `Losses` or `Forward` that holds them. A stay
-is a run of such calls in one file; a return is a stay in a file that had one before. `--all` counts
-every call, whatever its arguments.
+A profiler's hook sees every call of the second step. A call counts if a loss is among its
+arguments: the losses as the user holds them, one of them, a tensor computed from them directly
+(their vector) or anything that holds one of these, up to six deep: lists, tuples, dicts, partials,
+methods, what a function closes over, and objects of the package. A stay is a run of such calls in
+one file; a return is a stay in a file that had one before.
+
+The short step is measured; `--ordinary` keeps the graph, for which the step is the ordinary one.
+`--all` counts every call, whatever its arguments.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mtlfunc as mf
 
 ROOT = Path(mf.__file__).parent
-HOLDERS = ("Losses", "Forward")
+FORMS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "a list": list,
+    "a dict": lambda losses: {f"task {k}": loss for k, loss in enumerate(losses)},
+}
+DEEPEST = 6
 
 
-def stays(everything: bool = False) -> list[tuple[str, int]]:
+def parts(value: Any) -> Iterable[Any]:
+    """What a value holds."""
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or ()]
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    ours = type(value).__module__.startswith("mtlfunc.") and not isinstance(value, type)
+    return vars(value).values() if ours and hasattr(value, "__dict__") else ()
+
+
+def holds_a_loss(value: Any, nodes: Collection[Any], deep: int = 0) -> bool:
+    """Whether it is or holds a tensor that one of these nodes made, or made from what one made."""
+    if isinstance(value, Tensor):
+        made = value.grad_fn
+        return made is not None and (
+            made in nodes or any(node in nodes for node, _ in made.next_functions)
+        )
+    return deep < DEEPEST and any(holds_a_loss(x, nodes, deep + 1) for x in parts(value))
+
+
+def given(frame: FrameType) -> list[Any]:
+    """The arguments of a call that begins."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 4) + bool(code.co_flags & 8)  # *args, **kwargs
+    return [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+
+
+def stays(
+    form: Callable[[list[Tensor]], Any] = list, *, ordinary: bool = False, everything: bool = False
+) -> list[tuple[str, int]]:
     """(file, calls) of every stay, in order, at the second step of a small network."""
     torch.manual_seed(0)
     trunk, heads = nn.Sequential(nn.Linear(200, 200), nn.ReLU()), nn.ModuleList()
@@ -33,27 +79,25 @@ def stays(everything: bool = False) -> list[tuple[str, int]]:
     net = nn.ModuleDict({"trunk": trunk, "heads": heads})
     balancer = mf.Balancer(net, mf.mgda(), shared="trunk.*")
     entered: list[str] = []
-    held: set[int] = set()
+    nodes: set[Any] = set()  # of the losses, which live as long as it does
 
     def see(frame: FrameType, event: str, _: Any) -> None:
         path = Path(frame.f_code.co_filename)
         if event != "call" or ROOT not in path.parents or frame.f_code.co_name.startswith("<"):
             return
-        given = frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
-        values = [frame.f_locals.get(name) for name in frame.f_code.co_varnames[:given]]
-        flat = [x for value in values for x in (value if type(value) is list else (value,))]
-        if everything or any(id(x) in held or type(x).__name__ in HOLDERS for x in flat):
+        if everything or any(holds_a_loss(x, nodes) for x in given(frame)):
             entered.append(path.relative_to(ROOT).with_suffix("").as_posix())
 
     for step in range(2):
         with balancer:
             z = trunk(torch.randn(8, 200))
             losses = [head(z).square().mean() for head in heads]
-        held.update(map(id, (losses, *losses)))
+        nodes.update(loss.grad_fn for loss in losses)
+        held = form(losses)
         if step:
             sys.setprofile(see)
         try:
-            balancer.backward(losses)
+            balancer.backward(held, retain_graph=ordinary)
         finally:
             sys.setprofile(None)
     return [(name, len(list(calls))) for name, calls in groupby(entered)]
@@ -61,13 +105,17 @@ def stays(everything: bool = False) -> list[tuple[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ordinary", action="store_true", help="the step that is not short")
     parser.add_argument("--all", action="store_true", help="count every call")
-    found = stays(parser.parse_args().all)
-    names = dict.fromkeys(name for name, _ in found)
-    for name in names:
-        mine = [calls for other, calls in found if other == name]
-        print(f"{name:32} {sum(mine):4} calls in {len(mine):3} stays")
-    print(f"{len(names)} files, {len(found)} stays, {len(found) - len(names)} returns")
+    options = parser.parse_args()
+    for words, form in FORMS.items():
+        found = stays(form, ordinary=options.ordinary, everything=options.all)
+        names = dict.fromkeys(name for name, _ in found)
+        for name in names:
+            mine = [calls for other, calls in found if other == name]
+            print(f"{name:32} {sum(mine):4} calls in {len(mine):3} stays")
+        stayed, files = len(found), len(names)
+        print(f"losses in {words}: {files} files, {stayed} stays, {stayed - files} returns\n")
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ class Backward:
 
 def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
     """In which a Gramian is accumulated; None is the parameters' own, at least float32."""
-    return dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
+    own = next(iter(params.values())).dtype
+    return dtype or (own if own.itemsize > 4 else torch.float32)
 
 
 def recording(*backwards: Backward) -> AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from ..core.checks import (
 )
 from ..types import Batch, LossesFn, Params
 from .hooks import RETAIN, Handles
-from .layerwise import READERS, Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
+from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
 from .levels import Strangers, explained_vjp, run_backward
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps, has_final_backward
@@ -59,7 +59,7 @@ class Forward:
     @cached_property
     def reading(self) -> Reading:
         """Who reads the leaves, as the graph says."""
-        return read_uses(self.graph, self.params, READERS)
+        return read_uses(self.graph, self.params)
 
     @property
     def uses(self) -> Uses:

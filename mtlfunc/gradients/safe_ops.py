@@ -28,35 +28,17 @@ from torch.overrides import TorchFunctionMode
 
 from ..core._torch import attention_math, compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
-
-_FINAL = (
-    "WeightNorm",
-    "Cdist",
-    "Pdist",
-    "Hardsigmoid",
-    "ScaledDotProduct",
-    "LinalgSolve",
-    "CholeskyInverse",
-    "AsStridedScatter",
-)
-"""Nodes of operations whose backward, once recorded, is wrong in a batch or has a wrong derivative,
-or none, even by its cotangent.
-"""
-
-_RECORDED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve", "NativeGroupNorm")
-"""Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly, or
-asks for the memory format of its cotangent, which a batched tensor does not tell.
-"""
+from .layerwise.nodes import BEGINNINGS
 
 
 def has_final_backward(losses: Tensor) -> bool:
     """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
-    return any(node.name().startswith(_FINAL) for node in _nodes(losses))
+    return any(node.name().startswith(BEGINNINGS["final"]) for node in _nodes(losses))
 
 
 def needs_recording(losses: Tensor) -> bool:
     """Whether some backward pass of the graph is right under vmap only if recorded."""
-    return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
+    return any(node.name().startswith(BEGINNINGS["recorded"]) for node in _nodes(losses))
 
 
 def is_batching_error(error: RuntimeError) -> bool:

@@ -171,7 +171,7 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Collectives | None:
     return Collectives(group, dist.get_rank(group), size, device)
 
 
-def agree(peers: Collectives | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+def agree(peers: Collectives, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
     """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
 
     One all-reduce of five integers compares them. Only where they differ are the facts exchanged
@@ -186,8 +186,6 @@ def agree(peers: Collectives | None, work: Callable[[], tuple[T, dict[str, Any]]
         RuntimeError: if `work` fails on another rank; its own error on the rank itself.
         ValueError: naming what differs, and on which rank.
     """
-    if peers is None:
-        return work()[0]
     answer, facts, error = None, {}, None
     try:
         answer, facts = work()

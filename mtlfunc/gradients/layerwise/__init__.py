@@ -13,7 +13,9 @@ from .formulas import layouts as layouts
 from .formulas import positions as positions
 from .graph import Graph as Graph
 from .graph import Place as Place
+from .graph import Reading as Reading
 from .graph import read_graph as read_graph
+from .graph import read_uses as read_uses
 from .graph import separate_edges as separate_edges
 from .owners import entry_layouts as entry_layouts
 from .passes import MEMORY as MEMORY
@@ -35,7 +37,4 @@ from .plan import sample_plan as sample_plan
 from .plan import signature as signature
 from .plan import weighted_plan as weighted_plan
 from .plan import widest as widest
-from .readers import READERS as READERS
-from .uses import Reading as Reading
 from .uses import Use as Use
-from .uses import read_uses as read_uses

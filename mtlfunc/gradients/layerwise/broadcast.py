@@ -14,9 +14,8 @@ from torch.autograd.graph import GradientEdge
 
 from .formulas import Group, layouts
 from .graph import Graph
-from .uses import Use
-
-Node = Any  # torch.autograd.graph.Node
+from .nodes import facts_of
+from .uses import Node, Use
 
 
 def over_samples(
@@ -59,14 +58,9 @@ def _only_consumer(node: Node, place: int, graph: Graph) -> Node | None:
     if len(parents) != 1 or parents[0][2] != place:
         return None
     parent, index, _ = parents[0]
-    name = parent.name()
-    same = (
-        name in ("ExpandBackward0", "CloneBackward0", "AliasBackward0")
-        or (name == "AddBackward0" and (index == 0 or parent._saved_alpha == 1))
-        or (name == "SubBackward0" and index == 0)
-        or (name == "UnsqueezeBackward0" and parent._saved_dim == 0)
-    )
-    return parent if same else None
+    first = index == 0 or (parent.name() == "AddBackward0" and parent._saved_alpha == 1)
+    same = first and getattr(parent, "_saved_dim", 0) == 0
+    return parent if same and "passes" in facts_of(parent).traits else None
 
 
 def _grew(before: Use, after: Use, axis: int) -> bool:

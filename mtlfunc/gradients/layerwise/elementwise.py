@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from .uses import Operand, Reader, Unread, Use
+from .uses import Operand, Unread, Use
 
 Summand = Callable[[Tensor], Tensor]
 """From Δ [row, *shape of the output] to δ_p ∘ s_p, of the same shape."""
@@ -43,27 +43,27 @@ def _same(delta: Tensor) -> Tensor:
     return delta
 
 
-def _add(operand: Operand) -> Use:
+def add(operand: Operand) -> Use:
     alpha = operand.node._saved_alpha if operand.at == 1 else 1
     return broadcast(operand, "add", _same if alpha == 1 else lambda delta: alpha * delta)
 
 
-def _sub(operand: Operand) -> Use:
+def sub(operand: Operand) -> Use:
     alpha = operand.node._saved_alpha
     return broadcast(operand, "sub", _same if operand.at == 0 else lambda delta: -alpha * delta)
 
 
-def _mul(operand: Operand) -> Use:
+def mul(operand: Operand) -> Use:
     other = operand.saved("other" if operand.at == 0 else "self")
     return broadcast(operand, "mul", lambda delta: delta * other)
 
 
-def _div(operand: Operand) -> Use:
+def div(operand: Operand) -> Use:
     other = operand.saved("other")
     return broadcast(operand, "div", lambda delta: delta / other)
 
 
-def _expand(operand: Operand) -> Use:
+def expand(operand: Operand) -> Use:
     return broadcast(operand, "expand", _same)
 
 
@@ -100,42 +100,37 @@ def _local(
     return operand.use(op, "local", axes, sizes, None, varied, fold, layout)
 
 
-def _layer_norm(operand: Operand) -> Use:
-    count = len(operand.node._saved_normalized_shape)
+def layer_norm(operand: Operand) -> Use:
     if operand.at == 2:
-        return shift(operand, "layer_norm", count)
-    x, rstd = operand.saved("input"), operand.saved("result2")
-    return _local(
-        operand, "layer_norm", lambda delta: delta * _standardised(x, rstd, count), count, None
-    )
+        return shift(operand, "layer_norm", len(operand.node._saved_normalized_shape))
+    return _scale(operand, "layer_norm", "result2", centred=True)
 
 
-def _rms_norm(operand: Operand) -> Use:
-    count = len(operand.node._saved_normalized_shape)
-    x, rstd = operand.saved("input"), operand.saved("result1")
-    return _local(
-        operand,
-        "rms_norm",
-        lambda delta: delta * _standardised(x, rstd, count, centred=False),
-        count,
-        None,
-    )
+def rms_norm(operand: Operand) -> Use:
+    return _scale(operand, "rms_norm", "result1", centred=False)
 
 
-def _standardised(x: Tensor, rstd: Tensor, count: int, *, centred: bool = True) -> Tensor:
-    """x less its mean over the last axes, times `rstd`.
+def _scale(operand: Operand, op: str, deviation: str, *, centred: bool) -> Use:
+    """δ times x less its mean over the last axes, times `rstd`.
 
     The node's own statistics are not differentiated by torch: they give no more than the number
     that it added to the variance.
     """
-    dims, wide = list(range(-count, 0)), x.to(rstd.dtype)
-    wide = wide - wide.mean(dims, keepdim=True) if centred else wide
-    variance = wide.square().mean(dims, keepdim=True)
-    least = (rstd.square().reciprocal() - variance).detach()
-    return wide * (variance + least).rsqrt()
+    x, rstd = operand.saved("input"), operand.saved(deviation)
+    count = len(operand.node._saved_normalized_shape)
+    dims = list(range(-count, 0))
+
+    def summand(delta: Tensor) -> Tensor:
+        wide = x.to(rstd.dtype)
+        wide = wide - wide.mean(dims, keepdim=True) if centred else wide
+        variance = wide.square().mean(dims, keepdim=True)
+        least = (rstd.square().reciprocal() - variance).detach()
+        return delta * (wide * (variance + least).rsqrt())
+
+    return _local(operand, op, summand, count, None)
 
 
-def _group_norm(operand: Operand) -> Use:
+def group_norm(operand: Operand) -> Use:
     node = operand.node
     if operand.at == 2:
         return shift(operand, "group_norm", 1, channel=1)
@@ -147,7 +142,7 @@ def _group_norm(operand: Operand) -> Use:
     return _local(operand, "group_norm", summand, 1, 1)
 
 
-def _batch_norm(operand: Operand) -> Use:
+def batch_norm(operand: Operand) -> Use:
     node = operand.node
     if operand.at == 2:
         return shift(operand, "batch_norm", 1, channel=1)
@@ -159,24 +154,3 @@ def _batch_norm(operand: Operand) -> Use:
         return delta * F.batch_norm(x, mean, var, None, None, training, 0.0, eps)
 
     return _local(operand, "batch_norm", summand, 1, 1)
-
-
-ELEMENTWISE: dict[str, Reader] = {
-    "AddBackward0:0": _add,
-    "AddBackward0:1": _add,
-    "SubBackward0:0": _sub,
-    "SubBackward0:1": _sub,
-    "MulBackward0:0": _mul,
-    "MulBackward0:1": _mul,
-    "DivBackward0:0": _div,
-    "ExpandBackward0:0": _expand,
-    "NativeLayerNormBackward0:1": _layer_norm,
-    "NativeLayerNormBackward0:2": _layer_norm,
-    "FusedRmsNormBackward0:1": _rms_norm,
-    "NativeGroupNormBackward0:1": _group_norm,
-    "NativeGroupNormBackward0:2": _group_norm,
-    "NativeBatchNormBackward0:1": _batch_norm,
-    "NativeBatchNormBackward0:2": _batch_norm,
-    "CudnnBatchNormBackward0:1": _batch_norm,
-    "CudnnBatchNormBackward0:2": _batch_norm,
-}

@@ -486,16 +486,15 @@ def block_of(
     u, v = (
         x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2) for x, _ in (left, right)
     )
-    kernel = _kernel(group, u, v, dtype)
-    kernel = kernel + 1 if biased else kernel  # [group, (position sample)²]
+    kernel = _kernel(group, u, v, dtype)[:, None, :, None, :]  # of (position sample)²
     # [group, (task position sample), o]
     y, z = (deltas.permute(3, 0, 2, 1, 4).flatten(1, 3) for _, deltas in (left, right))
     (tasks, samples, count), (others, partners, number) = (
         deltas.shape[:3] for _, deltas in (left, right)
     )
     pairs = _product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
-    weighed = (pairs * kernel[:, None, :, None, :]).unflatten(4, (number, partners))
-    small = weighed.unflatten(2, (count, samples))
+    weighed = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
+    small = weighed.unflatten(4, (number, partners)).unflatten(2, (count, samples))
     small = small.sum((0, 2)) if len(y) * count > 1 else small[0, :, 0]  # one needs no sum
     small = small.sum(3) if number > 1 else small[:, :, :, 0]
     return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)

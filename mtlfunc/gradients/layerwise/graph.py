@@ -5,11 +5,11 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from torch import Tensor
@@ -18,28 +18,12 @@ from torch.autograd.graph import GradientEdge
 
 from ...core._torch import accumulate_grad
 from ...core.checks import depth, gradient_edge
+from . import follow
+from .nodes import BEGINNINGS, Trait, facts_of
+from .uses import Node, Operand, Part, Unread, Use, View, shape_of, signed
 
-Node = Any  # torch.autograd.graph.Node
 Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
-
-_UNBATCHED = (
-    *("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn"),
-    *("WeightNorm", "Trilinear", "Cdist", "EuclideanDist", "FusedRmsNorm"),
-)
-"""Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as
-fast, and quiet), or gets wrong there: cdist.
-"""
-
-
-_STALE = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
-"""Operations whose batched backward takes their statistics for constants when it is differentiated
-again; single passes are right (torch 2.13).
-"""
-
-
-NORMS = (*_STALE, "NativeGroupNorm", "RmsNorm")
-"""Their batched backward refuses the mixed dtypes that autocast gives them."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +144,18 @@ class Graph:
     @cached_property
     def can_batch(self) -> bool:
         """Whether every operation has a batched backward."""
-        mixed = _has(self.kinds, NORMS) and _has(self.kinds, ("ToCopy",))
+        mixed = _has(self.kinds, "norm") and _has(self.kinds, "casts")
         # on plain leaves a custom backward, a compiled one's too, runs as it is written
         custom = not depth() and self.has_custom_backward
-        # torch gets it wrong where one number is written
-        copied = _has(self.kinds, ("IndexCopy",)) and any(
+        copied = _has(self.kinds, "numbers") and any(
             x.name() == "IndexCopyBackward0" and x._saved_source_dim == 0 for x in self.following
         )
-        return not (self.loops or _has(self.kinds, _UNBATCHED) or mixed or custom or copied)
+        return not (self.loops or _has(self.kinds, "looped") or mixed or custom or copied)
 
     @cached_property
     def can_batch_twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
-        return not _has(self.kinds, _STALE)
+        return not _has(self.kinds, "stale")
 
     def batches(self, record: bool) -> bool:
         """Whether one batched pass is right, to be differentiated if it is recorded."""
@@ -181,8 +164,8 @@ class Graph:
 
 # Of the kinds of a few graphs, which a loop makes again at every step.
 @lru_cache(64)
-def _has(kinds: frozenset[type], names: tuple[str, ...]) -> bool:
-    return any(kind.__name__.startswith(names) for kind in kinds)
+def _has(kinds: frozenset[type], trait: Trait) -> bool:
+    return any(kind.__name__.startswith(BEGINNINGS[trait]) for kind in kinds)
 
 
 @lru_cache(64)
@@ -251,49 +234,100 @@ def separate_edges(
     )
 
 
-PERMUTATIONS = ("TBackward0", "TransposeBackward0", "PermuteBackward0")
-RESHAPES = (
-    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
-    *("UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"),
-    *("CloneBackward0", "ToCopyBackward0"),
-)
-"""Nodes that hand on all entries of their input, in their order, and no others."""
-PIECES = (
-    *("SelectBackward0", "UnbindBackward0", "SliceBackward0"),
-    *("SplitBackward0", "SplitWithSizesBackward0"),
-)
-"""Nodes whose outputs are pieces of their input along one axis, `_saved_dim`."""
+# ---- who reads a leaf ----------------------------------------------------------------------------
 
 
-def signed(n: int) -> int:
-    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
+class Reading(NamedTuple):
+    """What the graph says of some leaves."""
+
+    uses: dict[str, list[Use]]  # of those that known nodes alone read
+    others: dict[str, str]  # of the rest the reason
 
 
-def order_of(node: Node, count: int) -> list[int]:
-    """Which of its input's axes each axis of a permutation's output is."""
-    if node.name() == "PermuteBackward0":
-        return [signed(dim) % count for dim in node._saved_dims]
-    axes = list(range(count))
-    if node.name() == "TransposeBackward0":
-        i, j = (signed(dim) % count for dim in (node._saved_dim0, node._saved_dim1))
-        axes[i], axes[j] = j, i
-        return axes
-    return axes[::-1]
+def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
+    """All nodes that read these leaves.
+
+    Args:
+        graph: of the whole forward pass.
+        leaves: the values of the leaves, for their shapes and devices.
+
+    Returns:
+        the uses of every leaf of which all are understood, none of them for a leaf that no loss
+        depends on.
+    """
+    found: dict[str, list[Use]] = {}
+    others: dict[str, str] = {}
+    for name, leaf in leaves.items():
+        node = graph.leaf_nodes.get(name)
+        if node is None:
+            continue
+        place = graph.places[name]
+        start = 0 if isinstance(place, Tensor) else place.output_nr
+        try:
+            reads = list(_uses_of(Part(name), tuple(leaf.shape), (node, start), graph))
+            if any(use.device != leaf.device for use in reads):
+                raise Unread("it is read on another device")
+            found[name] = reads
+        except Unread as why:
+            others[name] = str(why)
+    return Reading(found, others)
 
 
-def piece_of(node: Node, output: int, length: int) -> slice:
-    """The entries of one output of `PIECES` along their axis, which is so long."""
-    kind = node.name()
-    if kind == "SelectBackward0":
-        start = signed(node._saved_index) % length
-        return slice(start, start + 1)
-    if kind == "UnbindBackward0":
-        return slice(output, output + 1)
-    if kind == "SliceBackward0":
-        start, end = node._saved_start or 0, node._saved_end
-        return slice(signed(start), None if end is None else signed(end), node._saved_step)
-    if kind == "SplitBackward0":
-        size = node._saved_split_size
-        return slice(output * size, (output + 1) * size)
-    sizes = node._saved_split_sizes
-    return slice(sum(sizes[:output]), sum(sizes[: output + 1]))
+def _uses_of(
+    part: Part,
+    shape: tuple[int, ...],
+    place: tuple[Node, int],
+    graph: Graph,
+    views: tuple[View, ...] = (),
+) -> Iterator[Use]:
+    """Those of one part, by whatever views of it."""
+    for node, index, output in graph.parents[place[0]]:
+        if output != place[1]:
+            continue
+        facts = facts_of(node)
+        if facts.rule in (follow.permutation, follow.view):
+            after = shape_of(node, 0)
+            turned = facts.rule is follow.permutation
+            order = tuple(follow.order_of(node, len(shape))) if turned else None
+            steps = views if order is None and after == shape else (*views, View(shape, order))
+            yield from _uses_of(part, after, (node, 0), graph, steps)
+        elif facts.rule is follow.piece and not views and part.span is None and shape:
+            for i, start, size in _pieces(node, shape):
+                whole = size == shape[0]
+                cut = part if whole else part._replace(span=(start, start + size))
+                after, before = shape_of(node, i), (size, *shape[1:])
+                steps = () if len(after) == len(shape) else (View(before, None),)
+                yield from _uses_of(cut, after, (node, i), graph, steps)
+        else:
+            name, out = node.name(), node._input_metadata[0]
+            reader = facts.read.get(index)
+            if reader is None:
+                raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
+            if not out.dtype.is_floating_point or out.is_nested_tensor:
+                raise Unread(f"{name} makes a tensor of another kind")
+            yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
+
+
+def _unflattened(node: Node, graph: Graph) -> Node:
+    """The view that alone reads a product's output and gives its positions their axes back.
+
+    A linear layer works on all positions in one axis, of which samples may be a middle one.
+    """
+    parents = graph.parents[node]
+    product = facts_of(node).rule is follow.product and len(shape_of(node, 0)) == 2
+    if not product or len(parents) != 1:
+        return node
+    view = parents[0][0]
+    same = view.name() in ("ViewBackward0", "UnsafeViewBackward0")
+    return view if same and shape_of(view, 0)[-1:] == shape_of(node, 0)[-1:] else node
+
+
+def _pieces(node: Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Of every output where it starts in the first axis, and its length there."""
+    if signed(node._saved_dim) % len(shape):
+        raise Unread("a piece of it along another axis than the first is read")
+    for output in range(len(node._input_metadata)):
+        rows = range(*follow.piece_of(node, output, shape[0]).indices(shape[0]))
+        if rows.step != 1:
+            raise Unread("a slice with a step reads it")
+        yield output, rows.start, len(rows)

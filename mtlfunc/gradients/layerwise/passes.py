@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from ...core._torch import forward_level
 from ...core.checks import lanes
-from .graph import NORMS, Graph, Node
+from .graph import Graph
+from .nodes import BEGINNINGS
+from .uses import Node
 
 
 class Device(NamedTuple):
@@ -112,4 +114,4 @@ def _outputs(graph: Graph) -> list[tuple[Node, int]]:
 
 @lru_cache(512)
 def _is_slow(name: str) -> bool:
-    return "Convolution" in name or name.startswith(NORMS)
+    return name.startswith(BEGINNINGS["slow"])

@@ -30,10 +30,11 @@ from .formulas import (
     layouts,
     positions,
 )
-from .graph import Graph, Node
+from .graph import Graph
+from .nodes import facts_of
 from .owners import entry_layouts
 from .passes import MEMORY, fits, prefers_one_pass
-from .uses import Use
+from .uses import Node, Use
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -313,19 +314,10 @@ def _made_of_leaves(graph: Graph) -> set[Node]:
     for node in todo:  # it grows while it is read
         for parent, _, _ in graph.parents[node]:
             alone = all(child in found for child, _ in parent.next_functions)
-            if alone and parent not in found and parent.name() in _ARITHMETIC:
+            if alone and parent not in found and "arithmetic" in facts_of(parent).traits:
                 found.add(parent)
                 todo.append(parent)
     return found
-
-
-_ARITHMETIC = {
-    *("MmBackward0", "AddmmBackward0", "BmmBackward0", "MulBackward0", "DivBackward0"),
-    *("AddBackward0", "SubBackward0", "NormBackward1", "LinalgVectorNormBackward0"),
-    *("PowBackward0", "SqrtBackward0", "ExpBackward0", "SumBackward0", "SumBackward1"),
-    *("TBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0"),
-}
-"""Nodes that read nothing but their inputs, and give none of them a new axis."""
 
 
 def widest(device: str) -> torch.dtype:

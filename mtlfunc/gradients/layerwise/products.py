@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .elementwise import broadcast, shift
-from .graph import signed
-from .uses import Operand, Reader, Unread, Use
+from .uses import Operand, Reader, Unread, Use, signed
 
 
-def _right(other: str, scale: str | None = None) -> Reader:
+def right(other: str, scale: str | None = None) -> Reader:
     """out[p, o] = Σ_a x[p, a] w[a, o], with the same leading axis everywhere or none."""
 
     def read(operand: Operand) -> Use:
@@ -42,7 +41,7 @@ def _right(other: str, scale: str | None = None) -> Reader:
     return read
 
 
-def _left(other: str, scale: str | None = None) -> Reader:
+def left(other: str, scale: str | None = None) -> Reader:
     """out[o, p] = Σ_a w[o, a] x[a, p], with the same leading axis everywhere or none."""
 
     def read(operand: Operand) -> Use:
@@ -71,7 +70,7 @@ def _scale_of(operand: Operand, name: str | None) -> float:
     return 1.0 if name is None else float(getattr(operand.node, f"_saved_{name}"))
 
 
-def _vector(operand: Operand) -> Use:
+def vector(operand: Operand) -> Use:
     """out[p] = Σ_a x[p, a] w[a]"""
     x = operand.saved("self")
     return operand.use(
@@ -86,7 +85,7 @@ def _vector(operand: Operand) -> Use:
     )
 
 
-def _added(operand: Operand) -> Use:
+def added(operand: Operand) -> Use:
     """What a product of matrices is added to."""
     beta = operand.node._saved_beta
     if beta == operand.node._saved_alpha == 1 and operand.shape == operand.out[-1:]:
@@ -95,7 +94,7 @@ def _added(operand: Operand) -> Use:
     return broadcast(operand, "add", lambda delta: beta * delta)
 
 
-def _convolution(operand: Operand) -> Use:
+def convolution(operand: Operand) -> Use:
     return _transposed(operand) if operand.node._saved_transposed else _direct(operand)
 
 
@@ -147,14 +146,14 @@ def _geometry(node: Any, space: int) -> tuple[tuple[int, ...], ...]:
     return tuple(each * space if len(each) == 1 else each for each in found)
 
 
-def _channels(operand: Operand) -> Use:
+def channels(operand: Operand) -> Use:
     """The bias of a convolution."""
     name = "conv_transpose" if operand.node._saved_transposed else "conv"
     space = len(operand.out) - 2
     return shift(operand, f"{name}{space}d", 1, channel=1)
 
 
-def _embedding(operand: Operand) -> Use:
+def embedding(operand: Operand) -> Use:
     node, indices = operand.node, operand.saved("indices")
     if node._saved_scale_grad_by_freq or node._saved_sparse:
         raise Unread("an embedding with sparse gradients, or scaled by frequency, reads it")
@@ -169,7 +168,7 @@ def _embedding(operand: Operand) -> Use:
     return _look_up(operand, "embedding", indices, varied)
 
 
-def _index(operand: Operand) -> Use:
+def index(operand: Operand) -> Use:
     """Rows picked by one tensor of indices along the first axis."""
     first, *rest = operand.several("indices")
     counts = first is not None and first.dtype in (torch.int64, torch.int32)  # bytes are a mask
@@ -178,7 +177,7 @@ def _index(operand: Operand) -> Use:
     return _picked(operand, first)
 
 
-def _index_select(operand: Operand) -> Use:
+def index_select(operand: Operand) -> Use:
     if operand.node._saved_dim % len(operand.shape):
         raise Unread("an index along another axis than the first reads it")
     return _picked(operand, operand.saved("index"))
@@ -223,23 +222,3 @@ def _windows(
     entries, places = x.shape[1] // groups * math.prod(kernel), math.prod(x.shape[2 : 2 + space])
     windows = x.permute(0, 1, *inner, *outer).reshape(len(x), groups, entries, places)
     return windows.permute(0, 3, 1, 2)
-
-
-PRODUCTS: dict[str, Reader] = {
-    "MmBackward0:0": _left("mat2"),
-    "MmBackward0:1": _right("self"),
-    "AddmmBackward0:0": _added,
-    "AddmmBackward0:1": _left("mat2", "alpha"),
-    "AddmmBackward0:2": _right("mat1", "alpha"),
-    "BmmBackward0:0": _left("mat2"),
-    "BmmBackward0:1": _right("self"),
-    "BaddbmmBackward0:0": _added,
-    "BaddbmmBackward0:1": _left("batch2", "alpha"),
-    "BaddbmmBackward0:2": _right("batch1", "alpha"),
-    "MvBackward0:1": _vector,
-    "ConvolutionBackward0:1": _convolution,
-    "ConvolutionBackward0:2": _channels,
-    "EmbeddingBackward0:0": _embedding,
-    "IndexBackward0:0": _index,
-    "IndexSelectBackward0:0": _index_select,
-}

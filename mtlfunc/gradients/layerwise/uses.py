@@ -1,4 +1,4 @@
-"""Who reads a leaf, and what its row is made of: the autograd graph says it.
+"""What the row of a leaf is made of, by one node that reads it: the autograd graph says it.
 
 The gradient of a weight is a sum over positions p (samples, pixels, tokens) of inputs times deltas,
 δ = ∂L/∂(the node's output):
@@ -15,15 +15,14 @@ that a loss reads once more, because it contains a derivative, has one more node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from .graph import PERMUTATIONS, PIECES, RESHAPES, Graph, Node, order_of, piece_of, signed
-
+Node = Any  # torch.autograd.graph.Node
 Kind = Literal["outer", "lookup", "local"]
 
 
@@ -86,7 +85,7 @@ class Operand(NamedTuple):
     @property
     def out(self) -> tuple[int, ...]:
         """The shape of the deltas."""
-        return _shape_of(self.top, 0)
+        return shape_of(self.top, 0)
 
     def saved(self, name: str) -> Tensor:
         """What the node keeps of its inputs and outputs.
@@ -176,101 +175,9 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 Reader = Callable[[Operand], Use]
 
 
-class Reading(NamedTuple):
-    """What the graph says of some leaves."""
-
-    uses: dict[str, list[Use]]  # of those that known nodes alone read
-    others: dict[str, str]  # of the rest the reason
-
-
-def read_uses(graph: Graph, leaves: Mapping[str, Tensor], readers: Mapping[str, Reader]) -> Reading:
-    """All nodes that read these leaves.
-
-    Args:
-        graph: of the whole forward pass.
-        leaves: the values of the leaves, for their shapes and devices.
-        readers: by the name of a node and which of its inputs, "MmBackward0:1".
-
-    Returns:
-        the uses of every leaf of which all are understood, none of them for a leaf that no loss
-        depends on.
-    """
-    found: dict[str, list[Use]] = {}
-    others: dict[str, str] = {}
-    for name, leaf in leaves.items():
-        node = graph.leaf_nodes.get(name)
-        if node is None:
-            continue
-        place = graph.places[name]
-        start = 0 if isinstance(place, Tensor) else place.output_nr
-        try:
-            reads = list(_uses_of(Part(name), tuple(leaf.shape), (node, start), graph, readers))
-            if any(use.device != leaf.device for use in reads):
-                raise Unread("it is read on another device")
-            found[name] = reads
-        except Unread as why:
-            others[name] = str(why)
-    return Reading(found, others)
-
-
-def _uses_of(
-    part: Part,
-    shape: tuple[int, ...],
-    place: tuple[Node, int],
-    graph: Graph,
-    readers: Mapping[str, Reader],
-    views: tuple[View, ...] = (),
-) -> Iterator[Use]:
-    """Those of one part, by whatever views of it."""
-    for node, index, output in graph.parents[place[0]]:
-        if output != place[1]:
-            continue
-        name = node.name()
-        if name in PERMUTATIONS or name in RESHAPES:
-            after = _shape_of(node, 0)
-            order = tuple(order_of(node, len(shape))) if name in PERMUTATIONS else None
-            steps = views if order is None and after == shape else (*views, View(shape, order))
-            yield from _uses_of(part, after, (node, 0), graph, readers, steps)
-        elif name in PIECES and not views and part.span is None and shape:
-            for i, start, size in _pieces(node, shape):
-                whole = size == shape[0]
-                cut = part if whole else part._replace(span=(start, start + size))
-                after, before = _shape_of(node, i), (size, *shape[1:])
-                steps = () if len(after) == len(shape) else (View(before, None),)
-                yield from _uses_of(cut, after, (node, i), graph, readers, steps)
-        else:
-            reader = readers.get(f"{name}:{index}")
-            out = node._input_metadata[0]
-            if reader is None:
-                raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
-            if not out.dtype.is_floating_point or out.is_nested_tensor:
-                raise Unread(f"{name} makes a tensor of another kind")
-            yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
-
-
-def _unflattened(node: Node, graph: Graph) -> Node:
-    """The view that alone reads a product's output and gives its positions their axes back.
-
-    A linear layer works on all positions in one axis, of which samples may be a middle one.
-    """
-    parents = graph.parents[node]
-    if node.name() not in ("MmBackward0", "AddmmBackward0") or len(parents) != 1:
-        return node
-    view = parents[0][0]
-    same = view.name() in ("ViewBackward0", "UnsafeViewBackward0")
-    return view if same and _shape_of(view, 0)[-1:] == _shape_of(node, 0)[-1:] else node
-
-
-def _shape_of(node: Node, output: int) -> tuple[int, ...]:
+def shape_of(node: Node, output: int) -> tuple[int, ...]:
     return tuple(node._input_metadata[output].shape)
 
 
-def _pieces(node: Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """Of every output where it starts in the first axis, and its length there."""
-    if signed(node._saved_dim) % len(shape):
-        raise Unread("a piece of it along another axis than the first is read")
-    for output in range(len(node._input_metadata)):
-        rows = range(*piece_of(node, output, shape[0]).indices(shape[0]))
-        if rows.step != 1:
-            raise Unread("a slice with a step reads it")
-        yield output, rows.start, len(rows)
+def signed(n: int) -> int:
+    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned

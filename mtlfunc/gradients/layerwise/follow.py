@@ -1,0 +1,292 @@
+"""Whose entries of an operation's output the entries of its inputs are: one rule for each kind of
+node, by the shapes and axes that the node holds and never by values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .uses import Node, signed
+
+Place = tuple[Node, int]  # a node and which of its outputs
+Shape = tuple[int, ...]
+
+NOBODY, SEVERAL = -1, -2
+Owners = int | np.ndarray
+"""One for all entries, or an array that broadcasts to the tensor's shape with its number of axes.
+"""
+
+
+class Step(NamedTuple):
+    """From one output of a node to one of its inputs."""
+
+    node: Node
+    at: int  # which of the inputs
+    place: int  # which of the outputs
+    out: Shape  # that output's
+    shape: Shape  # the input's
+
+
+Follow = Callable[[Step, np.ndarray], np.ndarray | None]
+"""From the output's owners to the input's, or None: then all of the input belongs to all owners of
+the output.
+"""
+
+LARGEST = 1 << 20
+"""Entries of an array of owners; a larger one is not followed."""
+
+
+def owners_of_input(
+    follow: Follow | None, node: Node, index: int, places: Mapping[int, Owners], child: Place
+) -> list[Owners]:
+    """What every output's owners say of one input."""
+    cuts = follow is piece  # what one loss owns as a whole is a piece of what went in
+    found: list[Owners] = []
+    for place, owners in places.items():
+        answer: Owners | None = None
+        if cuts or not isinstance(owners, int):
+            out, shape = _shape(node, place), _shape(child[0], child[1])
+            if follow and out is not None and shape and (place == 0 or cuts):
+                answer = _follow_owners(follow, Step(node, index, place, out, shape), owners)
+        found.append(_owner_of_all(owners) if answer is None else answer)
+    return found
+
+
+def _follow_owners(follow: Follow, step: Step, owners: Owners) -> Owners | None:
+    out, shape = step.out, step.shape
+    if 0 in out or 0 in shape:
+        return None
+    if follow is by_entry and out == shape:
+        return owners
+    array = np.full((1,) * len(out), owners) if isinstance(owners, int) else owners
+    answer = follow(step, array)
+    if (
+        answer is None
+        or answer.ndim != len(shape)
+        or any(size not in (1, full) for size, full in zip(answer.shape, shape, strict=True))
+        or answer.size > LARGEST
+    ):
+        return None
+    first = int(answer.flat[0])
+    return first if (answer == first).all() else answer
+
+
+def _owner_of_all(owners: Owners) -> int:
+    if isinstance(owners, int):
+        return owners
+    return int(reduce_owners(owners, range(owners.ndim)).flat[0])
+
+
+def _shape(node: Node, place: int) -> Shape | None:
+    metadata = node._input_metadata
+    return tuple(metadata[place].shape) if place < len(metadata) else None
+
+
+def reduce_owners(owners: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """The owners of what all entries along some axes depend on; these are kept, with length 1."""
+    axes = tuple(axis for axis in axes if owners.shape[axis] > 1)
+    if not axes:
+        return owners
+    highest = owners.max(axes, keepdims=True)
+    lowest = np.where(owners == NOBODY, highest, owners).min(axes, keepdims=True)
+    return np.where(lowest == highest, highest, SEVERAL)
+
+
+def compress_owners(owners: np.ndarray) -> np.ndarray:
+    """With length 1 along axes on which they do not depend."""
+    for axis, size in enumerate(owners.shape):
+        first = owners.take([0], axis)
+        if size > 1 and (owners == first).all():
+            owners = first
+    return owners
+
+
+# ---- the rules -----------------------------------------------------------------------------------
+
+
+def _dims(named: int | Sequence[int] | None, count: int) -> list[int]:
+    named = (named,) if isinstance(named, int) else named or ()
+    return sorted({signed(dim) % count for dim in named})
+
+
+def by_entry(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Also where the input was broadcast."""
+    shape, lead = step.shape, len(step.out) - len(step.shape)
+    if lead < 0 or any(n not in (1, full) for n, full in zip(shape, step.out[lead:], strict=True)):
+        return None
+    broadcast = [lead + axis for axis, size in enumerate(shape) if size == 1]
+    merged = reduce_owners(owners, [*range(lead), *broadcast])
+    return merged.reshape(merged.shape[lead:])
+
+
+def unreduced(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    if step.node._saved_reduction != 0:
+        return None
+    return by_entry(step, owners)
+
+
+def view(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Other axes for the same entries in the same order, group of axes by group."""
+    if step.out == step.shape:
+        return owners
+    if math.prod(step.out) != math.prod(step.shape):
+        return None
+    full, after = [], []
+    for (i, j), (k, n) in _match_axes(step.out, step.shape):
+        varies = any(size > 1 for size in owners.shape[i:j])
+        full += step.out[i:j] if varies else owners.shape[i:j]
+        after += step.shape[k:n] if varies else [1] * (n - k)
+    if math.prod(full) > LARGEST:
+        return None
+    return compress_owners(np.broadcast_to(owners, full).reshape(after))
+
+
+def _match_axes(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The shortest runs of axes that hold equally many entries, of two shapes that do."""
+    i = k = 0
+    found = []
+    while i < len(a) or k < len(b):
+        start, first = i, k
+        i, k = min(i + 1, len(a)), min(k + 1, len(b))
+        while math.prod(a[start:i]) != math.prod(b[first:k]):
+            if math.prod(a[start:i]) < math.prod(b[first:k]):
+                i += 1
+            else:
+                k += 1
+        found.append(((start, i), (first, k)))
+    return found
+
+
+def permutation(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    return owners.transpose(np.argsort(order_of(step.node, len(step.out))))
+
+
+def reduction(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """One number for all entries along some axes."""
+    dims = _dims(step.node._saved_dim, len(step.shape))
+    if step.at != 0 or not dims or len(step.shape) - len(step.out) not in (0, len(dims)):
+        return None
+    return owners if len(step.shape) == len(step.out) else np.expand_dims(owners, dims)
+
+
+def along_axes(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Entries along some axes depend on one another."""
+    dims = _dims(step.node._saved_dim, len(step.shape))
+    known = step.at == 0 and step.out == step.shape and dims
+    return reduce_owners(owners, dims) if known else None
+
+
+def gather(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Entries picked along one axis, wherever they are there."""
+    (dim,) = _dims(step.node._saved_dim, len(step.shape))
+    sizes = zip(step.out, step.shape, strict=True)
+    alike = all(a == b or axis == dim for axis, (a, b) in enumerate(sizes))
+    return reduce_owners(owners, [dim]) if step.at == 0 and alike else None
+
+
+def diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Two axes as one, the last: what reads none of it is said to read all."""
+    whole = reduce_owners(owners, [len(step.out) - 1])[..., 0]
+    dims = [signed(dim) % len(step.shape) for dim in (step.node._saved_dim1, step.node._saved_dim2)]
+    return np.expand_dims(whole, sorted(dims))
+
+
+def piece(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """A piece of the input along one axis."""
+    (dim,), out = _dims(step.node._saved_dim, len(step.shape)), step.out
+    length = step.shape[dim]
+    cut = piece_of(step.node, step.place, length)
+    if len(out) < len(step.shape):
+        owners, out = np.expand_dims(owners, dim), (*out[:dim], 1, *out[dim:])
+    if len(range(*cut.indices(length))) != out[dim]:
+        return None
+    found = np.full((*owners.shape[:dim], length, *owners.shape[dim + 1 :]), NOBODY)
+    found[(slice(None),) * dim + (cut,)] = owners
+    return found
+
+
+def concatenation(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """All of one of the inputs is a piece of the output."""
+    (dim,) = _dims(step.node._saved_dim, len(step.out))
+    if step.node.name() == "StackBackward0":
+        one = owners.shape[dim] == 1
+        return owners.take(0 if one else step.at, dim)
+    if owners.shape[dim] == 1:
+        return owners if len(step.shape) == len(step.out) else None  # wherever the piece begins
+    inputs = step.node.next_functions
+    shapes = [None if child is None else _shape(child, at) for child, at in inputs]
+    if any(x is None or len(x) != len(step.out) for x in shapes):
+        return None  # where the piece begins is not known
+    ends = np.cumsum([0, *(x[dim] for x in shapes if x is not None)])
+    if ends[-1] != step.out[dim]:
+        return None
+    return owners.take(range(*ends[step.at : step.at + 2]), dim)
+
+
+def product(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """The last two axes of the output are one of the first factor's and one of the second's."""
+    added = "add" in step.node.name().lower()
+    if added and step.at == 0:
+        return by_entry(step, owners)
+    return reduce_owners(owners, [len(step.out) - 1 - (step.at - added)])
+
+
+def matrix_vector(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    return owners[:, None] if step.at == 0 else None
+
+
+def first_axis(inputs: int) -> Follow:
+    """Entries of the first axis are worked on one by one."""
+
+    def follow(step: Step, owners: np.ndarray) -> np.ndarray | None:
+        if step.at >= inputs or len(step.out) != len(step.shape) or step.out[0] != step.shape[0]:
+            return None
+        return reduce_owners(owners, range(1, len(step.out)))
+
+    return follow
+
+
+def layer_norm(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    first, count = len(step.out) - len(step.node._saved_normalized_shape), len(step.out)
+    return reduce_owners(owners, range(first, count)) if step.at == 0 else None
+
+
+def likelihood(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """[n, class, …] to [n, …]"""
+    shape, out, reduced = step.shape, step.out, step.node._saved_reduction != 0
+    whole = step.at > 0 or reduced or len(shape) != len(out) + 1
+    return None if whole or shape[0] != out[0] else np.expand_dims(owners, 1)
+
+
+def order_of(node: Node, count: int) -> list[int]:
+    """Which of its input's axes each axis of a permutation's output is."""
+    if node.name() == "PermuteBackward0":
+        return [signed(dim) % count for dim in node._saved_dims]
+    axes = list(range(count))
+    if node.name() == "TransposeBackward0":
+        i, j = (signed(dim) % count for dim in (node._saved_dim0, node._saved_dim1))
+        axes[i], axes[j] = j, i
+        return axes
+    return axes[::-1]
+
+
+def piece_of(node: Node, output: int, length: int) -> slice:
+    """The entries of one output of a `piece` along their axis, which is so long."""
+    kind = node.name()
+    if kind == "SelectBackward0":
+        start = signed(node._saved_index) % length
+        return slice(start, start + 1)
+    if kind == "UnbindBackward0":
+        return slice(output, output + 1)
+    if kind == "SliceBackward0":
+        start, end = node._saved_start or 0, node._saved_end
+        return slice(signed(start), None if end is None else signed(end), node._saved_step)
+    if kind == "SplitBackward0":
+        size = node._saved_split_size
+        return slice(output * size, (output + 1) * size)
+    sizes = node._saved_split_sizes
+    return slice(sum(sizes[:output]), sum(sizes[: output + 1]))
