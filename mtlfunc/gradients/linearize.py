@@ -35,6 +35,7 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
+from .separate import ending_of
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -335,7 +336,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
             plan.rows if plan.tapped else request.shared,
             () if share is None else others,
             views=request.keep == "combination",
-            freed=forward.losses.vector if may else None,
+            ending=ending_of(forward.graph, forward.losses.vector, frees=may),
         )
         final = may and found.matrix is not None  # of the passes those to one matrix free it
         rows = found.rows  # the others are combined by a pass that stops where those are
