@@ -22,11 +22,16 @@ from .run import PLAIN
 
 
 def is_plain(params: Params) -> bool:
-    """Whether all leaves are ordinary numbers on the CPU, of one dtype that products keep."""
-    kinds = set(map(attrgetter("__class__", "dtype", "is_cpu"), params.values()))
-    kind, dtype, on_cpu = next(iter(kinds))
+    """Whether all leaves are ordinary numbers on the CPU, none a piece of another tensor, of one
+    dtype that products keep.
+    """
+    kinds = set(map(_KIND, params.values()))
+    kind, dtype, on_cpu, is_leaf = next(iter(kinds))
     exact = dtype in (torch.float32, torch.float64)
-    return len(kinds) == 1 and exact and on_cpu and kind in PLAIN
+    return len(kinds) == 1 and exact and on_cpu and is_leaf and kind in PLAIN
+
+
+_KIND = attrgetter("__class__", "dtype", "is_cpu", "is_leaf")
 
 
 class Ending(NamedTuple):
@@ -74,6 +79,7 @@ def row_matrix(
     matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
     one, nowhere = losses.new_ones(()), [None] * len(every)
     sums: dict[str, Tensor] = {}
+    into = matrix.unbind()
     order = list(range(len(edges)))
     order.append(order.pop(ending.task))  # also where nothing is freed: the sums are the same
     last = next((task for task in reversed(order) if edges[task] is not None), None)
@@ -93,7 +99,7 @@ def row_matrix(
             found = detached(run_backward(edge, cotangent, every, keep=keep))
         parts = zip(leaves, found, strict=False)
         row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
-        torch.cat(row, out=matrix[task])
+        torch.cat(row, out=into[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
             if grad is not None:
                 sums[name] = sums[name] + grad if name in sums else grad

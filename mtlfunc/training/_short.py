@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -75,8 +74,7 @@ def measure_short(
     leaves, shared, others, share, light = short
     scalars = _separate(losses, tasks)
     elsewhere = is_differentiated(()) or inside_transform() or torch.is_autocast_enabled("cpu")
-    pieces = not all(map(attrgetter("is_leaf"), leaves.values()))  # of other tensors
-    if not scalars or elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
+    if not scalars or elsewhere or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
     vector = torch.stack(scalars)
     value, edges = vector.detach(), separate_edges(vector, scalars) or ()

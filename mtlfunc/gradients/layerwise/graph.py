@@ -105,22 +105,17 @@ class Graph:
 
     def reached(self) -> list[str]:
         """The names of the leaves on which some root depends."""
-        ends, nodes = self.variables, self.following
-        return [
-            name
-            for name, place in self.places.items()
-            if (id(place) in ends if isinstance(place, Tensor) else place.node in nodes)
-        ]
+        return list(self.leaf_nodes)
 
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
-        ends = [node for node in self.following if type(node) is accumulate_grad]
-        return {id(x): x for x in map(_VARIABLE, ends)}
+        return {key: node.variable for key, node in self._ends.items()}
 
     @cached_property
     def _ends(self) -> dict[int, Node]:
-        return {id(node.variable): node for node in self.following if type(node) is accumulate_grad}
+        ends = [node for node in self.following if type(node) is accumulate_grad]
+        return dict(zip(map(id, map(_VARIABLE, ends)), ends, strict=True))
 
     @cached_property
     def parents(self) -> dict[Node, list[tuple[Node, int, int]]]:
