@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients import backward
-from mtlfunc.gradients.layerwise import plan
+from mtlfunc.gradients import backward, separate
+from mtlfunc.gradients.layerwise import graph, plan
 from mtlfunc.training import _balancer
 from tests.support.every import every
 
@@ -221,9 +221,14 @@ def test_what_is_kept_follows_the_module(taken):
     balancer.backward(net(x))
     assert net.trunk[0].weight.grad is before
     assert torch.equal(before, 2 * kept)
-    addresses = [leaf.grad.untyped_storage().data_ptr() for leaf in net.parameters()
-                 if leaf.grad is not None]  # fmt: skip
-    assert len(set(addresses)) == len(addresses)
+    grads = [leaf.grad for leaf in net.parameters() if leaf.grad is not None]
+    versions = [grad._version for grad in grads]
+    for k, grad in enumerate(grads):
+        grad.fill_(k)  # no entry is another's, and no change counts as another's
+    assert all(bool((grad == k).all()) for k, grad in enumerate(grads))
+    assert [grad._version - old for grad, old in zip(grads, versions, strict=True)] == [1] * len(
+        grads
+    )
 
 
 def test_a_large_network_asks_the_graph_once(taken, monkeypatch):
@@ -371,8 +376,56 @@ def test_a_checkpoint_runs_once_a_task(taken):
         balancer.backward(losses)
         # forward, and in every pass that enters it: the head's own task alone
         assert (net.trunk.runs, head.runs) == (1 + len(net.heads), 2)
-        balancer.backward(losses)  # its graph stays, as from the ordinary step
+        with pytest.raises(RuntimeError, match="has freed their graph"):
+            balancer.backward(losses)
     assert taken[0] == 2
+
+
+@every("amount", ["little", "much"])
+def test_what_one_loss_alone_reaches_is_freed_if_it_is_much(amount, taken, monkeypatch):
+    before = taken[0]
+    monkeypatch.setattr(graph, "_FEW", {"little": 1000, "much": 0}[amount])
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for _ in range(3):
+        losses = net(x)
+        squares = [loss.grad_fn.next_functions[0][0] for loss in losses]
+        balancer.backward(losses)
+        with pytest.raises(RuntimeError, match="after they have already been freed"):
+            _ = squares[0]._saved_self  # of the largest graph, that of the first
+        if amount == "little":
+            assert squares[1]._saved_self.shape == squares[2]._saved_self.shape == (6, 1)
+            continue
+        with pytest.raises(RuntimeError, match="after they have already been freed"):
+            _ = squares[2]._saved_self
+    assert taken[0] == before + 2
+
+
+@every("order", [(0, 1), (1, 0)])
+def test_the_last_pass_is_that_of_the_largest_graph(order, taken, monkeypatch):
+    """It frees what it visits, so that nothing else has to be visited for that."""
+    torch.manual_seed(9)
+    before = taken[0]
+    net, x, entered = Net(TRUNKS["layers"](), 2), torch.randn(6, 5), []
+    pairs = pair(net, mf.mgda(), "trunk.*")
+    passes = separate.run_backward
+
+    def noting(root, *args, **options):
+        entered.append((root.node.name(), options["keep"]))
+        return passes(root, *args, **options)
+
+    monkeypatch.setattr(separate, "run_backward", noting)
+    for _ in range(3):
+        infos = []
+        for net, balancer in pairs:
+            deep = (
+                net.heads[0](net.trunk(x).sin().sin().sin().sin().sin().sin().sin()).square().sum()
+            )
+            losses = deep, (net.heads[1](net.trunk(x[:3])) - 1).square().mean()
+            infos.append(balancer.backward([losses[k] for k in order]))
+        check_same(pairs, infos)
+    assert entered == [("MeanBackward0", True), ("SumBackward0", False)] * 6
+    assert taken[0] == before + 2
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

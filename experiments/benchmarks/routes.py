@@ -5,8 +5,10 @@
 
 Writes routes.json and routes.md. A perceptron 64-W-W-W-T; T tasks as a vector of losses, or K
 weightings of 128 samples' losses. Times of whole balanced steps with the mean as rule, on one
-thread, all ways taking turns; medians. The ways: rows by one batched pass, rows by T single passes,
-and layer products. "auto" over the fastest of these is to be at most 1.1.
+thread, all ways taking turns; medians. The engines: rows, whose passes are chosen, and layer
+products. "auto" over the faster of these is to be at most 1.1. The second number of a cell is that
+over the fastest of all ways, which has to be found by trying: rows by one batched pass and by T
+single passes as well.
 """
 
 import argparse
@@ -29,6 +31,7 @@ SAMPLES = 128
 WIDTHS, TASKS = (16, 64, 128, 256, 512, 1024), (2, 3, 8, 16, 64)
 WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
     "auto": lambda tasks: {},
+    "rows": lambda tasks: {"engine": "rows"},
     "one pass": lambda tasks: {"engine": "rows", "chunk_size": tasks},
     "single passes": lambda tasks: {"engine": "rows", "chunk_size": 1},
     "products": lambda tasks: {"engine": "layerwise"},
@@ -64,10 +67,10 @@ def measure(width: int, tasks: int, weighted: bool, seconds: float, clock: str) 
     return {name: median(x) for name, x in in_turns(calls, seconds, clock, times=times).items()}
 
 
-def ratio(row: Row) -> float:
-    """Of "auto" to the fastest way."""
+def ratio(row: Row, ways: tuple[str, ...] = ("rows", "products")) -> float:
+    """Of "auto" to the fastest of these ways."""
     seconds = row["seconds"]
-    return seconds["auto"] / min(seconds[name] for name in WAYS if name != "auto")
+    return seconds["auto"] / min(seconds[name] for name in ways)
 
 
 def table(rows: list[Row], line: str) -> str:
@@ -79,7 +82,10 @@ def table(rows: list[Row], line: str) -> str:
         of = {(r["width"], r["tasks"]): r for r in rows if r["weighted"] == weighted}
         for width in sorted({width for width, _ in of}):
             found = [of.get((width, count)) for count in counts]
-            cells = ["–" if row is None else f"{ratio(row):.2f}" for row in found]
+            cells = [
+                "–" if row is None else f"{ratio(row):.2f} ({ratio(row, tuple(WAYS)[1:]):.2f})"
+                for row in found
+            ]
             what = "weightings" if weighted else "vector"
             lines.append(f"| {what} | {width} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from .layerwise import Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
 from .safe_ops import is_batching_error, needs_recording
-from .separate import detached, gramian_of, row_matrix, rows_of
+from .separate import KEPT, Ending, detached, gramian_of, row_matrix, rows_of
 
 
 class Measured(NamedTuple):
@@ -190,7 +190,7 @@ class Passes:
         rows: slice = slice(None),
         *,
         views: bool = False,
-        freed: Tensor | None = None,
+        ending: Ending = KEPT,
     ) -> Measured:
         """Deltas of the plan's uses, and rows of leaves.
 
@@ -200,11 +200,11 @@ class Passes:
             heads: other leaves, whose gradients come with the passes of separate losses.
             rows: those of a chunk.
             views: whether the rows may be views of one matrix.
-            freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
+            ending: of separate losses.
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan, names, heads, rows, views, freed)
+            return self._separate(plan, names, heads, rows, views, ending)
         targets = [self.backward.at(use, self.value) for use in uses]
         targets += map(self.backward.leaf, names)
         mix = self.matrix
@@ -222,7 +222,7 @@ class Passes:
         heads: tuple[str, ...],
         rows: slice,
         views: bool,
-        freed: Tensor | None,
+        ending: Ending,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
         backward, edges, uses = self.backward, self.loss_edges, plan.uses
@@ -231,7 +231,7 @@ class Passes:
         if views and names and not uses and self._is_plain(names):
             matrix, total = row_matrix(
                 edges[rows], self.value, params, backward.places, names, heads,
-                scale=None if self.scale is None else self.scale[rows], freed=freed,
+                scale=None if self.scale is None else self.scale[rows], ending=ending,
             )  # fmt: skip
             return Measured((), rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]

@@ -164,13 +164,13 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     Raises:
         RuntimeError: for a sparse one, of which no products are made.
     """
-    for grad in grads:
-        if grad is not None and grad.is_sparse:
-            raise RuntimeError(
-                f"a parameter of shape {list(grad.shape)} has sparse gradients, of which no rows "
-                "are stacked and no products made, nor sums where it is not shared: make its "
-                "embedding with sparse=False"
-            )
+    sparse = [x for x in grads if x is not None and x.is_sparse]
+    if sparse:
+        raise RuntimeError(
+            f"a parameter of shape {list(sparse[0].shape)} has sparse gradients, of which no rows "
+            "are stacked and no products made, nor sums where it is not shared: make its "
+            "embedding with sparse=False"
+        )
     return grads
 
 

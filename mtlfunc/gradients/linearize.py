@@ -35,6 +35,7 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
+from .separate import KEPT, ending_of
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -330,12 +331,15 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         # nothing is pulled back later
         may = _is_apart(route) and (share is not None or not others)
         may = may and request.last and not passes.backward.record
+        ending = KEPT  # a hook sees the tasks in their order
+        if not forward.hooked:
+            ending = ending_of(forward.graph, forward.losses.vector, frees=may)
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,
             () if share is None else others,
             views=request.keep == "combination",
-            freed=forward.losses.vector if may else None,
+            ending=ending,
         )
         final = may and found.matrix is not None  # of the passes those to one matrix free it
         rows = found.rows  # the others are combined by a pass that stops where those are

@@ -7,25 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..core._torch import times_each, undefined_grad
+from ..core._torch import undefined_grad
 from ..core.tree import inner_products
 from ..types import Params, Rows
-from .layerwise import Place
+from .layerwise import Graph, Place
 from .levels import run_backward
 from .run import PLAIN
 
 
 def is_plain(params: Params) -> bool:
-    """Whether all leaves are ordinary numbers on the CPU, of one dtype that products keep."""
-    kinds = set(map(attrgetter("__class__", "dtype", "is_cpu"), params.values()))
-    kind, dtype, on_cpu = next(iter(kinds))
+    """Whether all leaves are ordinary numbers on the CPU, none a piece of another tensor, of one
+    dtype that products keep.
+    """
+    kinds = set(map(_KIND, params.values()))
+    kind, dtype, on_cpu, is_leaf = next(iter(kinds))
     exact = dtype in (torch.float32, torch.float64)
-    return len(kinds) == 1 and exact and on_cpu and kind in PLAIN
+    return len(kinds) == 1 and exact and on_cpu and is_leaf and kind in PLAIN
+
+
+_KIND = attrgetter("__class__", "dtype", "is_cpu", "is_leaf")
+
+
+class Ending(NamedTuple):
+    """What the last of several passes does to the graph."""
+
+    task: int  # whose pass it is; if that loss has no place, the last one that has
+    frees: bool  # what the pass visits
+    others: Tensor | None  # losses `[task]` with their graph, if it is to visit, and free, all
+
+
+KEPT = Ending(-1, frees=False, others=None)
+
+
+def ending_of(graph: Graph, losses: Tensor, *, frees: bool) -> Ending:
+    return Ending(graph.largest, frees, losses if frees and graph.frees_elsewhere else None)
 
 
 def row_matrix(
@@ -37,7 +58,7 @@ def row_matrix(
     others: Sequence[str],
     *,
     scale: Tensor | None = None,
-    freed: Tensor | None = None,
+    ending: Ending,
 ) -> tuple[Tensor, Params]:
     """J `[task, width]` over the shared leaves, side by side, and the others' sums of gradients.
 
@@ -51,28 +72,34 @@ def row_matrix(
         shared: names of those that have rows.
         others: of those that have none.
         scale: `[task]`, multiplies the losses first; None is 1.
-        freed: the losses `[task]` with their graph, which the last pass frees.
+        ending: what the last pass does.
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
     matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
-    one, sums, nowhere = losses.new_ones(()), dict[str, Tensor](), [None] * len(every)
-    last = max([task for task, edge in enumerate(edges) if edge is not None], default=None)
-    for task, edge in enumerate(edges):
+    one, nowhere = losses.new_ones(()), [None] * len(every)
+    sums: dict[str, Tensor] = {}
+    into = matrix.unbind()
+    order = list(range(len(edges)))
+    order.append(order.pop(ending.task))  # also where nothing is freed: the sums are the same
+    last = next((task for task in reversed(order) if edges[task] is not None), None)
+    for task in order:
+        edge = edges[task]
         cotangent = one if scale is None else scale[task]
         if edge is None:
             found = nowhere
-        elif freed is not None and task == last:
+        elif task == last and ending.others is not None:
             # Undefined gradients enter the other losses, for which nodes compute nothing: the pass
             # visits, and frees, the graph of all.
-            nothing = undefined_grad()(freed)
+            nothing = undefined_grad()(ending.others)
             given = cotangent, nothing.detach()
             found = detached(run_backward((edge, nothing), given, every, keep=False))
         else:
-            found = detached(run_backward(edge, cotangent, every))
+            keep = task != last or not ending.frees
+            found = detached(run_backward(edge, cotangent, every, keep=keep))
         parts = zip(leaves, found, strict=False)
         row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
-        torch.cat(row, out=matrix[task])
+        torch.cat(row, out=into[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
             if grad is not None:
                 sums[name] = sums[name] + grad if name in sums else grad
@@ -86,13 +113,6 @@ def row_matrix(
 def detached(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Without a graph: somebody's own backward may return a parameter."""
     return [x.detach() if x is not None and x.requires_grad else x for x in grads]
-
-
-def times(share: float, grads: Params) -> Params:
-    """Gradients of the other leaves by each task's weight on them."""
-    if share == 1.0 or not grads:
-        return grads
-    return dict(zip(grads, times_each(list(grads.values()), share), strict=True))
 
 
 def gramian_of(matrix: Tensor) -> Tensor:

@@ -277,8 +277,9 @@ class Balancer:
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
                 leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`; only where hooks may be in it, or checkpoints or custom functions
-                (compiled modules too) are, it stays until the losses are dropped.
+                `loss.backward()`. Until the losses are dropped stays, if little or checkpointed,
+                what only one of several losses reaches, and a graph that hooks may be in, or custom
+                functions (compiled modules too) are.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.
@@ -326,7 +327,9 @@ class Balancer:
             return None
         measured, reached, apart = found
         info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        grads = combine_gradients(measured, info.weights, self._reduction, ALONE)
+        grads = combine_gradients(
+            measured, info.weights, self._reduction, ALONE, check=self._one_pass
+        )
         accumulate({name: leaves[name] for name in reached}, grads, fresh=True, apart=apart)
         self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
@@ -562,7 +565,7 @@ class Balancer:
         # what somebody's own backward or hook returns may be kept by them
         custom, first = any(x.graph.has_custom_backward for x in forwards), forwards[0]
         may = not (keeps or by_hooks or (hooked and not self._one_pass))
-        once = self._one_pass or not (hooked or custom or first.graph.has_saved_hooks)
+        once = self._one_pass or not (hooked or custom)
         # losses that can be seen not to be finite, an error, keep their graph
         frees = may and once and len(forwards) == 1
         frees = frees and (not values_readable(first.value) or has_finite_sum(first.value))

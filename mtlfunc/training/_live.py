@@ -223,25 +223,26 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         )
 
 
-@torch.no_grad()
 def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = False) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
-    `fresh`: whether the gradients surely have no other holder; `apart`: and each memory of its own.
+    `fresh`: whether the gradients surely have no other holder; `apart`: nor an entry in common.
     """
     taken: set[int] = set()
-    for name, leaf in leaves.items():
-        grad = grads[name].detach()  # and a view of nothing
-        if leaf.grad is not None:
-            leaf.grad += grad
-        else:
-            own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-            if own and not apart:
-                local = local_part(grad)
-                memory = local.untyped_storage()
-                own = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
-                taken.add(memory.data_ptr())
-            leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
-        hooks: Any = leaf._post_accumulate_grad_hooks
-        for hook in (hooks or {}).values():
-            hook(leaf)
+    with torch.no_grad():  # as a decorator it makes an object a call
+        for name, leaf in leaves.items():
+            # a view of nothing, with a count of changes of its own
+            grad = grads[name].data if apart else grads[name].detach()
+            if leaf.grad is not None:
+                leaf.grad += grad
+            else:
+                own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
+                if own and not apart:
+                    local = local_part(grad)
+                    memory = local.untyped_storage()
+                    own = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
+                    taken.add(memory.data_ptr())
+                leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
+            hooks: Any = leaf._post_accumulate_grad_hooks
+            for hook in (hooks or {}).values():
+                hook(leaf)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..calls import Made
-from ..core.checks import has_finite_sum, inside_transform, is_differentiated
+from ..core._torch import flatten, unflatten
+from ..core.checks import check_gradients, has_finite_sum, inside_transform, is_differentiated
 from ..gradients.layerwise import Asked, dtypes_of, has_rows, read_graph, separate_edges
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
-from ..gradients.separate import gramian_of, is_plain, row_matrix, times
+from ..gradients.separate import Ending, ending_of, gramian_of, is_plain, row_matrix
 from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
 from ..probes._losses_only import losses_only
@@ -35,6 +35,7 @@ class Short(NamedTuple):
     others: tuple[str, ...]
     # from T, each task's weight on the others; where none are shared the rule's weights count
     share: Callable[[int], float | None]
+    light: set[tuple[int, ...]]  # counts of graphs whose last pass frees what it visits alone
 
 
 def plain_options(probe: Probe) -> RowOptions | None:
@@ -54,15 +55,14 @@ def plain_options(probe: Probe) -> RowOptions | None:
 def short_of(options: RowOptions, leaves: Params) -> Short:
     shared = () if options.heads == "weighted" else _jacobian._layout(leaves, options)[0]
     others = tuple(name for name in leaves if name not in set(shared))
-    return Short(leaves, shared, others, _jacobian.share_of(options.heads))
+    return Short(leaves, shared, others, _jacobian.share_of(options.heads), set())
 
 
 def measure_short(
     short: Short, losses: Any, tasks: Tasks, seen: Seen, asks: Callable[[Params, int], bool]
 ) -> tuple[TaskGradients, list[str], bool] | None:
     """What `jacobian` or `losses_only` measure, the names of the leaves that the losses depend on,
-    and whether each gradient has memory of its own. The last pass frees the graph, unless hooks
-    bring back what several passes need.
+    and whether no gradient has an entry in common with another. The last pass frees the graph.
 
     Args:
         short: for the module as it is now.
@@ -71,11 +71,10 @@ def measure_short(
         seen: whether hooks can be in the graph.
         asks: whether another way than rows may be the cheaper one.
     """
-    leaves, shared, others, share = short
+    leaves, shared, others, share, light = short
     scalars = _separate(losses, tasks)
     elsewhere = is_differentiated(()) or inside_transform() or torch.is_autocast_enabled("cpu")
-    pieces = not all(map(attrgetter("is_leaf"), leaves.values()))  # of other tensors
-    if not scalars or elsewhere or pieces or not torch.is_grad_enabled() or not is_plain(leaves):
+    if not scalars or elsewhere or not torch.is_grad_enabled() or not is_plain(leaves):
         return None
     vector = torch.stack(scalars)
     value, edges = vector.detach(), separate_edges(vector, scalars) or ()
@@ -93,11 +92,14 @@ def measure_short(
             return None
     gramian, apart, combine = None, False, partial(_weighted, vector, leaves)
     if shared:
-        freed = None if graph.has_saved_hooks else vector  # a checkpoint would run once more
-        matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, freed=freed)
-        heads = times(share(len(edges)) or 1.0, sums)
-        gramian, apart = gramian_of(matrix), heads is not sums or not sums
-        combine = partial(_combined, matrix, heads, short)
+        ending = Ending(graph.largest, frees=True, others=None)
+        if graph.counts not in light:
+            ending = ending_of(graph, vector, frees=True)
+            if ending.others is None:
+                light.add(graph.counts)
+        matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, ending=ending)
+        gramian, apart = gramian_of(matrix), True
+        combine = partial(_combined, matrix, sums, share(len(edges)) or 1.0, short)
     geometry = Geometry(value, gramian, torch.full_like(value, 1 / len(edges)), value.eq(value), {})
     return TaskGradients(value, geometry, combine, ()), reached, apart
 
@@ -112,12 +114,19 @@ def _separate(losses: Any, tasks: Tasks) -> tuple[Tensor, ...]:
     return found if all(plain) else ()
 
 
-def _combined(matrix: Tensor, heads: Params, short: Short, weights: Tensor) -> Params:
-    """The weighted sum of the rows, and what is known of the others."""
-    leaves, shared, weights = short.leaves, short.shared, weights.to(matrix.dtype)
-    parts = matrix.split_with_sizes([leaves[name].numel() for name in shared], 1)
-    sums = {x: (weights @ y).view(leaves[x].shape) for x, y in zip(shared, parts, strict=True)}
-    return {name: sums[name] if name in sums else heads[name] for name in leaves}
+def _combined(matrix: Tensor, sums: Params, share: float, short: Short, weights: Tensor) -> Params:
+    """The weighted sum of the rows, and of the others' gradients their share: parts of two vectors,
+    in which a number that is not finite shows at once.
+    """
+    leaves, whole = short.leaves, [weights.to(matrix.dtype) @ matrix]
+    parts = unflatten(whole[0], [leaves[name] for name in short.shared])
+    if short.others:
+        whole.append(flatten([sums[name] for name in short.others]).mul_(share))
+        parts += unflatten(whole[1], [leaves[name] for name in short.others])
+    grads = dict(zip((*short.shared, *short.others), parts, strict=True))
+    if not has_finite_sum(*whole):
+        check_gradients({name: grads[name] for name in leaves})
+    return grads
 
 
 def _weighted(losses: Tensor, leaves: Params, weights: Tensor) -> Params:

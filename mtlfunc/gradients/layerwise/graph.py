@@ -5,9 +5,11 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import islice
 from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -25,6 +27,11 @@ from .uses import Node, Operand, Part, Unread, Use, View, shape_of, signed
 Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
 
+_FEW = 1 << 18
+"""Entries of activations that cost less in memory until the losses are dropped than a visit of
+their nodes in time.
+"""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -34,6 +41,7 @@ class Graph:
     roots: dict[Node, int]  # their nodes, one bit each
     places: Mapping[str, Place]  # of the leaves
     kinds: frozenset[type]  # of the nodes
+    counts: tuple[int, ...] = ()  # of each root, in order, how many nodes no root before it reaches
     loops: bool = False  # batched passes are out of the question for another reason
 
     @cached_property
@@ -81,22 +89,17 @@ class Graph:
 
     def reached(self) -> list[str]:
         """The names of the leaves on which some root depends."""
-        ends, nodes = self.variables, self.following
-        return [
-            name
-            for name, place in self.places.items()
-            if (id(place) in ends if isinstance(place, Tensor) else place.node in nodes)
-        ]
+        return list(self.leaf_nodes)
 
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
-        found = [node.variable for node in self.following if type(node) is accumulate_grad]
-        return {id(x): x for x in found}
+        return {key: node.variable for key, node in self._ends.items()}
 
     @cached_property
     def _ends(self) -> dict[int, Node]:
-        return {id(node.variable): node for node in self.following if type(node) is accumulate_grad}
+        ends = [node for node in self.following if type(node) is accumulate_grad]
+        return dict(zip(map(id, map(_VARIABLE, ends)), ends, strict=True))
 
     @cached_property
     def parents(self) -> dict[Node, list[tuple[Node, int, int]]]:
@@ -122,14 +125,23 @@ class Graph:
         """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
         the forward pass once more, in every pass that visits it.
         """
-        nodes = self.following
-        found = [read(node) for node in nodes if (read := _saved_of(type(node))) is not None]
-        for saved in found:  # it grows while it is read
-            if type(saved) is tuple:
-                found.extend(saved)
-            elif saved.unpack_hook is not None:
-                return True
-        return False
+        return _have_saved_hooks(self.following)
+
+    @cached_property
+    def largest(self) -> int:
+        """The root with most nodes, of those that share any the first."""
+        return self.counts.index(max(self.counts))
+
+    @cached_property
+    def frees_elsewhere(self) -> bool:
+        """Whether a pass from the largest root should also visit what it does not reach, to free
+        it: if that keeps much, and no hook brings it back, such as a checkpoint's.
+        """
+        first = self.counts[0] if self.largest == 0 else 0
+        nodes = list(islice(self.following, first, None))
+        outputs = [x for node in nodes for x in getattr(node, "_input_metadata", ())]
+        entries = [math.prod(x.shape) for x in outputs if not x.is_nested_tensor]
+        return sum(entries) > _FEW and not _have_saved_hooks(nodes)
 
     @cached_property
     def kind(self) -> int:
@@ -173,6 +185,16 @@ def _has_custom(kinds: frozenset[type]) -> bool:
     return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
 
 
+def _have_saved_hooks(nodes: Iterable[Node]) -> bool:
+    found = [read(node) for node in nodes if (read := _saved_of(type(node))) is not None]
+    for saved in found:  # it grows while it is read
+        if type(saved) is tuple:
+            found.extend(saved)
+        elif saved.unpack_hook is not None:
+            return True
+    return False
+
+
 @cache
 def _saved_of(kind: type) -> Callable[[Node], Any] | None:
     """What a node of a kind keeps, as it was saved; None for a kind that keeps no tensor."""
@@ -180,7 +202,7 @@ def _saved_of(kind: type) -> Callable[[Node], Any] | None:
     return attrgetter(*names) if names else None
 
 
-_NUMBER = methodcaller("_sequence_nr")
+_NUMBER, _VARIABLE = methodcaller("_sequence_nr"), attrgetter("variable")
 
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
@@ -188,21 +210,26 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
     # a leaf on which something outside depends has a graph below it
     ends = {place.node for place in places.values() if not isinstance(place, Tensor)}
     behind: dict[Node, int] = {}
+    following: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
+    counts: list[int] = []
     for bit, edge in enumerate(roots):
+        todo: list[Node] = []
         if edge is not None:
             behind[edge.node] = behind.get(edge.node, 0) | 1 << bit
-    following = dict.fromkeys(behind, ())
-    todo = list(behind)
-    for node in todo:  # it grows while it is read
-        if node not in ends:
-            following[node] = pairs = node.next_functions
-            for child, _ in pairs:
-                if child not in following and child is not None:
-                    following[child] = ()
-                    todo.append(child)
-    kinds = frozenset(map(type, todo))
+            if edge.node not in following:
+                following[edge.node] = ()
+                todo.append(edge.node)
+        for node in todo:  # it grows while it is read
+            if node not in ends:
+                following[node] = pairs = node.next_functions
+                for child, _ in pairs:
+                    if child not in following and child is not None:
+                        following[child] = ()
+                        todo.append(child)
+        counts.append(len(todo))
+    kinds = frozenset(map(type, following))
     _refuse_reentrant(kinds)
-    return Graph(following, behind, places, kinds)
+    return Graph(following, behind, places, kinds, tuple(counts))
 
 
 @lru_cache(64)
