@@ -17,11 +17,11 @@ from ..core.checks import depth
 from ..core.tree import dot
 from ..processes import gramians
 from ..types import Metric, Params, Rows
-from .layerwise import Place, Plan, SplitGroup, Use, block_of
+from .layerwise import KEPT, Ending, Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
 from .safe_ops import is_batching_error, needs_recording
-from .separate import KEPT, Ending, detached, gramian_of, row_matrix, rows_of
+from .separate import detached, gramian_of, row_matrix, rows_of
 
 
 class Measured(NamedTuple):

@@ -18,6 +18,7 @@ from ..types import Metric, Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
 from .entries import linearize_slices
 from .layerwise import (
+    KEPT,
     MEMORY,
     Asked,
     Engine,
@@ -35,7 +36,6 @@ from .layerwise import (
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
-from .separate import KEPT, ending_of
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -333,7 +333,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         may = may and request.last and not passes.backward.record
         ending = KEPT  # a hook sees the tasks in their order
         if not forward.hooked:
-            ending = ending_of(forward.graph, forward.losses.vector, frees=may)
+            ending = forward.graph.ending(forward.losses.vector, frees=may)
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,

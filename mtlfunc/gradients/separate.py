@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from ..core._torch import undefined_grad
 from ..core.tree import inner_products
 from ..types import Params, Rows
-from .layerwise import Graph, Place
+from .layerwise import Ending, Place
 from .levels import run_backward
 from .run import PLAIN
 
@@ -32,21 +31,6 @@ def is_plain(params: Params) -> bool:
 
 
 _KIND = attrgetter("__class__", "dtype", "is_cpu", "is_leaf")
-
-
-class Ending(NamedTuple):
-    """What the last of several passes does to the graph."""
-
-    task: int  # whose pass it is; if that loss has no place, the last one that has
-    frees: bool  # what the pass visits
-    others: Tensor | None  # losses `[task]` with their graph, if it is to visit, and free, all
-
-
-KEPT = Ending(-1, frees=False, others=None)
-
-
-def ending_of(graph: Graph, losses: Tensor, *, frees: bool) -> Ending:
-    return Ending(graph.largest, frees, losses if frees and graph.frees_elsewhere else None)
 
 
 def row_matrix(

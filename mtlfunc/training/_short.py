@@ -16,10 +16,10 @@ from torch import Tensor
 from ..calls import Made
 from ..core._torch import flatten, unflatten
 from ..core.checks import check_gradients, has_finite_sum, inside_transform, is_differentiated
-from ..gradients.layerwise import Asked, dtypes_of, has_rows, read_graph, separate_edges
+from ..gradients.layerwise import Asked, Ending, dtypes_of, has_rows, read_graph, separate_edges
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
-from ..gradients.separate import Ending, ending_of, gramian_of, is_plain, row_matrix
+from ..gradients.separate import gramian_of, is_plain, row_matrix
 from ..probes import _jacobian
 from ..probes._jacobian import RowOptions
 from ..probes._losses_only import losses_only
@@ -94,7 +94,7 @@ def measure_short(
     if shared:
         ending = Ending(graph.largest, frees=True, others=None)
         if graph.counts not in light:
-            ending = ending_of(graph, vector, frees=True)
+            ending = graph.ending(vector, frees=True)
             if ending.others is None:
                 light.add(graph.counts)
         matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, ending=ending)

@@ -33,6 +33,17 @@ their nodes in time.
 """
 
 
+class Ending(NamedTuple):
+    """What the last of several passes does to the graph."""
+
+    task: int  # whose pass it is; if that loss has no place, the last one that has
+    frees: bool  # what the pass visits
+    others: Tensor | None  # losses `[task]` with their graph, if it is to visit, and free, all
+
+
+KEPT = Ending(-1, frees=False, others=None)
+
+
 @dataclass(frozen=True)
 class Graph:
     """The nodes between losses and leaves, read once."""
@@ -142,6 +153,11 @@ class Graph:
         outputs = [x for node in nodes for x in getattr(node, "_input_metadata", ())]
         entries = [math.prod(x.shape) for x in outputs if not x.is_nested_tensor]
         return sum(entries) > _FEW and not _have_saved_hooks(nodes)
+
+    def ending(self, losses: Tensor, *, frees: bool) -> Ending:
+        """Of the passes from these roots; `losses` are these `[task]`."""
+        others = losses if frees and self.frees_elsewhere else None
+        return Ending(self.largest, frees, others)
 
     @cached_property
     def kind(self) -> int:
