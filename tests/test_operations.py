@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import read_graph
 from mtlfunc.gradients.run import places_of
-from mtlfunc.gradients.safe_ops import has_final_backward, needs_recording
 from mtlfunc.types import Params
 from tests.support.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
 from tests.support.operations.losses import Batch, Losses, literal, stacked
@@ -216,14 +215,14 @@ def kind_of(name: str) -> Kind:
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
     edge = get_gradient_edge(total)
     graph = read_graph((edge,), places_of({str(i): x for i, x in enumerate(inputs)}))
-    passes = graph.can_batch, graph.can_batch_twice, needs_recording(total)
+    passes = graph.can_batch, graph.can_batch_twice, graph.needs_recording
     waiting, nodes = [edge.node], set()
     while waiting:
         if (node := waiting.pop()) not in nodes:
             nodes.add(node)
             waiting += [other for other, _ in node.next_functions if other is not None]
     names = frozenset(node.name() for node in nodes)
-    return Kind((*passes, has_final_backward(total)), names)
+    return Kind((*passes, graph.has_final_backward), names)
 
 
 KINDS = {name: kind_of(name) for name in OPERATIONS}

@@ -20,7 +20,7 @@ from ..types import Metric, Params, Rows
 from .layerwise import KEPT, Ending, Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
-from .safe_ops import is_batching_error, needs_recording
+from .safe_ops import is_batching_error
 from .separate import detached, gramian_of, row_matrix, rows_of
 
 
@@ -69,7 +69,7 @@ class Backward:
         if self.edges is not None and left_out:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
         self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
-        self.anyway: bool = depth() > 0 and needs_recording(forward.losses.vector)
+        self.anyway: bool = depth() > 0 and forward.graph.needs_recording
         self.places: dict[str, Place] = forward.places
 
     def at(self, use: Use, losses: Tensor) -> Target:

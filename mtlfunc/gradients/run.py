@@ -25,7 +25,7 @@ from .hooks import RETAIN, Handles
 from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
 from .levels import Strangers, explained_vjp, run_backward
 from .losses import Losses, parse_losses
-from .safe_ops import ALWAYS, WRITTEN, SafeOps, has_final_backward
+from .safe_ops import ALWAYS, WRITTEN, SafeOps
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,12 +302,8 @@ def observe(
         )  # fmt: skip
 
     found = once(always=carried or depth() > 1)
-    if (
-        found.recorded
-        and not carried
-        and depth() <= 1
-        and any(map(has_final_backward, found.losses.roots))
-    ):
+    again = found.recorded and not carried and depth() <= 1
+    if again and found.graph.has_final_backward:
         return once(always=True)
     return found
 

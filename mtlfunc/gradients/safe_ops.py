@@ -28,17 +28,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..core._torch import attention_math, compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
-from .layerwise.nodes import BEGINNINGS
-
-
-def has_final_backward(losses: Tensor) -> bool:
-    """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
-    return any(node.name().startswith(BEGINNINGS["final"]) for node in _nodes(losses))
-
-
-def needs_recording(losses: Tensor) -> bool:
-    """Whether some backward pass of the graph is right under vmap only if recorded."""
-    return any(node.name().startswith(BEGINNINGS["recorded"]) for node in _nodes(losses))
 
 
 def is_batching_error(error: RuntimeError) -> bool:
@@ -51,17 +40,6 @@ def is_batching_error(error: RuntimeError) -> bool:
         "unsupported for Sparse", "at non-singleton dimension",
     )  # fmt: skip
     return any(part in message for part in words)
-
-
-def _nodes(losses: Tensor) -> list[Any]:
-    found = [] if losses.grad_fn is None else [losses.grad_fn]
-    seen = set(found)
-    for node in found:  # grows while it is read
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append(child)
-    return found
 
 
 class SafeOps(TorchFunctionMode):

@@ -185,6 +185,16 @@ class Graph:
         """Whether a batched backward can be differentiated."""
         return not _has(self.kinds, "stale")
 
+    @property
+    def has_final_backward(self) -> bool:
+        """Whether some backward pass cannot be differentiated even by its cotangent."""
+        return _has(self.kinds, "final")
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether some backward pass is right under vmap only if recorded."""
+        return _has(self.kinds, "recorded")
+
     def batches(self, record: bool) -> bool:
         """Whether one batched pass is right, to be differentiated if it is recorded."""
         return self.can_batch and (self.can_batch_twice or not record)
