@@ -421,6 +421,20 @@ def test_so_it_is_after_a_small_batch(given, taken, monkeypatch):
     assert taken[0] == before + (3 if given == "all" else 0)
 
 
+@every("which", ["trunk.0.weight", "heads.0.weight"])
+@every("size", [(8, 3), (8, 7)])
+def test_a_parameter_of_another_shape_than_in_its_graph_is_an_error(which, size):
+    torch.manual_seed(10)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    for each, balancer in pair(net, mf.mgda(), "trunk.*"):
+        step(each, balancer, x)
+        each.zero_grad()
+        losses = each(x)
+        each.get_parameter(which).data = torch.randn(size)
+        with pytest.raises(RuntimeError, match="size"):
+            balancer.backward(losses)
+
+
 def test_graphs_of_all_lengths_are_not_all_remembered(taken):
     net = Net(TRUNKS["layers"]())
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")

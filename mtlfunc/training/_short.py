@@ -125,9 +125,9 @@ def _combined(matrix: Tensor, sums: Params, share: float, short: Short, weights:
     """
     leaves, whole = short.leaves, [weights.to(matrix.dtype) @ matrix]
     parts = unflatten(whole[0], [leaves[name] for name in short.shared])
-    if short.others:
-        whole.append(flatten([sums[name] for name in short.others]).mul_(share))
-        parts += unflatten(whole[1], [leaves[name] for name in short.others])
+    if others := [sums[name] for name in short.others]:
+        whole.append(flatten(others).mul_(share))
+        parts += unflatten(whole[1], others)
     grads = dict(zip((*short.shared, *short.others), parts, strict=True))
     if not has_finite_sum(*whole):
         check_gradients({name: grads[name] for name in leaves})
