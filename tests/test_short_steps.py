@@ -401,6 +401,53 @@ def test_what_one_loss_alone_reaches_is_freed_if_it_is_much(amount, taken, monke
     assert taken[0] == before + 2
 
 
+@every("given", ["all", "a task without labels"])
+def test_so_it_is_after_a_small_batch(given, taken, monkeypatch):
+    """Batches of one graph differ in size; the largest graph may be that of an absent task."""
+    monkeypatch.setattr(graph, "_FEW", 1000)
+    before, net = taken[0], Net(TRUNKS["layers"]())
+    balancer, present = mf.Balancer(net, mf.mgda(), "trunk.*"), None
+    for samples in (6, 6, 600, 6):
+        losses = net(torch.randn(samples, 5))
+        if given != "all":
+            losses = [losses[0], net(torch.ones(1, 5))[1], losses[2]]
+            present = torch.tensor([False, True, False])
+        nodes = [loss.grad_fn.next_functions[0][0] for loss in (losses[0], losses[2])]
+        balancer.backward(losses, present=present)
+        if samples > 6:
+            for node in nodes:
+                with pytest.raises(RuntimeError, match="after they have already been freed"):
+                    _ = node._saved_self
+    assert taken[0] == before + (3 if given == "all" else 0)
+
+
+@every("which", ["trunk.0.weight", "heads.0.weight"])
+@every("size", [(8, 3), (8, 7)])
+def test_a_parameter_of_another_shape_than_in_its_graph_is_an_error(which, size):
+    torch.manual_seed(10)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    for each, balancer in pair(net, mf.mgda(), "trunk.*"):
+        step(each, balancer, x)
+        each.zero_grad()
+        losses = each(x)
+        each.get_parameter(which).data = torch.randn(size)
+        with pytest.raises(RuntimeError, match="size"):
+            balancer.backward(losses)
+
+
+def test_graphs_of_all_lengths_are_not_all_remembered(taken):
+    net = Net(TRUNKS["layers"]())
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for length in range(100):
+        one, *others = net(torch.randn(6, 5))
+        for _ in range(length):
+            one = 1.01 * one
+        balancer.backward([one, *others])
+    assert taken[0]
+    assert balancer._short is not None
+    assert len(balancer._short.light) <= 65
+
+
 @every("order", [(0, 1), (1, 0)])
 def test_the_last_pass_is_that_of_the_largest_graph(order, taken, monkeypatch):
     """It frees what it visits, so that nothing else has to be visited for that."""

@@ -333,7 +333,9 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         may = may and request.last and not passes.backward.record
         ending = KEPT  # a hook sees the tasks in their order
         if not forward.hooked:
-            ending = forward.graph.ending(forward.losses.vector, frees=may)
+            ending = forward.graph.ending(
+                forward.losses.vector, frees=may, left_out=request.left_out
+            )
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,

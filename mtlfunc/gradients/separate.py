@@ -60,7 +60,8 @@ def row_matrix(
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
-    matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
+    sizes = [leaf.numel() for leaf in leaves]
+    matrix = leaves[0].new_empty(len(edges), sum(sizes))
     one, nowhere = losses.new_ones(()), [None] * len(every)
     sums: dict[str, Tensor] = {}
     into = matrix.unbind()
@@ -81,8 +82,9 @@ def row_matrix(
         else:
             keep = task != last or not ending.frees
             found = detached(run_backward(edge, cotangent, every, keep=keep))
-        parts = zip(leaves, found, strict=False)
-        row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
+        parts = zip(leaves, sizes, found, strict=False)
+        # of that size: `cat` would write elsewhere what has another
+        row = [x.new_zeros(n) if grad is None else grad.reshape(n) for x, n, grad in parts]
         torch.cat(row, out=into[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
             if grad is not None:

@@ -277,9 +277,9 @@ class Balancer:
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
                 leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`. Until the losses are dropped stays, if little or checkpointed,
-                what only one of several losses reaches, and a graph that hooks may be in, or custom
-                functions (compiled modules too) are.
+                `loss.backward()`. Until the losses are dropped two things stay: what only one of
+                several losses reaches, if it is little or checkpointed; and a graph that hooks may
+                be in, or custom functions (compiled modules too) are.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.

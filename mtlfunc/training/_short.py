@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import gt
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ class Short(NamedTuple):
     others: tuple[str, ...]
     # from T, each task's weight on the others; where none are shared the rule's weights count
     share: Callable[[int], float | None]
-    light: set[tuple[int, ...]]  # counts of graphs whose last pass frees what it visits alone
+    # by counts, of graphs whose last pass frees what it visits alone: marks, and their entries
+    light: dict[tuple[int, ...], tuple[list[int], list[int]]]
 
 
 def plain_options(probe: Probe) -> RowOptions | None:
@@ -55,7 +57,7 @@ def plain_options(probe: Probe) -> RowOptions | None:
 def short_of(options: RowOptions, leaves: Params) -> Short:
     shared = () if options.heads == "weighted" else _jacobian._layout(leaves, options)[0]
     others = tuple(name for name in leaves if name not in set(shared))
-    return Short(leaves, shared, others, _jacobian.share_of(options.heads), set())
+    return Short(leaves, shared, others, _jacobian.share_of(options.heads), {})
 
 
 def measure_short(
@@ -93,10 +95,13 @@ def measure_short(
     gramian, apart, combine = None, False, partial(_weighted, vector, leaves)
     if shared:
         ending = Ending(graph.largest, frees=True, others=None)
-        if graph.counts not in light:
+        marks, most = light.get(graph.counts, ([0], [-1]))
+        if any(map(gt, graph.entries(marks), most)):  # a graph of more operations, or larger ones
             ending = graph.ending(vector, frees=True)
             if ending.others is None:
-                light.add(graph.counts)
+                if len(light) > 64:  # such as sequences of all lengths
+                    light.clear()
+                light[graph.counts] = graph.marks, graph.entries(graph.marks)
         matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, ending=ending)
         gramian, apart = gramian_of(matrix), True
         combine = partial(_combined, matrix, sums, share(len(edges)) or 1.0, short)
@@ -120,9 +125,9 @@ def _combined(matrix: Tensor, sums: Params, share: float, short: Short, weights:
     """
     leaves, whole = short.leaves, [weights.to(matrix.dtype) @ matrix]
     parts = unflatten(whole[0], [leaves[name] for name in short.shared])
-    if short.others:
-        whole.append(flatten([sums[name] for name in short.others]).mul_(share))
-        parts += unflatten(whole[1], [leaves[name] for name in short.others])
+    if others := [sums[name] for name in short.others]:
+        whole.append(flatten(others).mul_(share))
+        parts += unflatten(whole[1], others)
     grads = dict(zip((*short.shared, *short.others), parts, strict=True))
     if not has_finite_sum(*whole):
         check_gradients({name: grads[name] for name in leaves})

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -149,15 +149,33 @@ class Graph:
         it: if that keeps much, and no hook brings it back, such as a checkpoint's.
         """
         first = self.counts[0] if self.largest == 0 else 0
-        nodes = list(islice(self.following, first, None))
-        outputs = [x for node in nodes for x in getattr(node, "_input_metadata", ())]
-        entries = [math.prod(x.shape) for x in outputs if not x.is_nested_tensor]
-        return sum(entries) > _FEW and not _have_saved_hooks(nodes)
+        much = sum(self.entries(range(first, len(self.following)))) > _FEW
+        return much and not _have_saved_hooks(islice(self.following, first, None))
 
-    def ending(self, losses: Tensor, *, frees: bool) -> Ending:
-        """Of the passes from these roots; `losses` are these `[task]`."""
-        others = losses if frees and self.frees_elsewhere else None
-        return Ending(self.largest, frees, others)
+    @cached_property
+    def marks(self) -> list[int]:
+        """Of what each root reaches and none before it, the place of a node that shows its size:
+        most entries, and of those with several inputs, which views of parameters do not have.
+        """
+        ends, pairs = list(accumulate(self.counts, initial=0)), self.following.values()
+        sizes = self.entries(range(ends[-1]))
+        keys = [(len(pair) > 1, size) for pair, size in zip(pairs, sizes, strict=True)]
+        return [max(range(a, b), key=keys.__getitem__) for a, b in pairwise(ends) if a < b]
+
+    def entries(self, places: Iterable[int]) -> list[int]:
+        """How many numbers the nodes at these places of `following` put out."""
+        nodes = list(self.following)
+        outputs = [getattr(nodes[place], "_input_metadata", ()) for place in places]
+        return [sum([math.prod(x.shape) for x in o if not x.is_nested_tensor]) for o in outputs]
+
+    def ending(
+        self, losses: Tensor, *, frees: bool, left_out: frozenset[int] = frozenset()
+    ) -> Ending:
+        """Of the passes from these roots but those left out; `losses` are these `[task]`."""
+        kept = self.largest in left_out and not self.has_saved_hooks
+        return Ending(
+            self.largest, frees, losses if frees and (kept or self.frees_elsewhere) else None
+        )
 
     @cached_property
     def kind(self) -> int:
