@@ -33,6 +33,12 @@ def is_plain(params: Params) -> bool:
 _KIND = attrgetter("__class__", "dtype", "is_cpu", "is_leaf")
 
 
+_EXCHANGED = (
+    "params: the .data of a parameter got another shape after the forward pass; compute the losses "
+    "anew"
+)
+
+
 def row_matrix(
     edges: Sequence[GradientEdge | None],
     losses: Tensor,
@@ -60,8 +66,7 @@ def row_matrix(
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
-    sizes = [leaf.numel() for leaf in leaves]
-    matrix = leaves[0].new_empty(len(edges), sum(sizes))
+    matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
     one, nowhere = losses.new_ones(()), [None] * len(every)
     sums: dict[str, Tensor] = {}
     into = matrix.unbind()
@@ -82,9 +87,10 @@ def row_matrix(
         else:
             keep = task != last or not ending.frees
             found = detached(run_backward(edge, cotangent, every, keep=keep))
-        parts = zip(leaves, sizes, found, strict=False)
-        # of that size: `cat` would write elsewhere what has another
-        row = [x.new_zeros(n) if grad is None else grad.reshape(n) for x, n, grad in parts]
+        parts = zip(leaves, found, strict=False)
+        row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
+        if sum(map(len, row)) != matrix.shape[1]:  # `cat` would write elsewhere
+            raise RuntimeError(_EXCHANGED)
         torch.cat(row, out=into[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
             if grad is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from operator import gt
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +35,8 @@ class Short(NamedTuple):
     others: tuple[str, ...]
     # from T, each task's weight on the others; where none are shared the rule's weights count
     share: Callable[[int], float | None]
-    # by counts, of graphs whose last pass frees what it visits alone: marks, and their entries
-    light: dict[tuple[int, ...], tuple[list[int], list[int]]]
+    # by counts, of graphs whose last pass frees what it visits alone: the mark, and its entries
+    light: dict[tuple[int, ...], tuple[int, int]]
 
 
 def plain_options(probe: Probe) -> RowOptions | None:
@@ -95,13 +94,13 @@ def measure_short(
     gramian, apart, combine = None, False, partial(_weighted, vector, leaves)
     if shared:
         ending = Ending(graph.largest, frees=True, others=None)
-        marks, most = light.get(graph.counts, ([0], [-1]))
-        if any(map(gt, graph.entries(marks), most)):  # a graph of more operations, or larger ones
+        mark, most = light.get(graph.counts, (0, -1))
+        if graph.entries_at(mark) > most:  # a graph of other operations, or of larger ones
             ending = graph.ending(vector, frees=True)
             if ending.others is None:
                 if len(light) > 64:  # such as sequences of all lengths
                     light.clear()
-                light[graph.counts] = graph.marks, graph.entries(graph.marks)
+                light[graph.counts] = graph.mark, graph.entries_at(graph.mark)
         matrix, sums = row_matrix(edges, value, leaves, leaves, shared, others, ending=ending)
         gramian, apart = gramian_of(matrix), True
         combine = partial(_combined, matrix, sums, share(len(edges)) or 1.0, short)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -148,25 +148,24 @@ class Graph:
         """Whether a pass from the largest root should also visit what it does not reach, to free
         it: if that keeps much, and no hook brings it back, such as a checkpoint's.
         """
-        first = self.counts[0] if self.largest == 0 else 0
-        much = sum(self.entries(range(first, len(self.following)))) > _FEW
-        return much and not _have_saved_hooks(islice(self.following, first, None))
+        much = sum(map(entries_of, self._elsewhere())) > _FEW
+        return much and not _have_saved_hooks(self._elsewhere())
+
+    def _elsewhere(self) -> Iterator[Node]:
+        return islice(self.following, self.counts[0] if self.largest == 0 else 0, None)
 
     @cached_property
-    def marks(self) -> list[int]:
-        """Of what each root reaches and none before it, the place of a node that shows its size:
-        most entries, and of those with several inputs, which views of parameters do not have.
+    def mark(self) -> int:
+        """The place of a node there that shows its size: most entries, and of those with several
+        inputs, which views of parameters do not have.
         """
-        ends, pairs = list(accumulate(self.counts, initial=0)), self.following.values()
-        sizes = self.entries(range(ends[-1]))
-        keys = [(len(pair) > 1, size) for pair, size in zip(pairs, sizes, strict=True)]
-        return [max(range(a, b), key=keys.__getitem__) for a, b in pairwise(ends) if a < b]
+        sizes = [(len(self.following[x]) > 1, entries_of(x)) for x in self._elsewhere()]
+        ahead = len(self.following) - len(sizes)
+        return ahead + sizes.index(max(sizes)) if sizes else 0
 
-    def entries(self, places: Iterable[int]) -> list[int]:
-        """How many numbers the nodes at these places of `following` put out."""
-        nodes = list(self.following)
-        outputs = [getattr(nodes[place], "_input_metadata", ()) for place in places]
-        return [sum([math.prod(x.shape) for x in o if not x.is_nested_tensor]) for o in outputs]
+    def entries_at(self, place: int) -> int:
+        """`entries_of` a node."""
+        return entries_of(next(islice(self.following, place, None)))
 
     def ending(
         self, losses: Tensor, *, frees: bool, left_out: frozenset[int] = frozenset()
@@ -227,6 +226,12 @@ def _has(kinds: frozenset[type], trait: Trait) -> bool:
 @lru_cache(64)
 def _has_custom(kinds: frozenset[type]) -> bool:
     return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
+
+
+def entries_of(node: Node) -> int:
+    """How many numbers its operation has given."""
+    outputs = getattr(node, "_input_metadata", ())
+    return sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor])
 
 
 def _have_saved_hooks(nodes: Iterable[Node]) -> bool:

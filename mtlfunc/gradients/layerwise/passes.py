@@ -6,13 +6,12 @@ it once, with that of the batching; its numbers leave the cache, and it holds th
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
 from ...core._torch import forward_level
 from ...core.checks import lanes
-from .graph import Graph
+from .graph import Graph, entries_of
 from .nodes import BEGINNINGS
 from .uses import Node
 
@@ -104,12 +103,7 @@ def _device(name: str) -> Device:
 
 def _outputs(graph: Graph) -> list[tuple[Node, int]]:
     """The nodes but for those of leaves, and how many numbers they have given."""
-    return [
-        (node, sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor]))
-        for node, pairs in graph.following.items()
-        if pairs
-        for outputs in [getattr(node, "_input_metadata", ())]
-    ]
+    return [(node, entries_of(node)) for node, pairs in graph.following.items() if pairs]
 
 
 @lru_cache(512)
