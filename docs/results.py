@@ -283,7 +283,6 @@ def section() -> str:
     """All results."""
     parts = [
         run_block(of_default()),
-        "**Claims of the papers**, by verdict of record:",
         claims_block(standing()),
         digits_part(),
         *benchmark_parts(),
