@@ -272,6 +272,7 @@ def claims() -> dict[str, dict[str, str]]:
         numbers = (larger if of_full else usual).get(name, {})
         rows[name] = {
             "verdict": verdict,
+            "default": found[name].get(USUAL, ""),
             "when": when(name, numbers) if verdict == STRENGTH[1] else "",
             "runs": hangs(found[name]),
             "numbers": left(name, kept),

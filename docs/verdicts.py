@@ -85,7 +85,9 @@ def hanging(claims: dict[str, dict]) -> str:
     first = paragraph(
         f"""The verdict is that of record: what the largest run says that decides. That is one at
         the papers' own sizes (`--full`, hours: [times](benchmarks.md)) if a question has one and
-        it decides, else the default run. Other random numbers (`--draw 1`), processors and
+        it decides, else the default run. Where the default run says otherwise the column *hangs on*
+        has its verdict: compare a default run of yours with that, and on other rows with the
+        verdict. Other random numbers (`--draw 1`), processors and
         arithmetics mark the row and never outvote it. {hung["runs"]} verdicts hang on the run,
         {hung["bounds"]} on a [threshold](#thresholds), and {hung["numbers"]} rows have a number
         that leaves its interval on another processor; the column *hangs on* says which. A dash:
@@ -350,4 +352,9 @@ def claims_block(claims: dict[str, dict]) -> str:
         of data that are not here. Every claim in a sentence, with its verdict:
         [docs/claims.md](claims.md). The numbers and figures behind them:
         `paper_repro/out/report.html`, after `python -m paper_repro`."""
-    return marked("claims", verdict_counts(claims), paragraph(where))
+    other = [i for i, x in record.claims().items() if x["default"] not in ("", x["verdict"])]
+    said = ", ".join(other) or "none"
+    line = f"""**Claims of the papers**, by verdict of record: the default run's, or a larger run's
+        where one decides. The default run says otherwise on {said}; what it says there is on
+        [the claims' page](claims.md):"""
+    return marked("claims", paragraph(line), verdict_counts(claims), paragraph(where))

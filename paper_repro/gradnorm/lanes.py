@@ -5,13 +5,15 @@ of the width. Settings of the problem and of the method are lanes like the seeds
 setting is chosen on one half of the seeds and judged on the other, so that many settings do not win
 by chance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, spelled
+from ..report.intervals import Interval, ratio_interval
 from .common import (
     ALPHA,
     COLOURS,
@@ -132,6 +134,23 @@ class Trace(NamedTuple):
         edge = largest or at_edge([rates.index(self.lanes[i].lr) for i in picked], len(rates))
         return edge or bool(self.judged(name).mean() > UNTRAINED)
 
+    def tied(self, name: str) -> list["Trace"]:
+        """Lanes of that name, each alone, that the seeds do not tell from the best one.
+
+        By the losses at the end, paired by seed. Which of them is picked hangs on the last bits.
+        """
+        final = self.final(name)
+        best = final[final.mean(1).argmin()]
+        pairs = zip(self.named(name), final, strict=True)
+        return [self.alone(i) for i, ends in pairs if ratio_interval(ends, best).low <= 1]
+
+    def alone(self, lane: int) -> "Trace":
+        """With one lane."""
+        test, train = self.test[:, [lane]], self.train[:, [lane]]
+        lengths, weights = self.lengths[:, [lane]], self.weights[:, [lane]]
+        excess = self.excess[[lane]]
+        return Trace([self.lanes[lane]], self.times, test, train, lengths, weights, excess)
+
     def apart(self, name: str) -> float:
         """|log| of the ratio of losses next to the best rates to theirs, the largest."""
         lanes, final = self.named(name), self.final(name)
@@ -167,6 +186,29 @@ class Trace(NamedTuple):
     def best(self, name: str) -> Lane:
         """The lane of that name with the smallest mean over all seeds."""
         return self.lanes[self.named(name)[int(self.final(name).mean(1).argmin())]]
+
+
+Arm = tuple[Trace, str]
+"""A method: its trace, and the name of its lanes."""
+
+
+def unsettled(compare: Callable[..., Interval], bound: float, *arms: Arm) -> bool:
+    """Whether a comparison of arms, each at its best setting, decides neither way.
+
+    So where one settles nothing, and where settings that the seeds do not tell from the best ones
+    put the interval on another side of the bound. It is for what is compared besides the loss by
+    which settings are chosen: that the losses are alike does not make it alike.
+
+    Args:
+        compare: the interval, of as many arms.
+        bound: what it is to leave out.
+        arms: those compared.
+    """
+    if any(trace.settles_nothing(name) for trace, name in arms):
+        return True
+    every = product(*([(one, name) for one in trace.tied(name)] for trace, name in arms))
+    found = [compare(*arms), *(compare(*some) for some in every)]
+    return len({(interval.high < bound, interval.low > bound) for interval in found}) > 1
 
 
 def size_of(settings: Settings) -> Size:

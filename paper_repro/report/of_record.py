@@ -1,7 +1,7 @@
-"""The verdicts of record: what a default run is compared with.
+"""The verdicts of record, and those of the default run that is kept: what a run is compared with.
 
-Each is that of the largest run that decides: one at the papers' sizes, else the default one. Other
-draws and processors mark the row. `python docs/results.py` writes `record.json`.
+One of record is that of the largest run that decides: one at the papers' sizes, else the default
+one. Other draws and processors mark the row. `python docs/results.py` writes `record.json`.
 """
 
 import functools
@@ -19,6 +19,7 @@ class Kept(TypedDict):
     """A claim's."""
 
     verdict: str
+    default: str  # what the default run says that is kept; "" without one
     when: str  # it holds, if it holds only when
     runs: str  # what the verdict hangs on, and what the other runs say; "" if they agree
     numbers: str  # those that leave their interval on another processor

@@ -13,6 +13,7 @@ import mtlfunc as mf
 from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, train_lanes, two_aims
 from paper_repro.report import grids
 from paper_repro.report.findings import Finding, Settings
+from paper_repro.report.intervals import Interval, ratio_interval
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
@@ -219,6 +220,36 @@ def test_settings_are_chosen_on_the_other_seeds():
     assert trace.judged("a").tolist() == [3, 5, 3, 5]
     assert trace.judged("a, 1").tolist() == final[0].tolist()
     assert trace.best("a").lr == 1e-2
+
+
+def test_rates_that_seeds_do_not_tell_apart_settle_nothing_of_another_number():
+    """Of five rates the second and third end alike; what is compared besides differs there."""
+    shift = np.array([-0.03, 0.01, 0.03, -0.01])
+    final = np.array([0.8, 0.5, 0.5, 0.7, 0.8])[:, None] + np.stack(
+        [shift, shift, -shift] + [shift] * 2
+    )
+    test = np.stack([np.ones((5, 4)), final])[..., None].repeat(2, -1)
+    other = np.ones((2, 5, 4, 2)) * np.array([9.0, 0.5, 2.0, 9.0, 9.0])[:, None, None]
+    grid = [lanes.Lane(f"a, {rate:g}", rate) for rate in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
+    trace = lanes.Trace(grid, np.arange(2), test, test, other, other, np.zeros((5, 4, 0)))
+    plain = trace._replace(lengths=np.ones_like(other))
+
+    def ratio(*arms: lanes.Arm) -> Interval:
+        ends = (one.of(one.lengths, name)[-1].mean(-1) for one, name in arms)
+        return ratio_interval(*ends)
+
+    assert [one.lanes[0].lr for one in trace.tied("a")] == [1e-3, 1e-2]
+    assert [one.final("a").tolist() for one in trace.tied("a")] == [
+        [x.tolist()] for x in final[1:3]
+    ]
+    assert lanes.unsettled(ratio, 1, (trace, "a"), (plain, "a"))
+    # on one side at both: settled; the same if the seeds tell the rates apart
+    assert not lanes.unsettled(ratio, 3, (trace, "a"), (plain, "a"))
+    test[-1, 2] += 0.2
+    assert [one.lanes[0].lr for one in trace.tied("a")] == [1e-3]
+    assert not lanes.unsettled(ratio, 1, (trace, "a"), (plain, "a"))
+    test[-1, 0] = 0.1  # the best rate is at the edge
+    assert lanes.unsettled(ratio, 1, (trace, "a"), (plain, "a"))
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,9 @@ def test_what_the_record_has_otherwise_is_said(
 ) -> None:
     """On the card and after the run; not where all runs agree with this one."""
     runs = "hangs on the size: the default run says holds"
-    other = of_record.Kept(
-        verdict="does not hold", when="", runs=runs, numbers="x: 1 [0, 2], device 3", bounds=""
-    )
-    same = of_record.Kept(verdict="holds", when="", runs="", numbers="", bounds="")
+    same = of_record.Kept(verdict="holds", default="holds", when="", runs="", numbers="", bounds="")
+    numbers = "x: 1 [0, 2], device 3"
+    other: of_record.Kept = {**same, "verdict": "does not hold", "runs": runs, "numbers": numbers}
     row, one = (r for r in DECIDED[:9] if r.id in ("PC-02", "PC-03"))
     monkeypatch.setattr(of_record, "kept", lambda: {row.id: other, one.id: same})
     results = Results(folder, configuration_of(QUICK), reproductions())
@@ -176,10 +175,20 @@ def test_what_the_record_has_otherwise_is_said(
     )
     assert "Of record" not in found[one.id]
     text = table(results, reproductions())
-    assert f"{row.id}  holds; of record: does not hold" in text
-    assert f"{one.id}  holds; of record" not in text
-    results.found[row.id] |= {"configuration": configuration_of(QUICK)}  # of a small budget
-    assert "of record" not in table(results, reproductions())
+    assert (
+        f"is a larger run's (docs/claims.md):\n{row.id}  holds; of record: does not hold\n" in text
+    )
+    assert "kept of this size" not in text
+    assert f"{one.id}  holds; " not in text
+    results.found[one.id] |= {"verdict": "inconclusive"}
+    results.found[row.id] |= {"configuration": configuration_of(Settings(full=True))}
+    text = table(results, reproductions())
+    said = f"{row.id}  holds; kept: does not hold\n{one.id}  inconclusive; kept: holds\n"
+    assert f"kept of this size (docs/claims.md):\n{said}" in text
+    assert "a larger run's" not in text
+    for identifier in (row.id, one.id):  # of a small budget
+        results.found[identifier] |= {"configuration": configuration_of(QUICK)}
+    assert "(docs/claims.md)" not in table(results, reproductions())
 
 
 def test_older_results_have_a_page(folder: Path) -> None:
