@@ -23,9 +23,9 @@ from ..types import (
     TaskGradients,
     constructor,
 )
-from ._jacobian import Heads, check_heads, share_of
+from ._jacobian import Heads, check_heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
-from .groups import Groups, combine_groups, fixed_groups, partition
+from .groups import Groups, fixed_groups, partition
 
 
 @constructor
@@ -139,7 +139,7 @@ def double_sampling(
             if third:
                 grads = _afresh(third[0], weights, names, blocks or (names,), params, heads)
             else:
-                both = [_of_rows(linear, weights, blocks, params) for linear in stepped]
+                both = [combination(x, x.rows, blocks, params, None)(weights) for x in stepped]
                 grads = map_params(lambda a, b: 0.5 * (a + b), *both)
             return {name: grads[name] for name in params}
 
@@ -157,13 +157,6 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
         error.add_note("double_sampling: each entry of the batch is a batch of its own")
         raise
     return torch.stack(losses).mean(0)
-
-
-def _of_rows(linear: Linearization, weights: Tensor, blocks: Blocks, params: Params) -> Params:
-    """The combination of one batch's rows, and its heads' gradient."""
-    grads = combine_groups(weights, linear.rows, blocks) | linear.heads
-    left = tuple(name for name in params if name not in grads)
-    return grads | (linear.pullback(weights, left) if left else {})
 
 
 def _afresh(

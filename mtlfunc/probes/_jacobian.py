@@ -504,7 +504,7 @@ def _measured(
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None
-    combine = _combination(linear, rows, blocks, params, share)
+    combine = combination(linear, rows, blocks, params, share)
     return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
 
 
@@ -564,7 +564,7 @@ def _zero_rows(params: Params, names: tuple[str, ...], count: int) -> Rows:
     return {name: params[name].new_zeros((count, *params[name].shape)) for name in names}
 
 
-def _combination(
+def combination(
     linear: Linearization, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
 ) -> Combine:
     """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""
