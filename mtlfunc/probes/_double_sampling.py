@@ -117,9 +117,7 @@ def double_sampling(
             request = Request(kept, heads=share, chunk_size=chunk_size)
             forward, shares = run.open(one, request)
             linear = run.linearize(forward, request, shares)
-            return shares.linearization(
-                linear, params, names, blocks, whole=True, dtype=gramian_dtype
-            )
+            return shares.linearization(linear, params, whole=True)
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]

@@ -286,10 +286,7 @@ def row_probe(options: RowOptions) -> Probe:
     check_dtype(options.gramian_dtype)
     check_group(options.group)
     if options.group is not None:
-        _expect_rows(
-            options.engine,
-            "products of one process's gradients with another's (group=) need them",
-        )
+        _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
     options = options._replace(
         shared=fixed(options.shared),
         measure=None if options.measure is None else fixed(options.measure),
@@ -448,9 +445,7 @@ def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...])
     forward = run.union.agree(opened)
     shares, request = run.union.shares(None), Request(measured, chunk_size=1)
     linear = run.linearize(forward, request, shares)
-    return shares.linearization(
-        linear, run.params, measured, (), whole=True, dtype=options.gramian_dtype
-    ).rows
+    return shares.linearization(linear, run.params, whole=True).rows
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn

@@ -156,9 +156,7 @@ def representation(
             heads=lambda count: 1 / count,
             chunk_size=1 if run.union.by_hooks(params) else None,
         )
-        both = Run(
-            decoded, leaves | z, run.union, lambda out: _parse_decoded(out, state), run.facts
-        )
+        both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state), run.facts)
         forward, shares = both.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
@@ -188,9 +186,7 @@ def _measured(
 
     def combined(weights: Tensor) -> Params:
         trunk = through(combine(weights, linear.rows))
-        return shares.union.gradient(
-            {name: trunk[name] + heads[name] * found.share for name in trunk}
-        )
+        return shares.union.gradient({x: trunk[x] + heads[x] * found.share for x in trunk})
 
     return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
 

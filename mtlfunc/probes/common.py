@@ -178,13 +178,9 @@ class Run:
 
 def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
     """Labels by task, if they are a boolean tensor, or with `counts` numbers."""
-    numbers = isinstance(mask, Tensor) and (mask.dtype == torch.bool or counts)
-    if not isinstance(mask, Tensor) or not numbers or mask.ndim != 1:
-        found = (
-            f"{mask.dtype} of shape {list(mask.shape)}"
-            if isinstance(mask, Tensor)
-            else type(mask).__name__
-        )
+    tensor = isinstance(mask, Tensor)
+    if not tensor or mask.ndim != 1 or not (mask.dtype == torch.bool or counts):
+        found = f"{mask.dtype} of shape {list(mask.shape)}" if tensor else type(mask).__name__
         raise TypeError(
             f"present: expected {given}a boolean tensor [task], got {found}"
             + ("" if counts else "; numbers of labels are for group=")
