@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -51,33 +51,19 @@ from .masks import EditRows, Mask, graddrop
 Heads = Literal["plain", "own", "weighted"]
 
 
-@runtime_checkable
-class Mix(Protocol):
-    """From a key and the number of tasks to (C [row, task], preference [row])."""
+Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""From a key and the number of tasks to (C [row, task], preference [row])."""
 
-    def __call__(self, key: Tensor, count: int, /) -> tuple[Tensor, Tensor]: ...
-
-
-@runtime_checkable
-class TargetLoss(Protocol):
-    """From parameters and a batch to the loss of a target, 0-d."""
-
-    def __call__(self, params: Params, batch: Batch, /) -> Tensor: ...
-
-
-class EditUpdate(Protocol):
-    """The edited rows, what joins `geometry.extra`, and the next state."""
-
-    def __call__(
-        self, rows: Rows, present: Tensor, blocks: Blocks, state: Any, /
-    ) -> tuple[Rows, dict[str, Tensor], State]: ...
+TargetLoss = Callable[[Params, Batch], Tensor]
+"""From parameters and a batch to the loss of a target, 0-d."""
 
 
 class Edit(NamedTuple):
     """What a probe with a memory does to the rows between the backward passes and their Gramian."""
 
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
-    update: EditUpdate
+    # from rows, present, blocks and the state: edited rows, what joins `geometry.extra`, the next
+    update: Callable[[Rows, Tensor, Blocks, Any], tuple[Rows, dict[str, Tensor], State]]
     measures: frozenset[str]  # as in `Probe`, next to the Gramian
     facts: tuple[Any, ...] = ()  # what processes must have in common of it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,19 +32,11 @@ from .common import (
     leaves_of_each,
 )
 
+Encode = Callable[[Params, Batch], Any]
+"""The trunk: a tensor, or a dict of tensors."""
 
-@runtime_checkable
-class Encode(Protocol):
-    """The trunk: a tensor, or a dict of tensors."""
-
-    def __call__(self, params: Params, batch: Batch, /) -> Any: ...
-
-
-@runtime_checkable
-class Decode(Protocol):
-    """The heads: losses in any form that `LossesFn` may have."""
-
-    def __call__(self, params: Params, z: Any, batch: Batch, /) -> Any: ...
+Decode = Callable[[Params, Any, Batch], Any]
+"""The heads, `(params, z, batch)`: losses in any form that `LossesFn` may have."""
 
 
 @constructor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,11 @@ from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, check_gathers, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
+Present = Callable[[Batch], Tensor]
+"""From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
 
-@runtime_checkable
-class Present(Protocol):
-    """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
-
-    def __call__(self, batch: Batch, /) -> Tensor: ...
-
-
-@runtime_checkable
-class Weightings(Protocol):
-    """From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
-
-    def __call__(self, batch: Batch, /) -> Tensor: ...
+Weightings = Callable[[Batch], Tensor]
+"""From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
 
 
 class Run:
