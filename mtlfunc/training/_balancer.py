@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from types import TracebackType
 from typing import Any, get_args
 
 import torch
@@ -62,7 +61,6 @@ from ._given import (
     VERSION,
     Explained,
     Kept,
-    as_list,
     check_scalable,
     check_targeted,
     check_weightings,
@@ -232,12 +230,7 @@ class Balancer:
         self._seen.open.append(mode)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         mode = self._seen.open.pop()
         mode.__exit__(kind, error, trace)
         if kind is None and not self._seen.open:
@@ -539,7 +532,9 @@ class Balancer:
         for each in (losses if several else (losses,)) if weightings is None else ():
             tasks = known or (parsed[0].tasks if parsed else ())
             first = "the first step" if known else "the first batch"
-            parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
+            # a list, so that two losses are never read as losses and aux
+            listed = list(each) if isinstance(each, tuple) else each
+            parsed.append(parse_losses(listed, "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._layout.leaves)
         leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]

@@ -180,11 +180,6 @@ def is_whole(losses: Any) -> bool:
     )
 
 
-def as_list(losses: Any) -> Any:
-    """A list, so that two losses are never read as losses and aux."""
-    return list(losses) if isinstance(losses, tuple) else losses
-
-
 def weigh_unscaled(
     rule: Rule, measured: TaskGradients, state: State, tasks: Tasks, scale: float | Tensor
 ) -> tuple[Info, State]:
