@@ -355,7 +355,7 @@ def dot(
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
-        columns: multiplies by `right`; `Union.columns` multiplies by that of every process in turn.
+        columns: multiplies by `right`; `Ranks.columns` multiplies by that of every process in turn.
 
     Returns:
         `[row, other]`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -226,7 +226,6 @@ def measure_features(
             list(leaves.values()),
             list(gradient.values()),
             retain_graph=True,
-            allow_unused=True,
             materialize_grads=True,  # 0 for what z does not depend on
         )
         return dict(zip(leaves, grads, strict=True))
@@ -253,12 +252,10 @@ def _cut_at(z: dict[str, Tensor]) -> Iterator[None]:
         return (*grads[:output], None, *grads[output + 1 :])
 
     # torch captures what arrives at a place before the hooks of its node are called
-    handles = [node.register_prehook(partial(end, output)) for node, output in edges]
-    try:
+    with ExitStack() as hooks:
+        for node, output in edges:
+            hooks.enter_context(node.register_prehook(partial(end, output)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _any(rows: Rows, task: int, here: Tensor | None) -> bool:
