@@ -186,14 +186,8 @@ def _measured(
 def measure_features(
     run: Run, losses: Losses, features: Any, names: tuple[str, ...], shares: Shares
 ) -> TaskGradients:
-    """What `representation` measures, of losses and features that exist already.
-
-    Args:
-        run: has the parameters.
-        losses: with their graph.
-        features: z, a tensor or a dict of tensors in that graph.
-        names: the parameters that may act through z.
-        shares: this process's part of every loss.
+    """What `representation` measures, of losses and features that exist already: z, a tensor or a
+    dict of tensors in the losses' graph. `names` are the parameters that may act through z.
 
     Raises:
         ValueError: where z has no graph, a loss does not depend on it, or another parameter acts

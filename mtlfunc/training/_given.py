@@ -124,9 +124,8 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
             "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
         )
     source = probe_for(rule)
-    calls = any(name in source for name in ("second_evaluation", "kernel_traces"))
     cure = f"use mtlfunc.Balancer(module, rule, {source})"
-    if calls:
+    if "second_evaluation" in source or "kernel_traces" in source:
         cure = (
             "it cannot run the model again. In a stock loop take grads, state, info = "
             f"mtlfunc.balance(losses_fn, rule, {source}).update(mtlfunc.parameters(module), batch, "
