@@ -248,9 +248,7 @@ def check_autocast(params: Params, around: str = "call") -> None:
         )
 
 
-def check_tensor(
-    value: object, name: str, shape: str, per_task: Sequence[int] | None = None
-) -> None:
+def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | None = None) -> None:
     """Raise unless `value` is a tensor, expected in this shape: in words, and if it has an entry
     per task also in numbers.
     """

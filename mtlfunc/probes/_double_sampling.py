@@ -12,17 +12,7 @@ from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
 from ..processes import Group, check_group, gramians
-from ..types import (
-    Batch,
-    Blocks,
-    Geometry,
-    Params,
-    Probe,
-    Select,
-    State,
-    TaskGradients,
-    constructor,
-)
+from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
 from ._jacobian import Heads, check_heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
 from .groups import Groups, fixed_groups, partition
@@ -161,7 +151,7 @@ def _afresh(
     linear: Linearization,
     weights: Tensor,
     names: tuple[str, ...],
-    members: Blocks,
+    members: tuple[tuple[str, ...], ...],
     params: Params,
     heads: Heads,
 ) -> Params:

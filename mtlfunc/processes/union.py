@@ -16,16 +16,7 @@ from torch import Tensor
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
-from .group import (
-    Collectives,
-    Group,
-    agree,
-    check_whole,
-    is_sharded,
-    peers_of,
-    shard_like,
-    unflatten,
-)
+from .group import Collectives, Group, agree, check_whole, is_sharded, peers_of, shard_like
 
 T = TypeVar("T")
 
@@ -333,7 +324,7 @@ def _pieces(
         if plain:
             mine = torch.cat([grads[name] for name in plain])
             mine = torch.cat([mine, mine.new_zeros(width - len(mine))])
-            found |= unflatten(peers.gather(mine), shapes)
+            found |= peers.gather_leaves(mine, shapes)
         return {name: found[name] for name in grads}
 
     def cut(leaves: Params, beside: Rows) -> Rows:

@@ -184,7 +184,7 @@ def metric_balance(
             return (measured, info, probe_state, rule_state), facts_of(info)
 
         measured, info, probe_state, rule_state = union.agree(answer)
-        grads = combine_gradients(measured, info.weights, reduction, union)
+        grads = gradients_of(measured, info.weights, reduction, union)
         info = reduced(info, measured, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
@@ -228,7 +228,7 @@ def facts_of(info: Info) -> dict[str, Any]:
     return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
 
 
-def combine_gradients(
+def gradients_of(
     measured: TaskGradients,
     weights: Tensor,
     reduction: Reduction,

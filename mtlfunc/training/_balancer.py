@@ -48,15 +48,7 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import (
-    Reduction,
-    combine_gradients,
-    facts_of,
-    init_rule,
-    reduce_carried,
-    reduced,
-    weigh,
-)
+from ._balance import Reduction, facts_of, gradients_of, init_rule, reduce_carried, reduced, weigh
 from ._given import (
     VERSION,
     Explained,
@@ -294,7 +286,7 @@ class Balancer:
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
-                grads = combine_gradients(
+                grads = gradients_of(
                     measured, info.weights, self._reduction, run.union, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
@@ -320,9 +312,7 @@ class Balancer:
             return None
         measured, reached, apart = found
         info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        grads = combine_gradients(
-            measured, info.weights, self._reduction, ALONE, check=self._one_pass
-        )
+        grads = gradients_of(measured, info.weights, self._reduction, ALONE, check=self._one_pass)
         accumulate({name: leaves[name] for name in reached}, grads, fresh=True, apart=apart)
         self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
