@@ -365,9 +365,8 @@ def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
 def _update(
     options: RowOptions, run: Run, batch: Batch, state: State
 ) -> tuple[TaskGradients, State]:
-    mix, mask, edit, params, union = (
-        options.mix, options.mask, options.edit, run.params, run.union
-    )  # fmt: skip
+    mix, mask, edit = options.mix, options.mask, options.edit
+    params, union = run.params, run.union
     names, measured, blocks = _layout(params, options)
     key = _NO_KEY
     if mix is not None or mask is not None:

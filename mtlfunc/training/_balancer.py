@@ -292,9 +292,7 @@ class Balancer:
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
-            accumulate(
-                {name: leaves[name] for name in leaves if name in reached}, grads, fresh=run.fresh
-            )
+            accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
             self._kept = kept
         if not (retain_graph or self._seen.open):
             self._seen.begin()

@@ -172,11 +172,9 @@ def finite_losses(losses: Losses) -> Losses:
     return losses._replace(vector=vector, scalars=None, aux=())
 
 
-def is_whole(losses: Any) -> bool:
+def is_whole(x: Any) -> bool:
     """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(losses, dict | tuple | list) or (
-        isinstance(losses, Tensor) and losses.ndim == 1
-    )
+    return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
 
 
 def weigh_unscaled(
@@ -199,11 +197,9 @@ def weigh_unscaled(
         products["target"] = products["target"] / scale
         fine = fine & products["target"].isfinite().all()
     products = {name: x.where(fine, 0.0) for name, x in products.items()}
-    geometry = geometry._replace(extra=geometry.extra | products)
-    finite = geometry._replace(losses=rows.where(fine, 1.0))
-    info, after = weigh(
-        rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
-    )
+    geometry = geometry._replace(extra=geometry.extra | products, losses=rows.where(fine, 1.0))
+    measured = measured._replace(losses=losses.where(fine, 1.0), geometry=geometry)
+    info, after = weigh(rule, measured, state, tasks)
     names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
     weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
     gramian = info.gramian if gramian is None else gramian
