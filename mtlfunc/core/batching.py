@@ -11,19 +11,12 @@ from ._torch import tree_map
 
 
 def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:
-    """`f` at points stacked along the first axis of every leaf: one vmap, a plain call for one.
-
-    Args:
-        f: from one point to a pytree of tensors.
-        points: a pytree of tensors `[count, …]`.
-        count: how many there are; 1 is a plain call without vmap.
-        argument: what the caller knows `f` as; errors name it.
-
-    Returns:
-        what `f` gives, stacked along a new first axis.
+    """`f` at `count` points, a pytree of tensors `[count, …]`: one vmap, a plain call for one. What
+    it gives, a pytree of tensors, is stacked along a new first axis.
 
     Raises:
-        RuntimeError: naming `argument` and the way out, where `f` cannot be vmapped.
+        RuntimeError: naming `argument`, what the caller knows `f` as, and the way out, where `f`
+            cannot be vmapped.
     """
     if count == 1:
         return tree_map(lambda leaf: leaf[None], f(tree_map(lambda leaf: leaf[0], points)))

@@ -19,13 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..types import Params, Scalar
-from ._torch import (
-    DisableTorchFunctionSubclass,
-    forward_level,
-    functorch,
-    is_traced,
-    tree_leaves,
-)
+from ._torch import DisableTorchFunctionSubclass, forward_level, functorch, is_traced, tree_leaves
 
 F = TypeVar("F", bound=Callable[..., Any])
 # asked by `map` of many tensors, in C
@@ -66,16 +60,12 @@ def values_readable(*values: object) -> bool:
 
 
 def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
-    """Whether something outside can differentiate through `values`.
+    """Whether something outside can differentiate through `values`, any nest of tensors.
 
     True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the
     caller's own, aside), when a tensor requires grad on its own (also through a closure), and while
     compiling, where it cannot be known. Only where this is False can a backward pass run without
     being recorded: elsewhere the outer derivative would be wrong without a word.
-
-    Args:
-        values: any nest of tensors.
-        own_levels: how many of the innermost transforms are the caller's own.
     """
     if torch.compiler.is_compiling() or forward_level() >= 0:
         return True
@@ -258,9 +248,7 @@ def check_autocast(params: Params, around: str = "call") -> None:
         )
 
 
-def check_tensor(
-    value: object, name: str, shape: str, per_task: Sequence[int] | None = None
-) -> None:
+def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | None = None) -> None:
     """Raise unless `value` is a tensor, expected in this shape: in words, and if it has an entry
     per task also in numbers.
     """
@@ -275,12 +263,8 @@ def check_tensor(
 
 
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
-    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen.
-
-    Args:
-        gramian: the matrix.
-        name: what to call it in errors.
-        symmetric: also raise if it can be seen not to be symmetric.
+    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen;
+    `symmetric`: also if it can be seen not to be. Errors call it `name`.
     """
     check_tensor(gramian, name, "[T, T]")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
@@ -385,11 +369,8 @@ def check_weights(weights: Any, shape: Sequence[int]) -> None:
 
 
 def check_losses(losses: Tensor, tasks: Any) -> None:
-    """Raise if NaN or infinity can be seen in losses `[task]`, naming the tasks.
-
-    Args:
-        losses: of the tasks that have labels; 0 of others.
-        tasks: their names, in a mapping or in order; anything else is none.
+    """Raise if NaN or infinity can be seen in losses `[task]`, 0 for tasks without labels. `tasks`
+    are their names, in a mapping or in order; anything else is none.
     """
     if not values_readable(losses) or has_finite_sum(losses) or bool(losses.isfinite().all()):
         return
@@ -430,13 +411,8 @@ def local_part(leaf: Tensor) -> Tensor:
 def check_scalar(
     value: Scalar, name: str, *, positive: bool = False, below: float = float("inf")
 ) -> None:
-    """Raise unless `value` is a number or a 0-d tensor in range, where that can be seen.
-
-    Args:
-        value: the number.
-        name: what to call it in errors.
-        positive: 0 is out of range, like negative numbers.
-        below: an upper limit, out of range itself.
+    """Raise unless `value` is a number or a 0-d tensor, where that can be seen >= 0, or > 0 if
+    `positive`, and less than `below`. Errors call it `name`.
     """
     if isinstance(value, Tensor):
         if value.ndim:

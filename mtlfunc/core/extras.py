@@ -6,11 +6,8 @@ LAB = ("filelock", "moocore", "tqdm", "xarray")
 
 
 def expect_installed(*packages: str, what: str) -> None:
-    """Raise ModuleNotFoundError with the cure unless the packages are installed.
-
-    Args:
-        packages: as they are imported, and as pip knows them.
-        what: needs them.
+    """Raise ModuleNotFoundError with the cure unless the packages that `what` needs are installed;
+    they are imported by the names that pip knows.
     """
     absent = [name for name in packages if find_spec(name) is None]
     if absent:

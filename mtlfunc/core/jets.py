@@ -298,9 +298,7 @@ def _power(a: Any, power: Any) -> Jet:
     return a.composed(taylor(a.blocks[0]))
 
 
-def _product_with(
-    x: Any, f: Callable[[Tensor, Tensor], Tensor], weight: Any, bias: Any = None
-) -> Jet:
+def _product_with(x: Any, f: Callable[..., Tensor], weight: Any, bias: Any = None) -> Jet:
     """A product along the last axis, of all coefficients as positions [n, P, ...] of one call."""
     if not isinstance(x, Jet) or isinstance(weight, Jet) or isinstance(bias, Jet):
         raise _unknown(f, 1, f"{f.__name__} with a weight that depends on x")

@@ -308,15 +308,12 @@ def log_space(optimizer: Optimizer) -> Optimizer:
     """
     expect_optimizer(optimizer)
 
-    def init(params: Params) -> State:
-        return optimizer.init(map_params(torch.log, params))
-
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         logs = map_params(torch.log, params)
         moved, state = optimizer.update(map_params(torch.mul, params, grads), state, logs)
         return map_params(torch.exp, moved), state
 
-    return Optimizer(init, update)
+    return Optimizer(lambda params: optimizer.init(map_params(torch.log, params)), update)
 
 
 def _require(fits: bool) -> None:

@@ -14,14 +14,9 @@ without tqdm.
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
-    """`tqdm.auto.tqdm`, without its warning where a notebook has no widgets, and gone at the end.
-
-    Args:
-        iterable: what is iterated over; None for a bar that is updated by hand.
-        **options: of tqdm.
-
-    Returns:
-        the bar; without tqdm only the iterable's entries, and lines on standard error.
+    """`tqdm.auto.tqdm`, without its warning where a notebook has no widgets, and gone at the end;
+    without tqdm only the iterable's entries, and lines on standard error. No iterable makes a bar
+    that is updated by hand.
     """
     if iterable is not None and importlib.util.find_spec("tqdm") is None:
         return _lines(iterable, **options)

@@ -132,9 +132,7 @@ def stack(modules: Sequence[nn.Module]) -> Params:
     return {name: torch.stack([params[name] for params in (first, *rest)]) for name in first}
 
 
-def select(
-    params: Mapping[str, Tensor], which: Select, argument: str = "shared"
-) -> tuple[str, ...]:
+def select(params: Params, which: Select, argument: str = "shared") -> tuple[str, ...]:
     """The names that are meant, in the order of `params`.
 
     Args:
@@ -175,9 +173,7 @@ def select(
     return tuple(name for name in params if name in union)
 
 
-def _match(
-    params: Mapping[str, Tensor], which: str | Callable[[str], bool], argument: str
-) -> tuple[str, ...]:
+def _match(params: Params, which: str | Callable[[str], bool], argument: str) -> tuple[str, ...]:
     """The names that a glob or a predicate accepts, at least one; a tied parameter has several."""
     names = tuple(params)
     answers: list[tuple[str, ...]] = []
@@ -239,9 +235,7 @@ def _spellings(names: tuple[str, ...]) -> list[list[tuple[str, str]]]:
     return found
 
 
-def _names_of(
-    params: Mapping[str, Tensor], which: nn.Module | Tensor, argument: str
-) -> tuple[str, ...]:
+def _names_of(params: Params, which: nn.Module | Tensor, argument: str) -> tuple[str, ...]:
     """The names of a module's trainable parameters, or of one parameter.
 
     By their storage where it can be seen, else by the names that `parameters` gave them: a step
@@ -355,7 +349,7 @@ def dot(
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
-        columns: multiplies by `right`; `Union.columns` multiplies by that of every process in turn.
+        columns: multiplies by `right`; `Ranks.columns` multiplies by that of every process in turn.
 
     Returns:
         `[row, other]`.
@@ -381,7 +375,8 @@ def metric_dot(
     names: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "rows other"]:
-    """Inner products in a diagonal metric, and of one more vector as the last row.
+    """Inner products in a diagonal metric, and of one more vector as the last row. Names and dtype
+    are as in `dot`.
 
     Some coordinates at a time, which stay in the cache: the rows are read once.
 
@@ -390,8 +385,6 @@ def metric_dot(
         scale: the metric P, `{name: [*shape]}`, or 0-d.
         carried: c, `{name: [*shape]}`, of some of the leaves.
         right: `{name: [other, *shape]}`.
-        names: the leaves to sum over; at least one.
-        dtype: of the accumulation; None is the rows' own, at least float32.
 
     Returns:
         `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.

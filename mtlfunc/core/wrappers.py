@@ -24,14 +24,12 @@ _CURES = {
 }
 
 
-def refuse_wrapped(
-    module: nn.Module, argument: str = "module", *, allowed: tuple[str, ...] = ()
-) -> None:
+def refuse_wrapped(module: nn.Module, *, allowed: tuple[str, ...] = ()) -> None:
     """Raise where a module, or one inside it, is wrapped for training in several processes."""
     for name, inner in module.named_modules():
         wrapper = wrapper_of(inner)
         if wrapper and wrapper not in allowed:
-            where = f"{argument}.{name}" if name else argument
+            where = f"module.{name}" if name else "module"
             raise NotImplementedError(
                 f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: "
                 f"{_CURES.get(wrapper, _CURE)}"

@@ -12,20 +12,10 @@ from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
 from ..processes import Group, check_group, gramians
-from ..types import (
-    Batch,
-    Blocks,
-    Geometry,
-    Params,
-    Probe,
-    Select,
-    State,
-    TaskGradients,
-    constructor,
-)
-from ._jacobian import Heads, check_heads, share_of
+from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
+from ._jacobian import Heads, check_heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
-from .groups import Groups, combine_groups, fixed_groups, partition
+from .groups import Groups, fixed_groups, partition
 
 
 @constructor
@@ -117,9 +107,7 @@ def double_sampling(
             request = Request(kept, heads=share, chunk_size=chunk_size)
             forward, shares = run.open(one, request)
             linear = run.linearize(forward, request, shares)
-            return shares.linearization(
-                linear, params, names, blocks, whole=True, dtype=gramian_dtype
-            )
+            return shares.linearization(linear, params, whole=True)
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
@@ -139,7 +127,7 @@ def double_sampling(
             if third:
                 grads = _afresh(third[0], weights, names, blocks or (names,), params, heads)
             else:
-                both = [_of_rows(linear, weights, blocks, params) for linear in stepped]
+                both = [combination(x, x.rows, blocks, params, None)(weights) for x in stepped]
                 grads = map_params(lambda a, b: 0.5 * (a + b), *both)
             return {name: grads[name] for name in params}
 
@@ -159,18 +147,11 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
     return torch.stack(losses).mean(0)
 
 
-def _of_rows(linear: Linearization, weights: Tensor, blocks: Blocks, params: Params) -> Params:
-    """The combination of one batch's rows, and its heads' gradient."""
-    grads = combine_groups(weights, linear.rows, blocks) | linear.heads
-    left = tuple(name for name in params if name not in grads)
-    return grads | (linear.pullback(weights, left) if left else {})
-
-
 def _afresh(
     linear: Linearization,
     weights: Tensor,
     names: tuple[str, ...],
-    members: Blocks,
+    members: tuple[tuple[str, ...], ...],
     params: Params,
     heads: Heads,
 ) -> Params:

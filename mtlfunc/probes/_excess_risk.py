@@ -63,9 +63,6 @@ def excess_risk(
         [3.0, 4.0]
     """
 
-    def init(zeros: Rows) -> State:
-        return zeros
-
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
@@ -79,7 +76,7 @@ def excess_risk(
 
     options = RowOptions(
         shared,
-        edit=Edit(init, update, frozenset({"excess_risk"})),
+        edit=Edit(lambda zeros: zeros, update, frozenset({"excess_risk"})),
         param_groups=param_groups,
         present=present,
         heads=heads,

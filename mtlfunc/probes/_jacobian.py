@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -51,33 +51,19 @@ from .masks import EditRows, Mask, graddrop
 Heads = Literal["plain", "own", "weighted"]
 
 
-@runtime_checkable
-class Mix(Protocol):
-    """From a key and the number of tasks to (C [row, task], preference [row])."""
+Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""From a key and the number of tasks to (C [row, task], preference [row])."""
 
-    def __call__(self, key: Tensor, count: int, /) -> tuple[Tensor, Tensor]: ...
-
-
-@runtime_checkable
-class TargetLoss(Protocol):
-    """From parameters and a batch to the loss of a target, 0-d."""
-
-    def __call__(self, params: Params, batch: Batch, /) -> Tensor: ...
-
-
-class EditUpdate(Protocol):
-    """The edited rows, what joins `geometry.extra`, and the next state."""
-
-    def __call__(
-        self, rows: Rows, present: Tensor, blocks: Blocks, state: Any, /
-    ) -> tuple[Rows, dict[str, Tensor], State]: ...
+TargetLoss = Callable[[Params, Batch], Tensor]
+"""From parameters and a batch to the loss of a target, 0-d."""
 
 
 class Edit(NamedTuple):
     """What a probe with a memory does to the rows between the backward passes and their Gramian."""
 
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
-    update: EditUpdate
+    # from rows, present, blocks and the state: edited rows, what joins `geometry.extra`, the next
+    update: Callable[[Rows, Tensor, Blocks, Any], tuple[Rows, dict[str, Tensor], State]]
     measures: frozenset[str]  # as in `Probe`, next to the Gramian
     facts: tuple[Any, ...] = ()  # what processes must have in common of it
 
@@ -194,17 +180,12 @@ def jacobian(
         raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
     if mask is not None:
         expect_function(mask, "mask", "key, rows")
-    if mask is not None and engine == "layerwise":
-        raise ValueError(
-            'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
-        )
+        _expect_rows(engine, "mask edits them")
     if target is not None:
         expect_function(target, "target", "params, batch")
-        check_rows_for_target(engine)
-    if present is not None and ranks_rows(mask):
-        raise ValueError(_ABSENT_RANKED)
-    if mix is not None and present is not None:
-        raise ValueError(_ABSENT_MIXED)
+        _expect_rows(engine, _FOR_TARGET)
+    if present is not None:
+        _check_absent(mix, mask)
     if weightings is not None:
         expect_function(weightings, "weightings", "batch")
         for name, other in (("mix", mix), ("present", present)):
@@ -230,20 +211,28 @@ def jacobian(
     )
 
 
-def check_rows_for_target(engine: Engine) -> None:
-    """Raise where an engine makes no rows that a target's gradient could be multiplied with."""
+_FOR_TARGET = "target= multiplies them with its gradient"
+
+
+def _expect_rows(engine: Engine, use: str) -> None:
+    """Raise where an engine makes no rows, naming the `use` that something has for them."""
     if engine == "layerwise":
         raise ValueError(
-            'engine="layerwise" makes no rows, and target= multiplies them with its gradient; use '
-            'engine="rows" or "auto"'
+            f'engine="layerwise" makes no rows, and {use}; use engine="rows" or "auto"'
         )
 
 
-_ABSENT_RANKED = (
-    "present: this mask ranks the rows of all tasks, and would rank an absent one's zeros; use it "
-    "on batches with all labels"
-)
-_ABSENT_MIXED = "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
+def _check_absent(mix: Mix | None, mask: EditRows | None) -> None:
+    """Raise where no task may be absent."""
+    if mix is not None:
+        raise ValueError(
+            "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
+        )
+    if isinstance(mask, Mask) and mask.needs_all:
+        raise ValueError(
+            "present: this mask ranks the rows of all tasks, and would rank an absent one's zeros; "
+            "use it on batches with all labels"
+        )
 
 
 NOT_WEIGHED = {
@@ -251,11 +240,6 @@ NOT_WEIGHED = {
     "present": "not with weightings=; give an absent task weights of 0, and leave it out of A "
     "where it must not count",
 }
-
-
-def ranks_rows(mask: Any) -> bool:
-    """Whether a mask compares the rows of all tasks, so that none may be absent."""
-    return isinstance(mask, Mask) and mask.needs_all
 
 
 class RowOptions(NamedTuple):
@@ -279,8 +263,21 @@ class RowOptions(NamedTuple):
 
 
 def row_probe(options: RowOptions) -> Probe:
-    """The probe of these options, which are checked here."""
-    options = checked_options(options)
+    """The probe of these options, or an error that names the bad one."""
+    check_engine(options.engine)
+    check_count(options.chunk_size, "chunk_size", none=True)
+    check_memory_limit(options.memory)
+    check_heads(options.heads, options.param_groups)
+    check_present(options.present)
+    check_dtype(options.gramian_dtype)
+    check_group(options.group)
+    if options.group is not None:
+        _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
+    options = options._replace(
+        shared=fixed(options.shared),
+        measure=None if options.measure is None else fixed(options.measure),
+        param_groups=fixed_groups(options.param_groups),
+    )
     added = frozenset() if options.edit is None else options.edit.measures
     added = added | (frozenset() if options.target is None else {"target"})
     measures = added | {"gramian"}
@@ -293,27 +290,6 @@ def row_probe(options: RowOptions) -> Probe:
         None if options.edit or options.mix else options.weightings is not None,
         target=None if options.edit else options.target is not None,
         metric=True,
-    )
-
-
-def checked_options(options: RowOptions) -> RowOptions:
-    """Options that serve every step, or an error that names the bad one."""
-    check_engine(options.engine)
-    check_count(options.chunk_size, "chunk_size", none=True)
-    check_memory_limit(options.memory)
-    check_heads(options.heads, options.param_groups)
-    check_present(options.present)
-    check_dtype(options.gramian_dtype)
-    check_group(options.group)
-    if options.group is not None and options.engine == "layerwise":
-        raise ValueError(
-            'engine="layerwise" makes no rows, and products of one process\'s gradients with '
-            'another\'s need them; with group= use engine="rows" or "auto"'
-        )
-    return options._replace(
-        shared=fixed(options.shared),
-        measure=None if options.measure is None else fixed(options.measure),
-        param_groups=fixed_groups(options.param_groups),
     )
 
 
@@ -348,21 +324,19 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
         return (losses, counts, weights), facts
 
     losses, counts, weights = run.union.agree(start)
-    losses = _shares(run, counts, weights).total(losses)
+    # weightings of this process's samples have all of its losses
+    shares = run.union.shares(counts) if weights is None else run.union.sums()
+    losses = shares.total(losses)
     names, _, blocks = _layout(params, options)
     state = ()
     if options.edit is not None:
-        state = options.edit.init(_zero_rows(params, names, len(losses)))
+        shapes = {name: (len(losses), *params[name].shape) for name in names}
+        state = options.edit.init({name: params[name].new_zeros(x) for name, x in shapes.items()})
     elif options.mix is not None or options.mask is not None:
         state = random.stream(key)
     if options.mix is not None:
         losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
     return torch.stack([losses] * len(blocks)) if blocks else losses, state
-
-
-def _shares(run: Run, counts: Tensor | None, weightings: Tensor | None) -> Shares:
-    """This process's part of the losses: all of it where they are weightings of its samples."""
-    return run.union.shares(counts) if weightings is None else run.union.sums()
 
 
 def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str, Any]:
@@ -383,17 +357,16 @@ def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str
 
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
     counts = run.labels(options.present, batch, counts=options.group is not None)
-    if counts is not None and (options.mix is not None or ranks_rows(options.mask)):
-        raise ValueError(_ABSENT_MIXED if options.mix is not None else _ABSENT_RANKED)
+    if counts is not None:
+        _check_absent(options.mix, options.mask)
     return counts
 
 
 def _update(
     options: RowOptions, run: Run, batch: Batch, state: State
 ) -> tuple[TaskGradients, State]:
-    mix, mask, edit, params, union = (
-        options.mix, options.mask, options.edit, run.params, run.union
-    )  # fmt: skip
+    mix, mask, edit = options.mix, options.mask, options.edit
+    params, union = run.params, run.union
     names, measured, blocks = _layout(params, options)
     key = _NO_KEY
     if mix is not None or mask is not None:
@@ -404,11 +377,8 @@ def _update(
     weights = run.weightings(options.weightings, batch)
     edited = _edits(options) or union.several
     metric = None if run.metric is None else run.metric(measured)
-    if metric is not None and options.engine == "layerwise":
-        raise ValueError(
-            'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
-            'engine="rows" or "auto"'
-        )
+    if metric is not None:
+        _expect_rows(options.engine, "a metric weighs their coordinates")
     aim = _aim(options, run, batch, measured)
     edited |= aim is not None
     with_rows = edited or _weighs_rows(metric, weights)
@@ -453,16 +423,14 @@ def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...])
     def opened() -> tuple[Forward, dict[str, Any]]:
         forward = run.target(options.target, batch)
         assert forward is not None
-        check_rows_for_target(options.engine)
+        _expect_rows(options.engine, _FOR_TARGET)
         check_target(forward, measured)
         return forward, {"whether target= is given": True}
 
     forward = run.union.agree(opened)
     shares, request = run.union.shares(None), Request(measured, chunk_size=1)
     linear = run.linearize(forward, request, shares)
-    return shares.linearization(
-        linear, run.params, measured, (), whole=True, dtype=options.gramian_dtype
-    ).rows
+    return shares.linearization(linear, run.params, whole=True).rows
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -504,7 +472,7 @@ def _measured(
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None
-    combine = _combination(linear, rows, blocks, params, share)
+    combine = combination(linear, rows, blocks, params, share)
     return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
 
 
@@ -560,11 +528,7 @@ def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
     return edited
 
 
-def _zero_rows(params: Params, names: tuple[str, ...], count: int) -> Rows:
-    return {name: params[name].new_zeros((count, *params[name].shape)) for name in names}
-
-
-def _combination(
+def combination(
     linear: Linearization, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
 ) -> Combine:
     """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""

@@ -96,8 +96,7 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         def combine(weights: Tensor) -> Params:
             return {name: poison(grad, nothing) for name, grad in inner(weights).items()}
 
-        measured = measured._replace(combine=combine)
-        return measured._replace(losses=losses, geometry=geometry, aux=aux), state
+        return measured._replace(losses=losses, geometry=geometry, combine=combine, aux=aux), state
 
     logs = {"log_gramian"} if "gramian" in (probe.measures or ()) else set()
     measures = None if probe.measures is None else probe.measures | logs

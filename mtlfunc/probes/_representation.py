@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,19 +32,11 @@ from .common import (
     leaves_of_each,
 )
 
+Encode = Callable[[Params, Batch], Any]
+"""The trunk: a tensor, or a dict of tensors."""
 
-@runtime_checkable
-class Encode(Protocol):
-    """The trunk: a tensor, or a dict of tensors."""
-
-    def __call__(self, params: Params, batch: Batch, /) -> Any: ...
-
-
-@runtime_checkable
-class Decode(Protocol):
-    """The heads: losses in any form that `LossesFn` may have."""
-
-    def __call__(self, params: Params, z: Any, batch: Batch, /) -> Any: ...
+Decode = Callable[[Params, Any, Batch], Any]
+"""The heads, `(params, z, batch)`: losses in any form that `LossesFn` may have."""
 
 
 @constructor
@@ -156,9 +148,7 @@ def representation(
             heads=lambda count: 1 / count,
             chunk_size=1 if run.union.by_hooks(params) else None,
         )
-        both = Run(
-            decoded, leaves | z, run.union, lambda out: _parse_decoded(out, state), run.facts
-        )
+        both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state), run.facts)
         forward, shares = both.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
@@ -188,9 +178,7 @@ def _measured(
 
     def combined(weights: Tensor) -> Params:
         trunk = through(combine(weights, linear.rows))
-        return shares.union.gradient(
-            {name: trunk[name] + heads[name] * found.share for name in trunk}
-        )
+        return shares.union.gradient({x: trunk[x] + heads[x] * found.share for x in trunk})
 
     return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
 
@@ -198,14 +186,8 @@ def _measured(
 def measure_features(
     run: Run, losses: Losses, features: Any, names: tuple[str, ...], shares: Shares
 ) -> TaskGradients:
-    """What `representation` measures, of losses and features that exist already.
-
-    Args:
-        run: has the parameters.
-        losses: with their graph.
-        features: z, a tensor or a dict of tensors in that graph.
-        names: the parameters that may act through z.
-        shares: this process's part of every loss.
+    """What `representation` measures, of losses and features that exist already: z, a tensor or a
+    dict of tensors in the losses' graph. `names` are the parameters that may act through z.
 
     Raises:
         ValueError: where z has no graph, a loss does not depend on it, or another parameter acts
@@ -238,7 +220,6 @@ def measure_features(
             list(leaves.values()),
             list(gradient.values()),
             retain_graph=True,
-            allow_unused=True,
             materialize_grads=True,  # 0 for what z does not depend on
         )
         return dict(zip(leaves, grads, strict=True))
@@ -265,12 +246,10 @@ def _cut_at(z: dict[str, Tensor]) -> Iterator[None]:
         return (*grads[:output], None, *grads[output + 1 :])
 
     # torch captures what arrives at a place before the hooks of its node are called
-    handles = [node.register_prehook(partial(end, output)) for node, output in edges]
-    try:
+    with ExitStack() as hooks:
+        for node, output in edges:
+            hooks.enter_context(node.register_prehook(partial(end, output)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _any(rows: Rows, task: int, here: Tensor | None) -> bool:

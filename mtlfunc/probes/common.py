@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,11 @@ from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, check_gathers, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
+Present = Callable[[Batch], Tensor]
+"""From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
 
-@runtime_checkable
-class Present(Protocol):
-    """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
-
-    def __call__(self, batch: Batch, /) -> Tensor: ...
-
-
-@runtime_checkable
-class Weightings(Protocol):
-    """From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
-
-    def __call__(self, batch: Batch, /) -> Tensor: ...
+Weightings = Callable[[Batch], Tensor]
+"""From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
 
 
 class Run:
@@ -178,13 +170,9 @@ class Run:
 
 def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
     """Labels by task, if they are a boolean tensor, or with `counts` numbers."""
-    numbers = isinstance(mask, Tensor) and (mask.dtype == torch.bool or counts)
-    if not isinstance(mask, Tensor) or not numbers or mask.ndim != 1:
-        found = (
-            f"{mask.dtype} of shape {list(mask.shape)}"
-            if isinstance(mask, Tensor)
-            else type(mask).__name__
-        )
+    tensor = isinstance(mask, Tensor)
+    if not tensor or mask.ndim != 1 or not (mask.dtype == torch.bool or counts):
+        found = f"{mask.dtype} of shape {list(mask.shape)}" if tensor else type(mask).__name__
         raise TypeError(
             f"present: expected {given}a boolean tensor [task], got {found}"
             + ("" if counts else "; numbers of labels are for group=")

@@ -27,17 +27,14 @@ def partition(names: tuple[str, ...], param_groups: Groups) -> dict[Hashable, tu
             f'param_groups={param_groups!r}: expected "layer", a function from a name to a label, '
             "or a dict {label: glob}"
         )
-    found: dict[Hashable, tuple[str, ...]]
+    found: dict[Hashable, tuple[str, ...]] = {}
     if isinstance(param_groups, Mapping):
         found = {
             label: select(dict.fromkeys(names, torch.empty(0)), which, f"param_groups[{label!r}]")
             for label, which in param_groups.items()
         }
     elif isinstance(param_groups, str) or callable(param_groups):
-        label_of: Callable[[str], Hashable] = (
-            layer_of if isinstance(param_groups, str) else param_groups
-        )
-        found = {}
+        label_of = layer_of if isinstance(param_groups, str) else param_groups
         for name in names:
             label = label_of(name)
             if label is not None:

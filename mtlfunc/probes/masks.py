@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,12 +15,8 @@ from ..core.expect import expect_function
 from ..display import functions_shown
 from ..types import Rows, constructor
 
-
-@runtime_checkable
-class EditRows(Protocol):
-    """Edits rows `{name: [task, *shape]}`, at random by a key."""
-
-    def __call__(self, key: Tensor, rows: Rows, /) -> Rows: ...
+EditRows = Callable[[Tensor, Rows], Rows]
+"""From a key and rows `{name: [task, *shape]}` to edited ones."""
 
 
 @functions_shown

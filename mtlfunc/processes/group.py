@@ -78,6 +78,10 @@ class Collectives(NamedTuple):
         dist.all_gather(parts, mine.contiguous(), group=self.group)
         return torch.cat(parts)
 
+    def gather_leaves(self, mine: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Every rank's `[width]`, one after the other, cut into leaves of these shapes."""
+        return unflatten(self.gather(mine), shapes)
+
     def objects(self, mine: T) -> list[T]:
         """Every rank's, pickled: for what is small."""
         every: list[Any] = [None] * self.size

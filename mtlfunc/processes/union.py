@@ -16,16 +16,7 @@ from torch import Tensor
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot, metric_dot, turn_scaled
 from ..types import Blocks, Metric, Params, Rows
-from .group import (
-    Collectives,
-    Group,
-    agree,
-    check_whole,
-    is_sharded,
-    peers_of,
-    shard_like,
-    unflatten,
-)
+from .group import Collectives, Group, agree, check_whole, is_sharded, peers_of, shard_like
 
 T = TypeVar("T")
 
@@ -157,11 +148,11 @@ class Shares(NamedTuple):
         self,
         linear: Any,
         params: Params,
-        measured: tuple[str, ...],
-        blocks: Blocks,
+        measured: tuple[str, ...] = (),
+        blocks: Blocks = (),
         *,
         whole: bool,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | None = None,
         metric: Metric | None = None,
     ) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
@@ -171,11 +162,10 @@ class Shares(NamedTuple):
             params: the leaves.
             measured: names of those that the Gramian sums over.
             blocks: the names in each group of parameters.
-            whole: every process needs the rows as a whole; else it gets its own columns of their
-                sum, for half the traffic.
+            whole: every process needs the rows as a whole, and makes the Gramian itself; else it
+                gets its own columns of their sum, for half the traffic.
             dtype: of the Gramian's accumulation.
-            metric: over the measured leaves, this process's part of sharded ones; for whole rows
-                the caller measures in it.
+            metric: over the measured leaves, this process's part of sharded ones.
         """
         peers = self.union.peers
         if peers is None:
@@ -185,9 +175,7 @@ class Shares(NamedTuple):
             rows, gramian, back = _whole(linear.rows, peers), None, linear.restore
         else:
             rows, back, cut = _pieces(linear.rows, params, peers)
-            own = {
-                name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()
-            }
+            own = {k: x if _counts(params[k], peers) else x[:, :0] for k, x in rows.items()}
             if metric is not None and metric.turns:
                 raise NotImplementedError(
                     "metric: with group= the ranks share the coordinates of rows, and this "
@@ -217,13 +205,10 @@ class Shares(NamedTuple):
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
         if self.union.peers is None:
             return linear, list(more)
-        raw = linear.losses
-        asked = raw
+        losses, share = linear.losses, _as(self.told, linear.losses)
         if self.here is not None and self.present is not None:
-            asked = raw.where(self.here | ~self.present, 0.0)
-        told, mixed, *found = self.union.peers.sums(
-            asked * _as(self.told, raw), linear.mixed, *more
-        )
+            losses = losses.where(self.here | ~self.present, 0.0)
+        told, mixed, *found = self.union.peers.sums(losses * share, linear.mixed, *more)
         return linear._replace(losses=told, mixed=mixed), found
 
     def labelled(self, linear: Any) -> Labelled:
@@ -339,7 +324,7 @@ def _pieces(
         if plain:
             mine = torch.cat([grads[name] for name in plain])
             mine = torch.cat([mine, mine.new_zeros(width - len(mine))])
-            found |= unflatten(peers.gather(mine), shapes)
+            found |= peers.gather_leaves(mine, shapes)
         return {name: found[name] for name in grads}
 
     def cut(leaves: Params, beside: Rows) -> Rows:

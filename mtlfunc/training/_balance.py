@@ -119,6 +119,11 @@ def metric_balance(
     expect_measured(rule, probe, metric=metric)
     check_option(reduction, "reduction", get_args(Reduction))
 
+    def parsed(out: Any, tasks: Tasks) -> Losses:
+        if probe.weightings:
+            return parse_weighed(out, has_aux=has_aux)
+        return parse_declared(out, tasks, has_aux=has_aux)
+
     def facts(params: Params) -> dict[str, Any]:
         return {"rule": describe(rule), "reduction": reduction} | describe_params(params)
 
@@ -137,9 +142,7 @@ def metric_balance(
 
         def first_losses(out: Any) -> Losses:
             nonlocal tasks
-            if probe.weightings:
-                return parse_weighed(out, has_aux=has_aux)
-            losses = parse_declared(out, tasks, has_aux=has_aux)
+            losses = parsed(out, tasks)
             tasks = tasks or losses.tasks
             return losses
 
@@ -162,18 +165,13 @@ def metric_balance(
             check_params(params)
         check_autocast(params, "step")
 
-        def ordered_losses(out: Any) -> Losses:
-            if probe.weightings:
-                return parse_weighed(out, has_aux=has_aux)
-            return parse_declared(out, state.tasks, has_aux=has_aux)
-
         union = union_of(probe.group, params)
 
         def same() -> dict[str, Any]:
             given = {"the call": "update", "whether a metric is given": metric is not None}
             return given | {"the tasks": list(state.tasks)} | facts(params)
 
-        run = Run(losses_fn, params, union, ordered_losses, same)
+        run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks), same)
         if metric is not None:
             run.metric = lambda names: metric
 
@@ -186,7 +184,7 @@ def metric_balance(
             return (measured, info, probe_state, rule_state), facts_of(info)
 
         measured, info, probe_state, rule_state = union.agree(answer)
-        grads = combine_gradients(measured, info.weights, reduction, union)
+        grads = gradients_of(measured, info.weights, reduction, union)
         info = reduced(info, measured, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
@@ -230,7 +228,7 @@ def facts_of(info: Info) -> dict[str, Any]:
     return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
 
 
-def combine_gradients(
+def gradients_of(
     measured: TaskGradients,
     weights: Tensor,
     reduction: Reduction,

@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from types import TracebackType
 from typing import Any, get_args
 
 import torch
@@ -49,20 +48,11 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import (
-    Reduction,
-    combine_gradients,
-    facts_of,
-    init_rule,
-    reduce_carried,
-    reduced,
-    weigh,
-)
+from ._balance import Reduction, facts_of, gradients_of, init_rule, reduce_carried, reduced, weigh
 from ._given import (
     VERSION,
     Explained,
     Kept,
-    as_list,
     check_scalable,
     check_targeted,
     check_weightings,
@@ -232,12 +222,7 @@ class Balancer:
         self._seen.open.append(mode)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         mode = self._seen.open.pop()
         mode.__exit__(kind, error, trace)
         if kind is None and not self._seen.open:
@@ -301,15 +286,13 @@ class Balancer:
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
-                grads = combine_gradients(
+                grads = gradients_of(
                     measured, info.weights, self._reduction, run.union, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
-            accumulate(
-                {name: leaves[name] for name in leaves if name in reached}, grads, fresh=run.fresh
-            )
+            accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
             self._kept = kept
         if not (retain_graph or self._seen.open):
             self._seen.begin()
@@ -327,9 +310,7 @@ class Balancer:
             return None
         measured, reached, apart = found
         info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        grads = combine_gradients(
-            measured, info.weights, self._reduction, ALONE, check=self._one_pass
-        )
+        grads = gradients_of(measured, info.weights, self._reduction, ALONE, check=self._one_pass)
         accumulate({name: leaves[name] for name in reached}, grads, fresh=True, apart=apart)
         self._kept = Kept(tasks, (states[0], rule_state))
         if not self._seen.open:
@@ -539,7 +520,9 @@ class Balancer:
         for each in (losses if several else (losses,)) if weightings is None else ():
             tasks = known or (parsed[0].tasks if parsed else ())
             first = "the first step" if known else "the first batch"
-            parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
+            # a list, so that two losses are never read as losses and aux
+            listed = list(each) if isinstance(each, tuple) else each
+            parsed.append(parse_losses(listed, "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._layout.leaves)
         leaves = self._leaves()
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]

@@ -124,9 +124,8 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
             "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
         )
     source = probe_for(rule)
-    calls = any(name in source for name in ("second_evaluation", "kernel_traces"))
     cure = f"use mtlfunc.Balancer(module, rule, {source})"
-    if calls:
+    if "second_evaluation" in source or "kernel_traces" in source:
         cure = (
             "it cannot run the model again. In a stock loop take grads, state, info = "
             f"mtlfunc.balance(losses_fn, rule, {source}).update(mtlfunc.parameters(module), batch, "
@@ -173,16 +172,9 @@ def finite_losses(losses: Losses) -> Losses:
     return losses._replace(vector=vector, scalars=None, aux=())
 
 
-def is_whole(losses: Any) -> bool:
+def is_whole(x: Any) -> bool:
     """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(losses, dict | tuple | list) or (
-        isinstance(losses, Tensor) and losses.ndim == 1
-    )
-
-
-def as_list(losses: Any) -> Any:
-    """A list, so that two losses are never read as losses and aux."""
-    return list(losses) if isinstance(losses, tuple) else losses
+    return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
 
 
 def weigh_unscaled(
@@ -205,11 +197,9 @@ def weigh_unscaled(
         products["target"] = products["target"] / scale
         fine = fine & products["target"].isfinite().all()
     products = {name: x.where(fine, 0.0) for name, x in products.items()}
-    geometry = geometry._replace(extra=geometry.extra | products)
-    finite = geometry._replace(losses=rows.where(fine, 1.0))
-    info, after = weigh(
-        rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
-    )
+    geometry = geometry._replace(extra=geometry.extra | products, losses=rows.where(fine, 1.0))
+    measured = measured._replace(losses=losses.where(fine, 1.0), geometry=geometry)
+    info, after = weigh(rule, measured, state, tasks)
     names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
     weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
     gramian = info.gramian if gramian is None else gramian

@@ -54,13 +54,8 @@ def check_metric(optimizer: Any) -> None:
 def metric_of(
     optimizer: Optimizer, params: Params, names: tuple[str, ...], scale: Scalar | None
 ) -> Metric:
-    """P and c over some parameters, `{name: [*shape]}`, on this process's part of sharded ones.
-
-    Args:
-        optimizer: one that `check_metric` lets pass.
-        params: leaves by name.
-        names: of those that are wanted.
-        scale: of a gradient scaler, what `.grad` is multiplied by.
+    """P and c over the leaves of these names, `{name: [*shape]}`, on this process's part of sharded
+    ones. `scale` is a gradient scaler's, by which `.grad` is multiplied.
 
     Raises:
         ValueError: for a leaf that is not the optimizer's, or whose state has another shape.

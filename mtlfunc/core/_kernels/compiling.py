@@ -47,10 +47,8 @@ def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any
     """numba's `njit` with what all kernels share: cached, without the interpreter's lock.
 
     It reads a function as it was written, without what enforces annotations at run time
-    (jaxtyping's import hook wraps every function).
-
-    Args:
-        fastmath: which liberties the compiler has with floating-point sums (LLVM's names).
+    (jaxtyping's import hook wraps every function). `fastmath` names, as LLVM does, the liberties
+    that the compiler has with floating-point sums.
     """
     compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
     return lambda function: compiled(inspect.unwrap(function))
