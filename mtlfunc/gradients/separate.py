@@ -66,7 +66,8 @@ def row_matrix(
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
-    matrix = leaves[0].new_empty(len(edges), sum([leaf.numel() for leaf in leaves]))
+    width = sum([leaf.numel() for leaf in leaves])
+    matrix = leaves[0].new_empty(len(edges), width)
     one, nowhere = losses.new_ones(()), [None] * len(every)
     sums: dict[str, Tensor] = {}
     into = matrix.unbind()
@@ -89,7 +90,7 @@ def row_matrix(
             found = detached(run_backward(edge, cotangent, every, keep=keep))
         parts = zip(leaves, found, strict=False)
         row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
-        if sum(map(len, row)) != matrix.shape[1]:  # `cat` would write elsewhere
+        if sum([x.numel() for x in row]) != width:  # `cat` would write elsewhere
             raise RuntimeError(_EXCHANGED)
         torch.cat(row, out=into[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
