@@ -417,12 +417,12 @@ def weightings_block() -> str:
 def routes_block() -> str:
     """What the choice of a route costs, from the one command that takes it."""
     chosen, rows = record.only(BENCHMARKS / "routes.json")
-    line = f"""**Routes**: a balanced step with `engine="auto"` over the fastest of rows by one
-        batched pass, rows by single passes, and layer products; perceptrons 64-W-W-W-T, a vector of
-        T losses or T weightings of {routes.SAMPLES} samples' losses; medians, all taking turns
-        ({described(chosen, rows)}), by `python -m experiments.benchmarks.routes`. The columns are
-        the numbers of tasks:"""
-    said = f"Above {routes.BAR:.2f}: {'; '.join(routes.missed(rows)) or 'none'}."
+    line = f"""**Routes**: a balanced step with `engine="auto"` over the faster of
+        `"rows"` and `"layerwise"`, and in brackets over the fastest of these, rows by one batched
+        pass and rows by single passes; perceptrons 64-W-W-W-T, a vector of T losses or T weightings
+        of {routes.SAMPLES} samples' losses; medians, all taking turns ({described(chosen, rows)}),
+        by `python -m experiments.benchmarks.routes`. The columns are the numbers of tasks:"""
+    said = f"First number above {routes.BAR:.2f}: {'; '.join(routes.missed(rows)) or 'none'}."
     return marked("routes", routes.table(rows, paragraph(line)), paragraph(said))
 
 
