@@ -271,10 +271,10 @@ class Balancer:
 
         Raises:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
-                are not finite; for a task that depends on no shared parameter. Then `.grad`, the
-                rule's state and the graph are as they were. After an error of the rule, or about
-                gradients or weights that are not finite, so are `.grad` and the state, but the
-                graph may be freed: pass `retain_graph=True` to use it again.
+                are not finite; at the first step also for a task that depends on no shared
+                parameter. Then `.grad`, the rule's state and the graph are as they were. After an
+                error of the rule, or about gradients or weights that are not finite, so are `.grad`
+                and the state, but the graph may be freed: pass `retain_graph=True` to use it again.
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
