@@ -171,10 +171,10 @@ class Graph:
         self, losses: Tensor, *, frees: bool, left_out: frozenset[int] = frozenset()
     ) -> Ending:
         """Of the passes from these roots but those left out; `losses` are these `[task]`."""
-        kept = self.largest in left_out and not self.has_saved_hooks
-        return Ending(
-            self.largest, frees, losses if frees and (kept or self.frees_elsewhere) else None
+        every = frees and (
+            (self.largest in left_out and not self.has_saved_hooks) or self.frees_elsewhere
         )
+        return Ending(self.largest, frees, losses if every else None)
 
     @cached_property
     def kind(self) -> int:
