@@ -13,7 +13,7 @@ from torch import nn
 
 import mtlfunc as mf
 from experiments.benchmarks.llama import Llama, Size
-from mtlfunc.gradients.layerwise import formulas
+from mtlfunc.core import tree
 from tests.support.memory import Alive
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -47,7 +47,7 @@ def product(a, b, dtype):
 def device_path(monkeypatch):
     library = torch.library.Library("aten", "IMPL")
     library.impl("bmm.dtype", product, "CPU")
-    monkeypatch.setattr(formulas, "accumulates_wide", lambda *factors: True)
+    monkeypatch.setattr(tree, "accumulates_wide", lambda *factors: True)
     yield
     library._destroy()
 
@@ -75,9 +75,9 @@ def exact_rows(net, x, matrix):
     return rows_of(wide, matrix.double() @ wide(x).double())
 
 
-def balanced(net, x, matrix):
+def balanced(net, x, matrix, engine="layerwise"):
     """A step whose calls are all known by now."""
-    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
+    balancer = mf.Balancer(net, mf.mean(), engine=engine)
 
     def step():
         net.zero_grad()
@@ -114,6 +114,21 @@ def test_what_a_language_model_costs(tasks, device_path):
     norms = sum(leaf.numel() for leaf in net.parameters() if leaf.ndim == 1)
     assert all(max(*a, *b) <= max(len(x), tasks, norms) for a, b in wide)
     assert sum(ours.products.values()) <= 3 * sum(single.products.values())
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+def test_rows_in_half_precision_are_multiplied_as_they_are(engine, device_path):
+    """Of two weightings, for which a pass each is the cheapest here."""
+    net, x, matrix = problem(torch.bfloat16, 2)
+    step = balanced(net, x, matrix, engine)
+    with Watched() as ours:
+        info = step()
+    wide = [(a, b) for dtype, a, b in ours.products if dtype not in HALVES]
+    assert all(max(*a, *b) <= len(x) for a, b in wide), wide
+    exact, looped = exact_rows(net, x, matrix), rows_of(net, matrix @ net(x))
+    wanted = exact @ exact.T
+    assert info.gramian.dtype == torch.float32
+    assert (info.gramian - wanted).norm() <= 1.1 * (looped @ looped.T - wanted).norm()
 
 
 @pytest.mark.parametrize("dtype", HALVES)

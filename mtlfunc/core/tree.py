@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..types import Factors, Params, Rows, Select
-from .checks import constant_when_compiled, same_storage
+from .checks import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
@@ -309,25 +309,52 @@ BLOCK = 4096
 """Entries that one product sums at once."""
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
 def inner_products(
     left: Float[Tensor, "row width"], right: Float[Tensor, "other width"]
 ) -> Float[Tensor, "row other"]:
-    """left @ rightᵀ, summed in blocks.
+    """left @ rightᵀ, summed in blocks; that of half precision is float32.
 
     One long sum in float32 loses digits in proportion to its length: 1e-3 for 2 million equal
     signs.
     """
+    if left.dtype in HALF and not accumulates_wide(left, right):
+        same, left = right is left, left.float()
+        right = left if same else right.float()
     width = left.shape[1]
     whole = width - width % BLOCK
     if whole < 2 * BLOCK:
+        if left.dtype in HALF:
+            return batched_product(left[None], right.mT[None])[0]
         return left @ right.mT
 
     def blocks(x: Tensor) -> Tensor:
         return x[:, :whole].reshape(len(x), -1, BLOCK).transpose(0, 1)
 
     a = blocks(left)
-    total = torch.bmm(a, (a if right is left else blocks(right)).mT).sum(0)
-    return total if whole == width else total + left[:, whole:] @ right[:, whole:].mT
+    total = batched_product(a, (a if right is left else blocks(right)).mT).sum(0)
+    if whole == width:
+        return total
+    return total + inner_products(left[:, whole:], right[:, whole:])
+
+
+def batched_product(
+    left: Float[Tensor, "batch row width"], right: Float[Tensor, "batch width other"]
+) -> Float[Tensor, "batch row other"]:
+    """left @ right; that of half precision is accumulated, and returned, in float32."""
+    if left.dtype not in HALF:
+        return torch.bmm(left, right)
+    if accumulates_wide(left, right):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def accumulates_wide(*factors: Tensor) -> bool:
+    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived."""
+    derived = depth() or (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
+    return not derived and all(x.is_cuda for x in factors)
 
 
 def root(x: Tensor) -> Tensor:
@@ -357,11 +384,12 @@ def dot(
     total = None
     for some in _split_blocks(left, names):
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
-        a = _concatenate(left, some).to(wide)
         # not the dicts themselves: the compiler before torch 2.12 cannot compare them
         same = all(right[name] is left[name] for name in some)
-        b = a if same else _concatenate(right, some).to(wide)
-        part = columns([b], lambda each, a=a: inner_products(a, each[0]))
+        pair = [_concatenate(rows, some) for rows in ((left,) if same else (left, right))]
+        if wide != torch.float32 or any(x.dtype not in HALF for x in pair):
+            pair = [x.to(wide) for x in pair]
+        part = columns([pair[-1]], lambda each, a=pair[0]: inner_products(a, each[0]))
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from ..core.checks import enable_grad, is_differentiated, values_readable
-from ..core.tree import dot, inner_products
+from ..core.tree import HALF, dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
 from .entries import Split, split
 from .layerwise import (
-    HALF,
     Asked,
     Group,
     Plan,

@@ -1,6 +1,5 @@
 """Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
-from .formulas import HALF as HALF
 from .formulas import Choices as Choices
 from .formulas import Cost as Cost
 from .formulas import Form as Form

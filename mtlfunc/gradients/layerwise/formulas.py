@@ -23,8 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.checks import depth
-from ...core.tree import BLOCK, inner_products
+from ...core.tree import BLOCK, HALF, batched_product, inner_products
 from ...types import Metric
 from .uses import Use
 
@@ -368,8 +367,8 @@ class SplitGroup(NamedTuple):
         total = None
         for piece in pieces:
             rows = piece.flatten(1)
-            half = rows.dtype in HALF
-            found = half_products(rows) if half else inner_products(rows.to(wide), rows.to(wide))
+            rows = rows if rows.dtype in HALF else rows.to(wide)
+            found = inner_products(rows, rows)
             total = found if total is None else total + found
         assert total is not None
         return total.to(wide)
@@ -512,34 +511,8 @@ def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     return _product(x, y.mT)
 
 
-HALF = (torch.bfloat16, torch.float16)
-
-
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right of three axes each; of half precision, accumulated and returned in float32."""
-    if left.dtype not in HALF:
-        if left.shape[2] < 2 * BLOCK:
-            return torch.bmm(left, right)
-        pairs = zip(left, right.mT, strict=True)  # a long sum loses digits
-        return torch.stack([inner_products(x, y) for x, y in pairs])
-    if accumulates_wide(left, right):
-        return torch.bmm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def accumulates_wide(*factors: Tensor) -> bool:
-    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived."""
-    derived = depth() or (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
-    return not derived and all(x.is_cuda for x in factors)
-
-
-def half_products(rows: Tensor) -> Tensor:
-    """`inner_products` of rows in half precision with themselves, in float32."""
-    blocks = rows.shape[1] // BLOCK
-    last = rows[None, :, blocks * BLOCK :]
-    total = _product(last, last.mT)[0] if last.shape[2] else 0.0
-    if blocks:
-        x = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).transpose(0, 1)
-        total = total + _product(x, x.mT).sum(0)
-    assert isinstance(total, Tensor)
-    return total
+    """left @ right of three axes each, also of long sums; of half precision in float32."""
+    if left.dtype in HALF or left.shape[2] < 2 * BLOCK:
+        return batched_product(left, right)
+    return torch.stack([inner_products(x, y) for x, y in zip(left, right.mT, strict=True)])

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ...core.tree import HALF
 from ...types import Metric, Params
 from .broadcast import over_samples
 from .formulas import (
-    HALF,
     Choices,
     Form,
     Group,
