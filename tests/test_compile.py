@@ -56,6 +56,24 @@ def test_vmapped_step_traces_as_one_graph(name, how):
     close(compiled(compiled_first, BATCH), update(first, BATCH))
 
 
+@pytest.mark.parametrize("width", [3, 100])
+def test_rows_in_half_precision_are_one_graph(width):
+    """Their products are float32, of few entries and of many."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2 * width)).bfloat16()
+    x = torch.randn(8, 4, dtype=torch.bfloat16)
+
+    def losses(params, x):
+        return functional_call(net, params, (x,)).float().square().view(8, 2, -1).mean((0, 2))
+
+    step = mf.balance(losses, mf.mgda(), mf.jacobian())
+    params = mf.parameters(net)
+    state = step.init(params, x)
+    expected = step.update(params, x, state)
+    close(torch.compile(step.update, **CAPTURED)(params, x, state), expected)
+    assert expected[2].gramian.dtype == torch.float32
+
+
 @HOW
 @pytest.mark.parametrize(
     "rule",

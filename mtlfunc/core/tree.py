@@ -352,9 +352,12 @@ def batched_product(
 
 
 def accumulates_wide(*factors: Tensor) -> bool:
-    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived."""
-    derived = depth() or (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
-    return not derived and all(x.is_cuda for x in factors)
+    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived, and
+    nothing compiles.
+    """
+    if torch.compiler.is_compiling() or not all(x.is_cuda for x in factors) or depth():
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
 
 
 def root(x: Tensor) -> Tensor:
