@@ -107,8 +107,8 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """A job's mark on what is in its folder; the chosen share; the slow tests first, so that no
-    worker is left with one of them at the end.
+    """A job's mark on what is in its folder; the chosen share; of several workers' tests the slow
+    ones first, so that none is left with one of them at the end.
     """
     first, _, count = config.getoption("--share").rpartition("/")
     items[:] = [
@@ -120,7 +120,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.parent.name in JOBS:
             item.add_marker(item.path.parent.name)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if hasattr(config, "workerinput"):  # one process would make a module's fixtures twice
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 collect_ignore = ["support"]
