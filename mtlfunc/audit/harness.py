@@ -79,9 +79,8 @@ class Pool(NamedTuple):
 
     def take(self, places: Tensor) -> Pool:
         """Some of the instances."""
-        cases = Case(*(x[places] for x in self.cases))
         weights, family, free = self.weights[places], self.family[places], self.independent[places]
-        return Pool(cases, weights, family, free, self.unit)
+        return Pool(self.cases.at(places), weights, family, free, self.unit)
 
 
 class Harness:

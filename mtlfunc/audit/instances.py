@@ -7,7 +7,7 @@ instances with T tasks have one shape, and are one batch.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,10 @@ class Case(NamedTuple):
 
     jacobian: Float[Tensor, "*batch task param"]
     losses: Float[Tensor, "*batch update task"]
+
+    def at(self, places: Any) -> Case:
+        """Of a batch one instance, or several."""
+        return Case(*(x[places] for x in self))
 
 
 FAMILIES = ("gaussian", "agreeing", "spread", "stationary", "weak", "identical")

@@ -125,13 +125,11 @@ def distance(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(one - other, dim=-1) / or_one(torch.stack(sizes).amax(0))
 
 
-def compare(
-    x: Instance, rows: Tensor, weights: Tensor, expected: Tensor | None = None, factor: float = 1.0
-) -> Compared:
-    """The direction of `weights` against `expected`, by default `factor` times the instance's."""
-    expected = factor * x.direction if expected is None else expected
+def compare(x: Instance, rows: Tensor, weights: Tensor, expected: Tensor | None = None) -> Compared:
+    """The direction of `weights` against `expected`, by default the instance's."""
+    expected = x.direction if expected is None else expected
     found = weights @ rows
-    sizes = size(rows, weights, x.unit), factor * size(x.rows, x.weights, x.unit)
+    sizes = size(rows, weights, x.unit), size(x.rows, x.weights, x.unit)
     return distance(found, expected, *sizes), expected, found
 
 

@@ -46,7 +46,7 @@ class Tested(NamedTuple):
 
     @property
     def case(self) -> Case:
-        return Case(*(x[self.first] for x in self.group.cases))
+        return self.group.cases.at(self.first)
 
 
 def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None) -> Finding:
