@@ -87,13 +87,6 @@ def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern upd
     return torch.stack([level, falling])[: 2 if read else 1]
 
 
-def with_losses(
-    rows: Float[Tensor, "case task param"], losses: Float[Tensor, "pattern update task"]
-) -> Case:
-    """Every Jacobian with every pattern of losses, the patterns of one Jacobian side by side."""
-    return Case(rows.repeat_interleave(len(losses), 0), losses.repeat(len(rows), 1, 1))
-
-
 def wave(x: Tensor, variant: int) -> Tensor:
     """A fixed matrix in (-1, 1) of the shape of x: a Weyl sequence, which has no pattern."""
     positions = torch.arange(1, x.numel() + 1, dtype=torch.float64)

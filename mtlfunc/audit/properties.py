@@ -85,8 +85,7 @@ class Check(NamedTuple):
     # which of the integer Jacobians [case, task, param]; None is all
     where: Callable[[Tensor], Tensor] | None = None
     families: tuple[str, ...] = ("gaussian", "spread")  # of `instances.generic`
-    tasks: tuple[int, ...] = EVERY
-    between: bool = True  # also with two numbers of tasks that the audit's key draws
+    tasks: tuple[int, ...] = EVERY  # of several also two that the audit's key draws
     large: bool = False  # also with `harness.MANY` tasks
     tolerance: float | None = None  # of the violation; None is the audit's
     most: int | None = None  # integer Jacobians for each T; None is the audit's
@@ -564,7 +563,6 @@ PROPERTIES = (
         ["the weight of the only task is {after}"],
         families=(),
         tasks=(1,),
-        between=False,
     ),
 )
 """What a rule does: no answer is wrong by itself."""
