@@ -148,8 +148,8 @@ def _panel_style(name: str) -> tuple[str, str, dict[str, Any], dict[float, str]]
     return f"task {name[-1]}", label, style, {-1.0: "−1", 0.0: "0", 1.0: "1"}
 
 
-def _bar(image: Any, panel: Any, words: dict[float, str], **kwargs: Any) -> None:
-    """A colour bar below the Axes; with words in place of its numbers, if there are any."""
+def _bar(image: Any, panel: Any, words: dict[Any, str], **kwargs: Any) -> None:
+    """A colour bar below the Axes; with words instead of its numbers, if there are any."""
     bar = panel.figure.colorbar(image, ax=panel, location="bottom", **kwargs)
     if words:
         bar.set_ticks(list(words), labels=list(words.values()))
