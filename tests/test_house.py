@@ -48,10 +48,10 @@ LINES = {
     **{"rules": 4490, "solvers": 3150},  # together 7,000
     **{"core": 3023, "processes": 798, "": 797},  # together 2,900
     "analysis": 1165,  # aim 950
-    **{"plot": 1319, "studies": 2496, "audit": 2188, "testing": 1752},
+    **{"plot": 1298, "studies": 2458, "audit": 2155, "testing": 1731},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 25_993, "laboratory": 7_755}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 25_993, "laboratory": 7_642}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

@@ -76,11 +76,14 @@ def altered_tasks(count: int) -> list[int]:
 # ---- NaN ---------------------------------------------------------------------------------------
 
 
-def propagate_nan(gramian: bool, losses: bool) -> Check:
+def check_nan(harness: Harness) -> Finding:
     """NaN in one task's gradient, or loss, raises or gives NaN weights at some update.
 
     Of gradients and losses those that the rule reads.
     """
+    gramian, losses = harness.reads_gramian, harness.reads_losses
+    if not gramian and not losses:
+        raise Inapplicable("weights depend on neither gradients nor losses")
 
     def run(weigh: Weigh, x: Instance) -> Outcome:
         tasks, task = altered_tasks(len(x.rows)), torch.arange(len(x.rows))
@@ -98,41 +101,11 @@ def propagate_nan(gramian: bool, losses: bool) -> Check:
             for t in altered_tasks(count)
         ]
 
-    return Check("NaN", run, sentences, tasks=SEVERAL, most=40, contract=True, large=True)
-
-
-def check_nan(harness: Harness) -> Finding:
-    if not harness.reads_gramian and not harness.reads_losses:
-        raise Inapplicable("weights depend on neither gradients nor losses")
-    return search(harness, propagate_nan(harness.reads_gramian, harness.reads_losses))
+    check = Check("NaN", run, sentences, tasks=SEVERAL, most=40, contract=True, large=True)
+    return search(harness, check)
 
 
 # ---- losses of 0 or below ----------------------------------------------------------------------
-
-
-def allow_low_losses(signs: bool) -> Check:
-    """Losses of 0 or below raise, give only NaN (in a vmap), or weights that are finite.
-
-    With `signs`, for a rule whose weights are otherwise all >= 0, none turns negative, which would
-    raise the loss of its task.
-    """
-
-    def run(weigh: Weigh, x: Instance) -> Outcome:
-        def judged(given: Tensor, w: Tensor) -> Compared:
-            wrong = ~w.isfinite().all(-1)
-            if signs:
-                wrong = wrong | (w < -1e-9 * w.abs().sum(-1, keepdim=True)).any(-1)
-            # All NaN at an update is a refusal, also from then on.
-            refusal = w.isnan().all(-1).cumsum(0) > 0
-            return torch.where(refusal, -1.0, torch.where(wrong, torch.inf, 0.0)), given, w
-
-        values = torch.tensor(low_losses(len(x.rows)), dtype=x.losses.dtype)
-        given = values[:, None].expand(-1, *x.losses.shape)
-        found = weigh_all(weigh, [(x.rows, losses) for losses in given], refuse=True)
-        return outcomes(*(judged(y, w) for y, (_, w) in zip(given, found, strict=True)))
-
-    text = "weights are {after} where the losses are {before}"
-    return Check("losses of 0 or below", run, [text], most=40, contract=True)
 
 
 def low_losses(count: int) -> list[list[float]]:
@@ -146,14 +119,13 @@ def low_losses(count: int) -> list[list[float]]:
 
 
 def check_low_losses(harness: Harness) -> Finding:
-    """`allow_low_losses`; outside a transform, where losses can be read, they raise rather than
-    give NaN.
+    """Losses of 0 or below raise, give only NaN in a vmap, or weights that are finite.
+
+    Outside a transform, where losses can be read, they raise rather than give NaN. Of a rule whose
+    weights are otherwise all >= 0 none turns negative, which would raise the loss of its task.
     """
     if not harness.reads_losses:
         raise Inapplicable("weights do not depend on losses")
-    pools = [harness.pool(count) for count in (1, 2, 3)]
-    weights = [pool.weights[pool.valid] for pool in pools]
-    signed = all(bool((w >= -1e-9 * w.abs().sum(-1, keepdim=True)).all()) for w in weights)
     tested = 0
     with quiet():
         for case in harness.few():
@@ -164,8 +136,30 @@ def check_low_losses(harness: Harness) -> Finding:
                 if w is not None and bool(w.isnan().any()):
                     seen = f"weights are {vector(w[-1])} where the losses are {vector(given[0])}"
                     return Finding(tested, f"{seen}, without an error", Case(case.jacobian, given))
+
+    def falls_below(w: Tensor) -> Tensor:
+        return (w < -1e-9 * w.abs().sum(-1, keepdim=True)).any(-1)
+
+    pools = [harness.pool(count) for count in (1, 2, 3)]
+    signed = not any(bool(falls_below(pool.weights[pool.valid]).any()) for pool in pools)
+
+    def run(weigh: Weigh, x: Instance) -> Outcome:
+        def judged(given: Tensor, w: Tensor) -> Compared:
+            wrong = ~w.isfinite().all(-1)
+            if signed:
+                wrong = wrong | falls_below(w)
+            # All NaN at an update is a refusal, also from then on.
+            refusal = w.isnan().all(-1).cumsum(0) > 0
+            return torch.where(refusal, -1.0, torch.where(wrong, torch.inf, 0.0)), given, w
+
+        values = torch.tensor(low_losses(len(x.rows)), dtype=x.losses.dtype)
+        given = values[:, None].expand(-1, *x.losses.shape)
+        found = weigh_all(weigh, [(x.rows, losses) for losses in given], refuse=True)
+        return outcomes(*(judged(y, w) for y, (_, w) in zip(given, found, strict=True)))
+
+    text = "weights are {after} where the losses are {before}"
     try:
-        return search(harness, allow_low_losses(signed))
+        return search(harness, Check("losses of 0 or below", run, [text], most=40, contract=True))
     except Inapplicable:
         raise Inapplicable("the rule refuses losses of 0 and below") from None
 
@@ -179,11 +173,21 @@ def absences(count: int) -> list[list[int]]:
     return [*single, *([[0, count - 1]] if count > 2 else []), list(range(count))]
 
 
-def drop_absent(draws: bool) -> Check:
+def check_absent(harness: Harness) -> Finding:
     """Absent tasks get weight 0, the others what they get alone; with no task present all are 0.
 
-    Only the zeros if the rule draws random numbers: alone, the others draw other numbers.
+    Only the zeros if the rule draws random numbers: alone, the others draw other numbers. The check
+    does not apply if the rule refuses, outside a vmap, that one task of several is absent: by a
+    ValueError or NotImplementedError; any other error is a defect.
     """
+    first, draws = harness.pool(3).cases.at(0), harness.draws
+    try:
+        harness.weigh(*first, present=torch.arange(3) > 0)
+    except (ValueError, NotImplementedError) as error:
+        why = "the rule refuses batches in which a task is absent"
+        raise Inapplicable(f"{why}: {describe_error(error)}") from error
+    except Exception as error:  # whatever a rule may raise
+        return Finding(1, f"{describe_error(error)} with task 1 absent", first)
 
     def run(weigh: Weigh, x: Instance) -> Outcome:
         every = range(len(x.rows))
@@ -214,23 +218,8 @@ def drop_absent(draws: bool) -> Check:
             said.append(f"weights are {{after}} with {tasks} absent{others}")
         return [*said[:-1], "weights are {after} with no task present"]
 
-    return Check("absent tasks", run, sentences, tasks=SEVERAL, most=40, contract=True)
-
-
-def check_absent(harness: Harness) -> Finding:
-    """`drop_absent`, unless the rule refuses, outside a vmap, that one task of several is absent.
-
-    A refusal is a ValueError or NotImplementedError; any other error is a defect.
-    """
-    first = Case(*(x[0] for x in harness.pool(3).cases))
-    try:
-        harness.weigh(*first, present=torch.arange(3) > 0)
-    except (ValueError, NotImplementedError) as error:
-        why = "the rule refuses batches in which a task is absent"
-        raise Inapplicable(f"{why}: {describe_error(error)}") from error
-    except Exception as error:  # whatever a rule may raise
-        return Finding(1, f"{describe_error(error)} with task 1 absent", first)
-    return search(harness, drop_absent(harness.draws))
+    check = Check("absent tasks", run, sentences, tasks=SEVERAL, most=40, contract=True)
+    return search(harness, check)
 
 
 # ---- float32 -----------------------------------------------------------------------------------
@@ -395,14 +384,9 @@ def misfit(harness: Harness, seen: Geometry, state: Any, following: Any) -> str:
 
 
 def sketch(state: Any) -> str:
-    """A state's structure in one line."""
-    if isinstance(state, Tensor):
-        return f"{str(state.dtype).removeprefix('torch.')}{list(state.shape)}"
-    if isinstance(state, dict):
-        return "{" + ", ".join(f"{name}: {sketch(x)}" for name, x in state.items()) + "}"
-    if isinstance(state, tuple | list):
-        return "(" + ", ".join(sketch(x) for x in state) + ")"
-    return type(state).__name__
+    """A state's structure in one line: of every tensor its dtype and shape."""
+    kinds = tree_map(lambda x: f"{x.dtype}{list(x.shape)}".removeprefix("torch."), state)
+    return str(kinds).replace("'", "")
 
 
 def reload(harness: Harness, case: Case, state: Any) -> str:
@@ -452,12 +436,11 @@ def check_batching(harness: Harness) -> Finding:
             if count <= 3
             else instances.generic("gaussian", count, largest)
         )
-        cases = harness.ready(rows)
-        cases = Case(*(x[:largest] for x in cases))
+        cases = harness.ready(rows).at(slice(largest))
         keys = torch.arange(len(cases.losses))
         looked = [i for i in range(len(keys)) if i < 5 or i == len(keys) - 1]
         with quiet():
-            loop = {i: attempt(harness.weigh, *at(cases, i), keys[i]) for i in looked}
+            loop = {i: attempt(harness.weigh, *cases.at(i), keys[i]) for i in looked}
             loop = {i: w for i, w in loop.items() if w is not None and bool(w.isfinite().all())}
             if not loop:  # "valid weights" reports it
                 continue
@@ -472,9 +455,9 @@ def check_batching(harness: Harness) -> Finding:
                         f"under torch.func.vmap it {describe_error(error)} (a Python branch on a "
                         "value, .item(), NumPy or a write into a new tensor cannot be batched)"
                     )
-                    return Finding(tested + 1, seen, at(cases, 0))
+                    return Finding(tested + 1, seen, cases.at(0))
                 for i in (i for i in loop if i < len(found)):
-                    x = Instance(*at(cases, i), loop[i], unit)
+                    x = Instance(*cases.at(i), loop[i], unit)
                     far = compare(x, x.rows, found[i])[0].nan_to_num(torch.inf)
                     if bool((far > SAME).any()):
                         how = "nested vmaps" if nested else f"vmap over {len(found)} instances"
@@ -482,7 +465,7 @@ def check_batching(harness: Harness) -> Finding:
                             f"weights are {vector(found[i][0])} under {how}, "
                             f"{vector(loop[i][0])} in a loop (key {i})"
                         )
-                        return Finding(tested, seen, at(cases, i))
+                        return Finding(tested, seen, cases.at(i))
         tested += len(keys)
     harness.vmapped = tested > 0
     return Finding(tested)
@@ -497,10 +480,6 @@ def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) ->
         return vmap(harness.weigh)(*given)
     given = [x.unflatten(0, (-1, inner)) for x in given]
     return vmap(vmap(harness.weigh))(*given).flatten(0, 1)
-
-
-def at(cases: Case, i: int) -> Case:
-    return Case(*(x[i] for x in cases))
 
 
 Test = Callable[[Harness], Finding]

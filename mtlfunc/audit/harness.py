@@ -79,9 +79,8 @@ class Pool(NamedTuple):
 
     def take(self, places: Tensor) -> Pool:
         """Some of the instances."""
-        cases = Case(*(x[places] for x in self.cases))
         weights, family, free = self.weights[places], self.family[places], self.independent[places]
-        return Pool(cases, weights, family, free, self.unit)
+        return Pool(self.cases.at(places), weights, family, free, self.unit)
 
 
 class Harness:
@@ -227,7 +226,9 @@ class Harness:
         updates = updates or (self.updates if count <= SMALL else min(self.updates, 2))
         read = self.reads_losses and count <= SMALL
         patterns = instances.patterns(count, updates, read)
-        return instances.with_losses(rows, patterns if count <= BATCHED else patterns[-1:])
+        losses = patterns if count <= BATCHED else patterns[-1:]
+        # every Jacobian with every pattern, those of one Jacobian side by side
+        return Case(rows.repeat_interleave(len(losses), 0), losses.repeat(len(rows), 1, 1))
 
     def few(self) -> list[Case]:
         """A few small cases of different norms and angles, then two or one of every T."""

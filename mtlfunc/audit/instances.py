@@ -7,7 +7,7 @@ instances with T tasks have one shape, and are one batch.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,10 @@ class Case(NamedTuple):
 
     jacobian: Float[Tensor, "*batch task param"]
     losses: Float[Tensor, "*batch update task"]
+
+    def at(self, places: Any) -> Case:
+        """Of a batch one instance, or several."""
+        return Case(*(x[places] for x in self))
 
 
 FAMILIES = ("gaussian", "agreeing", "spread", "stationary", "weak", "identical")
@@ -81,13 +85,6 @@ def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern upd
     task, update = torch.arange(count), torch.arange(updates)[:, None].clamp_max(2)
     falling = (2 + task) * 2.0 ** -(update * (task % 3)).double()  # exact, and positive
     return torch.stack([level, falling])[: 2 if read else 1]
-
-
-def with_losses(
-    rows: Float[Tensor, "case task param"], losses: Float[Tensor, "pattern update task"]
-) -> Case:
-    """Every Jacobian with every pattern of losses, the patterns of one Jacobian side by side."""
-    return Case(rows.repeat_interleave(len(losses), 0), losses.repeat(len(rows), 1, 1))
 
 
 def wave(x: Tensor, variant: int) -> Tensor:

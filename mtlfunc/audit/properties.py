@@ -85,8 +85,7 @@ class Check(NamedTuple):
     # which of the integer Jacobians [case, task, param]; None is all
     where: Callable[[Tensor], Tensor] | None = None
     families: tuple[str, ...] = ("gaussian", "spread")  # of `instances.generic`
-    tasks: tuple[int, ...] = EVERY
-    between: bool = True  # also with two numbers of tasks that the audit's key draws
+    tasks: tuple[int, ...] = EVERY  # of several also two that the audit's key draws
     large: bool = False  # also with `harness.MANY` tasks
     tolerance: float | None = None  # of the violation; None is the audit's
     most: int | None = None  # integer Jacobians for each T; None is the audit's
@@ -125,13 +124,11 @@ def distance(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(one - other, dim=-1) / or_one(torch.stack(sizes).amax(0))
 
 
-def compare(
-    x: Instance, rows: Tensor, weights: Tensor, expected: Tensor | None = None, factor: float = 1.0
-) -> Compared:
-    """The direction of `weights` against `expected`, by default `factor` times the instance's."""
-    expected = factor * x.direction if expected is None else expected
+def compare(x: Instance, rows: Tensor, weights: Tensor, expected: Tensor | None = None) -> Compared:
+    """The direction of `weights` against `expected`, by default the instance's."""
+    expected = x.direction if expected is None else expected
     found = weights @ rows
-    sizes = size(rows, weights, x.unit), factor * size(x.rows, x.weights, x.unit)
+    sizes = size(rows, weights, x.unit), size(x.rows, x.weights, x.unit)
     return distance(found, expected, *sizes), expected, found
 
 
@@ -566,7 +563,6 @@ PROPERTIES = (
         ["the weight of the only task is {after}"],
         families=(),
         tasks=(1,),
-        between=False,
     ),
 )
 """What a rule does: no answer is wrong by itself."""

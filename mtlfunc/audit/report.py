@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..testing._report import GREEN, RED, Printed
+from ..testing._report import GREEN, RED, Printed, find_row
 from ..testing.integers import literal
 from .instances import source
 
@@ -60,13 +60,7 @@ class Report(Printed):
     not_tried: tuple[str, ...] = ()  # what the table says nothing about
 
     def __getitem__(self, name: str) -> Row:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(
-            f"{name!r}: no such property in this report; there are "
-            f"{', '.join(row.name for row in self.rows)}"
-        )
+        return find_row({row.name: row for row in self.rows}, name, "property in this report")
 
     @property
     def sound(self) -> bool:

@@ -46,7 +46,7 @@ class Tested(NamedTuple):
 
     @property
     def case(self) -> Case:
-        return Case(*(x[self.first] for x in self.group.cases))
+        return self.group.cases.at(self.first)
 
 
 def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None) -> Finding:
@@ -80,7 +80,7 @@ def choose_instances(
         for count, x in rows.items():
             yield harness.answered(harness.ready(x, 1 if count > SMALL else 0))
         return
-    more = harness.between if check.between else ()
+    more = harness.between if len(check.tasks) > 1 else ()
     for count in (*check.tasks, *more, *((MANY,) if check.large else ())):
         pool = harness.pool(count)
         families = check.families if count <= BATCHED else check.families[:1]

@@ -125,7 +125,11 @@ def portrait(
         panel.set(yscale="log", xlim=(0, 180), ylim=ratios, xticks=[0, 90, 180])
         panel.set_xticks([45, 135], minor=True)
         if colorbar:
-            _bar(panel, mesh, shown, label, {} if "norm" in kwargs else ticks)
+            below = bool((shown < mesh.norm.vmin - 1e-9).any())
+            above = bool((shown > mesh.norm.vmax + 1e-9).any())
+            ends = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}
+            words = {} if "norm" in kwargs else ticks
+            _bar(mesh, panel, words, label=label, extend=ends[below, above])
     return panels
 
 
@@ -144,19 +148,11 @@ def _panel_style(name: str) -> tuple[str, str, dict[str, Any], dict[float, str]]
     return f"task {name[-1]}", label, style, {-1.0: "−1", 0.0: "0", 1.0: "1"}
 
 
-def _bar(panel: Any, mesh: Any, shown: Any, label: str, ticks: dict[float, str]) -> None:
-    """A colour bar that says where values lie beyond its ends."""
-    below = bool((shown < mesh.norm.vmin - 1e-9).any())
-    above = bool((shown > mesh.norm.vmax + 1e-9).any())
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
-    bar = panel.figure.colorbar(mesh, ax=panel, location="bottom", label=label, extend=extend)
-    _label(bar, ticks)
-
-
-def _label(bar: Any, ticks: dict[float, str]) -> None:
-    """Words in place of a colour bar's numbers, if there are any."""
-    if ticks:
-        bar.set_ticks(list(ticks), labels=list(ticks.values()))
+def _bar(image: Any, panel: Any, words: dict[Any, str], **kwargs: Any) -> None:
+    """A colour bar below the Axes; with words instead of its numbers, if there are any."""
+    bar = panel.figure.colorbar(image, ax=panel, location="bottom", **kwargs)
+    if words:
+        bar.set_ticks(list(words), labels=list(words.values()))
         bar.ax.minorticks_off()
 
 
@@ -242,6 +238,7 @@ def simplex(
         >>> [text.get_text() for text in ax.texts[:3]]
         ['a', 'b', 'c']
     """
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     g = torch.from_numpy(array_of(gramian, "gramian", (3, 3)))
@@ -274,7 +271,10 @@ def simplex(
     if colorbar:
         texts = {"worst": r"$\min_t\ \cos\angle(g_t, d)$", "length": r"$\|d\| / \max_t \|g_t\|$"}
         text = label or ("value" if callable(value) else texts[value])
-        _ternary_bar(panel, image, text, names, drawn)
+        count = 0 if drawn.is_floating_point() else int(drawn.max()) + 1
+        words = {i: names[i] if count == 3 else str(i) for i in range(count)}
+        few = None if count else MaxNLocator(4)
+        _bar(image, panel, words, label=text, ticks=few, shrink=0.7, pad=0.02)
     return panel
 
 
@@ -338,18 +338,6 @@ def _answers(panel: Any, gramian: Tensor, answers: dict[str, Tensor]) -> None:
         _point(panel, answer, **cycle(i), markersize=6, label=name, zorder=7 + i)
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.78, 1.04)}
     panel.legend(frameon=False, handletextpad=0.4, borderaxespad=0, **where)
-
-
-def _ternary_bar(panel: Any, image: Any, label: str, names: Sequence[str], drawn: Tensor) -> None:
-    """The colour bar below the triangle."""
-    from matplotlib.ticker import MaxNLocator
-
-    smooth = drawn.is_floating_point()
-    place = {"location": "bottom", "shrink": 0.7, "pad": 0.02}
-    ticks = MaxNLocator(4) if smooth else None
-    bar = panel.figure.colorbar(image, ax=panel, label=label, ticks=ticks, **place)
-    found = [] if smooth else [*range(int(drawn.max()) + 1)]
-    _label(bar, {i: names[i] if len(found) == 3 else str(i) for i in found})
 
 
 def _place(rule: AnyRule, gramian: Tensor, losses: Tensor, key: int, name: str) -> Tensor:

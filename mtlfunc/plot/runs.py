@@ -154,61 +154,52 @@ def cosines_over_time(
         raise ValueError(f"steps: expected increasing numbers, got {x.tolist()}")
     one, other = np.triu_indices(tasks, 1)
     flat = torch.from_numpy(gramians.reshape(-1, tasks, tasks))
-    pairs = vmap(cosines)(flat).numpy()[:, one, other].reshape(-1, count, len(one))
-    titles = [f"{names[s]} – {names[t]}" for s, t in zip(one, other, strict=True)]
-    for i in range(len(titles)):
-        known = pairs[..., i][~np.isnan(pairs[..., i])]
-        titles[i] += f"  {100 * np.mean(known < 0):.0f} %" if known.size else "  –"
+    found = vmap(cosines)(flat).numpy()[:, one, other].reshape(-1, count, len(one))
     starts = np.unique(np.arange(min(cells, count)) * count // min(cells, count))
-    drawn = [pairs[:, at].reshape(-1, len(one)) for at in np.split(np.arange(count), starts[1:])]
+    pairs = []
+    for s, t, values in zip(one, other, np.moveaxis(found, -1, 0), strict=True):
+        known = [cell[~np.isnan(cell)] for cell in np.split(values, starts[1:], 1)]
+        negative = np.concatenate(known) < 0
+        share = f"{100 * negative.mean():.0f} %" if negative.size else "–"
+        pairs.append((f"{names[s]} – {names[t]}  {share}", known))
     panel = axes_of(ax)
-    (_cosine_lines if tasks <= 3 else _strips)(panel, x, starts, drawn, titles, band, kwargs)
+    if tasks <= 3:
+        middles = np.array([at.mean() for at in np.split(x, starts[1:])])
+        _cosine_lines(panel, middles, pairs, band, kwargs)
+    else:
+        edges = np.append(x[starts], x[-1] + (x[-1] - x[-2] if len(x) > 1 else 1))
+        _strips(panel, edges, pairs, kwargs)
     panel.xaxis.get_major_locator().set_params(integer=steps is None)
     panel.set(xlabel="step")
     return panel
 
 
+Pairs = list[tuple[str, list[np.ndarray]]]
+"""Of every pair of tasks its title, and its cosines in each cell as far as there are any."""
+
+
 def _cosine_lines(
-    panel: Any,
-    x: np.ndarray,
-    starts: np.ndarray,
-    drawn: list[np.ndarray],
-    titles: list[str],
-    band: float,
-    kwargs: dict[str, Any],
+    panel: Any, x: np.ndarray, pairs: Pairs, band: float, kwargs: dict[str, Any]
 ) -> None:
-    """Of every pair the mean of each cell `[n, pair]` at its middle, and a band."""
-    middles = np.array([at.mean() for at in np.split(x, starts[1:])])
+    """Of every pair the mean of each cell, and a band."""
     panel.axhline(0, color="black", linewidth=0.8)
-    for i, title in enumerate(titles):
-        known = [cell[~np.isnan(cell[:, i]), i] for cell in drawn]
-        mean = [cell.mean() if cell.size else np.nan for cell in known]
-        look = cycle(i) if len(drawn) == 1 else {"color": cycle(i)["color"]}
-        look |= {"label": title}
-        (line,) = panel.plot(middles, mean, **look | kwargs)
+    for i, (title, known) in enumerate(pairs):
+        mean = [cell.mean() if len(cell) else np.nan for cell in known]
+        look = cycle(i) if len(known) == 1 else {"color": cycle(i)["color"]}
+        (line,) = panel.plot(x, mean, **look | {"label": title} | kwargs)
         if max(map(len, known)) > 1:
             ends = [(1 - band) / 2, (1 + band) / 2]
-            bands = [np.quantile(cell, ends) if cell.size else np.full(2, np.nan) for cell in known]
-            low, high = np.stack(bands, 1)
-            style = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
-            panel.fill_between(middles, low, high, **style)
+            bands = [np.quantile(cell, ends) if len(cell) else [np.nan] * 2 for cell in known]
+            low, high = np.array(bands).T
+            panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     panel.set(ylabel=r"$\cos\angle(g_i, g_j)$")
     panel.legend(frameon=False, title="share in conflict", alignment="left")
 
 
-def _strips(
-    panel: Any,
-    x: np.ndarray,
-    starts: np.ndarray,
-    drawn: list[np.ndarray],
-    titles: list[str],
-    band: float,
-    kwargs: dict[str, Any],
-) -> None:
-    """Of every pair a row of cells, each with the mean of its cosines `[n, pair]` as colour."""
-    masked = [np.ma.masked_invalid(cell).mean(0) for cell in drawn]
-    mean, count = np.ma.stack(masked, 1), len(titles)
-    edges = np.append(x[starts], x[-1] + (x[-1] - x[-2] if len(x) > 1 else 1))
+def _strips(panel: Any, edges: np.ndarray, pairs: Pairs, kwargs: dict[str, Any]) -> None:
+    """Of every pair a row of cells, each with the mean of its cosines as colour."""
+    rows = [[cell.mean() if len(cell) else np.nan for cell in known] for _, known in pairs]
+    mean, count = np.ma.masked_invalid(rows), len(pairs)
     limit = kwargs.get("vmax") or np.ceil(10 * np.abs(mean).max()) / 10 or 1.0
     look: dict[str, Any] = {"cmap": "RdBu", "rasterized": True}
     look |= {} if "norm" in kwargs else {"vmin": -limit, "vmax": limit}
@@ -216,7 +207,7 @@ def _strips(
     panel.set_facecolor("0.75")
     panel.hlines(np.arange(1, count), *edges[[0, -1]], color="white", linewidth=0.8)
     size = {"fontsize": "xx-small" if count > 21 else "small" if count > 10 else "medium"}
-    panel.set_yticks(np.arange(count) + 0.5, titles, **size)
+    panel.set_yticks(np.arange(count) + 0.5, [title for title, _ in pairs], **size)
     panel.tick_params(axis="y", length=0)
     panel.set(ylim=(count, 0), ylabel="pair, share in conflict")
     panel.figure.colorbar(image, ax=panel, label=r"$\cos\angle(g_i, g_j)$")

@@ -15,7 +15,7 @@ from ..solvers import active_set, certify, faces, frank_wolfe, projected_gradien
 from ..solvers.problems import DualCone, Problem, check_problem
 from ..types import Solution, Solver
 from ._cvx import cvx
-from ._report import Printed
+from ._report import Printed, find_row
 
 SHORTEST = 0.02
 """Seconds that a solver is called for again, so that a time is more than one call's."""
@@ -43,11 +43,7 @@ class Comparison(Printed):
     rows: tuple[Compared, ...]
 
     def __getitem__(self, solver: str) -> Compared:
-        for row in self.rows:
-            if row.solver == solver:
-                return row
-        names = ", ".join(row.solver for row in self.rows)
-        raise KeyError(f"{solver!r}: no such solver in this comparison; there are {names}")
+        return find_row({x.solver: x for x in self.rows}, solver, "solver in this comparison")
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per solver, of plain values: `pandas.DataFrame(comparison.records())`."""

@@ -120,7 +120,7 @@ def _min_norm(gramian: Array) -> tuple[Array]:
         return (np.full(len(gramian), np.nan),)
     unit = _units(gramian)
     price = unit.min() / unit
-    v = _run(*_min_norm_program(len(price)), R=_root(gramian) / unit, a=price)
+    v = _run("min_norm", R=_root(gramian) / unit, a=price)
     return (price * v / (price @ v),)
 
 
@@ -136,7 +136,7 @@ def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Ar
         w[linear.argmin()] = 1
         return preference, w
     scaled = {"R": c * factor / unit, "b": linear / unit / centre, "a": price}
-    v = _run(*_cagrad_dual(len(gramian)), **scaled)
+    v = _run("cagrad", **scaled)
     w = price * v / (price @ v)
     length = np.linalg.norm(factor @ w)
     recovered = preference + radius / (length or 1.0) * w
@@ -151,7 +151,7 @@ def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Ar
     # Elsewhere also ask for d directly, and keep the better worst rate. The unknown there is d -
     # g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have
     # none.
-    move = _run(*_cagrad_primal(len(gramian)), **scaled)
+    move = _run("cagrad directly", **scaled)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
     direct = preference + radius * np.linalg.lstsq(factor / unit, move, rcond=noise)[0] / unit
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w
@@ -168,55 +168,35 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
     # With the ridge its unknowns are also bounded.
     factor = _root(gramian, resolution(len(gramian), eps)) / unit
-    y = _run(*_dual_cone_program(len(gramian)), R=factor, b=linear / unit / scale)
+    y = _run("dual_cone", R=factor, b=linear / unit / scale)
     return (y * scale / unit,)
 
 
-Program = tuple[Any, Any]
-"""A cvxpy problem and the variable that is its answer."""
-
-
 @cache
-def _min_norm_program(count: int) -> Program:
+def _program(kind: str, count: int) -> tuple[Any, Any]:
+    """A cvxpy problem and the variable that is its answer; of its parameters R is the factor, b the
+    linear part, a the prices.
+    """
     import cvxpy as cp
 
-    v, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
-    price = cp.Parameter(count, name="a")
-    return cp.Problem(cp.Minimize(cp.sum_squares(factor @ v)), [cp.Zero(price @ v - 1)]), v
-
-
-@cache
-def _cagrad_dual(count: int) -> Program:
-    import cvxpy as cp
-
-    v, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
+    factor = cp.Parameter((count, count), name="R")
     linear, price = cp.Parameter(count, name="b"), cp.Parameter(count, name="a")
-    worst = linear @ v + cp.norm(factor @ v)
-    return cp.Problem(cp.Minimize(worst), [cp.Zero(price @ v - 1)]), v
+    if kind == "cagrad directly":
+        move, worst = cp.Variable(count), cp.Variable()
+        rates = linear + factor.T @ move
+        return cp.Problem(cp.Maximize(worst), [rates >= price * worst, cp.norm(move) <= 1]), move
+    v = cp.Variable(count, nonneg=True)
+    if kind == "dual_cone":
+        return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ v) + linear @ v)), v
+    direction = factor @ v
+    value = linear @ v + cp.norm(direction) if kind == "cagrad" else cp.sum_squares(direction)
+    return cp.Problem(cp.Minimize(value), [cp.Zero(price @ v - 1)]), v
 
 
-@cache
-def _cagrad_primal(count: int) -> Program:
+def _run(kind: str, **values: Array) -> Array:
     import cvxpy as cp
 
-    move, worst = cp.Variable(count), cp.Variable()
-    factor, linear = cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
-    rates, price = linear + factor.T @ move, cp.Parameter(count, name="a")
-    return cp.Problem(cp.Maximize(worst), [rates >= price * worst, cp.norm(move) <= 1]), move
-
-
-@cache
-def _dual_cone_program(count: int) -> Program:
-    import cvxpy as cp
-
-    u, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
-    linear = cp.Parameter(count, name="b")
-    return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
-
-
-def _run(program: Any, variable: Any, **values: Array) -> Array:
-    import cvxpy as cp
-
+    program, variable = _program(kind, len(values["R"]))
     for name, parameter in program.param_dict.items():
         parameter.value = values[name]
     # Clarabel sometimes stalls just short of 1e-12 and calls it a failure; a looser target then

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
 from ._judge import CLAIMS
 from .integers import literal
+
+T = TypeVar("T")
 
 GREEN, RED = "#1a7f37", "#cf222e"
 
@@ -65,6 +67,13 @@ class Printed:
         for head, shown in self._examples().items():
             said.append(Markup(f"{escape(head)}<pre>{escape(chr(10).join(shown))}</pre>"))
         return table(self.title, [[*map(cell, x)] for x in self._lines()]) + items(said)
+
+
+def find_row(rows: dict[str, T], name: str, what: str) -> T:
+    """The row of that name, or a KeyError with the names that there are."""
+    if name not in rows:
+        raise KeyError(f"{name!r}: no such {what}; there are {', '.join(rows)}")
+    return rows[name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,23 +68,20 @@ def jacobians(
 
     for name in families:
         check_option(name, "families", tuple(FAMILIES))
-    for name, ends, least in (("tasks", tasks, 1), ("width", width or (1, 1), 1)):
-        if not least <= ends[0] <= ends[1]:
+    for name, ends in (("tasks", tasks), ("width", width or (1, 1))):
+        if not 1 <= ends[0] <= ends[1]:
             raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
 
     # hypothesis draws the least of a range half of the time: a single task shows nothing
     sizes = [n for n in range(tasks[0], tasks[1] + 1) for _ in range(1 if n == 1 else 3)]
 
-    @st.composite
-    def drawn(draw: Any) -> Tensor:
-        family = draw(st.sampled_from(list(families)))
-        count = draw(st.sampled_from(sizes))
-        seed = draw(st.integers(0, 2**32 - 1))
-        exponent = draw(st.integers(*exponents))
-        columns = None if width is None else draw(st.integers(*width))
-        return jacobian(family, count, seed, width=columns, scale=10.0**exponent)
-
-    return drawn()
+    return st.builds(
+        lambda family, count, seed, exponent, columns: jacobian(
+            family, count, seed, width=columns, scale=10.0**exponent
+        ),
+        *(st.sampled_from(list(families)), st.sampled_from(sizes), st.integers(0, 2**32 - 1)),
+        *(st.integers(*exponents), st.none() if width is None else st.integers(*width)),
+    )
 
 
 def gramians(
@@ -158,11 +155,8 @@ def problems(
     check_option(kind, "kind", KINDS)
     rows = jacobians(tasks, width, families=families, exponents=exponents)
 
-    @st.composite
-    def drawn(draw: Any) -> Problem:
-        return pose(kind, draw(rows), draw(st.integers(0, VARIANTS[kind] - 1)))
-
-    return drawn()
+    variants = st.integers(0, VARIANTS[kind] - 1)
+    return st.builds(lambda rows, variant: pose(kind, rows, variant), rows, variants)
 
 
 VARIANTS = {"min_norm": 1, "cagrad": 5, "dual_cone": 4}

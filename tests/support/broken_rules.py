@@ -445,7 +445,7 @@ BROKEN = {
     "drops its random state": Broken(
         drops_its_stream,
         "state round-trip",
-        "the state is (int64[], int64[]) after init, but () after an update",
+        "the state is Stream(key=int64[], drawn=int64[]) after init, but () after an update",
     ),
     "key not advanced": Broken(
         forgets_to_advance, "state round-trip", "every step draws the same numbers"

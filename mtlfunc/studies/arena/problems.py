@@ -67,9 +67,7 @@ def standard() -> dict[str, BenchmarkProblem]:
 # ---- quadratics ----
 
 
-def quadratics(
-    tasks: int, *, conflict: float, spread: float, condition: float, size: int = 10
-) -> BenchmarkProblem:
+def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) -> BenchmarkProblem:
     """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t) whose gradients at a reference point have all three
     properties exactly.
 
@@ -77,12 +75,12 @@ def quadratics(
         conflict: the cosine of any two of the gradients there is minus this; at most 1/(tasks - 1).
         spread: longest over shortest of the gradients; s_t is spaced geometrically.
         condition: of each A_t, whose eigenvectors are unrelated.
-        size: coordinates of x.
 
     c_t is chosen to give the gradients: A_t(x - c_t) are unit vectors at equal angles. A seed turns
     the plane of x (Adam sees other coordinates) and starts at distance 1 of the reference point.
     The Pareto set holds the minimisers of all weighted sums, each one linear system.
     """
+    size = 10
     lengths = torch.logspace(0, math.log10(spread), tasks, dtype=torch.float64)
     # The symmetric root of their Gramian: it is unique, where one from eigenvectors, of which some
     # share an eigenvalue, is another one on another machine.
@@ -193,29 +191,29 @@ def pcgrad_landscape() -> BenchmarkProblem:
 # ---- test problems of multi-objective optimisation ----
 
 
-def vlmop2(size: int = 2) -> BenchmarkProblem:
+def vlmop2() -> BenchmarkProblem:
     """VLMOP2 (Van Veldhuizen & Lamont 1999; Fonseca & Fleming's second problem): two bumps, a
     concave front, gradients that vanish far away.
     """
-    centre = torch.full((size,), size**-0.5, dtype=torch.float64)
+    centre = torch.full((2,), 2**-0.5, dtype=torch.float64)
 
     def losses(params: Params, data: Tensor) -> Tensor:
         x = params["x"]
         return 1 - torch.exp(-torch.stack([((x - centre) ** 2).sum(), ((x + centre) ** 2).sum()]))
 
     def draw(key: Tensor) -> tuple[Params, Tensor]:
-        return {"x": 4 * random.uniform(key, (size,), torch.float64) - 2}, centre.new_zeros(0)
+        return {"x": 4 * random.uniform(key, (2,), torch.float64) - 2}, centre.new_zeros(0)
 
     t = torch.linspace(-1, 1, 1001, dtype=torch.float64)
     front = 1 - torch.exp(-torch.stack([(t - 1) ** 2, (t + 1) ** 2], -1))
     text = (
-        f"VLMOP2 in {size} variables, starts uniform in [-2, 2]. Known: the Pareto set is the "
+        "VLMOP2 in 2 variables, starts uniform in [-2, 2]. Known: the Pareto set is the "
         "segment between the two centres; the front is concave."
     )
     return _with_front(text, draw, losses, front)
 
 
-def zdt1(size: int = 10) -> BenchmarkProblem:
+def zdt1() -> BenchmarkProblem:
     """ZDT1 (Zitzler et al. 2000) without its box: x_1 = sigmoid(z_1), x_i = z_i²/(1 + z_i²), so
     that x_i = 0 is reached at z_i = 0.
     """
@@ -228,21 +226,20 @@ def zdt1(size: int = 10) -> BenchmarkProblem:
         return torch.stack([first, rest - rest.sqrt() * root])
 
     def draw(key: Tensor) -> tuple[Params, Tensor]:
-        z = random.normal(key, (size,), torch.float64)
+        z = random.normal(key, (10,), torch.float64)
         return {"z": z}, z.new_zeros(0)
 
     first = torch.linspace(0, 1, 1001, dtype=torch.float64)
     front = torch.stack([first, 1 - first.sqrt()], -1)
     text = (
-        f"ZDT1 in {size} variables, its box [0, 1] replaced by x_1 = sigmoid(z_1) and x_i = "
-        "z_i²/(1 + z_i²): smooth and unconstrained, with the same "
-        "front (its two ends in the limit). Known: f_2 = 1 - √f_1, convex; the minimum of the "
-        "mean at f_1 = 1/4."
+        "ZDT1 in 10 variables, its box [0, 1] replaced by x_1 = sigmoid(z_1) and x_i = z_i²/(1 + "
+        "z_i²): smooth and unconstrained, with the same front (its two ends in the limit). Known: "
+        "f_2 = 1 - √f_1, convex; the minimum of the mean at f_1 = 1/4."
     )
     return _with_front(text, draw, losses, front)
 
 
-def dtlz2(size: int = 7) -> BenchmarkProblem:
+def dtlz2() -> BenchmarkProblem:
     """DTLZ2 (Deb et al. 2002) with three objectives, without its box: every x_i = sigmoid(z_i)."""
 
     def losses(params: Params, data: Tensor) -> Tensor:
@@ -252,16 +249,16 @@ def dtlz2(size: int = 7) -> BenchmarkProblem:
         return radius * torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()])
 
     def draw(key: Tensor) -> tuple[Params, Tensor]:
-        z = random.normal(key, (size,), torch.float64)
+        z = random.normal(key, (7,), torch.float64)
         return {"z": z}, z.new_zeros(0)
 
     side = 0.5 * math.pi * torch.linspace(0, 1, 61, dtype=torch.float64)
     a, b = torch.cartesian_prod(side, side).unbind(-1)
     front = torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()], -1)
     text = (
-        f"DTLZ2 with three objectives in {size} variables, its box [0, 1] replaced by x = "
-        "sigmoid(z). Known: the front is the unit sphere's positive "
-        "octant (its edges in the limit), concave, so the minimum of the mean lies at the corners."
+        "DTLZ2 with three objectives in 7 variables, its box [0, 1] replaced by x = sigmoid(z). "
+        "Known: the front is the unit sphere's positive octant (its edges in the limit), concave, "
+        "so the minimum of the mean lies at the corners."
     )
     return _with_front(text, draw, losses, front)
 
@@ -269,77 +266,68 @@ def dtlz2(size: int = 7) -> BenchmarkProblem:
 # ---- networks ----
 
 
-def regression(
-    tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 128, taken: int = 32
-) -> BenchmarkProblem:
-    """A trunk of `width` units learns `tasks` networks of that width at once, their targets at
-    scales 1, 10, …, from batches of `taken`.
-    """
-    scale = torch.logspace(0, tasks - 1, tasks)
+INPUTS, WIDTH, TAKEN = 8, 12, 32
+"""Of the networks: inputs, units of a layer, samples a step."""
+
+TRUNK = f"one tanh trunk ({INPUTS}-{WIDTH}-{WIDTH}) and linear heads"
+
+
+def regression() -> BenchmarkProblem:
+    """A trunk learns two networks of its own width at once, their targets at scales 1 and 10."""
+    scale, samples = torch.tensor([1.0, 10.0]), 128
 
     def draw(key: Tensor) -> tuple[Params, Any]:
         part = [random.fold_in(key, i) for i in range(3)]
-        x = random.normal(part[0], (2, samples, inputs))
-        first = _layer(part[1], tasks * width, inputs).reshape(tasks, width, inputs)
+        x = random.normal(part[0], (2, samples, INPUTS))
+        first = _layer(part[1], 2 * WIDTH, INPUTS).reshape(2, WIDTH, INPUTS)
         hidden = torch.tanh(2 * torch.einsum("sni,thi->snth", x, first))
-        y = torch.einsum("snth,th->snt", hidden, _layer(part[2], tasks, width))
+        y = torch.einsum("snth,th->snt", hidden, _layer(part[2], 2, WIDTH))
         y = scale * (y - y.mean((0, 1))) / y.std((0, 1))
-        return _trunk_and_heads(random.fold_in(key, 3), inputs, width, tasks), (x, y)
+        return _trunk_and_heads(random.fold_in(key, 3), 2), (x, y)
 
     def batch(data: Any, key: Tensor) -> Batch:
         x, y = data
-        chosen = random.permutation(key, samples)[:taken]
+        chosen = random.permutation(key, samples)[:TAKEN]
         return x[0].index_select(0, chosen), y[0].index_select(0, chosen)
 
     text = (
-        f"{tasks} regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, "
-        f"batches of {taken} of {samples}. Targets: standardised outputs of "
-        f"{tasks} unrelated networks of the same width, times "
-        f"{', '.join(f'{x:g}' for x in scale.tolist())}. Test losses; the score is 1 - R², 1 for a "
-        "constant prediction. The front is not known."
+        f"2 regressions by {TRUNK}, batches of {TAKEN} of {samples}. Targets: standardised outputs "
+        "of 2 unrelated networks of the same width, times 1, 10. Test losses; the score is 1 - R², "
+        "1 for a constant prediction. The front is not known."
     )
     nadir = scale.double() ** 2
-    return _networks(
-        text, draw, 0 * nadir, nadir, batch, test=lambda data: (data[0][1], data[1][1])
-    )
+    return _networks(text, draw, 0 * nadir, nadir, batch, lambda data: (data[0][1], data[1][1]))
 
 
-def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> BenchmarkProblem:
+def difficulty() -> BenchmarkProblem:
     """Three regressions of unit variance on fresh inputs: a linear target, a product of inputs, and
     a linear one of which .7 is noise.
     """
     noise = 0.7
 
-    def targets(x: Tensor, task: Tensor, key: Tensor) -> Tensor:
-        easy, noisy = (x @ task.mT).unbind(-1)
-        noisy = (1 - noise) ** 0.5 * noisy + noise**0.5 * random.normal(key, (len(x),))
-        return torch.stack([easy, x[:, 0] * x[:, 1], noisy], -1)
-
     def sample(task: Tensor, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        x = random.normal(random.fold_in(key, 0), (count, inputs))
-        return x, targets(x, task, random.fold_in(key, 1))
+        x = random.normal(random.fold_in(key, 0), (count, INPUTS))
+        easy, noisy = (x @ task.mT).unbind(-1)
+        error = random.normal(random.fold_in(key, 1), (count,))
+        noisy = (1 - noise) ** 0.5 * noisy + noise**0.5 * error
+        return x, torch.stack([easy, x[:, 0] * x[:, 1], noisy], -1)
 
     def draw(key: Tensor) -> tuple[Params, Any]:
-        task = random.normal(random.fold_in(key, 0), (2, inputs))
+        task = random.normal(random.fold_in(key, 0), (2, INPUTS))
         task = task / task.norm(dim=-1, keepdim=True)
         test = sample(task, random.fold_in(key, 2), 256)
-        return _trunk_and_heads(random.fold_in(key, 1), inputs, width, 3), (task, test)
+        return _trunk_and_heads(random.fold_in(key, 1), 3), (task, test)
+
+    def batch(data: Any, key: Tensor) -> Batch:
+        return sample(data[0], key, TAKEN)
 
     text = (
-        f"Three regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, "
-        f"{taken} fresh samples a step, targets of variance 1: a linear one, "
-        "the product of two inputs, a linear one of which .7 is noise. Equal scale, unequal "
-        "difficulty. Known: no expected test loss can be below 0, 0 and .7."
+        f"Three regressions by {TRUNK}, {TAKEN} fresh samples a step, targets of variance 1: a "
+        "linear one, the product of two inputs, a linear one of which .7 is noise. Equal scale, "
+        "unequal difficulty. Known: no expected test loss can be below 0, 0 and .7."
     )
     ideal = torch.tensor([0.0, 0.0, noise], dtype=torch.float64)
-    return _networks(
-        text,
-        draw,
-        ideal,
-        torch.ones_like(ideal),
-        batch=lambda data, key: sample(data[0], key, taken),
-        test=lambda data: data[1],
-    )
+    return _networks(text, draw, ideal, torch.ones_like(ideal), batch, lambda data: data[1])
 
 
 def _networks(
@@ -360,8 +348,8 @@ def _squares(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     return ((h @ params["heads.weight"].mT + params["heads.bias"] - y) ** 2).mean(0)
 
 
-def _trunk_and_heads(key: Tensor, inputs: int, width: int, tasks: int) -> Params:
-    sizes = {"trunk.0": (width, inputs), "trunk.1": (width, width), "heads": (tasks, width)}
+def _trunk_and_heads(key: Tensor, tasks: int) -> Params:
+    sizes = {"trunk.0": (WIDTH, INPUTS), "trunk.1": (WIDTH, WIDTH), "heads": (tasks, WIDTH)}
     params: Params = {}
     for i, (name, (out, into)) in enumerate(sizes.items()):
         params[f"{name}.weight"] = _layer(random.fold_in(key, i), out, into)

@@ -1,12 +1,10 @@
-"""One run as a pure function, and one rule on one problem: all seeds and all learning rates as one
-vmapped program.
-"""
+"""One rule on one problem: all seeds and all learning rates as one vmapped program."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -63,50 +61,6 @@ class Cell(NamedTuple):
     error: str  # what the rule raised; empty if nothing
 
 
-def train(
-    problem: BenchmarkProblem,
-    rule: Rule,
-    probe: Probe,
-    optimizer: Callable[[Tensor], Optimizer],
-    key: Tensor,
-    lr: Tensor,
-    *,
-    steps: int,
-    clock: Clock,
-    batches: int = 1,
-) -> tuple[Float[Tensor, " task"], Float[Tensor, " task"]]:
-    """Losses at the start and at the end of one run; every tensor may be batched.
-
-    Step k is `descend` with the optimizer at learning rate lr·(1 - k/steps).
-
-    The key fixes start, data and batches, the same for every rule, and the rule's own randomness.
-    """
-    params, data = problem.draw(random.fold_in(key, 0))
-    method = balance(problem.losses, rule, probe)
-    evaluate = problem.evaluate or problem.losses
-    start = evaluate(params, data)
-
-    def unpack_single(k: int) -> Batch:
-        """The batch of step k, or a tuple of them; the first one is the same for every rule."""
-        this = random.fold_in(random.fold_in(key, 1), k)
-        keys = (this if i == 0 else random.fold_in(this, i) for i in range(batches))
-        drawn = tuple(problem.batch(data, key) for key in keys)
-        return drawn if batches > 1 else drawn[0]
-
-    state = method.init(params, unpack_single(0), random.fold_in(key, 2))
-    moments = optimizer(lr).init(params)
-    for k in range(steps):
-        batch = unpack_single(k)
-        began = _now(lr.device)
-        grads, state, info = method.update(params, batch, state)
-        if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
-            got = _shape(info.weights)
-            raise ValueError(f"weights: expected a vector, one entry a row, got {got}")
-        params, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
-        clock(_now(lr.device) - began)
-    return start, evaluate(params, data)
-
-
 def _now(device: torch.device) -> float:
     """Seconds of the wall clock, when the device is done."""
     if device.type == "cuda":
@@ -114,13 +68,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-Clock = Callable[[float], None]
-"""Told the wall time of every step, in seconds."""
-
-
 def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: Settings) -> Cell:
     """All tuning and reporting seeds of a rule at all learning rates in one vmapped program;
     nothing that it raises comes through.
+
+    Step k is `descend` with the optimizer at learning rate lr·(1 - k/steps). A seed's key fixes
+    start, data and batches, the same for every rule, and the rule's own randomness.
 
     Args:
         contestant: None is the static search: the mean with every weight vector of `static_grid` at
@@ -135,12 +88,36 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
     configs = [grid.flatten(0, 1) for grid in grids]
     times: list[float] = []
     steps = max(1, round(settings.budget * problem.steps))
+    evaluate = problem.evaluate or problem.losses
 
     def run(seed: Tensor, lr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [task] at the start and at the end of one run."""
+        key = random.key(seed)
         rival = contestant or Contestant(lambda: mean(preference=weights), lambda _: losses_only())
-        made = rival.rule(), rival.probe(problem.shared), settings.optimizer
-        options: Any = {"steps": steps, "clock": times.append, "batches": rival.batches}
-        return train(problem, *made, random.key(seed), lr, **options)
+        params, data = problem.draw(random.fold_in(key, 0))
+        method = balance(problem.losses, rival.rule(), rival.probe(problem.shared))
+        start = evaluate(params, data)
+
+        def batch_of(k: int) -> Batch:
+            """That of step k, or a tuple of them; the first one is the same for every rule."""
+            this = random.fold_in(random.fold_in(key, 1), k)
+            keys = (this if i == 0 else random.fold_in(this, i) for i in range(rival.batches))
+            drawn = tuple(problem.batch(data, key) for key in keys)
+            return drawn if rival.batches > 1 else drawn[0]
+
+        state = method.init(params, batch_of(0), random.fold_in(key, 2))
+        moments = settings.optimizer(lr).init(params)
+        for k in range(steps):
+            batch = batch_of(k)
+            began = _now(lr.device)
+            grads, state, info = method.update(params, batch, state)
+            if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
+                got = _shape(info.weights)
+                raise ValueError(f"weights: expected a vector, one entry a row, got {got}")
+            optimizer = settings.optimizer(lr * (1 - k / steps))
+            params, moments = optimizer.update(grads, moments, params)
+            times.append(_now(lr.device) - began)
+        return start, evaluate(params, data)
 
     error = ""
     try:
