@@ -330,7 +330,7 @@ class Balancer:
         """The weights of the losses, and the rule's next state; `.grad` is left alone.
 
         For what wants one loss: `scaler.scale((weights * torch.stack(losses)).sum()).backward()`.
-        All parameters then get the weighted loss, the heads too.
+        All parameters get the weighted loss, heads too. Weights are in the order of the first step.
 
         Args:
             losses: as in `backward`, which says what is raised.
