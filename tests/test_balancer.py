@@ -281,6 +281,22 @@ def test_weigh_and_measure(net):
     assert other.measure(scalars(net(x), y)).weights.shape == again.weights.shape
     with pytest.raises(ValueError, match="groups"):
         mf.Balancer(net, mf.mgda(), "trunk.*", param_groups="layer").weigh(scalars(net(x), y))
+    with pytest.raises(ValueError, match=r"mix=.*use backward"):
+        mf.Balancer(net, mf.mgda(), mf.jacobian(mix=mf.subset(3))).weigh(scalars(net(x), y))
+
+
+def test_weights_are_in_the_order_of_the_losses(net):
+    """Of a dict as it is given; what is reported is in the order of the first step."""
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    first = dict(zip("abc", scalars(net(x), y), strict=True))
+    weights, info = balancer.weigh(first)
+    assert torch.equal(weights, info.weights)
+    assert len(set(weights.tolist())) == 3
+    again, same = balancer.weigh({name: first[name] for name in "cab"})
+    assert torch.equal(again, weights[[2, 0, 1]])
+    assert torch.equal(same.weights, weights)
+    assert list(same.tasks) == list("abc")
 
 
 @pytest.mark.parametrize(

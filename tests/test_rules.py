@@ -390,11 +390,19 @@ def test_weights_demand_losses_where_they_matter():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_weights_of_another_dtype_make_a_direction(dtype):
+    rule, rows = mf.stateless(lambda gramian: torch.ones(2, dtype=dtype)), gramian("gaussian", 2)
+    torch.testing.assert_close(mf.aggregate(rule, rows), rows.sum(0))
+
+
 def test_stateless_counts_arguments():
     with pytest.raises(TypeError, match="stateless: expected f"):
         mf.stateless(lambda: torch.ones(2))
     with pytest.raises(TypeError, match="stateless: expected f"):
         mf.stateless(lambda a, b, c: a)
+    with pytest.raises(TypeError, match=r"stateless: expected f.*losses first"):
+        mf.stateless(lambda losses, gramian: losses)  # it would be given the Gramian
     G = gramian("gaussian", 2)
     assert torch.equal(
         mf.weights(mf.stateless(lambda gramian, tau=2.0: tau * gramian[0]), G), 2 * G[0]

@@ -209,8 +209,8 @@ def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
 
 
 EXPECTED = (
-    "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars; with "
-    "mtlfunc.double_sampling a tuple of two or three of these"
+    "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars, of shape "
+    "[] and not [1]; with mtlfunc.double_sampling a tuple of two or three of these"
 )
 
 

@@ -143,12 +143,10 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
         >>> mf.weights(rule, torch.eye(2)).tolist()
         [0.5, 0.5]
     """
-    count = required_arguments(f)
-    if count not in (1, 2):
-        raise TypeError(
-            f"stateless: expected f(gramian) or f(gramian, losses), got {count} arguments "
-            "without defaults"
-        )
+    count, names = required_arguments(f), getattr(getattr(f, "__code__", None), "co_varnames", ())
+    if count not in (1, 2) or names[:1] == ("losses",):
+        got = "losses first" if count in (1, 2) else f"{count} arguments without defaults"
+        raise TypeError(f"stateless: expected f(gramian) or f(gramian, losses), got {got}")
     name = getattr(f, "__name__", "the rule")
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:

@@ -153,4 +153,4 @@ def aggregate(
     gramian = wide @ wide.mT
     check_gramian(gramian)
     found = _weights(rule, gramian, None if losses is None else losses.double(), key)
-    return (found @ wide).to(jacobian.dtype)
+    return (found.to(wide) @ wide).to(jacobian.dtype)

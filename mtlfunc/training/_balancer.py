@@ -69,7 +69,7 @@ from ._given import (
 )
 from ._live import Layout, LiveRun, Seen, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
-from ._short import Short, measure_short, plain_options, short_of
+from ._short import Short, measure_short, plain_options, row_options, short_of
 
 
 class Balancer:
@@ -341,9 +341,12 @@ class Balancer:
             scale: see there.
 
         Returns:
-            weights `[task]`, which are `Info.weights`, and what was measured. With `present` or
-            `weightings` in several processes they have a factor for DistributedDataParallel's mean.
+            weights `[task]`, in the order of these losses, and what was measured, in that of the
+            first step's. With `present` or `weightings` in several processes weights have a factor
+            for DistributedDataParallel's mean.
         """
+        if (options := row_options(self._probe)) is not None and options.mix is not None:
+            raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
         given = present, weightings, target, features, scale
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
@@ -357,6 +360,8 @@ class Balancer:
             weights = weights * measured.part * run.union.size
         if weightings is not None:  # likewise, of a sum over the ranks
             weights = weights * run.union.size
+        if isinstance(losses, dict) and list(losses) != (names := list(info.tasks)):
+            weights = weights[[names.index(name) for name in losses]]
         return weights, info
 
     def measure(

@@ -45,12 +45,16 @@ def plain_options(probe: Probe) -> RowOptions | None:
     """
     if probe == losses_only():
         return RowOptions((), heads="weighted")
-    update = probe.update.function if isinstance(probe.update, Made) else probe.update
-    if getattr(update, "func", None) is not _jacobian._update:
-        return None
-    options: RowOptions = update.args[0]  # pyright: ignore
-    plain = options == RowOptions(options.shared, heads=options.heads)
+    options = row_options(probe)
+    plain = options and options == RowOptions(options.shared, heads=options.heads)
     return options if plain and options.heads != "weighted" else None
+
+
+def row_options(probe: Probe) -> RowOptions | None:
+    """The arguments of a `jacobian`; None of every other probe."""
+    update = probe.update.function if isinstance(probe.update, Made) else probe.update
+    found = getattr(update, "func", None) is _jacobian._update
+    return update.args[0] if found else None  # pyright: ignore
 
 
 def short_of(options: RowOptions, leaves: Params) -> Short:

@@ -152,7 +152,8 @@ def named(kind: Any) -> str:
 def said(kind: Any, option: Option) -> str:
     """An option's help, with the names that it may have."""
     inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    names = f": {', '.join(get_args(inner))}" if get_origin(inner) is Literal else ""
+    known = get_args(inner) if get_origin(inner) is Literal else ()
+    names = f": {', '.join(repr(x) if ',' in x else x for x in known)}" if known else ""
     return f"{option.text}{names}"
 
 

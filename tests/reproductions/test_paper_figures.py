@@ -132,6 +132,8 @@ def test_names_may_hold_commas() -> None:
     for text in (", ".join(names), " ".join(names), ",".join(reversed(names))):
         assert set(read("methods", kind, text)) == set(names)
         assert len(read("methods", kind, text)) == len(names)
+    said = parser_of("cagrad.toy", FIGURES["cagrad.toy"]).format_help()
+    assert "MGDA, 'MGDA, epsilon', PCGrad" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("panels", [1, 2, 4])
