@@ -372,7 +372,7 @@ def test_absent_tasks():
     ]
     assert found.jacobian is not None
     assert (found.status, len(found.jacobian)) == ("fails", 2)
-    assert found.detail == "weights are (0.5, 0.5) with task 1 absent; alone the others have (0, 1)"
+    assert found.detail == "weights are (0.5, 0.5) with task 0 absent; alone the others have (0, 1)"
     assert audit(mf.mgda(), only=["absent tasks"], instances=20)["absent tasks"].status == "holds"
     assert audit(mf.stateless(dualproj), only=["NaN"], instances=20).rule == "dualproj"
     assert audit(mf.stateless(lambda G: G[0]), only=["NaN"], instances=20).rule == "stateless"
@@ -396,7 +396,7 @@ def test_errors_but_refusals_are_defects_where_a_task_is_absent():
     row = audit(broken, only=["absent tasks"], instances=20)["absent tasks"]
     assert (row.status, row.detail) == (
         "fails",
-        "raises IndexError: out of range with task 1 absent",
+        "raises IndexError: out of range with task 0 absent",
     )
 
 

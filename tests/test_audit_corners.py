@@ -167,7 +167,7 @@ MISTAKES = {
     # what came out sound, or broke the audit, once
     "counts calls at T = 5": Mistake(counting_dict(), "purity", "remembered outside the state"),
     "NaN read as 0 on tasks 2, …": Mistake(
-        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 2 is NaN"
+        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 1 is NaN"
     ),
     **{
         f"a Gramian edited in place at T = {count}": Mistake(
@@ -187,10 +187,10 @@ MISTAKES = {
     ),
     # their relatives
     "NaN read as 0 on the last of four": Mistake(
-        only(4, nan_dropped(lambda count: [3])), "NaN", "although the gradient of task 4 is NaN"
+        only(4, nan_dropped(lambda count: [3])), "NaN", "although the gradient of task 3 is NaN"
     ),
     "NaN read as 0 for many tasks": Mistake(
-        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 128 is NaN"
+        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
     ),
     "NaN of the last loss": Mistake(loss_nan_dropped, "NaN", "although the loss of task"),
     "edited in place at conflict": Mistake(in_place_at_conflict, "purity", "the gramian in place"),
@@ -226,7 +226,7 @@ MISTAKES = {
         lambda gramian, losses: losses.sqrt() + 0 * gramian[0], "losses of 0 or below", "nan"
     ),
     "reads an inner loss": Mistake(
-        shift_of_the_second, "invariance to shifting a loss", "the loss of task 2"
+        shift_of_the_second, "invariance to shifting a loss", "the loss of task 1"
     ),
     "float64 at T = 4": Mistake(only(4, always_wide), "float32", "returned float64 weights"),
     "a state that grows at T = 4": Mistake(stateful(growing), "state round-trip", "after init"),
@@ -234,7 +234,7 @@ MISTAKES = {
         only(4, lambda g: 1 / g.diagonal()), "zero gradients", "weights are (inf, inf, inf, inf)"
     ),
     "two absent tasks": Mistake(
-        stateful(ignores_two_absent), "absent tasks", "with tasks 1 and 3 absent"
+        stateful(ignores_two_absent), "absent tasks", "with tasks 0 and 2 absent"
     ),
 }
 

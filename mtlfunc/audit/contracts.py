@@ -96,7 +96,7 @@ def check_nan(harness: Harness) -> Finding:
 
     def sentences(count: int) -> list[str]:
         return [
-            f"weights are {{after}} although the {what} of task {t + 1} is NaN"
+            f"weights are {{after}} although the {what} of task {t} is NaN"
             for what in ("gradient",) * gramian + ("loss",) * losses
             for t in altered_tasks(count)
         ]
@@ -187,7 +187,7 @@ def check_absent(harness: Harness) -> Finding:
         why = "the rule refuses batches in which a task is absent"
         raise Inapplicable(f"{why}: {describe_error(error)}") from error
     except Exception as error:  # whatever a rule may raise
-        return Finding(1, f"{describe_error(error)} with task 1 absent", first)
+        return Finding(1, f"{describe_error(error)} with task 0 absent", first)
 
     def run(weigh: Weigh, x: Instance) -> Outcome:
         every = range(len(x.rows))
@@ -213,7 +213,7 @@ def check_absent(harness: Harness) -> Finding:
         others = "" if draws else "; alone the others have {before}"
         said = []
         for missing in absences(count):
-            who = " and ".join(str(t + 1) for t in missing)
+            who = " and ".join(str(t) for t in missing)
             tasks = f"task{'s' * (len(missing) > 1)} {who}"
             said.append(f"weights are {{after}} with {tasks} absent{others}")
         return [*said[:-1], "weights are {after} with no task present"]

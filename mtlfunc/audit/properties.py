@@ -97,7 +97,7 @@ class Check(NamedTuple):
         """What was seen at a counterexample with T = count tasks."""
         said = self.sentences(count) if callable(self.sentences) else list(self.sentences)
         if "{task}" in said[0]:
-            said = [said[0].replace("{task}", str(t + 1)) for t in chosen_tasks(count)]
+            said = [said[0].replace("{task}", str(t)) for t in chosen_tasks(count)]
         numbers = {"before": vector(before), "after": vector(after)}
         return said[variant % len(said)].format(**numbers)
 
@@ -451,7 +451,7 @@ PROPERTIES = (
         "invariance to rescaling one task",
         rescale,
         lambda count: [
-            f"the direction turns from {{before}} to {{after}} when task {task + 1} is multiplied "
+            f"the direction turns from {{before}} to {{after}} when task {task} is multiplied "
             f"by {factor:g}"
             for task, factor in factors(count)
         ],
@@ -461,7 +461,7 @@ PROPERTIES = (
         "invariance to shifting a loss",
         shift,
         lambda count: [
-            f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
+            f"weights {{before}} become {{after}} when the loss of task {t} is {change}"
             for change in ("raised by 1", "lowered by 10")
             for t in chosen_tasks(count)
         ],

@@ -107,7 +107,7 @@ class Report(Printed):
 
     def _remarks(self) -> list[str]:
         failing = any(row.status == "fails" for row in self.rows)
-        said = "Counterexamples, the smallest found; rows are the tasks' gradients:"
+        said = "Counterexamples, the smallest found; rows are the tasks' gradients, counted from 0:"
         tried = [f"Not tried: {'; '.join(self.not_tried)}."] if self.not_tried else []
         return [*tried, *([said] if failing else [])]
 

@@ -70,7 +70,7 @@ def audit(
         ('holds', 'fails')
         >>> report["non-conflict"].literal
         'torch.tensor([[2.], [-1.]])'
-        >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # task 2, of gradient -1, rises
+        >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # task 1, of gradient -1, rises
         tensor([0.5000])
     """
     made, called = as_rule(rule), rule_name(rule)

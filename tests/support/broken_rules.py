@@ -353,7 +353,7 @@ BROKEN = {
         breaks_at_update(5), "valid weights", "weights are (nan) (at update 5)", 1
     ),
     "NaN for absent tasks": Broken(
-        nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 1 absent", 2
+        nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 0 absent", 2
     ),
     "a state that cannot be saved": Broken(
         unsaved_note(), "state round-trip", "the state holds a Note; only tensors"
@@ -461,7 +461,7 @@ BROKEN = {
         detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2
     ),
     "a jump": Broken(halves, "continuity", "the direction jumps from", 2),
-    "NaN swallowed": Broken(nan_dropped, "NaN", "although the gradient of task 1 is NaN", 2),
+    "NaN swallowed": Broken(nan_dropped, "NaN", "although the gradient of task 0 is NaN", 2),
     "negative weights": Broken(
         lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1
     ),
