@@ -343,12 +343,14 @@ def inner_products(
 def batched_product(
     left: Float[Tensor, "batch row width"], right: Float[Tensor, "batch width other"]
 ) -> Float[Tensor, "batch row other"]:
-    """left @ right; that of half precision is accumulated, and returned, in float32."""
-    if left.dtype not in HALF:
-        return torch.bmm(left, right)
-    if accumulates_wide(left, right):
+    """left @ right, a long one in blocks; of half precision summed, and returned, in float32."""
+    if left.dtype in HALF and accumulates_wide(left, right):
         return torch.bmm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+    if left.dtype in HALF:
+        return left.float() @ right.float()
+    if left.shape[2] < 2 * BLOCK:
+        return torch.bmm(left, right)
+    return torch.stack([inner_products(x, y) for x, y in zip(left, right.mT, strict=True)])
 
 
 def accumulates_wide(*factors: Tensor) -> bool:

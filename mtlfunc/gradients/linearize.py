@@ -225,8 +225,6 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
     losses, params = forward.losses, forward.params
     plan, chunk = Plan((), request.shared), request.chunk_size
-    if not depth():
-        _ = forward.graph  # for what it refuses
     if not request.shared:  # one pass of the weighted loss
         return _Route(plan, None, 1)
     one_pass = partial(_prefers_one_pass, forward, request, rows)
@@ -328,9 +326,9 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         sides = (passes, plan), (passes, plan)
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        # nothing is pulled back later
-        may = _is_apart(route) and (share is not None or not others)
-        may = may and request.last and not passes.backward.record
+        # each loss is differentiated alone, row by row, and nothing is pulled back later
+        may = route.loss_edges is not None and not plan.tapped and request.last
+        may = may and (share is not None or not others) and not passes.backward.record
         ending = KEPT  # a hook sees the tasks in their order
         if not forward.hooked:
             ending = forward.graph.ending(
@@ -357,11 +355,6 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
     return _Found(rows, gramian, head_grads, carried, final)
-
-
-def _is_apart(route: _Route) -> bool:
-    """Whether each separate loss is differentiated alone, row by row."""
-    return route.loss_edges is not None and not route.plan.tapped
 
 
 def _traced(forward: Traced, request: Request) -> Linearization:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.tree import BLOCK, HALF, batched_product, inner_products
+from ...core.tree import HALF, batched_product, inner_products
 from ...types import Metric
 from .uses import Use
 
@@ -491,7 +491,7 @@ def block_of(
     (tasks, samples, count), (others, partners, number) = (
         deltas.shape[:3] for _, deltas in (left, right)
     )
-    pairs = _product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
+    pairs = batched_product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
     weighed = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
     small = weighed.unflatten(4, (number, partners)).unflatten(2, (count, samples))
     small = small.sum((0, 2)) if len(y) * count > 1 else small[0, :, 0]  # one needs no sum
@@ -508,11 +508,4 @@ def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Inner products of the inputs at all pairs of positions [group, position, position]."""
     if group.uses[0].kind == "lookup":
         return (x[:, None] == y).to(dtype)[None]
-    return _product(x, y.mT)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right of three axes each, also of long sums; of half precision in float32."""
-    if left.dtype in HALF or left.shape[2] < 2 * BLOCK:
-        return batched_product(left, right)
-    return torch.stack([inner_products(x, y) for x, y in zip(left, right.mT, strict=True)])
+    return batched_product(x, y.mT)
