@@ -48,6 +48,8 @@ WHEN = {
     "GN-12": "the pull is asked for alone: that the best α is larger for unequal tasks stays open",
     "GN-18": "it is chosen whether 10 and 3.5 are deviations or variances, and how x is drawn",
     "GN-20": "smoothness is left out: the weights part early, and chatter",
+    "GN-28": "one way of being harder is meant: with noisy labels GradNorm's final loss is {noisy} "
+    "of equal weights', with a sharper target {sharper}",
     "X-01": "the pairs are convex; on the toy PCGrad stops short of the optimum",
     "X-06": "without momentum; with it the least change of the step is not shown to be enough",
     "X-07": "the polar factors are exact: Muon's own are five steps of an iteration, in bfloat16",

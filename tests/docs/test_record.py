@@ -218,3 +218,11 @@ def test_a_run_on_a_device_is_kept_with_its_name(tmp_path, monkeypatch):
     runs[tmp_path]["GN-21"] = there(2.0, "cpu")
     with pytest.raises(SystemExit, match="expected a run on one device"):
         verdicts.keep_device(tmp_path)
+
+
+def test_every_condition_is_said():
+    """Of a claim that holds only when."""
+    kept = json.loads(of_record.PATH.read_text())
+    conditional = [x for x in kept.values() if x["verdict"] == "holds only when"]
+    assert all(x["when"] for x in conditional)
+    assert len(conditional) > 40
