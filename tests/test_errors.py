@@ -457,6 +457,18 @@ CASES = {
         ValueError,
         r"rule: expected weights of shape \[2\] from update, got \[2, 2\]",
     ),
+    "complex weights": (
+        lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
+        ValueError,
+        "rule: expected real weights from update, got torch.complex",
+    ),
+    "a rule reads a name that nothing measures": (
+        lambda: mf.balance(
+            vector, mf.mean()._replace(reads=frozenset({"grammian"})), mf.jacobian()
+        ),
+        ValueError,
+        "a probe of your own that measures 'grammian'",
+    ),
     "reduction": (
         lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
         ValueError,

@@ -277,6 +277,10 @@ BAD = {
     "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
+    "steps that are not stacked": (
+        lambda ax: plot.weights(cast(Any, [mf.Info(*[torch.ones(2)] * 4, (), {})] * 2), ax),
+        r"record: expected one array of numbers, got a list.*stack the steps",
+    ),
     "portrait losses": (
         lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]),
         r"losses: expected numbers of shape \[2\]",
@@ -367,7 +371,8 @@ BAD = {
         lambda ax: plot.front(torch.ones(4, 3), ax),
         "ax: expected three-dimensional Axes",
     ),
-    "gap none": (lambda ax: plot.gap({}, ax), "curves: expected at least one"),
+    "gap none": (lambda ax: plot.gap({}, ax), "curves: expected a dict of .* got none"),
+    "gap of one": (lambda ax: plot.gap(cast(Any, [1.0]), ax), "curves: expected a dict.* got list"),
     "gap shape": (
         lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
         r"x of curves\['a'\]: expected numbers of shape",

@@ -243,5 +243,5 @@ def test_key_errors():
             key(bad)
     with pytest.raises(ValueError, match=r"key: expected a 0-d tensor, got shape \[2\]"):
         key(torch.arange(2))
-    with pytest.raises(ValueError, match="key: expected a seed that fits in 64 bits"):
+    with pytest.raises(ValueError, match="key: expected a seed from"):
         key(2**63)

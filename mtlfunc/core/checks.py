@@ -228,7 +228,7 @@ def check_params(params: Params) -> None:
         if leaf.dtype != like.dtype:
             raise ValueError(
                 f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
-                "module to one dtype (for mixed precision use autocast inside losses_fn)"
+                "module to one dtype (for mixed precision use autocast for the forward pass)"
             )
     refuse_meta(like, "params", "; call module.to_empty(device=...) and load or draw them first")
 
@@ -365,6 +365,8 @@ def check_weights(weights: Any, shape: Sequence[int]) -> None:
     if not isinstance(weights, Tensor) or weights.shape != shape:
         found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(f"rule: expected weights of shape {list(shape)} from update, got {found}")
+    if weights.is_complex():
+        raise ValueError(f"rule: expected real weights from update, got {weights.dtype}")
     check_finite(weights, "weights (the rule's answer)")
 
 

@@ -134,7 +134,8 @@ def probe_for(rule: Rule) -> str:
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
     strange = reads - {*_SOURCES, *LAST_LOSSES, "losses", "preference", "present"}
-    return f"one that measures {quoted(strange)}" if strange else made
+    own = f"a probe of your own that measures {quoted(strange)}, as none of mtlfunc's does"
+    return own if strange else made
 
 
 _SOURCES = {

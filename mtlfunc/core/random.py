@@ -52,7 +52,7 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Ten
     """A key from a seed.
 
     Args:
-        seed: an integer that fits in 64 bits, or a 0-d integer tensor, which may be batched.
+        seed: an integer from -2**63 to 2**63 - 1, or a 0-d integer tensor, which may be batched.
         device: of the key; None is the seed's, or the CPU.
 
     Returns:
@@ -60,7 +60,7 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Ten
 
     Raises:
         TypeError: for a seed that is not an integer.
-        ValueError: for a tensor with dimensions, or a number of more than 64 bits.
+        ValueError: for a tensor with dimensions, or a number out of that range.
 
     Examples:
         >>> int(key(3)) == int(key(torch.tensor(3)))
@@ -79,7 +79,7 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Ten
         raise TypeError(f"key: expected an integer seed, got {type(seed).__name__}")
     seed = int(seed)
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"key: expected a seed that fits in 64 bits, got {seed}")
+        raise ValueError(f"key: expected a seed from -2**63 to 2**63 - 1, got {seed}")
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 

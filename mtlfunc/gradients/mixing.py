@@ -75,7 +75,7 @@ def find_samples(
         known[place] = right[:1]
         if not right:
             raise ValueError(
-                "losses_fn: entry i of the losses has to depend on sample i alone, but the "
+                "losses: entry i of them has to depend on sample i alone, but the "
                 f"samples mix at {use.part.leaf} ({use.op}): train-mode batch norm, a loss that "
                 "compares samples, losses that are not in the order of the samples, or an axis "
                 f"there that counts something else, a multiple of {samples} samples long. Call "
@@ -87,7 +87,7 @@ def find_samples(
     enough = enough | torch.stack([still for _, still in shown]).all()
     if look and not bool(enough):
         raise ValueError(
-            "losses_fn: in float16 the gradients are too small to show which entries belong to "
+            "losses: in float16 the gradients are too small to show which entries belong to "
             "which sample: multiply the losses by a larger scale, or use bfloat16"
         )
     sound = [torch.stack([right for _, right in choices]).any() for choices in known.values()]

@@ -88,7 +88,13 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
     A shape holds sizes, None for any, a tuple of choices, "*" for an axis that may be missing.
     """
     given = value.detach().cpu().double() if isinstance(value, Tensor) else value
-    array = np.asarray(given, dtype=np.float64)
+    try:
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected one array of numbers, got a {type(value).__name__} that cannot be "
+            "one; stack the steps of a loop, as torch.stack([info.weights for info in infos])"
+        ) from error
     whole = [None if size == "*" else size for size in shape]
     forms = [[size for size in shape if size != "*"], whole]
 

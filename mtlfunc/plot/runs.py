@@ -349,8 +349,9 @@ def gap(
         >>> gap({"line-search": found}, Figure().add_subplot()).get_lines()[0].get_xdata().tolist()
         [1.0, 2.0, 4.0, 8.0]
     """
-    if not curves:
-        raise ValueError("curves: expected at least one, by name, got none")
+    if not isinstance(curves, Mapping) or not curves:
+        got = "none" if isinstance(curves, Mapping) else type(curves).__name__
+        raise ValueError(f"curves: expected a dict of at least one, by name, got {got}")
     if not 0 < band <= 1:
         raise ValueError(f"band: expected a share of the problems in (0, 1], got {band}")
     found = {name: _curve(curve, name) for name, curve in curves.items()}
