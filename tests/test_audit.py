@@ -343,6 +343,8 @@ def test_audit_refuses_what_cannot_be_a_rule():
     ):
         with pytest.raises(ValueError, match=message):
             unwrapped(mf.mean(), **arguments)
+    with pytest.raises(ValueError, match="extra: align reads 'target'; pass a function"):
+        unwrapped(mf.align(0.3))
 
 
 def test_extra_reaches_the_rule():

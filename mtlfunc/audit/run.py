@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..core.checks import check_count
-from ..core.expect import rule_name
+from ..core.expect import not_measured, quoted, rule_name
 from ..core.progress import progress_bar
 from ..rules.common import as_rule, required_arguments
 from ..testing.integers import trimmed
-from ..types import Rule
+from ..types import GRAMIANS, Rule
 from .contracts import CONTRACTS, VALID, Test
 from .harness import LONG, MANY, Extra, Finding, Harness, Inapplicable
 from .instances import SMALL
@@ -61,7 +61,8 @@ def audit(
 
     Raises:
         TypeError: for what cannot be a rule.
-        ValueError: for an unknown property, a tolerance outside (0, 1) or no instances.
+        ValueError: for an unknown property, a tolerance outside (0, 1), no instances, or what the
+            rule reads and `extra` does not measure.
 
     Examples:
         >>> import torch, mtlfunc as mf
@@ -82,6 +83,13 @@ def audit(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     check_count(instances, "instances")
+    one = torch.ones(1, 1, dtype=torch.float64)
+    measured = GRAMIANS.union(extra(one, one[0]) if extra else ())
+    if missing := not_measured(made, measured):
+        raise ValueError(
+            f"extra: {called} reads {quoted(missing)}; pass a function (jacobian [task, param], "
+            "losses [task]) -> dict that measures it"
+        )
     label = name or called
     wanted = [each for each in NAMES if each in only or not only]
     generator = torch.get_rng_state()
