@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from functools import partial
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -297,6 +298,19 @@ def test_weights_are_in_the_order_of_the_losses(net):
     assert torch.equal(again, weights[[2, 0, 1]])
     assert torch.equal(same.weights, weights)
     assert list(same.tasks) == list("abc")
+    moved, _ = balancer.weigh(MappingProxyType({name: first[name] for name in "bca"}))
+    assert torch.equal(moved, weights[[1, 2, 0]])
+
+
+def test_weights_are_in_the_order_of_the_first_batch(net):
+    """Of several."""
+    several = [dict(zip("abc", scalars(net(x), y), strict=True)) for x, y in batches(2)]
+    balancer = mf.Balancer(net, mf.modo(), mf.double_sampling("trunk.*"))
+    balancer.weigh(tuple(several))
+    expected = balancer.measure(tuple(several)).weights
+    other, _ = balancer.weigh(({name: several[0][name] for name in "cab"}, several[1]))
+    assert len(set(expected.tolist())) == 3
+    assert torch.equal(other, expected[[2, 0, 1]])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -243,8 +244,9 @@ class Balancer:
 
         Args:
             losses: a vector `[task]`, or a list, tuple or dict of scalars: means over samples.
-            present: Bool[task], the tasks that have labels in this batch; with `group=` how many
-                labels, `[task]`. None is all, and equal batches.
+            present: Bool[task], in the order of the first step's losses: the tasks that have labels
+                in this batch; with `group=` how many labels, `[task]`. None is all, and equal
+                batches.
             weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
                 ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
                 pass (one a part).
@@ -341,9 +343,9 @@ class Balancer:
             scale: see there.
 
         Returns:
-            weights `[task]`, in the order of these losses, and what was measured, in that of the
-            first step's. With `present` or `weightings` in several processes weights have a factor
-            for DistributedDataParallel's mean.
+            weights `[task]`, in the order of these losses, or of the first batch's, and what was
+            measured, in that of the first step's. With `present` or `weightings` in several
+            processes weights have a factor for DistributedDataParallel's mean.
         """
         if (options := row_options(self._probe)) is not None and options.mix is not None:
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
@@ -360,8 +362,9 @@ class Balancer:
             weights = weights * measured.part * run.union.size
         if weightings is not None:  # likewise, of a sum over the ranks
             weights = weights * run.union.size
-        if isinstance(losses, dict) and list(losses) != (names := list(info.tasks)):
-            weights = weights[[names.index(name) for name in losses]]
+        named = losses[0] if isinstance(losses, tuple | list) else losses
+        if isinstance(named, Mapping) and list(named) != (names := list(info.tasks)):
+            weights = weights[[names.index(name) for name in named]]
         return weights, info
 
     def measure(
