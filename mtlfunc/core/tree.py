@@ -394,7 +394,7 @@ def dot(
         pair = [_concatenate(rows, some) for rows in ((left,) if same else (left, right))]
         if wide != torch.float32 or any(x.dtype not in HALF for x in pair):
             pair = [x.to(wide) for x in pair]
-        part = columns([pair[-1]], lambda each, a=pair[0]: inner_products(a, each[0]))
+        part = columns([pair[-1]], lambda each, a=pair[0]: inner_products(a, each[0])).to(wide)
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total

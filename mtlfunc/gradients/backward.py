@@ -297,7 +297,7 @@ class Passes:
         wide = wide_of(self.backward.params, dtype)
         matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
         if matrix is not None and wide == matrix.dtype:
-            return gramian_of(matrix)
+            return gramian_of(matrix).to(wide)
         parts, fold = [], across is not None
         with recording(self.backward, (across or self).backward):
             names = [name for name in measured if name in left.rows]

@@ -472,7 +472,7 @@ def block_of(
             everywhere.
     """
     if form == "gemm":
-        return inner_products(left[0], right[0])
+        return inner_products(left[0], right[0]).to(dtype)
     # by the inner products of all pairs of positions, of one side with the other
     ids = group.uses[0].kind == "lookup"
     if len(left[0]) == len(right[0]) == 1:  # one entry
