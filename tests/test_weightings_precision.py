@@ -6,10 +6,12 @@ stood in for.
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import mtlfunc as mf
 from experiments.benchmarks.llama import Llama, Size
@@ -129,6 +131,38 @@ def test_rows_in_half_precision_are_multiplied_as_they_are(engine, device_path):
     wanted = exact @ exact.T
     assert info.gramian.dtype == torch.float32
     assert (info.gramian - wanted).norm() <= 1.1 * (looped @ looped.T - wanted).norm()
+
+
+def test_where_a_device_has_no_product_of_halves_to_float32(monkeypatch):
+    """As torch's bgemm says: on ROCm, and of float16 where its sums may be in float16."""
+
+    def wide(*dtypes):
+        factors = [SimpleNamespace(is_cuda=True, dtype=x, requires_grad=False) for x in dtypes]
+        return tree.accumulates_wide(*factors)
+
+    bfloat16, float16 = HALVES
+    assert wide(bfloat16, bfloat16)
+    assert wide(float16, float16)
+    assert not wide(bfloat16, float16)
+    with forward_ad.dual_level():
+        assert not wide(bfloat16, bfloat16)
+    switches = SimpleNamespace(matmul=SimpleNamespace(allow_fp16_accumulation=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends, "cuda", switches)
+        assert wide(bfloat16, bfloat16)
+        assert not wide(float16, float16)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not wide(bfloat16, bfloat16)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+@pytest.mark.parametrize("given", [torch.float32, *HALVES])
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
+def test_a_gramian_has_the_dtype_that_is_asked_for(dtype, given, engine):
+    net, x, _ = problem(given, 2)
+    with mf.Balancer(net, mf.mean(), gramian_dtype=dtype, engine=engine) as balancer:
+        losses = net(x).unflatten(0, (2, 4)).mean(1)
+    assert balancer.backward(losses).gramian.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", HALVES)

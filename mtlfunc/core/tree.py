@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..types import Factors, Params, Rows, Select
+from ._torch import forward_level
 from .checks import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_wrapped
 
@@ -343,7 +344,7 @@ def inner_products(
 def batched_product(
     left: Float[Tensor, "batch row width"], right: Float[Tensor, "batch width other"]
 ) -> Float[Tensor, "batch row other"]:
-    """left @ right, a long one in blocks; of half precision summed, and returned, in float32."""
+    """left @ right, a long one in blocks; of half precision in one sum, which is float32."""
     if left.dtype in HALF and accumulates_wide(left, right):
         return torch.bmm(left, right, out_dtype=torch.float32)
     if left.dtype in HALF:
@@ -354,10 +355,14 @@ def batched_product(
 
 
 def accumulates_wide(*factors: Tensor) -> bool:
-    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived, and
-    nothing compiles.
+    """Whether torch has a product of these halves to float32 here: on CUDA, but not on ROCm or with
+    sums in float16 allowed, where none is derived, and nothing compiles.
     """
-    if torch.compiler.is_compiling() or not all(x.is_cuda for x in factors) or depth():
+    if torch.compiler.is_compiling() or depth() or forward_level() >= 0:
+        return False
+    if torch.version.hip or not all(x.is_cuda and x.dtype == factors[0].dtype for x in factors):
+        return False
+    if factors[0].dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation:
         return False
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
 
