@@ -283,8 +283,7 @@ def linearize_slices(
     with recording(backward):
         if how.kept:
             rows = {each.group.name: each.rows(wide) for each in side.groups}
-            parts = [inner_products(x, x).to(wide) for x in rows.values()]
-            gramian = torch.stack(parts).sum(0)
+            gramian = torch.stack([inner_products(x, x) for x in rows.values()]).sum(0).to(wide)
             gramian = 0.5 * (gramian + gramian.mT)
         else:
             gramian = _gramian(side, side, dtype)
