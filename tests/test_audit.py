@@ -347,6 +347,19 @@ def test_audit_refuses_what_cannot_be_a_rule():
         unwrapped(mf.align(0.3))
 
 
+def test_what_the_rule_reads_is_asked_for_alone():
+    """Of several tasks, and no random number that it draws is missing afterwards."""
+
+    def extra(jacobian, losses):
+        torch.rand(3)
+        return {"target": jacobian @ (jacobian[0] + jacobian[1])}
+
+    before = torch.get_rng_state()
+    audit(mf.align(0.3), extra=extra, only=["NaN"], instances=4)
+    audit(mf.mean(), extra=lambda jacobian, losses: {}[0], only=["NaN"], instances=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_extra_reaches_the_rule():
     def update(geometry, state):
         return geometry.extra["risk"] / geometry.extra["risk"].sum(), state

@@ -83,17 +83,18 @@ def audit(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     check_count(instances, "instances")
-    one = torch.ones(1, 1, dtype=torch.float64)
-    measured = GRAMIANS.union(extra(one, one[0]) if extra else ())
-    if missing := not_measured(made, measured):
-        raise ValueError(
-            f"extra: {called} reads {quoted(missing)}; pass a function (jacobian [task, param], "
-            "losses [task]) -> dict that measures it"
-        )
     label = name or called
     wanted = [each for each in NAMES if each in only or not only]
-    generator = torch.get_rng_state()
+    generator, missing = torch.get_rng_state(), not_measured(made, GRAMIANS)
     try:
+        if missing and extra:
+            two = torch.eye(2, dtype=torch.float64)
+            missing = not_measured(made, GRAMIANS.union(extra(two, two[0] + 1)))
+        if missing:
+            raise ValueError(
+                f"extra: {called} reads {quoted(missing)}; pass a function (jacobian [task, "
+                "param], losses [task]) -> dict that measures it"
+            )
         harness = Harness(made, plain, extra, tolerance, instances, key)
         rows = make_rows(harness, wanted, label, instances)
     finally:
