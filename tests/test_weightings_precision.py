@@ -7,6 +7,7 @@ stood in for.
 import math
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def exact_rows(net, x, matrix):
     return rows_of(wide, matrix.double() @ wide(x).double())
 
 
-def balanced(net, x, matrix, engine="layerwise"):
+def balanced(net, x, matrix, engine: Any = "layerwise"):
     """A step whose calls are all known by now."""
     balancer = mf.Balancer(net, mf.mean(), engine=engine)
 
@@ -137,7 +138,7 @@ def test_where_a_device_has_no_product_of_halves_to_float32(monkeypatch):
     """As torch's bgemm says: on ROCm, and of float16 where its sums may be in float16."""
 
     def wide(*dtypes):
-        factors = [SimpleNamespace(is_cuda=True, dtype=x, requires_grad=False) for x in dtypes]
+        factors: Any = [SimpleNamespace(is_cuda=True, dtype=x, requires_grad=False) for x in dtypes]
         return tree.accumulates_wide(*factors)
 
     bfloat16, float16 = HALVES
