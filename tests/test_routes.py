@@ -282,6 +282,23 @@ def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
 
 
 @pytest.mark.parametrize(
+    ("case", "tasks", "together"),
+    # one pass over K: .82; .69; .80; 1.08 of plain steps
+    [("gpt", 2, True), ("lora", 2, True), ("convolutions", 4, True), ("convolutions", 2, False)],
+)
+def test_weightings_count_what_no_leaf_shows(case, tasks, together):
+    """Attention, frozen layers and activations are passed through once a pass."""
+    net, x = weightings.CASES[case].make()
+
+    def losses(params, x):
+        return functional_call(net, params, (x,))
+
+    matrix = torch.randn(tasks, len(x))
+    told = mf.explain_gramian(losses, mf.parameters(net), x, weightings=matrix, combined=True)
+    assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
+
+
+@pytest.mark.parametrize(
     ("width", "tasks", "count", "products"),
     # processor time of products over that of rows: 1.5, .5, 1.3, .4; 1.2, .6; .8, .1
     [

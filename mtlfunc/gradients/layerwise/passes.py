@@ -72,7 +72,7 @@ def prefers_one_pass(
         return True
     costs, many = _device(device), lanes()
     alone, together, largest = rows * many * numel * costs.row, costs.start, 0
-    for node, size in _outputs(graph):
+    for node, size in outputs_of(graph):
         slow = _is_slow(type(node).__name__)
         served = graph.reach[node].bit_count() if separate else rows
         single = costs.slow_node if slow else costs.node
@@ -93,7 +93,7 @@ def fits(
     """
     if lanes() * extra <= _device(device).little:
         return True
-    held = sum([size for _, size in _outputs(graph)]) + (1 + rows) * numel
+    held = sum([size for _, size in outputs_of(graph)]) + (1 + rows) * numel
     return extra <= (memory - 1.0) * held
 
 
@@ -101,7 +101,7 @@ def _device(name: str) -> Device:
     return DEVICES.get(name, DEVICES["cuda"])
 
 
-def _outputs(graph: Graph) -> list[tuple[Node, int]]:
+def outputs_of(graph: Graph) -> list[tuple[Node, int]]:
     """The nodes but for those of leaves, and how many numbers they have given."""
     return [(node, entries_of(node)) for node, pairs in graph.following.items() if pairs]
 

@@ -33,7 +33,7 @@ from .formulas import (
 from .graph import Graph
 from .nodes import facts_of
 from .owners import entry_layouts
-from .passes import MEMORY, fits, prefers_one_pass
+from .passes import MEMORY, fits, outputs_of, prefers_one_pass
 from .uses import Node, Use
 
 Engine = Literal["auto", "layerwise", "rows"]
@@ -395,10 +395,12 @@ def _price_weightings(
         work += combining
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
-    work += (passes + (tasks if left else 0)) * products
+    passes += tasks if left else 0
+    work += passes * products
     halves = plain and all(group.dtype in HALF for group, _ in tapped)
     work = (1.0 if halves else BY_SAMPLE) * work + GROUP * len(tapped)
-    worth = work < 2 * tasks * products + dots
+    numbers = sum([size for _, size in outputs_of(forward.graph)]) if device == "cpu" else 0
+    worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
     return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
 
 
@@ -407,6 +409,10 @@ FEW_TASKS = 4
 BY_SAMPLE = 1.8
 """Products by sample, mixed and summed in float64, against those of as many operations in a
 backward pass: networks of width 64 to 1,024, 128 samples, 2 to 16 weightings, one thread.
+"""
+PASSED = 50.0
+"""What a number of the graph costs a backward pass besides products with the leaves, on a CPU: a
+transformer of width 128, and the same whose adapters alone train.
 """
 GROUP = 1.6e7
 """What all the small operations of one leaf cost, in those of a product on a CPU."""
