@@ -268,6 +268,9 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
 # ---- all of them ----
 
 NAN = float("nan")
+ONES = torch.ones(2)
+STEP = mf.Info(ONES, ONES, ONES, ONES, (), {})
+
 BAD = {
     "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
     "portrait axes": (
@@ -278,7 +281,7 @@ BAD = {
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
     "steps that are not stacked": (
-        lambda ax: plot.weights(cast(Any, [mf.Info(*[torch.ones(2)] * 4, (), {})] * 2), ax),
+        lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax),
         r"record: expected one array of numbers, got a list.*stack the steps",
     ),
     "portrait losses": (

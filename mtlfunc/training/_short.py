@@ -47,7 +47,7 @@ def plain_options(probe: Probe) -> RowOptions | None:
         return RowOptions((), heads="weighted")
     options = row_options(probe)
     plain = options and options == RowOptions(options.shared, heads=options.heads)
-    return options if plain and options.heads != "weighted" else None
+    return options if options and plain and options.heads != "weighted" else None
 
 
 def row_options(probe: Probe) -> RowOptions | None:
