@@ -139,6 +139,11 @@ class Graph:
         return _have_saved_hooks(self.following)
 
     @cached_property
+    def outputs(self) -> list[tuple[Node, int]]:
+        """The nodes but for those of leaves, and how many numbers they have given."""
+        return [(node, entries_of(node)) for node, pairs in self.following.items() if pairs]
+
+    @cached_property
     def largest(self) -> int:
         """The root with most nodes, of those that share any the first."""
         return self.counts.index(max(self.counts))

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from ...core._torch import forward_level
 from ...core.checks import lanes
-from .graph import Graph, entries_of
+from .graph import Graph
 from .nodes import BEGINNINGS
-from .uses import Node
 
 
 class Device(NamedTuple):
@@ -72,7 +71,7 @@ def prefers_one_pass(
         return True
     costs, many = _device(device), lanes()
     alone, together, largest = rows * many * numel * costs.row, costs.start, 0
-    for node, size in outputs_of(graph):
+    for node, size in graph.outputs:
         slow = _is_slow(type(node).__name__)
         served = graph.reach[node].bit_count() if separate else rows
         single = costs.slow_node if slow else costs.node
@@ -93,17 +92,12 @@ def fits(
     """
     if lanes() * extra <= _device(device).little:
         return True
-    held = sum([size for _, size in outputs_of(graph)]) + (1 + rows) * numel
+    held = sum([size for _, size in graph.outputs]) + (1 + rows) * numel
     return extra <= (memory - 1.0) * held
 
 
 def _device(name: str) -> Device:
     return DEVICES.get(name, DEVICES["cuda"])
-
-
-def outputs_of(graph: Graph) -> list[tuple[Node, int]]:
-    """The nodes but for those of leaves, and how many numbers they have given."""
-    return [(node, entries_of(node)) for node, pairs in graph.following.items() if pairs]
 
 
 @lru_cache(512)

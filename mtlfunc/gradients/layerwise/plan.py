@@ -33,7 +33,7 @@ from .formulas import (
 from .graph import Graph
 from .nodes import facts_of
 from .owners import entry_layouts
-from .passes import MEMORY, fits, outputs_of, prefers_one_pass
+from .passes import MEMORY, fits, prefers_one_pass
 from .uses import Node, Use
 
 Engine = Literal["auto", "layerwise", "rows"]
@@ -399,7 +399,7 @@ def _price_weightings(
     work += passes * products
     halves = plain and all(group.dtype in HALF for group, _ in tapped)
     work = (1.0 if halves else BY_SAMPLE) * work + GROUP * len(tapped)
-    numbers = sum([size for _, size in outputs_of(forward.graph)]) if device == "cpu" else 0
+    numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
     worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
     return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
 
