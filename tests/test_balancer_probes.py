@@ -318,6 +318,20 @@ def test_an_optimizer_in_the_backward_pass_steps_on_each_gradient(net):
                 torch.testing.assert_close(leaf.detach(), moved, rtol=1e-12, atol=1e-14)
 
 
+def test_a_hook_that_removes_itself_is_called_once(net):
+    x, y = batch(0)
+    seen, (leaf, *_) = [], net.trunk.parameters()
+
+    def once(leaf):
+        seen.append(leaf.grad)
+        handle.remove()
+
+    handle = leaf.register_post_accumulate_grad_hook(once)
+    leaf.register_post_accumulate_grad_hook(lambda leaf: seen.append(leaf.grad))
+    mf.Balancer(net, mf.mgda(), TRUNK).backward(losses_of(net(x), y, "tuple"))
+    assert seen == [leaf.grad, leaf.grad]
+
+
 def test_a_parameter_frozen_after_the_forward_gets_no_gradient(net):
     x, y = batch(0)
     balancer = mf.Balancer(net, mf.mgda(), TRUNK)

@@ -243,6 +243,5 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = Fals
                     own = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
                     taken.add(memory.data_ptr())
                 leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
-            hooks: Any = leaf._post_accumulate_grad_hooks
-            for hook in (hooks or {}).values():
+            for hook in tuple((leaf._post_accumulate_grad_hooks or {}).values()):
                 hook(leaf)
