@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..core._torch import undefined_grad
+from ..core._torch import flatten, undefined_grad
 from ..core.tree import inner_products
 from ..types import Params, Rows
 from .layerwise import Ending, Place
@@ -33,10 +33,8 @@ def is_plain(params: Params) -> bool:
 _KIND = attrgetter("__class__", "dtype", "is_cpu", "is_leaf")
 
 
-_EXCHANGED = (
-    "params: the .data of a parameter got another shape after the forward pass; compute the losses "
-    "anew"
-)
+_SMALL = 1 << 20
+"""Entries of a matrix that may be held twice for a moment."""
 
 
 def row_matrix(
@@ -67,10 +65,11 @@ def row_matrix(
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
     width = sum([leaf.numel() for leaf in leaves])
-    matrix = leaves[0].new_empty(len(edges), width)
     one, nowhere = losses.new_ones(()), [None] * len(every)
     sums: dict[str, Tensor] = {}
-    into = matrix.unbind()
+    # small rows are stacked, in fewer calls; large ones are written where they stay
+    matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > _SMALL else None
+    rows = [one] * len(edges) if matrix is None else list(matrix.unbind())
     order = list(range(len(edges)))
     order.append(order.pop(ending.task))  # also where nothing is freed: the sums are the same
     last = next((task for task in reversed(order) if edges[task] is not None), None)
@@ -88,19 +87,25 @@ def row_matrix(
         else:
             keep = task != last or not ending.frees
             found = detached(run_backward(edge, cotangent, every, keep=keep))
-        parts = zip(leaves, found, strict=False)
-        row = [x.new_zeros(x.numel()) if grad is None else grad.flatten() for x, grad in parts]
-        if sum([x.numel() for x in row]) != width:  # `cat` would write elsewhere
-            raise RuntimeError(_EXCHANGED)
-        torch.cat(row, out=into[task])
+        pairs = zip(leaves, found, strict=False)
+        parts = [torch.zeros_like(x) if grad is None else grad for x, grad in pairs]
+        if sum([x.numel() for x in parts]) != width:  # `cat` would write elsewhere
+            raise RuntimeError(
+                "params: the .data of a parameter got another shape after the forward pass; "
+                "compute the losses anew"
+            )
+        if matrix is None:
+            rows[task] = flatten(parts)
+        else:
+            torch.cat([x.flatten() for x in parts], out=rows[task])
         for name, grad in zip(others, found[len(leaves) :], strict=True):
             if grad is not None:
                 sums[name] = sums[name] + grad if name in sums else grad
-        del found, row  # the next pass takes their memory
+        del found, parts  # the next pass takes their memory
     for name in others:
         if name not in sums:
             sums[name] = torch.zeros_like(params[name])
-    return matrix, sums
+    return torch.stack(rows) if matrix is None else matrix, sums
 
 
 def detached(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

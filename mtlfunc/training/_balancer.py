@@ -540,7 +540,7 @@ class Balancer:
             check_outside(forwards, leaves)
         forwards = tuple([self._looked_at(x, leaves, weightings) for x in forwards])
         # under fully_shard the graph ends in gathered weights
-        reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
+        reached = set(leaves) if by_hooks else set().union(*(x.graph.leaf_nodes for x in forwards))
         # a rank without labels takes part
         idle = union.several and present is not None and not bool(present.any())
         if not (reached or idle):

@@ -229,7 +229,8 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = Fals
     `fresh`: whether the gradients surely have no other holder; `apart`: nor an entry in common.
     """
     taken: set[int] = set()
-    with torch.no_grad():  # a decorator would make one more object a call
+    waits = [x.grad is not None or x._post_accumulate_grad_hooks for x in leaves.values()]
+    with torch.no_grad() if any(waits) else nullcontext():
         for name, leaf in leaves.items():
             # a view of nothing, with a count of changes of its own
             grad = grads[name].data if apart else grads[name].detach()

@@ -88,7 +88,7 @@ def measure_short(
     graph = read_graph(edges, leaves)
     if seen.take(graph, separate=True) or graph.has_custom_backward:
         return None
-    reached = graph.reached()
+    reached = list(graph.leaf_nodes)
     if not reached or foreign_parameters(graph, leaves):
         return None
     if asks(leaves, len(edges)):

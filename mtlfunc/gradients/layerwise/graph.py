@@ -98,14 +98,10 @@ class Graph:
                 found[name] = node
         return found
 
-    def reached(self) -> list[str]:
-        """The names of the leaves on which some root depends."""
-        return list(self.leaf_nodes)
-
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
-        return {key: node.variable for key, node in self._ends.items()}
+        return dict(zip(self._ends, map(_VARIABLE, self._ends.values()), strict=True))
 
     @cached_property
     def _ends(self) -> dict[int, Node]:
@@ -274,7 +270,7 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
                 following[edge.node] = ()
                 todo.append(edge.node)
         for node in todo:  # it grows while it is read
-            if node not in ends:
+            if not ends or node not in ends:
                 following[node] = pairs = node.next_functions
                 for child, _ in pairs:
                     if child not in following and child is not None:
