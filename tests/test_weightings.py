@@ -564,7 +564,7 @@ def test_refusals_of_a_balancer():
         balancer.backward(entries, weightings=matrix[:2])
 
 
-def test_samples_that_mix_are_refused():
+def test_samples_that_mix_are_refused_by_layers():
     """Or differentiated weighting by weighting, which is exact whatever they depend on."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3)).double()
@@ -579,6 +579,34 @@ def test_samples_that_mix_are_refused():
     _, jacobian = loop(losses, params, batch)
     found = mf.task_gramian(losses, params, batch, weightings=batch["A"], engine="layerwise")[1]
     close(found, jacobian @ jacobian.T)
+
+
+def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
+    """The first step finds it out, the next ones know."""
+    monkeypatch.setattr(plan, "_ROWS", set())
+    split, real = [], engine.split
+    monkeypatch.setattr(engine, "split", lambda *a, **k: split.append(0) or real(*a, **k))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 1))
+    net.double()
+    losses, x, matrix = errors(net), torch.randn(32, 64).double(), torch.randn(9, 32).double()
+    batch = {"x": x, "A": matrix}
+    _, jacobian = loop(losses, mf.parameters(net), batch)
+    for _ in range(2):
+        close(
+            mf.task_gramian(losses, mf.parameters(net), batch, weightings=matrix)[1],
+            jacobian @ jacobian.T,
+        )
+    assert (len(split), passes) == (1, [False, False])
+    balancer = mf.Balancer(net, mf.upgrad())
+    for _ in range(2):
+        net.zero_grad()
+        with balancer:
+            entries = net(x).square().sum(1)
+        info = balancer.backward(entries, weightings=matrix)
+        grads = [leaf.grad.flatten() for leaf in net.parameters() if leaf.grad is not None]
+        close(torch.cat(grads), info.weights @ jacobian)
+    assert len(split) == 2
 
 
 def test_a_leaf_in_no_known_call_is_differentiated_a_row_a_task(passes):

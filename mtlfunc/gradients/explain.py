@@ -147,15 +147,9 @@ def explain_gramian(
     parse = parse_samples if samples else parse_losses if weightings is None else parse_weighed
     if weightings is not None:
         expect_weightings(weightings)
+    apart = not samples and weightings is None
     with without_trace(params), torch.no_grad():
-        forward = run(
-            losses_fn,
-            params,
-            batch,
-            watch=True,
-            parse=parse,
-            separable=not samples and weightings is None,
-        )
+        forward = run(losses_fn, params, batch, watch=True, parse=parse, separable=apart)
     if weightings is not None:
         keep = "combination" if combined else "nothing"
         return _explain_weightings(
@@ -249,7 +243,7 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     groups = [group for group, _ in plan.tapped if group.leaf in names]
     tried, check = (parts := shape[1:].numel()), "; the graph proves that samples do not mix"
     if where is None:
-        tried, check = 2 * parts, ", and as many to check that samples do not mix"
+        tried, check = 2 * parts, ", and as many to check that samples do not mix, else one a task"
     once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
     if worth and is_worth_weighing(forward.params, tasks):

@@ -180,12 +180,8 @@ def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor
         )
         plans = left_route.plan, right_route.plan
         one, other = (common_plan(plan, [signature(each) for each in plans]) for plan in plans)
-        return gramian_in_chunks(
-            ((left, one), (right, other)),
-            request.measured,
-            request.chunk_size,
-            request.gramian_dtype,
-        )
+        sides, dtype = ((left, one), (right, other)), request.gramian_dtype
+        return gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
 
 
 class _Route(NamedTuple):
@@ -285,14 +281,8 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
 
 def _prefers_one_pass(forward: Forward, request: Request, rows: int) -> bool:
     numel = sum([forward.params[name].numel() for name in request.shared])
-    return prefers_one_pass(
-        forward.graph,
-        rows,
-        numel,
-        forward.value.device.type,
-        separate=forward.edges is not None,
-        memory=request.memory,
-    )
+    graph, device, separate = forward.graph, forward.value.device.type, forward.edges is not None
+    return prefers_one_pass(graph, rows, numel, device, separate=separate, memory=request.memory)
 
 
 class _Found(NamedTuple):

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from .layerwise import Choices, Layout, Use, layouts
 
+
+class SamplesMix(ValueError):
+    """The samples of one pass are not apart, or nothing shows that they are."""
+
+
 Probe = tuple[Tensor, list[Tensor]]
 """The samples' shares [sample], and for every use the deltas that came of them [task, *shape]."""
 
@@ -74,7 +79,7 @@ def find_samples(
         right = tuple((layout, right) for layout, right in known[place] if bool(right))
         known[place] = right[:1]
         if not right:
-            raise ValueError(
+            raise SamplesMix(
                 "losses: entry i of them has to depend on sample i alone, but the "
                 f"samples mix at {use.part.leaf} ({use.op}): train-mode batch norm, a loss that "
                 "compares samples, losses that are not in the order of the samples, or an axis "
@@ -86,7 +91,7 @@ def find_samples(
     enough = torch.stack([any_shown for any_shown, _ in shown]).any()
     enough = enough | torch.stack([still for _, still in shown]).all()
     if look and not bool(enough):
-        raise ValueError(
+        raise SamplesMix(
             "losses: in float16 the gradients are too small to show which entries belong to "
             "which sample: multiply the losses by a larger scale, or use bfloat16"
         )

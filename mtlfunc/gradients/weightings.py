@@ -31,6 +31,7 @@ from .layerwise import (
     widest,
 )
 from .linearize import Linearization, Request
+from .mixing import SamplesMix
 from .run import Forward
 
 ROUNDING = 8.0
@@ -39,7 +40,7 @@ ROUNDING = 8.0
 
 def linearize_weightings(forward: Forward, request: Request) -> Linearization | None:
     """One backward pass for all tasks; None if one per task is cheaper, or the samples are not
-    found: nothing was seen of the forward pass, or hooks may sit on its derivatives.
+    found: nothing was seen of the forward pass, hooks may sit on its derivatives, or samples mix.
 
     Args:
         forward: of losses of samples.
@@ -70,7 +71,13 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         last = request.last and not (record or how.plan.rows)
         frees = last and how.where is not None and shape.numel() == samples
         look = values_readable(forward.params, value)
-        side, _ = split(backward, forward.graph, value, samples, how, look=look, keep=not frees)
+        try:
+            side, _ = split(backward, forward.graph, value, samples, how, look=look, keep=not frees)
+        except SamplesMix:
+            if key is None:
+                raise
+            remember_rows(key)  # one pass per task is right whatever the losses depend on
+            return None
         for right in side.sound:  # where samples mix unseen, nothing that is found is right
             matrix = torch.where(right, matrix, torch.nan)
         found = _Weighings(side, forward, request, how.kept, matrix, preference).linearization()

@@ -157,8 +157,8 @@ def jacobian(
     Raises:
         TypeError: for a function that cannot be called as it will be.
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
-            or `weightings` with either; weightings that do not fit the losses, or samples that mix;
-            a target loss that is not 0-d, or depends on no measured parameter;
+            or `weightings` with either; weightings that do not fit the losses; "layerwise" where
+            samples mix; a target loss that is not 0-d, or depends on no measured parameter;
             `heads="weighted"` with `param_groups` (whose weights?); at `init`, for a glob that
             matches nothing, a task that depends on no shared parameter, a group without parameters,
             a shared parameter in two groups or in none. A warning where `shared` holds a leaf that
