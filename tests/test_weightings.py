@@ -587,8 +587,8 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     split, real = [], engine.split
     monkeypatch.setattr(engine, "split", lambda *a, **k: split.append(0) or real(*a, **k))
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 1))
-    net.double()
+    norm = nn.BatchNorm1d(256, track_running_stats=False)
+    net = nn.Sequential(nn.Linear(64, 256), norm, nn.ReLU(), nn.Linear(256, 1)).double()
     losses, x, matrix = errors(net), torch.randn(32, 64).double(), torch.randn(9, 32).double()
     batch = {"x": x, "A": matrix}
     _, jacobian = loop(losses, mf.parameters(net), batch)
@@ -607,6 +607,9 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
         grads = [leaf.grad.flatten() for leaf in net.parameters() if leaf.grad is not None]
         close(torch.cat(grads), info.weights @ jacobian)
     assert len(split) == 2
+    scaled = torch.stack([matrix, 2 * matrix])
+    gramians = vmap(lambda a: mf.task_gramian(losses, mf.parameters(net), batch, weightings=a)[1])
+    close(gramians(scaled)[1], 4 * jacobian @ jacobian.T)
 
 
 def test_a_leaf_in_no_known_call_is_differentiated_a_row_a_task(passes):

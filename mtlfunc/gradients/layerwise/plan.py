@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ...core.checks import values_readable
 from ...core.tree import HALF
 from ...types import Metric, Params
 from .broadcast import over_samples
@@ -339,13 +340,12 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     samples, parts = shape[0], shape[1:].numel()
     if samples == 1:
         return None
-    graph, params = forward.graph, forward.params
+    graph, params, forced = forward.graph, forward.params, request.engine == "layerwise"
     groups = groups_of(forward.uses, params, tuple(params), graph)
 
     def planned(passes: int) -> EntryPlan:
         found = _price_weightings(groups, forward, request, shape, passes)
-        worth = found.worth or request.engine == "layerwise"
-        return found._replace(worth=worth and bool(groups))
+        return found._replace(worth=(forced or found.worth) and bool(groups))
 
     if request.weightings <= FEW_TASKS and not (found := planned(parts)).worth:
         return found
@@ -354,7 +354,11 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     if not found.worth:
         return found
     where = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
-    return found._replace(where=where) if where else planned(2 * parts)
+    if where:
+        return found._replace(where=where)
+    # one pass a task is right also where values cannot show that samples are apart
+    shown = forced or values_readable(params, forward.value)
+    return planned(2 * parts) if shown else found._replace(worth=False)
 
 
 def _price_weightings(
