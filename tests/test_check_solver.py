@@ -15,7 +15,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
-from mtlfunc.testing._check_solver import draw, sizes_of
+from mtlfunc.testing._check_solver import SIZES, draw
 from mtlfunc.testing._judge import judge
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
@@ -160,8 +160,8 @@ def test_dual_weights_in_place_of_the_direction_are_recognised():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_size_is_drawn(kind, tasks):
     """Each with every family, those beyond 8 with some of them; and the families in turn."""
-    drawn = list(draw(kind, sizes_of(tasks)))
     low, high = tasks or (1, 8)
+    drawn = list(draw(kind, tuple(range(low, high + 1)) if tasks else SIZES))
     found = {len(each.rows) for each in drawn}
     assert found == {*range(low, high + 1)} | (set() if tasks else {12, 20})
     families = {t: {each.family for each in drawn if len(each.rows) == t} for t in found}
@@ -212,7 +212,7 @@ def test_most_draws_have_several_tasks(ends):
 
 def test_a_refusal_is_no_answer_and_is_said():
     report = testing.check_solver(solvers.faces(), ["min_norm"])
-    refused = sum(len(each.rows) > 6 for each in draw("min_norm", sizes_of(None)))
+    refused = sum(len(each.rows) > 6 for each in draw("min_norm", SIZES))
     assert report.sound
     assert refused == sum(row.refused for row in report.rows) > 0
     assert f"min_norm: no answer to {refused} problems of 7, 8, 12 and 20 tasks" in str(report)
@@ -306,6 +306,57 @@ def test_claims_are_tried_only_if_made():
     assert report.claims["vmap"] == ""
     assert "torch.func.grad gives a slope of 0" in report.claims["grad"]
     assert "not claimed, not tried" in str(testing.check_solver(constant, **quick))
+
+
+def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems():
+    exact = solvers.active_set()
+
+    def branches_at_two(problem):
+        assert len(problem.gramian) != 2 or bool(problem.gramian[0, 1].isfinite())
+        return exact(problem)
+
+    def branches_on_the_radius(problem):
+        if isinstance(problem, solvers.CAGrad) and bool(problem.c == 0):
+            return problem.preference
+        return exact(problem)
+
+    def mixes(problem):
+        if (
+            not isinstance(problem, solvers.DualCone)
+            or torch.func.debug_unwrap(problem.weights) is problem.weights
+        ):
+            return exact(problem)
+        together = torch.func.debug_unwrap(problem.weights)
+        return exact(solvers.dual_cone(problem.gramian, together[0]))
+
+    def slopes(problem):
+        weights = exact(problem).weights
+        uneven = isinstance(problem, solvers.CAGrad) and problem.preference.unique().numel() > 1
+        wrong = len(weights) > 3 or uneven
+        return weights + (weights - weights.detach()) if wrong else weights
+
+    def claimed(solver, claim, kind):
+        report = testing.check_solver(solver, [kind], tasks=(1, 8), claims=[claim])
+        assert not any(row.failures for row in report.rows)
+        return report.claims[claim]
+
+    assert "(at T = 2)" in claimed(branches_at_two, "vmap", "min_norm")
+    assert "it raises RuntimeError" in claimed(branches_on_the_radius, "vmap", "cagrad")
+    assert "weights [" in claimed(mixes, "vmap", "dual_cone")
+    assert 'testing.jacobian("gaussian", 5, 0) torch' in claimed(slopes, "grad", "min_norm")
+    assert "preference [0.3333" in claimed(slopes, "grad", "cagrad")
+
+
+def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
+    def iterates(problem):
+        if isinstance(problem, solvers.CAGrad):
+            [*problem.gramian.diagonal().squeeze()]
+        return solvers.active_set()(problem)
+
+    report = testing.check_solver(iterates, tasks=(1, 3))
+    assert not report.sound
+    assert not report.not_taken
+    assert "iteration over a 0-d tensor" in report.counterexamples["cagrad"].detail
 
 
 def test_answers_that_do_not_repeat_are_reported():
@@ -402,6 +453,12 @@ def test_agree_where_weights_tie_and_not_where_one_is_wrong():
         testing.assert_agree(exact, uniform, problem)
 
 
+def test_a_refusal_does_not_agree():
+    problem = solvers.min_norm(torch.eye(7, dtype=F64))
+    with pytest.raises(AssertionError, match="one: raises ValueError: faces: 7 tasks"):
+        testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
+
+
 # ---- strategies ----------------------------------------------------------------------------------
 
 
@@ -438,6 +495,11 @@ def test_strategies_and_families_say_what_is_wrong():
         testing.jacobians(families=["nobody"])
     with pytest.raises(ValueError, match="tasks: expected"):
         testing.gramians(tasks=(0, 2))
+    for tasks in (3, (1, 2, 3), (2.0, 3)):
+        with pytest.raises(ValueError, match=r"tasks: expected \(least, most\)"):
+            testing.jacobians(tasks=tasks)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=r"tasks: expected \(least, most\)"):
+            testing.check_solver(uniform, tasks=tasks)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="kind='mgda'"):
         testing.problems("mgda")
     with pytest.raises(ValueError, match="width: expected a whole number >= 1, got 0"):

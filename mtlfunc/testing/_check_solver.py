@@ -16,7 +16,7 @@ from ._judge import CLAIMS, AnySolver, Verdict, judge
 from ._report import Counterexample, SolverReport, SolverRow, in_words
 from .families import FAMILIES, jacobian
 from .integers import integers, pick, trimmed
-from .strategies import KINDS, VARIANTS, pose
+from .strategies import KINDS, VARIANTS, pose, whole_range
 
 INTEGERS = "small integers"
 FEW = 12
@@ -25,11 +25,14 @@ FEW = 12
 DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
 """Of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients."""
 
+CLAIMED = (1, 2, 3, 5)
+"""Numbers of tasks at which claims are tried, moved into a stated range."""
+
 ALL = 8
 """Up to so many tasks every number is drawn with every family, beyond with a few in turn."""
 
-ABOVE = (12, 20)
-"""Numbers of tasks above 8 that are drawn if no range is stated."""
+SIZES = (*range(1, ALL + 1), 12, 20)
+"""Numbers of tasks that are drawn if no range is stated."""
 
 
 class Instance(NamedTuple):
@@ -66,7 +69,7 @@ def check_solver(
         solver: from a problem to a `Solution`, or to weights `[task]` alone. Problems have
             float64 Gramians.
         problems: kinds of problems, of `"min_norm"`, `"cagrad"` and `"dual_cone"`; None is all that
-            it takes: a kind that it refuses by TypeError is then reported, and no failure.
+            it takes: a kind that it always refuses by TypeError is then reported, and no failure.
         tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6, which
             is also about what a Gramian in float64 can tell near Pareto-stationary points.
         claims: `"vmap"`: batches also give certified answers; `"grad"`: first derivatives of the
@@ -107,9 +110,8 @@ def check_solver(
         check_option(claim, "claims", tuple(CLAIMS))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
-    if tasks is not None and not 1 <= tasks[0] <= tasks[1]:
-        raise ValueError(f"tasks: expected (least, most) with 1 <= least <= most, got {tasks}")
-    sizes = sizes_of(tasks)
+    sizes = SIZES if tasks is None else tuple(whole_range(tasks, "tasks"))
+    counts = sorted({min(max(count, sizes[0]), sizes[-1]) for count in CLAIMED})
     rows: list[SolverRow] = []
     examples: dict[str, Counterexample] = {}
     not_taken: dict[str, str] = {}
@@ -117,13 +119,11 @@ def check_solver(
     said = dict.fromkeys(claims, "")
     label = name or rule_name(solver, "solver")
     for kind in dict.fromkeys(problems or KINDS):
-        drawn = list(draw(kind, sizes))
-        first = judge(solver, drawn[0].problem(kind), tolerance).wrong
-        if problems is None and first.startswith("raises TypeError"):
-            not_taken[kind] = first
-            continue
-        bar = progress_bar(drawn, desc=f"{label}, {kind}", delay=3)
+        bar = progress_bar(list(draw(kind, sizes)), desc=f"{label}, {kind}", delay=3)
         found = [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
+        if problems is None and all(x.wrong.startswith("raises TypeError") for _, x in found):
+            not_taken[kind] = found[0][1].wrong
+            continue
         rows += rows_of(kind, found)
         refused = [(len(each.rows), x.refused) for each, x in found if x.refused]
         if refused:
@@ -133,27 +133,20 @@ def check_solver(
         if failing:
             examples[kind] = counterexample(solver, kind, tolerance, failing)
         for claim in said:
-            ends = sizes[0], sizes[-1]
-            said[claim] = said[claim] or CLAIMS[claim](solver, kind, tolerance, ends)
+            said[claim] = said[claim] or CLAIMS[claim](solver, kind, tolerance, counts)
     return SolverReport(label, tolerance, sizes, tuple(rows), examples, not_taken, unanswered, said)
-
-
-def sizes_of(tasks: tuple[int, int] | None) -> tuple[int, ...]:
-    """The numbers of tasks that are drawn."""
-    return (*range(1, 9), *ABOVE) if tasks is None else tuple(range(tasks[0], tasks[1] + 1))
 
 
 def draw(kind: str, sizes: tuple[int, ...]) -> Iterator[Instance]:
     """All instances, the smallest first; CAGrad's radii and the cone's weights take turns."""
     number = 0
-    for count in (1, 2, 3):
-        if count in sizes:
-            for rows in pick(integers(count), FEW):
-                yield Instance(INTEGERS, trimmed(rows), 0, number % VARIANTS[kind])
-                number += 1
-            nothing = torch.zeros(count, 1, dtype=torch.float64)
-            for variant in range(VARIANTS[kind]):
-                yield Instance(INTEGERS, nothing, 0, variant)
+    for count in sorted({1, 2, 3}.intersection(sizes)):
+        for rows in pick(integers(count), FEW):
+            yield Instance(INTEGERS, trimmed(rows), 0, number % VARIANTS[kind])
+            number += 1
+        nothing = torch.zeros(count, 1, dtype=torch.float64)
+        for variant in range(VARIANTS[kind]):
+            yield Instance(INTEGERS, nothing, 0, variant)
     left = set(sizes)
     for i, (wanted, exponent) in enumerate(DRAWS):
         count = sizes[-1] if wanted == 8 else min(max(wanted, sizes[0]), sizes[-1])

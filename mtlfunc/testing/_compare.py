@@ -105,11 +105,9 @@ def compare(
     else:
         several = list(solvers)
         names = [rule_name(solve, "solver") for solve in several]
-        found = {}
-        for i, (name, solve) in enumerate(zip(names, several, strict=True)):
-            found[name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"] = (
-                solve
-            )
+        numbered = [f"{x} {names[: i + 1].count(x)}" for i, x in enumerate(names)]
+        labels = [y if names.count(x) > 1 else x for x, y in zip(names, numbered, strict=True)]
+        found = dict(zip(labels, several, strict=True))
     rows = [_row(name, solve, problem) for name, solve in found.items()]
     return Comparison(problem, tuple(rows))
 

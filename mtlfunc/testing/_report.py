@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -153,9 +154,7 @@ class SolverReport(Printed):
 
     @property
     def title(self) -> str:
-        tried, failed = (
-            sum(getattr(row, field) for row in self.rows) for field in ("instances", "failures")
-        )
+        tried, failed = sum(x.instances for x in self.rows), sum(x.failures for x in self.rows)
         found = f"wrong at {failed:,} of {tried:,} problems" if failed else f"{tried:,} problems"
         verdict = "sound" if self.sound else "not sound"
         return f"{self.solver} is {verdict}: {found}, {in_words(self.tasks)} tasks, float64"
@@ -166,11 +165,8 @@ class SolverReport(Printed):
         said += [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
         said += [f"{kind}: no answer to {what}" for kind, what in self.unanswered.items()]
         for claim in CLAIMS:
-            state = self.claims.get(claim)
-            said.append(
-                f"{claim}: "
-                + ("not claimed, not tried" if state is None else state or "holds as claimed")
-            )
+            wrong = self.claims.get(claim, "not claimed, not tried")
+            said.append(f"{claim}: {wrong or 'holds as claimed'}")
         return said
 
     def _lines(self) -> list[list[str]]:
@@ -196,17 +192,11 @@ class SolverReport(Printed):
 
 def in_words(sizes: Sequence[int]) -> str:
     """Ascending numbers; three and more in a row by their ends."""
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and size == runs[-1][-1] + 1:
-            runs[-1].append(size)
-        else:
-            runs.append([size])
-    said = [
-        part
-        for run in runs
-        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
-    ]
+    said: list[str] = []
+    # numbers in a row are as far from their places as the first of them
+    for _, places in groupby(enumerate(sizes), lambda place: place[1] - place[0]):
+        run = [size for _, size in places]
+        said += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run)
     return " and ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
 
 

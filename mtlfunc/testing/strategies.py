@@ -68,12 +68,10 @@ def jacobians(
 
     for name in families:
         check_option(name, "families", tuple(FAMILIES))
-    for name, ends in (("tasks", tasks), ("width", width or (1, 1))):
-        if not 1 <= ends[0] <= ends[1]:
-            raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
+    whole_range(width or (1, 1), "width")
 
     # hypothesis draws the least of a range half of the time: a single task shows nothing
-    sizes = [n for n in range(tasks[0], tasks[1] + 1) for _ in range(1 if n == 1 else 3)]
+    sizes = [n for n in whole_range(tasks, "tasks") for _ in range(1 if n == 1 else 3)]
 
     return st.builds(
         lambda family, count, seed, exponent, columns: jacobian(
@@ -149,14 +147,20 @@ def problems(
         ...     testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
         >>> test_faces()
     """
-    expect_installed("hypothesis", what="the strategies of mtlfunc.testing")
-    from hypothesis import strategies as st
-
     check_option(kind, "kind", KINDS)
     rows = jacobians(tasks, width, families=families, exponents=exponents)
+    from hypothesis import strategies as st
 
     variants = st.integers(0, VARIANTS[kind] - 1)
     return st.builds(lambda rows, variant: pose(kind, rows, variant), rows, variants)
+
+
+def whole_range(ends: Any, name: str) -> range:
+    """All numbers from the least to the largest, both at least 1, or an error with the name."""
+    pair = isinstance(ends, Sequence) and [isinstance(x, int) for x in ends] == [True, True]
+    if not pair or not 1 <= ends[0] <= ends[1]:
+        raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
+    return range(ends[0], ends[1] + 1)
 
 
 VARIANTS = {"min_norm": 1, "cagrad": 5, "dual_cone": 4}
