@@ -572,7 +572,7 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
         (["mtlfunc:cagrad(-1)"], 2, "c: expected a finite number >= 0"),
         (["mtlfunc:cagrad(torch)"], 2, "name 'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "cagrad makes rules and needs arguments"),
-        (["mtlfunc:mean", "--only", "beauty"], 2, "only: expected a list of names"),
+        (["mtlfunc:mean", "--only", "beauty"], 2, "--only: invalid choice: 'beauty'"),
     ],
 )
 def test_main_in_this_process(arguments, status, text, capsys):

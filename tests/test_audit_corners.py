@@ -369,3 +369,47 @@ def test_html_into_a_missing_folder_is_an_error_before_the_audit(tmp_path, capsy
         assert "--html" in out.err
         assert text in out.err
         assert not out.out  # no table
+
+
+def test_a_gramian_that_is_read_at_conflicts_alone_is_tried_with_nan():
+    """Of two tasks with a softmin of cosines no weights depend on the Gramian."""
+
+    def weights(gramian):
+        length = gramian.diagonal().sqrt()
+        found = torch.softmax(-(gramian / length[:, None] / length).mean(-1), -1)
+        return torch.where(gramian[0, -1] < -0.2 * length[0] * length[-1], found, 1 / len(found))
+
+    row = mf.audit(weights, only=["NaN"])["NaN"]
+    assert row.status == "fails"
+    assert "although the gradient of task" in row.detail
+
+
+def test_numbers_that_differ_are_not_written_alike():
+    nearly = mf.audit(lambda g: torch.full_like(g[0], (1 + 1e-5) / len(g)), only=["T = 1"])
+    assert "is 1.00001" in nearly["T = 1"].detail
+
+    def absolute(gramian):
+        length = gramian.diagonal().sqrt() + 1e-8
+        return length / length.sum()
+
+    report = mf.audit(absolute, only=["positive homogeneity"], instances=50)
+    before, after = report["positive homogeneity"].detail.split(" become ")
+    assert before.removeprefix("weights ") != after.split(" when ")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["mtlfunc:mean", "--claims", "vmap"], "--claims: there is no such option of a rule"),
+        (["mtlfunc:mean", "--tasks", "2", "3"], "--tasks: there is no such option of a rule"),
+        (
+            ["--solver", "mtlfunc.solvers:active_set", "--require", "non-conflict"],
+            "--require: there is no such option of a solver",
+        ),
+    ],
+)
+def test_command_refuses_options_that_it_would_not_read(arguments, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert option in capsys.readouterr().err

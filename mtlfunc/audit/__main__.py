@@ -6,16 +6,16 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
 from ..rules.common import required_arguments
-from ..testing import SolverReport, check_solver
+from ..testing import check_solver
 from ..testing._judge import describe_error
 from ..testing.strategies import KINDS
-from .report import Report
 from .run import NAMES, audit
 
 EPILOG = """\
@@ -34,6 +34,8 @@ With --solver: 0 if every answer is certified and every claim holds, else 1; 2 a
 What a rule does (the upper block) is for its author to judge: the mean of the gradients conflicts,
 and that is no defect.
 """
+
+OPTIONS = {"rule": ("only", "require", "instances"), "solver": ("problems", "claims", "tasks")}
 
 
 def load(spec: str) -> Any:
@@ -61,20 +63,20 @@ def _parser() -> argparse.ArgumentParser:
         "solver is wrong, with the smallest counterexamples.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    names: Any = {"nargs": "+", "default": (), "metavar": "PROPERTY"}
+    names: Any = {"nargs": "+", "metavar": "PROPERTY", "choices": NAMES}
     add("rule", nargs="?", help="module:rule: a Rule, a factory of one, or f(gramian[, losses])")
     add("--solver", metavar="MODULE:SOLVER", help="check a solver by its certificates instead")
     add("--problems", nargs="+", choices=KINDS, help="of a solver: which; default: all it takes")
-    claims: Any = {"nargs": "+", "choices": ("vmap", "grad"), "default": ()}
-    add("--claims", help="of a solver: what it says that it can do", **claims)
+    can = "of a solver: what it says that it can do"
+    add("--claims", nargs="+", choices=("vmap", "grad"), help=can)
     ends: Any = {"nargs": 2, "type": int, "metavar": ("LEAST", "MOST")}
     add("--tasks", help="of a solver: numbers of tasks (default: 1 to 8, 12 and 20)", **ends)
     add("--only", help="test these properties only; quote names with spaces", **names)
     add("--require", help="exit with 1 unless these hold, too", **names)
-    number = "the most integer Jacobians for each T of 1, 2, 3 (default 400)"
-    add("--instances", type=int, default=400, help=number)
+    add("--instances", type=int, help="integer Jacobians for T = 1, 2 and 3 each (default 400)")
     share = "relative; larger for a rule with an iterative solver inside (default 1e-5; 1e-6)"
     add("--tolerance", type=float, help=share)
     add("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
@@ -84,58 +86,39 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = _parser()
-    options = parser.parse_args(argv)
-    if (options.rule is None) == (options.solver is None):
+    options = vars(parser.parse_args(argv))  # those that are not left out
+    if ("rule" in options) == ("solver" in options):
         parser.error("expected either module:rule or --solver module:solver")
-    unknown = ", ".join(repr(name) for name in options.require if name not in NAMES)
-    if unknown:
-        parser.error(f"--require: expected names among {', '.join(NAMES)}; got {unknown}")
-    if options.html and (unwritable := _unwritable(options.html)):  # now rather than later
+    kind, other = ("solver", "rule") if "solver" in options else ("rule", "solver")
+    for option in sorted(options.keys() & OPTIONS[other]):
+        parser.error(f"--{option}: there is no such option of a {kind}")
+    spec, html, required = options.pop(kind), options.pop("html", None), options.pop("require", ())
+    if html and (unwritable := _unwritable(html)):  # now rather than later
         parser.error(f"--html: {unwritable}")
-    spec = options.solver or options.rule
     try:
-        report = (examine_solver if options.solver else examine_rule)(options)
+        report = examine(kind, spec, required, options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     print(report)
-    if options.html:
+    if html:
         head = f'<!doctype html><meta charset="utf-8"><title>{escape(spec)}</title>'
         try:
-            write_whole(options.html, f"{head}{report._repr_html_()}\n")
+            write_whole(html, f"{head}{report._repr_html_()}\n")
         except OSError as error:
-            parser.error(f"--html: {options.html} cannot be written: {error.strerror}")
-    holds = isinstance(report, SolverReport) or all(
-        report[name].status == "holds" for name in options.require
-    )
+            parser.error(f"--html: {html} cannot be written: {error.strerror}")
+    holds = all(report[name].status == "holds" for name in required)
     return 0 if report.sound and holds else 1
 
 
-def examine_rule(options: argparse.Namespace) -> Report:
-    """The audit of the rule that is named on the command line."""
-    more = [name for name in options.require if options.only and name not in options.only]
-    return audit(
-        load(options.rule),
-        only=[*options.only, *more],
-        instances=options.instances,
-        tolerance=1e-5 if options.tolerance is None else options.tolerance,
-        name=options.rule.partition(":")[2],
-    )
-
-
-def examine_solver(options: argparse.Namespace) -> SolverReport:
-    """The check of the solver that is named there; a function without arguments makes one."""
-    found: Any = load(options.solver)
-    if callable(found) and required_arguments(found) == 0:
-        made: Any = found()
-        found = made
-    return check_solver(
-        found,
-        options.problems,
-        1e-6 if options.tolerance is None else options.tolerance,
-        claims=options.claims,
-        tasks=None if options.tasks is None else tuple(options.tasks),
-        name=options.solver.partition(":")[2],
-    )
+def examine(kind: str, spec: str, required: Collection[str], options: dict[str, Any]) -> Any:
+    """The report of what is named; a function without arguments makes a rule, or a solver."""
+    found, name = load(spec), spec.partition(":")[2]
+    if kind == "solver":
+        factory = callable(found) and required_arguments(found) == 0
+        return check_solver(found() if factory else found, name=name, **options)
+    if "only" in options:
+        options |= {"only": [*options["only"], *required]}
+    return audit(found, name=name, **options)
 
 
 def _unwritable(path: Path) -> str:

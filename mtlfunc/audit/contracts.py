@@ -33,6 +33,7 @@ from .properties import (
     outcomes,
     perturbation,
     size,
+    told_apart,
     vector,
     weigh_all,
 )
@@ -461,10 +462,8 @@ def check_batching(harness: Harness) -> Finding:
                     far = compare(x, x.rows, found[i])[0].nan_to_num(torch.inf)
                     if bool((far > SAME).any()):
                         how = "nested vmaps" if nested else f"vmap over {len(found)} instances"
-                        seen = (
-                            f"weights are {vector(found[i][0])} under {how}, "
-                            f"{vector(loop[i][0])} in a loop (key {i})"
-                        )
+                        mapped, looped = told_apart(found[i][0], loop[i][0])
+                        seen = f"weights are {mapped} under {how}, {looped} in a loop (key {i})"
                         return Finding(tested, seen, cases.at(i))
         tested += len(keys)
     harness.vmapped = tested > 0

@@ -201,7 +201,8 @@ class Harness:
         self.updates: int = 1
         with quiet():
             for count in (2, 3):
-                rows = integers(count)[[2, 5, 9, 14]]
+                drawn = instances.generic("gaussian", count, 4)
+                rows = torch.cat([widened(integers(count)[[2, 5, 9, 14]], count + 2), drawn])
                 level, falling = instances.patterns(count, UPDATES, True)
                 first = attempt(self.start, level[0])
                 self.updates = UPDATES if tree_leaves(first) else self.updates
@@ -213,10 +214,9 @@ class Harness:
                 if known:
                     continue
                 low = [level.index_fill(-1, torch.tensor(t), -1.0) for t in range(count)]
-                tried = [attempt(self.weigh, rows[0], losses) for losses in low]
-                self.reads_losses |= not same(tried, plain[:1] * count)
-                fallen = [attempt(self.weigh, each, falling) for each in rows]
-                self.reads_losses |= not same(fallen, plain)
+                for losses in (*low, falling):
+                    tried = [attempt(self.weigh, each, losses) for each in rows]
+                    self.reads_losses |= not same(tried, plain)
 
     # ---- instances -------------------------------------------------------------------------------
 

@@ -98,8 +98,8 @@ class Check(NamedTuple):
         said = self.sentences(count) if callable(self.sentences) else list(self.sentences)
         if "{task}" in said[0]:
             said = [said[0].replace("{task}", str(t)) for t in chosen_tasks(count)]
-        numbers = {"before": vector(before), "after": vector(after)}
-        return said[variant % len(said)].format(**numbers)
+        before_it, after_it = told_apart(before, after)
+        return said[variant % len(said)].format(before=before_it, after=after_it)
 
 
 def spent(rows: Tensor, weights: Tensor) -> Tensor:
@@ -169,9 +169,15 @@ def chosen_tasks(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def vector(x: Tensor) -> str:
-    """Numbers in parentheses, four digits each; of more than twelve the first four and the last."""
-    numbers = [f"{0.0 if abs(v) < 1e-12 else v:.4g}" for v in x.flatten().tolist()]
+def told_apart(*two: Tensor) -> list[str]:
+    """Two vectors, in more than four digits if they would read the same and are not."""
+    written = [[vector(x, digits) for x in two] for digits in (4, 8, 17)]
+    return next((texts for texts in written if texts[0] != texts[1]), written[0])
+
+
+def vector(x: Tensor, digits: int = 4) -> str:
+    """Numbers in parentheses; of more than twelve the first four and the last."""
+    numbers = [f"{0.0 if abs(v) < 1e-12 else v:.{digits}g}" for v in x.flatten().tolist()]
     numbers = [*numbers[:4], "…", numbers[-1]] if len(numbers) > 12 else numbers
     return numbers[0] if x.ndim == 0 else f"({', '.join(numbers)})"
 
@@ -401,9 +407,7 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
         return (weights(t) * mark).sum()
 
     def along(f: Callable[[Tensor], Tensor], places: Tensor) -> list[Tensor]:
-        return list(
-            (vmap(f)(places) if inside_transform() else torch.stack([*map(f, places)])).unbind(0)
-        )
+        return [*vmap(f)(places)] if inside_transform() else [*map(f, places)]
 
     here = x.weights
     slope = grad(total)
@@ -433,7 +437,7 @@ PROPERTIES = (
         permute,
         lambda count: [
             "the direction is {before}, but {after} with the tasks in the order "
-            + ", ".join(str(i + 1) for i in order)
+            + ", ".join(map(str, order))
             for order in orders(count)
         ],
         tasks=SEVERAL,

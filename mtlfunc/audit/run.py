@@ -50,7 +50,7 @@ def audit(
             compared. A rule with an iterative solver inside may need more.
         extra: `(jacobian, losses) -> dict`, for rules that read `geometry.extra`.
         name: of the rule in the table; None is its function's.
-        key: draws two numbers of tasks, one up to 12 and one beyond, next to T = 1 to 5 and 128;
+        key: draws two numbers of tasks, one up to 12 and one beyond, next to T = 1 to 8 and 128;
             another key tests others.
 
     Returns:

@@ -392,7 +392,7 @@ BROKEN = {
     "the first task preferred": Broken(
         lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g), -1),
         "permutation equivariance",
-        "order 2, 1",
+        "order 1, 0",
         2,
     ),
     "raises": Broken(raises, "valid weights", "raises RuntimeError: no good", 1),
