@@ -123,6 +123,36 @@ def test_weights_of_a_rollout():
     assert labels(panel) == ["near", "far"]
 
 
+def test_weights_of_named_tasks_have_their_names():
+    step = mf.descend(
+        lambda p, batch: {"near": (p["x"] - 1) ** 2, "far": 4 * (p["x"] + 1) ** 2},
+        mf.mgda(),
+        mf.jacobian(),
+        mf.sgd(0.01),
+    )
+    _, info = mf.rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
+    panel = plot.weights(info, axes())
+    assert labels(panel) == ["near", "far"]
+    assert labels(plot.weights(info, axes(), names=["a", "b"])) == ["a", "b"]
+    panel.figure.canvas.draw()
+    assert all(float(tick).is_integer() for tick in panel.get_xticks())
+
+
+@pytest.mark.parametrize("tasks", [8, 30])
+def test_weights_of_many_tasks_leave_room_for_the_lines(tasks):
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = plot.weights(torch.softmax(rows(0, 20, tasks), -1), figure.add_subplot())
+    figure.canvas.draw()
+    legend = panel.get_legend()
+    assert legend is not None
+    box, inside = legend.get_window_extent(), panel.get_window_extent()
+    assert box.x0 >= inside.x1
+    assert box.y0 >= 0
+    assert inside.width > 0.5 * figure.bbox.width
+    assert inside.height > 0.8 * figure.bbox.height
+
+
 @pytest.mark.parametrize("record", [torch.ones(1, 2), rows(4, 5, 1, 2)])
 def test_weights_of_one_step_are_seen(record):
     """A mark a task, and over seeds a bar each: a line or an area of one step has no ink."""

@@ -1,6 +1,6 @@
 """Cosines over time: what is drawn are means and quantiles of cosines computed from gradients."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -151,3 +151,14 @@ def test_what_it_refuses():
     info = step.update(params, (), step.init(params, ()))[2]
     with pytest.raises(ValueError, match="no Gramian was measured"):
         cosines_over_time(info, axes())
+
+
+def test_titles_of_many_pairs_do_not_overlap():
+    jacobian = rows(0, 5, 13, 4)
+    panel = cosines_over_time(jacobian @ jacobian.mT, axes())
+    canvas = FigureCanvasAgg(panel.figure)  # pyright: ignore[reportArgumentType]
+    canvas.draw()
+    boxes = [label.get_window_extent() for label in panel.get_yticklabels()]
+    ordered = sorted((box.y0, box.y1) for box in boxes)
+    assert len(ordered) == 78
+    assert all(low[1] <= high[0] for low, high in pairwise(ordered))

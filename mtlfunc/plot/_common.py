@@ -120,9 +120,7 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
 
 
 def _size(size: int | tuple[int, ...] | None) -> str:
-    if isinstance(size, tuple):
-        return " or ".join(map(str, size))
-    return "n" if size is None else str(size)
+    return " or ".join(map(str, size)) if isinstance(size, tuple) else str(size or "n")
 
 
 def losses_of(losses: Array | None, count: int) -> Tensor:
@@ -142,10 +140,8 @@ def names_of(names: Sequence[str] | None, count: int, stem: str = "task") -> lis
 
 def rules_of(rules: AnyRule | Mapping[str, AnyRule] | None) -> dict[str, AnyRule]:
     """Rules by name."""
-    if rules is None:
-        return {}
-    if isinstance(rules, Mapping):
-        return dict(rules)
+    if rules is None or isinstance(rules, Mapping):
+        return dict(rules or {})
     return {"rule" if isinstance(rules, Rule) else getattr(rules, "__name__", "rule"): rules}
 
 

@@ -461,9 +461,8 @@ def _draw_plane(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray)
         panel.add_patch(Polygon(wedge, label="no loss rises", **style))
     style = {"facecolor": "0.5", "alpha": 0.3, "edgecolor": "0.4", "zorder": 2}
     panel.add_patch(Polygon(hull(rows)[0], label="convex hull", **style))
-    zero = np.zeros(len(rows))
     arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "color": "0.2", "width": 0.01}
-    panel.quiver(zero, zero, *rows.T, **arrows, zorder=3)
+    panel.quiver(*np.zeros_like(rows).T, *rows.T, **arrows, zorder=3)
 
 
 def _draw_solid(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -479,8 +478,8 @@ def _draw_solid(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray)
         panel.add_collection3d(Poly3DCollection(faces, **style))
     style = {"facecolor": "0.5", "alpha": 0.35, "edgecolor": "0.4", "linewidth": 0.8}
     panel.add_collection3d(Poly3DCollection(hull(rows), label="convex hull", **style))
-    zero = np.zeros(len(rows))
-    panel.quiver(zero, zero, zero, *rows.T, color="0.2", arrow_length_ratio=0.1, linewidth=1.5)
+    tails = np.zeros_like(rows).T
+    panel.quiver(*tails, *rows.T, color="0.2", arrow_length_ratio=0.1, linewidth=1.5)
 
 
 # ---- heatmap -----------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def weights(
             pass `record.weights.movedim(0, 1)`.
         ax: None is the current Axes.
         steps: `[step]`, where they were recorded; None is 0, 1, 2, …
-        names: of the tasks.
+        names: of the tasks; None takes those of a recorded dict of losses.
         band: share of the seeds, in (0, 1], between the band's lower and upper quantile; 1 is all
             of them.
         ylabel: say what it is if you draw losses or rates.
@@ -64,6 +64,8 @@ def weights(
                 f"record: weights of {record.weights.shape[-2]} groups of parameters; draw those "
                 "of one, record.weights[..., g, :]"
             )
+        if record.weights.shape == record.losses.shape:  # not of rows that mix tasks
+            names = names or list(map(str, record.tasks)) or None
         record = record.weights
     values = array_of(record, "record", ("*", None, None))
     if not 0 < band <= 1:
@@ -83,8 +85,11 @@ def weights(
                 panel.vlines(x, low, high, color=line.get_color(), alpha=0.4)
             else:
                 panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    panel.xaxis.get_major_locator().set_params(integer=steps is None)
     panel.set(xlabel="step", ylabel=ylabel, **({"xticks": x} if count == 1 else {"xmargin": 0}))
-    panel.legend(frameon=False)
+    # of many lines beside the Axes, in columns of fifteen
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(names) // 15)}
+    panel.legend(frameon=False, **beside if len(names) > len(COLOURS) else {})
     return panel
 
 
@@ -206,7 +211,7 @@ def _strips(panel: Any, edges: np.ndarray, pairs: Pairs, kwargs: dict[str, Any])
     image = panel.pcolormesh(edges, np.arange(count + 1), mean, **look | kwargs)
     panel.set_facecolor("0.75")
     panel.hlines(np.arange(1, count), *edges[[0, -1]], color="white", linewidth=0.8)
-    size = {"fontsize": "xx-small" if count > 21 else "small" if count > 10 else "medium"}
+    size = {"fontsize": 10.0 if count <= 10 else 8.3 if count <= 21 else min(5.8, 230 / count)}
     panel.set_yticks(np.arange(count) + 0.5, [title for title, _ in pairs], **size)
     panel.tick_params(axis="y", length=0)
     panel.set(ylim=(count, 0), ylabel="pair, share in conflict")
