@@ -273,6 +273,17 @@ def test_what_it_refuses():
         mf.diagnostics.conflicts  # noqa: B018  # pyright: ignore
 
 
+def test_a_level_counts_in_all_its_digits():
+    """In float32, 1 - 1e-9 is 1."""
+    gramian = gramian_of(drawn(0, 30))
+    high = {level: diagnostics.conflict(gramian, TASKS, level=level) for level in (0.99, 1 - 1e-9)}
+    assert (high[1 - 1e-9].high > high[0.99].high).all()
+    assert high[1 - 1e-9].high.isfinite().all()
+    found, state = diagnostics.running_conflict(None, gramian, TASKS, level=0.95)
+    expected = torch.sqrt(2 * 1.1 / 0.1 * state.variance * math.log(math.sqrt(1.1) / 0.05))
+    torch.testing.assert_close(found.high - found.inner, expected, rtol=1e-12, atol=0)
+
+
 def test_in_a_log():
     losses = {name: torch.tensor(1.0) for name in ("near", "far", "up")}
     info = mf.Info(torch.ones(3), torch.eye(3), torch.ones(3) / 3, torch.ones(3) / 3, (), losses)

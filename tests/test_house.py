@@ -47,11 +47,11 @@ LINES = {
     **{"training": 3423, "probes": 2320},  # together 3,500
     **{"rules": 4486, "solvers": 3143},  # together 7,000
     **{"core": 3064, "processes": 798, "": 797},  # together 2,900
-    "analysis": 1165,  # aim 950
+    "analysis": 1164,  # aim 950
     **{"plot": 1305, "studies": 2458, "audit": 2150, "testing": 1731},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_007, "laboratory": 7_644}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 26_006, "laboratory": 7_644}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

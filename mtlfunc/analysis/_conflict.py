@@ -64,9 +64,9 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
         >>> round(found.inner[0, 1].item(), 2), found.verdict.tolist()
         (-3.47, [[1, -1], [-1, 1]])
     """
-    sums, spread = _sums(gramian, tasks, level)
+    sums, spread, level = _sums(gramian, tasks, level)
     count = len(gramian) // tasks
-    quantile = _student(level, count - 1, sums.inner)
+    quantile = _student(level, count - 1)
     # Var U = (4/B)(ζ₁ + ζ₂/2B), of which the jackknife sees (4/B)(ζ₁ + ζ₂/B)
     linear = (count * sums.variance / 4 - spread / count).clamp_min(0)
     square = (sums.inner / quantile).square()
@@ -123,7 +123,7 @@ def running_conflict(
         >>> found.verdict[0, 1].item(), int(state.steps)
         (-1, 3)
     """
-    sums, _ = _sums(gramian, tasks, level)
+    sums, _, level = _sums(gramian, tasks, level)
     count = sums.samples
     if not isinstance(state, ConflictSums | None):
         raise TypeError(f"state: expected None or the last call's, got {type(state).__name__}")
@@ -136,9 +136,8 @@ def running_conflict(
         sums = ConflictSums(*(old + new for old, new in zip(state, sums, strict=True)))
     time = sums.steps.to(sums.inner)
     grown = 1 + _RHO2 * time
-    alpha = 1 - torch.as_tensor(level).to(sums.inner)
     half = root(sums.variance / time)
-    half = half * (2 * grown / (time.square() * _RHO2) * (grown.sqrt() / alpha).log()).sqrt()
+    half = half * (2 * grown / (time.square() * _RHO2) * (grown.sqrt() / (1 - level)).log()).sqrt()
     needed = time * count * (half / (sums.inner / time)).square()
     return _judge(gramian, level, sums, half, needed), sums
 
@@ -147,8 +146,8 @@ _RHO2 = 0.1
 """Where the sequence is tightest: at about 1/ρ² · 10 steps."""
 
 
-def _sums(gramian: Tensor, tasks: int, level: Scalar) -> tuple[ConflictSums, Tensor]:
-    """Of one step, in float64; and ζ₂ `[task, task]`, the variance of one K_bc."""
+def _sums(gramian: Tensor, tasks: int, level: Scalar) -> tuple[ConflictSums, Tensor, Tensor]:
+    """Of one step, in float64; ζ₂ `[task, task]`, the variance of one K_bc; and the level, too."""
     check_gramian(gramian, symmetric=True)
     check_scalar(level, "level", positive=True, below=1.0)
     blocks = by_samples(gramian, tasks, least=3).double()
@@ -163,7 +162,8 @@ def _sums(gramian: Tensor, tasks: int, level: Scalar) -> tuple[ConflictSums, Ten
     spread = blocks.square().sum((-2, -1)) / (count * (count - 1)) - inner.square()
     one = torch.ones((), dtype=torch.int64, device=gramian.device)
     sums = ConflictSums(one, count * one, inner, terms.sum(-1), terms.square().sum(-1))
-    return sums, spread.clamp_min(0)
+    exact = torch.as_tensor(level, dtype=inner.dtype, device=inner.device)
+    return sums, spread.clamp_min(0), exact
 
 
 LEAST = 6
@@ -172,12 +172,12 @@ in a hundred; with one strong sample among them there are one or two.
 """
 
 
-def _rare(level: Scalar, steps: Tensor, samples: Tensor) -> Tensor:
+def _rare(level: Tensor, steps: Tensor, samples: Tensor) -> Tensor:
     """The share p of samples of which no step has two, with a probability of 1 - level, if steps
     have equal numbers of samples: by bisection, (1 - p)^(B - 1)·(1 + (B - 1)p) being the chance.
     """
     others = samples / steps - 1
-    wanted = (1 - torch.as_tensor(level).to(others)).log() / steps
+    wanted = (1 - level).log() / steps
     low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     for _ in range(40):
         p = (low + high) / 2
@@ -186,16 +186,16 @@ def _rare(level: Scalar, steps: Tensor, samples: Tensor) -> Tensor:
     return high
 
 
-def _student(level: Scalar, freedom: int, like: Tensor) -> Tensor:
+def _student(level: Tensor, freedom: int) -> Tensor:
     """Student's quantile of a two-sided interval, by Cornish and Fisher's expansion."""
-    z = torch.special.ndtri((1 + torch.as_tensor(level).to(like)) / 2)
+    z = torch.special.ndtri((1 + level) / 2)
     first = (z**3 + z) / (4 * freedom)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return z + first + second + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
 
 
 def _judge(
-    gramian: Tensor, level: Scalar, sums: ConflictSums, half: Tensor, needed: Tensor
+    gramian: Tensor, level: Tensor, sums: ConflictSums, half: Tensor, needed: Tensor
 ) -> Conflict:
     time = sums.steps.to(sums.inner)
     inner, rare = sums.inner / time, _rare(level, time, sums.samples.to(sums.inner))
@@ -206,8 +206,7 @@ def _judge(
     low, high = inner - half, inner + half
     verdict = (low > 0).to(torch.int8) - (high < 0).to(torch.int8)
     verdict = verdict * (effective >= LEAST)
-    square = inner.diagonal()
-    length = root(square)
+    length = root(inner.diagonal())
     seen = low.diagonal() > 0
     cosine = (inner / length[:, None] / length).clamp(-1, 1)
     cosine = cosine.where(seen[:, None] & seen, torch.nan)
