@@ -350,7 +350,7 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
 def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
     def iterates(problem):
         if isinstance(problem, solvers.CAGrad):
-            [*problem.gramian.diagonal().squeeze()]
+            list(problem.gramian.diagonal().squeeze())
         return solvers.active_set()(problem)
 
     report = testing.check_solver(iterates, tasks=(1, 3))

@@ -114,8 +114,8 @@ def examine(kind: str, spec: str, required: Collection[str], options: dict[str, 
     """The report of what is named; a function without arguments makes a rule, or a solver."""
     found, name = load(spec), spec.partition(":")[2]
     if kind == "solver":
-        factory = callable(found) and required_arguments(found) == 0
-        return check_solver(found() if factory else found, name=name, **options)
+        solver: Any = found() if callable(found) and required_arguments(found) == 0 else found
+        return check_solver(solver, name=name, **options)
     if "only" in options:
         options |= {"only": [*options["only"], *required]}
     return audit(found, name=name, **options)
