@@ -607,7 +607,7 @@ def test_solvers_side_by_side():
         assert (row.gap, row.relative_gap) == (float(proof.gap), float(proof.relative_gap))
         torch.testing.assert_close(row.rates, problem.gramian @ row.weights)
         assert row.seconds > 0
-    assert table["broken"].error == "RuntimeError: no memory"
+    assert table["broken"].error == "raises RuntimeError: no memory"
     assert "no memory" in str(table)
     assert "<table>" in table._repr_html_()
     assert len(table.records()) == 4
@@ -617,6 +617,30 @@ def test_solvers_side_by_side():
     assert [row.solver for row in twice.rows] == ["frank_wolfe 1", "frank_wolfe 2"]
     every = solvers.compare(solvers.dual_cone(J @ J.mT, torch.ones(3, dtype=F64)))
     assert not any(row.error for row in every.rows)
+
+
+def test_a_comparison_keeps_its_problem_and_says_what_is_no_answer():
+    problem = solvers.min_norm(torch.tensor([[1.0, 0.5], [0.5, 4.0]], dtype=F64))
+    given = {"changes": changes_its_problem, "nothing": lambda problem: None}
+    table = solvers.compare(problem, given | {"exact": solvers.active_set()})
+    assert problem.gramian[0, 0] == 1
+    torch.testing.assert_close(table["exact"].weights, torch.tensor([0.875, 0.125], dtype=F64))
+    assert table["nothing"].error.startswith("expected a Solution or a tensor of weights [2]")
+    with pytest.raises(TypeError, match="solvers: expected several, got faces"):
+        solvers.compare(problem, solvers.faces())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_failing_problem_is_printed_as_calls(capsys):
+    @settings(max_examples=20, database=None, deadline=None)
+    @given(testing.problems("min_norm", tasks=(2, 3), families=["gaussian"]))
+    def never(problem):
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as failed:
+        never()
+    said = "".join(failed.value.__notes__)
+    assert "pose(" in said
+    assert "jacobian('gaussian', 2, 0, scale=1.0, width=1)" in said
 
 
 def test_gaps_of_a_comparison_are_drawn():

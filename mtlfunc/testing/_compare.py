@@ -13,8 +13,9 @@ from torch import Tensor
 from ..core.expect import rule_name
 from ..solvers import active_set, certify, faces, frank_wolfe, projected_gradient
 from ..solvers.problems import DualCone, Problem, check_problem
-from ..types import Solution, Solver
+from ..types import Solver
 from ._cvx import cvx
+from ._judge import describe_error, weights_of
 from ._report import Printed, find_row
 
 SHORTEST = 0.02
@@ -55,8 +56,9 @@ class Comparison(Printed):
     def _lines(self) -> list[list[str]]:
         """Of many tasks the lowest rate alone."""
         few = len(self.problem.gramian) <= 4
-        head = ["solver", "relative gap", "infeasible", "rates" if few else "lowest rate", "time"]
-        lines = [head]
+        lines = [
+            ["solver", "relative gap", "infeasible", "rates" if few else "lowest rate", "time"]
+        ]
         for row in self.rows:
             rates = row.rates.tolist() if few else [float(row.rates.amin())]
             numbers = [f"{row.relative_gap:.1e}", f"{abs(row.infeasibility):.1e}"]
@@ -86,7 +88,7 @@ def compare(
         wall-clock time of this machine. A solver that raises has the error in its row.
 
     Raises:
-        TypeError: for anything but a problem.
+        TypeError: for anything but a problem, or but several solvers.
 
     Examples:
         >>> import mtlfunc as mf
@@ -98,11 +100,12 @@ def compare(
         True
     """
     check_problem(problem)
-    if solvers is None:
-        found: dict[Any, Any] = dict(_all_that_take(problem))
-    elif isinstance(solvers, Mapping):
-        found = dict(solvers)
+    solvers = _all_that_take(problem) if solvers is None else solvers
+    if isinstance(solvers, Mapping):
+        found: dict[Any, Any] = dict(solvers)
     else:
+        if not isinstance(solvers, Iterable):
+            raise TypeError(f"solvers: expected several, got {rule_name(solvers, 'a function')}")
         several = list(solvers)
         names = [rule_name(solve, "solver") for solve in several]
         numbered = [f"{x} {names[: i + 1].count(x)}" for i, x in enumerate(names)]
@@ -125,17 +128,17 @@ def _all_that_take(problem: Problem) -> dict[str, Solver]:
 
 def _row(name: str, solve: Any, problem: Problem) -> Compared:
     nan, seconds = problem.gramian[0] * torch.nan, []
+    given = type(problem)(*(x.clone() for x in problem))  # should it write into them
     try:
-        answer = solve(problem)  # kernels are compiled and programs made at the first call
+        answer = solve(given)  # kernels are compiled and programs made at the first call
         while not seconds or (sum(seconds) < SHORTEST and len(seconds) < 100):
             start = time.perf_counter()
-            answer = solve(problem)
+            answer = solve(given)
             seconds.append(time.perf_counter() - start)
-        weights = (answer.weights if isinstance(answer, Solution) else answer).detach()
+        weights = weights_of(problem, answer).detach()
         proof = certify(problem, weights)
     except Exception as error:  # whatever a solver may raise
-        text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        return Compared(name, nan, nan, *[float("nan")] * 4, error=text)
+        return Compared(name, nan, nan, *[float("nan")] * 4, error=describe_error(error))
     numbers = map(float, (proof.gap, proof.relative_gap, proof.infeasibility))
     middle = sorted(seconds)[len(seconds) // 2]
     return Compared(name, weights, problem.gramian @ weights, *numbers, seconds=middle)

@@ -172,10 +172,8 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     error = float(certified_error(problem, weights))
     if error > tolerance:
         return Verdict(error, explain(problem, weights, error, tolerance), weights)
-    if isinstance(answer, Solution):
-        untrue = contradiction(problem, answer, tolerance)
-        if untrue:
-            return Verdict(float("inf"), untrue, weights)
+    if isinstance(answer, Solution) and (untrue := contradiction(problem, answer, tolerance)):
+        return Verdict(float("inf"), untrue, weights)
     return Verdict(error, "", weights)
 
 
@@ -305,9 +303,8 @@ def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
 
 def called(family: str, count: int, seed: int, problem: Problem) -> str:
     """A problem on a family's Gramian in words."""
-    given = zip(problem._fields[1:], problem[1:], strict=True)
-    numbers = (f", {name} {value.tolist()}" for name, value in given)
-    return f'testing.jacobian("{family}", {count}, {seed})' + "".join(numbers)
+    given = [f", {name} {x.tolist()}" for name, x in problem._asdict().items() if name != "gramian"]
+    return f'testing.jacobian("{family}", {count}, {seed})' + "".join(given)
 
 
 def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:
