@@ -73,8 +73,8 @@ def check_solver(
         tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6, which
             is also about what a Gramian in float64 can tell near Pareto-stationary points.
         claims: `"vmap"`: batches also give certified answers; `"grad"`: first derivatives of the
-            weights are difference quotients of the exact answer. Only what is claimed is tried, at 1,
-            2, 3 and 5 tasks.
+            weights are difference quotients of the exact answer. Only what is claimed is tried, at
+            1, 2, 3 and 5 tasks.
         tasks: the least and largest number of tasks; every number between is drawn. None is 1 to 8,
             12 and 20.
         name: of the solver in the report; None is its function's.
