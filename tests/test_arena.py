@@ -443,7 +443,8 @@ def test_seed_intervals_hold_the_choice_of_the_learning_rate():
         differences.append(float(gap.mean()))
         again = result.resample_study(scores, 8, key)
         found.append(result._interval(float(gap.mean()), again.means[:, 0] - again.means[:, 1], 16))
-        fixed.append(result._quantile_interval(result.bootstrap_weights(16, key) @ gap))
+        draws = result.bootstrap_weights(16, key) @ gap
+        fixed.append(np.quantile(draws.numpy(), [0.025, 0.975]))
     truth = float(np.mean(differences))
     covered = [one.low <= truth <= one.high for one in found]
     narrow = [low <= truth <= high for low, high in fixed]

@@ -48,10 +48,10 @@ LINES = {
     **{"rules": 4486, "solvers": 3143},  # together 7,000
     **{"core": 3064, "processes": 798, "": 797},  # together 2,900
     "analysis": 1164,  # aim 950
-    **{"plot": 1305, "studies": 2458, "audit": 2150, "testing": 1731},
+    **{"plot": 1305, "studies": 2457, "audit": 2150, "testing": 1731},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_006, "laboratory": 7_644}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 26_006, "laboratory": 7_643}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

@@ -18,6 +18,7 @@ from ..core.checks import (
     check_count,
     check_dtype,
     check_finite,
+    check_tensor,
     inside_transform,
     is_pair,
     values_readable,
@@ -86,6 +87,7 @@ def hypervolume(
         3.0
     """
     _check_points(points, "points")
+    check_tensor(reference, "reference", "[task]")
     if reference.shape != points.shape[1:]:
         expected, got = list(points.shape[1:]), list(reference.shape)
         raise ValueError(f"reference: expected shape {expected}, one entry a task, got {got}")
@@ -210,6 +212,7 @@ def front(
 
 
 def _check_points(points: Tensor, name: str) -> None:
+    check_tensor(points, name, "[point, task]")
     if points.ndim != 2 or 0 in points.shape:
         got = f"shape {list(points.shape)}; batch with torch.func.vmap"
         raise ValueError(f"{name}: expected at least one point, [point, task], got {got}")

@@ -446,17 +446,13 @@ def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
     return (less + 0.5 * (same + 1)).double()
 
 
-def _quantile_interval(draws: Tensor) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles; NaN where some draw is not finite."""
-    if not bool(draws.isfinite().all()):
-        return math.nan, math.nan
-    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
-    return low, high
-
-
 def _interval(mean: float, draws: Tensor, count: int) -> Interval:
-    """A bootstrap interval over `count` seeds, widened as Student's t widens the normal one."""
-    low, high = _quantile_interval(draws)
+    """A bootstrap interval over `count` seeds, widened as Student's t widens the normal one; NaN
+    where some draw is not finite.
+    """
+    if not bool(draws.isfinite().all()):
+        return Interval(mean, math.nan, math.nan)
+    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
     more = _widening_factor(count)
     return Interval(mean, mean + more * (low - mean), mean + more * (high - mean))
 
