@@ -147,7 +147,7 @@ _RHO2 = 0.1
 
 
 def _sums(gramian: Tensor, tasks: int, level: Scalar) -> tuple[ConflictSums, Tensor, Tensor]:
-    """Of one step, in float64; ζ₂ `[task, task]`, the variance of one K_bc; and the level, too."""
+    """Of one step, in float64; ζ₂ `[task, task]`, the variance of one K_bc; and the level."""
     check_gramian(gramian, symmetric=True)
     check_scalar(level, "level", positive=True, below=1.0)
     blocks = by_samples(gramian, tasks, least=3).double()

@@ -87,7 +87,7 @@ def weights(
                 panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     panel.xaxis.get_major_locator().set_params(integer=steps is None)
     panel.set(xlabel="step", ylabel=ylabel, **({"xticks": x} if count == 1 else {"xmargin": 0}))
-    # of many lines beside the Axes, in columns of fifteen
+    # of many lines next to the Axes, in columns of fifteen
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(names) // 15)}
     panel.legend(frameon=False, **beside if len(names) > len(COLOURS) else {})
     return panel
