@@ -52,7 +52,7 @@ differs by the root of that.
 
 REMEMBERS = (
     "the same Gramian, losses and state give other weights the second time: something is "
-    "remembered outside the state"
+    "remembered outside the state, or drawn without the key that init gets"
 )
 GLOBAL = (
     "the rule draws from torch's global generator; numbers come from the key that init gets (see "

@@ -371,6 +371,11 @@ BROKEN = {
         softmin, "positive homogeneity", "when all gradients are multiplied by", 2
     ),
     "hidden state": Broken(hidden_state(), "purity", "something is remembered outside the state"),
+    "NumPy's random numbers": Broken(
+        lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
+        "purity",
+        "or drawn without the key",
+    ),
     "hidden memory of the last call": Broken(
         remembers_the_last(), "purity", "something is remembered outside the state"
     ),
