@@ -225,6 +225,8 @@ def test_singular_gramians_are_refused_or_nan():
     G = (J @ J.mT)[None]
     hidden = vmap(lambda G: mf.weights(mf.gauss_newton(0.0), G, r))(G - 1e-6 * torch.eye(9))
     assert bool(hidden.isnan().all())
+    slope = grad(lambda r: mf.weights(mf.gauss_newton(0.0), G[0] - 1e-6 * torch.eye(9), r).sum())
+    assert bool(slope(r).isnan().all())
     J[:, 1:] = 1e-9 * J[:, 1:]  # parallel up to what float32 resolves
     with pytest.raises(ValueError, match=r"torch.float32 does not resolve; .* gramian_dtype"):
         mf.weights(mf.gauss_newton(1e-12), (J @ J.mT).float(), r.float())

@@ -166,8 +166,7 @@ def is_readable(mask: Tensor) -> bool:
     """Whether the entries of a mask or key that no transform batches can be read: on CPU, and
     nothing compiles or traces.
     """
-    traced = torch.compiler.is_compiling() or is_traced()
-    if traced or not mask.is_cpu:
+    if torch.compiler.is_compiling() or is_traced() or not mask.is_cpu:
         return False
     while functorch.is_functorch_wrapped_tensor(mask) and not functorch.is_batchedtensor(mask):
         mask = functorch.get_unwrapped(mask)
@@ -475,8 +474,9 @@ def normalized_preference(
 
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
-    """`answer` where all inputs are finite, NaN elsewhere: nothing plausible from what is not."""
+    """`answer` if all inputs are finite, else NaN, as its derivatives, which are 0 by `where`."""
     if values_readable(answer, *inputs) and has_finite_sum(*inputs):
         return answer
-    every = [x.isfinite().all() for x in inputs]
-    return torch.where(every[0] if len(every) == 1 else torch.stack(every).all(), answer, torch.nan)
+    for x in inputs:
+        answer = answer * torch.where(x.isfinite().all(), 1.0, torch.nan).to(answer)
+    return answer

@@ -236,11 +236,10 @@ def sample_by_layers(
             gramian = _squares(sides[0], gramian_dtype)
         else:
             gramian = _gramian(sides[0], sides[-1], gramian_dtype, union)
-        sound = [right for side in sides for right in side.sound]
-        if sound:
-            gramian = torch.where(torch.stack(sound).all(), gramian, float("nan"))
+        found = [torch.stack(side.sound).all() for side in sides if side.sound]
+        sound = [torch.where(right, 0.0, torch.nan) for right in found]
     losses = [side.losses for side in sides]
-    return losses[0], poison(gramian, *losses)
+    return losses[0], poison(gramian, *losses, *sound)
 
 
 def _side(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar, values_readable
+from ..core.checks import check_scalar, poison, values_readable
 from ..core.expect import expect_rule
 from ..core.linear import solve_factored
 from ..solvers._auto import dual_cone_weights
@@ -123,4 +123,4 @@ def _with_margin(more: Tensor, rates: Tensor, wanted: Tensor) -> Tensor:
             "combination of the gradients is 0 here as far as the Gramian can say; take a smaller "
             "margin, or 0"
         )
-    return more.where(~missed, torch.nan)
+    return poison(more, torch.where(missed, torch.nan, 0.0))
