@@ -269,8 +269,9 @@ def sample_norms(
     else:
         linear = _linearize_entries(losses_fn, params, batch, names)
         wide = gramian_dtype or torch.promote_types(linear.losses.dtype, torch.float32)
-        parts = [linear.rows[name].to(wide).flatten(1).square().sum(1) for name in names]
-        losses, squares = linear.aux, torch.stack(parts).sum(0)
+        rows = [linear.rows[name].to(wide) for name in names]
+        squares = torch.stack([x.reshape(len(x), -1).square().sum(1) for x in rows]).sum(0)
+        losses = linear.aux
     return losses, root(squares).reshape(losses.shape)
 
 

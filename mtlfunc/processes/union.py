@@ -312,7 +312,7 @@ def _pieces(
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
     width, begins = 0, {}  # counted from this process's first column
     if plain:
-        mine = peers.scatter_sum([row.flatten(1) for row in plain.values()])
+        mine = peers.scatter_sum([row.reshape(len(row), -1) for row in plain.values()])
         width, at = mine.shape[1], -peers.rank * mine.shape[1]
         for name, row in plain.items():
             begins[name], at = at, at + row[0].numel()

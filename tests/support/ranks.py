@@ -140,6 +140,16 @@ def pure(rank: int, size: int) -> None:
                 bits(found)
 
 
+def numbers(rank: int, size: int) -> None:
+    """A 0-d parameter."""
+    params, found, x = {"a": torch.tensor(0.7)}, [], BATCH[0][:8, :2].float()
+    for group, part in ((alone(), x), (world(), x[rank::size])):
+        parts = mf.mgda(), mf.jacobian(group=group), mf.sgd(0.1)
+        step = mf.descend(lambda params, x: (params["a"] * x).sin().mean(0), *parts)
+        found.append(run(step, params, [part] * 2))
+    same(*found, torch.float32)
+
+
 def stock(net: nn.Module, balancer: mf.Balancer, batches: list[Any], counts: Any = None) -> Any:
     """A stock loop: what it saw, and the parameters at its end."""
     optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
@@ -644,19 +654,8 @@ def metric(rank: int, size: int) -> None:
 
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
-        pure,
-        modules,
-        disagree,
-        volume,
-        unlabelled_modules,
-        weighed,
-        weightings,
-        target,
-        shards,
-        metric,
-        documentation,
-        unlike_samples,
-        dies,
+        *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
+        *(target, shards, metric, documentation, unlike_samples, dies),
     ],
     "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
 }
