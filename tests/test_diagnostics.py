@@ -157,6 +157,25 @@ def test_curvature_equals_differences_of_the_gradient():
     )
 
 
+def test_forward_mode_through_weight_norm():
+    """Of torch's own there is none."""
+    w = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 3)))
+    params = {"v": w, "g": torch.ones(4, 1, dtype=torch.float64)}
+
+    def losses(normed):
+        return lambda p, x: (x @ normed(p["v"], p["g"]).mT).tanh().square().mean(0)
+
+    own, plain = losses(torch._weight_norm), losses(lambda v, g: g * v / v.norm(dim=1)[:, None])
+    after = {name: 0.9 * leaf for name, leaf in params.items()}
+    torch.testing.assert_close(
+        diagnostics.curvature(own, params, w), diagnostics.curvature(plain, params, w)
+    )
+    for one, other in zip(
+        *(diagnostics.predicted_change(f, params, after, w) for f in (own, plain)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_curvature_vmapped_equals_loop_and_differentiates():
     losses, params, _ = quadratics(0)
     points = {name: torch.stack([leaf, 2 * leaf]) for name, leaf in params.items()}

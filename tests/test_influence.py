@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -184,39 +185,45 @@ def test_the_target_is_called_once_and_buffers_stay(trains):
     assert all(torch.equal(x, before[name]) for name, x in net.named_buffers())
 
 
-def test_attention_names_its_cure():
-    """Fast paths of torch have no forward mode; with the cure the numbers are those of rows."""
+@pytest.mark.parametrize("kind", ["attention", "weight norm"])
+def test_what_torch_has_no_forward_mode_of(kind):
+    """Fast paths, fused attention and the fused weight norm are written out."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).to(F64).eval()
+        if kind == "attention":
+            net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).to(F64).eval()
+        else:
+            net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)).to(F64)
     x = mf.random.normal(mf.random.key(9), (3, 5, 4), F64)
-    fast, optimizer = torch.backends.mha.get_fastpath_enabled(), torch.optim.SGD(net.parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
 
     def losses(params: Params, batch: Tensor) -> Tensor:
         return functional_call(net, params, (batch,)).square().mean((1, 2))
 
-    def found() -> Tensor:
-        return mf.diagnostics.influence(
-            losses, net, x, lambda p: losses(p, 2 * x).mean(), optimizer
-        )
+    def aimed(params: Params) -> Tensor:
+        return losses(params, 2 * x).mean()
 
-    cure = r"set_fastpath_enabled\(False\).*sdpa_kernel\(torch.nn.attention.SDPBackend.MATH\)"
-    with pytest.raises(RuntimeError, match=cure):
-        found()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with pytest.raises(RuntimeError, match=cure):
-            found()
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            inside = found()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    mine, far = list(net.parameters()), losses(dict(net.named_parameters()), 2 * x).mean()
-    aim = torch.autograd.grad(far, mine)
-    for loss, one in zip(losses(dict(net.named_parameters()), x), inside, strict=True):
+    inside = mf.diagnostics.influence(losses, net, x, aimed, optimizer)
+    mine, params = list(net.parameters()), dict(net.named_parameters())
+    aim = torch.autograd.grad(aimed(params), mine)
+    for loss, one in zip(losses(params, x), inside, strict=True):
         row = torch.autograd.grad(loss, mine, retain_graph=True)
         known = [1e-3 * (g * a).sum() for g, a in zip(row, aim, strict=True)]
         torch.testing.assert_close(one, torch.stack(known).sum())
+
+
+def test_an_operation_without_forward_mode_is_named():
+    net = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+
+    def losses(params: Params, batch: Tensor) -> Tensor:
+        scores, labels = batch @ params["weight"].T, torch.zeros(3, 1, dtype=torch.int64)
+        return F.multilabel_margin_loss(scores, labels, reduction="none")
+
+    with pytest.raises(RuntimeError, match="forward mode: write it with others"):
+        mf.diagnostics.influence(
+            losses, net, torch.ones(3, 2), lambda p: p["weight"].sum(), optimizer
+        )
 
 
 @pytest.mark.parametrize("made", [lambda x: (x[0, 0], x[1, 0]), lambda x: x.mean()])

@@ -381,7 +381,7 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
     moved = map_params(lambda start, end: end - start, before, after)
     with explained(before):
         start, predicted = jvp(losses, (before,), (moved,))[:2]
-    return Change(predicted, losses(after) - start)
+        return Change(predicted, losses(after) - start)
 
 
 def metric_error(rates: Float[Tensor, " task"], change: Change) -> Float[Tensor, ""]:

@@ -29,6 +29,7 @@ from ..core._torch import (
 from ..core.checks import gradient_edge, inside_transform
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
+from .safe_ops import SafeOps
 
 Node = Any  # torch.autograd.graph.Node
 
@@ -84,9 +85,10 @@ def _outside_inference_mode() -> AbstractContextManager[Any]:
 
 @contextmanager
 def explained(params: Params) -> Iterator[None]:
-    """Around other calls of `losses_fn`: the same errors that name the cure."""
+    """Around other calls of `losses_fn`: the same operations, and errors that name the cure."""
     try:
-        yield
+        with SafeOps():
+            yield
     except RuntimeError as error:
         _name_cure(error, params)
         raise
@@ -374,9 +376,8 @@ _CURES = {
         "aux, or take its gradient by torch.autograd.grad outside."
     ),
     "forward AD": (
-        "losses_fn calls an operation that torch cannot differentiate in forward mode. For "
-        "attention, call torch.backends.mha.set_fastpath_enabled(False) first, and work in "
-        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH). It said: {message}"
+        "losses_fn calls an operation that torch cannot differentiate in forward mode: write it "
+        "with others. It said: {message}"
     ),
     "same dtype": _MIXED,
     "same device": _MIXED,
