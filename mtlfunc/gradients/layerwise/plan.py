@@ -396,7 +396,7 @@ def _price_weightings(
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
-        work += combining
+        work += combining if request.keep != "nothing" else 0.0
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
     passes += tasks if left else 0
