@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.gradients import weightings as engine
-from mtlfunc.gradients.layerwise import plan
+from mtlfunc.gradients.layerwise import formulas, plan
 
 RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
 
@@ -497,6 +497,49 @@ def test_explanation_says_form_and_cost():
     net, losses, batch = make("rolled", 100)
     told = mf.explain_gramian(losses, mf.parameters(net), batch, weightings=batch["A"])
     assert "to check that samples do not mix" in told.passes
+
+
+def test_what_is_not_combined_has_no_price(monkeypatch):
+    """Two tasks: one pass for all is cheaper where the gradients are not combined afterwards."""
+    monkeypatch.setattr(plan, "GROUP", 1.6e7)
+    monkeypatch.setattr(plan, "BY_SAMPLE", 1.8)
+    widths = 64, 1024, 1024, 8
+    pairs = enumerate(zip(widths[1:], widths, strict=False))
+    params = {f"w{i}": torch.randn(shape) for i, shape in pairs}
+
+    def losses(params, x):
+        for leaf in params.values():
+            x = torch.tanh(x @ leaf.mT)
+        return x.sum(1)
+
+    given = params, torch.randn(64, 64)
+    for combined, said in ((False, "1 backward pass(es)"), (True, "one backward pass a task")):
+        told = mf.explain_gramian(losses, *given, weightings=torch.rand(2, 64), combined=combined)
+        assert told.passes.startswith(said)
+
+
+def test_mixed_rows_are_made_without_those_of_samples(monkeypatch):
+    """Of a dense layer with few positions, and of a table, whose rows have all its entries."""
+
+    def refuse(*_):
+        raise AssertionError("rows of samples")
+
+    monkeypatch.setattr(formulas.SplitGroup, "_pieces_of", refuse)
+    params = {
+        "table": torch.randn(50, 16, dtype=torch.float64),
+        "w": torch.randn(7, 16, dtype=torch.float64),
+    }
+    index, weights = torch.randint(50, (6, 2)), torch.randn(3, 6, 2, dtype=torch.float64)
+
+    def losses(params, index):  # [sample, part]
+        x = F.embedding(index, params["table"]) @ params["w"].mT
+        return torch.stack([x.sin().sum((1, 2)), x.square().sum((1, 2))], 1)
+
+    def tasks(params, index):
+        return (weights * losses(params, index)).sum((1, 2))
+
+    _, gramian = mf.task_gramian(losses, params, index, weightings=weights, engine="layerwise")
+    close(gramian, mf.task_gramian(tasks, params, index, engine="rows")[1])
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -144,12 +144,11 @@ class _Weighings:
         side = self.side
         passed = tuple(name for name in names if name not in side.by_leaf)
         found = side.backward.leaves(passed, weights)
+        mix = weights[None].to(wide_of(self.forward.params))
         return {
             name: found[name]
             if name in found
-            else side.assemble(
-                name, lambda each: each.combined(weights, self.dtype_of(each.group))
-            )[0]
+            else side.assemble(name, lambda each: each.rows(self.dtype_of(each.group), mix))[0]
             for name in names
         }
 

@@ -143,10 +143,11 @@ def costs(
     ]
     found: dict[Form, Cost] = {"gemm": Cost(sum(times) * parts + dot, held)}
     if weightings:
-        mixing = 2.0 * weightings * (rows + weightings) * width
+        made = Cost(sum(times) * parts + 2.0 * weightings * rows * width, min(PIECE, held))
+        if _mixes_deltas(group.lead, weightings, total / (samples or 1)):
+            made = Cost(weightings * sum(times), 0.0)
         found["mixed"] = Cost(
-            found["gemm"].flops - dot + mixing,
-            weightings * width * itemsize + min(PIECE, held),
+            made.flops + 2.0 * weightings**2 * width, weightings * width * itemsize + made.bytes
         )
     if samples is None:
         # Differentiated with the other leaves: the same products, but none for a loss that a call
@@ -173,6 +174,10 @@ def costs(
     return found
 
 
+MADE = 20
+"""Products of the deltas, for every number of a sample's row, that take as long as to make and read
+it: perceptrons and transformers in float64, one thread.
+"""
 PIECE, DEVICE_PIECE = 1 << 25, 1 << 28
 """Bytes of samples' rows that are held at once where they are mixed: more where every product has
 to be launched.
@@ -375,6 +380,10 @@ class SplitGroup(NamedTuple):
 
     def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
         """One call's [row, group, o, a]."""
+        if _mixes_deltas(use, len(mix), part.shape[2]):
+            weights = mix.unflatten(1, (-1, len(part)))
+            mixed = torch.einsum("rst,tspgo->rspgo", weights, part.to(mix)).to(part)
+            return self._rows_of(use, x.flatten(0, 1)[None], mixed.flatten(1, 2)[:, None])
         found = [
             (mix @ rows.flatten(1).to(mix.dtype)).unflatten(1, rows.shape[1:])
             for rows in self._pieces_of(use, x, part)
@@ -413,35 +422,14 @@ class SplitGroup(NamedTuple):
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         return (summed if entries == 1 else summed.transpose(0, 1)).flatten(0, 1)
 
-    def combined(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows' sum with `weights` [sample·task] in the leaf's own order [1, width]: one
-        product over all positions.
-        """
-        wide = torch.promote_types(dtype, torch.float32)
-        by_task = weights.to(wide).unflatten(0, (self.entries, -1)).mT
-        deltas = []
-        for use, delta, choices in self._each():
-            weighted = _at_samples(by_task, use, choices, delta) * delta
-            weighted = weighted if len(delta) == 1 else weighted.sum(0, keepdim=True)
-            deltas.append(weighted.to(dtype))
-            del weighted
-        return SplitGroup(self.group, deltas).rows(dtype)
 
-
-def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> Tensor:
-    """Weights [task, sample] where the samples are in the deltas [task, *shape], to broadcast."""
-    found = None
-    for layout, right in choices:
-        size = delta.shape[1 + layout.axis]
-        each = size // weights.shape[1]
-        along = weights[..., None] if layout.major else weights[:, None]
-        along = along.expand(-1, -1, each) if layout.major else along.expand(-1, each, -1)
-        shape = [len(weights)] + [1] * len(use.shape)
-        shape[1 + layout.axis] = size
-        along = along.reshape(shape)
-        found = along if found is None else torch.where(right, along, found)
-    assert found is not None
-    return found
+def _mixes_deltas(use: Use, rows: int, positions: float) -> bool:
+    """Whether mixed rows cost less of mixed deltas [row·position, o] than of every sample's own row
+    [o, a], a sum over its positions.
+    """
+    if use.kind != "outer" or rows == 1:
+        return use.kind != "local"
+    return 2 * rows * positions <= use.sizes[2] and (rows - 1) * (positions - 1) <= MADE
 
 
 def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
