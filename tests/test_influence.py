@@ -204,7 +204,8 @@ def test_what_torch_has_no_forward_mode_of(kind):
         return losses(params, 2 * x).mean()
 
     inside = mf.diagnostics.influence(losses, net, x, aimed, optimizer)
-    mine, params = list(net.parameters()), dict(net.named_parameters())
+    params: Params = dict(net.named_parameters())
+    mine = list(params.values())
     aim = torch.autograd.grad(aimed(params), mine)
     for loss, one in zip(losses(params, x), inside, strict=True):
         row = torch.autograd.grad(loss, mine, retain_graph=True)

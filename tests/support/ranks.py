@@ -147,7 +147,7 @@ def numbers(rank: int, size: int) -> None:
         parts = mf.mgda(), mf.jacobian(group=group), mf.sgd(0.1)
         step = mf.descend(lambda params, x: (params["a"] * x).sin().mean(0), *parts)
         found.append(run(step, params, [part] * 2))
-    same(*found, torch.float32)
+    same(found[1], found[0], torch.float32)
 
 
 def stock(net: nn.Module, balancer: mf.Balancer, batches: list[Any], counts: Any = None) -> Any:
