@@ -370,3 +370,23 @@ def test_diagnostics_of_something_else():
     optimizer = torch.optim.SGD(net.parameters())
     with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got tuple"):
         diagnostics.influence(vector, BATCH, net, lambda params: params["weight"].sum(), optimizer)
+
+
+@pytest.mark.parametrize("given", [PROBE, RULE, SGD])
+def test_a_part_of_a_step_in_place_of_a_choice_of_parameters(given):
+    for probe in (mf.jacobian, mf.moving_average, mf.excess_risk):
+        with pytest.raises(TypeError, match=r"^shared: expected a glob .*, got (Probe|Rule|Opt)"):
+            started(probe=probe(given))
+
+
+def test_gradients_and_gramians_of_a_module_itself():
+    module = nn.Linear(2, 1)
+    params, x = mf.parameters(module), torch.ones(3, 2)
+    for measure in (mf.sample_gramian, mf.sample_norms, mf.task_gramian, mf.task_gradients):
+        with pytest.raises(TypeError, match="^losses_fn: got the module Linear itself; write"):
+            measure(module, params, x)
+    with pytest.raises(ValueError, match=r"^samples: not with weightings="):
+        mf.explain_gramian(
+            lambda p, x: (x @ p["weight"].mT)[:, 0], params, x, samples=True,
+            weightings=torch.ones(2, 3),
+        )  # fmt: skip

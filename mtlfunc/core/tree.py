@@ -160,7 +160,7 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
         return _names_of(params, which, argument)
     if isinstance(which, str) or callable(which):
         return _match(params, which, argument)
-    if not isinstance(which, Iterable):
+    if not isinstance(which, Iterable) or hasattr(which, "_fields"):  # a probe, a rule
         raise TypeError(
             f"{argument}: expected a glob such as 'trunk.*', a predicate on names, a module, or a "
             f"list of globs, modules or parameters, got {type(which).__name__}"

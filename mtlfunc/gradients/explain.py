@@ -128,7 +128,8 @@ def explain_gramian(
 
     Raises:
         TypeError: for losses or parameters that are not floating tensors.
-        ValueError: if `shared` matches nothing; for losses of another shape.
+        ValueError: if `shared` matches nothing; for losses of another shape; for `samples` with
+            `weightings`.
 
     Examples:
         >>> import torch
@@ -144,6 +145,8 @@ def explain_gramian(
     check_params(params)
     check_memory_limit(memory)
     names = select(params, shared)
+    if samples and weightings is not None:
+        raise ValueError("samples: not with weightings=, another Gramian; leave one of them out")
     parse = parse_samples if samples else parse_losses if weightings is None else parse_weighed
     if weightings is not None:
         expect_weightings(weightings)

@@ -20,6 +20,7 @@ from ..core.checks import (
     innermost_tensor,
     is_differentiated,
 )
+from ..core.expect import expect_losses_fn
 from ..types import Batch, LossesFn, Params
 from .hooks import RETAIN, Handles
 from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
@@ -147,6 +148,8 @@ def run(
         RuntimeError: under autocast, or for a `losses_fn` that torch.func does not take.
     """
     check_autocast(params)
+    if isinstance(losses_fn, nn.Module):
+        expect_losses_fn(losses_fn)
     if torch.compiler.is_compiling():
         return _traced(losses_fn, params, batch, parse)
     outside, found = torch.is_grad_enabled(), []

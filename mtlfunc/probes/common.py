@@ -222,9 +222,8 @@ def check_present(present: Present | None) -> None:
 
 def fixed(which: Select) -> Select:
     """A choice of parameters for every step: an iterator would be used up by the first."""
-    if isinstance(which, Iterable) and not isinstance(which, str | Tensor | nn.Module):
-        return tuple(which)
-    return which
+    plain = isinstance(which, str | Tensor | nn.Module) or hasattr(which, "_fields")
+    return tuple(which) if isinstance(which, Iterable) and not plain else which
 
 
 def is_empty(state: State) -> bool:
