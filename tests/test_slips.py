@@ -383,7 +383,7 @@ def test_gradients_and_gramians_of_a_module_itself():
     module = nn.Linear(2, 1)
     params, x = mf.parameters(module), torch.ones(3, 2)
     for measure in (mf.sample_gramian, mf.sample_norms, mf.task_gramian, mf.task_gradients):
-        with pytest.raises(TypeError, match="^losses_fn: got the module Linear itself; write"):
+        with pytest.raises(TypeError, match=r"^losses_fn: got the module Linear itself; write"):
             measure(module, params, x)
     with pytest.raises(ValueError, match=r"^samples: not with weightings="):
         mf.explain_gramian(
