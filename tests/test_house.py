@@ -51,7 +51,7 @@ LINES = {
     **{"plot": 1305, "studies": 2457, "audit": 2150, "testing": 1731},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_000, "laboratory": 7_658}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 25_999, "laboratory": 7_643}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():
