@@ -313,7 +313,9 @@ DECISIONS: dict[str, Decision] = {
         Condition("small heads: operations of MGDA over MGDA-UB at T = 32", ">", GROWS),
         only_when=Condition(f"MGDA-UB, {LARGE}: operations at T = 32 over T = 1", ">", GROWS),
     ),
-    "SU-30": like_exact,
+    "SU-30": when(
+        Condition("draws in which MGDA itself raises a task", "==", 0), decision=like_exact
+    ),
     "SU-31": exact(
         Condition("largest |v_s·v_t| over largest ‖v_t‖²", "==", 0),
         Condition("largest difference of weights from 1/‖v_t‖² weighting", "<", ROUNDING),

@@ -22,6 +22,7 @@ from ..report.findings import Settings
 
 PAPER = "MGDA-UB (Sener & Koltun 2018; the essay on its bound)"
 RAISES = -1e-6  # a task is raised if cos(g_t, d) is below this: a margin for rounding in float64
+CANCELLED = 1e-12  # where ⟨g_t, d⟩ is below this share of its terms, it is 0 but for rounding
 SAMPLES, INPUTS = 16, 8
 COLOURS = {name: METHOD_COLOURS[name] for name in ("MGDA-UB", "MGDA")}
 
@@ -29,13 +30,13 @@ COLOURS = {name: METHOD_COLOURS[name] for name in ("MGDA-UB", "MGDA")}
 def raises(gramian: Tensor, weights: Tensor) -> Tensor:
     """Whether the direction with these weights raises some task: min_t cos(g_t, d) < 0.
 
-    Batched over the first axis.
+    None is raised where d is 0, and its rates what rounding leaves. Batched over the first axis.
     """
     rates = torch.einsum("dts,ds->dt", gramian, weights)
-    length = (weights * rates).sum(-1).clamp_min(0).sqrt()[:, None] * gramian.diagonal(
-        dim1=-2, dim2=-1
-    ).sqrt()
-    return (rates < RAISES * length).any(-1)
+    norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+    length = (weights * rates).sum(-1, keepdim=True).clamp_min(0).sqrt()
+    terms = (weights * norms).sum(-1, keepdim=True)
+    return (rates < -norms * torch.maximum(-RAISES * length, CANCELLED * terms)).any(-1)
 
 
 class Study(NamedTuple):

@@ -18,6 +18,7 @@ from paper_repro.mgda import (
     cost_of_gradients,
     cost_of_weights,
     duality,
+    encoders,
     naive,
     network,
     pareto,
@@ -267,6 +268,20 @@ def test_lanes_are_the_rules_they_stand_for():
         for _ in range(3):
             states = [step.update(x, batch)[0] for step, x in zip(steps, states, strict=True)]
         torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
+
+
+def test_no_task_is_raised_where_the_direction_is_rounding():
+    """Opposite gradients, whose MGDA direction is 0; the lengths keep the Gramian from being so."""
+    lengths = 10 ** torch.linspace(-6, 3, 500, dtype=torch.float64)
+    row = torch.stack([lengths, lengths / 3 + 1e-3, -lengths / 7], -1)
+    rows = torch.stack([row, -row * (1 + lengths[:, None])], 1)
+    gramian = rows @ rows.mT
+    weights = torch.stack([(1 + lengths) / (2 + lengths), 1 / (2 + lengths)], -1)
+    assert not encoders.raises(gramian, weights).any()
+    aside = torch.tensor([[0.0, 0.0, 0.0], [1e-5, 0.0, 0.0]], dtype=torch.float64)
+    rows = rows + aside * rows.norm(dim=-1, keepdim=True)
+    weights = weights + torch.tensor([1e-4, -1e-4], dtype=torch.float64)
+    assert encoders.raises(rows @ rows.mT, weights).all()  # a small direction, and no rounding
 
 
 def test_rates_along_a_plain_step_are_those_of_the_direction():

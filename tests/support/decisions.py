@@ -287,7 +287,13 @@ MGDA: dict[str, Cases] = {
         ({ROWS: 3}, LOST),
     ],
     "SU-30": [
-        (both(END, ("2", "5"), -0.01, 0.01) | both(RAISED, ("2", "5"), 0, 0.01), WON),
+        (
+            both(END, ("2", "5"), -0.01, 0.01)
+            | both(RAISED, ("2", "5"), 0, 0.01)
+            | {"draws in which MGDA itself raises a task": 0},
+            WON,
+        ),
+        ({"draws in which MGDA itself raises a task": 1}, OPEN),
         (between(RAISED.format("5"), 0.3, 0.4), PART),
         (both(END, ("2", "5"), 0.1, 0.2), LOST),
         (both(RAISED, ("2", "5"), 0.9, 0.95), LOST),
