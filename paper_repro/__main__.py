@@ -272,7 +272,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     size.add_argument(
         "--full",
         action="store_true",
-        help="the papers' own sizes and budgets as well (75 minutes on two cores)",
+        help="the papers' own sizes and budgets as well (hours)",
     )
     flag("--tenth", help="a tenth of steps and draws: how long would all take, also of --full?")
     parser.add_argument(
