@@ -205,8 +205,8 @@ def between(measured: Measured) -> Verdict:
 
 
 @decided(
-    "MGDA or PCGrad ends at one point from all starts or at none that is stationary, or CAGrad is "
-    "at the minimum of the mean for no c and sign; in part unless it is for all of them"
+    "MGDA or PCGrad ends at one point from all starts or at one that is not stationary, or CAGrad "
+    "is at the minimum of the mean for no c and sign; in part unless it is for all of them"
 )
 def different_ends(measured: Measured) -> Verdict:
     apart = [measured[name] for name in named_so(measured, "*: spread of x₁ at the end")]

@@ -41,7 +41,10 @@ MOST = 32  # tasks of the costs
 LARGE = "heads with 512 units"
 
 
-@decided("the share of runs in a cycle has an interval below 95 %")
+@decided(
+    "the share of runs in a cycle has an interval below 95 %, or a softmax is farther from one "
+    "task than its margin allows"
+)
 def oscillates(measured: Measured) -> Verdict:
     name = "share of runs in a cycle longer than 1, optimum no vertex"
     if measured[f"{name}, high"] < NEARLY_ALL.now:

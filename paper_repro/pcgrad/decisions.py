@@ -135,7 +135,9 @@ def marked(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-@decided("PCGrad moves on from the stationary point, and steps of 1/k settle nowhere")
+@decided(
+    "PCGrad moves on from the stationary point, and steps of 1/k do not settle for some curvatures"
+)
 def rests(measured: Measured) -> Verdict:
     around = named_so(measured, "*: distance of the last iterate from the run's mean")
     still = all(measured[name] < AT_REST.now for name in around)
