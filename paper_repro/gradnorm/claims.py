@@ -150,7 +150,7 @@ ROWS = (
     ),
     Row(
         "GN-25",
-        "synthetic",
+        "exact",
         "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
         "gradnorm.search",
     ),

@@ -178,9 +178,8 @@ def inner_iteration(costs: Costs) -> Claim:
     return claim(
         "SU-25",
         numbers,
-        "holds only when the iteration takes inner products of gradients and the batch is small: "
-        f"on vectors {ITERATIONS} iterations take {spans[0]} of a step's operations at a batch of "
-        f"{BATCHES[0]}, {spans[1]} at {BATCHES[1]}; on the Gramian, and in the exact way, a small "
-        "part of them at either. "
+        f"holds only when the iteration works on vectors: {ITERATIONS} iterations take {spans[0]} "
+        f"of a step's operations at a batch of {BATCHES[0]}, {spans[1]} at {BATCHES[1]}; on the "
+        "Gramian, and in the exact way, a small part of them at either. "
         "Considerable: above a fifth; decided by counts, time stands beside",
     )
