@@ -99,7 +99,7 @@ def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
 def paths(settings: Settings) -> Paths:
     """Every arm, optimizer and start side by side."""
     lanes = lanes_of(max(2, settings.seeds // (1 if settings.full else 4)))
-    return walked(lanes, settings.count(500_000 if settings.full else BUDGET))
+    return walked(lanes, settings.count(500_000 if settings.full else BUDGET) - UNROLLED)
 
 
 def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: float) -> Paths:
@@ -115,8 +115,8 @@ def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: f
 
 
 @kept
-def walked(lanes: Lanes, budget: int) -> Paths:
-    """All lanes side by side.
+def walked(lanes: Lanes, last: int) -> Paths:
+    """All lanes side by side, from step 0 to the last.
 
     `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget without a
     compiler.
@@ -130,19 +130,21 @@ def walked(lanes: Lanes, budget: int) -> Paths:
     state = vmap(lambda arm, sgd, lr, start: step_of(arm, sgd, lr).init({"theta": start}, None))(
         *each, lanes.start
     )
-    program = compiled(step, UNROLLED, each, state, "theta") if budget > COMPILED else None
+    program = compiled(step, UNROLLED, each, state, "theta") if last > COMPILED else None
     if program is None:
-        program, budget = plain_steps(step, UNROLLED, "theta"), min(budget, EAGER_STEPS)
-    blocks = max(1, budget // UNROLLED)
+        program, last = plain_steps(step, UNROLLED, "theta"), min(last, EAGER_STEPS)
+    blocks, rest = last // UNROLLED + 1, last % UNROLLED
     every = max(1, blocks // POINTS)
     theta, following, steps = [], [], []
     for block in tqdm(range(blocks), desc=f"landscape, {UNROLLED} steps at a time", leave=False):
-        before = state.params["theta"]
+        before = state.params["theta"].clone()  # a captured program writes over states
         state, after = program(*each, state)
-        if block % every == 0 or block + 1 == blocks:
-            theta.append(before.clone())  # a captured program writes over states
-            following.append(after[:, 0])
-            steps.append(block * UNROLLED)
+        points = torch.cat([before[:, None], after], 1)
+        ends = {rest} if block + 1 == blocks else set()
+        for at in sorted(ends | ({0} if block % every == 0 else set())):
+            theta.append(points[:, at].clone())
+            following.append(points[:, at + 1].clone())
+            steps.append(block * UNROLLED + at)
     return Paths(lanes, np.array(steps), torch.stack(theta), torch.stack(following))
 
 

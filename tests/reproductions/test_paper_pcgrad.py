@@ -210,6 +210,21 @@ def test_paths_start_at_the_papers_point():
     assert not torch.equal(found.theta[0], found.following[0])
 
 
+@pytest.mark.parametrize("last", [3, 10, 27])
+def test_a_path_has_all_the_steps_that_are_asked_for(last):
+    found = landscape.paths_from(landscape.START, ["sum"], last, 1e-3)
+    assert (found.steps[0], found.steps[-1]) == (0, last)
+    theta = torch.tensor(landscape.START, dtype=torch.float64, requires_grad=True)
+    adam, at = torch.optim.Adam([theta], 1e-3), [theta.detach().clone()]
+    for _ in range(last + 1):
+        adam.zero_grad()
+        landscape.losses({"theta": theta}).sum().backward()
+        adam.step()
+        at.append(theta.detach().clone())
+    torch.testing.assert_close(found.theta[:, 0], torch.stack(at)[found.steps])
+    torch.testing.assert_close(found.following[:, 0], torch.stack(at)[found.steps + 1])
+
+
 # ---- training ----
 
 
