@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER, PAGE = ROOT / "docs" / "figures", ROOT / "docs" / "figures.md"
 SIZE = {"mgda.counterexample": "9x4"}
 """Inches, where a command shows how they are given."""
-WIDEST, COLOURS = 900, 64
+WIDEST, COLOURS = 900, 128
 HEAD = """# Figures
 
 Every figure of the papers that takes options of yours, under it the command that drew it. Its
@@ -39,6 +39,11 @@ def words_of(name: str) -> list[str]:
     """The command of a figure, without where it goes."""
     size = ["--size", SIZE[name]] if name in SIZE else []
     return [name, *size]
+
+
+def with_few_colours(picture: Image.Image) -> Image.Image:
+    """A small file of it, in which thin lines keep their colours."""
+    return picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
 
 
 def draw(name: str) -> tuple[str, Length]:
@@ -60,7 +65,7 @@ def draw(name: str) -> tuple[str, Length]:
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((WIDEST, WIDEST))
         FOLDER.mkdir(exist_ok=True)
-        few = picture.quantize(COLOURS)
+        few = with_few_colours(picture)
         write_whole(FOLDER / f"{name}.png", lambda file: few.save(file, "png", optimize=True))
     return caption, length
 

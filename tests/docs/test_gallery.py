@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from docs import gallery
 from paper_repro.__main__ import papers
@@ -37,6 +37,17 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
     if path.exists():
         with Image.open(path) as picture:
             assert max(picture.size) <= gallery.WIDEST
+
+
+def test_a_thin_line_keeps_its_colour():
+    """Vermillion on a map of greens and yellows, as an arrow on a landscape."""
+    picture = Image.linear_gradient("L").resize((900, 600)).convert("RGB")
+    picture = ImageOps.colorize(picture.convert("L"), (68, 1, 84), (253, 231, 37), (33, 145, 140))
+    line = (213, 94, 0)
+    picture.paste(line, (100, 300, 120, 302))
+    shown = gallery.with_few_colours(picture).convert("RGB").getpixel((110, 301))
+    assert isinstance(shown, tuple)
+    assert max(abs(a - b) for a, b in zip(shown, line, strict=True)) < 32
 
 
 def test_the_front_page_has_the_command_of_a_figure():
