@@ -683,3 +683,11 @@ def test_a_memory_limit_out_of_range(memory):
     ):
         with pytest.raises(ValueError, match=r"^memory: expected a number >= 1"):
             call()
+
+
+def test_points_of_a_front_that_are_no_tensor():
+    points = torch.rand(4, 2)
+    with pytest.raises(TypeError, match=r"points: expected a tensor \[point, task\], got ndarray"):
+        mf.pareto.non_dominated(points.numpy())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"reference: expected a tensor \[task\], got list"):
+        mf.pareto.hypervolume(points, [1.0, 1.0])  # pyright: ignore[reportArgumentType]

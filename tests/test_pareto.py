@@ -367,11 +367,3 @@ def test_front_errors():
         pareto.front(train, preferences, points_at_once=0)
     with pytest.raises(ZeroDivisionError):  # the caller's own error, as it is
         pareto.front(lambda p: p / (1 // 0), preferences)
-
-
-def test_what_is_no_tensor_is_named():
-    points = torch.rand(4, 2)
-    with pytest.raises(TypeError, match=r"points: expected a tensor \[point, task\], got ndarray"):
-        pareto.non_dominated(points.numpy())  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"reference: expected a tensor \[task\], got list"):
-        pareto.hypervolume(points, [1.0, 1.0])  # pyright: ignore[reportArgumentType]

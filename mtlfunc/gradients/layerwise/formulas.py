@@ -380,7 +380,7 @@ class SplitGroup(NamedTuple):
 
     def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
         """One call's [row, group, o, a]."""
-        if _mixes_deltas(use, len(mix), part.shape[2]):
+        if _mixes_deltas(use, len(mix), float(part.shape[2])):
             weights = mix.unflatten(1, (-1, len(part)))
             mixed = torch.einsum("rst,tspgo->rspgo", weights, part.to(mix)).to(part)
             return self._rows_of(use, x.flatten(0, 1)[None], mixed.flatten(1, 2)[:, None])
