@@ -222,8 +222,8 @@ def check_present(present: Present | None) -> None:
 
 def fixed(which: Select) -> Select:
     """A choice of parameters for every step: an iterator would be used up by the first."""
-    plain = isinstance(which, str | Tensor | nn.Module) or hasattr(which, "_fields")
-    return tuple(which) if isinstance(which, Iterable) and not plain else which
+    kept = isinstance(which, str | Tensor | nn.Module | tuple) or not isinstance(which, Iterable)
+    return which if kept else tuple(which)
 
 
 def is_empty(state: State) -> bool:
