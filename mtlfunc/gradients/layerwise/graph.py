@@ -101,7 +101,7 @@ class Graph:
     @cached_property
     def variables(self) -> dict[int, Tensor]:
         """By id the tensors without a graph of their own on which the roots depend."""
-        return dict(zip(self._ends, map(_VARIABLE, self._ends.values()), strict=True))
+        return {key: node.variable for key, node in self._ends.items()}
 
     @cached_property
     def _ends(self) -> dict[int, Node]:
@@ -270,7 +270,7 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
                 following[edge.node] = ()
                 todo.append(edge.node)
         for node in todo:  # it grows while it is read
-            if not ends or node not in ends:
+            if node not in ends:
                 following[node] = pairs = node.next_functions
                 for child, _ in pairs:
                     if child not in following and child is not None:
