@@ -228,8 +228,8 @@ def sample_norms(
     """Losses and the lengths ‖g‖ of per-sample gradients: the roots of `sample_gramian`'s diagonal.
 
     From the same passes, but each sample's own inputs and deltas alone enter: cost and memory grow
-    with the number of samples, not with its square. Rows of leaves
-    that another operation reads are made a few at a time.
+    with the number of samples, not with its square. Rows of leaves that another operation reads are
+    made a few at a time.
 
     Args:
         losses_fn: as in `sample_gramian`.

@@ -41,8 +41,8 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
 
 def test_a_thin_line_keeps_its_colour():
     """Vermillion on a map of greens and yellows, as an arrow on a landscape."""
-    picture = Image.linear_gradient("L").resize((900, 600)).convert("RGB")
-    picture = ImageOps.colorize(picture.convert("L"), (68, 1, 84), (253, 231, 37), (33, 145, 140))
+    shades = Image.linear_gradient("L").resize((900, 600))
+    picture = ImageOps.colorize(shades, (68, 1, 84), (253, 231, 37), (33, 145, 140))
     line = (213, 94, 0)
     picture.paste(line, (100, 300, 120, 302))
     shown = gallery.with_few_colours(picture).convert("RGB").getpixel((110, 301))
