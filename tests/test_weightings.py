@@ -654,6 +654,13 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     gramians = vmap(lambda a: mf.task_gramian(losses, mf.parameters(net), batch, weightings=a)[1])
     close(gramians(scaled)[1], 4 * jacobian @ jacobian.T)
 
+    def total(weightings):
+        return mf.task_gramian(
+            losses, mf.parameters(net), batch, weightings=weightings, engine="layerwise"
+        )[1].sum()
+
+    assert grad(total)(matrix).isnan().all()  # not a derivative of 0 where nothing can be seen
+
 
 def test_a_leaf_in_no_known_call_is_differentiated_a_row_a_task(passes):
     net, losses, batch = make("dense", 4)

@@ -473,10 +473,10 @@ def normalized_preference(
     return preference / preference.sum()
 
 
-def poison(answer: Any, *inputs: Tensor) -> Any:
-    """`answer` if all inputs are finite, else NaN, as its derivatives, which are 0 by `where`."""
-    if values_readable(answer, *inputs) and has_finite_sum(*inputs):
+def poison(answer: Any, *inputs: Tensor, right: Sequence[Tensor] = ()) -> Any:
+    """`answer` if all inputs are finite and these 0-d masks true; else NaN, its derivatives too."""
+    if values_readable(answer, *inputs, *right) and has_finite_sum(*inputs) and all(right):
         return answer
-    for x in inputs:
-        answer = answer * torch.where(x.isfinite().all(), 1.0, torch.nan).to(answer)
-    return answer
+    every = [*right, *(x.isfinite().all() for x in inputs)]
+    every = every[0] if len(every) == 1 else torch.stack(every).all()
+    return answer * torch.where(every, 1.0, torch.nan).to(answer)

@@ -236,10 +236,8 @@ def sample_by_layers(
             gramian = _squares(sides[0], gramian_dtype)
         else:
             gramian = _gramian(sides[0], sides[-1], gramian_dtype, union)
-        found = [torch.stack(side.sound).all() for side in sides if side.sound]
-        sound = [torch.where(right, 0.0, torch.nan) for right in found]
-    losses = [side.losses for side in sides]
-    return losses[0], poison(gramian, *losses, *sound)
+    losses, sound = [side.losses for side in sides], [x for side in sides for x in side.sound]
+    return losses[0], poison(gramian, *losses, right=sound)
 
 
 def _side(

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core.checks import enable_grad, is_differentiated, values_readable
+from ..core.checks import enable_grad, is_differentiated, poison, values_readable
 from ..core.tree import HALF, dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
@@ -78,8 +78,8 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
                 raise
             remember_rows(key)  # one pass per task is right whatever the losses depend on
             return None
-        for right in side.sound:  # where samples mix unseen, nothing that is found is right
-            matrix = torch.where(right, matrix, torch.nan)
+        if side.sound:  # where samples mix unseen, nothing that is found is right
+            matrix = poison(matrix, right=side.sound)
         found = _Weighings(side, forward, request, how.kept, matrix, preference).linearization()
         return found._replace(frees=frees)
 

@@ -88,7 +88,7 @@ def gauss_newton(
         answer = share * torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, 0] / longest
         if values_readable(failed, wide) and bool(failed) and has_finite_sum(wide):
             raise ValueError(_indefinite(gramian, damping))
-        return poison(answer, wide, given, 1 / (failed == 0)).to(gramian.dtype), ()  # or it failed
+        return poison(answer, wide, given, right=[failed == 0]).to(gramian.dtype), ()
 
     reads = ("gramian", "losses", *(("carried",) if momentum else ()))
     return Rule(no_state(preference), update, reading(*reads, preference=preference))

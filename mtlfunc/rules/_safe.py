@@ -123,4 +123,4 @@ def _with_margin(more: Tensor, rates: Tensor, wanted: Tensor) -> Tensor:
             "combination of the gradients is 0 here as far as the Gramian can say; take a smaller "
             "margin, or 0"
         )
-    return poison(more, torch.where(missed, torch.nan, 0.0))
+    return poison(more, right=[~missed])
