@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER, PAGE = ROOT / "docs" / "figures", ROOT / "docs" / "figures.md"
 SIZE = {"mgda.counterexample": "9x4"}
 """Inches, where a command shows how they are given."""
-WIDEST, COLOURS = 900, 128
+WIDEST, COLOURS = 900, 256
 HEAD = """# Figures
 
 Every figure of the papers that takes options of yours, under it the command that drew it. Its
@@ -42,8 +42,8 @@ def words_of(name: str) -> list[str]:
 
 
 def with_few_colours(picture: Image.Image) -> Image.Image:
-    """A small file of it, in which thin lines keep their colours."""
-    return picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    """A small file of it, in which thin lines and large areas keep their colours."""
+    return picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=3)
 
 
 def draw(name: str) -> tuple[str, Length]:
