@@ -222,8 +222,9 @@ def check_present(present: Present | None) -> None:
 
 def fixed(which: Select) -> Select:
     """A choice of parameters for every step: an iterator would be used up by the first."""
-    kept = isinstance(which, str | Tensor | nn.Module | tuple) or not isinstance(which, Iterable)
-    return which if kept else tuple(which)
+    if isinstance(which, str | Tensor | nn.Module | tuple) or not isinstance(which, Iterable):
+        return which
+    return tuple(which)
 
 
 def is_empty(state: State) -> bool:
