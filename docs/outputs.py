@@ -4,6 +4,7 @@ What a block of Python prints stands in a block of text after it, and the figure
 lie next to it. The tests run every page and compare what is printed.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -131,6 +132,8 @@ def written(text: str, name: str, beside: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    for path in [Path(name).resolve() for name in sys.argv[1:]]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="FILE")
+    for path in [page.resolve() for page in parser.parse_args().pages]:
         text = path.read_text(encoding="utf-8")
         path.write_text(written(text, path.name, path.parent), encoding="utf-8")

@@ -670,6 +670,8 @@ def test_arenas_and_lattices_of_nothing_are_refused():
         settings = SHORT._replace(**wrong)
         with pytest.raises(ValueError, match="settings: expected seeds and tuning >= 1"):
             mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
+    with pytest.raises(TypeError, match=r"^settings: expected Settings.* got int"):
+        mf.arena(mf.mgda(), problems="vlmop2", settings=3)  # pyright: ignore
     with pytest.raises(TypeError, match=r"^dtype: expected .* floating dtype .* got torch.int64"):
         mf.pareto.preferences(3, 2, dtype=torch.int64)
 

@@ -191,7 +191,7 @@ def written(value: Any) -> str:
 def meant(word: str, names: Iterable[str]) -> str:
     """A question for the names that a wrong word is close to, or whose end it is; "" for none."""
     known, given = {name.lower(): name for name in names}, word.lower()
-    near = [name for name in known if name.partition(".")[2] == given]
+    near = [name for name in known if given in (name.partition(".")[2], name.replace("-0", "-"))]
     near = near or difflib.get_close_matches(given, known)
     return f"did you mean {' or '.join(known[name] for name in near)}? " if near else ""
 

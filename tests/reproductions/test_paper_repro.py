@@ -252,6 +252,7 @@ def test_where_names_the_lines_that_decide(
         (["--only", "nothing"], "no reproduction or claim is named nothing; a beginning .*--list"),
         (["--only", "GN-99"], r"is named GN-99; did you mean GN-\d\d or "),
         (["--only", "cagrad.toys"], r"did you mean cagrad\.toy"),
+        (["--only", "CA-1"], r"did you mean CA-01\?"),
         (["--only", ""], "--only: an empty word"),
         (["--where", ""], "there is no claim"),
         (["--where", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),

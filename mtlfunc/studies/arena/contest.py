@@ -64,7 +64,7 @@ def arena(
         where it does.
 
     Raises:
-        TypeError: for anything but a rule.
+        TypeError: for anything but a rule, or settings that are no `Settings`.
         ValueError: for an unknown problem, or none, or settings of nothing.
 
     Examples:
@@ -81,6 +81,8 @@ def arena(
         >>> result.rules
         ['mine', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings: expected Settings(...), got {type(settings).__name__}")
     if min(settings.seeds, settings.tuning) < 1 or not 0 < settings.budget < math.inf:
         expected = "seeds and tuning >= 1 and a budget in (0, ∞)"
         raise ValueError(f"settings: expected {expected}, got {settings}")
