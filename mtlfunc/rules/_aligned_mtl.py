@@ -39,8 +39,8 @@ def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scal
         ValueError: for a bad preference or scale.
 
     Source:
-        Senushkin et al. 2023, Algorithm 1. "rmse" is the official implementation's, by TorchJD's
-        account. LibMTL takes p = 1, T times as long, and the ε of torch's default dtype.
+        Senushkin et al. 2023, Algorithm 1. "median" and "rmse" are the official code's; it and
+        LibMTL take p = 1, T times as long, and the ε of torch's default dtype.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -34,9 +34,9 @@ def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
         ValueError: for a bad preference.
 
     Source:
-        Liu et al. 2024 (ConFIG), eqs. 2–3. The official code and TorchJD take the pseudo-inverse of
-        the T x P matrix of unit gradients. For two losses the direction is that of DCGD (Hwang &
-        Lim 2024) in its form "center".
+        Liu et al. 2024 (ConFIG), eqs. 2–3. The official code solves least squares with the T x P
+        matrix of unit gradients; TorchJD takes its pseudo-inverse, an option there. For two losses
+        the direction is that of DCGD (Hwang & Lim 2024) in its form "center".
 
     Examples:
         >>> import torch, mtlfunc as mf

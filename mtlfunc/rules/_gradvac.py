@@ -53,8 +53,8 @@ def gradvac(
         ValueError: for beta outside [0, 1), and as `pcgrad` for orders and preference.
 
     Source:
-        Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5
-        and sum; TorchJD adds 1e-8 to both divisors.
+        Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5,
+        sum, and add 1e-8 to both divisors.
 
     Examples:
         >>> import torch, mtlfunc as mf

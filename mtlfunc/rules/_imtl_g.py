@@ -33,8 +33,8 @@ def imtl_g() -> Rule:
         Liu et al. 2021, eq. 6, whose inverse does not exist for dependent gradients. TorchJD takes
         G⁺ there, which divides the weights of parallel gradients in proportion to their lengths
         where every nearby Gramian has them inverse to the lengths, and all weights are 0 where |Σ
-        G⁺‖g‖| < 1e-12, so for norms above 1e12; the port in the FairGrad repository adds 1e-8 to
-        the matrix. LibMTL has it together with IMTL-L.
+        G⁺‖g‖| < 1e-12, so for norms above 1e12; the port of Nash-MTL's authors adds 1e-8 to a
+        matrix without an inverse. LibMTL has it together with IMTL-L.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -38,10 +38,10 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         ValueError: for lr <= 0, rho < 0 or decay < 0.
 
     Source:
-        Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can
-        also normalise the rows of Y. LibMTL projects by softmax, which leaves the weights near 1/T
-        whatever the gradients, and scales every row to the length of its loss; its rho is 0, its
-        decay .5.
+        Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code for MoDo, which
+        can also normalise the rows of Y. Their code for this paper has ρ = 0, σ = .5 and, on
+        Cityscapes, softmax instead of Π_Δ, which leaves the weights near 1/T whatever the
+        gradients, with rows of the length of their losses as an option; LibMTL has all of these.
 
     Examples:
         >>> import torch, mtlfunc as mf

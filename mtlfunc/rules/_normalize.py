@@ -35,11 +35,12 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
             be seen (elsewhere: NaN).
 
     Source:
-        the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to
-        the gradients that were **not** normalised. `normalize(mean())` on what is retained and
-        minus what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction
-        with exponent 1, and that of the Chebyshev centre of the gradients' dual cone
-        (arXiv:2605.09975; proof in docs/methods/formulas.md).
+        the normalisations of Sener & Koltun 2018's code and of LibMTL. The former applies the
+        weights w to gradients that were **not** normalised, as does LibMTL for a representation;
+        elsewhere LibMTL steps along Σ w_t g̃_t. `normalize(mean())` on what is retained and minus
+        what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction with
+        exponent 1, and that of the Chebyshev centre of the gradients' dual cone (arXiv:2605.09975;
+        proof in docs/methods/formulas.md).
 
     Examples:
         >>> import torch, mtlfunc as mf

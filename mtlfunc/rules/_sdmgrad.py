@@ -56,8 +56,9 @@ def sdmgrad(
     Source:
         Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,
         momentum, the reuse of one pair and the division by 1 + λ are the official code's (section
-        6.1), which adds 1e-4 under the root. LibMTL has lr = 5, TorchJD the values given here and
-        1e-8 next to s².
+        6.1). It adds 1e-4 under the root, steps T times as far, clips the norm, and keeps its three
+        batches' gradients in one tensor, so that all are the last batch's. LibMTL has lr = 5,
+        TorchJD the values given here; both add 1e-8 to s².
 
     Examples:
         >>> import torch, mtlfunc as mf
