@@ -3,6 +3,7 @@
 import html.parser
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -74,9 +75,10 @@ def test_how_to_pages_start_with_the_problem_and_end_with_what_can_go_wrong(path
 
 def test_page_for_users_of_torchjd_names_all_that_it_exports():
     aggregation = pytest.importorskip("torchjd.aggregation")
+    scalarization = pytest.importorskip("torchjd.scalarization")
     text = (DOCS / "from" / "torchjd.md").read_text()
     bases = {"Aggregator", "Weighting", "GramianWeightedAggregator", "WeightedAggregator"}
-    for name in set(aggregation.__all__) - bases:
+    for name in {*aggregation.__all__, *scalarization.__all__} - {*bases, "Scalarizer"}:
         base = name.removesuffix("Weighting")
         assert re.search(rf"`{base}(Weighting)?\b", text) or f"`{base}(" in text, name
 
@@ -111,7 +113,7 @@ def test_every_rule_with_a_paper_is_in_the_bibliography():
 
 
 def test_papers_without_a_function_are_what_the_bibliography_says():
-    """DCGD for two losses, DiBS-MTL and the Chebyshev centre, on vectors as their code has them."""
+    """DCGD for two losses, DiBS-MTL, NTKMTL, the Chebyshev centre, as their code has them."""
     page = (DOCS / "methods" / "bibliography.md").read_text(encoding="utf-8")
     *_, last = outputs.run(page, "bibliography.md")
     dibs = last.scope["dibs"]
@@ -138,6 +140,8 @@ def test_papers_without_a_function_are_what_the_bibliography_says():
             if steps == 1:
                 plain = mf.weights(mf.normalize(mf.mean()), rows @ rows.T)
                 torch.testing.assert_close(found / found.sum(), plain / plain.sum())
+                ntk = (rows.square().sum() / rows.square().sum(1)).sqrt()
+                torch.testing.assert_close(ntk / ntk.sum(), plain / plain.sum())
 
         d = mf.weights(mf.normalize(mf.mgda()), rows @ rows.T) @ rows
         others = torch.randn(
@@ -146,6 +150,32 @@ def test_papers_without_a_function_are_what_the_bibliography_says():
         others = others / others.norm(dim=1, keepdim=True)
         best = (others @ unit.T).amin(1).max()
         assert (unit @ d).min() >= best * d.norm()
+
+
+def test_uw_so_is_what_the_bibliography_says():
+    tau, losses = 0.5, torch.tensor([0.4, 1.0, 3.0])
+    rule = mf.stateless(lambda gramian, losses: torch.softmax(1 / (tau * losses), 0))
+    powers = [math.exp(1 / x / tau) for x in losses.tolist()]
+    expected = torch.tensor([power / sum(powers) for power in powers])
+    torch.testing.assert_close(mf.weights(rule, torch.eye(3), losses), expected)
+
+
+def test_modular_gradient_surgery_is_what_the_bibliography_says():
+    """MGS for two tasks: PCGrad for each tensor separately, then the sum."""
+
+    def losses(params, rows):
+        return rows @ torch.cat([params["a"], params["b"]])
+
+    probe = mf.jacobian(param_groups=lambda name: name)
+    step = mf.balance(losses, mf.pcgrad(), probe, reduction="sum")
+    params = {"a": torch.zeros(2), "b": torch.zeros(4)}
+    drawn = torch.randn(20, 2, 6, generator=torch.Generator().manual_seed(0))
+    for rows in drawn:
+        grads, *_ = step.update(params, rows, step.init(params, rows))
+        for name, (p, q) in zip("ab", rows.split([2, 4], dim=1), strict=True):
+            conflict = (p @ q).clamp_max(0)
+            expected = p - conflict / (q @ q) * q + q - conflict / (p @ p) * p
+            torch.testing.assert_close(grads[name], expected)
 
 
 def test_reference_has_every_public_name():
