@@ -160,6 +160,32 @@ def test_uw_so_is_what_the_bibliography_says():
     torch.testing.assert_close(mf.weights(rule, torch.eye(3), losses), expected)
 
 
+def test_weights_of_physics_libraries_are_what_the_bibliography_says():
+    """jaxpi's gradient norms, averaged over steps, and SoftAdapt, which sees the present losses."""
+    drawn = torch.rand(6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def lines(params, rows):  # the losses at 0 are the rows' first entries, all positive
+        return rows[:, 0] + rows @ params["x"]
+
+    params = {"x": torch.zeros(5, dtype=torch.float64)}
+    rule = mf.momentum(mf.normalize(mf.mean()), 0.9)
+    norms = mf.balance(lines, rule, mf.jacobian(), reduction="sum")
+    soft = mf.balance(lines, mf.dwa(1, 1.0), mf.losses_only())
+    states = [step.init(params, drawn[0]) for step in (norms, soft)]
+    expected, before = None, []
+    for rows in drawn:
+        length = rows.norm(dim=1)
+        now = length.mean() / length
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+        _, states[0], info = norms.update(params, rows, states[0])
+        torch.testing.assert_close(info.weights, expected)
+
+        _, states[1], info = soft.update(params, rows, states[1])
+        if len(before) > 1:
+            torch.testing.assert_close(info.weights, torch.softmax(before[-1] / before[-2], 0))
+        before.append(rows[:, 0])
+
+
 def test_modular_gradient_surgery_is_what_the_bibliography_says():
     """MGS for two tasks: PCGrad for each tensor separately, then the sum."""
 
