@@ -32,9 +32,9 @@ def cagrad(
         solver: of `mtlfunc.solvers`; None is `auto()`, exact.
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
             mixed.
-        rescale: divide by what the official code divides by: 1 + c² (MT-RL's and NYUv2's softmax
-            solver), 1 + c (toy and fast variants), 1 + λ with λ = c‖g₀‖/‖g_w‖ (SLSQP variant;
-            weights then sum to 1). "none" is the paper's own scale.
+        rescale: divide by what the official code divides by: 1 + c² (images and Meta-World), 1 + c
+            (toy and fast variants), 1 + λ with λ = c‖g₀‖/‖g_w‖ (Meta-World's exact variant; weights
+            then sum to 1). "none" is the paper's own scale.
 
     Returns:
         weights p + λw, summing to 1 + λ; (1 + c) g when all tasks share one gradient g. At
@@ -45,9 +45,9 @@ def cagrad(
         ValueError: for c < 0 or a bad preference.
 
     Source:
-        Liu et al. 2021, eq. 3 and Algorithm 1. The official code adds 1e-4 inside the square roots,
-        which breaks homogeneity and lets d leave the ball, and stops its solver after 20 steps.
-        CAGrad-Fast is this rule on `mtlfunc.jacobian(..., mix=mtlfunc.subset(n))`.
+        Liu et al. 2021, eq. 3 and Algorithm 1. The official code adds 1e-4 (images: 1e-8) inside
+        the roots, which breaks homogeneity and lets d leave the ball, and on Meta-World stops after
+        20 steps. CAGrad-Fast is this rule on `mtlfunc.jacobian(..., mix=mtlfunc.subset(n))`.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -24,8 +24,8 @@ def mgda(solver: Solver | None = None) -> Rule:
 
     Source:
         Sener & Koltun 2018, eq. 3; Désidéri 2012. With `mtlfunc.representation` as probe this is
-        MGDA-UB. The official code solves by Frank–Wolfe without counting iterations, keeps end
-        points at .999 and .001, and applies weights of normalised gradients to raw losses.
+        MGDA-UB. The official code takes projected gradient steps, uncounted, keeps end points at
+        .999 and .001, and applies weights of normalised gradients to raw losses.
 
     Examples:
         >>> import torch, mtlfunc as mf

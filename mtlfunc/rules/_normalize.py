@@ -40,7 +40,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         elsewhere LibMTL steps along Σ w_t g̃_t. `normalize(mean())` on what is retained and minus
         what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction with
         exponent 1, and that of the Chebyshev centre of the gradients' dual cone (arXiv:2605.09975;
-        proof in docs/methods/formulas.md).
+        docs/methods/formulas.md).
 
     Examples:
         >>> import torch, mtlfunc as mf
