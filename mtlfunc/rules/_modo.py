@@ -38,7 +38,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
 
     Source:
         Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults,
-        is not in the paper's recursion. LibMTL has lr = .001.
+        is not in the paper's recursion. LibMTL has lr = .001; the paper's code steps twice as far.
 
     Examples:
         >>> import torch, mtlfunc as mf
