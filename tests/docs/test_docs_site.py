@@ -106,6 +106,17 @@ def test_page_says_which_aggregators_of_torchjd_are_mapped():
     assert ", ".join(f"`{name}`" for name in sorted(mapped)) in page
 
 
+def test_page_says_which_states_of_torchjd_do_not_load():
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    jacobian = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("GradVac", "PCD", "ExcessMTL"):
+        used = getattr(aggregation, name)()
+        used(jacobian)
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            getattr(aggregation, name)().load_state_dict(used.state_dict())
+    assert "A new `GradVac()`, `PCD()` or `ExcessMTL()`" in (DOCS / "from/torchjd.md").read_text()
+
+
 def test_every_rule_with_a_paper_is_in_the_bibliography():
     without = {"mean", "normalize", "update_every", "stateless"}
     assert set(pages.RULES) - without <= set(pages.papers())
