@@ -262,10 +262,10 @@ def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatc
 
 @pytest.mark.parametrize(
     ("width", "tasks", "together"),
-    # the ratios of processor times that were measured: 2.5, 1.5, 1.3, .4; 2.1, .7, .4
+    # the ratios of processor times that were measured: 2.5, 1.5, 1.15, .3; .8, .5, .2
     [
         *((64, 2, False), (64, 8, False), (64, 16, False), (64, 64, True)),
-        *((512, 2, False), (512, 4, True), (512, 8, True)),
+        *((512, 2, True), (512, 4, True), (512, 8, True)),
     ],
 )
 def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
@@ -283,8 +283,11 @@ def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
 
 @pytest.mark.parametrize(
     ("case", "tasks", "together"),
-    # one pass over K: .82; .69; .80; 1.08 of plain steps
-    [("gpt", 2, True), ("lora", 2, True), ("convolutions", 4, True), ("convolutions", 2, False)],
+    # one pass over K: .82; .69; .80; .91; 1.08
+    [
+        *(("gpt", 2, True), ("lora", 2, True), ("convolutions", 4, True)),
+        *(("convolutions", 3, True), ("convolutions", 2, False)),
+    ],
 )
 def test_weightings_count_what_no_leaf_shows(case, tasks, together):
     """Attention, frozen layers and activations are passed through once a pass."""

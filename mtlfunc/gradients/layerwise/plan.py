@@ -51,11 +51,6 @@ UNFOLDED = 2.5
 out for a product, on a CPU.
 """
 
-LOOPED_CONVOLUTION = 0.55
-"""A loop of single backward passes against one batched pass through the same convolutions, on a
-CPU.
-"""
-
 
 def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
     """Whether this number of rows of these leaves repays a look at who reads them.
@@ -179,9 +174,7 @@ def prices_of(
     if not weightings:
         return prices
     half = group.dtype in HALF and plain
-    # what is left of products that cancel has fewer digits than they had
-    apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
-    if by_rows or not apart:
+    if by_rows or not (half or is_widened(group, device, plain)):
         return {"mixed": prices["mixed"]}
     if half:
         del prices["mixed"]
@@ -326,6 +319,14 @@ def widest(device: str) -> torch.dtype:
     return torch.float32 if device == "mps" else torch.float64
 
 
+def is_widened(group: Group, device: str, plain: bool) -> bool:
+    """Whether its products of samples need another dtype: what is left of those that cancel has
+    fewer digits than they had.
+    """
+    kept = group.dtype in HALF and plain
+    return not kept and torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
+
+
 def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     """Forms of all leaves for tasks that are weightings of samples; None where the graph is not
     asked.
@@ -379,13 +380,11 @@ def _price_weightings(
             for group in every
         ]
         forms: list[Form] = [cheapest(prices) for prices in found]
-        if name in measured:
-            work += sum(min(prices.values()) for prices in found)
+        own = sum(min(prices.values()) for prices in found) if name in measured else 0.0
         combining = reading = 0.0
         for group in every:
-            convolves = _convolves(group, device)
-            products += (LOOPED_CONVOLUTION if convolves else 1.0) * group.multiplied
-            combining += (UNFOLDED if convolves else 1.0) * group.multiplied
+            products += group.multiplied
+            combining += (UNFOLDED if _convolves(group, device) else 1.0) * group.multiplied
             for use in group.uses:
                 _, number, a, o = use.sizes
                 reading += positions(use) * number * (a + rows // samples * o)
@@ -396,13 +395,12 @@ def _price_weightings(
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
-        work += combining if request.keep != "nothing" else 0.0
+        own += combining if request.keep != "nothing" else 0.0
+        work += (BY_SAMPLE if is_widened(every[0], device, plain) else 1.0) * own
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
     passes += tasks if left else 0
-    work += passes * products
-    halves = plain and all(group.dtype in HALF for group, _ in tapped)
-    work = (1.0 if halves else BY_SAMPLE) * work + GROUP * len(tapped)
+    work += passes * products + GROUP * len(tapped)
     numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
     worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
     return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
@@ -411,8 +409,9 @@ def _price_weightings(
 FEW_TASKS = 4
 """Up to so many weightings one pass for all may cost more than one a task."""
 BY_SAMPLE = 1.8
-"""Products by sample, mixed and summed in float64, against those of as many operations in a
-backward pass: networks of width 64 to 1,024, 128 samples, 2 to 16 weightings, one thread.
+"""Products by sample that are made in float64 for losses of float32, against those of as many
+operations in a backward pass: perceptrons, convolutions and transformers, 2 to 8 weightings, one
+thread.
 """
 PASSED = 50.0
 """What a number of the graph costs a backward pass besides products with the leaves, on a CPU: a
