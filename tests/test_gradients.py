@@ -7,7 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
@@ -602,3 +604,69 @@ def test_closure_that_enters_after_a_norm_has_its_derivatives(engine):
     torch.testing.assert_close(
         second, (slope(at + 1e-5) - slope(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-9
     )
+
+
+def read_by_few(params, x):
+    """Losses of samples by the first leaf alone."""
+    return torch.tanh(x @ params["w"].mT).square().mean(1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
+def test_a_leaf_that_no_loss_reads_has_no_rows(engine):
+    """They would be of 1e10 numbers each."""
+    params = {"u": torch.zeros(()).expand(100_000, 100_000), "w": torch.randn(30, 5)}
+    only, x = {"w": params["w"]}, torch.randn(16, 5)
+    for weightings in (None, torch.randn(4, 16)):
+        found, wanted = (
+            mf.task_gramian(read_by_few, each, x, engine=engine, weightings=weightings)
+            for each in (params, only)
+        )
+        torch.testing.assert_close(found, wanted)
+    if engine != "rows":
+        for call in (mf.sample_gramian, mf.sample_norms):
+            found, wanted = (call(read_by_few, each, x, engine=engine) for each in (params, only))
+            torch.testing.assert_close(found, wanted)
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that an operation returns."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.most = max([self.most, *(x.numel() for x in tree_leaves(out) if torch.is_tensor(x))])
+        return out
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"heads": "own"}, {"mix": mf.subset(2)}, {"weightings": lambda x: x.mT.contiguous()}],
+)
+def test_a_step_makes_no_rows_of_a_leaf_that_no_loss_reads(given, engine):
+    params = {"u": torch.randn(100, 100), "w": torch.randn(30, 5), "head": torch.randn(50, 50)}
+    only, x = {"w": params["w"]}, torch.randn(16, 5)
+    found = []
+    for each in (params, only):
+        step = mf.balance(read_by_few, mf.mgda(), mf.jacobian("[uw]", engine=engine, **given))
+        state = step.init(each, x, key=1)
+        with Largest() as largest:
+            grads, _, info = step.update(each, x, state)
+        assert largest.most <= 10_000  # one gradient
+        assert list(grads) == list(each)
+        found.append((grads["w"], info.gramian, info.weights))
+        assert not any(grads[name].any() for name in grads if name != "w")
+    torch.testing.assert_close(*found)
+
+
+def test_an_unread_layer_has_no_gradient_and_no_rows():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 30), nn.Linear(100, 100))
+    balancer, x = mf.Balancer(module, mf.mgda()), torch.randn(16, 5)
+    for _ in range(2):  # the second step may be the short one
+        module.zero_grad()
+        with Largest() as largest:
+            balancer.backward(torch.tanh(module[0](x)).square().mean(1))
+        assert largest.most <= 10_000
+        assert [leaf.grad is None for leaf in module.parameters()] == [False, False, True, True]

@@ -250,6 +250,7 @@ def _side(
     if forward.hooked and not depth():
         graph = replace(graph, loops=True)
     with enable_grad():
+        names = tuple([name for name in names if name not in forward.unread]) or names
         how = EntryPlan(Plan((), names))
         if forward.watched:
             how = sample_plan(forward, names)

@@ -250,7 +250,8 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
     if worth and is_worth_weighing(forward.params, tasks):
-        left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
+        by_rows = set(plan.rows).difference(forward.unread).intersection(names)
+        left = f", and {tasks} for leaves by rows" if by_rows else ""
         way, said = once, f"{parts} backward pass(es) for all tasks{left}{check}"
     combined = request.keep == "combination"
     return _explanation(forward, names, groups, [alone, once], way, said, combined=combined)
@@ -306,7 +307,7 @@ def _describe_layers(
             layers.append(Layer(group.name, group.op, form, gflop, mib, ""))
         if name not in by_leaf:
             note = HOOKED if forward.hooked else _reason(forward, name)
-            if way.samples is not None:
+            if way.samples is not None and name not in forward.unread:
                 note += "; one row a task" if way.weightings else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, {}, note))
     return tuple(layers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -135,6 +136,10 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     """
     if isinstance(forward, Traced):
         return _traced(forward, request)
+    if forward.unread:
+        asked = request.shared, request.measured, forward.params
+        if not any(names and forward.unread.issuperset(names) for names in asked):
+            return _without_unread(forward, request)
     if request.weightings:
         from .weightings import linearize_weightings
 
@@ -167,6 +172,33 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux,
         carried=found.carried, frees=final or found.frees,
     )  # fmt: skip
+
+
+def _without_unread(forward: Forward, request: Request) -> Linearization:
+    """`linearize`, and zeros for the leaves on which no loss depends: no pass knows of them."""
+    params = forward.params
+    read = {name: leaf for name, leaf in params.items() if name not in forward.unread}
+    some = replace(forward, params=read, unread=frozenset())
+    shared, measured = (
+        tuple([name for name in names if name in read])
+        for names in (request.shared, request.measured)
+    )
+    found = linearize(some, request._replace(shared=shared, measured=measured))
+
+    def filled(grads: Params, names: Iterable[str], *rows: int) -> Params:
+        zeros = {x: params[x].new_zeros(*rows, *params[x].shape) for x in names if x not in read}
+        return {name: zeros[name] if name in zeros else grads[name] for name in names}
+
+    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
+        left = tuple([name for name in names if name in read])
+        return filled(found.pullback(weights, left) if left else {}, names)
+
+    rows, heads = found.rows, found.heads
+    if request.keep == "rows":
+        rows = filled(rows, request.shared, len(found.mixed))
+    if request.heads and request.heads(len(found.losses)) is not None:
+        heads = filled(heads, [name for name in params if name not in request.shared])
+    return found._replace(rows=rows, heads=heads, pullback=pullback)
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:

@@ -56,6 +56,7 @@ class Forward:
     whole: bool = True
     by_hooks: bool = False  # whether gradients arrive by hooks alone, as under `fully_shard`
     reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
+    unread: frozenset[str] = frozenset()  # plain leaves on which no loss depends, by the graph
 
     @cached_property
     def reading(self) -> Reading:
@@ -107,9 +108,14 @@ def forward_of(
     outside = recorded is not None and recorded(graph)
     if not (outside or depth()):
         vector, aux = vector.detach(), detached(aux)
+    unread = frozenset[str]()
+    if not (depth() or facts.get("by_hooks") or len(graph.leaf_nodes) == len(leaves)):
+        plain = [name for name, leaf in leaves.items() if type(leaf) in PLAIN]
+        unread = frozenset(plain).difference(graph.leaf_nodes)
     return Forward(
-        losses, vector, aux, params, places, root, edges, graph, recorded=outside, **facts
-    )
+        losses, vector, aux, params, places, root, edges, graph, recorded=outside, unread=unread,
+        **facts,
+    )  # fmt: skip
 
 
 def places_of(leaves: Params) -> dict[str, Place]:
