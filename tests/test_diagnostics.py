@@ -78,6 +78,18 @@ def test_pairwise_diagnostics_examples():
         assert torch.equal(vmap(f)(batch), torch.stack([f(g) for g in batch]))
 
 
+def test_a_gradient_whose_square_underflows_has_no_cosine():
+    """Its products with the other one do not; ±1 would be said of any angle."""
+    rows = torch.tensor([[1e-23, 0.0], [0.6, 0.8]])
+    gramian = rows @ rows.mT
+    assert gramian[0, 0] == 0
+    assert gramian[0, 1] > 0
+    found = diagnostics.cosines(gramian)
+    assert found[0].isnan().all()
+    assert found[1, 1] == 1
+    assert diagnostics.curvature_bound(gramian)[0, 1].isnan()
+
+
 def test_magnitude_similarity_extreme_lengths():
     G = torch.diag(torch.tensor([1e-300, 1.0, 1e300], dtype=torch.float64))
     similar = diagnostics.magnitude_similarity(G)

@@ -74,7 +74,7 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
         gramian: G `[task, task]`.
 
     Returns:
-        cosines `[task, task]` in [-1, 1]; NaN where a gradient is zero.
+        cosines `[task, task]` in [-1, 1]; NaN where a gradient is zero, or its square underflows.
 
     Raises:
         ValueError: for anything but a Gramian.
@@ -84,7 +84,7 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
         [[1.0, -0.5], [-0.5, 1.0]]
     """
     check_gramian(gramian)
-    length = root(gramian.diagonal())
+    length = gramian.diagonal().where(gramian.diagonal() > 0, torch.nan).sqrt()
     return (gramian / length[:, None] / length).clamp(-1, 1)
 
 
