@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import find, given, settings
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
+from mtlfunc.core.checks import depth, lanes
 from mtlfunc.testing._check_solver import SIZES, draw
 from mtlfunc.testing._judge import judge
 from mtlfunc.testing.strategies import KINDS
@@ -82,6 +84,19 @@ def raises(problem):
     raise RuntimeError("no memory")
 
 
+def says_another_dual(problem):
+    return solvers.active_set()(problem)._replace(dual=uniform(problem))
+
+
+def says_nan(problem):
+    found = solvers.active_set()(problem)
+    return found._replace(dual=found.dual * torch.nan)
+
+
+def counts_no_steps(problem):
+    return solvers.active_set()(problem)._replace(steps=None)  # pyright: ignore[reportArgumentType]
+
+
 # ---- right and wrong solvers ---------------------------------------------------------------------
 
 
@@ -141,12 +156,39 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
         (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
         (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
         (raises, "raises RuntimeError: no memory"),
+        (says_another_dual, "dual: expected the weights again, got [0.5, 0.5]"),
+        (says_nan, "dual: expected weights on the simplex, got [nan]"),
+        (counts_no_steps, "steps: expected a 0-d tensor of integers, got None"),
     ],
 )
 def test_sentence_says_what_an_answer_must_be(solver, text):
     report = testing.check_solver(solver, ["min_norm"], tasks=(1, 2))
     assert not report.sound
     assert text in report.counterexamples["min_norm"].detail
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e100, 1e160, 1e200])
+def test_weights_whose_products_overflow_are_wrong(kind, size):
+    """Of the dual cone they are feasible, and gap and unit are both infinite."""
+
+    def enormous(problem):
+        return torch.full_like(problem.gramian[0], size)
+
+    report = testing.check_solver(enormous, [kind], tasks=(2, 2))
+    assert not report.sound
+    rows = torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=F64)
+    problem = solvers.dual_cone(rows @ rows.mT, torch.ones(2, dtype=F64))
+    assert testing.certified_error(problem, torch.tensor([size, size], dtype=F64)) > 0.05
+
+
+def test_a_task_without_preference_is_drawn():
+    exact = solvers.active_set()
+
+    def divides(problem):
+        return exact(problem).weights / problem.preference * problem.preference
+
+    assert not testing.check_solver(divides, ["cagrad"], tasks=(2, 3)).sound
 
 
 def test_dual_weights_in_place_of_the_direction_are_recognised():
@@ -345,6 +387,39 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
     assert "weights [" in claimed(mixes, "vmap", "dual_cone")
     assert 'testing.jacobian("gaussian", 5, 0) torch' in claimed(slopes, "grad", "min_norm")
     assert "preference [0.3333" in claimed(slopes, "grad", "cagrad")
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        (lambda problem: depth() == 2, "nested vmaps"),
+        (lambda problem: depth() == 1 and lanes() == 1, "torch.func.vmap in a batch of one"),
+        (
+            lambda problem: depth() == 1 and not is_batchedtensor(problem.gramian),
+            "torch.func.vmap with one Gramian",
+        ),
+    ],
+)
+def test_vmap_is_tried_nested_in_a_batch_of_one_and_with_one_gramian(where, how):
+    def solver(problem):
+        found = solvers.active_set()(problem).weights
+        return found + where(problem)
+
+    report = testing.check_solver(solver, ["cagrad"], tasks=(2, 2), claims=["vmap"])
+    assert not report.counterexamples
+    assert f"cagrad: under {how}, at T = 2, the answer to" in report.claims["vmap"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("cagrad", "c"), ("cagrad", "preference"), ("dual_cone", "weights")]
+)
+def test_derivatives_are_tried_in_what_a_problem_has_beside_the_gramian(kind, field):
+    def solver(problem):
+        fixed = {field: getattr(problem, field).detach()}
+        return solvers.active_set()(problem._replace(**fixed))
+
+    report = testing.check_solver(solver, [kind], tasks=(2, 3), claims=["grad"])
+    assert f"{kind}: at testing.jacobian(" in report.claims["grad"]
 
 
 def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
 
     Returns:
         a number >= 0, the same for all gradients times a constant; infinite for weights that are
-        not finite. It can be vmapped.
+        not finite, or so large that nothing can be said of them. It can be vmapped.
 
     Raises:
         TypeError: for anything but a problem.
@@ -139,7 +139,8 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         unit = or_one(size.maximum(n @ problem.weights.double().abs()))
         error = torch.minimum(gap / unit**2, proof.backward.double() * size / unit)
         infeasible = (n * (problem.weights.double() - w)).amax().clamp_min(0) / unit
-    return torch.maximum(error, infeasible).where(finite, torch.inf)
+    worst = torch.maximum(error, infeasible)
+    return worst.where(finite & ~worst.isnan(), torch.inf)  # NaN where products overflow
 
 
 class Verdict(NamedTuple):
@@ -198,10 +199,12 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
     if isinstance(problem, DualCone):  # the answer may vanish where w does not
         sizes = [sizes[0], n @ problem.weights.abs()]
         apart = (n * (problem.weights + dual - weights)).abs().amax()
-        if apart > tolerance * torch.stack(sizes).amax():
+        if not apart <= tolerance * torch.stack(sizes).amax():
             return "dual: expected weights - problem.weights, the multipliers"
-    elif dual.amin() < -tolerance or (dual.sum() - 1).abs() > tolerance:
+    elif not (dual.amin() >= -tolerance and (dual.sum() - 1).abs() <= tolerance):  # or NaN
         return f"dual: expected weights on the simplex, got {dual.tolist()}"
+    elif isinstance(problem, MinNorm) and n @ (dual - weights).abs() > tolerance * sizes[0]:
+        return f"dual: expected the weights again, got {dual.tolist()}"
     size = torch.stack(sizes).amax()
     unit = size**2 if isinstance(problem, DualCone) else n.amax() * size
     true = problem.solution(weights, dual)
@@ -215,6 +218,9 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
                 f"{name}: the Solution says {claimed.tolist()}, but its weights and dual give "
                 f"{exact.tolist()}; make it by problem.solution(weights, dual, steps)"
             )
+    steps = solution.steps
+    if not isinstance(steps, Tensor) or steps.ndim or steps.is_floating_point():
+        return f"steps: expected a 0-d tensor of integers, got {steps!r:.40}; {HOW}"
     return ""
 
 
@@ -274,7 +280,8 @@ SLACK = 1e-3
 
 def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:
     """A vmap over four problems of a family, with their radii, preferences or weights, gives four
-    certified answers; empty if so.
+    certified answers; also nested, over one problem, and with a Gramian that is not mapped. Empty
+    if so.
     """
 
     def solve(kind: Callable[..., Problem], *fields: Tensor) -> Tensor:
@@ -285,20 +292,46 @@ def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
         batch = [
             pose(kind, jacobian(family, count, i), (count + i) % VARIANTS[kind]) for i in range(4)
         ]
-        fields = map(torch.stack, zip(*batch, strict=True))
-        try:
-            with quiet():
-                found = vmap(partial(solve, type(batch[0])))(*fields)
-        except Exception as error:  # whatever a solver may raise
-            return f"{kind}: under torch.func.vmap it {_describe(error)} (at T = {count})"
-        for i, (problem, weights) in enumerate(zip(batch, found, strict=True)):
-            error = float(certified_error(problem, weights))
-            if error > tolerance:
-                return (
-                    f"{kind}: in a vmap over four problems of {count} tasks the answer to "
-                    f"{called(family, count, i, problem)} has a certified error of {error:.1e}"
-                )
+        f = partial(solve, type(batch[0]))
+        for how, problems, mapped in _batches(batch, more=family == "gaussian"):
+            try:
+                with quiet():
+                    found = mapped(f)
+            except Exception as error:  # whatever a solver may raise
+                return f"{kind}: under {how} it {_describe(error)} (at T = {count})"
+            for i, (problem, weights) in enumerate(zip(problems, found, strict=True)):
+                error = float(certified_error(problem, weights))
+                if not error <= tolerance:
+                    seed = i if torch.equal(problem.gramian, batch[i].gramian) else 0
+                    return (
+                        f"{kind}: under {how}, at T = {count}, the answer to "
+                        f"{called(family, count, seed, problem)} has a certified error of "
+                        f"{error:.1e}"
+                    )
     return ""
+
+
+Batched = tuple[str, Sequence[Problem], Callable[[Callable[..., Tensor]], Tensor]]
+
+
+def _batches(batch: Sequence[Problem], more: bool) -> Iterator[Batched]:
+    """Ways to map a function of their fields over problems, in words, and what it then answers."""
+    fields = [torch.stack(x) for x in zip(*batch, strict=True)]
+    yield "torch.func.vmap", batch, lambda f: vmap(f)(*fields)
+    if not more:
+        return
+    pairs = [x.unflatten(0, (2, 2)) for x in fields]
+    yield "nested vmaps", batch, lambda f: vmap(vmap(f))(*pairs).flatten(0, 1)
+    yield (
+        "torch.func.vmap in a batch of one",
+        batch[:1],
+        lambda f: vmap(f)(*(x[:1] for x in fields)),
+    )
+    if len(fields) > 1:
+        first = batch[0].gramian
+        same = [x._replace(gramian=first) for x in batch]
+        dims = (None, *(0 for _ in fields[1:]))
+        yield "torch.func.vmap with one Gramian", same, lambda f: vmap(f, dims)(first, *fields[1:])
 
 
 def called(family: str, count: int, seed: int, problem: Problem) -> str:
@@ -310,8 +343,8 @@ def called(family: str, count: int, seed: int, problem: Problem) -> str:
 def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:
     """First derivatives of the weights are central differences of the exact solver's; empty if so.
 
-    On families whose weights are unique, where quotients of two steps and of both sides agree: a
-    kink has no derivative.
+    In the gradients and what else the problem has, on families whose weights are unique, where
+    quotients of two steps and of both sides agree: a kink has no derivative.
     """
     exact = active_set()
     for family in REGULAR:
@@ -323,7 +356,7 @@ def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
                 variant = (count + seed) % VARIANTS[kind]
 
                 def along(t: Tensor, solve: AnySolver, x=rows, y=line, m=mark, v=variant) -> Tensor:
-                    problem = pose(kind, x + t * y, v)
+                    problem = _moved(pose(kind, x + t * y, v), t * m)
                     return m @ weights_of(problem, solve(problem))
 
                 places = STEP * torch.arange(-2, 3, dtype=rows.dtype)
@@ -344,6 +377,16 @@ def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
                         f"one line, difference quotients of the exact answer {near:.6g}"
                     )
     return ""
+
+
+def _moved(problem: Problem, shares: Tensor) -> Problem:
+    """CAGrad's radius and preference, or the cone's weights, each longer by these shares of it."""
+    if isinstance(problem, CAGrad):
+        p = problem.preference * (1 + shares)
+        return problem._replace(c=problem.c * (1 + shares[0]), preference=p / p.sum())
+    if isinstance(problem, DualCone):
+        return problem._replace(weights=problem.weights * (1 + shares))
+    return problem
 
 
 def _describe(error: Exception) -> str:

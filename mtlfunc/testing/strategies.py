@@ -121,8 +121,9 @@ def problems(
 ) -> Problems:
     """A strategy for problems of one kind, on the Gramians of `gramians`.
 
-    CAGrad's c is 0.4, 0.1, 1 or 0 and its preference uniform or increasing; the dual cone's weights
-    are uniform, those of one task, or of both signs. The first of each is the simplest.
+    CAGrad's c is 0.4, 0.1, 1 or 0, and its preference uniform, increasing, or 0 for the last of
+    several tasks; the dual cone's weights are uniform, those of one task, or of both signs. The
+    first of each is the simplest.
 
     Args:
         kind: `"min_norm"`, `"cagrad"` or `"dual_cone"`.
@@ -162,7 +163,7 @@ def whole_range(ends: Any, name: str) -> range:
     return range(ends[0], ends[1] + 1)
 
 
-VARIANTS = {"min_norm": 1, "cagrad": 5, "dual_cone": 4}
+VARIANTS = {"min_norm": 1, "cagrad": 6, "dual_cone": 4}
 """How many problems of a kind there are for one Gramian; the first is the simplest."""
 
 
@@ -173,7 +174,9 @@ def pose(kind: str, rows: Tensor, variant: int) -> Problem:
         return min_norm(gramian)
     if kind == "cagrad":
         preference = torch.arange(1.0, count + 1).to(rows) if variant == 4 else None
-        return cagrad(gramian, (0.4, 0.1, 1.0, 0.0, 0.4)[variant], preference=preference)
+        if variant == 5:
+            preference = (torch.arange(count) < max(1, count - 1)).to(rows)
+        return cagrad(gramian, (0.4, 0.1, 1.0, 0.0, 0.4, 0.4)[variant], preference=preference)
     weights = torch.full_like(gramian[0], 1 / count)
     if variant in (1, 2):
         weights = (torch.arange(count) == (0, count - 1)[variant - 1]).to(rows)
