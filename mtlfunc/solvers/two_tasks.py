@@ -33,9 +33,10 @@ def _entries(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _min_norm(problem: MinNorm) -> Tensor:
     first, inner, second = _entries(problem.gramian)
-    square = first + second - 2 * inner  # ‖g₁ - g₂‖²
-    x = torch.where(square > 0, (second - inner) / or_one(square), 0.5).clamp(0, 1)
-    return torch.stack([x, 1 - x])
+    # each share by itself: 1 - x has no digit left beside a gradient 1e16 times as long
+    shares = torch.stack([second - inner, first - inner]).clamp_min(0)
+    total = shares.sum()  # ‖g₁ - g₂‖², if neither is the shortest vector alone
+    return torch.where(total > 0, shares / or_one(total), 0.5)
 
 
 def _cagrad(problem: CAGrad) -> Tensor:
