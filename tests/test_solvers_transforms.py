@@ -296,6 +296,7 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
     G[1, 0, 2] = G[1, 2, 0] = float("nan")
     together = vmap(lambda g: SOLVERS[solver].make()(PROBLEMS[problem](g)))(G)
     assert together.weights[1].isnan().all()
+    assert together.dual[1].isnan().all()
     alone = SOLVERS[solver].make()(PROBLEMS[problem](G[0]))
     mine = Solution(*(x[0] for x in together))
     torch.testing.assert_close(

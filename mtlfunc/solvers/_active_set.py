@@ -12,7 +12,7 @@ from ..core.checks import inside_transform, is_differentiated, values_readable
 from ..core.operators import flatten_batch, leading_shape, register_batching
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solver
+from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, check_definite, solver
 
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
@@ -115,21 +115,7 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     direct = not torch.compiler.is_compiling() and not inside_transform()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
     if direct and values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
-        wide = gramian.detach().double()
-        n = wide.diagonal().abs().sqrt()
-        n = n.where(n > 0, 1.0)
-        smallest = torch.linalg.eigvalsh(wide / n / n[:, None])[0]
-        cure = "accumulate it in float64 if it comes from half precision"
-        single = gramian.dtype == torch.float64
-        if single and -smallest < 8 * len(n) * torch.finfo(torch.float32).eps:
-            cure = (
-                "this is what float32 leaves: pass a Gramian that was made in float32 in that "
-                "dtype, or make it in float64, with gramian_dtype=torch.float64 or of J.double()"
-            )
-        raise ValueError(
-            f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a "
-            f"Gramian is J @ J.T with none below 0 ({cure})"
-        )
+        check_definite(gramian, 0.0)
     return answer
 
 

@@ -50,7 +50,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference, poison
+from ..core.checks import (
+    check_gramian,
+    check_scalar,
+    check_vector,
+    has_finite_sum,
+    normalized_preference,
+    poison,
+    values_readable,
+)
 from ..core.tree import root
 from ..types import Scalar, Solution, Solver
 
@@ -282,7 +290,7 @@ Answer = tuple[Tensor, Tensor, Int[Tensor, ""]]
 
 def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     """Around every solver: float64 inside, a symmetric Gramian with largest diagonal entry 1, the
-    certificate from the answer, NaN for NaN.
+    certificate from the answer, NaN for NaN, an error for an indefinite matrix that can be seen.
 
     `solve` gets the scaled problem and the machine epsilon of the dtype that the Gramian came in,
     its noise level. All three problems are homogeneous, so the scale is a constant for derivatives.
@@ -293,13 +301,39 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         dtype = problem.gramian.dtype
         wide = type(problem)(*(x.double() for x in problem))
         wide = wide._replace(gramian=0.5 * (wide.gramian + wide.gramian.mT))
+        if values_readable(wide.gramian) and has_finite_sum(wide.gramian):
+            # as the kernels do
+            check_definite(problem.gramian, -1e3 * len(wide.gramian) * torch.finfo(dtype).eps)
         scale = wide.gramian.diagonal().detach().amax()
         scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
         weights, dual, steps = solve(scaled, torch.finfo(dtype).eps)
-        solution = wide.solution(poison(weights, *wide), dual, steps)
+        solution = wide.solution(*(poison(x, *wide) for x in (weights, dual)), steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
     return solve_certified
+
+
+def check_definite(gramian: Tensor, least: float) -> None:
+    """Raise where the matrix of cosines has an eigenvalue below `least`."""
+    wide = gramian.detach().double()
+    n = wide.diagonal().abs().sqrt()
+    n = n.where(n > 0, 1.0)
+    smallest = float(torch.linalg.eigvalsh(wide / n / n[:, None])[0])
+    if smallest >= least:
+        return
+    cure = "accumulate it in float64 if it comes from half precision"
+    dtype, noise = torch.finfo(gramian.dtype), 8 * len(gramian) * torch.finfo(torch.float32).eps
+    if gramian.diagonal().abs().amax() < dtype.tiny / dtype.eps:
+        cure = f"numbers near {dtype.tiny:.0e} have lost their digits: multiply the losses"
+    elif gramian.dtype == torch.float64 and -smallest < noise:
+        cure = (
+            "this is what float32 leaves: pass a Gramian that was made in float32 in that "
+            "dtype, or make it in float64, with gramian_dtype=torch.float64 or of J.double()"
+        )
+    raise ValueError(
+        f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a "
+        f"Gramian is J @ J.T with none below 0 ({cure})"
+    )
 
 
 def check_problem(problem: object) -> None:
