@@ -64,6 +64,11 @@ def in_place_at_conflict(gramian: Any) -> Any:
     return w
 
 
+def gradients_off(gramian: Any) -> Any:
+    torch.set_grad_enabled(False)
+    return by_norm(gramian)
+
+
 def losses_in_place(gramian: Any, losses: Any) -> Any:
     if len(losses) == 4:
         losses.add_(1)
@@ -194,6 +199,7 @@ MISTAKES = {
     ),
     "NaN of the last loss": Mistake(loss_nan_dropped, "NaN", "although the loss of task"),
     "edited in place at conflict": Mistake(in_place_at_conflict, "purity", "the gramian in place"),
+    "gradients left off": Mistake(gradients_off, "purity", "leaves gradients turned off"),
     "edited in place for many tasks": Mistake(
         only(128, in_place), "purity", "changes the gramian in place"
     ),
@@ -243,6 +249,7 @@ MISTAKES = {
 def test_every_mistake_is_found(name):
     case = MISTAKES[name]
     report = audit(case.rule, only=[case.property], instances=40, name=name)
+    assert torch.is_grad_enabled()
     row = report[case.property]
     assert row.status == "fails", str(report)
     assert case.seen in row.detail

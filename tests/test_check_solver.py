@@ -182,6 +182,25 @@ def test_weights_whose_products_overflow_are_wrong(kind, size):
     assert testing.certified_error(problem, torch.tensor([size, size], dtype=F64)) > 0.05
 
 
+def test_a_counterexample_has_as_few_digits_as_it_can():
+    """Planted: wrong unless all products are whole numbers, as those of integers are."""
+
+    def solver(problem):
+        whole = torch.equal(problem.gramian, problem.gramian.round())
+        return solvers.active_set()(problem).weights if whole else uniform(problem)
+
+    rows = testing.check_solver(solver, ["min_norm"], tasks=(2, 2)).counterexamples
+    rows = rows["min_norm"].jacobian
+    torch.testing.assert_close(rows, rows.round(decimals=1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_solvers_are_checked_in_every_grad_mode(mode):
+    with mode():
+        report = testing.check_solver(solvers.faces(), tasks=(1, 2), claims=["vmap", "grad"])
+    assert report.sound, report
+
+
 def test_a_task_without_preference_is_drawn():
     exact = solvers.active_set()
 

@@ -304,15 +304,16 @@ def check_many(harness: Harness) -> Finding:
 def check_purity(harness: Harness) -> Finding:
     """The same Gramian, losses and state give the same weights, and nothing else happens.
 
-    torch's global generator stays as it was. Every case comes twice, the second time in the
-    opposite order. `harness` notes whether answers repeat, and what is changed in place.
+    torch's global generator and grad mode stay as they were. Every case comes twice, the second
+    time in the opposite order. `harness` notes whether answers repeat, and in-place changes.
     """
     cases, first = [*enumerate(harness.few())], {}
     tested, seen, where = 0, "", None
     for i, case in [*cases, *reversed(cases)]:
         generator = torch.get_rng_state()
-        with quiet():
+        with quiet(), torch.enable_grad():
             weights = attempt(harness.weigh, *case)
+            recorded = torch.is_grad_enabled()
         if weights is None:  # "valid weights" reports it
             continue
         tested, wrong = tested + 1, ""
@@ -320,6 +321,8 @@ def check_purity(harness: Harness) -> Finding:
             harness.repeats, wrong = False, REMEMBERS
         if not torch.equal(generator, torch.get_rng_state()):
             wrong = GLOBAL
+        if not recorded:
+            wrong = "the rule leaves gradients turned off; use torch.no_grad() in a with statement"
         seen, where = (seen, where) if seen or not wrong else (wrong, case)
     return Finding(tested, seen, where)
 

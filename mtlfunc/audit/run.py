@@ -85,7 +85,8 @@ def audit(
     check_count(instances, "instances")
     label = name or called
     wanted = [each for each in NAMES if each in only or not only]
-    generator, missing = torch.get_rng_state(), not_measured(made, GRAMIANS)
+    generator, recorded = torch.get_rng_state(), torch.is_grad_enabled()
+    missing = not_measured(made, GRAMIANS)
     try:
         if missing and extra:
             two = torch.eye(2, dtype=torch.float64)
@@ -99,6 +100,7 @@ def audit(
         rows = make_rows(harness, wanted, label, instances)
     finally:
         torch.set_rng_state(generator)
+        torch.set_grad_enabled(recorded)
     return Report(label, rows, harness.updates, not_tried(harness, wanted))
 
 

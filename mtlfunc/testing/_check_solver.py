@@ -222,4 +222,3 @@ def simplifications(found: Instance) -> Iterator[Instance]:
         rounded = rows.round(decimals=digits)
         if not torch.equal(rounded, rows) and bool(rounded.any()):
             yield found._replace(rows=rounded)
-            break

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ..core.checks import enable_grad
 from ..solvers import CAGrad, DualCone, MinNorm, active_set, certify
 from ..solvers.problems import Problem, check_problem, or_one, root
 from ..types import Solution
@@ -154,7 +155,8 @@ class Verdict(NamedTuple):
 
 def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     """Call a solver, and certify what it answers."""
-    given = type(problem)(*(x.clone() for x in problem))
+    with enable_grad():  # tensors of the inference mode have no version
+        given = type(problem)(*(x.clone() for x in problem))
     versions = [x._version for x in given]
     try:
         with quiet():
