@@ -100,7 +100,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     problem = type(problem)(*(x.detach().double() for x in problem))
     weights = weights.detach().double()
     gramian = problem.gramian
-    # by the rounding of the dtype that the Gramian came in; also refuses what is no Gramian
+    # by the rounding of the dtype that the Gramian came in; also refuses what is not a Gramian
     report, _, info = run(problem, eps)
     n = root(gramian.diagonal())
     length = n.where(n > 0, 1.0)

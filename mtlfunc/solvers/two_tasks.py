@@ -33,7 +33,7 @@ def _entries(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _min_norm(problem: MinNorm) -> Tensor:
     first, inner, second = _entries(problem.gramian)
-    # each share by itself: 1 - x has no digit left beside a gradient 1e16 times as long
+    # both from differences: 1 - x has no digit left of a gradient 1e16 times as long
     shares = torch.stack([second - inner, first - inner]).clamp_min(0)
     total = shares.sum()  # ‖g₁ - g₂‖², if neither is the shortest vector alone
     return torch.where(total > 0, shares / or_one(total), 0.5)

@@ -1,0 +1,169 @@
+"""What certificates say of an answer: no more than the problem and the weights prove."""
+
+import pytest
+import torch
+from torch.func import vmap
+
+from mtlfunc import solvers, testing
+from mtlfunc.solvers.problems import solver
+from mtlfunc.solvers.two_tasks import two_tasks
+from mtlfunc.testing import certified_error
+from mtlfunc.testing.strategies import KINDS
+from tests.support.registry import SOLVERS
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("e", [0, 3, 6])
+def test_a_rate_missed_by_a_short_gradient_counts(e):
+    """Orthogonal gradients: CAGrad's answer gives the short one all of the ball."""
+    lengths = torch.tensor([10.0**-e, 10.0**e], dtype=torch.float64)
+    problem = solvers.cagrad(torch.diag(lengths**2), 0.5)
+    assert certified_error(problem, torch.full((2,), 0.5, dtype=torch.float64)) > 0.1
+    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
+    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-5
+
+
+def test_what_is_called_optimal_is():
+    """Half the ball is left to a gradient of 1e-6 beside one of 1e6; a float32 gap of 5e-4."""
+    for dtype in (torch.float64, torch.float32):
+        J = torch.diag(torch.tensor([1e-6, 1e6], dtype=dtype))
+        problem, half = solvers.cagrad(J @ J, 0.5), torch.full((2,), 0.5, dtype=dtype)
+        assert str(solvers.certify(problem, half)).startswith("not optimal: task 0")
+        best = solvers.active_set()(problem).weights
+        assert str(solvers.certify(problem, best)).startswith("optimal to rounding")
+    problem = solvers.min_norm(torch.eye(2))
+    near = torch.tensor([0.5005, 0.4995])
+    assert str(solvers.certify(problem, near)).startswith("not optimal: task 1")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cone_answer_beside_a_long_gradient_is_not_optimal(dtype):
+    """Three times as much of a short gradient as asked, which conflicts with none."""
+    rows = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0, 0, 1e6]], dtype=dtype)
+    if dtype == torch.float64:
+        rows[2] *= 1e7
+    problem = solvers.dual_cone(rows @ rows.mT, torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
+    assert str(solvers.certify(problem, problem.weights)).startswith("optimal to rounding")
+    more = torch.tensor([1.5, 0.5, 0.0], dtype=dtype)
+    assert str(solvers.certify(problem, more)).startswith("not optimal")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("c", [0.9, 1.5, 3.0])
+def test_wrong_answers_at_a_stationary_point_are_not_optimal(dtype, c):
+    """Two opposite gradients: the mean still raises a loss, which CAGrad's direction does not."""
+    rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]], dtype=dtype)
+    problem = solvers.cagrad(rows @ rows.mT, c)
+    best = solvers.active_set()(problem).weights
+    assert str(solvers.certify(problem, best)).startswith("numerically Pareto stationary")
+    found = solvers.certify(problem, problem.preference)
+    assert not found.stationary
+    assert str(found).startswith("not optimal: task 0 is served worst")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_indefinite_matrix_has_no_answer(name):
+    """Of the weights [0.5, 0.5] the gap would be 0, and the objective is lower at a vertex."""
+    problem = solvers.min_norm(torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64))
+    with pytest.raises(ValueError, match=r"gramian: indefinite: .*eigenvalue -1\b"):
+        SOLVERS[name].make()(problem)
+    half = torch.full((2,), 0.5, dtype=F64)
+    with pytest.raises(ValueError, match="gramian: indefinite"):
+        solvers.certify(problem, half)
+    mapped = vmap(lambda g: solvers.certify(solvers.MinNorm(g), half))(problem.gramian[None])
+    assert mapped.gap.isnan()
+    assert "no answer" in str(type(mapped)._make(x[0] for x in mapped))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-21), (torch.float64, 1e-160)])
+def test_a_gramian_that_lost_its_digits_is_named(dtype, size):
+    """Of gradients so short that their products are subnormal numbers."""
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).to(dtype) * size / 30
+    with pytest.raises(ValueError, match="have lost their digits: multiply the losses"):
+        solvers.active_set()(solvers.min_norm(rows @ rows.mT))
+
+
+@pytest.mark.parametrize("ratio", [1e8, 1e12, 1e20, 1e60])
+def test_two_tasks_of_any_lengths_in_closed_form(ratio):
+    """The share of a gradient that much longer is left of 1 - x with no digit."""
+    rows = torch.tensor([[1.0, 0.0], [-0.6 * ratio, 0.8 * ratio]], dtype=F64)
+    for order in ([0, 1], [1, 0]):
+        problem = solvers.min_norm((rows @ rows.mT)[order][:, order])
+        found = solver(two_tasks)(problem)
+        assert certified_error(problem, found.weights) < 1e-12
+        torch.testing.assert_close(found.weights, solvers.active_set()(problem).weights)
+
+
+@pytest.mark.parametrize("e", [0, 3, 6])
+def test_a_conflict_with_a_long_gradient_counts(e):
+    """The projection of the short one on the cone, and the short one itself."""
+    J = torch.tensor([[1.0, 0.0], [-0.6, 0.8]], dtype=F64) * torch.tensor([[1.0], [10.0**e]])
+    short = torch.tensor([1.0, 0.0], dtype=F64)
+    problem = solvers.dual_cone(J @ J.mT, short)
+    assert certified_error(problem, short) > 0.1
+    projected = torch.tensor([1.0, 0.6 * 10.0**-e], dtype=F64)
+    torch.testing.assert_close(solvers.active_set()(problem).weights, projected)
+    assert certified_error(problem, projected) < 1e-12
+
+
+@pytest.mark.parametrize("e", [3, 6])
+def test_directions_of_other_lengths_do_not_agree(e):
+    """The shortest vector is about as long as the shortest gradient; the other one as the next."""
+    rows = torch.diag(torch.tensor([10.0**-e, 1, 1, 10.0**e], dtype=torch.float64))
+    problem = solvers.min_norm(rows @ rows.T)
+    far = torch.tensor([0.0, 0.5, 0.5, 0.0], dtype=torch.float64)
+    assert certified_error(problem, far) > 0.1
+    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
+    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6
+
+
+# ---- the certified error -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "antiparallel"])
+def test_certified_error_is_no_less_than_the_true_one(family):
+    """Against the closed form of two tasks; it is 0 to rounding at the optimum."""
+    for seed in range(5):
+        J = testing.jacobian(family, 2, seed)
+        G = J @ J.mT
+        first = ((G[1, 1] - G[0, 1]) / (G[0, 0] + G[1, 1] - 2 * G[0, 1])).clamp(0, 1)
+        best = torch.stack([first, 1 - first])
+        problem = solvers.min_norm(G)
+        assert testing.certified_error(problem, best) < 1e-12
+        longest = G.diagonal().amax().sqrt()
+        for share in (0.0, 0.3, 0.9):
+            w = torch.tensor([share, 1 - share], dtype=F64)
+            distance = ((w - best) @ G @ (w - best)).sqrt() / longest
+            loss = 0.5 * (w @ G @ w - best @ G @ best) / (longest * (G.diagonal().sqrt() @ w))
+            error = testing.certified_error(problem, w)
+            assert error >= min(distance, loss) - 1e-12
+            scaled = solvers.min_norm(G * 2.0**60)
+            torch.testing.assert_close(testing.certified_error(scaled, w), error)
+
+
+def test_certified_error_of_a_batch_and_of_nan():
+    J = torch.stack([testing.jacobian("gaussian", 3, seed) for seed in range(3)])
+    w = torch.full((3,), 1 / 3, dtype=F64)
+
+    def error(rows):
+        return testing.certified_error(solvers.min_norm(rows @ rows.mT), w)
+
+    torch.testing.assert_close(vmap(error)(J), torch.stack([error(rows) for rows in J]))
+    problem = solvers.min_norm(J[0] @ J[0].mT)
+    assert testing.certified_error(problem, w * torch.nan) == torch.inf
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e100, 1e160, 1e200])
+def test_weights_whose_products_overflow_are_wrong(kind, size):
+    """Of the dual cone they are feasible, and gap and unit are both infinite."""
+
+    def enormous(problem):
+        return torch.full_like(problem.gramian[0], size)
+
+    report = testing.check_solver(enormous, [kind], tasks=(2, 2))
+    assert not report.sound
+    rows = torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=F64)
+    problem = solvers.dual_cone(rows @ rows.mT, torch.ones(2, dtype=F64))
+    assert testing.certified_error(problem, torch.tensor([size, size], dtype=F64)) > 0.05
