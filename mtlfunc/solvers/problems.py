@@ -307,7 +307,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         scale = wide.gramian.diagonal().detach().amax()
         scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
         weights, dual, steps = solve(scaled, torch.finfo(dtype).eps)
-        solution = wide.solution(*(poison(x, *wide) for x in (weights, dual)), steps)
+        solution = wide.solution(poison(weights, *wide), poison(dual, *wide), steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
     return solve_certified
