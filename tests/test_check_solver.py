@@ -155,6 +155,8 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
         (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
         (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
         (raises, "raises RuntimeError: no memory"),
+        (lambda problem: uniform(problem).to_sparse(), "expected a dense tensor on cpu"),
+        (lambda problem: uniform(problem).to("meta"), "got torch.strided on meta"),
         (says_another_dual, "dual: expected the weights again, got [0.5, 0.5]"),
         (says_nan, "dual: expected weights on the simplex, got [nan]"),
         (counts_no_steps, "steps: expected a 0-d tensor of integers, got None"),

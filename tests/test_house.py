@@ -48,10 +48,10 @@ LINES = {
     **{"rules": 4488, "solvers": 3170},  # together 7,000
     **{"core": 3064, "processes": 798, "": 797},  # together 2,900
     "analysis": 1164,  # aim 950
-    **{"plot": 1305, "studies": 2459, "audit": 2155, "testing": 1778},
+    **{"plot": 1305, "studies": 2459, "audit": 2155, "testing": 1781},
 }
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_066, "laboratory": 7_697}  # aims 19,500 and 6,500
+MOST_LINES = {"core": 26_066, "laboratory": 7_700}  # aims 19,500 and 6,500
 
 
 def test_no_folder_grows():

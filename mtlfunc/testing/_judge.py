@@ -84,6 +84,9 @@ def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
             f"weights are {weights.dtype}, but the Gramian is {like.dtype}; compute in its dtype, "
             "or convert the answer".replace("torch.", "")
         )
+    if weights.layout != like.layout or weights.device != like.device:
+        got = f"{weights.layout} on {weights.device}"
+        raise Invalid(f"weights: expected a dense tensor on {like.device}, got {got}")
     return weights
 
 
