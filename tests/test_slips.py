@@ -7,8 +7,10 @@ Without enforced annotations, which would catch most of them first.
 import itertools
 import re
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import mtlfunc as mf
@@ -230,6 +232,78 @@ VALUES = {
     ),
     "reduction": (lambda: started(reduction="none"), "reduction='none': expected one of 'mean', "),
 }
+
+PAIR = r"rule: expected \(weights, state\) from update, got Tensor"
+FORGETFUL = RULE._replace(update=lambda geometry, state: torch.ones(2))
+NOTEBOOK = {
+    "weights without a state": (lambda: mf.weights(FORGETFUL, torch.eye(2)), PAIR),
+    "a direction without a state": (lambda: mf.aggregate(FORGETFUL, torch.eye(2)), PAIR),
+    "a portrait without a state": (lambda: mf.plot.portrait(FORGETFUL, cells=(2, 2)), PAIR),
+    "a rule for a function": (
+        lambda: mf.stateless(RULE),
+        "stateless: expected a function of the Gramian, got Rule",
+    ),
+    "parameters of parameters": (
+        lambda: mf.parameters(PARAMS),
+        r"module: expected a torch\.nn\.Module, got dict",
+    ),
+    "a stack of parameters": (
+        lambda: mf.stack([PARAMS, PARAMS]),
+        r"module: expected a torch\.nn\.Module, got dict",
+    ),
+    "normal numbers of a device": (
+        lambda: mf.random.normal(mf.random.key(0), (2,), torch.device("cpu")),
+        r"dtype: expected a floating dtype such as torch\.float32, got device",
+    ),
+    "normal numbers without digits": (
+        lambda: mf.random.normal(mf.random.key(0), (2,), torch.int64),
+        r"dtype: expected a floating dtype such as torch\.float32, got torch\.int64",
+    ),
+    "uniform numbers of nothing": (
+        lambda: mf.random.uniform(mf.random.key(0), (2,), None),
+        r"dtype: expected a floating dtype such as torch\.float32, got None",
+    ),
+    "a figure for axes": (
+        lambda: mf.plot.heatmap(torch.eye(2), Figure()),
+        "ax: expected matplotlib Axes, as .* gives, got Figure",
+    ),
+    "several axes for one": (
+        lambda: mf.plot.heatmap(torch.eye(2), np.array([Figure().add_subplot()])),
+        "ax: expected matplotlib Axes, as .* gives, got ndarray",
+    ),
+    "a figure for a portrait's axes": (
+        lambda: mf.plot.portrait(RULE, ["length"], Figure(), cells=(2, 2)),
+        "ax: expected matplotlib Axes, as .* gives, got Figure",
+    ),
+    "dimensions without their variable": (
+        lambda: mf.grid(lambda k: torch.ones(2), {"k": [1, 2]}, dims=["task"]),
+        r'dims: expected a dict \{"variable of f": \[names\]\}, got list',
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", NOTEBOOK)
+def test_a_slip_in_a_notebook_is_named(slip):
+    call, message = NOTEBOOK[slip]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_name_that_nothing_measures_stands_next_to_those_that_something_does():
+    rule = RULE._replace(reads=frozenset({"gramain"}))
+    with pytest.raises(ValueError, match=r"reads 'gramain', .* \(mtlfunc's: .*'gramian'"):
+        mf.balance(vector, rule, PROBE)
+
+
+def test_cells_of_a_portrait():
+    with pytest.raises(ValueError, match=r"cells: expected \(angles, ratios\), .* got 4"):
+        mf.plot.portrait(RULE, cells=4)
+
+
+@pytest.mark.parametrize("draw", [mf.random.normal, mf.random.uniform])
+def test_one_number_is_a_shape_also_under_vmap(draw):
+    together = torch.func.vmap(lambda key: draw(key, 3))(torch.arange(2))
+    assert torch.equal(together, torch.stack([draw(mf.random.key(k), 3) for k in range(2)]))
 
 
 @pytest.mark.parametrize("slip", PARTS)

@@ -443,7 +443,8 @@ def test_grid_refuses_other_places(tmp_path):
         (["a", 1], TypeError, "all strings or all numbers, got int, str"),
         ([mf.mean()], TypeError, r"got Rule; pass a dict \{label: value\}"),
         ("abc", TypeError, "got str"),
-        (np.arange(3), TypeError, "got ndarray"),
+        (np.arange(3), TypeError, r"got ndarray; use torch\.as_tensor"),
+        (iter([1, 2]), TypeError, "got list_iterator; use list"),
         (3, TypeError, "got int"),
     ],
 )
@@ -474,6 +475,15 @@ def test_grid_refuses_outputs_that_are_no_tensors(out, points_at_once):
         TypeError, match="f: expected a tensor, or a dict or NamedTuple of tensors, got"
     ):
         grid(lambda k: out, {"k": torch.arange(2)}, points_at_once=points_at_once)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [(1.0, "float; use"), (np.zeros(2), "ndarray; use"), ({"a": 2}, "int as 'a'; use")],
+)
+def test_grid_says_how_numbers_become_tensors(out, said):
+    with pytest.raises(TypeError, match=rf"got {said} torch\.as_tensor"):
+        grid(lambda k: out, {"k": [1, 2]})
 
 
 def test_grid_refuses_names_and_shapes_that_clash():

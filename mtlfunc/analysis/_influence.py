@@ -60,10 +60,8 @@ def influence(
         ...     torch.optim.SGD(net.parameters(), lr=0.5))
         tensor([ 0.5000, -1.5000])
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    params, leaves = parameters(module), trained(module)
     check_metric(optimizer)
-    leaves, params = trained(module), parameters(module)
     held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
     names = tuple(name for name, leaf in leaves.items() if id(leaf) in held)
     if not names:

@@ -359,6 +359,16 @@ def check_finite(value: Tensor, name: str) -> None:
         )
 
 
+def expect_answer(answer: Any) -> tuple[Any, Any]:
+    """What a rule's update gave, as weights and the next state."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(
+            f"rule: expected (weights, state) from update, got {type(answer).__name__}; a rule "
+            "without memory returns (weights, ())"
+        )
+    return answer
+
+
 def check_weights(weights: Any, shape: Sequence[int]) -> None:
     """Raise unless a rule's update gave weights of this shape, finite where seen."""
     if not isinstance(weights, Tensor) or weights.shape != shape:

@@ -133,8 +133,9 @@ def probe_for(rule: Rule) -> str:
         made = f"mtlfunc.log_losses({made})"
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
-    strange = reads - {*_SOURCES, *LAST_LOSSES, "losses", "preference", "present"}
-    own = f"a probe of your own that measures {quoted(strange)}, as none of mtlfunc's does"
+    known = {*_SOURCES, *LAST_LOSSES}
+    strange = reads - {*known, "losses", "preference", "present"}
+    own = f"a probe of your own that measures {quoted(strange)} (mtlfunc's: {quoted(known)})"
     return own if strange else made
 
 

@@ -158,6 +158,7 @@ def uniform(
         out = np.empty(shape, _NUMPY[dtype])
         _cpu_kernels().uniform(key.item(), 53 if dtype is torch.float64 else 24, out.reshape(-1))
         return torch.from_numpy(out)
+    _expect_floating(dtype)
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
     return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
 
@@ -181,6 +182,7 @@ def normal(
     """
     if dtype in _NUMPY and _is_plain(key):
         return _plain_normal(int(key), shape, dtype)
+    _expect_floating(dtype)
     middle = (_shift(_bits(key, shape), 11).to(torch.float64) + 0.5) * 2.0**-53
     return (torch.erfinv(2 * middle - 1) * math.sqrt(2)).to(dtype)
 
@@ -252,6 +254,11 @@ _MOST_COMPARED = 128
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
+def _expect_floating(dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating dtype such as torch.float32, got {dtype!r}")
+
+
 @cache
 def _cpu_kernels() -> ModuleType:
     from ._kernels import random as random_cpu  # numba takes half a second to import
@@ -276,7 +283,8 @@ def _scalar(x: int) -> Int[Tensor, ""]:
     return torch.from_numpy(np.array(x, np.int64))
 
 
-def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _bits(key: Tensor, shape: int | tuple[int, ...]) -> Tensor:
+    shape = (shape,) if isinstance(shape, int) else shape  # as NumPy reads it, of a plain key
     position = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
     # a compiled kernel multiplies its index, an int32, by a number, but not by a tensor
     step = (key & 0) | _GOLDEN if torch.compiler.is_compiling() else _GOLDEN

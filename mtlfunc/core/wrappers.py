@@ -26,6 +26,8 @@ _CURES = {
 
 def refuse_wrapped(module: nn.Module, *, allowed: tuple[str, ...] = ()) -> None:
     """Raise where a module, or one inside it, is wrapped for training in several processes."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     for name, inner in module.named_modules():
         wrapper = wrapper_of(inner)
         if wrapper and wrapper not in allowed:

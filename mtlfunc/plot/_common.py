@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..core.checks import check_count
+from ..core.checks import check_count, expect_answer
 from ..core.progress import progress_bar
 from ..rules.common import as_rule
 from ..types import Geometry, Rule
@@ -47,7 +47,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
         geometry = Geometry(losses, gramian, share, present, {})
         state, weights = made.init(losses, random.fold_in(root, 1)), losses
         for _ in range(steps):
-            weights, state = made.update(geometry, state)
+            weights, state = expect_answer(made.update(geometry, state))
         if not isinstance(weights, Tensor) or weights.shape != (count,):
             kind = type(weights).__name__
             what = f"shape {list(weights.shape)}" if isinstance(weights, Tensor) else kind
@@ -161,7 +161,16 @@ def row_of_axes(ax: Any, count: int) -> np.ndarray:
     panels = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
     if len(panels) != count:
         raise ValueError(f"ax: expected as many Axes as panels, {count}, got {len(panels)}")
+    for panel in panels:
+        _check_axes(panel)
     return panels
+
+
+def _check_axes(panel: Any) -> None:
+    """Raise unless one can draw on it."""
+    if not hasattr(panel, "get_xlim"):
+        kind = type(panel).__name__
+        raise TypeError(f"ax: expected matplotlib Axes, as plt.gca() gives, got {kind}")
 
 
 def axes_of(ax: Axes | None, solid: bool = False) -> Any:
@@ -174,6 +183,7 @@ def axes_of(ax: Axes | None, solid: bool = False) -> Any:
             # so that legends and colour bars next to the Axes stay in the picture
             plt.figure(layout="constrained")
         panel = plt.gcf().add_subplot(projection="3d") if solid else plt.gca()
+    _check_axes(panel)
     if solid:
         if not hasattr(panel, "set_zlim"):
             how = 'figure.add_subplot(projection="3d")'

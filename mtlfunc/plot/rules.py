@@ -102,8 +102,8 @@ def portrait(
         raise ValueError(f"show: expected a sequence of {known}, got {show!r}")
     if not 0 < ratios[0] < ratios[1] < math.inf:
         raise ValueError(f"ratios: expected 0 < smallest < largest, got {ratios}")
-    if min(cells) < 2:
-        raise ValueError(f"cells: expected at least 2 angles and 2 ratios, got {cells}")
+    if not isinstance(cells, Sequence) or len(cells) != 2 or min(cells) < 2:
+        raise ValueError(f"cells: expected (angles, ratios), at least 2 of each, got {cells}")
     # Cell centres: the degenerate angles 0° and 180° are edges and never evaluated.
     angle_edges = np.linspace(0, 180, cells[0] + 1)
     ratio_edges = np.geomspace(*ratios, cells[1] + 1)

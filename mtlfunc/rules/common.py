@@ -134,7 +134,7 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
         a rule without state.
 
     Raises:
-        TypeError: for a function with neither one nor two positional arguments without defaults.
+        TypeError: unless it is a function with one or two positional arguments without defaults.
         ValueError: at a step, for absent tasks.
 
     Examples:
@@ -143,6 +143,8 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
         >>> mf.weights(rule, torch.eye(2)).tolist()
         [0.5, 0.5]
     """
+    if not callable(f):
+        raise TypeError(f"stateless: expected a function of the Gramian, got {type(f).__name__}")
     count, names = required_arguments(f), getattr(getattr(f, "__code__", None), "co_varnames", ())
     if count not in (1, 2) or names[:1] == ("losses",):
         got = "losses first" if count in (1, 2) else f"{count} arguments without defaults"

@@ -13,6 +13,7 @@ from ..core.checks import (
     check_tensor,
     check_vector,
     check_weights,
+    expect_answer,
     values_readable,
 )
 from ..core.expect import (
@@ -85,7 +86,7 @@ def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tens
     preference, present = torch.full_like(gramian[0], 1 / len(gramian)), all_rows_mask(gramian)
     first = random.fold_in(random.key(key, gramian.device), 1)
     geometry = Geometry(losses, gramian, preference, present, {})
-    answer, _ = rule.update(geometry, rule.init(losses, first))
+    answer, _ = expect_answer(rule.update(geometry, rule.init(losses, first)))
     check_weights(answer, losses.shape)
     return answer
 

@@ -12,7 +12,7 @@ import platform
 import queue
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from numbers import Real
 from pathlib import Path
@@ -150,6 +150,9 @@ def grid(
             "executor: expected a concurrent.futures.Executor, or what has its submit(), got "
             f"{type(executor).__name__}"
         )
+    if not isinstance(dims, Mapping | None):
+        kind = type(dims).__name__
+        raise TypeError(f'dims: expected a dict {{"variable of f": [names]}}, got {kind}')
     table = {name: _axis(name, values) for name, values in axes.items()}
     named = {k: (x,) if isinstance(x, str) else tuple(x) for k, x in (dims or {}).items()}
     points = Points(table, named, None if path is None else Path(path))
@@ -396,7 +399,7 @@ def _axis(name: str, values: Any) -> Axis:
     else:
         raise TypeError(
             f"{where}: expected a tensor [n], a list of numbers or strings, or a dict {{label: "
-            f"value}}, got {type(values).__name__}"
+            f"value}}, got {type(values).__name__}{_cure(values)}"
         )
     if not axis.labels:
         raise ValueError(f"{where}: empty; every axis needs at least one value")
@@ -432,8 +435,15 @@ def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
             found |= inner
         if found or name:
             return found
-    got = f"{type(out).__name__}{f' as {name!r}' if name else ''}"
+    got = f"{type(out).__name__}{f' as {name!r}' if name else ''}{_cure(out)}"
     raise TypeError(f"f: expected a tensor, or a dict or NamedTuple of tensors, got {got}")
+
+
+def _cure(value: Any) -> str:
+    """What makes it right, if that is one call."""
+    if isinstance(value, Iterator):
+        return "; use list"
+    return "; use torch.as_tensor" if isinstance(value, np.ndarray | Real) else ""
 
 
 def _array(value: Tensor) -> np.ndarray:

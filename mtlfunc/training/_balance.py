@@ -20,6 +20,7 @@ from ..core.checks import (
     check_option,
     check_params,
     check_weights,
+    expect_answer,
     has_finite_sum,
     local_part,
     values_readable,
@@ -265,10 +266,10 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
     """
     gramian = geometry.gramian
     if gramian is None or gramian.ndim == 2:
-        return _pair(rule.update(geometry, state))
+        return expect_answer(rule.update(geometry, state))
 
     def update_group(gramian: Tensor, extra: dict[str, Tensor], state: State) -> Any:
-        return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
+        return expect_answer(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
 
     dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
     return vmap(update_group, (0, dims, 0))(gramian, geometry.extra, state)
@@ -277,15 +278,6 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
 def _groups(geometry: Geometry) -> torch.Size:
     """`[group]`, or `[]` where the parameters are not grouped."""
     return torch.Size() if geometry.gramian is None else geometry.gramian.shape[:-2]
-
-
-def _pair(answer: Any) -> tuple[Tensor, State]:
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise TypeError(
-            f"rule: expected (weights, state) from update, got {type(answer).__name__}; a rule "
-            "without memory returns (weights, ())"
-        )
-    return answer
 
 
 def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
