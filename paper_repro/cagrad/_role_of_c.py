@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..report.extremes import largest, smallest
-from ..report.figures import axes
+from ..report.figures import axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named, share_interval
 from ..report.options import Draws, Option, drawn
@@ -175,7 +175,8 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
     zero = 0.7 * positive[0]  # where 0 is drawn
     c = np.array([value or zero for value in cs])
     found: list[dict[str, Any]] = []
-    looks = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)
+    few = len(swept) <= len(COLOURS)
+    looks = zip(COLOURS if few else shades(len(swept)), itertools.cycle(DASHES), strict=False)
     for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=False):
         found += [
             {
@@ -212,10 +213,11 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
     panels[1].set(ylabel="angle to the mean gradient, degrees")
     panels[2].set(ylabel="angle to MGDA's direction, degrees")
     for axis in panels[:3]:
-        axis.set(xlabel="c (leftmost: 0)", xscale="log")
+        axis.set(xlabel="c (leftmost: 0)" if cs[0] == 0 else "c", xscale="log")
         ticks = [x for x in (0.2, 1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
+        ticks = ticks if len(ticks) > 1 else sorted({positive[0], positive[-1]})
         first = [zero] if cs[0] == 0 else []
-        axis.set_xticks([*first, *ticks], [*("0" for _ in first), *map(str, ticks)])
+        axis.set_xticks([*first, *ticks], [*("0" for _ in first), *(f"{x:g}" for x in ticks)])
         axis.minorticks_off()
     panels[3].set(
         xlabel="c*: from here on no task's rate is negative",

@@ -79,7 +79,8 @@ def toy(
     panel = canvas.add_subplot(grid[rows, :])
     for label, (name, hyper) in panels.items():
         values = at(runs[label], SIGNS[sign]).mean(-1).numpy()
-        shade = 1.0 if len(c) < 2 or name != "CAGrad" else 0.35 + 0.65 * c.index(hyper) / len(c)
+        one = len(c) < 2 or not name.startswith("CAGrad")
+        shade = 1.0 if one else 0.35 + 0.65 * c.index(hyper) / len(c)
         look: dict[str, Any] = {"color": COLOURS.get(name, "C4"), "alpha": shade}
         look["linestyle"] = DASHES.get(name, "--")
         lines = panel.plot(np.maximum(times, 1), values, **look)

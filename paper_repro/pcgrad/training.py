@@ -147,6 +147,9 @@ def _numbered(logs: dict[str, Log]) -> list[tuple[str, Log, np.ndarray]]:
     return [(name, log, np.arange(len(log.cosine))) for name, log in logs.items()]
 
 
+ABOUT = {"regression": "a regression", "maze": "a maze with two goals"}
+
+
 def training_figure(logs: dict[str, Log]) -> Figure:
     canvas, panels = axes(len(logs), 4, (16, 3.6 * len(logs)))
     for row, (name, log, steps) in enumerate(_numbered(logs)):
@@ -183,8 +186,9 @@ def training_figure(logs: dict[str, Log]) -> Figure:
     return Figure(
         "training",
         "The quantities of Figure 5 of Yu et al. 2020 (there: two Meta-World tasks, reach and "
-        "press a button) while a regression and a maze with two goals are trained on the "
-        f"sum of the losses by Adam, {seeds} seeds. From the left: "
+        f"press a button) while {' and '.join(ABOUT[name] for name in logs)} "
+        f"{'are' if len(logs) > 1 else 'is'} trained on the sum of the losses by Adam, {seeds} "
+        "seeds. From the left: "
         "losses (mean, 95 % band), share of conflicting steps among the last 20 (mean, 95 % "
         "band), Φ and ξ (medians), curvature as the paper defines it, over the step that is taken, "
         "and at the point alone (medians, quartiles).",

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
@@ -300,9 +301,15 @@ def draw(
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
-            if size is not None:
-                found.figure.set_size_inches(size)
-            found.save(out)
+        if size is not None:
+            found.figure.set_size_inches(size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "constrained_layout not applied")
+            try:
+                found.save(out)
+            except UserWarning:
+                inches = "x".join(f"{each:g}" for each in found.figure.get_size_inches())
+                parser.error(f"--size: {inches} leaves the panels no room; {leave(parts)}")
     except KeyboardInterrupt as stop:
         say(
             f"\ninterrupted {name} after {time.monotonic() - begin:.0f} s; {leave(parts)}",

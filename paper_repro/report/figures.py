@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import ArrayLike
 
@@ -102,10 +102,21 @@ def plain_ticks(axis: Any) -> None:
 
 
 def _tick(canvas: Canvas) -> None:
-    """On log axes of less than a decade, where there would be one number or none, more of them."""
+    """On log axes of less than a decade, where there would be one number or none, more of them.
+
+    Ticks with names of their own stay: what is drawn there need not be at its number. An axis on
+    which nothing is drawn, as where all runs diverged, keeps the linear one's limits, down to 0 or
+    below, for which there are no ticks.
+    """
     for panel in canvas.axes:
         for axis in (panel.xaxis, panel.yaxis):
-            if axis.get_scale() != "log" or len(numbers_of(axis)) > 1:
+            if axis.get_scale() != "log" or isinstance(axis.get_major_locator(), FixedLocator):
+                continue
+            low, high = axis.get_view_interval()
+            if min(low, high) <= 0:
+                high = max(low, high, 0.0) or 1.0
+                axis.axes.set(**{f"{axis.axis_name}lim": (high / 10, high)})
+            if len(numbers_of(axis)) > 1:
                 continue
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -113,6 +124,14 @@ def _tick(canvas: Canvas) -> None:
                 axis.set_major_locator(locator)
                 if len(numbers_of(axis)) > 1:
                     break
+
+
+def _say_where_nothing_is(panel: Axes) -> None:
+    """In words on a panel whose lines have no finite number, as where all runs diverged."""
+    lines = [x for x in panel.get_lines() if x.get_transform() is panel.transData]
+    if lines and not any(np.isfinite(np.asarray(x.get_ydata(), float)).any() for x in lines):
+        said = "no finite number to draw"
+        panel.text(0.5, 0.5, said, transform=panel.transAxes, ha="center", va="center")
 
 
 def numbers_of(axis: Any) -> list[str]:
@@ -229,6 +248,8 @@ def fit(canvas: Canvas) -> None:
     if isinstance(canvas.get_layout_engine(), PlaceHolderLayoutEngine):
         return
     _tick(canvas)
+    for panel in canvas.axes:
+        _say_where_nothing_is(panel)
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -242,6 +243,7 @@ def test_a_figure_says_beforehand_how_long_it_takes(
         ("cagrad.toy --seed -1", "--seed: expected 0 to 2**63 - 1, got -1"),
         ("cagrad.toy --size 6", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
         ("cagrad.toy --size 6x1", "--size: expected inches"),
+        ("mgda.two_tasks --size 2x2", "--size: 2x2 leaves the panels no room"),
         ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
         ("cagrad.toy --step 3", "unrecognized arguments: --step=3"),  # no abbreviations
         ("cagrad.toy --steps", "--steps: expected 1 argument"),
@@ -387,6 +389,51 @@ def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
     found.draw(tmp_path / "toy.png")
     assert not misplaced(found.figure)
+
+
+@pytest.mark.parametrize("c", [(0.0, 0.4), (0.5, 0.6), (0.0, 0.2, 1.0)])
+def test_c_stands_where_it_is_drawn(c: tuple[float, ...], tmp_path: Path) -> None:
+    """Once the tick at c = 0, which a log axis draws elsewhere, had the number of that place."""
+    found = cagrad.role_of_c(c=c, tasks=(2, 3), parameters=4, draws=4)
+    found.draw(tmp_path / "c.png")
+    for panel in found.figure.axes[:3]:
+        names = [text.get_text() for text in panel.get_xticklabels()]
+        assert set(map(float, names)) <= set(c)
+        assert len(names) > 1
+        places = dict(zip(names, panel.get_xticks(), strict=True))
+        assert all(math.isclose(at, float(name)) for name, at in places.items() if name != "0")
+        assert ("leftmost: 0" in panel.get_xlabel()) == ("0" in names) == (c[0] == 0)
+
+
+def test_many_lines_have_colours_of_their_own() -> None:
+    many = cagrad.role_of_c(c=(0.0, 1.0), tasks=tuple(range(2, 11)), parameters=12, draws=2)
+    ends = pcgrad.ends(dimensions=(1, 2, 3, 4, 5), draws=2, steps=1)
+    for figure, panel, count in ((many, 0, 9), (ends, 1, 5)):
+        lines = figure.figure.axes[panel].get_lines()
+        looks = {(str(x.get_color()), x.get_linestyle(), x.get_marker()) for x in lines}
+        assert len(looks - {("#777777", "-", "None")}) == count
+    both = cagrad.toy(((1.0, 1.0),), ("CAGrad, epsilons",), (0.5, 1.0), steps=2)
+    shades = [x.get_alpha() for x in both.figure.axes[-1].get_lines()]
+    assert len(set(shades)) == 2
+
+
+@pytest.mark.parametrize("draw", ["rates", "strength"])
+def test_a_figure_of_runs_that_diverged_says_so(draw: str, tmp_path: Path) -> None:
+    """Once a log axis without a number, or an empty panel."""
+    rate = {"rates": {"rates": (1e3,)}, "strength": {"rate": 1e3, "alphas": (0.0,)}}[draw]
+    size = {"steps": 20, "seeds": 2, "inputs": 5, "outputs": 3, "width": 8, "batch": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = getattr(gradnorm, draw)(**rate, **size)
+    found.draw(tmp_path / "figure.png")
+    said = [text.get_text() for text in found.figure.axes[0].texts]
+    assert said == ["no finite number to draw"]
+
+
+def test_a_caption_names_the_problems_that_are_drawn() -> None:
+    maze = pcgrad.curvature(problems=("maze",), steps=2, seeds=2).caption
+    assert "while a maze with two goals is trained" in maze
+    assert "regression" not in maze
 
 
 def test_classification_losses_are_scaled_cross_entropies() -> None:
