@@ -104,7 +104,7 @@ def run(settings: Settings) -> Findings:
         }
     numbers |= {
         "T = 2: c that comes closest, 5 %": float(nearest[2].c.quantile(0.05)),
-        "95 %": float(nearest[2].c.quantile(0.95)),
+        "T = 2: the same, 95 %": float(nearest[2].c.quantile(0.95)),
         "T = 2: largest ‖CAGrad‖/‖PCGrad‖ there": float(nearest[2].ratio.max()),
     }
     yield claim(

@@ -2,6 +2,7 @@
 literal loops.
 """
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from experiments.benchmarks import toy as benchmark
 from paper_repro.cagrad import _toy as toy
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
 from paper_repro.claims import ROWS
-from paper_repro.report.findings import Figure, Finding, Settings
+from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.0002)
@@ -311,6 +312,20 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
     torch.testing.assert_close(
         dual_solvers.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
     )
+
+
+def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
+    """Twice CAGrad's direction has a larger worst rate than the optimum: it misses, too.
+
+    Once the largest miss was the one to the other side, 0 of the draws that are exact.
+    """
+    best, lengths = dual_solvers.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
+    solvers = {"active set": best, "official, softmax": lambda g, c: next(lengths) * best(g, c)}
+    monkeypatch.setattr(dual_solvers, "SOLVERS", solvers)
+    *_, found = dual_solvers.run(Settings(shrink=0.01))
+    assert isinstance(found, Claim)
+    assert found.verdict == "holds only when"
+    assert min(value for name, value in found.measured.items() if name.endswith("most")) < -0.1
 
 
 def test_slsqp_finds_the_exact_dual_value() -> None:
