@@ -306,12 +306,19 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     flag("--single-file", help="put the figures into report.html, else it links them in its folder")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="where results go (default: paper_repro/out; its folders quick and full for these "
         "sizes, and in them cuda for a device, and draw-N)",
     )
     return parser
+
+
+def folder(name: str) -> Path:
+    """A folder's name, as argparse reads it: "" is a variable of a shell that is not set."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected a folder's name, got none; . is this folder")
+    return Path(name)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -332,7 +339,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     settings = settings._replace(draw=options.draw)
     try:
         settings = settings._replace(device=torch.device(options.device))
-        torch.zeros(1, device=settings.device)
+        torch.zeros(1, device=settings.device).tolist()  # meta has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device: {options.device!r} cannot be used here: {reason}") from error

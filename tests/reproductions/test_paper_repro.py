@@ -261,6 +261,8 @@ def test_where_names_the_lines_that_decide(
         (["--seeds", "1"], "at least 2"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
         (["--device", "abacus"], "--device"),
+        (["--device", "meta"], "--device: 'meta' cannot be used here"),
+        (["--out", ""], r"--out: expected a folder's name, got none; \. is this folder"),
         (["--draw", "-1"], "--draw"),
         (["--draw", str(2**70)], "--draw"),
         (["--quick", "--full"], "not allowed with"),
@@ -271,7 +273,7 @@ def test_bad_arguments_are_explained(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--out", str(tmp_path)])
+        main(["--out", str(tmp_path), *arguments])
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
