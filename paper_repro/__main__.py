@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+if __name__ == "__main__":  # started without streams: their numbers would be the next files
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C ends the imports, which take seconds, without a word
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
@@ -28,7 +32,7 @@ from .report.commands import Catalogue, command
 from .report.device import shown
 from .report.display import Display, say
 from .report.findings import QUICK, TENTH, Settings
-from .report.options import meant
+from .report.options import folder, meant
 from .report.page import page
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import extrapolated, table
@@ -312,13 +316,6 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         "sizes, and in them cuda for a device, and draw-N)",
     )
     return parser
-
-
-def folder(name: str) -> Path:
-    """A folder's name, as argparse reads it: "" is a variable of a shell that is not set."""
-    if not name:
-        raise argparse.ArgumentTypeError("expected a folder's name, got none; . is this folder")
-    return Path(name)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -1,5 +1,6 @@
 """Figures as functions: their options, with ranges, are their signatures."""
 
+import argparse
 import difflib
 import functools
 import importlib
@@ -7,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
 from matplotlib import style
@@ -186,6 +188,13 @@ def written(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def folder(name: str) -> Path:
+    """A folder's name, as argparse reads it: "" is a variable of a shell that is not set."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected a folder's name, got none; . is this folder")
+    return Path(name)
 
 
 def meant(word: str, names: Iterable[str]) -> str:
