@@ -79,7 +79,8 @@ def weights_over_time(problem: Problem, runs: Runs) -> Figure:
         "weights",
         f"GradNorm at Adam {RATE:g}, α = {ALPHA}: weights (the middle of Figure 3 "
         "of Chen et al. 2018), gradient lengths at the last shared layer, "
-        f"relative inverse training rates; mean and 95 % band over seeds. {problem}.",
+        "relative inverse training rates; mean (of lengths geometric) and 95 % band over seeds. "
+        f"{problem}.",
         canvas,
     )
 

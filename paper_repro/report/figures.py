@@ -106,7 +106,7 @@ def _tick(canvas: Canvas) -> None:
 
     Ticks with names of their own stay: what is drawn there need not be at its number. An axis on
     which nothing is drawn, as where all runs diverged, keeps the linear one's limits, down to 0 or
-    below, for which there are no ticks.
+    below, which have no logarithm.
     """
     for panel in canvas.axes:
         for axis in (panel.xaxis, panel.yaxis):

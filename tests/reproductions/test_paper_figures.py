@@ -436,6 +436,24 @@ def test_a_caption_names_the_problems_that_are_drawn() -> None:
     assert "regression" not in maze
 
 
+def test_numbers_beside_gradnorm_s_toy_are_those_drawn() -> None:
+    found = gradnorm.toy(
+        methods=("equal",), rates=(1e-3, 1e-2), steps=8, seeds=3, inputs=5, outputs=3, width=8
+    )
+    panel, drawn = found.figure.axes[1], {}
+    for line in panel.get_lines()[:2]:  # a task each, at the best rate
+        drawn[line.get_color()] = line.get_ydata()
+    (fill, _) = panel.collections[:2]
+    label = found.figure.axes[0].get_lines()[0].get_label()
+    rate = float(str(label).rpartition(" ")[2])
+    rows = [row for row in found.numbers if row["rate"] == rate and row["task"] == 1]
+    np.testing.assert_allclose([row["L/L(0)"] for row in rows], next(iter(drawn.values())))
+    heights = fill.get_paths()[0].vertices[:, 1]
+    assert max(heights) == pytest.approx(max(row["L/L(0), high"] for row in rows))
+    assert min(heights) == pytest.approx(min(row["L/L(0), low"] for row in rows))
+    assert "which is the best of 2 by these losses" in found.caption
+
+
 def test_classification_losses_are_scaled_cross_entropies() -> None:
     problem = common.Problem(scales=(1.0, 5.0), inputs=3, outputs=4, width=6, kind="classification")
     key = torch.tensor(3)
@@ -526,3 +544,12 @@ def test_the_command_is_the_package_s(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert records(tmp_path / "two.svg")["numbers"][0]["g_1"] == [-1.0, 2.0]
+
+
+def test_a_command_without_streams_does_its_work(tmp_path: Path) -> None:
+    """As some schedulers start one: it ended where it asked whether it has a terminal."""
+    root, out = Path(paper_repro.__file__).parents[1], tmp_path / "two.svg"
+    command = f"exec {sys.executable} -m paper_repro figure mgda.two_tasks --out {out} >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=root, timeout=300, check=False)
+    assert done.returncode == 0
+    assert records(out)["numbers"]
