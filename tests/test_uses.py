@@ -6,12 +6,13 @@ import ast
 import random
 import re
 import threading
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import nodes, plan
@@ -233,6 +234,37 @@ def test_more_random_programs(seed):
 @pytest.mark.parametrize("name", AWAY)
 def test_inputs_that_are_taken_away_between_layers(name):
     assert check(Program([READS["linear"], AWAY[name], READS["right"]], 5, seed=0)) == 6
+
+
+CURVATURES = {
+    "hessian": hessian,
+    "reverse twice": lambda u: jacrev(jacrev(u)),
+    "forward twice": lambda u: jacfwd(jacfwd(u)),
+    "forward over reverse, one direction": lambda u: (
+        lambda x: jvp(grad(u), (x,), (torch.ones_like(x),))[1].diag()
+    ),
+}
+
+
+@pytest.mark.parametrize("way", CURVATURES)
+def test_derivatives_by_transforms_read_weights_and_biases(way):
+    """Forward mode multiplies a linear layer's bias by 1."""
+    params = {"w": draw(A, 2), "b": draw(A), "v": draw(O, A), "c": draw(O), "last": draw(1, O)}
+
+    def u(params, x):
+        hidden = F.linear(x, params["w"], params["b"]).tanh()
+        return (F.linear(hidden, params["v"], params["c"]).tanh() @ params["last"].mT).sum()
+
+    def residuals(params, x):
+        curvature = vmap(CURVATURES[way](partial(u, params)))(x)
+        return curvature.diagonal(dim1=1, dim2=2).sum(1)
+
+    x = draw(N, 2)
+    told = mf.explain_gramian(residuals, params, x, samples=True)
+    assert told.passes.startswith("1 backward pass(es)")
+    assert all(layer.gflop for layer in told.layers)  # none by rows
+    _, gramian = mf.sample_gramian(residuals, params, x)
+    close(gramian, mf.sample_gramian(residuals, params, x, engine="rows")[1])
 
 
 def test_every_node_that_is_named_is_in_the_one_table():

@@ -362,7 +362,7 @@ def _uses_of(
         if output != place[1]:
             continue
         facts = facts_of(node)
-        if facts.rule in (follow.permutation, follow.view):
+        if facts.rule in (follow.permutation, follow.view) or _is_copy(node):
             after = shape_of(node, 0)
             turned = facts.rule is follow.permutation
             order = tuple(follow.order_of(node, len(shape))) if turned else None
@@ -383,6 +383,13 @@ def _uses_of(
             if not out.dtype.is_floating_point or out.is_nested_tensor:
                 raise Unread(f"{name} makes a tensor of another kind")
             yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
+
+
+def _is_copy(node: Node) -> bool:
+    """Whether it multiplies by the number 1, as `torch.func.hessian` makes of a linear layer's
+    bias.
+    """
+    return node.name() == "MulBackward1" and node._saved_other == 1
 
 
 def _unflattened(node: Node, graph: Graph) -> Node:
