@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.core import tree
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
+from tests.support.memory import Largest
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -628,17 +628,6 @@ def test_a_leaf_that_no_loss_reads_has_no_rows(engine):
             torch.testing.assert_close(found, wanted)
 
 
-class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that an operation returns."""
-
-    most = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.most = max([self.most, *(x.numel() for x in tree_leaves(out) if torch.is_tensor(x))])
-        return out
-
-
 @pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
 @pytest.mark.parametrize(
     "given",
@@ -646,10 +635,11 @@ class Largest(TorchDispatchMode):
 )
 def test_a_step_makes_no_rows_of_a_leaf_that_no_loss_reads(given, engine):
     params = {"u": torch.randn(100, 100), "w": torch.randn(30, 5), "head": torch.randn(50, 50)}
+    params |= {"numbu": torch.ones(()), "number": torch.ones(())}
     only, x = {"w": params["w"]}, torch.randn(16, 5)
     found = []
     for each in (params, only):
-        step = mf.balance(read_by_few, mf.mgda(), mf.jacobian("[uw]", engine=engine, **given))
+        step = mf.balance(read_by_few, mf.mgda(), mf.jacobian("*[uw]", engine=engine, **given))
         state = step.init(each, x, key=1)
         with Largest() as largest:
             grads, _, info = step.update(each, x, state)

@@ -519,3 +519,22 @@ def test_a_copy_of_a_balancer_has_a_copy_of_the_optimizer():
     assert info.gramian.isfinite().all()
     assert not optimizer.state
     assert isinstance(metric_of(optimizer, dict(net.named_parameters()), TRUNK, None), Metric)
+
+
+@pytest.mark.parametrize("kind", ["sgd momentum", "adam"])
+def test_a_parameter_that_no_loss_reads_has_no_part_in_the_metric(kind):
+    torch.manual_seed(0)
+    both = nn.ModuleDict({"net": nn.Linear(5, 3), "idle": nn.Linear(4, 4)}).double()
+    alone, x = copy.deepcopy(both["net"]), torch.randn(8, 5, dtype=F64)
+    steps = []
+    for module, net in ((both, both["net"]), (alone, alone)):
+        optimizer = OPTIMIZERS[kind](module.parameters())
+        steps.append((net, optimizer, mf.Balancer(module, mf.mgda(), metric=optimizer)))
+    for _ in range(3):
+        infos = []
+        for net, optimizer, balancer in steps:
+            optimizer.zero_grad()
+            infos.append(balancer.backward(net(x).square().mean(0)))
+            optimizer.step()
+        torch.testing.assert_close(infos[0].gramian, infos[1].gramian)
+        torch.testing.assert_close(infos[0].rates, infos[1].rates)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -96,6 +95,14 @@ class Request(NamedTuple):
         matrix, preference = self.mix(count)
         return matrix.to(value), preference.to(value)
 
+    def of(self, params: Params) -> Request:
+        """The same of these leaves alone."""
+        shared, measured = (
+            tuple([name for name in names if name in params])
+            for names in (self.shared, self.measured)
+        )
+        return self._replace(shared=shared, measured=measured)
+
     def scaled(self, value: Tensor) -> Tensor:
         """The losses times `scale`; 0 where that is 0, whatever the loss."""
         return value if self.scale is None else value.where(self.scale != 0, 0.0) * self.scale
@@ -136,10 +143,10 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     """
     if isinstance(forward, Traced):
         return _traced(forward, request)
-    if forward.unread:
-        asked = request.shared, request.measured, forward.params
-        if not any(names and forward.unread.issuperset(names) for names in asked):
-            return _without_unread(forward, request)
+    read = forward.of_read(request.shared, request.measured) if forward.unread else forward
+    if read is not forward:
+        found = linearize(read, request.of(read.params))
+        return _with_unread(found, forward.params, read.params, request)
     if request.weightings:
         from .weightings import linearize_weightings
 
@@ -174,19 +181,13 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     )  # fmt: skip
 
 
-def _without_unread(forward: Forward, request: Request) -> Linearization:
-    """`linearize`, and zeros for the leaves on which no loss depends: no pass knows of them."""
-    params = forward.params
-    read = {name: leaf for name, leaf in params.items() if name not in forward.unread}
-    some = replace(forward, params=read, unread=frozenset())
-    shared, measured = (
-        tuple([name for name in names if name in read])
-        for names in (request.shared, request.measured)
-    )
-    found = linearize(some, request._replace(shared=shared, measured=measured))
+def _with_unread(
+    found: Linearization, params: Params, read: Params, request: Request
+) -> Linearization:
+    """What was found of the leaves that are read, and zeros for the others of `params`."""
 
     def filled(grads: Params, names: Iterable[str], *rows: int) -> Params:
-        zeros = {x: params[x].new_zeros(*rows, *params[x].shape) for x in names if x not in read}
+        zeros = {x: params[x].new_zeros((*rows, *params[x].shape)) for x in names if x not in read}
         return {name: zeros[name] if name in zeros else grads[name] for name in names}
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
@@ -194,7 +195,7 @@ def _without_unread(forward: Forward, request: Request) -> Linearization:
         return filled(found.pullback(weights, left) if left else {}, names)
 
     rows, heads = found.rows, found.heads
-    if request.keep == "rows":
+    if request.keep == "rows" or not request.measured:  # a Gramian is made of them later
         rows = filled(rows, request.shared, len(found.mixed))
     if request.heads and request.heads(len(found.losses)) is not None:
         heads = filled(heads, [name for name in params if name not in request.shared])

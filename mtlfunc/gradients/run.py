@@ -67,6 +67,14 @@ class Forward:
     def uses(self) -> Uses:
         return self.reading.uses
 
+    def of_read(self, *asked: Iterable[str]) -> Forward:
+        """The same without unread leaves, unless one of the choices `asked` has no others."""
+        choices = (*asked, self.params)
+        if any(names and self.unread.issuperset(names) for names in choices) or not self.unread:
+            return self
+        read = {name: leaf for name, leaf in self.params.items() if name not in self.unread}
+        return replace(self, params=read, unread=frozenset())
+
 
 class Traced(NamedTuple):
     """What a `Forward` is for the compiler, which traces vjp's own pullback."""

@@ -1,4 +1,4 @@
-"""Bytes that are alive at once while something runs, on any device."""
+"""What is held while something runs, on any device."""
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -33,3 +33,14 @@ def peak(call):
     with Alive() as seen:
         call()
     return seen.peak
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that an operation returns."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.most = max([self.most, *(x.numel() for x in tree_leaves(out) if torch.is_tensor(x))])
+        return out
