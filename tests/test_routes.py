@@ -517,3 +517,30 @@ def test_the_meter_sees_a_loss_in_every_holder():
     assert all(visits.holds_a_loss(x, {loss.grad_fn}) for x in held)
     free = [other, leaf, loss.detach(), [other], lambda: other, partial(max, other), "loss", None]
     assert not any(visits.holds_a_loss(x, {loss.grad_fn}) for x in free)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_leaf_that_no_loss_reads_changes_no_explanation(combined):
+    x, shapes = torch.randn(64, 32), {"a": (1024, 32), "b": (1024, 1024), "c": (8, 1024)}
+    params = {name: torch.randn(shape) for name, shape in shapes.items()}
+    idle = torch.zeros(1).expand(20_000_000)
+
+    def outputs(params, x):
+        return torch.tanh(torch.tanh(x @ params["a"].mT) @ params["b"].mT) @ params["c"].mT
+
+    def of_tasks(params, x):
+        return outputs(params, x).square().mean(0)
+
+    def of_samples(params, x):
+        return outputs(params, x).square().sum(1)
+
+    for losses, given in ((of_tasks, {}), (of_samples, {"weightings": torch.randn(8, 64)})):
+        told, wanted = (
+            mf.explain_gramian(losses, each, x, combined=combined, **given)
+            for each in (params | {"idle": idle}, params)
+        )
+        assert (told.passes, told.routes) == (wanted.passes, wanted.routes)
+        assert told.layers[:3] == wanted.layers
+        assert [(layer.form, layer.note) for layer in told.layers[3:]] == [
+            ("rows", "no loss reads it")
+        ]

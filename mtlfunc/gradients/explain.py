@@ -238,7 +238,8 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
 def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     names, tasks = request.shared, request.weightings
     shape = forward.losses.shape or forward.value.shape
-    found = weighted_plan(forward, request)
+    read = forward.of_read(names)
+    found = weighted_plan(read, request.of(read.params))
     alone = Way("one backward pass a task", {}, tasks, tasks)
     if found is None:
         return _explanation(forward, names, [], [alone], alone, alone.name)
@@ -250,8 +251,7 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
     if worth and is_worth_weighing(forward.params, tasks):
-        by_rows = set(plan.rows).difference(forward.unread).intersection(names)
-        left = f", and {tasks} for leaves by rows" if by_rows else ""
+        left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
         way, said = once, f"{parts} backward pass(es) for all tasks{left}{check}"
     combined = request.keep == "combination"
     return _explanation(forward, names, groups, [alone, once], way, said, combined=combined)
@@ -260,16 +260,18 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
 def _explain_tasks(
     forward: Forward, names: tuple[str, ...], combined: bool, memory: float
 ) -> Explanation:
-    params, rows = forward.params, len(forward.value)
+    read = forward.of_read(names)
+    params, rows = read.params, len(forward.value)
+    own = tuple([name for name in names if name in params])
     alone, throughout = Way("rows", {}, rows, rows), 'engine "rows" throughout'
     if not forward.watched:
         return _explanation(forward, names, [], [alone], alone, throughout)
     decision, layered = (
-        decide(forward, names, rows, engine, keep=combined, mixed=False, whole=True, memory=memory)
+        decide(read, own, rows, engine, keep=combined, mixed=False, whole=True, memory=memory)
         for engine in ("auto", "layerwise")
     )
     edges, sliced = decision.loss_edges, decision.slices is not None
-    known = groups_of(forward.uses, params, names, forward.graph, separate=edges is not None)
+    known = groups_of(read.uses, params, own, forward.graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
     passes = f"backward: {'each separate loss by itself' if edges else how}"
@@ -281,7 +283,7 @@ def _explain_tasks(
         if (forms := _forms_of(plan)) not in [way.forms for way in ways]:
             ways.append(each._replace(name=name, forms=forms))
     way = next(way for way in ways if way.forms == _forms_of(decision.plan))
-    if not is_worth_recording(params, names, rows):
+    if not is_worth_recording(params, own, rows):
         way, passes = alone, f"{throughout}: too little for layer products to save"
     return _explanation(forward, names, groups, ways, way, passes, combined=combined)
 
