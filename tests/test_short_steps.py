@@ -13,6 +13,7 @@ from mtlfunc.gradients import backward, separate
 from mtlfunc.gradients.layerwise import graph, plan
 from mtlfunc.training import _balancer
 from tests.support.every import every
+from tests.support.memory import Largest
 
 RULES = {
     "mgda": mf.mgda,
@@ -229,6 +230,20 @@ def test_what_is_kept_follows_the_module(taken):
     assert [grad._version - old for grad, old in zip(grads, versions, strict=True)] == [1] * len(
         grads
     )
+
+
+def test_what_no_loss_reads_has_no_rows_in_a_short_step_either(taken):
+    torch.manual_seed(0)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    net.trunk.spare = nn.Parameter(torch.ones(1000, 1000))  # whose rows would be asked for
+    net.trunk.vector, net.heads.spare = (nn.Parameter(torch.ones(1001)) for _ in range(2))
+    pairs = pair(net, mf.mgda(), "trunk.*")
+    for _ in range(3):
+        with Largest() as largest:
+            found = step(*pairs[0], x)
+        check_same(pairs, [found, step(*pairs[1], x)])
+    assert taken[0] == 2
+    assert largest.most < 1001
 
 
 def test_a_large_network_asks_the_graph_once(taken, monkeypatch):

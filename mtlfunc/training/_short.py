@@ -6,7 +6,7 @@ more, and for every error, the step is the ordinary one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,15 @@ from torch import Tensor
 from ..calls import Made
 from ..core._torch import flatten, unflatten
 from ..core.checks import check_gradients, has_finite_sum, inside_transform, is_differentiated
-from ..gradients.layerwise import Asked, Ending, dtypes_of, has_rows, read_graph, separate_edges
+from ..gradients.layerwise import (
+    Asked,
+    Ending,
+    dtypes_of,
+    has_rows,
+    is_worth_recording,
+    read_graph,
+    separate_edges,
+)
 from ..gradients.levels import run_backward
 from ..gradients.losses import Tasks
 from ..gradients.separate import gramian_of, is_plain, row_matrix
@@ -37,6 +45,14 @@ class Short(NamedTuple):
     share: Callable[[int], float | None]
     # by counts, of graphs whose last pass frees what it visits alone: the mark, and its entries
     light: dict[tuple[int, ...], tuple[int, int]]
+
+    def of(self, reached: Sequence[str]) -> Short:
+        """Without leaves on which no loss depends, unless all that are shared are such."""
+        shared, others = (
+            tuple([name for name in names if name in reached])
+            for names in (self.shared, self.others)
+        )
+        return self._replace(shared=shared or self.shared, others=others)
 
 
 def plain_options(probe: Probe) -> RowOptions | None:
@@ -76,7 +92,7 @@ def measure_short(
         seen: whether hooks can be in the graph.
         asks: whether another way than rows may be the cheaper one.
     """
-    leaves, shared, others, share, light = short
+    leaves, light = short.leaves, short.light
     scalars = _separate(losses, tasks)
     elsewhere = is_differentiated(()) or inside_transform() or torch.is_autocast_enabled("cpu")
     if not scalars or elsewhere or not torch.is_grad_enabled() or not is_plain(leaves):
@@ -91,7 +107,9 @@ def measure_short(
     reached = list(graph.leaf_nodes)
     if not reached or foreign_parameters(graph, leaves):
         return None
-    if asks(leaves, len(edges)):
+    short = short if len(reached) == len(leaves) else short.of(reached)
+    shared, others, share = short.shared, short.others, short.share
+    if asks(leaves, len(edges)) and is_worth_recording(leaves, shared, len(edges)):
         dtypes = dtypes_of(value, leaves)
         if not has_rows(Asked(graph.kind, len(edges), shared, dtypes, "cpu", shared)):
             return None
@@ -133,7 +151,7 @@ def _combined(matrix: Tensor, sums: Params, share: float, short: Short, weights:
         parts += unflatten(whole[1], others)
     grads = dict(zip((*short.shared, *short.others), parts, strict=True))
     if not has_finite_sum(*whole):
-        check_gradients({name: grads[name] for name in leaves})
+        check_gradients({name: grads[name] for name in leaves if name in grads})
     return grads
 
 
