@@ -132,6 +132,8 @@ APART = {
     "all of it": lambda p: error(net(p, X)[..., :D]),
     "a call turned": lambda p: error(net(p, X).transpose(0, 1) * net(p, X)),
     "a call along the samples": lambda p: (net(p, X) ** 2).mean((0, 2)) + error(net(p, X)),
+    "vmap inside": lambda p: vmap(lambda x: net(p, x).square().mean())(X),
+    "vmap over samples": lambda p: vmap(lambda x: net(p, x).square().mean(), in_dims=1)(X),
 }
 LOOK_ALIKES = {
     "batch norm": lambda p: error(
@@ -170,8 +172,6 @@ LOOK_ALIKES = {
     "written in place": written,
     "coupled by zero": lambda p: error(net(p, X) + 0 * net(p, X).flip(0)),
     "separate passes": lambda p: tuple(net(p, X[t]).square().mean() for t in range(T)),
-    "vmap inside": lambda p: vmap(lambda x: net(p, x).square().mean())(X),
-    "vmap over samples": lambda p: vmap(lambda x: net(p, x).square().mean(), in_dims=1)(X),
 }
 EVERY = {**APART, **LOOK_ALIKES}
 
