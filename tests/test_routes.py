@@ -534,9 +534,9 @@ def test_a_leaf_that_no_loss_reads_changes_no_explanation(combined):
     def of_samples(params, x):
         return outputs(params, x).square().sum(1)
 
-    for losses, given in ((of_tasks, {}), (of_samples, {"weightings": torch.randn(8, 64)})):
+    for losses, matrix in ((of_tasks, None), (of_samples, torch.randn(8, 64))):
         told, wanted = (
-            mf.explain_gramian(losses, each, x, combined=combined, **given)
+            mf.explain_gramian(losses, each, x, combined=combined, weightings=matrix)
             for each in (params | {"idle": idle}, params)
         )
         assert (told.passes, told.routes) == (wanted.passes, wanted.routes)
