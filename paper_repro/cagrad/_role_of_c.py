@@ -175,9 +175,8 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
     zero = 0.7 * positive[0]  # where 0 is drawn
     c = np.array([value or zero for value in cs])
     found: list[dict[str, Any]] = []
-    few = len(swept) <= len(COLOURS)
-    looks = zip(COLOURS if few else shades(len(swept)), itertools.cycle(DASHES), strict=False)
-    for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=False):
+    looks = zip(shades(len(swept), COLOURS), itertools.cycle(DASHES), strict=False)
+    for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=True):
         found += [
             {
                 "tasks": tasks,

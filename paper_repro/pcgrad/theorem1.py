@@ -100,9 +100,12 @@ def theorem1(short: Steps, long: Steps, ends: dict[int, Ends]) -> Claim:
     )
 
 
+TINTS = ("C0", "C1", "#444444", "C2")
+
+
 def excesses(panel: Axes, ends: dict[int, Ends]) -> None:
     """How far above the minimum of the sum runs end, by dimensions."""
-    looks = zip(tints(ends), itertools.cycle(("-", "--", ":")), strict=False)
+    looks = zip(shades(len(ends), TINTS), itertools.cycle(("-", "--", ":")), strict=False)
     for (dim, end), (colour, style) in zip(ends.items(), looks, strict=True):
         ordered = np.sort(np.clip(end.excess.numpy(), 1e-17, None))
         panel.step(
@@ -123,11 +126,6 @@ def excesses(panel: Axes, ends: dict[int, Ends]) -> None:
     panel.legend()
 
 
-def tints(ends: dict[int, Ends]) -> list[Any]:
-    """A colour per number of dimensions."""
-    return ["C0", "C1", "#444444", "C2"][: len(ends)] if len(ends) <= 4 else shades(len(ends))
-
-
 @drawn
 def ends(
     dimensions: Annotated[tuple[int, ...], Option("dimensions", 1, 1000)] = (2, 10, 50),
@@ -138,7 +136,8 @@ def ends(
     found = {dim: ends_in(dim, draws, steps) for dim in sorted(set(dimensions))}
     canvas, panels = axes(1, 2, (12, 4.4))
     excesses(panels[0], found)
-    for i, ((dim, end), colour) in enumerate(zip(found.items(), tints(found), strict=True)):
+    colours = shades(len(found), TINTS)
+    for i, ((dim, end), colour) in enumerate(zip(found.items(), colours, strict=True)):
         excess = end.excess.clamp_min(1e-17)
         look: dict[str, Any] = {"color": colour, "markersize": 4, "label": f"{dim} dimensions"}
         panels[1].plot(excess, end.cosine, "osD^"[i % 4], **look)

@@ -146,10 +146,10 @@ def numbers_of(axis: Any) -> list[str]:
     return found
 
 
-def shades(count: int) -> list[Any]:
-    """A colour a task: the style's, or of many tasks from a map, in their order."""
-    if count <= 7:
-        return [f"C{i}" for i in range(count)]
+def shades(count: int, own: Sequence[str] = tuple(f"C{i}" for i in range(7))) -> list[Any]:
+    """A colour a line, from `own`, the style's; of more lines than it has from a map, in order."""
+    if count <= len(own):
+        return list(own[:count])
     return [colormaps["viridis"](0.9 * i / (count - 1)) for i in range(count)]
 
 
