@@ -250,7 +250,8 @@ def _side(
     if forward.hooked and not depth():
         graph = replace(graph, loops=True)
     with enable_grad():
-        names = tuple([name for name in names if name not in forward.unread]) or names
+        read = forward.of_read(names).params
+        names = tuple([name for name in names if name in read])
         how = EntryPlan(Plan((), names))
         if forward.watched:
             how = sample_plan(forward, names)

@@ -70,7 +70,7 @@ class Forward:
     def of_read(self, *asked: Iterable[str]) -> Forward:
         """The same without unread leaves, unless one of the choices `asked` has no others."""
         choices = (*asked, self.params)
-        if any(names and self.unread.issuperset(names) for names in choices) or not self.unread:
+        if not self.unread or any(names and self.unread.issuperset(names) for names in choices):
             return self
         read = {name: leaf for name, leaf in self.params.items() if name not in self.unread}
         return replace(self, params=read, unread=frozenset())

@@ -107,9 +107,10 @@ def measure_short(
     reached = list(graph.leaf_nodes)
     if not reached or foreign_parameters(graph, leaves):
         return None
-    short = short if len(reached) == len(leaves) else short.of(reached)
+    whole = len(reached) == len(leaves)
+    short = short if whole else short.of(reached)
     shared, others, share = short.shared, short.others, short.share
-    if asks(leaves, len(edges)) and is_worth_recording(leaves, shared, len(edges)):
+    if asks(leaves, len(edges)) and (whole or is_worth_recording(leaves, shared, len(edges))):
         dtypes = dtypes_of(value, leaves)
         if not has_rows(Asked(graph.kind, len(edges), shared, dtypes, "cpu", shared)):
             return None
