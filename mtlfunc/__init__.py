@@ -14,6 +14,7 @@ from .audit import audit  # not later: its package has the same name
 from .core import jets, optim, random
 from .core.extras import LAB as _LAB
 from .core.extras import expect_installed as _expect_installed
+from .core.gone import gone_names as _gone_names
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack
@@ -86,6 +87,9 @@ _RENAMED = {
     "tracked": "moving_average",
 }
 
+_GONE: dict[str, str] = {}
+"""Of a name that 1.0 removed: what replaces it."""
+
 _DEPRECATED: dict[str, tuple[str, str]] = {}
 """Of a name that still works: the new one, and the version in which the old one goes."""
 
@@ -117,7 +121,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
             return getattr(import_module(__name__), new)
         if name in _RENAMED:
             raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _gone_names(__name__, _GONE)(name)
 
 
 def __dir__() -> list[str]:  # for completion: public names alone

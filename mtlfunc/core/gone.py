@@ -1,0 +1,34 @@
+"""Options and names that 1.0 removed: for one minor version each says what replaces it."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def gone(**instead: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that refuses the options it had, each with the recipe that replaces it."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in kwargs.keys() & instead.keys():
+                raise TypeError(f"{function.__name__}: {name}= went in 1.0; {instead[name]}")
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def gone_names(module: str, instead: dict[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` for names that it had, each with what replaces it."""
+
+    def refuse(name: str) -> Any:
+        if name in instead:
+            raise AttributeError(f"{module}.{name} went in 1.0; {instead[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return refuse

@@ -1,0 +1,40 @@
+"""What 1.0 removed says what replaces it."""
+
+import inspect
+
+import pytest
+
+from mtlfunc.calls import constructor
+from mtlfunc.core.gone import gone, gone_names
+
+
+def test_an_option_that_went_names_its_recipe():
+    @gone(scale="weigh scaled losses: docs/how-to/x.md")
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double(3) == double(x=3) == 6
+    assert list(inspect.signature(double).parameters) == ["x"]
+    with pytest.raises(TypeError, match=r"double: scale= went in 1\.0; weigh scaled losses: docs"):
+        double(3, scale=2)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        double(3, other=2)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_constructor_refuses_too():
+    @constructor
+    @gone(scale="leave it out")
+    def make(x: int):
+        return lambda: x
+
+    assert repr(make(3)).endswith("make(3)")
+    with pytest.raises(TypeError, match="leave it out"):
+        make(3, scale=1)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_name_that_went():
+    refuse = gone_names("mtlfunc.x", {"old": "write `a - b`"})
+    with pytest.raises(AttributeError, match=r"mtlfunc\.x\.old went in 1\.0; write `a - b`"):
+        refuse("old")
+    with pytest.raises(AttributeError, match=r"module .mtlfunc\.x. has no attribute .other."):
+        refuse("other")
