@@ -430,12 +430,10 @@ def metric_block() -> str:
     """Steps in an optimizer's metric, from the one command that takes them."""
     chosen, rows = record.only(BENCHMARKS / "metric.json")
     line = f"""**Steps in the optimizer's metric**, `Balancer(metric=optimizer)`, in units of the
-        plain balanced step: MLP 3 × 512, 4 tasks, MGDA, with Adam's step and without Shampoo's,
-        medians, taking turns ({described(chosen, rows)}), by `python -m
+        plain balanced step: MLP 3 × 512, 4 tasks, MGDA, with Adam's step, medians, taking turns
+        ({described(chosen, rows)}), by `python -m
         experiments.benchmarks.metric`. Adam's metric needs rows; with few samples the layers' own
-        forms are far cheaper than rows. Shampoo's needs none: its two products a layer take as many
-        operations as the backward pass through it. With many samples rows are cheaper, and the two
-        products of every row cost the same however many samples there are:"""
+        forms are far cheaper than rows:"""
     said = f"The bar is missed on: {'; '.join(metric.missed(rows)) or 'none'}."
     return marked("metric", metric.table(rows, paragraph(line)), paragraph(said))
 

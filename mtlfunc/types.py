@@ -65,20 +65,12 @@ class Combine(Protocol):
     def __call__(self, weights: Tensor, /) -> Params: ...
 
 
-Factors = tuple[Tensor | None, ...]
-"""A square matrix for each axis of a tensor, whose first axis it sums over; None is the identity,
-and () that of all axes.
-"""
-
-
 class Metric(NamedTuple):
     """The step that an optimizer will make of a gradient g: -(carried + P·g)."""
 
     scale: Params  # P, a diagonal, learning rates included; 0-d where it is one number
     # c: momentum, weight decay, and gradients that wait in `.grad`; of leaves that have any
     carried: Params
-    # leaves whose P·g is B(scale·A(g)): products A and B along their axes
-    turns: dict[str, tuple[Factors, Factors]] | None = None
 
 
 @fields_shown

@@ -43,10 +43,10 @@ def test_few_entries_at_the_top():
 # The most lines of each folder of the package, "" being the files at the top: what they
 # have. They go down with a folder; aims are for groups and for two sums.
 LINES = {
-    "gradients": 6861,  # aim 4,900
-    **{"training": 3434, "probes": 2320},  # together 3,500
+    "gradients": 6784,  # aim 4,900
+    **{"training": 3313, "probes": 2310},  # together 3,500
     **{"rules": 4491, "solvers": 3170},  # together 7,000
-    **{"core": 3130, "processes": 798, "": 803},  # together 2,900
+    **{"core": 3104, "processes": 789, "": 793},  # together 2,900
     "analysis": 1162,  # aim 950
     **{"plot": 1315, "studies": 2462, "audit": 2155, "testing": 1781},
 }

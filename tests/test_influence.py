@@ -90,28 +90,6 @@ def test_leaving_a_sample_out_costs_its_influence(kind):
     torch.testing.assert_close(several.mean(1), found)
 
 
-def test_in_a_metric_with_factors():
-    """Shampoo's state written by hand: g_target·(L g_n R), by rows."""
-    net = nn.Linear(5, 2, bias=False).to(F64)
-
-    class Shampoo(torch.optim.SGD):
-        pass
-
-    Shampoo.__module__ = "pytorch_optimizer.optimizer.shampoo"
-    Shampoo.__qualname__ = "Shampoo"
-    optimizer = Shampoo(net.parameters(), lr=0.1)
-    optimizer.param_groups[0].update(momentum=0.5, weight_decouple=False)
-    left, right = (x @ x.T for x in (Y[:2], X[:5]))
-    state = {"inv_pre_cond_0": left, "inv_pre_cond_1": right, "momentum_buffer": X[:2]}
-    optimizer.state[net.weight] = state
-    params = mf.parameters(net)
-    rows = torch.func.jacrev(mean_of(net))(params, (X, Y))
-    aim = torch.func.grad(target_of(net))(params)["weight"]
-    known = 0.05 * torch.einsum("nij,ik,jl,kl->n", rows["weight"], left, right, aim)
-    found = mf.diagnostics.influence(mean_of(net), net, (X, Y), target_of(net), optimizer)
-    torch.testing.assert_close(found, known)
-
-
 def test_what_is_wrong_is_said():
     net = nn.Linear(5, 2, bias=False).to(F64)
     muon, sgd = (kind(net.parameters(), lr=0.1) for kind in (torch.optim.Muon, torch.optim.SGD))

@@ -156,7 +156,7 @@ def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(n
     if not group.get("decoupled_weight_decay"):
         g = g - group["weight_decay"] * leaf.detach()
     leaf.grad = None
-    scale, carried, _ = metric_of(optimizer, {"x": leaf}, ("x",), None)
+    scale, carried = metric_of(optimizer, {"x": leaf}, ("x",), None)
     before = leaf.detach().clone()
     leaf.grad = g
     optimizer.step()
@@ -219,7 +219,7 @@ def test_a_coordinate_without_gradient_so_far_does_not_count():
         leaf.grad = torch.tensor([1.0, 0.0], dtype=F64)
         optimizer.step()
         leaf.grad = None
-        scale, carried, _ = metric_of(optimizer, {"x": leaf}, ("x",), None)
+        scale, carried = metric_of(optimizer, {"x": leaf}, ("x",), None)
         assert scale["x"][0] > 0
         assert scale["x"][1] == carried["x"][1] == 0, make.__name__
 
@@ -466,6 +466,8 @@ def test_what_it_refuses():
         lambda: torch.optim.Adamax(leaves): "Adamax: it takes the larger",
         lambda: torch.optim.Adadelta(leaves): "Adadelta: it is not one whose step is known",
         lambda: type("Mine", (torch.optim.Adam,), {})(leaves): "Mine: a subclass may step other",
+        lambda: type("SOAP", (torch.optim.Optimizer,), {})(leaves, {}): "SOAP: it multiplies a",
+        lambda: type("Shampoo", (torch.optim.Optimizer,), {})(leaves, {}): "Shampoo: it multiplies",
         lambda: torch.optim.Adam(leaves, maximize=True): "the optimizer maximizes",
     }.items():
         with pytest.raises(ValueError, match=f"metric: .*{words}"):

@@ -1,20 +1,16 @@
 """What a step costs that is measured in its optimizer's metric, in plain balanced steps.
 
-    python -m experiments.benchmarks.metric [--optimizers Adam ...] [--batches 64 ...] [--seconds S]
-    [--clock cpu] [--out DIR]
+    python -m experiments.benchmarks.metric [--batches 64 ...] [--seconds S] [--clock cpu]
+    [--out DIR]
 
 Writes metric.json and metric.md. A step is that of a stock loop: forward pass, `mf.Balancer` with
 MGDA on the trunk, Adam's step. Both take turns, each with a network of its own; medians of the
 processor's time on one thread. With Adam's metric the rows of the Jacobian are needed, and without
-one the layers' own forms are cheaper where samples are few. Shampoo is that of `pytorch_optimizer`,
-with positive definite factors that stand still: its own step, which would hide the difference, is
-left out of both.
+one the layers' own forms are cheaper where samples are few.
 """
 
 import argparse
 import time
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -29,26 +25,16 @@ from experiments.benchmarks.steps import Shared
 
 TASKS, WIDTH, FIRST = 4, 512, 12
 """A balancer stops recording after eight steps, if it does; the first ones are not timed."""
-BATCHES = {"Adam": (64, 128, 256), "Shampoo": (32, 128, 512, 2048)}
-BARS = {("Adam", 128): 1.30, ("Shampoo", 128): 1.20}
+BATCHES = (64, 128, 256)
+BARS = {("Adam", 128): 1.30}
 
 
-def shampoo(net: nn.Module) -> torch.optim.Optimizer:
-    """Between two computations of its roots, which are positive definite."""
-    optimizer = import_module("pytorch_optimizer").Shampoo(net.parameters(), 1e-4)
-    for leaf in net.parameters():
-        drawn = [torch.randn(n, n) / n**0.5 for n in leaf.shape]
-        optimizer.state[leaf] = {f"inv_pre_cond_{i}": x @ x.mT for i, x in enumerate(drawn)}
-    return optimizer
-
-
-def step(name: str, batch: int, *, metric: bool) -> Call:
+def step(batch: int, *, metric: bool) -> Call:
     """A training step of a network of its own."""
     torch.manual_seed(0)
     layers = [part for _ in range(3) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
     net, x = Shared(nn.Sequential(*layers), WIDTH, TASKS), torch.randn(batch, WIDTH)
-    adam = name == "Adam"
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4) if adam else shampoo(net)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer if metric else None)
 
     def call() -> None:
@@ -56,17 +42,16 @@ def step(name: str, batch: int, *, metric: bool) -> Call:
         with balancer:
             losses = net(x)
         balancer.backward(losses)
-        if adam:
-            optimizer.step()
+        optimizer.step()
 
     return call
 
 
-def measure(optimizer: str, batch: int, seconds: float, clock: str) -> dict[str, float]:
+def measure(batch: int, seconds: float, clock: str) -> dict[str, float]:
     """Median seconds of both steps."""
     calls = {
-        "plain": step(optimizer, batch, metric=False),
-        "metric": step(optimizer, batch, metric=True),
+        "plain": step(batch, metric=False),
+        "metric": step(batch, metric=True),
     }
     found: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
@@ -102,8 +87,7 @@ def missed(rows: list[Row]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--optimizers", nargs="+", choices=list(BATCHES), default=list(BATCHES))
-    parser.add_argument("--batches", nargs="+", type=at_least(1), help="default: by optimizer")
+    parser.add_argument("--batches", nargs="+", type=at_least(1), default=BATCHES)
     parser.add_argument("--seconds", type=positive, default=10.0, help="for every batch")
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
     parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
@@ -111,13 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     chosen = settings(clock=given.clock, seconds=given.seconds)
     record = Record(given.out / "metric.json", ("optimizer", "batch"), chosen)
-    names = given.optimizers
-    if "Shampoo" in names and not find_spec("pytorch_optimizer"):
-        print("Shampoo is left out: pip install pytorch_optimizer==4.1.0")
-        names = [name for name in names if name != "Shampoo"]
-    cells = [(name, batch) for name in names for batch in given.batches or BATCHES[name]]
-    for name, batch in record.missing(cells):
-        taken = measure(name, batch, given.seconds, given.clock)
+    for name, batch in record.missing([("Adam", batch) for batch in given.batches]):
+        taken = measure(batch, given.seconds, given.clock)
         record.keep({"optimizer": name, "batch": batch, "seconds": taken})
         print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
         record.write_tables(given.out / "metric.md", table)

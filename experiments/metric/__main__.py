@@ -15,7 +15,7 @@ from experiments.common.tables import as_dicts, write_report
 
 from .report import figure, table
 from .run import FIRST, WAYS, Cell, Outcome, meet, perform
-from .steps import ABSENT, DIAGONAL, EXACT, MUON, whole_matrices
+from .steps import DIAGONAL, EXACT, MUON
 
 HERE = Path(__file__).parent
 RATES = (1e-3, 3e-3)
@@ -26,7 +26,7 @@ def cells(rates: Sequence[float], *, matrices: bool, quick: bool) -> Iterator[Ce
     """The settings: on the bottleneck all rules, rates and batches of diagonal optimizers, else two
     rules at one rate.
     """
-    optimizers = whole_matrices() if matrices else list(DIAGONAL)[: 2 if quick else None]
+    optimizers = [MUON, EXACT] if matrices else list(DIAGONAL)[: 2 if quick else None]
     few = ("MGDA", "UPGrad")
     plan: list[tuple[str, Sequence[float], tuple[int, ...], tuple[str, ...]]]
     plan = [("bottleneck", rates[-1:], (32,), few)]
@@ -59,14 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--matrices",
         action="store_true",
-        help="SOAP, Shampoo and Muon instead, two rules at the last rate: eight minutes; the first "
-        "two are those of pytorch_optimizer 4.1.0, which is to be installed by hand",
+        help="Muon instead, at the last rate",
     )
     parser.add_argument("--quick", action="store_true", help="one network, within a minute")
     parser.add_argument("--seeds", type=seeds, default="4", help="N or A:B (default: 4)")
     parser.add_argument(
         "--rates", type=positive, nargs="+", default=list(RATES), metavar="RATE",
-        help="learning rates, those of SGD and Muon in tenths, Shampoo's in thirds; the last one "
+        help="learning rates, those of SGD and Muon in tenths; the last one "
         "for all networks (default: "
         f"{' '.join(map(str, RATES))})",
     )  # fmt: skip
@@ -88,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = given.out or folder(str(HERE / "out" / name / ("quick" if given.quick else "")))
     steps = min(40, given.steps) if given.quick else given.steps
     planned = list(cells(given.rates, matrices=given.matrices, quick=given.quick))
-    if given.matrices and len(whole_matrices()) == 2:
-        print(ABSENT)
     outcomes: dict[Cell, list[Outcome]] = {}
     with on(given.device):
         for cell in counted(planned, "runs", "cells"):

@@ -11,7 +11,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 
 from .networks import NETWORKS, Problem
-from .steps import DIAGONAL, EXACT, KRONECKER, MUON, Linear, Muon
+from .steps import DIAGONAL, EXACT, MUON, Linear, Muon
 
 RULES: dict[str, Callable[[], mf.Rule]] = {
     "mean": mf.mean,
@@ -127,7 +127,7 @@ def perform(cell: Cell, seed: int, steps: int, device: torch.device = CPU) -> Ou
         exact = cell.optimizer == EXACT
         move = Muon(problem, rule, cell.rate, norm=cell.way == "norm", exact=exact)
     else:
-        make = (DIAGONAL | KRONECKER)[cell.optimizer]
+        make = DIAGONAL[cell.optimizer]
         move = Linear(problem, rule, make, cell.rate, metric=cell.way != "G")
     leaves, shared = dict(module.named_parameters()), problem.names
 

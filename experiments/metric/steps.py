@@ -1,8 +1,6 @@
 """A training step of a rule and an optimizer, which says by how much each loss falls."""
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,10 +13,6 @@ from .networks import Problem
 
 Make = Callable[[Any, float], torch.optim.Optimizer]
 
-PACKAGE = "pytorch_optimizer"
-ABSENT = f"SOAP and Shampoo are left out: {PACKAGE} is not installed (pip install {PACKAGE}==4.1.0)"
-BETWEEN = 10
-"""Steps between two bases of SOAP, and two roots of Shampoo."""
 DIAGONAL: dict[str, Make] = {
     "Adam, β₁ = 0": lambda p, rate: torch.optim.Adam(p, rate, betas=(0.0, 0.999)),
     "Adam, β₁ = .9": lambda p, rate: torch.optim.Adam(p, rate),
@@ -27,21 +21,7 @@ DIAGONAL: dict[str, Make] = {
 }
 
 
-def _kronecker(kind: str, rates: float, **options: Any) -> Make:
-    return lambda p, rate: getattr(import_module(PACKAGE), kind)(p, rates * rate, **options)
-
-
-KRONECKER: dict[str, Make] = {
-    "SOAP, β₁ = 0": _kronecker("SOAP", 1, betas=(0.0, 0.95), precondition_frequency=BETWEEN),
-    "SOAP, β₁ = .95": _kronecker("SOAP", 1, betas=(0.95, 0.95), precondition_frequency=BETWEEN),
-    "Shampoo": _kronecker("Shampoo", 3, preconditioning_compute_steps=BETWEEN, matrix_eps=1e-3),
-}
 MUON, EXACT = "Muon", "Muon, exact factors"
-
-
-def whole_matrices() -> list[str]:
-    """Optimizers here that step on a matrix as a whole."""
-    return [*(KRONECKER if find_spec(PACKAGE) else ()), MUON, EXACT]
 
 
 class Linear:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
-from ..core.tree import parameters, trained, turn_scaled
+from ..core.tree import parameters, trained
 from ..gradients.levels import explained, without_trace
 from ..gradients.losses import parse_samples
 from ..gradients.rows import task_gradients
@@ -33,8 +33,8 @@ def influence(
     without it lowers the target by so much less. One gradient of the target and one pass in forward
     mode, for any number of samples: no rows and no Gramian.
 
-    For SGD, and for Shampoo between two computations of its roots, this is the step itself. Adam
-    and SOAP also put the gradient into P, which is not counted (see `metric_error`).
+    For SGD this is the step itself. Adam and its like also put the gradient into P, which is not
+    counted (see `metric_error`).
 
     Args:
         losses_fn: `(params, batch) -> [sample]`, or `[sample, task]`.
@@ -84,8 +84,7 @@ def influence(
                 raise
             raise type(error)(str(error).replace("losses_fn", "target_fn")) from error
     moved = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
-    turns = metric.turns or dict.fromkeys(names, ((), ()))
-    moved |= {x: turn_scaled(aim[x], metric.scale[x], turns[x])[0] for x in names}
+    moved |= {name: metric.scale[name] * aim[name][0] for name in names}
     at = (params,), (moved,)
     with explained(params), without_trace(params):
         try:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from ..types import Factors, Params, Rows, Select
+from ..types import Params, Rows, Select
 from ._torch import forward_level
 from .checks import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_wrapped
@@ -446,21 +446,6 @@ def metric_dot(
 
 CHUNK = 2**16
 """Coordinates of `metric_dot` at a time."""
-
-
-def turn(rows: Tensor, factors: Factors) -> Tensor:
-    """Rows `[row, *shape]`, multiplied along each of the other axes by its factor."""
-    for factor in factors:
-        if factor is None:
-            rows = rows.movedim(1, -1)
-        else:
-            rows = rows.to(factor).movedim(1, -1) @ factor
-    return rows
-
-
-def turn_scaled(rows: Tensor, scale: Tensor, turns: tuple[Factors, Factors]) -> Tensor:
-    """B(scale·A(g)) of rows g `[row, *shape]`, A and B being `turns`."""
-    return turn(scale * turn(rows, turns[0]), turns[1])
 
 
 def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:

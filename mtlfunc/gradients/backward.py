@@ -15,8 +15,7 @@ from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot
-from ..processes import gramians
-from ..types import Metric, Params, Rows
+from ..types import Params, Rows
 from .layerwise import KEPT, Ending, Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
@@ -309,31 +308,6 @@ class Passes:
                 parts.append(block_of(one.group, form, a, b, wide))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5) if right is left else total
-
-    def metric_gramian(
-        self,
-        plan: Plan,
-        found: Measured,
-        measured: tuple[str, ...],
-        metric: Metric,
-        dtype: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor]:
-        """J P Jᵀ and J c over the measured leaves."""
-        wide, names = (
-            wide_of(self.backward.params, dtype),
-            tuple(x for x in measured if x in found.rows),
-        )
-        with recording(self.backward):
-            rows = found.rows
-            parts = [gramians(rows, rows, names, (), dtype, metric)] if names else []
-            for (group, form), one in zip(plan.tapped, found.groups, strict=True):
-                other = one._replace(group=group.other or group)
-                factors = one.factors(form, wide), other.factors(form, wide)
-                block = block_of(group, form, *factors, wide)
-                along = one.along(metric.carried.get(group.leaf), wide)
-                parts.append((0.5 * (block + block.mT), along))
-            gramian, carried = (torch.stack(x).sum(0) for x in zip(*parts, strict=True))
-        return gramian, carried
 
 
 def gramian_in_chunks(

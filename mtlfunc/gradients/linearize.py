@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
-from ..types import Metric, Params, Rows
+from ..types import Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
 from .entries import linearize_slices
 from .layerwise import (
@@ -79,7 +79,6 @@ class Request(NamedTuple):
     heads: Callable[[int], float | None] | None = None
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
-    metric: Metric | None = None  # over the measured leaves: J P Jᵀ, and J c, instead of J Jᵀ
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
     # no other request follows for the same forward, so that its graph may be freed where the
@@ -177,7 +176,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     told = mixed if request.weightings else value
     return Linearization(
         told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux,
-        carried=found.carried, frees=final or found.frees,
+        frees=final or found.frees,
     )  # fmt: skip
 
 
@@ -234,7 +233,7 @@ def _open(
     `paired`: the rows are multiplied with another forward's.
     """
     matrix, preference = request.cotangents(forward.value)
-    record = forward.recorded or is_differentiated((matrix, request.scale, request.metric))
+    record = forward.recorded or is_differentiated((matrix, request.scale))
     rows = forward.value.shape[0] if matrix is None else matrix.shape[0]
     route = _route(forward, request, rows, record, paired)
     left_out = request.left_out if forward.losses.scalars else frozenset()
@@ -262,10 +261,10 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
     asked = forward.watched and not request.weightings and request.watches(params, rows)
-    alone = paired or request.left_out or request.metric or chunk is not None
+    alone = paired or request.left_out or chunk is not None
     whole = forward.whole and not alone
     key = None
-    if asked and request.engine == "auto" and request.metric is None:
+    if asked and request.engine == "auto":
         key = Asked(
             forward.graph.kind, rows, request.measured, dtypes_of(forward.value, params),
             forward.value.device.type, request.shared, request.keep, not apart, whole,
@@ -281,7 +280,6 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             mixed=not apart,
             whole=whole,
             shared=request.shared,
-            metric=request.metric,
             memory=request.memory,
         )
         if decision.slices is not None:
@@ -324,7 +322,6 @@ class _Found(NamedTuple):
     rows: Rows
     gramian: Tensor | None
     heads: Params  # the other leaves' gradient
-    carried: Tensor | None = None  # J c
     frees: bool = False  # whether the last pass freed the graph
 
 
@@ -344,8 +341,8 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         wanted, share = ((), 0.0) if share is None else (others, share)
         rows, gramian, heads = linearize_slices(route.slices, passes, forward.graph, wanted, dtype)
         return _Found(rows, gramian, {name: share * grad for name, grad in heads.items()})
-    rows, gramian, head_grads, carried, final = {}, None, {}, None, False
-    if request.keep == "nothing" and request.chunk_size and request.metric is None:
+    rows, gramian, head_grads, final = {}, None, {}, False
+    if request.keep == "nothing" and request.chunk_size:
         sides = (passes, plan), (passes, plan)
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
@@ -366,10 +363,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         )
         final = may and found.matrix is not None  # of the passes those to one matrix free it
         rows = found.rows  # the others are combined by a pass that stops where those are
-        if request.measured and request.metric is not None:
-            metric = request.metric
-            gramian, carried = passes.metric_gramian(plan, found, request.measured, metric, dtype)
-        elif request.measured:
+        if request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
         head_grads = found.heads
         if share is not None and share != 1.0:
@@ -377,7 +371,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return _Found(rows, gramian, head_grads, carried, final)
+    return _Found(rows, gramian, head_grads, final)
 
 
 def _traced(forward: Traced, request: Request) -> Linearization:
@@ -393,8 +387,7 @@ def _traced(forward: Traced, request: Request) -> Linearization:
         return {name: grads[name] for name in shared}
 
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
-    plain = measured and request.metric is None
-    gramian = dot(rows, rows, measured, request.gramian_dtype) if plain else None
+    gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
     others = tuple(name for name in forward.params if name not in shared)
     count = request.weightings or len(value)
     share = request.heads(count) if others and request.heads else None

@@ -381,7 +381,7 @@ def _update(
         _expect_rows(options.engine, "a metric weighs their coordinates")
     aim = _aim(options, run, batch, measured)
     edited |= aim is not None
-    with_rows = edited or _weighs_rows(metric, weights)
+    with_rows = edited or metric is not None
     combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
         names,
@@ -393,7 +393,6 @@ def _update(
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         memory=options.memory,
         gramian_dtype=options.gramian_dtype,
-        metric=None if with_rows else metric,
         weightings=0 if weights is None else len(weights),
         last=run.frees,
     )
@@ -404,15 +403,6 @@ def _update(
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = run.linearize(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks, metric, aim)
-
-
-def _weighs_rows(metric: Metric | None, weightings: Tensor | None) -> bool:
-    """Whether finished rows are multiplied in this metric, by `gramians`; else the passes are given
-    it in their request, and what turns a layer's matrix multiplies its inputs and deltas.
-
-    A diagonal weighs the rows' coordinates, and weightings' one pass makes rows on demand alone.
-    """
-    return metric is not None and (weightings is not None or not metric.turns)
 
 
 def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
-from ..core.tree import dot, metric_dot, turn_scaled
+from ..core.tree import dot, metric_dot
 from ..types import Blocks, Metric, Params, Rows
 from .group import Collectives, Group, agree, check_whole, is_sharded, peers_of, shard_like
 
@@ -176,11 +176,6 @@ class Shares(NamedTuple):
         else:
             rows, back, cut = _pieces(linear.rows, params, peers)
             own = {k: x if _counts(params[k], peers) else x[:, :0] for k, x in rows.items()}
-            if metric is not None and metric.turns:
-                raise NotImplementedError(
-                    "metric: with group= the ranks share the coordinates of rows, and this "
-                    "optimizer turns whole matrices; use a diagonal one, or one process"
-                )
             if metric is not None:
                 metric = Metric(cut(metric.scale, own), cut(metric.carried, own))
             products = gramians(own, own, measured, blocks, dtype, metric)
@@ -280,12 +275,8 @@ def gramians(
     if metric is None:
         found = [dot(left, right, names, dtype) for names in members]
         return torch.stack(found) if blocks else found[0], None
-    rows, scale, turns = left, metric.scale, metric.turns or {}
-    for name in turns.keys() & set(measured):
-        rows = rows | {name: turn_scaled(rows[name], scale[name], turns[name])}
-        scale = scale | {name: scale[name].new_ones(())}
     found = torch.stack(
-        [metric_dot(rows, scale, metric.carried, right, names, dtype) for names in members]
+        [metric_dot(left, metric.scale, metric.carried, right, x, dtype) for x in members]
     )
     gramian, carried = found[:, :-1], found[:, -1]
     if right is left:

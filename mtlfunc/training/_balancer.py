@@ -110,14 +110,13 @@ class Balancer:
             averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
             this process alone, or what the probe says.
         metric: the optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam, RMSprop or
-            Adagrad of `torch.optim`, SOAP or Shampoo of `pytorch_optimizer` (4.1.0), whose step is
-            -(c + P·g). The Gramian is then J P Jᵀ, of rows (of inputs and deltas for Shampoo), and
-            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first
-            order; momentum, weight decay and what waits in `.grad` are in c. P is that of the
-            optimizer's state now: the learning rates alone before the first step, 0 in coordinates
-            that have had no gradient. What happens to `.grad` after `backward`, such as clipping,
-            is not seen. See `mtlfunc.safe`, and `mtlfunc.diagnostics.metric_error` for how far the
-            real step is from it.
+            Adagrad of `torch.optim`, whose step is -(c + P·g) with a diagonal P. The Gramian is
+            then J P Jᵀ, of rows, and `Info.rates` are J(c + P·g), by how much each loss falls in
+            the next step to first order; momentum, weight decay and what waits in `.grad` are in
+            c. P is that of the optimizer's state now: the learning rates alone before the first
+            step, 0 in coordinates that have had no gradient. What happens to `.grad` after
+            `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
+            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.

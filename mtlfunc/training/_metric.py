@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from ..core.checks import local_part
-from ..types import Factors, Metric, Params, Scalar
-from ._kronecker import KRONECKER, factor_shapes, kronecker_form
+from ..types import Metric, Params, Scalar
 
 Group = dict[str, Any]
 """A parameter group's options."""
@@ -33,16 +31,15 @@ def check_metric(optimizer: Any) -> None:
             f"{type(optimizer).__name__}; of a wrapper (Accelerate, Lightning) pass the optimizer "
             "inside"
         )
-    kind = type(optimizer)
-    if kind not in _FORMS and kronecker_form(optimizer) is None:
-        name, why = kind.__name__, "it is not one whose step is known here"
-        if kind in _NOT_LINEAR:
-            why = f"it {_NOT_LINEAR[kind]}, so that its step is not linear in the gradient"
-        elif issubclass(kind, tuple(_FORMS)):
+    kind, name = type(optimizer), type(optimizer).__name__
+    if kind not in _FORMS:
+        why = _REFUSED.get(name, "it is not one whose step is known here")
+        if issubclass(kind, tuple(_FORMS)):
             why = "a subclass may step otherwise than its base"
         raise ValueError(
             f"metric: there is none of {name}: {why}; known are "
-            f"{', '.join(x.__name__ for x in _FORMS)} of torch.optim, and {KRONECKER}"
+            f"{', '.join(x.__name__ for x in _FORMS)} of torch.optim. Without metric= a rule works "
+            "on J Jᵀ, whatever the optimizer"
         )
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
@@ -54,8 +51,8 @@ def check_metric(optimizer: Any) -> None:
 def metric_of(
     optimizer: Optimizer, params: Params, names: tuple[str, ...], scale: Scalar | None
 ) -> Metric:
-    """P and c over the leaves of these names, `{name: [*shape]}`, on this process's part of sharded
-    ones. `scale` is a gradient scaler's, by which `.grad` is multiplied.
+    """P and c over the leaves of these names, `{name: [*shape]}`; `scale`, a gradient scaler's, is
+    what `.grad` is multiplied by.
 
     Raises:
         ValueError: for a leaf that is not the optimizer's, or whose state has another shape.
@@ -69,46 +66,39 @@ def metric_of(
             "measured over; pass the optimizer that steps on these, or narrow shared= or measure= "
             "to the parameters of this one"
         )
-    whole, form = kronecker_form(optimizer), _FORMS.get(type(optimizer))
-    found, carried, turns = {}, {}, dict[str, tuple[Factors, Factors]]()
+    form, found, carried = _FORMS[type(optimizer)], {}, {}
     with torch.no_grad():
         for name in names:
             leaf = params[name]
-            group, state = group_of[id(leaf)], optimizer.state.get(leaf, {})
-            shapes = {} if whole is None else factor_shapes(leaf)
+            state = {k: x for k, x in optimizer.state.get(leaf, {}).items() if x is not None}
             for key, x in state.items():
-                if isinstance(x, Tensor) and x.ndim and x.shape != shapes.get(key, leaf.shape):
+                if isinstance(x, Tensor) and x.ndim and x.shape != leaf.shape:
                     raise ValueError(
                         f"metric: the state's {key} of {name} is {list(x.shape)}, the parameter "
                         f"{list(leaf.shape)}; load the state of this model"
                     )
-            # what is there already will step along
-            waiting = None if leaf.grad is None else local_part(leaf.grad).detach()
-            waiting = waiting if waiting is None or scale is None else waiting / scale
-            if whole is not None:
-                found[name], c, turns[name] = whole(group, state, leaf.detach(), waiting)
-                carried |= {} if c is None else {name: c}
-            elif form is not None:
-                found[name], carried[name] = _diagonal(form, group, state, leaf, waiting)
-    return Metric(found, carried, turns or None)
+            waiting = leaf.grad  # what is there already will step along
+            if waiting is not None and scale is not None:
+                waiting = waiting / scale
+            parts = _parts(form, group_of[id(leaf)], state, leaf.detach(), waiting)
+            found[name], carried[name] = parts
+    return Metric(found, carried)
 
 
-def _diagonal(form: Form, group: Group, state: Group, leaf: Tensor, waiting: Tensor | None) -> Any:
-    """P and c of what this process holds of a leaf."""
-    weight = local_part(leaf).detach()
-    known = {k: local_part(x) for k, x in state.items() if x is not None}
-    before = not known and form is not _sgd  # the first step, of which SGD's own form knows
-    scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, known, weight)
+def _parts(
+    form: Form, group: Group, state: Group, weight: Tensor, waiting: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """P and c of one leaf, with weight decay and what waits in `.grad`."""
+    before = not state and form is not _sgd  # the first step, of which SGD's own form knows
+    scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, state, weight)
+    total = torch.zeros_like(weight) if rest is None else rest
     decay = group["weight_decay"]
     if decay:
         decoupled = group.get("decoupled_weight_decay", False)
         shrunk = decay * (group["lr"] if decoupled else scale) * weight
         # where no gradient has been, P is 0 and the step's rates are not counted
-        shrunk = shrunk.where(scale != 0, 0.0)
-        rest = shrunk if rest is None else rest + shrunk
-    if waiting is not None:
-        rest = scale * waiting if rest is None else rest + scale * waiting
-    return scale, torch.zeros_like(weight) if rest is None else rest
+        total = total + shrunk.where(scale != 0, 0.0)
+    return scale, total if waiting is None else total + scale * waiting
 
 
 def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
@@ -164,13 +154,18 @@ def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 _FORMS: dict[type, Form] = {
     Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad, SGD: _sgd, NAdam: _nadam,
 }  # fmt: skip
-_NOT_LINEAR: dict[type, str] = {
-    torch.optim.Muon: "orthogonalizes the gradient (see mtlfunc.muon_gradients)",
-    torch.optim.LBFGS: "calls the losses several times a step",
-    torch.optim.Rprop: "steps by the gradient's sign",
-    torch.optim.Adamax: "takes the larger of the gradient and its past",
-    torch.optim.Adafactor: "clips the step by its own length",
+_WHOLE = "multiplies a gradient by whole matrices, and a metric here is a diagonal"
+_REFUSED = {
+    "Muon": "it orthogonalizes the gradient, so that its step is not linear in it (see "
+    "mtlfunc.muon_gradients)",
+    "LBFGS": "it calls the losses several times a step",
+    "Rprop": "it steps by the gradient's sign",
+    "Adamax": "it takes the larger of the gradient and its past",
+    "Adafactor": "it clips the step by its own length",
+    "Shampoo": f"it {_WHOLE}",
+    "SOAP": f"it {_WHOLE}",
 }
+"""Why there is none of an optimizer, by its name: the last two are not torch's."""
 
 
 def _over_root(share: Any, square: Tensor, correction: Any, eps: Any) -> Tensor:

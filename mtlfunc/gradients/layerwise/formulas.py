@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from ...core.tree import HALF, batched_product, inner_products
-from ...types import Metric
 from .uses import Use
 
 Form = Literal["kernel", "gemm", "rows", "mixed"]
@@ -43,8 +42,6 @@ class Group(NamedTuple):
     numel: int
     # how many separate losses each call serves; None where all losses are one vector
     served: tuple[int, ...] | None = None
-    # the same uses with a metric's factors multiplied in, whose rows are P·g; None without a metric
-    other: Group | None = None
 
     @property
     def alike(self) -> bool:
@@ -167,10 +164,6 @@ def costs(
         else:
             pairs = square * parts * parts
             found["kernel"] = Cost(flops + pairs * (2.0 * o + 2.0), (pairs + square) * itemsize)
-    if group.other is not None:  # a factor of each axis multiplies inputs and deltas, or the rows
-        _, _, a, o = group.lead.sizes
-        more = {"kernel": total * (a * a + rows * o * o), "rows": rows * width * (a + o)}
-        return {x: Cost(found[x].flops + 2.0 * more[x], found[x].bytes) for x in found if x in more}
     return found
 
 
@@ -238,28 +231,6 @@ def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) 
         for length in (layout.start, samples - layout.start - count)
     )
     return torch.cat([before, x, after], lead)
-
-
-def in_metric(groups: Sequence[Group], metric: Metric) -> list[Group]:
-    """A leaf's groups with the rows P·g; none where P is not a factor for each axis of a matrix."""
-    (group, *parts), name = groups, groups[0].leaf
-    first, then = (metric.turns or {}).get(name, ((), ()))
-    swapped, scale = group.uses[0].is_turned, metric.scale[name]
-    if parts or then or scale.ndim or not group.alike or swapped is None:
-        return []
-    deltas, inputs = (first[::-1] if swapped else first) or (None, None)
-
-    def times(x: Tensor, factor: Tensor | None) -> Tensor:
-        return x if factor is None else x.to(factor) @ factor
-
-    def turned(use: Use) -> Use:
-        fixed: Any = use.fixed
-        return use._replace(
-            varied=lambda delta: times(use.varied(delta), deltas),
-            fixed=lambda: times(scale * fixed(), inputs),
-        )
-
-    return [group._replace(other=group._replace(uses=tuple(map(turned, group.uses))))]
 
 
 class SplitGroup(NamedTuple):
@@ -333,16 +304,6 @@ class SplitGroup(NamedTuple):
     def factors(self, form: Form, dtype: torch.dtype, *, fold: bool = True) -> tuple[Tensor, ...]:
         """What `block_of` multiplies: rows, or inputs and deltas by position."""
         return (self.rows(dtype, fold=fold),) if form == "gemm" else self.by_position(dtype)
-
-    def along(self, leaf: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Inner products [part] of one entry's rows of a matrix, of which none is formed, with
-        another; None is 0.
-        """
-        if leaf is None:
-            return self.deltas[0].new_zeros(len(self.deltas[0]), dtype=dtype)
-        matrix = (leaf if self.group.uses[0].is_turned else leaf.mT).to(dtype)
-        x, part = self.by_position(dtype)
-        return part.flatten(1) @ (x @ matrix).flatten()
 
     def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
         """The diagonal of `block_of` [entry·part], from each entry's own positions alone."""

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...core.checks import values_readable
 from ...core.tree import HALF
-from ...types import Metric, Params
+from ...types import Params
 from .broadcast import over_samples
 from .formulas import (
     Choices,
@@ -27,7 +27,6 @@ from .formulas import (
     Layout,
     SplitGroup,
     costs,
-    in_metric,
     layouts,
     positions,
 )
@@ -552,7 +551,6 @@ def decide(
     mixed: bool,
     whole: bool = False,
     shared: Sequence[str] | None = None,
-    metric: Metric | None = None,
     memory: float = MEMORY,
 ) -> Decision:
     """Choose how the Gramian of a recorded forward pass is made.
@@ -567,7 +565,6 @@ def decide(
         mixed: the rows are mixtures of the tasks.
         whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
-        metric: in which the rows are multiplied.
         memory: as in `prefers_one_pass`.
     """
     losses, params, graph = forward.losses.vector, forward.params, forward.graph
@@ -586,8 +583,6 @@ def decide(
         )
         loss_edges = loss_edges if one_at_a_time and not mixed else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
-    if metric is not None:
-        groups = {name: in_metric(parts, metric) for name, parts in groups.items()}
     plan = task_plan(groups, names, rows, engine, device, keep=keep)
     if engine == "auto" and plan.tapped:
         deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
