@@ -66,7 +66,7 @@ def portraits(target: Path) -> set[str]:
         current.mkdir(parents=True)
     calls: dict[str, str] = {}
     for call in RULES:
-        calls.setdefault(call.split("(")[0], call)
+        calls.setdefault(call.split("(")[0].rpartition(".")[2], call)
     # these read what a probe or an optimizer of their own adds: no picture over two gradients
     measured = {"excess_mtl", "ntk", "safe"}
     for name, call in calls.items():

@@ -85,7 +85,7 @@ def of_pages(on_gpu: Kept) -> Iterator[Line]:
     about = part(page, "gramians")
     for what, case in (
         ("Gramian of 128 samples, MLP 3×512", SAMPLES),
-        ("Gramian of 256 residuals of a Laplacian by `mf.jets`", "Laplacian by jets"),
+        ("Gramian of 256 residuals of a Laplacian by `mf.physics.laplacian`", "Laplacian by jets"),
     ):
         found = row_of(about, case)
         cells = {name: cell.split(" ")[0] for name, cell in list(found.items())[2:]}

@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import mtlfunc as mf
@@ -19,7 +20,8 @@ from paper_repro.report.said import said
 
 DOCS = Path(__file__).parent
 APPLIED = {"aggregate", "weights"}  # these two apply a rule
-RULES = sorted(set(mf.rules.__all__) - APPLIED)
+PHYSICS = {"gauss_newton", "ntk"}  # rules of `mf.physics`
+RULES = sorted({*mf.rules.__all__, *PHYSICS} - APPLIED)
 FOLDERS = {
     "PC": "pcgrad",
     "SU": "mgda",
@@ -40,7 +42,7 @@ GROUPS = {
     "probes": (
         "Probes",
         """jacobian representation losses_only double_sampling moving_average excess_risk
-        log_losses kernel_traces second_evaluation graddrop trimmed_mean subset Run""",
+        log_losses second_evaluation graddrop trimmed_mean subset Run""",
     ),
     "gradients": (
         "Gradients and Gramians",
@@ -64,13 +66,18 @@ TYPES = [
 ROOMS = {
     "solvers": "Solvers",
     "testing": "Testing of solvers",
-    "jets": "Derivatives in the inputs",
+    "physics": "Residuals of equations",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "plot": "Plots",
     "optim": "Optimizers",
     "random": "Random keys",
 }
+
+
+def path_of(rule: str) -> str:
+    """A rule's name as one writes it after `mf.`."""
+    return f"physics.{rule}" if rule in PHYSICS else rule
 
 
 def title(text: str, line: str = "=") -> str:
@@ -95,7 +102,7 @@ def linked(text: str) -> str:
     for i, line in enumerate(lines):
         if line.startswith("| ") and "`mf." in line:
             row = cells(line)
-            name = re.match(r"`mf\.(\w+)\(", row[1])
+            name = re.match(r"`mf\.(?:physics\.)?(\w+)\(", row[1])
             if name and name[1] in RULES:
                 row[1] = f"[{row[1]}](rule-{name[1]}.rst)"
                 lines[i] = f"| {' | '.join(row)} |"
@@ -153,7 +160,8 @@ def llms() -> str:
             if path.name != "index.md":
                 lines.append(f"- [{heading_of(path)}]({folder}/{path.stem}.md)")
     rules = [
-        f"- [mf.{name}](methods/rule-{name}.md): {first_line(getattr(mf, name).__doc__)}"
+        f"- [mf.{path_of(name)}](methods/rule-{name}.md): "
+        f"{first_line(attrgetter(path_of(name))(mf).__doc__)}"
         for name in RULES
     ]
     return "\n".join([*lines, "\n## Rules\n", *rules, ""])
@@ -173,7 +181,8 @@ def audited() -> tuple[list[str], dict[str, list[list[str]]], dict[str, str]]:
     rows = [cells(line) for line in text.splitlines() if line.startswith("| ")]
     found: dict[str, list[list[str]]] = {}
     for row in rows[1:]:
-        found.setdefault(re.match(r"`(\w+)", row[0]).group(1), []).append(row)  # pyright: ignore
+        name = row[0].strip("`").partition("(")[0].rpartition(".")[2]
+        found.setdefault(name, []).append(row)
     legend = " ".join(text[text.index("✓ holds") :].split("\n\n")[0].split())
     meanings = dict(re.findall(r"\*([^*]+)\*:? ?([^*]*?)(?=[;.] \*|\. T is)", legend))
     return rows[0][1:], found, meanings
@@ -202,13 +211,13 @@ def properties_part(name: str) -> str:
 
 def qualified(call: str) -> str:
     """A rule as one writes it after `import mtlfunc as mf`."""
-    return re.sub(r"\b(?=[a-z_]+\()", "mf.", call)
+    return re.sub(r"(?<![\w.])(?=[a-z_.]+\()", "mf.", call)
 
 
 def heading(name: str) -> str:
     """What a method is called, from the table of methods."""
     for row in methods():
-        if re.match(rf"`mf\.{name}\(", row[1]):
+        if re.match(rf"`mf\.{path_of(name)}\(", row[1]):
             return row[0][0].upper() + row[0][1:]
     return name
 
@@ -243,7 +252,7 @@ def papers() -> dict[str, str]:
     return {
         name: link.sub(r"`\1 <\2>`__", paper)
         for names, paper in rows
-        for name in re.findall(r"mf\.(\w+)", names)
+        for name in re.findall(r"mf\.(?:physics\.)?(\w+)", names)
     }
 
 
@@ -256,7 +265,7 @@ def reads(call: str) -> str:
 
 def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
-    found = [row for row in methods() if f"`mf.{name}(" in row[1]]
+    found = [row for row in methods() if f"`mf.{path_of(name)}(" in row[1]]
     used = [[*map(rst, row[:3]), reads(row[1]), *map(rst, row[3:])] for row in found]
     parts = [title(f"{heading(name)}: ``{name}``"), formulas()[name]]
     if drawn:
@@ -268,7 +277,7 @@ def method_page(name: str, drawn: bool) -> str:
         ]
     if name in papers():
         parts.append(f"**Paper.** {papers()[name]}.\n\n")
-    parts.append(f".. autofunction:: mtlfunc.{name}\n\n")
+    parts.append(f".. autofunction:: mtlfunc.{path_of(name)}\n\n")
     if used:
         head = ["method", "rule", "probe", "reads", "weights sum to"]
         parts += [title("In use", "-"), table(head, used)]
@@ -313,9 +322,10 @@ def method_pages(drawn: set[str]) -> dict[str, str]:
 
 def entry(path: str) -> str:
     """The directive that documents a public name."""
-    found: object = mf
-    for part in path.split("."):
-        found = getattr(found, part)
+    room, _, rule = path.rpartition(".")
+    if room == "physics" and rule in PHYSICS:
+        return f"``mtlfunc.{path}``: :doc:`/methods/rule-{rule}`.\n\n"
+    found = attrgetter(path)(mf)
     for room in ROOMS:  # each thing has one place, to which its source links back
         if getattr(getattr(mf, room), path, None) is found:
             return f"``mtlfunc.{path}`` is :py:func:`mtlfunc.{room}.{path}`.\n\n"
@@ -393,11 +403,9 @@ def api_index() -> str:
         name, members = groups[file]
         rows = []
         for member in members:
-            found: object = mf
-            for part in member.split("."):
-                found = getattr(found, part)
+            found = attrgetter(path_of(member))(mf)
             page = f"/methods/rule-{member}" if member in RULES else None
-            label = f":doc:`mf.{member} <{page}>`" if page else f"``mf.{member}``"
+            label = f":doc:`mf.{path_of(member)} <{page}>`" if page else f"``mf.{member}``"
             said = rst(first_line(found.__doc__) if callable(found) else "")
             rows.append([label, in_words(member) if page else said])
         parts += [
@@ -418,7 +426,10 @@ def documented() -> set[str]:
     """Names that have a place in the reference, as written after `mtlfunc.`."""
     top = {name for _, members in GROUPS.values() for name in members.split()}
     return top.union(
-        RULES, APPLIED, TYPES, (f"{room}.{name}" for room in ROOMS for name in public(room))
+        map(path_of, RULES),
+        APPLIED,
+        TYPES,
+        (f"{room}.{name}" for room in ROOMS for name in public(room)),
     )
 
 

@@ -44,7 +44,7 @@ RULES = (
     "db_mtl()",
     "excess_mtl()",
     'align(0.3, "mean")',
-    "gauss_newton()",
+    "physics.gauss_newton()",
     "rlw()",
     "uw(0.1)",
     "imtl_l(0.1)",
@@ -52,7 +52,7 @@ RULES = (
     "gls()",
     "stch(0.3)",
     "famo(full_batch=True)",
-    "ntk()",
+    "physics.ntk()",
     "cosmos(0.3)",
     "pbi()",
     "normalize(mgda())",
@@ -110,7 +110,7 @@ def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Te
 
 
 def report(rule: str) -> Report:
-    return audit(eval(rule, vars(mf).copy()), name=rule, extra=measured)
+    return audit(eval(rule, vars(mf) | {"physics": mf.physics}), name=rule, extra=measured)
 
 
 def cell(found: Report, name: str) -> str:

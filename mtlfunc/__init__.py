@@ -1,7 +1,4 @@
-"""mtlfunc: multi-task optimisation as pure functions.
-
-A method is a probe, a rule and perhaps a solver.
-"""
+"""mtlfunc: multi-task optimisation as pure functions; a method is a probe and a rule."""
 
 # ruff: noqa: F403 (these rooms say in `__all__` what is public)
 from importlib import import_module
@@ -11,9 +8,8 @@ from warnings import warn
 from . import gradients, probes, rules, solvers, training
 from .analysis import diagnostics
 from .audit import audit  # not later: its package has the same name
-from .core import jets, optim, random
-from .core.extras import LAB as _LAB
-from .core.extras import expect_installed as _expect_installed
+from .core import extras as _extras
+from .core import optim, random
 from .core.gone import gone_names as _gone_names
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
@@ -36,7 +32,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from . import plot, testing
+    from . import physics, plot, testing
     from .studies import Unfinished, grid, pareto
     from .studies.arena import arena
 
@@ -62,10 +58,10 @@ __all__ = [
     "audit",
     "diagnostics",
     "grid",
-    "jets",
     "optim",
     "parameters",
     "pareto",
+    "physics",
     "plot",
     "random",
     "sgd",
@@ -79,41 +75,44 @@ __all__ += rules.__all__
 __all__ += training.__all__
 
 _RENAMED = {
-    "every": "update_every",
     "excess": "excess_risk",
+    "gauss_newton": "physics.gauss_newton",
+    "jets": "physics",
+    "kernel_traces": "physics.kernel_traces",
+    "ntk": "physics.ntk",
     "revisit": "second_evaluation",
     "sample_lengths": "sample_norms",
     "scalars": "log_dict",
     "tracked": "moving_average",
 }
 
-_GONE: dict[str, str] = {}
-"""Of a name that 1.0 removed: what replaces it."""
+_GONE: dict[str, str] = {}  # a name that 1.0 removed: what replaces it
 
-_DEPRECATED: dict[str, tuple[str, str]] = {}
-"""Of a name that still works: the new one, and the version in which the old one goes."""
+_DEPRECATED: dict[str, tuple[str, str]] = {}  # an old name: the new one, the version of its end
 
-_LABORATORY = {
+_LATER = {
     "Unfinished": "studies",
     "arena": "studies.arena",
     "grid": "studies",
     "pareto": "studies.pareto",
+    "physics": "physics",
     "plot": "plot",
     "testing": "testing",
 }
-"""What stands above the rest, and its module, which is imported at the first use."""
-_NEEDS = {"plot": ("matplotlib", "scipy"), "studies": _LAB}
+"""What stands above training, and its module, which is imported at the first use."""
+_NEEDS = {"plot": ("matplotlib", "scipy"), "studies": _extras.LAB}
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 
     def __getattr__(name: str) -> Any:
-        if name in _LABORATORY:
-            room = _LABORATORY[name]
-            _expect_installed(*_NEEDS.get(room.partition(".")[0], ()), what=f"{__name__}.{name}")
+        if name in _LATER:
+            room = _LATER[name]
+            _extras.expect_installed(
+                *_NEEDS.get(room.partition(".")[0], ()), what=f"mtlfunc.{name}"
+            )
             module = import_module(f"{__name__}.{room}")
-            globals()[name] = getattr(module, name, module)
-            return globals()[name]
+            return globals().setdefault(name, getattr(module, name, module))
         if name in _DEPRECATED:
             new, end = _DEPRECATED[name]
             words = f"{__name__}.{name} is {__name__}.{new} now; the old name goes in {end}"

@@ -150,7 +150,7 @@ def _name(function: Any) -> str:
     package, _, room = function.__module__.partition(".")
     if package != __name__.partition(".")[0] or "<" in name:
         return name.rpartition(".")[2]
-    rooms = {"solvers": "solvers.", "testing": "solvers.", "core": "optim."}
+    rooms = {"solvers": "solvers.", "testing": "solvers.", "core": "optim.", "physics": "physics."}
     return f"mf.{rooms.get(room.partition('.')[0], '')}{name}"
 
 

@@ -269,7 +269,9 @@ def test_what_it_refuses():
     _, state = diagnostics.running_conflict(None, gramian, TASKS)
     with pytest.raises(ValueError, match=r"state: it is of 3 tasks, and the Gramian of 1"):
         diagnostics.running_conflict(state, gramian, 1)
-    with pytest.raises(AttributeError, match=r"called mtlfunc\.diagnostics\.negative_products"):
+    with pytest.raises(
+        AttributeError, match=r"diagnostics\.conflicts went in 1\.0; write `gramian < 0`"
+    ):
         mf.diagnostics.conflicts  # noqa: B018  # pyright: ignore
 
 

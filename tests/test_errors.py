@@ -623,19 +623,19 @@ def test_physics_arguments_of_another_type():
     params, x = {"a": torch.ones(1)}, torch.rand(3, 2)
     for points in (x[0], x.long(), [[1.0]]):
         with pytest.raises(ValueError, match="x: expected floating points"):
-            mf.jets.laplacian(lambda p, x: x, params, points)  # pyright: ignore
+            mf.physics.laplacian(lambda p, x: x, params, points)  # pyright: ignore
     with pytest.raises(ValueError, match=r"x: .*Jet"):  # no jets of jets
-        mf.jets.laplacian(lambda p, x: mf.jets.laplacian(lambda p, x: x, p, x)[0], params, x)
+        mf.physics.laplacian(lambda p, x: mf.physics.laplacian(lambda p, x: x, p, x)[0], params, x)
     with pytest.raises(ValueError, match=r"order: expected 1, 2 or 3, got 1\.5"):
-        mf.jets.directional(lambda p, x: x, params, x, x[0], 1.5)  # pyright: ignore
+        mf.physics.directional(lambda p, x: x, params, x, x[0], 1.5)  # pyright: ignore
     with pytest.raises(ValueError, match=r"direction: .* \[2\] or \[3, 2\]"):
-        mf.jets.directional(lambda p, x: x, params, x, torch.ones(3), 1)
+        mf.physics.directional(lambda p, x: x, params, x, torch.ones(3), 1)
     with pytest.raises(ValueError, match=r"factors: expected a tensor \[factor\]"):
-        mf.optim.line_search(lambda p, b: p["a"].sum(), params, params, (), torch.tensor(1.0))
+        mf.physics.line_search(lambda p, b: p["a"].sum(), params, params, (), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"expected a list of functions .* got function"):
-        mf.kernel_traces(lambda p, b: b, mf.losses_only())  # pyright: ignore
+        mf.physics.kernel_traces(lambda p, b: b, mf.losses_only())  # pyright: ignore
     with pytest.raises(ValueError, match=r"trace='max': expected one of 'sum', 'mean'"):
-        mf.kernel_traces([lambda p, b: b], mf.losses_only(), trace="max")  # pyright: ignore
+        mf.physics.kernel_traces([lambda p, b: b], mf.losses_only(), trace="max")  # pyright: ignore
 
 
 def test_weightings_in_a_list():

@@ -40,9 +40,9 @@ def test_direction_is_that_of_damped_least_squares(name, damping):
     J, r = _case(name)
     omega = torch.arange(len(r), dtype=F64) + 0.5
     for weights, rule in (
-        (None, mf.gauss_newton(damping)),
-        (omega, mf.gauss_newton(damping, preference=omega)),
-        (omega, mf.gauss_newton(damping, preference=7 * omega)),
+        (None, mf.physics.gauss_newton(damping)),
+        (omega, mf.physics.gauss_newton(damping, preference=omega)),
+        (omega, mf.physics.gauss_newton(damping, preference=7 * omega)),
     ):
         found = mf.aggregate(rule, J, losses=r)
         expected = _least_squares(J, r, damping, weights)
@@ -53,7 +53,7 @@ def test_direction_is_that_of_damped_least_squares(name, damping):
 @pytest.mark.parametrize("name", ["fewer", "square", "one"])
 def test_without_damping_the_step_zeroes_the_residuals(name):
     J, r = _case(name)
-    d = mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+    d = mf.aggregate(mf.physics.gauss_newton(0.0), J, losses=r)
     torch.testing.assert_close(J @ d, r, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(d, torch.linalg.pinv(J) @ r, rtol=1e-8, atol=1e-9)
 
@@ -66,21 +66,21 @@ def test_one_residual_too_many_needs_damping(dtype):
         J = torch.randn(7, 6, dtype=F64, generator=draw) * 10.0 ** torch.arange(-4.0, 3.0)[:, None]
         J, r = J.to(dtype), torch.ones(7, dtype=dtype)
         with pytest.raises(ValueError, match="damping: 0 leaves the Gramian of 7 residuals sing"):
-            mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+            mf.aggregate(mf.physics.gauss_newton(0.0), J, losses=r)
         zero = torch.zeros((), dtype=dtype)
-        found = vmap(lambda x, J=J, r=r: mf.aggregate(mf.gauss_newton(x), J, losses=r))
+        found = vmap(lambda x, J=J, r=r: mf.aggregate(mf.physics.gauss_newton(x), J, losses=r))
         assert found(torch.stack([zero, zero + 1e-3])).isnan().all(1).tolist() == [True, False]
-        independent = mf.aggregate(mf.gauss_newton(0.0), J[:6], losses=r[:6])
+        independent = mf.aggregate(mf.physics.gauss_newton(0.0), J[:6], losses=r[:6])
         assert bool(independent.isfinite().all())
 
 
 def test_units_of_residuals_and_of_gradients():
     J, r = _case("fewer")
-    d = mf.aggregate(mf.gauss_newton(1e-3), J, losses=r)
+    d = mf.aggregate(mf.physics.gauss_newton(1e-3), J, losses=r)
     for scale in (1e-10, 1e10):
-        both = mf.aggregate(mf.gauss_newton(1e-3), scale * J, losses=scale * r)
+        both = mf.aggregate(mf.physics.gauss_newton(1e-3), scale * J, losses=scale * r)
         torch.testing.assert_close(both, d, rtol=1e-9, atol=0)
-        rows = mf.aggregate(mf.gauss_newton(1e-3), scale * J, losses=r)
+        rows = mf.aggregate(mf.physics.gauss_newton(1e-3), scale * J, losses=r)
         torch.testing.assert_close(scale * rows, d, rtol=1e-9, atol=0)
 
 
@@ -124,7 +124,7 @@ PROBES = {
 def test_momentum_is_spring(probe, lr, decay):
     """Against SPRING's algorithm, where the carried share of a step is decay·lr of the last v."""
     damping = 1e-3
-    rule = mf.gauss_newton(damping, momentum=True)
+    rule = mf.physics.gauss_newton(damping, momentum=True)
     step = mf.descend(residuals, rule, PROBES[probe], mf.sgd(lr, momentum=decay), metric=True)
     state = step.init(_start(), POINTS)
     v = torch.zeros(len(_flat(_start())), dtype=F64)
@@ -139,7 +139,7 @@ def test_momentum_is_spring(probe, lr, decay):
         moved = before - _flat(state.params)
         torch.testing.assert_close(moved, whole, rtol=1e-7, atol=1e-8 * float(whole.norm()))
         v = moved / lr
-        error = mf.diagnostics.newton_error(info, damping)
+        error = mf.physics.newton_error(info, damping)
         assert float(error.residual) < 1e-10  # float64 at a condition of 1e3
         assert float(error.rounding) < 1e-10
 
@@ -156,12 +156,12 @@ def test_many_points_carry_momentum_as_a_few_do():
 
     ends = []
     for probe in PROBES.values():
-        rule = mf.gauss_newton(1e-2, momentum=True)
+        rule = mf.physics.gauss_newton(1e-2, momentum=True)
         step = mf.descend(off, rule, probe, mf.sgd(1.0, momentum=0.9), metric=True)
         state = step.init(mf.parameters(net), points)
         for _ in range(3):
             state, info = step.update(state, points)
-            assert float(mf.diagnostics.newton_error(info, 1e-2).residual) < 1e-10
+            assert float(mf.physics.newton_error(info, 1e-2).residual) < 1e-10
         ends.append(_flat(state.params))
     torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)
 
@@ -175,7 +175,7 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
         return functional_call(NET, params, (x,))[:, 0] - exact
 
     def after(damping, steps=10):
-        step = mf.descend(off, mf.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
+        step = mf.descend(off, mf.physics.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
         state = step.init(_start(), POINTS)
         for _ in range(steps):
             state, _ = step.update(state, POINTS)
@@ -200,7 +200,7 @@ def test_balancer_steps_as_descend_does():
         net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     net.load_state_dict(_start())
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5)
-    rule = mf.gauss_newton(1e-2, momentum=True)
+    rule = mf.physics.gauss_newton(1e-2, momentum=True)
     balancer = mf.Balancer(net, rule, metric=optimizer)
     step = mf.descend(residuals, rule, mf.jacobian(), mf.sgd(1.0, momentum=0.5), metric=True)
     state = step.init(_start(), POINTS)
@@ -221,15 +221,18 @@ def test_balancer_steps_as_descend_does():
 def test_singular_gramians_are_refused_or_nan():
     J, r = _case("more")
     with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 9 residuals singular"):
-        mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+        mf.aggregate(mf.physics.gauss_newton(0.0), J, losses=r)
     G = (J @ J.mT)[None]
-    hidden = vmap(lambda G: mf.weights(mf.gauss_newton(0.0), G, r))(G - 1e-6 * torch.eye(9))
+    exact = mf.physics.gauss_newton(0.0)
+    hidden = vmap(lambda G: mf.weights(exact, G, r))(G - 1e-6 * torch.eye(9))
     assert bool(hidden.isnan().all())
-    slope = grad(lambda r: mf.weights(mf.gauss_newton(0.0), G[0] - 1e-6 * torch.eye(9), r).sum())
+    slope = grad(
+        lambda r: mf.weights(mf.physics.gauss_newton(0.0), G[0] - 1e-6 * torch.eye(9), r).sum()
+    )
     assert bool(slope(r).isnan().all())
     J[:, 1:] = 1e-9 * J[:, 1:]  # parallel up to what float32 resolves
     with pytest.raises(ValueError, match=r"torch.float32 does not resolve; .* gramian_dtype"):
-        mf.weights(mf.gauss_newton(1e-12), (J @ J.mT).float(), r.float())
+        mf.weights(mf.physics.gauss_newton(1e-12), (J @ J.mT).float(), r.float())
 
 
 def test_nan_points_and_absent_ones():
@@ -238,25 +241,27 @@ def test_nan_points_and_absent_ones():
     bad = r.clone()
     bad[2] = torch.nan
     with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[2\]"):
-        mf.weights(mf.gauss_newton(), G, bad)
-    assert bool(vmap(lambda r: mf.weights(mf.gauss_newton(), G, r))(bad[None]).isnan().all())
+        mf.weights(mf.physics.gauss_newton(), G, bad)
+    assert bool(
+        vmap(lambda r: mf.weights(mf.physics.gauss_newton(), G, r))(bad[None]).isnan().all()
+    )
     present = torch.tensor([True, False, True, True, False])
     share = present.to(F64) / 3
     rows = J * present[:, None]
     geometry = Geometry(r * present, rows @ rows.mT, share, present, {})
-    w = mf.gauss_newton(0.0).update(geometry, ())[0]
-    alone = mf.weights(mf.gauss_newton(0.0), G[present][:, present], r[present])
+    w = mf.physics.gauss_newton(0.0).update(geometry, ())[0]
+    alone = mf.weights(mf.physics.gauss_newton(0.0), G[present][:, present], r[present])
     torch.testing.assert_close(w[present], alone)
     assert w[~present].tolist() == [0.0, 0.0]
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="damping: expected a finite number >= 0"):
-        mf.gauss_newton(-1.0)
+        mf.physics.gauss_newton(-1.0)
     with pytest.raises(ValueError, match=r"reads 'carried', what the optimizer carries along"):
-        mf.balance(residuals, mf.gauss_newton(momentum=True), mf.jacobian())
+        mf.balance(residuals, mf.physics.gauss_newton(momentum=True), mf.jacobian())
     with pytest.raises(ValueError, match=r"the losses; pass losses="):
-        mf.weights(mf.gauss_newton(), torch.eye(2))
+        mf.weights(mf.physics.gauss_newton(), torch.eye(2))
 
 
 def test_certificate_says_what_float32_lost():
@@ -270,15 +275,15 @@ def test_certificate_says_what_float32_lost():
     found = {}
     for dtype in (torch.float32, torch.float64):
         probe = mf.jacobian(gramian_dtype=dtype)
-        step = mf.balance(close, mf.gauss_newton(1e-5), probe)
+        step = mf.balance(close, mf.physics.gauss_newton(1e-5), probe)
         info = step.update(params, x, step.init(params, x))[2]
-        found[dtype] = mf.diagnostics.newton_error(info, 1e-5)
+        found[dtype] = mf.physics.newton_error(info, 1e-5)
     assert float(found[torch.float32].rounding) > 1e-4
     assert float(found[torch.float64].rounding) < 1e-10
     step = mf.balance(close, mf.mean(), mf.losses_only())
     info = step.update(params, x, step.init(params, x))[2]
     with pytest.raises(ValueError, match="info: expected one Gramian"):
-        mf.diagnostics.newton_error(info, 0.0)
+        mf.physics.newton_error(info, 0.0)
 
 
 # ---- line search, alignment ----------------------------------------------------------------------
@@ -295,17 +300,17 @@ def test_line_search_is_a_loop_over_lengths():
         return {name: leaf - factor * direction[name] for name, leaf in params.items()}
 
     values = torch.stack([objective(at(factor), POINTS) for factor in factors])
-    found = mf.optim.line_search(objective, params, direction, POINTS, factors)
+    found = mf.physics.line_search(objective, params, direction, POINTS, factors)
     torch.testing.assert_close(found.values, values)
     assert float(found.factor) == float(factors[values.argmin()])
     torch.testing.assert_close(_flat(found.params), _flat(at(found.factor)))
     many = {name: torch.stack([leaf, 0.5 * leaf]) for name, leaf in params.items()}
     mapped = vmap(
-        lambda params: mf.optim.line_search(objective, params, direction, POINTS, factors)
+        lambda params: mf.physics.line_search(objective, params, direction, POINTS, factors)
     )(many)
     for i in range(2):
         alone = {name: leaf[i] for name, leaf in many.items()}
-        one = mf.optim.line_search(objective, alone, direction, POINTS, factors)
+        one = mf.physics.line_search(objective, alone, direction, POINTS, factors)
         torch.testing.assert_close(mapped.values[i], one.values)
         assert float(mapped.factor[i]) == float(one.factor)
 
@@ -316,14 +321,14 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
 
     params, direction = {"x": torch.tensor(1.0)}, {"x": torch.tensor(1.0)}
     factors = torch.tensor([2.0, 0.5, 0.0])  # log(-1) is NaN
-    assert float(mf.optim.line_search(objective, params, direction, (), factors).factor) == 0.5
+    assert float(mf.physics.line_search(objective, params, direction, (), factors).factor) == 0.5
     # and where no length has a value, the step is none that looks like one
-    assert mf.optim.line_search(objective, params, direction, (), factors[:1]).params["x"].isnan()
+    assert mf.physics.line_search(objective, params, direction, (), factors[:1]).params["x"].isnan()
     for other in ({"y": torch.tensor(1.0)}, {"x": torch.ones(2)}, {}):
         with pytest.raises(ValueError, match="direction: expected a tensor for each of params"):
-            mf.optim.line_search(objective, params, other, (), factors)
+            mf.physics.line_search(objective, params, other, (), factors)
     with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
-        mf.optim.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
+        mf.physics.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -337,7 +342,7 @@ def test_alignment_from_unit_gradients(name):
 @pytest.mark.exhaustive
 def test_compiled_without_breaks():
     J, r = _case("fewer")
-    f = lambda G, r: mf.gauss_newton(1e-3).update(  # noqa: E731
+    f = lambda G, r: mf.physics.gauss_newton(1e-3).update(  # noqa: E731
         Geometry(r, G, torch.full_like(r, 0.2), torch.ones_like(r, dtype=torch.bool), {}), ()
     )[0]
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(J @ J.mT, r), f(J @ J.mT, r))

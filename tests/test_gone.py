@@ -1,9 +1,11 @@
 """What 1.0 removed says what replaces it."""
 
 import inspect
+from operator import attrgetter
 
 import pytest
 
+import mtlfunc as mf
 from mtlfunc.calls import constructor
 from mtlfunc.core.gone import gone, gone_names
 
@@ -38,3 +40,16 @@ def test_a_name_that_went():
         refuse("old")
     with pytest.raises(AttributeError, match=r"module .mtlfunc\.x. has no attribute .other."):
         refuse("other")
+
+
+def test_names_that_moved_from_a_room_say_where_they_are():
+    moved = {
+        "optim.LineSearch": "physics.LineSearch",
+        "optim.line_search": "physics.line_search",
+        "diagnostics.NewtonError": "physics.NewtonError",
+        "diagnostics.newton_error": "physics.newton_error",
+    }
+    for old, new in moved.items():
+        assert attrgetter(new)(mf)
+        with pytest.raises(AttributeError, match=rf"mtlfunc\.{new} now"):
+            attrgetter(old)(mf)

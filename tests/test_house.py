@@ -37,21 +37,34 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_few_entries_at_the_top():
     entries = [path for path in (ROOT / "mtlfunc").iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 20, sorted(path.name for path in entries)
+    assert len(entries) <= 22, sorted(path.name for path in entries)
 
 
 # The most lines of each folder of the package, "" being the files at the top: what they
-# have. They go down with a folder; aims are for groups and for two sums.
+# have. They go down with a folder; aims are for groups and for three sums.
 LINES = {
-    "gradients": 6784,  # aim 4,900
-    **{"training": 3313, "probes": 2310},  # together 3,500
-    **{"rules": 4491, "solvers": 3170},  # together 7,000
-    **{"core": 3104, "processes": 789, "": 793},  # together 2,900
-    "analysis": 1162,  # aim 950
-    **{"plot": 1315, "studies": 2462, "audit": 2155, "testing": 1781},
+    "": 792,
+    "analysis": 1090,
+    "audit": 2155,
+    "core": 2479,
+    "gradients": 6784,  # aim 4,700
+    "physics": 1003,
+    "plot": 1315,
+    "probes": 2207,
+    "processes": 789,
+    "rules": 4320,
+    "solvers": 3170,
+    "studies": 2462,
+    "testing": 1781,
+    "training": 3313,  # aim 2,000
 }
+ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
-MOST_LINES = {"core": 26_160, "laboratory": 7_713}  # aims 19,500 and 6,500
+MOST_LINES = {
+    "core": 25_188,  # aim 18,500
+    "rooms": 1_600,
+    "laboratory": 7_713,  # aim 6,200
+}
 
 
 def test_no_folder_grows():
@@ -59,9 +72,10 @@ def test_no_folder_grows():
     for path in (ROOT / "mtlfunc").rglob("*.py"):
         folder, *inner = path.relative_to(ROOT / "mtlfunc").parts
         lines[folder if inner else ""] += len(path.read_text().splitlines())
-    sums = {"core": 0, "laboratory": 0}
+    sums = dict.fromkeys(MOST_LINES, 0)
     for folder, count in lines.items():
-        sums["laboratory" if folder in LABORATORY else "core"] += count
+        above = "rooms" if folder in ROOMS_ABOVE else "core"
+        sums["laboratory" if folder in LABORATORY else above] += count
     assert not {name: n for name, n in lines.items() if n > LINES[name]}
     assert not {name: n for name, n in sums.items() if n > MOST_LINES[name]}
 
@@ -144,7 +158,7 @@ def test_no_module_is_hidden_by_a_function():
 @pytest.mark.parametrize(
     "room",
     [
-        *("diagnostics", "jets", "optim", "pareto", "plot", "random", "solvers", "testing"),
+        *("diagnostics", "physics", "optim", "pareto", "plot", "random", "solvers", "testing"),
         "",
     ],
 )
@@ -260,7 +274,7 @@ def test_package_draws_no_global_random_numbers():
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
 PUBLIC_ROOMS = (
     "",
-    *["solvers", "testing", "diagnostics", "pareto", "plot", "optim", "random", "jets"],
+    *["solvers", "testing", "diagnostics", "pareto", "plot", "optim", "random", "physics"],
 )
 
 

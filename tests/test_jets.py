@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc import jets
+from mtlfunc import physics
 
 F64 = torch.float64
 
@@ -87,8 +87,8 @@ def _close(got: Tensor, expected: Tensor) -> None:
 def test_all_orders_against_nested_derivatives(name: str) -> None:
     net, params, x = _case(name)
     u = _at(net)
-    value, gradient = jets.value_and_gradient(net, params, x)
-    found = jets.laplacian(net, params, x)
+    value, gradient = physics.value_and_gradient(net, params, x)
+    found = physics.laplacian(net, params, x)
     second = vmap(hessian(u, 1), (None, 0))(params, x)
     _close(value, net(x))
     _close(gradient, vmap(jacrev(u, 1), (None, 0))(params, x))
@@ -97,12 +97,15 @@ def test_all_orders_against_nested_derivatives(name: str) -> None:
     _close(found.laplacian, second.diagonal(0, -2, -1).sum(-1))
     direction = torch.linspace(-1, 1, x.numel(), dtype=F64).reshape(x.shape) + 0.1
     derivative = lambda t, x, v: u(params, x + t * v)  # noqa: E731
-    for k, got in enumerate(jets.directional(net, params, x, direction, 3)):
+    for k, got in enumerate(physics.directional(net, params, x, direction, 3)):
         _close(got, vmap(derivative, (None, 0, 0))(torch.zeros((), dtype=F64), x, direction))
         derivative = jacfwd(derivative)
         for order in range(max(k, 1), 3):  # a lower order has the same first derivatives
             assert torch.allclose(
-                jets.directional(net, params, x, direction, order)[k], got, rtol=1e-12, atol=1e-13
+                physics.directional(net, params, x, direction, order)[k],
+                got,
+                rtol=1e-12,
+                atol=1e-13,
             )
 
 
@@ -116,7 +119,7 @@ def test_derivatives_in_the_parameters_and_vmap(name: str) -> None:
         return (laplacian + x.sum(1, keepdim=True)).square().mean()
 
     def mine(params):
-        return residual(jets.laplacian(net, params, x).laplacian)
+        return residual(physics.laplacian(net, params, x).laplacian)
 
     def nested(params):
         second = vmap(hessian(u, 1), (None, 0))(params, x)
@@ -148,7 +151,7 @@ def test_gramian_and_norms_are_those_of_the_rows() -> None:
     net, params, x = _case("Tanh-2")
 
     def residual(params, x):
-        found = jets.laplacian(net, params, x)
+        found = physics.laplacian(net, params, x)
         return found.laplacian[:, 0] + found.gradient[:, 1, 0] * found.value[:, 0]
 
     rows = jacrev(residual)(params, x)
@@ -173,7 +176,7 @@ def test_a_function_of_parameters_and_points() -> None:
             params["a"][0] * torch.sin(math.pi * x[:, :1]) * x[:, 1:] ** 2 + x @ params["w"]
         ).squeeze(-1) - 0 * x[:, 0].reciprocal() / params["a"][1]
 
-    found = jets.laplacian(u, params, x)
+    found = physics.laplacian(u, params, x)
     s, c, y = torch.sin(math.pi * x[:, 0]), torch.cos(math.pi * x[:, 0]), x[:, 1]
     _close(found.value, 0.5 * s * y**2 + x.sum(1))
     _close(found.gradient, torch.stack([0.5 * math.pi * c * y**2, s * y], 1) + 1)
@@ -184,12 +187,12 @@ def test_relu_has_a_gradient_and_no_laplacian() -> None:
     net = _mlp(nn.ReLU, 2).double()
     params, x = mf.parameters(net), torch.rand(5, 2, dtype=F64)
     expected = vmap(jacrev(_at(net), 1), (None, 0))(params, x)
-    _close(jets.value_and_gradient(net, params, x)[1], expected)
+    _close(physics.value_and_gradient(net, params, x)[1], expected)
     with pytest.raises(ValueError, match=r"relu has a kink, so it is not differentiable twice"):
-        jets.laplacian(net, params, x)
+        physics.laplacian(net, params, x)
     for kink in (nn.ELU(), nn.LeakyReLU(), nn.Hardtanh(), torch.abs, lambda x: x.clamp(0)):
         with pytest.raises(ValueError, match="has a kink"):
-            jets.directional(lambda p, x, kink=kink: kink(x), params, x, x[0], 2)
+            physics.directional(lambda p, x, kink=kink: kink(x), params, x, x[0], 2)
 
 
 BAD = {
@@ -220,13 +223,13 @@ BAD = {
 def test_what_is_refused_is_named(name: str) -> None:
     f, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
-        jets.laplacian(f, {"a": torch.ones(3)}, torch.rand(3, 2))
+        physics.laplacian(f, {"a": torch.ones(3)}, torch.rand(3, 2))
 
 
 def test_bad_arguments() -> None:
     f, params, x = (lambda p, x: x), {"a": torch.ones(1)}, torch.rand(3, 2)
     for order in (0, 4, True):
         with pytest.raises(ValueError, match="order: expected 1, 2 or 3"):
-            jets.directional(f, params, x, x[0], order)
+            physics.directional(f, params, x, x[0], order)
     with pytest.raises(ValueError, match="x: expected floating points"):
-        jets.laplacian(f, params, x[:0])
+        physics.laplacian(f, params, x[:0])

@@ -19,7 +19,7 @@ BATCH = (INSIDE, EDGE)
 
 
 def inside(params, batch):
-    return mf.jets.laplacian(NET, params, batch[0]).laplacian[:, 0] + batch[0].sum(1)
+    return mf.physics.laplacian(NET, params, batch[0]).laplacian[:, 0] + batch[0].sum(1)
 
 
 def edge(params, batch):
@@ -51,11 +51,11 @@ def literal_traces(params, mean: bool):
 
 @pytest.mark.parametrize("trace", ["sum", "mean"])
 def test_weights_are_those_of_the_kernels_traces(trace):
-    probe = mf.kernel_traces(TERMS, mf.losses_only(), trace=trace)
+    probe = mf.physics.kernel_traces(TERMS, mf.losses_only(), trace=trace)
     traces = literal_traces(PARAMS, trace == "mean")
     for step, factor in (
-        (mf.balance(losses, mf.ntk(), probe), 0.5),
-        (mf.balance(losses, mf.ntk(), probe, reduction="sum"), 1.0),
+        (mf.balance(losses, mf.physics.ntk(), probe), 0.5),
+        (mf.balance(losses, mf.physics.ntk(), probe, reduction="sum"), 1.0),
     ):
         grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
         paper = traces.sum() / traces  # Wang et al.'s λ
@@ -68,7 +68,9 @@ def test_weights_are_those_of_the_kernels_traces(trace):
 
 def test_traces_under_vmap_and_grad():
     def weights(params):
-        step = mf.balance(losses, mf.ntk(), mf.kernel_traces(TERMS, mf.losses_only()))
+        step = mf.balance(
+            losses, mf.physics.ntk(), mf.physics.kernel_traces(TERMS, mf.losses_only())
+        )
         return step.update(params, BATCH, step.init(params, BATCH))[2].weights
 
     def literal(params):
@@ -87,8 +89,8 @@ def test_traces_under_vmap_and_grad():
 
 
 def test_in_a_step_that_keeps_the_weights():
-    probe = mf.kernel_traces(TERMS, mf.losses_only())
-    step = mf.descend(losses, mf.update_every(mf.ntk(), 3), probe, mf.adam(1e-2))
+    probe = mf.physics.kernel_traces(TERMS, mf.losses_only())
+    step = mf.descend(losses, mf.update_every(mf.physics.ntk(), 3), probe, mf.adam(1e-2))
     state = step.init(PARAMS, BATCH)
     kept = []
     for _ in range(4):
@@ -106,8 +108,8 @@ def test_a_term_without_gradient_keeps_its_preference():
     terms = [inside, nothing]
     step = mf.balance(
         lambda p, b: tuple(term(p, b).square().mean() for term in terms),
-        mf.ntk(),
-        mf.kernel_traces(terms, mf.losses_only()),
+        mf.physics.ntk(),
+        mf.physics.kernel_traces(terms, mf.losses_only()),
     )
     assert step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].weights.tolist() == [0.5, 0.5]
 
@@ -115,15 +117,15 @@ def test_a_term_without_gradient_keeps_its_preference():
 def test_bad_arguments():
     probe = mf.losses_only()
     with pytest.raises(ValueError, match="residuals: expected a list of functions"):
-        mf.kernel_traces([], probe)
-    with pytest.raises(ValueError, match=r"use mtlfunc.kernel_traces"):
-        mf.balance(losses, mf.ntk(), probe)
-    with pytest.raises(ValueError, match=r"mtlfunc.balance\(losses_fn, rule, mtlfunc.kernel_tr"):
-        mf.Balancer(NET, mf.ntk())
+        mf.physics.kernel_traces([], probe)
+    with pytest.raises(ValueError, match=r"use mtlfunc.physics.kernel_traces"):
+        mf.balance(losses, mf.physics.ntk(), probe)
+    with pytest.raises(ValueError, match=r"mtlfunc.balance\(losses_fn, rule, mtlfunc.physics"):
+        mf.Balancer(NET, mf.physics.ntk())
     for terms, message in (
         ([inside], "residuals: 1 functions for 2 losses"),
         ([inside, lambda p, b: edge(p, b)[:0]], r"residuals\[1\]: expected residuals \[n\]"),
     ):
-        step = mf.balance(losses, mf.ntk(), mf.kernel_traces(terms, probe))
+        step = mf.balance(losses, mf.physics.ntk(), mf.physics.kernel_traces(terms, probe))
         with pytest.raises(ValueError, match=message):
             step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))

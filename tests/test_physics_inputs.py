@@ -35,7 +35,7 @@ def _laplacian(net: nn.Module):
 
 
 def _step(residual, damping: float, net: nn.Module, points: Tensor = POINTS):
-    step = mf.descend(residual, mf.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
+    step = mf.descend(residual, mf.physics.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
     return step.update(step.init(mf.parameters(net), points), points)
 
 
@@ -52,7 +52,7 @@ def test_a_residual_of_relu_has_no_gradient():
     for name, leaf in params.items():
         assert torch.equal(state.params[name], leaf)
     with pytest.raises(ValueError, match=r"relu has a kink, so it is not differentiable twice"):
-        mf.jets.laplacian(net, params, POINTS)
+        mf.physics.laplacian(net, params, POINTS)
 
 
 class Mixed(nn.Module):
@@ -88,8 +88,8 @@ def test_points_that_mix_are_refused(name):
     for measure in (mf.sample_gramian, mf.sample_norms):
         with pytest.raises(ValueError, match="mix"):
             measure(residual, params, POINTS)
-    probe = mf.kernel_traces([residual], mf.losses_only())
-    step = mf.balance(lambda p, x: (residual(p, x).square().mean(),), mf.ntk(), probe)
+    probe = mf.physics.kernel_traces([residual], mf.losses_only())
+    step = mf.balance(lambda p, x: (residual(p, x).square().mean(),), mf.physics.ntk(), probe)
     with pytest.raises(ValueError, match="mix"):
         step.update(params, POINTS, step.init(params, POINTS))
 
@@ -97,20 +97,20 @@ def test_points_that_mix_are_refused(name):
 def test_jets_refuse_points_that_mix():
     for net in (Mixed(Centred(), nn.Identity()), MIXING["mean of the outputs"]):
         with pytest.raises(ValueError, match="mixes the points"):
-            mf.jets.laplacian(net, mf.parameters(net), POINTS)
+            mf.physics.laplacian(net, mf.parameters(net), POINTS)
 
 
 def test_more_residuals_than_parameters_need_damping():
     net = _net(nn.Tanh(), 2)  # 9 parameters
 
     def residual(params, x):
-        return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+        return mf.physics.laplacian(net, params, x).laplacian[:, 0] - 1
 
     with pytest.raises(ValueError, match=r"more residuals than parameters.*take a damping of"):
         _step(residual, 0.0, net)
     state, info = _step(residual, 1e-6, net)
     assert bool(residual(state.params, POINTS).isfinite().all())
-    assert float(mf.diagnostics.newton_error(info, 1e-6).residual) < 1e-8  # float64, condition 1e6
+    assert float(mf.physics.newton_error(info, 1e-6).residual) < 1e-8  # float64, condition 1e6
 
 
 def test_a_nan_point_is_named():
@@ -119,7 +119,7 @@ def test_a_nan_point_is_named():
     points[3, 1] = torch.nan
 
     def residual(params, x):
-        return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+        return mf.physics.laplacian(net, params, x).laplacian[:, 0] - 1
 
     with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[3\]"):
         _step(residual, 1e-6, net, points)
@@ -133,8 +133,8 @@ def test_a_term_without_points_is_named():
     ]
     step = mf.balance(
         lambda p, x: tuple(term(p, x).square().sum() for term in terms),
-        mf.ntk(),
-        mf.kernel_traces(terms, mf.losses_only()),
+        mf.physics.ntk(),
+        mf.physics.kernel_traces(terms, mf.losses_only()),
     )
     with pytest.raises(ValueError, match=r"residuals\[1\]: expected residuals \[n\] of n > 0"):
         step.update(mf.parameters(net), POINTS, step.init(mf.parameters(net), POINTS))
@@ -147,10 +147,10 @@ def test_the_certificate_says_that_float32_is_short():
         net = _net(nn.Tanh()).to(dtype)
 
         def residual(params, x, net=net):
-            return mf.jets.laplacian(net, params, x).laplacian[:, 0] - 1
+            return mf.physics.laplacian(net, params, x).laplacian[:, 0] - 1
 
         _, info = _step(residual, 1e-6, net, POINTS.to(dtype))
-        lost[dtype] = float(mf.diagnostics.newton_error(info, 1e-6).rounding)
+        lost[dtype] = float(mf.physics.newton_error(info, 1e-6).rounding)
     ratio = torch.finfo(torch.float32).eps / torch.finfo(F64).eps
     assert lost[torch.float32] > 0.1 * ratio * lost[F64]  # the weights differ between the two
     assert lost[torch.float32] > 1e-5

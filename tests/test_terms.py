@@ -36,7 +36,7 @@ def by_autograd(params, x):
 
 
 def by_jets(params, x):
-    return mf.jets.laplacian(NET, params, x).laplacian[:, 0]
+    return mf.physics.laplacian(NET, params, x).laplacian[:, 0]
 
 
 # the first sizes are equal to a width, to each other, a divisor of all points

@@ -175,7 +175,7 @@ def decoder() -> nn.Sequential:
 
 
 def _by_jets(net: nn.Module, x: Tensor) -> Tensor:
-    return mf.jets.laplacian(net, dict(net.named_parameters()), x).laplacian[:, 0]
+    return mf.physics.laplacian(net, dict(net.named_parameters()), x).laplacian[:, 0]
 
 
 def _by_autograd(net: nn.Module, x: Tensor) -> Tensor:

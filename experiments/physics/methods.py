@@ -102,7 +102,7 @@ def ntk_weights(problem: Problem, net: Net, params: Params, points: Points) -> T
     present = torch.ones_like(trace, dtype=torch.bool)
     share = torch.ones_like(trace) / len(trace)
     geometry = mf.Geometry(torch.zeros_like(trace), None, share, present, {"trace": trace})
-    return mf.ntk().update(geometry, ())[0]
+    return mf.physics.ntk().update(geometry, ())[0]
 
 
 def _identity(points: Points) -> Tensor:
@@ -114,7 +114,10 @@ def _newton(
 ) -> Steps:
     """Gauss-Newton on the residuals, the best of some lengths of its step; SPRING's momentum."""
     residuals = functools.partial(problem.residuals, net)
-    rule, probe = mf.gauss_newton(damping, momentum=momentum), mf.jacobian(weightings=_identity)
+    rule, probe = (
+        mf.physics.gauss_newton(damping, momentum=momentum),
+        mf.jacobian(weightings=_identity),
+    )
     carried = mf.sgd(1.0, momentum=MOMENTUM if momentum else None)
     step = mf.descend(residuals, rule, probe, carried, metric=momentum)
     first = next(batches)
@@ -128,7 +131,7 @@ def _newton(
         before = state.params
         state, _ = step.update(state, points)
         whole = {name: before[name] - leaf for name, leaf in state.params.items()}
-        after = mf.optim.line_search(objective, before, whole, points, lengths).params
+        after = mf.physics.line_search(objective, before, whole, points, lengths).params
         state = state._replace(params=after)
         yield after
 

@@ -132,7 +132,7 @@ def _laplacian(own: float) -> Operator:
     """Δu + own·u."""
 
     def operator(net: nn.Module, params: Params, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = mf.jets.laplacian(net, params, x)
+        found = mf.physics.laplacian(net, params, x)
         return found.value[:, 0], (found.laplacian + own * found.value)[:, 0]
 
     return operator
@@ -143,8 +143,8 @@ def _evolving(order: int, rest: Callable[..., Tensor]) -> Operator:
 
     def operator(net: nn.Module, params: Params, x: Tensor) -> tuple[Tensor, Tensor]:
         space, time = torch.eye(2, dtype=x.dtype, device=x.device)
-        along = mf.jets.directional(net, params, x, space, order)
-        _, slope = mf.jets.directional(net, params, x, time, 1)
+        along = mf.physics.directional(net, params, x, space, order)
+        _, slope = mf.physics.directional(net, params, x, time, 1)
         return along[0][:, 0], (slope + rest(*along))[:, 0]
 
     return operator

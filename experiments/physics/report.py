@@ -142,7 +142,7 @@ def notes(results: Results) -> list[str]:
         "Networks have two hidden layers of 32 tanh in float64 (few weights: of 8), Glorot's first "
         "weights, inputs in [-1, 1], periodic ones as a sine and a cosine. The residuals of values "
         "count 10 times. Everyone has the same points, 300 unless a row says otherwise, and "
-        "derivatives by `mf.jets`. Learning rates are constant.",
+        "derivatives by `mf.physics.laplacian`. Learning rates are constant.",
         "Adam, L-BFGS and Gauss-Newton take the sum of the terms; the rules weigh the terms and "
         "step by Adam. SPRING is Gauss-Newton with momentum 0.9; both take the best of eight step "
         "lengths. SOAP is left out: no library of it is a dependency here.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..core.checks import (
     poison,
     values_readable,
 )
+from ..core.gone import gone_names
 from ..core.tree import dot, layer_of, map_params, same_shapes, select
 from ..gradients.levels import explained
 from ..gradients.linearize import Request, linearize
@@ -31,14 +32,12 @@ from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
 from ._influence import influence
-from ._newton import NewtonError, newton_error
 from ._noise import SampleNoise, noise_scale, sample_noise
 
 __all__ = [
     "Change",
     "ConflictSums",
     "Grouping",
-    "NewtonError",
     "SampleNoise",
     "Stationarity",
     "affinity",
@@ -54,7 +53,6 @@ __all__ = [
     "magnitude_similarity",
     "metric_error",
     "negative_products",
-    "newton_error",
     "noise_scale",
     "predicted_change",
     "running_conflict",
@@ -65,6 +63,16 @@ __all__ = [
 
 def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
+
+
+__getattr__ = gone_names(
+    "mtlfunc.diagnostics",
+    {
+        "NewtonError": "it is mtlfunc.physics.NewtonError now",
+        "conflicts": "write `gramian < 0`; `conflict` says which conflicts are not noise",
+        "newton_error": "it is mtlfunc.physics.newton_error now",
+    },
+)
 
 
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
@@ -634,14 +642,3 @@ def delta_m(
     change = {name: (x - baselines[name]) / abs(baselines[name]) for name, x in metrics.items()}
     worse = [-x if higher_is_better[name] else x for name, x in change.items()]
     return 100 * sum(worse) / len(worse)
-
-
-if not TYPE_CHECKING:  # a type checker would take every name for one that exists
-
-    def __getattr__(name: str) -> Any:
-        if name == "conflicts":
-            raise AttributeError(
-                "mtlfunc.diagnostics.conflicts is called mtlfunc.diagnostics.negative_products "
-                "now; mtlfunc.diagnostics.conflict says which conflicts are not noise"
-            )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,6 @@ from ._epo import epo
 from ._excess_mtl import excess_mtl
 from ._fairgrad import fairgrad
 from ._famo import famo
-from ._gauss_newton import gauss_newton
 from ._gls import gls
 from ._gradnorm import gradnorm
 from ._gradvac import gradvac
@@ -27,7 +26,6 @@ from ._modo import modo
 from ._momentum import momentum
 from ._nash_mtl import nash_mtl
 from ._normalize import normalize
-from ._ntk import ntk
 from ._pareto_mtl import pareto_mtl
 from ._pbi import pbi
 from ._pcd import pcd
@@ -57,7 +55,6 @@ __all__ = [
     "excess_mtl",
     "fairgrad",
     "famo",
-    "gauss_newton",
     "gls",
     "gradnorm",
     "gradvac",
@@ -71,7 +68,6 @@ __all__ = [
     "momentum",
     "nash_mtl",
     "normalize",
-    "ntk",
     "pareto_mtl",
     "pbi",
     "pcd",

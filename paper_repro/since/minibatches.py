@@ -47,7 +47,9 @@ def newton(lr: Tensor, params: mf.types.Params, batch: Data) -> mf.types.Params:
         return residuals(params, (x[None], y[None]))[0]
 
     rows = vmap(grad(one), (None, 0, 0))(params, *batch)
-    d = mf.aggregate(mf.gauss_newton(DAMPING), vmap(flat)(rows), losses=residuals(params, batch))
+    d = mf.aggregate(
+        mf.physics.gauss_newton(DAMPING), vmap(flat)(rows), losses=residuals(params, batch)
+    )
     return {name: params[name] - lr * part for name, part in unflat(d, params).items()}
 
 

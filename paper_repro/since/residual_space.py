@@ -117,7 +117,7 @@ def same_step(draws: int) -> Claim:
         key = mf.random.key(seed)
         j, r = normal(key, 0, rows, count), normal(key, 1, rows)
         scale = damping * j.square().sum(1).amax()
-        inner = mf.aggregate(mf.gauss_newton(damping), j, losses=r)
+        inner = mf.aggregate(mf.physics.gauss_newton(damping), j, losses=r)
         outer = torch.linalg.solve(j.mT @ j + scale * torch.eye(count, dtype=j.dtype), j.mT @ r)
         return (inner - outer).norm() / outer.norm()
 
@@ -170,7 +170,7 @@ def newton(
         damping: Tensor, mu: Tensor, params: mf.types.Params, before: Tensor, points: Points
     ) -> tuple[mf.types.Params, Tensor]:
         d = direction(problem, damping, params, mu * before, points)
-        found = mf.optim.line_search(objective, params, unflat(d, params), points, lengths)
+        found = mf.physics.line_search(objective, params, unflat(d, params), points, lengths)
         return found.params, d
 
     first, fixed = begun(problem, seeds)
@@ -190,7 +190,7 @@ def direction(
 ) -> Tensor:
     """Of Gauss-Newton, or of SPRING that carries a part of its last direction along."""
     rows, r = problem.rows(params, points), problem.stacked(params, points)
-    return carried + mf.aggregate(mf.gauss_newton(damping), rows, losses=r - rows @ carried)
+    return carried + mf.aggregate(mf.physics.gauss_newton(damping), rows, losses=r - rows @ carried)
 
 
 def quasi_newton(problem: Problem, seeds: int, evaluations: int) -> np.ndarray:

@@ -77,8 +77,8 @@ def no_conflict(draws: int) -> Claim:
 
 def ntk_weights(problem: Problem) -> Weigh:
     """Residuals are over the roots of their numbers, so that the traces are means, as the terms."""
-    probe = mf.kernel_traces([problem.inner, problem.outer], mf.losses_only())
-    step = mf.balance(problem.terms, mf.ntk(), probe)
+    probe = mf.physics.kernel_traces([problem.inner, problem.outer], mf.losses_only())
+    step = mf.balance(problem.terms, mf.physics.ntk(), probe)
     return lambda params, points: step.update(params, points, step.init(params, points))[2].weights
 
 

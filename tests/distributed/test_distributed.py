@@ -117,7 +117,7 @@ def test_every_probe_takes_a_group_or_says_why_not():
     of_one = {
         "second_evaluation": mf.second_evaluation,
         "log_losses": mf.log_losses,
-        "kernel_traces": mf.kernel_traces,
+        "kernel_traces": mf.physics.kernel_traces,
     }
     for name in set(mf.probes.__all__) - parts - set(of_one):
         given = (encode, decode) if name == "representation" else ()
@@ -126,7 +126,7 @@ def test_every_probe_takes_a_group_or_says_why_not():
     with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
         mf.log_losses(mf.moving_average(group=world))
     with pytest.raises(ValueError, match=r"^probe: kernel_traces does not sum over processes"):
-        mf.kernel_traces([vector], mf.losses_only(group=world))
+        mf.physics.kernel_traces([vector], mf.losses_only(group=world))
 
 
 @pytest.mark.usefixtures("group")

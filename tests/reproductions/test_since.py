@@ -314,7 +314,7 @@ def test_spring_is_the_library_s(equation):
     """Two steps of length 1 with momentum, whose second carries the first one's direction."""
     problem, params, points = equation
     damping, mu = 0.1, 0.9
-    rule, probe = mf.gauss_newton(damping, momentum=True), mf.jacobian()
+    rule, probe = mf.physics.gauss_newton(damping, momentum=True), mf.jacobian()
     step = mf.descend(
         lambda p, b: problem.stacked(p, b), rule, probe, mf.sgd(1.0, momentum=mu),
         metric=True,

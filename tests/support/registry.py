@@ -148,7 +148,7 @@ RULES: dict[str, RuleCase] = {
         lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
     ),
     "ntk": RuleCase(
-        lambda: _fed(mf.ntk(), lambda geometry: {"trace": geometry.losses}),
+        lambda: _fed(mf.physics.ntk(), lambda geometry: {"trace": geometry.losses}),
         convex=False,
         shared_sum=None,
     ),
@@ -208,10 +208,10 @@ RULES: dict[str, RuleCase] = {
     ),
     "fairgrad-sum": RuleCase(lambda: mf.fairgrad(0.5, rescale="sum")),
     "gauss_newton": RuleCase(
-        lambda: mf.gauss_newton(0.1), convex=False, shared_sum=None, homogeneous=False
+        lambda: mf.physics.gauss_newton(0.1), convex=False, shared_sum=None, homogeneous=False
     ),
     "gauss_newton-momentum": RuleCase(
-        lambda: _carrying(mf.gauss_newton(0.1, momentum=True)),
+        lambda: _carrying(mf.physics.gauss_newton(0.1, momentum=True)),
         convex=False,
         shared_sum=None,
         homogeneous=False,

@@ -25,7 +25,7 @@ class NewtonError(NamedTuple):
 def newton_error(
     info: Info, damping: Scalar, *, preference: Float[Tensor, " task"] | None = None
 ) -> NewtonError:
-    """The certificate of a step with `mtlfunc.gauss_newton`, from its `Info` alone.
+    """The certificate of a step with `mtlfunc.physics.gauss_newton`, from its `Info` alone.
 
     Args:
         info: of the step, whose Gramian `[task, task]` was measured. With `momentum=True` its rates
@@ -42,7 +42,7 @@ def newton_error(
     Examples:
         >>> import torch, mtlfunc as mf
         >>> losses = lambda params, batch: batch @ params["x"] - 1
-        >>> step = mf.descend(losses, mf.gauss_newton(0.0), mf.jacobian(), mf.sgd(1.0))
+        >>> step = mf.descend(losses, mf.physics.gauss_newton(0.0), mf.jacobian(), mf.sgd(1.0))
         >>> batch = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
         >>> _, info = step.update(step.init({"x": torch.zeros(2)}, batch), batch)
         >>> bool(newton_error(info, 0.0).residual < 1e-6)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.checks import poison
+from ..rules.common import no_state, preference_of, reading
 from ..types import Geometry, Rule, State, constructor
-from .common import no_state, preference_of, reading
 
 
 @constructor
@@ -14,7 +14,7 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
     """NTK weights: w_k = p_k Σ_j tr K_j / tr K_k, K_k the tangent kernel of term k's residuals.
 
     tr K_k over the number of points is the mean rate at which gradient descent lowers the term's
-    residuals. The probe measures the traces: `mtlfunc.kernel_traces(residuals,
+    residuals. The probe measures the traces: `mtlfunc.physics.kernel_traces(residuals,
     mtlfunc.losses_only())`. They change slowly; `mtlfunc.update_every(ntk(), 100)` keeps the
     weights for 100 steps, `mtlfunc.momentum(ntk(), 0.9)` averages them.
 
@@ -44,7 +44,8 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         if "trace" not in geometry.extra:
             raise ValueError(
-                "ntk: geometry.extra has no 'trace'; use mtlfunc.kernel_traces(residuals, probe)"
+                "ntk: geometry.extra has no 'trace'; use "
+                "mtlfunc.physics.kernel_traces(residuals, probe)"
             )
         trace = geometry.extra["trace"]
         present = geometry.present & (trace > 0)

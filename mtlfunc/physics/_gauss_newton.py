@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_scalar, has_finite_sum, poison, values_readable
+from ..rules.common import gramian_of, no_state, preference_of, reading
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State, constructor
-from .common import gramian_of, no_state, preference_of, reading
 
 
 @constructor
@@ -20,9 +20,9 @@ def gauss_newton(
 
     The system has one equation a residual, however many parameters there are. A step of length 1
     along -d makes the residuals 0 to first order, up to what the damping leaves: `mtlfunc.sgd(1.0)`
-    is the optimizer, or a length by `mtlfunc.optim.line_search`; with `reduction="sum"` it would be
-    T times as long. The sum of squares falls along -d for every damping.
-    `mtlfunc.diagnostics.newton_error` says how exactly the system was solved.
+    is the optimizer, or a length by `mtlfunc.physics.line_search`; with `reduction="sum"` it would
+    be T times as long. The sum of squares falls along -d for every damping.
+    `mtlfunc.physics.newton_error` says how exactly the system was solved.
 
     For one residual a sample the probe is `mtlfunc.jacobian(weightings=...)` with A = I: the rows
     of a minibatch of points then come from one backward pass.

@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..core._torch import tree_leaves
+from ..core.checks import check_params
 from ..types import Params
-from ._torch import tree_leaves
-from .checks import check_params
-
-__all__ = ["Laplacian", "directional", "laplacian", "value_and_gradient"]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
-
 
 Network = nn.Module | Callable[[Params, Any], Any]
 """A module, called with other parameters, or a function `(params, x)`; from x [n, d] to [n, *out],
@@ -71,7 +64,7 @@ def value_and_gradient(
     Examples:
         >>> import torch, mtlfunc as mf
         >>> f = lambda params, x: params["a"] * x[:, 0].sin() * x[:, 1]
-        >>> u, slope = mf.jets.value_and_gradient(
+        >>> u, slope = mf.physics.value_and_gradient(
         ...     f, {"a": torch.tensor(2.0)}, torch.tensor([[0.0, 3.0]]))
         >>> u.tolist(), slope.tolist()
         ([0.0], [[6.0, 0.0]])
@@ -106,7 +99,7 @@ def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
     Examples:
         >>> import torch, mtlfunc as mf
         >>> f = lambda params, x: params["a"] * (x * x).sum(1)
-        >>> mf.jets.laplacian(f, {"a": torch.tensor(2.0)}, torch.ones(1, 3)).laplacian.tolist()
+        >>> mf.physics.laplacian(f, {"a": torch.tensor(2.0)}, torch.ones(1, 3)).laplacian.tolist()
         [12.0]
     """
     x = _points(params, x)
@@ -143,7 +136,7 @@ def directional(
         >>> import torch, mtlfunc as mf
         >>> f = lambda params, x: params["a"] * x[:, 0] ** 3 * x[:, 1]
         >>> points, along = torch.tensor([[2.0, 1.0]]), torch.tensor([1.0, 0.0])
-        >>> u = mf.jets.directional(f, {"a": torch.tensor(1.0)}, points, along, 3)
+        >>> u = mf.physics.directional(f, {"a": torch.tensor(1.0)}, points, along, 3)
         >>> [derivative.item() for derivative in u]
         [8.0, 12.0, 12.0, 6.0]
     """
@@ -220,7 +213,7 @@ def _unknown(func: Any, order: int, name: str = "") -> Exception:
             "silu, gelu or another smooth function"
         )
     return NotImplementedError(
-        f"f: jets do not know {name}; mtlfunc.jets.value_and_gradient lists what they know, and "
+        f"f: jets do not know {name}; mtlfunc.physics.value_and_gradient lists what they know, and "
         "torch.func.jacrev and hessian differentiate everything else"
     )
 

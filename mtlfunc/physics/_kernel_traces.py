@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.checks import check_option
 from ..core.expect import expect_function, expect_probe
 from ..gradients import sample_norms
+from ..probes.common import Run
 from ..types import Batch, Params, Probe, State, TaskGradients, constructor
-from .common import Run
 
 Trace = Literal["sum", "mean"]
 
@@ -48,8 +48,8 @@ def kernel_traces(
         >>> import torch, mtlfunc as mf
         >>> terms = [lambda p, x: p["a"] * x, lambda p, x: 3 * p["a"] - x[:1]]
         >>> losses = lambda p, x: tuple(term(p, x).square().mean() for term in terms)
-        >>> probe = mf.kernel_traces(terms, mf.losses_only())
-        >>> step = mf.balance(losses, mf.ntk(), probe)
+        >>> probe = mf.physics.kernel_traces(terms, mf.losses_only())
+        >>> step = mf.balance(losses, mf.physics.ntk(), probe)
         >>> params, x = {"a": torch.ones(1)}, torch.tensor([1.0, 2.0])
         >>> _, _, info = step.update(params, x, step.init(params, x))
         >>> info.weights.tolist()  # traces 5 and 9: (5 + 9)/5 and (5 + 9)/9, halved
