@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..types import Params, Scalar
 from ._torch import DisableTorchFunctionSubclass, forward_level, functorch, is_traced, tree_leaves
+from .wrappers import refuse_shards
 
 F = TypeVar("F", bound=Callable[..., Any])
 # asked by `map` of many tensors, in C
@@ -199,6 +200,7 @@ def check_params(params: Params) -> None:
             "params: expected a non-empty dict {name: tensor}; frozen parameters "
             "(requires_grad=False) are not in mtlfunc.parameters(module)"
         )
+    refuse_shards(params)
     first, like = next(iter(params.items()))
     for name, leaf in params.items():
         if not isinstance(name, str):
@@ -406,17 +408,9 @@ def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
     if not grads or not values_readable(grads):
         return
-    parts = [x if type(x) is Tensor else local_part(x) for x in grads.values()]
-    if not has_finite_sum(*parts):
+    if not has_finite_sum(*grads.values()):
         for name, leaf in grads.items():
-            check_finite(local_part(leaf), f"gradient of {name!r}")
-
-
-def local_part(leaf: Tensor) -> Tensor:
-    """What this process holds of a tensor: of a DTensor its own shard, else the tensor itself."""
-    if type(leaf) is Tensor or type(leaf).__name__ != "DTensor":
-        return leaf
-    return leaf.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+            check_finite(leaf, f"gradient of {name!r}")
 
 
 def check_scalar(

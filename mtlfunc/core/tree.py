@@ -14,7 +14,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 from ..types import Params, Rows, Select
 from ._torch import forward_level
 from .checks import constant_when_compiled, depth, same_storage
-from .wrappers import refuse_wrapped
+from .wrappers import refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
@@ -87,6 +87,7 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
         ([[1.0, 1.0]], None)
     """
     leaves = dict(module.named_parameters())
+    refuse_shards(leaves, "module")
     for name, grad in grads.items():
         if name not in leaves:
             raise KeyError(

@@ -1,8 +1,9 @@
-"""Modules that are wrapped for training in several processes, and where they are refused."""
+"""Modules and parameters of several processes, by name, and where they are refused."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -12,71 +13,46 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
-_CURE = (
-    "every process would balance the gradients of its own part of the data, and weigh them "
-    "differently; pass the module inside (.module) and group= to the probe, or the wrapped module "
-    "to mtlfunc.Balancer(..., group=)"
+DDP = "DistributedDataParallel"
+_CURE = "wrap it in DistributedDataParallel instead, and pass that to mtlfunc.Balancer(..., group=)"
+_SHARDED = (
+    "each process holds shards of its parameters, and inner products of shards are not those of "
+    f"the gradients; {_CURE}"
 )
-_CURES = {
+_REFUSED = {
+    DDP: "every process would balance the gradients of its own part of the data, and weigh them "
+    "differently; pass the module inside (.module) and group= to the probe, or the wrapped module "
+    "to mtlfunc.Balancer(..., group=)",
     "DataParallel": "each forward runs new copies of it; pass the module inside (.module), on one "
-    "device, or start a process for each device (torchrun), with mtlfunc.Balancer(..., group=)"
+    f"device, or start a process for each device (torchrun), and {_CURE}",
+    "FSDPModule": f"by fully_shard (FSDP2) {_SHARDED}",
+    "FullyShardedDataParallel": f"under FSDP1 {_SHARDED}",
 }
+"""Why, and what to do instead, by the class of torch."""
 
 
-def refuse_wrapped(module: nn.Module, *, allowed: tuple[str, ...] = ()) -> None:
+def refuse_wrapped(module: nn.Module) -> None:
     """Raise where a module, or one inside it, is wrapped for training in several processes."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     for name, inner in module.named_modules():
-        wrapper = wrapper_of(inner)
-        if wrapper and wrapper not in allowed:
+        if kind := wrapper_of(inner):
             where = f"module.{name}" if name else "module"
+            raise NotImplementedError(f"{where} is wrapped in {kind}: {_REFUSED[kind]}")
+
+
+def refuse_shards(params: Any, argument: str = "params") -> None:
+    """Raise for a parameter that is a DTensor, of which a process holds a part."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(params, Mapping)):
+        return
+    for name, leaf in params.items():
+        if type(leaf).__name__ == "DTensor":  # by name: nothing more of torch.distributed
             raise NotImplementedError(
-                f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: "
-                f"{_CURES.get(wrapper, _CURE)}"
+                f"{argument}[{name!r}] is a DTensor (fully_shard, tensor parallel), a shard, and "
+                "inner products of shards are not those of the gradients; pass whole parameters, "
+                "leaf.full_tensor(), and train in several processes by DistributedDataParallel "
+                "and group="
             )
-
-
-def check_averaging(module: nn.Module) -> None:
-    """Raise where a wrapper does not average gradients over its processes, or not now.
-
-    Raises:
-        NotImplementedError: naming the setting.
-    """
-    join = getattr(module, "_join_config", None)
-    if wrapper_of(module) == "DistributedDataParallel" and join is not None and join.enable:
-        raise NotImplementedError(
-            "module: DistributedDataParallel.join answers the other ranks' own collectives, not "
-            "those of a step with group=; let every rank take every step, one without data with "
-            "present= of zeros"
-        )
-    for name, part in module.named_modules():
-        if wrapper_of(part) != "FSDPModule":
-            continue
-        state: Any = part._get_fsdp_state()  # pyright: ignore
-        for group in getattr(state, "_fsdp_param_groups", ()):
-            size = group.mesh_info.mesh.size()
-            found = [words for words, off in _unusual(group, state, size) if off]
-            if found:
-                where = f"module.{name}" if name else "module"
-                raise NotImplementedError(
-                    f"{where}: {found[0]} changes what fully_shard makes of a gradient, and with "
-                    "it the Gramian; leave the default. Every step with group= averages over the "
-                    "ranks, and gradients add up over calls of backward without any setting"
-                )
-
-
-def _unusual(group: Any, state: Any, size: int) -> list[tuple[str, bool]]:
-    """Settings of fully_shard by their functions, and whether each is another than by default."""
-    factor = group.gradient_divide_factor
-    return [
-        (f"set_gradient_divide_factor({factor})", factor not in (None, size)),
-        ("set_requires_gradient_sync(False)", not group.reduce_grads),
-        ("set_requires_all_reduce(False)", not group.all_reduce_grads),
-        ("set_all_reduce_hook(...)", group._all_reduce_hook is not None),
-        ("set_is_last_backward(False)", not state._state_ctx.is_last_backward),
-    ]
 
 
 def refuse_wrapped_calls() -> AbstractContextManager[Any]:
@@ -89,11 +65,10 @@ def refuse_wrapped_calls() -> AbstractContextManager[Any]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, inputs: Any) -> None:
-        wrapper = wrapper_of(module)
-        if threading.get_ident() == thread and wrapper:
+        kind = wrapper_of(module)
+        if threading.get_ident() == thread and kind:
             raise NotImplementedError(
-                f"losses_fn calls a module wrapped in {wrapper}, which mtlfunc does not support: "
-                f"{_CURES.get(wrapper, _CURE)}"
+                f"losses_fn calls a module wrapped in {kind}: {_REFUSED[kind]}"
             )
 
     return register_module_forward_pre_hook(look)  # which goes at the end of a `with`
@@ -106,7 +81,5 @@ def wrapper_of(module: nn.Module) -> str | None:
 
 @lru_cache(maxsize=256)
 def _wrapper(which: type[nn.Module]) -> str | None:
-    for kind in which.__mro__:
-        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
-            return kind.__name__
-    return None
+    names = (kind.__name__ for kind in which.__mro__ if kind.__module__.startswith("torch."))
+    return next((name for name in names if name in _REFUSED), None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import check_count, check_dtype, check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import Group, Ranks, check_whole, describe_params, union_of
+from ..processes import Group, Ranks, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .entries import sample_by_layers
 from .layerwise import MEMORY, Engine
@@ -94,7 +94,6 @@ def task_gramian(
         [[-1.0], [-1.0]]
     """
     check_params(params)
-    check_whole(params)
     check_engine(engine)
     check_dtype(gramian_dtype)
     check_count(chunk_size, "chunk_size", none=True)
@@ -258,7 +257,6 @@ def sample_norms(
         [5.0, 1.0]
     """
     check_params(params)
-    check_whole(params)
     check_engine(engine)
     check_dtype(gramian_dtype)
     names = select(params, shared)

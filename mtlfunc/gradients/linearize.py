@@ -152,10 +152,6 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         found = linearize_weightings(forward, request)
         if found is not None:
             return found
-    if forward.by_hooks:
-        from .fsdp import linearize_by_hooks
-
-        return linearize_by_hooks(forward, request)
     with enable_grad():
         passes, route, preference = _open(forward, request)
         found = _measure(forward, request, passes, route)

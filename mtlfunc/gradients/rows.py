@@ -8,7 +8,6 @@ from torch.func import vmap
 
 from ..core._torch import tree_leaves, tree_map
 from ..core.checks import check_autocast, check_count, check_params
-from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows
 from .linearize import Request, linearize
 from .losses import parse_alone
@@ -44,7 +43,6 @@ def task_gradients(
         [[18.0, 0.0], [0.0, 4.0]]
     """
     check_params(params)
-    check_whole(params)
     check_count(chunk_size, "chunk_size", none=True)
     forward = run(losses_fn, params, batch, parse=parse_alone)
     check_connected(forward)
@@ -84,7 +82,6 @@ def sample_gradients(
         torch.Size([2, 1, 2, 1])
     """
     check_params(params)
-    check_whole(params)
     check_count(samples_at_once, "samples_at_once", none=True)
     check_autocast(params)
     lengths = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}

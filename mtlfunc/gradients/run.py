@@ -54,7 +54,6 @@ class Forward:
     recorded: bool = False  # whether something outside may differentiate the losses' derivatives
     # whether one pass may serve all tasks: hooks that mix them would have shown
     whole: bool = True
-    by_hooks: bool = False  # whether gradients arrive by hooks alone, as under `fully_shard`
     reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
     unread: frozenset[str] = frozenset()  # plain leaves on which no loss depends, by the graph
 
@@ -117,7 +116,7 @@ def forward_of(
     if not (outside or depth()):
         vector, aux = vector.detach(), detached(aux)
     unread = frozenset[str]()
-    if not (depth() or facts.get("by_hooks") or len(graph.leaf_nodes) == len(leaves)):
+    if not (depth() or len(graph.leaf_nodes) == len(leaves)):
         plain = [name for name, leaf in leaves.items() if type(leaf) in PLAIN]
         unread = frozenset(plain).difference(graph.leaf_nodes)
     return Forward(
@@ -181,14 +180,7 @@ def run(
     return seen if value is seen.value else replace(seen, value=value, aux=aux)
 
 
-def live(
-    losses: Losses,
-    leaves: Params,
-    *,
-    watch: bool = False,
-    hooked: bool = False,
-    by_hooks: bool = False,
-) -> Forward:
+def live(losses: Losses, leaves: Params, *, watch: bool = False, hooked: bool = False) -> Forward:
     """The forward pass behind losses that exist; nothing is recorded, and no graph is freed.
 
     Args:
@@ -196,12 +188,9 @@ def live(
         leaves: the places in that graph where to differentiate.
         watch: as in `Forward`.
         hooked: as in `Forward`.
-        by_hooks: whether gradients arrive by hooks alone, as under `fully_shard`.
     """
     watch = watch and not hooked
-    return forward_of(
-        losses, leaves, leaves, watched=watch, hooked=hooked, whole=False, by_hooks=by_hooks
-    )
+    return forward_of(losses, leaves, leaves, watched=watch, hooked=hooked, whole=False)
 
 
 def _traced(
@@ -220,7 +209,7 @@ def _traced(
 
 def check_connected(forward: Forward) -> None:
     """Raise where no loss depends on any of the leaves, which are being differentiated."""
-    if isinstance(forward, Traced) or forward.by_hooks:
+    if isinstance(forward, Traced):
         return
     reached = forward.reached
     if not (bool(forward.graph.leaf_nodes) if reached is None else reached):

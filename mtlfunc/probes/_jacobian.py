@@ -145,9 +145,7 @@ def jacobian(
             rank calls every step. Ranks count alike, or by `present`, which may then give numbers
             of labels `[task]`: unequal batches, and ranks without labels of a task. Rows are made
             whatever `engine` says; a rank keeps 1/R of their sum (`mask` needs all of it, for twice
-            the traffic). Parameters may be DTensors on this mesh, which `losses_fn` gathers by
-            `leaf.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial("avg")])`
-            (or `full_tensor` with these `grad_placements`). Aux stays each rank's own.
+            the traffic). Aux stays each rank's own.
 
     Returns:
         a probe whose `combine(weights)` gives Σ w_r row_r on the shared leaves and the heads'
@@ -390,7 +388,7 @@ def _update(
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
-        chunk_size=1 if union.by_hooks(params) else options.chunk_size,
+        chunk_size=options.chunk_size,
         memory=options.memory,
         gramian_dtype=options.gramian_dtype,
         weightings=0 if weights is None else len(weights),

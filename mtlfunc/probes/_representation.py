@@ -143,11 +143,7 @@ def representation(
             own = {name: both[f"decode {name}"] for name in params}
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
-        request = Request(
-            tuple(z),
-            heads=lambda count: 1 / count,
-            chunk_size=1 if run.union.by_hooks(params) else None,
-        )
+        request = Request(tuple(z), heads=lambda count: 1 / count)
         both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state), run.facts)
         forward, shares = both.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)

@@ -23,7 +23,7 @@ from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, Traced, check_connected, run
-from ..processes import Labelled, Ranks, Shares, check_gathers, mask_of
+from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
 Present = Callable[[Batch], Tensor]
@@ -110,7 +110,7 @@ class Run:
 
     def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
         """What is wanted of a forward pass, of the losses times this process's shares of them."""
-        scale, left_out = shares.scale(forward.value), shares.left_out(forward.params)
+        scale, left_out = shares.scale(forward.value), shares.left_out()
         return linearize(forward, request._replace(scale=scale, left_out=left_out))
 
     def first(self, batch: Batch) -> Forward:
@@ -197,7 +197,7 @@ def parse_target(out: Any) -> Losses:
 
 def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
     """Raise where a target loss depends on none of these leaves, as far as that can be seen."""
-    if isinstance(forward, Traced) or forward.by_hooks or not values_readable(forward.value):
+    if isinstance(forward, Traced) or not values_readable(forward.value):
         return
     reached = leaves_of_each(forward)
     if reached is not None and not reached[0] & set(measured):
@@ -276,7 +276,6 @@ def first_losses(
     forward = run.first(batch)
     if not (run.union.several and counts is not None and not bool(counts.any())):
         check_connected(forward)  # a rank without labels takes part
-    check_gathers(forward.losses.vector, run.params)
     losses = forward.value
     here = mask_of(counts)
     if here is not None:
@@ -288,8 +287,7 @@ def first_losses(
     check_losses(losses, forward.losses.names)
     if not values_readable(batch, run.params, losses):
         return losses
-    # the graph of a module under fully_shard ends in its gathered weights
-    reached = None if forward.by_hooks else leaves_of_each(forward)
+    reached = leaves_of_each(forward)
     if reached is None:
         silent = run.unreached(batch, shared)
     else:
@@ -319,7 +317,6 @@ def first_weighed(run: Run, batch: Batch, weightings: Tensor) -> Tensor:
     """The tasks' losses `[task]` of one forward pass that leaves no trace."""
     forward = run.first(batch)
     check_connected(forward)
-    check_gathers(forward.losses.vector, run.params)
     losses = flat_weightings(weightings, forward.losses, forward.value) @ forward.value
     check_finite(forward.value, "losses")
     return losses

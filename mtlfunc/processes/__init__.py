@@ -1,12 +1,10 @@
 """Several processes that train on one batch together: all that other folders need of it."""
 
 from .group import Group as Group
-from .group import check_gathers as check_gathers
 from .group import check_group as check_group
-from .group import check_whole as check_whole
 from .group import describe as describe
 from .group import describe_params as describe_params
-from .group import shard_like as shard_like
+from .group import refuse_join as refuse_join
 from .group import unwrap as unwrap
 from .group import warn_without_group as warn_without_group
 from .union import ALONE as ALONE

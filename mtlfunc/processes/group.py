@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..calls import call_of
 from ..core.checks import user_level
-from ..core.wrappers import refuse_wrapped, wrapper_of
+from ..core.wrappers import DDP, refuse_wrapped, wrapper_of
 
 T = TypeVar("T")
 
@@ -55,32 +55,11 @@ class Collectives(NamedTuple):
         dist.all_reduce(flat, group=self.group)
         return unflatten(flat, {name: leaves[name].shape for name in order})
 
-    def scatter_sum(self, rows: Sequence[Tensor]) -> Tensor:
-        """Of the sum over the ranks of rows `[row, n]`, side by side, one rank's columns `[row,
-        ceil(width / R)]`; the last rank's end in zeros.
-        """
-        width = -(-sum(row.shape[1] for row in rows) // self.size)
-        # laid out as it is sent: no second copy of all rows
-        parts, at = rows[0].new_zeros(self.size, len(rows[0]), width), 0
-        for row in (row for row in rows if row.shape[1]):
-            next_ranks = range(-at % width or width, row.shape[1], width)  # where it enters them
-            for piece in row.detach().tensor_split(list(next_ranks), 1):
-                rank, start = divmod(at, width)
-                parts[rank, :, start : start + piece.shape[1]] = piece
-                at += piece.shape[1]
-        mine = torch.empty_like(parts[0])
-        dist.reduce_scatter(mine, list(parts.unbind()), group=self.group)
-        return mine
-
     def gather(self, mine: Tensor) -> Tensor:
         """Every rank's `[width]`, one after the other."""
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine.contiguous(), group=self.group)
         return torch.cat(parts)
-
-    def gather_leaves(self, mine: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Every rank's `[width]`, one after the other, cut into leaves of these shapes."""
-        return unflatten(self.gather(mine), shapes)
 
     def objects(self, mine: T) -> list[T]:
         """Every rank's, pickled: for what is small."""
@@ -155,22 +134,8 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Collectives | None:
             f"group: its backends are {backends}, and none takes the parameters, which are on "
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
-    for leaf in filter(is_sharded, leaves):
-        mesh: Any = leaf.device_mesh  # pyright: ignore
-        ranks = dist.get_process_group_ranks(group)
-        if any(placement.is_partial() for placement in leaf.placements):  # pyright: ignore
-            raise ValueError(
-                "params: a DTensor holds terms of a sum (Partial), of which no rank has the value; "
-                "redistribute it to Shard(0) or Replicate() first"
-            )
-        if mesh.ndim != 1 or sorted(mesh.mesh.flatten().tolist()) != sorted(ranks):
-            raise ValueError(
-                f"group: its ranks are {ranks}, and a parameter is sharded over the mesh "
-                f"{mesh.mesh.tolist()}; expected one-dimensional meshes over exactly the ranks of "
-                "the group (no HSDP, no tensor parallelism)"
-            )
     size = dist.get_world_size(group)
-    if size == 1 and not any(map(is_sharded, leaves)):
+    if size == 1:
         return None
     return Collectives(group, dist.get_rank(group), size, device)
 
@@ -290,14 +255,11 @@ def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ranks must share of their parameters: names, shapes, dtypes and values; a sharded leaf's
-    values are each rank's own.
-    """
-    whole = {name: leaf for name, leaf in params.items() if type(leaf) in (Tensor, nn.Parameter)}
+    """What ranks must share of their parameters: names, shapes, dtypes and values."""
     return {
         "the names of params": list(params),
         "params": {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in params.items()},
-        "the values of params": whole,
+        "the values of params": dict(params),
     }
 
 
@@ -345,48 +307,6 @@ def warn_without_group() -> None:
         )
 
 
-def is_sharded(leaf: Any) -> bool:
-    """Whether this is a DTensor: by name, so that nothing more of torch.distributed is imported."""
-    return type(leaf).__name__ == "DTensor"
-
-
-def check_gathers(losses: Tensor, params: Mapping[str, Any]) -> None:
-    """Raise where `losses_fn` gathers a sharded parameter so that each process's gradient would
-    pass for the whole one.
-    """
-    if not any(map(is_sharded, params.values())):
-        return
-    todo, seen = [losses.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        todo.extend(child for child, _ in node.next_functions)
-        if node.name() == "_ToTorchTensorBackward":
-            found = getattr(node, "grad_placements", None)
-            if found is None or any(getattr(x, "reduce_op", None) != "avg" for x in found):
-                raise ValueError(
-                    "losses_fn: a sharded parameter becomes a whole one with grad_placements="
-                    f"{found}, and this process's gradient would pass for the group's; gather by "
-                    "leaf.full_tensor(grad_placements=[Partial('avg')])"
-                )
-
-
-def shard_like(local: Tensor, leaf: Any) -> Tensor:
-    """A tensor sharded as `leaf` is, from what this process holds of it; `leaf` may be plain."""
-    if not is_sharded(leaf):
-        return local
-    return type(leaf).from_local(
-        local,
-        leaf.device_mesh,
-        leaf.placements,
-        run_check=False,
-        shape=leaf.shape,
-        stride=leaf.stride(),
-    )
-
-
 def _inside(module: Any) -> Any:
     for wrapped in ("_orig_mod", "_forward_module", "_orig_mod"):
         module = getattr(module, wrapped, module)
@@ -398,7 +318,7 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
     Lightning Fabric, and of DistributedDataParallel where a group is named.
     """
     inner = _inside(module)
-    if group is not None and wrapper_of(inner) == "DistributedDataParallel":
+    if group is not None and wrapper_of(inner) == DDP:
         if getattr(inner, "static_graph", False):
             raise NotImplementedError(
                 "module: DistributedDataParallel(static_graph=True) reduces gradients inside its "
@@ -412,22 +332,16 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
                 "pass the same process_group to both"
             )
         inner = _inside(inner.module)
-    refuse_wrapped(inner, allowed=() if group is None else ("FSDPModule",))
-    for part in inner.modules():
-        if wrapper_of(part) == "FSDPModule":
-            part.reshard()  # between forward and backward the outermost holds gathered weights
+    refuse_wrapped(inner)
     return inner
 
 
-def check_whole(params: Mapping[str, Any]) -> None:
-    """Raise for sharded parameters (FSDP2, tensor parallel), where no group is named."""
-    if not (dist.is_available() and dist.is_initialized() and isinstance(params, Mapping)):
-        return
-    for name, leaf in params.items():
-        if is_sharded(leaf):
-            raise NotImplementedError(
-                f"params[{name!r}] is a DTensor, a shard of a parameter (fully_shard, tensor "
-                "parallel), which mtlfunc does not support without group=: inner products of "
-                "shards are not those of the gradients; pass group= to the probe, or whole "
-                "parameters, leaf.full_tensor()"
-            )
+def refuse_join(module: nn.Module) -> None:
+    """Raise inside `DistributedDataParallel.join`."""
+    join = getattr(module, "_join_config", None)
+    if wrapper_of(module) == DDP and join is not None and join.enable:
+        raise NotImplementedError(
+            "module: DistributedDataParallel.join answers the other ranks' own collectives, not "
+            "those of a step with group=; let every rank take every step, one without data with "
+            "present= of zeros"
+        )

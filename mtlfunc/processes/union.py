@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
+from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable
 from ..core.tree import dot, metric_dot
+from ..core.wrappers import refuse_shards
 from ..types import Blocks, Metric, Params, Rows
-from .group import Collectives, Group, agree, check_whole, is_sharded, peers_of, shard_like
+from .group import Collectives, Group, agree, peers_of
 
 T = TypeVar("T")
 
@@ -86,20 +88,12 @@ class Ranks(NamedTuple):
         """All of every process's losses: the union's are their sums."""
         return Shares(self, 1.0, 1.0, None, None)
 
-    def by_hooks(self, params: Params) -> bool:
-        """Whether gradients of these leaves arrive by hooks alone, as under `fully_shard`."""
-        return self.peers is not None and any(map(is_sharded, params.values()))
-
     def gradient(self, grads: Params) -> Params:
-        """Gradients of the union from gradients of every process's scaled losses.
-
-        A sharded leaf's is the mean over the ranks already: autograd has reduced it.
-        """
+        """Gradients of the union from gradients of every process's scaled losses."""
         if self.peers is None:
             return grads
-        plain = {name: leaf for name, leaf in grads.items() if not is_sharded(leaf)}
-        found = self.peers.sum_leaves(plain)
-        return {name: found[name] if name in found else self.size * grads[name] for name in grads}
+        found = self.peers.sum_leaves(grads)
+        return {name: found[name] for name in grads}
 
 
 ALONE = Ranks()
@@ -129,12 +123,9 @@ class Shares(NamedTuple):
             return share if self.here is None else share.where(self.here, 0.0)
         return None if self.here is None or all_present(self.here) else self.here.to(losses)
 
-    def left_out(self, params: Params) -> frozenset[int]:
-        """Tasks without labels whose separate losses need no pass, as far as that can be seen.
-
-        The passes of a sharded leaf are collectives, and every rank must join in each.
-        """
-        if self.here is None or not is_readable(self.here) or any(map(is_sharded, params.values())):
+    def left_out(self) -> frozenset[int]:
+        """Tasks without labels whose separate losses need no pass, as far as that can be seen."""
+        if self.here is None or not is_readable(self.here):
             return frozenset()
         return frozenset(t for t, here in enumerate(self.here.tolist()) if not here)
 
@@ -165,20 +156,19 @@ class Shares(NamedTuple):
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
             dtype: of the Gramian's accumulation.
-            metric: over the measured leaves, this process's part of sharded ones.
+            metric: over the measured leaves.
         """
         peers = self.union.peers
         if peers is None:
             return linear
         if whole:
             linear, _ = self.totals(linear)
-            rows, gramian, back = _whole(linear.rows, peers), None, linear.restore
+            rows, gramian, back = peers.sum_leaves(linear.rows), None, linear.restore
         else:
-            rows, back, cut = _pieces(linear.rows, params, peers)
-            own = {k: x if _counts(params[k], peers) else x[:, :0] for k, x in rows.items()}
+            rows, back, cut = _pieces(linear.rows, peers)
             if metric is not None:
-                metric = Metric(cut(metric.scale, own), cut(metric.carried, own))
-            products = gramians(own, own, measured, blocks, dtype, metric)
+                metric = Metric(cut(metric.scale), cut(metric.carried))
+            products = gramians(rows, rows, measured, blocks, dtype, metric)
             products = [x for x in products if x is not None]
             linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
@@ -234,11 +224,11 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
 
     Raises:
         RuntimeError: where the processes cannot be talked to.
-        NotImplementedError: for sharded parameters without a group.
+        NotImplementedError: for sharded parameters.
         ValueError: for a group that does not fit the parameters.
     """
+    refuse_shards(params)
     if group is None:
-        check_whole(params)
         return Ranks()
     if torch.compiler.is_compiling() or inside_transform():
         raise RuntimeError(
@@ -284,53 +274,35 @@ def gramians(
     return (gramian, carried) if blocks else (gramian[0], carried[0])
 
 
-def _whole(rows: Rows, peers: Collectives) -> Rows:
-    if any(map(is_sharded, rows.values())):
-        raise NotImplementedError(
-            "group: mask=, target= and probes with a memory need whole rows, and a sharded "
-            "parameter has none; use them with replicated parameters"
-        )
-    return peers.sum_leaves(rows)
-
-
 def _pieces(
-    rows: Rows, params: Params, peers: Collectives
-) -> tuple[Rows, Callable[[Params], Params], Callable[[Params, Rows], Rows]]:
-    """This process's columns of the sum over the ranks; the way back from combinations of them to
-    whole leaves; and the same columns of other leaves, next to those given.
+    rows: Rows, peers: Collectives
+) -> tuple[Rows, Callable[[Params], Params], Callable[[Params], Params]]:
+    """Of the sum over the ranks this process's columns of every leaf, the last rank's ending in
+    zeros; the way back from combinations of them to whole leaves; and the same of other leaves.
     """
-    plain = {name: row for name, row in rows.items() if not is_sharded(row)}
-    pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
-    width, begins = 0, {}  # counted from this process's first column
-    if plain:
-        mine = peers.scatter_sum([row.reshape(len(row), -1) for row in plain.values()])
-        width, at = mine.shape[1], -peers.rank * mine.shape[1]
-        for name, row in plain.items():
-            begins[name], at = at, at + row[0].numel()
-            pieces[name] = mine[:, min(max(begins[name], 0), width) : min(max(at, 0), width)]
-    shapes = {name: params[name].shape for name in plain}
+    size, shapes = peers.size, {name: row.shape[1:] for name, row in rows.items()}
+    widths = [-(-shape.numel() // size) for shape in shapes.values()]
+
+    def cut(leaf: Tensor, shape: torch.Size) -> Tensor:
+        """`[rank, *, width]` of leaves `[*, *shape]`."""
+        flat = leaf.expand(*leaf.shape[: leaf.ndim - len(shape)], *shape)
+        flat = flat.reshape(*flat.shape[: flat.ndim - len(shape)], -1)
+        flat = nn.functional.pad(flat, (0, -flat.shape[-1] % size))
+        return flat.unflatten(-1, (size, -1)).movedim(-2, 0)
 
     def back(grads: Params) -> Params:
-        found = {name: shard_like(grads[name], params[name]) for name in grads if name not in plain}
-        if plain:
-            mine = torch.cat([grads[name] for name in plain])
-            mine = torch.cat([mine, mine.new_zeros(width - len(mine))])
-            found |= peers.gather_leaves(mine, shapes)
-        return {name: found[name] for name in grads}
+        every = peers.gather(torch.cat([grads[name] for name in shapes])).view(size, -1)
+        parts = zip(shapes.items(), every.split(widths, 1), strict=True)
+        return {n: x.flatten()[: shape.numel()].view(shape) for (n, shape), x in parts}
 
-    def cut(leaves: Params, beside: Rows) -> Rows:
-        found = {}
-        for name, leaf in leaves.items():
-            part = leaf.flatten()[max(-begins[name], 0) :] if name in plain else leaf
-            found[name] = part[: beside[name].shape[1]]
-        return found
-
-    return {name: pieces[name] for name in rows}, back, cut
-
-
-def _counts(leaf: Any, peers: Collectives) -> bool:
-    """Whether this process's columns of a leaf enter the sum: a copy on every rank enters once."""
-    return not is_sharded(leaf) or not leaf.placements[0].is_replicate() or peers.rank == 0
+    first = next(iter(rows.values()))
+    parts = first.new_empty(size, len(first), sum(widths))  # as they are sent: one copy of all rows
+    for part, (name, row) in zip(parts.split(widths, 2), rows.items(), strict=True):
+        part.copy_(cut(row.detach(), shapes[name]))
+    mine = torch.empty_like(parts[0])
+    dist.reduce_scatter(mine, list(parts.unbind()), group=peers.group)
+    own = dict(zip(rows, mine.split(widths, 1), strict=True))
+    return own, back, lambda xs: {n: cut(x, shapes[n])[peers.rank] for n, x in xs.items()}
 
 
 def _as(share: Tensor | float, like: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from ..core.checks import (
     check_weights,
     expect_answer,
     has_finite_sum,
-    local_part,
     values_readable,
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
@@ -86,7 +85,7 @@ def balance(
             where that can be known; for NaN or infinite losses, gradients or weights, where they
             can be seen (on CPU, outside transforms); elsewhere they end up as NaN in grads.
         RuntimeError: for autocast around the step.
-        NotImplementedError: for modules or parameters of several processes (DDP, FSDP).
+        NotImplementedError: for modules or parameters of several processes.
 
     Examples:
         >>> import mtlfunc as mf
@@ -147,7 +146,7 @@ def metric_balance(
             tasks = tasks or losses.tasks
             return losses
 
-        leaf = local_part(next(iter(params.values())))
+        leaf = next(iter(params.values()))
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
@@ -239,9 +238,7 @@ def gradients_of(
 ) -> Params:
     """The gradient of every parameter; `check` raises where one is not finite, on every process."""
     grads = measured.combine(weights)
-    if check and union.by_hooks(grads):  # each sees its own shards alone
-        union.agree(lambda: (check_gradients(grads), {}))
-    elif check:
+    if check:
         check_gradients(grads)
     if reduction == "sum":
         count = count_of(measured)

@@ -23,12 +23,10 @@ from ..core.checks import (
     enable_grad,
     has_finite_sum,
     inside_transform,
-    local_part,
     values_readable,
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
-from ..core.wrappers import check_averaging
 from ..gradients.hooks import Handles, Hooks
 from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, parse_losses, parse_weighed
@@ -44,6 +42,7 @@ from ..processes import (
     check_group,
     describe,
     describe_params,
+    refuse_join,
     union_of,
     unwrap,
     warn_without_group,
@@ -107,8 +106,7 @@ class Balancer:
         key: an integer or a 0-d integer tensor, for rules and probes that draw.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; every rank gets
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
-            averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
-            this process alone, or what the probe says.
+            averaging then has nothing to do. None is this process alone, or what the probe says.
         metric: the optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam, RMSprop or
             Adagrad of `torch.optim`, whose step is -(c + P·g) with a diagonal P. The Gramian is
             then J P Jᵀ, of rows, and `Info.rates` are J(c + P·g), by how much each loss falls in
@@ -123,7 +121,7 @@ class Balancer:
         ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
             does not measure; for a metric whose step is not known to be linear in the gradient
             (Muon, LBFGS, subclasses), or that lacks a parameter at a step.
-        NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
+        NotImplementedError: for a module of several processes (DDP) without `group`; FSDP
             and DataParallel.
 
     Examples:
@@ -199,8 +197,8 @@ class Balancer:
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         self._short: Short | None = None
-        leaves = self._leaves(again=True)  # before a forward, which under fully_shard hides some
-        union_of(self._probe.group, leaves)  # the group is that of their shards
+        leaves = self._leaves(again=True)
+        union_of(self._probe.group, leaves)  # its backend takes them
         if self._probe.watches is not None:
             self._probe.watches(leaves, 1)  # its globs match
 
@@ -213,8 +211,6 @@ class Balancer:
     def __enter__(self) -> Balancer:
         if not self._seen.open:
             self._seen.begin()
-        if self._probe.group is not None:  # before fully_shard hides them
-            self._leaves()
         # a mode's only use is for batched passes, and the outer block sees all
         blind = self._seen.open or self._seen.separate or not self._probe.measures
         mode = Handles() if blind else Hooks()
@@ -448,15 +444,12 @@ class Balancer:
         )
 
     def _leaves(self, *, again: bool = False) -> Params:
-        """The parameters that are differentiated; read `again` if a graph holds an unknown leaf.
-
-        A forward under fully_shard hides them, so that they are read before the first one.
-        """
+        """The parameters that are differentiated; read `again` if a graph holds an unknown leaf."""
         known = self._layout.leaves.values()
         if (
             again
             or not (known and all(map(attrgetter("requires_grad"), known)))
-            or not (self._layout.holds() or any(local_part(x) is not x for x in known))
+            or not self._layout.holds()
         ):
             self._layout, self._watched, self._short = Layout(self._module), None, None
             if self._layout.leaves:
@@ -479,7 +472,7 @@ class Balancer:
 
         def run() -> tuple[LiveRun, dict[str, Any]]:
             if union.several:
-                check_averaging(self._given)
+                refuse_join(self._given)
             found = self._run(losses, given, union, combines=call == "backward", keeps=keeps)
             if not union.several:
                 return found, {}
@@ -530,16 +523,14 @@ class Balancer:
             # a list, so that two losses are never read as losses and aux
             listed = list(each) if isinstance(each, tuple) else each
             parsed.append(parse_losses(listed, "losses", tasks=tasks, first=first))
-        by_hooks = union.by_hooks(self._layout.leaves)
         leaves = self._leaves()
-        forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        if not by_hooks and any(foreign_parameters(x.graph, leaves) for x in forwards):
+        forwards = [live(each, leaves) for each in parsed]
+        if any(foreign_parameters(x.graph, leaves) for x in forwards):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
         forwards = tuple([self._looked_at(x, leaves, weightings) for x in forwards])
-        # under fully_shard the graph ends in gathered weights
-        reached = set(leaves) if by_hooks else set().union(*(x.graph.leaf_nodes for x in forwards))
+        reached = set[str]().union(*(x.graph.leaf_nodes for x in forwards))
         # a rank without labels takes part
         idle = union.several and present is not None and not bool(present.any())
         if not (reached or idle):
@@ -550,11 +541,11 @@ class Balancer:
         aim, hooked = None, any(x.hooked for x in forwards)
         if target is not None:
             check_targeted(self._rule, self._probe)
-            aim = live(parse_target(target), leaves, hooked=hooked, by_hooks=by_hooks)
+            aim = live(parse_target(target), leaves, hooked=hooked)
         batch, forwards = forwards if several else forwards[0], (*forwards, *([aim] if aim else []))
         # what somebody's own backward or hook returns may be kept by them
         custom, first = any(x.graph.has_custom_backward for x in forwards), forwards[0]
-        may = not (keeps or by_hooks or (hooked and not self._one_pass))
+        may = not (keeps or (hooked and not self._one_pass))
         once = self._one_pass or not (hooked or custom)
         # losses that can be seen not to be finite, an error, keep their graph
         frees = may and once and len(forwards) == 1
@@ -572,7 +563,7 @@ class Balancer:
         """With whether hooks may sit on derivatives, and whether the graph is asked."""
         single = forward.losses.scalars is not None or self._one_pass
         hooked = self._seen.take(forward.graph, separate=single)
-        if hooked or forward.by_hooks or (watches := self._probe.watches) is None:
+        if hooked or (watches := self._probe.watches) is None:
             watched = False
         elif weightings is not None:
             watched = watches(leaves, len(weightings), weighted=True)

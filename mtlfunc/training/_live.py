@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import local_part
 from ..core.tree import trained
 from ..gradients.hooks import Handles
 from ..gradients.layerwise import Graph
@@ -116,9 +115,7 @@ class LiveRun(Run):
             raise ValueError(EXPECTED)
         if (losses := self.edit(batch.losses)) is batch.losses:
             return batch
-        return live(
-            losses, self.params, watch=batch.watched, hooked=batch.hooked, by_hooks=batch.by_hooks
-        )
+        return live(losses, self.params, watch=batch.watched, hooked=batch.hooked)
 
     def open(
         self,
@@ -163,8 +160,7 @@ class LiveRun(Run):
 
     def no_writes(self) -> AbstractContextManager[Any]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        looks = self.custom and not self.union.by_hooks(self.params)
-        return _no_writes(self.params) if looks else nullcontext()
+        return _no_writes(self.params) if self.custom else nullcontext()
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
@@ -239,9 +235,8 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = Fals
             else:
                 own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
                 if own and not apart:
-                    local = local_part(grad)
-                    memory = local.untyped_storage()
-                    own = memory.nbytes() == local.nbytes and memory.data_ptr() not in taken
+                    memory = grad.untyped_storage()
+                    own = memory.nbytes() == grad.nbytes and memory.data_ptr() not in taken
                     taken.add(memory.data_ptr())
                 leaf.grad = grad if own else torch.empty_like(leaf).copy_(grad)
             for hook in tuple((leaf._post_accumulate_grad_hooks or {}).values()):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Muon
 
-from ..core.checks import check_vector, local_part
+from ..core.checks import check_vector
 from ..solvers import nuclear
 from ..solvers._nuclear import check_rows
 from ..types import Params, Rows, Solution
@@ -68,7 +68,7 @@ def muon_gradients(
         TypeError: for an optimizer that is not `torch.optim.Muon`; subclasses may step otherwise.
         ValueError: for rows of what the optimizer does not hold or in other shapes, for a buffer
             in another shape, for momentum 1, and as in `nuclear`.
-        NotImplementedError: for a sharded parameter, whose polar factor needs all of it.
+        NotImplementedError: for a module of several processes.
 
     Source:
         `torch.optim.Muon` of torch 2.11 to 2.13, with its `adjust_lr_fn`, `nesterov` and decoupled
@@ -126,10 +126,6 @@ def _step_of(optimizer: Muon, params: Mapping[str, Tensor], name: str, rows: Ten
         raise ValueError(
             f"rows[{name!r}]: the optimizer does not hold it; pass rows of the matrices that Muon "
             "steps on, and the Gramian of the others as gramian="
-        )
-    if local_part(leaf) is not leaf:
-        raise NotImplementedError(
-            f"params[{name!r}] is sharded, and its polar factor needs all of it; pass a whole copy"
         )
     buffer = optimizer.state.get(leaf, {}).get("momentum_buffer", torch.zeros_like(leaf))
     if rows.shape[1:] != leaf.shape or buffer.shape != leaf.shape:

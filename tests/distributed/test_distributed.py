@@ -8,16 +8,18 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,33 +75,75 @@ def test_a_forward_of_a_data_parallel_module_is_refused():
     assert len(wrapped(BATCH[0])) == 3
 
 
-@pytest.mark.usefixtures("group")
-def test_sharded_parameters_are_refused():
-    sharded = TrunkAndHeads(0)
-    fully_shard(sharded)
-    with pytest.raises(NotImplementedError, match="module is wrapped in FSDPModule"):
-        mf.parameters(sharded)
-    params = {name: leaf.detach() for name, leaf in sharded.named_parameters()}
-    message = r"params\['trunk\.0\.weight'\] is a DTensor, a shard of a parameter.*full_tensor"
-    with pytest.raises(NotImplementedError, match=message):
-        mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")).init(params, BATCH)
-    with pytest.raises(NotImplementedError, match=message):
-        mf.task_gradients(vector, params, BATCH)
+WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "fully_shard": (fully_shard, "FSDPModule: by fully_shard"),
+    "fully_shard inside": (
+        lambda net: nn.ModuleDict({"net": fully_shard(net)}),
+        r"module\.net is wrapped in FSDPModule: by fully_shard",
+    ),
+    "FSDP1": (
+        lambda net: FullyShardedDataParallel(net, device_id=torch.device("cpu")),
+        "FullyShardedDataParallel: under FSDP1",
+    ),
+    "DataParallel": (nn.DataParallel, "DataParallel: each forward runs new copies"),
+}
 
 
 @pytest.mark.usefixtures("group")
-def test_a_mesh_that_is_not_the_group_is_refused():
-    """HSDP and tensor parallelism, whose shards a sum over the group would count wrongly."""
-    mesh = init_device_mesh("cpu", (1, 1))
-    params: dict[str, torch.Tensor] = {
-        name: distribute_tensor(leaf, mesh, [Shard(0), Replicate()])
-        for name, leaf in PARAMS.items()
+@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.filterwarnings("ignore:FSDP")
+def test_modules_in_parts_are_refused_by_name_with_the_cure(kind):
+    """At every entry point that takes a module, or calls one."""
+    world = torch.distributed.group.WORLD
+    wrap, words = WRAPPED[kind]
+    wrapped: Any = wrap(TrunkAndHeads(0))
+    words = f"{words}.*wrap it in DistributedDataParallel instead"
+    params = {"x": torch.ones(2, dtype=torch.float64)}
+    sgd = torch.optim.SGD(TrunkAndHeads(0).parameters(), 0.1)
+    called = wrapped["net"] if isinstance(wrapped, nn.ModuleDict) else wrapped
+    aim = partial(mf.diagnostics.influence, losses_of(wrapped), wrapped, BATCH, lambda p: p["x"])
+    entries: dict[str, Callable[[], Any]] = {
+        "parameters": lambda: mf.parameters(wrapped),
+        "stack": lambda: mf.stack([wrapped]),
+        "Balancer": lambda: mf.Balancer(wrapped, mf.mgda()),
+        "Balancer with group=": lambda: mf.Balancer(wrapped, mf.mgda(), group=world),
+        "influence": lambda: aim(sgd),
     }
-    step = mf.balance(
-        vector, mf.mgda(), mf.jacobian("trunk.*", group=torch.distributed.group.WORLD)
-    )
-    with pytest.raises(ValueError, match=r"group: its ranks are \[0\].*one-dimensional meshes"):
-        step.init(params, BATCH)
+    for name, call in entries.items():
+        with pytest.raises(NotImplementedError, match=words):
+            pytest.fail(f"{name}: {call()}")
+
+    def losses(params, batch):
+        return torch.stack(called(batch[0])).mean() * params["x"]
+
+    inner = words.rpartition("is wrapped in ")[2]
+    for call in (mf.task_gradients, mf.task_gramian, mf.sample_gramian):
+        with pytest.raises(NotImplementedError, match=f"losses_fn calls a .*{inner}"):
+            call(losses, params, BATCH)
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("placement", [Shard(0), Replicate(), Partial()])
+def test_parameters_in_parts_are_refused(placement):
+    """DTensors of any placement, with a group and without one."""
+    mesh = init_device_mesh("cpu", (1,))
+    params = {name: DTensor.from_local(x, mesh, [placement]) for name, x in PARAMS.items()}
+    words = r"\['trunk\.0\.weight'\] is a DTensor .* by DistributedDataParallel and group="
+    state = mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")).init(PARAMS, BATCH)
+    for group in (None, torch.distributed.group.WORLD):
+        step = mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*", group=group))
+        for call in (partial(step.init, params), partial(step.update, params, state=state)):
+            with pytest.raises(NotImplementedError, match=words):
+                call(batch=BATCH)
+        with pytest.raises(NotImplementedError, match=words):
+            mf.sample_gramian(vector, params, BATCH, group=group)
+    for call in (mf.task_gradients, mf.sample_gradients, mf.task_gramian, mf.sample_norms):
+        with pytest.raises(NotImplementedError, match=words):
+            call(vector, params, BATCH)
+    with pytest.raises(NotImplementedError, match=r"module\['trunk\.0\.weight'\] is a DTensor"):
+        mf.assign_gradients(fully_shard(TrunkAndHeads(0)), PARAMS)
+    whole = {name: x.full_tensor() for name, x in params.items()}  # the cure
+    assert mf.task_gradients(vector, whole, BATCH)[0].shape == (3,)
 
 
 @pytest.mark.usefixtures("group")

@@ -5,7 +5,6 @@
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,15 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from experiments.examples import sharded
 from tests.support import ROOT
 from tests.support.architectures import NAMES, SAMPLES, build
 from tests.support.oracles import agree_across as agreeing
@@ -58,17 +54,10 @@ def alone() -> Any:
 
 
 def losses_of(params: dict[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
-    """Means over this process's samples, gathering parameters that are sharded."""
-    full = {name: gathered(leaf) for name, leaf in params.items()}
+    """Means over this process's samples."""
     x, y = batch
-    out = functional_call(net, full, (x,))
+    out = functional_call(net, params, (x,))
     return tuple((one - y[:, task]).square().mean() for task, one in enumerate(out))
-
-
-def gathered(leaf: Tensor) -> Tensor:
-    if not isinstance(leaf, DTensor):
-        return leaf
-    return leaf.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial("avg")])
 
 
 def part(batch: Any, rank: int, size: int) -> Any:
@@ -97,10 +86,9 @@ def run(step: mf.Step, params: Any, batches: list[Any]) -> list[Any]:
 def same(found: list[Any], wanted: list[Any], dtype: torch.dtype, what: str = "") -> None:
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
-        whole = one.full_tensor() if isinstance(one, DTensor) else one
         scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
         torch.testing.assert_close(
-            whole,
+            one,
             other,
             rtol=0,
             atol=tolerance * scale,
@@ -110,32 +98,28 @@ def same(found: list[Any], wanted: list[Any], dtype: torch.dtype, what: str = ""
 
 def bits(found: list[Any]) -> None:
     """All ranks hold the same bits."""
-    whole = [x.full_tensor() if isinstance(x, DTensor) else x for x in found]
-    flat = torch.cat([x.detach().double().flatten() for x in whole])
+    flat = torch.cat([x.detach().double().flatten() for x in found])
     every = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(every, flat)
     assert all(torch.equal(one, every[0]) for one in every)
 
 
 def pure(rank: int, size: int) -> None:
-    """Replicated and sharded parameters, every rule: three steps as on the union. The processes
-    are two in float32.
-    """
+    """Every rule, for a group and a mesh: three steps as on the union; two processes in float32."""
     batch = tuple(x[: 8 // size * size] for x in BATCH)
     mesh = init_device_mesh("cpu", (size,))
     for dtype in (torch.float64, torch.float32)[: 4 - size]:
         params, whole = cast(PARAMS, dtype), cast(batch, dtype)
         mine = part(whole, rank, size)
-        shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in params.items()}
         for name, rule in RULES.items():
             wanted = run(
                 mf.descend(losses_of, rule(), probe_of(name, alone()), mf.sgd(0.1)),
                 params,
                 [whole] * 3,
             )
-            for leaves, group in ((params, world()), (shards, mesh)):
+            for group in (world(), mesh):
                 step = mf.descend(losses_of, rule(), probe_of(name, group), mf.sgd(0.1))
-                found = run(step, leaves, [mine] * 3)
+                found = run(step, params, [mine] * 3)
                 same(found, wanted, dtype, f"{name} {group}")
                 bits(found)
 
@@ -172,13 +156,11 @@ def balancer_of(net: nn.Module, name: str, group: Any) -> mf.Balancer:
 
 
 def modules(rank: int, size: int) -> None:
-    """A stock loop on plain modules, under DistributedDataParallel and under fully_shard."""
-    mesh = init_device_mesh("cpu", (size,))
+    """A stock loop on plain modules and under DistributedDataParallel."""
     kinds: dict[str, Callable[[TrunkAndHeads], Any]] = {
         "plain": lambda net: net,
         "ddp": DistributedDataParallel,
         "unused": lambda net: DistributedDataParallel(net, find_unused_parameters=True),
-        "fsdp": lambda net: fully_shard(fully_shard_layers(net, mesh), mesh=mesh),
     }
     for dtype in (torch.float64, torch.float32):
         whole = cast(tuple(x[: 8 // size * size] for x in BATCH), dtype)
@@ -193,15 +175,9 @@ def modules(rank: int, size: int) -> None:
                 bits(found)
 
 
-def fully_shard_layers(net: TrunkAndHeads, mesh: Any) -> nn.Module:
-    fully_shard(net.trunk, mesh=mesh)
-    return net
-
-
 def labelled(params: dict[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
     """Means over the labels that there are; the others are NaN."""
-    full = {name: gathered(leaf) for name, leaf in params.items()}
-    return means(functional_call(net, full, (batch[0],)), batch[1])
+    return means(functional_call(net, params, (batch[0],)), batch[1])
 
 
 def means(out: Any, y: Tensor) -> tuple[Tensor, ...]:
@@ -231,8 +207,6 @@ def uneven(rank: int, size: int) -> tuple[Any, Any]:
 def ragged(rank: int, size: int) -> None:
     """Batches of other sizes and other labels on every rank, with every probe."""
     whole, mine = uneven(rank, size)
-    mesh = init_device_mesh("cpu", (size,))
-    shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in PARAMS.items()}
 
     def with_labels(make: Callable[..., mf.Probe]) -> Callable[[Any], mf.Probe]:
         return lambda group: make(present=labels_in, group=group)
@@ -250,12 +224,9 @@ def ragged(rank: int, size: int) -> None:
     for name, probe in probes.items():
         rule = mf.mean() if name == "mask" else mf.mgda()
         wanted = run(mf.descend(labelled, rule, probe(alone()), mf.sgd(0.1)), PARAMS, whole)
-        for leaves, group in ((PARAMS, world()), (shards, mesh)):
-            if leaves is shards and name in ("mask", "tracked", "risk", "z"):
-                continue
-            found = run(mf.descend(labelled, rule, probe(group), mf.sgd(0.1)), leaves, mine)
-            same(found, wanted, torch.float64, f"{name} {group}")
-            bits(found)
+        found = run(mf.descend(labelled, rule, probe(world()), mf.sgd(0.1)), PARAMS, mine)
+        same(found, wanted, torch.float64, name)
+        bits(found)
 
 
 def decode_labelled(params: dict[str, Tensor], z: Tensor, batch: Any) -> tuple[Tensor, ...]:
@@ -319,7 +290,6 @@ def weighed(rank: int, size: int) -> None:
 
 def weightings(rank: int, size: int) -> None:
     """Tasks that are weightings of all ranks' samples, which are unlike in number: sums."""
-    mesh = init_device_mesh("cpu", (size,))
     wide = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.LayerNorm(128))
     torch.manual_seed(0)
     x, matrix = torch.randn(7, 6), torch.randn(3, 7)
@@ -329,24 +299,20 @@ def weightings(rank: int, size: int) -> None:
     whole, local = {"x": x, "A": matrix}, {"x": x[mine], "A": matrix[:, mine]}
 
     def losses(params: dict[str, Tensor], batch: Any) -> Tensor:
-        full = {name: gathered(leaf) for name, leaf in params.items()}
-        return functional_call(wide, full, (batch["x"],)).sin().sum(1)
+        return functional_call(wide, params, (batch["x"],)).sin().sum(1)
 
     def probe(group: Any) -> mf.Probe:
         return mf.jacobian("[02].*", weightings=lambda batch: batch["A"], group=group)
 
     params = mf.parameters(wide)
-    shards = {name: distribute_tensor(leaf, mesh, [Shard(0)]) for name, leaf in params.items()}
     for name in ("mgda", "upgrad"):
         rule = RULES[name]
         step = mf.descend(losses, rule(), probe(alone()), mf.sgd(0.1))
         wanted = run(step, params, [whole] * 3)
-        for leaves, group in ((params, world()), (shards, mesh)):
-            step = mf.descend(losses, rule(), probe(group), mf.sgd(0.1))
-            found = run(step, leaves, [local] * 3)
-            same(found, wanted, torch.float32, f"{name} {group}")
-            bits(found)
-        kinds = (lambda net: net, DistributedDataParallel, lambda net: fully_shard(net, mesh=mesh))
+        found = run(mf.descend(losses, rule(), probe(world()), mf.sgd(0.1)), params, [local] * 3)
+        same(found, wanted, torch.float32, name)
+        bits(found)
+        kinds = (lambda net: net, DistributedDataParallel)
         expected: list[Any] = []
         live = [(kinds[0], alone(), whole), *((kind, world(), local) for kind in kinds)]
         for kind, group, batch in live:
@@ -427,11 +393,6 @@ def fails(call: Callable[[], Any], *words: str) -> None:
     assert all(word in str(found.value) for word in words), found.value
 
 
-def whole_by_default(params: Any, batch: Any) -> Any:
-    """The gather that first comes to mind, whose gradient is not the group's."""
-    return losses_of({name: leaf.full_tensor() for name, leaf in params.items()}, batch)
-
-
 def disagree(rank: int, size: int) -> None:
     """Ranks that were started differently: an error on each, which says what differs where."""
 
@@ -486,9 +447,6 @@ def disagree(rank: int, size: int) -> None:
         ),
         "inside a transform",
     )
-    shards = {name: distribute_tensor(x, mesh["b"], [Shard(0)]) for name, x in PARAMS.items()}
-    silent = {"losses": whole_by_default, "params": shards, "group": mesh["b"]}
-    fails(begin(**silent), "grad_placements=None", "Partial('avg')")
     meta = {name: leaf.to("meta") for name, leaf in PARAMS.items()}
     fails(begin(params=meta), "backends are", "meta")
     with warnings.catch_warnings(record=True) as seen:
@@ -516,7 +474,7 @@ def volume(rank: int, size: int) -> None:
 
     trunk = sum(leaf.numel() for name, leaf in PARAMS.items() if name.startswith("trunk"))
     heads = sum(leaf.numel() for leaf in PARAMS.values()) - trunk
-    shard = -(-trunk // size)
+    shard = sum(-(-x.numel() // size) for n, x in PARAMS.items() if n.startswith("trunk"))
     small = TASKS * TASKS + 2 * TASKS  # the Gramian, and the losses twice
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
     state, mine = step.init(PARAMS, BATCH), part(BATCH, rank, size)
@@ -592,15 +550,6 @@ def unlike_samples(rank: int, size: int) -> None:
     fails(lambda: torch.func.vmap(lambda x: gramian(batch=(x, y)))(x[None]), "inside a transform")
 
 
-def shards(rank: int, size: int) -> None:
-    """The page of `experiments.examples` on sharded parameters, through its checkpoint."""
-    with tempfile.TemporaryDirectory() as own:
-        places = [own]
-        dist.broadcast_object_list(places)  # the first process's
-        assert sharded.main(Path(places[0])) < 1e-5
-        dist.barrier()
-
-
 def documentation(rank: int, size: int) -> None:
     """The code of `docs/distributed.md` runs, and gives all the same."""
     page = (ROOT / "docs" / "distributed.md").read_text()
@@ -626,36 +575,33 @@ def dies(rank: int, size: int) -> None:
 
 
 def metric(rank: int, size: int) -> None:
-    """Replicated parameters and fully_shard: the Gramian in Adam's metric, and the momentum."""
+    """The Gramian in Adam's metric, and the momentum."""
 
     def losses(module: nn.Module, batch: Any) -> list[Tensor]:
         return [(x - batch[1][:, task]).square().mean() for task, x in enumerate(module(batch[0]))]
 
     batch = tuple(x[: 8 // size * size] for x in BATCH)
-    for shard in (False, True):
-        both = TrunkAndHeads(0), TrunkAndHeads(0)
-        if shard:
-            fully_shard(both[0])
-        optimizers = [torch.optim.Adam(module.parameters(), 1e-2) for module in both]
-        balancers = [
-            mf.Balancer(module, mf.safe(mf.mgda()), TRUNK, metric=optimizer, group=group)
-            for module, optimizer, group in zip(both, optimizers, (world(), alone()), strict=True)
-        ]
-        for _ in range(4):
-            found = balancers[0].backward(losses(both[0], part(batch, rank, size)))
-            known = balancers[1].backward(losses(both[1], batch))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            torch.testing.assert_close(found.gramian, known.gramian, rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(found.rates, known.rates, rtol=1e-8, atol=1e-12)
-            torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
+    both = TrunkAndHeads(0), TrunkAndHeads(0)
+    optimizers = [torch.optim.Adam(module.parameters(), 1e-2) for module in both]
+    balancers = [
+        mf.Balancer(module, mf.safe(mf.mgda()), TRUNK, metric=optimizer, group=group)
+        for module, optimizer, group in zip(both, optimizers, (world(), alone()), strict=True)
+    ]
+    for _ in range(4):
+        found = balancers[0].backward(losses(both[0], part(batch, rank, size)))
+        known = balancers[1].backward(losses(both[1], batch))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.testing.assert_close(found.gramian, known.gramian, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.rates, known.rates, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
 
 
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(target, shards, metric, documentation, unlike_samples, dies),
+        *(target, metric, documentation, unlike_samples, dies),
     ],
     "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
 }
