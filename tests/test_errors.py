@@ -113,7 +113,6 @@ COUNTS = {
         lambda count: mf.sdmgrad(steps=count),
     ),
     "nodes": (lambda count: mf.diagnostics.curvature(vector, PARAMS, BATCH, nodes=count),),
-    "count": (lambda count: mf.diagnostics.groups(G, count),),
     "chunk_size": (lambda count: mf.jacobian(chunk_size=count),),
     "points_at_once": (lambda count: mf.grid(abs, {"a": G[0]}, points_at_once=count),),
     "n": (mf.subset,),

@@ -44,7 +44,7 @@ def test_few_entries_at_the_top():
 # have. They go down with a folder; aims are for groups and for three sums.
 LINES = {
     "": 792,
-    "analysis": 1090,
+    "analysis": 815,
     "audit": 2155,
     "core": 2447,
     "gradients": 6695,  # aim 4,700

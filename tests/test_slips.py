@@ -444,10 +444,6 @@ def test_diagnostics_of_something_else():
     for other in (BATCH, nn.Linear(2, 1), {}):
         with pytest.raises(TypeError, match=r"^params: expected a .*dict"):
             diagnostics.curvature(vector, other, PARAMS)
-    net = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(net.parameters())
-    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got tuple"):
-        diagnostics.influence(vector, BATCH, net, lambda params: params["weight"].sum(), optimizer)
 
 
 @pytest.mark.parametrize("given", [PROBE, RULE, SGD])

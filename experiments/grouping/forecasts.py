@@ -11,6 +11,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc.types import Params
 
+from .affinity import affinity
 from .data import SIZES, TASKS, Data, Part
 from .truth import (
     BATCH,
@@ -37,7 +38,7 @@ Affinity = Callable[[Params, Part], Float[Tensor, "task task"]]
 
 def tag(params: Params, batch: Part) -> Tensor:
     """First-order affinity (Fifty et al. 2021): the share of loss j that a step on i removes."""
-    return mf.diagnostics.affinity(losses, params, batch, lr=LOOKAHEAD, shared=TRUNK)
+    return affinity(losses, params, batch, lr=LOOKAHEAD, shared=TRUNK)
 
 
 def etap(params: Params, batch: Part) -> Tensor:

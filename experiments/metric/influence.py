@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
@@ -147,6 +147,18 @@ def adam_state(run: Run) -> mf.optim.AdamState:
     return mf.optim.AdamState(next(iter(states.values()))["step"].long(), mean, square)
 
 
+def influence(run: Run, batch: Batch, target: Callable[[Params], Tensor]) -> Tensor:
+    """By how much every sample's gradient lowers the target in the next step, to first order:
+    ⟨target's gradient, P g_n⟩ in the optimizer's metric P, by one pass in forward mode.
+    """
+    params, adam = mf.parameters(run.module), isinstance(run.optimizer, torch.optim.Adam)
+    same, state = (mf.adam(RATE), adam_state(run)) if adam else (mf.sgd(RATE), ())
+    assert same.scales is not None
+    scale, _ = same.scales(state, params)
+    moved = {name: scale[name] * aim for name, aim in grad(target)(params).items()}
+    return jvp(lambda p: run.losses(p, batch), (params,), (moved,))[1]
+
+
 def through_adam(run: Run, rows: Params, aim: Params) -> Tensor:
     """⟨target's gradient, ∂step/∂g · g_n⟩ at the batch's mean gradient g, which is also in P."""
     params, state = mf.parameters(run.module), adam_state(run)
@@ -173,12 +185,9 @@ def correlations(setting: Setting, seed: int, looks: Sequence[int]) -> dict[str,
             apart = grad(proxy.target)(mf.parameters(proxy.module))
             whole = run.after({name: x.mean(0) for name, x in rows.items()})
             moved = {name: whole[name] - x for name, x in params.items()}
-            estimate_of = partial(
-                mf.diagnostics.influence, run.losses, run.module, batch, optimizer=run.optimizer
-            )
             answers = {
-                METRIC: estimate_of(target_fn=run.target),
-                END: estimate_of(target_fn=partial(run.target_after, moved)),
+                METRIC: influence(run, batch, run.target),
+                END: influence(run, batch, partial(run.target_after, moved)),
                 PLAIN: products(rows, aim, names),
                 PROXY: products(proxy.rows(batch), apart, names),
                 LAST: products(rows, aim, last),

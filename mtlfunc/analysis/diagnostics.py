@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp
 
 from ..core.checks import (
     check_count,
     check_gramian,
     check_params,
     check_scalar,
-    inside_transform,
     poison,
-    values_readable,
 )
 from ..core.gone import gone_names
 from ..core.tree import dot, layer_of, map_params, same_shapes, select
@@ -31,24 +29,19 @@ from ..solvers._auto import solver_or_auto
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
-from ._influence import influence
 from ._noise import SampleNoise, noise_scale, sample_noise
 
 __all__ = [
     "Change",
     "ConflictSums",
-    "Grouping",
     "SampleNoise",
     "Stationarity",
-    "affinity",
     "alignment",
     "conflict",
     "cosines",
     "curvature",
     "curvature_bound",
     "delta_m",
-    "groups",
-    "influence",
     "layer_gramians",
     "magnitude_similarity",
     "metric_error",
@@ -69,7 +62,10 @@ __getattr__ = gone_names(
     "mtlfunc.diagnostics",
     {
         "NewtonError": "it is mtlfunc.physics.NewtonError now",
+        "affinity": "four lines with task_gradients: docs/how-to/grouping.md",
         "conflicts": "write `gramian < 0`; `conflict` says which conflicts are not noise",
+        "groups": "a search of its own: docs/how-to/grouping.md",
+        "influence": "four lines with a jvp: docs/how-to/metric.md",
         "newton_error": "it is mtlfunc.physics.newton_error now",
     },
 )
@@ -425,182 +421,6 @@ def metric_error(rates: Float[Tensor, " task"], change: Change) -> Float[Tensor,
         )
     off = rates.to(change.predicted) + change.predicted
     return off.abs().amax() / change.predicted.abs().amax()
-
-
-def affinity(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    lr: Scalar,
-    shared: Select = "*",
-    chunk_size: int | None = None,
-) -> Float[Tensor, "task task"]:
-    """Inter-task affinity: the share of loss j that a step on task i alone removes.
-
-    Z_ij = 1 - L_j(θ - η·g_i) / L_j(θ), through the shared parameters: positive where training i
-    helps j, negative where it hurts. The paper averages it over the steps of a run: record it in
-    `rollout` and take the mean.
-
-    Args:
-        losses_fn: losses `[task]` that are positive, since Z is relative to them.
-        params: where to look ahead, `{name: tensor}`.
-        batch: whatever `losses_fn` takes.
-        lr: η, the length of the lookahead step; it is a plain gradient step.
-        shared: the parameters that move, a glob on their names or a predicate; the others stay.
-        chunk_size: how many tasks' steps are evaluated at once; None is all T.
-
-    Returns:
-        Z `[task i, task j]`: row i moved, column j felt it. NaN where L_j is 0.
-
-    Raises:
-        ValueError: for a negative loss, where it can be seen.
-
-    Source:
-        Fifty et al. 2021 (TAG), the definition of inter-task affinity.
-
-    Examples:
-        >>> targets = torch.tensor([[1.0], [2.0]])
-        >>> affinity(
-        ...     lambda p, x: (p["w"] - x).square().sum(1), {"w": torch.zeros(1)}, targets, lr=0.25
-        ... ).tolist()
-        [[0.75, 0.4375], [1.0, 0.75]]
-    """
-    check_params(params)
-    check_scalar(lr, "lr", positive=True)
-    check_count(chunk_size, "chunk_size", none=True)
-    request = Request(select(params, shared), chunk_size=chunk_size)
-    linear = linearize(run(losses_fn, params, batch), request)
-    if values_readable(linear.losses) and bool((linear.losses < 0).any()):
-        raise ValueError(
-            f"losses_fn: losses {linear.losses.tolist()} are not all positive, and a change "
-            "relative to a negative loss has the wrong sign"
-        )
-
-    def losses_after(row: Params) -> Tensor:
-        moved = params | {name: params[name] - lr * step for name, step in row.items()}
-        return parse_losses(losses_fn(moved, batch)).vector
-
-    with explained(params):
-        after = vmap(losses_after, chunk_size=chunk_size)(linear.rows)
-    return torch.where(linear.losses == 0, float("nan"), 1 - after / linear.losses)
-
-
-class Grouping(NamedTuple):
-    """Groups of tasks to train together, and what each is trained for."""
-
-    groups: list[tuple[int, ...]]  # tasks trained together, one network a group
-    serves: list[tuple[int, ...]]  # those that this group's network answers: every task once
-    total: float  # Σ_t of the affinity onto task t in the group that serves it
-
-
-def groups(
-    affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = True, alone: float = 0.0
-) -> Grouping:
-    """The best set of at most `count` groups of tasks, each task served by one of them.
-
-        max over groups g_1 … g_k and s(t) ∋ t   Σ_t mean_{i ∈ s(t), i ≠ t} Z_it
-
-    Exact. The paper searches sets of groups by branch and bound; here the tasks are partitioned by
-    who serves them, over subsets, with the best group that contains them all: 3^T steps for each
-    group.
-
-    Args:
-        affinity: Z `[task i, task j]`, of `affinity`, averaged over a run; the diagonal is not
-            read.
-        count: the budget of networks, >= 1.
-        overlap: a task may also be trained in groups that do not serve it, to help the others, as
-            in the paper; False partitions the tasks.
-        alone: the affinity onto a task in a group of its own, which the mean leaves open: 0,
-            neither help nor harm. The official code has -1e6, which leaves no task alone.
-
-    Returns:
-        groups in the order of the first task that they serve; of equal totals, one with fewer and
-        smaller groups.
-
-    Raises:
-        ValueError: for more than 12 tasks, NaN or infinity, or count < 1.
-        RuntimeError: under a transform.
-
-    Source:
-        Fifty et al. 2021 (TAG), network selection, with the mean of the official code.
-
-    Examples:
-        >>> Z = torch.tensor([[0.0, 0.2, -0.1], [0.3, 0.0, -0.2], [0.0, 0.1, 0.0]])
-        >>> groups(Z, 2).groups
-        [(0, 1), (2,)]
-    """
-    if inside_transform():
-        raise RuntimeError(
-            "groups: a combinatorial search cannot run under a torch.func transform; call it on "
-            "each affinity outside"
-        )
-    check_gramian(affinity, "affinity")
-    tasks = len(affinity)
-    if tasks > 12:
-        raise ValueError(f"affinity: {tasks} tasks; the exact search takes at most 12")
-    check_count(count, "count")
-    if not alone < float("inf"):
-        raise ValueError(f"alone: expected a score < inf, got {alone}")
-    Z = affinity.detach().double().cpu().numpy()
-
-    value, best = _best_groups(Z, overlap, alone)
-    # The best partition of the tasks of a mask into that many served sets; the one with its lowest
-    # task is chosen first.
-    rest = np.where(np.arange(1 << tasks) == 0, 0.0, -np.inf)
-    parts: list[np.ndarray] = []
-    for _ in range(min(count, tasks)):
-        total, part = rest.copy(), np.zeros(1 << tasks, dtype=np.int64)
-        for mask in range(1, 1 << tasks):
-            lowest = mask & -mask
-            first = lowest + _subset_sums(1 << t for t in _members(mask ^ lowest))
-            scores = value[first] + rest[mask ^ first]
-            top = int(scores.argmax())
-            if scores[top] > total[mask] or (not parts and not part[mask]):
-                total[mask], part[mask] = scores[top], first[top]
-        rest = total
-        parts.append(part)
-
-    served_sets, mask = [], (1 << tasks) - 1
-    for part in reversed(parts):
-        if part[mask]:  # 0 where one group fewer is as good
-            served_sets.append(int(part[mask]))
-            mask ^= int(part[mask])
-    return Grouping(
-        [_members(int(best[s])) for s in served_sets],
-        [_members(s) for s in served_sets],
-        float(rest[-1]),
-    )
-
-
-def _best_groups(Z: np.ndarray, overlap: bool, alone: float) -> tuple[np.ndarray, np.ndarray]:
-    """The best group for each set of tasks that are served together, and its value, by bit mask."""
-    tasks = len(Z)
-    value, best = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
-    value[0] = 0.0
-    for group in sorted(range(1, 1 << tasks), key=int.bit_count):
-        members = _members(group)
-        others = [[Z[i, t] for i in members if i != t] for t in members]
-        onto = [float(np.mean(x)) if x else alone for x in others]
-        served, score = _subset_sums(1 << t for t in members), _subset_sums(onto)
-        if not overlap:
-            served, score = served[-1:], score[-1:]
-        better = (score > value[served]) | (best[served] == 0)
-        value[served[better]], best[served[better]] = score[better], group
-    best[0], value[0] = 0, 0.0
-    return value, best
-
-
-def _members(mask: int) -> tuple[int, ...]:
-    return tuple(t for t in range(mask.bit_length()) if mask >> t & 1)
-
-
-def _subset_sums(numbers: Iterable[float]) -> np.ndarray:
-    """Of every subset, in the order of the binary numbers."""
-    found = np.zeros(1, dtype=np.int64)
-    for x in numbers:
-        found = np.concatenate([found, found + x])
-    return found
 
 
 def delta_m(

@@ -17,6 +17,7 @@ from experiments.common.cells import Store
 from experiments.digits.data import digits
 from experiments.grouping import __main__ as command
 from experiments.grouping import data, forecasts, judge, report, truth
+from experiments.grouping.affinity import affinity
 
 SMALL = ["--quick", "--steps", "2"]
 SEEDS = (3, 4)
@@ -139,7 +140,7 @@ def test_affinities_are_their_formulas():
     cosines = F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).mT
     torch.testing.assert_close(forecasts.cosine(params, batch), cosines)
     # TAG's for a short step is ETAP's times the step
-    short = mf.diagnostics.affinity(
+    short = affinity(
         lambda p, b: truth.losses(p, b).double(), params, batch, lr=1e-3, shared="trunk.*"
     )
     torch.testing.assert_close(short.float() / 1e-3, gramian / values, rtol=0.02, atol=2e-3)

@@ -80,6 +80,25 @@ def test_the_truth_is_leave_one_out_of_adam(run):
     assert torch.corrcoef(torch.stack([derivative, known]))[0, 1] > 0.95
 
 
+@pytest.mark.parametrize("optimizer", [influence.ADAM, "SGD, momentum .9"])
+def test_influence_is_a_product_of_rows_in_the_optimizers_metric(optimizer):
+    made = influence.Run("digits", steps.DIAGONAL[optimizer], influence.RATE, 0)
+    for step in range(3):
+        made.step(step)
+    batch, params = made.batch(3), mf.parameters(made.module)
+    aim = grad(made.target)(params)
+    scale = {name: torch.full_like(x, influence.RATE) for name, x in params.items()}
+    if optimizer == influence.ADAM:
+        for name, leaf in made.module.named_parameters():
+            square = made.optimizer.state[leaf]["exp_avg_sq"] / (1 - 0.999**3)
+            share = influence.RATE * (1 - 0.9) / (1 - 0.9**4)
+            # nothing is known of a coordinate that has had no gradient
+            scale[name] = (share / (square.sqrt() + 1e-8)).where(square > 0, 0.0)
+    known = influence.products(made.rows(batch), {x: scale[x] * aim[x] for x in aim}, list(aim))
+    seen = known.abs().max()
+    assert (influence.influence(made, batch, made.target) - known).abs().max() <= 1e-9 * seen
+
+
 def test_the_command_of_influence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(influence, "HERE", tmp_path)
     assert influence.main(["--quick", "--seeds", "2"]) == 0

@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from mtlfunc.analysis import diagnostics
+from experiments.grouping.affinity import affinity, groups
 from tests.support.networks import gradient_rows, network
 
 # --- affinity -----------------------------------------------------------------------------------
@@ -25,23 +25,15 @@ def literal_affinity(losses, params, batch, lr, names):
     return torch.stack([1 - value / before for value in after])
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 2])
-def test_affinity_equals_loop(chunk_size):
+def test_affinity_equals_loop():
     losses, params, batch = network()
     trunk = [name for name in params if name.startswith("trunk")]
-    found = diagnostics.affinity(
-        losses, params, batch, lr=0.1, shared="trunk.*", chunk_size=chunk_size
-    )
-    torch.testing.assert_close(
-        found, literal_affinity(losses, params, batch, 0.1, trunk), rtol=1e-9, atol=1e-12
-    )
-    everything = diagnostics.affinity(losses, params, batch, lr=0.1, chunk_size=chunk_size)
-    torch.testing.assert_close(
-        everything,
-        literal_affinity(losses, params, batch, 0.1, list(params)),
-        rtol=1e-9,
-        atol=1e-12,
-    )
+    found = affinity(losses, params, batch, lr=0.1, shared="trunk.*")
+    known = literal_affinity(losses, params, batch, 0.1, trunk)
+    torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
+    everything = affinity(losses, params, batch, lr=0.1)
+    known = literal_affinity(losses, params, batch, 0.1, list(params))
+    torch.testing.assert_close(everything, known, rtol=1e-9, atol=1e-12)
     assert float((found - everything).abs().max()) > 1e-3  # the heads stayed
 
 
@@ -64,7 +56,7 @@ def test_affinity_of_quadratics_closed_form():
         + lr**2 * 0.5 * between.square().sum(2)
     )
     torch.testing.assert_close(
-        diagnostics.affinity(losses, {"x": x}, (), lr=lr), 1 - after / own, rtol=1e-12, atol=1e-14
+        affinity(losses, {"x": x}, (), lr=lr), 1 - after / own, rtol=1e-12, atol=1e-14
     )
 
 
@@ -72,52 +64,25 @@ def test_affinity_to_first_order_is_the_gramian():
     """Z_ij → η G_ij / L_j as η → 0: the sign of an affinity is that of the cosine."""
     losses, params, batch = network()
     values, G = mf.task_gramian(losses, params, batch, shared="trunk.*")
-    found = diagnostics.affinity(losses, params, batch, lr=1e-6, shared="trunk.*")
+    found = affinity(losses, params, batch, lr=1e-6, shared="trunk.*")
     torch.testing.assert_close(found / 1e-6, G / values, rtol=1e-4, atol=1e-5)
 
 
-def test_affinity_vmapped_recorded_and_differentiated():
+def test_affinity_vmapped_and_differentiated():
     losses, params, batch = network()
     rates = torch.tensor([0.05, 0.1], dtype=torch.float64)
-    together = vmap(
-        lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*")
-    )(rates)
-    alone = [
-        diagnostics.affinity(losses, params, batch, lr=float(lr), shared="trunk.*") for lr in rates
-    ]
+    together = vmap(lambda lr: affinity(losses, params, batch, lr=lr, shared="trunk.*"))(rates)
+    alone = [affinity(losses, params, batch, lr=float(lr), shared="trunk.*") for lr in rates]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=1e-12)
-    step = mf.descend(losses, mf.mean(), mf.jacobian("trunk.*"), mf.sgd(0.1))
-
-    def record(state, info):
-        return diagnostics.affinity(losses, state.params, batch, lr=0.1, shared="trunk.*")
-
-    _, over_time = mf.rollout(step, step.init(params, batch), [batch] * 3, record=record)
-    assert over_time.shape == (3, 3, 3)
     h = 1e-5
-    slope = grad(
-        lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*")[0, 1]
-    )(rates[0])
+    slope = grad(lambda lr: affinity(losses, params, batch, lr=lr, shared="trunk.*")[0, 1])(
+        rates[0]
+    )
     high, low = (
-        diagnostics.affinity(losses, params, batch, lr=float(rates[0]) + s, shared="trunk.*")[0, 1]
+        affinity(losses, params, batch, lr=float(rates[0]) + s, shared="trunk.*")[0, 1]
         for s in (h, -h)
     )
     torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
-
-
-def test_affinity_refuses_negative_losses_and_bad_arguments():
-    params = {"x": torch.tensor([1.0, 2.0])}
-    with pytest.raises(ValueError, match=r"losses_fn: losses \[1.0, -2.0\] are not all positive"):
-        diagnostics.affinity(lambda p, b: p["x"] * torch.tensor([1.0, -1.0]), params, (), lr=0.1)
-    found = diagnostics.affinity(
-        lambda p, b: torch.stack([p["x"].square().sum(), 0 * p["x"].sum()]), params, (), lr=0.1
-    )
-    assert found[:, 1].isnan().all()
-    torch.testing.assert_close(found[:, 0], torch.tensor([0.36, 0.0]))
-    for lr in (0.0, -1.0):
-        with pytest.raises(ValueError, match="lr: expected a finite number > 0"):
-            diagnostics.affinity(lambda p, b: p["x"], params, (), lr=lr)
-    with pytest.raises(ValueError, match="chunk_size"):
-        diagnostics.affinity(lambda p, b: p["x"], params, (), lr=0.1, chunk_size=0)
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -154,7 +119,7 @@ def onto(Z, group, task, alone):
 def test_groups_equal_exhaustive_search(tasks, count, overlap):
     for seed, alone in ((0, 0.0), (1, 0.3), (2, -1e6)):
         Z = torch.from_numpy(np.random.default_rng(seed).standard_normal((tasks, tasks)))
-        found = diagnostics.groups(Z, count, overlap=overlap, alone=alone)
+        found = groups(Z, count, overlap=overlap, alone=alone)
         assert found.total == pytest.approx(searched(Z.numpy(), count, overlap, alone), rel=1e-12)
         # What it names has the total that it claims, and every task is served once, in a group that
         # trains it.
@@ -180,14 +145,14 @@ def test_groups_of_planted_blocks():
     for block in blocks:
         Z[np.ix_(block, block)] = 1.0
     for count in (3, 4):
-        found = diagnostics.groups(Z, count, overlap=False)
+        found = groups(Z, count, overlap=False)
         # Of equal totals, fewer groups; a part of a block is as good as the whole, so larger
         # budgets gain nothing.
         assert found.groups == blocks
         assert found.total == 12
-    assert diagnostics.groups(Z, 1).groups == [tuple(range(12))]
-    assert diagnostics.groups(-torch.ones(3, 3), 3).groups == [(0,), (1,), (2,)]
-    assert diagnostics.groups(-torch.ones(3, 3), 3, alone=-1e6).groups == [(0, 1, 2)]
+    assert groups(Z, 1).groups == [tuple(range(12))]
+    assert groups(-torch.ones(3, 3), 3).groups == [(0,), (1,), (2,)]
+    assert groups(-torch.ones(3, 3), 3, alone=-1e6).groups == [(0, 1, 2)]
 
 
 def test_groups_help_without_being_served():
@@ -196,19 +161,16 @@ def test_groups_help_without_being_served():
     """
     Z = torch.full((4, 4), -1.0)
     Z[1, 0] = Z[1, 2] = Z[3, 1] = Z[1, 3] = 1.0
-    found = diagnostics.groups(Z, 3)
+    found = groups(Z, 3)
     assert found.total == 4
     assert found.serves == [(0,), (1, 3), (2,)]
     assert found.groups == [(0, 1), (1, 3), (1, 2)]
-    assert diagnostics.groups(Z, 3, overlap=False).total == 2
+    assert groups(Z, 3, overlap=False).total == 2
 
 
 def test_groups_errors():
-    with pytest.raises(ValueError, match="affinity: 13 tasks; the exact search takes at most 12"):
-        diagnostics.groups(torch.zeros(13, 13), 2)
-    with pytest.raises(ValueError, match="count: expected a whole number >= 1, got 0"):
-        diagnostics.groups(torch.zeros(2, 2), 0)
-    with pytest.raises(ValueError, match=r"affinity: NaN or infinite entries in rows \[0\]"):
-        diagnostics.groups(torch.tensor([[float("nan"), 0.0], [0.0, 0.0]]), 2)
-    with pytest.raises(RuntimeError, match="groups: a combinatorial search"):
-        vmap(lambda Z: torch.tensor(diagnostics.groups(Z, 2).total))(torch.zeros(2, 3, 3))
+    for wrong in (torch.zeros(13, 13), torch.tensor([[float("nan"), 0.0], [0.0, 0.0]])):
+        with pytest.raises(ValueError, match="affinity: expected finite numbers"):
+            groups(wrong, 2)
+    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
+        groups(torch.zeros(2, 2), 0)
