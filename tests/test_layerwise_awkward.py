@@ -11,6 +11,8 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
+from mtlfunc.gradients.layerwise.elementwise import group_norm
+from mtlfunc.gradients.layerwise.uses import Operand, Part
 from tests.support.oracles import agree
 
 # Random architectures.
@@ -302,3 +304,32 @@ def test_a_number_written_by_index_copy_is_differentiated_task_by_task(to):
     with balancer:
         found = losses(module)
     torch.testing.assert_close(balancer.backward(found).gramian, expected)
+
+
+class Bare:
+    """A node without what some versions of torch do not save."""
+
+    def __init__(self, node, gone):
+        self.node, self.gone = node, gone
+
+    def __getattr__(self, name):
+        if name == self.gone:
+            raise AttributeError(name)
+        return getattr(self.node, name)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 2), (3, 4, 2, 1, 3)])
+def test_group_norm_is_read_without_its_saved_eps(shape, eps):
+    """Which torch 2.14 no longer keeps: normalised inputs come of the inverse deviations."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 4, eps=eps, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    out = norm(x)
+    node = Bare(out.grad_fn, "_saved_eps")
+    operand = Operand(Part("weight"), (4,), (), node, 1, out.grad_fn)
+    use = group_norm(operand)
+    delta = torch.randn(2, *shape, dtype=torch.float64)
+    rows = use.fold(use.varied(delta).sum((1, 2))[:, 0, :, None])
+    expected = [torch.autograd.grad(out, norm.weight, d, retain_graph=True)[0] for d in delta]
+    torch.testing.assert_close(rows, torch.stack(expected))

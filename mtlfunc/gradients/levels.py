@@ -1,7 +1,7 @@
 """The leaves of one forward pass: plain tensors, or, under a transform, those of a level of `vjp`.
 
 Outside of transforms the losses run on plain leaves, and everything that autograd takes works:
-batch norm in train mode, checkpointing, hooks, functions whose forward takes ctx. A level is opened
+batch norm in train mode, hooks, functions whose forward takes ctx. A level is opened
 where a transform is active, the compiler traces, or inference mode forbids plain leaves.
 """
 
@@ -177,11 +177,7 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
 
 
 class Strangers:
-    """Tensors that require grad, are not leaves of the pass, and yet enter what it computed.
-
-    Args:
-        leaves: of the pass, plain ones.
-    """
+    """Tensors that require grad and enter what a pass on plain `leaves` computed."""
 
     def __init__(self, leaves: Params) -> None:
         self.seen: set[Node] = {leaf.grad_fn for leaf in leaves.values() if leaf.grad_fn}
@@ -305,17 +301,11 @@ class _Changes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         norm = "batch_norm" in func.__name__  # its schema does not admit the change
-        given = {}
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            given[argument.name] = (argument, value)
-        given |= {
-            argument.name: (argument, kwargs[argument.name])
-            for argument in func._schema.arguments
-            if argument.name in kwargs
-        }
-        for name, (argument, value) in given.items():
+        arguments = func._schema.arguments
+        values = [*args, *(kwargs.get(each.name) for each in arguments[len(args) :])]
+        for argument, value in zip(arguments, values, strict=True):
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written or (norm and name.startswith("running_")):
+            if written or (norm and argument.name.startswith("running_")):
                 for tensor in tree_leaves(value):
                     self._keep(tensor)
         out = func(*args, **kwargs)
@@ -344,27 +334,26 @@ _IN_PLACE = (
     "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
     "info.aux into the next batch."
 )
-_CHECKPOINTING = (
-    "losses_fn uses activation checkpointing (or other hooks on saved tensors), which "
-    "torch.func does not take: call the module without it; chunk_size bounds the memory of "
-    "the backward passes instead."
+CHECKPOINTING = (
+    "losses_fn uses activation checkpointing (or other hooks on saved tensors, under a transform): "
+    "it runs again in the backward pass, when the module has its own parameters back. Call the "
+    "module without it, as chunk_size bounds memory; or hand its losses to mtlfunc.Balancer."
 )
 _CURES = {
     "in-place operation": _IN_PLACE,
     "will be updated in place": _IN_PLACE,
-    "not compatible with .grad()": (
-        "losses_fn uses reentrant activation checkpointing, which goes with loss.backward() alone: "
-        "pass use_reentrant=False to torch.utils.checkpoint."
-    ),
-    "saved tensor hooks": _CHECKPOINTING,
-    "_NoopSaveInputs": _CHECKPOINTING,  # of checkpointing, before torch 2.12
+    "not compatible with .grad()": CHECKPOINTING,  # of reentrant checkpoints
+    "saved tensor hooks": CHECKPOINTING,
+    "_NoopSaveInputs": CHECKPOINTING,  # of checkpointing, before torch 2.12
     "must override the setup_context": (
         "losses_fn calls a torch.autograd.Function whose forward takes ctx, which torch.func does "
         "not take. If it is your own, write forward(*inputs) without ctx, and "
         "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
         "(register_full_backward_hook or register_full_backward_pre_hook), which is such a "
         "Function: remove the hook, or register one on the tensor, output.register_hook. So is an "
-        "operation of torch.library with register_autograd: write its formula as a Function."
+        "operation of torch.library with register_autograd: write its formula as a Function; and "
+        "reentrant activation checkpointing, which goes with the losses of mtlfunc.Balancer alone, "
+        "as use_reentrant=False."
     ),
     "Cannot access data pointer": (
         "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "

@@ -24,7 +24,7 @@ from ..core.expect import expect_losses_fn
 from ..types import Batch, LossesFn, Params
 from .hooks import RETAIN, Handles
 from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
-from .levels import Strangers, explained_vjp, run_backward
+from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps
 
@@ -94,16 +94,10 @@ def forward_of(
     separable: bool = True,
     **facts: Any,
 ) -> Forward:
-    """The forward pass at the leaves' own level.
+    """The forward pass at the level of its leaves, which are `params` outside of it.
 
-    Args:
-        losses: with their graph.
-        leaves: what the forward pass saw of the parameters.
-        params: these, outside of the level.
-        recorded: whether something outside may differentiate the losses, by their graph; None is
-            no.
-        separable: whether losses that were stacked may be differentiated one by one.
-        facts: other fields of `Forward`.
+    `recorded` says by the graph whether something outside may differentiate the losses, `separable`
+    whether losses that were stacked may be differentiated one by one; `facts` are other fields.
     """
     vector, aux = losses.vector, losses.aux
     root = gradient_edge(vector) if vector.requires_grad else None
@@ -181,14 +175,7 @@ def run(
 
 
 def live(losses: Losses, leaves: Params, *, watch: bool = False, hooked: bool = False) -> Forward:
-    """The forward pass behind losses that exist; nothing is recorded, and no graph is freed.
-
-    Args:
-        losses: with their graph.
-        leaves: the places in that graph where to differentiate.
-        watch: as in `Forward`.
-        hooked: as in `Forward`.
-    """
+    """The forward pass behind losses that exist; nothing is recorded, and no graph is freed."""
     watch = watch and not hooked
     return forward_of(losses, leaves, leaves, watched=watch, hooked=hooked, whole=False)
 
@@ -269,16 +256,13 @@ def observe(
     That is so under a transform, outside or inside `call`, and for an operation that something
     enters which requires grad and is not a leaf. What needs no second derivative of an operation
     but meets one after it (a flash attention, and then a scale that requires grad) shows in the
-    finished graph alone: then `call` is called a second time.
+    finished graph alone: then `call` is called a second time, with the random numbers of the first,
+    and what it changes is restored.
 
     Args:
-        call: runs `losses_fn`, or a part of it.
-        leaves: what it is given, plain or at a level.
-        parse: from what it returned to losses.
-        params: the leaves outside of their level.
+        call: runs `losses_fn`, or a part of it, on leaves that are plain or at a level.
         outside: whether gradients were enabled around the call, before the leaves were made.
-        watch: as in `run`.
-        separable: as in `run`.
+        leaves, parse, params, watch, separable: as in `run` and `forward_of`.
 
     Returns:
         the forward at this level; not watched if there are hooks, for which its nodes cannot
@@ -302,24 +286,36 @@ def observe(
             return outside and (carried or guard.foreign(graph.variables.values()))
 
         reached = None if plain else any(map(has_innermost_derivative, losses.roots))
-        return forward_of(
+        found = forward_of(
             losses, leaves, params, recorded, separable=separable, reached=reached,
             watched=watch and not hooked, hooked=hooked,
         )  # fmt: skip
+        if plain and found.graph.has_checkpoint:
+            raise RuntimeError(CHECKPOINTING)
+        return found
 
+    drawn = _drawn(leaves) if plain and outside and not carried else []
     found = once(always=carried or depth() > 1)
     again = found.recorded and not carried and depth() <= 1
     if again and found.graph.has_final_backward:
-        return once(always=True)
+        for generator, state in drawn:
+            generator.set_state(state)
+        with without_trace(leaves):
+            return once(always=True)
     return found
 
 
-class _Guard(SafeOps, Handles):
-    """`SafeOps` where it is needed; and whether hooks can have been put on derivatives.
+def _drawn(leaves: Params) -> list[tuple[torch.Generator, Tensor]]:
+    """The generators of random numbers, as they are."""
+    device, found = next(iter(leaves.values())).device, [torch.default_generator]
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        found.append(torch.cuda.default_generators[device.index])
+    return [(generator, generator.get_state()) for generator in found]
 
-    Args:
-        leaves: of the pass.
-        always: it is needed for every operation.
+
+class _Guard(SafeOps, Handles):
+    """`SafeOps` where it is needed, or `always`; and whether hooks can have been put on derivatives
+    of these leaves.
     """
 
     def __init__(self, leaves: Params, always: bool) -> None:

@@ -118,26 +118,30 @@ def _scale(operand: Operand, op: str, deviation: str, *, centred: bool) -> Use:
     """
     x, rstd = operand.saved("input"), operand.saved(deviation)
     count = len(operand.node._saved_normalized_shape)
-    dims = list(range(-count, 0))
 
     def summand(delta: Tensor) -> Tensor:
-        wide = x.to(rstd.dtype)
-        wide = wide - wide.mean(dims, keepdim=True) if centred else wide
-        variance = wide.square().mean(dims, keepdim=True)
-        least = (rstd.square().reciprocal() - variance).detach()
-        return delta * (wide * (variance + least).rsqrt())
+        return delta * _normalized(x, rstd, list(range(-count, 0)), centred=centred)
 
     return _local(operand, op, summand, count, None)
 
 
+def _normalized(x: Tensor, rstd: Tensor, dims: list[int], *, centred: bool) -> Tensor:
+    wide = x.to(rstd.dtype)
+    wide = wide - wide.mean(dims, keepdim=True) if centred else wide
+    variance = wide.square().mean(dims, keepdim=True)
+    least = (rstd.square().reciprocal() - variance).detach()
+    return wide * (variance + least).rsqrt()
+
+
 def group_norm(operand: Operand) -> Use:
-    node = operand.node
     if operand.at == 2:
         return shift(operand, "group_norm", 1, channel=1)
-    x, groups, eps = operand.saved("input"), node._saved_group, node._saved_eps
+    x, rstd, groups = operand.saved("input"), operand.saved("result2"), operand.node._saved_group
 
     def summand(delta: Tensor) -> Tensor:
-        return delta * F.group_norm(x, groups, None, None, eps)
+        grouped = x.reshape(len(x), groups, -1)
+        normal = _normalized(grouped, rstd.unsqueeze(-1), [-1], centred=True)
+        return delta * normal.reshape(x.shape)
 
     return _local(operand, "group_norm", summand, 1, 1)
 

@@ -132,7 +132,13 @@ class Graph:
         """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
         the forward pass once more, in every pass that visits it.
         """
-        return _have_saved_hooks(self.following)
+        return any(True for _ in _saved_hooks(self.following))
+
+    @cached_property
+    def has_checkpoint(self) -> bool:
+        """Whether `torch.utils.checkpoint` brings back what some node has saved."""
+        modules = [getattr(hook, "__module__", "") for hook in _saved_hooks(self.following)]
+        return "torch.utils.checkpoint" in modules
 
     @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
@@ -150,7 +156,7 @@ class Graph:
         it: if that keeps much, and no hook brings it back, such as a checkpoint's.
         """
         much = sum(map(entries_of, self._elsewhere())) > _FEW
-        return much and not _have_saved_hooks(self._elsewhere())
+        return much and not any(True for _ in _saved_hooks(self._elsewhere()))
 
     def _elsewhere(self) -> Iterator[Node]:
         return islice(self.following, self.counts[0] if self.largest == 0 else 0, None)
@@ -235,14 +241,14 @@ def entries_of(node: Node) -> int:
     return sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor])
 
 
-def _have_saved_hooks(nodes: Iterable[Node]) -> bool:
+def _saved_hooks(nodes: Iterable[Node]) -> Iterator[Any]:
+    """What brings back the tensors that these nodes have saved, where a hook does."""
     found = [read(node) for node in nodes if (read := _saved_of(type(node))) is not None]
     for saved in found:  # it grows while it is read
         if type(saved) is tuple:
             found.extend(saved)
-        elif saved.unpack_hook is not None:
-            return True
-    return False
+        elif (hook := saved.unpack_hook) is not None:
+            yield hook
 
 
 @cache
@@ -288,8 +294,9 @@ def _refuse_reentrant(kinds: frozenset[type]) -> None:
     if "CheckpointFunctionBackward" in [kind.__name__ for kind in kinds]:
         raise RuntimeError(
             "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
-            "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
-            '(in transformers, gradient_checkpointing_kwargs={"use_reentrant": False})'
+            "inside would get no gradient. Losses of a module that mtlfunc.Balancer takes may have "
+            "use_reentrant=False of torch.utils.checkpoint (in transformers, "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}); a pure function has none'
         )
 
 
