@@ -100,7 +100,7 @@ _LATER = {
     "testing": "testing",
 }
 """What stands above training, and its module, which is imported at the first use."""
-_NEEDS = {"plot": ("matplotlib", "scipy"), "studies": _extras.LAB}
+_NEEDS = {"plot": _extras.PLOT, "studies": _extras.LAB}
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists

@@ -1,8 +1,9 @@
 """`python -m mtlfunc.warmup`: compile all CPU kernels ahead of time, for images, CI and clusters.
 
-Without it each kernel is compiled, with a line on stderr, the first time that a process needs it,
-and loaded from numba's cache on disk from then on. The cache is `NUMBA_CACHE_DIR` if that is set,
-else it lies next to the package, else (where that folder cannot be written) in the user's own.
+Without it the first process that needs a kernel starts this command in the background, and answers
+with interpreted kernels until the compiled ones are in numba's cache. The cache is
+`NUMBA_CACHE_DIR` if that is set, else it lies next to the package, else (where that folder cannot
+be written) in the user's own.
 """
 
 from __future__ import annotations
@@ -12,79 +13,75 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from .core._kernels.compiling import COMPILER, Kernel, cache_of
 
-def warmup() -> dict[str, Path]:
-    """Compile the CPU kernels that are not cached yet: solvers, random numbers, rules.
+
+def warmup() -> dict[str, Path | None]:
+    """Compile the CPU kernels that are not cached yet, and load those that are.
 
     Returns:
-        the folder of the cache for each kernel.
+        the folder of the cache for each kernel; None where numba finds none that it can write to,
+        and the kernels are compiled for this process alone.
 
     Raises:
-        RuntimeError: when numba finds no folder that it can write to.
+        RuntimeError: when numba is not installed.
     """
-    return {name: _folder(compiled()) for name, compiled in _KERNELS.items()}
+    if not COMPILER.installed:
+        raise RuntimeError("numba is not installed; pip install numba, or go on without: slower")
+    return {name: cache_of(make().dispatcher) for name, make in _KERNELS.items()}
 
 
-def _solvers() -> Any:
+def _solvers() -> Kernel:
     from .solvers._kernels import active_set_batch, active_set_cpu
 
     # one kernel for all three problems
-    active_set_batch.solve(np.eye(2)[None], None, None, 1e-16, 1)
+    with COMPILER.allowed():
+        active_set_batch.solve(np.eye(2)[None], None, None, 1e-16, 1)
     return active_set_cpu._range
 
 
-def _random() -> Any:
-    from .core._kernels import random
-
-    random.fold_in(0, 0)
-    random.fill_symmetric(0, np.empty(1))
-    for dtype, digits in ((np.float32, 24), (np.float64, 53)):
-        out = np.empty(1, dtype)
-        random.uniform(0, digits, out)
-        random.scale_into(np.empty(1), 1.0, out)
-    return random.fold_in
-
-
-def _surgery() -> Any:
+def _surgery() -> Kernel:
     from .rules._kernels import surgery
 
-    surgery.solve(np.eye(2)[None], np.zeros(1, np.int64), None, None, 1e-16, 1, 1)
+    with COMPILER.allowed():
+        surgery.solve(np.eye(2)[None], np.zeros(1, np.int64), None, None, 1e-16, 1, 1)
     return surgery._range
 
 
-def _equiangular() -> Any:
+def _equiangular() -> Kernel:
     from .rules._kernels import equiangular
 
-    equiangular.solve(np.eye(2), np.ones(2), 1e-16, np.empty(2), np.empty(2))
+    with COMPILER.allowed():
+        equiangular.solve.run(np.eye(2), np.ones(2), 1e-16, np.empty(2), np.empty(2))
     return equiangular.solve
 
 
-_KERNELS: dict[str, Callable[[], Any]] = {
+_KERNELS: dict[str, Callable[[], Kernel]] = {
     "solvers": _solvers,
-    "random numbers": _random,
     "gradient surgery": _surgery,
     "equal angles": _equiangular,
 }
 
 
-def _folder(kernel: Any) -> Path:
-    return Path(kernel.stats.cache_path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     argparse.ArgumentParser("mtlfunc.warmup", description=__doc__).parse_args(arguments)
-    for name, compiled in _KERNELS.items():
+    if not COMPILER.installed:
+        print("mtlfunc.warmup: numba is not installed; kernels stay interpreted", file=sys.stderr)
+        return 1
+    for name, make in _KERNELS.items():
         start = time.perf_counter()
         try:
-            folder = _folder(compiled())
-        except (RuntimeError, OSError) as error:
+            folder = cache_of(make().dispatcher)
+        except (RuntimeError, ImportError, OSError) as error:
+            print(f"mtlfunc.warmup: {name}: {error}", file=sys.stderr)
+            return 1
+        if folder is None:
             print(
-                f"mtlfunc.warmup: {name}: the cache cannot be written ({error}); set "
-                "NUMBA_CACHE_DIR to a folder that can",
+                f"mtlfunc.warmup: {name}: the cache cannot be written; set NUMBA_CACHE_DIR to a "
+                "folder that can",
                 file=sys.stderr,
             )
             return 1

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent / "support" / "light.py"
 
 
 @pytest.mark.slow
-def test_the_core_needs_torch_numpy_numba_and_jaxtyping_alone():
+def test_the_core_needs_torch_numpy_and_jaxtyping_alone():
     found = subprocess.run(
         [sys.executable, str(SCRIPT), "--hide"], capture_output=True, text=True, check=False
     )

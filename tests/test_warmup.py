@@ -1,68 +1,184 @@
-"""Kernels compile once for a machine: with a line on stderr, or ahead of time."""
+"""Kernels answer at once, interpreted; their compiled form comes from a process of its own."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import mtlfunc as mf
+from mtlfunc.core._kernels import compiling
+from mtlfunc.rules._kernels import equiangular, surgery
+from mtlfunc.solvers._kernels import active_set_cpu
 from mtlfunc.warmup import main
 
 # the kernel that compiles the quickest; both processes and the warm-up go the same way with any
 FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
+STAYS = "; import time; from mtlfunc.core._kernels.compiling import COMPILER"
+STAYS += "; c = COMPILER.child; c and c.wait(); c or time.sleep(8)"
 
 
-def started(arguments, cache):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+def started(arguments, cache, **more):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)} | more
     pipe = subprocess.PIPE
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.slow
-def test_first_use_says_so_and_the_second_does_not(tmp_path):
-    both = [started(["-c", FIRST_USE], tmp_path) for _ in range(2)]  # at once, into one cache
+def test_one_of_several_first_uses_compiles_and_none_waits(tmp_path):
+    processes = [started(["-c", FIRST_USE + STAYS], tmp_path) for _ in range(4)]
     said = ""
-    for process in both:
+    for process in processes:
         out, err = process.communicate(timeout=900)
         said += err
         assert process.returncode == 0, err
         assert out.split() == ["[0.5,", "0.5]"]
-    assert "compiling the kernel surgery" in said
+    assert said.count("being compiled for this machine") == 1
     assert "python -m mtlfunc.warmup" in said
     process = started(["-c", FIRST_USE], tmp_path)
-    assert "compiling" not in process.communicate(timeout=900)[1]
+    assert process.communicate(timeout=900) == ("[0.5, 0.5]\n", "")
 
 
 def test_warmup_says_where_the_kernels_are(capsys):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 3
     for line in lines:
         assert Path(line.partition(", cached in ")[2]).is_dir()
 
 
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_warmup_compiles_what_is_missing(tmp_path):
-    started(["-c", FIRST_USE], tmp_path).communicate(timeout=900)
-    process = started(["-m", "mtlfunc.warmup"], tmp_path)
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0
-    assert str(tmp_path) in out
-    assert "surgery" not in err
-    assert "compiling the kernel active_set_cpu" in err  # the rest is compiled here
-    out, err = started(["-m", "mtlfunc.warmup"], tmp_path).communicate(timeout=900)
-    assert err == ""
-    assert len(out.splitlines()) == 4
+def test_without_numba_all_is_interpreted(tmp_path):
+    code = "import sys; sys.modules['numba'] = None; " + FIRST_USE
+    code += "; import mtlfunc.warmup; print(mtlfunc.warmup.main([]))"
+    out, err = started(["-c", code], tmp_path).communicate(timeout=900)
+    assert out == "[0.5, 0.5]\n1\n"
+    assert "numba is not installed" in err
 
 
 def test_importing_the_package_loads_no_compiler():
     heavy = {"cvxpy", "numba", "scipy"}
     code = (
-        "import sys, torch; before = set(sys.modules); import mtlfunc; "
+        "import sys, torch; before = set(sys.modules); import mtlfunc as mf; "
+        "mf.weights(mf.mean(), torch.eye(3)); mf.random.normal(mf.random.key(0), (3,)); "
         f"print(sorted({heavy} & (set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- interpreted and compiled --------------------------------------------------------------------
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """All kernels as in a process that has no compiler."""
+    monkeypatch.setitem(compiling.COMPILER.__dict__, "installed", False)
+    for kernel in (active_set_cpu._range, surgery._range, equiangular.solve):
+        monkeypatch.setattr(kernel, "ready", None)
+
+
+PROBLEMS = {
+    "min_norm": lambda g: mf.weights(mf.mgda(), g),
+    "cagrad": lambda g: mf.weights(mf.cagrad(0.7), g),
+    "dual_cone": lambda g: mf.weights(mf.upgrad(), g),
+    "surgery": lambda g: mf.weights(mf.pcgrad(), g, key=3),
+    "adaptive": lambda g: mf.weights(mf.gradvac(), g, key=3),
+    "angles": lambda g: mf.weights(mf.config(), g),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_interpreted_answers_are_the_compiled_ones(name, monkeypatch):
+    @given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 5, 9]), st.integers(-8, 8))
+    def check(seed, count, power):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(count, count + 2)) * 10.0 ** rng.uniform(-1, 1, (count, 1))
+        gramian = torch.from_numpy(rows @ rows.T * 10.0**power)
+        compiled = PROBLEMS[name](gramian)
+        with monkeypatch.context() as patch:
+            patch.setitem(compiling.COMPILER.__dict__, "installed", False)
+            for kernel in (active_set_cpu._range, surgery._range, equiangular.solve):
+                patch.setattr(kernel, "ready", None)
+            answer = PROBLEMS[name](gramian)
+        torch.testing.assert_close(answer, compiled, rtol=1e-9, atol=1e-11)
+
+    check()
+
+
+def test_nothing_is_said_of_zeros_and_infinities(interpreted):
+    """Warnings are errors here; the compiled form divides by zero in silence, too."""
+    zero = torch.zeros(3, 3, dtype=torch.float64)
+    for answer in PROBLEMS.values():
+        answer(zero)
+    infinite, none, found = np.full((1, 3, 3), np.inf), np.zeros((1, 0, 0)), np.empty((2, 1, 3, 3))
+    orders = none.astype(int)
+    surgery._range.run(infinite, np.zeros(1, int), orders, none, 1e-16, 0, 1, *found)
+    assert np.isnan(found[0]).all()
+
+
+# ---- where compiling fails -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """That of a process which has not needed a kernel yet, and asks again at once."""
+    made = compiling._Compiler()
+    monkeypatch.setattr(compiling, "COMPILER", made)
+    monkeypatch.setattr(compiling, "RETRY", 0.0)
+    return made
+
+
+def kernel_of(source=lambda x: x + 1.0):
+    source.__module__ = "mtlfunc.tests"
+    return compiling.Kernel(source, False)
+
+
+def missing(*_):
+    raise compiling.NotCompiled
+
+
+def test_a_process_that_cannot_compile_says_so_once(compiler, monkeypatch, tmp_path, capfd):
+    kernel = kernel_of()
+    kernel.__dict__["dispatcher"] = missing
+    monkeypatch.setattr(compiling, "cache_of", lambda _: tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\necho no room left >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    assert kernel.run(1.0) == 2.0
+    assert compiler.child is not None
+    compiler.child.wait()
+    with pytest.warns(RuntimeWarning, match="no room left.*stay interpreted"):
+        assert kernel.run(1.0) == 2.0
+    assert kernel.run(1.0) == 2.0  # and no more is said
+    assert "compiled for this machine" in capfd.readouterr().err
+
+
+def test_a_process_that_cannot_be_started_says_so_once(compiler, monkeypatch, tmp_path):
+    kernel = kernel_of()
+    kernel.__dict__["dispatcher"] = missing
+    monkeypatch.setattr(compiling, "cache_of", lambda _: tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.warns(RuntimeWarning, match="stay interpreted"):
+        assert kernel.run(1.0) == 2.0
+    assert kernel.run(1.0) == 2.0
+
+
+@pytest.mark.slow
+def test_without_a_folder_that_can_be_written_many_problems_compile_here(compiler, monkeypatch):
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    kernel = kernel_of()
+    assert kernel.run(1.0) == 2.0
+    assert compiling.cache_of(kernel.dispatcher) is None
+    assert kernel.ready is None
+    assert compiler.child is None
+    assert kernel.run(1.0, many=True) == 2.0
+    assert kernel.ready is not None
+    assert kernel.run(np.ones(2)).tolist() == [2.0, 2.0]  # an argument of another kind

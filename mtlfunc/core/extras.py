@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec
 
-LAB = ("filelock", "moocore", "tqdm", "xarray")
+LAB = "filelock", "moocore", "scipy", "tqdm", "xarray"
+PLOT = "matplotlib", "scipy"
 
 
 def expect_installed(*packages: str, what: str) -> None:
@@ -11,8 +12,9 @@ def expect_installed(*packages: str, what: str) -> None:
     """
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        lab = all(name in LAB for name in absent)
-        cure = '"mtlfunc[lab]"' if lab else " ".join(absent)
+        extras = {"plot": PLOT, "lab": LAB}
+        extra = next((name for name, has in extras.items() if {*packages} <= {*has}), None)
+        cure = f'"mtlfunc[{extra}]"' if extra else " ".join(absent)
         raise ModuleNotFoundError(
             f"{what}: {', '.join(absent)} not installed; python -m pip install {cure}",
             name=absent[0],

@@ -7,9 +7,7 @@ function instead of some thirty operations in torch.
 """
 
 import math
-from functools import cache
 from numbers import Integral
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +37,7 @@ def __dir__() -> list[str]:  # for completion: public names alone
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
+_ALL = 2**64 - 1
 
 
 class Stream(NamedTuple):
@@ -98,7 +97,7 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
         False
     """
     if _is_plain(key, data):
-        return _scalar(_cpu_kernels().fold_in(key.item(), int(data)))
+        return _scalar(_plain_fold(int(key), int(data)))
     return _hash(_hash(key + _GOLDEN) ^ _hash(data * torch.ones_like(key) + _FIRST))
 
 
@@ -154,10 +153,10 @@ def uniform(
         >>> bool(((0 <= x) & (x < 1)).all())
         True
     """
-    if dtype in _NUMPY and _is_plain(key):
-        out = np.empty(shape, _NUMPY[dtype])
-        _cpu_kernels().uniform(key.item(), 53 if dtype is torch.float64 else 24, out.reshape(-1))
-        return torch.from_numpy(out)
+    if dtype in _PLAIN and _is_plain(key):
+        digits = 53 if dtype is torch.float64 else 24
+        bits = _plain_bits(int(key), shape) >> np.uint64(64 - digits)
+        return torch.from_numpy(bits * 2.0**-digits).to(dtype).reshape(shape)
     _expect_floating(dtype)
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
     return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
@@ -180,7 +179,7 @@ def normal(
         >>> normal(key(0), (2, 3)).shape
         torch.Size([2, 3])
     """
-    if dtype in _NUMPY and _is_plain(key):
+    if dtype in _PLAIN and _is_plain(key):
         return _plain_normal(int(key), shape, dtype)
     _expect_floating(dtype)
     middle = (_shift(_bits(key, shape), 11).to(torch.float64) + 0.5) * 2.0**-53
@@ -206,21 +205,18 @@ def draw_normal(
         (True, 1)
     """
     key, drawn = stream
-    if dtype in _NUMPY and _is_plain(key, drawn):
+    if dtype in _PLAIN and _is_plain(key, drawn):
         count = int(drawn)
-        found = _plain_normal(_cpu_kernels().fold_in(int(key), count), shape, dtype)
+        found = _plain_normal(_plain_fold(int(key), count), shape, dtype)
         return found, Stream(key, _scalar(count + 1))
     key, stream = draw(stream)
     return normal(key, shape, dtype), stream
 
 
 def _plain_normal(key: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    cpu, out = _cpu_kernels(), np.empty(shape, _NUMPY[dtype])
-    middle = np.empty(out.size)
-    cpu.fill_symmetric(key, middle)
-    torch.from_numpy(middle).erfinv_()
-    cpu.scale_into(middle, math.sqrt(2), out.reshape(-1))
-    return torch.from_numpy(out)
+    middle = ((_plain_bits(key, shape) >> np.uint64(11)) + 0.5) * 2.0**-53
+    numbers = torch.from_numpy(2 * middle - 1).erfinv_().mul_(math.sqrt(2))
+    return numbers.to(dtype).reshape(shape)
 
 
 def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Tensor, "..."]:
@@ -251,19 +247,12 @@ def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Te
 _MOST_COMPARED = 128
 """Up to so many numbers a compiled program compares each with all instead of sorting them."""
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_PLAIN = torch.float32, torch.float64
 
 
 def _expect_floating(dtype: Any) -> None:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating dtype such as torch.float32, got {dtype!r}")
-
-
-@cache
-def _cpu_kernels() -> ModuleType:
-    from ._kernels import random as random_cpu  # numba takes half a second to import
-
-    return random_cpu
 
 
 def _is_plain(*numbers: Any) -> bool:
@@ -277,6 +266,28 @@ def _is_plain(*numbers: Any) -> bool:
         elif type(x) is not int or not -(2**63) <= x < 2**63:
             return False
     return True
+
+
+def _plain_fold(key: int, data: int) -> int:
+    """`fold_in` of integers, without a dozen small tensors on the way."""
+    x = _plain_hash(_plain_hash(key + _GOLDEN) ^ _plain_hash(data + _FIRST))
+    return x - 2**64 if x >= 2**63 else x
+
+
+def _plain_hash(x: int) -> int:
+    x &= _ALL
+    x = ((x ^ (x >> 30)) * _FIRST) & _ALL
+    x = ((x ^ (x >> 27)) * _SECOND) & _ALL
+    return x ^ (x >> 31)
+
+
+def _plain_bits(key: int, shape: tuple[int, ...]) -> np.ndarray:
+    """`_bits` of an integer, flat and as uint64, by NumPy."""
+    position = np.arange(1, np.prod(shape, dtype=int) + 1, dtype=np.uint64)
+    x = position * np.uint64(_GOLDEN & _ALL) + np.uint64(_plain_hash(key + _GOLDEN))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST & _ALL)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND & _ALL)
+    return x ^ (x >> np.uint64(31))
 
 
 def _scalar(x: int) -> Int[Tensor, ""]:

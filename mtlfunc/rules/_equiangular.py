@@ -38,11 +38,11 @@ def equiangular(
     noise = count**2 * max(torch.finfo(gramian.dtype).eps, _SINGLE**2)
     gramian = gramian.double()
     if values_readable(gramian, cosines) and not is_differentiated((gramian, cosines)):
-        from ._kernels.equiangular import solve as solve_on_cpu  # numba takes long to import
+        from ._kernels.equiangular import solve as solve_on_cpu  # only where values can be read
 
         found = np.empty((2, count))
         given = gramian.contiguous().numpy(), cosines.contiguous().numpy()
-        if solve_on_cpu(*given, noise, *found):
+        if solve_on_cpu.run(*given, noise, *found):
             unit, a = torch.from_numpy(found).unbind()
             return unit, a, None
     unit = inverse_lengths(gramian)

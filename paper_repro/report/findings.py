@@ -84,7 +84,7 @@ RECORDED = ("figure", "caption", "arguments", "numbers")
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a file is the JSON beside a figure, as `Figure.save` writes it. Raises OSError."""
+    """Whether a file is the JSON next to a figure, as `Figure.save` writes it. Raises OSError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # no JSON, or no text

@@ -190,9 +190,9 @@ def test_environment_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
-    lab = set(project["optional-dependencies"]["lab"])
+    extras = project["optional-dependencies"]
     expected = (
-        lab
+        {item for extra in ("fast", "plot", "lab") for item in extras[extra]}
         | {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in project["dependencies"]}
         | {f"python{project['requires-python']}"}
     )

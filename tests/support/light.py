@@ -1,4 +1,4 @@
-"""The core in an environment of torch, numpy, numba and jaxtyping alone: a loop, every rule that
+"""The core in an environment of torch, numpy and jaxtyping alone: a loop, every rule that
 needs nothing but losses and a Gramian, every solver, the families of `check_solver`, an audit.
 
 `python tests/support/light.py` where nothing else is installed; with `--hide` where the rest is,
@@ -9,8 +9,8 @@ import importlib.machinery
 import sys
 
 ABSENT = (
-    *("clarabel", "cvxpy", "filelock", "hypothesis", "matplotlib", "moocore", "pandas", "scipy"),
-    *("tqdm", "xarray"),
+    *("clarabel", "cvxpy", "filelock", "hypothesis", "matplotlib", "moocore", "numba"),
+    *("llvmlite", "pandas", "scipy", "tqdm", "xarray"),
 )
 BY_TORCH = {"filelock"}  # which torch itself needs, so that it is there
 
@@ -73,7 +73,7 @@ def main() -> None:
         lambda: mf.grid: "mtlfunc[lab]",
         lambda: mf.arena: "mtlfunc[lab]",
         lambda: mf.pareto: "mtlfunc[lab]",
-        lambda: mf.plot: "pip install matplotlib",
+        lambda: mf.plot: "mtlfunc[plot]",
         lambda: mf.solvers.cvx(): "pip install cvxpy",
         lambda: mf.testing.gramians(): "pip install hypothesis",
     }.items():

@@ -1,54 +1,216 @@
-"""How the CPU kernels are compiled: once for a machine, cached on disk, and never in silence.
+"""How the CPU kernels run: interpreted until their compiled form is there, never an error.
 
-numba keeps what it compiled in `NUMBA_CACHE_DIR` if that is set, else next to this package, else,
-where that folder cannot be written, in the user's cache folder.
+Kernels are plain Python over NumPy arrays. numba compiles them in twenty seconds, once for a
+machine: a process of its own does that (`python -m mtlfunc.warmup`), the first that finds the cache
+empty starts it, and meanwhile answers come from the interpreter. The cache is `NUMBA_CACHE_DIR` if
+that is set, else next to this package, else in the user's cache folder.
 """
 
+from __future__ import annotations
+
 import inspect
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+from warnings import warn
 
-from numba import njit
-from numba.core import event
+import numpy as np
 
-SECONDS = {"active_set_cpu": 20, "surgery": 2, "random": 1, "equiangular": 1}
-"""About how long compiling the kernels of a module takes on one core."""
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = "mtlfunc.compiling.lock"
+RETRY = 1.0
+"""Seconds between two looks at a cache that another process fills."""
 
 
-class _Notice(event.Listener):
-    """One line on stderr when a kernel of this package is compiled; nothing when it is cached."""
+class NotCompiled(Exception):
+    """The cache lacks a kernel, and this process may not compile it now."""
+
+
+class Kernel:
+    """A function that other kernels call, interpreted or compiled, and that callers `run`."""
+
+    def __init__(self, function: Callable[..., Any], fastmath: bool | set[str]) -> None:
+        # as it was written, without what enforces annotations at run time (jaxtyping's import hook)
+        self.function: Callable[..., Any] = inspect.unwrap(function)
+        self.fastmath = fastmath
+        self.ready: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    @property
+    def _numba_type_(self) -> Any:  # numba asks what a global of a compiled function is
+        return self.dispatcher._numba_type_
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        from numba import njit  # 0.3 seconds
+
+        options: Any = {"nogil": True, "error_model": "numpy", "fastmath": self.fastmath}
+        try:
+            return njit(self.function, cache=True, **options)
+        except RuntimeError:  # no folder that can be written
+            return njit(self.function, **options)
+
+    def compile(self, *args: Any) -> Any:
+        """Its answer, compiled here and now if the cache lacks it."""
+        with COMPILER.allowed():
+            answer = self.dispatcher(*args)
+        self.ready = self.dispatcher
+        return answer
+
+    def run(self, *args: Any, many: bool = False) -> Any:
+        """Its answer; `many` problems wait until it is compiled."""
+        if self.ready is not None:
+            try:
+                return self.ready(*args)
+            except NotCompiled:  # arrays of another kind
+                return self.compile(*args)
+        if (many or COMPILER.permits) and COMPILER.installed:
+            return self.compile(*args)
+        if COMPILER.due():
+            try:
+                answer = self.dispatcher(*args)
+            except NotCompiled:
+                COMPILER.start(self.dispatcher)
+            else:
+                self.ready = self.dispatcher
+                return answer
+        with np.errstate(all="ignore"):  # as in the compiled form
+            return self.function(*args)
+
+
+def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """A kernel; `fastmath` names, as LLVM does, the liberties that the compiler has with
+    floating-point sums.
+    """
+    return lambda function: Kernel(function, fastmath)
+
+
+class _Compiler:
+    """This process's part in filling the cache."""
 
     def __init__(self) -> None:
-        self.said: set[str] = set()
+        self.permits = 0
+        self.child: subprocess.Popen[str] | None = None
+        self.next_look = 0.0
 
-    def on_start(self, event: event.Event) -> None:
-        module = (event.data or {})["dispatcher"].py_func.__module__
-        name = module.rpartition(".")[2]
-        # the hash of `random` is compiled into `surgery`, too
-        if not module.startswith("mtlfunc.") or name in self.said:
+    @cached_property
+    def installed(self) -> bool:
+        """Whether there is a compiler; if so, it asks here before it compiles a kernel."""
+        try:
+            from numba.core import event
+        except ImportError:
+            return False
+
+        class Listener(event.Listener):
+            def on_start(self, event: Any) -> None:
+                module = (event.data or {})["dispatcher"].py_func.__module__
+                if module.startswith("mtlfunc.") and not COMPILER.permits:
+                    raise NotCompiled(module)
+
+            def on_end(self, event: Any) -> None:
+                pass
+
+        event.register("numba:compile", Listener())
+        return True
+
+    @contextmanager
+    def allowed(self) -> Any:
+        self.permits += 1
+        try:
+            yield
+        finally:
+            self.permits -= 1
+
+    def due(self) -> bool:
+        """Whether it is time to look at the cache: at first, and when it may have been filled."""
+        if self.child is not None:
+            if self.child.poll() is None:
+                return False
+            child, self.child = self.child, None
+            said = child.communicate()[1]
+            if child.returncode:
+                self.give_up((said.strip().splitlines() or ["it gave no reason"])[-1])
+        if time.monotonic() < self.next_look:
+            return False
+        return self.installed
+
+    def give_up(self, reason: str) -> None:
+        self.next_look = np.inf
+        warn(
+            f"mtlfunc: its kernels could not be compiled ({reason}); they stay interpreted, right "
+            "and slower. `python -m mtlfunc.warmup` says more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def start(self, dispatcher: Any) -> None:
+        """Have the cache filled by a process of its own, unless one is at it."""
+        self.next_look = time.monotonic() + RETRY
+        folder = cache_of(dispatcher)
+        if folder is None:
+            self.next_look = np.inf
             return
-        self.said.add(name)
+        try:
+            held = _locked(folder / LOCK)
+        except BlockingIOError:
+            return  # another process compiles
+        arguments = [sys.executable, "-m", "mtlfunc.warmup"]
         print(
-            f"mtlfunc: compiling the kernel {name} for this machine, once, about "
-            f"{SECONDS.get(name, 5)} s (ahead of time: python -m mtlfunc.warmup)",
+            "mtlfunc: its kernels are being compiled for this machine, once, in the background "
+            "(ahead of time: python -m mtlfunc.warmup)",
             file=sys.stderr,
             flush=True,
         )
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
+        try:
+            self.child = subprocess.Popen(
+                arguments,
+                stdin=null,
+                stdout=null,
+                stderr=pipe,
+                text=True,
+                start_new_session=True,  # an interrupt of this process leaves it alone
+                pass_fds=held,
+            )
+        except OSError as error:
+            self.give_up(str(error))
+        for lock in held:  # the child alone holds it now
+            os.close(lock)
 
-    def on_end(self, event: event.Event) -> None:
-        pass
+
+def _locked(path: Path) -> tuple[int, ...]:
+    """A lock on this file, which whoever has its descriptor open holds; none on systems without."""
+    if fcntl is None:
+        return ()
+    held = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise
+    return (held,)
 
 
-event.register("numba:compile", _Notice())
+COMPILER = _Compiler()
 
 
-def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
-    """numba's `njit` with what all kernels share: cached, without the interpreter's lock.
-
-    It reads a function as it was written, without what enforces annotations at run time
-    (jaxtyping's import hook wraps every function). `fastmath` names, as LLVM does, the liberties
-    that the compiler has with floating-point sums.
-    """
-    compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
-    return lambda function: compiled(inspect.unwrap(function))
+def cache_of(dispatcher: Any) -> Path | None:
+    """The folder in which numba keeps this function; None where it cannot write any."""
+    path = dispatcher.stats.cache_path
+    if path is None:
+        return None
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -8,11 +8,13 @@ from itertools import pairwise
 import numpy as np
 
 from ...core._kernels.compiling import jit
-from ...core._kernels.random import GOLDEN, hash_bits
 
 Array = np.ndarray
 PARALLEL_WORK = 2_000_000
 """batch · T³ from which starting threads pays."""
+
+COMPILED_WORK = 100_000
+"""batch · T³ from which a caller waits for the compiled loops."""
 
 _jit = jit(fastmath={"contract"})
 
@@ -48,17 +50,30 @@ def solve(
         8 * count * eps,
     )
     coefficients, cosines = np.empty((batch, count, count)), np.empty((batch, count, count))
-    if threads == 1 or batch * count**3 < PARALLEL_WORK:
-        _range(*arguments, 0, batch, coefficients, cosines)
+    work = batch * count**3
+    if threads == 1 or work < PARALLEL_WORK:
+        _range.run(*arguments, 0, batch, coefficients, cosines, many=work >= COMPILED_WORK)
         return coefficients, cosines
+    _range.run(*arguments, 0, 0, coefficients, cosines, many=True)  # compiled before threads begin
     bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
         for job in [
-            pool.submit(_range, *arguments, lo, hi, coefficients, cosines)
+            pool.submit(_range.run, *arguments, lo, hi, coefficients, cosines)
             for lo, hi in pairwise(bounds)
         ]:
             job.result()
     return coefficients, cosines
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+@_jit
+def hash_bits(x: np.uint64) -> np.uint64:
+    """The hash of `core.random`."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 @_jit

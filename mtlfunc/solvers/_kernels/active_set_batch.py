@@ -41,9 +41,11 @@ def solve(
     support = np.empty((batch, 2, count), dtype=np.bool_)
     info = np.empty((batch, 2), dtype=np.int64)
     given = gramian, vector, c, kind, eps, resolution(count, eps)
-    if threads == 1 or batch * (count * count + 64) < PARALLEL_WORK:
-        _range(*given, 0, batch, report, support, info)
+    many = batch * (count * count + 64) >= PARALLEL_WORK
+    if threads == 1 or not many:
+        _range.run(*given, 0, batch, report, support, info, many=many)
         return report, support, info
+    _range.run(*given, 0, 0, report, support, info, many=many)  # compiled before the threads begin
     # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python
     # threads meet in them. The caller also works. Every range prepares the Gramian that it shares
     # again, so there are no more of them than needed.
@@ -55,7 +57,7 @@ def solve(
 
     def work() -> None:
         for lo, hi in ranges:
-            _range(*given, lo, hi, report, support, info)
+            _range.run(*given, lo, hi, report, support, info)
 
     with ThreadPoolExecutor(threads - 1) as pool:
         helpers = [pool.submit(work) for _ in range(threads - 1)]
