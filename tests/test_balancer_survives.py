@@ -607,7 +607,7 @@ def test_gradients_share_no_memory():
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "rule"])
-def test_an_error_leaves_gradients_and_losses_that_are_not_finite_their_graph(what):
+def test_an_error_leaves_gradients_and_graph(what):
     torch.manual_seed(0)
     net = nn.ModuleDict({"trunk": nn.Linear(3, 2), "heads": nn.Linear(2, 2)})
     fails = mf.mgda()._replace(update=lambda geometry, state: 1 / 0)
@@ -623,12 +623,8 @@ def test_an_error_leaves_gradients_and_losses_that_are_not_finite_their_graph(wh
         balancer.backward(losses)
     assert all(leaf.grad is None for leaf in net.parameters())
     assert not balancer.state_dict()["started"]
-    if what == "loss":
-        losses[0].backward()
-        assert net["trunk"].weight.grad is not None
-    else:
-        with pytest.raises(RuntimeError, match="second time"):
-            losses[0].backward()
+    losses[0].backward()
+    assert net["trunk"].weight.grad is not None
 
 
 def test_heads_of_several_losses_and_leaves_without_numbers():

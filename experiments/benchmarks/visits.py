@@ -1,7 +1,7 @@
 """Which files of the package a live loss enters in one `Balancer.backward`, and how often it comes
 back to a file that it had left.
 
-    python -m experiments.benchmarks.visits [--ordinary] [--all]
+    python -m experiments.benchmarks.visits [--all]
 
 A profiler's hook sees every call of the second step. A call counts if a loss is among its
 arguments: the losses as the user holds them, one of them, a tensor computed from them directly
@@ -9,7 +9,6 @@ arguments: the losses as the user holds them, one of them, a tensor computed fro
 methods, what a function closes over, and objects of the package. A stay is a run of such calls in
 one file; a return is a stay in a file that had one before.
 
-The short step is measured; `--ordinary` keeps the graph, for which the step is the ordinary one.
 `--all` counts every call, whatever its arguments.
 """
 
@@ -70,7 +69,7 @@ def given(frame: FrameType) -> list[Any]:
 
 
 def stays(
-    form: Callable[[list[Tensor]], Any] = list, *, ordinary: bool = False, everything: bool = False
+    form: Callable[[list[Tensor]], Any] = list, *, everything: bool = False
 ) -> list[tuple[str, int]]:
     """(file, calls) of every stay, in order, at the second step of a small network."""
     torch.manual_seed(0)
@@ -89,15 +88,14 @@ def stays(
             entered.append(path.relative_to(ROOT).with_suffix("").as_posix())
 
     for step in range(2):
-        with balancer:
-            z = trunk(torch.randn(8, 200))
-            losses = [head(z).square().mean() for head in heads]
+        z = trunk(torch.randn(8, 200))
+        losses = [head(z).square().mean() for head in heads]
         nodes.update(loss.grad_fn for loss in losses)
         held = form(losses)
         if step:
             sys.setprofile(see)
         try:
-            balancer.backward(held, retain_graph=ordinary)
+            balancer.backward(held)
         finally:
             sys.setprofile(None)
     return [(name, len(list(calls))) for name, calls in groupby(entered)]
@@ -105,11 +103,10 @@ def stays(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--ordinary", action="store_true", help="the step that is not short")
     parser.add_argument("--all", action="store_true", help="count every call")
     options = parser.parse_args()
     for words, form in FORMS.items():
-        found = stays(form, ordinary=options.ordinary, everything=options.all)
+        found = stays(form, everything=options.all)
         names = dict.fromkeys(name for name, _ in found)
         for name in names:
             mine = [calls for other, calls in found if other == name]

@@ -16,7 +16,7 @@ from torch.func import vmap
 from ..core.checks import depth
 from ..core.tree import dot
 from ..types import Params, Rows
-from .layerwise import KEPT, Ending, Place, Plan, SplitGroup, Use, block_of
+from .layerwise import Place, Plan, SplitGroup, Use, block_of
 from .levels import run_backward
 from .run import PLAIN, Forward
 from .safe_ops import is_batching_error
@@ -83,17 +83,12 @@ class Backward:
         root: GradientEdge | tuple[GradientEdge, ...] | None,
         cotangent: Tensor | tuple[Tensor, ...],
         targets: Sequence[Target],
-        *,
-        keep: bool = True,
     ) -> list[Tensor]:
-        """One pass: the gradients at `targets`, zeros where `root` does not depend on one.
-
-        `keep`: the graph; without it every node is freed when the pass has visited it.
-        """
+        """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
         places = {target.key: target.place for target in targets}
-        grads = self.bare(root, cotangent, tuple(places.values()), keep=keep)
+        grads = self.bare(root, cotangent, tuple(places.values()))
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
             grads = [found[target.key] for target in targets]
@@ -107,12 +102,10 @@ class Backward:
         root: GradientEdge | tuple[GradientEdge, ...],
         cotangent: Tensor | tuple[Tensor, ...],
         places: tuple[Place, ...],
-        *,
-        keep: bool = True,
     ) -> Sequence[Tensor | None]:
         """One pass, None where `root` does not depend on a place."""
         record = self.record or self.anyway
-        grads = run_backward(root, cotangent, places, keep=keep, record=record)
+        grads = run_backward(root, cotangent, places, record=record)
         # it was recorded for its own sake
         return grads if self.record else detached(grads)
 
@@ -121,18 +114,15 @@ class Backward:
         cotangents: Tensor,
         targets: Sequence[Target],
         chunk_size: int | None = None,
-        *,
-        keep: bool = True,
     ) -> list[Tensor]:
         """One pass a cotangent, stacked along a new first axis.
 
         Batched, or single: with `chunk_size` 1, and where torch cannot batch some operation.
-        `keep`: the graph, which a single pass for all may free.
         """
         if not targets:
             return []
         if len(cotangents) == 1:
-            return _stacked([self(self.root, cotangents[0], targets, keep=keep)])
+            return _stacked([self(self.root, cotangents[0], targets)])
         if chunk_size == 1:
             return _stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
         try:
@@ -146,8 +136,8 @@ class Backward:
                 raise
             return self.each(cotangents, targets, 1)
 
-    def leaves(self, names: tuple[str, ...], cotangent: Tensor, *, keep: bool = True) -> Params:
-        """One pass: the gradients of the named leaves; `keep` the graph."""
+    def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
+        """One pass: the gradients of the named leaves."""
         if not names:
             return {}
         targets = [self.leaf(name) for name in names]
@@ -156,7 +146,7 @@ class Backward:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
             root = tuple([edge for edge, _ in pairs]) or None
             cotangents = tuple([value for _, value in pairs])
-        return dict(zip(names, self(root, cotangents, targets, keep=keep), strict=True))
+        return dict(zip(names, self(root, cotangents, targets), strict=True))
 
 
 def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -189,7 +179,6 @@ class Passes:
         rows: slice = slice(None),
         *,
         views: bool = False,
-        ending: Ending = KEPT,
     ) -> Measured:
         """Deltas of the plan's uses, and rows of leaves.
 
@@ -199,11 +188,10 @@ class Passes:
             heads: other leaves, whose gradients come with the passes of separate losses.
             rows: those of a chunk.
             views: whether the rows may be views of one matrix.
-            ending: of separate losses.
         """
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan, names, heads, rows, views, ending)
+            return self._separate(plan, names, heads, rows, views)
         targets = [self.backward.at(use, self.value) for use in uses]
         targets += map(self.backward.leaf, names)
         mix = self.matrix
@@ -221,7 +209,6 @@ class Passes:
         heads: tuple[str, ...],
         rows: slice,
         views: bool,
-        ending: Ending,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
         backward, edges, uses = self.backward, self.loss_edges, plan.uses
@@ -230,7 +217,7 @@ class Passes:
         if views and names and not uses and self._is_plain(names):
             matrix, total = row_matrix(
                 edges[rows], self.value, params, backward.places, names, heads,
-                scale=None if self.scale is None else self.scale[rows], ending=ending,
+                scale=None if self.scale is None else self.scale[rows],
             )  # fmt: skip
             return Measured((), rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]

@@ -116,7 +116,6 @@ def split(
     look: bool = False,
     scale: Tensor | None = None,
     others: Sequence[str] = (),
-    keep: bool = True,
 ) -> tuple[Split, Params]:
     """The pass, and what it brings back for other leaves.
 
@@ -129,7 +128,6 @@ def split(
         look: whether values can be read.
         scale: [entry], multiplies the losses first.
         others: leaves whose gradient of the losses' sum is wanted, of one loss an entry.
-        keep: the graph. With one part and known entries the pass may free it.
     """
     uses, parts = how.plan.uses, losses.numel() // entries
     targets = [backward.at(use, losses) for use in uses]
@@ -138,10 +136,10 @@ def split(
     by_part = by_part if scale is None else by_part * scale[:, None]
     chunk = None if graph.batches(backward.record) else 1
 
-    def brought(shares: Tensor, places: list[Any], *, keep: bool = True) -> list[Tensor]:
-        return backward.each(shares.reshape(parts, *losses.shape), places, chunk, keep=keep)
+    def brought(shares: Tensor, places: list[Any]) -> list[Tensor]:
+        return backward.each(shares.reshape(parts, *losses.shape), places, chunk)
 
-    found = brought(by_part, [*targets, *map(backward.leaf, others)], keep=keep)
+    found = brought(by_part, [*targets, *map(backward.leaf, others)])
     deltas, sound = found[: len(uses)], []
     if how.where is not None or not uses:
         sure = losses.new_ones((), dtype=torch.bool)

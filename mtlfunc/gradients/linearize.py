@@ -18,7 +18,6 @@ from ..types import Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
 from .entries import linearize_slices
 from .layerwise import (
-    KEPT,
     MEMORY,
     Asked,
     Engine,
@@ -59,8 +58,6 @@ class Linearization(NamedTuple):
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
     carried: Tensor | None = None  # J c of a metric, over the measured leaves
-    # whether the last of the passes, the pullback's if it makes the only one, frees the graph
-    frees: bool = False
 
 
 class Request(NamedTuple):
@@ -81,9 +78,6 @@ class Request(NamedTuple):
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    # no other request follows for the same forward, so that its graph may be freed where the
-    # caller has no more use for it
-    last: bool = False
     memory: float = MEMORY  # of what T single passes hold, what one pass may hold
 
     def cotangents(self, value: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -156,8 +150,6 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         passes, route, preference = _open(forward, request)
         found = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
-    # the pullback is the only pass, and visits all of the graph
-    final = request.last and not (request.shared or request.left_out or backward.record)
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
         backward.record = is_differentiated((value, weights, matrix, request.scale))
@@ -165,15 +157,14 @@ def linearize(forward: Forward, request: Request) -> Linearization:
             cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
             cotangent = cotangent if matrix is None else cotangent @ matrix
             cotangent = cotangent if request.scale is None else cotangent * request.scale
-            return backward.leaves(names, cotangent, keep=backward.record or not final)
+            return backward.leaves(names, cotangent)
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
     told = mixed if request.weightings else value
     return Linearization(
-        told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux,
-        frees=final or found.frees,
-    )  # fmt: skip
+        told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux
+    )
 
 
 def _with_unread(
@@ -318,7 +309,6 @@ class _Found(NamedTuple):
     rows: Rows
     gramian: Tensor | None
     heads: Params  # the other leaves' gradient
-    frees: bool = False  # whether the last pass freed the graph
 
 
 def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) -> _Found:
@@ -337,27 +327,17 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         wanted, share = ((), 0.0) if share is None else (others, share)
         rows, gramian, heads = linearize_slices(route.slices, passes, forward.graph, wanted, dtype)
         return _Found(rows, gramian, {name: share * grad for name, grad in heads.items()})
-    rows, gramian, head_grads, final = {}, None, {}, False
+    rows, gramian, head_grads = {}, None, {}
     if request.keep == "nothing" and request.chunk_size:
         sides = (passes, plan), (passes, plan)
         gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        # each loss is differentiated alone, row by row, and nothing is pulled back later
-        may = route.loss_edges is not None and not plan.tapped and request.last
-        may = may and (share is not None or not others) and not passes.backward.record
-        ending = KEPT  # a hook sees the tasks in their order
-        if not forward.hooked:
-            ending = forward.graph.ending(
-                forward.losses.vector, frees=may, left_out=request.left_out
-            )
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,
             () if share is None else others,
             views=request.keep == "combination",
-            ending=ending,
         )
-        final = may and found.matrix is not None  # of the passes those to one matrix free it
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
@@ -367,7 +347,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return _Found(rows, gramian, head_grads, final)
+    return _Found(rows, gramian, head_grads)
 
 
 def _traced(forward: Traced, request: Request) -> Linearization:

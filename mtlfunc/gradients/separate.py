@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..core._torch import flatten, undefined_grad
+from ..core._torch import flatten
 from ..core.tree import inner_products
 from ..types import Params, Rows
-from .layerwise import Ending, Place
+from .layerwise import Place
 from .levels import run_backward
 from .run import PLAIN
 
@@ -46,7 +46,6 @@ def row_matrix(
     others: Sequence[str],
     *,
     scale: Tensor | None = None,
-    ending: Ending,
 ) -> tuple[Tensor, Params]:
     """J `[task, width]` over the shared leaves, side by side, and the others' sums of gradients.
 
@@ -60,7 +59,6 @@ def row_matrix(
         shared: names of those that have rows.
         others: of those that have none.
         scale: `[task]`, multiplies the losses first; None is 1.
-        ending: what the last pass does.
     """
     every = tuple([places[name] for name in (*shared, *others)])
     leaves = [params[name] for name in shared]
@@ -70,23 +68,9 @@ def row_matrix(
     # small rows are stacked, in fewer calls; large ones are written where they stay
     matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > _SMALL else None
     rows = [one] * len(edges) if matrix is None else list(matrix.unbind())
-    order = list(range(len(edges)))
-    order.append(order.pop(ending.task))  # also where nothing is freed: the sums are the same
-    last = next((task for task in reversed(order) if edges[task] is not None), None)
-    for task in order:
-        edge = edges[task]
+    for task, edge in enumerate(edges):
         cotangent = one if scale is None else scale[task]
-        if edge is None:
-            found = nowhere
-        elif task == last and ending.others is not None:
-            # Undefined gradients enter the other losses, for which nodes compute nothing: the pass
-            # visits, and frees, the graph of all.
-            nothing = undefined_grad()(ending.others)
-            given = cotangent, nothing.detach()
-            found = detached(run_backward((edge, nothing), given, every, keep=False))
-        else:
-            keep = task != last or not ending.frees
-            found = detached(run_backward(edge, cotangent, every, keep=keep))
+        found = nowhere if edge is None else detached(run_backward(edge, cotangent, every))
         pairs = zip(leaves, found, strict=False)
         parts = [torch.zeros_like(x) if grad is None else grad for x, grad in pairs]
         if sum([x.numel() for x in parts]) != width:  # `cat` would write elsewhere

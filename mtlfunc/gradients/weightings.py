@@ -67,12 +67,9 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         assert matrix is not None
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
-        # then no pass follows: rows and combination are products of inputs and deltas
-        last = request.last and not (record or how.plan.rows)
-        frees = last and how.where is not None and shape.numel() == samples
         look = values_readable(forward.params, value)
         try:
-            side, _ = split(backward, forward.graph, value, samples, how, look=look, keep=not frees)
+            side, _ = split(backward, forward.graph, value, samples, how, look=look)
         except SamplesMix:
             if key is None:
                 raise
@@ -80,8 +77,7 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
             return None
         if side.sound:  # where samples mix unseen, nothing that is found is right
             matrix = poison(matrix, right=side.sound)
-        found = _Weighings(side, forward, request, how.kept, matrix, preference).linearization()
-        return found._replace(frees=frees)
+        return _Weighings(side, forward, request, how.kept, matrix, preference).linearization()
 
 
 @dataclass(frozen=True, eq=False)

@@ -392,7 +392,6 @@ def _update(
         memory=options.memory,
         gramian_dtype=options.gramian_dtype,
         weightings=0 if weights is None else len(weights),
-        last=run.frees,
     )
     forward, shares = run.open(
         batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run, weights)

@@ -59,7 +59,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         forward, shares = run.open(
             batch, labels=lambda: run.labels(present, batch, counts=group is not None)
         )
-        linear = run.linearize(forward, Request((), last=run.frees), shares)
+        linear = run.linearize(forward, Request(()), shares)
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)
         found = shares.labelled(linear)

@@ -51,7 +51,6 @@ class Run:
     """
 
     combines = True  # whether the answer's `combine` will be called
-    frees = False  # whether the last pass may free the graph of its forward
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
     metric: Callable[[tuple[str, ...]], Metric] | None = None

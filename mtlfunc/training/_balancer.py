@@ -21,9 +21,7 @@ from ..core.checks import (
     check_params,
     check_scalar,
     enable_grad,
-    has_finite_sum,
     inside_transform,
-    values_readable,
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
@@ -36,7 +34,6 @@ from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
 from ..probes.groups import Groups
 from ..processes import (
-    ALONE,
     Group,
     Ranks,
     check_group,
@@ -63,13 +60,13 @@ from ._given import (
     flat_state,
     is_all,
     is_whole,
+    mixes,
     parse_state,
     tasks_in_words,
     weigh_unscaled,
 )
 from ._live import Layout, LiveRun, Seen, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
-from ._short import Short, measure_short, plain_options, row_options, short_of
 
 
 class Balancer:
@@ -189,14 +186,12 @@ class Balancer:
         if metric is not None:
             check_metric(metric)
         self._metric = metric
-        self._plain = plain_options(self._probe) if metric is None else None
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._kept = Kept()
         self._seen = Seen(Handles().first)
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
-        self._short: Short | None = None
         leaves = self._leaves(again=True)
         union_of(self._probe.group, leaves)  # its backend takes them
         if self._probe.watches is not None:
@@ -259,9 +254,8 @@ class Balancer:
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
                 leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`. Until the losses are dropped two things stay: what only one of
-                several losses reaches, if it is little or checkpointed; and a graph that hooks may
-                be in, or custom functions (compiled modules too) are.
+                `loss.backward()`; one with a checkpoint, with custom functions (compiled modules
+                too) or where hooks may be stays until the losses are dropped.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.
@@ -269,17 +263,13 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
                 are not finite; at the first step also for a task that depends on no shared
-                parameter. Then `.grad`, the rule's state and the graph are as they were. After an
-                error of the rule, or about gradients or weights that are not finite, so are `.grad`
-                and the state, but the graph may be freed: pass `retain_graph=True` to use it again.
+                parameter. After these, and after an error of the rule or about gradients that are
+                not finite, `.grad`, the rule's state and the graph are as they were.
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
         with enable_grad(), Explained():
             given = present, weightings, target, features, scale
-            alone = present is weightings is target is features is scale is None
-            if alone and not retain_graph and (info := self._step_short(losses)) is not None:
-                return info
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
@@ -292,25 +282,6 @@ class Balancer:
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
             self._kept = kept
         if not (retain_graph or self._seen.open):
-            self._seen.begin()
-        return reduced(info, measured, self._reduction)
-
-    def _step_short(self, losses: Any) -> Info | None:
-        """The whole of `backward` in few calls, if no more is asked (see `_short`); else None."""
-        tasks, states, _ = self._kept
-        if self._plain is None or states is None:
-            return None
-        leaves = self._leaves()
-        if self._short is None or not (isinstance(self._plain.shared, str) or self._one_pass):
-            self._short = short_of(self._plain, leaves)  # what a predicate accepts may change
-        if not (found := measure_short(self._short, losses, tasks, self._seen, self._asks)):
-            return None
-        measured, reached, apart = found
-        info, rule_state = weigh(self._rule, measured, states[1], tasks)
-        grads = gradients_of(measured, info.weights, self._reduction, ALONE, check=self._one_pass)
-        accumulate({name: leaves[name] for name in reached}, grads, fresh=True, apart=apart)
-        self._kept = Kept(tasks, (states[0], rule_state))
-        if not self._seen.open:
             self._seen.begin()
         return reduced(info, measured, self._reduction)
 
@@ -342,7 +313,7 @@ class Balancer:
             measured, in that of the first step's. With `present` or `weightings` in several
             processes weights have a factor for DistributedDataParallel's mean.
         """
-        if (options := row_options(self._probe)) is not None and options.mix is not None:
+        if mixes(self._probe):
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
         given = present, weightings, target, features, scale
         with enable_grad(), Explained():
@@ -451,7 +422,7 @@ class Balancer:
             or not (known and all(map(attrgetter("requires_grad"), known)))
             or not self._layout.holds()
         ):
-            self._layout, self._watched, self._short = Layout(self._module), None, None
+            self._layout, self._watched = Layout(self._module), None
             if self._layout.leaves:
                 check_params(self._layout.leaves)
         return self._layout.leaves
@@ -544,19 +515,15 @@ class Balancer:
             aim = live(parse_target(target), leaves, hooked=hooked)
         batch, forwards = forwards if several else forwards[0], (*forwards, *([aim] if aim else []))
         # what somebody's own backward or hook returns may be kept by them
-        custom, first = any(x.graph.has_custom_backward for x in forwards), forwards[0]
-        may = not (keeps or (hooked and not self._one_pass))
-        once = self._one_pass or not (hooked or custom)
-        # losses that can be seen not to be finite, an error, keep their graph
-        frees = may and once and len(forwards) == 1
-        frees = frees and (not values_readable(first.value) or has_finite_sum(first.value))
+        custom = any(x.graph.has_custom_backward for x in forwards)
         metric = None
         if self._metric is not None:
             metric = partial(metric_of, self._metric, leaves, scale=scale)
         return LiveRun(
             params=leaves, union=union, batch=batch, forwards=forwards, present=present,
             weighted=weightings, aim=aim, metric=metric, reached=reached, combines=combines,
-            custom=custom, fresh=not (custom or hooked), frees=frees, releases=may and not hooked,
+            custom=custom, fresh=not (custom or hooked),
+            releases=not (keeps or hooked),
         )  # fmt: skip
 
     def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:

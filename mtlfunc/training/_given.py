@@ -64,6 +64,13 @@ class Explained(AbstractContextManager[None]):
                     raise RuntimeError(f"{cure} It said: {error}") from error
 
 
+def mixes(probe: Probe) -> bool:
+    """Whether the rows of a `jacobian` are mixtures of the tasks."""
+    update = getattr(probe.update, "function", probe.update)
+    options = next(iter(getattr(update, "args", ())), None)
+    return isinstance(options, RowOptions) and options.mix is not None
+
+
 def is_all(which: Any) -> bool:
     return isinstance(which, str) and which == "*"
 

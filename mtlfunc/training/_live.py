@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter, is_
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.tree import trained
 from ..gradients.hooks import Handles
 from ..gradients.layerwise import Graph
-from ..gradients.linearize import Linearization, Request
+from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings
@@ -105,10 +105,8 @@ class LiveRun(Run):
     combines: bool
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
-    frees: bool  # whether the last pass may free the graph
-    releases: bool  # whether graphs that no pass has freed are freed after the step
+    releases: bool  # whether the graphs are freed after the step
     edit: Callable[[Losses], Losses] = lambda losses: losses
-    answers: list[tuple[Forward, Linearization]] = field(default_factory=list)
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         if not isinstance(batch, Forward):
@@ -127,16 +125,11 @@ class LiveRun(Run):
         # the processes were compared before
         return self(batch), self.union.shares(labels())
 
-    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
-        found = super().linearize(forward, request, shares)
-        self.answers.append((forward, found))
-        return found
-
     def first(self, batch: Batch) -> Forward:
         return self(batch)
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
-        return replace(self, edit=lambda losses: edit(self.edit(losses)), frees=False)
+        return replace(self, edit=lambda losses: edit(self.edit(losses)))
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -153,10 +146,9 @@ class LiveRun(Run):
         return self.aim
 
     def release(self) -> None:
-        """Free the graphs that no pass has freed, if they may be."""
+        """Free the graphs, if they may be."""
         if self.releases:
-            freed = [forward for forward, found in self.answers if found.frees]
-            release([x for x in self.forwards if x not in freed])
+            release(list(self.forwards))
 
     def no_writes(self) -> AbstractContextManager[Any]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
@@ -219,22 +211,21 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         )
 
 
-def accumulate(leaves: Params, grads: Params, *, fresh: bool, apart: bool = False) -> None:
+def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
-    `fresh`: whether the gradients surely have no other holder; `apart`: nor an entry in common.
+    `fresh`: whether the gradients surely have no other holder.
     """
     taken: set[int] = set()
     waits = [x.grad is not None or x._post_accumulate_grad_hooks for x in leaves.values()]
     with torch.no_grad() if any(waits) else nullcontext():
         for name, leaf in leaves.items():
-            # a view of nothing, with a count of changes of its own
-            grad = grads[name].data if apart else grads[name].detach()
+            grad = grads[name].detach()
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
                 own = fresh and grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                if own and not apart:
+                if own:
                     memory = grad.untyped_storage()
                     own = memory.nbytes() == grad.nbytes and memory.data_ptr() not in taken
                     taken.add(memory.data_ptr())

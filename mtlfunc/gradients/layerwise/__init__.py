@@ -10,8 +10,6 @@ from .formulas import block_of as block_of
 from .formulas import costs as costs
 from .formulas import layouts as layouts
 from .formulas import positions as positions
-from .graph import KEPT as KEPT
-from .graph import Ending as Ending
 from .graph import Graph as Graph
 from .graph import Place as Place
 from .graph import Reading as Reading

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import islice
 from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -27,22 +26,6 @@ from .uses import Node, Operand, Part, Unread, Use, View, shape_of, signed
 Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
 
-_FEW = 1 << 18
-"""Entries of activations that cost less in memory until the losses are dropped than a visit of
-their nodes in time.
-"""
-
-
-class Ending(NamedTuple):
-    """What the last of several passes does to the graph."""
-
-    task: int  # whose pass it is; if that loss has no place, the last one that has
-    frees: bool  # what the pass visits
-    others: Tensor | None  # losses `[task]` with their graph, if it is to visit, and free, all
-
-
-KEPT = Ending(-1, frees=False, others=None)
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -52,7 +35,6 @@ class Graph:
     roots: dict[Node, int]  # their nodes, one bit each
     places: Mapping[str, Place]  # of the leaves
     kinds: frozenset[type]  # of the nodes
-    counts: tuple[int, ...] = ()  # of each root, in order, how many nodes no root before it reaches
     loops: bool = False  # batched passes are out of the question for another reason
 
     @cached_property
@@ -146,44 +128,6 @@ class Graph:
         return [(node, entries_of(node)) for node, pairs in self.following.items() if pairs]
 
     @cached_property
-    def largest(self) -> int:
-        """The root with most nodes, of those that share any the first."""
-        return self.counts.index(max(self.counts))
-
-    @cached_property
-    def frees_elsewhere(self) -> bool:
-        """Whether a pass from the largest root should also visit what it does not reach, to free
-        it: if that keeps much, and no hook brings it back, such as a checkpoint's.
-        """
-        much = sum(map(entries_of, self._elsewhere())) > _FEW
-        return much and not any(True for _ in _saved_hooks(self._elsewhere()))
-
-    def _elsewhere(self) -> Iterator[Node]:
-        return islice(self.following, self.counts[0] if self.largest == 0 else 0, None)
-
-    @cached_property
-    def mark(self) -> int:
-        """The place of a node there that shows its size: most entries, and of those with several
-        inputs, which views of parameters do not have.
-        """
-        sizes = [(len(self.following[x]) > 1, entries_of(x)) for x in self._elsewhere()]
-        ahead = len(self.following) - len(sizes)
-        return ahead + sizes.index(max(sizes)) if sizes else 0
-
-    def entries_at(self, place: int) -> int:
-        """`entries_of` a node."""
-        return entries_of(next(islice(self.following, place, None)))
-
-    def ending(
-        self, losses: Tensor, *, frees: bool, left_out: frozenset[int] = frozenset()
-    ) -> Ending:
-        """Of the passes from these roots but those left out; `losses` are these `[task]`."""
-        every = frees and (
-            (self.largest in left_out and not self.has_saved_hooks) or self.frees_elsewhere
-        )
-        return Ending(self.largest, frees, losses if every else None)
-
-    @cached_property
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
         names = [type(node).__name__ for node in self.following]
@@ -267,7 +211,6 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
     ends = {place.node for place in places.values() if not isinstance(place, Tensor)}
     behind: dict[Node, int] = {}
     following: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
-    counts: list[int] = []
     for bit, edge in enumerate(roots):
         todo: list[Node] = []
         if edge is not None:
@@ -282,10 +225,9 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
                     if child not in following and child is not None:
                         following[child] = ()
                         todo.append(child)
-        counts.append(len(todo))
     kinds = frozenset(map(type, following))
     _refuse_reentrant(kinds)
-    return Graph(following, behind, places, kinds, tuple(counts))
+    return Graph(following, behind, places, kinds)
 
 
 @lru_cache(64)
