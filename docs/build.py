@@ -156,7 +156,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         assemble(source, run=not options.stored_notebooks)
-        keep, html = Path(folder) / "doctrees", Path(folder) / "html"  # myst-nb writes beside it
+        keep, html = Path(folder) / "doctrees", Path(folder) / "html"  # myst-nb writes next to it
         arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
         status = build_main([*arguments, str(source), str(html)])
         texts = []

@@ -16,7 +16,7 @@ from .layerwise import Choices, Layout, Use, layouts
 
 
 class SamplesMix(ValueError):
-    """The samples of one pass are not apart, or nothing shows that they are."""
+    """The samples of one pass are not separate, or nothing shows that they are."""
 
 
 Probe = tuple[Tensor, list[Tensor]]

@@ -356,7 +356,7 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     where = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
     if where:
         return found._replace(where=where)
-    # one pass a task is right also where values cannot show that samples are apart
+    # one pass a task is right also where values cannot show that samples are separate
     shown = forced or values_readable(params, forward.value)
     return planned(2 * parts) if shown else found._replace(worth=False)
 

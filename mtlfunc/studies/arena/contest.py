@@ -64,7 +64,7 @@ def arena(
         where it does.
 
     Raises:
-        TypeError: for anything but a rule, or settings that are no `Settings`.
+        TypeError: for anything but a rule, or settings of another type.
         ValueError: for an unknown problem, or none, or settings of nothing.
 
     Examples:
