@@ -45,11 +45,18 @@ class Progress:
         if self.bar is not None:
             if note:
                 self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(steps)
+            self.bar.total = self.total
+            self.bar.initial = self.first
+            self.bar.update(self.done - self.bar.n)
         elif time.monotonic() - self.said >= EVERY and sys.stderr is not None:
             self.said = time.monotonic()
             clear = "\r\x1b[K" if self.terminal else ""
             print(f"{clear}{self.line(note)}", file=sys.stderr, flush=True)
+
+    def skip(self) -> None:
+        """A step more that an earlier run has done."""
+        self.done += 1
+        self.first += 1
 
     def line(self, note: str = "") -> str:
         """What is done, what is left."""

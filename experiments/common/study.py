@@ -37,6 +37,12 @@ class Plan(NamedTuple):
     tuning: tuple[int, ...]
     seeds: tuple[int, ...]  # seeds that results are taken on; those of the tuning may be among them
     problems: tuple[str, ...] = ("",)
+    beyond: int = BEYOND
+    left_out: tuple[tuple[str, str], ...] = ()  # problems with methods that they are not for
+    # methods all of whose variants run, on the first problem at the rate chosen there for `leader`
+    fronts: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    leader: str = ""
+    front_seeds: tuple[int, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -55,6 +61,7 @@ class Found(NamedTuple):
 
     choices: dict[str, dict[str, tuple[Choice, ...]]]  # one a seed, or one for all of them
     runs: dict[str, dict[str, list[Numbers]]]  # one entry a seed of the plan, at the choice
+    fronts: dict[str, dict[str, list[Numbers]]] = {}  # noqa: RUF012  by method and variant
 
 
 def alike(cell: Cell) -> Hashable:
@@ -82,8 +89,9 @@ def conduct_together(
 
     All rates and variants run on the seeds that choose. While a method's best rate is the smallest
     or the largest of those tried, one more beyond it, by the ratio of the last two, is tried with
-    its best variant, at most `BEYOND` times. The choice then runs on the other seeds that it is
-    for. Finished cells are kept one by one, so that this can be stopped anywhere and goes on there.
+    its best variant, at most `plan.beyond` times. The choice then runs on the other seeds that it
+    is for, and the fronts last. Finished cells are kept one by one, so that this can be stopped
+    anywhere and goes on there.
 
     Args:
         plan: what is compared.
@@ -103,8 +111,10 @@ def conduct_together(
         raise ValueError(f"rates: expected one or more, rising, got {plan.rates}")
     known: dict[Cell, Numbers] = {}
 
-    def fill(cells: Sequence[Cell], doing: str) -> None:
-        _fill(known, cells, perform, by, store, workers, doing)
+    progress = Progress(0, "all runs", "runs")
+
+    def fill(cells: Sequence[Cell]) -> None:
+        _fill(known, cells, perform, by, store, workers, progress)
 
     shares = [(plan.tuning, plan.seeds)] if plan.tuning else [((s,), (s,)) for s in plan.seeds]
     # by seed first where each chooses for itself, as one's data may be held in memory
@@ -117,21 +127,29 @@ def conduct_together(
         for choosing, taken_on in shares
         for problem in plan.problems
         for method, variants in plan.methods.items()
+        if (problem, method) not in plan.left_out
     ]
-    fill([c for search in searches for c in _over(search.tried, search.choosing)], "rates")
-    for _ in range(BEYOND):
-        added = [c for search in searches for c in search.widen(known)]
-        fill(added, "beyond the grid")
-    # by seed first, so that an interruption leaves every method with some
-    fill(
-        [
-            search.best(known)._replace(seed=seed)
-            for seed in plan.seeds
-            for search in searches
-            if seed in search.taken_on
-        ],
-        "results",
-    )
+    first = [c for search in searches for c in _over(search.tried, search.choosing)]
+    later = sum(len({*search.taken_on} - {*search.choosing}) for search in searches)
+    fronts = sum(map(len, plan.fronts.values())) * len(plan.front_seeds)
+    progress.total = len(set(first)) + later + fronts
+    with progress:
+        fill(first)
+        for _ in range(plan.beyond):
+            added = [c for search in searches for c in search.widen(known)]
+            progress.total += len(added)
+            fill(added)
+        # by seed first, so that an interruption leaves every method with some
+        fill(
+            [
+                search.best(known)._replace(seed=seed)
+                for seed in plan.seeds
+                for search in searches
+                if seed in search.taken_on
+            ]
+        )
+        shown = _fronts(plan, searches, known)
+        fill([c for each in shown.values() for cells in each.values() for c in cells])
     choices: dict[str, dict[str, tuple[Choice, ...]]] = {problem: {} for problem in plan.problems}
     runs: dict[str, dict[str, list[Numbers]]] = {problem: {} for problem in plan.problems}
     for search in searches:
@@ -140,7 +158,27 @@ def conduct_together(
         choices[cell.problem][cell.method] = (*before, search.choice(known))
         here = runs[cell.problem].setdefault(cell.method, [])
         here += [known[c] for c in _over([cell], search.taken_on)]
-    return Found(choices, runs)
+    return Found(
+        choices,
+        runs,
+        {m: {v: [known[c] for c in own] for v, own in each.items()} for m, each in shown.items()},
+    )
+
+
+def _fronts(
+    plan: Plan, searches: Sequence["_Search"], known: Mapping[Cell, Numbers]
+) -> dict[str, dict[str, list[Cell]]]:
+    """The cells of the methods that take another one's rate, by method and variant."""
+    if not plan.fronts:
+        return {}
+    leads = [search.best(known) for search in searches if search.tried[0].method == plan.leader]
+    lead = next(cell for cell in leads if cell.problem == plan.problems[0])
+    return {
+        method: {
+            v: _over([lead._replace(method=method, variant=v)], plan.front_seeds) for v in variants
+        }
+        for method, variants in plan.fronts.items()
+    }
 
 
 class _Search:
@@ -193,7 +231,7 @@ def _fill(
     by: Callable[[Cell], Hashable],
     store: Store,
     workers: int,
-    doing: str,
+    progress: Progress,
 ) -> None:
     """Put every cell into `known`: from the store, or performed and kept there."""
     missing: dict[Hashable, list[Cell]] = {}
@@ -204,15 +242,13 @@ def _fill(
                 missing.setdefault(by(cell), []).append(cell)
             else:
                 known[cell] = kept
-    jobs = list(missing.values())
-    total = sum(map(len, jobs))
-    with Progress(total, doing, "runs") as progress:
-        for group, found in perform_all(perform, jobs, workers):
-            with unbroken():
-                for cell, numbers in zip(group, found, strict=True):
-                    store.write(cell, numbers)
-                    known[cell] = numbers
-            progress.update(len(group))
+                progress.skip()
+    for group, found in perform_all(perform, list(missing.values()), workers):
+        with unbroken():
+            for cell, numbers in zip(group, found, strict=True):
+                store.write(cell, numbers)
+                known[cell] = numbers
+        progress.update(len(group))
 
 
 def _mean(scores: Sequence[float]) -> float:
@@ -247,7 +283,7 @@ def rate_of(choices: Sequence[Choice]) -> str:
     ordered = sorted(choices, key=lambda choice: choice.rate)
     rates = counted(f"{choice.rate:g}{' (edge)' if choice.edge else ''}" for choice in ordered)
     variants = counted(choice.variant for choice in sorted(choices, key=lambda x: x.variant))
-    return rates + (f", weights {variants}" if variants else "")
+    return rates + (f", {variants}" if variants else "")
 
 
 def about_rates(plan: Plan, found: Found) -> list[str]:

@@ -56,7 +56,7 @@ def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(t
     assert "tried: two 0.8 and 1.6." in said
     assert "No method's rate lies at the edge" in said
     assert "on 2 seeds of no result" in said
-    assert study.rate_of([two]) == "0.8, weights b"
+    assert study.rate_of([two]) == "0.8, b"
 
 
 def test_a_grid_is_not_widened_for_ever(tmp_path):
@@ -86,7 +86,7 @@ def test_seeds_that_choose_for_themselves_are_studies_of_their_own(tmp_path):
             assert found.choices[""][name][i] == alone.choices[""][name][0]
             assert found.runs[""][name][i] == alone.runs[""][name][0]
     assert study.rate_of(found.choices[""]["one"]) == "0.1 × 1, 0.2 × 2"
-    assert study.rate_of(found.choices[""]["two"]) == "0.4 × 1, 0.8 × 2, weights a × 1, b × 2"
+    assert study.rate_of(found.choices[""]["two"]) == "0.4 × 1, 0.8 × 2, a × 1, b × 2"
     said = " ".join(study.about_rates(plan, found))
     assert "every seed for itself, so that intervals over seeds count the choice" in said
     assert "tried: one 0.05, two 0.8 and 1.6." in said
