@@ -38,7 +38,21 @@ from experiments.arguments import among
 from experiments.auxiliary import report as auxiliary_report
 from experiments.auxiliary import train as auxiliary
 from experiments.common.cells import filled, plain
-from experiments.common.intervals import Estimate, all_above, estimate, paired
+from experiments.common.intervals import Estimate, estimate
+from experiments.common.judge import (
+    ARCHITECTURES,
+    BOTH,
+    Judged,
+    Values,
+    above,
+    accuracies,
+    alone,
+    columns,
+    every_one,
+    over,
+    settings_of,
+    some_one,
+)
 from experiments.common.study import Found
 from experiments.common.tables import as_dicts
 from experiments.control import methods as control
@@ -115,20 +129,7 @@ STUDIES = {
 EARLIER = ("mgda", "mgda-ub", "mgda_ub", "pcgrad", "gradnorm")
 """Gradient manipulation from before CAGrad, as the studies name it."""
 
-ARCHITECTURES = ("hard sharing", "task-conditioned", "soft attention", "cross-stitch")
-BOTH = "two networks"
 PLAIN = ("mean", "static search", "uw", "dwa")
-Values = dict[str, dict[str, list[float]]]
-"""By measure and method, one number a seed, the larger the better."""
-
-
-class Judged(NamedTuple):
-    """What a run says."""
-
-    verdict: str
-    gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
-    decisive: str  # the gain on which the verdict hangs
-    levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands next to published numbers
 
 
 class StandIn(NamedTuple):
@@ -146,11 +147,11 @@ class StandIn(NamedTuple):
 def values(study: str, results: Mapping[str, Any]) -> Values:
     """One number a seed of every measure and method; accuracies and Δm in per cent."""
     if study == "digits":
-        return _accuracies("hard sharing", {k: v["test"] for k, v in results["methods"].items()})
+        return accuracies("hard sharing", {k: v["test"] for k, v in results["methods"].items()})
     if study == "multimnist":
         found: Values = {}
         for setting, methods in results["problems"].items():
-            found |= _accuracies(setting, {k: _columns(v["runs"]) for k, v in methods.items()})
+            found |= accuracies(setting, {k: columns(v["runs"]) for k, v in methods.items()})
         return found
     if study == "auxiliary":
         return {
@@ -166,23 +167,6 @@ def values(study: str, results: Mapping[str, Any]) -> Values:
         key: {name: [x[key] if up else -x[key] for x in each] for name, each in runs.items()}
         for key, up in results["higher is better"].items()
     }
-
-
-def _columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    return {task: [run["test"][task] for run in runs] for task in runs[0]["test"]}
-
-
-def _accuracies(setting: str, tests: Mapping[str, Mapping[str, list[float]]]) -> Values:
-    """Mean over both tasks, and each of them; the networks that learnt one together as one."""
-    joint = {name: test for name, test in tests.items() if len(test) == 2}
-    joint[BOTH] = {task: x for test in tests.values() if len(test) == 1 for task, x in test.items()}
-    found = {
-        f"{setting}, {task}": {name: [100 * x for x in test[task]] for name, test in joint.items()}
-        for task in ("left", "right")
-    }
-    left, right = found.values()
-    mean = {n: [(a + b) / 2 for a, b in zip(left[n], right[n], strict=True)] for n in joint}
-    return {setting: mean, **found}
 
 
 def _scenes(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
@@ -209,60 +193,12 @@ def _scenes(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
 # ---- criteria ----
 
 
-def above(found: Values, measure: str, ours: str, rivals: Sequence[str]) -> dict[str, Estimate]:
-    """Gains on rivals that ran, in one measure, corrected for their number."""
-    every = found[measure]
-    there = [name for name in rivals if name in every and name != ours]
-    return {
-        f"{measure}: {ours} − {name}": paired(every[ours], every[name], len(there))
-        for name in there
-    }
-
-
-def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = None) -> Judged:
-    """Holds where all gains are above 0; the lowest decides, and against it the surest below 0.
-
-    One without a number, of a run that failed, keeps it from holding.
-    """
-    said = all_above(gains.values())
-    failed = math.inf if said == "does not hold" else -math.inf
-    ends = {k: x.high if said == "does not hold" else x.low for k, x in gains.items()}
-    found = min(ends, key=lambda k: failed if math.isnan(ends[k]) else ends[k])
-    return Judged(said, gains, found, levels or {})
-
-
-def some_one(gains: dict[str, Estimate]) -> Judged:
-    """Holds where one gain is above 0 when corrected for all, and not where all are below; the
-    highest decides.
-    """
-    turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
-    said = {"holds": "does not hold", "does not hold": "holds"}
-    lows = {k: -math.inf if math.isnan(x.low) else x.low for k, x in gains.items()}
-    best = max(lows, key=lambda name: lows[name])
-    return Judged(said.get(all_above(turned), "inconclusive"), gains, best)
-
-
 def levels(found: Values, measure: str, sign: int = 1) -> dict[str, Estimate]:
     """What every method reached."""
     return {
         f"{measure}, {name}": estimate([sign * x for x in each])
         for name, each in found[measure].items()
     }
-
-
-def _alone(found: Values, settings: Sequence[str]) -> dict[str, Estimate]:
-    parts = [f"{setting}, {task}" for setting in settings for task in ("left", "right")]
-    return {k: v for part in parts for k, v in above(found, part, BOTH, ["mean"]).items()}
-
-
-def _over(
-    found: Values, measures: Sequence[str], ours: str, rivals: Sequence[str]
-) -> dict[str, Estimate]:
-    return {k: v for m in measures for k, v in above(found, m, ours, rivals).items()}
-
-
-def _settings(found: Values) -> list[str]:
-    return [name for name in found if not name.endswith((", left", ", right"))]
 
 
 def _rooms(found: Values, task: str) -> Judged:
@@ -279,7 +215,7 @@ def _published_wins(found: Values, ours: str, measure: str) -> Judged:
 
 def _pcgrad_wins(found: Values, measures: Sequence[str]) -> Judged:
     rivals = ("mean", BOTH, control.HEADS, control.INDEPENDENT)
-    return every_one(_over(found, measures, "pcgrad", rivals))
+    return every_one(over(found, measures, "pcgrad", rivals))
 
 
 BELOW = "some task ends below its own network by the mean loss"
@@ -287,17 +223,17 @@ FASTER = "PCGrad is above the mean loss along training and at the end"
 BETTER = "CAGrad is above every earlier gradient manipulation that runs"
 STANDINS = (
     *(
-        StandIn("PC-01", study, BELOW, lambda v: some_one(_alone(v, ["hard sharing"])))
+        StandIn("PC-01", study, BELOW, lambda v: some_one(alone(v, ["hard sharing"])))
         for study in ("digits", "multimnist")
     ),
     StandIn(
         "PC-07",
         "multimnist",
         "PCGrad is above the mean loss in all four architectures",
-        lambda v: every_one(_over(v, ARCHITECTURES, "pcgrad", ["mean"])),
+        lambda v: every_one(over(v, ARCHITECTURES, "pcgrad", ["mean"])),
     ),
     *(
-        StandIn("PC-08", study, FASTER, lambda v: every_one(_over(v, list(v), "pcgrad", ["mean"])))
+        StandIn("PC-08", study, FASTER, lambda v: every_one(over(v, list(v), "pcgrad", ["mean"])))
         for study in ("mazes", "point mass")
     ),
     StandIn(
@@ -330,7 +266,7 @@ STANDINS = (
         "CA-01",
         "multimnist",
         "in all six settings both tasks end below their own networks by the mean loss",
-        lambda v: every_one(_alone(v, _settings(v))),
+        lambda v: every_one(alone(v, settings_of(v))),
     ),
     *(
         StandIn(
@@ -353,7 +289,7 @@ STANDINS = (
         "auxiliary",
         "CAGrad is above the main task alone and every other rule for every number of labels",
         lambda v: every_one(
-            _over(v, list(v), "cagrad", list(next(iter(v.values())))),
+            over(v, list(v), "cagrad", list(next(iter(v.values())))),
         ),
     ),
     *(
@@ -361,9 +297,7 @@ STANDINS = (
             "CA-38",
             study,
             BETTER,
-            lambda v, measures=measures: every_one(
-                _over(v, measures or list(v), "cagrad", EARLIER)
-            ),
+            lambda v, measures=measures: every_one(over(v, measures or list(v), "cagrad", EARLIER)),
         )
         for study, measures in (
             ("digits", ["hard sharing"]),
@@ -380,7 +314,7 @@ STANDINS = (
         lambda v: some_one(
             {
                 k: x
-                for setting in _settings(v)
+                for setting in settings_of(v)
                 for rule in v[setting]
                 if rule != BOTH
                 for k, x in above(v, setting, rule, [BOTH]).items()
@@ -391,7 +325,7 @@ STANDINS = (
         "GN-26",
         "multimnist",
         "GradNorm is above two networks and every other rule in all four architectures",
-        lambda v: every_one(_over(v, ARCHITECTURES, "gradnorm", list(v["hard sharing"]))),
+        lambda v: every_one(over(v, ARCHITECTURES, "gradnorm", list(v["hard sharing"]))),
     ),
 )
 

@@ -97,7 +97,7 @@ class Store:
 def sources_of(here: Path) -> list[Path]:
     """The files of an experiment, and those that all share, less what only shows numbers."""
     every = [*here.glob("*.py"), *Path(__file__).parent.glob("*.py")]
-    return [path for path in every if path.name not in ("report.py", "__main__.py")]
+    return [path for path in every if path.name not in ("report.py", "judge.py", "__main__.py")]
 
 
 def unfinished_in(out: Path, sources: Iterable[Path]) -> Path:

@@ -1,0 +1,86 @@
+"""Verdicts from numbers of many seeds: which gains are above 0, and which of them decides."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .intervals import Estimate, all_above, paired
+
+ARCHITECTURES = ("hard sharing", "task-conditioned", "soft attention", "cross-stitch")
+BOTH = "two networks"
+Values = dict[str, dict[str, list[float]]]
+"""By measure and method, one number a seed, the larger the better."""
+
+
+class Judged(NamedTuple):
+    """What a run says."""
+
+    verdict: str
+    gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
+    decisive: str  # the gain on which the verdict hangs
+    levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands next to published numbers
+
+
+def columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {task: [run["test"][task] for run in runs] for task in runs[0]["test"]}
+
+
+def accuracies(setting: str, tests: Mapping[str, Mapping[str, list[float]]]) -> Values:
+    """Mean over both tasks, and each of them; the networks that learnt one together as one."""
+    joint = {name: test for name, test in tests.items() if len(test) == 2}
+    joint[BOTH] = {task: x for test in tests.values() if len(test) == 1 for task, x in test.items()}
+    found = {
+        f"{setting}, {task}": {name: [100 * x for x in test[task]] for name, test in joint.items()}
+        for task in ("left", "right")
+    }
+    left, right = found.values()
+    mean = {n: [(a + b) / 2 for a, b in zip(left[n], right[n], strict=True)] for n in joint}
+    return {setting: mean, **found}
+
+
+def above(found: Values, measure: str, ours: str, rivals: Sequence[str]) -> dict[str, Estimate]:
+    """Gains on rivals that ran, in one measure, corrected for their number."""
+    every = found[measure]
+    there = [name for name in rivals if name in every and name != ours]
+    return {
+        f"{measure}: {ours} − {name}": paired(every[ours], every[name], len(there))
+        for name in there
+    }
+
+
+def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = None) -> Judged:
+    """Holds where all gains are above 0; the lowest decides, and against it the surest below 0.
+
+    One without a number, of a run that failed, keeps it from holding.
+    """
+    said = all_above(gains.values())
+    failed = math.inf if said == "does not hold" else -math.inf
+    ends = {k: x.high if said == "does not hold" else x.low for k, x in gains.items()}
+    found = min(ends, key=lambda k: failed if math.isnan(ends[k]) else ends[k])
+    return Judged(said, gains, found, levels or {})
+
+
+def some_one(gains: dict[str, Estimate]) -> Judged:
+    """Holds where one gain is above 0 when corrected for all, and not where all are below; the
+    highest decides.
+    """
+    turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
+    said = {"holds": "does not hold", "does not hold": "holds"}
+    lows = {k: -math.inf if math.isnan(x.low) else x.low for k, x in gains.items()}
+    best = max(lows, key=lambda name: lows[name])
+    return Judged(said.get(all_above(turned), "inconclusive"), gains, best)
+
+
+def alone(found: Values, settings: Sequence[str]) -> dict[str, Estimate]:
+    parts = [f"{setting}, {task}" for setting in settings for task in ("left", "right")]
+    return {k: v for part in parts for k, v in above(found, part, BOTH, ["mean"]).items()}
+
+
+def over(
+    found: Values, measures: Sequence[str], ours: str, rivals: Sequence[str]
+) -> dict[str, Estimate]:
+    return {k: v for m in measures for k, v in above(found, m, ours, rivals).items()}
+
+
+def settings_of(found: Values) -> list[str]:
+    return [name for name in found if not name.endswith((", left", ", right"))]
