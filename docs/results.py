@@ -30,7 +30,8 @@ docs/results.py questions [FOLDER]` puts single questions that ran (`--only`) in
 default run, and leaves out what other runs have of an older form of them; `python
 docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
 of its own, as compiled code of the usual setting is refused there); `python docs/results.py device
-[FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py ledger`
+[FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py images FOLDER`
+one of `python -m experiments.multimnist --data …`; `python docs/results.py ledger`
 writes the claims again if the ledger's sentences, modules or decisions changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
 `full` with the verdicts that --full changes), `search` (of `python -m experiments.auxiliary
@@ -80,10 +81,11 @@ from experiments.benchmarks import (
 from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
 from paper_repro.gradnorm.common import Problem
 from paper_repro.gradnorm.paper_size import AT_BEST
-from paper_repro.report import standins
+from paper_repro.report import images, standins
 
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
+MULTIMNIST = ROOT / "experiments" / "multimnist" / "out" / "default"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
 PROBLEMS = {
     "min_norm": "min-norm (MGDA)",
@@ -597,19 +599,29 @@ def main() -> None:
         "one table alone; the claims, from a run (claims), from one of single questions "
         "(questions), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks; physics. Without it: everything"
+        "search for auxiliary tasks; physics; the claims after a run on real images. Without it: "
+        "everything"
     )
-    choices = ["claims", "questions", "arithmetic", "device", "ledger", "search", "physics"]
+    choices = [
+        "claims",
+        "questions",
+        "arithmetic",
+        "device",
+        "ledger",
+        "search",
+        "physics",
+        "images",
+    ]
     choices += BLOCKS
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
     of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device; of "
-    of_run += "single questions: its folder"
+    of_run += "single questions and of real images: its folder"
     parser.add_argument("run", nargs="?", type=Path, help=of_run)
     given = parser.parse_args()
     part = given.part
     if given.run is not None:
-        if part not in ("gpu", "device", "questions"):
-            parser.error(f"run: goes with the parts gpu, device and questions, got {part}")
+        if part not in ("gpu", "device", "questions", "images"):
+            parser.error(f"run: goes with the parts gpu, device, questions and images, got {part}")
         if part == "gpu":
             gpu_report.take_over(given.run)
     page = ROOT / "docs" / "benchmarks.md"
@@ -637,6 +649,8 @@ def main() -> None:
         keep_questions(given.run or REPRODUCTIONS)
     elif part == "device":
         keep_device(given.run or REPRODUCTIONS / "cuda")
+    elif part == "images":
+        images.keep(load((given.run or MULTIMNIST) / "results.json"))
     elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)

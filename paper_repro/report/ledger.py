@@ -31,7 +31,7 @@ class Row(NamedTuple):
         return self.id.split("-")[0]
 
 
-MULTIMNIST = "`python -m experiments.multimnist --data FOLDER --full`, on MNIST's files"
+MULTIMNIST = "`python -m experiments.multimnist --data FOLDER --full`, 100 epochs as published"
 META_WORLD = (
     "Meta-World: `python -m experiments.control --full --parts mt10` or `mt50`, months at one "
     "rate, not run"

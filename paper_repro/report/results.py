@@ -177,7 +177,7 @@ class Results:
 
     def _undecided(self, row: Row) -> dict[str, str]:
         if standins.of(row):
-            return {"verdict": "stand-in", "where": standins.sentence(row)}
+            return {"verdict": standins.verdict(row), "where": standins.sentence(row)}
         if row.kind in ("data/RL", "not here"):
             return {
                 "verdict": "not testable here",

@@ -11,11 +11,12 @@ from typing import Any
 
 from experiments.common.cells import filled
 
+from . import images
 from .ledger import Row
 
-ABOUT = """Data that are not here: published numbers, and what studies on data of ours show, on
-their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the claim;
-brackets are 95 % intervals, widened for the number of rivals.
+ABOUT = """Other data: published numbers, what real images show, and what studies on data of ours
+show, on their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the
+claim; brackets are 95 % intervals, widened for the number of rivals.
 """
 
 PATH = Path(__file__).parent.parent / "standins.json"
@@ -30,6 +31,14 @@ def kept() -> dict[str, Any]:
 def of(row: Row) -> list[dict[str, Any]]:
     """A claim's stand-ins; none for a row that needs no data, or says why nothing stands in."""
     return [each for each in kept()["stand-ins"] if each["claim"] == row.id]
+
+
+def verdict(row: Row) -> str:
+    """Of a row that needs data: that on real images if they ran."""
+    found = images.verdict(row.id)
+    if found != images.NOT_RUN:
+        return found
+    return "stand-in" if of(row) else "not testable here"
 
 
 def said(found: dict[str, Any]) -> str:
@@ -67,6 +76,10 @@ def measured(found: dict[str, Any]) -> str:
 def sentence(row: Row) -> str:
     """All of a claim's stand-ins, with numbers, and what decides the published claim."""
     each = [f"{said(found)}. It holds if {found['holds']}; {measured(found)}" for found in of(row)]
+    if row.id in images.CRITERIA:
+        holds = images.CRITERIA[row.id].holds
+        real = f"{images.said(row.id)}. It holds if {holds}; {images.measured(row.id)}"
+        each = [real[0].upper() + real[1:], *each]
     return ". ".join([*each, f"The published claim takes {row.needs}"])
 
 
@@ -75,12 +88,21 @@ def table(rows: Iterable[Row]) -> str:
     lines = [line for row in rows if row.kind == "data/RL" for line in _lines(row)]
     if not lines:
         return ""
-    heads = ["claim", "published", "stand-in", "holds if", "measured", "decides the published one"]
+    heads = ["claim", "published", "here", "holds if", "measured", "decides the published one"]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
 def _lines(row: Row) -> Iterator[list[str]]:
     published = row.published or "without numbers"
+    if row.id in images.CRITERIA:
+        yield [
+            f"**{row.id}**",
+            published,
+            images.said(row.id),
+            images.CRITERIA[row.id].holds,
+            images.measured(row.id),
+            row.needs,
+        ]
     if not of(row):
         yield [f"**{row.id}**", published, "not testable here", "–", "–", row.needs]
     for found in of(row):

@@ -1,0 +1,199 @@
+"""Claims about real images, decided by what `python -m experiments.multimnist --data FOLDER` found.
+
+How each is decided was written before any of its runs. `python docs/results.py images FOLDER` takes
+the runs' accuracies from the study's output into `docs/record/images.json`. Until that has what a
+criterion asks for, the claim is "not run". Of the three sets of pairs MultiMNIST decides, as in the
+papers; the others stand next to it.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common.judge import (
+    ARCHITECTURES,
+    BOTH,
+    Judged,
+    Values,
+    above,
+    accuracies,
+    alone,
+    columns,
+    every_one,
+    over,
+    some_one,
+)
+from mtlfunc.core.files import write_whole
+
+PATH = Path(__file__).parents[2] / "docs" / "record" / "images.json"
+COMMAND = "python -m experiments.multimnist --data FOLDER"
+NOT_RUN = "not run"
+SETS = {"mnist": "MultiMNIST", "fashion": "MultiFashion", "mixed": "MNIST with Fashion-MNIST"}
+BASE, TENTH = "hard sharing", "a tenth of the images"
+WEIGHTINGS = ("mean", "static search", "uw", "dwa", "random")
+EARLIER = ("mgda", "mgda-ub", "mgda-loss+", "pcgrad", "gradnorm")
+"""Gradient manipulation from before CAGrad."""
+RULES = (*WEIGHTINGS, *EARLIER, "cagrad", "nash-mtl", "famo", "upgrad")
+
+
+class Criterion(NamedTuple):
+    """How a claim is decided."""
+
+    claim: str
+    holds: str  # the claim, where …
+    needed: dict[str, tuple[str, ...]]  # methods by setting, next to the networks alone
+    judge: Callable[[Values], Judged]
+
+
+def bound(found: Values) -> Judged:
+    """The published result: better than the mean loss, and as good as a network for each task."""
+    gains = above(found, BASE, "mgda-ub", ("mean", BOTH))
+    mean, two = gains
+    if gains[two].high < 0:
+        return Judged("does not hold", gains, two)
+    below = "does not hold" if gains[mean].high < 0 else "inconclusive"
+    return Judged("holds" if gains[mean].low > 0 else below, gains, mean)
+
+
+def one_network(found: Values) -> Judged:
+    """Each rule's gain on two networks."""
+    return some_one({k: x for rule in RULES for k, x in above(found, BASE, rule, [BOTH]).items()})
+
+
+def balanced(found: Values) -> Judged:
+    """GradNorm's gains in every architecture on what ran there."""
+    return every_one(over(found, ARCHITECTURES, "gradnorm", (BOTH, *WEIGHTINGS)))
+
+
+CRITERIA = {
+    row.claim: row
+    for row in (
+        Criterion(
+            "SU-37",
+            "the bound is above the mean loss, and not below two networks",
+            {BASE: ("mean", "mgda-ub")},
+            bound,
+        ),
+        Criterion(
+            "PC-01",
+            "some task ends below its own network by the mean loss",
+            {BASE: ("mean",)},
+            lambda v: some_one(alone(v, [BASE])),
+        ),
+        Criterion(
+            "PC-07",
+            "PCGrad is above the mean loss in all four architectures",
+            dict.fromkeys(ARCHITECTURES, ("mean", "pcgrad")),
+            lambda v: every_one(over(v, ARCHITECTURES, "pcgrad", ["mean"])),
+        ),
+        Criterion(
+            "PC-08",
+            "PCGrad ends above the mean loss with a tenth of the images and with all of them; how "
+            "fast it gets there is not judged",
+            dict.fromkeys((BASE, TENTH), ("mean", "pcgrad")),
+            lambda v: every_one(over(v, (BASE, TENTH), "pcgrad", ["mean"])),
+        ),
+        Criterion(
+            "CA-01",
+            "both tasks end below their own networks by the mean loss",
+            {BASE: ("mean",)},
+            lambda v: every_one(alone(v, [BASE])),
+        ),
+        Criterion(
+            "CA-38",
+            f"CAGrad is above {', '.join(EARLIER)}",
+            {BASE: ("cagrad", *EARLIER)},
+            lambda v: every_one(above(v, BASE, "cagrad", EARLIER)),
+        ),
+        Criterion(
+            "GN-01",
+            "one network, by some of fourteen rules, is above two",
+            {BASE: RULES},
+            one_network,
+        ),
+        Criterion(
+            "GN-26",
+            "GradNorm is above two networks and every other weighting in all four architectures",
+            {BASE: ("gradnorm", *WEIGHTINGS)}
+            | dict.fromkeys(ARCHITECTURES[1:], ("gradnorm", "mean", "uw", "dwa")),
+            balanced,
+        ),
+    )
+}
+
+
+@functools.cache
+def kept() -> dict[str, Any]:
+    """By set: how it ran (`settings`), the `seeds`, and `accuracies` by setting, method and task,
+    one a seed; empty before anything ran.
+    """
+    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+
+
+def judged(claim: str, which: str = "mnist") -> Judged | None:
+    """What a set says of a claim; None where it is not decided here, or runs are missing."""
+    row, found = CRITERIA.get(claim), kept().get(which, {}).get("accuracies", {})
+    if row is None or not all(
+        {*methods, "left alone", "right alone"} <= {*found.get(setting, {})}
+        for setting, methods in row.needed.items()
+    ):
+        return None
+    measured: Values = {}
+    for setting in row.needed:
+        measured |= accuracies(setting, found[setting])
+    return row.judge(measured)
+
+
+def verdict(claim: str) -> str:
+    """Of MultiMNIST; "not run" without it."""
+    found = judged(claim)
+    return found.verdict if found else NOT_RUN
+
+
+def said(claim: str) -> str:
+    """Every set's verdict, in a sentence without its full stop."""
+    each = [
+        f"{found.verdict} on {name}, seeds {', '.join(map(str, kept()[which]['seeds']))}"
+        for which, name in SETS.items()
+        if (found := judged(claim, which))
+    ]
+    return f"real images: {'; '.join(each) or NOT_RUN} (`{COMMAND}`)"
+
+
+def measured(claim: str) -> str:
+    """The gain that decides, by set; a dash before anything ran."""
+    parts = []
+    for which, name in SETS.items():
+        if found := judged(claim, which):
+            gain = found.gains[found.decisive]
+            parts.append(
+                f"{name}: {found.decisive} {gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]"
+            )
+    return "; ".join(parts) or "–"
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Put what a study left into the record; settings that are there of the same set stay.
+
+    Raises:
+        SystemExit: for other bytes than the published files, fewer images, and where the set's
+            other settings ran otherwise or on other seeds.
+    """
+    settings, seeds = results["settings"], results["plan"]["seeds"]
+    if not settings["data"] or "not the published" in settings["images"] or settings["most"]:
+        raise SystemExit(f"expected whole sets of the published files, got {settings['images']}")
+    same = {k: v for k, v in settings.items() if k not in ("data", "device", "workers", "torch")}
+    found = kept().get(settings["set"], {"settings": same, "seeds": seeds, "accuracies": {}})
+    if (found["settings"], found["seeds"]) != (same, seeds):
+        raise SystemExit(
+            f"{PATH} has {settings['set']} of other settings or seeds: {found['seeds']}"
+        )
+    new = {
+        setting: {name: columns(row["runs"]) for name, row in methods.items()}
+        for setting, methods in results["problems"].items()
+    }
+    record = kept() | {settings["set"]: found | {"accuracies": found["accuracies"] | new}}
+    write_whole(PATH, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    kept.cache_clear()

@@ -1,0 +1,161 @@
+"""paper_repro/report/images.py: how claims about real images are decided, and what keeps them."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from experiments.multimnist import __main__ as command
+from experiments.multimnist import report, train
+from paper_repro.claims import LEDGER
+from paper_repro.report import images, standins
+
+SPREAD = (-0.002, -0.001, 0.0, 0.001, 0.002)
+EVERY = (*train.METHODS, *train.ALONE.values())
+SETTINGS = (*images.ARCHITECTURES, images.TENTH)
+
+
+def results(levels: Mapping[str, float], settings=SETTINGS, **given) -> dict:
+    """What a study leaves, each method at a level, .9 by default, on five seeds."""
+    found = {
+        "data": ["folder", "0"],
+        "set": "mnist",
+        "most": None,
+        "images": "MNIST, the published files",
+    }
+    problems = {
+        setting: {
+            name: {
+                "runs": [
+                    {"test": {task: levels.get(name, 0.9) + x for task in tasks}} for x in SPREAD
+                ]
+            }
+            for name in EVERY
+            for tasks in [[t for t in train.TASKS if train.ALONE.get(t) == name] or train.TASKS]
+        }
+        for setting in settings
+    }
+    plan = {"seeds": [1, 2, 3, 4, 5]}
+    return {"settings": found | given, "plan": plan, "problems": problems}
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "PATH", tmp_path / "images.json")
+    images.kept.cache_clear()
+    yield tmp_path / "images.json"
+    images.kept.cache_clear()
+
+
+def decided(record, levels: Mapping[str, float]) -> dict[str, str]:
+    record.unlink(missing_ok=True)
+    images.kept.cache_clear()
+    images.keep(results(levels))
+    return {claim: images.verdict(claim) for claim in images.CRITERIA}
+
+
+NEAR, UP, DOWN = "inconclusive", 0.95, 0.85
+
+
+def test_verdicts_follow_the_numbers(record):
+    alone = dict.fromkeys(train.ALONE.values(), 0.95)
+    assert set(decided(record, {}).values()) == {NEAR}
+    # every rule below two networks
+    found = decided(record, alone)
+    assert [found[x] for x in ("PC-01", "CA-01", "GN-01", "SU-37", "GN-26")] == [
+        *("holds", "holds", "does not hold", "does not hold", "does not hold")
+    ]
+    # the bound as good as two networks and above the mean; above all; below the mean
+    assert decided(record, {"mean": DOWN})["SU-37"] == "holds"
+    assert decided(record, {"mgda-ub": UP})["SU-37"] == "holds"
+    assert decided(record, {"mgda-ub": DOWN})["SU-37"] == "does not hold"
+    assert decided(record, {"mean": UP})["CA-01"] == "does not hold"
+    assert decided(record, {"mean": UP})["PC-01"] == "does not hold"
+    for claim, rule in (("PC-07", "pcgrad"), ("PC-08", "pcgrad"), ("CA-38", "cagrad")):
+        assert decided(record, {rule: UP})[claim] == "holds"
+        assert decided(record, {rule: DOWN})[claim] == "does not hold"
+    assert decided(record, {"gradnorm": UP})["GN-26"] == "holds"
+    assert decided(record, {"gradnorm": UP, "random": 0.97})["GN-26"] == "does not hold"
+    assert decided(record, {"famo": UP})["GN-01"] == "holds"
+
+
+def test_what_is_missing_is_not_run(record):
+    assert {images.verdict(claim) for claim in images.CRITERIA} == {images.NOT_RUN}
+    images.keep(results({"mean": 0.8}, settings=[images.BASE]))
+    base = {"SU-37", "PC-01", "CA-01", "CA-38", "GN-01"}
+    assert {x for x in images.CRITERIA if images.verdict(x) != images.NOT_RUN} == base
+    # settings that ran later are put next to those
+    images.keep(results({"mean": 0.8}, settings=SETTINGS[1:]))
+    assert images.NOT_RUN not in {images.verdict(claim) for claim in images.CRITERIA}
+    # another set stands next to it and decides nothing
+    images.keep(results({"mean": 0.99}, set="fashion"))
+    assert images.verdict("PC-01") == "holds"
+    assert "holds on MultiMNIST, seeds 1, 2, 3, 4, 5; does not hold on MultiFashion" in images.said(
+        "PC-01"
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"images": "MNIST, not the published files"},
+        {"data": None},
+        {"most": 3_000},
+        {"epochs": 3},
+    ],
+)
+def test_other_runs_are_not_kept(record, given):
+    images.keep(results({}, epochs=10))
+    held = record.read_text()
+    with pytest.raises(SystemExit):
+        images.keep(results({}, **({"epochs": 10} | given)))
+    assert record.read_text() == held
+
+
+def test_criteria_ask_for_what_the_study_runs(tmp_path):
+    settings = command.settings_of("default", None, "cpu")._replace(data=("folder", "0"))
+    plan = command.plan_of(
+        "default", settings, None, tuple(range(6)), (*train.SETTINGS, images.TENTH)
+    )
+    assert set(images.SETS) == set(command.mnist.MIXTURES)
+    assert set(images.RULES) == set(train.METHODS)
+    for row in images.CRITERIA.values():
+        for setting, methods in row.needed.items():
+            assert setting in plan.problems
+            assert not {(setting, name) for name in methods} & set(plan.left_out)
+            assert set(methods) <= set(plan.methods)
+
+
+def test_the_ledger_has_the_criteria(record):
+    for claim in images.CRITERIA:
+        assert LEDGER[claim].kind == "data/RL"
+        assert images.COMMAND in LEDGER[claim].needs or claim in ("PC-08", "CA-38")
+        (line, *_) = standins._lines(LEDGER[claim])
+        assert line[2:5] == [
+            f"real images: not run (`{images.COMMAND}`)",
+            images.CRITERIA[claim].holds,
+            "–",
+        ]
+        assert standins.verdict(LEDGER[claim]) == "stand-in"
+    images.keep(results({"mean": 0.8}, settings=[images.BASE]))
+    assert standins.verdict(LEDGER["PC-01"]) == "holds"
+    assert standins.verdict(LEDGER["PC-07"]) == "stand-in"
+    assert standins.sentence(LEDGER["PC-01"]).startswith("Real images: holds on MultiMNIST")
+
+
+def test_the_kept_record_is_of_the_published_files():
+    for which, found in images.kept().items():
+        assert which in images.SETS
+        assert "the published files" in found["settings"]["images"]
+        counts = {
+            len(values)
+            for methods in found["accuracies"].values()
+            for tasks in methods.values()
+            for values in tasks.values()
+        }
+        assert counts == {len(found["seeds"])}
+
+
+def test_published_numbers_are_those_of_the_table():
+    said = LEDGER["SU-37"].published
+    for numbers in report.THEIRS.values():
+        assert " and ".join(f"{x:.2f}" for x in numbers) in said
