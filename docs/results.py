@@ -591,7 +591,7 @@ BLOCKS = {
 """Parts that are written alone."""
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
@@ -617,6 +617,11 @@ def main() -> None:
     of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device; of "
     of_run += "single questions and of real images: its folder"
     parser.add_argument("run", nargs="?", type=Path, help=of_run)
+    return parser
+
+
+def main() -> None:
+    parser = _parser()
     given = parser.parse_args()
     part = given.part
     if given.run is not None:

@@ -315,32 +315,30 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
             state, info = advance(state, batch, rates * rate_at(settings, share))
             times.append(time.process_time() - start)
             finite &= info.losses.isfinite().all(-1)
-    step_ms = 1e3 * sorted(times)[len(times) // 2] / len(cells)
+    shared = {
+        "steps": epochs * per_epoch,
+        "step_ms": 1e3 * sorted(times)[len(times) // 2] / len(cells),
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
     measured, losses_of = {}, torch.empty(0)
     for part, pairs in data._asdict().items():
         right, losses_of = _measured(net, state.params, pairs, lanes)  # the last part is the test
-        measured[part] = torch.where(finite[:, None], right, math.nan)
-    losses_of = torch.where(finite[:, None], losses_of, math.nan)
-    shared = {
-        "steps": epochs * per_epoch,
-        "step_ms": step_ms,
-        "parameters": sum(p.numel() for p in net.parameters()),
-    }
+        measured[part] = right.where(finite[:, None], math.nan)
+    measured["loss"] = losses_of.where(finite[:, None], math.nan)
     return [
-        _numbers({part: right[lane] for part, right in measured.items()}, losses_of[lane], learnt)
-        | shared
+        _numbers({part: each[lane] for part, each in measured.items()}, learnt) | shared
         for lane in range(len(cells))
     ]
 
 
-def _numbers(measured: dict[str, Tensor], losses: Tensor, learnt: Sequence[str]) -> Numbers:
-    """A run's accuracies `[task]` by part and its losses, of the tasks that it learnt."""
+def _numbers(measured: dict[str, Tensor], learnt: Sequence[str]) -> Numbers:
+    """A run's accuracies `[task]` by part and its test losses, of the tasks that it learnt."""
     own = {
-        part: {task: float(right[TASKS.index(task)]) for task in learnt}
-        for part, right in (measured | {"loss": losses}).items()
+        part: {task: float(each[TASKS.index(task)]) for task in learnt}
+        for part, each in measured.items()
     }
-    score = sum(own["validation"].values()) / len(learnt)
-    return {"score": score, "test": own["test"], "train": own["train"], "loss": own["loss"]}
+    score = sum(own.pop("validation").values()) / len(learnt)
+    return {"score": score} | own
 
 
 def rate_at(settings: Settings, share: float) -> float:
