@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
@@ -18,7 +19,6 @@ from experiments.common.files import DataError, Source
 from experiments.common.study import Numbers
 from experiments.digits import data as overlaid
 from mtlfunc import Probe, Rule, Step
-from mtlfunc.core._torch import tree_map
 from mtlfunc.types import Geometry, Info, Params, State, TrainState
 
 from . import mnist
