@@ -273,16 +273,53 @@ def _pad_sequence(
     return torch.stack(padded, 0 if batch_first else 1)
 
 
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """The padding is a constant: torch's second derivatives take it for a parameter."""
+    if scale_grad_by_freq:
+        raise NotImplementedError(
+            "embedding: torch's second derivatives with scale_grad_by_freq=True are wrong, since "
+            "what it makes is no derivative; leave it out, or call under torch.no_grad() if "
+            "nothing is differentiated again"
+        )
+    out = F.embedding(input, weight, None, max_norm, norm_type, False, sparse)
+    if padding_idx is None:
+        return out
+    return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), out.detach(), out)
+
+
+def _embed(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    padding = None if padding_idx < 0 else padding_idx
+    return _embedding(indices, weight, padding, None, 2.0, scale_grad_by_freq, sparse)
+
+
 # --- linear algebra and indexing ----------------------------------------------------------------
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """With equal batch axes: torch's batched form takes one of length 1 for another."""
+    """By triangles: torch's own has wrong derivatives of its forward mode, and its batched form
+    takes one axis for another.
+    """
     if B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]):
-        return torch.linalg.solve(A, B, left=left)
-    lead = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-    A, B = (x.expand(*lead, *x.shape[-2:]) for x in (A, B))
-    return torch.linalg.solve(A, B, left=left)
+        return _solve(A, B.unsqueeze(-1)).squeeze(-1)
+    if not left:
+        return _solve(A.mT, B.mT).mT
+    P, L, U = torch.linalg.lu(A)
+    inner = torch.linalg.solve_triangular(L, P.mT @ B, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(U, inner, upper=True)
 
 
 def _solve_ex(
@@ -291,6 +328,51 @@ def _solve_ex(
     info = torch.linalg.solve_ex(A.detach(), B.detach(), left=left, check_errors=check_errors)[1]
     found = _solve(A, B, left=left), info
     return torch.return_types.linalg_solve_ex(found)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    if dims is not None:
+        A = A.movedim(tuple(dims), tuple(range(A.ndim - len(dims), A.ndim)))
+    return _solve(A.reshape(B.numel(), -1), B.flatten()).reshape(A.shape[B.ndim :])
+
+
+def _slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the triangle's diagonal, right in forward mode too."""
+    diagonal = torch.linalg.lu_factor(A)[0].diagonal(dim1=-2, dim2=-1)
+    sign = torch.linalg.slogdet(A.detach())[0]
+    if A.is_complex():
+        turn = (diagonal / diagonal.abs()).prod(-1)
+        sign = turn * (sign / turn).detach()
+    found = sign, diagonal.abs().log().sum(-1)
+    return torch.return_types.linalg_slogdet(found)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _logdet(input: Tensor) -> Tensor:
+    sign, size = _slogdet(input)
+    return sign.log() + size
+
+
+def _det(A: Tensor) -> Tensor:
+    sign, size = _slogdet(A)
+    return sign * size.exp()
+
+
+def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
+    """Torch's third derivatives are wrong."""
+    if not input.ndim:
+        return input.clone()
+    x = input.movedim(dim, -1)
+    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
+    return x.unsqueeze(-2).masked_fill(later, -torch.inf).logsumexp(-1).movedim(-1, dim)
+
+
+def _householder_product(input: Tensor, tau: Tensor) -> Tensor:
+    rows, columns = input.shape[-2:]
+    eye = torch.eye(rows, dtype=input.dtype, device=input.device)
+    vectors, out = input.tril(-1) + eye[:, :columns], eye
+    for v, factor in zip(vectors.unbind(-1), tau.unbind(-1), strict=False):
+        out = out - factor[..., None, None] * (out @ v[..., None]) @ v.conj()[..., None, :]
+    return out[..., :columns]
 
 
 def _cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
@@ -362,13 +444,9 @@ def _always(*_: Any, **__: Any) -> bool:
     return True
 
 
-def _third(*_: Any, **__: Any) -> bool:
-    return sum(derivative_levels()) > 2
-
-
 def _is_forward_inside(*_: Any, **__: Any) -> bool:
     """Whether forward mode may be inside another derivative than the passes' own."""
-    return derivative_levels()[1] > 0 and _third()
+    return derivative_levels()[1] > 0 and sum(derivative_levels()) > 2
 
 
 def _product_again(*args: Any, **kwargs: Any) -> bool:
@@ -418,6 +496,14 @@ _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_pad_sequence, (nn_functions.pad_sequence, *_every("pad_sequence"))),
     (_solve, _every("linalg_solve")),
     (_solve_ex, _every("linalg_solve_ex")),
+    (_tensorsolve, _every("linalg_tensorsolve")),
+    (_slogdet, _every("slogdet", "linalg_slogdet")),
+    (_logdet, _every("logdet")),
+    (_det, _every("det", "linalg_det")),
+    (_logcumsumexp, _every("logcumsumexp")),
+    (_householder_product, _every("linalg_householder_product", "orgqr")),
+    (_embedding, (F.embedding,)),
+    (_embed, _every("embedding")),
     (_cholesky_inverse, _every("cholesky_inverse")),
     (_cholesky_solve, _every("cholesky_solve")),
     (_select_scatter, _every("select_scatter")),
@@ -436,15 +522,9 @@ _REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
         *(_SCALE, "use torch.nn.functional.batch_norm"),
     ),
     (_own_statistics, _every("instance_norm"), _SCALE, "use torch.nn.functional.instance_norm"),
-    (_third, _every("det", "linalg_det"), "third derivatives", "use torch.slogdet"),
-    (_third, _every("logcumsumexp"), "third derivatives", "use torch.logsumexp"),
     (
-        _is_forward_inside,
-        _every(
-            *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "slogdet", "linalg_slogdet"),
-            *("logdet", "linalg_eig", "linalg_eigvals", "linalg_householder_product", "orgqr"),
-        ),
-        *("derivatives of its forward mode", "differentiate in reverse (torch.func.grad)"),
+        *(_is_forward_inside, _every("linalg_eig", "linalg_eigvals")),
+        *("derivatives of its forward mode", "differentiate in reverse, jacrev of jacrev"),
     ),
     (
         *(_always, _every("lu_solve", "linalg_lu_solve")),

@@ -156,7 +156,10 @@ class Graph:
     @property
     def has_final_backward(self) -> bool:
         """Whether some backward pass cannot be differentiated even by its cotangent."""
-        return _has(self.kinds, "final")
+        tables = [x for x in self.following if x.name() == "EmbeddingBackward0"]
+        return _has(self.kinds, "final") or any(
+            x._saved_scale_grad_by_freq or signed(x._saved_padding_idx) >= 0 for x in tables
+        )
 
     @property
     def needs_recording(self) -> bool:

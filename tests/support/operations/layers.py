@@ -283,6 +283,10 @@ LAYERS = {
     "embedding padding": op(
         lambda w: F.embedding(torch.tensor([0, 2, 3]), w, padding_idx=2), (4, 3)
     ),
+    "embedding torch": op(lambda w: torch.embedding(w, torch.tensor([0, 2, 2]), 2), (4, 3)),
+    "embedding by frequency": op(
+        lambda w: F.embedding(torch.tensor([0, 2, 2]), w, scale_grad_by_freq=True), (4, 3)
+    ),
     **{
         f"embedding_bag {mode}": op(
             lambda w, mode=mode: F.embedding_bag(
