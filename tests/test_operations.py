@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.func import grad, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
@@ -354,3 +354,71 @@ def test_what_is_refused_says_what_to_use_instead():
             (torch.ones(2),),
             (torch.ones(2),),
         )
+
+
+CURVATURES: dict[str, Callable[..., Any]] = {
+    "hessian": hessian,
+    "reverse over forward": lambda u: jacrev(jacfwd(u)),
+    "forward twice": lambda u: jacfwd(jacfwd(u)),
+    "reverse twice": lambda u: jacrev(jacrev(u)),
+    "forward over a gradient": lambda u: (
+        lambda x: torch.stack([jvp(grad(u), (x,), (v,))[1] for v in torch.eye(3, dtype=DOUBLE)])
+    ),
+}
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "slogdet": lambda A: torch.linalg.slogdet(A)[1],
+    "logdet": lambda A: torch.logdet(A @ A.mT),
+    "det": torch.linalg.det,
+    "solve": lambda A: torch.linalg.solve(A, constant(3)).sin().sum(),
+    "solve_ex": lambda A: torch.linalg.solve_ex(A, constant(3, 2))[0].sin().sum(),
+    "tensorsolve": lambda A: torch.linalg.tensorsolve(A, constant(3)).sin().sum(),
+    "householder": lambda A: (
+        torch.linalg.householder_product(A, A[0]).square() * constant(3, 3)
+    ).sum(),
+    "logcumsumexp": lambda A: torch.logcumsumexp(A, 0).sin().sum(),
+    "inv": lambda A: torch.linalg.inv(A).sin().sum(),
+}
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = ENDS | {
+    "det": lambda A: A[0] @ torch.linalg.cross(A[1], A[2]),
+    "logcumsumexp": lambda A: torch.stack([A[:k].logsumexp(0) for k in (1, 2, 3)]).sin().sum(),
+}
+"""Those whose third derivatives are right in torch, too."""
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("end", ENDS)
+def test_curvatures_inside_losses_by_every_door(end, curvature):
+    """Against a loop of jacrev of jacrev over samples and of backward passes over rows."""
+    W, X = constant(3, 3), constant(4, 3)
+    eye = torch.eye(3, dtype=DOUBLE)
+
+    def curve(W: Tensor, x: Tensor, twice: Callable[..., Any], ends: Any = ENDS) -> Tensor:
+        found = twice(lambda x: ends[end](W * x.sin()[:, None] + torch.outer(x, x) + 2 * eye))(x)
+        return found.flatten() @ constant(9, 2)
+
+    def each(params: Params, X: Tensor) -> Tensor:
+        return vmap(lambda x: curve(params["W"], x, CURVATURES[curvature]))(X)
+
+    def tasks(params: Params, X: Tensor) -> Tensor:
+        return each(params, X).mean(0)
+
+    leaf = W.clone().requires_grad_()
+    values = torch.stack([curve(leaf, x, lambda u: jacrev(jacrev(u)), PLAIN) for x in X])
+    rows = torch.stack(
+        [torch.autograd.grad(v, leaf, retain_graph=True)[0].flatten() for v in values.flatten()]
+    )
+    means = rows.unflatten(0, (4, 2)).mean(0)
+    near, params = {"rtol": 1e-7, "atol": 1e-9}, {"W": W}
+    for engine in ("auto", "rows", "layerwise"):
+        losses, found = mf.sample_gramian(each, params, X, engine=engine)
+        torch.testing.assert_close(losses, values.detach(), **near)
+        torch.testing.assert_close(found, rows @ rows.mT, **near)
+        losses, found = mf.task_gramian(tasks, params, X, engine=engine)
+        torch.testing.assert_close(losses, values.detach().mean(0), **near)
+        torch.testing.assert_close(found, means @ means.mT, **near)
+    found = mf.task_gradients(tasks, params, X)[1]["W"]
+    torch.testing.assert_close(found.flatten(1), means, **near)
+    step = mf.balance(tasks, mf.mean(), mf.jacobian())
+    gradient = step.update(params, X, step.init(params, X))[0]["W"]
+    torch.testing.assert_close(gradient.flatten(), means.mean(0), **near)

@@ -5,7 +5,9 @@ norm takes the statistics for constants where the gradient of the scale is diffe
 their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
 batched backwards of prelu, cdist and select_scatter, and of index_copy by one number. A batched
 solve mixes up batch axes that broadcast, a batched index_select by a 0-d index takes everything. A
-batched index_fill into a constant writes every value into one. Single passes of cholesky_inverse
+batched index_fill into a constant writes every value into one. What solves, and determinants, have
+wrong derivatives of their forward mode, and wrong Hessians in a batch. An embedding's second
+derivatives forget its padding and its frequencies. Single passes of cholesky_inverse
 and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have no second
 derivative or no batched form at all. What networks contain is written out; the rest is refused
 where torch would be wrong, and left alone elsewhere. Every spelling is caught: torch.nn.functional,

@@ -214,7 +214,7 @@ def _unknown(func: Any, order: int, name: str = "") -> Exception:
         )
     return NotImplementedError(
         f"f: jets do not know {name}; mtlfunc.physics.value_and_gradient lists what they know, and "
-        "torch.func.jacrev and hessian differentiate everything else"
+        "torch.func.jacrev of jacrev differentiates everything else"
     )
 
 
