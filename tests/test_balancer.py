@@ -72,15 +72,11 @@ def pure(net, rule, probe, form="stacked", key=3, steps=2, **options):
     return found
 
 
-def live(net, balancer, form="stacked", watched=True, steps=2):
+def live(net, balancer, form="stacked", steps=2):
     found = []
     for x, y in batches(steps):
         net.zero_grad()
-        if watched:
-            with balancer:
-                losses = FORMS[form](net(x), y)
-        else:
-            losses = FORMS[form](net(x), y)
+        losses = FORMS[form](net(x), y)
         info = balancer.backward(losses)
         found.append(({name: leaf.grad for name, leaf in net.named_parameters()}, info))
     return found
@@ -118,16 +114,15 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("few", [0, plan.FEW_PARAMETERS])
-@pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_as_in_the_pure_step(option, form, watched, few, net, monkeypatch):
+def test_every_option_as_in_the_pure_step(option, form, few, net, monkeypatch):
     monkeypatch.setattr(plan, "FEW_PARAMETERS", few)
     options = OPTIONS[option]
     other = "tuple" if form == "list" else form
     expected = pure(net, mf.cagrad(0.4), mf.jacobian("trunk.*", **options), other)
     balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*", key=3, **options)
-    agree(live(net, balancer, form, watched), expected, 1e-5 if "dtype" in option else 1e-10)
+    agree(live(net, balancer, form), expected, 1e-5 if "dtype" in option else 1e-10)
 
 
 @pytest.mark.parametrize("rule", [mf.uw, mf.dwa, mf.gls])
@@ -433,9 +428,8 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
     balancer = mf.Balancer(net, mf.gls(), None)  # the losses alone
     if engine is not None:
         balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine=engine)
-    with balancer:
-        out = net(x)
-        losses = FORMS[form](out, y)
+    out = net(x)
+    losses = FORMS[form](out, y)
     balancer.backward(losses, retain_graph=True)
     once = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
@@ -460,8 +454,7 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
 def test_the_graph_is_freed_whatever_is_measured(probe, form, net):
     balancer = mf.Balancer(net, mf.mgda(), probe)
     for x, y in batches(2):
-        with balancer:
-            losses = FORMS[form](net(x), y)
+        losses = FORMS[form](net(x), y)
         balancer.backward(losses)
         several = losses if isinstance(losses, torch.Tensor) else torch.stack(_several(losses))
         for loss in several:
@@ -488,15 +481,13 @@ def test_freeing_runs_no_hook_and_no_custom_backward(net):
             return 2 * grads[0]
 
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine="rows")
-    with balancer:
-        losses = scalars([Twice.apply(out) for out in net(x)], y)
+    losses = scalars([Twice.apply(out) for out in net(x)], y)
     balancer.backward(losses)
     assert len(seen) == len(losses)
     assert all(seen)
-    with balancer:
-        outs = net(x)
-        outs[0].register_hook(lambda grad: seen.append(grad.abs().sum().item()))
-        losses = scalars(outs, y)
+    outs = net(x)
+    outs[0].register_hook(lambda grad: seen.append(grad.abs().sum().item()))
+    losses = scalars(outs, y)
     balancer.backward(losses)
     assert all(seen)
 
@@ -540,22 +531,6 @@ def test_arguments_that_are_something_else(net):
         balancer.backward(losses, present=torch.ones(3))
 
 
-def test_an_exception_inside_the_block_leaves_no_mode_behind(net):
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise")
-
-    def broken():
-        with balancer:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        broken()
-    assert torch._C._len_torch_function_stack() == 0
-    agree(
-        live(net, balancer, steps=1),
-        pure(net, mf.mgda(), mf.jacobian("trunk.*"), steps=1),
-    )
-
-
 def test_threads_see_their_own_forwards(net, monkeypatch):
     monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     nets = [Net().double() for _ in range(3)]
@@ -567,9 +542,8 @@ def test_threads_see_their_own_forwards(net, monkeypatch):
             for x, y in batches(3):
                 n.zero_grad()
                 barrier.wait(30)
-                with balancer:
-                    losses = scalars(n(x), y)
-                    barrier.wait(30)
+                losses = scalars(n(x), y)
+                barrier.wait(30)
                 balancer.backward(losses)
                 got = n.trunk[0].weight.grad.clone()
                 n.zero_grad()

@@ -103,8 +103,7 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, form, n
             balancer.load_state_dict(kept)
         grads, state, expected = step.update(params, data(name, i), state)
         net.zero_grad()
-        with balancer:
-            losses = forwards(net, data(name, i), name, form)
+        losses = forwards(net, data(name, i), name, form)
         measured = balancer.measure(losses)
         info = balancer.backward(losses)
         compare(net, info, grads, expected)
@@ -131,8 +130,7 @@ def test_absent_tasks_as_in_the_pure_step(name, form, net):
         grads, state, expected = step.update(params, (*batch(i), mask), state)
         net.zero_grad()
         x, y = batch(i)
-        with balancer:
-            losses = losses_of(net(x), y, form)
+        losses = losses_of(net(x), y, form)
         compare(net, balancer.backward(losses, present=mask), grads, expected)
 
 
@@ -240,11 +238,9 @@ def test_a_hook_on_either_of_two_batches_sees_gradients_alone(hooked, net):
 
     if hooked == 0:
         first = losses(0, *batch(1))
-        with balancer:
-            second = losses(1, *batch(2))
+        second = losses(1, *batch(2))
     else:
-        with balancer:
-            first = losses(0, *batch(1))
+        first = losses(0, *batch(1))
         second = losses(1, *batch(2))
     balancer.backward((first, second))
     assert len(seen) == 3
@@ -276,9 +272,8 @@ def test_batches_of_one_forward_are_as_those_of_several(form, net):
     def step(outputs, targets):
         net.zero_grad()
         balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
-        with balancer:
-            first, second = outputs()
-            losses = losses_of(first, y, form), losses_of(second, targets, form)
+        first, second = outputs()
+        losses = losses_of(first, y, form), losses_of(second, targets, form)
         info = balancer.backward(losses)
         if form == "separate":  # then the graph is freed
             with pytest.raises(RuntimeError, match="second time"):
@@ -310,8 +305,7 @@ def test_an_optimizer_in_the_backward_pass_steps_on_each_gradient(net):
         leaf.register_post_accumulate_grad_hook(step)
     balancer = mf.Balancer(net, mf.mgda(), TRUNK)
     for form in ("tuple", "stacked"):
-        with balancer:
-            losses = losses_of(net(x), y, form)
+        losses = losses_of(net(x), y, form)
         balancer.backward(losses)
         if form == "tuple":
             for leaf, moved in zip(net.parameters(), expected, strict=True):
@@ -335,8 +329,7 @@ def test_a_hook_that_removes_itself_is_called_once(net):
 def test_a_parameter_frozen_after_the_forward_gets_no_gradient(net):
     x, y = batch(0)
     balancer = mf.Balancer(net, mf.mgda(), TRUNK)
-    with balancer:
-        losses = losses_of(net(x), y, "tuple")
+    losses = losses_of(net(x), y, "tuple")
     net.heads[0].requires_grad_(False)
     balancer.backward(losses)
     assert all(leaf.grad is None for leaf in net.heads[0].parameters())

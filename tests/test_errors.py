@@ -70,8 +70,7 @@ RULE = mf.mgda()
 def made(form, module=NET, rule=RULE):
     """A step by a balancer on losses in another form."""
     balancer = mf.Balancer(module, rule)
-    with balancer:
-        out = module(torch.ones(2, device=module.weight.device))
+    out = module(torch.ones(2, device=module.weight.device))
     return balancer.backward(form(out))
 
 

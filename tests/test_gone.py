@@ -4,6 +4,7 @@ import inspect
 from operator import attrgetter
 
 import pytest
+from torch import nn
 
 import mtlfunc as mf
 from mtlfunc.calls import constructor
@@ -53,3 +54,9 @@ def test_names_that_moved_from_a_room_say_where_they_are():
         assert attrgetter(new)(mf)
         with pytest.raises(AttributeError, match=rf"mtlfunc\.{new} now"):
             attrgetter(old)(mf)
+
+
+def test_a_balancer_is_not_entered():
+    balancer = mf.Balancer(nn.Linear(2, 2), mf.mgda())
+    with pytest.raises(TypeError, match="leave out `with balancer:`"), balancer:  # pyright: ignore
+        pass

@@ -78,9 +78,8 @@ def test_rows_and_gradients_are_those_of_a_graph_cut_at_every_feature(reads, opt
         for p, *pair in zip(params, heads, trunk, strict=True)
     ]
     balancer = mf.Balancer(net, mf.mgda(), shared="trunk.*")
-    with balancer:
-        z, rest = net.encode(x)
-        losses = net.decode(z, rest, x)
+    z, rest = net.encode(x)
+    losses = net.decode(z, rest, x)
     losses = losses if form == "list" else torch.stack(losses)
     named = {str(k): level for k, level in z.items()}
     info = balancer.backward(losses, features=named, retain_graph=True)

@@ -224,7 +224,7 @@ def program(seed, monkeypatch):
         "chunk_size": draw.choice([None, None, 1, 2]),
     }
     absent = draw.random() < 0.2
-    watched, accumulate = draw.random() < 0.8, draw.random() < 0.2
+    accumulate = draw.random() < 0.2
     told = f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {kind}, {net.hooks}"
     balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
@@ -238,11 +238,7 @@ def program(seed, monkeypatch):
         if absent and step:
             present = torch.tensor([t != step % tasks for t in range(tasks)])
         matrix, gramian = plain(twin, reference, "trunk", present)
-        if watched:
-            with balancer:
-                losses = losses_of(kind, net, batch)
-        else:
-            losses = losses_of(kind, net, batch)
+        losses = losses_of(kind, net, batch)
         given = FORMS[shape](losses)
         if step and draw.random() < 0.2:  # as after an interruption
             saved = deepcopy(balancer.state_dict())

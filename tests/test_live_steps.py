@@ -361,7 +361,7 @@ def test_no_step_keeps_what_the_graph_has_saved(network, heads):
     make, shape = NETWORKS[network]
     trunk, head = make(), nn.ModuleList(HEADS[heads]() for _ in range(3))
     net, x = nn.ModuleDict({"trunk": trunk, "heads": head}), torch.randn(shape)
-    for form in (list, FORMS["dict"]):
+    for form in FORMS.values():
         balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
         for order in ((0, 1, 2), (2, 0, 1)):
             z = trunk(x)

@@ -107,8 +107,7 @@ def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
         _, rows = literal_rows(params, batch, TRUNK)
         scale = flatten({key: literal_metric(optimizer, leaves[key]) for key in TRUNK})
         carried = flatten(metric_of(optimizer, dict(leaves.items()), TRUNK, None).carried)
-        with balancer:
-            losses = losses_at(net, batch)
+        losses = losses_at(net, batch)
         info = balancer.backward(losses)
         known = (rows * scale) @ rows.mT
         case = f"{name}, step {step}"
@@ -367,8 +366,7 @@ def test_weigh_and_measure_answer_as_backward():
     for i in range(3):
         measured = balancer.measure(losses_at(net, batch_of(i)))
         weights, weighed = balancer.weigh(losses_at(net, batch_of(i)))
-        with balancer:
-            losses = losses_at(net, batch_of(i))
+        losses = losses_at(net, batch_of(i))
         info = balancer.backward(losses)
         for other in (measured, weighed):
             torch.testing.assert_close(other.gramian, info.gramian)

@@ -70,14 +70,10 @@ def compare(info, net, losses, shared):
         torch.testing.assert_close(leaves[name].grad, expected, rtol=1e-10, atol=1e-12)
 
 
-def live(net, balancer, x, shared="trunk", *, block=True):
+def live(net, balancer, x, shared="trunk"):
     """One step that is right."""
     net.zero_grad()
-    if block:
-        with balancer:
-            losses = net(x)
-    else:
-        losses = net(x)
+    losses = net(x)
     compare(balancer.backward(losses), net, net(x), shared)
 
 
@@ -91,14 +87,13 @@ def seen(net, balancer, counts, asked, **options):
     return found
 
 
-@pytest.mark.parametrize("block", [True, False])
-def test_a_kind_that_was_all_rows_is_not_asked_again(asked, block):
+def test_a_kind_that_was_all_rows_is_not_asked_again(asked):
     net = Net().double()
     rows, layers = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
-    assert seen(net, rows, [MANY] * 4, asked, block=block) == "w---"
-    assert seen(net, layers, [FEW] * 4, asked, block=block) == "wwww"
+    assert seen(net, rows, [MANY] * 4, asked) == "w---"
+    assert seen(net, layers, [FEW] * 4, asked) == "wwww"
     layers = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise")
-    assert seen(net, layers, [MANY] * 4, asked, block=block) == "wwww"
+    assert seen(net, layers, [MANY] * 4, asked) == "wwww"
 
 
 @pytest.mark.parametrize(
@@ -200,13 +195,12 @@ def test_hooks_and_checkpoints_that_come_later():
         live(net, balancer, x)
 
 
-def test_losses_as_a_vector_and_no_block():
+def test_losses_as_a_vector():
     net = Net().double()
     balancer, x = idle_balancer(net), batch(MANY, 9)
     for _ in range(3):
         net.zero_grad()
-        with balancer:
-            losses = torch.stack(net(x))
+        losses = torch.stack(net(x))
         compare(balancer.backward(losses), net, net(x), "trunk")
     net.zero_grad()
     compare(balancer.backward(net(x)), net, net(x), "trunk")
@@ -219,8 +213,7 @@ def test_resuming_is_bit_exact_where_kinds_change(tmp_path):
 
     def step(net, balancer, seed):
         net.zero_grad()
-        with balancer:
-            losses = net(batch(counts[seed], seed).float())
+        losses = net(batch(counts[seed], seed).float())
         balancer.backward(losses)
         with torch.no_grad():
             for leaf in net.parameters():
@@ -257,8 +250,7 @@ def test_a_checkpointed_part_runs_once_a_task(inside, late):
     for step in range(8):
         net.saving = step > 4 or not late
         runs.clear()
-        with balancer:
-            losses = net(batch(MANY, step))
+        losses = net(batch(MANY, step))
         balancer.backward(losses)
         assert len(runs) == (1 + len(losses) if net.saving else 1), step
 
@@ -270,8 +262,7 @@ def test_log_losses_are_not_asked_again_either(asked):
     for step in range(4):
         asked.clear()
         net.zero_grad()
-        with balancer:
-            losses = net(batch(MANY, step))
+        losses = net(batch(MANY, step))
         balancer.backward(losses)
         found += "w" if asked else "-"
     assert found == "w---"

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import nodes, plan
+from mtlfunc.gradients.layerwise import nodes
 from tests.support import ROOT
 from tests.support.oracles import literal
 from tests.support.programs import AWAY, F64, READS, Program, close, draws
@@ -83,23 +83,6 @@ class Trunk(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.first, self.last = nn.Linear(A, 5, dtype=F64), nn.Linear(5, 2, dtype=F64)
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_gradient_retained_before_the_block_is_the_losses_own(steps, monkeypatch):
-    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
-    net = Trunk()
-    balancer = mf.Balancer(net, mf.mgda())
-    for _ in range(steps):
-        hidden = net.first(X).tanh()
-        hidden.retain_grad()
-        with balancer:
-            losses = net.last(hidden).square().mean(0)
-        # differentiated one task at a time, the last of them last
-        alone = [torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in losses]
-        hidden.grad = None
-        balancer.backward(losses)
-        close(hidden.grad, sum(alone))
 
 
 def _tripled(inputs, outputs):
@@ -172,14 +155,10 @@ def check_steps(program):
         step = mf.balance(program.tasks, rule, mf.jacobian(engine=engine))
         return _flat(step.update(params, x, step.init(params, x, key=0))[0].values())
 
-    def live(engine, separate, block):
+    def live(engine, separate):
         module = nn.ParameterDict({name: nn.Parameter(leaf) for name, leaf in params.items()})
         balancer = mf.Balancer(module, rule, mf.jacobian(engine=engine))
-        if block:
-            with balancer:
-                losses = program.tasks(module, x)
-        else:
-            losses = program.tasks(module, x)
+        losses = program.tasks(module, x)
         balancer.backward(tuple(losses) if separate else losses)
         return _flat(leaf.grad for leaf in module.values())
 
@@ -200,8 +179,7 @@ def check_steps(program):
     expected = balanced("rows")
     close(balanced("layerwise"), expected, 1e-6)
     for separate in (False, True):
-        for block in (False, True):
-            close(live("layerwise", separate, block), expected, 1e-6)
+        close(live("layerwise", separate), expected, 1e-6)
     close(scaled("layerwise"), scaled("rows"), 1e-8)
     close(hypergradient("layerwise"), hypergradient("rows"), 1e-6)
 

@@ -259,7 +259,7 @@ def live(seed, monkeypatch):
     answered = [0, 0, 0]
     for step in range(pick.choice([1, 3, 6])):
         drawn.t = pick.choice([0.0, 0.0, 0.7]) if drawn.mixes else 0.0
-        batch, block, kept = drawn.batch(), pick.random() < 0.5, pick.random() < 0.3
+        batch, kept = drawn.batch(), pick.random() < 0.3
         told = f"{drawn.told}, {metric if optimizer else None}, step {step}, t {drawn.t}"
         loop = drawn.expected(leaves, batch)
         before = {
@@ -269,11 +269,7 @@ def live(seed, monkeypatch):
         if optimizer:
             scale = torch.cat([metric_of(optimizer, leaves[n]).flatten() for n in drawn.measured])
         try:
-            if block:
-                with balancer:
-                    entries = drawn.losses(module, batch)
-            else:
-                entries = drawn.losses(module, batch)
+            entries = drawn.losses(module, batch)
             info = balancer.backward(entries, weightings=batch["A"], retain_graph=kept)
         except ValueError as error:
             check_refusal(error, drawn, told)

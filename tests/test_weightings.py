@@ -372,8 +372,7 @@ def test_live_equals_pure(name, passes):
     for count in (len(batch["x"]), 3, len(batch["x"])):
         part = {"x": batch["x"][:count], "A": batch["A"][:, :count]}
         leaves = {n: leaf for n, leaf in net.named_parameters() if leaf.requires_grad}
-        with balancer:
-            entries = losses(leaves, part)
+        entries = losses(leaves, part)
         weights, _ = balancer.weigh(entries, weightings=part["A"])
         measured = balancer.measure(entries, weightings=part["A"])
         info = balancer.backward(entries, weightings=part["A"])
@@ -405,8 +404,7 @@ def test_losses_that_were_stacked(way):
     _, jacobian = loop(losses, mf.parameters(net), batch)
     for _ in range(2):
         net.zero_grad()
-        with balancer:
-            entries = one_by_one(dict(net.named_parameters()), batch)
+        entries = one_by_one(dict(net.named_parameters()), batch)
         balancer.backward(entries, weightings=batch["A"])
         flat = torch.cat([leaf.grad.flatten() for leaf in net.parameters()])
         close(flat, jacobian.mean(0), way)
@@ -433,8 +431,7 @@ def test_zero_deltas_are_no_layout():
     matrix = torch.randn(3, 4, dtype=torch.float64)
     balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
     for _ in range(4):
-        with balancer:
-            entries = (net(x) - x).square().roll(1, -1).sum((1, 2))
+        entries = (net(x) - x).square().roll(1, -1).sum((1, 2))
         info = balancer.backward(entries, weightings=matrix)
         leaves = mf.parameters(net)
         _, jacobian = loop(
@@ -644,8 +641,7 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     balancer = mf.Balancer(net, mf.upgrad())
     for _ in range(2):
         net.zero_grad()
-        with balancer:
-            entries = net(x).square().sum(1)
+        entries = net(x).square().sum(1)
         info = balancer.backward(entries, weightings=matrix)
         grads = [leaf.grad.flatten() for leaf in net.parameters() if leaf.grad is not None]
         close(torch.cat(grads), info.weights @ jacobian)

@@ -39,8 +39,7 @@ def step(batch: int, *, metric: bool) -> Call:
 
     def call() -> None:
         optimizer.zero_grad()
-        with balancer:
-            losses = net(x)
+        losses = net(x)
         balancer.backward(losses)
         optimizer.step()
 

@@ -230,8 +230,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
 
     def live() -> None:
         net.zero_grad()
-        with balancer:
-            losses = net(x)
+        losses = net(x)
         balancer.backward(losses)
 
     weighted = mf.Balancer(net, mf.gls(), None)

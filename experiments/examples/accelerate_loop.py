@@ -41,16 +41,15 @@ def plain(data: Data, accelerator: Accelerator) -> Tensor:
 
 
 def balanced(data: Data, accelerator: Accelerator) -> tuple[Tensor, float, mf.Balancer]:
-    """Three lines more: losses, the first `.grad`'s difference from float64, the balancer."""
+    """Two lines more: losses, the first `.grad`'s difference from float64, the balancer."""
     net, seen, off = Net(), [], 0.0
     net, optimizer = accelerator.prepare(net, torch.optim.Adam(net.parameters(), lr=1e-2))
     balancer = mf.Balancer(net, mf.pcgrad(), "trunk.*")  # 1
     accelerator.register_for_checkpointing(balancer)
     for x, y in data:
         with accelerator.accumulate(net):
-            with balancer:  # 2
-                losses = (net(x) - y).square().mean(0)
-            weights, _ = balancer.weigh(losses)  # 3
+            losses = (net(x) - y).square().mean(0)
+            weights, _ = balancer.weigh(losses)  # 2
             accelerator.backward(weights @ losses)  # instead of the mean
             if not seen:
                 share = weights / accelerator.gradient_accumulation_steps

@@ -28,14 +28,12 @@ def plain(net: nn.Module, micro: Micro, _: mf.Balancer) -> None:
 
 def one_by_one(net: nn.Module, micro: Micro, balancer: mf.Balancer) -> None:
     for share, x, y in micro:
-        with balancer:
-            losses = share * (net(x) - y).square().mean(0)
+        losses = share * (net(x) - y).square().mean(0)
         balancer.backward(losses)
 
 
 def one_graph(net: nn.Module, micro: Micro, balancer: mf.Balancer) -> None:
-    with balancer:
-        losses = sum(share * (net(x) - y).square().mean(0) for share, x, y in micro)
+    losses = sum(share * (net(x) - y).square().mean(0) for share, x, y in micro)
     balancer.backward(losses)
 
 

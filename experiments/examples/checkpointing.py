@@ -56,10 +56,9 @@ def balanced(data: list[tuple[Tensor, Tensor]], kind: type[Net] = Checkpointed):
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
     for x, y in data:
-        with balancer:  # 2
-            losses = (net(x) - y).square().mean(0)
+        losses = (net(x) - y).square().mean(0)
         optimizer.zero_grad()
-        info = balancer.backward(losses)  # 3
+        info = balancer.backward(losses)  # 2
         if not seen:
             off = difference(net, on(x, y), info.weights, "mean")
         optimizer.step()

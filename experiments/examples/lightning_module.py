@@ -50,9 +50,8 @@ class Balanced(Plain):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         x, y = batch
-        with self.balancer:  # 2
-            losses = (self.net(x).float() - y).square().mean(0)
-        weights, info = self.balancer.weigh(losses)  # 3
+        losses = (self.net(x).float() - y).square().mean(0)
+        weights, info = self.balancer.weigh(losses)  # 2
         self.log_dict(mf.log_dict(info, names=("first", "second", "third")))
         self.seen.append(losses.detach())
         return weights @ losses

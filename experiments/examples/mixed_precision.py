@@ -43,16 +43,16 @@ def plain(data: Data, half: torch.dtype, device: str = "cpu") -> Tensor:
 
 
 def balanced(data: Data, half: torch.dtype, device: str = "cpu") -> tuple[Tensor, float]:
-    """Three lines more: losses `[step, task]`, and how far the first `.grad` is from float64."""
+    """Two lines more: losses `[step, task]`, and how far the first `.grad` is from float64."""
     net, seen, off = Net().to(device), [], 0.0
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler(device, 2.0**10, enabled=half == torch.float16)
     balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
     for x, y in data:
-        with balancer, torch.autocast(device, half):  # 2
+        with torch.autocast(device, half):
             losses = (net(x).float() - y).square().mean(0)
         scaled, scale = scaler.scale(losses), scaler.get_scale() if scaler.is_enabled() else None
-        weights, _ = balancer.weigh(scaled, scale=scale)  # 3
+        weights, _ = balancer.weigh(scaled, scale=scale)  # 2
         optimizer.zero_grad()
         (weights @ scaled).backward()  # instead of the mean
         scaler.unscale_(optimizer)

@@ -63,10 +63,9 @@ def balanced(steps: int) -> tuple[nn.Module, Tensor, float]:
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     balancer = mf.Balancer(net, mf.aligned_mtl())  # 1
     for _ in range(steps):
-        with balancer:  # 2
-            losses = losses_of(net)
+        losses = losses_of(net)
         optimizer.zero_grad()
-        info = balancer.backward(losses)  # 3
+        info = balancer.backward(losses)  # 2
         off = off if seen else difference(net, losses_of, info.weights)
         optimizer.step()
         seen.append(losses.detach())

@@ -38,7 +38,7 @@ def plain(data: Data) -> Tensor:
 
 
 def balanced(data: Data, checkpoint: io.BytesIO, resume: bool = False) -> tuple[Tensor, float]:
-    """The same loop with three lines of another kind.
+    """The same loop with two lines of another kind.
 
     Args:
         data: a batch a step.
@@ -57,10 +57,9 @@ def balanced(data: Data, checkpoint: io.BytesIO, resume: bool = False) -> tuple[
         optimizer.load_state_dict(kept["optimizer"])
         balancer.load_state_dict(kept["balancer"])
     for x, y in data:
-        with balancer:  # 2
-            losses = (net(x) - y).square().mean(0)
+        losses = (net(x) - y).square().mean(0)
         optimizer.zero_grad()
-        info = balancer.backward(losses)  # 3
+        info = balancer.backward(losses)  # 2
         off = off if seen else difference(net, on(x, y), info.weights, "mean")
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()

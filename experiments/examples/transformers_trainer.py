@@ -51,9 +51,8 @@ class Balanced(Plain):
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs=False, *_: Any, **__: Any):
         if not torch.is_grad_enabled():
             return super().compute_loss(model, inputs, return_outputs)
-        with self.balancer:  # 2
-            out = model(**inputs)
-        self.weights, _ = self.balancer.weigh(out["losses"])  # 3
+        out = model(**inputs)
+        self.weights, _ = self.balancer.weigh(out["losses"])  # 2
         return self.weights @ out["losses"]  # instead of the mean
 
 

@@ -80,8 +80,7 @@ class Balanced(trl.GRPOTrainer):
                     torch.cat([before, after], 1),
                     after.shape[1],
                 )
-                with self.balancer:
-                    found = self._get_per_token_logps_and_entropies(model, tokens, mask, keep)[0]
+                found = self._get_per_token_logps_and_entropies(model, tokens, mask, keep)[0]
                 losses = -(found * after).sum(1)
                 if self.args.loss_type == "grpo":  # the mean over a completion's tokens
                     losses = losses / after.sum(1).clamp_min(1)

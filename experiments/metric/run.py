@@ -87,8 +87,7 @@ def meet(
         first = _mean_loss(problem)
         for step in range(steps):
             optimizer.zero_grad()
-            with balancer:
-                losses = problem.losses(problem.module, _batch(problem, batch, seed, step))
+            losses = problem.losses(problem.module, _batch(problem, batch, seed, step))
             gramian = balancer.backward(losses).gramian
             optimizer.step()
             length = gramian.diagonal().sqrt()

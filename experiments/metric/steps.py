@@ -37,8 +37,7 @@ class Linear:
         """Make a step; the rates `[task]` that it promised, of the rule's own step on J Jᵀ."""
         del rows
         self.optimizer.zero_grad()
-        with self.balancer:
-            losses = self.problem.losses(self.problem.module, batch)
+        losses = self.problem.losses(self.problem.module, batch)
         rates = self.balancer.backward(losses).rates
         self.optimizer.step()
         return rates
@@ -74,8 +73,7 @@ class Muon:
         """As of `Linear`."""
         module = self.problem.module
         module.zero_grad()
-        with self.balancer:
-            losses = self.problem.losses(module, batch)
+        losses = self.problem.losses(module, batch)
         info = self.balancer.backward(losses)
         rates = info.rates
         if self.norm:

@@ -73,8 +73,7 @@ def _balanced(
     balancer = mf.Balancer(net, rule())
     for points in batches:
         optimizer.zero_grad()
-        with balancer:
-            terms = problem.residuals(net, _leaves(net), points).square() @ points.member
+        terms = problem.residuals(net, _leaves(net), points).square() @ points.member
         balancer.backward(terms)
         optimizer.step()
         yield _leaves(net)

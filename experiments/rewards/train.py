@@ -61,8 +61,7 @@ def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
         worth = rewards(problem, asked, given)
         rows = advantages(method.kind, worth.unflatten(1, shares.shape), shares).flatten(1)
         optimizer.zero_grad()
-        with balancer:
-            losses = surprise(policy, asked, given)
+        losses = surprise(policy, asked, given)
         info = balancer.backward(losses, weightings=rows / len(given))
         optimizer.step()
         path.append(worth.mean(1))

@@ -22,7 +22,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn
 from ..types import Batch, LossesFn, Params
-from .hooks import RETAIN, Handles
+from .hooks import Handles
 from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
@@ -333,8 +333,6 @@ class _Guard(SafeOps, Handles):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is RETAIN:
-            self.retained = True
         if func in _MAKING and not args[0].requires_grad:
             self.made.append(args[0])
         if self._written(func, args, kwargs or {}):

@@ -25,7 +25,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
-from ..gradients.hooks import Handles, Hooks
+from ..gradients.hooks import Handles
 from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
@@ -65,7 +65,7 @@ from ._given import (
     tasks_in_words,
     weigh_unscaled,
 )
-from ._live import Layout, LiveRun, Seen, accumulate, check_outside, foreign_parameters
+from ._live import Layout, LiveRun, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
 
 
@@ -74,12 +74,10 @@ class Balancer:
 
     The forward is the module's own, in train mode, under autocast, with hooks or checkpointing.
     The Gramian is made from what the losses' graph holds; what a checkpoint has taken out of it is
-    differentiated row by row. So are all leaves if a hook is registered, by anyone on any tensor,
-    graph node or module, between the last `backward` (or the block's start) and this one, and if
-    part of the graph was made before that. `with balancer:` around the forward also sees
-    `retain_grad`, which leaves no other trace: without it the losses of a vector are differentiated
-    one task at a time, and separate losses (a list, tuple or dict) as within it. Several forwards
-    between two `backward` are one; each thread has its own.
+    differentiated row by row. So are all leaves, one task at a time, if a hook was registered, by
+    anyone on any tensor, graph node or module, since the last `backward`, or if part of the graph
+    was made before that. A tensor that retains its gradient may be left with that of all tasks in
+    its `.grad`, a batched tensor.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
     batches are one large one only for rules that do not read it. A compiled module's backward runs
@@ -125,8 +123,7 @@ class Balancer:
         >>> import mtlfunc as mf
         >>> net = nn.Linear(2, 2, bias=False)
         >>> balancer = mf.Balancer(net, mf.mgda())
-        >>> with balancer:
-        ...     losses = (net(torch.eye(2)) - torch.eye(2)).square().sum(0)
+        >>> losses = (net(torch.eye(2)) - torch.eye(2)).square().sum(0)
         >>> info = balancer.backward(losses)
         >>> net.weight.grad.shape, info.gramian.shape
         (torch.Size([2, 2]), torch.Size([2, 2]))
@@ -189,7 +186,7 @@ class Balancer:
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._kept = Kept()
-        self._seen = Seen(Handles().first)
+        self._handles = Handles()  # hooks that came since the last losses
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         leaves = self._leaves(again=True)
@@ -203,21 +200,13 @@ class Balancer:
         name = type(self._module).__name__
         return f"Balancer of {name}: {self._rule!r}, {self._probe!r}; {measured}"
 
-    def __enter__(self) -> Balancer:
-        if not self._seen.open:
-            self._seen.begin()
-        # a mode's only use is for batched passes, and the outer block sees all
-        blind = self._seen.open or self._seen.separate or not self._probe.measures
-        mode = Handles() if blind else Hooks()
-        mode.__enter__()
-        self._seen.open.append(mode)
-        return self
+    def __enter__(self) -> Any:
+        raise TypeError(
+            "leave out `with balancer:`, which went in 1.0: compute the losses as in any other "
+            "loop, and call balancer.backward(losses)"
+        )
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        mode = self._seen.open.pop()
-        mode.__exit__(kind, error, trace)
-        if kind is None and not self._seen.open:
-            self._seen.done.append(mode)
+    def __exit__(self, *_: Any) -> None: ...
 
     def backward(
         self,
@@ -281,8 +270,8 @@ class Balancer:
             run.release()
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
             self._kept = kept
-        if not (retain_graph or self._seen.open):
-            self._seen.begin()
+        if not retain_graph:
+            self._handles = Handles()
         return reduced(info, measured, self._reduction)
 
     def weigh(
@@ -528,8 +517,9 @@ class Balancer:
 
     def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:
         """With whether hooks may sit on derivatives, and whether the graph is asked."""
-        single = forward.losses.scalars is not None or self._one_pass
-        hooked = self._seen.take(forward.graph, separate=single)
+        graph, handles = forward.graph, self._handles
+        hooked = handles.hooked or graph.has_node_before(handles.since)
+        hooked = hooked or any(x._backward_hooks for x in graph.variables.values())
         if hooked or (watches := self._probe.watches) is None:
             watched = False
         elif weightings is not None:

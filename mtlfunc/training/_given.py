@@ -37,7 +37,7 @@ CURES = {
     ),
     "fabric.backward": (
         "module: Fabric forbids every other backward pass of its wrapper's output in this "
-        "precision: call the module inside, under Fabric's autocast, as in `with balancer, "
+        "precision: call the module inside, under Fabric's autocast, as in `with "
         "fabric.autocast(): out = wrapped.module(x)`."
     ),
     "pop from empty list": _EXTENDED,

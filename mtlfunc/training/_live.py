@@ -1,19 +1,17 @@
-"""What a `Balancer` knows of the user's own forward passes: their losses, and whether of hooks."""
+"""What a `Balancer` does with the user's own forward passes, and with `.grad`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.tree import trained
-from ..gradients.hooks import Handles
 from ..gradients.layerwise import Graph
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
@@ -21,52 +19,6 @@ from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings
 from ..processes import Ranks, Shares
 from ..types import Batch, Metric, Params
-
-
-class Seen(threading.local):
-    """What one thread can have done to the derivatives of its forward passes.
-
-    Hooks show in a number that all of them count up, since the last losses were taken. That a
-    tensor retains its gradient shows inside a block alone.
-
-    Args:
-        first: that number when the balancer was made. A thread's first losses may be of a forward
-            pass in another thread.
-    """
-
-    def __init__(self, first: int) -> None:
-        self.open: list[Handles] = []
-        self.done: list[Handles] = []  # blocks since the last losses
-        self.handles = Handles()
-        self.handles.first = first
-        self.used = False
-        self.separate = False  # the last losses were scalars, each with a pass of its own
-
-    def __reduce__(self) -> tuple[type[Seen], tuple[int]]:
-        return Seen, (Handles().first,)  # a copy of a balancer has seen nothing
-
-    def begin(self) -> None:
-        """Before a forward: what was seen for the losses before is of no use."""
-        if self.used:
-            self.done, self.used, self.handles = [], False, Handles()
-
-    def take(self, graph: Graph, *, separate: bool) -> bool:
-        """Whether there may be hooks on derivatives of these losses."""
-        self.used, self.separate = True, separate
-        blocks = [*self.done, *self.open]
-        unseen = not blocks or Handles in map(type, blocks)
-        # a tensor from before the blocks may retain its gradient
-        since = (blocks[0] if blocks and not separate else self.handles).since
-        return (
-            (unseen and not separate)  # one batched pass, which would be retained
-            or self.handles.hooked
-            or any(map(_HOOKED, blocks))
-            or any(map(_BACKWARD_HOOKS, graph.variables.values()))
-            or graph.has_node_before(since)
-        )
-
-
-_HOOKED, _BACKWARD_HOOKS = attrgetter("hooked"), attrgetter("_backward_hooks")
 
 
 class Layout:

@@ -45,8 +45,7 @@ def test_the_scale_changes_no_bit_while_it_grows(name, how):
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
         scaler = torch.amp.GradScaler("cpu", 2.0, growth_interval=3, enabled=enabled)
         for x, y in batches(8, 8):
-            with balancer:
-                losses = on(x, y)(net)
+            losses = on(x, y)(net)
             optimizer.zero_grad()
             scaled, scale = scaler.scale(losses), scaler.get_scale() if enabled else None
             if how == "weigh":
@@ -73,7 +72,7 @@ def test_float16_measures_faint_gradients_where_the_losses_are_scaled():
     exact, error = rows @ rows.mT, {}
     for scale in (None, 2.0**14):
         balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
-        with balancer, torch.autocast("cpu", torch.float16):
+        with torch.autocast("cpu", torch.float16):
             losses = (net(x).float() - y).square().mean(0)
         info = balancer.measure(losses * (scale or 1), scale=scale)
         error[scale] = float((info.gramian - exact).norm() / exact.norm())
@@ -89,7 +88,7 @@ def test_a_step_that_overflows_is_skipped_and_leaves_the_rule_where_it_was(how):
     scaler = torch.amp.GradScaler("cpu", 2.0**22, growth_interval=100)
     skipped = 0
     for step, (x, y) in enumerate(batches(20, 8)):
-        with balancer, torch.autocast("cpu", torch.float16):
+        with torch.autocast("cpu", torch.float16):
             losses = (net(x).float() - y).square().mean(0)
         optimizer.zero_grad()
         scaled, scale = scaler.scale(losses), scaler.get_scale()
@@ -118,7 +117,7 @@ def test_a_step_that_overflows_is_skipped_and_leaves_the_rule_where_it_was(how):
 def test_without_a_scale_what_is_not_finite_is_an_error():
     net, ((x, y),) = Net(), batches(1, 8)
     balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
-    with balancer, torch.autocast("cpu", torch.float16):
+    with torch.autocast("cpu", torch.float16):
         losses = (net(x).float() - y).square().mean(0)
     with pytest.raises(ValueError, match="gradients"):
         balancer.weigh(losses * 2.0**24)
@@ -187,8 +186,7 @@ def test_lightnings_checkpoint_and_copies_hold_the_state_of_the_rule(tmp_path):
     (x, y), losses = batches(1, 32)[0], []
     for each in (module, again, copy.deepcopy(module)):
         each.zero_grad()
-        with each.balancer:
-            out = on(x, y)(each.net)
+        out = on(x, y)(each.net)
         losses.append(each.balancer.weigh(out)[0])
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])

@@ -138,8 +138,7 @@ def stock(net: nn.Module, balancer: mf.Balancer, batches: list[Any], counts: Any
     """A stock loop: what it saw, and the parameters at its end."""
     optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
     for x, y in batches:
-        with balancer:
-            out = net(x)
+        out = net(x)
         losses = [(one - y[:, task]).square().mean() for task, one in enumerate(out)]
         info = balancer.backward(losses, present=counts)
         optimizer.step()
@@ -320,8 +319,7 @@ def weightings(rank: int, size: int) -> None:
             balancer = mf.Balancer(net, rule(), "*[02].*", group=group, key=3)
             optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
             for _ in range(3):
-                with balancer:
-                    out = net(batch["x"]).sin().sum(1)
+                out = net(batch["x"]).sin().sum(1)
                 info = balancer.backward(out, weightings=batch["A"])
                 optimizer.step()
                 optimizer.zero_grad()
@@ -358,8 +356,7 @@ def target(rank: int, size: int) -> None:
             balancer = mf.Balancer(net, rule, TRUNK, group=group)
             optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
             for _ in range(3):
-                with balancer:
-                    out = net(batch[0])
+                out = net(batch[0])
                 losses = [(x - batch[1][:, t]).square().mean() for t, x in enumerate(out)]
                 info = balancer.backward(losses, target=losses[0] + 0.5 * losses[1])
                 optimizer.step()
