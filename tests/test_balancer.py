@@ -221,36 +221,6 @@ def test_info_says_what_was_applied(make, here, reduction, net):
     check(info, {name: 2 * (params[name] - after.params[name]) for name in leaves})
 
 
-def test_features_are_the_probe_of_the_representation(net):
-    def encode(params, batch):
-        return functional_call(net.trunk, _of(params, "trunk."), (batch[0],))
-
-    def decode(params, z, batch):
-        outputs = [
-            functional_call(head, _of(params, f"heads.{k}."), (z,))
-            for k, head in enumerate(net.heads)
-        ]
-        return torch.stack(scalars(outputs, batch[1]))
-
-    expected = pure(net, mf.mgda(), mf.representation(encode, decode, shared="trunk.*"), steps=1)
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    ((x, y),) = batches(1)
-    z = net.trunk(x)
-    info = balancer.backward(scalars([head(z) for head in net.heads], y), features=z)
-    agree([({n: p.grad for n, p in net.named_parameters()}, info)], expected)
-    with pytest.raises(ValueError, match=r"features.*graph"):
-        balancer.backward(scalars(net(x), y), features=z.detach())
-    with pytest.raises(ValueError, match=r"features: the losses of tasks \[0, 1, 2\]"):
-        balancer.backward(scalars(net(x), y), features=z)
-    narrow = mf.Balancer(net, mf.mgda(), "trunk.0.*")
-    with pytest.raises(ValueError, match=r"shared: the features depend on trunk.2.weight"):
-        narrow.backward(scalars([head(z) for head in net.heads], y), features=z)
-
-
-def _of(params, prefix):
-    return {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
-
-
 def test_weigh_and_measure(net):
     """`weigh` moves the rule's state, `measure` nothing; neither touches gradients or graph."""
     ((x, y),) = batches(1)

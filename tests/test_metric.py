@@ -483,11 +483,6 @@ def test_what_it_refuses():
         mf.descend(losses_of, mf.mean(), mf.jacobian(), optim.multiplicative(0.1), metric=True)
     with pytest.raises(ValueError, match="metric: this probe does not measure"):
         mf.descend(losses_of, mf.mean(), mf.losses_only(), optim.adam(0.1), metric=True)
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer)
-    z = net.trunk(BATCH[0])
-    losses = [(head(z) - BATCH[1][:, i]).square().mean() for i, head in enumerate(net.heads)]
-    with pytest.raises(ValueError, match="features: their gradients are not of parameters"):
-        balancer.backward(losses, features=z)
     with pytest.raises(ValueError, match=r"rates: expected one a task"):
         mf.diagnostics.metric_error(
             torch.ones(2, 3), mf.diagnostics.Change(torch.ones(3), torch.ones(3))

@@ -592,8 +592,6 @@ def test_refusals_of_a_balancer():
     balancer = mf.Balancer(net, mf.mgda())
     with pytest.raises(ValueError, match="weights of 0"):
         balancer.backward(entries, weightings=matrix, present=torch.ones(3) > 0)
-    with pytest.raises(ValueError, match="features: not with weightings"):
-        balancer.backward(entries, weightings=matrix, features=batch["x"])
     with pytest.raises(ValueError, match=r"go with mtlfunc\.jacobian"):
         mf.Balancer(net, mf.mean(), None).backward(entries, weightings=matrix)
     own = mf.Balancer(net, mf.mgda(), mf.jacobian(weightings=lambda b: b))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, depth, gradient_edge, recording_context, values_readable
+from ..core.checks import check_params, depth, recording_context, values_readable
 from ..core.expect import expect_function
 from ..core.tree import combine, dot, select
 from ..gradients.levels import explained_vjp, without_trace
 from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses
-from ..gradients.run import live, observe
+from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import Group, Shares, check_group, mask_of
-from ..types import Batch, Geometry, Params, Probe, Rows, Select, State, TaskGradients, constructor
+from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
 from .common import (
     Present,
     Run,
@@ -177,80 +175,6 @@ def _measured(
         return shares.union.gradient({x: trunk[x] + heads[x] * found.share for x in trunk})
 
     return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
-
-
-def measure_features(
-    run: Run, losses: Losses, features: Any, names: tuple[str, ...], shares: Shares
-) -> TaskGradients:
-    """What `representation` measures, of losses and features that exist already: z, a tensor or a
-    dict of tensors in the losses' graph. `names` are the parameters that may act through z.
-
-    Raises:
-        ValueError: where z has no graph, a loss does not depend on it, or another parameter acts
-            through it.
-    """
-    z, leaves = _named(features, "features"), run.params
-    if not all(leaf.requires_grad for leaf in z.values()):
-        raise ValueError(
-            "features: expected what the trunk computed in this forward, with its graph; neither "
-            "detach it nor work under torch.no_grad"
-        )
-    trunk = live(_parse_features(features), leaves)
-    behind = set().union(*(leaves_of_each(trunk) or ()))
-    wrong = [name for name in leaves if name in behind and name not in names]
-    if wrong:
-        raise ValueError(
-            f"shared: the features depend on {', '.join(wrong)}, which it does not match; widen it"
-        )
-    forward = live(losses, leaves | z, hooked=True)
-    request = Request(tuple(z), heads=lambda count: 1 / count)
-    with _cut_at(z):
-        linear = run.linearize(forward, request, shares)
-    silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, shares.here)]
-    if silent and values_readable(linear.losses):
-        raise ValueError(f"features: the losses of tasks {silent} do not depend on them")
-
-    def through(gradient: Params) -> Params:
-        grads = torch.autograd.grad(
-            list(z.values()),
-            list(leaves.values()),
-            list(gradient.values()),
-            retain_graph=True,
-            materialize_grads=True,  # 0 for what z does not depend on
-        )
-        return dict(zip(leaves, grads, strict=True))
-
-    return _measured(linear, shares, through, {name: linear.heads[name] for name in leaves})
-
-
-@contextmanager
-def _cut_at(z: dict[str, Tensor]) -> Iterator[None]:
-    """Backward passes end at these features, as if they were leaves.
-
-    A feature may be computed from another: the two that the heads read are then separate, and
-    the parameters' gradients are those of the heads alone.
-    """
-    edges: dict[tuple[Any, int], str] = {}
-    for name, leaf in z.items():
-        edge = gradient_edge(leaf)
-        same = edges.setdefault((edge.node, edge.output_nr), name)
-        if same != name:
-            names = [repr(x.removeprefix("z ")) for x in (same, name)]
-            raise ValueError(f"features: {' and '.join(names)} are one tensor; pass it once")
-
-    def end(output: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        return (*grads[:output], None, *grads[output + 1 :])
-
-    # torch captures what arrives at a place before the hooks of its node are called
-    with ExitStack() as hooks:
-        for node, output in edges:
-            hooks.enter_context(node.register_prehook(partial(end, output)))
-        yield
-
-
-def _any(rows: Rows, task: int, here: Tensor | None) -> bool:
-    absent = here is not None and not bool(here[task])
-    return absent or any(bool(leaf[task].any()) for leaf in rows.values())
 
 
 def _parse_decoded(out: Any, tasks: Tasks) -> Losses:

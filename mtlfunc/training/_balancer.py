@@ -24,13 +24,12 @@ from ..core.checks import (
     inside_transform,
 )
 from ..core.expect import expect_probe, expect_rule
-from ..core.tree import select
+from ..core.gone import gone
 from ..gradients.hooks import Handles
 from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
 from ..probes._jacobian import Heads, RowOptions, jacobian
-from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
 from ..probes.groups import Groups
 from ..processes import (
@@ -67,6 +66,8 @@ from ._given import (
 )
 from ._live import Layout, LiveRun, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
+
+RECIPES = "docs/how-to/recipes.md"
 
 
 class Balancer:
@@ -172,10 +173,6 @@ class Balancer:
         )
         self._probe = chosen_probe(probe, shared, options)
         self._one_pass = self._probe.measures == frozenset()  # as `loss.backward()` makes it
-        self._shared: Select | None = None  # if nothing but that was asked for
-        plain = options._replace(shared="*", group=None) == RowOptions("*")
-        if plain and not isinstance(probe, Probe) and shared is not None:
-            self._shared = options.shared
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
@@ -208,6 +205,7 @@ class Balancer:
 
     def __exit__(self, *_: Any) -> None: ...
 
+    @gone(features=f"see {RECIPES}#a-gramian-at-features")
     def backward(
         self,
         losses: Any,
@@ -215,7 +213,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        features: Any = None,
         scale: float | Tensor | None = None,
         retain_graph: bool = False,
     ) -> Info:
@@ -231,13 +228,9 @@ class Balancer:
                 pass (one a part).
                 The samples may be others, and more or fewer, at every step. With `group=` the
                 ranks' losses are summed, each with weights of its own samples. For
-                `mtlfunc.jacobian` alone, and not with `present` and `features`.
+                `mtlfunc.jacobian` alone, and not with `present`.
             target: a loss, 0-d with its graph, of what the model is to be good at, for
-                `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes. Not with
-                `features`.
-            features: what the heads read, a tensor or a dict of tensors from this forward, one of
-                which may be computed from another: the Gramian is measured there, as by
-                `mtlfunc.representation` (MGDA-UB).
+                `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes.
             scale: for float16, what the losses and `target` have been multiplied by:
                 `scaler.get_scale()` after `scaler.scale(losses)`. Rule and answer are those of the
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
@@ -258,7 +251,7 @@ class Balancer:
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
         with enable_grad(), Explained():
-            given = present, weightings, target, features, scale
+            given = present, weightings, target, scale
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
@@ -274,6 +267,7 @@ class Balancer:
             self._handles = Handles()
         return reduced(info, measured, self._reduction)
 
+    @gone(features=f"see {RECIPES}#a-gramian-at-features")
     def weigh(
         self,
         losses: Any,
@@ -281,7 +275,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        features: Any = None,
         scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
         """The weights of the losses, and the rule's next state; `.grad` is left alone.
@@ -294,7 +287,6 @@ class Balancer:
             present: see there.
             weightings: see there.
             target: see there.
-            features: see there.
             scale: see there.
 
         Returns:
@@ -304,7 +296,7 @@ class Balancer:
         """
         if mixes(self._probe):
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
-        given = present, weightings, target, features, scale
+        given = present, weightings, target, scale
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
         if info.weights.ndim > 1:
@@ -329,7 +321,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        features: Any = None,
         scale: float | Tensor | None = None,
     ) -> Info:
         """What `weigh` would measure and answer; nothing changes, the rule's state neither.
@@ -339,13 +330,12 @@ class Balancer:
             present: see there.
             weightings: see there.
             target: see there.
-            features: see there.
             scale: see there.
 
         Returns:
             what `backward` would return.
         """
-        given = present, weightings, target, features, scale
+        given = present, weightings, target, scale
         with enable_grad(), Explained():
             _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
@@ -428,7 +418,7 @@ class Balancer:
                 "there use mtlfunc.balance, which is pure"
             )
         union, kept = union_of(self._probe.group, self._layout.leaves), self._kept
-        present, weightings, target, features, scale = given
+        present, weightings, target, scale = given
 
         def run() -> tuple[LiveRun, dict[str, Any]]:
             if union.several:
@@ -445,7 +435,6 @@ class Balancer:
                 "entries of present=": None if present is None else len(present),
                 "whether weightings= are given": weightings is not None,
                 "whether target= is given": target is not None,
-                "whether features= is given": features is not None,
                 "whether metric= is given": self._metric is not None,
                 "scale": None if scale is None else float(scale),
                 "rule": describe(self._rule),
@@ -457,7 +446,7 @@ class Balancer:
         def answer() -> tuple[Any, dict[str, Any]]:
             found = union.agree(run)
             with found.no_writes():
-                measured, info, after = self._measured(found, features, scale)
+                measured, info, after = self._measured(found, scale)
             return (found, measured, info, after), facts_of(info)
 
         return union.agree(answer)
@@ -466,7 +455,7 @@ class Balancer:
         self, losses: Any, given: tuple[Any, ...], union: Ranks, *, combines: bool, keeps: bool
     ) -> LiveRun:
         """The forward passes behind these losses."""
-        present, weightings, target, _, scale = given
+        present, weightings, target, scale = given
         known = self._kept.tasks
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
@@ -535,14 +524,12 @@ class Balancer:
         return self._watched
 
     def _measured(
-        self, run: LiveRun, features: Any, scale: float | Tensor | None
+        self, run: LiveRun, scale: float | Tensor | None
     ) -> tuple[TaskGradients, Info, Kept]:
         """What the rule sees, its answer, and what is kept after it."""
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
-        if features is not None and not (run.weighted is run.aim is None):
-            raise ValueError("features: not with weightings= or target=; leave it out")
         if run.aim is not None and scale is None:
             check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
@@ -550,10 +537,7 @@ class Balancer:
         tasks = kept.tasks or named
         with self._no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run, scale)
-            if features is None:
-                measured, probe_after = self._probe.update(run, run.batch, probe_state)
-            else:
-                measured, probe_after = self._at_features(run, features), probe_state
+            measured, probe_after = self._probe.update(run, run.batch, probe_state)
             measured = reduce_carried(measured, self._reduction)
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
@@ -563,18 +547,6 @@ class Balancer:
         lost = kept.states is None and scale is not None and not first.value.isfinite().all()
         after = Kept(tasks, None, kept.loaded) if lost else Kept(tasks, (probe_after, rule_after))
         return measured, info, after
-
-    def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
-        if self._shared is None:
-            raise ValueError("features: of the options shared= alone goes with them")
-        if self._metric is not None:
-            raise ValueError(
-                "features: their gradients are not of parameters, and so have no metric=; leave "
-                "one of the two out"
-            )
-        names = select(run.params, self._shared)
-        shares = run.union.shares(run.present)
-        return measure_features(run, run.forwards[0].losses, features, names, shares)
 
     def _started(self, run: LiveRun, scale: float | Tensor | None) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""

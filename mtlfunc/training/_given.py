@@ -87,7 +87,7 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, options: R
             raise ValueError(
                 "probe: it calls the model itself (second_evaluation the last batch again, "
                 "representation its encoder), and a Balancer has only losses that exist already; "
-                "use mtlfunc.balance, or backward(losses, features=) for the representation"
+                "use mtlfunc.balance, or docs/how-to/recipes.md for the representation"
             )
         return probe
     if shared is not None:

@@ -222,12 +222,8 @@ def idle(rank: int, size: int) -> None:
         step = mf.Balancer(net, mf.upgrad(), TRUNK, group=group)
         optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
         for _ in range(3):
-            with step:
-                out = (
-                    [x.new_zeros(()) for x in losses(net, batch)]
-                    if constant
-                    else losses(net, batch)
-                )
+            out = losses(net, batch)
+            out = [x.new_zeros(()) for x in out] if constant else out
             counts = 0 * labels_in(batch) if constant else labels_in(batch)
             info = step.backward(out, present=counts)
             optimizer.step()

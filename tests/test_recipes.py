@@ -1,0 +1,79 @@
+"""The recipes of `docs/how-to/recipes.md` are what the options were that they replace."""
+
+import re
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import mtlfunc as mf
+from tests.support import ROOT
+from tests.support.every import every
+
+PAGE = (ROOT / "docs/how-to/recipes.md").read_text()
+
+
+def ran(section, **changed):
+    """The names that the page's first lines and a section's code leave, with others `changed`."""
+    text = PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
+    blocks = [re.findall(r"```python\n(.*?)```", part, re.DOTALL) for part in (PAGE, text)]
+    scope: dict = {}
+    exec(blocks[0][0], scope)
+    scope |= changed
+    for block in blocks[1]:
+        exec(block, scope)
+    return scope
+
+
+def literal(net, losses, chosen=lambda name: True):
+    """Rows `{name: [task, *shape]}`, by one pass a task, and the Gramian of those chosen."""
+    leaves = dict(net.named_parameters())
+    rows = [
+        torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        for loss in losses
+    ]
+    matrix = {n: torch.stack([row[i] for row in rows]) for i, n in enumerate(leaves)}
+    flat = torch.cat([x.flatten(1) for n, x in matrix.items() if chosen(n)], 1)
+    return matrix, flat @ flat.mT
+
+
+def test_features():
+    found = ran("A Gramian at features")
+    net, x, y = found["net"], found["x"], found["y"]
+
+    def encode(params, batch):
+        own = {n.removeprefix("trunk."): p for n, p in params.items() if n.startswith("trunk.")}
+        return functional_call(net["trunk"], own, (x,))
+
+    def decode(params, z, batch):
+        heads = [
+            (z @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] - y[t])
+            for t in range(3)
+        ]
+        return [head.square().mean() for head in heads]
+
+    probe = mf.representation(encode, decode, shared="trunk.*")
+    step = mf.balance(lambda p, b: decode(p, encode(p, b), b), mf.mgda(), probe)
+    params = mf.parameters(net)
+    grads, _, info = step.update(params, (), step.init(params, ()))
+    torch.testing.assert_close(found["weights"], info.weights)
+    for name, leaf in net.named_parameters():
+        torch.testing.assert_close(leaf.grad, grads[name])
+
+
+GONE = {
+    "backward": ["features"],
+    "weigh": ["features"],
+}
+
+
+@every("call", GONE)
+def test_what_went_names_its_recipe(call):
+    found = ran("A Gramian at features")
+    balancer = mf.Balancer(found["net"], mf.mgda(), "trunk.*")
+    for option in GONE[call]:
+        with pytest.raises(TypeError, match=rf"{option}= went in 1\.0; .*recipes\.md#") as error:
+            getattr(balancer, call)(found["losses"], **{option: None})
+        anchor = str(error.value).split("#")[1].split()[0]
+        titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w-]", "", x.lower().replace(" ", "-")) for x in titles]
