@@ -368,7 +368,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"target: .* backward\(losses, target=\)"):
         own.backward(losses, **given, target=losses.sum())
     with pytest.raises(ValueError, match='engine="layerwise"'):
-        mf.Balancer(net, mf.align(0.1), engine="layerwise").backward(
+        mf.Balancer(net, mf.align(0.1), mf.jacobian(engine="layerwise")).backward(
             losses, **given, target=losses.sum()
         )
     step = mf.balance(by_sample(net), mf.align(0.1), mf.jacobian(target=lambda p, b: p["0.bias"]))

@@ -149,8 +149,8 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
         name = uncalled.__name__
         with pytest.raises(TypeError, match=rf"probe: .*the function {name} itself; call it"):
             mf.Balancer(net, mf.mgda(), uncalled)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"probe: it has options of its own.*heads"):
-        mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), heads="own")
+    with pytest.raises(ValueError, match=r"probe: it has options of its own"):
+        mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), shared=TRUNK)
     with pytest.raises(ValueError, match=r"moco reads 'tracked_gramian'.*moving_average"):
         mf.Balancer(net, mf.moco(), mf.jacobian(TRUNK))
     with pytest.raises(ValueError, match=r"shared='nothing\.\*' matches no parameter"):

@@ -54,7 +54,7 @@ def gradient(leaves):
 def check(net, run, shared="*", rtol=1e-10, **options):
     """One step against the loop on a copy; what else a step changes, as one stock forward."""
     twin = copy.deepcopy(net)
-    balancer = mf.Balancer(net, mf.cagrad(0.4), shared, **options)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), mf.jacobian(shared, **options))
     torch.manual_seed(3)
     losses = run(net)
     info = balancer.backward(losses)
@@ -202,7 +202,7 @@ LATE = {
 @pytest.mark.parametrize("hook", LATE)
 def test_hooks_that_are_put_on_after_the_losses(hook, engine):
     first, last = nn.Linear(4, 8).double(), nn.Linear(8, 3).double()
-    balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda(), engine=engine)
+    balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda(), mf.jacobian(engine=engine))
     h = first(X)
     losses = last(h.tanh()).square().mean(0)
     plain = rows_of(losses, [first.weight])
@@ -236,7 +236,7 @@ def test_hooks_from_before_the_balancer(hook, form):
 def test_a_retained_gradient_makes_no_number_wrong(where, form, engine):
     """It may hold all tasks' as a batched tensor afterwards, of losses of a vector."""
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
-    balancer = mf.Balancer(net, mf.mgda(), engine=engine)
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(engine=engine))
     leaves = list(net.parameters())
     for _ in range(3):
         net.zero_grad()
@@ -370,7 +370,7 @@ def test_gradient_accumulation():
 def test_losses_of_several_forwards(engine):
     """Some of which serve no loss; and the same losses a second time."""
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 1)).double()
-    balancer = mf.Balancer(net, mf.cagrad(0.4), engine=engine)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), mf.jacobian(engine=engine))
     losses = []
     for x in (X, 2 * X, 3 * X):
         losses.append(net(x).square().mean())
@@ -386,7 +386,7 @@ def test_losses_of_several_forwards(engine):
 def test_many_forwards_before_one_backward():
     """Those of other losses are gone."""
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 2)).double()
-    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(engine="layerwise"))
     inputs, losses = [], torch.zeros(2, dtype=F64)
     for scale in range(1, 40):
         x = scale * X
@@ -422,7 +422,7 @@ def test_backward_where_gradients_are_disabled(mode, form):
 def test_parameters_that_change_names_or_go():
     """The same tensors elsewhere: `shared` and `groups` mean what the module holds now."""
     net = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 3)}).double()
-    balancer = mf.Balancer(net, mf.mgda(), "a.*", param_groups="layer")
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("a.*", param_groups="layer"))
 
     def gramian():
         one, other = (net[name](X).square().sum() for name in ("a", "b"))
@@ -440,7 +440,7 @@ def test_parameters_that_change_names_or_go():
 def test_what_waited_for_losses_is_freed_before_the_next_forward():
     """Inputs of the calls, where the losses had a backward of the loop's own, or hooks."""
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
-    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(engine="layerwise"))
     for hook in (False, True):
         x = X.clone()
         losses = net(x).square().mean(0)
@@ -458,8 +458,8 @@ def test_what_waited_for_losses_is_freed_before_the_next_forward():
 
 def test_two_balancers_of_one_module():
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
-    first = mf.Balancer(net, mf.mgda(), "0.*", engine="layerwise")
-    second = mf.Balancer(net, mf.pcgrad(), "2.*", engine="layerwise")
+    first = mf.Balancer(net, mf.mgda(), mf.jacobian("0.*", engine="layerwise"))
+    second = mf.Balancer(net, mf.pcgrad(), mf.jacobian("2.*", engine="layerwise"))
     losses = net(X).square().mean(0)
     rows = rows_of(losses, list(net.parameters()))
     sizes = sum(leaf.numel() for leaf in net[0].parameters())
@@ -480,7 +480,7 @@ def test_gradients_that_a_backward_of_ones_own_keeps():
             return x
 
     net = nn.ParameterDict({"trunk": torch.randn(3), "head": torch.randn(3)})
-    balancer = mf.Balancer(net, mf.mgda(), "trunk", heads="own")
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk", heads="own"))
     for _ in range(2):
         losses = [net["trunk"].square().sum() + Dot.apply(net["head"]), net["trunk"].sum()]
         balancer.backward(losses)
@@ -543,7 +543,7 @@ def test_a_copy_goes_on_and_a_pickle_names_the_cure():
 @pytest.mark.parametrize("engine", ["auto", "layerwise"])
 def test_names_that_change_places(engine):
     net = nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(4, 5)}).double()
-    balancer, losses = mf.Balancer(net, mf.mgda(), "a.*", engine=engine), [0, 0]
+    balancer, losses = mf.Balancer(net, mf.mgda(), mf.jacobian("a.*", engine=engine)), [0, 0]
     for turn in range(2):
         net["a"], net["b"] = net["b"], net["a"]
         z = net["a"](X).tanh() + turn * net["b"](X).sin()
@@ -563,7 +563,7 @@ def test_gradients_share_no_memory():
     net = Sums()
     for engine in ("rows", "layerwise"):
         net.zero_grad()
-        balancer = mf.Balancer(net, mf.mean(), engine=engine)
+        balancer = mf.Balancer(net, mf.mean(), mf.jacobian(engine=engine))
         balancer.backward([(net.a + net.b).sum(), 2 * (net.a + net.b).sum()])
         a, b = (leaf.grad for leaf in net.parameters())
         assert a is not None

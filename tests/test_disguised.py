@@ -64,7 +64,7 @@ def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
     weights = mf.weights(mf.upgrad(), rows @ rows.mT)
     for engine in ENGINES:
         for form in (tuple, lambda losses: losses):
-            balancer = mf.Balancer(net, mf.upgrad(), engine=engine)
+            balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine=engine))
             net.zero_grad()
             losses = run(net)
             balancer.backward(form(losses))
@@ -323,7 +323,7 @@ def test_a_mode_that_makes_something_else_of_a_call(engine):
     net = network()
     with Halving():
         rows = literal(net(inputs()).square().mean(0), net)
-    balancer = mf.Balancer(net, mf.upgrad(), engine=engine)
+    balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine=engine))
     with Halving():
         losses = net(inputs()).square().mean(0)
     torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.mT)

@@ -219,14 +219,16 @@ def program(seed, monkeypatch):
     heads, reduction = draw.choice(["plain", "own", "weighted"]), draw.choice(["mean", "sum"])
     options = {
         "heads": heads,
-        "reduction": reduction,
         "engine": draw.choice(["auto", "auto", "rows", "layerwise"]),
         "chunk_size": draw.choice([None, None, 1, 2]),
     }
     absent = draw.random() < 0.2
     accumulate = draw.random() < 0.2
-    told = f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {kind}, {net.hooks}"
-    balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
+    told = (
+        f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {reduction}, {kind}, {net.hooks}"
+    )
+    probe = mf.jacobian("trunk.*", **options)
+    balancer = mf.Balancer(net, RULES[name](), probe, reduction=reduction)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     steps = draw.choice([1, 2, 3, 11])
     for step in range(steps):
@@ -242,7 +244,7 @@ def program(seed, monkeypatch):
         given = FORMS[shape](losses)
         if step and draw.random() < 0.2:  # as after an interruption
             saved = deepcopy(balancer.state_dict())
-            balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
+            balancer = mf.Balancer(net, RULES[name](), probe, reduction=reduction)
             balancer.load_state_dict(saved)
         if draw.random() < 0.2:
             weights, asked = balancer.weigh(given, present=present)

@@ -223,7 +223,7 @@ def test_rows_are_made_in_one_matrix(case, monkeypatch):
     monkeypatch.setattr(backward, "row_matrix", noting)
     net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
     dtype = torch.bfloat16 if case == "a half" else torch.float32
-    balancer = mf.Balancer(net.to(dtype), mf.mgda(), "trunk.*", **options)
+    balancer = mf.Balancer(net.to(dtype), mf.mgda(), mf.jacobian("trunk.*", **options))
     balancer.backward(net(x.to(dtype)), **given)
     assert [len(matrix) for matrix, _ in made] == [3]
 

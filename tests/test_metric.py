@@ -476,7 +476,9 @@ def test_what_it_refuses():
     optimizer = torch.optim.Adam(leaves)
     with pytest.raises(ValueError, match="metric: this probe does not measure"):
         mf.Balancer(net, mf.mean(), None, metric=optimizer)
-    layerwise = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise", metric=optimizer)
+    layerwise = mf.Balancer(
+        net, mf.mgda(), mf.jacobian("trunk.*", engine="layerwise"), metric=optimizer
+    )
     with pytest.raises(ValueError, match='engine="layerwise" makes no rows, and a metric'):
         layerwise.backward(losses_at(net, BATCH))
     with pytest.raises(ValueError, match="metric: this optimizer has none"):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 import mtlfunc as mf
@@ -61,19 +62,43 @@ def test_features():
         torch.testing.assert_close(leaf.grad, grads[name])
 
 
+def test_options_of_the_probe():
+    found = ran("Options of the probe")
+    net, info = found["net"], found["info"]
+    rows, _ = literal(net, found["losses_of"](net["trunk"](found["x"])))
+    measured = torch.cat([rows[f"trunk.2.{x}"].flatten(1) for x in ("weight", "bias")], 1)
+    torch.testing.assert_close(info.gramian, measured @ measured.mT)
+    for name, leaf in net.named_parameters():
+        weights = info.weights if name.startswith("trunk") else torch.ones(3)
+        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
+
+
+NET = nn.Linear(2, 2)
+FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
 GONE = {
-    "backward": ["features"],
-    "weigh": ["features"],
+    "Balancer": (
+        lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
+        dict.fromkeys(
+            ["measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"], OPTIONS
+        ),
+    ),
+    "Balancer.backward": (
+        lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
+        {"features": FEATURES},
+    ),
+    "Balancer.weigh": (
+        lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
+        {"features": FEATURES},
+    ),
 }
 
 
 @every("call", GONE)
 def test_what_went_names_its_recipe(call):
-    found = ran("A Gramian at features")
-    balancer = mf.Balancer(found["net"], mf.mgda(), "trunk.*")
-    for option in GONE[call]:
-        with pytest.raises(TypeError, match=rf"{option}= went in 1\.0; .*recipes\.md#") as error:
-            getattr(balancer, call)(found["losses"], **{option: None})
-        anchor = str(error.value).split("#")[1].split()[0]
-        titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w-]", "", x.lower().replace(" ", "-")) for x in titles]
+    titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    sections = [re.sub(r"[^\w-]", "", x.lower().replace(" ", "-")) for x in titles]
+    make, options = GONE[call]
+    for option, section in options.items():
+        assert section in sections
+        with pytest.raises(TypeError, match=rf"{call}: {option}= went in .*recipes\.md#{section}"):
+            make(**{option: None})

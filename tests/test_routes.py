@@ -224,7 +224,7 @@ def test_nested_tensors_inside():
     rows = [
         torch.autograd.grad(loss, trunk.weight, retain_graph=True)[0].flatten() for loss in losses()
     ]
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.weight", engine="layerwise")
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.weight", engine="layerwise"))
     info = balancer.backward(torch.stack(losses()))
     matrix = torch.stack(rows)
     torch.testing.assert_close(info.gramian, matrix @ matrix.T, rtol=1e-5, atol=1e-6)

@@ -87,7 +87,7 @@ def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monke
     torch.manual_seed(0)
     net, x = Switched(mixed).double(), torch.randn(SAMPLES, 4, dtype=torch.float64)
     matrix = torch.randn(9, SAMPLES, dtype=torch.float64)
-    balancer = mf.Balancer(net, mf.mean(), engine=engine)
+    balancer = mf.Balancer(net, mf.mean(), mf.jacobian(engine=engine))
     refused = set()
     for step, t in enumerate((apart, apart, apart, together, apart, together)):
         net.zero_grad()

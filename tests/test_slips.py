@@ -421,7 +421,7 @@ def test_arguments_that_are_something_else():
     with pytest.raises(TypeError, match="rule"):
         mf.Balancer(net, mf.mgda)  # pyright: ignore
     with pytest.raises(ValueError, match="engine"):
-        mf.Balancer(net, mf.mgda(), engine="fast")  # pyright: ignore
+        mf.Balancer(net, mf.mgda(), mf.jacobian(engine="fast"))  # pyright: ignore
     with pytest.raises(ValueError, match="reduction"):
         mf.Balancer(net, mf.mgda(), reduction="max")  # pyright: ignore
 

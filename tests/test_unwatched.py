@@ -92,7 +92,7 @@ def test_a_kind_that_was_all_rows_is_not_asked_again(asked):
     rows, layers = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
     assert seen(net, rows, [MANY] * 4, asked) == "w---"
     assert seen(net, layers, [FEW] * 4, asked) == "wwww"
-    layers = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise")
+    layers = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine="layerwise"))
     assert seen(net, layers, [MANY] * 4, asked) == "wwww"
 
 
@@ -155,7 +155,7 @@ def test_what_is_remembered_is_of_one_request(asked):
 
 
 def idle_balancer(net, shared="trunk.*", **options):
-    balancer = mf.Balancer(net, mf.mgda(), shared, **options)
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(shared, **options))
     live(net, balancer, batch(MANY))
     return balancer
 

@@ -252,10 +252,10 @@ def live(seed, monkeypatch):
     if metric and drawn.options["engine"] != "layerwise":
         optimizer = OPTIMIZERS[metric](groups)
     stepper = optimizer or torch.optim.SGD(groups)
+    probe = mf.jacobian(drawn.shared, **drawn.options)
     balancer = mf.Balancer(
-        module, RULES[drawn.rule](), shared=drawn.shared, reduction=drawn.reduction,
-        metric=optimizer, **drawn.options,
-    )  # fmt: skip
+        module, RULES[drawn.rule](), probe, reduction=drawn.reduction, metric=optimizer
+    )
     answered = [0, 0, 0]
     for step in range(pick.choice([1, 3, 6])):
         drawn.t = pick.choice([0.0, 0.0, 0.7]) if drawn.mixes else 0.0

@@ -366,7 +366,7 @@ def test_live_equals_pure(name, passes):
     """Three steps of a stock loop, whose samples change in number."""
     net, losses, batch = make(name, 6)
     rule = mf.upgrad()
-    balancer = mf.Balancer(net, rule, engine="layerwise")
+    balancer = mf.Balancer(net, rule, mf.jacobian(engine="layerwise"))
     step = step_of(losses, rule, engine="layerwise")
     state = step.init(mf.parameters(net), batch)
     for count in (len(batch["x"]), 3, len(batch["x"])):
@@ -400,7 +400,7 @@ def test_losses_that_were_stacked(way):
     def one_by_one(params, batch):
         return torch.stack([losses(params, {"x": x[None]})[0] for x in batch["x"]])
 
-    balancer = mf.Balancer(net, mf.mean(), shared="0.*", engine=way)
+    balancer = mf.Balancer(net, mf.mean(), mf.jacobian("0.*", engine=way))
     _, jacobian = loop(losses, mf.parameters(net), batch)
     for _ in range(2):
         net.zero_grad()
@@ -429,7 +429,7 @@ def test_zero_deltas_are_no_layout():
     torch.manual_seed(0)
     net, x = Turned().double(), torch.randn(4, 4, 6, dtype=torch.float64)
     matrix = torch.randn(3, 4, dtype=torch.float64)
-    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
+    balancer = mf.Balancer(net, mf.mean(), mf.jacobian(engine="layerwise"))
     for _ in range(4):
         entries = (net(x) - x).square().roll(1, -1).sum((1, 2))
         info = balancer.backward(entries, weightings=matrix)

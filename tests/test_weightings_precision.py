@@ -80,7 +80,7 @@ def exact_rows(net, x, matrix):
 
 def balanced(net, x, matrix, engine: Any = "layerwise"):
     """A step whose calls are all known by now."""
-    balancer = mf.Balancer(net, mf.mean(), engine=engine)
+    balancer = mf.Balancer(net, mf.mean(), mf.jacobian(engine=engine))
 
     def step():
         net.zero_grad()
@@ -160,7 +160,7 @@ def test_where_a_device_has_no_product_of_halves_to_float32(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
 def test_a_gramian_has_the_dtype_that_is_asked_for(dtype, given, engine):
     net, x, _ = problem(given, 2)
-    with mf.Balancer(net, mf.mean(), gramian_dtype=dtype, engine=engine) as balancer:
+    with mf.Balancer(net, mf.mean(), mf.jacobian(gramian_dtype=dtype, engine=engine)) as balancer:
         losses = net(x).unflatten(0, (2, 4)).mean(1)
     assert balancer.backward(losses).gramian.dtype == dtype
 
@@ -235,7 +235,7 @@ def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
     for seed, spread in enumerate((0.0, 1e-7, 1e-6, 1e-4, 1e-2, 1.0)):
         net, x, matrix = collapsed(dtype, spread, prompts, tasks, positions, seed)
         looped = rows_of(net, matrix @ of_samples(net, x))
-        balancer = mf.Balancer(net, mf.upgrad(), engine="layerwise")
+        balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine="layerwise"))
         gramian = matrix
         for _ in range(2):  # UPGrad refuses what is no Gramian
             net.zero_grad()

@@ -38,7 +38,7 @@ class Run:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-2)
         # PCGrad draws its orders from this key: the same on every process
         self.balancer = mf.Balancer(
-            self.wrapped, mf.pcgrad(), self.net.trunk, heads="own", group=group, key=0
+            self.wrapped, mf.pcgrad(), mf.jacobian(self.net.trunk, heads="own", group=group), key=0
         )
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:

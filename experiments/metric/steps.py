@@ -64,8 +64,9 @@ class Muon:
             self.balancer = mf.Balancer(
                 problem.module,
                 mf.mean(),
-                shared=problem.shared,
-                measure=tuple(name for name in others if name in shared),
+                mf.jacobian(
+                    problem.shared, measure=tuple(name for name in others if name in shared)
+                ),
                 metric=self.adam,
             )
 

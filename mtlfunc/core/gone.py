@@ -15,7 +15,8 @@ def gone(**instead: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             for name in kwargs.keys() & instead.keys():
-                raise TypeError(f"{function.__name__}: {name}= went in 1.0; {instead[name]}")
+                what = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+                raise TypeError(f"{what}: {name}= went in 1.0; {instead[name]}")
             return function(*args, **kwargs)
 
         return call

@@ -26,12 +26,10 @@ from ..core.checks import (
 from ..core.expect import expect_probe, expect_rule
 from ..core.gone import gone
 from ..gradients.hooks import Handles
-from ..gradients.layerwise import Engine
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
-from ..probes._jacobian import Heads, RowOptions, jacobian
+from ..probes._jacobian import jacobian
 from ..probes.common import checked_labels, parse_target
-from ..probes.groups import Groups
 from ..processes import (
     Group,
     Ranks,
@@ -91,13 +89,8 @@ class Balancer:
         probe: any probe that does not call the model itself, for instance
             `mtlfunc.moving_average("trunk.*")`; or which parameters the tasks share, which is short
             for `mtlfunc.jacobian(shared)`, and None for `mtlfunc.losses_only()`.
-        shared: as `probe`, by name; the options that follow go with it alone.
-        measure: as in `mtlfunc.jacobian`, like the next five.
-        heads: the gradient of the parameters that are not shared.
-        param_groups: groups of shared parameters, each with weights of its own.
-        engine: how the Gramian is made.
-        chunk_size: rows differentiated in one batched pass.
-        gramian_dtype: dtype of the Gramian's accumulation.
+        shared: as `probe`, by name. Options go with the probe: `mtlfunc.jacobian("trunk.*",
+            heads="own")` gives each head its own loss instead of the mean one.
         reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
         key: an integer or a 0-d integer tensor, for rules and probes that draw.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; every rank gets
@@ -130,6 +123,12 @@ class Balancer:
         (torch.Size([2, 2]), torch.Size([2, 2]))
     """
 
+    @gone(
+        **dict.fromkeys(
+            ("measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"),
+            f"give it to the probe: {RECIPES}#options-of-the-probe",
+        )
+    )
     def __init__(
         self,
         module: nn.Module,
@@ -137,12 +136,6 @@ class Balancer:
         probe: Probe | Select | None = "*",
         *,
         shared: Select | None = "*",
-        measure: Select | None = None,
-        heads: Heads = "plain",
-        param_groups: Groups | None = None,
-        engine: Engine = "auto",
-        chunk_size: int | None = None,
-        gramian_dtype: torch.dtype | None = None,
         reduction: Reduction = "mean",
         key: int | Tensor = 0,
         group: Group = None,
@@ -161,17 +154,7 @@ class Balancer:
             if not is_all(shared):
                 raise ValueError("probe: it says what is shared, and so does shared=; pass one")
             shared = probe
-        options = RowOptions(
-            "*" if shared is None else shared,
-            measure=measure,
-            param_groups=param_groups,
-            heads=heads,
-            engine=engine,
-            chunk_size=chunk_size,
-            gramian_dtype=gramian_dtype,
-            group=check_group(group),
-        )
-        self._probe = chosen_probe(probe, shared, options)
+        self._probe = chosen_probe(probe, shared, check_group(group))
         self._one_pass = self._probe.measures == frozenset()  # as `loss.backward()` makes it
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:

@@ -12,8 +12,9 @@ from ..core import random
 from ..core._torch import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, reads_of, rule_name
 from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
-from ..probes._jacobian import NOT_WEIGHED, RowOptions, row_probe
+from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
 from ..probes._losses_only import losses_only
+from ..processes import Group
 from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
 
@@ -75,14 +76,11 @@ def is_all(which: Any) -> bool:
     return isinstance(which, str) and which == "*"
 
 
-def chosen_probe(probe: Probe | Select | None, shared: Select | None, options: RowOptions) -> Probe:
+def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Group) -> Probe:
     """The probe that a Balancer's arguments ask for."""
     if isinstance(probe, Probe):
-        if options != RowOptions("*"):
-            raise ValueError(
-                "probe: it has options of its own; pass shared, measure, heads, param_groups, "
-                "engine, chunk_size, gramian_dtype and group to the probe instead"
-            )
+        if group is not None or not is_all(shared):
+            raise ValueError("probe: it has options of its own; pass shared= and group= to it")
         if probe.calls_model:
             raise ValueError(
                 "probe: it calls the model itself (second_evaluation the last batch again, "
@@ -90,14 +88,7 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, options: R
                 "use mtlfunc.balance, or docs/how-to/recipes.md for the representation"
             )
         return probe
-    if shared is not None:
-        return row_probe(options)
-    if options != RowOptions("*", group=options.group):
-        raise ValueError(
-            "shared=None measures nothing, so that measure, heads, param_groups, engine, "
-            "chunk_size and gramian_dtype have no meaning; leave them out"
-        )
-    return losses_only(group=options.group)
+    return losses_only(group=group) if shared is None else jacobian(shared, group=group)
 
 
 def check_scalable(probe: Probe, state: State) -> None:
@@ -151,8 +142,8 @@ def check_weightings(
     """Raise unless these can be the tasks of this step."""
     if probe.weightings is None:
         raise ValueError(
-            "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
-            "(shared=, measure=, …), without mix=; this balancer's probe is another"
+            "weightings: they go with mtlfunc.jacobian without mix=, or with shared=; this "
+            "balancer's probe is another"
         )
     if present is not None:
         raise ValueError(f"present: {NOT_WEIGHED['present']}")

@@ -151,7 +151,7 @@ def balancer_of(net: nn.Module, name: str, group: Any) -> mf.Balancer:
     if name == "famo":
         return mf.Balancer(net, mf.famo(full_batch=True), None, group=group, key=3)
     heads = "weighted" if name == "gradnorm" else "own"
-    return mf.Balancer(net, RULES[name](), TRUNK, heads=heads, group=group, key=3)
+    return mf.Balancer(net, RULES[name](), mf.jacobian(TRUNK, heads=heads, group=group), key=3)
 
 
 def modules(rank: int, size: int) -> None:
@@ -411,7 +411,7 @@ def disagree(rank: int, size: int) -> None:
 
     def balancer(present: Any = None, **options: Any) -> None:
         net = TrunkAndHeads(0)
-        step = mf.Balancer(net, mf.mgda(), TRUNK, group=world(), **options)
+        step = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, group=world(), **options))
         step.backward(means(net(BATCH[0]), BATCH[1]), present=present)
 
     wide = PARAMS | {"more": torch.zeros(2 + rank, dtype=torch.float64)}
