@@ -231,7 +231,7 @@ def test_hooks_from_before_the_balancer(hook, form):
 
 
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
-@pytest.mark.parametrize("form", [list, torch.stack, lambda losses: losses])
+@pytest.mark.parametrize("form", [list, lambda x: torch.stack(list(x)), lambda x: x])
 @pytest.mark.parametrize("where", ["outside", "inside", "loss"])
 def test_a_retained_gradient_makes_no_number_wrong(where, form, engine):
     """It may hold all tasks' as a batched tensor afterwards, of losses of a vector."""
