@@ -1,14 +1,17 @@
 """What certificates say of an answer: no more than the problem and the weights prove."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from torch.func import vmap
 
-from mtlfunc import solvers, testing
+from mtlfunc import diagnostics, solvers, testing
 from mtlfunc.solvers.problems import solver
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
-from mtlfunc.testing.strategies import KINDS
+from mtlfunc.testing.strategies import KINDS, VARIANTS, pose
 from tests.support.registry import SOLVERS
 
 F64 = torch.float64
@@ -116,6 +119,160 @@ def test_directions_of_other_lengths_do_not_agree(e):
     assert certified_error(problem, far) > 0.1
     assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
     assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6
+
+
+# ---- zero gradients, and what a Gramian can tell ----------------------------------------------
+
+SCALES = [2.0 ** round(e * math.log2(10)) for e in range(-12, 13)]  # free of rounding
+ZEROS = {
+    "one beside a zero": [[1.0], [0.0]],
+    "two beside a zero": [[1.0, 0.0], [0.0, 0.0], [-0.6, 0.8]],
+    "opposed beside a zero": [[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0]],
+    "unlike lengths": [[1.0, 0.0, 0.0], [0.0, 1e-3, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 50.0]],
+    "two zeros": [[0.0, 0.0], [3.0, 1.0], [0.0, 0.0]],
+    "opposed": [[2.0], [-2.0]],
+    "nothing": [[0.0], [0.0]],
+}
+
+
+def answers(count):
+    """Weights of many kinds, right and wrong ones."""
+    unit = torch.eye(count, dtype=F64)
+    alternating = torch.tensor([1.0, -1.0] * count, dtype=F64)[:count]
+    return [*unit, unit.mean(0), unit.sum(0), 0 * unit[0], alternating, unit[-1] + 1e-17 * unit[0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", ZEROS)
+def test_verdicts_do_not_depend_on_the_unit(kind, rows):
+    rows = torch.tensor(ZEROS[rows], dtype=F64)
+
+    def verdicts(scale):
+        problems = [pose(kind, scale * rows, variant) for variant in range(VARIANTS[kind])]
+        found = []
+        for problem in problems:
+            for weights in answers(len(rows)):
+                said = solvers.certify(problem, weights)
+                error = certified_error(problem, weights)
+                numbers = [error, *(x for x in said[1:] if x.is_floating_point())]
+                found.append((str(said).split(" (")[0].split(":")[0], torch.stack(numbers)))
+        return found
+
+    expected = verdicts(1.0)
+    for scale in SCALES:
+        for (said, numbers), (words, exact) in zip(verdicts(scale), expected, strict=True):
+            assert said == words
+            torch.testing.assert_close(numbers, exact, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_half_of_a_gradient_is_not_the_answer_beside_a_zero_one(scale):
+    """0 is, at any scale."""
+    rows = scale * torch.tensor([[1.0], [0.0]], dtype=F64)
+    problem = solvers.min_norm(rows @ rows.mT)
+    half, right = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=F64)
+    torch.testing.assert_close(certified_error(problem, half), torch.tensor(0.5, dtype=F64))
+    testing.assert_agree(right, solvers.active_set(), problem)
+    with pytest.raises(AssertionError, match="one: certified error"):
+        testing.assert_agree(half, solvers.active_set(), problem)
+
+
+def exact_length(rows, weights):
+    """‖Jᵀw‖ in fractions."""
+    columns = [[Fraction(x) for x in column] for column in rows.mT.tolist()]
+    given = [Fraction(x) for x in weights.tolist()]
+    square = sum(sum(w * x for w, x in zip(given, each, strict=True)) ** 2 for each in columns)
+    return math.sqrt(square)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("opening", [1e-3, 1e-5, 1e-6, 3e-7, 1e-7, 3e-8, 1e-9, 0.0])
+def test_the_ball_is_held_as_far_as_the_certificate_says(opening, dtype):
+    """Near stationarity ‖g_w‖² cancels in the Gramian, to nothing at an angle of √ε. The distance
+    of d from g₀ in fractions is never off by more than the certificate says.
+    """
+    names = [name for name in SOLVERS if SOLVERS[name].implicit]
+    for count, seed in ((2, 1), (2, 2), (3, 1), (3, 2), (5, 1)):
+        rows = testing.jacobian("pareto_stationary", count, seed)
+        rows = (rows + opening * testing.jacobian("gaussian", 1, seed, width=count + 10)).to(dtype)
+        for c in (0.1, 0.4, 1.0, 2.0):
+            problem = solvers.cagrad(rows @ rows.mT, c)
+            centre = exact_length(rows, problem.preference)
+            for name in names:
+                weights = SOLVERS[name].make()(problem).weights
+                found = solvers.certify(problem, weights)
+                reach = exact_length(rows, weights - problem.preference) / centre
+                eps = torch.finfo(dtype).eps
+                assert reach <= c + found.infeasibility + found.resolution + 64 * eps, name
+                assert reach <= 1.5 * c, name
+                if reach and found.resolution < 0.1 * c:
+                    more = (c + 4 * found.resolution + 1e5 * eps) / reach
+                    outside = problem.preference + more * (weights - problem.preference)
+                    assert str(solvers.certify(problem, outside)).startswith("infeasible"), name
+
+
+def test_a_certificate_of_ordinary_gradients_is_not_blurred():
+    for count in (2, 3, 8):
+        rows = testing.jacobian("gaussian", count, 0)
+        problem = solvers.cagrad(rows @ rows.mT, 0.4)
+        found = solvers.certify(problem, solvers.active_set()(problem).weights)
+        assert found.resolution < 1e-12
+        assert str(found).startswith("optimal to rounding")
+
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("count", [2, 4, 16, 63])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_does_not_take_any_gradients_for_stationary(kind, count, dtype):
+    """Equal and orthogonal gradients, whose Gramians are exact in any dtype."""
+    for exact in (torch.ones(count, count), torch.eye(count)):
+        gramian = exact.to(HALVES[dtype])
+        problem = pose_on(kind, gramian)
+        found = solvers.certify(problem, solvers.active_set()(problem).weights)
+        assert not found.stationary
+        assert str(found).startswith("optimal")
+        assert not diagnostics.stationarity(gramian).stationary
+    opposed = torch.ones(count, count)
+    opposed[0] = opposed[:, 0] = -1
+    opposed[0, 0] = 1
+    problem = pose_on("min_norm", opposed.to(HALVES[dtype]))
+    found = solvers.certify(problem, solvers.active_set()(problem).weights)
+    assert found.stationary
+    assert diagnostics.stationarity(problem.gramian).stationary
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count"), [(torch.bfloat16, 64), (torch.bfloat16, 512), (torch.float16, 400)]
+)
+def test_what_half_precision_cannot_tell_is_said(dtype, count):
+    gramian = torch.eye(count).to(dtype)
+    found = diagnostics.stationarity(gramian)
+    assert found.noise.isnan()
+    assert not found.stationary
+    assert found.lower == 0
+    problem = solvers.min_norm(gramian)
+    uniform = torch.full((count,), 1 / count, dtype=dtype)
+    assert not solvers.certify(problem, uniform).stationary
+    blurred = torch.full((count, count), 1 / 512).fill_diagonal_(1.0).to(dtype)
+    blurred[: count // 2, count // 2 :] *= -1
+    blurred[count // 2 :, : count // 2] *= -1
+    said = str(solvers.certify(solvers.min_norm(blurred), uniform * 0.75 + 0.5 * gramian[0]))
+    assert not said.startswith("numerically Pareto stationary")
+    wide = diagnostics.stationarity(gramian.float())
+    assert not wide.noise.isnan()
+
+
+def pose_on(kind, gramian):
+    """The simplest problem on a Gramian."""
+    count = len(gramian)
+    if kind == "min_norm":
+        return solvers.min_norm(gramian)
+    if kind == "cagrad":
+        return solvers.cagrad(gramian, 0.4)
+    return solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / count))
 
 
 # ---- the certified error -------------------------------------------------------------------------

@@ -594,7 +594,7 @@ def test_cagrad_of_dependent_single_precision_gradients_is_certified():
         problem = solvers.cagrad(J @ J.mT, 0.4)
         solution = solvers.auto()(problem)
         found = solvers.certify(problem, solution.weights)
-        assert str(found).startswith(("optimal to rounding", "numerically Pareto")), str(found)
+        assert str(found).startswith(("optimal", "numerically Pareto")), str(found)
         mapped = vmap(solvers.certify)(
             type(problem)(*(x[None] for x in problem)), solution.weights[None]
         )

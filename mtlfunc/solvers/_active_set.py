@@ -12,7 +12,17 @@ from ..core.checks import inside_transform, is_differentiated, values_readable
 from ..core.operators import flatten_batch, leading_shape, register_batching
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, check_definite, solver
+from .problems import (
+    PROBLEMS,
+    Answer,
+    CAGrad,
+    DualCone,
+    MinNorm,
+    Problem,
+    check_definite,
+    precision,
+    solver,
+)
 
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
@@ -68,7 +78,7 @@ def active_set() -> Solver:
         if not isinstance(problem, PROBLEMS) or is_differentiated(problem):
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
-        report, _, info = run(problem, torch.finfo(dtype).eps)
+        report, _, info = run(problem, precision(count, dtype))
         weights, dual, rates, rest = report.to(dtype).split_with_sizes([count, count, count, 2], -1)
         value, gap = rest.unbind()  # unpacked by a loop, a tensor takes five times as long
         return Solution(weights, dual, rates, value, gap, info[0])

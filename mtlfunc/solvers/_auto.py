@@ -12,7 +12,7 @@ from ..core.expect import expect_solver
 from ..types import Solution, Solver, constructor
 from ._active_set import active_set, kernel_at, run
 from ._faces import faces
-from .problems import DualCone, Problem, check_problem, solver
+from .problems import DualCone, Problem, check_problem, precision, solver
 from .two_tasks import two_tasks
 
 FEW_TASKS = 4
@@ -85,5 +85,5 @@ def dual_cone_weights(
         solve = solver or auto()
         several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
         return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights
-    report, _, _ = run(DualCone(gramian, weights), torch.finfo(gramian.dtype).eps)
+    report, _, _ = run(DualCone(gramian, weights), precision(len(gramian), gramian.dtype))
     return report.to(gramian.dtype).narrow(-1, 0, len(gramian))

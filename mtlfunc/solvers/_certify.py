@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,18 @@ from torch import Tensor
 
 from ..core.checks import check_vector
 from ._active_set import run
-from .problems import CAGrad, DualCone, MinNorm, Problem, check_problem, or_one, resolution, root
+from .problems import (
+    RESOLUTION,
+    CAGrad,
+    DualCone,
+    MinNorm,
+    Problem,
+    check_problem,
+    noise_level,
+    or_one,
+    precision,
+    root,
+)
 
 
 class Certificate(NamedTuple):
@@ -19,8 +31,11 @@ class Certificate(NamedTuple):
     # bounds what the objective (CAGrad: the worst task's rate) can still gain
     gap: Float[Tensor, ""]
     relative_gap: Float[Tensor, ""]  # the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
-    kappa: Float[Tensor, ""]  # 1 is exact, < 0 means the step raises a loss; see `certify`
-    infeasibility: Float[Tensor, ""]  # the constraint missed by most
+    # 1 is exact, < 0 means the step raises a loss, NaN that this dtype cannot tell; see `certify`
+    kappa: Float[Tensor, ""]
+    infeasibility: Float[
+        Tensor, ""
+    ]  # the constraint missed by most; CAGrad's in units of ‖g₀‖, if that is told from 0
     # KKT: the worst task's rate below what optimality asks, as a cosine
     violation: Float[Tensor, ""]
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
@@ -29,39 +44,41 @@ class Certificate(NamedTuple):
     # the weights, up to this fraction of Σ|w_s|‖g_s‖, meet the optimality conditions of a G' with
     # |G' - G| <= 3 backward ‖g_s‖‖g_t‖ (min_norm and dual_cone; NaN for cagrad)
     backward: Float[Tensor, ""]
+    # to so much a Gramian of this dtype tells whether d is in CAGrad's ball; else 0
+    resolution: Float[Tensor, ""]
 
     def __str__(self) -> str:
-        numbers = (
-            f"kappa {float(self.kappa):.6g}, relative gap {float(self.relative_gap):.1e}, "
-            f"infeasibility {float(self.infeasibility):.1e}"
-        )
         # half precision rounds the weights themselves, and what is said of them
-        eps = torch.finfo(self.gap.dtype).eps
+        dtype = self.gap.dtype
+        eps = torch.finfo(dtype).eps
         rounding = (16 if eps > 1e-4 else 64) * eps + 1e4 * torch.finfo(torch.float64).eps
+        loose = self.resolution > rounding
+        kappa, relative, missed = map(float, (self.kappa, self.relative_gap, self.infeasibility))
+        numbers = f"(kappa {kappa:.6g}, relative gap {relative:.1e}, infeasibility {missed:.1e}"
+        numbers += f" ± {float(self.resolution):.1e})" if loose else ")"
         if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
             return "no answer: NaN or infinite weights or Gramian"
-        if self.infeasibility > rounding:
-            return (
-                f"infeasible: a constraint is missed by {float(self.infeasibility):.1e} ({numbers})"
-            )
-        if self.stationary:
-            return (
-                "numerically Pareto stationary: no step improves all tasks by more than rounding "
-                f"({numbers})"
-            )
-        if max(self.relative_gap, self.violation, self.complementarity) <= rounding:
-            return f"optimal to rounding ({numbers})"
-        if self.backward <= rounding:
+        if self.infeasibility > rounding + self.resolution:
+            said = f"infeasible: a constraint is missed by {missed:.1e}"
+        elif self.stationary:
+            said = "numerically Pareto stationary: no step improves all tasks by more than rounding"
+        elif max(self.relative_gap, self.violation, self.complementarity) <= rounding:
+            said = "optimal to rounding"
+            if loose:
+                said = "optimal as far as the Gramian can say: it tells the length of d to "
+                said += f"{float(self.resolution):.1e}‖g₀‖"
+        elif self.backward <= rounding:
             within = float(self.backward) / eps
-            return (
-                f"optimal as far as the Gramian can say: for one within {within:.0f} machine "
-                f"epsilons of it ({numbers})"
-            )
-        if self.kappa < 0:
-            return (
-                f"not optimal, and the step raises the loss of task {int(self.worst)} ({numbers})"
-            )
-        return f"not optimal: task {int(self.worst)} is served worst ({numbers})"
+            said = "optimal as far as the Gramian can say: for one within "
+            said += f"{within:.0f} machine epsilons of it"
+        elif self.kappa.isnan():
+            said = f"{dtype}".replace("torch.", "") + " cannot tell whether the gradients cancel; "
+            said += "accumulate the Gramian in float32"
+        elif self.kappa < 0:
+            said = f"not optimal, and the step raises the loss of task {int(self.worst)}"
+        else:
+            said = f"not optimal: task {int(self.worst)} is served worst"
+        return f"{said} {numbers}"
 
 
 def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
@@ -76,7 +93,10 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         = G·weights, min(rates)/‖d‖² for min_norm (and ‖d - d*‖² <= gap); min(rates)/F* for cagrad,
         F* the least dual value that `active_set` finds (any dual point bounds the optimum, so
         nothing hangs on its being exact); for dual_cone 1 less the worst negative rate in units of
-        ‖g_t‖·Σ max(|v_s|, |w_s|)‖g_s‖.
+        ‖g_t‖·Σ max(|v_s|, |w_s|)‖g_s‖. A gradient of length 0 counts as long as the shortest other.
+
+        CAGrad's ball is known to `resolution`: G tells ‖d - g₀‖² to 8Tε(Σ|w_t - p_t|‖g_t‖)². Where
+        gradients nearly cancel, d takes weights so large that this is much of its radius.
 
     Raises:
         TypeError: for anything but a problem.
@@ -94,78 +114,117 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     """
     check_problem(problem)
     check_vector(weights, problem.gramian, "weights")
-    dtype = weights.dtype
-    resolved = resolution(len(weights), torch.finfo(dtype).eps)
-    eps = torch.finfo(dtype).eps
+    count, dtype = len(weights), weights.dtype
+    eps = precision(count, dtype)
     problem = type(problem)(*(x.detach().double() for x in problem))
     weights = weights.detach().double()
-    gramian = problem.gramian
     # by the rounding of the dtype that the Gramian came in; also refuses what is not a Gramian
     report, _, info = run(problem, eps)
-    n = root(gramian.diagonal())
-    length = n.where(n > 0, 1.0)
-    magnitude = n @ weights.abs()
-    sided = torch.ones_like(magnitude, dtype=torch.bool)
-    if isinstance(problem, DualCone):
-        # the answer w + u may cancel, to no more than the rounding of w
-        sided = (weights >= 0).all() | (weights <= 0).all()
-        sided = sided & (magnitude > eps**0.5 * (n @ problem.weights.abs()))
-        magnitude = n @ torch.maximum(weights.abs(), problem.weights.abs())
-    rates = gramian @ weights
-    square = (weights @ rates).clamp_min(0)
-    worst = (rates / length).argmin()
+    n = root(problem.gramian.diagonal())
+    shortest = n.where(n > 0, torch.inf).amin()  # a length of its own would depend on the unit
+    length = n.where(n > 0, shortest.where(shortest.isfinite(), 1.0))
+    at = _At(problem.gramian @ weights, n, length, n @ weights.abs(), 8 * count * eps)
     if isinstance(problem, MinNorm):
-        gap = (square - rates.amin()).clamp_min(0)
-        kappa = rates.amin() / or_one(square)
-        infeasibility = torch.maximum((-weights).amax().clamp_min(0), (weights.sum() - 1).abs())
-        violation = ((square - rates) / length).amax().clamp_min(0) / or_one(magnitude)
-        complementarity = (weights.abs() * (rates - square).abs()).sum() / or_one(magnitude**2)
-        stationary = square <= 8 * len(n) * eps * magnitude**2
-        kappa = torch.where(square > 0, kappa, 1.0)
-        backward = _backward(rates - square, weights, length, magnitude)
+        found = _of_min_norm(problem, weights, at)
     elif isinstance(problem, CAGrad):
-        backward = gramian.new_full((), torch.nan)
-        best = report[len(n) : 2 * len(n)]
-        bound = problem.objective(best)
-        gap = (bound - rates.amin()).clamp_min(0)
-        kappa = torch.where(
-            bound.abs() > 8 * len(n) * eps**0.5 * n.amax() * magnitude,
-            rates.amin() / or_one(bound),
-            1 - gap / or_one(n.amax() * magnitude),
-        )
-        off = weights - problem.preference
-        centre = root(problem.preference @ problem.linear)
-        reach = root(off @ gramian @ off)
-        infeasibility = ((reach - problem.radius) / or_one(centre)).clamp_min(0)
-        violation = ((bound - rates) / length).amax().clamp_min(0) / or_one(magnitude)
-        complementarity = best @ (rates - bound).abs() / or_one(n.amax() * magnitude)
-        # where g_w = 0 the bound is off by what ‖g_w‖ rounds to; worse weights are not optimal
-        noise = resolved**0.5 * (n @ best)
-        stationary = (root(best @ gramian @ best) <= noise) & (
-            gap <= (centre + problem.radius) * noise + resolved * n.amax() * magnitude
-        )
+        # no weights, or those of a zero gradient alone, have no length
+        at = at._replace(magnitude=torch.maximum(at.magnitude, n @ problem.preference))
+        found = _of_cagrad(problem, weights, report[count : 2 * count], at)
     else:
-        dual = weights - problem.weights
-        solution = problem.solution(weights, dual, torch.zeros((), dtype=torch.int64))
-        gap = solution.gap
-        violation = (-rates / length).amax().clamp_min(0) / or_one(magnitude)
-        kappa = 1 - violation
-        infeasibility = (-dual * length).amax().clamp_min(0) / or_one(magnitude)
-        complementarity = (dual.abs() * rates.abs()).sum() / or_one(magnitude**2)
-        backward = _backward(rates, dual, length, magnitude)
-        # a sum of negative weights, or no weight at all, says nothing of the gradients
-        stationary = sided & (square <= 8 * len(n) * eps * magnitude**2)
-    gap = gap.where(info[1] >= 0, torch.nan)
-    relative = gap / or_one(n.amax() * magnitude)
-    found = Certificate(
-        gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary, backward
-    )
+        # the answer w + u may cancel, to no more than the rounding of w
+        told = at.magnitude > eps**0.5 * (n @ problem.weights.abs())
+        most = torch.maximum(weights.abs(), problem.weights.abs())
+        found = _of_dual_cone(problem, weights, told, at._replace(magnitude=n @ most))
+    if isnan(noise_level(count, dtype)):
+        kappa = found.kappa.where(~found.stationary, torch.nan)
+        found = found._replace(kappa=kappa, stationary=torch.zeros_like(found.stationary))
+    gaps = (x.where(info[1] >= 0, torch.nan) for x in found[:2])
+    found = Certificate(*gaps, *found[2:])
     return Certificate._make(x.to(dtype) if x.is_floating_point() else x for x in found)
 
 
-def _backward(multiplier: Tensor, dual: Tensor, length: Tensor, magnitude: Tensor) -> Tensor:
-    """The largest residual of the optimality conditions in units of Σ|w_s|‖g_s‖: of a negative
-    multiplier, or of a positive one times whose weight should be 0 and is not, the smaller of both.
-    """
-    price, weight = multiplier / length, dual.clamp_min(0) * length
-    return torch.maximum(-price, torch.minimum(price.abs(), weight)).amax() / or_one(magnitude)
+class _At(NamedTuple):
+    """What is measured, and in which units."""
+
+    rates: Tensor
+    n: Tensor  # ‖g_t‖
+    length: Tensor  # the same, and of a gradient that is 0 the shortest other's
+    magnitude: Tensor  # Σ|w_t|‖g_t‖
+    noise: float  # 8Tε
+
+    def certificate(self, gap: Tensor, **found: Tensor) -> Certificate:
+        relative = gap / or_one(self.n.amax() * self.magnitude)
+        worst = (self.rates / self.length).argmin()
+        found = {"worst": worst, "resolution": torch.zeros_like(gap), **found}
+        return Certificate(gap, relative, **found)
+
+    def below(self, level: Tensor | float) -> Tensor:
+        """The KKT violation: by how much the worst rate lies below what optimality asks."""
+        short = ((level - self.rates) / self.length).amax()
+        return short.clamp_min(0) / or_one(self.magnitude)
+
+    def backward(self, multiplier: Tensor, dual: Tensor) -> Tensor:
+        """The largest residual of the optimality conditions in units of Σ|w_s|‖g_s‖: of a negative
+        multiplier, or of a positive one times whose weight should be 0 and is not, the smaller of
+        both.
+        """
+        price, weight = multiplier / self.length, dual.clamp_min(0) * self.length
+        worst = torch.maximum(-price, torch.minimum(price.abs(), weight)).amax()
+        return worst / or_one(self.magnitude)
+
+
+def _of_min_norm(problem: MinNorm, weights: Tensor, at: _At) -> Certificate:
+    square = (weights @ at.rates).clamp_min(0)
+    least, slack = at.rates.amin(), at.rates - square
+    return at.certificate(
+        (square - least).clamp_min(0),
+        kappa=torch.where(square > 0, least / or_one(square), 1.0),
+        infeasibility=torch.maximum((-weights).amax().clamp_min(0), (weights.sum() - 1).abs()),
+        violation=at.below(square),
+        complementarity=(weights.abs() * slack.abs()).sum() / or_one(at.magnitude**2),
+        stationary=square <= at.noise * at.magnitude**2,
+        backward=at.backward(slack, weights),
+    )
+
+
+def _of_cagrad(problem: CAGrad, weights: Tensor, best: Tensor, at: _At) -> Certificate:
+    gramian, longest = problem.gramian, at.n.amax()
+    bound = problem.objective(best)
+    gap = (bound - at.rates.amin()).clamp_min(0)
+    off, scale = weights - problem.preference, or_one(longest * at.magnitude)
+    centre, reach = (root(x @ gramian @ x) for x in (problem.preference, off))
+    blurs = [at.noise**0.5 * (at.n @ x.abs()) for x in (problem.preference, off)]
+    unit = or_one(centre.where(centre > blurs[0], at.magnitude))
+    unknown = problem.c * (torch.hypot(centre, blurs[0]) - centre)
+    unknown = unknown + torch.hypot(reach, blurs[1]) - reach
+    # where g_w = 0 the bound is off by what ‖g_w‖ rounds to; worse weights are not optimal
+    opening = at.noise + RESOLUTION
+    least = opening**0.5 * (at.n @ best)
+    small = (centre + problem.radius) * least + opening * longest * at.magnitude
+    told = bound.abs() > (8 * len(at.n) * at.noise) ** 0.5 * longest * at.magnitude
+    return at.certificate(
+        gap,
+        kappa=torch.where(told, at.rates.amin() / or_one(bound), 1 - gap / scale),
+        infeasibility=((reach - problem.radius) / unit).clamp_min(0),
+        violation=at.below(bound),
+        complementarity=best @ (at.rates - bound).abs() / scale,
+        stationary=(root(best @ gramian @ best) <= least) & (gap <= small),
+        backward=torch.full_like(gap, torch.nan),
+        resolution=unknown / unit,
+    )
+
+
+def _of_dual_cone(problem: DualCone, weights: Tensor, told: Tensor, at: _At) -> Certificate:
+    dual, square = weights - problem.weights, (weights @ at.rates).clamp_min(0)
+    # a sum of negative weights, or no weight at all, says nothing of the gradients
+    one_sign = (weights >= 0).all() | (weights <= 0).all()
+    violation = at.below(0.0)
+    return at.certificate(
+        problem.solution(weights, dual, torch.zeros((), dtype=torch.int64)).gap,
+        kappa=1 - violation,
+        infeasibility=(-dual * at.n).amax().clamp_min(0) / or_one(at.magnitude),
+        violation=violation,
+        complementarity=(dual.abs() * at.rates.abs()).sum() / or_one(at.magnitude**2),
+        stationary=one_sign & told & (square <= at.noise * at.magnitude**2),
+        backward=at.backward(at.rates, dual),
+    )

@@ -132,9 +132,13 @@ class CAGrad(NamedTuple):
         return torch.where(inside & (q2 > 0), step, torch.where(slope < 0, torch.inf, 0.0))
 
     def recover(self, w: Tensor) -> Tensor:
-        """Coefficients of d = g₀ + (r/‖g_w‖) g_w; of g₀ where g_w = 0."""
-        length = root(w @ self.gramian @ w)
-        return self.preference + torch.where(length > 0, self.radius / or_one(length), 0.0) * w
+        """Coefficients of d = g₀ + (r/‖g_w‖) g_w; of g₀ where g_w = 0.
+
+        ‖g_w‖² counts with its rounding, ε(Σ w_t‖g_t‖)², so that d does not leave the ball by it.
+        """
+        square, length = w @ self.gramian @ w, root(self.gramian.diagonal()) @ w
+        own = root(square + torch.finfo(w.dtype).eps * length**2)
+        return self.preference + torch.where(square > 0, self.radius / or_one(own), 0.0) * w
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the
@@ -279,6 +283,24 @@ def resolution(count: int, eps: float) -> float:
     return 4 * count * eps + RESOLUTION
 
 
+def precision(count: int, dtype: torch.dtype) -> float:
+    """ε: to 8Tε(Σ w_t‖g_t‖)² a Gramian of `count` tasks in this dtype tells wᵀG w.
+
+    Half precision stores sums that were made in float32, so that there each entry is off by one
+    rounding, however many tasks there are.
+    """
+    eps, single = (torch.finfo(x).eps for x in (dtype, torch.float32))
+    return eps if eps <= single else eps / (8 * count) + single
+
+
+def noise_level(count: int, dtype: torch.dtype) -> float:
+    """8Tε; NaN where that is most of 1/T, the share of orthogonal gradients of equal lengths: such
+    a Gramian does not tell these from gradients that cancel.
+    """
+    noise = 8 * count * precision(count, dtype)
+    return noise if 2 * count * noise <= 1 else float("nan")
+
+
 def or_one(x: Tensor) -> Tensor:
     """A divisor: 1 instead of 0."""
     return x.where(x != 0, 1.0)
@@ -292,8 +314,8 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     """Around every solver: float64 inside, a symmetric Gramian with largest diagonal entry 1, the
     certificate from the answer, NaN for NaN, an error for an indefinite matrix that can be seen.
 
-    `solve` gets the scaled problem and the machine epsilon of the dtype that the Gramian came in,
-    its noise level. All three problems are homogeneous, so the scale is a constant for derivatives.
+    `solve` gets the scaled problem and the `precision` of the dtype that the Gramian came in. All
+    three problems are homogeneous, so the scale is a constant for derivatives.
     """
 
     def solve_certified(problem: Problem) -> Solution:
@@ -301,12 +323,13 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         dtype = problem.gramian.dtype
         wide = type(problem)(*(x.double() for x in problem))
         wide = wide._replace(gramian=0.5 * (wide.gramian + wide.gramian.mT))
+        count = len(wide.gramian)
+        eps = precision(count, dtype)
         if values_readable(wide.gramian) and has_finite_sum(wide.gramian):
-            # as the kernels do
-            check_definite(problem.gramian, -1e3 * len(wide.gramian) * torch.finfo(dtype).eps)
+            check_definite(problem.gramian, -1e3 * count * eps)  # as the kernels do
         scale = wide.gramian.diagonal().detach().amax()
         scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
-        weights, dual, steps = solve(scaled, torch.finfo(dtype).eps)
+        weights, dual, steps = solve(scaled, eps)
         solution = wide.solution(poison(weights, *wide), poison(dual, *wide), steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 

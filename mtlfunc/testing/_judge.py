@@ -98,11 +98,14 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     - min_norm: the largest (‖d‖² - ⟨g_t, d⟩) / ‖g_t‖, ε, or the largest possible distance
       min(√gap, ‖d‖) of d from the shortest vector d*, the smaller of both, in units of
       Σ|w_t|‖g_t‖. However the lengths are spread, ‖d - d*‖² <= ε · Σ|w_t|‖g_t‖ · Σ w*_t‖g_t‖;
-    - cagrad: the largest (F* - ⟨g_t, d⟩) / ‖g_t‖ in units of Σ|w_t|‖g_t‖, F* the best dual value;
-      how far d leaves the ball is in units of Σ p_t‖g_t‖;
+    - cagrad: the largest (F* - ⟨g_t, d⟩) / ‖g_t‖ in units of the larger of Σ|w_t|‖g_t‖ and
+      Σ p_t‖g_t‖, F* the best dual value; by how much more d leaves the ball than the Gramian can
+      tell (`resolution` of `certify`) is in units of Σ p_t‖g_t‖;
     - dual_cone: the gap in units of m², m the larger of Σ|v_t|‖g_t‖ and Σ|w_t|‖g_t‖, or the
       `backward` error of `certify` in units of m, the smaller of both: where the cone is thin, a
       Gramian knows no more.
+
+    A gradient of length 0 counts as long as the shortest other.
 
     Args:
         problem: of `mtlfunc.solvers`.
@@ -137,7 +140,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         error = torch.minimum(proof.violation.double(), distance)
     elif isinstance(problem, CAGrad):
         error, p = proof.violation.double(), problem.preference.double()
-        infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)
+        centre, size = root(p @ gramian @ p), n @ p
+        infeasible = (infeasible - proof.resolution.double()).clamp_min(0)
+        infeasible = infeasible * centre.where(centre > 0, size) / or_one(size)
     else:  # v may vanish where w does not: a task without a gradient
         size = n @ w.abs()
         unit = or_one(size.maximum(n @ problem.weights.double().abs()))
