@@ -105,7 +105,7 @@ def of_pages(on_gpu: Kept) -> Iterator[Line]:
         f"CPU, {day_of(page)}",
     )
     page = (DOCS / "solvers.md").read_text(encoding="utf-8")
-    printed = page[page.index("solvers.nuclear(rows)") :].split("```text\n")[1].split("\n")[0]
+    printed = page[page.index("mf.muon.nuclear(rows)") :].split("```text\n")[1].split("\n")[0]
     rates, closed = re.findall(r"tensor\((.*?)\)", printed)[1:]
     if closed != "True":
         raise SystemExit("docs/solvers.md: the gap of Muon's problem is not below 1e-6")

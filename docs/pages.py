@@ -37,7 +37,7 @@ GROUPS = {
     "training": (
         "Steps and loops",
         """descend balance capture Balancer rollout Interrupted log_dict adam sgd parameters stack
-        assign_gradients muon_gradients""",
+        assign_gradients""",
     ),
     "probes": (
         "Probes",
@@ -67,6 +67,7 @@ ROOMS = {
     "solvers": "Solvers",
     "testing": "Testing of solvers",
     "physics": "Residuals of equations",
+    "muon": "Common descent for Muon",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "plot": "Plots",

@@ -32,7 +32,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from . import physics, plot, testing
+    from . import muon, physics, plot, testing
     from .studies import Unfinished, grid, pareto
     from .studies.arena import arena
 
@@ -58,6 +58,7 @@ __all__ = [
     "audit",
     "diagnostics",
     "grid",
+    "muon",
     "optim",
     "parameters",
     "pareto",
@@ -79,6 +80,7 @@ _RENAMED = {
     "gauss_newton": "physics.gauss_newton",
     "jets": "physics",
     "kernel_traces": "physics.kernel_traces",
+    "muon_gradients": "muon.gradients",
     "ntk": "physics.ntk",
     "revisit": "second_evaluation",
     "sample_lengths": "sample_norms",
@@ -94,6 +96,7 @@ _LATER = {
     "Unfinished": "studies",
     "arena": "studies.arena",
     "grid": "studies",
+    "muon": "muon",
     "pareto": "studies.pareto",
     "physics": "physics",
     "plot": "plot",

@@ -108,7 +108,7 @@ COUNTS = {
     "steps": (
         mf.solvers.frank_wolfe,
         mf.solvers.projected_gradient,
-        lambda count: mf.solvers.nuclear(MATRICES, steps=count),
+        lambda count: mf.muon.nuclear(MATRICES, steps=count),
         lambda count: mf.sdmgrad(steps=count),
     ),
     "nodes": (lambda count: mf.diagnostics.curvature(vector, PARAMS, BATCH, nodes=count),),
@@ -437,9 +437,9 @@ CASES = {
         TypeError,
         "frank_wolfe takes min_norm and cagrad",
     ),
-    "rows of no layer": (lambda: mf.solvers.nuclear(G), TypeError, "rows: expected .*dict"),
+    "rows of no layer": (lambda: mf.muon.nuclear(G), TypeError, "rows: expected .*dict"),
     "rates of no tensor": (
-        lambda: mf.solvers.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),  # pyright: ignore
+        lambda: mf.muon.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),  # pyright: ignore
         TypeError,
         r"carried: expected a floating tensor \[2\], got \[0.0\]",
     ),

@@ -49,6 +49,8 @@ def test_names_that_moved_from_a_room_say_where_they_are():
         "optim.line_search": "physics.line_search",
         "diagnostics.NewtonError": "physics.NewtonError",
         "diagnostics.newton_error": "physics.newton_error",
+        "muon_gradients": "muon.gradients",
+        "solvers.nuclear": "muon.nuclear",
     }
     for old, new in moved.items():
         assert attrgetter(new)(mf)

@@ -1,4 +1,4 @@
-"""`muon_gradients` against the real steps of `torch.optim.Muon` on copies.
+"""`muon.gradients` against the real steps of `torch.optim.Muon` on copies.
 
 torch's own orthogonalization is five Newton-Schulz steps in bfloat16. Where a test says exact, the
 function that does this is replaced by the polar factor, and all else of the step is torch's.
@@ -96,7 +96,7 @@ def test_rates_are_those_of_the_real_step(exact, options, walked):
     for group in optimizer.param_groups:
         group["lr"] *= 1e-5
     for weights in (None, torch.tensor([0.2, 0.5, 0.3], dtype=F64)):
-        solution, grads = mf.muon_gradients(optimizer, net, rows_at(net), weights=weights)
+        solution, grads = mf.muon.gradients(optimizer, net, rows_at(net), weights=weights)
         change = change_of(net, optimizer, grads)
         size = solution.rates.abs().max()
         # θ moves by 1e-8 of 1e-1: rounding is 1e-16/1e-8
@@ -112,10 +112,10 @@ def test_no_loss_rises_with_momentum(exact):
     risen = 0
     for _ in range(12):
         rows = rows_at(net)
-        solution, grads = mf.muon_gradients(optimizer, net, rows)
+        solution, grads = mf.muon.gradients(optimizer, net, rows)
         assert solution.rates.min() > 0
         assert solution.gap <= 1e-6 * solution.value
-        plain, _ = mf.muon_gradients(
+        plain, _ = mf.muon.gradients(
             optimizer, net, rows, weights=torch.full((3,), 1 / 3, dtype=F64)
         )
         assert plain.rates.min() <= solution.rates.min() + solution.gap
@@ -135,7 +135,7 @@ def test_newton_schulz_is_bounded():
     """Its singular values are at most 1.3: no step of that length has a larger smallest rate."""
     net = network()
     optimizer = make(net, lr=1e-3, weight_decay=0.0)
-    solution, grads = mf.muon_gradients(optimizer, net, rows_at(net))
+    solution, grads = mf.muon.gradients(optimizer, net, rows_at(net))
     change = change_of(net, optimizer, grads)
     assert -change.predicted.max() <= 1.3 * solution.value
     correlation = torch.corrcoef(torch.stack([-change.predicted, solution.rates]))
@@ -153,7 +153,7 @@ def test_other_parameters_step_with_a_metric(exact):
     )
     rows = rows_at(net)
     flat = rows.pop(last).flatten(1)
-    solution, grads = mf.muon_gradients(optimizer, net, rows, rate * flat @ flat.T)
+    solution, grads = mf.muon.gradients(optimizer, net, rows, rate * flat @ flat.T)
     grads[last] = (solution.weights @ flat).reshape(named[last].shape)
     before = {name: x.clone() for name, x in mf.parameters(net).items()}
     mf.assign_gradients(net, grads)
@@ -180,11 +180,11 @@ def test_momentum_of_other_parameters_and_decay(exact):
     carried = info.rates - info.gramian @ info.weights
     rows = rows_at(net)
     mine = {name: x for name, x in rows.items() if name != last}
-    solution, grads = mf.muon_gradients(muon, net, mine, info.gramian, carried=carried)
+    solution, grads = mf.muon.gradients(muon, net, mine, info.gramian, carried=carried)
     assert solution.gap <= 1e-6 * solution.value.abs()
     grid = torch.linspace(0, 1, 6, dtype=F64)
     tried = [
-        mf.muon_gradients(
+        mf.muon.gradients(
             muon, net, mine, info.gramian, carried=carried,
             weights=torch.cat([w, 1 - w.sum(0, keepdim=True)]),
         )[0].rates.min()
@@ -217,8 +217,8 @@ def test_half_precision_is_that_of_the_numbers_alone(dtype):
     }
     wide = {name: x.double() for name, x in rows.items()}
     for weights in (torch.tensor([0.2, 0.5, 0.3], dtype=F64), None):
-        found, grads = mf.muon_gradients(optimizer, net, rows, weights=weights)
-        true, exact = mf.muon_gradients(optimizer, net, wide, weights=weights)
+        found, grads = mf.muon.gradients(optimizer, net, rows, weights=weights)
+        true, exact = mf.muon.gradients(optimizer, net, wide, weights=weights)
         assert {x.dtype for x in found[:5]} == {torch.float32}
         assert {x.dtype for x in grads.values()} == {dtype}
         mixed = [torch.tensordot(true.weights, x, 1) for x in wide.values()]
@@ -245,21 +245,21 @@ def test_what_is_wrong_is_said():
 
     for wrong in (Mine(net.parameters()), torch.optim.SGD(net.parameters(), lr=0.1)):
         with pytest.raises(TypeError, match=r"expected a torch.optim.Muon, got (Mine|SGD)"):
-            mf.muon_gradients(wrong, net, rows)
+            mf.muon.gradients(wrong, net, rows)
     with pytest.raises(ValueError, match=r"rows\['bias'\].*does not hold it"):
-        mf.muon_gradients(optimizer, net, rows | {"bias": torch.zeros(3, 1, 5)})
+        mf.muon.gradients(optimizer, net, rows | {"bias": torch.zeros(3, 1, 5)})
     with pytest.raises(ValueError, match=r"rows\['0.weight'\].*do not fit"):
-        mf.muon_gradients(optimizer, net, rows | {"0.weight": torch.zeros(3, 6, 8)})
+        mf.muon.gradients(optimizer, net, rows | {"0.weight": torch.zeros(3, 6, 8)})
     with pytest.raises(ValueError, match=r"weights: expected shape \[3\]"):
-        mf.muon_gradients(optimizer, net, rows, weights=torch.ones(2, dtype=F64))
+        mf.muon.gradients(optimizer, net, rows, weights=torch.ones(2, dtype=F64))
     with pytest.raises(ValueError, match=r"carried: expected \[3\]"):
-        mf.muon_gradients(optimizer, net, rows, carried=torch.zeros(1))
+        mf.muon.gradients(optimizer, net, rows, carried=torch.zeros(1))
     with pytest.raises(TypeError, match="rows: expected a non-empty dict"):
-        mf.muon_gradients(optimizer, net, {})
+        mf.muon.gradients(optimizer, net, {})
     with pytest.raises(ValueError, match="momentum=1"):
-        mf.muon_gradients(make(net, lr=0.1, momentum=1.0), net, rows)
+        mf.muon.gradients(make(net, lr=0.1, momentum=1.0), net, rows)
     optimizer.state[net[0].weight]["momentum_buffer"] = torch.zeros(8, 3, dtype=F64)
     with pytest.raises(ValueError, match="momentum buffer"):
-        mf.muon_gradients(optimizer, net, rows)
-    with pytest.raises(ValueError, match="muon_gradients"):
+        mf.muon.gradients(optimizer, net, rows)
+    with pytest.raises(ValueError, match=r"muon\.gradients"):
         mf.Balancer(net, mf.mgda(), metric=optimizer)

@@ -1,4 +1,4 @@
-"""`solvers.nuclear`: the common steepest descent in the operator norm, against cvxpy and by its own
+"""`muon.nuclear`: the common steepest descent in the operator norm, against cvxpy and by its own
 certificate.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
+from mtlfunc.muon import nuclear as by_default
 from mtlfunc.solvers import auto, min_norm
-from mtlfunc.solvers import nuclear as by_default
 from mtlfunc.types import Params, Rows, Solution
 
 nuclear = partial(by_default, tolerance=1e-9)  # what all but kinks reach

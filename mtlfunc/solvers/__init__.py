@@ -6,12 +6,12 @@ The problems, and what can be known of their answers from a Gramian: `mtlfunc.so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..core.gone import gone_names
 from ._active_set import active_set
 from ._auto import auto
 from ._certify import Certificate, certify
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
-from ._nuclear import nuclear
 from ._projected_gradient import projected_gradient
 from .problems import CAGrad, DualCone, MinNorm, cagrad, dual_cone, min_norm
 
@@ -35,7 +35,6 @@ __all__ = [
     "faces",
     "frank_wolfe",
     "min_norm",
-    "nuclear",
     "projected_gradient",
 ]
 
@@ -45,7 +44,7 @@ _REFERENCE = {"Comparison": "_compare", "compare": "_compare", "cvx": "_cvx"}
 
 def __getattr__(name: str) -> Any:
     if name not in _REFERENCE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return gone_names(__name__, {"nuclear": "it is mtlfunc.muon.nuclear now"})(name)
     return getattr(import_module(f"mtlfunc.testing.{_REFERENCE[name]}"), name)
 
 

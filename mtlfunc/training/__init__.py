@@ -5,7 +5,6 @@ from ._balancer import Balancer
 from ._capture import capture
 from ._descend import descend
 from ._log_dict import log_dict
-from ._muon import muon_gradients
 from ._rollout import Interrupted, rollout
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "capture",
     "descend",
     "log_dict",
-    "muon_gradients",
     "rollout",
 ]

@@ -157,7 +157,7 @@ _FORMS: dict[type, Form] = {
 _WHOLE = "multiplies a gradient by whole matrices, and a metric here is a diagonal"
 _REFUSED = {
     "Muon": "it orthogonalizes the gradient, so that its step is not linear in it (see "
-    "mtlfunc.muon_gradients)",
+    "mtlfunc.muon.gradients)",
     "LBFGS": "it calls the losses several times a step",
     "Rprop": "it steps by the gradient's sign",
     "Adamax": "it takes the larger of the gradient and its past",

@@ -51,7 +51,7 @@ def descent_in_norm(
     promises: in Muon's norm over matrices, over the others by their Gramian.
     """
     matrices = {name: row for name, row in rows.items() if net.get_parameter(name).ndim == 2}
-    solution, grads = mf.muon_gradients(muon, net, matrices, gramian)
+    solution, grads = mf.muon.gradients(muon, net, matrices, gramian)
     mixed = {name: torch.tensordot(solution.weights, row, 1) for name, row in rows.items()}
     return mixed | grads, solution.rates
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Muon
 
 from ..core.checks import check_vector
-from ..solvers import nuclear
-from ..solvers._nuclear import check_rows
 from ..types import Params, Rows, Solution
+from ._nuclear import check_rows, nuclear
 
 
-def muon_gradients(
+def gradients(
     optimizer: Any,
     module: nn.Module,
     rows: Rows,
@@ -33,7 +32,7 @@ def muon_gradients(
 
     Its step is the polar factor of a sum of the gradient and its momentum. The answer cancels the
     momentum, (Σ w g - b B)/a, so that the step is the polar factor of Σ w g with the weights of
-    `mtlfunc.solvers.nuclear`, which count weight decay, each layer at its own learning rate. The
+    `mtlfunc.muon.nuclear`, which count weight decay, each layer at its own learning rate. The
     buffer stays bounded: in it is what is left of the last few Σ w g. With `weights` the answer is
     Σ w g itself, and the rates say what the step will do to each loss, momentum included.
 
@@ -50,7 +49,7 @@ def muon_gradients(
         module: holds its parameters, and perhaps others.
         rows: the tasks' gradients of its matrices, `{name: [task, m, n]}`, as from
             `mtlfunc.task_gradients`. What a matrix without rows does is not counted.
-        gramian: of the other parameters, as in `mtlfunc.solvers.nuclear`: J P Jᵀ with P of the
+        gramian: of the other parameters, as in `mtlfunc.muon.nuclear`: J P Jᵀ with P of the
             optimizer that steps on them.
         carried: J c `[task]` of the other parameters, what that optimizer's momentum and decay
             take from each loss: `info.rates - info.gramian @ info.weights` of a `Balancer`.
@@ -78,7 +77,7 @@ def muon_gradients(
         >>> net = torch.nn.Linear(2, 2, bias=False)
         >>> optimizer = torch.optim.Muon(net.parameters(), lr=0.1, weight_decay=0.0)
         >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]])}
-        >>> solution, grads = muon_gradients(optimizer, net, rows)
+        >>> solution, grads = gradients(optimizer, net, rows)
         >>> solution.weights, solution.rates
         (tensor([0., 1.]), tensor([0.4000, 0.3000]))
     """

@@ -20,9 +20,9 @@ from ..core.checks import (
     is_differentiated,
     poison,
 )
+from ..solvers._auto import auto
+from ..solvers.problems import MinNorm, or_one
 from ..types import Params, Rows, Scalar, Solution
-from ._auto import auto
-from .problems import MinNorm, or_one
 
 ROUNDING = 1e-12
 """Of sums in float64, in units of the longest gradients."""

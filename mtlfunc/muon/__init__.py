@@ -1,0 +1,10 @@
+"""Common descent for Muon, whose steps are measured by the largest singular value of each layer."""
+
+from ._gradients import gradients
+from ._nuclear import nuclear
+
+__all__ = ["gradients", "nuclear"]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
