@@ -30,9 +30,6 @@ AnySolver = Callable[[Any], Any]
 """From a problem to a `Solution`, or to weights alone."""
 
 
-# ---- one call ----------------------------------------------------------------------------------
-
-
 class Invalid(Exception):
     """What was returned cannot be an answer."""
 
@@ -57,9 +54,6 @@ def describe_error(error: Exception) -> str:
         return line
     line = line if len(line) <= 160 else line.split(". ")[0][:160]
     return f"raises {type(error).__name__}" + (f": {line}" if line else "")
-
-
-# ---- what an answer proves ---------------------------------------------------------------------
 
 
 def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
@@ -278,8 +272,6 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
         )
     raise AssertionError(f"on {type(problem).__name__}: " + "\n".join(wrong))
 
-
-# ---- claims ------------------------------------------------------------------------------------
 
 STEP = 1e-5
 """Of the central differences: their error is its square, and rounding over it, 1e-10 each."""
