@@ -45,7 +45,7 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 23_844,  # aim 18,500
+    "core": 24_244,  # aim 18,500
     "gradients": 6_695,  # of these; aim 4,700
     "training": 2_941,  # likewise; aim 2,000
     "rooms": 1_600,
