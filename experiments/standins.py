@@ -3,8 +3,10 @@
 `python -m experiments.standins` reads what these commands left, each about five minutes on a core,
 and writes `paper_repro/standins.json`, from which the ledger's pages are made:
 
-    python -m experiments.digits
-    python -m experiments.digits --seeds 100:116 --out experiments/digits/out/fresh
+    python -m experiments.multimnist --settings "hard sharing"
+        --rules mean,gradnorm,mgda,mgda-ub,pcgrad,cagrad --seeds 16
+        --out experiments/multimnist/out/rules
+    (again with --seeds 100:116 --out experiments/multimnist/out/rules-fresh)
     python -m experiments.multimnist
     python -m experiments.multimnist --seeds 100:112 --out experiments/multimnist/out/fresh
     python -m experiments.auxiliary
@@ -58,7 +60,6 @@ from experiments.common.tables import as_dicts
 from experiments.control import methods as control
 from experiments.control import parts
 from experiments.control import report as control_report
-from experiments.digits import study as digits
 from experiments.multimnist import report as multimnist_report
 from experiments.multimnist import train as multimnist
 from experiments.scenes import report as scenes_report
@@ -85,9 +86,14 @@ class Study(NamedTuple):
     rows: Callable[[Found], Any] | None = None
 
 
+DIGITS = ("mean", "gradnorm", "mgda", "mgda-ub", "pcgrad", "cagrad")
 STUDIES = {
     "digits": Study(
-        "two overlaid digits", "digits", list(digits.methods()), ("digits/out", "digits/out/fresh")
+        "two overlaid digits",
+        f'multimnist --settings "hard sharing" --rules {",".join(DIGITS)}',
+        DIGITS,
+        ("multimnist/out/rules", "multimnist/out/rules-fresh"),
+        multimnist_report.rows,
     ),
     "multimnist": Study(
         "overlaid digits in six settings",
@@ -146,9 +152,7 @@ class StandIn(NamedTuple):
 
 def values(study: str, results: Mapping[str, Any]) -> Values:
     """One number a seed of every measure and method; accuracies and Δm in per cent."""
-    if study == "digits":
-        return accuracies("hard sharing", {k: v["test"] for k, v in results["methods"].items()})
-    if study == "multimnist":
+    if study in ("digits", "multimnist"):
         found: Values = {}
         for setting, methods in results["problems"].items():
             found |= accuracies(setting, {k: columns(v["runs"]) for k, v in methods.items()})

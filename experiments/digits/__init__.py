@@ -1,1 +1,1 @@
-"""Two overlaid handwritten digits, one network: what do the rules change on real data?"""
+"""Pairs of scikit-learn's digits: data that several studies share."""

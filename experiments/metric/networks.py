@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import mtlfunc as mf
 from experiments.digits.data import digits, splits
-from experiments.digits.study import Net
+from experiments.multimnist.architectures import HardSharing, dense
 
 Losses = list[Tensor]
 
@@ -70,21 +70,18 @@ def transformer(seed: int) -> Problem:
     return Problem(module, _regression, (x, y), "trunk.*")
 
 
-class Overlaid(Net):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.trunk(x)
-        return self.left(z), self.right(z)
-
-
 def two_digits(seed: int) -> Problem:
-    """The left and the right one of two overlaid digits (`experiments.digits`)."""
+    """The left and the right one of two overlaid digits (`experiments.multimnist`)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = HardSharing(dense(100, 64), 32)
     pairs = splits(digits(), mf.random.key(seed)).train
 
     def losses(module: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
         left, right = module(batch[0])
         return [F.cross_entropy(left, batch[1][:, 0]), F.cross_entropy(right, batch[1][:, 1])]
 
-    return Problem(Overlaid(seed), losses, (pairs.canvases, pairs.labels), "trunk.*")
+    return Problem(module, losses, (pairs.canvases, pairs.labels), "trunk.*")
 
 
 NETWORKS: dict[str, Callable[[int], Problem]] = {

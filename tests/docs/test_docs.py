@@ -252,7 +252,7 @@ def test_a_release_writes_the_readmes_links_out(tmp_path):
     assert f"{home}/raw/v1.2.3/docs/flow.svg" in targets
 
 
-@pytest.mark.parametrize("module", ["paper_repro", "experiments.digits", "experiments.arena"])
+@pytest.mark.parametrize("module", ["paper_repro", "experiments.multimnist", "experiments.arena"])
 def test_help_is_shown(module):
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"],

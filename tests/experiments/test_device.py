@@ -10,9 +10,9 @@ from experiments.arena.cells import problem_of
 from experiments.arena.contestants import CONTESTANTS
 from experiments.common.cells import Cell
 from experiments.common.device import on
-from experiments.digits import __main__ as digits_command
 from experiments.grouping import __main__ as grouping_command
 from experiments.metric import __main__ as metric_command
+from experiments.multimnist import __main__ as multimnist_command
 from experiments.rewards import __main__ as rewards_command
 from experiments.rewards import adding, exact
 from mtlfunc.core import checks
@@ -207,7 +207,8 @@ def test_what_is_about_a_processors_time_stays_there():
 
 
 @pytest.mark.parametrize(
-    "main", [arena_command.main, digits_command.main, metric_command.main, rewards_command.main]
+    "main",
+    [arena_command.main, multimnist_command.main, metric_command.main, rewards_command.main],
 )
 def test_a_device_that_is_not_there_is_an_error_in_words(main, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -328,6 +328,24 @@ def test_a_program_is_its_runs_one_by_one(problem):
     assert alone["steps"] == longer * (4312 // 1024)
 
 
+@pytest.mark.parametrize("name", train.METHODS)
+def test_a_program_of_any_method_is_its_runs_one_by_one(name):
+    variant = train.VARIANTS.get(name, ("",))[0]
+    cells = [Cell(train.BASE, name, variant, rate, s) for rate in (2e-3, 6e-3) for s in (0, 3)]
+    together = train.together(SHORT, cells)
+    (alone,) = train.together(SHORT, cells[-1:])
+    assert together[-1]["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+    assert len({numbers["loss"]["left"] for numbers in together}) == 4
+
+
+def test_networks_do_not_touch_the_global_generator():
+    before = torch.get_rng_state()
+    first, again, other = (train.network(SHORT, train.SETTINGS[train.BASE], s) for s in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(mf.parameters(first)["trunk.second.weight"], again.trunk["second"].weight)
+    assert not torch.equal(first.trunk["second"].weight, other.trunk["second"].weight)
+
+
 def test_one_task_alone_learns_as_a_stock_loop():
     (numbers,) = train.together(SHORT, (Cell("hard sharing", "left alone", "", 1e-2, 2),))
     assert list(numbers["test"]) == ["left"]

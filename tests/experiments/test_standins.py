@@ -84,16 +84,13 @@ def test_accuracies_of_both_digit_studies_are_read_alike():
         "hard sharing, left": {"mean": [50.0, 40.0], "two networks": [90.0, 80.0]},
         "hard sharing, right": {"mean": [30.0, 20.0], "two networks": [70.0, 60.0]},
     }
-    digits = {"methods": {name: {"test": test} for name, test in tests.items()}}
     cells = {
         name: {"runs": [{"test": {k: x[i] for k, x in test.items()}} for i in range(2)]}
         for name, test in tests.items()
     }
-    for study, result in (
-        ("digits", digits),
-        ("multimnist", {"problems": {"hard sharing": cells}}),
-    ):
-        for measure, methods in standins.values(study, result).items():
+    for study in ("digits", "multimnist"):
+        found = standins.values(study, {"problems": {"hard sharing": cells}})
+        for measure, methods in found.items():
             for name, each in methods.items():
                 assert each == pytest.approx(wanted[measure][name])
 
@@ -187,7 +184,7 @@ def test_pages_have_what_is_kept():
 
 def test_a_run_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(standins, "HERE", tmp_path)
-    with pytest.raises(SystemExit, match=r"digits.out.results\.json cannot be read"):
+    with pytest.raises(SystemExit, match=r"rules.results\.json cannot be read"):
         standins.main(["--out", str(tmp_path / "found.json")])
     assert not list(tmp_path.iterdir())
 
