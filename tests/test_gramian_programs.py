@@ -264,11 +264,23 @@ def check(steps, last, tasks, chunk_size):
                 )[1],
                 by_task,
             )
-            close(
-                mf.sample_gramian(lambda p, _: losses(p), LEAVES, (), engine=engine)[1], by_sample
-            )
+            try:
+                found = mf.sample_gramian(lambda p, _: losses(p), LEAVES, (), engine=engine)[1]
+            except ValueError as error:
+                if "samples mix" not in str(error) or UNPROVED.isdisjoint(map(_name, steps)):
+                    raise
+                continue
+            close(found, by_sample)
     finally:
         plan.FEW_PARAMETERS = few
+
+
+def _name(step):
+    return step if isinstance(step, str) else step[0]
+
+
+UNPROVED = {"in place, half", "bilinear"}
+"""Steps of which the graph does not prove that samples stay separate in what lies before."""
 
 
 STEP = st.sampled_from(sorted(STEPS)) | st.tuples(

@@ -1,4 +1,6 @@
-"""Losses of one forward pass that read slices of their own, and many that only seem to."""
+"""Losses of one forward pass that read slices of their own, and many that only seem to: weightings
+with indicator rows make their Gramian in one backward pass.
+"""
 
 import numpy as np
 import pytest
@@ -6,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from mtlfunc.gradients import linearize
+from mtlfunc.core.checks import lanes
+from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import read_graph
 from mtlfunc.gradients.layerwise.owners import walk
 
@@ -207,33 +211,55 @@ def close(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
+def vector(f):
+    """The losses of a program as a vector, one entry a task."""
+    return lambda p, _: losses if isinstance(losses := f(p), Tensor) else torch.stack(losses)
+
+
+def own(f, p, **options):
+    """The recipe: a row of indicators for every task says which entry of the losses is its own."""
+    return mf.task_gramian(vector(f), p, (), weightings=torch.eye(T, dtype=F64), **options)
+
+
 @pytest.fixture
 def passes(monkeypatch):
-    """How often one pass was enough."""
-    seen, real = [], linearize.linearize_slices
-    monkeypatch.setattr(linearize, "linearize_slices", lambda *args: seen.append(1) or real(*args))
+    """How many backward passes each call of the engine stands for."""
+    seen, real = [], backward.run_backward
+
+    def counted(*args, **options):
+        seen.append(lanes())
+        return real(*args, **options)
+
+    monkeypatch.setattr(backward, "run_backward", counted)
     return seen
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gramian_is_that_of_single_passes(name, passes):
-    f = EVERY[name]
-    losses, got = mf.task_gramian(lambda p, _: f(p), PARAMS, (), engine="layerwise")
-    close(got, gramian(loop(f, PARAMS)))
+    """From one pass where every task reads entries of its own."""
+    losses, got = own(EVERY[name], PARAMS, engine="layerwise")
+    close(got, gramian(loop(EVERY[name], PARAMS)))
     assert losses.shape == (T,)
-    assert bool(passes) == (name in APART)
+    assert (sum(passes) == 1) == (name in APART)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tasks_without_weightings_are_those_of_single_passes(name):
+    close(
+        mf.task_gramian(lambda p, _: EVERY[name](p), PARAMS, (), engine="layerwise")[1],
+        gramian(loop(EVERY[name], PARAMS)),
+    )
 
 
 @pytest.mark.parametrize("name", [*APART, "ragged", "separate passes", "permuted, stacked"])
-@pytest.mark.parametrize("mix", [None, mf.subset(2)])
-def test_combination_is_that_of_rows(name, mix):
+@pytest.mark.parametrize("matrix", [torch.eye(T, dtype=F64), tensor(8, 2, T)])
+def test_combination_is_that_of_rows(name, matrix):
     """Of a Gramian's weights, with and without mixtures, and with heads."""
-    f = EVERY[name]
     for shared in ("*", ["w", "b"]):
         answers = []
         for engine in ("layerwise", "rows"):
-            probe = mf.jacobian(shared, engine=engine, mix=mix)
-            balance = mf.balance(lambda p, _: f(p), mf.mgda(), probe)
+            probe = mf.jacobian(shared, engine=engine, weightings=lambda _: matrix)
+            balance = mf.balance(vector(EVERY[name]), mf.mgda(), probe)
             answers.append(balance.update(PARAMS, (), balance.init(PARAMS, (), 3)))
         (got, _, info), (expected, _, its) = answers
         close(info.gramian, its.gramian)
@@ -247,7 +273,7 @@ def test_composes_with_vmap_and_grad(name):
     many = {k: torch.stack([v, v + 0.1, v.flip(0)]) for k, v in PARAMS.items()}
 
     def found(p):
-        return mf.task_gramian(lambda p, _: f(p), p, (), engine="layerwise")[1]
+        return own(f, p, engine="layerwise")[1]
 
     if name != "own backward":  # torch.func asks a function of one's own for a vmap rule
         together = vmap(found)(many)
@@ -280,17 +306,6 @@ def test_hook_after_the_forward_is_run_for_every_task():
     close(found, flat @ flat.mT)
 
 
-def test_explanation_says_what_was_seen():
-    params = {"w": tensor(0, 400, 200)}
-
-    def f(p, x):
-        return F.linear(x, p["w"]).square().mean((1, 2))
-
-    assert "a slice of its own" in mf.explain_gramian(f, params, tensor(1, 3, 5, 200)).passes
-    shared = mf.explain_gramian(lambda p, x: f(p, x) / f(p, x).sum(), params, tensor(1, 3, 5, 200))
-    assert "slice" not in shared.passes
-
-
 def test_mixtures_of_separate_losses_are_mixed_after_their_passes():
     params = {"w": tensor(0, 200, 200), "b": tensor(1, 200)}
     x = tensor(2, 6, 30, 200)
@@ -315,6 +330,26 @@ def test_mixtures_of_separate_losses_are_mixed_after_their_passes():
 # ---- what the graph is said to prove -------------------------------------------------------------
 
 N = 3
+
+
+def written_at(h, x):
+    out = h * 1
+    out[:, 1:2] = x
+    return out
+
+
+def added_at(h, x):
+    out = h * 1
+    out[1:].add_(x)
+    return out
+
+
+def summed_at(h):
+    out = h * 1
+    out[:2].cumsum_(0)
+    return out
+
+
 STEPS = {
     "tanh": torch.tanh,
     "turned": lambda h: h.transpose(0, 1),
@@ -371,8 +406,53 @@ STEPS = {
     "expand": lambda h: h[:1].expand(N, N, N),
     "repeat": lambda h: h[:, :1].repeat(1, N, 1),
     "diagonal": lambda h: h + h.diagonal(dim1=0, dim2=1),
+    "on a diagonal": lambda h: h + h[..., 0].diag_embed() + h[:, 0].diag_embed(0, 1),
     "index": lambda h: h[torch.tensor([0, 2, 1])],
     "gather": lambda h: h.gather(0, torch.arange(N**3).reshape(N, N, N) % N),
+    "rolled": lambda h: h.roll(1, 2),
+    "rolled elsewhere": lambda h: h.roll((1, 1), (0, 2)),
+    "rolled as one": lambda h: h.roll(1),
+    "flipped": lambda h: h.flip(1),
+    "flipped elsewhere": lambda h: h.flip((0, 2)),
+    "products along": lambda h: h.cumprod(1),
+    "product": lambda h: h + h.prod(1, keepdim=True),
+    "sorted": lambda h: h.sort(-1)[0],
+    "sorted elsewhere": lambda h: h.sort(0)[0],
+    "highest": lambda h: h + h.topk(1, 1)[0],
+    "picked": lambda h: h.index_select(1, torch.tensor([2, 0, 0])),
+    "picked elsewhere": lambda h: h.index_select(0, torch.tensor([2, 0, 0])),
+    "gated": lambda h: F.glu(torch.cat([h, h.exp()], 1), 1),
+    "gated elsewhere": lambda h: F.glu(torch.cat([h, h.exp()], 0), 0),
+    "batch norm": lambda h: F.batch_norm(h, None, None, training=True),
+    "batch norm's statistics": lambda h: F.batch_norm(h, torch.ones(N).to(h), torch.ones(N).to(h)),
+    "batch norm's scale": lambda h: F.batch_norm(h, None, None, h[0, 0], training=True),
+    "instance norm": lambda h: F.instance_norm(h),
+    "padded": lambda h: F.pad(h, (1, 1))[..., 1:-1],
+    "padded and moved": lambda h: F.pad(h, (0, 0, 0, 0, 1, -1)),
+    "padded in the middle": lambda h: F.pad(h, (0, 0, 1, -1, 0, 0), value=0.3),
+    "reflected": lambda h: F.pad(h, (1, 1), mode="reflect")[..., 1:-1],
+    "reflected in two": lambda h: F.pad(h[None], (1, 1, 1, 1), mode="reflect")[0, :, 1:-1, 1:-1],
+    "replicated": lambda h: F.pad(h, (1, 1), mode="replicate")[..., 1:-1],
+    "larger": lambda h: F.interpolate(h, scale_factor=2)[..., :N],
+    "smooth": lambda h: F.interpolate(h[:, None], scale_factor=2, mode="bilinear")[:, 0, :N, :N],
+    "smoother": lambda h: F.interpolate(h[:, None], scale_factor=2, mode="bicubic")[:, 0, :N, :N],
+    "windows": lambda h: F.unfold(h[:, None], 1).reshape(N, N, N),
+    "windows of one": lambda h: F.unfold(h, 1).reshape(N, N, N),
+    "averaged": lambda h: F.avg_pool3d(h[:, None, None], 1)[:, 0, 0],
+    "averages": lambda h: h + F.adaptive_avg_pool3d(h[:, None, None], 1)[:, 0, 0],
+    "sampled": lambda h: F.grid_sample(
+        h[:, None], h[..., None, :2].expand(N, N, N, 2).tanh(), align_corners=False
+    )[:, 0],
+    "shrunk": lambda h: F.hardshrink(h, 0.1) + F.softshrink(h, 0.1) + F.threshold(h, 0.1, 1.0),
+    "leaky": lambda h: F.prelu(h, h[0, 0]) + F.celu(h),
+    "angles": lambda h: torch.atan2(h, h[:1]) + torch.logaddexp(h, h),
+    "lower part": lambda h: h.tril() + h.triu(1),
+    "ones": lambda h: torch.cat([x.sum()[None] for x in h.reshape(-1).split(1)]).reshape(N, N, N),
+    "repeated": lambda h: h[:, :1].repeat(1, 3, 1) + h.repeat(2, 1, 1)[:N],
+    "repeated as new": lambda h: h[0].repeat(N, 1, 1),
+    "written into a piece": lambda h: written_at(h, h[:, :1] * 2),
+    "added to a piece": lambda h: added_at(h, h[:1]),
+    "added up in a piece": lambda h: summed_at(h),
     "written": lambda h: (h * 1).index_fill_(0, torch.tensor([1]), 0.5),
 }
 LAST = {
@@ -380,6 +460,7 @@ LAST = {
     "second": lambda h: h.mean((0, 2)),
     "third": lambda h: h.sum((0, 1)),
     "stacked": lambda h: torch.stack([x.square().sum() for x in h]),
+    "sums one by one": lambda h: torch.stack([h[2].sum(), h[0].sum(), h[1].sum()]),
     "parts": lambda h: torch.stack([x.square().sum() for x in h.reshape(-1).split([9, 12, 6])]),
     "cross-entropy": lambda h: F.cross_entropy(
         h, torch.arange(9).reshape(3, 3) % 3, reduction="none"

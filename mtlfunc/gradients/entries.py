@@ -1,4 +1,4 @@
-"""One backward pass whose deltas are split by entry: a sample, or a task that reads a slice.
+"""One backward pass whose deltas are split by entry, a sample.
 
 Where entry i of the losses depends on its own part of every activation alone, the pullback of the
 sum of all losses holds every entry's own deltas Δ_i. With a layer's inputs X they give the entry's
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import depth, enable_grad, poison, values_readable
-from ..core.tree import dot, inner_products
+from ..core.checks import depth, enable_grad
+from ..core.tree import dot
 from ..processes import ALONE, Ranks
 from ..types import Batch, LossesFn, Params, Rows
-from .backward import Backward, Passes, recording, wide_of
+from .backward import Backward, recording, wide_of
 from .layerwise import (
     EntryPlan,
     Form,
@@ -32,7 +32,6 @@ from .layerwise import (
     signature,
 )
 from .losses import parse_samples
-from .mixing import find_samples, shares_of
 from .run import check_connected, run
 
 ROWS_AT_ONCE = 64
@@ -48,7 +47,6 @@ class Split:
     losses: Tensor  # as the pass starts from them: [entry], [entry, part], or flattened
     plan: Plan
     groups: tuple[SplitGroup, ...]  # the plan's
-    sound: list[Tensor]  # whether the entries were found; none where the graph proves it
 
     def with_plan(self, plan: Plan) -> Split:
         """The same pass under a plan of some of its groups."""
@@ -85,12 +83,8 @@ class Split:
             found.setdefault(each.group.leaf, []).append(each)
         return found
 
-    def assemble(
-        self, name: str, rows: Callable[[SplitGroup], Tensor], mix: Tensor | None = None
-    ) -> Tensor:
-        """Rows of a leaf [row, *shape] from those of its parts, or mixtures of them; zero where no
-        call used it.
-        """
+    def assemble(self, name: str, rows: Callable[[SplitGroup], Tensor]) -> Tensor:
+        """Rows of a leaf [row, *shape] from those of its parts; zero where no call used it."""
         leaf, parts, at = self.backward.params[name], [], 0
         width = leaf[0].numel() if leaf.ndim else 1
         for each in sorted(self.by_leaf[name], key=lambda each: each.group.start):
@@ -102,7 +96,6 @@ class Split:
         if at < leaf.numel():
             parts.append(parts[-1].new_zeros(len(parts[-1]), leaf.numel() - at))
         found = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        found = found if mix is None else mix.to(found.dtype) @ found
         return found.reshape(len(found), *leaf.shape).to(leaf.dtype)
 
 
@@ -112,46 +105,25 @@ def split(
     losses: Tensor,
     entries: int,
     how: EntryPlan,
-    *,
-    look: bool = False,
-    scale: Tensor | None = None,
-    others: Sequence[str] = (),
-) -> tuple[Split, Params]:
-    """The pass, and what it brings back for other leaves.
+) -> Split:
+    """The pass.
 
     Args:
         backward: the open graph.
         graph: of the forward pass.
         losses: [entry] or [entry, part], or the same flattened.
         entries: how many.
-        how: its plan, and where the entries are; None there compares samples by a second pass.
-        look: whether values can be read.
-        scale: [entry], multiplies the losses first.
-        others: leaves whose gradient of the losses' sum is wanted, of one loss an entry.
+        how: its plan, and where the entries are.
     """
     uses, parts = how.plan.uses, losses.numel() // entries
     targets = [backward.at(use, losses) for use in uses]
     eye = torch.eye(parts, dtype=losses.dtype, device=losses.device)
     by_part = eye[:, None].expand(parts, entries, parts)
-    by_part = by_part if scale is None else by_part * scale[:, None]
     chunk = None if graph.batches(backward.record) else 1
 
-    def brought(shares: Tensor, places: list[Any]) -> list[Tensor]:
-        return backward.each(shares.reshape(parts, *losses.shape), places, chunk)
-
-    found = brought(by_part, [*targets, *map(backward.leaf, others)])
-    deltas, sound = found[: len(uses)], []
-    if how.where is not None or not uses:
-        sure = losses.new_ones((), dtype=torch.bool)
-        where = [((layout, sure),) for layout in how.where or ()]
-    else:
-        shares = shares_of(entries, uses, deltas, losses)
-        probes = [(x, brought(x[:, None] * by_part, targets)) for x in shares]
-        with recording(backward):
-            where, sound = find_samples(uses, deltas, probes, entries, look)
-    groups = how.plan.groups(deltas, entries, where)
-    heads = {name: grad[0] for name, grad in zip(others, found[len(uses) :], strict=True)}
-    return Split(backward, graph, losses, how.plan, groups, sound), heads
+    deltas = backward.each(by_part.reshape(parts, *losses.shape), targets, chunk)
+    groups = how.plan.groups(deltas, entries, how.where)
+    return Split(backward, graph, losses, how.plan, groups)
 
 
 def _gramian(left: Split, right: Split, dtype: torch.dtype | None, union: Ranks = ALONE) -> Tensor:
@@ -217,12 +189,11 @@ def sample_by_layers(
         the first losses as they came, and G [n, m] over the flattened losses, or its diagonal [n].
 
     Raises:
-        ValueError: where samples mix, if values can be read; elsewhere the Gramian is NaN.
+        ValueError: where the graph does not prove that samples stay separate.
     """
-    look = values_readable(params, batches)
 
     def all_sides() -> tuple[list[Split], dict[str, Any]]:
-        sides = [_side(losses_fn, params, batch, names, look) for batch in batches]
+        sides = [_side(losses_fn, params, batch, names) for batch in batches]
         return sides, {"the number of tasks": [list(x.losses.shape[1:]) for x in sides]}
 
     sides = union.agree(all_sides)
@@ -234,13 +205,10 @@ def sample_by_layers(
             gramian = _squares(sides[0], gramian_dtype)
         else:
             gramian = _gramian(sides[0], sides[-1], gramian_dtype, union)
-    losses, sound = [side.losses for side in sides], [x for side in sides for x in side.sound]
-    return losses[0], poison(gramian, *losses, right=sound)
+    return sides[0].losses, gramian
 
 
-def _side(
-    losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...], look: bool
-) -> Split:
+def _side(losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...]) -> Split:
     """One forward, and its pass split by sample."""
     forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
     check_connected(forward)
@@ -254,42 +222,4 @@ def _side(
         if forward.watched:
             how = sample_plan(forward, names)
         backward = Backward(forward, forward.recorded)
-        return split(backward, graph, losses, len(losses), how, look=look)[0]
-
-
-def linearize_slices(
-    how: EntryPlan, passes: Passes, graph: Graph, others: Sequence[str], dtype: torch.dtype | None
-) -> tuple[Rows, Tensor, Params]:
-    """One backward pass for tasks that read slices of their own.
-
-    Args:
-        how: its plan.
-        passes: has the losses `[task]`, their scale, and C [row, task] of the rows.
-        graph: of the forward pass.
-        others: leaves whose gradient of the sum of losses is wanted.
-        dtype: of the Gramian's accumulation; None is the parameters' own, at least float32.
-
-    Returns:
-        rows `{name: [row, *shape]}` where they are kept, the Gramian [row, row], and the others'
-        gradient.
-    """
-    backward, value, mix, kept = passes.backward, passes.value, passes.matrix, {}
-    side, heads = split(backward, graph, value, len(value), how, scale=passes.scale, others=others)
-    wide = wide_of(backward.params, dtype)
-    rows: dict[str, Tensor] = {}
-    with recording(backward):
-        if how.kept:
-            rows = {each.group.name: each.rows(wide) for each in side.groups}
-            gramian = torch.stack([inner_products(x, x) for x in rows.values()]).sum(0).to(wide)
-            gramian = 0.5 * (gramian + gramian.mT)
-        else:
-            gramian = _gramian(side, side, dtype)
-        if mix is not None:
-            gramian = mix.to(wide) @ gramian @ mix.to(wide).mT
-        for name in how.kept:
-            if name in side.by_leaf:
-                kept[name] = side.assemble(name, lambda each: rows[each.group.name], mix)
-            else:
-                zero = torch.zeros_like(backward.params[name])
-                kept[name] = zero.expand(len(gramian), *zero.shape)
-    return kept, gramian, heads
+        return split(backward, graph, losses, len(losses), how)

@@ -225,13 +225,10 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     if not forward.watched:
         way = alone._replace(samples=count)
         return _explanation(forward, names, [], [way], way, way.name)
-    plan, where, *_ = sample_plan(forward, names)
-    tried, check = (passes := rows // count), "; the graph proves that they do not mix"
-    if where is None:
-        tried, check = 2 * passes, ", and as many to check that they do not mix"
-    groups = [group for group, _ in plan.tapped]
-    way = Way("one pass for all samples", _forms_of(plan), tried, rows, count)
-    said = f"{passes} backward pass(es) for all samples{check}"
+    plan = sample_plan(forward, names).plan
+    passes, groups = rows // count, [group for group, _ in plan.tapped]
+    way = Way("one pass for all samples", _forms_of(plan), passes, rows, count)
+    said = f"{passes} backward pass(es) for all samples"
     return _explanation(forward, names, groups, [alone, way], way, said)
 
 
@@ -243,16 +240,14 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     alone = Way("one backward pass a task", {}, tasks, tasks)
     if found is None:
         return _explanation(forward, names, [], [alone], alone, alone.name)
-    plan, where, _, worth = found
+    plan, worth = found.plan, found.worth
     groups = [group for group, _ in plan.tapped if group.leaf in names]
-    tried, check = (parts := shape[1:].numel()), "; the graph proves that samples do not mix"
-    if where is None:
-        tried, check = 2 * parts, ", and as many to check that samples do not mix, else one a task"
-    once = Way("one pass for all tasks", _forms_of(plan), tried, shape.numel(), shape[0], tasks)
+    parts = shape[1:].numel()
+    once = Way("one pass for all tasks", _forms_of(plan), parts, shape.numel(), shape[0], tasks)
     way, said = alone, f"{alone.name}, which is cheaper here"
     if worth and is_worth_weighing(forward.params, tasks):
         left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
-        way, said = once, f"{parts} backward pass(es) for all tasks{left}{check}"
+        way, said = once, f"{parts} backward pass(es) for all tasks{left}"
     combined = request.keep == "combination"
     return _explanation(forward, names, groups, [alone, once], way, said, combined=combined)
 
@@ -267,21 +262,18 @@ def _explain_tasks(
     if not forward.watched:
         return _explanation(forward, names, [], [alone], alone, throughout)
     decision, layered = (
-        decide(read, own, rows, engine, keep=combined, mixed=False, whole=True, memory=memory)
+        decide(read, own, rows, engine, keep=combined, mixed=False, memory=memory)
         for engine in ("auto", "layerwise")
     )
-    edges, sliced = decision.loss_edges, decision.slices is not None
+    edges = decision.loss_edges
     known = groups_of(read.uses, params, own, forward.graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
     passes = f"backward: {'each separate loss by itself' if edges else how}"
-    if sliced:
-        passes = "backward: one pass for all tasks, each of which reads a slice of its own"
-    each = Way("", {}, 1, rows, rows) if sliced else alone
     ways = [alone]
     for name, plan in (("layer products", layered.plan), ("rows and products", decision.plan)):
         if (forms := _forms_of(plan)) not in [way.forms for way in ways]:
-            ways.append(each._replace(name=name, forms=forms))
+            ways.append(alone._replace(name=name, forms=forms))
     way = next(way for way in ways if way.forms == _forms_of(decision.plan))
     if not is_worth_recording(params, own, rows):
         way, passes = alone, f"{throughout}: too little for layer products to save"

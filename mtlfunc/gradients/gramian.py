@@ -144,11 +144,10 @@ def sample_gramian(
     gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n column"]]:
-    """Losses and the Gramian of per-sample gradients, from one or two backward passes a task.
+    """Losses and the Gramian of per-sample gradients, from one backward pass a task.
 
-    One pass holds the deltas of all samples, however many there are. If the autograd graph does
-    not prove that samples stay separate (it does for dense and convolutional networks), a second
-    one checks that they do not mix, and finds the sample's axis in every layer. Leaves that
+    One pass holds the deltas of all samples, however many there are; the autograd graph proves
+    that they do not mix (as it does for dense, convolutional and attention networks). Leaves that
     another operation reads cost one backward pass a sample and task (`explain_gramian(...,
     samples=True)` names them).
 
@@ -175,10 +174,10 @@ def sample_gramian(
 
     Raises:
         TypeError: for losses or parameters that are not floating tensors.
-        ValueError: where samples mix (train-mode batch norm, a contrastive loss), if that can be
-            seen; elsewhere the Gramian is NaN. If `shared` matches nothing; for losses of another
-            shape, or losses that do not depend on `params`. Where the ranks of a group differ in
-            parameters or arguments.
+        ValueError: where the graph does not prove that samples stay separate (train-mode batch
+            norm, a contrastive loss, an operation that it does not know). If `shared` matches
+            nothing; for losses of another shape, or losses that do not depend on `params`. Where
+            the ranks of a group differ in parameters or arguments.
         RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
             torch.func does not take. Where another rank of the group fails.
 

@@ -16,12 +16,10 @@ from ..core.checks import depth, enable_grad, is_differentiated, recording_conte
 from ..core.tree import dot
 from ..types import Params, Rows
 from .backward import Backward, Passes, gramian_in_chunks
-from .entries import linearize_slices
 from .layerwise import (
     MEMORY,
     Asked,
     Engine,
-    EntryPlan,
     Plan,
     common_plan,
     decide,
@@ -209,7 +207,6 @@ class _Route(NamedTuple):
     plan: Plan
     loss_edges: tuple[GradientEdge | None, ...] | None  # of losses to be differentiated each alone
     chunk_size: int | None
-    slices: EntryPlan | None = None  # every loss reads its own, and one pass is enough
 
 
 def _open(
@@ -248,14 +245,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         return _Route(plan, None, None)
     edges = forward.edges if apart and losses.scalars else None
     asked = forward.watched and not request.weightings and request.watches(params, rows)
-    alone = paired or request.left_out or chunk is not None
-    whole = forward.whole and not alone
     key = None
     if asked and request.engine == "auto":
         key = Asked(
             forward.graph.kind, rows, request.measured, dtypes_of(forward.value, params),
-            forward.value.device.type, request.shared, request.keep, not apart, whole,
-            request.memory,
+            forward.value.device.type, request.shared, request.keep, not apart, request.memory,
         )  # fmt: skip
     if asked and (key is None or not has_rows(key)):
         decision = decide(
@@ -265,12 +259,9 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             request.engine,
             keep=request.keep == "combination",
             mixed=not apart,
-            whole=whole,
             shared=request.shared,
             memory=request.memory,
         )
-        if decision.slices is not None:
-            return _Route(plan, None, 1, decision.slices)
         plan, edges = decision.plan, decision.loss_edges
         if key and not plan.tapped:
             remember_rows(key)
@@ -323,10 +314,6 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
             return passes.matrix.sum(0)
         return value.new_ones(len(value)) if request.scale is None else request.scale
 
-    if route.slices is not None:
-        wanted, share = ((), 0.0) if share is None else (others, share)
-        rows, gramian, heads = linearize_slices(route.slices, passes, forward.graph, wanted, dtype)
-        return _Found(rows, gramian, {name: share * grad for name, grad in heads.items()})
     rows, gramian, head_grads = {}, None, {}
     if request.keep == "nothing" and request.chunk_size:
         sides = (passes, plan), (passes, plan)

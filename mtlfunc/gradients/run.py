@@ -52,8 +52,6 @@ class Forward:
     # as they were returned, does what it does.
     hooked: bool = False
     recorded: bool = False  # whether something outside may differentiate the losses' derivatives
-    # whether one pass may serve all tasks: hooks that mix them would have shown
-    whole: bool = True
     reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
     unread: frozenset[str] = frozenset()  # plain leaves on which no loss depends, by the graph
 
@@ -177,7 +175,7 @@ def run(
 def live(losses: Losses, leaves: Params, *, watch: bool = False, hooked: bool = False) -> Forward:
     """The forward pass behind losses that exist; nothing is recorded, and no graph is freed."""
     watch = watch and not hooked
-    return forward_of(losses, leaves, leaves, watched=watch, hooked=hooked, whole=False)
+    return forward_of(losses, leaves, leaves, watched=watch, hooked=hooked)
 
 
 def _traced(

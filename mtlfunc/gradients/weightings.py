@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core.checks import enable_grad, is_differentiated, poison, values_readable
+from ..core.checks import enable_grad, is_differentiated
 from ..core.tree import HALF, dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
@@ -31,7 +31,6 @@ from .layerwise import (
     widest,
 )
 from .linearize import Linearization, Request
-from .mixing import SamplesMix
 from .run import Forward
 
 ROUNDING = 8.0
@@ -39,8 +38,8 @@ ROUNDING = 8.0
 
 
 def linearize_weightings(forward: Forward, request: Request) -> Linearization | None:
-    """One backward pass for all tasks; None if one per task is cheaper, or the samples are not
-    found: nothing was seen of the forward pass, hooks may sit on its derivatives, or samples mix.
+    """One backward pass for all tasks; None if one per task is cheaper, or the graph does
+    not prove that samples are apart, or hooks may sit on its derivatives.
 
     Args:
         forward: of losses of samples.
@@ -67,16 +66,7 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         assert matrix is not None
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
-        look = values_readable(forward.params, value)
-        try:
-            side, _ = split(backward, forward.graph, value, samples, how, look=look)
-        except SamplesMix:
-            if key is None:
-                raise
-            remember_rows(key)  # one pass per task is right whatever the losses depend on
-            return None
-        if side.sound:  # where samples mix unseen, nothing that is found is right
-            matrix = poison(matrix, right=side.sound)
+        side = split(backward, forward.graph, value, samples, how)
         return _Weighings(side, forward, request, how.kept, matrix, preference).linearization()
 
 

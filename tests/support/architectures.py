@@ -85,7 +85,7 @@ def _convolutions() -> Architecture:
         nn.GroupNorm(3, 6),
         nn.GELU(),
         nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
-        nn.Conv2d(4, 2, 3, padding=(1, 0), padding_mode="circular"),
+        nn.Conv2d(4, 2, 3, padding=(1, 0), padding_mode="reflect"),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(2, TASKS),

@@ -1,14 +1,11 @@
 """Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
-from .formulas import Choices as Choices
 from .formulas import Cost as Cost
 from .formulas import Form as Form
 from .formulas import Group as Group
-from .formulas import Layout as Layout
 from .formulas import SplitGroup as SplitGroup
 from .formulas import block_of as block_of
 from .formulas import costs as costs
-from .formulas import layouts as layouts
 from .formulas import positions as positions
 from .graph import Graph as Graph
 from .graph import Place as Place
@@ -16,7 +13,6 @@ from .graph import Reading as Reading
 from .graph import read_graph as read_graph
 from .graph import read_uses as read_uses
 from .graph import separate_edges as separate_edges
-from .owners import entry_layouts as entry_layouts
 from .passes import MEMORY as MEMORY
 from .passes import prefers_one_pass as prefers_one_pass
 from .plan import Asked as Asked

@@ -50,7 +50,9 @@ def owners_of_input(
         answer: Owners | None = None
         if cuts or not isinstance(owners, int):
             out, shape = _shape(node, place), _shape(child[0], child[1])
-            if follow and out is not None and shape and (place == 0 or cuts):
+            if shape == () and follow is not concatenation:
+                shape = None
+            if follow and out is not None and shape is not None and (place == 0 or cuts):
                 answer = _follow_owners(follow, Step(node, index, place, out, shape), owners)
         found.append(_owner_of_all(owners) if answer is None else answer)
     return found
@@ -175,7 +177,8 @@ def reduction(step: Step, owners: np.ndarray) -> np.ndarray | None:
 
 def along_axes(step: Step, owners: np.ndarray) -> np.ndarray | None:
     """Entries along some axes depend on one another."""
-    dims = _dims(step.node._saved_dim, len(step.shape))
+    named = step.node._saved_dims if hasattr(step.node, "_saved_dims") else step.node._saved_dim
+    dims = _dims(named, len(step.shape))
     known = step.at == 0 and step.out == step.shape and dims
     return reduce_owners(owners, dims) if known else None
 
@@ -193,6 +196,13 @@ def diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
     whole = reduce_owners(owners, [len(step.out) - 1])[..., 0]
     dims = [signed(dim) % len(step.shape) for dim in (step.node._saved_dim1, step.node._saved_dim2)]
     return np.expand_dims(whole, sorted(dims))
+
+
+def on_diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """The last axis as two, of which all belongs to whom any of it does."""
+    dims = [signed(dim) % len(step.out) for dim in (step.node._saved_dim1, step.node._saved_dim2)]
+    whole = reduce_owners(owners, dims).squeeze(tuple(dims))
+    return np.expand_dims(whole, whole.ndim)
 
 
 def piece(step: Step, owners: np.ndarray) -> np.ndarray | None:
@@ -253,6 +263,33 @@ def first_axis(inputs: int) -> Follow:
 def layer_norm(step: Step, owners: np.ndarray) -> np.ndarray | None:
     first, count = len(step.out) - len(step.node._saved_normalized_shape), len(step.out)
     return reduce_owners(owners, range(first, count)) if step.at == 0 else None
+
+
+def repeated(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Each entry several times along some axes, of which some may be new."""
+    lead = len(step.out) - len(step.shape)
+    merged = reduce_owners(owners, [i for i, n in enumerate(step.node._saved_repeats) if n != 1])
+    merged = reduce_owners(merged, range(lead))
+    return merged.reshape(merged.shape[lead:])
+
+
+def written(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """A tensor into whose piece another was written: what is left of it, or enters by entry."""
+    return by_entry(step, owners) if step.at == 0 and len(step.node.next_functions) == 2 else None
+
+
+def batch_norm(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """A channel by its statistics over all else, or by those that are kept."""
+    if step.at != 0 or step.out != step.shape:
+        return None
+    channels = [axis for axis in range(len(step.out)) if axis != 1]
+    return reduce_owners(owners, channels) if step.node._saved_training else owners
+
+
+def padding(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Wherever the input is along the axes that were padded."""
+    last, sizes = len(step.out) - 1, [*map(signed, step.node._saved_pad)]
+    return reduce_owners(owners, sorted({last - i // 2 for i, size in enumerate(sizes) if size}))
 
 
 def likelihood(step: Step, owners: np.ndarray) -> np.ndarray | None:

@@ -205,23 +205,12 @@ def layouts(use: Use, samples: int) -> list[Layout]:
     return found
 
 
-Choices = tuple[tuple[Layout, Tensor], ...]
-"""Candidates, each with whether it is the one; more than one where values cannot be read, none
-where all positions are one entry's.
-"""
-
-
-def split_entries(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
-    """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
-    if not choices:
+def split_entries(x: Tensor, use: Use, layout: Layout | None, samples: int, lead: int) -> Tensor:
+    """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]; without a layout all
+    positions are one entry's.
+    """
+    if layout is None:
         return x.flatten(lead, -3).unsqueeze(lead)
-    found = _split_layout(x, use, choices[0][0], samples, lead)
-    for layout, right in choices[1:]:
-        found = torch.where(right, _split_layout(x, use, layout, samples, lead), found)
-    return found
-
-
-def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
     axis, count = lead + use.axes.index(layout.axis), layout.several or samples
     x = layout.apart(x, axis, count, lead).flatten(lead + 1, -3)
     if count == samples:
@@ -242,31 +231,31 @@ class SplitGroup(NamedTuple):
     group: Group
     deltas: Sequence[Tensor]  # for every use [part, *shape]
     entries: int = 1  # how many there are
-    where: Sequence[Choices] | None = None  # for every use where its entries are, if several
+    where: Sequence[Layout] | None = None  # for every use where its entries are, if several
 
-    def _each(self) -> Iterator[tuple[Use, Tensor, Choices]]:
-        where = [()] * len(self.deltas) if self.where is None else self.where
+    def _each(self) -> Iterator[tuple[Use, Tensor, Layout | None]]:
+        where = [None] * len(self.deltas) if self.where is None else self.where
         return zip(self.group.uses, self.deltas, where, strict=True)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         """For every use the deltas [part, entry, position, group, o]."""
         return [
-            split_entries(use.varied(delta), use, choices, self.entries, 1).to(dtype)
-            for use, delta, choices in self._each()
+            split_entries(use.varied(delta), use, layout, self.entries, 1).to(dtype)
+            for use, delta, layout in self._each()
         ]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
         """For every use x [entry, position, group, a], lookup: indices [entry, position]."""
 
-        def fixed(use: Use, choices: Choices) -> Tensor:
+        def fixed(use: Use, layout: Layout | None) -> Tensor:
             if use.fixed is None:
                 return torch.empty(0)
             if use.kind == "outer":
-                return split_entries(use.fixed(), use, choices, self.entries, 0).to(dtype)
+                return split_entries(use.fixed(), use, layout, self.entries, 0).to(dtype)
             indices = use.fixed()[..., None, None, None]
-            return split_entries(indices, use, choices, self.entries, 0)[..., 0, 0]
+            return split_entries(indices, use, layout, self.entries, 0)[..., 0, 0]
 
-        return [fixed(use, choices) for use, _, choices in self._each()]
+        return [fixed(use, layout) for use, _, layout in self._each()]
 
     @property
     def is_joined(self) -> bool:

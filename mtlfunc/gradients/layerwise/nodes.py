@@ -64,7 +64,7 @@ _TABLE: dict[str, Facts] = {
     "MpsConvolution* NnpackSpatialConvolution*": Facts(traits={"slow"}),
     "Embedding": Facts(read={0: products.embedding}),
     "Index": Facts(read={0: products.index}),
-    "IndexSelect": Facts(read={0: products.index_select}),
+    "IndexSelect": Facts(follow.gather, {0: products.index_select}),
     # sums and products by entry
     "Add": Facts(follow.by_entry, {0: each.add, 1: each.add}, {"arithmetic", "passes"}),
     "Sub": Facts(follow.by_entry, {0: each.sub, 1: each.sub}, {"arithmetic", "passes"}),
@@ -76,8 +76,9 @@ _TABLE: dict[str, Facts] = {
     "Log1P Log2 Log10 Sin Cos Tan Atan Sinh Cosh Erf Tanh Sigmoid LogSigmoid Softplus Relu "
     "LeakyRelu LeakyRelu:1 Gelu Silu Mish Elu Elu:1 Hardtanh Hardswish Clamp Clamp:1 ClampMin "
     "ClampMin:1 ClampMax ClampMax:1 Minimum Maximum Where Addcmul Addcdiv Lerp Lerp:1 MaskedFill "
-    "NativeDropout TanhBackward SigmoidBackward SoftplusBackward GeluBackward EluBackward "
-    "LeakyReluBackward ThresholdBackward LogSigmoidBackward HardtanhBackward "
+    "NativeDropout Threshold Hardshrink Softshrink Celu PreluKernel RreluWithNoise Asin Acos Erfc "
+    "Xlogy Logaddexp Atan2 Tril Triu TanhBackward SigmoidBackward SoftplusBackward GeluBackward "
+    "EluBackward LeakyReluBackward ThresholdBackward LogSigmoidBackward HardtanhBackward "
     "HardswishBackward": Facts(follow.by_entry),
     "Hardsigmoid": Facts(follow.by_entry, traits={"final"}),
     # norms
@@ -86,7 +87,9 @@ _TABLE: dict[str, Facts] = {
     "NativeGroupNorm": Facts(
         follow.first_axis(1), {1: each.group_norm, 2: each.group_norm}, {"recorded", "norm", "slow"}
     ),
-    "NativeBatchNorm CudnnBatchNorm": Facts(None, {1: each.batch_norm, 2: each.batch_norm}, _STALE),
+    "NativeBatchNorm CudnnBatchNorm": Facts(
+        follow.batch_norm, {1: each.batch_norm, 2: each.batch_norm}, _STALE
+    ),
     "MiopenBatchNorm*": Facts(traits=_STALE),
     "WeightNorm* Cdist*": Facts(traits={"looped", "final"}),
     # the same entries on other axes, and pieces
@@ -94,25 +97,32 @@ _TABLE: dict[str, Facts] = {
     "Permute": Facts(follow.permutation),
     "View UnsafeView": Facts(follow.view, traits={"arithmetic"}),
     "Alias Clone Unsqueeze": Facts(follow.view, traits={"passes"}),
-    "ReshapeAlias Squeeze Squeeze:1 Squeeze:2": Facts(follow.view),
+    "ReshapeAlias Squeeze Squeeze:1 Squeeze:2 Squeeze:3 Squeeze:4 Squeeze:5": Facts(follow.view),
     "ToCopy": Facts(follow.view, traits={"casts"}),
     "Select Unbind Slice Split SplitWithSizes": Facts(follow.piece),
     "Cat Stack": Facts(follow.concatenation),
     "Diagonal": Facts(follow.diagonal),
-    "Gather": Facts(follow.gather),
+    "DiagEmbed": Facts(follow.on_diagonal),
+    "Gather Sort Topk Glu": Facts(follow.gather),
     "IndexCopy": Facts(traits={"numbers"}),
     "AsStridedScatter*": Facts(traits={"final"}),
     # reductions and losses
     "Sum": Facts(traits={"arithmetic"}),
     "Sum:1 Norm:1 LinalgVectorNorm": Facts(follow.reduction, traits={"arithmetic"}),
-    "Mean:1 Amax Amin Max Min Logsumexp Var Std": Facts(follow.reduction),
-    "Softmax LogSoftmax Cumsum": Facts(follow.along_axes),
+    "Prod:1 Mean:1 Amax Amin Max Min Logsumexp Var Std": Facts(follow.reduction),
+    "Softmax SafeSoftmax LogSoftmax Cumsum Cumprod Roll Flip": Facts(follow.along_axes),
     "MseLoss SmoothL1Loss HuberLoss BinaryCrossEntropy BinaryCrossEntropyWithLogits": Facts(
         follow.unreduced
     ),
     "NllLoss NllLoss2D": Facts(follow.likelihood),
     # what works on samples one by one
-    "MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D": Facts(follow.first_axis(1)),
+    "MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D AdaptiveMaxPool2D MaxPool3DWithIndices "
+    "AvgPool3D AdaptiveAvgPool3D ReflectionPad1D ReflectionPad2D ReplicationPad1D "
+    "ReplicationPad2D UpsampleNearest1D UpsampleNearest2D UpsampleLinear1D UpsampleBilinear2D "
+    "UpsampleBicubic2D Im2Col": Facts(follow.first_axis(1)),
+    "GridSampler2D": Facts(follow.first_axis(2)),
+    "ConstantPadNd": Facts(follow.padding),
+    "Repeat": Facts(follow.repeated),
     "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention "
     "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention": Facts(
         follow.first_axis(3)
@@ -128,6 +138,7 @@ _TABLE: dict[str, Facts] = {
 }
 _BY_NAME = {name: facts for names, facts in _TABLE.items() for name in names.split()}
 NODES = {"Backward".join(f"{x}:0".split(":")[:2]): facts for x, facts in _BY_NAME.items()}
+NODES["torch::autograd::CopySlices"] = Facts(follow.written)
 BEGINNINGS: dict[Trait, tuple[str, ...]] = {
     trait: tuple(re.split("[:*]", x)[0] for x, facts in _BY_NAME.items() if trait in facts.traits)
     for trait in get_args(Trait)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from .follow import NOBODY, SEVERAL, Owners, Place, compress_owners, owners_of_input, reduce_owners
 from .formulas import Layout, layouts
@@ -22,61 +21,68 @@ from .nodes import facts_of
 from .uses import Node, Use
 
 
+class SamplesMix(ValueError):
+    """The samples of one pass are not apart, or nothing shows that they are."""
+
+    def __init__(self, use: Use) -> None:
+        super().__init__(
+            "losses: entry i of them has to depend on sample i alone, and the graph does not prove "
+            f"it: the samples mix at {use.part.leaf} ({use.op}). Train-mode batch norm, a loss "
+            "that compares samples, losses that are not in the order of the samples, or an "
+            "operation after it whose samples are not known, such as a custom function. Call "
+            'module.eval(), or use engine="rows", which differentiates entry by entry, whatever '
+            "they depend on"
+        )
+
+
 def entry_layouts(
     graph: Graph,
     losses: Tensor,
-    loss_edges: Sequence[GradientEdge | None] | None,
     uses: Sequence[Use],
     samples: int | None = None,
     *,
     terms: bool = False,
-) -> tuple[Layout, ...] | None:
+) -> tuple[Layout, ...]:
     """Where the calls' outputs have what each entry of the losses' first axis depends on.
 
     Args:
-        graph: of the whole forward pass, from separate losses if `loss_edges`.
-        losses: [task], [sample] or [sample, task].
-        loss_edges: the separate losses, each of them an entry.
+        graph: of the whole forward pass.
+        losses: [sample] or [sample, task].
         uses: the calls.
         samples: a flat vector of losses has that many equal runs, each of which is an entry.
         terms: a call may have some of the entries alone, one after the other.
 
     Returns:
-        the layout of every call's output, or None unless the graph proves one for each.
+        the layout of every call's output.
+
+    Raises:
+        SamplesMix: unless the graph proves one for each.
     """
-    if losses.grad_fn is None:
-        return None
+    if not uses:
+        return ()
+    assert losses.grad_fn is not None
     count = samples or len(losses)
-    roots: list[tuple[Place, Owners]] = [
-        ((edge.node, edge.output_nr), task)
-        for task, edge in enumerate(loss_edges or ())
-        if edge is not None
-    ]
-    if loss_edges is None:
-        each = np.arange(len(losses)) // (len(losses) // count)
-        each = each.reshape(-1, *(1,) * (losses.ndim - 1))
-        roots = [((losses.grad_fn, losses.output_nr), each)]
+    each = np.arange(len(losses)) // (len(losses) // count)
+    roots = [((losses.grad_fn, losses.output_nr), each.reshape(-1, *(1,) * (losses.ndim - 1)))]
     wanted: dict[Place, list[Use]] = {}
     for use in uses:
         wanted.setdefault((use.edge.node, use.edge.output_nr), []).append(use)
     found: dict[Place, Layout] = {}
 
-    def visit(place: Place, owners: Owners) -> bool:
+    def visit(place: Place, owners: Owners) -> None:
         calls = wanted.get(place)
-        if calls is None:
-            return True
-        layout = layout_of(owners, calls, count, terms=terms)
-        if layout is not None:
+        if calls is not None and not (isinstance(owners, int) and owners == NOBODY):
+            layout = layout_of(owners, calls, count, terms=terms)
+            if layout is None:
+                raise SamplesMix(calls[0])
             found[place] = layout
-        return layout is not None
 
-    if not walk(tuple(graph.reach), roots, visit):
-        return None
+    walk(tuple(graph.reach), roots, visit)
     for place, calls in wanted.items():
         if place not in found:  # no loss reads it: its deltas are zero, wherever they are
             possible = layouts(calls[0], count)
             if not possible or not all(possible[0] in layouts(use, count) for use in calls):
-                return None
+                raise SamplesMix(calls[0])
             found[place] = possible[0]
     return tuple(found[use.edge.node, use.edge.output_nr] for use in uses)
 
@@ -87,8 +93,10 @@ def layout_of(
     """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output; of
     `terms` some of them, one after the other.
     """
-    if isinstance(owners, int):
-        return None
+    if isinstance(owners, int):  # all of it is one entry's
+        axis = next((x for x in uses[0].axes if all(x in use.axes for use in uses)), None)
+        own = (0, None) if count == 1 else (owners, 1)
+        return None if axis is None or owners < 0 else Layout(axis, True, *own)
     owners = compress_owners(owners)
     for axis in range(owners.ndim):
         size = owners.shape[axis]
@@ -116,9 +124,9 @@ def layout_of(
 def walk(
     order: Sequence[Node],
     roots: Sequence[tuple[Place, Owners]],
-    visit: Callable[[Place, Owners], bool],
-) -> bool:
-    """Give every place its owners, consumers first, until `visit` is false of one."""
+    visit: Callable[[Place, Owners], None],
+) -> None:
+    """Give every place its owners, consumers first."""
     known: dict[Node, dict[int, Owners]] = {}
     inside = set(order)
 
@@ -130,14 +138,13 @@ def walk(
         add(node, place, owners)
     for node in reversed(order):
         places = known.pop(node, {})
-        if not all(visit((node, place), owners) for place, owners in places.items()):
-            return False
+        for place, owners in places.items():
+            visit((node, place), owners)
         rule = facts_of(node).rule
         for index, (child, at) in enumerate(node.next_functions):
             if child is not None and child in inside and child.next_functions:  # no leaf
                 for owners in owners_of_input(rule, node, index, places, (child, at)):
                     add(child, at, owners)
-    return True
 
 
 def _merge_owners(one: Owners, other: Owners) -> Owners:

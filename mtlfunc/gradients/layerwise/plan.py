@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -16,12 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ...core.checks import values_readable
 from ...core.tree import HALF
 from ...types import Params
 from .broadcast import over_samples
 from .formulas import (
-    Choices,
     Form,
     Group,
     Layout,
@@ -32,7 +31,7 @@ from .formulas import (
 )
 from .graph import Graph
 from .nodes import facts_of
-from .owners import entry_layouts
+from .owners import SamplesMix, entry_layouts
 from .passes import MEMORY, fits, prefers_one_pass
 from .uses import Node, Use
 
@@ -99,7 +98,7 @@ class Plan(NamedTuple):
         }
 
     def groups(
-        self, deltas: Sequence[Tensor], entries: int = 1, where: Sequence[Choices] | None = None
+        self, deltas: Sequence[Tensor], entries: int = 1, where: Sequence[Layout] | None = None
     ) -> tuple[SplitGroup, ...]:
         """The groups with what some passes brought back, of all uses, and where the entries are."""
         found, at = list[SplitGroup](), 0
@@ -239,11 +238,10 @@ def task_plan(
 
 
 class EntryPlan(NamedTuple):
-    """How one backward pass split by entry, a sample or a task, answers for all rows."""
+    """How one backward pass split by sample answers for all rows."""
 
     plan: Plan
-    # of every use of the plan where the entries are; None where the graph proves it of none
-    where: tuple[Layout, ...] | None = None
+    where: tuple[Layout, ...] = ()  # of every use of the plan where the entries are
     kept: tuple[str, ...] = ()  # the leaves whose rows are kept, to be combined
     worth: bool = True  # whether that is cheaper than one backward pass a row
 
@@ -256,6 +254,9 @@ def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
     Args:
         forward: a `run.Forward`, of losses [sample] or [sample, task].
         names: the leaves.
+
+    Raises:
+        SamplesMix: where the graph does not prove that samples stay separate.
     """
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
@@ -263,10 +264,11 @@ def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
     every = over_samples(groups, graph, samples)
     groups, where = sampled_groups(every, graph, samples), None
     if len(groups) < len(every):  # terms may have samples of their own
-        where = entry_layouts(graph, losses, None, _uses(every), terms=True)
-        groups = groups if where is None else every
+        with suppress(SamplesMix):
+            where = entry_layouts(graph, losses, _uses(every), terms=True)
+            groups = every
     if where is None:
-        where = entry_layouts(graph, losses, None, _uses(groups))
+        where = entry_layouts(graph, losses, _uses(groups))
     forms: Iterator[tuple[Group, Form]] = (
         (group, cheapest(prices_of(group, rows, device, samples))) for group in _all(groups)
     )
@@ -343,28 +345,27 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     graph, params, forced = forward.graph, forward.params, request.engine == "layerwise"
     groups = groups_of(forward.uses, params, tuple(params), graph)
 
-    def planned(passes: int) -> EntryPlan:
-        found = _price_weightings(groups, forward, request, shape, passes)
+    def planned() -> EntryPlan:
+        found = _price_weightings(groups, forward, request, shape, parts)
         return found._replace(worth=(forced or found.worth) and bool(groups))
 
-    if request.weightings <= FEW_TASKS and not (found := planned(parts)).worth:
+    if request.weightings <= FEW_TASKS and not (found := planned()).worth:
         return found
     groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
-    found = planned(parts)
+    found = planned()
     if not found.worth:
         return found
-    where = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
-    if where:
-        return found._replace(where=where)
-    # one pass a task is right also where values cannot show that samples are separate
-    shown = forced or values_readable(params, forward.value)
-    return planned(2 * parts) if shown else found._replace(worth=False)
+    try:
+        uses = found.plan.uses
+        return found._replace(where=entry_layouts(graph, forward.losses.vector, uses, samples))
+    except SamplesMix:  # one pass a task is right whatever the losses depend on
+        return found._replace(worth=False)
 
 
 def _price_weightings(
     groups: Mapping[str, list[Group]], forward: Any, request: Any, shape: torch.Size, passes: int
 ) -> EntryPlan:
-    """`passes`: how many make the deltas, and find the samples in them."""
+    """`passes`: how many make the deltas."""
     value, params, tasks = forward.value, forward.params, request.weightings
     rows, samples, device = shape.numel(), shape[0], value.device.type
     by_rows = request.keep == "rows"
@@ -402,7 +403,7 @@ def _price_weightings(
     work += passes * products + GROUP * len(tapped)
     numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
     worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
-    return EntryPlan(Plan(tuple(tapped), left), None, tuple(kept), worth)
+    return EntryPlan(Plan(tuple(tapped), left), (), tuple(kept), worth)
 
 
 FEW_TASKS = 4
@@ -424,38 +425,6 @@ to 128 samples, one thread.
 """
 
 
-def slice_plan(forward: Any, names: Sequence[str], *, keep: bool) -> EntryPlan | None:
-    """Forms of the leaves in `names`, where the graph proves that every task reads entries of its
-    own; rows of what no task reads are zero.
-
-    Args:
-        forward: a `run.Forward`, of losses [task].
-        names: the leaves.
-        keep: the rows are needed afterwards, to be combined: kept, or by one more backward pass.
-    """
-    losses, uses, graph = forward.losses.vector, forward.uses, forward.graph
-    tasks, device = len(losses), losses.device.type
-    if not _may_be_slices(uses, names, tasks, forward.losses.scalars is not None):
-        return None
-    every = [use for name in names for use in uses.get(name, ())]
-    where = entry_layouts(graph, losses, forward.edges, every)
-    groups = {} if where is None else groups_of(uses, forward.params, names, graph)
-    if not where or any(graph.serves_leaf(name) for name in names if name not in groups):
-        return None
-    forms: list[tuple[Group, Form]] = []
-    by_rows = best = 0.0
-    for group in _all(groups):
-        prices = prices_of(group, tasks, device, tasks)
-        forms.append((group, cheapest(prices)))
-        by_rows += prices["gemm"] + 2.0 * tasks * group.numel
-        best += min(prices.values()) + 2.0 * group.multiplied
-    rows = keep and by_rows <= best
-    plan = Plan(tuple((group, "gemm" if rows else form) for group, form in forms), ())
-    known = {use.edge: layout for use, layout in zip(every, where, strict=True)}
-    layouts = tuple(known[use.edge] for use in plan.uses)
-    return EntryPlan(plan, layouts, tuple(names) if rows else ())
-
-
 KINDS = 1024
 """Passes that are remembered: the look at who reads their leaves would say the same again."""
 _ROWS: set[Asked] = set()
@@ -469,10 +438,9 @@ class Asked(NamedTuple):
     measured: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]  # of the losses and the leaves
     device: str
-    shared: tuple[str, ...] = ()  # of tasks, as the next four
+    shared: tuple[str, ...] = ()  # of tasks, as the next three
     keep: str = "combination"
     mixed: bool = False
-    whole: bool = False
     memory: float = MEMORY
     weighed: tuple[Any, ...] = ()  # of weightings: shape of the losses, dtype of the Gramian
 
@@ -528,17 +496,6 @@ class Decision(NamedTuple):
     # the separate losses, where each is differentiated alone
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-    slices: EntryPlan | None = None  # one pass for all tasks, each of which reads its own
-
-
-def _may_be_slices(uses: Uses, names: Sequence[str], count: int, separate: bool) -> bool:
-    """Whether all nodes that read these leaves have room for the tasks along an axis; scalars for
-    which every leaf is read by a node each come from forward passes of their own.
-    """
-    used = [uses[name] for name in names if name in uses]
-    if count == 1 or (separate and all(len(each) >= count for each in used)):
-        return False
-    return all(layouts(use, count) for each in used for use in each)
 
 
 def decide(
@@ -549,7 +506,6 @@ def decide(
     *,
     keep: bool,
     mixed: bool,
-    whole: bool = False,
     shared: Sequence[str] | None = None,
     memory: float = MEMORY,
 ) -> Decision:
@@ -563,7 +519,6 @@ def decide(
         engine: "auto" or "layerwise".
         keep: the rows are needed afterwards, to be combined.
         mixed: the rows are mixtures of the tasks.
-        whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
         memory: as in `prefers_one_pass`.
     """
@@ -571,11 +526,6 @@ def decide(
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
     every: Uses = forward.uses
     device = losses.device.type
-    if whole:
-        kept = keep and (shared is None or set(shared) == set(names))
-        slices = slice_plan(forward, names, keep=kept)
-        if slices is not None:
-            return Decision(slices.plan, None, False, slices)
     one_at_a_time, numel = False, sum([params[name].numel() for name in shared or names])
     if mixed or not separated:
         one_at_a_time = not prefers_one_pass(
