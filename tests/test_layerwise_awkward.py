@@ -337,3 +337,55 @@ def test_group_norm_is_read_without_its_saved_eps(shape, eps):
     rows = use.fold(use.varied(delta).sum((1, 2))[:, 0, :, None])
     expected = [torch.autograd.grad(out, norm.weight, d, retain_graph=True)[0] for d in delta]
     torch.testing.assert_close(rows, torch.stack(expected))
+
+
+EXPERTS = {
+    "linear": (lambda: nn.Linear(5, 3), (5,)),
+    "conv": (lambda: nn.Conv1d(1, 2, 3), (1, 5)),
+    "transposed conv": (lambda: nn.ConvTranspose1d(1, 2, 3), (1, 5)),
+    "layer norm": (lambda: nn.LayerNorm(5), (5,)),
+    "rms norm": (lambda: nn.RMSNorm(5), (5,)),
+    "group norm": (lambda: nn.GroupNorm(1, 5), (5,)),
+    "batch norm": (lambda: nn.BatchNorm1d(5).eval(), (5,)),
+    "prelu": (lambda: nn.PReLU(5), (5,)),
+    "images": (lambda: nn.Conv2d(1, 2, 1, padding=1), (1, 1, 5)),
+    "positions": (lambda: nn.Linear(5, 3), (1, 5)),
+    "two": (lambda: nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2)), (5,)),
+}
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_an_expert_that_gets_no_sample(expert, taken):
+    """Every reader with zero positions, and with one sample's, by every door."""
+    torch.manual_seed(0)
+    make, shape = EXPERTS[expert]
+    net = nn.ModuleDict({"first": nn.Linear(5, 5), "expert": make()}).double()
+    params, x = mf.parameters(net), torch.randn(6, 5, dtype=torch.float64)
+    mask = torch.arange(6) < taken
+
+    def each(params, x):
+        z = functional_call(net["first"], {n[6:]: p for n, p in params.items() if "first" in n}, x)
+        own = {n[7:]: p for n, p in params.items() if "expert" in n}
+        found = functional_call(net["expert"], own, z.tanh()[mask].reshape(-1, *shape)).flatten(1)
+        added = torch.zeros(6, 1, dtype=x.dtype).index_add(
+            0, mask.nonzero()[:, 0], found.sum(1, keepdim=True)
+        )
+        return (z + added).square().sum(1)
+
+    weightings = torch.rand(2, 6, dtype=torch.float64)
+    doors = (
+        lambda engine: mf.sample_gramian(each, params, x, engine=engine)[1],
+        lambda engine: mf.sample_norms(each, params, x, engine=engine)[1],
+        lambda engine: mf.task_gramian(each, params, x, engine=engine, weightings=weightings)[1],
+        lambda engine: mf.task_gramian(
+            lambda p, x: each(p, x).unflatten(0, (2, 3)).mean(1), params, x, engine=engine
+        )[1],
+    )
+    for door in doors:
+        try:
+            found = door("layerwise")
+        except Exception as error:
+            assert 'engine="rows"' in str(error), error  # noqa: PT017  the graph proves nothing
+            continue
+        torch.testing.assert_close(found, door("rows"))

@@ -70,6 +70,7 @@ class Backward:
         self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
         self.anyway: bool = depth() > 0 and forward.graph.needs_recording
         self.places: dict[str, Place] = forward.places
+        self.asked: tuple[Place, ...] = forward.graph.asked
 
     def at(self, use: Use, losses: Tensor) -> Target:
         """Where a node has its deltas."""
@@ -105,7 +106,7 @@ class Backward:
     ) -> Sequence[Tensor | None]:
         """One pass, None where `root` does not depend on a place."""
         record = self.record or self.anyway
-        grads = run_backward(root, cotangent, places, record=record)
+        grads = run_backward(root, cotangent, places + self.asked, record=record)[: len(places)]
         # it was recorded for its own sake
         return grads if self.record else detached(grads)
 
@@ -180,15 +181,7 @@ class Passes:
         *,
         views: bool = False,
     ) -> Measured:
-        """Deltas of the plan's uses, and rows of leaves.
-
-        Args:
-            plan: has the uses.
-            names: of the leaves.
-            heads: other leaves, whose gradients come with the passes of separate losses.
-            rows: those of a chunk.
-            views: whether the rows may be views of one matrix.
-        """
+        """Deltas of the plan's uses, and rows of leaves."""
         uses = plan.uses
         if self.loss_edges is not None:
             return self._separate(plan, names, heads, rows, views)
@@ -253,7 +246,13 @@ class Passes:
     def _is_plain(self, names: tuple[str, ...]) -> bool:
         """Whether rows are plain numbers, one task's each."""
         backward = self.backward
-        if self.matrix is not None or backward.record or backward.anyway or depth():
+        if (
+            self.matrix is not None
+            or backward.record
+            or backward.anyway
+            or backward.asked
+            or depth()
+        ):
             return False
         kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
         return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN

@@ -48,15 +48,9 @@ def needs_level(params: Params) -> bool:
 def explained_vjp(
     f: Callable[[Params], tuple[Any, Any]], params: Params
 ) -> tuple[Any, Callable[[Any], tuple[Params]], Any]:
-    """`vjp` with aux, on plain leaves where these do, and errors that name the cure.
-
-    Args:
-        f: from leaves to (a tensor or a dict of tensors, aux). On plain leaves its answers are
-            handed on as they are, with their graph.
-        params: where to differentiate. Leaves that carry a graph keep it.
-
-    Returns:
-        the answer, its pullback (recorded where gradients are enabled around the call), and aux.
+    """`vjp` with aux, on plain leaves where these do, and errors that name the cure. Plain leaves
+    hand the answers of `f` on with their graph; the pullback is recorded where gradients are
+    enabled around the call.
     """
     try:
         with refuse_wrapped_calls():

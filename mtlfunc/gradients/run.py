@@ -138,15 +138,8 @@ def run(
     parse: Callable[[Any], Losses] = parse_losses,
     separable: bool = True,
 ) -> Forward:
-    """Call `losses_fn` once.
-
-    Args:
-        losses_fn: `(params, batch) -> losses`, in any form that `parse` takes.
-        params: where to differentiate.
-        batch: handed to `losses_fn`.
-        watch: ask the graph who reads the leaves.
-        parse: from what `losses_fn` returned to losses.
-        separable: whether losses that were stacked may be differentiated one by one.
+    """Call `losses_fn` once. `watch` asks the graph who reads the leaves, `parse` makes losses of
+    what it returned; stacked ones that are `separable` may be differentiated one by one.
 
     Raises:
         ValueError: if no loss depends on the parameters.
@@ -262,9 +255,7 @@ def observe(
         outside: whether gradients were enabled around the call, before the leaves were made.
         leaves, parse, params, watch, separable: as in `run` and `forward_of`.
 
-    Returns:
-        the forward at this level; not watched if there are hooks, for which its nodes cannot
-        answer.
+    It is not watched if there are hooks, for which its nodes cannot answer.
     """
     plain = depth() == 0
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
@@ -356,11 +347,7 @@ class _Guard(SafeOps, Handles):
         return any(innermost_tensor(x).requires_grad for x in given)
 
     def foreign(self, variables: Iterable[Tensor]) -> bool:
-        """Whether a tensor from outside of the call requires grad and enters it.
-
-        Args:
-            variables: on which the losses depend.
-        """
+        """Whether a tensor from outside of the call requires grad and enters the losses."""
         if self.strangers is None:
             return False
         own = self.strangers.own | set(map(id, self.made))

@@ -312,9 +312,7 @@ def _embed(
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """By triangles: torch's own has wrong derivatives of its forward mode, and its batched form
-    takes one axis for another.
-    """
+    """By triangles."""
     if B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]):
         return _solve(A, B.unsqueeze(-1)).squeeze(-1)
     if not left:

@@ -13,6 +13,7 @@ from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
@@ -128,6 +129,22 @@ class Graph:
         return [(node, entries_of(node)) for node, pairs in self.following.items() if pairs]
 
     @cached_property
+    def asked(self) -> tuple[GradientEdge, ...]:
+        """What every pass asks for as well: the input of a group norm in channels_last, whose
+        kernel on a CPU writes that gradient unasked, and ends the process.
+        """
+        if "NativeGroupNormBackward0" not in [kind.__name__ for kind in self.kinds]:
+            return ()
+        norms = [x for x in self.following if x.name() == "NativeGroupNormBackward0"]
+        inputs = [x.next_functions[0] for x in norms if depth() or _is_channels_last(x)]
+        if any(node is None for node, _ in inputs) and not depth():
+            raise RuntimeError(
+                "torch's backward of a group norm ends the process where its input is in "
+                "channels_last and requires no grad: give it input.contiguous()"
+            )
+        return tuple([GradientEdge(node, i) for node, i in inputs if node is not None])
+
+    @cached_property
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
         names = [type(node).__name__ for node in self.following]
@@ -180,6 +197,15 @@ def _has(kinds: frozenset[type], trait: Trait) -> bool:
 @lru_cache(64)
 def _has_custom(kinds: frozenset[type]) -> bool:
     return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
+
+
+def _is_channels_last(node: Node) -> bool:
+    if node._raw_saved_input.unpack_hook is not None:  # which would run
+        return True
+    x = node._saved_input
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = x.ndim in formats and x.is_contiguous(memory_format=formats[x.ndim])
+    return x.device.type == "cpu" and last and not x.is_contiguous()
 
 
 def entries_of(node: Node) -> int:
@@ -274,16 +300,7 @@ class Reading(NamedTuple):
 
 
 def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
-    """All nodes that read these leaves.
-
-    Args:
-        graph: of the whole forward pass.
-        leaves: the values of the leaves, for their shapes and devices.
-
-    Returns:
-        the uses of every leaf of which all are understood, none of them for a leaf that no loss
-        depends on.
-    """
+    """All nodes that read these leaves; none for one on which no loss depends."""
     found: dict[str, list[Use]] = {}
     others: dict[str, str] = {}
     for name, leaf in leaves.items():
@@ -296,7 +313,8 @@ def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
             reads = list(_uses_of(Part(name), tuple(leaf.shape), (node, start), graph))
             if any(use.device != leaf.device for use in reads):
                 raise Unread("it is read on another device")
-            found[name] = reads
+            if reads:
+                found[name] = reads
         except Unread as why:
             others[name] = str(why)
     return Reading(found, others)
@@ -311,7 +329,7 @@ def _uses_of(
 ) -> Iterator[Use]:
     """Those of one part, by whatever views of it."""
     for node, index, output in graph.parents[place[0]]:
-        if output != place[1]:
+        if output != place[1] or 0 in shape_of(node, 0):  # of no sample
             continue
         facts = facts_of(node)
         if facts.rule in (follow.permutation, follow.view) or _is_copy(node):
