@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         "settings (wider, longer, four architectures): about five minutes. With --data on "
         "MultiMNIST, MultiFashion or both mixed, with the official MultiLeNet and SGD: by default "
         f"{len(METHODS)} methods in plain hard sharing, four fronts and a tenth of the images, 10 "
-        "epochs, two to three hours on two cores; --full is every setting at the papers' 100 "
-        "epochs, for a GPU. There the first seed chooses rates on images held out, and the others "
-        "are results (of two both). The networks that learn one task alone always run.",
+        "epochs, 6 seeds, two to three hours on two cores; --full is every setting at the papers' "
+        "100 epochs, for a GPU. There the first seed chooses rates on images held out, and the "
+        "others are results (of two both). The networks that learn one task alone always run.",
         (*METHODS, *FRONTS),
         SEEDS,
         "the published files, as they are or with .gz, in FOLDER, FOLDER/mnist and FOLDER/fashion "
@@ -135,16 +135,25 @@ def plan_of(
     )
 
 
+def _refuse(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """End with a sentence where arguments do not go together."""
+    rules, settings = set(given.rules or ()), set(given.settings or ())
+    if not given.data and (settings & {*OF_DATA} or rules & {*FRONTS} or given.set != "mnist"):
+        parser.error(f"--set and {', '.join((*OF_DATA, *FRONTS))}: give the folder with --data")
+    if rules & {*FRONTS} and "mean" not in rules:
+        parser.error("--rules: fronts run at the mean loss's rate; add mean")
+    if settings and BASE not in settings and rules - {*RULES}:
+        more = ", ".join(sorted(rules - {*RULES}))
+        parser.error(f"--rules: {more} only run in {BASE}; add it to --settings")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
+    _refuse(parser, given)
     if given.data:
         given.counts = DATA_SEEDS
-    elif set(given.settings or ()) & set(OF_DATA) or set(given.rules or ()) & set(FRONTS):
-        parser.error(f"{', '.join((*OF_DATA, *FRONTS))}: of --data alone")
-    if set(given.rules or ()) & set(FRONTS) and "mean" not in given.rules:
-        parser.error("--rules: fronts run at the mean loss's rate; add mean")
     if given.settings and BASE in given.settings:  # the fronts are the first problem's
         given.settings = [BASE, *(name for name in given.settings if name != BASE)]
     size, out = command.size_of(given), command.out_of(given, parser)

@@ -178,12 +178,18 @@ def keep(results: dict[str, Any]) -> None:
     """Put what a study left into the record; settings that are there of the same set stay.
 
     Raises:
-        SystemExit: for other bytes than the published files, fewer images, and where the set's
-            other settings ran otherwise or on other seeds.
+        SystemExit: for other bytes than the published files, fewer images, rates that were given or
+            chosen on the seeds of the results; and where the set's other settings ran otherwise or
+            on other seeds.
     """
-    settings, seeds = results["settings"], results["plan"]["seeds"]
+    settings, plan = results["settings"], results["plan"]
+    seeds = plan["seeds"]
     if not settings["data"] or "not the published" in settings["images"] or settings["most"]:
         raise SystemExit(f"expected whole sets of the published files, got {settings['images']}")
+    if len(plan["rates"]) < 3 or set(plan["tuning"]) & set(seeds) or len(seeds) < 5:
+        raise SystemExit(
+            f"expected rates chosen of three on a seed of its own, and five more: {plan}"
+        )
     same = {k: v for k, v in settings.items() if k not in ("data", "device", "workers", "torch")}
     found = kept().get(settings["set"], {"settings": same, "seeds": seeds, "accuracies": {}})
     if (found["settings"], found["seeds"]) != (same, seeds):

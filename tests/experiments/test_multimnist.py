@@ -18,8 +18,9 @@ import mtlfunc as mf
 from experiments.common.cells import Cell
 from experiments.common.files import DataError, Source
 from experiments.common.intervals import estimate
+from experiments.common.study import Found
 from experiments.multimnist import __main__ as command
-from experiments.multimnist import architectures, mnist, train
+from experiments.multimnist import architectures, mnist, report, train
 
 # ---- files and composition -----------------------------------------------------------------------
 
@@ -537,6 +538,14 @@ def test_what_stops_a_study_in_any_phase_loses_no_finished_run(
     assert results(folder / "out") == results(folder / "other")
 
 
+def test_a_front_is_measured_with_what_is_finite():
+    """Rectangles below the corner: of (1, 1.5) and (1.5, 1); one network diverged."""
+    points = ((1.0, 1.5), (1.5, 1.0), (math.nan, math.nan), (3.0, 0.1))
+    front = {f"{i}": [{"loss": {"left": x, "right": y}}] for i, (x, y) in enumerate(points)}
+    volume = 1 * 0.5 + 0.5 * 0.5
+    assert report.volumes(Found({}, {}, {"epo": front})) == {"epo": [pytest.approx(volume)]}
+
+
 def test_every_method_learns(tmp_path):
     """On images that show their label, each method is right more often at what it learns."""
     labels = np.arange(60, dtype=np.uint8) % 10
@@ -622,8 +631,10 @@ def test_the_plan_of_data(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--rules", "epo,mean"], "of --data alone"),
-        (["--settings", train.TENTH], "of --data alone"),
+        (["--rules", "epo,mean"], "give the folder with --data"),
+        (["--settings", train.TENTH], "give the folder with --data"),
+        (["--set", "fashion"], "give the folder with --data"),
+        (["--settings", "cross-stitch", "--rules", "mgda,mean"], "mgda only run in hard sharing"),
         (["--data", ".", "--rules", "epo,mgda"], "add mean"),
         (["--set", "cifar"], "invalid choice"),
         (["--rate", "0"], "above 0"),

@@ -34,7 +34,7 @@ def results(levels: Mapping[str, float], settings=SETTINGS, **given) -> dict:
         }
         for setting in settings
     }
-    plan = {"seeds": [1, 2, 3, 4, 5]}
+    plan = {"seeds": [1, 2, 3, 4, 5], "tuning": [0], "rates": [0.03, 0.1, 0.3]}
     return {"settings": found | given, "plan": plan, "problems": problems}
 
 
@@ -108,6 +108,10 @@ def test_other_runs_are_not_kept(record, given):
     held = record.read_text()
     with pytest.raises(SystemExit):
         images.keep(results({}, **({"epochs": 10} | given)))
+    for change in ({"rates": [0.1]}, {"tuning": [1]}, {"seeds": [1, 2]}):
+        other = results({}, epochs=10)
+        with pytest.raises(SystemExit, match="rates chosen"):
+            images.keep(other | {"plan": other["plan"] | change})
     assert record.read_text() == held
 
 
