@@ -19,9 +19,6 @@ Params = dict[str, Tensor]
 Rows = dict[str, Tensor]
 """Rows of a Jacobian, leaf by leaf: `{name: [row, *shape]}`."""
 
-Blocks = tuple[tuple[str, ...], ...]
-"""The names in each group of parameters; () where they are not grouped."""
-
 Batch = Any
 """Whatever `losses_fn` takes: a tensor, a tuple, a dict."""
 

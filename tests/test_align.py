@@ -89,7 +89,6 @@ OPTIONS = {
     "measure": {"measure": "trunk.2.*"},
     "own heads": {"heads": "own"},
     "rows": {"engine": "rows", "chunk_size": 2},
-    "layers": {"param_groups": "layer"},
     "mask": {"mask": lambda key, rows: {n: 2.0 * r for n, r in rows.items()}},
     "mix": {"mix": mf.subset(2)},
 }

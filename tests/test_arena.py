@@ -249,21 +249,6 @@ def test_study_equals_a_loop_of_descend(name, rule):
         )
 
 
-def test_a_rule_may_weigh_every_group_of_parameters():
-    """Once such a probe, which a step takes, was refused: its weights are a matrix."""
-    problem = standard()["regression"]
-
-    def cell(rule, groups):
-        rival = study.Contestant(rule, lambda shared: mf.jacobian(shared, param_groups=groups))
-        return compete(problem, rival, TINY._replace(seeds=1, tuning=1, budget=0.02))
-
-    layers, whole, mean = cell(mf.mgda, "layer"), cell(mf.mgda, None), cell(mf.mean, "layer")
-    assert [layers.error, whole.error, mean.error] == ["", "", ""]
-    assert layers.losses.isfinite().all()
-    assert not torch.equal(layers.losses, whole.losses)
-    torch.testing.assert_close(mean.losses, cell(mf.mean, None).losses)
-
-
 def test_static_search_is_the_mean_with_each_weight_vector():
     problem = standard()["conflict"]
     cell = compete(problem, None, TINY)

@@ -24,22 +24,16 @@ CASES |= {
         BATCH,
     ),
     "shared as globs": (opaque, mf.mgda, lambda: mf.jacobian(["trunk.0.*", "trunk.2.*"]), BATCH),
-    "groups, a random rule": (
-        opaque,
-        mf.pcgrad,
-        lambda: mf.jacobian(SHARED, param_groups={"a": "trunk.0.*", "b": "trunk.2.*"}),
-        BATCH,
-    ),
     "present, losses only": (
         labelled,
         mf.mean,
         lambda: mf.losses_only(present=given),
         (*BATCH, MASKS[0]),
     ),
-    "present, groups, tracked": (
+    "present, tracked": (
         labelled,
         mf.moco,
-        lambda: mf.moving_average(SHARED, param_groups="layer", present=given),
+        lambda: mf.moving_average(SHARED, present=given),
         (*BATCH, MASKS[0]),
     ),
 }

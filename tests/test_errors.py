@@ -160,8 +160,8 @@ def remembering(first, following):
     )
 
 
-def one_step(rule, **groups):
-    step = mf.balance(vector, rule, mf.jacobian("trunk.*", **groups))
+def one_step(rule):
+    step = mf.balance(vector, rule, mf.jacobian("trunk.*"))
     return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
 
 
@@ -178,11 +178,6 @@ CASES = {
         )
         for kind, (first, following, message) in FORMS_AFTER.items()
     },
-    "a state with a number for each group": (
-        partial(one_step, remembering((0,), ()), param_groups="layer"),
-        TypeError,
-        r"rule: state\[0\] from init of .* is a int",
-    ),
     **{
         f"solver of {name}: {kind}": (
             partial(make, value),
@@ -677,7 +672,6 @@ def test_arenas_and_lattices_of_nothing_are_refused():
 @pytest.mark.parametrize("memory", [0.5, -1.0, math.nan, True, "1.3", None])
 def test_a_memory_limit_out_of_range(memory):
     for call in (
-        lambda: mf.jacobian(memory=memory),
         lambda: mf.task_gramian(vector, PARAMS, BATCH, memory=memory),
         lambda: mf.explain_gramian(vector, PARAMS, BATCH, memory=memory),
     ):

@@ -204,7 +204,6 @@ def test_what_no_loss_reads_has_no_rows():
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
     "a part is measured": ({"measure": "trunk.2.*"}, {}),
-    "a wide Gramian": ({"gramian_dtype": torch.float64}, {}),
     "an absent task": ({}, {"present": torch.tensor([True, False, True])}),
     "a half": ({}, {}),
 }

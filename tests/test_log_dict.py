@@ -109,27 +109,6 @@ def test_names_are_those_of_the_losses():
     assert "cosine/a-c" in mf.log_dict(info, names=["a", "b", "c"])
 
 
-def test_groups_add_up_and_keep_their_weights():
-    grouped = step_info("vector", mf.mgda(), mf.jacobian("trunk.*", param_groups="layer"))
-    groups = len(grouped.gramian)
-    assert groups > 1
-    found = mf.log_dict(grouped)
-    whole = mf.log_dict(step_info("vector", mf.mean(), mf.jacobian("trunk.*")))
-    for key, number in whole.items():
-        if key.startswith("cosine/") or key == "conflict":
-            assert found[key] == pytest.approx(number, rel=1e-5)  # float32 sums of layers
-    for group in range(groups):
-        for task in range(TASKS):
-            assert found[f"weight/{task}/{group}"] == grouped.weights[group, task].item()
-            assert f"weight/{task}" not in found
-    parts = grouped.weights[:, None] @ grouped.gramian @ grouped.weights[:, :, None]
-    assert found["length"] == pytest.approx(float(parts.sum().sqrt()), rel=1e-5)
-    total = (grouped.gramian @ grouped.weights[:, :, None]).sum(0).flatten()
-    for task in range(TASKS):
-        assert found[f"rate/{task}"] == pytest.approx(float(total[task]), rel=1e-4, abs=1e-6)
-    assert found["gap"] == pytest.approx(float(parts.sum() - total.min()), rel=1e-4, abs=1e-6)
-
-
 def test_absent_tasks_count_in_no_pair():
     present = torch.tensor([True, False, True])
     found = mf.log_dict(
@@ -181,9 +160,8 @@ class Synchronisations(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("groups", [None, "layer"])
-def test_one_synchronisation(groups):
-    info = step_info("dict", mf.mgda(), mf.jacobian("trunk.*", param_groups=groups))
+def test_one_synchronisation():
+    info = step_info("dict", mf.mgda(), mf.jacobian("trunk.*"))
     with Synchronisations() as counted:
         mf.log_dict(info)
     assert counted.seen == ["tolist"]

@@ -69,7 +69,6 @@ PROBES = {
         present=present,
         mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()},
     ),
-    "groups": lambda present: mf.jacobian(SHARED, present=present, param_groups="layer"),
     "losses only": lambda present: mf.losses_only(present=present),
     "representation": lambda present: mf.representation(
         encode, decode, shared=SHARED, present=present
@@ -284,7 +283,6 @@ NAN_SAFE |= {
     "layerwise": mf.jacobian(SHARED, present=whole, engine="layerwise"),
 }
 NAN_SAFE |= {
-    "groups": mf.jacobian(SHARED, present=whole, param_groups="layer"),
     "tracked": mf.moving_average(SHARED, present=whole),
 }
 NAN_SAFE |= {"losses only": mf.losses_only(present=whole)}

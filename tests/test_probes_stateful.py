@@ -8,7 +8,6 @@ from torchjd.aggregation import ExcessMTLWeighting, MoDoWeighting, SDMGradWeight
 
 import mtlfunc as mf
 from mtlfunc.probes.common import fixed
-from mtlfunc.probes.groups import fixed_groups
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
@@ -568,9 +567,6 @@ def test_errors_name_the_argument():
         mf.sdmgrad(momentum=1.0)
     with pytest.raises(ValueError, match="steps: expected a whole number >= 1"):
         mf.sdmgrad(steps=0)
-    for make in (mf.double_sampling, mf.excess_risk):
-        with pytest.raises(ValueError, match='heads="weighted": with groups'):
-            make(SHARED, param_groups="layer", heads="weighted")
 
 
 # Slips
@@ -636,6 +632,3 @@ def test_an_iterator_of_parameters_is_read_once_and_for_all():
     assert isinstance(first, tuple)
     assert [id(leaf) for leaf in first] == [id(leaf) for leaf in net.trunk.parameters()]
     assert fixed(name for name in ("a", "b")) == ("a", "b") == fixed(["a", "b"])
-    assert fixed_groups({"a": (name for name in ("b", "c"))}) == {"a": ("b", "c")}
-    assert fixed_groups("layer") == "layer"
-    assert fixed_groups(None) is None

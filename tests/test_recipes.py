@@ -26,6 +26,10 @@ def ran(section, **changed):
     return scope
 
 
+def of_trunk(name):
+    return name.startswith("trunk")
+
+
 def literal(net, losses, chosen=lambda name: True):
     """Rows `{name: [task, *shape]}`, by one pass a task, and the Gramian of those chosen."""
     leaves = dict(net.named_parameters())
@@ -62,6 +66,30 @@ def test_features():
         torch.testing.assert_close(leaf.grad, grads[name])
 
 
+def test_a_gramian_in_another_dtype():
+    found = ran("A Gramian in another dtype")
+    net = found["net"]
+    rows, gramian = literal(net, found["losses_of"](found["trunk"](found["x"])), of_trunk)
+    weights = mf.weights(mf.mgda(), gramian.double()).float()
+    torch.testing.assert_close(found["weights"], weights, rtol=1e-4, atol=1e-5)
+    for name, leaf in net.named_parameters():
+        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
+
+
+def test_groups_of_parameters():
+    found = ran("Groups of parameters")
+    net = found["net"]
+    losses = found["losses_of"](found["trunk"](found["x"]))
+    rows, _ = literal(net, losses)
+    wanted = {name: row.mean(0) for name, row in rows.items()}
+    for layer in ("trunk.0.", "trunk.2."):
+        _, gramian = literal(net, losses, lambda name, layer=layer: name.startswith(layer))
+        weights = mf.weights(mf.mgda(), gramian)
+        wanted |= {n: torch.tensordot(weights, x, 1) for n, x in rows.items() if layer in n}
+    for name, leaf in net.named_parameters():
+        torch.testing.assert_close(leaf.grad, wanted[name])
+
+
 def test_options_of_the_probe():
     found = ran("Options of the probe")
     net, info = found["net"], found["info"]
@@ -74,6 +102,7 @@ def test_options_of_the_probe():
 
 
 NET = nn.Linear(2, 2)
+GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
 FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
 GONE = {
     "Balancer": (
@@ -82,6 +111,10 @@ GONE = {
             ["measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"], OPTIONS
         ),
     ),
+    **{
+        name: (getattr(mf, name), {"param_groups": GROUPS, "gramian_dtype": DTYPE})
+        for name in ("jacobian", "moving_average", "excess_risk", "double_sampling")
+    },
     "Balancer.backward": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
         {"features": FEATURES},

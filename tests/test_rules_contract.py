@@ -282,7 +282,6 @@ RIGHT = {
     "modo": (mf.modo(), TWO),
     "sdmgrad": (mf.sdmgrad(), TWO),
     "moco": (mf.moco(), TRACKED),
-    "moco by groups": (mf.moco(), mf.moving_average("trunk.*", param_groups="layer")),
     "db_mtl": (mf.db_mtl(), mf.log_losses(TRACKED)),
     "normalize": (mf.normalize(mf.moco()), TRACKED),
 }

@@ -112,7 +112,6 @@ PARTS = {
         lambda: mf.representation(encode, lambda z, batch: z),
         r"decode: expected a function of \(params, z, batch\), but",
     ),
-    "a dtype's name": (lambda: mf.jacobian(gramian_dtype="float64"), r"gramian_dtype: .*float64"),
     "one beta": (lambda: mf.adam(1e-3, betas=0.9), r"betas: expected a pair.* got 0\.9"),
     "a tuple without state": (
         lambda: stepped(mf.Rule(lambda losses, key: (), lambda geometry, state: geometry.losses)),
@@ -319,17 +318,6 @@ def test_what_does_not_belong_together_is_named(slip):
     call, message = VALUES[slip]
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_groups_that_are_each_a_rule_are_checked_too():
-    grouped = mf.jacobian(SHARED, param_groups="layer")
-    learning, state = started(mf.gradnorm(0.5), grouped)
-    with pytest.raises(ValueError, match="state: its rule's part"):
-        learning.update(PARAMS, BATCH, state._replace(rule=started(mf.gradnorm(0.5))[1].rule))
-    with pytest.raises(
-        ValueError, match=r"rule: expected weights of shape \[2, 3\] .* \[2, 3, 3\]"
-    ):
-        stepped(mf.stateless(lambda gramian: gramian), grouped)
 
 
 def test_an_error_of_a_rule_is_its_own_where_its_state_is_not_to_blame():

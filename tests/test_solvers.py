@@ -558,7 +558,7 @@ def test_a_gramian_of_float32_says_so():
     ]
     for problem in problems:
         assert solvers.active_set()(problem(gramian)).weights.isfinite().all()
-        with pytest.raises(ValueError, match=r"float32 leaves.*gramian_dtype=torch.float64"):
+        with pytest.raises(ValueError, match=r"float32 leaves.*in float64, of J"):
             solvers.active_set()(problem(gramian.double()))
     with pytest.raises(ValueError, match=r"indefinite.*half precision"):
         solvers.active_set()(solvers.min_norm(torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()))

@@ -56,7 +56,6 @@ METHODS = {
     "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
     "logarithms": lambda losses: (mf.mgda(), mf.log_losses(mf.moving_average(SHARED)), BATCH),
     "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
-    "groups": lambda losses: (mf.cagrad(0.4), mf.jacobian(SHARED, param_groups="layer"), BATCH),
 }
 
 

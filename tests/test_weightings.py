@@ -237,10 +237,8 @@ OPTIONS = {
     "own heads": {"shared": "blocks.*", "heads": "own"},
     "weighted heads": {"shared": "blocks.*", "heads": "weighted"},
     "measure": {"measure": "blocks.0.*"},
-    "groups": {"param_groups": "layer"},
     "mask": {"mask": mf.graddrop()},
     "chunks": {"chunk_size": 2},
-    "dtype": {"gramian_dtype": torch.float64},
 }
 
 

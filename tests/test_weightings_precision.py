@@ -155,16 +155,6 @@ def test_where_a_device_has_no_product_of_halves_to_float32(monkeypatch):
     assert not wide(bfloat16, bfloat16)
 
 
-@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
-@pytest.mark.parametrize("given", [torch.float32, *HALVES])
-@pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
-def test_a_gramian_has_the_dtype_that_is_asked_for(dtype, given, engine):
-    net, x, _ = problem(given, 2)
-    with mf.Balancer(net, mf.mean(), mf.jacobian(gramian_dtype=dtype, engine=engine)) as balancer:
-        losses = net(x).unflatten(0, (2, 4)).mean(1)
-    assert balancer.backward(losses).gramian.dtype == dtype
-
-
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("tasks", [2, 6])
 def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path):

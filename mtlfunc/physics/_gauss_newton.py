@@ -30,7 +30,7 @@ def gauss_newton(
     Args:
         damping: λ >= 0, in units of s. 0 is exact and needs linearly independent gradients: no more
             residuals than parameters. Rounding of G hides what is below about T·ε, 3e-5 for 256
-            residuals in float32; `gramian_dtype=torch.float64` of the probe resolves more.
+            residuals in float32; parameters in float64 resolve more.
         preference: ω `[task]` >= 0, weights of the squares, ½ Σ ω_t r_t²; None is the geometry's,
             all equal unless tasks were mixed. They enter as √ω_t r_t and √ω_t g_t; their common
             scale changes nothing.
@@ -107,5 +107,5 @@ def _indefinite(gramian: Tensor, damping: Scalar) -> str:
         f"damping: {float(damping):g} leaves the Gramian of {len(gramian)} residuals singular: "
         "there are more residuals than parameters, parallel gradients, or differences that "
         f"{gramian.dtype} does not resolve; take a damping of {max(10 * noise, 1e-12):.0e} or more"
-        + (", or gramian_dtype=torch.float64" if gramian.dtype != torch.float64 else "")
+        + (", or float64 parameters" if gramian.dtype != torch.float64 else "")
     )

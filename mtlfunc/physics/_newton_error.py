@@ -53,7 +53,7 @@ def newton_error(
     if gramian.ndim != 2 or not len(gramian):
         raise ValueError(
             f"info: expected one Gramian [task, task], got shape {list(gramian.shape)}; use a "
-            "probe that measures it, mtlfunc.jacobian(...), without param_groups"
+            "probe that measures it, mtlfunc.jacobian(...)"
         )
     omega = normalized_preference(preference, torch.ones_like(info.losses))
     share = root(omega.double() / omega.amax())

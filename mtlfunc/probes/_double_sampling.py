@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..core.checks import all_rows_mask, check_count, check_dtype, check_params
+from ..core.checks import all_rows_mask, check_option, check_params
+from ..core.gone import gone
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
 from ..processes import Group, check_group, gramians
 from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
-from ._jacobian import Heads, check_heads, combination, share_of
+from ._jacobian import WENT, Heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
-from .groups import Groups, fixed_groups, partition
 
 
 @constructor
+@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
 def double_sampling(
     shared: Select = "*",
     *,
-    param_groups: Groups | None = None,
     heads: Heads = "plain",
-    chunk_size: int | None = None,
-    gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> Probe:
     """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
@@ -38,12 +36,8 @@ def double_sampling(
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
             globs, modules or parameters.
-        param_groups: groups of shared parameters, each with weights of its own, as in
-            `mtlfunc.jacobian`; None is one group.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
             batches or from the third.
-        chunk_size: rows differentiated in one batched pass; None is all.
-        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
         group: the processes whose first batches are one batch, their second ones another, as in
             `mtlfunc.jacobian`; every rank counts alike, and keeps the whole rows.
 
@@ -72,21 +66,17 @@ def double_sampling(
         >>> probe.update(mf.Run(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    check_count(chunk_size, "chunk_size", none=True)
-    check_heads(heads, param_groups)
-    check_dtype(gramian_dtype)
+    check_option(heads, "heads", get_args(Heads))
     check_group(group)
-    shared, param_groups = fixed(shared), fixed_groups(param_groups)
+    shared = fixed(shared)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         def start() -> tuple[Tensor, dict[str, Any]]:
             check_params(run.params)
             names, several = select(run.params, shared), _several(batch)
-            blocks = {} if param_groups is None else partition(names, param_groups)
             losses = _mean_losses(run, stepped_on(several), names)
             facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
-            facts |= {"shared": names, "param_groups": blocks, "heads": heads}
-            return torch.stack([losses] * len(blocks)) if blocks else losses, facts
+            return losses, facts | {"shared": names, "heads": heads}
 
         losses = run.union.agree(start)
         return run.union.shares(None).total(losses), ()
@@ -95,7 +85,6 @@ def double_sampling(
         check_memory(is_empty(state))
         params = run.params
         names = select(params, shared)
-        blocks = () if param_groups is None else tuple(partition(names, param_groups).values())
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
@@ -104,7 +93,7 @@ def double_sampling(
 
         def taken(one: Batch, rows: bool) -> Linearization:
             kept, share = (names, share_of(heads)) if rows else ((), None)
-            request = Request(kept, heads=share, chunk_size=chunk_size)
+            request = Request(kept, heads=share)
             forward, shares = run.open(one, request)
             linear = run.linearize(forward, request, shares)
             return shares.linearization(linear, params, whole=True)
@@ -116,18 +105,18 @@ def double_sampling(
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
         metric = None if run.metric is None else run.metric(names)
-        gramian, carried = gramians(one, other, names, blocks, gramian_dtype, metric)
+        gramian, carried = gramians(one, other, names, metric)
         if carried is not None:
-            _, its = gramians(other, one, names, blocks, gramian_dtype, metric)
+            _, its = gramians(other, one, names, metric)
             assert its is not None
             extra["carried"] = 0.5 * (carried + its)
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:
             if third:
-                grads = _afresh(third[0], weights, names, blocks or (names,), params, heads)
+                grads = _afresh(third[0], weights, names, params, heads)
             else:
-                both = [combination(x, x.rows, blocks, params, None)(weights) for x in stepped]
+                both = [combination(x, x.rows, params, None)(weights) for x in stepped]
                 grads = map_params(lambda a, b: 0.5 * (a + b), *both)
             return {name: grads[name] for name in params}
 
@@ -151,15 +140,11 @@ def _afresh(
     linear: Linearization,
     weights: Tensor,
     names: tuple[str, ...],
-    members: tuple[tuple[str, ...], ...],
     params: Params,
     heads: Heads,
 ) -> Params:
     """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
-    grads: Params = {}
-    rows = weights.unbind(0) if weights.ndim == 2 else (weights,)
-    for own, group in zip(rows, members, strict=True):
-        grads |= linear.pullback(own, group)
+    grads = linear.pullback(weights, names)
     others = tuple(name for name in params if name not in names)
     share = share_of(heads)(len(linear.losses))
     on_heads = weights if share is None else torch.full_like(linear.losses, share)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.gone import gone
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Blocks, Probe, Rows, Select, State, constructor
-from ._jacobian import Edit, Heads, RowOptions, row_probe
+from ..types import Probe, Rows, Select, State, constructor
+from ._jacobian import WENT, Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory
-from .groups import Groups
 
 
 @constructor
+@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
 def excess_risk(
     shared: Select = "*",
     *,
-    param_groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "weighted",
-    chunk_size: int | None = None,
-    gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian`, and how far each task is from convergence, e_t = Σ_k J_tk²/√S_tk.
@@ -31,14 +29,10 @@ def excess_risk(
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
             globs, modules or parameters.
-        param_groups: groups of shared parameters, each with weights of its own, as in
-            `mtlfunc.jacobian`; None is one group.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's squares stand still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; `"weighted"`, since
             the method weighs losses (with groups, `"plain"` or `"own"`).
-        chunk_size: rows differentiated in one batched pass; None is all.
-        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
             same memory.
 
@@ -63,25 +57,18 @@ def excess_risk(
         [3.0, 4.0]
     """
 
-    def update(
-        rows: Rows, present: Tensor, blocks: Blocks, state: State
-    ) -> tuple[Rows, dict[str, Tensor], State]:
+    def update(rows: Rows, present: Tensor, state: State) -> tuple[Rows, dict[str, Tensor], State]:
         check_memory(same_shapes(state, rows))
         # an absent task's row is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
         risks = {name: _risk(rows[name], squares[name]) for name in rows}
-        members = blocks or (tuple(rows),)
-        groups = [torch.stack([risks[name] for name in names]).sum(0) for names in members]
-        return rows, {"excess_risk": torch.stack(groups) if blocks else groups[0]}, squares
+        return rows, {"excess_risk": torch.stack(list(risks.values())).sum(0)}, squares
 
     options = RowOptions(
         shared,
         edit=Edit(lambda zeros: zeros, update, frozenset({"excess_risk"})),
-        param_groups=param_groups,
         present=present,
         heads=heads,
-        chunk_size=chunk_size,
-        gramian_dtype=gramian_dtype,
         group=group,
     )
     return row_probe(options)

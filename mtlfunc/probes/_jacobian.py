@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_dtype, check_option, check_params
+from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
+from ..core.gone import gone
+from ..core.tree import combine as weighted_sums
 from ..core.tree import same_shapes, select
-from ..gradients.gramian import Engine, check_engine, check_memory_limit
-from ..gradients.layerwise import MEMORY
+from ..gradients.gramian import Engine, check_engine
 from ..gradients.linearize import Linearization, Request, weighed
 from ..gradients.run import Forward
 from ..processes import Group, Shares, check_group, describe, gramians
 from ..types import (
     Batch,
-    Blocks,
     Combine,
     Geometry,
     Metric,
@@ -45,7 +45,6 @@ from .common import (
     fixed,
     is_empty,
 )
-from .groups import Groups, combine_groups, fixed_groups, partition
 from .masks import EditRows, Mask, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
@@ -58,32 +57,37 @@ TargetLoss = Callable[[Params, Batch], Tensor]
 """From parameters and a batch to the loss of a target, 0-d."""
 
 
+WENT = {
+    "param_groups": "see docs/how-to/recipes.md#groups-of-parameters",
+    "gramian_dtype": "see docs/how-to/recipes.md#a-gramian-in-another-dtype",
+}
+"""What the probes of rows had, and what is done instead."""
+
+
 class Edit(NamedTuple):
     """What a probe with a memory does to the rows between the backward passes and their Gramian."""
 
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
-    # from rows, present, blocks and the state: edited rows, what joins `geometry.extra`, the next
-    update: Callable[[Rows, Tensor, Blocks, Any], tuple[Rows, dict[str, Tensor], State]]
+    # from rows, present and the state: edited rows, what joins `geometry.extra`, the next
+    update: Callable[[Rows, Tensor, Any], tuple[Rows, dict[str, Tensor], State]]
     measures: frozenset[str]  # as in `Probe`, next to the Gramian
     facts: tuple[Any, ...] = ()  # what processes must have in common of it
 
 
 @constructor
+@gone(**WENT, memory="leave it out: the device model keeps its limit")
 def jacobian(
     shared: Select = "*",
     *,
     measure: Select | None = None,
     mix: Mix | None = None,
     mask: EditRows | None = None,
-    param_groups: Groups | None = None,
     present: Present | None = None,
     weightings: Weightings | None = None,
     target: TargetLoss | None = None,
     heads: Heads = "plain",
     engine: Engine = "auto",
     chunk_size: int | None = None,
-    memory: float = MEMORY,
-    gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> Probe:
     """The geometry of the tasks' gradients in the shared parameters.
@@ -108,11 +112,6 @@ def jacobian(
             the mean gradient. See `subset`.
         mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured
             and combined.
-        param_groups: the rule is applied to each group of shared parameters alone; None is one
-            group. `"layer"` groups by module, a function gives each name's label, a dict `{label:
-            glob}` lists the groups. Gramian `[group, row, row]`, weights and rates `[group, row]`,
-            the rule's state and key one per group, in the dict's order, else that of first
-            appearance. Every engine forms the rows then.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
             `reduction="sum"` sums over them), and zero if there are none.
@@ -125,7 +124,7 @@ def jacobian(
             without samples has weights of 0.
         target: `(params, batch) -> loss`, 0-d, of what the model is to be good at, `lambda params,
             batch: losses_fn(params, batch["target"]).mean()`. `geometry.extra["target"]` `[row]`
-            (or `[group, row]`) are then the rows' products with its gradient over the measured
+            are then the rows' products with its gradient over the measured
             leaves, in the optimizer's metric if there is one: how fast a step along a row lowers
             it. For `mtlfunc.align`. One more forward and backward pass; nothing steps along this
             gradient. Every engine forms the rows then. With `group` it is the mean of the ranks'.
@@ -137,8 +136,6 @@ def jacobian(
         chunk_size: rows differentiated in one batched pass; 1 is a plain loop, None the faster of
             all and 1, by a model of the device. What all passes bring back is kept until the end of
             the step.
-        memory: as in `task_gramian`.
-        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
         group: the processes whose batches are one batch: a process group of torch.distributed or a
             one-dimensional DeviceMesh; None is this process alone. Losses, Gramian, weights and
             gradient are then those of the union, the weights bit by bit on every rank, and every
@@ -157,9 +154,8 @@ def jacobian(
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
             or `weightings` with either; weightings that do not fit the losses; "layerwise" where
             samples mix; a target loss that is not 0-d, or depends on no measured parameter;
-            `heads="weighted"` with `param_groups` (whose weights?); at `init`, for a glob that
-            matches nothing, a task that depends on no shared parameter, a group without parameters,
-            a shared parameter in two groups or in none. A warning where `shared` holds a leaf that
+            at `init`, for a glob that matches nothing, and for a task that depends on no shared
+            parameter. A warning where `shared` holds a leaf that
             one task alone depends on, which changes the Gramian.
 
     Examples:
@@ -195,15 +191,12 @@ def jacobian(
             measure=measure,
             mix=mix,
             mask=mask,
-            param_groups=param_groups,
             present=present,
             weightings=weightings,
             target=target,
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
-            memory=memory,
-            gramian_dtype=gramian_dtype,
             group=group,
         )
     )
@@ -248,15 +241,12 @@ class RowOptions(NamedTuple):
     mix: Mix | None = None
     mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
-    param_groups: Groups | None = None
     present: Present | None = None
     weightings: Weightings | None = None  # not with edit, mix or present
     target: TargetLoss | None = None  # not with edit
     heads: Heads = "plain"
     engine: Engine = "auto"
     chunk_size: int | None = None
-    memory: float = MEMORY
-    gramian_dtype: torch.dtype | None = None
     group: Group = None
 
 
@@ -264,17 +254,14 @@ def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, or an error that names the bad one."""
     check_engine(options.engine)
     check_count(options.chunk_size, "chunk_size", none=True)
-    check_memory_limit(options.memory)
-    check_heads(options.heads, options.param_groups)
+    check_option(options.heads, "heads", get_args(Heads))
     check_present(options.present)
-    check_dtype(options.gramian_dtype)
     check_group(options.group)
     if options.group is not None:
         _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
     options = options._replace(
         shared=fixed(options.shared),
         measure=None if options.measure is None else fixed(options.measure),
-        param_groups=fixed_groups(options.param_groups),
     )
     added = frozenset() if options.edit is None else options.edit.measures
     added = added | (frozenset() if options.target is None else {"target"})
@@ -293,7 +280,7 @@ def row_probe(options: RowOptions) -> Probe:
 
 def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool = False) -> bool:
     """Whether the graph is of use to this number of rows; raises where the globs match nothing."""
-    _, measured, _ = _layout(params, options)
+    _, measured = _layout(params, options)
     if not weighted and (options.group is not None or _edits(options)):
         return False
     request = Request((), measured, engine=options.engine, weightings=rows if weighted else 0)
@@ -302,7 +289,7 @@ def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool =
 
 def _edits(options: RowOptions) -> bool:
     """Whether the rows are needed between the backward passes and the Gramian."""
-    return not (options.mask is options.edit is options.param_groups is options.target is None)
+    return not (options.mask is options.edit is options.target is None)
 
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
@@ -310,7 +297,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
 
     def start() -> tuple[tuple[Tensor, Tensor | None, Tensor | None], dict[str, Any]]:
         check_params(params)
-        names, _, _ = _layout(params, options)
+        names, _ = _layout(params, options)
         counts = _labels(options, run, batch)
         weights = run.weightings(options.weightings, batch)
         if weights is None:
@@ -325,7 +312,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     # weightings of this process's samples have all of its losses
     shares = run.union.shares(counts) if weights is None else run.union.sums()
     losses = shares.total(losses)
-    names, _, blocks = _layout(params, options)
+    names, _ = _layout(params, options)
     state = ()
     if options.edit is not None:
         shapes = {name: (len(losses), *params[name].shape) for name in names}
@@ -334,7 +321,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
         state = random.stream(key)
     if options.mix is not None:
         losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
-    return torch.stack([losses] * len(blocks)) if blocks else losses, state
+    return losses, state
 
 
 def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str, Any]:
@@ -343,9 +330,9 @@ def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str
     """
     if not run.union.several:
         return {}
-    names, measured, blocks = _layout(run.params, options)
-    same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
-    same |= {"shared": names, "measure": measured, "param_groups": blocks, "heads": options.heads}
+    names, measured = _layout(run.params, options)
+    same = {name: getattr(options, name) for name in ("mask", "mix", "edit")}
+    same |= {"shared": names, "measure": measured, "heads": options.heads}
     found: dict[str, Any] = {name: describe(value) for name, value in same.items()}
     found["whether weightings= are given"] = weightings is not None
     found["whether target= is given"] = options.target is not None
@@ -365,7 +352,7 @@ def _update(
 ) -> tuple[TaskGradients, State]:
     mix, mask, edit = options.mix, options.mask, options.edit
     params, union = run.params, run.union
-    names, measured, blocks = _layout(params, options)
+    names, measured = _layout(params, options)
     key = _NO_KEY
     if mix is not None or mask is not None:
         check_memory(isinstance(state, random.Stream))
@@ -389,8 +376,6 @@ def _update(
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=options.chunk_size,
-        memory=options.memory,
-        gramian_dtype=options.gramian_dtype,
         weightings=0 if weights is None else len(weights),
     )
     forward, shares = run.open(
@@ -399,7 +384,7 @@ def _update(
     if weights is not None:
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = run.linearize(forward, request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, blocks, metric, aim)
+    return _measured(options, linear, params, shares, key, state, measured, metric, aim)
 
 
 def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
@@ -431,46 +416,33 @@ def _measured(
     key: Tensor,
     state: State,
     measured: tuple[str, ...],
-    blocks: Blocks,
     metric: Metric | None,
     aim: Rows | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
-    mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
+    mask, edit = options.mask, options.edit
     whole = not (mask is edit is aim is None)
     part = shares.part(linear.losses)
-    linear = shares.linearization(
-        linear, params, measured, blocks, whole=whole, dtype=dtype, metric=metric
-    )
+    linear = shares.linearization(linear, params, measured, whole=whole, metric=metric)
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
-        rows, extra, state = edit.update(rows, found.present, blocks, state)
+        rows, extra, state = edit.update(rows, found.present, state)
     gramian, carried = linear.gramian, linear.carried
     if gramian is None:
-        gramian, carried = gramians(rows, rows, measured, blocks, dtype, metric)
+        gramian, carried = gramians(rows, rows, measured, metric)
     if carried is not None:
         extra = extra | {"carried": carried}
     if aim is not None:
-        products, _ = gramians(rows, aim, measured, blocks, dtype, metric)
+        products, _ = gramians(rows, aim, measured, metric)
         extra = extra | {"target": products[..., 0]}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None
-    combine = combination(linear, rows, blocks, params, share)
+    combine = combination(linear, rows, params, share)
     return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
-
-
-def check_heads(heads: Heads, param_groups: Groups | None) -> None:
-    """Raise unless `heads` is an option, and one that groups allow."""
-    check_option(heads, "heads", get_args(Heads))
-    if heads == "weighted" and param_groups is not None:
-        raise ValueError(
-            'heads="weighted": with groups there is one weight a group and task, and none for '
-            'the heads; use "plain" or "own"'
-        )
 
 
 def share_of(heads: Heads) -> Callable[[int], float | None]:
@@ -478,19 +450,12 @@ def share_of(heads: Heads) -> Callable[[int], float | None]:
     return lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads]
 
 
-def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple[str, ...], Blocks]:
-    """Names of the shared leaves, of those the Gramian sums over, and of those in each group."""
+def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the shared leaves, and of those that the Gramian sums over."""
     names = measured = select(params, options.shared)
     if options.measure is not None:
         measured = select({name: params[name] for name in names}, options.measure, "measure")
-    found = {} if options.param_groups is None else partition(names, options.param_groups)
-    for label, members in found.items():
-        if not set(members) & set(measured):
-            raise ValueError(
-                f"measure={options.measure!r}: group {label!r} has none of these parameters, and "
-                "so no Gramian"
-            )
-    return names, measured, tuple(found.values())
+    return names, measured
 
 
 def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -516,7 +481,7 @@ def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
 
 
 def combination(
-    linear: Linearization, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
+    linear: Linearization, rows: Rows, params: Params, share: Tensor | float | None
 ) -> Combine:
     """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""
 
@@ -524,7 +489,7 @@ def combination(
         heads = linear.heads
         if isinstance(share, Tensor) or share not in (None, 1.0):
             heads = {name: grad * share for name, grad in heads.items()}
-        grads = linear.restore(combine_groups(weights, rows, blocks)) | heads
+        grads = linear.restore(weighted_sums(weights, rows)) | heads
         # no row of theirs was kept, or they are heads of the weighted loss
         left = tuple(name for name in params if name not in grads)
         grads |= linear.pullback(weights, left) if left else {}

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_function
+from ..core.gone import gone
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Blocks, Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import Edit, Heads, RowOptions, row_probe
+from ..types import Probe, Rows, Scalar, Select, State, constructor
+from ._jacobian import WENT, Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory
-from .groups import Groups
 
 Rate = Scalar | Callable[[Tensor], Tensor]
 
@@ -31,17 +31,15 @@ class MovingAverageState(NamedTuple):
 
 
 @constructor
+@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
 def moving_average(
     shared: Select = "*",
     *,
     rate: Rate = 0.1,
     corrected: bool = False,
     measure: Select | None = None,
-    param_groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
-    chunk_size: int | None = None,
-    gramian_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
@@ -54,13 +52,9 @@ def moving_average(
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
         measure: the shared leaves that the Gramian sums over; None is all of them.
-        param_groups: groups of shared parameters, each with weights of its own, as in
-            `mtlfunc.jacobian`; None is one group.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's row stands still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
-        chunk_size: rows differentiated in one batched pass; None is all.
-        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
             same memory.
 
@@ -101,9 +95,7 @@ def moving_average(
         count = first.new_zeros(len(first))
         return MovingAverageState(zeros, count, count.to(torch.int64))
 
-    def update(
-        rows: Rows, present: Tensor, blocks: Blocks, state: State
-    ) -> tuple[Rows, dict[str, Tensor], State]:
+    def update(rows: Rows, present: Tensor, state: State) -> tuple[Rows, dict[str, Tensor], State]:
         check_memory(isinstance(state, MovingAverageState) and same_shapes(state.rows, rows))
         steps = state.steps + present
         beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
@@ -123,11 +115,8 @@ def moving_average(
         shared,
         measure=measure,
         edit=Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected)),
-        param_groups=param_groups,
         present=present,
         heads=heads,
-        chunk_size=chunk_size,
-        gramian_dtype=gramian_dtype,
         group=group,
     )
     return row_probe(options)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable
 from ..core.tree import dot, metric_dot
 from ..core.wrappers import refuse_shards
-from ..types import Blocks, Metric, Params, Rows
+from ..types import Metric, Params, Rows
 from .group import Collectives, Group, agree, peers_of
 
 T = TypeVar("T")
@@ -140,10 +140,8 @@ class Shares(NamedTuple):
         linear: Any,
         params: Params,
         measured: tuple[str, ...] = (),
-        blocks: Blocks = (),
         *,
         whole: bool,
-        dtype: torch.dtype | None = None,
         metric: Metric | None = None,
     ) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
@@ -152,10 +150,8 @@ class Shares(NamedTuple):
             linear: the `Linearization` of the scaled losses of this process, with its rows.
             params: the leaves.
             measured: names of those that the Gramian sums over.
-            blocks: the names in each group of parameters.
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
-            dtype: of the Gramian's accumulation.
             metric: over the measured leaves.
         """
         peers = self.union.peers
@@ -168,7 +164,7 @@ class Shares(NamedTuple):
             rows, back, cut = _pieces(linear.rows, peers)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
-            products = gramians(rows, rows, measured, blocks, dtype, metric)
+            products = gramians(rows, rows, measured, metric)
             products = [x for x in products if x is not None]
             linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
@@ -251,27 +247,16 @@ def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
 
 
 def gramians(
-    left: Rows,
-    right: Rows,
-    measured: tuple[str, ...],
-    blocks: Blocks,
-    dtype: torch.dtype | None,
-    metric: Metric | None = None,
+    left: Rows, right: Rows, measured: tuple[str, ...], metric: Metric | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
-    metric; of several groups with a first axis for them.
+    metric.
     """
-    members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
     if metric is None:
-        found = [dot(left, right, names, dtype) for names in members]
-        return torch.stack(found) if blocks else found[0], None
-    found = torch.stack(
-        [metric_dot(left, metric.scale, metric.carried, right, x, dtype) for x in members]
-    )
-    gramian, carried = found[:, :-1], found[:, -1]
-    if right is left:
-        gramian = 0.5 * (gramian + gramian.mT)
-    return (gramian, carried) if blocks else (gramian[0], carried[0])
+        return dot(left, right, measured), None
+    found = metric_dot(left, metric.scale, metric.carried, right, measured)
+    gramian, carried = found[:-1], found[-1]
+    return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
 
 
 def _pieces(

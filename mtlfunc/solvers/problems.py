@@ -351,7 +351,7 @@ def check_definite(gramian: Tensor, least: float) -> None:
     elif gramian.dtype == torch.float64 and -smallest < noise:
         cure = (
             "this is what float32 leaves: pass a Gramian that was made in float32 in that "
-            "dtype, or make it in float64, with gramian_dtype=torch.float64 or of J.double()"
+            "dtype, or make it in float64, of J.double()"
         )
     raise ValueError(
         f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a "

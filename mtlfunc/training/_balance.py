@@ -7,10 +7,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ..core import random
-from ..core._torch import tree_map
 from ..core.checks import (
     all_present,
     check_autocast,
@@ -247,43 +245,17 @@ def gradients_of(
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state; one per group, with keys of their own, for losses [group, row]."""
-    # outside of vmap it can look at values, and say what is wrong with them
-    state = check_leaves(rule, rule.init(losses if losses.ndim == 1 else losses[0], key))
-    if losses.ndim == 1:
-        return state
-    keys = torch.stack([random.fold_in(key, group) for group in range(len(losses))])
-    return tree_map(torch.Tensor.contiguous, vmap(rule.init)(losses, keys))
-
-
-def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
-    """The rule, or the rule mapped over the groups of a Gramian [group, row, row].
-
-    Of what a probe added, [row] is common to the groups.
-    """
-    gramian = geometry.gramian
-    if gramian is None or gramian.ndim == 2:
-        return expect_answer(rule.update(geometry, state))
-
-    def update_group(gramian: Tensor, extra: dict[str, Tensor], state: State) -> Any:
-        return expect_answer(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
-
-    dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
-    return vmap(update_group, (0, dims, 0))(gramian, geometry.extra, state)
-
-
-def _groups(geometry: Geometry) -> torch.Size:
-    """`[group]`, or `[]` where the parameters are not grouped."""
-    return torch.Size() if geometry.gramian is None else geometry.gramian.shape[:-2]
+    """The rule's first state, for losses [row]."""
+    return check_leaves(rule, rule.init(losses, key))
 
 
 def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
     """The rule's weights, checked, and its next state; a state of another rule is named."""
     if torch.compiler.is_compiling():
-        return _update_rule(rule, geometry, state)
+        return expect_answer(rule.update(geometry, state))
     before = _marks(geometry, state)
     try:
-        weights, following = _update_rule(rule, geometry, state)
+        weights, following = expect_answer(rule.update(geometry, state))
     except Exception as error:
         _refuse_foreign(rule, geometry, state, error)
         raise
@@ -300,7 +272,7 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
             f"rule: the state from update of {rule!r} has another form than the one that it was "
             f"given: {changed}; return the keys, lengths and shapes that init returns"
         )
-    check_weights(weights, _groups(geometry) + geometry.losses.shape)
+    check_weights(weights, geometry.losses.shape)
     return weights, following
 
 
@@ -315,7 +287,7 @@ def _marks(geometry: Geometry, state: State) -> list[tuple[int, int]]:
 
 def _refuse_foreign(rule: Rule, geometry: Geometry, state: State, error: Any = None) -> None:
     """Raise where a rule that starts here has a state of other names or shapes than `state`."""
-    losses = geometry.losses.expand(_groups(geometry) + geometry.losses.shape)
+    losses = geometry.losses
     try:
         fresh = init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
     except Exception:  # it cannot start here: the state is not to blame
@@ -348,5 +320,4 @@ def count_of(measured: TaskGradients) -> int | Tensor:
 def _rates(gramian: Tensor, weights: Tensor) -> Tensor:
     if not gramian.numel():
         return gramian.new_zeros(0)
-    wide = weights.to(gramian.dtype)
-    return gramian @ wide if gramian.ndim == 2 else (gramian @ wide[..., None])[..., 0]
+    return gramian @ weights.to(gramian.dtype)

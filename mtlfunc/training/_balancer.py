@@ -282,8 +282,6 @@ class Balancer:
         given = present, weightings, target, scale
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
-        if info.weights.ndim > 1:
-            raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._kept = kept
         info = reduced(info, measured, self._reduction)
         weights = info.weights.detach()

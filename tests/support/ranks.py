@@ -214,7 +214,6 @@ def ragged(rank: int, size: int) -> None:
         "plain": with_labels(partial(mf.jacobian, TRUNK)),
         "own": with_labels(partial(mf.jacobian, TRUNK, heads="own", measure="trunk.2.*")),
         "weighted": with_labels(partial(mf.jacobian, TRUNK, heads="weighted")),
-        "groups": with_labels(partial(mf.jacobian, TRUNK, param_groups="layer")),
         "z": with_labels(partial(mf.representation, encode, decode_labelled, shared=TRUNK)),
         "mask": with_labels(partial(mf.jacobian, TRUNK, mask=mf.graddrop())),
         "tracked": with_labels(partial(mf.moving_average, TRUNK)),
@@ -338,7 +337,7 @@ def target(rank: int, size: int) -> None:
         first, second, _ = opaque(params, batch)
         return first + 0.5 * second
 
-    for options in ({}, {"param_groups": "layer"}, {"measure": "trunk.2.*"}):
+    for options in ({}, {"measure": "trunk.2.*"}):
 
         def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
             probe = mf.jacobian(TRUNK, target=aim, group=group, **options)
@@ -370,7 +369,7 @@ def several_batches(rank: int, size: int) -> None:
     """Two and three independent batches a step."""
     whole = tuple(x[: 8 // size * size] for x in BATCH)
     batches = [whole, tuple(x.flip(0) * 1.5 for x in whole), tuple(x + 0.1 for x in whole)]
-    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"param_groups": "layer"})):
+    for count, options in ((2, {}), (3, {"heads": "own"})):
 
         def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
             probe = mf.double_sampling(TRUNK, group=group, **options)
@@ -426,7 +425,6 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(losses=broken), "no such file")
     fails(begin(measure="trunk.0.*" if rank else "trunk.2.*"), "measure")
     fails(begin(heads="own" if rank else "plain"), "differ in heads")
-    fails(begin(gramian_dtype=torch.float64 if rank else None), "differ in gramian_dtype")
     fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
     fails(begin(present=labels_in if rank else None), "whether present= is given")
     fails(lambda: balancer(heads="own" if rank else "plain"), "differ in heads")

@@ -304,7 +304,6 @@ PROBES: dict[str, ProbeCase] = {
     "jacobian-weighted": ProbeCase(lambda: mf.jacobian("trunk.*", heads="weighted")),
     "jacobian-chunk-1": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=1)),
     "jacobian-chunk-2": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=2)),
-    "jacobian-float64": ProbeCase(lambda: mf.jacobian("trunk.*", gramian_dtype=torch.float64)),
     "representation": ProbeCase(lambda: mf.representation(encode, decode, shared="trunk.*")),
     "losses_only": ProbeCase(mf.losses_only, shared="*"),
 }

@@ -67,20 +67,10 @@ def aim(params, batch):
 
 STATEFUL = {
     "align": (lambda: mf.align(0.3), lambda: mf.jacobian(SHARED, target=aim), BATCH),
-    "align, by layers": (
-        lambda: mf.align(0.3),
-        lambda: mf.jacobian(SHARED, param_groups="layer", target=aim),
-        BATCH,
-    ),
     "modo, two batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), PAIR),
     "modo, three batches": (
         lambda: mf.modo(0.05, 0.1),
         lambda: mf.double_sampling(SHARED),
-        BATCHES,
-    ),
-    "modo, by layers": (
-        lambda: mf.modo(0.05, 0.1),
-        lambda: mf.double_sampling(SHARED, param_groups="layer"),
         BATCHES,
     ),
     "sdmgrad": (
@@ -93,11 +83,6 @@ STATEFUL = {
         lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5),
         BATCH,
     ),
-    "moco, by layers": (
-        lambda: mf.moco(0.05, 0.1),
-        lambda: mf.moving_average(SHARED, rate=0.3, param_groups="layer"),
-        BATCH,
-    ),
     "db_mtl": (
         mf.db_mtl,
         lambda: mf.log_losses(
@@ -106,11 +91,6 @@ STATEFUL = {
         BATCH,
     ),
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
-    "excess_mtl, by layers": (
-        lambda: mf.excess_mtl(0.3),
-        lambda: mf.excess_risk(SHARED, param_groups="layer", heads="own"),
-        BATCH,
-    ),
     "cagrad, tracked": (
         lambda: mf.cagrad(0.4),
         lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
