@@ -569,6 +569,17 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
         ),
         (["mtlfunc:nothing"], 2, "raises NameError: name 'nothing' is not defined"),
         (["mtlfunc"], 2, "expected module:name"),
+        (
+            ["tests.support.broken_rules:no_factory"],
+            2,
+            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today",
+        ),
+        (
+            ["--solver", "tests.support.broken_rules:no_factory"],
+            2,
+            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today",
+        ),
+        (["tests.support.broken_rules:no_rule"], 2, "function of the Gramian [T, T], got int"),
         (["mtlfunc:cagrad(-1)"], 2, "c: expected a finite number >= 0"),
         (["mtlfunc:cagrad(torch)"], 2, "name 'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "cagrad makes rules and needs arguments"),

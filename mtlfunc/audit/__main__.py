@@ -113,9 +113,13 @@ def main(argv: list[str] | None = None) -> int:
 def examine(kind: str, spec: str, required: Collection[str], options: dict[str, Any]) -> Any:
     """The report of what is named; a function without arguments makes a rule, or a solver."""
     found, name = load(spec), spec.partition(":")[2]
+    if callable(found) and required_arguments(found) == 0:
+        try:
+            found = found()
+        except Exception as error:  # whatever a factory may raise
+            raise ValueError(f"{spec!r}: {describe_error(error)}") from error
     if kind == "solver":
-        solver: Any = found() if callable(found) and required_arguments(found) == 0 else found
-        return check_solver(solver, name=name, **options)
+        return check_solver(found, name=name, **options)
     if "only" in options:
         options |= {"only": [*options["only"], *required]}
     return audit(found, name=name, **options)

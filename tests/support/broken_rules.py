@@ -18,6 +18,14 @@ class Broken(NamedTuple):
     smallest: int = 0  # T of the counterexample; 0 is any
 
 
+def no_factory():
+    raise RuntimeError("no rule today")
+
+
+def no_rule():
+    return 3
+
+
 def stateful(update, init=lambda losses, key: torch.zeros_like(losses)):
     return mf.Rule(init, update)
 
