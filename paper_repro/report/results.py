@@ -7,7 +7,7 @@ aside before anything runs, with a notice, and what it held is computed again.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -349,8 +349,8 @@ def reserved(folder: Path) -> Iterator[None]:
     What writes that were killed halfway left is taken away.
 
     Raises:
-        Refused: where the folder cannot be made or written, or another run holds it, or something
-            else stands where a file or a folder belongs.
+        Refused: where the folder cannot be made or written, or holds files but none of a run, or
+            another run holds it, or something else stands where a file or a folder belongs.
     """
     lock = folder / LOCK
     try:
@@ -358,6 +358,11 @@ def reserved(folder: Path) -> Iterator[None]:
         for path, kind in ((folder / PAGE, "file"), (folder / PARTS, "folder")):
             if path.exists() and path.is_dir() != (kind == "folder"):
                 raise Refused(f"--out: {path} is no {kind}; move it away, or name another folder")
+        if not _own(folder):
+            raise Refused(
+                f"--out: {folder} holds files, and none of an earlier run; name a new folder, or "
+                "an empty one"
+            )
         lock.open("a").close()
     except OSError as error:
         reason = error.strerror or str(error)
@@ -372,6 +377,19 @@ def reserved(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another run ({error.holder}); wait for it, or name another "
             f"folder with --out{error.cure}"
         ) from error
+
+
+def _own(folder: Path) -> bool:
+    """Whether a run may write there: it holds no visible file, or what a run left, whole or not."""
+    if not any(not path.name.startswith(".") for path in folder.iterdir()):
+        return True
+    for name, kind, mark in (("claims.json", list, "verdict"), ("runs.json", dict, "claims")):
+        with suppress(Unreadable):
+            found = _read(folder / name, kind)
+            entries = list(found.values() if kind is dict else found)
+            if any(isinstance(entry, dict) and mark in entry for entry in entries):
+                return True
+    return (folder / LOCK).exists() or (folder / PARTS).exists()  # one that was killed early
 
 
 def _tidy(folder: Path) -> None:

@@ -183,6 +183,34 @@ def test_what_stands_in_the_way_is_refused(name: str, made: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == [place]
 
 
+@pytest.mark.parametrize(
+    "name", ["report.html", "claims.json", "runs.json", "a-drawn.png", "a-drawn.svg", "notes.txt"]
+)
+def test_a_folder_of_somebody_else_is_refused(name: str, made: Path, tmp_path: Path) -> None:
+    """Whatever is in it; an empty folder, which the error names, will do."""
+    theirs = tmp_path / name
+    theirs.write_text('["not ours"]')
+    with pytest.raises(Refused, match="none of an earlier run"):
+        reproduce(never(made), ["a"], TINY, tmp_path)
+    assert list(tmp_path.iterdir()) == [theirs]
+    assert theirs.read_text() == '["not ours"]'
+    (tmp_path / "empty").mkdir()
+    reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path / "empty")
+    assert claims_in(tmp_path / "empty")[0]["verdict"] == "holds"
+
+
+def test_a_folder_of_a_run_that_was_copied_is_its_own(made: Path, tmp_path: Path) -> None:
+    """Without the hidden files, with what one has put next to the results."""
+    reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path / "run")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (tmp_path / "run").glob("[!.]*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "notes.txt").write_text("mine")
+    reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, copy)
+    assert (copy / "notes.txt").read_text() == "mine"
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
