@@ -225,19 +225,6 @@ def test_gradient_of_a_compiled_run_with_respect_to_c(how):
     close(torch.compile(grad(end), **how)(c), grad(end)(c))
 
 
-def test_random_numbers_are_the_same_compiled():
-    def draw(seed):
-        key = mf.random.key(seed)
-        return (
-            mf.random.uniform(key, (5,), torch.float64),
-            mf.random.normal(key, (5,), torch.float64),
-            mf.random.permutation(key, 7),
-        )
-
-    seeds = torch.tensor([0, 2**40, -3])
-    close(torch.compile(vmap(draw), fullgraph=True)(seeds), vmap(draw)(seeds), rtol=1e-12)
-
-
 def test_cvx_says_that_it_cannot_be_compiled():
     with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
         torch.compile(

@@ -35,9 +35,11 @@ def __dir__() -> list[str]:  # for completion: public names alone
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_HIGH, _LOW = 0x9E3779B9, 0x7F4A7C15  # its halves
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
-_ALL = 2**64 - 1
+_ALL, _POSITIVE = 2**64 - 1, 2**63 - 1
+_ZERO = torch.zeros((), dtype=torch.int64)
 
 
 class Stream(NamedTuple):
@@ -98,7 +100,8 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
     """
     if _is_plain(key, data):
         return _scalar(_plain_fold(int(key), int(data)))
-    return _hash(_hash(key + _GOLDEN) ^ _hash(data * torch.ones_like(key) + _FIRST))
+    key, data = _from_memory(key), _from_memory(data * torch.ones_like(key))
+    return _hash(_hash(key + _GOLDEN) ^ _hash(data + _FIRST))
 
 
 def stream(key: Int[Tensor, ""]) -> Stream:
@@ -296,10 +299,23 @@ def _scalar(x: int) -> Int[Tensor, ""]:
 
 def _bits(key: Tensor, shape: int | tuple[int, ...]) -> Tensor:
     shape = (shape,) if isinstance(shape, int) else shape  # as NumPy reads it, of a plain key
-    position = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
-    # a compiled kernel multiplies its index, an int32, by a number, but not by a tensor
-    step = (key & 0) | _GOLDEN if torch.compiler.is_compiling() else _GOLDEN
-    return _hash(_hash(key + _GOLDEN) + (position + 1) * step)
+    count = math.prod(shape)
+    position = torch.arange(1, count + 1, dtype=torch.int64, device=key.device).reshape(shape)
+    # Times the golden ratio modulo 2**64, in halves whose products stay inside int64. The mask
+    # changes nothing; it keeps inductor from multiplying positions itself, in 32 bits or in Python.
+    position = position & _POSITIVE
+    product = position * _LOW + ((position * _HIGH) << 32)
+    return _hash(_hash(_from_memory(key) + _GOLDEN) + product)
+
+
+def _from_memory(key: Tensor) -> Tensor:
+    """The key, of which a C++ compiler may know nothing.
+
+    inductor writes signed products, whose overflow the compiler takes for impossible: where it
+    knows the factors, as of a constant key, it ends loops early or makes up a value.
+    """
+    compiled = torch.compiler.is_compiling() and key.device.type == "cpu"
+    return key + _ZERO if compiled else key
 
 
 def _hash(x: Tensor) -> Tensor:
