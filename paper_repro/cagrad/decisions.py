@@ -10,6 +10,7 @@ from ..report.bounds import (
     EQUALLY_LOW,
     FIRST_HIGH,
     FIRST_LOW,
+    KICKED,
     LENGTH,
     MOST_RUNS,
     MOVED,
@@ -142,11 +143,15 @@ def faster(measured: Measured) -> Verdict:
     return "holds only when" if any(near) else "does not hold"
 
 
-@decided("MGDA and PCGrad both move on along the set, by 1e-2 or more")
+@decided("MGDA and PCGrad both move on along the set, by more than three of Adam's kicks from rest")
 def stops(measured: Measured) -> Verdict:
-    """Open where a start never meets the set: then the number is NaN."""
+    """Open where a start never meets the set: then the number is NaN.
+
+    A way of one kick hangs on rounding: MGDA's from (10, -8) is between 4e-4 and 1.5e-2 in fifty
+    digits, from starts that are 1e-9 apart, and up to 3.2e-2 in float64.
+    """
     rests = [
-        measured[f"{name}: largest movement after contact"] < MOVED.now
+        measured[f"{name}: largest movement after contact"] < KICKED.now
         for name in ("MGDA", "PCGrad")
     ]
     if all(rests):

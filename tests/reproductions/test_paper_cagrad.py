@@ -17,7 +17,8 @@ import mtlfunc as mf
 from experiments.benchmarks import toy as benchmark
 from paper_repro.cagrad import _toy as toy
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
-from paper_repro.claims import ROWS
+from paper_repro.claims import DECISIONS, ROWS
+from paper_repro.report import bounds
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -370,3 +371,29 @@ def test_all_rows_are_the_full_method() -> None:
     full = fast.sampled(rows, 6, 0.5, 8)
     assert max(full.bias, full.deviation, abs(full.missed), full.mean_error) < 1e-9
     assert fast.sampled(rows, 2, 0.5, 8).deviation > 0.01
+
+
+def test_a_way_of_one_kick_of_adam_is_rest() -> None:
+    """After 50,000 steps of zeros one gradient, however small, moves a place by the step times
+    (1 - β₁)/√(1 - β₂) Σ_k (β₁/√β₂)^k: more than what counted as rest before, a third of what does.
+    """
+    optimizer, zero = mf.adam(toy.LR, eps=0.0), {"x": torch.zeros(1, dtype=torch.float64)}
+    state = optimizer.init(zero)._replace(steps=torch.tensor(50_000))
+    x, _ = run_from(optimizer, zero, state, 1e-12)
+    root = math.sqrt(0.999)
+    kick = toy.LR * 0.1 / math.sqrt(1 - 0.999) / (1 - 0.9 / root)
+    assert abs(x) == pytest.approx(kick, rel=1e-6)
+    assert bounds.MOVED < kick < bounds.KICKED / 2.9
+    measured = {f"{name}: largest movement after contact": kick for name in ("MGDA", "PCGrad")}
+    whole = {"steps": float(toy_runs.STEPS)}
+    assert DECISIONS["CA-04"].verdict(measured | whole) == "holds"
+    crept = measured | {"PCGrad: largest movement after contact": 2 * float(bounds.KICKED)}
+    assert DECISIONS["CA-04"].verdict(crept | whole) == "holds only when"
+
+
+def run_from(optimizer: mf.Optimizer, x: Any, state: Any, gradient: float) -> tuple[float, Any]:
+    """Where one gradient and 500 zeros lead."""
+    for k in range(500):
+        grads = {"x": torch.full_like(x["x"], gradient if k == 0 else 0.0)}
+        x, state = optimizer.update(grads, state, x)
+    return float(x["x"]), state
