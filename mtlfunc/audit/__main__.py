@@ -39,7 +39,7 @@ OPTIONS = {"rule": ("only", "require", "instances"), "solver": ("problems", "cla
 
 
 def load(spec: str) -> Any:
-    """The object that `module:expression` names; the working directory is also searched.
+    """What `module:expression` names, or makes of no arguments; the working directory is searched.
 
     Raises:
         ValueError: if it is not of this form, or importing or evaluating it raises.
@@ -51,8 +51,9 @@ def load(spec: str) -> Any:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return eval(expression, dict(vars(importlib.import_module(module))))
-    except Exception as error:  # whatever runs on import
+        found = eval(expression, dict(vars(importlib.import_module(module))))
+        return found() if callable(found) and required_arguments(found) == 0 else found
+    except Exception as error:  # whatever runs on import, or in a factory
         raise ValueError(f"{spec!r}: {describe_error(error)}") from error
 
 
@@ -111,13 +112,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def examine(kind: str, spec: str, required: Collection[str], options: dict[str, Any]) -> Any:
-    """The report of what is named; a function without arguments makes a rule, or a solver."""
+    """The report of what is named."""
     found, name = load(spec), spec.partition(":")[2]
-    if callable(found) and required_arguments(found) == 0:
-        try:
-            found = found()
-        except Exception as error:  # whatever a factory may raise
-            raise ValueError(f"{spec!r}: {describe_error(error)}") from error
     if kind == "solver":
         return check_solver(found, name=name, **options)
     if "only" in options:
