@@ -148,7 +148,7 @@ def stops(measured: Measured) -> Verdict:
     """Open where a start never meets the set: then the number is NaN.
 
     A way of one kick hangs on rounding: MGDA's from (10, -8) is between 4e-4 and 1.5e-2 in fifty
-    digits, from starts that are 1e-9 apart, and up to 3.2e-2 in float64.
+    digits, from starts that differ by 1e-9, and up to 3.2e-2 in float64.
     """
     rests = [
         measured[f"{name}: largest movement after contact"] < KICKED.now
