@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from paper_repro.cross_paper.muon_norm import descent_in_norm, exact_step
+from paper_repro.cross_paper.muon_norm import descent_in_norm, factors
 
 from .networks import Problem
 
@@ -80,12 +80,11 @@ class Muon:
         if self.norm:
             known = rows()
             shared = {name: known[name] for name in self.problem.names}
-            grads, rates = descent_in_norm(self.muon, module, shared, info.gramian)
+            with factors(self.exact):
+                grads, rates = descent_in_norm(self.muon, module, shared, info.gramian)
             for name, grad in grads.items():
                 module.get_parameter(name).grad = grad
-        if self.exact:
-            exact_step(self.muon)
-        else:
+        with factors(self.exact):
             self.muon.step()
         self.adam.step()
         return rates

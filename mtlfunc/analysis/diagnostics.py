@@ -265,8 +265,8 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     away from 0. A Gramian computed at machine epsilon ε holds no information about lengths below
     √(8Tε)·Σ w_t‖g_t‖ (√ε in half precision, which stores sums made in float32): at or below that
     the verdict is "stationary", and ratios of rates are noise. Of more than 63 tasks in bfloat16,
-    374 in float16 and 724 in float32 that is the length of orthogonal gradients' mean. Then nothing
-    can be told: `noise` is NaN, `lower` 0 and `stationary` False. Accumulate in a wider dtype.
+    374 in float16 and 724 in float32 that is the length of orthogonal gradients' mean. Then a
+    Gramian says nothing: `noise` is NaN, `lower` 0 and `stationary` False.
 
     Args:
         gramian: G `[task, task]`; accumulate it in float64 (`gramian_dtype`) if the verdict matters

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Muon
 
 from ..core.checks import check_vector
+from ..solvers.problems import or_one
 from ..types import Params, Rows, Solution
 from ._nuclear import check_rows, nuclear
 
@@ -28,7 +29,8 @@ def gradients(
     carried: Float[Tensor, " task"] | None = None,
     weights: Float[Tensor, " task"] | None = None,
 ) -> tuple[Solution, Params]:
-    """The `.grad` after which the next step of `torch.optim.Muon` is the steepest common descent.
+    """The `.grad` after which the next step of `torch.optim.Muon` is the steepest common descent,
+    and what that step does.
 
     Its step is the polar factor of a sum of the gradient and its momentum. The answer cancels the
     momentum, (Σ w g - b B)/a, so that the step is the polar factor of Σ w g with the weights of
@@ -36,13 +38,10 @@ def gradients(
     buffer stays bounded: in it is what is left of the last few Σ w g. With `weights` the answer is
     Σ w g itself, and the rates say what the step will do to each loss, momentum included.
 
-    The rates and `gap` are those of exact polar factors. Muon's own are five Newton-Schulz steps in
-    bfloat16, whose singular values are near 1, and less where those of the matrix are below a
-    thousandth of the largest: for them the rates are an estimate. With the largest of these
-    singular values, s, the smallest is at most s Σ_l ‖Σ w g_l‖_*, plus what is not of the matrices.
-    Where Σ w g is that close to singular, the smallest rate of a real step was less than 0.3 of the
-    predicted one in about one step of ten, and `gap` does not show it.
-    `mtlfunc.diagnostics.predicted_change` has the rates of a step that was made.
+    Where Σ w g is singular no polar factor is the best step, and Muon's, five Newton-Schulz steps
+    in bfloat16, is none. So the optimizer makes its step twice on copies: of Σ w g, and of the best
+    step D of `nuclear` as long as Σ w g. The answer is the one whose smallest rate is larger, and
+    `rates` and `gap` are those of that step.
 
     Args:
         optimizer: a `torch.optim.Muon`, between two steps. Its state is read and left as it is.
@@ -60,8 +59,8 @@ def gradients(
         `mtlfunc.assign_gradients`. `rates`: by how much each loss falls in the next step, to first
         order, weight decay and learning rates included.
         `value` + ½wᵀGw: the smallest rate of the best step, with `gramian` G and the best step's w.
-        `gap` bounds what this step lacks of it: also where Σ w g is singular, and no polar factor
-        is the best step.
+        `gap` bounds what this step lacks of it, and is large where Muon cannot make that step. A
+        rate below 0 says that the step raises this loss.
 
     Raises:
         TypeError: for an optimizer that is not `torch.optim.Muon`; subclasses may step otherwise.
@@ -78,8 +77,8 @@ def gradients(
         >>> optimizer = torch.optim.Muon(net.parameters(), lr=0.1, weight_decay=0.0)
         >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]])}
         >>> solution, grads = gradients(optimizer, net, rows)
-        >>> solution.weights, solution.rates
-        (tensor([0., 1.]), tensor([0.4000, 0.3000]))
+        >>> solution.weights, (solution.rates > 0).tolist()
+        (tensor([0., 1.]), [True, True])
     """
     check_rows(rows, gramian, carried)
     if type(optimizer) is not Muon:
@@ -93,20 +92,45 @@ def gradients(
     scaled = {name: steps[name].rate * leaf for name, leaf in rows.items()}
     decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
     anyway = decay if carried is None else decay + carried
-    solution, _ = nuclear(scaled, gramian, carried=anyway)
+    solution, best = nuclear(scaled, gramian, carried=anyway)
     w = solution.weights if weights is None else torch.as_tensor(weights).to(solution.weights)
     check_vector(w, solution.weights[None], "weights")
     mixed = {name: torch.einsum("t,tmn->mn", w.to(x), x) for name, x in rows.items()}
+    tried = [mixed]
     if weights is None:  # without what the momentum will add
-        mixed = {name: (x - steps[name].buffer) / steps[name].share for name, x in mixed.items()}
-    updates = {name: steps[name].share * x + steps[name].buffer for name, x in mixed.items()}
-    polar = nuclear({name: x[None] for name, x in updates.items()}, steps=1)[1]
+        tried.append({name: mixed[name].norm() / or_one(x.norm()) * x for name, x in best.items()})
+        tried = [
+            {name: (x - steps[name].buffer) / steps[name].share for name, x in one.items()}
+            for one in tried
+        ]
     curve = torch.zeros_like(w) if gramian is None else gramian.to(w) @ w
-    fall = torch.stack([_products(x, polar[name]) for name, x in scaled.items()]).sum(0)
-    rates = fall + curve + anyway
+    made = []
+    for one in tried:
+        grads = {name: x.to(given[name]) for name, x in one.items()}
+        moves = _moves_of(optimizer, params, grads)
+        fall = torch.stack([_products(x, moves[name].to(x)) for name, x in rows.items()]).sum(0)
+        made.append((fall + curve + anyway, grads))
+    rates, grads = max(made, key=lambda each: float(each[0].amin()))
     gap = (solution.value + 0.5 * w @ curve - rates.amin()).clamp_min(0)
-    grads = {name: x.to(given[name]) for name, x in mixed.items()}
     return solution._replace(weights=w, dual=w, rates=rates, gap=gap), grads
+
+
+def _moves_of(optimizer: Muon, params: Mapping[str, Tensor], grads: Params) -> Params:
+    """-θ' after the optimizer's step with these gradients from θ = 0, where nothing decays."""
+    copies = {name: torch.zeros_like(params[name]).requires_grad_() for name in grads}
+    groups = [
+        group
+        | {"params": [x for name, x in copies.items() if any(params[name] is y for y in held)]}
+        for group in optimizer.param_groups
+        for held in [group["params"]]
+    ]
+    twin = Muon([group for group in groups if group["params"]])
+    for name, copied in copies.items():
+        copied.grad = grads[name].to(copied)
+        state = optimizer.state.get(params[name], {})
+        twin.state[copied] = {key: torch.clone(x) for key, x in state.items()}
+    twin.step()
+    return {name: -copied.detach() for name, copied in copies.items()}
 
 
 class _Step(NamedTuple):

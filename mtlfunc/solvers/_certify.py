@@ -35,7 +35,7 @@ class Certificate(NamedTuple):
     kappa: Float[Tensor, ""]
     infeasibility: Float[
         Tensor, ""
-    ]  # the constraint missed by most; CAGrad's in units of ‖g₀‖, if that is told from 0
+    ]  # the constraint missed by most; CAGrad's in units of ‖g₀‖, if this is more than rounding
     # KKT: the worst task's rate below what optimality asks, as a cosine
     violation: Float[Tensor, ""]
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -30,18 +36,17 @@ def network(params: mf.types.Params) -> nn.Module:
     return net
 
 
-def exact_step(muon: torch.optim.Muon) -> None:
-    """The optimizer's step with Nesterov's momentum, without decay, by exact polar factors."""
-    group = muon.param_groups[0]
-    with torch.no_grad():
-        for leaf in group["params"]:
-            assert leaf.grad is not None
-            buffer = muon.state[leaf].setdefault("momentum_buffer", torch.zeros_like(leaf))
-            buffer.lerp_(leaf.grad, 1 - group["momentum"])
-            update = leaf.grad.lerp(buffer, group["momentum"])
-            left, _, right = torch.linalg.svd(update, full_matrices=False)
-            adjusted = group["lr"] * max(1.0, leaf.shape[0] / leaf.shape[1]) ** 0.5
-            leaf.sub_(adjusted * (left @ right))
+@contextmanager
+def factors(exact: bool) -> Iterator[None]:
+    """Polar factors, if exact, instead of Muon's own five Newton-Schulz steps in bfloat16."""
+    module, name = import_module("torch.optim._muon"), "_zeropower_via_newtonschulz"
+
+    def polar(update: Tensor, *_: Any) -> Tensor:
+        left, _, right = torch.linalg.svd(update, full_matrices=False)
+        return left @ right
+
+    with patch.object(module, name, polar) if exact else nullcontext():
+        yield
 
 
 def descent_in_norm(
@@ -80,13 +85,15 @@ def train(seed: int, *, norm: bool, exact: bool, steps: int) -> tuple[Tensor, Te
         promised = torch.zeros(3)
         if norm:
             gramian = beside.measure(losses(dict(net.named_parameters()), batch)).gramian
-            grads, promised = descent_in_norm(muon, net, rows, gramian)
+            with factors(exact):
+                grads, promised = descent_in_norm(muon, net, rows, gramian)
         else:
             flat = torch.cat([x.flatten(1) for x in rows.values()], 1)
             weights = mf.weights(mf.mgda(), flat @ flat.T)
             grads = {name: torch.tensordot(weights, row, 1) for name, row in rows.items()}
         mf.assign_gradients(net, grads)
-        (exact_step if exact else torch.optim.Muon.step)(muon)
+        with factors(exact):
+            muon.step()
         adam.step()
         moved = {name: leaf - before[name] for name, leaf in mf.parameters(net).items()}
         change = torch.stack([rows[x].flatten(1) @ moved[x].flatten() for x in rows]).sum(0)

@@ -1,11 +1,7 @@
 """experiments/metric: the command's matrices, Muon by exact factors, estimates of influence."""
 
-from importlib import import_module
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 from torch.func import grad, vmap
 
 import mtlfunc as mf
@@ -29,27 +25,6 @@ def test_muon_by_exact_factors_keeps_its_promise():
     assert found.risen == 0
     assert found.correlation > 0.999
     assert perform(cell._replace(way="G"), 0, 30).risen > 0.5
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
-def test_exact_factors_are_muons_step_but_for_newton_schulz(shape, monkeypatch):
-    """torch's own step with its iteration, in bfloat16, replaced by the factor that it aims at."""
-
-    def polar(grad: torch.Tensor, *_: Any) -> torch.Tensor:
-        left, _, right = torch.linalg.svd(grad, full_matrices=False)
-        return left @ right
-
-    module = import_module("torch.optim._muon")
-    monkeypatch.setattr(module, "_zeropower_via_newtonschulz", polar)
-    start = mf.random.normal(mf.random.key(0), shape, torch.float64)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    both = [torch.optim.Muon([x], 0.1, weight_decay=0.0) for x in (ours, theirs)]
-    for step in range(3):
-        ours.grad = mf.random.normal(mf.random.key(1 + step), shape, torch.float64)
-        theirs.grad = ours.grad.clone()
-        steps.exact_step(both[0])
-        both[1].step()
-        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.fixture(scope="module")
