@@ -14,7 +14,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 from ..types import Params, Rows, Select
 from ._torch import forward_level
 from .checks import constant_when_compiled, depth, same_storage
-from .wrappers import refuse_shards, refuse_wrapped
+from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
@@ -79,6 +79,7 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
     Raises:
         KeyError: if `grads` has a name that the module lacks.
         ValueError: if a shape, dtype or device differs.
+        NotImplementedError: for sharded parameters, and an optimizer in the backward pass.
 
     Examples:
         >>> net = nn.Linear(2, 1)
@@ -88,6 +89,7 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
     """
     leaves = dict(module.named_parameters())
     refuse_shards(leaves, "module")
+    refuse_inner_steps(leaves)
     for name, grad in grads.items():
         if name not in leaves:
             raise KeyError(

@@ -25,6 +25,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.gone import gone
+from ..core.wrappers import refuse_inner_steps
 from ..gradients.hooks import Handles
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
@@ -170,6 +171,7 @@ class Balancer:
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether its graph is of use to these; None is unknown
         leaves = self._leaves(again=True)
+        refuse_inner_steps(leaves)
         union_of(self._probe.group, leaves)  # its backend takes them
         if self._probe.watches is not None:
             self._probe.watches(leaves, 1)  # its globs match
@@ -233,6 +235,7 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
+        refuse_inner_steps(self._leaves())
         with enable_grad(), Explained():
             given = present, weightings, target, scale
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
