@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from ..types import Params, Rows, Select
+from ..types import Metric, Params, Rows, Select
 from ._torch import forward_level
 from .checks import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
@@ -449,6 +449,19 @@ def metric_dot(
 
 CHUNK = 2**16
 """Coordinates of `metric_dot` at a time."""
+
+
+def gramians(
+    left: Rows, right: Rows, measured: tuple[str, ...], metric: Metric | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
+    metric.
+    """
+    if metric is None:
+        return dot(left, right, measured), None
+    found = metric_dot(left, metric.scale, metric.carried, right, measured)
+    gramian, carried = found[:-1], found[-1]
+    return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
 
 
 def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:

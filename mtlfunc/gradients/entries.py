@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,11 +191,8 @@ def sample_by_layers(
         ValueError: where the graph does not prove that samples stay separate.
     """
 
-    def all_sides() -> tuple[list[Split], dict[str, Any]]:
-        sides = [_side(losses_fn, params, batch, names) for batch in batches]
-        return sides, {"the number of tasks": [list(x.losses.shape[1:]) for x in sides]}
-
-    sides = union.agree(all_sides)
+    sides = [_side(losses_fn, params, batch, names) for batch in batches]
+    union.check({"the number of tasks": [list(x.losses.shape[1:]) for x in sides]})
     with enable_grad():
         if len(sides) == 2 or union.several:
             every = union.lists([signature(side.plan) for side in sides])

@@ -188,16 +188,14 @@ def sample_gramian(
     """
     union = union_of(group, params)
 
-    def choose_names() -> tuple[tuple[str, ...], dict[str, Any]]:
-        check_params(params)
-        check_engine(engine)
-        check_dtype(gramian_dtype)
-        names = select(params, shared)
-        options = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
-        options["whether there is another batch"] = other is not None
-        return names, options | describe_params(params) if union.several else {}
-
-    names = union.agree(choose_names)
+    check_params(params)
+    check_engine(engine)
+    check_dtype(gramian_dtype)
+    names = select(params, shared)
+    if union.several:
+        given = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
+        given["whether there is another batch"] = other is not None
+        union.check(given | describe_params(params))
     batches = (batch,) if other is None else (batch, other)
     by_layers = engine != "rows" and not torch.compiler.is_compiling()
     if not by_layers and other is None and not union.several:
@@ -283,11 +281,8 @@ def _gramian_by_rows(
 ) -> tuple[Tensor, Tensor]:
     """Rows of the first batch with those of the last, of this process or of all."""
 
-    def linearize_sides() -> tuple[list[Linearization], dict[str, Any]]:
-        found = [_linearize_entries(losses_fn, params, each, names) for each in batches]
-        return found, {"the number of tasks": [list(x.aux.shape[1:]) for x in found]}
-
-    found = union.agree(linearize_sides)
+    found = [_linearize_entries(losses_fn, params, each, names) for each in batches]
+    union.check({"the number of tasks": [list(x.aux.shape[1:]) for x in found]})
     return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, union.columns)
 
 

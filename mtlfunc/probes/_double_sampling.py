@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_option, check_params
 from ..core.gone import gone
-from ..core.tree import map_params, select
+from ..core.tree import gramians, map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
-from ..processes import Group, check_group, gramians
+from ..processes import Group, check_group
 from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
 from ._jacobian import WENT, Heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
@@ -71,15 +71,10 @@ def double_sampling(
     shared = fixed(shared)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        def start() -> tuple[Tensor, dict[str, Any]]:
-            check_params(run.params)
-            names, several = select(run.params, shared), _several(batch)
-            losses = _mean_losses(run, stepped_on(several), names)
-            facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
-            return losses, facts | {"shared": names, "heads": heads}
-
-        losses = run.union.agree(start)
-        return run.union.shares(None).total(losses), ()
+        check_params(run.params)
+        names, several = select(run.params, shared), _several(batch)
+        losses = _mean_losses(run, stepped_on(several), names)
+        return run.started(losses, None, shared=names, heads=heads, batches=len(several)), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
@@ -96,7 +91,7 @@ def double_sampling(
             request = Request(kept, heads=share)
             forward, shares = run.open(one, request)
             linear = run.linearize(forward, request, shares)
-            return shares.linearization(linear, params, whole=True)
+            return shares.linearization(linear, whole=True)
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]

@@ -14,11 +14,10 @@ from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.gone import gone
 from ..core.tree import combine as weighted_sums
-from ..core.tree import same_shapes, select
+from ..core.tree import gramians, same_shapes, select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.linearize import Linearization, Request, weighed
-from ..gradients.run import Forward
-from ..processes import Group, Shares, check_group, describe, gramians
+from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,
     Combine,
@@ -295,24 +294,18 @@ def _edits(options: RowOptions) -> bool:
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
 
-    def start() -> tuple[tuple[Tensor, Tensor | None, Tensor | None], dict[str, Any]]:
-        check_params(params)
-        names, _ = _layout(params, options)
-        counts = _labels(options, run, batch)
-        weights = run.weightings(options.weightings, batch)
-        if weights is None:
-            losses = first_losses(run, batch, names, hint=True, counts=counts)
-        else:
-            losses = first_weighed(run, batch, weights)
-        facts = {"the number of tasks": len(losses)} | _facts(options, run, weights)
-        facts["whether present= is given"] = counts is not None
-        return (losses, counts, weights), facts
-
-    losses, counts, weights = run.union.agree(start)
-    # weightings of this process's samples have all of its losses
-    shares = run.union.shares(counts) if weights is None else run.union.sums()
-    losses = shares.total(losses)
+    check_params(params)
     names, _ = _layout(params, options)
+    counts = _labels(options, run, batch)
+    weights = run.weightings(options.weightings, batch)
+    if weights is None:
+        losses = first_losses(run, batch, names, hint=True, counts=counts)
+    else:
+        # of this process's samples: 1/R of each rank's, as many as there are, is their sum
+        losses = run.union.size * first_weighed(run, batch, weights)
+    own = {"group", "engine", "chunk_size"}  # a rank's
+    facts = {name: value for name, value in options._asdict().items() if name not in own}
+    losses = run.started(losses, counts, **facts)
     state = ()
     if options.edit is not None:
         shapes = {name: (len(losses), *params[name].shape) for name in names}
@@ -322,22 +315,6 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     if options.mix is not None:
         losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
     return losses, state
-
-
-def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str, Any]:
-    """What processes must have in common, or they would wait for one another, or sum what differs;
-    functions as far as they can be compared.
-    """
-    if not run.union.several:
-        return {}
-    names, measured = _layout(run.params, options)
-    same = {name: getattr(options, name) for name in ("mask", "mix", "edit")}
-    same |= {"shared": names, "measure": measured, "heads": options.heads}
-    found: dict[str, Any] = {name: describe(value) for name, value in same.items()}
-    found["whether weightings= are given"] = weightings is not None
-    found["whether target= is given"] = options.target is not None
-    # the samples that they weigh are a rank's own
-    return found if weightings is None else found | {"the number of tasks": len(weightings)}
 
 
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
@@ -378,9 +355,7 @@ def _update(
         chunk_size=options.chunk_size,
         weightings=0 if weights is None else len(weights),
     )
-    forward, shares = run.open(
-        batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run, weights)
-    )
+    forward, shares = run.open(batch, request, _labels(options, run, batch))
     if weights is not None:
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = run.linearize(forward, request, shares)
@@ -389,20 +364,14 @@ def _update(
 
 def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
     """The gradient of the target loss as one row, on every process that of their mean."""
-    if options.target is None and run.target(None, batch) is None:
-        return None  # on every process: whether there is a target has been compared
-
-    def opened() -> tuple[Forward, dict[str, Any]]:
-        forward = run.target(options.target, batch)
-        assert forward is not None
-        _expect_rows(options.engine, _FOR_TARGET)
-        check_target(forward, measured)
-        return forward, {"whether target= is given": True}
-
-    forward = run.union.agree(opened)
+    forward = run.target(options.target, batch)
+    if forward is None:
+        return None
+    _expect_rows(options.engine, _FOR_TARGET)
+    check_target(forward, measured)
     shares, request = run.union.shares(None), Request(measured, chunk_size=1)
     linear = run.linearize(forward, request, shares)
-    return shares.linearization(linear, run.params, whole=True).rows
+    return shares.linearization(linear, whole=True).rows
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -423,7 +392,7 @@ def _measured(
     mask, edit = options.mask, options.edit
     whole = not (mask is edit is aim is None)
     part = shares.part(linear.losses)
-    linear = shares.linearization(linear, params, measured, whole=whole, metric=metric)
+    linear = shares.linearization(linear, measured, whole=whole, metric=metric)
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:

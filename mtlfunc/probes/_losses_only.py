@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..core.checks import check_params
@@ -42,23 +40,15 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     check_group(group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        def start() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
-            check_params(run.params)
-            counts = run.labels(present, batch, counts=group is not None)
-            losses = first_losses(run, batch, tuple(run.params), counts=counts)
-            return (losses, counts), {
-                "the number of tasks": len(losses),
-                "whether present= is given": counts is not None,
-            }
-
-        losses, counts = run.union.agree(start)
-        return run.union.shares(counts).total(losses), ()
+        check_params(run.params)
+        counts = run.labels(present, batch, counts=group is not None)
+        losses = first_losses(run, batch, tuple(run.params), counts=counts)
+        return run.started(losses, counts), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
-        forward, shares = run.open(
-            batch, labels=lambda: run.labels(present, batch, counts=group is not None)
-        )
+        counts = run.labels(present, batch, counts=group is not None)
+        forward, shares = run.open(batch, counts=counts)
         linear = run.linearize(forward, Request(()), shares)
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)

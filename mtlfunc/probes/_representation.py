@@ -99,23 +99,17 @@ def representation(
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         params = run.params
 
-        def start() -> tuple[tuple[Tensor, Tensor | None, Tasks], dict[str, Any]]:
-            check_params(params)
-            names = select(params, shared)
-            counts = run.labels(present, batch, counts=group is not None)
-            forward = run.first(batch)
-            losses, tasks = forward.value, forward.losses.tasks
-            mask = mask_of(counts)
-            losses = losses if mask is None else losses.where(mask, 0.0)
-            if values_readable(batch, params):
-                _check_encode(encode, params, batch, names, shared)
-                _check_decode(encode, decode, params, batch, mask, tasks, losses)
-            facts = {"the number of tasks": len(losses), "shared": names}
-            given = {"whether present= is given": present is not None}
-            return (losses, counts, tasks), facts | given
-
-        losses, counts, tasks = run.union.agree(start)
-        return run.union.shares(counts).total(losses), tasks
+        check_params(params)
+        names = select(params, shared)
+        counts = run.labels(present, batch, counts=group is not None)
+        forward = run.first(batch)
+        losses, tasks = forward.value, forward.losses.tasks
+        mask = mask_of(counts)
+        losses = losses if mask is None else losses.where(mask, 0.0)
+        if values_readable(batch, params):
+            _check_encode(encode, params, batch, names, shared)
+            _check_decode(encode, decode, params, batch, mask, tasks, losses)
+        return run.started(losses, counts, shared=names), tasks
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, dict | tuple) and not hasattr(state, "_fields"))
@@ -142,10 +136,9 @@ def representation(
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
         request = Request(tuple(z), heads=lambda count: 1 / count)
-        both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state), run.facts)
-        forward, shares = both.open(
-            batch, labels=lambda: run.labels(present, batch, counts=group is not None)
-        )
+        both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state))
+        counts = run.labels(present, batch, counts=group is not None)
+        forward, shares = both.open(batch, counts=counts)
         linear = both.linearize(forward, request, shares)
 
         def through(gradient: Params) -> Params:

@@ -41,7 +41,7 @@ class Run:
         params: where to differentiate.
         union: of the processes that step together; None is this one alone.
         parse: from what `losses_fn` returned to losses.
-        facts: what the processes must have in common at this step, by name.
+        facts: what the processes must have in common at the first step, by name.
 
     Examples:
         >>> import mtlfunc as mf
@@ -78,34 +78,36 @@ class Run:
         self,
         batch: Batch,
         request: Request | None = None,
-        labels: Callable[[], Tensor | None] = lambda: None,
-        facts: Callable[[], dict[str, Any]] = dict,
+        counts: Tensor | None = None,
     ) -> tuple[Forward, Shares]:
         """One forward pass of a step, and this process's part of its losses.
 
         Args:
             batch: handed to `losses_fn`.
             request: what is wanted of the pass.
-            labels: gives this process's labels `[task]`, or numbers of them.
+            counts: this process's labels `[task]`, or numbers of them.
+        """
+        return self(batch, request), self.union.shares(counts)
+
+    def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
+        """The union's losses before the first step, of processes that agree on what they will do.
+
+        Args:
+            losses: this process's, `[task]`.
+            counts: its labels, or numbers of them.
             facts: what the probe must have in common with those of other processes.
 
         Raises:
-            ValueError: on every process, where one does another step than the others.
-            RuntimeError: where the forward pass of another process fails.
+            ValueError: on every process, which says what differs where.
         """
-
-        def work() -> tuple[tuple[Forward, Tensor | None], dict[str, Any]]:
-            counts = labels()
-            forward = self(batch, request)
-            same = {"the number of tasks": len(forward.value)} | self.facts() | facts()
-            same["entries of present="] = None if counts is None else len(counts)
-            return (forward, counts), same
-
-        if not self.union.several:  # nothing is compared
-            counts = labels()
-            return self(batch, request), self.union.shares(counts)
-        forward, counts = self.union.agree(work)
-        return forward, self.union.shares(counts)
+        if self.union.several:
+            given = {
+                "the number of tasks": len(losses),
+                "whether present= is given": counts is not None,
+                "entries of present=": None if counts is None else len(counts),
+            }
+            self.union.check(given | self.facts() | facts)
+        return self.union.shares(counts).total(losses)
 
     def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
         """What is wanted of a forward pass, of the losses times this process's shares of them."""

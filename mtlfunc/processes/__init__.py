@@ -2,7 +2,6 @@
 
 from .group import Group as Group
 from .group import check_group as check_group
-from .group import describe as describe
 from .group import describe_params as describe_params
 from .group import refuse_join as refuse_join
 from .group import unwrap as unwrap
@@ -11,7 +10,6 @@ from .union import ALONE as ALONE
 from .union import Labelled as Labelled
 from .union import Ranks as Ranks
 from .union import Shares as Shares
-from .union import gramians as gramians
 from .union import mask_of as mask_of
 from .union import of_union as of_union
 from .union import union_of as union_of

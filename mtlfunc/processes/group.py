@@ -1,13 +1,12 @@
-"""Several processes that train on one batch together: their collectives, and what they must agree
-on. Modules and parameters that belong to several processes are refused where no group is named.
+"""Several processes that train on one batch together: their collectives, and what they compare when
+they start.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import blake2b
-from math import isnan
+from collections.abc import Iterator, Mapping, Sequence
+from math import isclose, isnan
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,10 +35,12 @@ class Collectives(NamedTuple):
     device: torch.device
 
     def sums(self, *values: Tensor) -> list[Tensor]:
-        """Sums over the ranks of a few small tensors, with the same bits on every rank.
+        """Sums over the ranks, in one all-reduce, with the same bits on every rank.
 
         The broadcast makes it so: no backend promises it of an all-reduce.
         """
+        if not values:
+            return []
         flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
         dist.all_reduce(flat, group=self.group)
         dist.broadcast(flat, group=self.group, group_src=0)
@@ -47,19 +48,21 @@ class Collectives(NamedTuple):
         return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, values, strict=True)]
 
     def sum_leaves(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the ranks leaf by leaf, in one all-reduce."""
+        """The same of leaves by name, in an order that no graph decides; the bits may differ."""
         if not leaves:
             return {}
-        order = sorted(leaves)  # theirs may depend on a graph, and graphs on labels
+        order = sorted(leaves)
         flat = torch.cat([leaves[name].detach().flatten() for name in order])
         dist.all_reduce(flat, group=self.group)
-        return unflatten(flat, {name: leaves[name].shape for name in order})
+        parts = zip(order, flat.split([leaves[name].numel() for name in order]), strict=True)
+        found = {name: part.view(leaves[name].shape) for name, part in parts}
+        return {name: found[name] for name in leaves}
 
     def gather(self, mine: Tensor) -> Tensor:
-        """Every rank's `[width]`, one after the other."""
+        """Every rank's `[width]`: `[rank, width]`."""
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine.contiguous(), group=self.group)
-        return torch.cat(parts)
+        return torch.stack(parts)
 
     def objects(self, mine: T) -> list[T]:
         """Every rank's, pickled: for what is small."""
@@ -71,25 +74,75 @@ class Collectives(NamedTuple):
         """Every rank's tensors in turn, held one rank at a time; their lengths may differ, their
         numbers of axes not.
         """
-        shapes = self.gather(torch.tensor([n for x in mine for n in x.shape], device=self.device))
-        for rank, row in enumerate(shapes.view(self.size, -1).tolist()):
-            lengths = iter(row)
+        for rank, shapes in enumerate(self.objects([x.shape for x in mine])):
             theirs = [
-                x.detach().contiguous()
-                if rank == self.rank
-                else x.new_empty([next(lengths) for _ in x.shape])
-                for x in mine
+                x.detach().contiguous() if rank == self.rank else x.new_empty(shape)
+                for x, shape in zip(mine, shapes, strict=True)
             ]
             for x in theirs:
                 dist.broadcast(x, group=self.group, group_src=rank)
             yield theirs
 
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError on every rank if their facts differ, which says what differs where.
 
-def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """`[width]` cut into leaves of these shapes; what is left at the end is padding."""
-    sizes = [shape.numel() for shape in shapes.values()]
-    parts = zip(shapes.items(), flat[: sum(sizes)].split(sizes), strict=True)
-    return {name: part.view(shape) for (name, shape), part in parts}
+        Tensors may differ by rounding.
+        """
+        every = self.objects({name: _told(fact) for name, fact in facts.items()})
+        for name in dict.fromkeys(name for found in every for name in found):
+            first, *others = [found.get(name, "nothing") for found in every]
+            for rank, other in enumerate(others, 1):
+                if not _same(first, other):
+                    raise ValueError(
+                        f"group: the ranks differ in {name}: {first!s:.200} on rank 0, "
+                        f"{other!s:.200} on rank {rank}; give every rank the same arguments, code, "
+                        "seed and checkpoint (torch.distributed.broadcast for the values of "
+                        "parameters)"
+                    )
+
+
+def _told(fact: Any) -> Any:
+    """What ranks compare of a fact: numbers of a tensor, of anything else its text."""
+    if not isinstance(fact, Tensor):
+        return fact if isinstance(fact, str) else describe(fact)
+    wide = fact.detach().to(torch.float64).flatten()
+    if fact.numel() > 64:
+        wide = torch.stack([wide.norm(), wide.sum() / fact.numel() ** 0.5])
+    return wide.tolist()
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
+        return one == other
+    scale = 1e-4 * max(map(abs, (*one, *other)), default=0.0)
+    pairs = zip(one, other, strict=True)
+    return all(isclose(x, y, abs_tol=scale) or (isnan(x) and isnan(y)) for x, y in pairs)
+
+
+def describe(value: Any) -> str:
+    """A rule, or another part of a method: its constructor and the arguments of that.
+
+    Of functions the name alone: what they hold may well be a rank's own.
+    """
+    if (call := call_of(value)) is not None:
+        return f"{call.make.__name__}{describe(call.arguments)}"
+    if isinstance(value, Tensor):
+        return f"{_told(value)}"
+    if isinstance(value, tuple | list | frozenset):
+        items = sorted(value) if isinstance(value, frozenset) else value
+        return f"({', '.join(map(describe, items))})"
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{k}={describe(x)}' for k, x in value.items())})"
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return repr(value)
+    return getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
+
+
+def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What ranks must share of their parameters: names, shapes, dtypes and values."""
+    shapes = {f"params[{n!r}]": f"{x.dtype} {list(x.shape)}" for n, x in params.items()}
+    values = {f"the values of params[{n!r}]": x for n, x in params.items()}
+    return {"the names of params": list(params)} | shapes | values
 
 
 def check_group(group: Group) -> Any:
@@ -118,16 +171,15 @@ def check_group(group: Group) -> Any:
     return group
 
 
-def peers_of(group: Group, params: Mapping[str, Any]) -> Collectives | None:
+def peers_of(group: Group, params: Any) -> Collectives | None:
     """The processes of a group that is named; None where this one is alone.
 
     Raises:
         ValueError: for a group whose backend does not take tensors where the parameters are.
     """
     group = check_group(group)
-    leaves = list(params.values()) if isinstance(params, Mapping) else []
-    leaf = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
-    device = torch.device("cpu") if leaf is None else leaf.device
+    leaves = params.values() if isinstance(params, Mapping) else ()
+    device = next((x.device for x in leaves if isinstance(x, Tensor)), torch.device("cpu"))
     backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
     if device.type not in {entry.partition(":")[0] for entry in backends.split(",")}:
         raise ValueError(
@@ -135,160 +187,7 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Collectives | None:
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
     size = dist.get_world_size(group)
-    if size == 1:
-        return None
-    return Collectives(group, dist.get_rank(group), size, device)
-
-
-def agree(peers: Collectives, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
-    """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
-
-    One all-reduce of five integers compares them. Only where they differ are the facts exchanged
-    themselves. Every call sends the same five, so that ranks whose steps differ also meet here.
-
-    Args:
-        peers: who must agree.
-        work: gives this rank's answer, and by name the facts that all ranks must share: text,
-            tensors (up to rounding), or either of these by name.
-
-    Raises:
-        RuntimeError: if `work` fails on another rank; its own error on the rank itself.
-        ValueError: naming what differs, and on which rank.
-    """
-    answer, facts, error = None, {}, None
-    try:
-        answer, facts = work()
-        mine = _digest(facts)
-    except Exception as found:
-        if getattr(found, "known_to_all", False):  # the others left by it, too
-            raise
-        error, mine = _known(found), b"failed"
-    digest = blake2b(mine, digest_size=5).digest()
-    try:
-        if not _alike(peers, int.from_bytes(digest), failed=error is not None):
-            _find_difference(peers, facts, error)
-    except Exception as broken:  # a rank is gone: what has failed before says more
-        raise _known(error or broken) from None
-    return answer  # pyright: ignore[reportReturnType]
-
-
-def _alike(peers: Collectives, digest: int, *, failed: bool) -> bool:
-    """Whether no rank failed, and all have the same 40 bits: R Σ n² = (Σ n)² holds for equal n
-    alone.
-    """
-    low, high = digest % 2**20, digest // 2**20
-    mine = torch.tensor([failed, low, low**2, high, high**2], device=peers.device)
-    dist.all_reduce(mine, group=peers.group)
-    failures, *sums = mine.tolist()
-    pairs = zip(sums[::2], sums[1::2], strict=True)
-    return not failures and all(peers.size * squares == total**2 for total, squares in pairs)
-
-
-def _digest(facts: Mapping[str, Any]) -> bytes:
-    told = [name if isinstance(fact, Tensor) else (name, fact) for name, fact in _flat(facts)]
-    return repr((told, bits([x for _, x in _flat(facts) if isinstance(x, Tensor)]))).encode()
-
-
-def _find_difference(peers: Collectives, facts: dict[str, Any], error: Exception | None) -> None:
-    """Raise naming what differs, on which rank, if it is more than rounding."""
-    mine = {name: _numbers(x) if isinstance(x, Tensor) else x for name, x in _flat(facts)}
-    failure = None if error is None else f"{type(error).__name__}: {error}"
-    every = peers.objects((mine, failure))
-    if error is not None:
-        raise error
-    for rank, (_, failed) in enumerate(every):
-        if failed:
-            raise _known(RuntimeError(f"group: rank {rank} failed with {failed}"))
-    for name in dict.fromkeys(name for found, _ in every for name in found):
-        told = [found.get(name, "nothing") for found, _ in every]
-        for rank, other in enumerate(told):
-            if not _same(told[0], other):
-                words = (
-                    f"group: the ranks differ in {name}: {told[0]!s:.200} on rank 0, "
-                    f"{other!s:.200} on rank {rank}; give every rank the same arguments, code, "
-                    "seed and checkpoint (torch.distributed.broadcast for the values of parameters)"
-                )
-                raise _known(ValueError(words))
-
-
-def _known(error: Exception) -> Exception:
-    """An error that every rank raises at this place: to exchange it again would wait forever."""
-    error.known_to_all = True  # pyright: ignore[reportAttributeAccessIssue]
-    return error
-
-
-class _Numbers(NamedTuple):
-    """What a tensor holds, for a reader: all of a small one, norm and scaled sum of another."""
-
-    values: list[float]
-    rounding: float
-
-    def __str__(self) -> str:
-        return f"{self.values}"
-
-
-def _numbers(x: Tensor) -> _Numbers:
-    wide = x.detach().to(torch.float64).flatten()
-    few = wide if x.numel() <= 64 else torch.stack([wide.norm(), wide.sum() / x.numel() ** 0.5])
-    eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
-    return _Numbers(few.tolist(), eps**0.5)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two facts are equal; numbers up to what other processors make of them."""
-    if not (isinstance(one, _Numbers) and isinstance(other, _Numbers)):
-        return one == other
-    scale = max(map(abs, (*one.values, *other.values)), default=0.0)
-    return len(one.values) == len(other.values) and all(
-        abs(x - y) <= one.rounding * scale or x == y or (isnan(x) and isnan(y))
-        for x, y in zip(one.values, other.values, strict=True)
-    )
-
-
-def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Facts in one list; those that are named themselves as `fact['name']`."""
-    for name, fact in facts.items():
-        if isinstance(fact, Mapping):
-            yield from ((f"{name}[{key!r}]", value) for key, value in fact.items())
-        else:
-            yield name, fact
-
-
-def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ranks must share of their parameters: names, shapes, dtypes and values."""
-    return {
-        "the names of params": list(params),
-        "params": {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in params.items()},
-        "the values of params": dict(params),
-    }
-
-
-def describe(value: Any) -> str:
-    """A rule, or another part of a method: its constructor and the arguments of that.
-
-    Of functions the name alone: what they hold may well be a rank's own.
-    """
-    call = call_of(value)
-    if call is not None:
-        return f"{call.make.__name__}{describe(call.arguments)}"
-    if isinstance(value, Tensor):
-        told = value.tolist() if value.numel() <= 64 else [list(value.shape), *bits([value])]
-        return f"{told}"
-    if isinstance(value, tuple | list | frozenset):
-        items = sorted(value) if isinstance(value, frozenset) else value
-        return f"({', '.join(map(describe, items))})"
-    if isinstance(value, dict):
-        return f"({', '.join(f'{k}={describe(x)}' for k, x in value.items())})"
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
-        return repr(value)
-    return getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
-
-
-def bits(leaves: Sequence[Tensor]) -> list[int]:
-    """Of every tensor a sum of its bits, which has no rounding, whatever the order."""
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    words = (leaf.detach().contiguous().view(whole[leaf.element_size()]) for leaf in leaves)
-    return torch.stack([x.sum(dtype=torch.int64) for x in words]).tolist() if leaves else []
+    return None if size == 1 else Collectives(group, dist.get_rank(group), size, device)
 
 
 def warn_without_group() -> None:
@@ -307,12 +206,6 @@ def warn_without_group() -> None:
         )
 
 
-def _inside(module: Any) -> Any:
-    for wrapped in ("_orig_mod", "_forward_module", "_orig_mod"):
-        module = getattr(module, wrapped, module)
-    return module
-
-
 def unwrap(module: nn.Module, group: Group) -> nn.Module:
     """The module whose parameters have plain names: without the wrappers of torch.compile and of
     Lightning Fabric, and of DistributedDataParallel where a group is named.
@@ -324,8 +217,7 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
                 "module: DistributedDataParallel(static_graph=True) reduces gradients inside its "
                 "first backward pass, whoever runs it; make it without"
             )
-        ranks = dist.get_process_group_ranks(check_group(group))
-        own = dist.get_process_group_ranks(inner.process_group)
+        ranks, own = map(dist.get_process_group_ranks, (check_group(group), inner.process_group))
         if sorted(ranks) != sorted(own):
             raise ValueError(
                 f"group: its ranks are {ranks}, and DistributedDataParallel averages over {own}; "
@@ -334,6 +226,12 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
         inner = _inside(inner.module)
     refuse_wrapped(inner)
     return inner
+
+
+def _inside(module: Any) -> Any:
+    for wrapped in ("_orig_mod", "_forward_module", "_orig_mod"):
+        module = getattr(module, wrapped, module)
+    return module
 
 
 def refuse_join(module: nn.Module) -> None:

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable
-from ..core.tree import dot, metric_dot
+from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows
-from .group import Collectives, Group, agree, peers_of
+from .group import Collectives, Group, peers_of
 
 T = TypeVar("T")
 
@@ -36,9 +36,10 @@ class Ranks(NamedTuple):
     def size(self) -> int:
         return 1 if self.peers is None else self.peers.size
 
-    def agree(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
-        """What `work` answers; an error on every rank if one fails, or if their facts differ."""
-        return work()[0] if self.peers is None else agree(self.peers, work)
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError on every rank if their facts differ."""
+        if self.peers is not None:
+            self.peers.check(facts)
 
     def lists(self, mine: list[T]) -> list[T]:
         """Every rank's small objects, one rank after the other."""
@@ -46,9 +47,7 @@ class Ranks(NamedTuple):
 
     def any(self, fact: Tensor) -> Tensor:
         """Whether a fact holds on some rank."""
-        if self.peers is None:
-            return fact
-        return self.peers.sums(fact.to(torch.float64))[0] > 0
+        return fact if self.peers is None else self.peers.sums(fact.to(torch.float64))[0] > 0
 
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
@@ -66,10 +65,8 @@ class Ranks(NamedTuple):
         return torch.cat([block(each) for each in self.peers.each(theirs)], 1)
 
     def shares(self, counts: Tensor | None) -> Shares:
-        """This process's part of the union's losses: by its labels, or equal parts without any.
-
-        Args:
-            counts: `[task]`, this rank's labels; booleans count as 1 and 0. None is all.
+        """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
+        or equal parts without any.
         """
         here = mask_of(counts)
         if self.peers is None:
@@ -90,10 +87,7 @@ class Ranks(NamedTuple):
 
     def gradient(self, grads: Params) -> Params:
         """Gradients of the union from gradients of every process's scaled losses."""
-        if self.peers is None:
-            return grads
-        found = self.peers.sum_leaves(grads)
-        return {name: found[name] for name in grads}
+        return grads if self.peers is None else self.peers.sum_leaves(grads)
 
 
 ALONE = Ranks()
@@ -136,19 +130,13 @@ class Shares(NamedTuple):
         return self.union.peers.sums(local)[0] if self.union.peers else local
 
     def linearization(
-        self,
-        linear: Any,
-        params: Params,
-        measured: tuple[str, ...] = (),
-        *,
-        whole: bool,
-        metric: Metric | None = None,
-    ) -> Any:
+        self, linear: Any, measured: tuple[str, ...] = (),
+        *, whole: bool, metric: Metric | None = None,
+    ) -> Any:  # fmt: skip
         """The union's losses, Gramian and gradients, from each process's.
 
         Args:
             linear: the `Linearization` of the scaled losses of this process, with its rows.
-            params: the leaves.
             measured: names of those that the Gramian sums over.
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
@@ -159,7 +147,8 @@ class Shares(NamedTuple):
             return linear
         if whole:
             linear, _ = self.totals(linear)
-            rows, gramian, back = peers.sum_leaves(linear.rows), None, linear.restore
+            summed = peers.sums(*linear.rows.values())
+            rows, gramian, back = dict(zip(linear.rows, summed, strict=True)), None, linear.restore
         else:
             rows, back, cut = _pieces(linear.rows, peers)
             if metric is not None:
@@ -170,15 +159,11 @@ class Shares(NamedTuple):
             gramian = 0.5 * (gramian + gramian.mT)
             linear = linear._replace(carried=carried[0] if carried else None)
         inner = linear.pullback
-
-        def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
-            return self.union.gradient(inner(weights, names))
-
         return linear._replace(
             rows=rows,
             gramian=gramian,
             heads=self.union.gradient(linear.heads),
-            pullback=pullback,
+            pullback=lambda weights, *names: self.union.gradient(inner(weights, *names)),
             restore=back,
         )
 
@@ -194,10 +179,9 @@ class Shares(NamedTuple):
 
     def labelled(self, linear: Any) -> Labelled:
         """What a rule learns of the labels, next to what `linear` has."""
-        if self.present is None:
-            return Labelled(all_rows_mask(linear.mixed), linear.preference, 1.0)
-        if all_present(self.present):
-            return Labelled(self.present, linear.preference, 1.0)
+        if self.present is None or all_present(self.present):
+            mask = all_rows_mask(linear.mixed) if self.present is None else self.present
+            return Labelled(mask, linear.preference, 1.0)
         count = self.present.sum().clamp_min(1).to(linear.losses)
         preference = self.present.to(linear.losses) / count
         return Labelled(self.present, preference, len(self.present) / count)
@@ -225,7 +209,7 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
     """
     refuse_shards(params)
     if group is None:
-        return Ranks()
+        return ALONE
     if torch.compiler.is_compiling() or inside_transform():
         raise RuntimeError(
             "group: processes cannot talk to each other inside a transform of torch.func or a "
@@ -246,19 +230,6 @@ def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
     return union.peers.sums(losses.where(share > 0, 0.0) * share.to(losses))[0]
 
 
-def gramians(
-    left: Rows, right: Rows, measured: tuple[str, ...], metric: Metric | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
-    metric.
-    """
-    if metric is None:
-        return dot(left, right, measured), None
-    found = metric_dot(left, metric.scale, metric.carried, right, measured)
-    gramian, carried = found[:-1], found[-1]
-    return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
-
-
 def _pieces(
     rows: Rows, peers: Collectives
 ) -> tuple[Rows, Callable[[Params], Params], Callable[[Params], Params]]:
@@ -270,13 +241,16 @@ def _pieces(
 
     def cut(leaf: Tensor, shape: torch.Size) -> Tensor:
         """`[rank, *, width]` of leaves `[*, *shape]`."""
-        flat = leaf.expand(*leaf.shape[: leaf.ndim - len(shape)], *shape)
-        flat = flat.reshape(*flat.shape[: flat.ndim - len(shape)], -1)
-        flat = nn.functional.pad(flat, (0, -flat.shape[-1] % size))
-        return flat.unflatten(-1, (size, -1)).movedim(-2, 0)
+        lead = leaf.shape[: max(leaf.ndim - len(shape), 0)]
+        flat = leaf.expand(*lead, *shape).reshape(*lead, -1)
+        return (
+            nn.functional.pad(flat, (0, -flat.shape[-1] % size))
+            .unflatten(-1, (size, -1))
+            .movedim(-2, 0)
+        )
 
     def back(grads: Params) -> Params:
-        every = peers.gather(torch.cat([grads[name] for name in shapes])).view(size, -1)
+        every = peers.gather(torch.cat([grads[name] for name in shapes]))
         parts = zip(shapes.items(), every.split(widths, 1), strict=True)
         return {n: x.flatten()[: shape.numel()].view(shape) for (n, shape), x in parts}
 

@@ -25,7 +25,7 @@ from ..core.checks import (
 from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
 from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
-from ..processes import Ranks, describe, describe_params, union_of, warn_without_group
+from ..processes import describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
     BalanceInit,
@@ -122,20 +122,12 @@ def metric_balance(
             return parse_weighed(out, has_aux=has_aux)
         return parse_declared(out, tasks, has_aux=has_aux)
 
-    def facts(params: Params) -> dict[str, Any]:
-        return {"rule": describe(rule), "reduction": reduction} | describe_params(params)
-
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         if probe.group is None:
             warn_without_group()
         union = union_of(probe.group, params)
 
-        def start() -> tuple[None, dict[str, Any]]:
-            check_params(params)
-            given = {"the call": "init", "key": int(key)} | facts(params) if union.several else {}
-            return None, given
-
-        union.agree(start)
+        check_params(params)
         tasks: Tasks = ()
 
         def first_losses(out: Any) -> Losses:
@@ -148,11 +140,16 @@ def metric_balance(
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
-        run = Run(losses_fn, params, union, first_losses)
+
+        def facts() -> dict[str, Any]:
+            names = () if probe.weightings else tasks  # samples are a rank's own
+            given = {"rule": rule, "reduction": reduction, "key": int(key)}
+            return given | {"the names of the tasks": list(names)} | describe_params(params)
+
+        run = Run(losses_fn, params, union, first_losses, facts)
         losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
         if probe.weightings:
             tasks = ((),) * losses.shape[-1]
-        union.agree(lambda: (None, {"the names of the tasks": list(tasks)}))
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
     def update(
@@ -165,24 +162,16 @@ def metric_balance(
 
         union = union_of(probe.group, params)
 
-        def same() -> dict[str, Any]:
-            given = {"the call": "update", "whether a metric is given": metric is not None}
-            return given | {"the tasks": list(state.tasks)} | facts(params)
-
-        run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks), same)
+        run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks))
         if metric is not None:
             run.metric = lambda names: metric
 
-        def answer() -> tuple[Any, dict[str, Any]]:
-            measured, probe_state = probe.update(run, batch, state.probe)
-            if probe.weightings:
-                check_weighed(measured.losses, state.tasks, "init")
-            measured = reduce_carried(measured, reduction)
-            info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-            return (measured, info, probe_state, rule_state), facts_of(info)
-
-        measured, info, probe_state, rule_state = union.agree(answer)
-        grads = gradients_of(measured, info.weights, reduction, union)
+        measured, probe_state = probe.update(run, batch, state.probe)
+        if probe.weightings:
+            check_weighed(measured.losses, state.tasks, "init")
+        measured = reduce_carried(measured, reduction)
+        info, rule_state = weigh(rule, measured, state.rule, state.tasks)
+        grads = gradients_of(measured, info.weights, reduction)
         info = reduced(info, measured, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
@@ -221,20 +210,14 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     return Info(losses, gramian, weights, rates, measured.aux, named), following
 
 
-def facts_of(info: Info) -> dict[str, Any]:
-    """What processes must have in common of a rule's answer."""
-    return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
-
-
 def gradients_of(
     measured: TaskGradients,
     weights: Tensor,
     reduction: Reduction,
-    union: Ranks,
     *,
     check: bool = True,
 ) -> Params:
-    """The gradient of every parameter; `check` raises where one is not finite, on every process."""
+    """The gradient of every parameter; `check` raises where one is not finite."""
     grads = measured.combine(weights)
     if check:
         check_gradients(grads)

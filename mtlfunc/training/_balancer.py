@@ -35,7 +35,6 @@ from ..processes import (
     Group,
     Ranks,
     check_group,
-    describe,
     describe_params,
     refuse_join,
     union_of,
@@ -43,7 +42,7 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, facts_of, gradients_of, init_rule, reduce_carried, reduced, weigh
+from ._balance import Reduction, gradients_of, init_rule, reduce_carried, reduced, weigh
 from ._given import (
     VERSION,
     Explained,
@@ -241,9 +240,7 @@ class Balancer:
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
-                grads = gradients_of(
-                    measured, info.weights, self._reduction, run.union, check=scale is None
-                )
+                grads = gradients_of(measured, info.weights, self._reduction, check=scale is None)
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
@@ -393,47 +390,37 @@ class Balancer:
     def _answer(
         self, call: str, losses: Any, given: tuple[Any, ...], keeps: bool = True
     ) -> tuple[LiveRun, TaskGradients, Info, Kept]:
-        """The forward passes behind these losses, and what `_measured` says of them; an error on
-        every process if one fails, or if they differ.
-        """
+        """The forward passes behind these losses, and what `_measured` says of them."""
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
         union, kept = union_of(self._probe.group, self._layout.leaves), self._kept
-        present, weightings, target, scale = given
+        scale = given[3]
+        if union.several:
+            refuse_join(self._given)
+        found = self._run(losses, given, union, combines=call == "backward", keeps=keeps)
+        with found.no_writes():
+            measured, info, after = self._measured(found, scale)
+        if kept.states is None:  # whatever decides them: a rule may hold what no rank can compare
+            union.check({"weights (the rule's answer)": info.weights})
+        return found, measured, info, after
 
-        def run() -> tuple[LiveRun, dict[str, Any]]:
-            if union.several:
-                refuse_join(self._given)
-            found = self._run(losses, given, union, combines=call == "backward", keeps=keeps)
-            if not union.several:
-                return found, {}
-            tasks = kept.tasks or found.forwards[0].losses.tasks
-            return found, {
-                "the call": call,
-                "whether load_state_dict came before": kept.loaded is not None,
-                "whether this is the first step": kept.states is None,
-                "whether present= is given": present is not None,
-                "entries of present=": None if present is None else len(present),
-                "whether weightings= are given": weightings is not None,
-                "whether target= is given": target is not None,
-                "whether metric= is given": self._metric is not None,
-                "scale": None if scale is None else float(scale),
-                "rule": describe(self._rule),
-                "reduction": self._reduction,
-                # the samples of weightings are a rank's own
-                "the tasks": list(tasks) if weightings is None else len(weightings),
-            } | describe_params(found.params)
-
-        def answer() -> tuple[Any, dict[str, Any]]:
-            found = union.agree(run)
-            with found.no_writes():
-                measured, info, after = self._measured(found, scale)
-            return (found, measured, info, after), facts_of(info)
-
-        return union.agree(answer)
+    def _facts(self, run: LiveRun, scale: float | Tensor | None) -> dict[str, Any]:
+        """What processes must have in common before their first step, or the first after a load."""
+        kept = self._kept
+        tasks = kept.tasks or run.forwards[0].losses.tasks
+        return {
+            "the state of load_state_dict": kept.loaded,
+            "whether metric= is given": self._metric is not None,
+            "scale": None if scale is None else float(scale),
+            "rule": self._rule,
+            "reduction": self._reduction,
+            "key": int(self._key),
+            # the samples of weightings are a rank's own
+            "the tasks": list(tasks) if run.weighted is None else len(run.weighted),
+        } | describe_params(run.params)
 
     def _run(
         self, losses: Any, given: tuple[Any, ...], union: Ranks, *, combines: bool, keeps: bool
@@ -534,7 +521,7 @@ class Balancer:
 
     def _started(self, run: LiveRun, scale: float | Tensor | None) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
-        run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
+        run = replace(run, facts=partial(self._facts, run, scale))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again
         begin = run if scale is None else run.edited(finite_losses)

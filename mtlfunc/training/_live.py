@@ -17,7 +17,7 @@ from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings
-from ..processes import Ranks, Shares
+from ..processes import Ranks
 from ..types import Batch, Metric, Params
 
 
@@ -59,6 +59,7 @@ class LiveRun(Run):
     fresh: bool  # whether gradients have no other holder
     releases: bool  # whether the graphs are freed after the step
     edit: Callable[[Losses], Losses] = lambda losses: losses
+    facts: Callable[[], dict[str, Any]] = dict
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         if not isinstance(batch, Forward):
@@ -66,16 +67,6 @@ class LiveRun(Run):
         if (losses := self.edit(batch.losses)) is batch.losses:
             return batch
         return live(losses, self.params, watch=batch.watched, hooked=batch.hooked)
-
-    def open(
-        self,
-        batch: Batch,
-        request: Request | None = None,
-        labels: Callable[[], Tensor | None] = lambda: None,
-        facts: Callable[[], dict[str, Any]] = dict,
-    ) -> tuple[Forward, Shares]:
-        # the processes were compared before
-        return self(batch), self.union.shares(labels())
 
     def first(self, batch: Batch) -> Forward:
         return self(batch)
