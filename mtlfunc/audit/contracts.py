@@ -59,6 +59,8 @@ GLOBAL = (
     "mtlfunc.random)"
 )
 
+UNMOVED = "no update changed the state that init returns: return the new one, or () for none"
+
 BATCHES = (1, 2, 3, 4, 5, 64)
 """Numbers of instances in one vmap, each tried with two and three tasks."""
 
@@ -72,9 +74,6 @@ def require_valid(weigh: Weigh, x: Instance) -> Outcome:
 def altered_tasks(count: int) -> list[int]:
     """The tasks that become NaN, low or absent, one at a time: all, or of many some."""
     return list(range(count)) if count <= 5 else chosen_tasks(count)
-
-
-# ---- NaN ---------------------------------------------------------------------------------------
 
 
 def check_nan(harness: Harness) -> Finding:
@@ -104,9 +103,6 @@ def check_nan(harness: Harness) -> Finding:
 
     check = Check("NaN", run, sentences, tasks=SEVERAL, most=40, contract=True, large=True)
     return search(harness, check)
-
-
-# ---- losses of 0 or below ----------------------------------------------------------------------
 
 
 def low_losses(count: int) -> list[list[float]]:
@@ -165,9 +161,6 @@ def check_low_losses(harness: Harness) -> Finding:
         raise Inapplicable("the rule refuses losses of 0 and below") from None
 
 
-# ---- absent tasks ------------------------------------------------------------------------------
-
-
 def absences(count: int) -> list[list[int]]:
     """Who is absent: each task alone, two of three or more, all."""
     single = [[t] for t in altered_tasks(count)]
@@ -223,9 +216,6 @@ def check_absent(harness: Harness) -> Finding:
     return search(harness, check)
 
 
-# ---- float32 -----------------------------------------------------------------------------------
-
-
 def convert(weigh: Weigh, x: Instance) -> Outcome:
     """A float32 Gramian gives finite float32 weights, whose direction is float64's to 1e-3.
 
@@ -255,9 +245,6 @@ FLOAT32 = Check(
     contract=True,
     large=True,
 )
-
-
-# ---- many tasks, and none that moves -------------------------------------------------------------
 
 
 def check_zero_gradients(harness: Harness) -> Finding:
@@ -298,9 +285,6 @@ def check_many(harness: Harness) -> Finding:
     return tested
 
 
-# ---- purity ------------------------------------------------------------------------------------
-
-
 def check_purity(harness: Harness) -> Finding:
     """The same Gramian, losses and state give the same weights, and nothing else happens.
 
@@ -327,15 +311,12 @@ def check_purity(harness: Harness) -> Finding:
     return Finding(tested, seen, where)
 
 
-# ---- state -------------------------------------------------------------------------------------
-
-
 def check_state(harness: Harness) -> Finding:
     """The state is made of tensors, keeps its structure, and survives torch.save and torch.load.
 
-    It moves on if it holds a key, and a run that goes on from it is the same bit by bit.
+    Updates change it, its key among others, and a run that goes on from it is the same bit by bit.
     """
-    tested, any_state = 0, False
+    tested, any_state, moved = 0, False, False
     with quiet():
         for case in harness.few():
             if len(case.jacobian) > SMALL:
@@ -349,12 +330,13 @@ def check_state(harness: Harness) -> Finding:
                 continue
             any_state |= bool(tree_leaves(following))
             wrong = misfit(harness, seen, state, following) or reload(harness, case, following)
+            moved |= not same(state, following)
             tested += 1
             if wrong:
                 return Finding(tested, wrong, case)
     if not any_state:
         raise Inapplicable("it has no state")
-    return Finding(tested)
+    return Finding(tested, "" if moved else UNMOVED, None if moved else case)
 
 
 def misfit(harness: Harness, seen: Geometry, state: Any, following: Any) -> str:
@@ -417,9 +399,6 @@ def reload(harness: Harness, case: Case, state: Any) -> str:
     except Exception as error:
         return f"{doing} {describe_error(error)}"
     return "weights after loading a saved state differ from those without the interruption"
-
-
-# ---- vmap --------------------------------------------------------------------------------------
 
 
 def check_batching(harness: Harness) -> Finding:

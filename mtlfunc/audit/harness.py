@@ -30,7 +30,7 @@ Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
 UPDATES = 3
 """Over which every answer of a rule with state is tested."""
 
-LONG = 16
+LONG = 32
 """Updates of the run that looks for weights that stop being valid."""
 
 MANY = 128

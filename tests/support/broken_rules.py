@@ -169,6 +169,11 @@ def forgets_to_advance():
     return mf.Rule(lambda losses, key: mf.random.stream(key), update)
 
 
+def keeps_the_old_state(rule):
+    """A rule that computes its next state and returns the one that it was given."""
+    return rule._replace(update=lambda geometry, state: (rule.update(geometry, state)[0], state))
+
+
 def counts_in_python():
     def update(geometry, state):
         count, w = state
@@ -462,6 +467,19 @@ BROKEN = {
     ),
     "key not advanced": Broken(
         forgets_to_advance, "state round-trip", "every step draws the same numbers"
+    ),
+    **{
+        f"{name} that keeps its old state": Broken(
+            keeps_the_old_state(rule), "state round-trip", "no update changed the state"
+        )
+        for name, rule in {
+            "GradNorm": mf.gradnorm(0.5),
+            "uncertainty weighting": mf.uw(0.1),
+            "DWA": mf.dwa(1),
+        }.items()
+    },
+    "NaN from the 21st update on": Broken(
+        breaks_at_update(21), "valid weights", "weights are (nan) (at update 21)", 1
     ),
     "a Python number in the state": Broken(
         counts_in_python, "state round-trip", "the state holds a int"
