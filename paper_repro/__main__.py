@@ -29,6 +29,7 @@ from mtlfunc.core.files import write_whole
 from .claims import LEDGER
 from .report.cache import key
 from .report.commands import Catalogue, command
+from .report.compare import compare
 from .report.device import shown
 from .report.display import Display, say
 from .report.findings import QUICK, TENTH, Settings
@@ -240,7 +241,8 @@ def interrupted(run: Run, only: Sequence[str]) -> str:
 
 
 EPILOG = (
-    "`python -m paper_repro figure --list` names the figures that take options. Ctrl-C "
+    "`python -m paper_repro figure --list` names the figures that take options; `python -m "
+    "paper_repro compare RECORD RUN` says which verdicts are not those on record. Ctrl-C "
     "and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full disk), and the "
     "same command goes on from there. Results of code and settings that have not changed since "
     "are kept, as are those of papers that are not run."
@@ -359,6 +361,8 @@ def perform(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] == "figure":
         return command(words[1:], Catalogue(__package__ or "paper_repro", papers()))
+    if words and words[0] == "compare":
+        return compare(words[1:])
     modules = reproductions()
     parser = parser_of(list(modules))
     options = parser.parse_args(words)
