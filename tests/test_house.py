@@ -49,7 +49,7 @@ MOST_LINES = {
     "gradients": 6_374,  # of these; aim 4,700
     "training": 2_941,  # likewise; aim 2,000
     "rooms": 1_600,
-    "laboratory": 7_713,  # aim 6,200
+    "laboratory": 7_689,  # aim 6,200
 }
 
 
