@@ -241,11 +241,10 @@ def interrupted(run: Run, only: Sequence[str]) -> str:
 
 
 EPILOG = (
-    "`python -m paper_repro figure --list` names the figures that take options; `python -m "
-    "paper_repro compare RECORD RUN` says which verdicts are not those on record. Ctrl-C "
-    "and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full disk), and the "
-    "same command goes on from there. Results of code and settings that have not changed since "
-    "are kept, as are those of papers that are not run."
+    "`python -m paper_repro figure --list` names the figures that take options; `compare RECORD "
+    "RUN` says which verdicts moved. Ctrl-C and SIGTERM keep what is finished (exit status 130 and "
+    "143; 1 on a full disk), and the same command goes on from there. Results of code and settings "
+    "that have not changed since are kept, as are those of papers that are not run."
 )
 
 
@@ -359,12 +358,11 @@ def perform(arguments: Sequence[str] | None) -> int:
     """What the command line says; returns the exit status."""
     mpl.use("Agg")
     words = sys.argv[1:] if arguments is None else arguments
-    if words and words[0] == "figure":
+    if words[:1] == ["figure"]:
         return command(words[1:], Catalogue(__package__ or "paper_repro", papers()))
-    if words and words[0] == "compare":
+    if words[:1] == ["compare"]:
         return compare(words[1:])
-    modules = reproductions()
-    parser = parser_of(list(modules))
+    parser = parser_of(list(modules := reproductions()))
     options = parser.parse_args(words)
     if options.list:
         say("\n".join(map(listed, modules, modules.values())), sys.stdout)
