@@ -295,26 +295,6 @@ def test_normalized_rows_have_normalized_products():
     torch.testing.assert_close(seen[0], (rows / rows.norm(dim=1, keepdim=True)) @ aimed)
 
 
-@pytest.mark.parametrize("overflows", [False, True])
-def test_under_a_gradient_scalers_factor(overflows):
-    net, batch = network()
-    balancer, factor = mf.Balancer(net, mf.align(ETA)), 2.0**10
-    losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-    target = goal(net)(dict(net.named_parameters()), batch)
-    target = target * torch.inf if overflows else target
-    info = balancer.backward(
-        losses * factor, weightings=batch["A"], target=target * factor, scale=factor
-    )
-    if overflows:
-        assert info.weights.isnan().all()
-        net.zero_grad()
-        losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-        target = goal(net)(dict(net.named_parameters()), batch)
-        info = balancer.backward(losses, weightings=batch["A"], target=target)
-    wanted = reweighed([1 / 3] * 3, products(net, mf.parameters(net), batch))
-    torch.testing.assert_close(info.weights, wanted, rtol=1e-9, atol=0)
-
-
 def test_long_runs_keep_their_log_weights():
     """After weights have left the range of floats, the products of other steps bring them back."""
     rule = mf.align(1.0)

@@ -145,17 +145,6 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
                 mf.Balancer(net, make(), shared)
 
 
-def test_a_scaled_loss_of_which_nothing_is_measured(net):
-    (x, y), *_ = batches(1)
-    plain, scaled = (mf.Balancer(net, mf.gls(), None) for _ in range(2))
-    expected = plain.measure(FORMS["stacked"](net(x), y))
-    info = scaled.measure(64.0 * FORMS["stacked"](net(x), y), scale=64.0)
-    torch.testing.assert_close(info.weights, expected.weights)
-    assert info.gramian.shape == expected.gramian.shape == (0, 0)
-    over = scaled.measure(float("inf") * FORMS["stacked"](net(x), y), scale=64.0)
-    assert bool(over.weights.isnan().all())
-
-
 def test_sum_and_absent_tasks(net):
     here = torch.tensor([True, False, True])
     probe = mf.jacobian("trunk.*", present=lambda batch: here)

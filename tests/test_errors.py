@@ -274,11 +274,6 @@ CASES = {
         RuntimeError,
         r"log_dict: there are no numbers .*log_dict\(torch",
     ),
-    "scale": (
-        lambda: mf.Balancer(NET, mf.mgda()).backward(list(NET(torch.ones(2))), scale="2"),
-        TypeError,
-        "scale: expected a number or a 0-d tensor, got str",
-    ),
     "names for a conflict": (
         lambda: mf.log_dict(INFO, ["a", "b"]),
         TypeError,

@@ -90,6 +90,54 @@ def test_groups_of_parameters():
         torch.testing.assert_close(leaf.grad, wanted[name])
 
 
+SCALED = "Losses times a scaler's factor"
+RULES = {
+    "cagrad": lambda: mf.cagrad(0.4),
+    "pcgrad": mf.pcgrad,
+    "gradnorm": lambda: mf.gradnorm(0.5),  # compares losses and lengths over time
+    "nash_mtl": mf.nash_mtl,  # weights with the unit of a gradient's length
+}
+
+
+@every("name", RULES)
+def test_a_scalers_factor_changes_nothing_while_it_grows(name):
+    """In float32; the scaler doubles its factor every third step."""
+    end = []
+    for enabled in (False, True):
+        found = ran(SCALED)
+        net, scaler = found["net"], torch.amp.GradScaler("cpu", 2.0, growth_interval=3)
+        rule = found["unscaled"](RULES[name](), scaler) if enabled else RULES[name]()
+        balancer = mf.Balancer(net, rule, "trunk.*")
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+        for _ in range(8):
+            losses = torch.stack(found["losses_of"](found["trunk"](found["x"])))
+            optimizer.zero_grad()
+            balancer.backward(scaler.scale(losses) if enabled else losses)
+            if enabled:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+        end.append([leaf.detach().clone() for leaf in net.parameters()])
+    torch.testing.assert_close(*end)
+
+
+def test_after_an_overflow_the_rules_state_stays_and_the_step_is_skipped():
+    found = ran(SCALED)
+    rule = found["unscaled"](mf.gradnorm(0.5), scaler := torch.amp.GradScaler("cpu", 2.0**4))
+    scaler.scale(torch.ones(()))  # which sets the factor up
+    geometry = mf.Geometry(
+        torch.tensor([16.0, 32.0]), torch.eye(2), torch.full((2,), 0.5), torch.ones(2) > 0, {}
+    )
+    state = rule.init(geometry.losses, mf.random.key(0))
+    _, state = rule.update(geometry, state)
+    over = geometry._replace(gramian=torch.tensor([[float("inf"), 0.0], [0.0, 1.0]]))
+    weights, after = rule.update(over, state)
+    assert weights.isnan().all()
+    leaves = torch.utils._pytree.tree_leaves
+    assert all(map(torch.equal, leaves(after), leaves(state)))
+
+
 def test_options_of_the_probe():
     found = ran("Options of the probe")
     net, info = found["net"], found["info"]
@@ -102,6 +150,7 @@ def test_options_of_the_probe():
 
 
 NET = nn.Linear(2, 2)
+SCALE = "losses-times-a-scalers-factor"
 GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
 FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
 GONE = {
@@ -117,11 +166,11 @@ GONE = {
     },
     "Balancer.backward": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
-        {"features": FEATURES},
+        {"features": FEATURES, "scale": SCALE},
     ),
     "Balancer.weigh": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
-        {"features": FEATURES},
+        {"features": FEATURES, "scale": SCALE},
     ),
 }
 

@@ -11,10 +11,10 @@ What can go wrong:
 - float16 without a scaler: small derivatives are 0, in `.grad` and in the Gramian, without a word.
   bfloat16 has the range of float32 and needs none.
 - `weigh(losses)` next to `scaler.scale(...)`: then `.grad` is right, and the Gramian still of
-  derivatives that are 0. Weigh the scaled losses, and say by what they were scaled: the weights are
-  those of the losses themselves, and after an overflow they are nan, so that the scaler skips the
-  step, and the rule's state stays.
-- `scale=` with a scaler that is not enabled: then nothing skips the step.
+  derivatives that are 0. Weigh the scaled losses: CAGrad's weights do not depend on the scale. To
+  a rule that reads losses, `docs/how-to/recipes.md` gives them without the factor.
+- an overflow, for which `weigh` raises where values can be read: the scaler must see it, to skip
+  the step and lower its factor.
 """
 
 import torch
@@ -51,8 +51,11 @@ def balanced(data: Data, half: torch.dtype, device: str = "cpu") -> tuple[Tensor
     for x, y in data:
         with torch.autocast(device, half):
             losses = (net(x).float() - y).square().mean(0)
-        scaled, scale = scaler.scale(losses), scaler.get_scale() if scaler.is_enabled() else None
-        weights, _ = balancer.weigh(scaled, scale=scale)  # 2
+        scaled = scaler.scale(losses)
+        try:
+            weights, _ = balancer.weigh(scaled)  # 2
+        except ValueError:  # an overflow
+            weights = torch.full_like(losses, torch.nan)
         optimizer.zero_grad()
         (weights @ scaled).backward()  # instead of the mean
         scaler.unscale_(optimizer)

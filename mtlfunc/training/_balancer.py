@@ -19,7 +19,6 @@ from ..core.checks import (
     check_finite,
     check_option,
     check_params,
-    check_scalar,
     enable_grad,
     inside_transform,
 )
@@ -47,25 +46,26 @@ from ._given import (
     VERSION,
     Explained,
     Kept,
-    check_scalable,
     check_targeted,
     check_weightings,
     chosen_probe,
     expect_read,
     filled_state,
-    finite_losses,
     flat_state,
     is_all,
     is_whole,
     mixes,
     parse_state,
     tasks_in_words,
-    weigh_unscaled,
 )
 from ._live import Layout, LiveRun, accumulate, check_outside, foreign_parameters
 from ._metric import check_metric, metric_of
 
 RECIPES = "docs/how-to/recipes.md"
+WENT = {
+    "features": f"see {RECIPES}#a-gramian-at-features",
+    "scale": f"see {RECIPES}#losses-times-a-scalers-factor",
+}
 
 
 class Balancer:
@@ -189,7 +189,7 @@ class Balancer:
 
     def __exit__(self, *_: Any) -> None: ...
 
-    @gone(features=f"see {RECIPES}#a-gramian-at-features")
+    @gone(**WENT)
     def backward(
         self,
         losses: Any,
@@ -197,7 +197,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        scale: float | Tensor | None = None,
         retain_graph: bool = False,
     ) -> Info:
         """Add to `.grad` of every parameter what `mtlfunc.balance` would return.
@@ -215,10 +214,6 @@ class Balancer:
                 `mtlfunc.jacobian` alone, and not with `present`.
             target: a loss, 0-d with its graph, of what the model is to be good at, for
                 `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes.
-            scale: for float16, what the losses and `target` have been multiplied by:
-                `scaler.get_scale()` after `scaler.scale(losses)`. Rule and answer are those of the
-                losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
-                leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
                 `loss.backward()`; one with a checkpoint, with custom functions (compiled modules
                 too) or where hooks may be stays until the losses are dropped.
@@ -236,11 +231,11 @@ class Balancer:
         """
         refuse_inner_steps(self._leaves())
         with enable_grad(), Explained():
-            given = present, weightings, target, scale
+            given = present, weightings, target
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
-                grads = gradients_of(measured, info.weights, self._reduction, check=scale is None)
+                grads = gradients_of(measured, info.weights, self._reduction)
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
@@ -250,7 +245,7 @@ class Balancer:
             self._handles = Handles()
         return reduced(info, measured, self._reduction)
 
-    @gone(features=f"see {RECIPES}#a-gramian-at-features")
+    @gone(**WENT)
     def weigh(
         self,
         losses: Any,
@@ -258,7 +253,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
         """The weights of the losses, and the rule's next state; `.grad` is left alone.
 
@@ -270,7 +264,6 @@ class Balancer:
             present: see there.
             weightings: see there.
             target: see there.
-            scale: see there.
 
         Returns:
             weights `[task]`, in the order of these losses, or of the first batch's, and what was
@@ -279,7 +272,7 @@ class Balancer:
         """
         if mixes(self._probe):
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
-        given = present, weightings, target, scale
+        given = present, weightings, target
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
         self._kept = kept
@@ -302,7 +295,6 @@ class Balancer:
         present: Tensor | None = None,
         weightings: Tensor | None = None,
         target: Tensor | None = None,
-        scale: float | Tensor | None = None,
     ) -> Info:
         """What `weigh` would measure and answer; nothing changes, the rule's state neither.
 
@@ -311,12 +303,11 @@ class Balancer:
             present: see there.
             weightings: see there.
             target: see there.
-            scale: see there.
 
         Returns:
             what `backward` would return.
         """
-        given = present, weightings, target, scale
+        given = present, weightings, target
         with enable_grad(), Explained():
             _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
@@ -397,24 +388,22 @@ class Balancer:
                 "there use mtlfunc.balance, which is pure"
             )
         union, kept = union_of(self._probe.group, self._layout.leaves), self._kept
-        scale = given[3]
         if union.several:
             refuse_join(self._given)
         found = self._run(losses, given, union, combines=call == "backward", keeps=keeps)
         with found.no_writes():
-            measured, info, after = self._measured(found, scale)
+            measured, info, after = self._measured(found)
         if kept.states is None:  # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
         return found, measured, info, after
 
-    def _facts(self, run: LiveRun, scale: float | Tensor | None) -> dict[str, Any]:
+    def _facts(self, run: LiveRun) -> dict[str, Any]:
         """What processes must have in common before their first step, or the first after a load."""
         kept = self._kept
         tasks = kept.tasks or run.forwards[0].losses.tasks
         return {
             "the state of load_state_dict": kept.loaded,
             "whether metric= is given": self._metric is not None,
-            "scale": None if scale is None else float(scale),
             "rule": self._rule,
             "reduction": self._reduction,
             "key": int(self._key),
@@ -426,7 +415,7 @@ class Balancer:
         self, losses: Any, given: tuple[Any, ...], union: Ranks, *, combines: bool, keeps: bool
     ) -> LiveRun:
         """The forward passes behind these losses."""
-        present, weightings, target, scale = given
+        present, weightings, target = given
         known = self._kept.tasks
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
@@ -467,7 +456,7 @@ class Balancer:
         custom = any(x.graph.has_custom_backward for x in forwards)
         metric = None
         if self._metric is not None:
-            metric = partial(metric_of, self._metric, leaves, scale=scale)
+            metric = partial(metric_of, self._metric, leaves)
         return LiveRun(
             params=leaves, union=union, batch=batch, forwards=forwards, present=present,
             weighted=weightings, aim=aim, metric=metric, reached=reached, combines=combines,
@@ -494,39 +483,26 @@ class Balancer:
             self._watched = self._probe.watches is not None and self._probe.watches(leaves, tasks)
         return self._watched
 
-    def _measured(
-        self, run: LiveRun, scale: float | Tensor | None
-    ) -> tuple[TaskGradients, Info, Kept]:
+    def _measured(self, run: LiveRun) -> tuple[TaskGradients, Info, Kept]:
         """What the rule sees, its answer, and what is kept after it."""
-        if scale is not None:
-            check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
-        if run.aim is not None and scale is None:
+        if run.aim is not None:
             check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
         kept = self._kept
         tasks = kept.tasks or named
         with self._no_autocast(run.params):
-            probe_state, rule_state = kept.states or self._started(run, scale)
+            probe_state, rule_state = kept.states or self._started(run)
             measured, probe_after = self._probe.update(run, run.batch, probe_state)
             measured = reduce_carried(measured, self._reduction)
-            if scale is None:
-                info, rule_after = weigh(self._rule, measured, rule_state, tasks)
-            else:
-                check_scalable(self._probe, probe_state)
-                info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
-        lost = kept.states is None and scale is not None and not first.value.isfinite().all()
-        after = Kept(tasks, None, kept.loaded) if lost else Kept(tasks, (probe_after, rule_after))
-        return measured, info, after
+            info, rule_after = weigh(self._rule, measured, rule_state, tasks)
+        return measured, info, Kept(tasks, (probe_after, rule_after))
 
-    def _started(self, run: LiveRun, scale: float | Tensor | None) -> tuple[State, State]:
+    def _started(self, run: LiveRun) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
-        run = replace(run, facts=partial(self._facts, run, scale))
+        run = replace(run, facts=partial(self._facts, run))
         root = random.key(self._key, run.forwards[0].value.device)
-        # after an overflow the rule starts on losses that it will not see again
-        begin = run if scale is None else run.edited(finite_losses)
-        first, probe_state = self._probe.init(begin, run.batch, random.fold_in(root, 0))
-        first = first if scale is None else first / scale
+        first, probe_state = self._probe.init(run, run.batch, random.fold_in(root, 0))
         if (loaded := self._kept.loaded) is not None:
             # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..core import random
-from ..core._torch import keystr, tree_flatten_with_path, tree_map, tree_unflatten
+from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, reads_of, rule_name
-from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
+from ..gradients.losses import Tasks, check_weighed, expect_weightings
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
 from ..probes._losses_only import losses_only
 from ..processes import Group
-from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
-from ._balance import weigh
+from ..types import Probe, Rule, Select, State
 
 _EXTENDED = (
     "module: hooks of another library expect one backward pass of it, as those of Opacus "
@@ -91,16 +88,6 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Gro
     return losses_only(group=group) if shared is None else jacobian(shared, group=group)
 
 
-def check_scalable(probe: Probe, state: State) -> None:
-    """Raise where a probe would mix gradients of several scales."""
-    simple = isinstance(state, random.Stream) or state == ()
-    if not simple or not (probe.measures or frozenset()) <= {"gramian"}:
-        raise ValueError(
-            "scale: this probe remembers gradients or takes logarithms, for which losses must not "
-            "be scaled; use bfloat16, or mtlfunc.jacobian"
-        )
-
-
 def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
     measures = probe.measures
@@ -164,45 +151,9 @@ def check_targeted(rule: Rule, probe: Probe) -> None:
         )
 
 
-def finite_losses(losses: Losses) -> Losses:
-    """Losses of which those that are not finite are 1."""
-    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
-    return losses._replace(vector=vector, scalars=None, aux=())
-
-
 def is_whole(x: Any) -> bool:
     """Whether this is all losses of one batch, rather than one of them."""
     return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
-
-
-def weigh_unscaled(
-    rule: Rule, measured: TaskGradients, state: State, tasks: Tasks, scale: float | Tensor
-) -> tuple[Info, State]:
-    """`weigh` without a gradient scaler's factor; after an overflow nan, and the state as it was.
-
-    No value is read: the rule answers to an identity instead of what is not finite.
-    """
-    geometry, losses = measured.geometry, measured.losses / scale
-    rows, gramian = geometry.losses / scale, geometry.gramian
-    fine = rows.isfinite().all()
-    if gramian is not None:
-        gramian = gramian / scale / scale
-        fine = fine & gramian.isfinite().all()
-        one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        geometry = geometry._replace(gramian=gramian.where(fine, one))
-    products = {name: x / scale for name, x in geometry.extra.items() if name in ROW_PRODUCTS}
-    if "target" in products:  # this loss has the factor, too
-        products["target"] = products["target"] / scale
-        fine = fine & products["target"].isfinite().all()
-    products = {name: x.where(fine, 0.0) for name, x in products.items()}
-    geometry = geometry._replace(extra=geometry.extra | products, losses=rows.where(fine, 1.0))
-    measured = measured._replace(losses=losses.where(fine, 1.0), geometry=geometry)
-    info, after = weigh(rule, measured, state, tasks)
-    names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
-    weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
-    gramian = info.gramian if gramian is None else gramian
-    info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
-    return info, tree_map(lambda new, old: new.where(fine, old), after, state)
 
 
 def flat_state(state: State) -> dict[str, Tensor]:

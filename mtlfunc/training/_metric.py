@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from ..types import Metric, Params, Scalar
+from ..types import Metric, Params
 
 Group = dict[str, Any]
 """A parameter group's options."""
@@ -48,11 +48,8 @@ def check_metric(optimizer: Any) -> None:
         )
 
 
-def metric_of(
-    optimizer: Optimizer, params: Params, names: tuple[str, ...], scale: Scalar | None
-) -> Metric:
-    """P and c over the leaves of these names, `{name: [*shape]}`; `scale`, a gradient scaler's, is
-    what `.grad` is multiplied by.
+def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> Metric:
+    """P and c over the leaves of these names, `{name: [*shape]}`.
 
     Raises:
         ValueError: for a leaf that is not the optimizer's, or whose state has another shape.
@@ -77,10 +74,8 @@ def metric_of(
                         f"metric: the state's {key} of {name} is {list(x.shape)}, the parameter "
                         f"{list(leaf.shape)}; load the state of this model"
                     )
-            waiting = leaf.grad  # what is there already will step along
-            if waiting is not None and scale is not None:
-                waiting = waiting / scale
-            parts = _parts(form, group_of[id(leaf)], state, leaf.detach(), waiting)
+            # what is in `.grad` already will step along
+            parts = _parts(form, group_of[id(leaf)], state, leaf.detach(), leaf.grad)
             found[name], carried[name] = parts
     return Metric(found, carried)
 

@@ -26,41 +26,6 @@ def test_mixed_precision(half):
     falls(seen)
 
 
-RULES = {
-    "cagrad": lambda: mf.cagrad(0.4),
-    "pcgrad": mf.pcgrad,
-    "gradnorm": lambda: mf.gradnorm(0.5),  # compares losses and lengths over time
-    "nash_mtl": mf.nash_mtl,  # weights with the unit of a gradient's length
-}
-
-
-@pytest.mark.parametrize("how", ["weigh", "backward"])
-@pytest.mark.parametrize("name", RULES)
-def test_the_scale_changes_no_bit_while_it_grows(name, how):
-    """In float32; the scaler doubles its factor every third step."""
-    end = []
-    for enabled in (False, True):
-        net = Net()
-        balancer = mf.Balancer(net, RULES[name](), "trunk.*")
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
-        scaler = torch.amp.GradScaler("cpu", 2.0, growth_interval=3, enabled=enabled)
-        for x, y in batches(8, 8):
-            losses = on(x, y)(net)
-            optimizer.zero_grad()
-            scaled, scale = scaler.scale(losses), scaler.get_scale() if enabled else None
-            if how == "weigh":
-                weights, info = balancer.weigh(scaled, scale=scale)
-                (weights @ scaled).backward()
-            else:
-                info = balancer.backward(scaled, scale=scale)
-            assert torch.equal(info.losses, losses)
-            scaler.step(optimizer)
-            scaler.update()
-        assert scaler.get_scale() == (2.0**3 if enabled else 1.0)
-        end.append(list(net.parameters()))
-    assert all(map(torch.equal, *end))
-
-
 def test_float16_measures_faint_gradients_where_the_losses_are_scaled():
     """Residuals and heads of 1e-3: what reaches the trunk is below 6e-8, where float16 ends."""
     net, ((x, y),) = Net(), batches(1, 8)
@@ -74,47 +39,13 @@ def test_float16_measures_faint_gradients_where_the_losses_are_scaled():
         balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
         with torch.autocast("cpu", torch.float16):
             losses = (net(x).float() - y).square().mean(0)
-        info = balancer.measure(losses * (scale or 1), scale=scale)
-        error[scale] = float((info.gramian - exact).norm() / exact.norm())
+        gramian = balancer.measure(losses * (scale or 1)).gramian / (scale or 1) ** 2
+        error[scale] = float((gramian - exact).norm() / exact.norm())
     assert error[2.0**14] < 0.01, error
     assert error[None] > 3 * error[2.0**14], error
 
 
-@pytest.mark.parametrize("how", ["weigh", "backward"])
-def test_a_step_that_overflows_is_skipped_and_leaves_the_rule_where_it_was(how):
-    net = Net()
-    balancer = mf.Balancer(net, mf.gradnorm(0.5), "trunk.*")
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", 2.0**22, growth_interval=100)
-    skipped = 0
-    for step, (x, y) in enumerate(batches(20, 8)):
-        with torch.autocast("cpu", torch.float16):
-            losses = (net(x).float() - y).square().mean(0)
-        optimizer.zero_grad()
-        scaled, scale = scaler.scale(losses), scaler.get_scale()
-        before, held = balancer.state_dict(), copy.deepcopy(net.state_dict())
-        if how == "weigh":
-            weights, info = balancer.weigh(scaled, scale=scale)
-            (weights @ scaled).backward()
-        else:
-            info = balancer.backward(scaled, scale=scale)
-        scaler.step(optimizer)
-        scaler.update()
-        torch.testing.assert_close(info.losses, losses, rtol=0, atol=0)
-        over = scaler.get_scale() < scale
-        skipped += over
-        assert bool(info.weights.isnan().all()) == over
-        after, now = dict(balancer.state_dict()["state"]), net.state_dict()
-        same = step == 0 or all(torch.equal(after[k], v) for k, v in before["state"])
-        assert same or not over
-        assert all(torch.equal(now[k], v) for k, v in held.items()) == over
-        assert all(
-            bool(leaf.isfinite().all()) for leaf in after.values() if leaf.is_floating_point()
-        )
-    assert 0 < skipped < 10
-
-
-def test_without_a_scale_what_is_not_finite_is_an_error():
+def test_what_is_not_finite_is_an_error():
     net, ((x, y),) = Net(), batches(1, 8)
     balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
     with torch.autocast("cpu", torch.float16):

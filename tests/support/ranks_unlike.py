@@ -124,7 +124,6 @@ def unlike_labels(rank: int, size: int) -> None:
     counts = labels_in(BATCH)
     fails(lambda: step.backward(losses(net)[: 3 - rank]), "the number of tasks")
     fails(lambda: step.backward(losses(net), present=counts if rank else None), "present=")
-    fails(lambda: step.backward(losses(net), scale=2.0**rank), "scale")
     net.trunk[0].weight.requires_grad_(rank == 0)
     fails(lambda: step.backward(losses(net)), "names of params")
     net.trunk[0].weight.requires_grad_(True)
