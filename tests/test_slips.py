@@ -70,10 +70,6 @@ PARTS = {
         lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam),
         f"optimizer: {TORCH}",
     ),
-    "torch's optimizer in log space": (
-        lambda: mf.optim.log_space(torch.optim.Adam),
-        f"optimizer: {TORCH}",
-    ),
     "a rule of no functions": (
         lambda: mf.balance(vector, mf.Rule(None, None), PROBE),
         "rule: init and update of a rule must be functions",

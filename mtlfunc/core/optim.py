@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..types import Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
-from .expect import expect_optimizer
 from .gone import gone_names
 from .tree import map_params, same_shapes
 
@@ -24,7 +23,6 @@ __all__ = [
     "AdamState",
     "adam",
     "exact_adam",
-    "log_space",
     "multiplicative",
     "sgd",
 ]
@@ -39,6 +37,7 @@ __getattr__ = gone_names(
     {
         "LineSearch": "it is mtlfunc.physics.LineSearch now",
         "line_search": "it is mtlfunc.physics.line_search now",
+        "log_space": "six lines: docs/how-to/pure-recipes.md",
     },
 )
 
@@ -228,32 +227,6 @@ def multiplicative(lr: Scalar) -> Optimizer:
         return map_params(move, params, grads), ()
 
     return Optimizer(lambda params: (), update)
-
-
-@constructor
-def log_space(optimizer: Optimizer) -> Optimizer:
-    """Another optimizer at work on log x, for positive x, which so stays positive.
-
-    Args:
-        optimizer: sees log x and the gradient x·∂/∂x.
-
-    Returns:
-        an optimizer with the state of the one given.
-
-    Examples:
-        >>> optimizer, params = log_space(sgd(1.0)), {"x": torch.ones(1)}
-        >>> params, _ = optimizer.update({"x": torch.ones(1)}, optimizer.init(params), params)
-        >>> round(params["x"].item(), 4)  # exp(-1)
-        0.3679
-    """
-    expect_optimizer(optimizer)
-
-    def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        logs = map_params(torch.log, params)
-        moved, state = optimizer.update(map_params(torch.mul, params, grads), state, logs)
-        return map_params(torch.exp, moved), state
-
-    return Optimizer(lambda params: optimizer.init(map_params(torch.log, params)), update)
 
 
 def _require(fits: bool) -> None:

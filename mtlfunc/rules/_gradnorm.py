@@ -45,8 +45,7 @@ def gradnorm(
         lr: learning rate > 0 of the weights.
         optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default),
             `optim.sgd` (the paper's plain step, the one choice that is not scale-free),
-            `optim.multiplicative` (w ← w·exp(∓lr)), `lambda lr:
-            optim.log_space(optim.exact_adam(lr))`.
+            `optim.multiplicative` (w ← w·exp(∓lr)).
         floor: smallest weight before the renormalisation to sum T; equilibrium weights can be
             smaller than one absolute step.
         normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α

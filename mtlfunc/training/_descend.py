@@ -71,9 +71,9 @@ def descend(
     scales = getattr(optimizer, "scales", None)
     if metric and scales is None:
         raise ValueError(
-            "metric: this optimizer has none (Optimizer.scales is None): multiplicative and "
-            "log_space are not linear in the gradient; use mtlfunc.adam or mtlfunc.sgd, or say of "
-            "your own scales(state, params) -> (P, c), for a step of -(c + P·g)"
+            "metric: this optimizer has none (Optimizer.scales is None): multiplicative is not "
+            "linear in the gradient; use mtlfunc.adam or mtlfunc.sgd, or say of your own "
+            "scales(state, params) -> (P, c), for a step of -(c + P·g)"
         )
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState:

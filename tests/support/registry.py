@@ -123,9 +123,6 @@ RULES: dict[str, RuleCase] = {
         lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), homogeneous=False
     ),
     "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative)),
-    "gradnorm-log-space": RuleCase(
-        lambda: mf.gradnorm(1.5, optimizer=lambda lr: optim.log_space(optim.exact_adam(lr))),
-    ),
     "uw": RuleCase(lambda: mf.uw(0.1), convex=False, shared_sum=None),
     "imtl_l": RuleCase(
         lambda: mf.imtl_l(0.1),
