@@ -88,7 +88,9 @@ _RENAMED = {
     "tracked": "moving_average",
 }
 
-_GONE: dict[str, str] = {}  # a name that 1.0 removed: what replaces it
+_GONE = {  # a name that 1.0 removed: what replaces it
+    "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
+}
 
 _DEPRECATED: dict[str, tuple[str, str]] = {}  # an old name: the new one, the version of its end
 

@@ -177,9 +177,6 @@ def test_what_goes_wrong_at_a_step_is_named(net):
     mixing = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, mix=mf.subset(2)))
     with pytest.raises(ValueError, match="present: a row of mix="):
         mixing.backward(losses_of(net(x), y, "tuple"), present=absent)
-    ranking = mf.Balancer(net, mf.mean(), mf.jacobian(TRUNK, mask=mf.trimmed_mean(1)))
-    with pytest.raises(ValueError, match="present: this mask ranks the rows"):
-        ranking.backward(losses_of(net(x), y, "tuple"), present=absent)
     doubled = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
     with pytest.raises(ValueError, match="present: double_sampling multiplies two batches"):
         doubled.backward(several, present=absent)

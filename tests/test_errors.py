@@ -115,7 +115,6 @@ COUNTS = {
     "chunk_size": (lambda count: mf.jacobian(chunk_size=count),),
     "points_at_once": (lambda count: mf.grid(abs, {"a": G[0]}, points_at_once=count),),
     "n": (mf.subset,),
-    "k": (mf.trimmed_mean,),
     "epoch": (mf.dwa,),
     "period": (lambda count: mf.update_every(mf.mgda(), count),),
     "byzantine": (mf.krum,),

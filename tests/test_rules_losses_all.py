@@ -238,11 +238,6 @@ def test_arguments_are_checked():
             "famo .less their lower bounds. .* need losses > 0",
         ),
         (lambda: mf.graddrop(1.5), r"leak: .*\[0, 1\]"),
-        (lambda: mf.trimmed_mean(-1), "k: .*>= 0"),
-        (
-            lambda: mf.trimmed_mean(2)(mf.random.key(0), {"x": torch.ones(4, 1)}),
-            "k: .* at least 5 tasks, but there are 4",
-        ),
         (
             lambda: mf.graddrop(torch.ones(3))(mf.random.key(0), {"x": torch.ones(4, 1)}),
             "leak: expected one a task, 4, got 3",
@@ -323,24 +318,7 @@ def test_graddrop_expectation_and_scale():
     assert torch.equal(mf.graddrop()(mf.random.key(1), {"x": same})["x"], same)
 
 
-@pytest.mark.parametrize("k", [0, 1, 2])
-def test_trimmed_mean_equals_torchjd_and_keeps_a_common_gradient(k):
-    J = rows()
-    J[1, 5] = J[2, 5]  # a tie
-    expected = J.sort(0).values[k : 5 - k].mean(0)
-    got = mf.trimmed_mean(k)(mf.random.key(0), {"x": J})["x"].mean(0)
-    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-15)
-    theirs = pytest.importorskip("torchjd.aggregation").TrimmedMean(k)
-    torch.testing.assert_close(got, theirs(J), rtol=1e-13, atol=1e-15)
-    same = J[:1].expand(5, 40)
-    torch.testing.assert_close(
-        mf.trimmed_mean(k)(mf.random.key(0), {"x": same})["x"].mean(0), J[0], rtol=1e-13, atol=1e-15
-    )
-
-
-@pytest.mark.parametrize(
-    "mask", [mf.graddrop(0.2), mf.trimmed_mean(1)], ids=["graddrop", "trimmed_mean"]
-)
+@pytest.mark.parametrize("mask", [mf.graddrop(0.2)], ids=["graddrop"])
 def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
     step = mf.balance(opaque, mf.mean(), mf.jacobian(SHARED, mask=mask))
 

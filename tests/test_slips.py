@@ -221,7 +221,6 @@ VALUES = {
         "encode: z depends on no parameter",
     ),
     "half a row": (lambda: mf.subset(1.5), "n: expected a whole number >= 1"),
-    "half an entry": (lambda: mf.trimmed_mean(0.5), "k: expected a whole number >= 0"),
     "half a step": (
         lambda: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), [], every=0.5),
         "every: expected a whole number",

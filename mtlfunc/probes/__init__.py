@@ -9,7 +9,7 @@ from ._moving_average import moving_average
 from ._representation import representation
 from ._second_evaluation import second_evaluation
 from .common import Run
-from .masks import graddrop, trimmed_mean
+from .masks import graddrop
 
 __all__ = [
     "Run",
@@ -23,5 +23,4 @@ __all__ = [
     "representation",
     "second_evaluation",
     "subset",
-    "trimmed_mean",
 ]

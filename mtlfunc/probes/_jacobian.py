@@ -44,7 +44,7 @@ from .common import (
     fixed,
     is_empty,
 )
-from .masks import EditRows, Mask, graddrop
+from .masks import EditRows, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -217,11 +217,6 @@ def _check_absent(mix: Mix | None, mask: EditRows | None) -> None:
     if mix is not None:
         raise ValueError(
             "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
-        )
-    if isinstance(mask, Mask) and mask.needs_all:
-        raise ValueError(
-            "present: this mask ranks the rows of all tasks, and would rank an absent one's zeros; "
-            "use it on batches with all labels"
         )
 
 

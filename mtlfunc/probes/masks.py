@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, values_readable
+from ..core.checks import values_readable
 from ..core.expect import expect_function
-from ..display import functions_shown
 from ..types import Rows, constructor
 
 EditRows = Callable[[Tensor, Rows], Rows]
 """From a key and rows `{name: [task, *shape]}` to edited ones."""
 
 
-@functions_shown
-class Mask(NamedTuple):
-    """An edit of the rows, and whether it needs every task's: an absent one's are zeros."""
-
-    edit: EditRows
-    needs_all: bool = False
-
-    def __call__(self, key: Tensor, rows: Rows, /) -> Rows:
-        return self.edit(key, rows)
-
-
 @constructor
 def graddrop(
     leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], Tensor] | None = None
-) -> Mask:
+) -> EditRows:
     """In every coordinate keep the entries of one sign, the positive one with probability P.
 
     P = ½(1 + Σ_t g_t / Σ_t|g_t|). The draw depends on the key and the names of the leaves, not on
@@ -85,51 +72,7 @@ def graddrop(
             edited[name] = (passes + (1 - passes) * kept) * row
         return edited
 
-    return Mask(mask)
-
-
-@constructor
-def trimmed_mean(k: int) -> Mask:
-    """In every coordinate drop the k largest and the k smallest of the tasks' entries.
-
-    Args:
-        k: how many at either end, >= 0.
-
-    Returns:
-        a mask for `mtlfunc.jacobian(..., mask=trimmed_mean(k))`: dropped entries become 0 and the
-        others are multiplied by T/(T - 2k), so that with rule `mean()` the direction is the mean of
-        those kept; g when all tasks share one gradient g. Every task must be present (`jacobian`
-        refuses it together with `present=`): an absent one's zeros would be ranked with the others.
-
-    Raises:
-        ValueError: for k < 0; at a step, for fewer than 2k + 1 tasks.
-
-    Source:
-        Yin et al. 2018, Definition 2. As TorchJD's TrimmedMean.
-
-    Examples:
-        >>> rows = {"x": torch.tensor([[1.0], [9.0], [2.0]])}
-        >>> trimmed_mean(1)(random.key(0), rows)["x"].tolist()
-        [[0.0], [0.0], [6.0]]
-    """
-    check_count(k, "k", 0)
-
-    def mask(key: Tensor, rows: Rows) -> Rows:
-        edited = {}
-        for name, row in rows.items():
-            count = row.shape[0]
-            if count <= 2 * k:
-                raise ValueError(
-                    f"k: dropping {k} entries at either end needs at least {2 * k + 1} tasks, "
-                    f"but there are {count}"
-                )
-            rank = row.argsort(0).argsort(0)
-            kept = ((rank >= k) & (rank < count - k)).to(row.dtype)
-            # multiplied: NaN and infinity, which rank highest, must not vanish
-            edited[name] = row * (kept * (count / (count - 2 * k)))
-        return edited
-
-    return Mask(mask, needs_all=True)
+    return mask
 
 
 def _check_leak(leak: Tensor) -> None:
