@@ -57,7 +57,6 @@ RULES = (
     "pbi()",
     "normalize(mgda())",
     "momentum(mgda(), 0.6)",
-    "update_every(mgda(), 2)",
     "safe(mean())",
 )
 """As one writes them after `from mtlfunc import *`."""

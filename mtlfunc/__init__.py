@@ -90,6 +90,7 @@ _RENAMED = {
 
 _GONE = {  # a name that 1.0 removed: what replaces it
     "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
+    "update_every": "ten lines: docs/how-to/pure-recipes.md",
 }
 
 _DEPRECATED: dict[str, tuple[str, str]] = {}  # an old name: the new one, the version of its end

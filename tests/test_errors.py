@@ -116,7 +116,6 @@ COUNTS = {
     "points_at_once": (lambda count: mf.grid(abs, {"a": G[0]}, points_at_once=count),),
     "n": (mf.subset,),
     "epoch": (mf.dwa,),
-    "period": (lambda count: mf.update_every(mf.mgda(), count),),
     "byzantine": (mf.krum,),
     "select": (lambda count: mf.krum(0, count),),
     "search": (lambda count: mf.pareto_mtl(search=count),),

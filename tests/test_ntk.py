@@ -88,19 +88,6 @@ def test_traces_under_vmap_and_grad():
         torch.testing.assert_close(mine[name], leaf, rtol=1e-8, atol=1e-10)
 
 
-def test_in_a_step_that_keeps_the_weights():
-    probe = mf.physics.kernel_traces(TERMS, mf.losses_only())
-    step = mf.descend(losses, mf.update_every(mf.physics.ntk(), 3), probe, mf.adam(1e-2))
-    state = step.init(PARAMS, BATCH)
-    kept = []
-    for _ in range(4):
-        state, info = step.update(state, BATCH)
-        kept.append(info.weights)
-    assert torch.equal(kept[0], kept[1])
-    assert torch.equal(kept[0], kept[2])
-    assert not torch.equal(kept[0], kept[3])
-
-
 def test_a_term_without_gradient_keeps_its_preference():
     def nothing(params, batch):
         return edge(params, batch) * 0

@@ -183,20 +183,6 @@ def test_rules_that_need_one_batch_refuse_the_gramian_of_two():
         balance.update(params, batch, balance.init(params, batch))
 
 
-def test_every_asks_again_after_a_batch_without_labels():
-    """The zero weights of a batch without labels are not held for k - 1 steps."""
-    rule = mf.update_every(mf.mgda(), 5)
-    G, losses = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    state = rule.init(losses, mf.random.key(0))
-    nobody = mf.Geometry(0 * losses, 0 * G, 0 * losses, torch.zeros(2, dtype=torch.bool), {})
-    weights, state = rule.update(nobody, state)
-    assert not weights.any()
-    weights, state = rule.update(
-        mf.Geometry(losses, G, losses / 2, torch.ones(2, dtype=torch.bool), {}), state
-    )
-    torch.testing.assert_close(weights, losses / 2)
-
-
 def test_pareto_mtl_bad_preference_under_vmap_is_nan():
     """A preference that cannot be looked at and is NaN, negative or zero gave uniform weights."""
     preferences = torch.tensor([[float("nan"), 1.0], [0.0, 0.0], [-1.0, 2.0]], dtype=torch.float64)

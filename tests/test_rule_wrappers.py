@@ -1,6 +1,4 @@
-"""Rules around rules: normalised rows, momentum on the weights, an answer every k steps; and their
-compositions.
-"""
+"""Rules around rules: normalised rows, momentum on the weights, and their compositions."""
 
 import inspect
 import io
@@ -10,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc.rules._gradnorm import GradNormState
 from mtlfunc.rules._momentum import MomentumState
-from mtlfunc.rules._update_every import UpdateEveryState
 from mtlfunc.types import Geometry
 from tests.support.families import gramian, jacobian
 from tests.support.problems import BATCH, PARAMS, vector
@@ -220,55 +216,6 @@ def test_momentum_errors():
             mf.momentum(mf.mgda(), a)
 
 
-# --- every --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("inner", INNER)
-def test_every_asks_at_multiples_of_k(inner, k):
-    """At steps 0, k, 2k … what the rule gives that sees these steps alone; its state moves there
-    only.
-    """
-    held, states = drive(mf.update_every(INNER[inner](), k), steps=7)
-    alone, kept = INNER[inner](), None
-    state = alone.init(losses_of(4), mf.random.key(1))
-    for step in range(7):
-        if step % k == 0:
-            rows = jacobian("gaussian", 4, step)
-            kept, state = alone.update(geometry(rows @ rows.mT, losses_of(4, step)), state)
-        torch.testing.assert_close(held[step], kept, rtol=1e-12, atol=0)
-        for one, two in zip(tree_leaves(states[step].rule), tree_leaves(state), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
-
-
-def test_every_with_counters_that_differ():
-    """Runs vmapped together may be at different steps."""
-    rule, G = (
-        mf.update_every(mf.mgda(), 3),
-        torch.stack([gramian("gaussian", 3, seed) for seed in range(4)]),
-    )
-    start = rule.init(losses_of(3), mf.random.key(0))
-    states = tree_map(lambda leaf: leaf.expand(4, *leaf.shape), start)._replace(
-        steps=torch.arange(4), weights=torch.full((4, 3), 7.0, dtype=F64)
-    )
-    weights, after = vmap(lambda g, s: rule.update(geometry(g, losses_of(3)), s))(G, states)
-    torch.testing.assert_close(weights[0], mf.weights(mf.mgda(), G[0]), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(weights[3], mf.weights(mf.mgda(), G[3]), rtol=1e-9, atol=1e-12)
-    assert (weights[1:3] == 7).all()
-    assert after.steps.tolist() == [1, 2, 3, 4]
-
-
-def test_every_gives_absent_tasks_nothing():
-    present = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=torch.bool)
-    weights, _ = drive(mf.update_every(mf.mgda(), 5), present, 2)
-    torch.testing.assert_close(weights[1], weights[0] * present[1])
-
-
-def test_every_errors():
-    with pytest.raises(ValueError, match="period: expected a whole number >= 1, got 0"):
-        mf.update_every(mf.mgda(), 0)
-
-
 # --- together -----------------------------------------------------------------------------------
 
 
@@ -276,13 +223,12 @@ def test_wrappers_compose_and_resume():
     """Six steps at once, or three, a state through torch.save, and three more."""
 
     def make():
-        return mf.momentum(mf.update_every(mf.normalize(mf.gradnorm(1.5), "loss"), 2), 0.6)
+        return mf.momentum(mf.normalize(mf.gradnorm(1.5), "loss"), 0.6)
 
     G = gramian("gaussian", 4)
     whole, state = trajectory(make(), G, steps=6)
     assert isinstance(state, MomentumState)
-    assert isinstance(state.rule, UpdateEveryState)
-    assert isinstance(state.rule.rule, GradNormState)
+    assert isinstance(state.rule, GradNormState)
     begun, state = trajectory(make(), G, steps=3)
     file = io.BytesIO()
     torch.save(state, file)
@@ -290,14 +236,6 @@ def test_wrappers_compose_and_resume():
     loaded = torch.load(file, weights_only=True)
     resumed, _ = trajectory(make(), G, steps=3, start=3, state=loaded)
     assert torch.equal(torch.cat([begun, resumed]), whole)
-
-
-def test_order_of_wrappers_matters():
-    """The average of held answers is not the held average."""
-    one, _ = drive(mf.momentum(mf.update_every(mf.mgda(), 2), 0.5), steps=4)
-    two, _ = drive(mf.update_every(mf.momentum(mf.mgda(), 0.5), 2), steps=4)
-    torch.testing.assert_close(two[0], two[1])
-    assert not torch.allclose(one[2], one[3])
 
 
 def test_momentum_calms_random_weights():

@@ -34,7 +34,6 @@ SLIPS = {
 PLACES = {
     "weights": lambda rule: mf.weights(rule, torch.eye(2)),
     "aggregate": lambda rule: mf.aggregate(rule, torch.eye(2)),
-    "every": lambda rule: mf.update_every(rule, 2),
     "momentum": lambda rule: mf.momentum(rule),
     "normalize": lambda rule: mf.normalize(rule),
     "balance": lambda rule: mf.balance(vector, rule, mf.jacobian()),
@@ -114,7 +113,6 @@ SPECIAL = {
     "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
     "safe of mgda": lambda: mf.safe(mf.mgda(), 0.1),
     "momentum of uw": lambda: mf.momentum(mf.uw(0.1)),
-    "every of famo": lambda: mf.update_every(mf.famo(), 2),
 }
 OWN = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
 SPECIAL |= {
@@ -216,7 +214,7 @@ def test_what_a_rule_says_that_it_reads_is_what_it_reads(name):
 
 def test_wrappers_of_a_rule_that_says_nothing_say_nothing():
     silent = mf.mgda()._replace(reads=None)
-    for made in (mf.momentum(silent), mf.update_every(silent, 2), mf.normalize(silent)):
+    for made in (mf.momentum(silent), mf.normalize(silent)):
         assert made.reads is None
     assert mf.balance(vector, mf.normalize(silent, "loss"), mf.losses_only())
 
@@ -327,7 +325,7 @@ def step(rule, probe):
 def test_rule_on_a_probe_that_does_not_measure_what_it_needs_names_the_probe(name):
     rule, probes, right = WRONG[name]
     for probe in probes:
-        for made in (rule, mf.momentum(rule), mf.update_every(rule, 2)):
+        for made in (rule, mf.momentum(rule)):
             called = rule_name(made)
             words = rf"rule: {called} reads '.*, but the probe .*; use (mtlfunc\..*{right}.*) as"
             with pytest.raises(ValueError, match=words) as error:

@@ -434,24 +434,6 @@ def test_famo_under_vmap_over_networks_rates_and_seeds_equals_the_loop():
         )
 
 
-def test_famo_held_for_two_steps_compares_each_batch_with_itself():
-    """Asked at steps 0, 2, …: the last step's fall is still that of its own batch."""
-    step = mf.descend(
-        vector, mf.update_every(mf.famo(), 2), mf.second_evaluation(mf.losses_only()), mf.sgd(0.05)
-    )
-    state = step.init(PARAMS, BATCHES[0])
-    before = {}
-    for i, batch in enumerate(BATCHES[:3]):
-        before[i] = state.params
-        state, _ = step.update(state, batch)
-    fall = (vector(before[1], BATCHES[1]) / vector(before[2], BATCHES[1])).log()
-    moved = fall - fall.mean()
-    # Adam's first step is lr·sign; the logits were 0, so decay plays no part.
-    torch.testing.assert_close(
-        state.balance.rule.rule.logits, -0.025 * torch.sign(moved), rtol=1e-4, atol=0
-    )
-
-
 def test_famo_with_absent_tasks_is_famo_on_the_others():
     """Task 1 has no labels in any batch (NaN, and a loss that is NaN); tasks 0 and 2 train as if
     alone.

@@ -199,5 +199,4 @@ RULES: dict[str, Entry] = {
     "epo": Entry(mf.epo),
     "pareto_mtl": Entry(mf.pareto_mtl),
     "normalize": Entry(lambda: mf.normalize(mf.mgda())),
-    "update_every": Entry(lambda: mf.update_every(mf.mgda(), 2)),
 }

@@ -15,8 +15,8 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
 
     tr K_k over the number of points is the mean rate at which gradient descent lowers the term's
     residuals. The probe measures the traces: `mtlfunc.physics.kernel_traces(residuals,
-    mtlfunc.losses_only())`. They change slowly; `mtlfunc.update_every(ntk(), 100)` keeps the
-    weights for 100 steps, `mtlfunc.momentum(ntk(), 0.9)` averages them.
+    mtlfunc.losses_only())`. They change slowly; `mtlfunc.momentum(ntk(), 0.9)`
+    averages them.
 
     Args:
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were

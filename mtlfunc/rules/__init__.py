@@ -34,7 +34,6 @@ from ._rlw import rlw
 from ._safe import safe
 from ._sdmgrad import sdmgrad
 from ._stch import stch
-from ._update_every import update_every
 from ._upgrad import upgrad
 from ._uw import uw
 from .common import stateless
@@ -77,7 +76,6 @@ __all__ = [
     "sdmgrad",
     "stateless",
     "stch",
-    "update_every",
     "upgrad",
     "uw",
     "weights",

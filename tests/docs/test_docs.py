@@ -78,6 +78,7 @@ def test_method_table_names_what_exists():
         "f": lambda gramian: gramian.diagonal(),
         "target": lambda params, batch: batch,
         "matrix": lambda batch: batch,
+        "trimmed_mean": lambda k: lambda key, rows: rows,
         "residuals": [lambda params, batch: batch],
     }
     for call in calls:

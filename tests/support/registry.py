@@ -173,13 +173,8 @@ RULES: dict[str, RuleCase] = {
     ),
     "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),
-    "every": RuleCase(lambda: mf.update_every(mf.mgda(), 2)),
-    "every-pcgrad": RuleCase(
-        lambda: mf.update_every(mf.pcgrad(), 2), convex=False, random=True, masks=False
-    ),
-    "momentum-normalize-every-gradnorm": RuleCase(
-        lambda: mf.momentum(mf.normalize(mf.update_every(mf.gradnorm(1.5), 2), "loss"), 0.6),
-        convex=False,
+    "momentum-normalize-gradnorm": RuleCase(
+        lambda: mf.momentum(mf.normalize(mf.gradnorm(1.5), "loss"), 0.6), convex=False
     ),
     "safe": RuleCase(
         lambda: _carrying(mf.safe(mf.mgda())), convex=False, shared_sum=None, symmetric=False
