@@ -42,7 +42,7 @@ GROUPS = {
     "probes": (
         "Probes",
         """jacobian representation losses_only double_sampling moving_average excess_risk
-        log_losses second_evaluation graddrop subset Run""",
+        second_evaluation graddrop subset Run""",
     ),
     "gradients": (
         "Gradients and Gramians",

@@ -89,6 +89,7 @@ _RENAMED = {
 }
 
 _GONE = {  # a name that 1.0 removed: what replaces it
+    "log_losses": "take the logarithms in losses_fn: docs/how-to/pure-recipes.md",
     "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
     "update_every": "ten lines: docs/how-to/pure-recipes.md",
 }

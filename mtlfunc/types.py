@@ -104,7 +104,7 @@ class Probe(NamedTuple):
     metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 
 
-GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
+GRAMIANS = frozenset({"gramian", "cross_gramian", "tracked_gramian"})
 """Names of what `Geometry.gramian` can hold: JJᵀ; J₁J₂ᵀ of two batches, which is not symmetric; JJᵀ
 of log losses; YYᵀ of tracked gradients.
 """

@@ -54,9 +54,8 @@ METHODS = {
     "excess_mtl": (mf.excess_mtl, lambda **more: mf.excess_risk(TRUNK, **more)),
     "db_mtl": (
         mf.db_mtl,
-        lambda **more: mf.log_losses(mf.moving_average(TRUNK, rate=decaying, **more)),
+        lambda **more: mf.moving_average(TRUNK, rate=decaying, **more),
     ),
-    "mgda of logs": (mf.mgda, lambda **more: mf.log_losses(mf.jacobian(TRUNK, **more))),
     "graddrop": (mf.mean, lambda **more: mf.jacobian(TRUNK, mask=mf.graddrop(), **more)),
     "subset": (lambda: mf.cagrad(0.4), lambda: mf.jacobian(TRUNK, mix=mf.subset(2))),
     "modo": (mf.modo, lambda: mf.double_sampling(TRUNK)),
@@ -140,7 +139,6 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
 
     for probe in (
         mf.second_evaluation(mf.jacobian(TRUNK)),
-        mf.log_losses(mf.second_evaluation(mf.jacobian(TRUNK))),
         mf.representation(encode, lambda params, z, x: z),
     ):
         with pytest.raises(ValueError, match=r"probe: it calls the model itself.*mtlfunc\.balance"):

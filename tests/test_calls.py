@@ -52,7 +52,6 @@ PARTS: dict[str, Callable[[], Any]] = {
     "double_sampling": mf.double_sampling,
     "moving_average": lambda: mf.moving_average("trunk.*", rate=0.3),
     "excess_risk": mf.excess_risk,
-    "log_losses": lambda: mf.log_losses(mf.jacobian()),
     "kernel_traces": lambda: mf.physics.kernel_traces([residuals], mf.losses_only()),
     "second_evaluation": lambda: mf.second_evaluation(mf.losses_only()),
     "graddrop": mf.graddrop,

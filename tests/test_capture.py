@@ -22,7 +22,7 @@ from tests.support.recorders import Rerun, Watched
 from tests.support.registry import RULES
 from tests.support.steps import BATCHES, METHODS, STATEFUL, step_of
 
-RANDOM = ("pcgrad", "rlw", "gradvac", "every-pcgrad")
+RANDOM = ("pcgrad", "rlw", "gradvac")
 
 
 @pytest.fixture

@@ -257,7 +257,6 @@ UNITS = {n: x / SCALE[n].sqrt() for n, x in PARAMS.items()}
         mf.jacobian("trunk.*", present=lambda batch: torch.tensor([True, False, True])),
         mf.moving_average("trunk.*", rate=0.5),
         mf.excess_risk("trunk.*", heads="plain"),
-        mf.log_losses(mf.jacobian("trunk.*")),
         mf.second_evaluation(mf.jacobian("trunk.*")),
     ],
 )

@@ -19,8 +19,6 @@ from tests.support.problems import (
     PARAMS,
     TASKS,
     TRUNK,
-    decode,
-    encode,
     flatten,
     literal_rows,
     nets,
@@ -158,10 +156,12 @@ def test_moco_equals_its_loop(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_db_mtl_equals_its_loop(form, eps):
     lr, beta = 0.1, 0.9
-    probe = mf.log_losses(
-        mf.moving_average(SHARED, rate=lambda k: 1 - beta / k**0.5, corrected=True), eps
-    )
-    step = mf.descend(FORMS[form], mf.db_mtl(), probe, mf.sgd(lr))
+    probe = mf.moving_average(SHARED, rate=lambda k: 1 - beta / k**0.5, corrected=True)
+
+    def logs(params, batch):
+        return (torch.stack(tuple(FORMS[form](params, batch))) + eps).log()
+
+    step = mf.descend(logs, mf.db_mtl(), probe, mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
     params, average, missing = PARAMS, 0.0, 1.0
     for k in range(1, 5):
@@ -179,7 +179,7 @@ def test_db_mtl_equals_its_loop(form, eps):
         )
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(info.weights, length.max() / length / TASKS, rtol=1e-9, atol=0)
-        torch.testing.assert_close(info.losses, losses, rtol=1e-10, atol=0)
+        torch.testing.assert_close(info.losses, (losses + eps).log(), rtol=1e-10, atol=1e-14)
         torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
         # nothing is averaged yet
         torch.testing.assert_close(corrected[0], rows[0], rtol=1e-9, atol=0) if k == 1 else None
@@ -385,11 +385,7 @@ def test_gradient_of_a_run_through_the_losses(name):
         (mf.sdmgrad, lambda x: mf.double_sampling(SHARED), BATCHES),
         (mf.moco, lambda x: mf.moving_average(SHARED, rate=x), BATCH),
         (mf.excess_mtl, lambda x: mf.excess_risk(SHARED), BATCH),
-        (
-            lambda x: mf.db_mtl(),
-            lambda x: mf.log_losses(mf.moving_average(SHARED, rate=x), eps=x),
-            BATCH,
-        ),
+        (lambda x: mf.db_mtl(), lambda x: mf.moving_average(SHARED, rate=x), BATCH),
     ],
     ids=["modo", "sdmgrad", "moco", "excess_mtl", "db_mtl"],
 )
@@ -460,81 +456,11 @@ def test_aux_of_every_batch_and_of_the_logarithms():
         torch.stack([aux["total"] for aux in info.aux]),
         torch.stack([vector(PARAMS, b).sum() for b in BATCHES]),
     )
-    balance = mf.balance(with_aux, mf.mgda(), mf.log_losses(mf.jacobian(SHARED)), has_aux=True)
-    _, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
-    torch.testing.assert_close(info.aux["total"], vector(PARAMS, BATCH).sum())
     balance = mf.balance(vector, mf.modo(), mf.double_sampling(SHARED))
     assert balance.update(PARAMS, PAIR, balance.init(PARAMS, PAIR))[2].aux == ()
 
 
 # Errors
-
-
-def test_logarithm_of_what_is_not_positive():
-    for shift in (1e3, float(opaque(PARAMS, BATCH)[0])):
-        step = mf.balance(
-            lambda p, b, shift=shift: opaque(p, b) - shift,
-            mf.db_mtl(),
-            mf.log_losses(mf.moving_average(SHARED)),
-        )
-        with pytest.raises(ValueError, match="losses: NaN or infinite") as caught:
-            step.init(PARAMS, BATCH)
-        assert "L + eps <= 0" in caught.value.__notes__[0]
-
-
-NOT_POSITIVE = {
-    "losses_only": (mf.losses_only(), BATCH),
-    "jacobian": (mf.jacobian(SHARED), BATCH),
-    "moving_average": (mf.moving_average(SHARED), BATCH),
-    "double_sampling": (mf.double_sampling(SHARED), (BATCH, BATCH)),
-}
-
-
-@pytest.mark.parametrize("name", NOT_POSITIVE)
-def test_a_loss_without_logarithm_is_named_at_a_step_and_is_nan_where_it_cannot_be_seen(name):
-    """Its derivative was 0, so that the gradients were those of the other tasks."""
-    inner, batch = NOT_POSITIVE[name]
-    shift = torch.zeros((), dtype=F64)
-
-    def shifted(params, batch):
-        losses = opaque(params, batch)
-        return torch.cat([losses[:1], losses[1:2] - shift, losses[2:]])
-
-    step = mf.balance(shifted, mf.mean(), mf.log_losses(inner))
-    state = step.init(PARAMS, batch)
-    shift = torch.tensor(1e3, dtype=F64)
-    with pytest.raises(ValueError, match=r"log_losses: tasks \[1\] .* use losses that"):
-        step.update(PARAMS, batch, state)
-
-    def grads(value):
-        nonlocal shift
-        shift = value
-        return step.update(PARAMS, batch, state)[0]
-
-    several = vmap(grads)(torch.tensor([0.0, 1e3], dtype=F64))
-    alone = grads(torch.zeros((), dtype=F64))
-    for leaf, expected in alone.items():
-        torch.testing.assert_close(several[leaf][0], expected, rtol=1e-9, atol=1e-12)
-        assert bool(several[leaf][1].isnan().all())
-
-
-def test_logarithms_of_a_representation():
-    def logs(params, z, batch):
-        return decode(params, z, batch).log()
-
-    step = mf.balance(
-        opaque, mf.mgda(), mf.log_losses(mf.representation(encode, logs, shared=SHARED))
-    )
-    grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
-    plain = mf.balance(
-        lambda params, batch: opaque(params, batch).log(),
-        mf.mgda(),
-        mf.representation(encode, logs, shared=SHARED),
-    )
-    expected, _, other = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
-    torch.testing.assert_close(info.losses, opaque(PARAMS, BATCH), rtol=1e-10, atol=0)
-    torch.testing.assert_close(info.gramian, other.gramian, rtol=1e-10, atol=0)
-    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-10, atol=1e-14)
 
 
 def test_errors_name_the_argument():
@@ -554,8 +480,6 @@ def test_errors_name_the_argument():
         mf.moving_average(rate=1.5)
     with pytest.raises(ValueError, match="rate: expected a finite number > 0"):
         mf.moving_average(rate=0.0)
-    with pytest.raises(ValueError, match="eps: expected a finite number >= 0"):
-        mf.log_losses(mf.losses_only(), -1.0)
     for make in (mf.modo, mf.moco, mf.excess_mtl):
         with pytest.raises(ValueError, match="lr: expected a finite number > 0"):
             make(0.0)

@@ -19,39 +19,6 @@ def of_steps(rule: mf.Rule, probe: mf.Probe, batch, steps: int = 1) -> mf.Info:
     return info
 
 
-def test_second_evaluation_compares_losses_with_losses():
-    """Around log_losses the last step's logarithms were compared with this step's losses."""
-    seen = {}
-
-    def update(geometry, state):
-        seen.update(geometry.extra)
-        return geometry.preference, ()
-
-    of_steps(
-        mf.Rule(lambda losses, key: (), update),
-        mf.second_evaluation(mf.log_losses(mf.losses_only())),
-        BATCH,
-        steps=2,
-    )
-    assert bool(seen["last_present"].all())
-    # the same batch, and the parameters were not moved
-    assert torch.equal(seen["last_losses"], seen["last_losses_now"])
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_logarithms_of_several_batches(count):
-    """log_losses around double_sampling took the pairs of (losses, aux) of two batches for one
-    pair.
-    """
-    batches = tuple((BATCH[0] + i, BATCH[1]) for i in range(count))
-    stepped = [
-        torch.stack(scalars(PARAMS, batch)) for batch in (batches if count == 2 else batches[2:])
-    ]
-    info = of_steps(mf.modo(), mf.log_losses(mf.double_sampling("trunk.*")), batches)
-    torch.testing.assert_close(info.losses, sum(stepped) / len(stepped))
-    assert info.aux == ()
-
-
 @pytest.mark.parametrize("make", [mf.mean, mf.nash_mtl, mf.gls, mf.config, mf.db_mtl])
 def test_negative_preference_is_nan_where_it_cannot_be_seen(make):
     """Under vmap a preference with a negative entry gave weights like any other."""

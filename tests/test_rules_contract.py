@@ -268,10 +268,10 @@ def test_one_shot_calls_refuse_a_rule_that_reads_what_a_probe_alone_measures():
 JACOBIAN, TRACKED = mf.jacobian("trunk.*"), mf.moving_average("trunk.*")
 TWO = mf.double_sampling("trunk.*")
 WRONG = {
-    "modo": (mf.modo(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "double_sampling"),
+    "modo": (mf.modo(), (JACOBIAN, TRACKED), "double_sampling"),
     "sdmgrad": (mf.sdmgrad(), (JACOBIAN, TRACKED), "double_sampling"),
-    "moco": (mf.moco(), (JACOBIAN, TWO, mf.log_losses(JACOBIAN)), "moving_average"),
-    "db_mtl": (mf.db_mtl(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "log_losses"),
+    "moco": (mf.moco(), (JACOBIAN, TWO), "moving_average"),
+    "db_mtl": (mf.db_mtl(), (JACOBIAN, TWO), "moving_average"),
     "famo": (mf.famo(), (JACOBIAN, TRACKED), "second_evaluation"),
     "excess_mtl": (mf.excess_mtl(), (JACOBIAN, TRACKED), "excess_risk"),
     "align": (mf.align(0.1), (JACOBIAN, TRACKED), "jacobian"),
@@ -280,17 +280,14 @@ RIGHT = {
     "modo": (mf.modo(), TWO),
     "sdmgrad": (mf.sdmgrad(), TWO),
     "moco": (mf.moco(), TRACKED),
-    "db_mtl": (mf.db_mtl(), mf.log_losses(TRACKED)),
+    "db_mtl": (mf.db_mtl(), TRACKED),
     "normalize": (mf.normalize(mf.moco()), TRACKED),
 }
 
 
 PROBED = {name: case.make for name, case in PROBES.items()} | {
     "tracked": lambda: TRACKED,
-    "tracked log losses": lambda: mf.log_losses(TRACKED),
     "two batches": lambda: TWO,
-    "log losses of two batches": lambda: mf.log_losses(TWO),
-    "log losses alone": lambda: mf.log_losses(mf.losses_only()),
     "excess risk": lambda: mf.excess_risk("trunk.*"),
     "second evaluation": lambda: mf.second_evaluation(mf.losses_only()),
     "second evaluation of rows": lambda: mf.second_evaluation(mf.excess_risk("trunk.*")),

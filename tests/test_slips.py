@@ -86,7 +86,10 @@ PARTS = {
         lambda: mf.balance(lambda params: params, RULE, PROBE),
         r"losses_fn: expected a function of \(params, batch\), but <lambda> takes \(params\)",
     ),
-    "a probe of a probe not called": (lambda: mf.log_losses(mf.jacobian), "probe: .*call it"),
+    "a probe of a probe not called": (
+        lambda: mf.second_evaluation(mf.jacobian),
+        "probe: .*call it",
+    ),
     "a rule evaluated twice": (lambda: mf.second_evaluation(mf.famo()), "probe: .*got a rule"),
     "a mask not called": (lambda: mf.jacobian(mask=mf.graddrop), r"mask: .*mtlfunc\.graddrop\(\)"),
     "a mask's name": (lambda: mf.jacobian(mask="graddrop"), r"mask: .* of \(key, rows\), got an"),

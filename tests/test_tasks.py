@@ -54,7 +54,7 @@ METHODS = {
     ),
     "two batches": lambda losses: (mf.modo(), mf.double_sampling(SHARED), (BATCH, BATCH)),
     "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
-    "logarithms": lambda losses: (mf.mgda(), mf.log_losses(mf.moving_average(SHARED)), BATCH),
+    "averages": lambda losses: (mf.moco(), mf.moving_average(SHARED), BATCH),
     "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
 }
 

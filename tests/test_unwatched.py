@@ -253,16 +253,3 @@ def test_a_checkpointed_part_runs_once_a_task(inside, late):
         losses = net(batch(MANY, step))
         balancer.backward(losses)
         assert len(runs) == (1 + len(losses) if net.saving else 1), step
-
-
-def test_log_losses_are_not_asked_again_either(asked):
-    net = Net().double()
-    balancer = mf.Balancer(net, mf.mgda(), mf.log_losses(mf.jacobian("trunk.*")))
-    found = ""
-    for step in range(4):
-        asked.clear()
-        net.zero_grad()
-        losses = net(batch(MANY, step))
-        balancer.backward(losses)
-        found += "w" if asked else "-"
-    assert found == "w---"

@@ -48,7 +48,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "sdmgrad": Contestant(mf.sdmgrad, mf.double_sampling, batches=3),
     "moco": Contestant(mf.moco, mf.moving_average),
     "db-mtl": Contestant(
-        mf.db_mtl, lambda shared: mf.log_losses(mf.moving_average(shared, corrected=True))
+        mf.db_mtl, lambda shared: mf.moving_average(shared, corrected=True), logs=True
     ),
     "excess-mtl": Contestant(mf.excess_mtl, mf.excess_risk),
     "uncertainty": Contestant(lambda: mf.uw(0.025), losses_only),

@@ -80,7 +80,7 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
         raise ValueError(
             "metric: this probe does not measure gradients of parameters in an optimizer's metric; "
             "mtlfunc.jacobian, moving_average, excess_risk and double_sampling do, also inside "
-            "log_losses and second_evaluation"
+            "second_evaluation"
         )
     missing = not_measured(rule, measures, metric=metric)
     expect_carried(rule, missing)
@@ -129,8 +129,6 @@ def probe_for(rule: Rule) -> str:
     """A probe of this package that measures what a rule reads, as one writes it."""
     reads = reads_of(rule) or frozenset()
     made = next((call for name, call in _SOURCES.items() if name in reads), "mtlfunc.losses_only()")
-    if "log_gramian" in reads:
-        made = f"mtlfunc.log_losses({made})"
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
     known = {*_SOURCES, *LAST_LOSSES}
@@ -146,7 +144,6 @@ _SOURCES = {
     "cross_gramian": "mtlfunc.double_sampling(...)",
     "second_losses": "mtlfunc.double_sampling(...)",
     "tracked_gramian": "mtlfunc.moving_average(...)",
-    "log_gramian": "mtlfunc.jacobian(...)",
     "gramian": "mtlfunc.jacobian(...)",
 }
 """The probe that measures a quantity; the most special probe comes first."""

@@ -3,7 +3,6 @@
 from ._double_sampling import double_sampling
 from ._excess_risk import excess_risk
 from ._jacobian import jacobian, subset
-from ._log_losses import log_losses
 from ._losses_only import losses_only
 from ._moving_average import moving_average
 from ._representation import representation
@@ -17,7 +16,6 @@ __all__ = [
     "excess_risk",
     "graddrop",
     "jacobian",
-    "log_losses",
     "losses_only",
     "moving_average",
     "representation",

@@ -21,9 +21,8 @@ def db_mtl(*, preference: Tensor | None = None) -> Rule:
     Returns:
         weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows,
         where the paper steps along their sum, T times as long. A zero row has weight p_t. The rows
-        are averages of ∇log L: the probe is `mtlfunc.log_losses(mtlfunc.moving_average("trunk.*",
-        rate=…, corrected=True))`, without averages at `rate=1`; a Gramian given by hand, as in
-        `mtlfunc.weights`, is taken for theirs.
+        are averages of ∇log L: return log losses, and take the probe
+        `mtlfunc.moving_average("trunk.*", rate=…, corrected=True)`, without averages at `rate=1`.
 
     Raises:
         ValueError: for a bad preference.
@@ -44,5 +43,5 @@ def db_mtl(*, preference: Tensor | None = None) -> Rule:
         ratio = (length.amax() / length.where(length > 0, 1.0)).where(length > 0, 1.0)
         return poison(preference_of(geometry, preference, gramian) * ratio, gramian), ()
 
-    reads = reading("log_gramian", "tracked_gramian", preference=preference)
+    reads = reading("tracked_gramian", preference=preference)
     return Rule(no_state(preference), update, reads)

@@ -160,15 +160,12 @@ def test_every_probe_takes_a_group_or_says_why_not():
     parts = {"subset", "graddrop", "Run"}  # of a probe
     of_one = {
         "second_evaluation": mf.second_evaluation,
-        "log_losses": mf.log_losses,
         "kernel_traces": mf.physics.kernel_traces,
     }
     for name in set(mf.probes.__all__) - parts - set(of_one):
         given = (encode, decode) if name == "representation" else ()
         assert getattr(mf, name)(*given, group=world).group is world, name
     assert mf.second_evaluation(mf.losses_only(group=world)).group is world
-    with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
-        mf.log_losses(mf.moving_average(group=world))
     with pytest.raises(ValueError, match=r"^probe: kernel_traces does not sum over processes"):
         mf.physics.kernel_traces([vector], mf.losses_only(group=world))
 

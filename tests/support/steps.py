@@ -85,9 +85,7 @@ STATEFUL = {
     ),
     "db_mtl": (
         mf.db_mtl,
-        lambda: mf.log_losses(
-            mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)
-        ),
+        lambda: mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True),
         BATCH,
     ),
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
@@ -96,6 +94,4 @@ STATEFUL = {
         lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
         BATCH,
     ),
-    "mgda, logarithms": (mf.mgda, lambda: mf.log_losses(mf.jacobian(SHARED), eps=1e-3), BATCH),
-    "mean, logarithms": (mf.mean, lambda: mf.log_losses(mf.losses_only()), BATCH),
 }

@@ -16,7 +16,7 @@ from ...core.optim import adam
 from ...probes import losses_only
 from ...rules import mean
 from ...training import balance
-from ...types import Batch, Optimizer, Probe, Rule
+from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import BenchmarkProblem
 
 STATIC = "static search"
@@ -36,6 +36,7 @@ class Contestant(NamedTuple):
     # independent batches a step; from 2 on the probe gets a tuple of them, as `double_sampling`
     # asks
     batches: int = 1
+    logs: bool = False  # whether it balances the logarithms of the losses
 
 
 class Settings(NamedTuple):
@@ -95,7 +96,12 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
         key = random.key(seed)
         rival = contestant or Contestant(lambda: mean(preference=weights), lambda _: losses_only())
         params, data = problem.draw(random.fold_in(key, 0))
-        method = balance(problem.losses, rival.rule(), rival.probe(problem.shared))
+
+        def losses(params: Params, batch: Batch) -> Tensor:
+            found = problem.losses(params, batch)
+            return found.log() if rival.logs else found
+
+        method = balance(losses, rival.rule(), rival.probe(problem.shared))
         start = evaluate(params, data)
 
         def batch_of(k: int) -> Batch:
