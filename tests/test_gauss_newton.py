@@ -330,14 +330,6 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
         mf.physics.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_alignment_from_unit_gradients(name):
-    J, _ = _case(name)
-    unit = J / J.norm(dim=1, keepdim=True)
-    expected = 2 * unit.mean(0).square().sum() - 1
-    torch.testing.assert_close(mf.diagnostics.alignment(J @ J.mT), expected)
-
-
 @pytest.mark.exhaustive
 def test_compiled_without_breaks():
     J, r = _case("fewer")

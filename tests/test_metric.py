@@ -313,7 +313,8 @@ def test_rates_are_the_falls_of_the_real_step(reduction, present):
             fall = -change.predicted.where(kept, 0.0)
             torch.testing.assert_close(info.rates, fall, rtol=1e-8, atol=1e-10)
             if present is None:
-                assert mf.diagnostics.metric_error(info.rates, change) < 1e-8
+                size = change.predicted.abs().amax()
+                assert (info.rates + change.predicted).abs().amax() < 1e-8 * size
             if rule.update.__qualname__.startswith("safe"):
                 assert info.rates.min() > -1e-9 * info.rates.abs().max()
             state = after
@@ -462,10 +463,6 @@ def test_what_it_refuses():
         mf.descend(losses_of, mf.mean(), mf.jacobian(), optim.multiplicative(0.1), metric=True)
     with pytest.raises(ValueError, match="metric: this probe does not measure"):
         mf.descend(losses_of, mf.mean(), mf.losses_only(), optim.adam(0.1), metric=True)
-    with pytest.raises(ValueError, match=r"rates: expected one a task"):
-        mf.diagnostics.metric_error(
-            torch.ones(2, 3), mf.diagnostics.Change(torch.ones(3), torch.ones(3))
-        )
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])

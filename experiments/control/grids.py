@@ -161,8 +161,10 @@ def _look(params: Params, batch: Mazes) -> Tensor:
     """Curvature, conflict and similarity of lengths, as in PCGrad's Figure 5."""
     _, gramian = mf.task_gramian(losses, params, batch)
     pairs = torch.triu_indices(TASKS, TASKS, 1, device=gramian.device)
-    conflict = mf.diagnostics.negative_products(gramian)[pairs[0], pairs[1]].to(gramian.dtype)
-    similarity = mf.diagnostics.magnitude_similarity(gramian)[pairs[0], pairs[1]]
+    conflict = (gramian < 0)[pairs[0], pairs[1]].to(gramian.dtype)
+    square = gramian.diagonal()
+    one, other = square[pairs[0]], square[pairs[1]]
+    similarity = 2 * (one * other).sqrt() / (one + other)
     curvature = mf.diagnostics.curvature(losses, params, batch) / gramian.sum()
     return torch.stack([curvature, conflict.mean(), similarity.mean()])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +19,13 @@ from ..core.checks import (
     poison,
 )
 from ..core.gone import gone_names
-from ..core.tree import dot, layer_of, map_params, same_shapes, select
+from ..core.tree import map_params, same_shapes
 from ..gradients.levels import explained
-from ..gradients.linearize import Request, linearize
 from ..gradients.losses import parse_losses
-from ..gradients.run import run
 from ..solvers import min_norm
 from ..solvers._auto import solver_or_auto
 from ..solvers.problems import noise_level, root
-from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
+from ..types import Batch, LossesFn, Params, Scalar, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
 from ._noise import SampleNoise, noise_scale, sample_noise
 
@@ -36,16 +34,10 @@ __all__ = [
     "ConflictSums",
     "SampleNoise",
     "Stationarity",
-    "alignment",
     "conflict",
     "cosines",
     "curvature",
-    "curvature_bound",
     "delta_m",
-    "layer_gramians",
-    "magnitude_similarity",
-    "metric_error",
-    "negative_products",
     "noise_scale",
     "predicted_change",
     "running_conflict",
@@ -62,10 +54,16 @@ __getattr__ = gone_names(
     "mtlfunc.diagnostics",
     {
         "NewtonError": "it is mtlfunc.physics.NewtonError now",
+        "alignment": "a line: docs/how-to/pure-recipes.md",
         "affinity": "four lines with task_gradients: docs/how-to/grouping.md",
         "conflicts": "write `gramian < 0`; `conflict` says which conflicts are not noise",
+        "curvature_bound": "a line: docs/how-to/pure-recipes.md",
         "groups": "a search of its own: docs/how-to/grouping.md",
         "influence": "four lines with a jvp: docs/how-to/metric.md",
+        "layer_gramians": "six lines: docs/how-to/pure-recipes.md",
+        "magnitude_similarity": "a line: docs/how-to/pure-recipes.md",
+        "metric_error": "a line: docs/how-to/metric.md",
+        "negative_products": "write `gramian < 0`",
         "newton_error": "it is mtlfunc.physics.newton_error now",
     },
 )
@@ -90,111 +88,6 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     check_gramian(gramian)
     length = gramian.diagonal().where(gramian.diagonal() > 0, torch.nan).sqrt()
     return (gramian / length[:, None] / length).clamp(-1, 1)
-
-
-def alignment(gramian: Float[Tensor, "task task"]) -> Float[Tensor, ""]:
-    """The alignment score of gradients, A = 2‖mean_i g_i/‖g_i‖‖² - 1, from their Gramian.
-
-    Args:
-        gramian: G `[task, task]`, of tasks or of samples.
-
-    Returns:
-        A, 0-d, in [-1, 1]: 1 where all gradients have one direction; of two gradients their cosine;
-        2/T - 1 at right angles. NaN where a gradient is zero.
-
-    Raises:
-        ValueError: for anything but a Gramian.
-
-    Source:
-        Wang et al. 2025 (arXiv:2502.00604).
-
-    Examples:
-        >>> alignment(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))
-        tensor(-0.5000)
-    """
-    return 2 * cosines(gramian).mean() - 1
-
-
-def negative_products(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
-    """Pairs of gradients with g_i·g_j < 0, of this batch as it is; a right angle is not one.
-
-    Yu et al. call such a pair conflicting. A batch also has such pairs by chance: `conflict` says
-    what its samples prove.
-
-    Args:
-        gramian: G `[task, task]`.
-
-    Returns:
-        a mask `[task, task]`.
-
-    Raises:
-        ValueError: for anything but a Gramian.
-
-    Source:
-        Yu et al. 2020, Definition 1.
-
-    Examples:
-        >>> negative_products(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
-        [[False, True], [True, False]]
-    """
-    check_gramian(gramian)
-    return gramian < 0
-
-
-def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """How equal two gradients are in length, Φ_ij = 2‖g_i‖‖g_j‖ / (‖g_i‖² + ‖g_j‖²).
-
-    Args:
-        gramian: G `[task, task]`.
-
-    Returns:
-        Φ `[task, task]` in [0, 1], 1 for equal lengths; NaN for two zero gradients.
-
-    Raises:
-        ValueError: for anything but a Gramian.
-
-    Source:
-        Yu et al. 2020, Definition 2.
-
-    Examples:
-        >>> magnitude_similarity(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-        tensor([[1.0000, 0.8000],
-                [0.8000, 1.0000]])
-    """
-    check_gramian(gramian)
-    length = root(gramian.diagonal())
-    # By the ratio of the two lengths, so that no square over- or underflows.
-    large, small = torch.maximum(length[:, None], length), torch.minimum(length[:, None], length)
-    ratio = small / large
-    return 2 * ratio / (1 + ratio**2)
-
-
-def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """The curvature bounding measure ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖².
-
-    For a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
-
-    Args:
-        gramian: G `[task, task]`.
-
-    Returns:
-        ξ `[task, task]`, at most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero,
-        though the paper calls it infinite there.
-
-    Raises:
-        ValueError: for anything but a Gramian.
-
-    Source:
-        Yu et al. 2020, Definition 5.
-
-    Examples:
-        >>> xi = curvature_bound(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))
-        >>> round(xi[0, 1].item(), 4)
-        1.75
-    """
-    square = gramian.diagonal()
-    total = square[:, None] + square
-    return (1 - cosines(gramian) ** 2) * (total - 2 * gramian) / (total + 2 * gramian)
 
 
 def curvature(
@@ -295,54 +188,6 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     return Stationarity(w, length, lower, noise, length <= noise)
 
 
-def layer_gramians(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    shared: Select = "*",
-    by: Callable[[str], str] | None = None,
-    gramian_dtype: torch.dtype | None = None,
-) -> dict[str, Float[Tensor, "task task"]]:
-    """The Gramian of every layer, G_l = J_l J_lᵀ; they add up to that of all shared parameters.
-
-    Over training: `rollout(step, state, batches, record=lambda state, info:
-    layer_gramians(losses_fn, state.params, batch, shared="trunk.*"))`. Cosines of one layer,
-    `[time, task, task]`: `torch.func.vmap(cosines)(record["trunk.0"])`.
-
-    Args:
-        losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
-        params: where to differentiate, `{name: tensor}`; rows of all shared leaves are held at
-            once.
-        batch: whatever `losses_fn` takes.
-        shared: which parameters, a glob on their names or a predicate.
-        by: from a parameter's name to its layer's; None takes the module, `trunk.0` for
-            `trunk.0.weight` and `trunk.0.bias`.
-        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
-
-    Returns:
-        `{layer: G_l [task, task]}` in the order of the parameters.
-
-    Raises:
-        ValueError: for no shared parameters, or losses that are not a vector.
-
-    Examples:
-        >>> params = {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}
-        >>> found = layer_gramians(
-        ...     lambda p, x: x @ p["a.weight"] + p["b.bias"], params, 2 * torch.eye(2)
-        ... )
-        >>> {layer: gramian.tolist() for layer, gramian in found.items()}
-        {'a': [[4.0, 0.0], [0.0, 4.0]], 'b': [[1.0, 0.0], [0.0, 1.0]]}
-    """
-    check_params(params)
-    names = select(params, shared)
-    rows = linearize(run(losses_fn, params, batch), Request(names)).rows
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        layers.setdefault((by or layer_of)(name), []).append(name)
-    return {layer: dot(rows, rows, leaves, gramian_dtype) for layer, leaves in layers.items()}
-
-
 class Change(NamedTuple):
     """What the losses did between two points, and what their gradients foretold."""
 
@@ -390,41 +235,6 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
     with explained(before):
         start, predicted = jvp(losses, (before,), (moved,))[:2]
         return Change(predicted, losses(after) - start)
-
-
-def metric_error(rates: Float[Tensor, " task"], change: Change) -> Float[Tensor, ""]:
-    """How far the real step is from the promised one: max_t |r_t + Δ_t| / max_t |Δ_t|.
-
-    r are the rates of a step measured in the optimizer's metric, P of its state *before* the step,
-    and Δ the first-order changes of the losses by the step that it then took. For SGD the error is
-    rounding. Adam's P also holds the gradient of the step itself: errors of 0.1 are usual, and the
-    first steps are far off. An error that is not well below 1 says that the promise of a rule in
-    this metric was not kept, nor can be read off `Info.rates`.
-
-    Args:
-        rates: `Info.rates`, `[task]`, of `mtlfunc.descend(..., metric=True)` or a `Balancer` with
-            `metric=`.
-        change: of `predicted_change`, where parameters over which the Gramian is not measured stay
-            as they were before.
-
-    Returns:
-        the error, 0-d; NaN for a step of length 0.
-
-    Raises:
-        ValueError: for other shapes.
-
-    Examples:
-        >>> change = Change(torch.tensor([-1.0, -2.0]), torch.tensor([-0.9, -1.9]))
-        >>> metric_error(torch.tensor([1.0, 1.5]), change)
-        tensor(0.2500)
-    """
-    if rates.shape != change.predicted.shape:
-        raise ValueError(
-            f"rates: expected one a task, {list(change.predicted.shape)}, got {list(rates.shape)}; "
-            "of groups of parameters pass info.rates.sum(0)"
-        )
-    off = rates.to(change.predicted) + change.predicted
-    return off.abs().amax() / change.predicted.abs().amax()
 
 
 def delta_m(

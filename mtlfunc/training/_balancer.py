@@ -103,7 +103,7 @@ class Balancer:
             c. P is that of the optimizer's state now: the learning rates alone before the first
             step, 0 in coordinates that have had no gradient. What happens to `.grad` after
             `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
-            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
+            docs/how-to/metric.md for how far the real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.

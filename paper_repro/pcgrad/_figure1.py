@@ -34,6 +34,7 @@ from .landscape import (
     paths_from,
     values,
 )
+from .measures import curvature_bound, magnitude_similarity
 
 
 class Conditions(NamedTuple):
@@ -59,8 +60,8 @@ def conditions(theta: Tensor, following: Tensor) -> Conditions:
             f(gramian)[0, 1]
             for f in (
                 mf.diagnostics.cosines,
-                mf.diagnostics.magnitude_similarity,
-                mf.diagnostics.curvature_bound,
+                magnitude_similarity,
+                curvature_bound,
             )
         ]
         pointwise = mf.diagnostics.curvature(losses, params, None) / gramian.sum()

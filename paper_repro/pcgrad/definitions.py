@@ -17,6 +17,7 @@ from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import EXACT, jacobians, normal
 from .decisions import claim
+from .measures import conflicting, curvature_bound, magnitude_similarity
 from .problems import regression, regression_batch, regression_start
 from .rational import gramian_of, tensor_of
 
@@ -31,10 +32,10 @@ def conflict(settings: Settings) -> Claim:
     expected, found = [], []
     for pair in pairs.values():
         expected.append(gramian_of(pair)[0][1] < 0)
-        found.append(bool(mf.diagnostics.negative_products(tensor_of(gramian_of(pair)))[0, 1]))
+        found.append(bool(conflicting(tensor_of(gramian_of(pair)))[0, 1]))
     J = jacobians(settings, 2, 5)
     gramian = J @ J.mT
-    differ = vmap(mf.diagnostics.negative_products)(gramian)[:, 0, 1] != (
+    differ = vmap(conflicting)(gramian)[:, 0, 1] != (
         vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1] < 0
     )
     wrong = sum(a != b for a, b in zip(expected, found, strict=True))
@@ -55,12 +56,12 @@ def similarity(settings: Settings) -> Claim:
     J = jacobians(settings, 2, 5)
     scale = 10 ** vmap(lambda key: normal(key, 2, ()))(torch.arange(len(J)))
     J = J * torch.stack([torch.ones_like(scale), scale], -1)[:, :, None]
-    measure = lambda J: vmap(mf.diagnostics.magnitude_similarity)(J @ J.mT)[:, 0, 1]  # noqa: E731
+    measure = lambda J: vmap(magnitude_similarity)(J @ J.mT)[:, 0, 1]  # noqa: E731
     phi, equal = measure(J), measure(J / J.norm(dim=-1, keepdim=True))
     a, b = J.norm(dim=-1).unbind(-1)
     by_definition = float((phi - 2 * a * b / (a**2 + b**2)).abs().max())
     common = float((measure(1e3 * J) - phi).abs().max())
-    zeros = bool(mf.diagnostics.magnitude_similarity(torch.zeros(2, 2))[0, 1].isnan())
+    zeros = bool(magnitude_similarity(torch.zeros(2, 2))[0, 1].isnan())
     one = int((phi[(a / b - 1).abs() > 1e-6] >= 1).sum())
     return claim(
         "PC-11",
@@ -150,30 +151,21 @@ def bound(settings: Settings) -> Claim:
         J * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None],
     )
     gramian = J @ J.mT
-    xi = vmap(mf.diagnostics.curvature_bound)(gramian)[:, 0, 1]
+    xi = vmap(curvature_bound)(gramian)[:, 0, 1]
     weights = 2 * vmap(lambda G: mf.weights(mf.pcgrad(), G))(gramian)
     length = torch.einsum("ds,dst,dt->d", weights, gramian, weights)
     error = float((length / (xi * gramian.sum((-1, -2))) - 1).abs().max())
-    scaled = float(
-        (vmap(mf.diagnostics.curvature_bound)(1e4 * gramian)[:, 0, 1] / xi - 1).abs().max()
-    )
-    cos, phi = (
-        vmap(f)(gramian)[:, 0, 1]
-        for f in (mf.diagnostics.cosines, mf.diagnostics.magnitude_similarity)
-    )
+    scaled = float((vmap(curvature_bound)(1e4 * gramian)[:, 0, 1] / xi - 1).abs().max())
+    cos, phi = (vmap(f)(gramian)[:, 0, 1] for f in (mf.diagnostics.cosines, magnitude_similarity))
     over = float((xi - (1 + cos.abs()) ** 2).max())
     near, along = (
-        float(mf.diagnostics.curvature_bound(tensor_of(gramian_of(pair)))[0, 1])
+        float(curvature_bound(tensor_of(gramian_of(pair)))[0, 1])
         for pair in ([[1000, 1], [-1000, 0]], [[1001, 0], [-1000, 0]])
     )
     # G = [[1, -1], [-1, 4]]: cos = -1/2, ‖g_1 - g_2‖² = 7, ‖g_1 + g_2‖² = 3
     exact = Fraction(3, 4) * Fraction(7, 3)
     integer = abs(
-        float(
-            mf.diagnostics.curvature_bound(
-                torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64)
-            )[0, 1]
-        )
+        float(curvature_bound(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64))[0, 1])
         - float(exact)
     )
     implied = int(((xi <= 1) & (cos > -phi)).sum())
@@ -210,10 +202,7 @@ def definitions_figure() -> Figure:
         return torch.stack([torch.stack([torch.ones_like(r), c * r]), torch.stack([c * r, r**2])])
 
     grid = vmap(vmap(gramian, (0, None)), (None, 0))(cos, ratio)
-    both = [
-        vmap(vmap(f))(grid)[..., 0, 1].numpy()
-        for f in (mf.diagnostics.curvature_bound, mf.diagnostics.magnitude_similarity)
-    ]
+    both = [vmap(vmap(f))(grid)[..., 0, 1].numpy() for f in (curvature_bound, magnitude_similarity)]
     shades = ([0, 0.1, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4], np.linspace(0, 1, 11))
     lines: dict[str, Any] = {"colors": "white", "linewidths": 2}
     for panel, values, name, levels in zip(panels[1:], both, ("ξ", "Φ"), shades, strict=True):

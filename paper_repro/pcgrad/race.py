@@ -22,6 +22,7 @@ from ..report.intervals import named, ratio_interval, share_interval
 from . import theorems
 from .common import COLOURS, normal
 from .decisions import claim
+from .measures import curvature_bound
 from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
 
 Starts = Literal["near", "built", "any"]
@@ -167,7 +168,7 @@ def large_steps(dim: int, draws: int) -> dict[str, float]:
         rows = batch[0] + (batch[1] @ x[:, None, :, None])[..., 0]
         g, gramian = rows.sum(1), rows @ rows.mT
         least = torch.einsum("di,dij,dj->d", g, batch[1].sum(1), g) / g.square().sum(-1)
-        bound = vmap(mf.diagnostics.curvature_bound)(gramian)[:, 0, 1]
+        bound = vmap(curvature_bound)(gramian)[:, 0, 1]
         lengths = {"large": 2 / (least - bound * lipschitz), "stable": 1 / lipschitz}
         for kind, t in lengths.items():
             ends = []

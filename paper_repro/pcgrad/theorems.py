@@ -1,7 +1,7 @@
 """PCGrad's theorems as conditions to check, and what they promise of one step.
 
 The definitions behind them are in `mtlfunc.diagnostics`: conflict (1:
-`negative_products`, `cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task
+`conflicting`, `cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task
 curvature (3: `curvature`), curvature bounding measure (5: `curvature_bound`). Definition 4 is
 notation: L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after
 one step along g and along d, the **sum** of the projected gradients (`pcgrad` with
@@ -19,6 +19,8 @@ from torch.func import grad_and_value
 
 import mtlfunc as mf
 from mtlfunc.types import Batch, LossesFn, Params, Scalar
+
+from .measures import curvature_bound, magnitude_similarity
 
 
 class Descent(NamedTuple):
@@ -126,11 +128,11 @@ def pcgrad_theorem2(
     _check_pair(gramian)
     total = gramian.sum()
     cos = mf.diagnostics.cosines(gramian)[0, 1]
-    bound = mf.diagnostics.curvature_bound(gramian)[0, 1]
+    bound = curvature_bound(gramian)[0, 1]
     least = curvature / total  # ℓ
     margin = least - bound * lipschitz
     shortest = 2 / margin
-    dominated = cos <= -mf.diagnostics.magnitude_similarity(gramian)[0, 1]
+    dominated = cos <= -magnitude_similarity(gramian)[0, 1]
     curved = (least >= bound) if printed else (margin > 0)
     long = lr >= shortest
     difference = lr**2 / 2 * margin * total - lr * (total - (1 - cos**2) * gramian.trace())

@@ -21,6 +21,7 @@ from ..report.options import Option, Seeds, drawn
 from ..report.parts import kept
 from .common import STUDENT
 from .decisions import claim
+from .measures import curvature_bound, magnitude_similarity
 from .problems import PROBLEMS, Problem
 
 COLOURS, LINES = ("C0", "C1"), ("-", "--")
@@ -54,8 +55,8 @@ def train(problem: Problem, settings: Settings, label: str) -> Log:
             f(gramian)[0, 1]
             for f in (
                 mf.diagnostics.cosines,
-                mf.diagnostics.magnitude_similarity,
-                mf.diagnostics.curvature_bound,
+                magnitude_similarity,
+                curvature_bound,
             )
         ]
         layers = torch.stack(

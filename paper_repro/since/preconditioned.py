@@ -22,6 +22,11 @@ RATE, FIRST, SECOND, FLOOR = 3e-3, 0.95, 0.95, 1e-8
 Params = dict[str, Tensor]
 
 
+def alignment(gramian: Tensor) -> Tensor:
+    """2‖mean_i g_i/‖g_i‖‖² - 1 (Wang et al. 2025): 1 where all gradients have one direction."""
+    return 2 * mf.diagnostics.cosines(gramian).mean() - 1
+
+
 class Memory(NamedTuple):
     """What either method keeps of earlier gradients."""
 
@@ -95,9 +100,9 @@ def scores(problem: Problem, method: str, seeds: int, steps: int) -> Tensor:
         memory, update = METHODS[method](memory, grads)
         each = torch.stack([flat(update({n: g[k] for n, g in rows.items()})) for k in range(2)])
         whole = each.sum(0)
-        within = mf.diagnostics.alignment(each @ each.mT)
+        within = alignment(each @ each.mT)
         pair = torch.stack([before, whole])
-        between = mf.diagnostics.alignment(pair @ pair.mT)
+        between = alignment(pair @ pair.mT)
         move = update(memory.mean)
         # both means start at 0: their biases cancel but for a root
         params = {n: x - RATE * move[n] / share.sqrt() for n, x in params.items()}

@@ -1,0 +1,90 @@
+"""Definitions 1, 2 and 5 of PCGrad, on the vectors themselves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch.func import vmap
+
+from mtlfunc.analysis import diagnostics
+from paper_repro.pcgrad.measures import conflicting, curvature_bound, magnitude_similarity
+from tests.support.families import FAMILIES, gramian, jacobian, jacobians
+
+EPS = torch.finfo(torch.float64).eps
+PAIRWISE = [diagnostics.cosines, conflicting, magnitude_similarity, curvature_bound]
+
+
+@given(
+    jacobians(
+        least=2,
+        families=tuple(f for f in FAMILIES if f not in ("near_duplicates", "near_stationary")),
+    )
+)
+def test_pairwise_diagnostics_equal_definitions(J):
+    """On the vectors themselves, with cosines of unit vectors; 1 - cos² and ‖g_i ± g_j‖² lose ε to
+    cancellation, relative to their terms.
+    """
+    G, rows = J @ J.mT, J.numpy()
+    cosines, conflicts, similar, bound = (f(G).numpy() for f in PAIRWISE)
+    for i, g in enumerate(rows):
+        for j, h in enumerate(rows):
+            a, b = np.linalg.norm(g), np.linalg.norm(h)
+            if a == 0 or b == 0:
+                assert np.isnan(cosines[i, j])
+                assert np.isnan(bound[i, j])
+                assert not conflicts[i, j]
+                assert np.isnan(similar[i, j]) if a == b == 0 else similar[i, j] == 0
+                continue
+            k = (g / a) @ (h / b)
+            np.testing.assert_allclose(cosines[i, j], k, rtol=0, atol=64 * EPS)
+            if abs(k) > 64 * EPS:
+                assert conflicts[i, j] == (k < 0)
+            np.testing.assert_allclose(similar[i, j], 2 * a * b / (a**2 + b**2), rtol=64 * EPS)
+            plus, minus = np.linalg.norm(g + h) ** 2, np.linalg.norm(g - h) ** 2
+            sizes = a**2 + b**2
+            if plus > 1e-6 * sizes:
+                expected = (1 - k**2) * minus / plus
+                np.testing.assert_allclose(
+                    bound[i, j], expected, rtol=1e-12, atol=float(1e3 * EPS * sizes**2 / plus**2)
+                )
+
+
+def test_pairwise_diagnostics_examples():
+    G = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert conflicting(G).tolist() == [
+        [False, True, False],
+        [True, False, False],
+        [False, False, False],
+    ]
+    assert float(magnitude_similarity(G)[0, 1]) == pytest.approx(0.8, rel=4 * EPS)
+    assert float(curvature_bound(G)[0, 1]) == pytest.approx(0.75 * 7 / 3, rel=16 * EPS)
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    assert diagnostics.cosines(opposite)[0, 1] == -1
+    for f in PAIRWISE:
+        batch = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
+        assert torch.equal(vmap(f)(batch), torch.stack([f(g) for g in batch]))
+
+
+def test_magnitude_similarity_extreme_lengths():
+    G = torch.diag(torch.tensor([1e-300, 1.0, 1e300], dtype=torch.float64))
+    similar = magnitude_similarity(G)
+    assert similar.isfinite().all()
+    assert float(similar[1, 2]) == pytest.approx(2e-150, rel=1e-14)
+
+
+def test_curvature_bound_is_pcgrads_shrinkage():
+    """For a conflicting pair ‖sum of projected gradients‖² = ξ‖g₁ + g₂‖², and k < 0 with ξ <= 1
+    implies k <= -Φ.
+    """
+    for seed in range(50):
+        g, h = jacobian("gaussian", 2, seed, width=3).numpy()
+        G = torch.from_numpy(np.stack([g, h]) @ np.stack([g, h]).T)
+        if g @ h >= 0:
+            continue
+        projected = g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
+        bound = float(curvature_bound(G)[0, 1])
+        np.testing.assert_allclose(
+            projected @ projected, bound * (g + h) @ (g + h), rtol=1e-10, atol=1e-14
+        )
+        if bound <= 1:
+            assert diagnostics.cosines(G)[0, 1] <= -magnitude_similarity(G)[0, 1]
