@@ -36,7 +36,7 @@ REPRODUCED = {"pcgrad": "pcgrad", "mgda": "mgda", "cagrad": "cagrad", "gradnorm"
 GROUPS = {
     "training": (
         "Steps and loops",
-        """descend balance capture Balancer rollout Interrupted log_dict adam sgd parameters stack
+        """descend balance capture Balancer log_dict adam sgd parameters stack
         assign_gradients""",
     ),
     "probes": (

@@ -10,6 +10,7 @@ from .analysis import diagnostics
 from .audit import audit  # not later: its package has the same name
 from .core import extras as _extras
 from .core import optim, random
+from .core.gone import RENAMED as _RENAMED
 from .core.gone import gone_names as _gone_names
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
@@ -75,21 +76,10 @@ __all__ += probes.__all__
 __all__ += rules.__all__
 __all__ += training.__all__
 
-_RENAMED = {
-    "excess": "excess_risk",
-    "gauss_newton": "physics.gauss_newton",
-    "jets": "physics",
-    "kernel_traces": "physics.kernel_traces",
-    "muon_gradients": "muon.gradients",
-    "ntk": "physics.ntk",
-    "revisit": "second_evaluation",
-    "sample_lengths": "sample_norms",
-    "scalars": "log_dict",
-    "tracked": "moving_average",
-}
-
 _GONE = {  # a name that 1.0 removed: what replaces it
+    "Interrupted": "a loop of your own: docs/how-to/pure-recipes.md",
     "log_losses": "take the logarithms in losses_fn: docs/how-to/pure-recipes.md",
+    "rollout": "a loop: docs/how-to/pure-recipes.md",
     "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
     "update_every": "ten lines: docs/how-to/pure-recipes.md",
 }

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import mtlfunc as mf
 from mtlfunc.training import _recorder
 from mtlfunc.types import BalanceState, TrainState
+from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, TASKS, named, nets, opaque
 from tests.support.recorders import Rerun, Watched
 from tests.support.registry import RULES
@@ -130,28 +131,12 @@ def test_balance_copies_its_gradients(made):
     assert all(equal(one, other) for one, other in kept)
 
 
-@pytest.mark.parametrize("record", [None, lambda state, info: state.params["trunk.0.bias"]])
-def test_rollout_keeps_what_it_recorded(made, record):
+@pytest.mark.parametrize("record", [lambda state, info: state.params["trunk.0.bias"]])
+def test_a_loop_that_clones_keeps_what_it_recorded(made, record):
     step = step_of("pcgrad")
     state = step.init(PARAMS, BATCH)
-    plain = mf.rollout(step, state, BATCHES * 2, record=record)
-    assert equal(plain, mf.rollout(mf.capture(step), state, BATCHES * 2, record=record))
-
-
-def test_a_rollout_that_fails_goes_on_from_its_state(made):
-    step = mf.capture(step_of("mgda"))
-    start = step.init(PARAMS, BATCH)
-
-    def record(state, info):
-        if int(state.optimizer.steps) == 4:
-            raise KeyboardInterrupt
-        return info.losses
-
-    with pytest.raises(mf.Interrupted) as stop:
-        mf.rollout(step, start, [BATCH] * 6, record=record)
-    end, _ = mf.rollout(step, stop.value.state, [BATCH] * 3)
-    expected, _ = mf.rollout(step_of("mgda"), start, [BATCH] * 6)
-    assert equal(end, expected)
+    plain = rollout(step, state, BATCHES * 2, record=record)
+    assert equal(plain, rollout(mf.capture(step), state, BATCHES * 2, record=record))
 
 
 def test_aux_and_what_passes_through(made):

@@ -11,6 +11,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
+from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.registry import RULES
 from tests.support.steps import BATCHES, METHODS, SHARED, STATEFUL, step_of
@@ -111,8 +112,8 @@ def test_a_rollout_captured_is_the_plain_one_on_cuda():
     def record(state, info):
         return state.params["trunk.0.bias"], info.losses
 
-    plain = mf.rollout(step, state, batches, record=record)
-    assert not difference(plain, mf.rollout(mf.capture(step), state, batches, record=record))
+    plain = rollout(step, state, batches, record=record)
+    assert not difference(plain, rollout(mf.capture(step), state, batches, record=record))
 
 
 def test_dropout_draws_what_it_draws_without_on_cuda():

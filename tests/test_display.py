@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from mtlfunc.types import Info, Solution
+from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, net, vector
 from tests.support.registry import PROBES, RULES
 
@@ -63,7 +64,7 @@ def test_steps_states_and_what_they_report_are_one_screen():
         mf.balance(vector, mf.mgda(), probe)
     )
     fits(step)
-    record = mf.rollout(step, step.init(PARAMS, BATCH), [BATCH] * 20, record=lambda _, i: i)[1]
+    record = rollout(step, step.init(PARAMS, BATCH), [BATCH] * 20, record=lambda _, i: i)[1]
     assert "[20, 3] float64" in fits(record)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     assert repr(balancer).startswith("Balancer of TrunkAndHeads: mf.mgda()")

@@ -119,7 +119,6 @@ COUNTS = {
     "byzantine": (mf.krum,),
     "select": (lambda count: mf.krum(0, count),),
     "search": (lambda count: mf.pareto_mtl(search=count),),
-    "every": (lambda count: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), [], every=count),),
     "graphs": (lambda count: mf.capture(PLAIN, graphs=count),),
     "divisions": (lambda count: mf.pareto.preferences(count, 2),),
     "tasks": (lambda count: mf.pareto.preferences(2, count),),

@@ -15,6 +15,7 @@ from torch.func import grad, jvp, vmap
 import mtlfunc as mf
 from mtlfunc.studies import pareto
 from mtlfunc.studies._grid import grid
+from tests.support.loops import rollout
 
 DOUBLE = torch.float64
 
@@ -250,7 +251,7 @@ def train(preference, seed: int | torch.Tensor = 0):
     step = mf.descend(
         losses_of, mf.stateless(lambda gramian: preference), mf.jacobian(), mf.sgd(0.9)
     )
-    state, _ = mf.rollout(step, step.init({"x": x}, ()), [()] * 14, every=14)
+    state, _ = rollout(step, step.init({"x": x}, ()), [()] * 14)
     return losses_of(state.params, ()), state.params
 
 

@@ -19,6 +19,7 @@ import mtlfunc as mf
 from mtlfunc import plot
 from mtlfunc.plot._common import format_short
 from mtlfunc.studies.pareto import Front
+from tests.support.loops import rollout
 from tests.support.plots import axes, labels, rows
 
 mpl.use("Agg")
@@ -115,7 +116,7 @@ def test_weights_of_a_rollout():
         mf.jacobian(),
         mf.sgd(0.01),
     )
-    _, info = mf.rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 6)
+    _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 6)
     panel = plot.weights(info, axes(), names=["near", "far"])
     assert not panel.collections  # one run has no band
     for task, line in enumerate(panel.get_lines()):
@@ -130,7 +131,7 @@ def test_weights_of_named_tasks_have_their_names():
         mf.jacobian(),
         mf.sgd(0.01),
     )
-    _, info = mf.rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
+    _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
     panel = plot.weights(info, axes())
     assert labels(panel) == ["near", "far"]
     assert labels(plot.weights(info, axes(), names=["a", "b"])) == ["a", "b"]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 import mtlfunc as mf
 from mtlfunc.core.random import normal
 from mtlfunc.plot import cosines_over_time
+from tests.support.loops import rollout
 
 mpl.use("Agg")
 
@@ -118,7 +119,7 @@ def test_record_of_a_rollout_brings_its_names():
         return {"near": (params["x"] - 1) ** 2, "far": 4 * (params["x"] + 1) ** 2}
 
     step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.01))
-    _, info = mf.rollout(step, step.init({"x": torch.tensor(0.0)}, None), [None] * 6)
+    _, info = rollout(step, step.init({"x": torch.tensor(0.0)}, None), [None] * 6)
     line = cosines_over_time(info, axes()).get_lines()[-1]
     assert line.get_label() == "near – far  100 %"
     np.testing.assert_allclose(np.asarray(line.get_ydata()), -1)

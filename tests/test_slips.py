@@ -4,7 +4,6 @@ Without enforced annotations, which would catch most of them first.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-import itertools
 import re
 from operator import attrgetter
 
@@ -120,18 +119,6 @@ PARTS = {
         lambda: started(losses_fn=with_aux({"name": "x"}), has_aux=True),
         "losses_fn: aux holds 'x', but all its leaves must be tensors",
     ),
-    "no batches": (
-        lambda: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), 100),
-        r"batches: expected an iterable of batches, got int; .*itertools\.repeat",
-    ),
-    "a rollout of a balance": (
-        lambda: mf.rollout(*started(), [BATCH]),
-        r"step: expected a step, such as mtlfunc\.descend.*got a balance",
-    ),
-    "a rollout from parameters": (
-        lambda: mf.rollout(PLAIN, PARAMS, [BATCH]),
-        r"state: expected what step\.init returned, got an object of type dict",
-    ),
     "no state": (
         lambda: started()[0].update(PARAMS, BATCH, None),
         r"state: expected what init returned, got None; start with state = init\(params, batch\)",
@@ -224,10 +211,6 @@ VALUES = {
         "encode: z depends on no parameter",
     ),
     "half a row": (lambda: mf.subset(1.5), "n: expected a whole number >= 1"),
-    "half a step": (
-        lambda: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), [], every=0.5),
-        "every: expected a whole number",
-    ),
     "reduction": (lambda: started(reduction="none"), "reduction='none': expected one of 'mean', "),
 }
 
@@ -384,12 +367,6 @@ def test_a_batch_that_is_two_batches_gets_a_hint():
     with pytest.raises(ValueError, match="too many values") as error:
         started(mf.modo(), mf.double_sampling(SHARED))
     assert "each entry of the batch is a batch of its own" in error.value.__notes__[0]
-
-
-def test_a_rollout_counts_on_a_batch_a_step():
-    with pytest.raises(ValueError, match="too many values") as error:
-        mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), itertools.chain(BATCH))
-    assert "batches yields one batch a step" in error.value.__notes__[0]
 
 
 def test_scalars_of_something_else():

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from tests.support.loops import rollout
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -531,11 +532,11 @@ def test_shared_takes_modules_parameters_and_lists_of_globs():
         "list": lambda: list(net.trunk.parameters()),
         "globs": lambda: ["trunk.0.*", "trunk.2.*"],
     }
-    wanted = mf.rollout(
+    wanted = rollout(
         *_run(mf.jacobian(SHARED)), [BATCH, BATCH], record=lambda state, info: state.params
     )
     for shared in several.values():
-        got = mf.rollout(
+        got = rollout(
             *_run(mf.jacobian(shared())), [BATCH, BATCH], record=lambda state, info: state.params
         )
         for one, other in zip(tree_leaves(got), tree_leaves(wanted), strict=True):

@@ -6,6 +6,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
 
 SHARED = "trunk.*"
@@ -118,7 +119,7 @@ def test_names_come_with_aux_and_are_recorded():
         return losses, {"total": torch.stack(tuple(losses.values())).sum()}
 
     step = mf.descend(with_aux, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.02), has_aux=True)
-    _, record = mf.rollout(step, step.init(PARAMS, BATCH), [BATCH] * 3)
+    _, record = rollout(step, step.init(PARAMS, BATCH), [BATCH] * 3)
     assert {name: loss.shape for name, loss in record.tasks.items()} == {
         name: torch.Size([3]) for name in NAMES
     }

@@ -7,6 +7,20 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+RENAMED = {
+    "excess": "excess_risk",
+    "gauss_newton": "physics.gauss_newton",
+    "jets": "physics",
+    "kernel_traces": "physics.kernel_traces",
+    "muon_gradients": "muon.gradients",
+    "ntk": "physics.ntk",
+    "revisit": "second_evaluation",
+    "sample_lengths": "sample_norms",
+    "scalars": "log_dict",
+    "tracked": "moving_average",
+}
+"""Old names of `mtlfunc`, and the new ones."""
+
 
 def gone(**instead: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A function that refuses the options it had, each with the recipe that replaces it."""

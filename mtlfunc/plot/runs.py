@@ -35,8 +35,8 @@ def weights(
     its band as a bar.
 
     Args:
-        record: `[step, task]` or `[seed, step, task]`, or the `Info` that `mtlfunc.rollout`
-            recorded, whose weights are taken. A rollout of a vmapped step has its steps first:
+        record: `[step, task]` or `[seed, step, task]`, or stacked `Info`s, whose weights
+            are taken. A loop over a vmapped step has its steps first:
             pass `record.weights.movedim(0, 1)`.
         ax: None is the current Axes.
         steps: `[step]`, where they were recorded; None is 0, 1, 2, …
@@ -114,7 +114,7 @@ def cosines_over_time(
 
     Args:
         record: Gramians `[step, task, task]` or `[seed, step, task, task]`, or the `Info` that
-            `mtlfunc.rollout` recorded; those of groups are added up.
+            a loop recorded; those of groups are added up.
         ax: None is the current Axes.
         steps: `[step]`, increasing, where they were recorded; None is 0, 1, 2, …
         names: of the tasks; None takes those of a recorded dict of losses.

@@ -5,14 +5,11 @@ from ._balancer import Balancer
 from ._capture import capture
 from ._descend import descend
 from ._log_dict import log_dict
-from ._rollout import Interrupted, rollout
 
 __all__ = [
     "Balancer",
-    "Interrupted",
     "balance",
     "capture",
     "descend",
     "log_dict",
-    "rollout",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from fractions import Fraction
 from typing import Annotated, NamedTuple
 
@@ -180,18 +179,17 @@ def trajectory(
     params, batch = example or start_linear()
     step = mf.descend(losses_linear, mf.mgda(), probe, mf.sgd(lr))
 
-    def record(state: mf.TrainState, info: mf.Info) -> tuple[Tensor, Tensor]:
-        return losses_linear(state.params, batch), state.params["w"]
-
-    end, kept = mf.rollout(
-        step, step.init(params, batch), itertools.repeat(batch, steps), record=record
-    )
+    end, kept = step.init(params, batch), []
+    for _ in range(steps):
+        end, _ = step.update(end, batch)
+        kept.append((losses_linear(end.params, batch), end.params["w"]))
+    passed, places = map(torch.stack, zip(*kept, strict=True))
     distances = [
         float(mf.diagnostics.stationarity(mf.task_gramian(losses_linear, at, batch)[1]).length)
         for at in (end.params, params)
     ]
-    losses = torch.cat([losses_linear(params, batch)[None], kept[0]])
-    return Path(losses.numpy(), torch.cat([params["w"][None], kept[1]]).numpy(), *distances)
+    losses = torch.cat([losses_linear(params, batch)[None], passed])
+    return Path(losses.numpy(), torch.cat([params["w"][None], places]).numpy(), *distances)
 
 
 @drawn

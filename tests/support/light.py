@@ -67,7 +67,7 @@ def main() -> None:
         lambda p, b: (torch.func.functional_call(net, p, (b[0],)) - b[1]).square().mean(0),
         mf.mgda(), mf.jacobian("0.*"), mf.adam(1e-3),
     )  # fmt: skip
-    mf.rollout(step, step.init(mf.parameters(net), (x, y)), [(x, y)] * 3)
+    step.update(step.init(mf.parameters(net), (x, y)), (x, y))
     for ask, cure in {
         lambda: mf.grid: "mtlfunc[lab]",
         lambda: mf.arena: "mtlfunc[lab]",

@@ -43,7 +43,6 @@ def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     mf.descend(losses, rule, optimizer, probe)  # pyright: ignore[reportArgumentType]
     sgd = torch.optim.SGD([gramian])
     mf.descend(losses, rule, probe, sgd)  # pyright: ignore[reportArgumentType]
-    mf.rollout(balanced, state, [batch])  # pyright: ignore[reportArgumentType]
     balanced.init(params)  # pyright: ignore[reportCallIssue]
     balanced.init(params, batch, seed=3)  # pyright: ignore[reportCallIssue]
     balanced.init(params, batch, key="3")  # pyright: ignore[reportArgumentType]
