@@ -9,7 +9,7 @@ from docutils import nodes
 
 import mtlfunc as mf
 
-for room in ("diagnostics", "pareto", "optim", "random"):
+for room in ("diagnostics", "optim", "random"):
     # Public under these names, files elsewhere: documentation tools import what they name.
     sys.modules.setdefault(f"mtlfunc.{room}", getattr(mf, room))
 

@@ -69,7 +69,6 @@ ROOMS = {
     "physics": "Residuals of equations",
     "muon": "Common descent for Muon",
     "diagnostics": "Diagnostics",
-    "pareto": "Pareto fronts",
     "plot": "Plots",
     "optim": "Optimizers",
     "random": "Random keys",

@@ -34,7 +34,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from . import muon, physics, plot, testing
-    from .studies import Unfinished, grid, pareto
+    from .studies import Unfinished, grid
     from .studies.arena import arena
 
 __version__ = "1.0.0rc2"
@@ -62,7 +62,6 @@ __all__ = [
     "muon",
     "optim",
     "parameters",
-    "pareto",
     "physics",
     "plot",
     "random",
@@ -79,6 +78,7 @@ __all__ += training.__all__
 _GONE = {  # a name that 1.0 removed: what replaces it
     "Interrupted": "a loop of your own: docs/how-to/pure-recipes.md",
     "log_losses": "take the logarithms in losses_fn: docs/how-to/pure-recipes.md",
+    "pareto": "two calls of moocore: docs/how-to/pure-recipes.md",
     "rollout": "a loop: docs/how-to/pure-recipes.md",
     "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
     "update_every": "ten lines: docs/how-to/pure-recipes.md",
@@ -91,7 +91,6 @@ _LATER = {
     "arena": "studies.arena",
     "grid": "studies",
     "muon": "muon",
-    "pareto": "studies.pareto",
     "physics": "physics",
     "plot": "plot",
     "testing": "testing",

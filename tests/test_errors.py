@@ -120,8 +120,6 @@ COUNTS = {
     "select": (lambda count: mf.krum(0, count),),
     "search": (lambda count: mf.pareto_mtl(search=count),),
     "graphs": (lambda count: mf.capture(PLAIN, graphs=count),),
-    "divisions": (lambda count: mf.pareto.preferences(count, 2),),
-    "tasks": (lambda count: mf.pareto.preferences(2, count),),
 }
 SOLVED = {
     "mgda": mf.mgda,
@@ -650,15 +648,13 @@ def test_gramians_of_whole_numbers_are_refused():
                 call(lambda p, x: x @ p["w"], params, x, engine=engine, gramian_dtype=torch.int64)
 
 
-def test_arenas_and_lattices_of_nothing_are_refused():
+def test_arenas_of_nothing_are_refused():
     for wrong in ({"tuning": 0}, {"seeds": 0}, {"budget": -1.0}, {"budget": float("nan")}):
         settings = SHORT._replace(**wrong)
         with pytest.raises(ValueError, match="settings: expected seeds and tuning >= 1"):
             mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
     with pytest.raises(TypeError, match=r"^settings: expected Settings.* got int"):
         mf.arena(mf.mgda(), problems="vlmop2", settings=3)  # pyright: ignore
-    with pytest.raises(TypeError, match=r"^dtype: expected .* floating dtype .* got torch.int64"):
-        mf.pareto.preferences(3, 2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("memory", [0.5, -1.0, math.nan, True, "1.3", None])
@@ -669,11 +665,3 @@ def test_a_memory_limit_out_of_range(memory):
     ):
         with pytest.raises(ValueError, match=r"^memory: expected a number >= 1"):
             call()
-
-
-def test_points_of_a_front_that_are_no_tensor():
-    points = torch.rand(4, 2)
-    with pytest.raises(TypeError, match=r"points: expected a tensor \[point, task\], got ndarray"):
-        mf.pareto.non_dominated(points.numpy())  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"reference: expected a tensor \[task\], got list"):
-        mf.pareto.hypervolume(points, [1.0, 1.0])  # pyright: ignore[reportArgumentType]

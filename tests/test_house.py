@@ -143,7 +143,7 @@ def test_no_module_is_hidden_by_a_function():
 @pytest.mark.parametrize(
     "room",
     [
-        *("diagnostics", "physics", "optim", "pareto", "plot", "random", "solvers", "testing"),
+        *("diagnostics", "physics", "optim", "plot", "random", "solvers", "testing"),
         "",
     ],
 )
@@ -259,7 +259,7 @@ def test_package_draws_no_global_random_numbers():
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
 PUBLIC_ROOMS = (
     "",
-    *["solvers", "testing", "diagnostics", "pareto", "plot", "optim", "random", "physics"],
+    *["solvers", "testing", "diagnostics", "plot", "optim", "random", "physics"],
 )
 
 

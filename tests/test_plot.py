@@ -18,7 +18,6 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc import plot
 from mtlfunc.plot._common import format_short
-from mtlfunc.studies.pareto import Front
 from tests.support.loops import rollout
 from tests.support.plots import axes, labels, rows
 
@@ -234,12 +233,6 @@ def test_front_in_three_dimensions():
     }
     assert panel.get_zlabel() == "c"  # pyright: ignore[reportAttributeAccessIssue]
     panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_front_leaves_out_runs_that_diverged():
-    losses = torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [2.0, 1.0]])
-    panel = plot.front(Front(torch.eye(3), losses, torch.tensor([True, False, True]), ()), axes())
-    assert np.asarray(panel.get_lines()[0].get_xydata()).tolist() == [[1, 2], [2, 1]]
 
 
 # ---- gap ----

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..analysis.diagnostics import cosines, stationarity
 from ..rules.common import as_rule
 from ..rules.functional import aggregate
-from ..studies.pareto import preferences
+from ..studies.lattice import simplex_lattice
 from ._common import (
     COLOURS,
     RISES,
@@ -248,7 +248,7 @@ def simplex(
         raise ValueError(f"value={value!r}: expected {expected}")
     if resolution < 2:
         raise ValueError(f"resolution: expected at least 2 steps along each side, got {resolution}")
-    w = preferences(resolution, 3, dtype=torch.float64)
+    w = simplex_lattice(resolution, 3)
     worst, length = _worst_and_length(g, w)
     longest = g.diagonal().amax().clamp_min(0).sqrt()
     drawn = worst if value == "worst" else length / longest.where(longest > 0, 1.0)

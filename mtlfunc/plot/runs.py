@@ -10,7 +10,6 @@ import torch
 from torch.func import vmap
 
 from ..analysis.diagnostics import cosines
-from ..studies.pareto import Front, hypervolume, non_dominated
 from ..testing._compare import Comparison
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
@@ -222,7 +221,7 @@ def _strips(panel: Any, edges: np.ndarray, pairs: Pairs, kwargs: dict[str, Any])
 
 
 def front(
-    points: Array | Front,
+    points: Array,
     ax: Axes | None = None,
     *,
     true: Array | None = None,
@@ -236,8 +235,7 @@ def front(
     Call it again on the same Axes to compare.
 
     Args:
-        points: `[n, 2]` or `[n, 3]`, lower is better; or a `Front` of `mtlfunc.pareto`, whose
-            diverged runs are left out.
+        points: `[n, 2]` or `[n, 3]`, lower is better.
         ax: None is the current Axes for two objectives, a new figure for three.
         true: `[k, 2]` or `[k, 3]`, points of the true front.
         reference: `[2]` or `[3]`; the same in every call. The hypervolume HV stands in the legend;
@@ -253,17 +251,13 @@ def front(
         ValueError: for other shapes, NaN, or two-dimensional Axes for three objectives.
 
     Examples:
-        >>> import mtlfunc as mf
         >>> from matplotlib.figure import Figure
-        >>> e = torch.eye(2)
-        >>> found = mf.pareto.front(
-        ...     lambda w: 0.5 * (w @ e - e).square().sum(1), mf.pareto.preferences(4, 2)
-        ... )
-        >>> front(found, Figure().add_subplot()).get_lines()[0].get_xdata().tolist()
-        [0.0, 0.0625, 0.25, 0.5625, 1.0]
+        >>> points = [[1.0, 2.0], [2.0, 1.0], [2.0, 2.0]]
+        >>> front(points, Figure().add_subplot()).get_lines()[0].get_xdata().tolist()
+        [1.0, 2.0]
     """
-    if isinstance(points, Front):
-        points = points.losses[points.losses.isfinite().all(-1)]
+    import moocore  # only sets of losses need it
+
     losses = array_of(points, "points", (None, (2, 3)))
     count = losses.shape[1]
     names = names_of(names, count, "loss of task")
@@ -272,7 +266,7 @@ def front(
     solid = count == 3
     panel = axes_of(ax, solid)
     earlier = sum(line.get_label().startswith("_dominated") for line in panel.get_lines())
-    best = non_dominated(torch.from_numpy(losses)).numpy()
+    best = moocore.is_nondominated(losses, keep_weakly=True)
     dots: dict[str, Any] = {"linestyle": "none"}
     if known is not None:
         look = {"marker": ".", "markersize": 3, "color": "0.55", "zorder": 1}
@@ -281,8 +275,7 @@ def front(
     kept = kept[np.lexsort(kept.T[::-1])]
     title = label or "non-dominated"
     if corner is not None:
-        volume = hypervolume(torch.from_numpy(losses), torch.from_numpy(corner))
-        title += f", HV = {float(volume):#.4g}"
+        title += f", HV = {moocore.hypervolume(losses, ref=corner):#.4g}"
     style = {"label": title, "markersize": 5, "linewidth": 1.2, "zorder": 4} | cycle(earlier)
     style |= {"linestyle": "none"} if solid else {"drawstyle": "steps-post"}
     (line,) = panel.plot(*kept.T, **style | kwargs)

@@ -71,7 +71,6 @@ def main() -> None:
     for ask, cure in {
         lambda: mf.grid: "mtlfunc[lab]",
         lambda: mf.arena: "mtlfunc[lab]",
-        lambda: mf.pareto: "mtlfunc[lab]",
         lambda: mf.plot: "mtlfunc[plot]",
         lambda: mf.solvers.cvx(): "pip install cvxpy",
         lambda: mf.testing.gramians(): "pip install hypothesis",

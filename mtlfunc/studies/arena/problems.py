@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...core import random
 from ...types import Batch, Key, Losses, Params
-from ..pareto import preferences
+from ..lattice import simplex_lattice
 
 
 class BenchmarkProblem(NamedTuple):
@@ -104,7 +104,7 @@ def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) 
         away = random.normal(random.fold_in(key, 1), (size,), torch.float64)
         return {"x": turn @ (away / away.norm())}, turn
 
-    weights = preferences(1000 if tasks == 2 else 80, tasks, dtype=torch.float64) / lengths
+    weights = simplex_lattice(1000 if tasks == 2 else 80, tasks) / lengths
     sums = torch.einsum("nt,tij->nij", weights, shapes)
     points = torch.linalg.solve(sums, torch.einsum("nt,tij,tj->ni", weights, shapes, minima))
     apart = points[:, None] - minima
