@@ -12,7 +12,6 @@ import torch
 from hypothesis import find, given, settings
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 
-import mtlfunc as mf
 from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
 from mtlfunc.core.checks import depth, lanes
@@ -640,41 +639,6 @@ def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
     assert all(1 <= int(line[2]) <= 3 for line in lines[:3])
 
 
-def test_solvers_side_by_side():
-    J = testing.jacobian("spread", 3)
-    problem = solvers.cagrad(J @ J.mT, 0.4)
-    fast = {"three steps": solvers.frank_wolfe(3), "weights alone": uniform, "broken": raises}
-    table = solvers.compare(problem, {"exact": solvers.active_set()} | fast)
-    for name in ("exact", "three steps", "weights alone"):
-        row = table[name]
-        proof = solvers.certify(problem, row.weights)
-        assert (row.gap, row.relative_gap) == (float(proof.gap), float(proof.relative_gap))
-        torch.testing.assert_close(row.rates, problem.gramian @ row.weights)
-        assert row.seconds > 0
-    assert table["broken"].error == "raises RuntimeError: no memory"
-    assert "no memory" in str(table)
-    assert "<table>" in table._repr_html_()
-    assert len(table.records()) == 4
-    with pytest.raises(KeyError, match="no such solver in this comparison"):
-        table["nobody"]
-    twice = solvers.compare(problem, [solvers.frank_wolfe(1), solvers.frank_wolfe(9)])
-    assert [row.solver for row in twice.rows] == ["frank_wolfe 1", "frank_wolfe 2"]
-    every = solvers.compare(solvers.dual_cone(J @ J.mT, torch.ones(3, dtype=F64)))
-    assert not any(row.error for row in every.rows)
-
-
-def test_a_comparison_keeps_its_problem_and_says_what_is_no_answer():
-    problem = solvers.min_norm(torch.tensor([[1.0, 0.5], [0.5, 4.0]], dtype=F64))
-    given = {"changes": changes_its_problem, "nothing": lambda problem: None}
-    table = solvers.compare(problem, given | {"exact": solvers.active_set()})
-    assert problem.gramian[0, 0] == 1
-    torch.testing.assert_close(table["exact"].weights, torch.tensor([0.875, 0.125], dtype=F64))
-    assert table["nothing"].error.startswith("expected a Solution or a tensor of weights [2]")
-    unwrapped = inspect.unwrap(solvers.compare)  # enforced annotations would answer first
-    with pytest.raises(TypeError, match="solvers: expected several, got faces"):
-        unwrapped(problem, solvers.faces())
-
-
 def test_a_failing_problem_is_printed_as_calls(capsys):
     @settings(max_examples=20, database=None, deadline=None)
     @given(testing.problems("min_norm", tasks=(2, 3), families=["gaussian"]))
@@ -686,14 +650,3 @@ def test_a_failing_problem_is_printed_as_calls(capsys):
     said = "".join(failed.value.__notes__)
     assert "pose(" in said
     assert "jacobian('gaussian', 2, 0, scale=1.0, width=1)" in said
-
-
-def test_gaps_of_a_comparison_are_drawn():
-    from matplotlib.figure import Figure
-
-    problem = solvers.min_norm(torch.eye(3, dtype=F64))
-    table = solvers.compare(problem, {"exact": solvers.active_set(), "broken": raises})
-    lines = mf.plot.gaps(table, Figure().add_subplot()).get_lines()
-    assert [line.get_label() for line in lines] == ["exact"]
-    with pytest.raises(ValueError, match="at least one solver with an answer"):
-        mf.plot.gaps(solvers.compare(problem, {"broken": raises}))

@@ -1,14 +1,14 @@
 """Pictures of rules, runs and Gramians; matplotlib is loaded at the first one."""
 
+from ..core.gone import gone_names
 from .rules import cone, heatmap, portrait, simplex
-from .runs import cosines_over_time, front, gap, gaps, weights
+from .runs import cosines_over_time, front, gap, weights
 
 __all__ = [
     "cone",
     "cosines_over_time",
     "front",
     "gap",
-    "gaps",
     "heatmap",
     "portrait",
     "simplex",
@@ -18,3 +18,6 @@ __all__ = [
 
 def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
+
+
+__getattr__ = gone_names("mtlfunc.plot", {"gaps": "plot the gaps of a loop: docs/solvers.md"})

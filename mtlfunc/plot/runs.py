@@ -10,7 +10,6 @@ import torch
 from torch.func import vmap
 
 from ..analysis.diagnostics import cosines
-from ..testing._compare import Comparison
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
 from ._geometry import staircase
@@ -372,46 +371,6 @@ def gap(
             panel.fill_between(x, *edges, color=colour, alpha=0.2, linewidth=0)
     panel.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="duality gap")
     panel.legend(frameon=False)
-    return panel
-
-
-def gaps(comparison: Comparison, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Certified gap against time: one point per solver, both axes logarithmic.
-
-    A gap of 0 is drawn, hollow, a decade below the smallest positive one. Solvers that raised are
-    left out.
-
-    Args:
-        comparison: of `mtlfunc.solvers.compare`.
-        ax: None is the current Axes.
-        **kwargs: of `Axes.plot`.
-
-    Returns:
-        the Axes; a line of one point per solver, labelled by its name.
-
-    Raises:
-        ValueError: if no solver has an answer.
-
-    Examples:
-        >>> import mtlfunc as mf
-        >>> from matplotlib.figure import Figure
-        >>> table = mf.solvers.compare(mf.solvers.min_norm(torch.eye(3)))
-        >>> len(gaps(table, Figure().add_subplot()).get_lines()) == len(table.rows)
-        True
-    """
-    rows = [row for row in comparison.rows if not row.error]
-    if not rows:
-        raise ValueError("comparison: expected at least one solver with an answer, got none")
-    positive = [row.relative_gap for row in rows if row.relative_gap > 0]
-    floor = min(positive, default=np.finfo(np.float64).eps) / 10
-    panel = axes_of(ax)
-    for i, row in enumerate(rows):
-        style = cycle(i) | {"linestyle": "none", "markersize": 8, "label": row.solver}
-        if row.relative_gap <= 0:
-            style["markerfacecolor"] = "white"
-        panel.plot([1e3 * row.seconds], [max(row.relative_gap, floor)], **style | kwargs)
-    panel.set(xscale="log", yscale="log", xlabel="milliseconds a call", ylabel="relative gap")
-    panel.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return panel
 
 
