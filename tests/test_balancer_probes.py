@@ -111,9 +111,7 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, form, n
 
 
 @pytest.mark.parametrize("form", ["stacked", "tuple"])
-@pytest.mark.parametrize(
-    "name", ["moco", "excess_mtl", "db_mtl", "mgda of logs", "graddrop", "losses alone"]
-)
+@pytest.mark.parametrize("name", ["moco", "excess_mtl", "db_mtl", "graddrop", "losses alone"])
 def test_absent_tasks_as_in_the_pure_step(name, form, net):
     rule, probe = METHODS[name]
     masks = [torch.tensor(m) for m in ([True] * 3, [True, False, True], [False, True, True])]

@@ -20,7 +20,6 @@ import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.calls import Made, call_of, constructor
 from mtlfunc.core import optim
-from mtlfunc.studies._values import digest_of
 from tests.support import ROOT
 from tests.support.problems import decode, encode, vector
 from tests.support.registry import PROBES, RULES, SOLVERS, on_gramian
@@ -80,7 +79,9 @@ WHOLE = [name for name, make in PARTS.items() if not by_hand(make())]
 def test_every_constructor_is_here():
     made = {call.make for make in PARTS.values() if (call := call_of(make()))}
     public = [getattr(mf, name) for name in mf.__all__]
-    public += [getattr(room, name) for room in (solvers, optim) for name in room.__all__]
+    public += [
+        getattr(room, name) for room in (solvers, optim, mf.physics) for name in room.__all__
+    ]
     constructors = {
         f
         for f in public
@@ -88,7 +89,7 @@ def test_every_constructor_is_here():
         and str(inspect.signature(f).return_annotation).rpartition(".")[2]
         in ("Rule", "Probe", "Optimizer", "Solver", "Balance", "Step", "EditRows", "Mix")
     }
-    assert len(constructors) > 60
+    assert len(constructors) > 50
     assert constructors <= made, constructors - made
     assert len(WHOLE) == len(PARTS) - 2  # a lambda of gradnorm, and one of stateless
 
@@ -102,7 +103,6 @@ def test_a_part_is_data(name):
     assert copy.deepcopy(part) == part
     assert eval(repr(part), dict(NAMES) | vars_of_registry()) == part
     assert pickle.loads(pickle.dumps(part)) == part
-    assert digest_of(part) == digest_of(again)
 
 
 def vars_of_registry() -> dict[str, Any]:
@@ -114,9 +114,7 @@ def vars_of_registry() -> dict[str, Any]:
 def test_parts_of_other_arguments_differ():
     parts = [PARTS[name]() for name in WHOLE]
     assert len(set(parts)) == len(parts)
-    assert len({digest_of(part) for part in parts}) == len(parts)
     assert mf.mgda() == mf.mgda(None) == mf.mgda(solver=None)
-    assert digest_of(mf.mgda()) == digest_of(mf.mgda(solver=None))
     p = torch.tensor([0.3, 0.7])
     assert mf.mean(preference=p) == mf.mean(preference=p.clone())
     assert mf.mean(preference=p) != mf.mean(preference=p.double())

@@ -29,7 +29,7 @@ def fits(x) -> str:
 
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_a_line(name):
-    assert re.match(r"mf\.\w+\(|Rule\(init=", fits(RULES[name].make()))
+    assert re.match(r"mf\.[\w.]+\(|Rule\(init=", fits(RULES[name].make()))
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -159,7 +159,9 @@ def test_db_mtl_equals_its_loop(form, eps):
     probe = mf.moving_average(SHARED, rate=lambda k: 1 - beta / k**0.5, corrected=True)
 
     def logs(params, batch):
-        return (torch.stack(tuple(FORMS[form](params, batch))) + eps).log()
+        found = FORMS[form](params, batch)
+        several = found.values() if isinstance(found, dict) else found
+        return (torch.stack(tuple(several)) + eps).log()
 
     step = mf.descend(logs, mf.db_mtl(), probe, mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
@@ -281,12 +283,12 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
 def test_db_mtl_and_excess_mtl_forget_units(factor):
     """Losses in other units, all alike or (DB-MTL) each in its own, have the same weights."""
     units = torch.tensor([1.0, factor, factor**0.5], dtype=F64)
-    for name, scaled in (
-        ("excess_mtl", lambda p, b: factor * opaque(p, b)),
-        ("db_mtl", lambda p, b: units * opaque(p, b)),
+    for name, *both in (
+        ("excess_mtl", opaque, lambda p, b: factor * opaque(p, b)),
+        ("db_mtl", lambda p, b: opaque(p, b).log(), lambda p, b: (units * opaque(p, b)).log()),
     ):
         rule, probe, batch = METHODS[name]
-        steps = [mf.balance(fn, rule(), probe()) for fn in (opaque, scaled)]
+        steps = [mf.balance(fn, rule(), probe()) for fn in both]
         results = []
         for step in steps:
             _, state, _ = step.update(PARAMS, batch, step.init(PARAMS, batch))

@@ -1,9 +1,5 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
-import errno
-import functools
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -305,53 +301,20 @@ def begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axes", "message"),
+    "axes",
     [
-        (
-            {"a": torch.arange(4), "b": [1, 2]},
-            r"holds axes\['a'\] = .*\[0, 1, 2\].*, not .*\[0, 1, 2, 3\]",
-        ),
-        ({"a": torch.arange(3), "b": [1, 3]}, r"holds axes\['b'\]"),
-        (
-            {"a": torch.arange(3.0), "b": [1, 2]},
-            r"holds axes\['a'\] = .*torch.int64.*torch.float32",
-        ),
-        ({"a": [0, 1, 2], "b": [1, 2]}, r"holds axes\['a'\] = .*'looped': False.*'looped': True"),
-        ({"b": [1, 2], "a": torch.arange(3)}, r"holds a grid over \['a', 'b'\], not \['b', 'a'\]"),
-        ({"a": torch.arange(3)}, r"holds a grid over \['a', 'b'\], not \['a'\]"),
+        {"a": torch.arange(4), "b": [1, 2]},
+        {"a": torch.arange(3), "b": [1, 3]},
+        {"a": torch.arange(3.0), "b": [1, 2]},
+        {"a": [0, 1, 2], "b": [1, 2]},
+        {"a": torch.arange(3), "b": [1.0, 2.0]},
+        {"b": [1, 2], "a": torch.arange(3)},
+        {"a": torch.arange(3)},
     ],
 )
-def test_grid_refuses_the_folder_of_other_axes(begun, axes, message):
-    with pytest.raises(ValueError, match=message):
+def test_grid_refuses_the_folder_of_other_axes(begun, axes):
+    with pytest.raises(ValueError, match=r"path: .*axes\.json says other axes"):
         grid(lambda **point: point["a"], axes, path=begun)
-
-
-def linear(seed):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return torch.nn.Linear(2, 2)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        lambda k: float(k),
-        lambda k: torch.tensor([0.0, k], dtype=torch.bfloat16),
-        lambda k: {"rates": (0.1, k)},
-        lambda k: mf.cagrad(0.1 + k),
-        lambda k: functools.partial(mf.cagrad, c=k),
-        linear,
-        lambda k: ["mgda", mf.pcgrad()][k],
-        lambda k: SimpleNamespace(c=k),
-        lambda k: [lambda x: x + 1, lambda x: x + 2][k],
-    ],
-)
-def test_grid_refuses_the_folder_of_other_values_under_the_same_labels(value, tmp_path):
-    axes = [{"x": {"one": value(k), "two": 2.0}, "k": torch.arange(2)} for k in (0, 0, 1)]
-    first = grid(lambda x, k: k, axes[0], path=tmp_path)
-    assert grid(lambda x, k: k, axes[1], path=tmp_path).identical(first)
-    with pytest.raises(ValueError, match=r"holds axes\['x'\] with other values under the same lab"):
-        grid(lambda x, k: k, axes[2], path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +325,7 @@ def test_grid_refuses_the_folder_of_another_function(begun, other):
     next(iter(begun.glob("points-*"))).unlink()
     with pytest.raises(
         ValueError,
-        match=r"f at \(a=\d, b=\d\).*found .* before; .* holds the points of another function",
+        match=r"f at \(a=\d, b=\d\).*found .* before; every point must give",
     ):
         grid(other, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
 
@@ -375,7 +338,7 @@ def test_grid_names_broken_files(begun):
     one: dict[str, Any] = {"f.value": np.zeros(1, dtype=np.int64)}
     others: list[dict[str, Any]] = [
         {"x": np.zeros(2)},
-        *({"points": np.array(points)} | one for points in ([99], [1, 2], [0.5], [[1]])),
+        *({"points": np.array(points)} | one for points in ([99], [0.5])),
     ]
     for arrays in others:
         np.savez(begun / "other.npz", **arrays)
@@ -393,31 +356,13 @@ def test_grid_names_broken_files(begun):
         [1, 2],
         [2, 4],
     ]
-    (begun / "axes.json").write_text("{")
-    with pytest.raises(ValueError, match=r"path: .*axes.json is not readable"):
-        grid(lambda a, b: a * b, axes, path=begun)
 
 
-@pytest.mark.parametrize("header", ["3", "null", "[1, 2]", '"axes"'])
+@pytest.mark.parametrize("header", ["{", "3", "null", '{"a": [0, 1, 2], "b": [1, 2]}'])
 def test_grid_refuses_a_header_of_another_kind(begun, header):
     (begun / "axes.json").write_text(header)
-    with pytest.raises(ValueError, match=r"holds no axes of a grid.*pass a new folder"):
+    with pytest.raises(ValueError, match=r"path: .*axes\.json says other axes"):
         grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
-
-
-def test_grid_refuses_an_older_header(begun):
-    (begun / "axes.json").write_text('{"a": [0, 1, 2], "b": [1, 2]}')  # labels alone
-    with pytest.raises(ValueError, match=r"path: .* holds axes\['a'\] = \[0, 1, 2\], not"):
-        grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
-
-
-def test_grid_refuses_other_places(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match=r"path: .*file is a file"):
-        grid(lambda k: k, {"k": [1]}, path=tmp_path / "file")
-    with pytest.raises(ValueError, match=r"path: .* holds other files and no axes.json"):
-        grid(lambda k: k, {"k": [1]}, path=tmp_path)
-    assert (tmp_path / "file").read_text() == "x"
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -426,25 +371,21 @@ def test_grid_refuses_other_places(tmp_path):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        (torch.zeros(0), ValueError, "empty"),
-        ([], ValueError, "empty"),
-        ({}, ValueError, "empty"),
-        (
-            torch.zeros(2, 2),
-            ValueError,
-            r"expected a tensor \[n\] of real numbers, got torch.float32 of shape \[2, 2\]",
-        ),
-        (torch.tensor(1.0), ValueError, r"shape \[\]"),
-        (torch.tensor([1j]), ValueError, "torch.complex64"),
-        (torch.tensor([1.0, float("nan")]), ValueError, "NaN or infinite"),
-        ([1.0, float("inf")], ValueError, "NaN or infinite"),
-        (torch.tensor([3, 1, 3]), ValueError, r"\[3\] more than once"),
-        (["a", "b", "a"], ValueError, r"\['a'\] more than once"),
-        (["a", 1], TypeError, "all strings or all numbers, got int, str"),
-        ([mf.mean()], TypeError, r"got Rule; pass a dict \{label: value\}"),
+        (torch.zeros(0), ValueError, "at least one value"),
+        ([], ValueError, "at least one value"),
+        ({}, ValueError, "at least one value"),
+        (torch.zeros(2, 2), TypeError, r"expected a real tensor \[n\]"),
+        (torch.tensor(1.0), TypeError, r"expected a real tensor \[n\]"),
+        (torch.tensor([1j]), TypeError, r"expected a real tensor \[n\]"),
+        (torch.tensor([1.0, float("nan")]), ValueError, "finite"),
+        ([1.0, float("inf")], ValueError, "finite"),
+        (torch.tensor([3, 1, 3]), ValueError, "each once"),
+        (["a", "b", "a"], ValueError, "each once"),
+        (["a", 1], TypeError, "all strings or all numbers; pass a dict"),
+        ([mf.mean()], TypeError, "all strings or all numbers; pass a dict"),
         ("abc", TypeError, "got str"),
-        (np.arange(3), TypeError, r"got ndarray; use torch\.as_tensor"),
-        (iter([1, 2]), TypeError, "got list_iterator; use list"),
+        (np.arange(3), TypeError, "got ndarray"),
+        (iter([1, 2]), TypeError, "got list_iterator"),
         (3, TypeError, "got int"),
     ],
 )
@@ -463,7 +404,6 @@ def test_grid_refuses_axes(values, error, message):
         {"a": 1.0},
         {"a": {"b": None}},
         {},
-        {"a": {}},
         (),
         "text",
         np.zeros(2),
@@ -477,15 +417,6 @@ def test_grid_refuses_outputs_that_are_no_tensors(out, points_at_once):
         grid(lambda k: out, {"k": torch.arange(2)}, points_at_once=points_at_once)
 
 
-@pytest.mark.parametrize(
-    ("out", "said"),
-    [(1.0, "float; use"), (np.zeros(2), "ndarray; use"), ({"a": 2}, "int as 'a'; use")],
-)
-def test_grid_says_how_numbers_become_tensors(out, said):
-    with pytest.raises(TypeError, match=rf"got {said} torch\.as_tensor"):
-        grid(lambda k: out, {"k": [1, 2]})
-
-
 def test_grid_refuses_names_and_shapes_that_clash():
     axes = {"k": torch.arange(2)}
 
@@ -493,17 +424,17 @@ def test_grid_refuses_names_and_shapes_that_clash():
         return {"x": torch.zeros(3), "y": torch.zeros(2, 3)}
 
     for dims, message in (
-        ({"z": ("a",)}, r"dims: f returns no \['z'\]"),
-        ({"x": ("a", "b")}, r"dims\['x'\]: expected 1 names for shape \[3\]"),
-        ({"x": ("k",)}, r"dims\['x'\]: expected 1 names"),
-        ({"x": ("y",)}, r"dims\['x'\]: expected 1 names"),
-        ({"y": ("a", "a")}, r"dims\['y'\]: expected 2 names"),
-        ({"x": ("a",), "y": ("a", "b")}, r"dims\['y'\]: 'a' has length 2 here but 3 elsewhere"),
+        ({"z": ("a",)}, r"dims: f returns \['x', 'y'\]; axes are called \['k'\]"),
+        ({"x": ("a", "b")}, None),  # xarray says the others
+        ({"x": ("k",)}, None),
+        ({"x": ("y",)}, None),
+        ({"y": ("a", "a")}, None),
+        ({"x": ("a",), "y": ("a", "b")}, None),
     ):
         with pytest.raises(ValueError, match=message):
             grid(f, axes, dims=dims)
     assert grid(f, axes, dims={"x": "a", "y": ["b", "a"]})["y"].dims == ("k", "b", "a")
-    with pytest.raises(ValueError, match=r"f: returns \['k'\], which axes of the grid are called"):
+    with pytest.raises(ValueError, match=r"f returns \['k'\]; axes are called \['k'\]"):
         grid(lambda k: {"k": k}, axes)
     with pytest.raises(
         ValueError,
@@ -518,7 +449,7 @@ def test_grid_explains_what_cannot_be_vmapped():
         RuntimeError, match="f: cannot be vmapped; pass points_at_once=1, a plain loop"
     ) as caught:
         grid(lambda k: k if k > 0 else -k, {"k": torch.arange(3)})
-    assert caught.value.__notes__ == ["grid: at (k=0) … (k=2)"]
+    assert caught.value.__notes__ == ["grid: at (k=0) …"]
     assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, points_at_once=1)[
         "value"
     ].values.tolist() == [0, -1, 2]
@@ -531,7 +462,7 @@ def test_grid_names_the_point_of_an_error():
             {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)},
             points_at_once=2,
         )
-    assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) … (rule=bad, k=1)"]
+    assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) …"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'k'"):
         grid(lambda: torch.zeros(1), {"k": torch.arange(2)})  # pyright: ignore[reportArgumentType]
 
@@ -539,44 +470,12 @@ def test_grid_names_the_point_of_an_error():
 def test_grid_refuses_transforms_and_no_axes():
     with pytest.raises(RuntimeError, match=r"nest torch.func.vmap instead"):
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
-    with pytest.raises(ValueError, match="axes: expected at least one axis"):
+    with pytest.raises(TypeError, match=r"axes: expected a dict .* of at least one axis"):
         grid(train, {})
     with pytest.raises(
         ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"
     ):
         grid(train, AXES, points_at_once=0)
-
-
-@pytest.mark.parametrize("full_at", [0, 1, 3])
-def test_a_full_disk_names_the_file_and_keeps_the_answers(tmp_path, monkeypatch, full_at):
-    calls, written = [], []
-    savez = np.savez
-
-    def full(file, **arrays):
-        if len(written) == full_at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(file)
-        savez(file, **arrays)
-
-    def f(x):
-        calls.append(1)
-        return x**2
-
-    axes = {"x": torch.arange(8.0)}
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match=r"No space left on device; \.dataset of this") as caught:
-        grid(f, axes, points_at_once=2, path=tmp_path / "kept")
-    assert Path(caught.value.filename).parent == tmp_path / "kept"
-    found = caught.value.dataset["value"].values  # pyright: ignore
-    done = 2 * (full_at + 1)  # the chunk that found no room as well
-    assert found[:done].tolist() == [x**2 for x in range(done)]
-    assert np.isnan(found[done:]).all()
-    assert not [path for path in (tmp_path / "kept").iterdir() if path.name.startswith(".points")]
-    monkeypatch.setattr(np, "savez", savez)
-    before = len(calls)
-    whole = grid(f, axes, points_at_once=2, path=tmp_path / "kept")
-    assert whole["value"].values.tolist() == [x**2 for x in range(8)]
-    assert len(calls) - before == 4 - full_at
 
 
 def test_an_error_of_files_in_f_is_its_own(tmp_path):
@@ -595,15 +494,13 @@ def test_points_outlive_dimensions_that_do_not_fit(tmp_path):
         return {"x": a * torch.ones(2)}
 
     axes = {"a": [1.0, 2.0]}
-    with pytest.raises(ValueError, match="dims"):
+    with pytest.raises(ValueError):
         mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one", "two"]})
-    done = len(calls)
     found = mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one"]})
     assert len(calls) == 2
-    assert done == 1
     assert found["x"].values.tolist() == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def test_two_values_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"two values called 'x\.y'"):
+    with pytest.raises(ValueError, match=r"two values of one name"):
         mf.grid(lambda a: {"x": {"y": a}, "x.y": 2 * a}, {"a": torch.arange(2.0)})

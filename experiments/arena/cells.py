@@ -14,11 +14,9 @@ from mtlfunc.studies.arena import (
     BenchmarkProblem,
     Cell,
     Contestant,
-    Incomparable,
     Settings,
     compete,
     contestants,
-    digest_of,
     standard,
 )
 
@@ -67,16 +65,8 @@ def load(spec: str) -> tuple[str, Contestant]:
 
 
 def source_of(spec: str) -> bytes:
-    """A digest of the rule's code and of what it reads, so that results follow it.
-
-    The module's own text where the rule holds something of which nothing can be said, as a lock.
-    """
-    module, _, name = spec.partition(":")
-    loaded = importlib.import_module(module)
-    try:
-        return digest_of(getattr(loaded, name)).encode()
-    except Incomparable:
-        return inspect.getsource(loaded).encode()
+    """The text of the rule's module, so that results follow it."""
+    return inspect.getsource(importlib.import_module(spec.partition(":")[0])).encode()
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

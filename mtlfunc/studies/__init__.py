@@ -1,5 +1,5 @@
 """Many runs: a grid of settings, and every rule on small problems with known answers."""
 
-from ._grid import Unfinished, WorkerError, grid
+from ._grid import Unfinished, grid
 
-__all__ = ["Unfinished", "WorkerError", "grid"]
+__all__ = ["Unfinished", "grid"]

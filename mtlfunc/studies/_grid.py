@@ -1,17 +1,12 @@
-"""A function of named axes on their whole product: vmapped, in chunks, by many workers, saved as it
-goes.
-"""
+"""A function of named axes on their whole product, in chunks that workers take and files keep."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-import multiprocessing
 import os
 import pickle
-import platform
-import queue
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from numbers import Real
@@ -24,47 +19,23 @@ from torch import Tensor
 
 from ..core.batching import evaluate
 from ..core.checks import check_count, inside_transform
-from ..core.processes import follow_parent
+from ..core.files import write_whole
+from ..core.gone import gone
 from ..core.progress import progress_bar
-from ._points import Axis, Chunk, Points
 
 if TYPE_CHECKING:
     import xarray
 
 
 class Unfinished(KeyboardInterrupt):
-    """Raised by `grid` instead of KeyboardInterrupt, with what was computed so far.
+    """Raised by `grid` on Ctrl-C; `.dataset` is NaN, and float, where a point is missing."""
 
-    `.dataset` is NaN where a point is missing; integers become floats for it. With a `path` the
-    same call goes on where this one was; without one it begins again.
-    """
-
-    def __init__(self, dataset: xarray.Dataset, done: int, total: int, rest: str) -> None:
-        super().__init__(f"grid interrupted after {done} of {total} points; {rest}")
+    def __init__(self, dataset: xarray.Dataset, done: int, total: int) -> None:
+        super().__init__(f"grid interrupted after {done} of {total} points, which are in .dataset")
         self.dataset = dataset
 
 
-class Unwritten(OSError):
-    """Raised by `grid` where a folder takes no more files; `.dataset` is that of `Unfinished`."""
-
-    def __init__(self, error: OSError, dataset: xarray.Dataset, done: int, total: int) -> None:
-        super().__init__(
-            error.errno,
-            f"{error.strerror}; .dataset of this error has {done} of {total} points, and the same "
-            "call goes on from those that were written",
-            error.filename,
-        )
-        self.dataset = dataset
-
-
-class WorkerError(futures.BrokenExecutor):
-    """Raised by `grid` where an executor's worker died; `.dataset` is that of `Unfinished`."""
-
-    def __init__(self, text: str, dataset: xarray.Dataset) -> None:
-        super().__init__(text)
-        self.dataset = dataset
-
-
+@gone(shard="give each job a slice of an axis and a folder: docs/how-to/sweeps.md")
 def grid(
     f: Callable[..., Any],
     axes: Mapping[str, Any],
@@ -73,7 +44,6 @@ def grid(
     dims: Mapping[str, Sequence[str]] | None = None,
     path: str | os.PathLike[str] | None = None,
     executor: Any = None,
-    shard: tuple[int, int] | None = None,
 ) -> xarray.Dataset:
     """`f(**point)` at every point of the product of named axes, as a labelled dataset.
 
@@ -83,370 +53,249 @@ def grid(
         axes: `{name: values}`. A tensor `[n]` is vmapped: `f` gets 0-d tensors (a seed is a key's
             integer). A list of numbers or strings, or a dict `{label: value}` of anything (rules,
             modules, settings), is looped over in Python: `f` gets the value itself.
-        points_at_once: at most how many points are evaluated in one vmap, which bounds the memory;
-            None is the product of all tensor axes, 1 a plain loop without vmap, for a function that
-            cannot be vmapped. A chunk is also what a worker gets and what is written.
+        points_at_once: at most how many points are in one vmap, which bounds the memory; None is
+            all of the tensor axes, 1 a plain loop, for a function that cannot be vmapped. Such a
+            chunk is also what a worker gets and what is written.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
-            call with the same axes evaluates only what is missing, whatever its points_at_once. The
-            values of a dict are compared as well: their data, their code, and the globals that code
-            names; of an installed package the names alone. What `f` does is not compared, only the
-            names, shapes and dtypes it returns: take a new folder where its code changes. One call
-            at a time has the folder; shards share it.
+            call with the same axes evaluates only what is missing, whatever its points_at_once.
+            Names, labels and dtypes of axes are compared. What `f` does, and the values of a dict,
+            are not: take a new folder where they change.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take
-            this process's default dtype and number of threads (`torch.set_num_threads(1)` before,
-            where they fill the cores), so answers are bitwise those of one process.
-        shard: `(i, n)`: of the chunks only every n-th from the i-th on, for job arrays that share
-            `path`. The dataset has what the folder holds at the end, and NaN elsewhere; a call
-            without `shard` collects all, and evaluates what is missing.
+            this process's default dtype and number of threads, so answers are bitwise its own.
 
     Returns:
         an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
         becomes the variable `value`, a nested field `outer.inner`. Coordinates of a float32 axis
-        are its shortest decimals, so that `.sel(c=0.4)` finds them. On several points vmapped
-        together `f` must keep the rules of `torch.func.vmap`.
+        are its shortest decimals, so that `.sel(c=0.4)` finds them.
 
     Raises:
-        Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far. With `path` the
-            same call goes on where it was.
-        OSError: where the folder takes no more files, as on a full disk; its `.dataset` has what
-            was computed so far, also what could not be written.
-        WorkerError: where a worker died, a `concurrent.futures.BrokenExecutor`; `.dataset` has what
-            the others did.
-        ValueError: for axes that are empty, repeated or not finite, outputs that differ between
-            points, a folder that holds another grid, other files or a broken one, values that a
-            folder cannot be compared with (files, locks, generators), and a shard that is none or
-            has no chunk.
-        TypeError: for axes of the wrong kind, outputs that are not tensors, and an `f` or values
-            that the executor cannot pickle.
-        RuntimeError: under a transform, where plain nested `vmap` is the way, for an `f` that
-            cannot be vmapped, and while another call has the folder.
+        Unfinished: on Ctrl-C, with the dataset so far.
+        ValueError: for bad axes, outputs that differ between points, and a folder of another grid.
+        TypeError: for axes of the wrong kind and outputs that are not tensors.
+        RuntimeError: under a transform, and for an `f` that cannot be vmapped.
 
     Examples:
-        >>> def power(seed, c):
-        ...     return {"power": c ** torch.arange(2.0) + seed}
+        >>> power = lambda seed, c: {"power": c ** torch.arange(2.0) + seed}
         >>> found = grid(power, {"seed": torch.arange(3), "c": torch.tensor([0.2, 0.4])})
-        >>> dict(found.sizes)
-        {'seed': 3, 'c': 2, 'power_dim_0': 2}
         >>> [round(value, 4) for value in found["power"].sel(seed=2, c=0.4).values.tolist()]
         [3.0, 2.4]
     """
     if inside_transform():
-        raise RuntimeError(
-            "grid: a dataset cannot be made under a torch.func transform; nest torch.func.vmap "
-            "instead, or call grid outside"
-        )
+        raise RuntimeError("grid: not under a torch.func transform; nest torch.func.vmap instead")
     check_count(points_at_once, "points_at_once", none=True)
-    if not isinstance(axes, Mapping):
-        kind = type(axes).__name__
-        raise TypeError(f"axes: expected a dict {{argument of f: values}}, got {kind}")
-    if not axes:
-        raise ValueError("axes: expected at least one axis, {name: values}")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
-        raise TypeError(
-            "executor: expected a concurrent.futures.Executor, or what has its submit(), got "
-            f"{type(executor).__name__}"
-        )
-    if not isinstance(dims, Mapping | None):
-        kind = type(dims).__name__
-        raise TypeError(f'dims: expected a dict {{"variable of f": [names]}}, got {kind}')
+    if not isinstance(axes, Mapping) or not axes:
+        raise TypeError("axes: expected a dict {argument of f: values} of at least one axis")
     table = {name: _axis(name, values) for name, values in axes.items()}
     named = {k: (x,) if isinstance(x, str) else tuple(x) for k, x in (dims or {}).items()}
-    points = Points(table, named, None if path is None else Path(path))
-    chunks = points.chunks(points_at_once)
-    i, n = _shard(shard, path, len(chunks))
-    if executor is not None and len(chunks) == 1 < points.total:
-        warnings.warn(
-            f"executor: all {points.total} points are one chunk, which one worker evaluates; pass "
-            "points_at_once= to share them out",
-            stacklevel=2,
-        )
-    with points.hold_folder(i, n):
-        points.resume()
-        left = [chunk.drop_done(points.done) for chunk in chunks[i::n]]
-        left = [chunk for chunk in left if len(chunk.flat)]
-        if left:
-            points.check_writable()
-        had = int(points.done.sum())
-        total = had + sum(len(chunk.flat) for chunk in left)
-        try:
-            with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
-                run = _evaluate_serially if executor is None else _evaluate_in_workers
-                run(points, f, left, executor, bar)
-        except KeyboardInterrupt as stop:
-            done = int(points.done.sum())
-            raise Unfinished(points.dataset(), done, points.total, _resumed(points)) from stop
-        except OSError as error:
-            place = None if error.filename is None else Path(error.filename)
-            if place is None or points.folder is None or not place.is_relative_to(points.folder):
-                raise  # f's own
-            done = int(points.done.sum())
-            raise Unwritten(error, points.dataset(), done, points.total) from error
-        if n > 1:
-            points.load()  # of the other shards
+    points = _Points(table, named, None if path is None else Path(path))
+    points.resume()
+    left, run = points.chunks(points_at_once), _serially if executor is None else _by_workers
+    had, total = int(points.done.sum()), points.total
+    try:
+        with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
+            for flat, found in run(f, left, executor):
+                points.store(flat, found)
+                bar.update(len(flat))
+    except KeyboardInterrupt as stop:
+        raise Unfinished(points.dataset(), int(points.done.sum()), total) from stop
     return points.dataset()
 
 
-def _shard(
-    shard: tuple[int, int] | None, path: str | os.PathLike[str] | None, chunks: int
-) -> tuple[int, int]:
-    if shard is None:
-        return 0, 1
-    pair = isinstance(shard, Sequence) and [isinstance(x, int) for x in shard] == [True, True]
-    if not pair or not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard!r}")
-    if path is None:
-        raise ValueError("shard: needs a path, the folder that the shards share")
-    if shard[1] > chunks:
-        raise ValueError(
-            f"shard: {chunks} chunk(s) cannot be shared by {shard[1]}; pass a smaller "
-            "points_at_once, the same one to every shard"
-        )
-    return shard[0], shard[1]
+Answers = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
-# ---- evaluating a chunk, here or elsewhere ----
+class _Chunk(NamedTuple):
+    """Points that share the values of the looped axes."""
 
+    flat: np.ndarray  # their flat indices
+    fixed: dict[str, Any]  # those values
+    batched: dict[str, Tensor]  # the others', [point]
+    where: str  # in words
 
-def _evaluate(
-    f: Callable[..., Any],
-    names: Sequence[str],
-    batched: dict[str, Tensor],
-    fixed: dict[str, Any],
-    count: int,
-) -> dict[str, np.ndarray]:
-    def evaluate_point(point: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = point | fixed
-        return _variables(f(**{name: given[name] for name in names}))
+    def answers(self, f: Callable[..., Any]) -> dict[str, np.ndarray]:
+        def point(given: dict[str, Tensor]) -> dict[str, Tensor]:
+            return _variables(f(**given, **self.fixed))
 
-    found = evaluate(evaluate_point, batched, count, "f")
-    return {name: _array(value) for name, value in found.items()}
-
-
-class Home(NamedTuple):
-    """What evaluating depends on besides its arguments; a worker takes it over."""
-
-    process: tuple[str, int]
-    dtype: torch.dtype
-    threads: int
-
-    @classmethod
-    def of_this_process(cls) -> Home:
-        process = platform.node(), os.getpid()
-        return cls(process, torch.get_default_dtype(), torch.get_num_threads())
-
-
-RAISED = "f raised this"
-"""Tells an error of `f` from one of the executor that could not send it."""
-
-
-def _work(
-    home: Home,
-    f: Callable[..., Any],
-    names: Sequence[str],
-    batched: bytes,
-    fixed: dict[str, Any],
-    count: int,
-) -> tuple[tuple[str, int], dict[str, np.ndarray]]:
-    """What a worker does: which process it is, and its answers.
-
-    Axes come pickled: torch would send tensors as open files, of which a process may have few.
-    """
-    here = Home.of_this_process()
-    if here.process != home.process:
-        torch.set_default_dtype(home.dtype)
-        if here.threads != home.threads:
-            torch.set_num_threads(home.threads)
-        parent = multiprocessing.parent_process()
-        if parent is not None and (here.process[0], parent.pid) == home.process:
-            follow_parent(os.getpid())
-    try:
-        return here.process, _evaluate(f, names, pickle.loads(batched), fixed, count)
-    except Exception as error:
-        error.add_note(f"grid: {RAISED} in process {here.process[1]} on {here.process[0]}")
-        raise
-
-
-def _evaluate_serially(
-    points: Points, f: Callable[..., Any], chunks: list[Chunk], executor: None, bar: Any
-) -> None:
-    for chunk in chunks:
-        batched, count = points.batch(chunk.flat), len(chunk.flat)
         try:
-            found = _evaluate(f, list(points.axes), batched, chunk.fixed, count)
+            found = evaluate(point, self.batched, len(self.flat), "f")
         except Exception as error:
-            error.add_note(f"grid: {points.describe(chunk.flat)}")
+            error.add_note(f"grid: {self.where}")
             raise
-        points.store(chunk.flat, found)
-        bar.update(count)
+        found = {name: value.detach().cpu() for name, value in found.items()}
+        half = torch.bfloat16  # NumPy has none
+        return {n: (x.float() if x.dtype == half else x).numpy() for n, x in found.items()}
 
 
-def _evaluate_in_workers(
-    points: Points, f: Callable[..., Any], chunks: list[Chunk], executor: Any, bar: Any
-) -> None:
-    """Chunks by an executor's workers, stored as they come; after an error, those at work still."""
-    home, waiting, failed = Home.of_this_process(), {}, []
-    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    counts: Counter[tuple[str, int]] = Counter()
-    names = list(points.axes)
+def _serially(f: Callable[..., Any], chunks: list[_Chunk], _: Any) -> Answers:
+    for chunk in chunks:
+        yield chunk.flat, chunk.answers(f)
+
+
+def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes) -> Any:
+    """What a worker does. A chunk comes pickled: torch would send tensors as open files."""
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return pickle.loads(chunk).answers(f)
+
+
+def _by_workers(f: Callable[..., Any], chunks: list[_Chunk], executor: Any) -> Answers:
+    """In order. After an error no further chunk begins, and those at work are kept."""
+    home, failed = (torch.get_default_dtype(), torch.get_num_threads()), None
+    jobs = [(executor.submit(_work, *home, f, pickle.dumps(x)), x.flat) for x in chunks]
     try:
-        for chunk in chunks:
-            batched = pickle.dumps(points.batch(chunk.flat))
-            job = (_work, home, f, names, batched, chunk.fixed, len(chunk.flat))
+        for job, flat in jobs:
             try:
-                future = executor.submit(*job)
-                waiting[future] = chunk
-                if isinstance(future, futures.Future):
-                    future.add_done_callback(done.put)
-            except Exception as error:  # of an executor that pickles at once, or is broken
-                failed.append((chunk, error))
-                break
-        while waiting:
-            if failed:
-                for job in waiting:
-                    job.cancel()
-            for job in _finished_jobs(waiting, done):
-                chunk = waiting.pop(job)
-                try:
-                    worker, found = job.result()
-                except futures.CancelledError:
-                    continue
-                except Exception as error:
-                    failed.append((chunk, error))
-                    continue
-                points.store(chunk.flat, found)
-                counts[worker] += len(chunk.flat)
-                shares = ", ".join(str(count) for count in counts.values())
-                bar.set_postfix_str(f"{len(counts)} workers: {shares}", refresh=False)
-                bar.update(len(chunk.flat))
-    except KeyboardInterrupt:
-        for job, chunk in waiting.items():
-            if not job.cancel() and job.done() and job.exception() is None:
-                points.store(chunk.flat, job.result()[1])
-        raise
+                yield flat, job.result()
+            except futures.CancelledError:
+                continue
+            except Exception as error:
+                failed = failed or error
+                for other, _ in jobs:
+                    other.cancel()
     finally:
-        for job in waiting:
+        for job, _ in jobs:
             job.cancel()
-    if failed:
-        _explain(points, chunks, *min(failed, key=lambda pair: int(pair[0].flat[0])))
+    if failed is not None:
+        failed.add_note("grid: workers import f from the top level of a module")
+        raise failed
 
 
-def _finished_jobs(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> list[Any]:
-    """Jobs that are done, at least one: as futures say it themselves; others, submitit's, are asked
-    in turn.
-    """
-    while True:
-        try:
-            return [done.get(timeout=0.5)]
-        except queue.Empty:
-            others = [job for job in waiting if not isinstance(job, futures.Future) and job.done()]
-            if others:
-                return others
+class _Points:
+    """The answers at all points, by flat index. Axes are `{name: (labels, values)}`."""
+
+    def __init__(
+        self, axes: dict[str, Any], dims: dict[str, tuple[str, ...]], folder: Path | None
+    ) -> None:
+        self.axes, self.dims, self.folder = axes, dims, folder
+        self.sizes = [len(labels) for labels, _ in axes.values()]
+        self.total = math.prod(self.sizes)
+        self.done = np.zeros(self.total, dtype=bool)
+        self.values: dict[str, np.ndarray] = {}
+
+    def chunks(self, points_at_once: int | None) -> list[_Chunk]:
+        """All points that are not done."""
+        looped = {n: x for n, (_, x) in self.axes.items() if not isinstance(x, Tensor)}
+        vmapped = {n: x for n, (_, x) in self.axes.items() if isinstance(x, Tensor)}
+        flat, found = np.arange(self.total).reshape(self.sizes), []
+        for choice in itertools.product(*(range(len(values)) for values in looped.values())):
+            at = dict(zip(looped, choice, strict=True))
+            here = flat[tuple(at.get(name, slice(None)) for name in self.axes)].ravel()
+            here = here[~self.done[here]]
+            fixed = {name: looped[name][k] for name, k in at.items()}
+            for i in range(0, len(here), points_at_once or self.total):
+                part = here[i : i + (points_at_once or self.total)]
+                each = dict(zip(self.axes, np.unravel_index(part, self.sizes), strict=True))
+                batched = {name: x[torch.from_numpy(each[name])] for name, x in vmapped.items()}
+                found.append(_Chunk(part, fixed, batched, self.describe(part)))
+        return found
+
+    def describe(self, flat: np.ndarray) -> str:
+        """The first point of a chunk, in words."""
+        at = zip(self.axes.items(), np.unravel_index(int(flat[0]), self.sizes), strict=True)
+        said = ", ".join(f"{name}={labels[k]}" for (name, (labels, _)), k in at)
+        return f"at ({said}){' …' if len(flat) > 1 else ''}"
+
+    def resume(self) -> None:
+        """Read what the folder holds; begin it where it is new."""
+        if not self.folder:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = self.folder / "axes.json"
+        facts = {n: [str(getattr(x, "dtype", "")), labels] for n, (labels, x) in self.axes.items()}
+        text = json.dumps(facts, default=str)
+        if not header.exists():
+            write_whole(header, text)
+        elif header.read_text(encoding="utf-8") != text:
+            raise ValueError(f"path: {header} says other axes, dtypes or labels; pass a new folder")
+        for file in sorted(self.folder.glob("points-*.npz")):
+            try:
+                with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
+                    found = {key.removeprefix("f."): saved[key] for key in saved.files}
+                flat = found.pop("points")
+                self.keep(flat, found)
+                self.done[flat] = True
+            except Exception as error:  # whatever zipfile and NumPy say of a broken file
+                cure = "delete it, and its points are evaluated again"
+                raise ValueError(f"path: {file} is broken, {error}; {cure}") from error
+
+    def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
+        self.keep(flat, found)
+        if self.folder:
+            arrays: Any = {"points": flat} | {f"f.{name}": x for name, x in found.items()}
+            # no two chunks have one name, however two calls cut: none replaces another's points
+            name = f"points-{flat[0]:09d}-{flat[-1]:09d}-{len(flat)}.npz"
+            write_whole(self.folder / name, lambda file: np.savez(file, **arrays))
+        self.done[flat] = True
+
+    def keep(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
+        """Put the answers where they belong, if they are of the kind of those before."""
+        made = {n: np.zeros((self.total, *x.shape[1:]), x.dtype) for n, x in found.items()}
+        self.values = self.values or made
+        both = [{n: f"{x.dtype} {x.shape[1:]}" for n, x in y.items()} for y in (self.values, made)]
+        if both[0] != both[1]:
+            what = f"f {self.describe(flat)}: found {both[1]} but {both[0]} before"
+            raise ValueError(f"{what}; every point must give the same names, shapes and dtypes")
+        for name, x in found.items():
+            self.values[name][flat] = x
+
+    def dataset(self) -> xarray.Dataset:
+        import xarray  # it brings pandas, and only a finished grid needs it
+
+        if self.values and self.dims.keys() - self.values or self.values.keys() & self.axes:
+            raise ValueError(f"dims: f returns {[*self.values]}; axes are called {[*self.axes]}")
+        variables = {}
+        for name, x in self.values.items():
+            names = self.dims.get(name, tuple(f"{name}_dim_{k}" for k in range(x.ndim - 1)))
+            if len({*self.axes, *names}) < len(self.axes) + x.ndim - 1 or len(names) != x.ndim - 1:
+                raise ValueError(f"dims[{name!r}]: expected {x.ndim - 1} new names, got {names}")
+            whole = x
+            if not self.done.all():
+                whole = x.astype(x.dtype if x.dtype.kind in "fc" else np.float64)
+                whole[~self.done] = np.nan
+            variables[name] = (*self.axes, *names), whole.reshape(*self.sizes, *x.shape[1:])
+        places = {name: (name, np.array(labels)) for name, (labels, _) in self.axes.items()}
+        return xarray.Dataset(variables, places)
 
 
-def _resumed(points: Points) -> str:
-    """Where the finished points are, and how to go on."""
-    if points.folder is None:
-        return "what is done is in .dataset; with a path, the same call would go on from there"
-    return f"what is done is in .dataset and {points.folder}, and the same call goes on from there"
-
-
-def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception) -> None:
-    """Raise what ended a job, with what to do."""
-    if isinstance(error, futures.BrokenExecutor):
-        lost = [chunk.drop_done(points.done) for chunk in chunks]
-        lost = [points.describe(chunk.flat) for chunk in lost if len(chunk.flat)]
-        raise WorkerError(
-            f"executor: a worker died with {int(points.done.sum())} of {points.total} points done: "
-            "killed, for memory perhaps, or it could not import f, which must stand at the top "
-            "level of a module that workers can import (a script starts its pool under `if "
-            '__name__ == "__main__":`). Not evaluated: '
-            f"{'; '.join(lost[:5])}{f' and {len(lost) - 5} more chunks' if lost[5:] else ''}; "
-            f"{_resumed(points)}",
-            points.dataset(),
-        ) from error
-    said = [str(error), *getattr(error, "__notes__", ())]  # Ray and submitit quote the notes
-    if "pickl" in f"{type(error)} {said[0]}".lower() and not any(RAISED in text for text in said):
-        raise TypeError(
-            f"executor: it cannot send f or the value of an axis to its workers ({error}); write f "
-            "at the top level of a module, not as a lambda or inside another function, and make "
-            "what cannot be sent, such as a rule made of a lambda, inside f, from its name"
-        ) from error
-    error.add_note(f"grid: {points.describe(chunk.flat)}")
-    raise error
-
-
-def _axis(name: str, values: Any) -> Axis:
+def _axis(name: str, values: Any) -> tuple[list[Any], Tensor | list[Any]]:
+    """What names the positions of an axis, and what `f` is given there."""
     where = f"axes[{name!r}]"
-    if isinstance(values, Tensor):
-        if values.ndim != 1 or values.is_complex():
-            raise ValueError(
-                f"{where}: expected a tensor [n] of real numbers, got {values.dtype} of shape "
-                f"{list(values.shape)}; index what is larger inside f"
-            )
+    if isinstance(values, Tensor) and values.ndim == 1 and not values.is_complex():
         labels: Any = values.detach().cpu()
         # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
         if values.dtype == torch.float32:
             labels = labels.numpy().astype(str).astype(float)
-        axis = Axis(labels.tolist(), values.detach())
-    elif isinstance(values, Mapping):
-        axis = Axis(list(values), list(values.values()))
-    elif isinstance(values, Sequence) and not isinstance(values, str):
-        axis = Axis(list(values), list(values))
+        labels, given = labels.tolist(), values.detach()
+    elif isinstance(values, Mapping | Sequence) and not isinstance(values, str):
+        labels = list(values)
+        given = list(values.values()) if isinstance(values, Mapping) else labels
     else:
-        raise TypeError(
-            f"{where}: expected a tensor [n], a list of numbers or strings, or a dict {{label: "
-            f"value}}, got {type(values).__name__}{_cure(values)}"
-        )
-    if not axis.labels:
-        raise ValueError(f"{where}: empty; every axis needs at least one value")
-    if not any(all(isinstance(x, kind) for x in axis.labels) for kind in (str, Real)):
-        kinds = ", ".join(sorted({type(x).__name__ for x in axis.labels}))
-        raise TypeError(
-            f"{where}: positions are named by all strings or all numbers, got {kinds}; pass a "
-            "dict {label: value}"
-        )
-    if any(isinstance(x, Real) and not math.isfinite(x) for x in axis.labels):
-        text = f"{where}: NaN or infinite values in {axis.labels}; expected finite numbers"
-        raise ValueError(text)
-    repeated = sorted({x for x in axis.labels if axis.labels.count(x) > 1})
-    if repeated:
-        raise ValueError(f"{where}: {repeated} more than once; each value names one position")
-    return axis
+        kinds = "a real tensor [n], a list of numbers or strings, or a dict {label: value}"
+        raise TypeError(f"{where}: expected {kinds}, got {type(values).__name__}")
+    if not any(all(isinstance(x, kind) for x in labels) for kind in (str, Real)):
+        raise TypeError(f"{where}: positions are named by all strings or all numbers; pass a dict")
+    finite = all(math.isfinite(x) for x in labels if isinstance(x, Real))
+    if not labels or len({*labels}) < len(labels) or not finite:
+        raise ValueError(f"{where}: expected at least one value, each once and finite")
+    return labels, given
 
 
 def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of what `f` returned, by name; an empty tuple or dict, such as `Info.aux` without
-    one, holds none.
-    """
+    """The tensors of what `f` returned, by name; an empty tuple, such as `Info.aux`, holds none."""
     if isinstance(out, Tensor):
         return {name or "value": out}
     fields: Any = {} if isinstance(out, tuple) and not out else out
     fields = fields._asdict() if hasattr(fields, "_asdict") else fields
-    if isinstance(fields, Mapping):
-        found: dict[str, Tensor] = {}
-        for field, value in fields.items():
-            inner = _variables(value, f"{name}.{field}" if name else str(field))
-            if twice := sorted(found.keys() & inner):
-                raise ValueError(f"f: returns two values called {twice[0]!r}; rename one")
-            found |= inner
-        if found or name:
-            return found
-    got = f"{type(out).__name__}{f' as {name!r}' if name else ''}{_cure(out)}"
-    raise TypeError(f"f: expected a tensor, or a dict or NamedTuple of tensors, got {got}")
-
-
-def _cure(value: Any) -> str:
-    """What makes it right, if that is one call."""
-    if isinstance(value, Iterator):
-        return "; use list"
-    return "; use torch.as_tensor" if isinstance(value, np.ndarray | Real) else ""
-
-
-def _array(value: Tensor) -> np.ndarray:
-    value = value.detach().cpu()
-    # NumPy has no bfloat16
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(fields, Mapping) or not (fields or name):
+        got = f"{type(out).__name__}{f' as {name!r}' if name else ''}"
+        raise TypeError(f"f: expected a tensor, or a dict or NamedTuple of tensors, got {got}")
+    inner = [_variables(x, f"{name}.{key}" if name else str(key)) for key, x in fields.items()]
+    found = {key: value for each in inner for key, value in each.items()}
+    if len(found) < sum(map(len, inner)):
+        raise ValueError(f"f: returns two values of one name among {sorted(found)}; rename one")
+    return found

@@ -2,8 +2,6 @@
 tuned static search.
 """
 
-from .._values import Incomparable as Incomparable
-from .._values import digest_of as digest_of
 from .contest import REFERENCES as REFERENCES
 from .contest import SHORT as SHORT
 from .contest import arena as arena
