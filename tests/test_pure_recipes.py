@@ -1,6 +1,4 @@
-"""The functions of docs/how-to/pure-recipes.md against loops: each gives what a name of earlier versions
-gave.
-"""
+"""The functions of docs/how-to/pure-recipes.md against loops of what earlier versions had."""
 
 from typing import Any
 

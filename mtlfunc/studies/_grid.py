@@ -246,7 +246,7 @@ class _Points:
     def dataset(self) -> xarray.Dataset:
         import xarray  # it brings pandas, and only a finished grid needs it
 
-        if self.values and self.dims.keys() - self.values or self.values.keys() & self.axes:
+        if (self.values and self.dims.keys() - self.values) or self.values.keys() & self.axes:
             raise ValueError(f"dims: f returns {[*self.values]}; axes are called {[*self.axes]}")
         variables = {}
         for name, x in self.values.items():
