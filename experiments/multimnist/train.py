@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -302,21 +302,19 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     net.train()
     first = torch.arange(batch_size, device=device).expand(len(seeds), -1)
     state = lift(init)(params, batch_of(first, 0), rates, keys[lanes])
-    advance, times = lift(update), []
-    finite = torch.ones(len(cells), dtype=torch.bool, device=device)
-    for epoch in range(epochs):
-        drawn = functools.partial(_order, epoch=epoch, count=count)
-        order = vmap(drawn)(keys)
-        for i in range(per_epoch):
-            share = (epoch * per_epoch + i) / (epochs * per_epoch)
-            chosen = order[:, i * batch_size : (i + 1) * batch_size]
-            batch = batch_of(chosen, epoch * per_epoch + i)
-            start = time.process_time()
-            state, info = advance(state, batch, rates * rate_at(settings, share))
-            times.append(time.process_time() - start)
-            finite &= info.losses.isfinite().all(-1)
+    total = epochs * per_epoch
+
+    def batches() -> Iterator[tuple[Any, Tensor]]:
+        for epoch in range(epochs):
+            order = vmap(functools.partial(_order, epoch=epoch, count=count))(keys)
+            for i in range(per_epoch):
+                step = epoch * per_epoch + i
+                chosen = order[:, i * batch_size : (i + 1) * batch_size]
+                yield batch_of(chosen, step), rates * rate_at(settings, step / total)
+
+    state, finite, times = _learn(lift(update), state, batches())
     shared = {
-        "steps": epochs * per_epoch,
+        "steps": total,
         "step_ms": 1e3 * sorted(times)[len(times) // 2] / len(cells),
         "parameters": sum(p.numel() for p in net.parameters()),
     }
@@ -329,6 +327,28 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         _numbers({part: each[lane] for part, each in measured.items()}, learnt) | shared
         for lane in range(len(cells))
     ]
+
+
+def _learn(
+    advance: Callable[..., Any], state: TrainState, batches: Iterable[tuple[Any, Tensor]]
+) -> tuple[TrainState, Tensor, list[float]]:
+    """The last state, which lanes kept finite losses, and the processor time of each step; ends as
+    soon as none does, where a run alone is refused instead.
+    """
+    finite, times = torch.ones((), dtype=torch.bool), []
+    for batch, rates in batches:
+        start = time.process_time()
+        try:
+            state, info = advance(state, batch, rates)
+            finite = finite.to(rates.device) & info.losses.isfinite().all(-1)
+        except ValueError as error:
+            if "NaN" not in str(error):
+                raise
+            finite = torch.zeros(rates.shape, dtype=torch.bool, device=rates.device)
+        times.append(time.process_time() - start)
+        if not finite.any():
+            break
+    return state, finite, times
 
 
 def _numbers(measured: dict[str, Tensor], learnt: Sequence[str]) -> Numbers:

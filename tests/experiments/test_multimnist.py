@@ -374,6 +374,18 @@ def test_a_diverged_run_is_reported_as_such():
     assert all(map(math.isnan, bad["test"].values()))
 
 
+@pytest.mark.parametrize("name", ["left alone", *train.METHODS, *train.FRONTS])
+def test_a_run_alone_that_diverges_is_reported_as_such(name):
+    """Never an error, which would end the whole study."""
+    settings = SHORT._replace(papers=True)
+    (bad,) = train.together(settings, [Cell(train.BASE, name, "", 1e30, 0)])
+    assert math.isnan(bad["score"])
+    for part in ("test", "train", "loss"):
+        assert all(map(math.isnan, bad[part].values()))
+    (poor,) = train.together(settings, [Cell(train.BASE, name, "", 1e2, 0)])
+    assert not poor["score"] > 0.5
+
+
 def test_a_folder_is_divided_before_it_is_paired(tmp_path):
     write_mnist(tmp_path, (40, 8))
     settings = train.Settings(Source(str(tmp_path), ""), 1, 8, True, "cpu")
