@@ -263,7 +263,7 @@ CASES = {
         ValueError,
         "shared: a parameter is not in params.*another network's",
     ),
-    "axes": (lambda: mf.grid(lambda a: a, [1, 2]), TypeError, "axes: expected a dict .*got list"),
+    "axes": (lambda: mf.grid(lambda a: a, [1, 2]), TypeError, "axes, dims: expected dicts by name"),
     "log_dict of several": (
         lambda: vmap(lambda x: mf.log_dict(INFO._replace(losses=x)))(torch.ones(2, 2)),
         RuntimeError,

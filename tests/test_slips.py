@@ -258,7 +258,7 @@ NOTEBOOK = {
     ),
     "dimensions without their variable": (
         lambda: mf.grid(lambda k: torch.ones(2), {"k": [1, 2]}, dims=["task"]),
-        r'dims: expected a dict \{"variable of f": \[names\]\}, got list',
+        "axes, dims: expected dicts by name",
     ),
 }
 

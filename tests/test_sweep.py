@@ -427,7 +427,6 @@ def test_grid_refuses_names_and_shapes_that_clash():
         ({"z": ("a",)}, r"dims: f returns \['x', 'y'\]; axes are called \['k'\]"),
         ({"x": ("a", "b")}, None),  # xarray says the others
         ({"x": ("k",)}, None),
-        ({"x": ("y",)}, None),
         ({"y": ("a", "a")}, None),
         ({"x": ("a",), "y": ("a", "b")}, None),
     ):
@@ -470,7 +469,7 @@ def test_grid_names_the_point_of_an_error():
 def test_grid_refuses_transforms_and_no_axes():
     with pytest.raises(RuntimeError, match=r"nest torch.func.vmap instead"):
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
-    with pytest.raises(TypeError, match=r"axes: expected a dict .* of at least one axis"):
+    with pytest.raises(TypeError, match="axes, dims: expected dicts by name"):
         grid(train, {})
     with pytest.raises(
         ValueError, match="points_at_once: expected None or a whole number >= 1, got 0"

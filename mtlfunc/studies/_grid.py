@@ -87,8 +87,8 @@ def grid(
     if inside_transform():
         raise RuntimeError("grid: not under a torch.func transform; nest torch.func.vmap instead")
     check_count(points_at_once, "points_at_once", none=True)
-    if not isinstance(axes, Mapping) or not axes:
-        raise TypeError("axes: expected a dict {argument of f: values} of at least one axis")
+    if not isinstance(axes, Mapping) or not axes or not isinstance(dims, Mapping | None):
+        raise TypeError("axes, dims: expected dicts by name, the first of at least one axis")
     table = {name: _axis(name, values) for name, values in axes.items()}
     named = {k: (x,) if isinstance(x, str) else tuple(x) for k, x in (dims or {}).items()}
     points = _Points(table, named, None if path is None else Path(path))
