@@ -47,7 +47,7 @@ def draw(call: str, path: Path) -> None:
 
     import mtlfunc as mf
 
-    rule = eval(call, vars(mf).copy())
+    rule = eval(call, vars(mf) | {"physics": mf.physics})
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cells without an answer are grey
         panels = mf.plot.portrait(rule, cells=(60, 54))

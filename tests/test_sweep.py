@@ -437,7 +437,7 @@ def test_grid_refuses_names_and_shapes_that_clash():
         grid(lambda k: {"k": k}, axes)
     with pytest.raises(
         ValueError,
-        match=r"f at \(n=2\).*found .*\[2\].* but .*\[1\].* before; every point must give the "
+        match=r"f at \(n=2\).*found .*\(2,\).* but .*\(1,\).* before; every point must give the "
         r"same names, shapes and dtypes$",
     ):
         grid(lambda n: torch.zeros(n), {"n": [1, 2]})

@@ -67,7 +67,7 @@ def test_a_wrong_output_of_a_page_is_found():
 
 @pytest.mark.parametrize("path", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.stem)
 def test_how_to_pages_start_with_the_problem_and_end_with_what_can_go_wrong(path):
-    if path.name == "index.md":
+    if path.name in ("index.md", "recipes.md", "pure-recipes.md"):
         return
     text = path.read_text()
     assert text.split("\n\n")[1].startswith("**Problem.**")
