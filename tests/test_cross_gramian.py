@@ -36,16 +36,13 @@ def other_batch(name: str, samples: int = 7) -> tuple[Tensor, ...]:
     return tuple(x.double() if x.is_floating_point() else x for x in batch)
 
 
-@pytest.mark.parametrize(
-    ("engine", "chunk_size"), [("layerwise", None), ("layerwise", 2), ("rows", None), ("rows", 1)]
-)
 @pytest.mark.parametrize("name", NAMES)
-def test_tasks_of_two_batches(name, engine, chunk_size):
+def test_tasks_of_two_batches(name):
+    """The recipe: two matrices of rows and their product."""
     net, other = build(name), other_batch(name)
-    losses, gramian = mf.task_gramian(
-        net.tasks, net.params, net.batch, other=other, engine=engine, chunk_size=chunk_size
-    )
-    torch.testing.assert_close(losses, net.tasks(net.params, net.batch), rtol=1e-13, atol=1e-14)
+    _, rows = mf.task_gradients(net.tasks, net.params, net.batch)
+    _, its = mf.task_gradients(net.tasks, net.params, other)
+    gramian = sum(rows[k].flatten(1) @ its[k].flatten(1).mT for k in rows)
     left, right = (literal(net.tasks, net.params, batch) for batch in (net.batch, other))
     agree(gramian, left, right)
 
@@ -116,35 +113,6 @@ def test_lengths_are_the_diagonal_in_single_precision():
     torch.testing.assert_close(wide.float(), lengths, rtol=1e-5, atol=0)
 
 
-def test_two_functions_are_one_on_batches_that_carry_them():
-    net = build("mlp")
-    x = net.batch[0]
-
-    def first(params, x):
-        return net.tasks(params, (x,)).exp()
-
-    def second(params, x):
-        return net.tasks(params, (x,)).square()[:2]
-
-    _, gramian = mf.task_gramian(
-        lambda p, b: b[0](p, b[1]), net.params, (first, x), other=(second, -x)
-    )
-    agree(gramian, literal(first, net.params, x), literal(second, net.params, -x))
-
-
-def test_separate_losses_and_a_vector():
-    """T scalars on one side are differentiated apart, the other side is one vector."""
-    net, other = build("mlp"), other_batch("mlp")
-
-    def losses_fn(params, batch):
-        found = net.tasks(params, batch)
-        return tuple(found) if len(batch[0]) == SAMPLES else found
-
-    _, gramian = mf.task_gramian(losses_fn, net.params, net.batch, other=other, engine="layerwise")
-    left, right = (literal(net.tasks, net.params, batch) for batch in (net.batch, other))
-    agree(gramian, left, right)
-
-
 def test_networks_that_run_another_way_on_the_other_batch():
     """A leaf that one side sees through taps and the other does not, or in other calls."""
     shared = {"w": torch.randn(4, 4, dtype=F64), "v": torch.randn(4, 4, dtype=F64)}
@@ -165,21 +133,15 @@ def test_networks_that_run_another_way_on_the_other_batch():
             )
             agree(gramian, left, right)
 
-        def tasks(params, batch):
-            return losses_fn(params, batch).mean(0)
-
-        left, right = literal(tasks, shared, (one, a)), literal(tasks, shared, (two, b))
-        _, gramian = mf.task_gramian(tasks, shared, (one, a), other=(two, b), engine="layerwise")
-        agree(gramian, left, right)
-
 
 # Transforms.
 
 MLP, OTHER = build("mlp"), other_batch("mlp")
 READERS = {
-    "tasks": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="layerwise")[1],
-    "rows": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="rows")[1],
     "samples": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,))[1],
+    "by rows": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,), engine="rows")[
+        1
+    ],
     "lengths": lambda p, x, y: mf.sample_norms(MLP.samples, p, (x,))[1] + 0 * y.sum(),
     "rows of lengths": lambda p, x, y: (
         mf.sample_norms(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
@@ -191,10 +153,10 @@ def known(name: str, p: Any, x: Tensor, y: Tensor) -> Tensor:
     """The same by a loop of torch.func's own gradients (its batched derivative of a layer norm is
     wrong once it is differentiated again).
     """
-    f = MLP.tasks if name in ("tasks", "rows") else MLP.samples
+    f = MLP.samples
 
     def rows(batch: Tensor) -> Tensor:
-        count = TASKS if f == MLP.tasks else TASKS * len(batch)
+        count = TASKS * len(batch)
         each = [grad(lambda p, i=i: f(p, (batch,)).flatten()[i])(p) for i in range(count)]
         return torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
 
@@ -248,7 +210,7 @@ def test_derivatives(name):
 def test_derivative_that_only_one_side_carries():
     """A tensor that requires grad by itself enters the second batch alone."""
     x, y = MLP.batch[0], OTHER[0].clone().requires_grad_()
-    for name in ("tasks", "rows", "samples"):
+    for name in ("samples", "by rows"):
         found = torch.autograd.grad(READERS[name](MLP.params, x, y).square().sum(), y)[0]
         expected = torch.autograd.grad(known(name, MLP.params, x, y).square().sum(), y)[0]
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
@@ -275,9 +237,9 @@ def test_no_row_is_formed(monkeypatch, formed):
     def samples(p, x):
         return functional_call(net, p, x).square()
 
-    x, y = torch.randn(6, 600, dtype=F64), torch.randn(3, 600, dtype=F64)
+    x = torch.randn(6, 600, dtype=F64)
     params = mf.parameters(net)
-    mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x, other=y)
+    mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x)
     assert formed
     mf.sample_norms(lambda p, x: samples(p, x).sum(1), params, x)
     assert (400, 600) not in formed
@@ -309,7 +271,7 @@ def test_nan_in_either_batch_is_nan():
     x, y = MLP.batch[0], OTHER[0]
     bad = x.clone()
     bad[0, 0] = float("nan")
-    for name in ("tasks", "samples"):
+    for name in ("samples", "by rows"):
         assert READERS[name](MLP.params, bad, y).isnan().any()
         assert READERS[name](MLP.params, y, bad).isnan().any()
     assert READERS["lengths"](MLP.params, bad, y).isnan().any()

@@ -2,7 +2,6 @@
 """Bad input: every error names the argument, says what was wrong and what to do."""
 
 import inspect
-import math
 import re
 from collections import UserDict
 from functools import partial
@@ -655,13 +654,3 @@ def test_arenas_of_nothing_are_refused():
             mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
     with pytest.raises(TypeError, match=r"^settings: expected Settings.* got int"):
         mf.arena(mf.mgda(), problems="vlmop2", settings=3)  # pyright: ignore
-
-
-@pytest.mark.parametrize("memory", [0.5, -1.0, math.nan, True, "1.3", None])
-def test_a_memory_limit_out_of_range(memory):
-    for call in (
-        lambda: mf.task_gramian(vector, PARAMS, BATCH, memory=memory),
-        lambda: mf.explain_gramian(vector, PARAMS, BATCH, memory=memory),
-    ):
-        with pytest.raises(ValueError, match=r"^memory: expected a number >= 1"):
-            call()

@@ -62,3 +62,15 @@ def test_a_balancer_is_not_entered():
     balancer = mf.Balancer(nn.Linear(2, 2), mf.mgda())
     with pytest.raises(TypeError, match="leave out `with balancer:`"), balancer:  # pyright: ignore
         pass
+
+
+OPTIONS = {
+    "task_gramian": ("other", "memory"),
+    "explain_gramian": ("memory",),
+}
+
+
+@pytest.mark.parametrize(("name", "option"), [(k, x) for k, xs in OPTIONS.items() for x in xs])
+def test_options_of_gramians_name_their_page(name, option):
+    with pytest.raises(TypeError, match=rf"{option}= went in 1\.0; .*: docs/how-to/recipes\.md"):
+        getattr(mf, name)(**{option: 2.0})

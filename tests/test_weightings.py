@@ -568,8 +568,6 @@ def test_refusals():
         gramian(matrix, lambda p, b: losses(p, b).mean())
     with pytest.raises(ValueError, match="losses of samples, a tensor"):
         gramian(matrix, lambda p, b: list(losses(p, b)))
-    with pytest.raises(ValueError, match="not with other="):
-        gramian(matrix, other=batch)
     with pytest.raises(ValueError, match="multiply the mixture into them"):
         mf.jacobian(weightings=lambda b: b["A"], mix=mf.subset(2))
     with pytest.raises(ValueError, match="weights of 0"):

@@ -177,21 +177,20 @@ class Passes:
         plan: Plan,
         names: tuple[str, ...],
         heads: tuple[str, ...] = (),
-        rows: slice = slice(None),
         *,
         views: bool = False,
     ) -> Measured:
         """Deltas of the plan's uses, and rows of leaves."""
         uses = plan.uses
         if self.loss_edges is not None:
-            return self._separate(plan, names, heads, rows, views)
+            return self._separate(plan, names, heads, views)
         targets = [self.backward.at(use, self.value) for use in uses]
         targets += map(self.backward.leaf, names)
         mix = self.matrix
         if mix is None:
             mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
         matrix = mix if self.scale is None else mix * self.scale
-        stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
+        stacked = self.backward.each(matrix, targets, self.chunk_size)
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(plan.groups(stacked), by_name, {})
 
@@ -200,18 +199,16 @@ class Passes:
         plan: Plan,
         names: tuple[str, ...],
         heads: tuple[str, ...],
-        rows: slice,
         views: bool,
     ) -> Measured:
         """One pass a loss; what they bring back for the heads is added up."""
         backward, edges, uses = self.backward, self.loss_edges, plan.uses
         assert edges is not None
-        params, tasks = backward.params, range(len(edges))[rows]
+        params = backward.params
         if views and names and not uses and self._is_plain(names):
             matrix, total = row_matrix(
-                edges[rows], self.value, params, backward.places, names, heads,
-                scale=None if self.scale is None else self.scale[rows],
-            )  # fmt: skip
+                edges, self.value, params, backward.places, names, heads, scale=self.scale
+            )
             return Measured((), rows_of(matrix, params, names), total, matrix)
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
         places, count = tuple(places), len(uses) + len(names)
@@ -225,8 +222,8 @@ class Passes:
         one = self.value.new_ones(())
         found: list[list[Tensor]] = []
         total: Params = {}
-        for task in tasks:
-            edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
+        for task, edge in enumerate(edges):
+            cotangent = one if self.scale is None else self.scale[task]
             grads = nowhere
             if edge is not None:
                 grads = backward.bare(edge, cotangent, places)
@@ -266,61 +263,22 @@ class Passes:
         return [total + row for total, row in zip(before[0], rows, strict=True)]
 
     def gramian(
-        self,
-        plan: Plan,
-        left: Measured,
-        right: Measured,
-        measured: tuple[str, ...],
-        dtype: torch.dtype | None,
-        across: Passes | None = None,
+        self, plan: Plan, found: Measured, measured: tuple[str, ...], dtype: torch.dtype | None
     ) -> Tensor:
-        """Inner products over the measured leaves, of one set of rows with another.
-
-        `across`: the passes of another forward, of a plan of the same parts, that made the right
-        set.
-        """
-        wide = wide_of(self.backward.params, dtype)
-        matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
-        if matrix is not None and wide == matrix.dtype:
+        """Inner products of the rows over the measured leaves."""
+        wide, matrix = wide_of(self.backward.params, dtype), found.matrix
+        if matrix is not None and wide == matrix.dtype and len(measured) == len(found.rows):
             return gramian_of(matrix).to(wide)
-        parts, fold = [], across is not None
-        with recording(self.backward, (across or self).backward):
-            names = [name for name in measured if name in left.rows]
+        parts: list[Tensor] = []
+        with recording(self.backward):
+            names = [name for name in measured if name in found.rows]
             if names:
-                parts.append(dot(left.rows, right.rows, names, dtype))
-            for (_, form), one, other in zip(plan.tapped, left.groups, right.groups, strict=True):
-                a = one.factors(form, wide, fold=fold)
-                b = a if right is left else other.factors(form, wide, fold=fold)
-                parts.append(block_of(one.group, form, a, b, wide))
+                parts.append(dot(found.rows, found.rows, names, dtype))
+            for (group, form), each in zip(plan.tapped, found.groups, strict=True):
+                factors = each.factors(form, wide, fold=False)
+                parts.append(block_of(group, form, factors, factors, wide))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-            return (total + total.mT).mul_(0.5) if right is left else total
-
-
-def gramian_in_chunks(
-    sides: tuple[tuple[Passes, Plan], tuple[Passes, Plan]],
-    measured: tuple[str, ...],
-    size: int | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """The Gramian [row, row] of one forward's rows with another's by blocks: two chunks of rows
-    held; `size` None is all at once. With themselves for about T/2·size times the passes.
-    """
-    (one, plan), (other, its_plan) = sides
-    across, blocks = None if other is one else other, list[list[Tensor]]()
-
-    def chunks(passes: Passes) -> list[slice]:
-        count = len(passes.value if passes.matrix is None else passes.matrix)
-        return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
-
-    for mine in chunks(one):
-        left = one(plan, plan.rows, rows=mine)
-        row = [] if across else [before[len(blocks)].mT for before in blocks]
-        for its in chunks(other)[len(row) :]:
-            right = left if not across and its == mine else other(its_plan, its_plan.rows, rows=its)
-            row.append(one.gramian(plan, left, right, measured, dtype, across))
-            del right  # before the next is made
-        blocks.append(row)
-    return torch.cat([torch.cat(row, 1) for row in blocks])
+            return (total + total.mT).mul_(0.5)
 
 
 def _stacked(found: list[list[Tensor]]) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -11,42 +10,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_count, check_dtype, check_option, check_params
+from ..core.gone import gone
 from ..core.tree import dot, root, select
 from ..processes import Group, Ranks, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .entries import sample_by_layers
-from .layerwise import MEMORY, Engine
-from .linearize import Keep, Linearization, Request, cross_gramian, linearize, weighed
+from .layerwise import Engine
+from .linearize import Keep, Linearization, Request, linearize, weighed
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
-from .run import Forward, check_connected, run
+from .run import check_connected, run
 
 
 def check_engine(engine: str) -> None:
     check_option(engine, "engine", get_args(Engine))
 
 
-def check_memory_limit(memory: float) -> None:
-    if isinstance(memory, bool) or not isinstance(memory, Real) or not memory >= 1:
-        raise ValueError(
-            "memory: expected a number >= 1, in what single backward passes hold (math.inf takes "
-            f"the fastest way), got {memory!r}"
-        )
-
-
+@gone(
+    other="take two task_gradients and their products: docs/how-to/recipes.md",
+    memory="what a step holds is chosen inside; chunk_size bounds it: docs/how-to/recipes.md",
+)
 def task_gramian(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
     *,
     shared: Select = "*",
-    other: Batch | None = None,
     weightings: Tensor | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
-    memory: float = MEMORY,
     gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, " task"], Float[Tensor, "task column"]]:
-    """Losses and the Gramian of the tasks' gradients, or that of one batch's with another's.
+) -> tuple[Float[Tensor, " task"], Float[Tensor, "task task"]]:
+    """Losses and the Gramian of the tasks' gradients.
 
     Args:
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
@@ -54,12 +48,9 @@ def task_gramian(
         batch: handed to `losses_fn`.
         shared: which parameters to sum over: a glob on their names, a list of globs, a predicate
             on names, a module (`net.trunk`) or parameters of one.
-        other: a second batch, such as one for validation: the columns are then the tasks on it, and
-            the Gramian is not symmetric. (Two functions are one, `lambda params, batch:
-            batch[0](params, batch[1])`, on batches that begin with a function.)
         weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn ℓ_n of
             the ℓ `[sample]`, or `[sample, part]`, that `losses_fn` then returns, and all tasks cost
-            one backward pass (one a part). Not with `other`.
+            one backward pass (one a part).
         engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
             of it where that is cheaper (linear, convolutions, embedding, attention's projections,
             matmul and einsum with a parameter); leaves it does not know, or that are used outside
@@ -67,12 +58,9 @@ def task_gramian(
             for all leaves. `"auto"` chooses leaf by leaf (`explain_gramian` shows what), and is
             `"rows"` for small layers and few tasks. All give the same numbers; while compiling,
             and where `losses_fn` puts hooks on derivatives, all are `"rows"`.
-        chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
-            every layer, or rows of every leaf. A number k keeps two chunks of k at any time, and
-            one forward's graph, and pays for it with about T/2k times as many backward passes.
-        memory: what the step may hold at its peak, in what T single backward passes and their rows
-            hold, by a model: at least 1, `math.inf` for the fastest way. A pass for all tasks and
-            layer products are taken within it, or where all is small. A `chunk_size` goes before.
+        chunk_size: how many tasks one backward pass carries, which bounds what it holds; 1 is a
+            plain loop, None the faster of all and 1, by a model of the device. What all passes
+            bring back is kept until the end: T deltas of every layer, or rows of every leaf.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
             float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
 
@@ -90,45 +78,25 @@ def task_gramian(
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
-        >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x, other=-x[:1])[1].tolist()
-        [[-1.0], [-1.0]]
     """
     check_params(params)
     check_engine(engine)
     check_dtype(gramian_dtype)
     check_count(chunk_size, "chunk_size", none=True)
-    check_memory_limit(memory)
     names = select(params, shared)
     request = Request(
-        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype,
-        memory=memory,
-    )  # fmt: skip
+        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
+    )
     if weightings is not None:
-        if other is not None:
-            raise ValueError(
-                "weightings: not with other=, whose samples would need weightings of their own; "
-                "sample_gramian(other=) has the inner products of all samples, G, and A @ G @ B.T "
-                "those of their weightings"
-            )
         request = request._replace(weightings=len(expect_weightings(weightings)))
-        found = run(
-            losses_fn, params, batch, watch=request.watches(params), parse=parse_weighed,
-            separable=False,
-        )  # fmt: skip
-        check_connected(found)
-        linear = linearize(found, weighed(request, weightings, found))
-        assert linear.gramian is not None
-        return linear.losses, linear.gramian
-
-    def forward(batch: Batch) -> Forward:
-        found = run(losses_fn, params, batch, watch=request.watches(params), parse=parse_alone)
-        check_connected(found)
-        return found
-
-    if other is not None:
-        both = forward(batch), forward(other)
-        return both[0].value, cross_gramian(both, request)
-    linear = linearize(forward(batch), request)
+    forward = run(
+        losses_fn, params, batch, watch=request.watches(params), separable=weightings is None,
+        parse=parse_alone if weightings is None else parse_weighed,
+    )  # fmt: skip
+    check_connected(forward)
+    if weightings is not None:
+        request = weighed(request, weightings, forward)
+    linear = linearize(forward, request)
     assert linear.gramian is not None
     return linear.losses, linear.gramian
 

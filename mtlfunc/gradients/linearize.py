@@ -9,19 +9,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
 from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
-from .backward import Backward, Passes, gramian_in_chunks
+from .backward import Backward, Passes
 from .layerwise import (
-    MEMORY,
     Asked,
     Engine,
     Plan,
-    common_plan,
     decide,
     dtypes_of,
     has_rows,
@@ -29,7 +26,6 @@ from .layerwise import (
     is_worth_weighing,
     prefers_one_pass,
     remember_rows,
-    signature,
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
@@ -76,7 +72,6 @@ class Request(NamedTuple):
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    memory: float = MEMORY  # of what T single passes hold, what one pass may hold
 
     def cotangents(self, value: Tensor) -> tuple[Tensor | None, Tensor]:
         """(C [row, task], or None for the tasks themselves; preference [row])"""
@@ -144,10 +139,11 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         found = linearize_weightings(forward, request)
         if found is not None:
             return found
+    value, (matrix, preference) = forward.value, request.cotangents(forward.value)
     with enable_grad():
-        passes, route, preference = _open(forward, request)
-        found = _measure(forward, request, passes, route)
-    value, matrix, backward = forward.value, passes.matrix, passes.backward
+        passes, plan = _open(forward, request, matrix)
+        rows, gramian, heads = _measure(forward, request, passes, plan)
+    backward = passes.backward
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
         backward.record = is_differentiated((value, weights, matrix, request.scale))
@@ -160,9 +156,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
     told = mixed if request.weightings else value
-    return Linearization(
-        told, mixed, preference, found.rows, found.gramian, found.heads, pullback, forward.aux
-    )
+    return Linearization(told, mixed, preference, rows, gramian, heads, pullback, forward.aux)
 
 
 def _with_unread(
@@ -186,94 +180,48 @@ def _with_unread(
     return found._replace(rows=rows, heads=heads, pullback=pullback)
 
 
-def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
-    """Inner products of the first forward's rows with the second's."""
-    if isinstance(forwards[0], Traced):
-        one, other = (linearize(each, request).rows for each in forwards)
-        return dot(one, other, request.measured, request.gramian_dtype)
-    with enable_grad():
-        (left, left_route, _), (right, right_route, _) = (
-            _open(each, request, paired=True) for each in forwards
-        )
-        plans = left_route.plan, right_route.plan
-        one, other = (common_plan(plan, [signature(each) for each in plans]) for plan in plans)
-        sides, dtype = ((left, one), (right, other)), request.gramian_dtype
-        return gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
+def _open(forward: Forward, request: Request, matrix: Tensor | None) -> tuple[Passes, Plan]:
+    """The passes of one forward: batched, in chunks, in a loop, or each loss alone; and leaf by
+    leaf the form of its Gramian.
 
-
-class _Route(NamedTuple):
-    """How the backward passes go."""
-
-    plan: Plan
-    loss_edges: tuple[GradientEdge | None, ...] | None  # of losses to be differentiated each alone
-    chunk_size: int | None
-
-
-def _open(
-    forward: Forward, request: Request, *, paired: bool = False
-) -> tuple[Passes, _Route, Tensor]:
-    """The passes of one forward, how they go, and the rows' preference.
-
-    `paired`: the rows are multiplied with another forward's.
+    `matrix`: C [row, task] of the rows; None is the tasks themselves.
     """
-    matrix, preference = request.cotangents(forward.value)
+    losses, params, graph = forward.losses, forward.params, forward.graph
     record = forward.recorded or is_differentiated((matrix, request.scale))
-    rows = forward.value.shape[0] if matrix is None else matrix.shape[0]
-    route = _route(forward, request, rows, record, paired)
-    left_out = request.left_out if forward.losses.scalars else frozenset()
-    backward = Backward(forward, record, left_out)
-    passes = Passes(
-        backward,
-        forward.value,
-        matrix,
-        request.scale,
-        None if route.loss_edges is None else backward.edges,
-        route.chunk_size,
-    )
-    return passes, route, preference
-
-
-def _route(forward: Forward, request: Request, rows: int, record: bool, paired: bool) -> _Route:
-    """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
-    losses, params = forward.losses, forward.params
-    plan, chunk = Plan((), request.shared), request.chunk_size
-    if not request.shared:  # one pass of the weighted loss
-        return _Route(plan, None, 1)
+    rows = len(forward.value if matrix is None else matrix)
+    plan, edges, chunk = Plan((), request.shared), None, request.chunk_size
     one_pass = partial(_prefers_one_pass, forward, request, rows)
-    apart = request.mix is None or (forward.edges is not None and not one_pass())
-    if not paired and _together(forward, request, rows):
-        return _Route(plan, None, None)
-    edges = forward.edges if apart and losses.scalars else None
-    asked = forward.watched and not request.weightings and request.watches(params, rows)
-    key = None
-    if asked and request.engine == "auto":
-        key = Asked(
-            forward.graph.kind, rows, request.measured, dtypes_of(forward.value, params),
-            forward.value.device.type, request.shared, request.keep, not apart, request.memory,
-        )  # fmt: skip
-    if asked and (key is None or not has_rows(key)):
-        decision = decide(
-            forward,
-            request.measured,
-            rows,
-            request.engine,
-            keep=request.keep == "combination",
-            mixed=not apart,
-            shared=request.shared,
-            memory=request.memory,
-        )
-        plan, edges = decision.plan, decision.loss_edges
-        if key and not plan.tapped:
-            remember_rows(key)
-        chunk = 1 if chunk is None and decision.one_at_a_time else chunk
-    elif edges is None and chunk is None and not one_pass():
-        edges = forward.edges if apart and not forward.hooked else None
+    if not request.shared:  # one pass of the weighted loss
         chunk = 1
-    if edges is None and chunk != 1 and rows > 1:
-        chunk = chunk if forward.graph.batches(record) else 1
-    if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
-        chunk = 1
-    return _Route(plan, edges, chunk)
+    elif not _together(forward, request, rows):
+        apart = matrix is None or (forward.edges is not None and not one_pass())
+        edges = forward.edges if apart and losses.scalars else None
+        asked = forward.watched and not request.weightings and request.watches(params, rows)
+        key = None
+        if asked and request.engine == "auto":
+            key = Asked(
+                graph.kind, rows, request.measured, dtypes_of(forward.value, params),
+                forward.value.device.type, request.shared, request.keep, not apart,
+            )  # fmt: skip
+        if asked and (key is None or not has_rows(key)):
+            plan, edges, alone = decide(
+                forward, request.measured, rows, request.engine, shared=request.shared,
+                keep=request.keep == "combination", mixed=not apart,
+            )  # fmt: skip
+            if key and not plan.tapped:
+                remember_rows(key)
+            chunk = 1 if chunk is None and alone else chunk
+        elif edges is None and chunk is None and not one_pass():
+            edges = forward.edges if apart and not forward.hooked else None
+            chunk = 1
+        if edges is None and chunk != 1 and rows > 1 and not graph.batches(record):
+            chunk = 1
+        if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
+            chunk = 1
+    left_out = request.left_out if losses.scalars else frozenset()
+    backward = Backward(forward, record, left_out)
+    edges = None if edges is None else backward.edges
+    return Passes(backward, forward.value, matrix, request.scale, edges, chunk), plan
 
 
 def _together(forward: Forward, request: Request, rows: int) -> bool:
@@ -291,19 +239,14 @@ def _together(forward: Forward, request: Request, rows: int) -> bool:
 def _prefers_one_pass(forward: Forward, request: Request, rows: int) -> bool:
     numel = sum([forward.params[name].numel() for name in request.shared])
     graph, device, separate = forward.graph, forward.value.device.type, forward.edges is not None
-    return prefers_one_pass(graph, rows, numel, device, separate=separate, memory=request.memory)
+    return prefers_one_pass(graph, rows, numel, device, separate=separate)
 
 
-class _Found(NamedTuple):
-    """As far as they are wanted."""
-
-    rows: Rows
-    gramian: Tensor | None
-    heads: Params  # the other leaves' gradient
-
-
-def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) -> _Found:
-    value, plan, dtype = forward.value, route.plan, request.gramian_dtype
+def _measure(
+    forward: Forward, request: Request, passes: Passes, plan: Plan
+) -> tuple[Rows, Tensor | None, Params]:
+    """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
+    value, dtype = forward.value, request.gramian_dtype
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
     count = request.weightings or len(value)
@@ -315,10 +258,7 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         return value.new_ones(len(value)) if request.scale is None else request.scale
 
     rows, gramian, head_grads = {}, None, {}
-    if request.keep == "nothing" and request.chunk_size:
-        sides = (passes, plan), (passes, plan)
-        gramian = gramian_in_chunks(sides, request.measured, request.chunk_size, dtype)
-    elif request.shared:
+    if request.shared:
         found = passes(
             plan,
             plan.rows if plan.tapped else request.shared,
@@ -327,14 +267,14 @@ def _measure(forward: Forward, request: Request, passes: Passes, route: _Route) 
         )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
-            gramian = passes.gramian(plan, found, found, request.measured, dtype)
+            gramian = passes.gramian(plan, found, request.measured, dtype)
         head_grads = found.heads
         if share is not None and share != 1.0:
             head_grads = {name: share * grad for name, grad in head_grads.items()}
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return _Found(rows, gramian, head_grads)
+    return rows, gramian, head_grads
 
 
 def _traced(forward: Traced, request: Request) -> Linearization:

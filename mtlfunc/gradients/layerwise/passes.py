@@ -43,7 +43,7 @@ batched pass always costs 17 % more and up to 2.6 times, single ones always 29 %
 """
 
 MEMORY = 1.3
-"""What a step may hold, in what T single passes hold, unless it is told."""
+"""What a step may hold, in what T single passes hold."""
 
 
 def prefers_one_pass(
@@ -53,7 +53,6 @@ def prefers_one_pass(
     device: str,
     *,
     separate: bool = True,
-    memory: float = MEMORY,
 ) -> bool:
     """Whether T losses are better differentiated by one batched pass than each alone.
 
@@ -63,7 +62,6 @@ def prefers_one_pass(
         numel: entries of the leaves that have rows.
         device: "cpu", "cuda", …; others wait for launches like the second.
         separate: each loss is a root of the graph; else every node serves all rows.
-        memory: what a step may hold, in what single passes hold.
     """
     if rows == 1 or not graph.can_batch:
         return False
@@ -81,19 +79,17 @@ def prefers_one_pass(
         cached = rows * many * size <= costs.cached
         together += rows * many * size * costs.number * (1.0 if cached else factor)
         largest = max(largest, size)
-    return together < alone and fits(2 * rows * largest, graph, rows, numel, device, memory)
+    return together < alone and fits(2 * rows * largest, graph, rows, numel, device)
 
 
-def fits(
-    extra: int, graph: Graph, rows: int, numel: int, device: str, memory: float = MEMORY
-) -> bool:
+def fits(extra: int, graph: Graph, rows: int, numel: int, device: str) -> bool:
     """Whether a step may hold `extra` numbers beyond those of single passes: the outputs of all
     nodes, leaves and rows. Arguments as in `prefers_one_pass`.
     """
     if lanes() * extra <= _device(device).little:
         return True
     held = sum([size for _, size in graph.outputs]) + (1 + rows) * numel
-    return extra <= (memory - 1.0) * held
+    return extra <= (MEMORY - 1.0) * held
 
 
 def _device(name: str) -> Device:

@@ -32,7 +32,7 @@ from .formulas import (
 from .graph import Graph
 from .nodes import facts_of
 from .owners import SamplesMix, entry_layouts
-from .passes import MEMORY, fits, prefers_one_pass
+from .passes import fits, prefers_one_pass
 from .uses import Node, Use
 
 Engine = Literal["auto", "layerwise", "rows"]
@@ -441,7 +441,6 @@ class Asked(NamedTuple):
     shared: tuple[str, ...] = ()  # of tasks, as the next three
     keep: str = "combination"
     mixed: bool = False
-    memory: float = MEMORY
     weighed: tuple[Any, ...] = ()  # of weightings: shape of the losses, dtype of the Gramian
 
 
@@ -489,15 +488,6 @@ def common_plan(plan: Plan, every: Sequence[Signature]) -> Plan:
     return Plan(tuple((group, form_of(group.name)) for group in kept), tuple(sorted(rows)))
 
 
-class Decision(NamedTuple):
-    """How one Gramian is made."""
-
-    plan: Plan
-    # the separate losses, where each is differentiated alone
-    loss_edges: tuple[GradientEdge | None, ...] | None
-    one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-
-
 def decide(
     forward: Any,
     names: Sequence[str],
@@ -507,8 +497,7 @@ def decide(
     keep: bool,
     mixed: bool,
     shared: Sequence[str] | None = None,
-    memory: float = MEMORY,
-) -> Decision:
+) -> tuple[Plan, tuple[GradientEdge | None, ...] | None, bool]:
     """Choose how the Gramian of a recorded forward pass is made.
 
     Args:
@@ -520,7 +509,10 @@ def decide(
         keep: the rows are needed afterwards, to be combined.
         mixed: the rows are mixtures of the tasks.
         shared: the leaves whose rows are combined, if they are others than `names`.
-        memory: as in `prefers_one_pass`.
+
+    Returns:
+        the plan; the separate losses, where each is differentiated alone; and whether a loop of
+        single backward passes is better than one batched pass.
     """
     losses, params, graph = forward.losses.vector, forward.params, forward.graph
     loss_edges, separated = forward.edges, forward.losses.scalars is not None
@@ -529,7 +521,7 @@ def decide(
     one_at_a_time, numel = False, sum([params[name].numel() for name in shared or names])
     if mixed or not separated:
         one_at_a_time = not prefers_one_pass(
-            graph, rows, numel, device, separate=loss_edges is not None, memory=memory
+            graph, rows, numel, device, separate=loss_edges is not None
         )
         loss_edges = loss_edges if one_at_a_time and not mixed else None
     groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
@@ -537,6 +529,6 @@ def decide(
     if engine == "auto" and plan.tapped:
         deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
         extra = sum(deltas.values()) - sum([group.numel for group, _ in plan.tapped])
-        if not fits(rows * extra, graph, rows, numel, device, memory):
+        if not fits(rows * extra, graph, rows, numel, device):
             plan = Plan((), tuple(names))
-    return Decision(plan, loss_edges, one_at_a_time)
+    return plan, loss_edges, one_at_a_time
