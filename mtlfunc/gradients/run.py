@@ -23,7 +23,7 @@ from ..core.checks import (
 from ..core.expect import expect_losses_fn
 from ..types import Batch, LossesFn, Params
 from .hooks import Handles
-from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses, separate_edges
+from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps
@@ -101,7 +101,11 @@ def forward_of(
     root = gradient_edge(vector) if vector.requires_grad else None
     edges = None
     if separable and losses.shape is None:  # not the samples of weightings
-        edges = separate_edges(vector, losses.scalars)
+        scalars = losses.scalars
+        if scalars is None:
+            edges = _stacked_edges(vector)
+        else:
+            edges = tuple([gradient_edge(x) if x.requires_grad else None for x in scalars])
     places = places_of(leaves)
     graph = read_graph((root,) if edges is None else edges, places)
     outside = recorded is not None and recorded(graph)
@@ -115,6 +119,17 @@ def forward_of(
         losses, vector, aux, params, places, root, edges, graph, recorded=outside, unread=unread,
         **facts,
     )  # fmt: skip
+
+
+def _stacked_edges(losses: Tensor) -> tuple[GradientEdge | None, ...] | None:
+    """The places of losses that were stacked to a vector; None for one computed as a whole."""
+    node = losses.grad_fn
+    if node is None or node.name() != "StackBackward0":
+        return None
+    return tuple(
+        None if child is None else GradientEdge(child, index)
+        for child, index in node.next_functions
+    )
 
 
 def places_of(leaves: Params) -> dict[str, Place]:

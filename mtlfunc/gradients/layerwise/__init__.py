@@ -12,7 +12,6 @@ from .graph import Place as Place
 from .graph import Reading as Reading
 from .graph import read_graph as read_graph
 from .graph import read_uses as read_uses
-from .graph import separate_edges as separate_edges
 from .passes import prefers_one_pass as prefers_one_pass
 from .plan import Asked as Asked
 from .plan import Engine as Engine

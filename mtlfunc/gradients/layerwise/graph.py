@@ -19,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from ...core._torch import accumulate_grad
-from ...core.checks import depth, gradient_edge
+from ...core.checks import depth
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, shape_of, signed
@@ -271,24 +271,6 @@ def _refuse_reentrant(kinds: frozenset[type]) -> None:
         )
 
 
-def separate_edges(
-    losses: Tensor, scalars: tuple[Tensor, ...] | None
-) -> tuple[GradientEdge | None, ...] | None:
-    """The places of T separate losses in the graph; None for a vector computed as a whole.
-
-    Losses that were stacked to a vector are also separate.
-    """
-    if scalars is not None:
-        return tuple([gradient_edge(x) if x.requires_grad else None for x in scalars])
-    node = losses.grad_fn
-    if node is None or node.name() != "StackBackward0":
-        return None
-    return tuple(
-        None if child is None else GradientEdge(child, index)
-        for child, index in node.next_functions
-    )
-
-
 # ---- who reads a leaf ----------------------------------------------------------------------------
 
 
@@ -329,9 +311,13 @@ def _uses_of(
 ) -> Iterator[Use]:
     """Those of one part, by whatever views of it."""
     for node, index, output in graph.parents[place[0]]:
-        if output != place[1] or 0 in shape_of(node, 0):  # of no sample
+        if output != place[1]:
             continue
-        facts = facts_of(node)
+        name, out, facts = node.name(), node._input_metadata[0], facts_of(node)
+        if not out.dtype.is_floating_point or out.is_nested_tensor:
+            raise Unread(f"{name} makes a tensor of another kind")
+        if 0 in out.shape:  # of no sample
+            continue
         if facts.rule in (follow.permutation, follow.view) or _is_copy(node):
             after = shape_of(node, 0)
             turned = facts.rule is follow.permutation
@@ -346,12 +332,9 @@ def _uses_of(
                 steps = () if len(after) == len(shape) else (View(before, None),)
                 yield from _uses_of(cut, after, (node, i), graph, steps)
         else:
-            name, out = node.name(), node._input_metadata[0]
             reader = facts.read.get(index)
             if reader is None:
                 raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
-            if not out.dtype.is_floating_point or out.is_nested_tensor:
-                raise Unread(f"{name} makes a tensor of another kind")
             yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
 
 
