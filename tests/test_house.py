@@ -65,6 +65,28 @@ def test_no_group_of_folders_grows():
     assert not {name: n for name, n in sums.items() if n > MOST_LINES[name]}
 
 
+SURFACE = (ROOT / "tests" / "support" / "surface.txt").read_text().splitlines()
+
+
+def test_few_public_names():
+    """Methods and fields not counted."""
+    names = [re.split(r"[(:]", row)[0].split(".") for row in SURFACE]
+    assert (
+        len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 153
+    )  # aim 130
+
+
+def test_few_arguments():
+    counts = {}
+    for room in PUBLIC_ROOMS:
+        holder = getattr(mf, room) if room else mf
+        for name in holder.__all__:
+            value = getattr(holder, name)
+            if inspect.isfunction(value):
+                counts[f"{room}.{name}"] = len(inspect.signature(value).parameters)
+    assert max(counts.values()) <= 11, counts  # aim 9: jacobian and plot.simplex have 11
+
+
 def private_names_of_torch(tree: ast.AST) -> set[str]:
     """Modules and names of torch with a leading underscore that some code imports or names."""
     found, known = set(), {}
