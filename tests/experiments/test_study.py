@@ -324,7 +324,7 @@ def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     with command.alone_in(tmp_path):
         assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2
         assert main("scenes") == 2
-        assert main("digits") == 2
+        assert main("multimnist") == 2
         with pytest.raises(SystemExit, match="2"):
             main("arena")
         said = capsys.readouterr().err
