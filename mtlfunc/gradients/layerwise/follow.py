@@ -229,12 +229,18 @@ def concatenation(step: Step, owners: np.ndarray) -> np.ndarray | None:
         return owners if len(step.shape) == len(step.out) else None  # wherever the piece begins
     inputs = step.node.next_functions
     shapes = [None if child is None else _shape(child, at) for child, at in inputs]
-    if any(x is None or len(x) != len(step.out) for x in shapes):
+    sizes = [x[dim] if x and len(x) == len(step.out) else None for x in shapes]
+    before, after = sizes[: step.at], sizes[step.at + 1 :]
+    own, full = step.shape[dim], step.out[dim]
+    if None not in before:
+        start = sum(x or 0 for x in before)
+    elif None not in after:
+        start = full - own - sum(x or 0 for x in after)
+    else:
         return None  # where the piece begins is not known
-    ends = np.cumsum([0, *(x[dim] for x in shapes if x is not None)])
-    if ends[-1] != step.out[dim]:
+    if start + own > full:
         return None
-    return owners.take(range(*ends[step.at : step.at + 2]), dim)
+    return owners.take(range(start, start + own), dim)
 
 
 def product(step: Step, owners: np.ndarray) -> np.ndarray | None:

@@ -93,10 +93,11 @@ def layout_of(
     """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output; of
     `terms` some of them, one after the other.
     """
-    if isinstance(owners, int):  # all of it is one entry's
+    if isinstance(owners, int) or count == 1:  # all of it is one entry's
         axis = next((x for x in uses[0].axes if all(x in use.axes for use in uses)), None)
-        own = (0, None) if count == 1 else (owners, 1)
-        return None if axis is None or owners < 0 else Layout(axis, True, *own)
+        if axis is None or count == 1 or not isinstance(owners, int):
+            return None if axis is None else Layout(axis, True)
+        return None if owners < 0 else Layout(axis, True, owners, 1)
     owners = compress_owners(owners)
     for axis in range(owners.ndim):
         size = owners.shape[axis]
