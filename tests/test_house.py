@@ -46,7 +46,7 @@ ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
     "core": 22_600,  # aim 18,500
-    "gradients": 6_066,  # of these; aim 4,700
+    "gradients": 6_073,  # of these; aim 4,700
     "training": 2_941,  # likewise; aim 2,000
     "rooms": 1_600,
     "laboratory": 6_579,  # aim 6,200
