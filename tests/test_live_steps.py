@@ -201,6 +201,23 @@ def test_what_no_loss_reads_has_no_rows():
     assert most <= net.trunk.spare.numel()  # zeros once, and not a row a task
 
 
+@every("part", ["trunk", "trunk.0", "heads"])
+def test_what_is_frozen_and_unfrozen_again_trains_again(part):
+    """Also where the steps between were errors, since nothing that is shared was left."""
+    torch.manual_seed(3)
+    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for frozen in (False, True, False, True, False):
+        net.get_submodule(part).requires_grad_(not frozen)
+        net.zero_grad()
+        if frozen and part == "trunk":
+            with pytest.raises(ValueError, match="frozen parameters alone"):
+                balancer.backward(net(x))
+            continue
+        held = {name for name in names(net) if net.get_parameter(name).requires_grad}
+        check_step(net, balancer, x, held)
+
+
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
     "a part is measured": ({"measure": "trunk.2.*"}, {}),

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import Any, get_args
 
 import torch
@@ -367,12 +366,7 @@ class Balancer:
 
     def _leaves(self, *, again: bool = False) -> Params:
         """The parameters that are differentiated; read `again` if a graph holds an unknown leaf."""
-        known = self._layout.leaves.values()
-        if (
-            again
-            or not (known and all(map(attrgetter("requires_grad"), known)))
-            or not self._layout.holds()
-        ):
+        if again or not self._layout.holds():
             self._layout, self._watched = Layout(self._module), None
             if self._layout.leaves:
                 check_params(self._layout.leaves)

@@ -35,8 +35,12 @@ class Layout:
         self.sizes = list(map(len, self.parts))
         self.places = [(held, name) for held in self.parts for name in held]
         self.entries = [held[name] for held, name in self.places]
+        self.tensors = [x for x in self.entries if isinstance(x, Tensor)]
+        self.trained = [x.requires_grad for x in self.tensors]
 
     def holds(self) -> bool:
+        if [x.requires_grad for x in self.tensors] != self.trained:
+            return False
         now = [held.get(name) for held, name in self.places]
         return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
 
