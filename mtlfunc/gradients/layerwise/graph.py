@@ -316,7 +316,7 @@ def _uses_of(
         name, out, facts = node.name(), node._input_metadata[0], facts_of(node)
         if not out.dtype.is_floating_point or out.is_nested_tensor:
             raise Unread(f"{name} makes a tensor of another kind")
-        if 0 in out.shape:  # of no sample
+        if 0 in out.shape and facts.rule is not follow.piece:  # of no sample
             continue
         if facts.rule in (follow.permutation, follow.view) or _is_copy(node):
             after = shape_of(node, 0)
