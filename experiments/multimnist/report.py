@@ -246,9 +246,9 @@ def figures(found: Found) -> dict[str, Figure]:
     """By name: intervals by setting; MGDA's picture, left against right; the fronts."""
     drawn = {"multimnist": _intervals(found)}
     if BASE in found.runs:
-        drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100)
+        drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100.0)
     if found.fronts:
-        drawn["fronts"] = _scatter({}, "loss", "test loss", 1, found.fronts)
+        drawn["fronts"] = _scatter({}, "loss", "test loss", 1.0, found.fronts)
     return drawn
 
 
