@@ -218,6 +218,23 @@ def test_what_is_frozen_and_unfrozen_again_trains_again(part):
         check_step(net, balancer, x, held)
 
 
+@every("form", FORMS)
+def test_adam_does_not_move_the_head_of_an_absent_task(form):
+    """Its gradient is None, as in a loop over the losses that are there."""
+    torch.manual_seed(4)
+    net = Net(TRUNKS["layers"]())
+    optimizer = torch.optim.Adam(net.parameters(), 0.1, weight_decay=0.1)
+    balancer, present = mf.Balancer(net, mf.mgda(), "trunk.*"), None
+    for _ in range(4):
+        before = [leaf.detach().clone() for leaf in net.heads[1].parameters()]
+        optimizer.zero_grad()
+        balancer.backward(FORMS[form](net(torch.randn(6, 5))), present=present)
+        optimizer.step()
+        same = all(map(torch.equal, before, net.heads[1].parameters()))
+        assert same == (present is not None)
+        present = torch.tensor([True, False, True])
+
+
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
     "a part is measured": ({"measure": "trunk.2.*"}, {}),

@@ -210,7 +210,7 @@ def test_vmapped_over_masks_and_networks_equals_loop(probe):
             torch.testing.assert_close(got[1], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("probe", ["jacobian", "layerwise", "groups", "tracked", "losses only"])
+@pytest.mark.parametrize("probe", ["jacobian", "layerwise", "tracked", "losses only"])
 def test_gradient_of_a_run_with_absent_tasks(probe):
     """With respect to a factor of one loss, which is absent at every second step."""
     rule = mf.mean if probe == "losses only" else lambda: mf.cagrad(0.4)

@@ -57,7 +57,7 @@ from ._given import (
     parse_state,
     tasks_in_words,
 )
-from ._live import Layout, LiveRun, accumulate, check_outside, foreign_parameters
+from ._live import Layout, LiveRun, accumulate, check_outside, foreign_parameters, reached_by
 from ._metric import check_metric, metric_of
 
 RECIPES = "docs/how-to/recipes.md"
@@ -236,6 +236,9 @@ class Balancer:
             with self._no_autocast(leaves), run.no_writes():
                 grads = gradients_of(measured, info.weights, self._reduction)
             reached = run.union.names(run.reached, list(leaves))
+            if run.present is not None and not bool(run.present.all()):
+                # of a vector the graph does not say which entry reads a leaf: its gradient does
+                reached = {name for name in reached if bool(grads[name].any())}
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
@@ -433,10 +436,10 @@ class Balancer:
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
         forwards = tuple([self._looked_at(x, leaves, weightings) for x in forwards])
-        reached = set[str]().union(*(x.graph.leaf_nodes for x in forwards))
+        reached = set[str]().union(*(reached_by(x, present) for x in forwards))
         # a rank without labels takes part
         idle = union.several and present is not None and not bool(present.any())
-        if not (reached or idle):
+        if not (reached or idle or any(x.graph.leaf_nodes for x in forwards)):
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"

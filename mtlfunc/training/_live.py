@@ -145,6 +145,15 @@ def foreign_parameters(graph: Graph, leaves: Params) -> list[Tensor]:
     return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
 
 
+def reached_by(forward: Forward, present: Tensor | None) -> set[str]:
+    """The leaves on which a present task's loss depends, as far as the graph tells losses apart."""
+    graph = forward.graph
+    if present is None or forward.edges is None or len(present) != len(forward.edges):
+        return set(graph.leaf_nodes)
+    here = sum(1 << task for task, count in enumerate(present.tolist()) if count)
+    return {name for name in graph.leaf_nodes if graph.serves_leaf(name) & here}
+
+
 def check_outside(forwards: list[Forward], leaves: Params) -> None:
     """Raise where a trained parameter is not the module's: it would get no gradient."""
     found = [x for each in forwards for x in foreign_parameters(each.graph, leaves)]
