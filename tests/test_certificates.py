@@ -324,3 +324,13 @@ def test_weights_whose_products_overflow_are_wrong(kind, size):
     rows = torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=F64)
     problem = solvers.dual_cone(rows @ rows.mT, torch.ones(2, dtype=F64))
     assert testing.certified_error(problem, torch.tensor([size, size], dtype=F64)) > 0.05
+
+
+@pytest.mark.parametrize("step", ["away", "pairwise"])
+def test_ties_of_frank_wolfe_are_broken_alike_under_vmap(step):
+    solve = solvers.frank_wolfe(15, step)
+    for family in ("identical", "duplicates", "antiparallel", "integer_ties"):
+        gramians = torch.stack([testing.gramian(family, 4, seed) for seed in range(5)])
+        together = vmap(lambda g: solve(solvers.min_norm(g)).weights)(gramians)
+        alone = torch.stack([solve(solvers.min_norm(g)).weights for g in gramians])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)

@@ -1,6 +1,7 @@
 """`mtlfunc.testing`: right solvers pass, planted mistakes are found, and shrink."""
 
 import inspect
+import random
 import subprocess
 import sys
 import zipfile
@@ -637,6 +638,30 @@ def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
         ["hypothesis", "False"],
     ]
     assert all(1 <= int(line[2]) <= 3 for line in lines[:3])
+
+
+def only_one_task(problem):
+    if len(problem.gramian) > 1:
+        raise ValueError("one task alone")
+    return torch.ones_like(problem.gramian[0])
+
+
+def test_a_solver_of_one_task_alone_is_not_sound():
+    report = testing.check_solver(only_one_task, ["min_norm"], tasks=(1, 3))
+    assert not report.sound
+    assert "min_norm: no answer to ✗ any problem of several tasks" in str(report)
+    assert testing.check_solver(only_one_task, ["min_norm"], tasks=(1, 1)).sound
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random])
+def test_a_solver_that_draws_from_global_random_numbers_is_not_sound(draw):
+    def solve(problem):
+        draw()
+        return solvers.active_set()(problem)
+
+    report = testing.check_solver(solve, ["min_norm"], tasks=(1, 2))
+    assert not report.sound
+    assert "draws from global random numbers" in report.counterexamples["min_norm"].detail
 
 
 def test_a_failing_problem_is_printed_as_calls(capsys):

@@ -33,9 +33,8 @@ class Certificate(NamedTuple):
     relative_gap: Float[Tensor, ""]  # the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
     # 1 is exact, < 0 means the step raises a loss, NaN that this dtype cannot tell; see `certify`
     kappa: Float[Tensor, ""]
-    infeasibility: Float[
-        Tensor, ""
-    ]  # the constraint missed by most; CAGrad's in units of ‖g₀‖, if this is more than rounding
+    # the constraint missed by most; CAGrad's in units of ‖g₀‖, if this is more than rounding
+    infeasibility: Float[Tensor, ""]
     # KKT: the worst task's rate below what optimality asks, as a cosine
     violation: Float[Tensor, ""]
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_count, check_option
 from ..types import Solver, constructor
-from .problems import Answer, CAGrad, DualCone, Problem, constant_steps, solver
+from .problems import RESOLUTION, Answer, CAGrad, DualCone, Problem, constant_steps, solver
 
 StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
 
@@ -24,7 +24,8 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
         step: `"line-search"` (exact; zig-zags when the answer is inside a face), `"1/(n+1)"` (the
             running average of the task with the smallest rate), `"2/(n+2)"` (½‖d‖² within 2
             diam²/(n+2) of its minimum), `"away"` and `"pairwise"` (exact line search that may also
-            take weight from the largest rate; linear convergence).
+            take weight from the largest rate; linear convergence). Of rates that are equal
+            to 2⁻⁴⁰ of the largest the first task's counts, so that rounding breaks no ties.
 
     Returns:
         an approximation whose gap says how good it is. Pure torch: vmaps, compiles, differentiates
@@ -54,12 +55,14 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
         tasks = torch.arange(count, device=w.device)
         for n in range(1, steps + 1):
             rates = problem.gradient(w)
-            toward = (tasks == rates.argmin()).to(w)
-            away = (tasks == rates.where(w > 0, -torch.inf).argmax()).to(w)
+            tie = RESOLUTION * rates.abs().amax()
+            toward = (tasks == _first(rates <= rates.amin() + tie)).to(w)
+            inside = rates.where(w > RESOLUTION, -torch.inf)
+            away = (tasks == _first(inside >= inside.amax() - tie)).to(w)
             direction, limit = toward - w, torch.ones_like(rates[0])
             if step == "away":
                 mean, share = w @ rates, (away * w).sum()
-                forward = mean - toward @ rates >= away @ rates - mean
+                forward = mean - toward @ rates >= away @ rates - mean - tie
                 direction = torch.where(forward, direction, w - away)
                 limit = torch.where(
                     forward,
@@ -75,6 +78,11 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
         return weights, w, constant_steps(problem, steps)
 
     return solver(solve)
+
+
+def _first(where: Tensor) -> Tensor:
+    """The first task of those that are equal up to rounding: rounding cannot choose another."""
+    return where.to(torch.int8).argmax()
 
 
 def _length(

@@ -61,17 +61,16 @@ def check_solver(
     Answers are judged by `certified_error`: from problem and weights alone, so no other solver has
     to be trusted. (CAGrad's certificate takes a dual point that `active_set` finds; any point would
     be a bound.) A ValueError is not an answer: such problems are counted on their own, and do
-    not fail as long as others of their kind are answered. What writes to its problem in place is a
-    failure. A failure is then made smaller: fewer tasks and parameters, integers, a scale of 1. The
-    same solver gives the same report.
+    not fail as long as others of their kind are answered, of several tasks too. What writes to its
+    problem in place, or draws from global random numbers, is a failure. A failure is then made
+    smaller: fewer tasks and parameters, integers, a scale of 1.
 
     Args:
         solver: from a problem to a `Solution`, or to weights `[task]` alone. Problems have
             float64 Gramians.
         problems: kinds of problems, of `"min_norm"`, `"cagrad"` and `"dual_cone"`; None is all that
             it takes: a kind that it always refuses by TypeError is then reported, and no failure.
-        tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6, which
-            is also about what a Gramian in float64 can tell near Pareto-stationary points.
+        tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6.
         claims: `"vmap"`: batches also give certified answers; `"grad"`: first derivatives of the
             weights are difference quotients of the exact answer. Only what is claimed is tried, at
             1, 2, 3 and 5 tasks.
@@ -129,7 +128,9 @@ def check_solver(
         refused = [(len(each.rows), x.refused) for each, x in found if x.refused]
         if refused:
             where = in_words(sorted({count for count, _ in refused}))
-            unanswered[kind] = f"{len(refused)} problems of {where} tasks, {refused[0][1]}"
+            several = [bool(x.refused) for each, x in found if len(each.rows) > 1]
+            mark = "✗ any problem of several tasks: " if several and all(several) else ""
+            unanswered[kind] = f"{mark}{len(refused)} problems of {where} tasks, {refused[0][1]}"
         failing = [instance for instance, verdict in found if verdict.wrong]
         if failing:
             examples[kind] = counterexample(solver, kind, tolerance, failing)

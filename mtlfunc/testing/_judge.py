@@ -1,12 +1,9 @@
-"""Judgement of answers: one call of what is tested, and of a solver whether its answer is right.
-
-A solver's answer proves itself (`certified_error`), two agree if both do (`assert_agree`), and what
-a solver claims next to right answers, that it vmaps and differentiates, is tried.
-"""
+"""Whether answers prove themselves (`certified_error`), two agree, and claims of a solver hold."""
 
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from numpy import random as numpy_random
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -159,7 +157,7 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     """Call a solver, and certify what it answers."""
     with enable_grad():  # tensors of the inference mode have no version
         given = type(problem)(*(x.clone() for x in problem))
-    versions = [x._version for x in given]
+    versions, drawn = [x._version for x in given], _global_random()
     try:
         with quiet():
             answer = solver(given)
@@ -168,6 +166,8 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
         return Verdict(0.0, refused=describe_error(error))
     except Exception as error:  # whatever a solver may raise
         return Verdict(float("inf"), describe_error(error))
+    if _global_random() != drawn:
+        return Verdict(float("inf"), "it draws from global random numbers: take a key", weights)
     for i, (name, after) in enumerate(zip(problem._fields, given, strict=True)):
         # with the values that it has, or past torch, as by NumPy
         if after._version != versions[i] or not torch.equal(after, problem[i]):
@@ -182,9 +182,14 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     return Verdict(error, "", weights)
 
 
+def _global_random() -> tuple[Any, ...]:
+    numpy = str(numpy_random.get_state(legacy=False))  # noqa: NPY002
+    return random.getstate(), torch.get_rng_state().tolist(), numpy
+
+
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
     """Why weights are wrong, and for dual weights of CAGrad what to return."""
-    text = f"certified error {error:.1e}: {certify(problem, weights)}"
+    text = f"certified error {error:.1e} of a direction's length: {certify(problem, weights)}"
     if isinstance(problem, CAGrad) and float(weights.amin()) > -tolerance:
         dual = weights / weights.sum()
         if float(certified_error(problem, problem.recover(dual))) < min(error, tolerance):
@@ -281,10 +286,7 @@ SLACK = 1e-3
 
 
 def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:
-    """A vmap over four problems of a family, with their radii, preferences or weights, gives four
-    certified answers; also nested, over one problem, and with a Gramian that is not mapped. Empty
-    if so.
-    """
+    """A vmap over four problems gives four certified answers, also nested; empty if so."""
 
     def solve(kind: Callable[..., Problem], *fields: Tensor) -> Tensor:
         problem = kind(*fields)
@@ -343,11 +345,7 @@ def called(family: str, count: int, seed: int, problem: Problem) -> str:
 
 
 def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:
-    """First derivatives of the weights are central differences of the exact solver's; empty if so.
-
-    In the gradients and what else the problem has, on families whose weights are unique, where
-    quotients of two steps and of both sides agree: a kink has no derivative.
-    """
+    """First derivatives of the weights are quotients of the exact answer's; empty if so."""
     exact = active_set()
     for family in REGULAR:
         for count in counts:

@@ -146,6 +146,7 @@ class SolverReport(Printed):
         """
         wrong = any(row.failures for row in self.rows) or any(self.claims.values())
         answered = {row.problem for row in self.rows if row.instances > row.refused}
+        wrong = wrong or any(text.startswith("✗") for text in self.unanswered.values())
         return bool(self.rows) and answered == {row.problem for row in self.rows} and not wrong
 
     def records(self) -> list[dict[str, Any]]:
