@@ -245,3 +245,15 @@ def test_key_errors():
         key(torch.arange(2))
     with pytest.raises(ValueError, match="key: expected a seed from"):
         key(2**63)
+
+
+def test_draws_are_exported_under_a_vmap():
+    """As `paper_repro` compiles its steps; one key is a constant of the program."""
+
+    def draw(seed):
+        folded = random.fold_in(random.key(seed), random.key(3))
+        return random.permutation(folded, 3, rows=3) + random.permutation(random.key(0), 3)
+
+    seeds = torch.tensor([0, 2**40, -3])
+    graph = torch._dynamo.export(vmap(draw), aten_graph=True)(seeds).graph_module
+    assert torch.equal(graph(seeds), vmap(draw)(seeds))
