@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .studies import Unfinished, grid
     from .studies.arena import arena
 
-__version__ = "1.0.0rc2"
+__version__ = "1.0.0rc1"
 
 _allow_loading(__name__)
 
