@@ -2,6 +2,8 @@
 passes, on every architecture and under every transform.
 """
 
+# pyright: reportArgumentType=false
+
 from typing import Any
 
 import pytest

@@ -2,6 +2,11 @@
 flags, modes, reductions. Right through a Gramian, or refused; single plain passes are torch's own.
 """
 
+# pyright: reportArgumentType=false
+# pyright: reportAssignmentType=false
+# pyright: reportCallIssue=false
+# pyright: reportOperatorIssue=false
+
 # A table: names are short.
 # ruff: noqa: B023
 

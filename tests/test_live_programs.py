@@ -3,6 +3,8 @@
 The plain loop takes one backward pass per task, multiplies the rows, and knows nothing else.
 """
 
+# pyright: reportArgumentType=false
+
 import random
 from copy import deepcopy
 

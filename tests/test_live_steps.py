@@ -1,5 +1,7 @@
 """Steps of a stock loop with separate losses beside a plain loop, while the module changes."""
 
+# pyright: reportArgumentType=false
+
 from copy import deepcopy
 
 import pytest

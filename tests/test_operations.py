@@ -7,6 +7,8 @@ through one call: what is compared is still every operation's own number. One op
 is tested here, every operation in every spelling by `-m exhaustive`.
 """
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import re

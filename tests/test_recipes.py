@@ -1,5 +1,7 @@
 """The recipes of `docs/how-to/recipes.md` are what the options were that they replace."""
 
+# pyright: reportAttributeAccessIssue=false
+
 import re
 
 import pytest

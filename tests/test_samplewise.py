@@ -2,6 +2,8 @@
 has the same length.
 """
 
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 import torch

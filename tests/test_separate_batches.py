@@ -2,6 +2,8 @@
 with indicator rows make their Gramian in one backward pass.
 """
 
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 import torch

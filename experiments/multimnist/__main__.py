@@ -122,7 +122,7 @@ def plan_of(
     variants = {name: VARIANTS.get(name, ("",))[: 1 if quick else None] for name in methods}
     fronts = [x for x in every if x in FRONTS and "mean" in methods and BASE in problems]
     return Plan(
-        dict.fromkeys(ALONE.values(), ("",)) | variants,
+        {**dict.fromkeys(ALONE.values(), ("",)), **variants},
         rates if rate is None else (rate,),
         tuning,
         results,

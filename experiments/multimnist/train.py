@@ -112,8 +112,8 @@ def split(settings: Settings, seed: int) -> Splits:
         key, found = mf.random.key(seed), []
         for i, (part, (low, high)) in enumerate(bounds.items()):
             file = "t10k" if part == "t10k" else "train"
-            both = [tuple(leaf[low:high] for leaf in side[file]) for side in (left, right)]
-            found.append(Pairs(*mnist.pairs(*both, mf.random.fold_in(key, i))))
+            both = [(x[low:high], y[low:high]) for x, y in (left[file], right[file])]
+            found.append(Pairs(*mnist.pairs(both[0], both[1], mf.random.fold_in(key, i))))
         if kept < settings.batch:
             raise DataError(
                 f"{settings.data}: {kept} training images are left beside {count} that choose "

@@ -138,7 +138,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         kappa = found.kappa.where(~found.stationary, torch.nan)
         found = found._replace(kappa=kappa, stationary=torch.zeros_like(found.stationary))
     gaps = (x.where(info[1] >= 0, torch.nan) for x in found[:2])
-    found = Certificate(*gaps, *found[2:])
+    found = (*gaps, *found[2:])
     return Certificate._make(x.to(dtype) if x.is_floating_point() else x for x in found)
 
 

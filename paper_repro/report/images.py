@@ -116,8 +116,10 @@ CRITERIA = {
         Criterion(
             "GN-26",
             "GradNorm is above two networks and every other weighting in all four architectures",
-            {BASE: ("gradnorm", *WEIGHTINGS)}
-            | dict.fromkeys(ARCHITECTURES[1:], ("gradnorm", "mean", "uw", "dwa")),
+            {
+                BASE: ("gradnorm", *WEIGHTINGS),
+                **dict.fromkeys(ARCHITECTURES[1:], ("gradnorm", "mean", "uw", "dwa")),
+            },
             balanced,
         ),
     )

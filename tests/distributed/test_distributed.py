@@ -2,6 +2,9 @@
 belong to several are refused where no group is named.
 """
 
+# pyright: reportArgumentType=false
+# pyright: reportAssignmentType=false
+
 import multiprocessing
 import os
 import re

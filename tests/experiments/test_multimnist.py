@@ -1,5 +1,10 @@
 """experiments/multimnist: MNIST's files, composition, architectures, runs and the command."""
 
+# pyright: reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
+# pyright: reportIndexIssue=false
+
 import errno
 import gzip
 import hashlib
