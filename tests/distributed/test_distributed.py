@@ -102,15 +102,12 @@ def test_modules_in_parts_are_refused_by_name_with_the_cure(kind):
     wrapped: Any = wrap(TrunkAndHeads(0))
     words = f"{words}.*wrap it in DistributedDataParallel instead"
     params = {"x": torch.ones(2, dtype=torch.float64)}
-    sgd = torch.optim.SGD(TrunkAndHeads(0).parameters(), 0.1)
     called = wrapped["net"] if isinstance(wrapped, nn.ModuleDict) else wrapped
-    aim = partial(mf.diagnostics.influence, losses_of(wrapped), wrapped, BATCH, lambda p: p["x"])
     entries: dict[str, Callable[[], Any]] = {
         "parameters": lambda: mf.parameters(wrapped),
         "stack": lambda: mf.stack([wrapped]),
         "Balancer": lambda: mf.Balancer(wrapped, mf.mgda()),
         "Balancer with group=": lambda: mf.Balancer(wrapped, mf.mgda(), group=world),
-        "influence": lambda: aim(sgd),
     }
     for name, call in entries.items():
         with pytest.raises(NotImplementedError, match=words):
