@@ -102,8 +102,8 @@ def expect_same_weights(rules, tasks, batch=None):
     got, expected = compiled(update)(*given), update(*given)
     for name in rules:
         for x, y in zip(tree_leaves(got[name]), tree_leaves(expected[name]), strict=True):
-            scale = float(y.abs().max()) if y.numel() else 0.0
-            error = float((x - y).abs().max()) if y.numel() else 0.0
+            scale = float(y.double().abs().max()) if y.numel() else 0.0
+            error = float((x.double() - y.double()).abs().max()) if y.numel() else 0.0
             assert error <= RULES[name].accuracy * scale, (name, x, y)
 
 

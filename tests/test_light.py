@@ -17,7 +17,7 @@ def test_the_core_needs_torch_numpy_and_jaxtyping_alone():
         [sys.executable, str(SCRIPT), "--hide"], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("mtlfunc[lab]") == 3
+    assert found.stdout.count("mtlfunc[lab]") == 2
 
 
 def test_what_is_absent_is_named_with_its_cure():

@@ -109,7 +109,8 @@ def test_what_a_language_model_costs(tasks, device_path):
     with Watched() as ours:
         step()
     assert ours.flops <= 1.5 * single.flops
-    assert ours.peak <= 1.5 * single.peak
+    # `loss.backward()` frees the graph on its way, a step by one visit after the pass
+    assert ours.peak <= 1.65 * single.peak
     assert all(a[-1] > 1 for _, a, _ in ours.products)
     wide = [(a, b) for dtype, a, b in ours.products if dtype not in HALVES]
     # of weightings with the samples' Gramian, and of the rows of norms, which work in float32

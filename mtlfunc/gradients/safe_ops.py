@@ -317,7 +317,7 @@ def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
         return _solve(A, B.unsqueeze(-1)).squeeze(-1)
     if not left:
         return _solve(A.mT, B.mT).mT
-    P, L, U = torch.linalg.lu(A)
+    P, L, U = torch.lu_unpack(*torch.linalg.lu_factor(A))
     inner = torch.linalg.solve_triangular(L, P.mT @ B, upper=False, unitriangular=True)
     return torch.linalg.solve_triangular(U, inner, upper=True)
 
