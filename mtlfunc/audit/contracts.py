@@ -316,8 +316,7 @@ def check_state(harness: Harness) -> Finding:
 
     Updates change it, its key among others, and a run that goes on from it is the same bit by bit.
     """
-    tested, any_state, moved = 0, False, False
-    case = None
+    tested, any_state, moved, case = 0, False, False, None
     with quiet():
         for case in harness.few():
             if len(case.jacobian) > SMALL:
