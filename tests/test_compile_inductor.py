@@ -101,16 +101,28 @@ def expect_same_weights(rules, tasks, batch=None):
     update, given = weigh_by_all(rules, tasks, batch)
     got, expected = compiled(update)(*given), update(*given)
     for name in rules:
-        for x, y in zip(tree_leaves(got[name]), tree_leaves(expected[name]), strict=True):
-            scale = float(y.double().abs().max()) if y.numel() else 0.0
-            error = float((x.double() - y.double()).abs().max()) if y.numel() else 0.0
+        leaves = ([x.double() for x in tree_leaves(each[name])] for each in (got, expected))
+        for x, y in zip(*leaves, strict=True):
+            scale = float(y.abs().max()) if y.numel() else 0.0
+            error = float((x - y).abs().max()) if y.numel() else 0.0
             assert error <= RULES[name].accuracy * scale, (name, x, y)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tasks", few([1, 2, 3, 5], lambda tasks: tasks == 2))
-def test_every_rule_gives_the_same_weights_in_generated_code(tasks):
-    expect_same_weights([name for name in RULES if "cvx" not in name], tasks)
+# code of thirty unrolled iterations takes minutes to compile; cvx refuses
+RULE_CASES = [
+    f"{rule}, {tasks}"
+    for rule in RULES
+    if not any(words in rule for words in ("cvx", "frank", "projected"))
+    for tasks in (1, 2, 3, 5)
+]
+
+
+@pytest.mark.parametrize(
+    "case", few(RULE_CASES, lambda case: case in ("mgda, 2", "gradnorm, 2", "famo-full-batch, 2"))
+)
+def test_a_rule_gives_the_same_weights_in_generated_code(case):
+    rule, tasks = case.split(", ")
+    expect_same_weights([rule], int(tasks))
 
 
 @pytest.mark.parametrize("tasks", few([1, 2, 3, 5], lambda tasks: tasks == 2))
