@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -65,8 +67,13 @@ def load(spec: str) -> tuple[str, Contestant]:
 
 
 def source_of(spec: str) -> bytes:
-    """The text of the rule's module, so that results follow it."""
-    return inspect.getsource(importlib.import_module(spec.partition(":")[0])).encode()
+    """The text of the rule's module and of those that it was loaded with from its folder, so that
+    results follow them.
+    """
+    module = importlib.import_module(spec.partition(":")[0])
+    folder = Path(inspect.getfile(module)).parent
+    files = {Path(getattr(each, "__file__", None) or "") for each in [*sys.modules.values()]}
+    return b"".join(path.read_bytes() for path in sorted(files) if path.parent == folder)
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

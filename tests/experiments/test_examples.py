@@ -189,9 +189,7 @@ def test_a_frozen_layer_a_copy_and_a_bias_that_one_loss_does_not_see():
     torch.testing.assert_close(info.gramian, torch.stack(rows) @ torch.stack(rows).mT)
     other, again = copy.deepcopy((net, balancer))
     other.zero_grad()
-    with again:
-        losses = on(x, y)(other)
-    weights = again.backward(losses).weights
+    weights = again.backward(on(x, y)(other)).weights
     torch.testing.assert_close(weights, info.weights)
     assert all(
         torch.allclose(a.grad, b.grad)
