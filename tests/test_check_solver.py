@@ -1,7 +1,6 @@
 """`mtlfunc.testing`: right solvers pass, planted mistakes are found, and shrink."""
 
 import inspect
-import random
 import subprocess
 import sys
 import zipfile
@@ -653,7 +652,7 @@ def test_a_solver_of_one_task_alone_is_not_sound():
     assert testing.check_solver(only_one_task, ["min_norm"], tasks=(1, 1)).sound
 
 
-@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random])
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), lambda: np.random.rand()])  # noqa: NPY002
 def test_a_solver_that_draws_from_global_random_numbers_is_not_sound(draw):
     def solve(problem):
         draw()

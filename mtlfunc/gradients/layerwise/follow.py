@@ -224,7 +224,7 @@ def concatenation(step: Step, owners: np.ndarray) -> np.ndarray | None:
     (dim,) = _dims(step.node._saved_dim, len(step.out))
     if step.node.name() == "StackBackward0":
         one = owners.shape[dim] == 1
-        return owners.take(0 if one else step.at, dim)
+        return np.asarray(owners.take(0 if one else step.at, dim))
     if owners.shape[dim] == 1:
         return owners if len(step.shape) == len(step.out) else None  # wherever the piece begins
     inputs = step.node.next_functions
