@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
 
 
-__getattr__ = gone_names(
+__getattr__: Callable[[str], Any] = gone_names(
     "mtlfunc.diagnostics",
     {
         "NewtonError": "it is mtlfunc.physics.NewtonError now",

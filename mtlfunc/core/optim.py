@@ -8,7 +8,8 @@ that have had no gradient.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -32,7 +33,7 @@ def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
 
 
-__getattr__ = gone_names(
+__getattr__: Callable[[str], Any] = gone_names(
     "mtlfunc.optim",
     {
         "LineSearch": "it is mtlfunc.physics.LineSearch now",

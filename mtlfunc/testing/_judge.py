@@ -182,7 +182,6 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 
 def _global_random() -> tuple[Any, ...]:
-    """torch's and NumPy's; from Python's own also draw those who enforce annotations."""
     return torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
 
 
