@@ -1,5 +1,6 @@
 """Which backward passes are taken: by models of what they cost, never by a clock."""
 
+import gc
 import math
 import os
 import sys
@@ -399,17 +400,21 @@ class Counted(TorchDispatchMode):
 
 
 def python_calls(call):
+    """Of one call. The collector waits: finalizers of other tests' objects are calls, too."""
     count = 0
 
     def seen(frame, event, argument):
         nonlocal count
         count += event == "call"
 
+    gc.collect()
+    gc.disable()
     sys.setprofile(seen)
     try:
         call()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
