@@ -79,7 +79,6 @@ from experiments.benchmarks import (
     weightings,
 )
 from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
-from paper_repro.gradnorm.common import Problem
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images, standins
 
@@ -513,34 +512,29 @@ def summary(page: str) -> str:
     flowing = " ".join(page.split())
 
     count = judged_counts(standing())
-    best, one = (row_of(page, first)["ratio"] for first in (AT_BEST, "0.001"))
-    one = "equal weights end above an untrained network" if one == "–" else f"it is {one}"
+    best = row_of(page, AT_BEST)["ratio"]
+    ratio, interval = best.removesuffix("]").split(" [")
     settled = re.search(r"\bSettled: next to the best rates", flowing)
-    nothing = "" if settled else ", which settles nothing"
-    simple = said(r"([\d.]+ \[[^]]*\]) times that of static weights 1/L_i")
     length = said(r"regression\*\* \([^)]*, (\d+ steps, \d+ seeds)\)")
     contestants = said(r"average rank of ([0-9]+)")
     against = said(r"Against mean, one rule at a time: (better [^;.]*)[;.]")
     arena = page[page.index("**Arena**") :]
-    ranks = arena.split("\n\n")[1]
-    first, rank = ranks.split(" [")[0].rsplit(" ", 1)
+    first = arena.split("\n\n")[1].split(" [")[0].rsplit(" ", 1)[0]
     better = against.removeprefix("better ")
-    who = "no method is" if better == "none" else f"{better} are"
+    who = "none is" if better == "none" else f"{better} are"
     lines = [
-        f"""**Papers**: {count["all"]} claims. Of {count["judged"]} judged on what they speak of
-        {count["holds"]} hold, {count[PART]} hold only when (the page says when),
-        {count["does not hold"]} do not, {count["inconclusive"]} stay open; of
-        {count["judged, stand-in"]} judged on made-up problems for their data
-        {count["holds, stand-in"]} hold, {count[f"{PART}, stand-in"]} hold only when,
-        {count["does not hold, stand-in"]} do not, {count["inconclusive, stand-in"]} stay open.
-        {count["not judged"]} were not judged.""",
-        f"""**GradNorm's toy problem** ({length}), each at its best rate of a refined grid,
-        GradNorm's weights at {Problem().own:g}: its test loss is {best} of that of equal
-        weights{nothing}. At Adam 0.001, fixed beforehand, {one}. For ten tasks its
-        loss is, both at 0.001, {simple} times that of weights 1/L_i(0).""",
-        f"""**Arena** ({front.day_of(arena)}), {contestants} methods on small problems, each at its
-        best learning rate: {who} significantly better than the mean loss. The best average rank is
-        {rank}, of {first}. This is why one needs an instrument that tells when a method helps.""",
+        f"""**The papers' {count["all"]} claims**: of {count["judged"]} that were judged as they are
+        stated {count["holds"]} hold, {count[PART]} hold under a condition that the page names,
+        {count["does not hold"]} do not hold, {count["inconclusive"]} stay open; of
+        {count["judged, stand-in"]} judged on other data than the paper's
+        {count["holds, stand-in"]} hold, {count[f"{PART}, stand-in"]} under a condition,
+        {count["does not hold, stand-in"]} do not, {count["inconclusive, stand-in"]} stay open.""",
+        f"""**GradNorm on its own toy problem** ({length}, both at their best learning rates): its
+        test loss is {ratio} times that of equal weights, between {interval.replace(", ", " and ")}
+        with 95 % confidence, so {"they differ" if settled else "the problem tells no difference"}.
+        """,
+        f"""**An arena of {contestants} methods** on small problems, each at its best learning rate:
+        {who} significantly better than the mean loss, and {first} has the best average rank.""",
     ]
     bullets = "\n".join(paragraph(line, "- ", "  ") for line in lines)
     return marked("summary", bullets)
