@@ -50,15 +50,18 @@ def of_device(kept: Kept) -> Iterator[Line]:
         f"{all_of_them} a step of all, {gpu_report.measured(lanes)}",
         lanes,
     )
-    for what, case in (("GPT-2 small, 64 weightings of its 16 samples as tasks", GPT),):
-        ours = kept["weightings", f"{case}: mf.Balancer"]
-        others = {
-            said: kept["weightings", f"{case}: {name}"]
-            for name, said in (("K passes", "K passes"), ("TorchJD", "TorchJD's autogram"))
-            if ("weightings", f"{case}: {name}") in kept
-        }
-        text = "; ".join(f"{said} {_number(row)}" for said, row in others.items())
-        yield line(what, f"{_number(ours)} plain steps ({text})", ours, *others.values())
+    ours = kept["weightings", f"{GPT}: mf.Balancer"]
+    others = {
+        said: kept["weightings", f"{GPT}: {name}"]
+        for name, said in (("K passes", "K passes"), ("TorchJD", "TorchJD's autogram"))
+        if ("weightings", f"{GPT}: {name}") in kept
+    }
+    text = "; ".join(f"{said} {_number(row)}" for said, row in others.items())
+    yield line(
+        "GPT-2 small, 64 weightings of its 16 samples as tasks",
+        f"{_number(ours)} plain steps ({text})",
+        *(ours, *others.values()),
+    )
 
 
 def _number(row: record.Row) -> str:
@@ -79,16 +82,16 @@ def of_pages(on_gpu: Kept) -> Iterator[Line]:
         f"CPU, {day_of(about)}",
     )
     about = part(page, "gramians")
-    for what, case in (("Gramian of 128 samples, MLP 3×512", SAMPLES),):
-        found = row_of(about, case)
-        cells = {name: cell.split(" ")[0] for name, cell in list(found.items())[2:]}
-        times = {name: float(cell) for name, cell in cells.items() if cell != "–"}
-        ours = times.pop("ours, auto")
-        best = min(times, key=times.__getitem__)
-        said = f"{ours:g} gradients of their mean (the best other, {best}: {times[best]:g})"
-        launched = on_gpu.get(("gramian", f"{case}: time"))
-        said += f"; on an H100 {launched['value']:.2f} of TorchJD's best" if launched else ""
-        yield what, said, "`benchmarks.gramian`", f"CPU, {day_of(about)}"
+    found = row_of(about, SAMPLES)
+    cells = {name: cell.split(" ")[0] for name, cell in list(found.items())[2:]}
+    times = {name: float(cell) for name, cell in cells.items() if cell != "–"}
+    ours = times.pop("ours, auto")
+    best = min(times, key=times.__getitem__)
+    said = f"{ours:g} gradients of their mean (the best other, {best}: {times[best]:g})"
+    launched = on_gpu.get(("gramian", f"{SAMPLES}: time"))
+    said += f"; on an H100 {launched['value']:.2f} of TorchJD's best" if launched else ""
+    where = f"CPU, {day_of(about)}"
+    yield "Gramian of 128 samples, MLP 3×512", said, "`benchmarks.gramian`", where
     page = part((DOCS / "how-to" / "pinns.md").read_text(encoding="utf-8"), "physics")
     found = {name: cell.strip("*") for name, cell in row_of(page, "Poisson 2-D ").items()}
     yield (

@@ -38,7 +38,7 @@ def checked(path: Path) -> dict:
 
 def test_readme_is_a_front_page_and_runs():
     lines = README.splitlines()
-    assert len(lines) <= 140
+    assert len(lines) <= 145
     assert {"```diff", "```python"} <= {*lines[:40]}, "code on the first screen"
     opening = README[: README.index("![")]
     for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
@@ -249,7 +249,7 @@ def test_a_release_writes_the_readmes_links_out(tmp_path):
     for target in targets:
         path = target.removeprefix(f"{home}/blob/v1.2.3/").removeprefix(f"{home}/raw/v1.2.3/")
         assert path != target, target
-        assert (ROOT / path).exists(), target
+        assert (ROOT / path.partition("#")[0]).exists(), target
     assert f"{home}/raw/v1.2.3/docs/flow.svg" in targets
 
 
