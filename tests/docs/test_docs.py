@@ -40,7 +40,7 @@ def test_readme_is_a_front_page_and_runs():
     lines = README.splitlines()
     assert len(lines) <= 145
     assert {"```diff", "```python"} <= {*lines[:40]}, "code on the first screen"
-    opening = README[: README.index("![")]
+    opening = README[: README.index("```")]
     for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
         assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
     scope = checked(ROOT / "README.md")
