@@ -4,6 +4,8 @@ The numbers of positions are small on purpose: a compiler unrolls them, folds th
 product that cannot overflow that there is one.
 """
 
+import re
+
 import pytest
 import torch
 from torch.func import vmap
@@ -109,20 +111,28 @@ def expect_same_weights(rules, tasks, batch=None):
 
 
 # code of thirty unrolled iterations takes minutes to compile; cvx refuses
+COMPILED = [
+    rule for rule in RULES if not any(words in rule for words in ("cvx", "frank", "projected"))
+]
 RULE_CASES = [
-    f"{rule}, {tasks}"
-    for rule in RULES
-    if not any(words in rule for words in ("cvx", "frank", "projected"))
+    f"{rule}, {tasks}, {how}"
+    for how in ("alone", "vmap")
+    for rule in COMPILED
     for tasks in (1, 2, 3, 5)
 ]
+FEW_RULES = ("mgda, 2, alone", "gradnorm, 2, vmap", "famo-full-batch, 2, alone")
 
 
-@pytest.mark.parametrize(
-    "case", few(RULE_CASES, lambda case: case in ("mgda, 2", "gradnorm, 2", "famo-full-batch, 2"))
-)
+def test_every_rule_is_compiled():
+    """Each function of `mf.rules` that makes one; these two take one."""
+    names = {re.split("[-+]", rule)[0] for rule in COMPILED}
+    assert {*mf.rules.__all__} - {"aggregate", "weights"} <= names
+
+
+@pytest.mark.parametrize("case", few(RULE_CASES, lambda case: case in FEW_RULES))
 def test_a_rule_gives_the_same_weights_in_generated_code(case):
-    rule, tasks = case.split(", ")
-    expect_same_weights([rule], int(tasks))
+    rule, tasks, how = case.split(", ")
+    expect_same_weights([rule], int(tasks), batch=3 if how == "vmap" else None)
 
 
 @pytest.mark.parametrize("tasks", few([1, 2, 3, 5], lambda tasks: tasks == 2))
