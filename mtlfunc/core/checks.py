@@ -392,7 +392,8 @@ def check_losses(losses: Tensor, tasks: Any) -> None:
     named = f" of {', '.join(repr(names[t]) for t in bad)}" if len(names) == len(losses) else ""
     raise ValueError(
         f"losses: NaN or infinite entries {bad}{named}; check the data, the losses and the "
-        "learning rate; say with present= which tasks have labels, if a mean over none is NaN"
+        "learning rate; say with present= which tasks have labels, if a mean over none is NaN; "
+        "shift losses above 0, if their logarithms are taken"
     )
 
 

@@ -202,7 +202,11 @@ def _match(params: Params, which: str | Callable[[str], bool], argument: str) ->
             f"{what} frozen parameters alone: {few_names(frozen, 3)}; unfreeze some of them "
             f"(requires_grad_(True)), or choose among those that train: {few_names(params)}"
         )
-    cure = f" (use '{which}.*')" if glob and _match_names(names, f"{which}.*") else ""
+    cure = ""
+    if glob and _match_names(names, f"{which}.*"):
+        cure = f" (use '{which}.*')"
+    elif glob and _match_names(names, escaped := which.replace("[", "[[]")):
+        cure = f" ('[' begins a set of characters: use '{escaped}')"
     raise ValueError(f"{what} no parameter{cure}; there are: {few_names(params)}")
 
 

@@ -80,10 +80,15 @@ def parse_losses(
             if names is not None and names != tuple(tasks):
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
         if not several or not all(isinstance(x, Tensor) and x.ndim == 0 for x in several):
-            kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in several]
+            labelled = zip(names or range(len(several)), several, strict=True)
+            wrong = [
+                f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__} for task {task!r}"
+                for task, x in labelled
+                if not isinstance(x, Tensor) or x.ndim
+            ]
             raise ValueError(
                 f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
-                f"{kinds or type(out).__name__}; {_cure(out, several)}"
+                f"{', '.join(wrong) or type(out).__name__}; {_cure(out, several)}"
             )
         losses = Losses(torch.stack(several), several, names, aux)
     if not losses.vector.is_floating_point():
@@ -106,7 +111,7 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
         if isinstance(out, tuple | list | Mapping):
             return "there has to be one task at least"
         return "make it a list, whose order is that of the tasks"
-    return "reduce each loss to one number"
+    return "reduce each loss to one number, for instance with .mean()"
 
 
 def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:
@@ -144,12 +149,7 @@ def parse_alone(out: Any) -> Losses:
 
 
 def parse_samples(out: Any) -> Losses:
-    """Losses `[sample]` or `[sample, task]`.
-
-    Raises:
-        ValueError: for another shape.
-        TypeError: unless they are floating.
-    """
+    """Losses `[sample]` or `[sample, task]`, floating; an error for others."""
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
         raise ValueError(
             "losses_fn: expected [sample] or [sample, task], none of them 0, got "

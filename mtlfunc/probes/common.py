@@ -210,8 +210,9 @@ def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
 
 
 EXPECTED = (
-    "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars, of shape "
-    "[] and not [1]; with mtlfunc.double_sampling a tuple of two or three of these"
+    "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars, those of "
+    "samples reduced to one number each, for instance with .mean(); with mtlfunc.double_sampling a "
+    "tuple of two or three of these"
 )
 
 

@@ -416,8 +416,8 @@ class Balancer:
         known = self._kept.tasks
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
-        several = isinstance(losses, tuple | list) and any(map(is_whole, losses))
-        several = several and weightings is None
+        several = isinstance(losses, tuple | list) and bool(losses)
+        several = several and weightings is None and all(map(is_whole, losses))
         parsed: list[Losses] = []
         if weightings is not None:
             check_weightings(self._probe, weightings, present, known)
