@@ -19,13 +19,14 @@ import mtlfunc as mf
 from docs import properties
 from mtlfunc import solvers
 from mtlfunc.audit import Report, audit
-from mtlfunc.audit.__main__ import main
+from mtlfunc.audit.__main__ import EPILOG, main
 from mtlfunc.audit.harness import Harness
 from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
 from mtlfunc.core.checks import inside_transform
 from mtlfunc.core.expect import rule_name
 from mtlfunc.testing.integers import integers
+from mtlfunc.types import Geometry
 from paper_repro.pcgrad import theorems as theory
 from tests.support import ROOT
 from tests.support.audits import RULES, TEXTBOOK
@@ -150,11 +151,21 @@ def assert_named(report, broken):
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_rule_is_named(case):
+def test_broken_rule_is_named(case, monkeypatch):
+    """And the command exits with 1 just where it breaks a contract."""
     if case in ("a Python float", "None") and "MTLFUNC_TYPES" in os.environ:
         pytest.skip("enforced annotations answer first")
-    broken = BROKEN[case]
-    assert_named(audit(broken.rule, name=case, instances=20, only=[broken.property]), broken)
+    broken, reports = BROKEN[case], []
+
+    def kept(*args: Any, **options: Any) -> Report:
+        reports.append(audit(*args, **options))
+        return reports[-1]
+
+    monkeypatch.setattr(sys.modules[main.__module__], "audit", kept)
+    rule = f"tests.support.broken_rules:BROKEN[{case!r}].rule"
+    status = main([rule, "--only", broken.property, "--instances", "20"])
+    assert status == (broken.property in CONTRACTS)
+    assert_named(reports[0], broken)
 
 
 @pytest.mark.parametrize("case", few(BROKEN, lambda case: case == "raises sometimes"))
@@ -225,6 +236,35 @@ def test_stationary_tries_no_weights_of_many_tasks():
     rows = integers(2)[:50]
     assert bool(stationary(rows).any())
     assert not bool(stationary(torch.ones(3, 12, 4)).any())
+
+
+def test_the_audit_cannot_know_which_rule_was_meant():
+    """GradNorm that learns in the wrong direction is a rule, too: the help and the page say so."""
+
+    def backwards(lr: Any) -> mf.Optimizer:
+        adam = mf.adam(lr)
+        return mf.Optimizer(
+            adam.init, lambda grads, *rest: adam.update({k: -x for k, x in grads.items()}, *rest)
+        )
+
+    names = [name for name in NAMES if name in CONTRACTS or name in TEXTBOOK["gradnorm"]]
+    right, wrong = (
+        audit(rule, only=names, instances=20)
+        for rule in (mf.gradnorm(1.5), mf.gradnorm(1.5, optimizer=backwards))
+    )
+    assert wrong.sound
+    assert [row.status for row in wrong.rows] == [row.status for row in right.rows]
+    losses, G = torch.tensor([1.0, 1.0]), torch.diag(torch.tensor([1.0, 4.0]))
+    geometry = Geometry(losses, G, losses / 2, torch.ones(2, dtype=torch.bool), {})
+    learnt = [
+        rule.update(geometry, rule.init(losses, torch.tensor(0)))[1].weights
+        for rule in (mf.gradnorm(1.5), mf.gradnorm(1.5, optimizer=backwards))
+    ]
+    assert learnt[0][0] > learnt[0][1]
+    assert learnt[1][0] < learnt[1][1]
+    page = (ROOT / "docs" / "how-to" / "new-rule.md").read_text()
+    for text in (EPILOG, page):
+        assert "GradNorm with its sign flipped passes" in " ".join(text.split())
 
 
 # ---- what must not be blamed -------------------------------------------------------------------

@@ -32,7 +32,7 @@ exit status:
 With --solver: 0 if every answer is certified and every claim holds, else 1; 2 as above.
 
 What a rule does (the upper block) is for its author to judge: the mean of the gradients conflicts,
-and that is no defect.
+and that is no defect. Which rule was meant is not known: GradNorm with its sign flipped passes.
 """
 
 OPTIONS = {"rule": ("only", "require", "instances"), "solver": ("problems", "claims", "tasks")}
