@@ -49,13 +49,12 @@ GROUPS = {
         """task_gradients task_gramian sample_gradients sample_gramian sample_norms
         explain_gramian""",
     ),
-    "studies": ("Studies: grid, audit, arena", "grid Unfinished audit arena"),
+    "studies": ("Studies: grid, audit, arena", "grid audit arena"),
 }
 TYPES = [
     "Probe",
     "Rule",
     "Optimizer",
-    "Balance",
     "Step",
     "Geometry",
     "Info",

@@ -20,7 +20,6 @@ from .probes import *
 from .rules import *
 from .training import *
 from .types import (
-    Balance,
     Geometry,
     Info,
     Optimizer,
@@ -34,7 +33,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from . import muon, physics, plot, testing
-    from .studies import Unfinished, grid
+    from .studies import grid
     from .studies.arena import arena
 
 __version__ = "1.0.0rc1"
@@ -42,7 +41,6 @@ __version__ = "1.0.0rc1"
 _allow_loading(__name__)
 
 __all__ = [
-    "Balance",
     "Geometry",
     "Info",
     "Optimizer",
@@ -52,7 +50,6 @@ __all__ = [
     "Step",
     "TaskGradients",
     "TrainState",
-    "Unfinished",
     "adam",
     "arena",
     "assign_gradients",
@@ -76,7 +73,9 @@ __all__ += rules.__all__
 __all__ += training.__all__
 
 _GONE = {  # a name that 1.0 removed: what replaces it
+    "Balance": "it is mtlfunc.types.Balance now",
     "Interrupted": "a loop of your own: docs/how-to/pure-recipes.md",
+    "Unfinished": "write `except KeyboardInterrupt as stop`, and read `stop.dataset`",
     "log_losses": "take the logarithms in losses_fn: docs/how-to/pure-recipes.md",
     "pareto": "two calls of moocore: docs/how-to/pure-recipes.md",
     "rollout": "a loop: docs/how-to/pure-recipes.md",
@@ -87,7 +86,6 @@ _GONE = {  # a name that 1.0 removed: what replaces it
 _DEPRECATED: dict[str, tuple[str, str]] = {}  # an old name: the new one, the version of its end
 
 _LATER = {
-    "Unfinished": "studies",
     "arena": "studies.arena",
     "grid": "studies",
     "muon": "muon",

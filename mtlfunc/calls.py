@@ -2,6 +2,7 @@
 pickled as that call.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -150,6 +151,8 @@ def _name(function: Any) -> str:
     package, _, room = function.__module__.partition(".")
     if package != __name__.partition(".")[0] or "<" in name:
         return name.rpartition(".")[2]
+    if vars(sys.modules[package]).get(name) is function:
+        return f"mf.{name}"
     rooms = {"solvers": "solvers.", "testing": "solvers.", "core": "optim.", "physics": "physics."}
     return f"mf.{rooms.get(room.partition('.')[0], '')}{name}"
 

@@ -7,6 +7,7 @@ such a signature will do.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
@@ -168,6 +169,46 @@ class Conflict(NamedTuple):
     rare: Float[Tensor, ""]
 
 
+class ConflictSums(NamedTuple):
+    """What `running_conflict` remembers: sums over the steps."""
+
+    steps: Int[Tensor, ""]
+    samples: Int[Tensor, ""]
+    inner: Float[Tensor, "task task"]  # of U
+    variance: Float[Tensor, "task task"]  # of the jackknife's variances of U
+    fourth: Float[Tensor, "task task"]  # of the fourth powers of what each sample adds to them
+
+
+class SampleNoise(NamedTuple):
+    """Mean and spread of per-sample gradients, by task."""
+
+    signal: Float[Tensor, " task"]  # ‖E g_t‖², unbiased; may be negative where noise hides it
+    noise: Float[Tensor, " task"]  # tr Cov(g_t), of one sample's gradient
+    # signal / noise; 1/ratio is the simple noise scale, the batch at which both weigh the same
+    ratio: Float[Tensor, " task"]
+    # share of pairs of different samples with g_bt·g_cs < 0; diagonal: within a task
+    conflicts: Float[Tensor, "task task"]
+
+
+class Stationarity(NamedTuple):
+    """A certificate about 0 and the convex hull of the gradients."""
+
+    weights: Float[Tensor, " task"]  # of the shortest combination found
+    length: Float[Tensor, ""]  # its length: an upper bound on the distance of 0 from the hull
+    # a lower bound on that distance; > 0 proves that the point is not Pareto stationary
+    lower: Float[Tensor, ""]
+    # lengths below this are rounding of the Gramian; NaN if orthogonal gradients are below it
+    noise: Float[Tensor, ""]
+    stationary: Bool[Tensor, ""]  # length <= noise: numerically Pareto stationary
+
+
+class Change(NamedTuple):
+    """What the losses did between two points, and what their gradients foretold."""
+
+    predicted: Float[Tensor, " task"]  # g_t·(θ' - θ), to first order
+    actual: Float[Tensor, " task"]  # L_t(θ') - L_t(θ)
+
+
 @fields_shown
 class BalanceState(NamedTuple):
     """What a balanced step carries: the probe's state, the rule's, and which tasks there are."""
@@ -240,6 +281,86 @@ class Solution(NamedTuple):
     value: Float[Tensor, ""]  # the objective at `dual`
     gap: Float[Tensor, ""]  # how far `value` can be from the optimum, computed from the answer
     steps: Int[Tensor, ""]
+
+
+class Certificate(NamedTuple):
+    """What is proved of an answer; all numbers but `gap` are free of scale, `str()` is one line."""
+
+    # bounds what the objective (CAGrad: the worst task's rate) can still gain
+    gap: Float[Tensor, ""]
+    relative_gap: Float[Tensor, ""]  # the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
+    # 1 is exact, < 0 means the step raises a loss, NaN that this dtype cannot tell; see `certify`
+    kappa: Float[Tensor, ""]
+    # the constraint missed by most; CAGrad's in units of ‖g₀‖, if this is more than rounding
+    infeasibility: Float[Tensor, ""]
+    # KKT: the worst task's rate below what optimality asks, as a cosine
+    violation: Float[Tensor, ""]
+    complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
+    worst: Tensor  # the task with the lowest rate, as a cosine
+    stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
+    # the weights, up to this fraction of Σ|w_s|‖g_s‖, meet the optimality conditions of a G' with
+    # |G' - G| <= 3 backward ‖g_s‖‖g_t‖ (min_norm and dual_cone; NaN for cagrad)
+    backward: Float[Tensor, ""]
+    # to so much a Gramian of this dtype tells whether d is in CAGrad's ball; else 0
+    resolution: Float[Tensor, ""]
+
+    def __str__(self) -> str:
+        # half precision rounds the weights themselves, and what is said of them
+        dtype = self.gap.dtype
+        eps = torch.finfo(dtype).eps
+        rounding = (16 if eps > 1e-4 else 64) * eps + 1e4 * torch.finfo(torch.float64).eps
+        loose = self.resolution > rounding
+        kappa, relative, missed = map(float, (self.kappa, self.relative_gap, self.infeasibility))
+        numbers = f"(kappa {kappa:.6g}, relative gap {relative:.1e}, infeasibility {missed:.1e}"
+        numbers += f" ± {float(self.resolution):.1e})" if loose else ")"
+        if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
+            return "no answer: NaN or infinite weights or Gramian"
+        if self.infeasibility > rounding + self.resolution:
+            said = f"infeasible: a constraint is missed by {missed:.1e}"
+        elif self.stationary:
+            said = "numerically Pareto stationary: no step improves all tasks by more than rounding"
+        elif max(self.relative_gap, self.violation, self.complementarity) <= rounding:
+            said = "optimal to rounding"
+            if loose:
+                said = "optimal as far as the Gramian can say: it tells the length of d to "
+                said += f"{float(self.resolution):.1e}‖g₀‖"
+        elif self.backward <= rounding:
+            within = float(self.backward) / eps
+            said = "optimal as far as the Gramian can say: for one within "
+            said += f"{within:.0f} machine epsilons of it"
+        elif self.kappa.isnan():
+            said = f"{dtype}".replace("torch.", "") + " cannot tell whether the gradients cancel; "
+            said += "accumulate the Gramian in float32"
+        elif self.kappa < 0:
+            said = f"not optimal, and the step raises the loss of task {int(self.worst)}"
+        else:
+            said = f"not optimal: task {int(self.worst)} is served worst"
+        return f"{said} {numbers}"
+
+
+class Laplacian(NamedTuple):
+    """What one pass has of a network at every point."""
+
+    value: Float[Tensor, " n *out"]
+    gradient: Float[Tensor, " n *out d"]
+    laplacian: Float[Tensor, " n *out"]  # Σ_i ∂²u/∂x_i²
+
+
+class LineSearch(NamedTuple):
+    """The best of several step lengths."""
+
+    params: Params  # after the step of that length
+    factor: Float[Tensor, ""]
+    values: Float[Tensor, " factor"]  # the objective at every length
+
+
+class NewtonError(NamedTuple):
+    """What is missing in (G + λ s I) w = r, in units of ‖r‖."""
+
+    residual: Float[Tensor, ""]  # ‖(G + λ s I) w - r‖ for the Gramian as it was measured
+    # by how much the last bit of every entry of G can change it; from about 0.1 on the direction
+    # is that of rounding: widen the Gramian, or damp more
+    rounding: Float[Tensor, ""]
 
 
 @runtime_checkable

@@ -58,7 +58,6 @@ PARTS: dict[str, Callable[[], Any]] = {
     "sgd": lambda: mf.sgd(0.1),
     "sgd-momentum": lambda: mf.sgd(0.1, 0.9),
     "adam": lambda: mf.adam(0.1, (0.8, 0.9)),
-    "exact_adam": lambda: optim.exact_adam(0.1),
     "multiplicative": lambda: optim.multiplicative(0.1),
     "balance": lambda: mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")),
     "descend": lambda: mf.descend(vector, mf.uw(0.1), mf.jacobian(), mf.adam(0.1)),

@@ -12,6 +12,7 @@ from mtlfunc.solvers.problems import solver
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
 from mtlfunc.testing.strategies import KINDS, VARIANTS, pose
+from tests.support.families import gramian
 from tests.support.registry import SOLVERS
 
 F64 = torch.float64
@@ -330,7 +331,7 @@ def test_weights_whose_products_overflow_are_wrong(kind, size):
 def test_ties_of_frank_wolfe_are_broken_alike_under_vmap(step):
     solve = solvers.frank_wolfe(15, step)
     for family in ("identical", "duplicates", "antiparallel", "integer_ties"):
-        gramians = torch.stack([testing.gramian(family, 4, seed) for seed in range(5)])
+        gramians = torch.stack([gramian(family, 4, seed) for seed in range(5)])
         together = vmap(lambda g: solve(solvers.min_norm(g)).weights)(gramians)
         alone = torch.stack([solve(solvers.min_norm(g)).weights for g in gramians])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)

@@ -40,7 +40,7 @@ def test_probe_is_a_line(name):
 def test_arguments_are_shown():
     assert repr(mf.cagrad(0.4, rescale="1+c")) == "mf.cagrad(0.4, rescale='1+c')"
     assert repr(mf.momentum(mf.mgda(), 0.6)) == "mf.momentum(mf.mgda(), 0.6)"
-    assert repr(mf.adam(1e-3)) == "mf.optim.adam(0.001)"
+    assert repr(mf.adam(1e-3)) == "mf.adam(0.001)"
     solver = mf.solvers.frank_wolfe(7, "away")
     assert repr(mf.mgda(solver)) == "mf.mgda(mf.solvers.frank_wolfe(7, 'away'))"
     assert repr(mf.stateless(net_softmin)) == "mf.stateless(net_softmin)"

@@ -45,12 +45,15 @@ def test_a_name_that_went():
 
 def test_names_that_moved_from_a_room_say_where_they_are():
     moved = {
-        "optim.LineSearch": "physics.LineSearch",
+        "optim.LineSearch": "types.LineSearch",
         "optim.line_search": "physics.line_search",
-        "diagnostics.NewtonError": "physics.NewtonError",
+        "diagnostics.NewtonError": "types.NewtonError",
         "diagnostics.newton_error": "physics.newton_error",
         "muon_gradients": "muon.gradients",
         "solvers.nuclear": "muon.nuclear",
+        "solvers.Certificate": "types.Certificate",
+        "physics.Laplacian": "types.Laplacian",
+        "Balance": "types.Balance",
     }
     for old, new in moved.items():
         assert attrgetter(new)(mf)

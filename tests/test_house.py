@@ -48,8 +48,8 @@ MOST_LINES = {
     "core": 22_600,  # aim 18,500
     "gradients": 6_073,  # of these; aim 4,700
     "training": 2_941,  # likewise; aim 2,000
-    "rooms": 1_600,
-    "laboratory": 6_579,  # aim 6,200
+    "rooms": 1_452,
+    "laboratory": 6_408,  # aim 6,200
 }
 
 
@@ -71,9 +71,7 @@ SURFACE = (ROOT / "tests" / "support" / "surface.txt").read_text().splitlines()
 def test_few_public_names():
     """Methods and fields not counted."""
     names = [re.split(r"[(:]", row)[0].split(".") for row in SURFACE]
-    assert (
-        len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 153
-    )  # aim 130
+    assert len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 130
 
 
 def test_few_arguments():
@@ -322,7 +320,7 @@ def test_docstring_is_read_by_tools(name):
     assert ("raises" in sections) == ("Raises:" in text)
     for error in sections.get("raises", ()):
         for kind in str(error.annotation).split(", "):
-            assert re.fullmatch(r"\w*(Error|Exception|Interrupted|Unfinished)", kind), kind
+            assert re.fullmatch(r"\w*(Error|Exception|Interrupt)", kind), kind
 
 
 def test_methods_of_the_balancer_are_read_by_tools():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from mtlfunc.types import Params, Rows
+from mtlfunc.types import Change, Params, Rows
 
 F64 = torch.float64
 X, Y = (mf.random.normal(mf.random.key(k), s, F64) for k, s in ((1, (40, 6)), (2, (40, 3))))
@@ -59,7 +59,7 @@ def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         optimizer.step()
 
 
-def change_of(net: nn.Module, optimizer: torch.optim.Muon, grads: Params) -> mf.diagnostics.Change:
+def change_of(net: nn.Module, optimizer: torch.optim.Muon, grads: Params) -> Change:
     """What the real step does to the losses, on copies."""
     other, state = copy.deepcopy((net, optimizer.state_dict()))
     mine = make(other, **{**optimizer.defaults, "lr": 0.0})

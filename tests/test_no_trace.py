@@ -146,7 +146,7 @@ def test_init_leaves_no_trace(kind, probe, form):
             functional_call(net, params, (x,))
         return out
 
-    step = mf.descend(losses, mf.mean(), PROBES[probe](), mf.optim.sgd(0.1))
+    step = mf.descend(losses, mf.mean(), PROBES[probe](), mf.sgd(0.1))
     before, twin = state_of(net), kind()
     state = step.init(params, x)
     same(net, before)
@@ -168,7 +168,7 @@ def test_buffers_that_functional_call_exchanges_come_back(kind):
         buffers = {name: leaf.clone() for name, leaf in batch[1].items()}
         return torch.stack(functional_call(net, params | buffers, (batch[0],)))
 
-    step = mf.descend(losses, mf.mean(), mf.jacobian(), mf.optim.sgd(0.1))
+    step = mf.descend(losses, mf.mean(), mf.jacobian(), mf.sgd(0.1))
     step.init(params, (x, given))
     same(net, before)
     assert torch.equal(given["centre"], torch.full((4,), 7.0))
@@ -183,7 +183,7 @@ def test_nothing_of_a_level_stays_in_a_module():
         lambda params, x: torch.stack(functional_call(net, params, (x,))),
         mf.mean(),
         mf.jacobian(),
-        mf.optim.sgd(0.1),
+        mf.sgd(0.1),
     )
     vmap(lambda params: step.init(params, x).params)(params)
     same(net, before)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.core import optim
+from mtlfunc.rules._gradnorm import exact_adam
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.registry import RULES
 from tests.support.rules import geometry, losses_of, random_orders, trajectory
@@ -420,9 +421,7 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
         with torch.no_grad():
             w.mul_(3 / w.sum())
 
-    rule = mf.gradnorm(
-        alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam
-    )
+    rule = mf.gradnorm(alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else exact_adam)
     step = mf.descend(losses_fn, rule, mf.jacobian(), mf.sgd(lr), reduction="sum")
     state = step.init(params, ())
     for _ in range(10):

@@ -31,6 +31,7 @@ from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, W
 from experiments.benchmarks.solvers_report import figure, tables
 from experiments.common.progress import counted
 from mtlfunc import solvers
+from mtlfunc.types import Certificate
 
 EXACT = ("active_set", "auto", "faces")
 WIDE = 2**20  # entries of a batch of Gramians that an eager, iterative solver is given at most
@@ -153,7 +154,7 @@ def measure(kind: str, g: Tensor, w: Tensor) -> dict[str, float]:
         kappa = 1 + float(slack.amin().clamp_max(0))
         return {"kappa": kappa, "gap": float((-slack).amax().clamp_min(0)), "infeasibility": 0.0}
     found = vmap(lambda g, w: tuple(solvers.certify(problem(kind, g), w)))(g, w)
-    certificate = solvers.Certificate(*found)
+    certificate = Certificate(*found)
     clear = ~certificate.stationary
     if kind == "min_norm":
         clear = (w * rates).sum(-1) > 1e-6 * magnitude**2

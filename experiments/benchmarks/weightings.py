@@ -27,6 +27,7 @@ import mtlfunc as mf
 from experiments.arguments import at_least, folder, positive
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns
 from experiments.benchmarks.record import Record, Row, settings
+from mtlfunc.types import Balance
 
 VOCABULARY = 64
 
@@ -157,11 +158,11 @@ CASES = {
     ),
 }
 LEAST = 1.1  # at K = 2, times K passes
-LOOP, OURS = "K passes", ("mf.Balancer", "mf.balance")
+LOOP, OURS = "K passes", ("Balancer", "mf.balance")
 NAMES = (LOOP, "TorchJD", *OURS)
 
 
-def pure_step(net: nn.Module, matrix: Tensor) -> mf.Balance:
+def pure_step(net: nn.Module, matrix: Tensor) -> Balance:
     """Gradients of the mean of the tasks `matrix @ losses`, and their Gramian, as a function."""
     return mf.balance(
         lambda params, batch: functional_call(net, params, (batch,)),
@@ -203,7 +204,7 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
     def pure() -> None:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
-    found: dict[str, Call] = {"plain": plain, LOOP: loop, "mf.Balancer": live, "mf.balance": pure}
+    found: dict[str, Call] = {"plain": plain, LOOP: loop, "Balancer": live, "mf.balance": pure}
     try:
         from torchjd.autogram import Engine
     except ImportError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_gramian, check_scalar, poison
 from ..core.tree import root
-from ..types import Conflict, Scalar
+from ..types import Conflict, ConflictSums, Scalar
 from ._noise import by_samples
 
 
@@ -72,16 +70,6 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
     square = (sums.inner / quantile).square()
     needed = (2 * linear + (4 * linear.square() + 2 * spread * square).sqrt()) / square
     return _judge(gramian, level, sums, quantile * root(sums.variance), needed)
-
-
-class ConflictSums(NamedTuple):
-    """What `running_conflict` remembers: sums over the steps."""
-
-    steps: Int[Tensor, ""]
-    samples: Int[Tensor, ""]
-    inner: Float[Tensor, "task task"]  # of U
-    variance: Float[Tensor, "task task"]  # of the jackknife's variances of U
-    fourth: Float[Tensor, "task task"]  # of the fourth powers of what each sample adds to them
 
 
 def running_conflict(

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_gramian, poison
-
-
-class SampleNoise(NamedTuple):
-    """Mean and spread of per-sample gradients, by task."""
-
-    signal: Float[Tensor, " task"]  # ‖E g_t‖², unbiased; may be negative where noise hides it
-    noise: Float[Tensor, " task"]  # tr Cov(g_t), of one sample's gradient
-    # signal / noise; 1/ratio is the simple noise scale, the batch at which both weigh the same
-    ratio: Float[Tensor, " task"]
-    # share of pairs of different samples with g_bt·g_cs < 0; diagonal: within a task
-    conflicts: Float[Tensor, "task task"]
+from ..types import SampleNoise
 
 
 def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:

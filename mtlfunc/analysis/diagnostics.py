@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
@@ -25,15 +25,11 @@ from ..gradients.losses import parse_losses
 from ..solvers import min_norm
 from ..solvers._auto import solver_or_auto
 from ..solvers.problems import noise_level, root
-from ..types import Batch, LossesFn, Params, Scalar, Solver
-from ._conflict import ConflictSums, conflict, running_conflict
-from ._noise import SampleNoise, noise_scale, sample_noise
+from ..types import Batch, Change, LossesFn, Params, Scalar, Solver, Stationarity
+from ._conflict import conflict, running_conflict
+from ._noise import noise_scale, sample_noise
 
 __all__ = [
-    "Change",
-    "ConflictSums",
-    "SampleNoise",
-    "Stationarity",
     "conflict",
     "cosines",
     "curvature",
@@ -53,7 +49,7 @@ def __dir__() -> list[str]:  # for completion: public names alone
 __getattr__: Callable[[str], Any] = gone_names(
     "mtlfunc.diagnostics",
     {
-        "NewtonError": "it is mtlfunc.physics.NewtonError now",
+        "NewtonError": "it is mtlfunc.types.NewtonError now",
         "alignment": "a line: docs/how-to/pure-recipes.md",
         "affinity": "four lines with task_gradients: docs/how-to/grouping.md",
         "conflicts": "write `gramian < 0`; `conflict` says which conflicts are not noise",
@@ -139,18 +135,6 @@ def curvature(
     return result
 
 
-class Stationarity(NamedTuple):
-    """A certificate about 0 and the convex hull of the gradients."""
-
-    weights: Float[Tensor, " task"]  # of the shortest combination found
-    length: Float[Tensor, ""]  # its length: an upper bound on the distance of 0 from the hull
-    # a lower bound on that distance; > 0 proves that the point is not Pareto stationary
-    lower: Float[Tensor, ""]
-    # lengths below this are rounding of the Gramian; NaN if orthogonal gradients are below it
-    noise: Float[Tensor, ""]
-    stationary: Bool[Tensor, ""]  # length <= noise: numerically Pareto stationary
-
-
 def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = None) -> Stationarity:
     """Whether the point is Pareto stationary, 0 ∈ conv{g_t}, with bounds that prove it.
 
@@ -186,13 +170,6 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     least = (square - solution.gap) / length.where(length > 0, 1.0)
     lower = poison(torch.where(length > noise, least, 0.0).clamp_min(0), gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
-
-
-class Change(NamedTuple):
-    """What the losses did between two points, and what their gradients foretold."""
-
-    predicted: Float[Tensor, " task"]  # g_t·(θ' - θ), to first order
-    actual: Float[Tensor, " task"]  # L_t(θ') - L_t(θ)
 
 
 def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: Batch) -> Change:

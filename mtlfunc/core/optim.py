@@ -22,10 +22,7 @@ from .tree import map_params, same_shapes
 
 __all__ = [
     "AdamState",
-    "adam",
-    "exact_adam",
     "multiplicative",
-    "sgd",
 ]
 
 
@@ -36,7 +33,8 @@ def __dir__() -> list[str]:  # for completion: public names alone
 __getattr__: Callable[[str], Any] = gone_names(
     "mtlfunc.optim",
     {
-        "LineSearch": "it is mtlfunc.physics.LineSearch now",
+        "exact_adam": "write `mf.adam(lr, eps=0.0)`",
+        "LineSearch": "it is mtlfunc.types.LineSearch now",
         "line_search": "it is mtlfunc.physics.line_search now",
         "log_space": "six lines: docs/how-to/pure-recipes.md",
     },
@@ -173,32 +171,6 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return scale, map_params(lambda u, m: old.to(u.dtype) * u * m, units, state.mean)
 
     return Optimizer(init, update, scales)
-
-
-@constructor
-def exact_adam(lr: Scalar) -> Optimizer:
-    """Adam with eps = 0: multiplying every gradient by a constant changes nothing.
-
-    That is so while the gradients' squares stay in the range of their dtype: in float32, for
-    entries of at least 1e-17 (smaller ones make shorter steps) and at most 1e19.
-
-    Args:
-        lr: the learning rate, > 0.
-
-    Returns:
-        `adam(lr, eps=0.0)`.
-
-    Raises:
-        ValueError: for lr <= 0.
-
-    Examples:
-        >>> optimizer, params = exact_adam(0.1), {"x": torch.zeros(1)}
-        >>> tiny = {"x": torch.full((1,), 1e-12)}
-        >>> params, _ = optimizer.update(tiny, optimizer.init(params), params)
-        >>> round(params["x"].item(), 4)
-        -0.1
-    """
-    return adam(lr, eps=0.0)
 
 
 @constructor

@@ -18,9 +18,7 @@ from torch import Tensor
 from .checks import is_readable
 
 __all__ = [
-    "Stream",
     "draw",
-    "draw_normal",
     "fold_in",
     "key",
     "normal",
@@ -201,21 +199,7 @@ def normal(
 def draw_normal(
     stream: Stream, shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "..."], Stream]:
-    """`normal` of the key that `draw` gives, in fewer operations where values can be read.
-
-    Args:
-        stream: where to draw from.
-        shape: of what is drawn.
-        dtype: of what is drawn.
-
-    Returns:
-        standard normal numbers, and the stream after them.
-
-    Examples:
-        >>> x, after = draw_normal(stream(key(0)), (3,), torch.float32)
-        >>> bool((x == normal(draw(stream(key(0)))[0], (3,))).all()), int(after.drawn)
-        (True, 1)
-    """
+    """`normal` of the key that `draw` gives, in fewer operations where values can be read."""
     key, drawn = stream
     if dtype in _PLAIN and _is_plain(key, drawn):
         count = int(drawn)

@@ -2,17 +2,17 @@
 and weights by tangent kernels.
 """
 
+from typing import Any
+
+from ..core.gone import gone_names
 from ._gauss_newton import gauss_newton
 from ._kernel_traces import kernel_traces
-from ._line_search import LineSearch, line_search
-from ._newton_error import NewtonError, newton_error
+from ._line_search import line_search
+from ._newton_error import newton_error
 from ._ntk import ntk
-from .jets import Laplacian, directional, laplacian, value_and_gradient
+from .jets import directional, laplacian
 
 __all__ = [
-    "Laplacian",
-    "LineSearch",
-    "NewtonError",
     "directional",
     "gauss_newton",
     "kernel_traces",
@@ -20,9 +20,17 @@ __all__ = [
     "line_search",
     "newton_error",
     "ntk",
-    "value_and_gradient",
 ]
 
 
 def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
+
+
+__getattr__: Any = gone_names(
+    "mtlfunc.physics",
+    {
+        **{x: f"it is mtlfunc.types.{x} now" for x in ("Laplacian", "LineSearch", "NewtonError")},
+        "value_and_gradient": "write `laplacian(f, params, x)[:2]`; docs/from/zero.md",
+    },
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,15 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core.tree import map_params, same_shapes
-from ..types import Batch, Params
-
-
-class LineSearch(NamedTuple):
-    """The best of several step lengths."""
-
-    params: Params  # after the step of that length
-    factor: Float[Tensor, ""]
-    values: Float[Tensor, " factor"]  # the objective at every length
+from ..types import Batch, LineSearch, Params
 
 
 def line_search(

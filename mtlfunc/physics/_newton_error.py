@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference
 from ..solvers.problems import or_one, root
-from ..types import Info, Scalar
-
-
-class NewtonError(NamedTuple):
-    """What is missing in (G + λ s I) w = r, in units of ‖r‖."""
-
-    residual: Float[Tensor, ""]  # ‖(G + λ s I) w - r‖ for the Gramian as it was measured
-    # by how much the last bit of every entry of G can change it; from about 0.1 on the direction
-    # is that of rounding: widen the Gramian, or damp more
-    rounding: Float[Tensor, ""]
+from ..types import Info, NewtonError, Scalar
 
 
 def newton_error(

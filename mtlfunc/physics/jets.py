@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,56 +23,12 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..core._torch import tree_leaves
 from ..core.checks import check_params
-from ..types import Params
+from ..types import Laplacian, Params
 
 Network = nn.Module | Callable[[Params, Any], Any]
 """A module, called with other parameters, or a function `(params, x)`; from x [n, d] to [n, *out],
 row i from row i alone.
 """
-
-
-class Laplacian(NamedTuple):
-    """What one pass has of a network at every point."""
-
-    value: Float[Tensor, " n *out"]
-    gradient: Float[Tensor, " n *out d"]
-    laplacian: Float[Tensor, " n *out"]  # Σ_i ∂²u/∂x_i²
-
-
-def value_and_gradient(
-    f: Network, params: Params, x: Float[Tensor, "n d"]
-) -> tuple[Float[Tensor, " n *out"], Float[Tensor, " n *out d"]]:
-    """u and ∂u/∂x at every point, from one forward pass of d + 1 positions.
-
-    Args:
-        f: a module, or a function `(params, x)`, of linear layers, functions of single entries
-            (tanh, sin, cos, exp, log, sigmoid, softplus, silu, gelu, erf, powers; here relu too),
-            sums, products, quotients, `cat`, slices and reshapes. Row i of its output depends on
-            row i of x alone.
-        params: `{name: tensor}`, as `mtlfunc.parameters(module)` gives.
-        x: the points `[n, d]`.
-
-    Returns:
-        the value `[n, *out]` and the gradient `[n, *out, d]`. Both can be differentiated in
-        `params`, any number of times, and mapped by `vmap`.
-
-    Raises:
-        NotImplementedError: for another operation on what depends on x; it is named.
-        ValueError: for points that are not a floating matrix; for operations that mix points; for
-            an output that does not depend on x.
-
-    Examples:
-        >>> import torch, mtlfunc as mf
-        >>> f = lambda params, x: params["a"] * x[:, 0].sin() * x[:, 1]
-        >>> u, slope = mf.physics.value_and_gradient(
-        ...     f, {"a": torch.tensor(2.0)}, torch.tensor([[0.0, 3.0]]))
-        >>> u.tolist(), slope.tolist()
-        ([0.0], [[6.0, 0.0]])
-    """
-    x = _points(params, x)
-    tangents = torch.ones_like(x).diag_embed()  # of the d coordinates, [n, d, d]
-    value, gradient = _push(f, params, x, (tangents,), _collapsed)
-    return value[:, 0], gradient.movedim(1, -1)
 
 
 def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
@@ -81,17 +37,22 @@ def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
     The second derivatives are summed in every layer: one position holds Δ, not d of them.
 
     Args:
-        f: as in `value_and_gradient`, without functions that have a kink.
-        params: `{name: tensor}`.
+        f: a module, or a function `(params, x)`, of linear layers, functions of single entries
+            (tanh, sin, cos, exp, log, sigmoid, softplus, silu, gelu, erf, powers; without a kink),
+            sums, products, quotients, `cat`, slices and reshapes. Row i of its output depends on
+            row i of x alone.
+        params: `{name: tensor}`, as `mtlfunc.parameters(module)` gives.
         x: the points `[n, d]`.
 
     Returns:
-        a `Laplacian`: value `[n, *out]`, gradient `[n, *out, d]` and laplacian `[n, *out]`. All can
-        be differentiated in `params`.
+        value `[n, *out]`, gradient `[n, *out, d]` and laplacian `[n, *out]`. All can be
+        differentiated in `params`, any number of times, and mapped by `vmap`.
 
     Raises:
-        NotImplementedError: as in `value_and_gradient`.
-        ValueError: as there, and for ReLU and its like, which are not differentiable twice.
+        NotImplementedError: for another operation on what depends on x; it is named.
+        ValueError: for points that are not a floating matrix; for operations that mix points; for
+            an output that does not depend on x; for ReLU and its like, which are not differentiable
+            twice.
 
     Source:
         the forward Laplacian of Li et al. 2023 (arXiv:2307.08214).
@@ -119,7 +80,7 @@ def directional(
     one forward pass of order + 1 positions.
 
     Args:
-        f: as in `value_and_gradient`, without functions that have a kink where order is over 1.
+        f: as in `laplacian`; of order 1 relu and its like, too.
         params: `{name: tensor}`.
         x: the points `[n, d]`.
         direction: `[d]`, the same for every point, or `[n, d]`.
@@ -129,7 +90,7 @@ def directional(
         order + 1 tensors `[n, *out]`, the value first. All can be differentiated in `params`.
 
     Raises:
-        NotImplementedError: as in `value_and_gradient`.
+        NotImplementedError: as in `laplacian`.
         ValueError: as in `laplacian`; for another order, or a direction of another shape.
 
     Examples:
@@ -213,7 +174,7 @@ def _unknown(func: Any, order: int, name: str = "") -> Exception:
             "silu, gelu or another smooth function"
         )
     return NotImplementedError(
-        f"f: jets do not know {name}; mtlfunc.physics.value_and_gradient lists what they know, and "
+        f"f: jets do not know {name}; mtlfunc.physics.laplacian lists what they know, and "
         "torch.func.jacrev of jacrev differentiates everything else"
     )
 

@@ -4,11 +4,10 @@ from typing import Any
 
 from ..core.gone import gone_names
 from .rules import cone, heatmap, portrait, simplex
-from .runs import cosines_over_time, front, gap, weights
+from .runs import front, gap, weights
 
 __all__ = [
     "cone",
-    "cosines_over_time",
     "front",
     "gap",
     "heatmap",
@@ -22,4 +21,10 @@ def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
 
 
-__getattr__: Any = gone_names("mtlfunc.plot", {"gaps": "a loop over solvers: docs/solvers.md"})
+__getattr__: Any = gone_names(
+    "mtlfunc.plot",
+    {
+        "cosines_over_time": "eight lines: docs/how-to/logging.md",
+        "gaps": "a loop over solvers: docs/solvers.md",
+    },
+)

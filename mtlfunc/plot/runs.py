@@ -1,4 +1,4 @@
-"""Pictures of runs: weights and cosines over time, fronts of losses, solvers' gaps."""
+"""Pictures of runs: weights over time, fronts of losses, solvers' gaps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.func import vmap
 
-from ..analysis.diagnostics import cosines
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
 from ._geometry import staircase
@@ -89,131 +87,6 @@ def weights(
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(names) // 15)}
     panel.legend(frameon=False, **beside if len(names) > len(COLOURS) else {})
     return panel
-
-
-# ---- cosines -----------------------------------------------------------------------------------
-
-
-def cosines_over_time(
-    record: Array | Info,
-    ax: Axes | None = None,
-    *,
-    steps: Array | None = None,
-    names: Sequence[str] | None = None,
-    cells: int = 50,
-    band: float = 0.8,
-    **kwargs: Any,
-) -> Axes:
-    """Cosines between the tasks' gradients over time: a line a pair up to three tasks, else strips.
-
-    Neighbouring steps share a cell where there are more than `cells`, and all seeds do: drawn is
-    the mean of a cell's cosines, and for lines a band of their quantiles. Next to a pair's name
-    stands the share of all its cosines that are negative.
-
-    Args:
-        record: Gramians `[step, task, task]` or `[seed, step, task, task]`, or the `Info` that
-            a loop recorded; those of groups are added up.
-        ax: None is the current Axes.
-        steps: `[step]`, increasing, where they were recorded; None is 0, 1, 2, …
-        names: of the tasks; None takes those of a recorded dict of losses.
-        cells: the most cells along the steps, >= 1.
-        band: share of a cell's cosines, in (0, 1], between the band's quantiles.
-        **kwargs: of `Axes.plot`, or of `Axes.pcolormesh` for strips: `vmax=1` for one scale over
-            several pictures.
-
-    Returns:
-        the Axes. For strips its first collection is the mesh `[pair, cell]`, blue above 0 and red,
-        a conflict, below; grey where a gradient is zero, as an absent task's is. Lines have a gap
-        there.
-
-    Raises:
-        ValueError: for other shapes, fewer than two tasks, NaN, or an `Info` without Gramians.
-
-    Examples:
-        >>> from matplotlib.figure import Figure
-        >>> record = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
-        >>> ax = cosines_over_time(record, Figure().add_subplot())
-        >>> ax.get_legend().get_texts()[0].get_text()  # half of the cosines are below 0
-        'task 1 – task 2  50 %'
-    """
-    if isinstance(record, Info):
-        if not record.gramian.numel():
-            raise ValueError(
-                "record: no Gramian was measured; use a probe that does, such as mtlfunc.jacobian"
-            )
-        names = names or list(map(str, record.tasks)) or None
-        grouped = record.gramian.ndim - record.losses.ndim == 2
-        record = record.gramian.sum(-3) if grouped else record.gramian
-    gramians = array_of(record, "record", ("*", None, None, None))
-    count, tasks = gramians.shape[-3:-1]
-    if tasks != gramians.shape[-1] or tasks < 2 or cells < 1 or not 0 < band <= 1:
-        raise ValueError(
-            "record: expected Gramians [step, task, task] of at least two tasks, cells >= 1 and "
-            f"a band in (0, 1], got shape {list(gramians.shape)}, {cells} and {band}"
-        )
-    names = names_of(names, tasks)
-    x = np.arange(count) if steps is None else array_of(steps, "steps", (count,))
-    if (np.diff(x) <= 0).any():
-        raise ValueError(f"steps: expected increasing numbers, got {x.tolist()}")
-    one, other = np.triu_indices(tasks, 1)
-    flat = torch.from_numpy(gramians.reshape(-1, tasks, tasks))
-    found = vmap(cosines)(flat).numpy()[:, one, other].reshape(-1, count, len(one))
-    starts = np.unique(np.arange(min(cells, count)) * count // min(cells, count))
-    pairs = []
-    for s, t, values in zip(one, other, np.moveaxis(found, -1, 0), strict=True):
-        known = [cell[~np.isnan(cell)] for cell in np.split(values, starts[1:], 1)]
-        negative = np.concatenate(known) < 0
-        share = f"{100 * negative.mean():.0f} %" if negative.size else "–"
-        pairs.append((f"{names[s]} – {names[t]}  {share}", known))
-    panel = axes_of(ax)
-    if tasks <= 3:
-        middles = np.array([at.mean() for at in np.split(x, starts[1:])])
-        _cosine_lines(panel, middles, pairs, band, kwargs)
-    else:
-        edges = np.append(x[starts], x[-1] + (x[-1] - x[-2] if len(x) > 1 else 1))
-        _strips(panel, edges, pairs, kwargs)
-    panel.xaxis.get_major_locator().set_params(integer=steps is None)
-    panel.set(xlabel="step")
-    return panel
-
-
-Pairs = list[tuple[str, list[np.ndarray]]]
-"""Of every pair of tasks its title, and its cosines in each cell as far as there are any."""
-
-
-def _cosine_lines(
-    panel: Any, x: np.ndarray, pairs: Pairs, band: float, kwargs: dict[str, Any]
-) -> None:
-    """Of every pair the mean of each cell, and a band."""
-    panel.axhline(0, color="black", linewidth=0.8)
-    for i, (title, known) in enumerate(pairs):
-        mean = [cell.mean() if len(cell) else np.nan for cell in known]
-        look = cycle(i) if len(known) == 1 else {"color": cycle(i)["color"]}
-        (line,) = panel.plot(x, mean, **look | {"label": title} | kwargs)
-        if max(map(len, known)) > 1:
-            ends = [(1 - band) / 2, (1 + band) / 2]
-            bands = [np.quantile(cell, ends) if len(cell) else [np.nan] * 2 for cell in known]
-            low, high = np.array(bands).T
-            panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    panel.set(ylabel=r"$\cos\angle(g_i, g_j)$")
-    panel.legend(frameon=False, title="share in conflict", alignment="left")
-
-
-def _strips(panel: Any, edges: np.ndarray, pairs: Pairs, kwargs: dict[str, Any]) -> None:
-    """Of every pair a row of cells, each with the mean of its cosines as colour."""
-    rows = [[cell.mean() if len(cell) else np.nan for cell in known] for _, known in pairs]
-    mean, count = np.ma.masked_invalid(rows), len(pairs)
-    limit = kwargs.get("vmax") or np.ceil(10 * np.abs(mean).max()) / 10 or 1.0
-    look: dict[str, Any] = {"cmap": "RdBu", "rasterized": True}
-    look |= {} if "norm" in kwargs else {"vmin": -limit, "vmax": limit}
-    image = panel.pcolormesh(edges, np.arange(count + 1), mean, **look | kwargs)
-    panel.set_facecolor("0.75")
-    panel.hlines(np.arange(1, count), *edges[[0, -1]], color="white", linewidth=0.8)
-    size = {"fontsize": 10.0 if count <= 10 else 8.3 if count <= 21 else min(5.8, 230 / count)}
-    panel.set_yticks(np.arange(count) + 0.5, [title for title, _ in pairs], **size)
-    panel.tick_params(axis="y", length=0)
-    panel.set(ylim=(count, 0), ylabel="pair, share in conflict")
-    panel.figure.colorbar(image, ax=panel, label=r"$\cos\angle(g_i, g_j)$")
 
 
 # ---- fronts ------------------------------------------------------------------------------------

@@ -23,12 +23,17 @@ class GradNormState(NamedTuple):
     optimizer: State
 
 
+def exact_adam(lr: Scalar) -> Optimizer:
+    """Multiplying every gradient by a constant changes nothing, while squares stay in range."""
+    return optim.adam(lr, eps=0.0)
+
+
 @constructor
 def gradnorm(
     alpha: Scalar,
     lr: Scalar = 0.025,
     *,
-    optimizer: Callable[[Scalar], Optimizer] = optim.exact_adam,
+    optimizer: Callable[[Scalar], Optimizer] = exact_adam,
     floor: float = 1e-3,
     normalize_targets: bool = False,
     reference: Float[Tensor, " task"] | None = None,
@@ -43,9 +48,9 @@ def gradnorm(
     Args:
         alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.
         lr: learning rate > 0 of the weights.
-        optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default),
-            `optim.sgd` (the paper's plain step, the one choice that is not scale-free),
-            `optim.multiplicative` (w ← w·exp(∓lr)).
+        optimizer: from a learning rate to the weights' optimizer. `mf.adam` with eps=0 (default),
+            `mf.sgd` (the paper's plain step, the one choice that is not scale-free),
+            `mf.optim.multiplicative` (w ← w·exp(∓lr)).
         floor: smallest weight before the renormalisation to sum T; equilibrium weights can be
             smaller than one absolute step.
         normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α

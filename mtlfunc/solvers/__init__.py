@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.gone import gone_names
 from ._active_set import active_set
 from ._auto import auto
-from ._certify import Certificate, certify
+from ._certify import certify
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
 from ._projected_gradient import projected_gradient
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAGrad",
-    "Certificate",
     "DualCone",
     "MinNorm",
     "active_set",
@@ -38,6 +37,7 @@ __all__ = [
 _REFERENCE = {"cvx": "_cvx"}
 """Public here, and of the laboratory above: what these are is found when they are asked for."""
 _GONE = {
+    "Certificate": "it is mtlfunc.types.Certificate now",
     "Comparison": "a loop: docs/solvers.md",
     "compare": "a loop: docs/solvers.md",
     "nuclear": "it is mtlfunc.muon.nuclear now",

@@ -6,10 +6,11 @@ from math import isnan
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_vector
+from ..types import Certificate
 from ._active_set import run
 from .problems import (
     RESOLUTION,
@@ -23,61 +24,6 @@ from .problems import (
     precision,
     root,
 )
-
-
-class Certificate(NamedTuple):
-    """What is proved of an answer; all numbers but `gap` are free of scale, `str()` is one line."""
-
-    # bounds what the objective (CAGrad: the worst task's rate) can still gain
-    gap: Float[Tensor, ""]
-    relative_gap: Float[Tensor, ""]  # the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
-    # 1 is exact, < 0 means the step raises a loss, NaN that this dtype cannot tell; see `certify`
-    kappa: Float[Tensor, ""]
-    # the constraint missed by most; CAGrad's in units of ‖g₀‖, if this is more than rounding
-    infeasibility: Float[Tensor, ""]
-    # KKT: the worst task's rate below what optimality asks, as a cosine
-    violation: Float[Tensor, ""]
-    complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
-    worst: Tensor  # the task with the lowest rate, as a cosine
-    stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
-    # the weights, up to this fraction of Σ|w_s|‖g_s‖, meet the optimality conditions of a G' with
-    # |G' - G| <= 3 backward ‖g_s‖‖g_t‖ (min_norm and dual_cone; NaN for cagrad)
-    backward: Float[Tensor, ""]
-    # to so much a Gramian of this dtype tells whether d is in CAGrad's ball; else 0
-    resolution: Float[Tensor, ""]
-
-    def __str__(self) -> str:
-        # half precision rounds the weights themselves, and what is said of them
-        dtype = self.gap.dtype
-        eps = torch.finfo(dtype).eps
-        rounding = (16 if eps > 1e-4 else 64) * eps + 1e4 * torch.finfo(torch.float64).eps
-        loose = self.resolution > rounding
-        kappa, relative, missed = map(float, (self.kappa, self.relative_gap, self.infeasibility))
-        numbers = f"(kappa {kappa:.6g}, relative gap {relative:.1e}, infeasibility {missed:.1e}"
-        numbers += f" ± {float(self.resolution):.1e})" if loose else ")"
-        if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
-            return "no answer: NaN or infinite weights or Gramian"
-        if self.infeasibility > rounding + self.resolution:
-            said = f"infeasible: a constraint is missed by {missed:.1e}"
-        elif self.stationary:
-            said = "numerically Pareto stationary: no step improves all tasks by more than rounding"
-        elif max(self.relative_gap, self.violation, self.complementarity) <= rounding:
-            said = "optimal to rounding"
-            if loose:
-                said = "optimal as far as the Gramian can say: it tells the length of d to "
-                said += f"{float(self.resolution):.1e}‖g₀‖"
-        elif self.backward <= rounding:
-            within = float(self.backward) / eps
-            said = "optimal as far as the Gramian can say: for one within "
-            said += f"{within:.0f} machine epsilons of it"
-        elif self.kappa.isnan():
-            said = f"{dtype}".replace("torch.", "") + " cannot tell whether the gradients cancel; "
-            said += "accumulate the Gramian in float32"
-        elif self.kappa < 0:
-            said = f"not optimal, and the step raises the loss of task {int(self.worst)}"
-        else:
-            said = f"not optimal: task {int(self.worst)} is served worst"
-        return f"{said} {numbers}"
 
 
 def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:

@@ -73,7 +73,7 @@ def grid(
         are its shortest decimals, so that `.sel(c=0.4)` finds them.
 
     Raises:
-        Unfinished: on Ctrl-C, with the dataset so far.
+        KeyboardInterrupt: on Ctrl-C; its `dataset` is the one so far.
         ValueError: for bad axes, outputs that differ between points, and a folder of another grid.
         TypeError: for axes of the wrong kind and outputs that are not tensors.
         RuntimeError: under a transform, and for an `f` that cannot be vmapped.

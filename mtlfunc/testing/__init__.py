@@ -4,22 +4,18 @@ A *solver* is a function of one problem (`mtlfunc.solvers.min_norm`, `cagrad`, `
 returns a `Solution`, made by `problem.solution(weights, dual, steps)`, or the weights alone.
 """
 
+from typing import Any
+
+from ..core.gone import gone_names
 from ._check_solver import check_solver
 from ._judge import assert_agree, certified_error
-from ._report import Counterexample, SolverReport
-from .families import FAMILIES, REGULAR, gramian, jacobian
-from .strategies import gramians, jacobians, problems
+from .families import jacobian
+from .strategies import jacobians, problems
 
 __all__ = [
-    "FAMILIES",
-    "REGULAR",
-    "Counterexample",
-    "SolverReport",
     "assert_agree",
     "certified_error",
     "check_solver",
-    "gramian",
-    "gramians",
     "jacobian",
     "jacobians",
     "problems",
@@ -28,3 +24,16 @@ __all__ = [
 
 def __dir__() -> list[str]:  # for completion: public names alone
     return sorted(__all__)
+
+
+__getattr__: Any = gone_names(
+    "mtlfunc.testing",
+    {
+        "Counterexample": "it is what `check_solver(...).counterexamples` holds",
+        "FAMILIES": "`jacobian` lists the families",
+        "REGULAR": 'write ("gaussian", "hull", "orthogonal")',
+        "SolverReport": "it is what `check_solver` returns",
+        "gramian": "write `rows @ rows.mT` with `rows = jacobian(...)`",
+        "gramians": "write `jacobians(...).map(lambda rows: rows @ rows.mT)`",
+    },
+)

@@ -127,7 +127,9 @@ def jacobian(
     """One Jacobian of a hard family.
 
     Args:
-        family: a name in `FAMILIES`.
+        family: "gaussian", "spread" (of lengths), "duplicates", "near_duplicates",
+            "rank_deficient", "zero_row", "antiparallel", "pareto_stationary", "near_stationary",
+            "weakly_stationary", "hull" (0 is outside), "orthogonal", "identical" or "integer_ties".
         count: T, the number of tasks, >= 1.
         seed: >= 0; the same seed gives the same Jacobian on every machine, up to rounding.
         width: P, the number of parameters, >= 1; None is T + 10. `integer_ties` has at most 4,
@@ -151,34 +153,3 @@ def jacobian(
         check_count(value, name, least)
     rng = default_rng([seed, count, _STREAMS[family]])
     return torch.from_numpy(scale * FAMILIES[family](rng, count, width)).to(dtype)
-
-
-def gramian(
-    family: str,
-    count: int,
-    seed: int = 0,
-    *,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """The Gramian of `jacobian`, accumulated in float64.
-
-    Args:
-        family: a name in `FAMILIES`.
-        count: T, the number of tasks, >= 1.
-        seed: >= 0.
-        scale: of all gradients; the Gramian has its square.
-        dtype: of the result.
-
-    Returns:
-        G = J Jᵀ `[task, task]`.
-
-    Raises:
-        ValueError: for an unknown family, or numbers below their least.
-
-    Examples:
-        >>> bool((gramian("zero_row", 3).diagonal() == 0).any())
-        True
-    """
-    rows = jacobian(family, count, seed, scale=scale)
-    return (rows @ rows.mT).to(dtype)

@@ -42,7 +42,7 @@ def jacobians(
     Args:
         tasks: the least and largest number of tasks T.
         width: the least and largest number of parameters P; None is T + 10.
-        families: names in `FAMILIES`, the ones to prefer in a counterexample first.
+        families: those of `jacobian`, the ones to prefer in a counterexample first.
         exponents: all gradients are multiplied by a power of ten between these.
 
     Returns:
@@ -82,35 +82,6 @@ def jacobians(
     )
 
 
-def gramians(
-    tasks: tuple[int, int] = (1, 8),
-    width: tuple[int, int] | None = (1, 12),
-    *,
-    families: Sequence[str] = tuple(FAMILIES),
-    exponents: tuple[int, int] = (-10, 10),
-) -> Tensors:
-    """A strategy for Gramians J Jᵀ of the Jacobians of `jacobians`.
-
-    Args:
-        tasks: the least and largest number of tasks T.
-        width: the least and largest number of parameters P; None is T + 10.
-        families: names in `FAMILIES`.
-        exponents: all gradients are multiplied by a power of ten between these.
-
-    Returns:
-        a strategy of tensors `[task, task]`, float64.
-
-    Raises:
-        ImportError: without hypothesis.
-        ValueError: for an unknown family, or a range that is empty.
-
-    Examples:
-        >>> strategy = gramians(tasks=(2, 3), families=["duplicates", "zero_row"])
-    """
-    rows = jacobians(tasks, width, families=families, exponents=exponents)
-    return rows.map(lambda rows: rows @ rows.mT)
-
-
 def problems(
     kind: str,
     tasks: tuple[int, int] = (1, 8),
@@ -119,7 +90,7 @@ def problems(
     families: Sequence[str] = tuple(FAMILIES),
     exponents: tuple[int, int] = (-10, 10),
 ) -> Problems:
-    """A strategy for problems of one kind, on the Gramians of `gramians`.
+    """A strategy for problems of one kind, on the Gramians of `jacobians`.
 
     CAGrad's c is 0.4, 0.1, 1 or 0, and its preference uniform, increasing, or 0 for the last of
     several tasks; the dual cone's weights are uniform, those of one task, or of both signs. The
@@ -129,7 +100,7 @@ def problems(
         kind: `"min_norm"`, `"cagrad"` or `"dual_cone"`.
         tasks: the least and largest number of tasks T.
         width: the least and largest number of parameters P; None is T + 10.
-        families: names in `FAMILIES`.
+        families: those of `jacobian`.
         exponents: all gradients are multiplied by a power of ten between these.
 
     Returns:

@@ -15,6 +15,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from mtlfunc.types import Balance
 
 from ..report.findings import Settings
 from ..report.parts import kept
@@ -35,7 +36,7 @@ def losses(params: mf.types.Params, batch: Batch) -> Tensor:
     return (gradients + 0.5 * bent) @ x
 
 
-def edited() -> mf.Balance:
+def edited() -> Balance:
     """The paper's direction, the **sum** of the projected gradients."""
     return mf.balance(losses, mf.pcgrad(), mf.jacobian(), reduction="sum")
 

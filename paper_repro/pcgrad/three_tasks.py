@@ -13,6 +13,7 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from mtlfunc.types import Balance
 
 from ..report.device import replayed
 from ..report.figures import axes
@@ -70,7 +71,7 @@ def runs(settings: Settings) -> Runs:
 
     fixed = torch.arange(3).expand(3, 3)
 
-    def move(orders: Tensor) -> mf.Balance:
+    def move(orders: Tensor) -> Balance:
         return mf.balance(losses, mf.pcgrad(orders), mf.jacobian(), reduction="sum")
 
     first = move(fixed).init({"x": x[0]}, curvatures[0])  # given orders leave nothing to keep

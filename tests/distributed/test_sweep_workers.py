@@ -17,7 +17,8 @@ import xarray
 
 import mtlfunc as mf
 from mtlfunc.core.files import InUse, hold_lock
-from mtlfunc.studies import Unfinished, grid
+from mtlfunc.studies import grid
+from mtlfunc.studies._grid import Unfinished
 from tests.support import ROOT
 from tests.support.grids import AXES, weights
 

@@ -4,9 +4,22 @@ import torch
 from torch import Tensor
 
 from mtlfunc import testing
-from mtlfunc.testing import FAMILIES, REGULAR, gramian, jacobian
+from mtlfunc.testing.families import FAMILIES, REGULAR, jacobian
 
 __all__ = ["FAMILIES", "REGULAR", "batch", "gramian", "jacobian", "jacobians"]
+
+
+def gramian(
+    family: str,
+    count: int,
+    seed: int = 0,
+    *,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The Gramian of one Jacobian, accumulated in float64."""
+    rows = jacobian(family, count, seed, scale=scale)
+    return (rows @ rows.mT).to(dtype)
 
 
 def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:

@@ -73,7 +73,7 @@ def main() -> None:
         lambda: mf.arena: "mtlfunc[lab]",
         lambda: mf.plot: "mtlfunc[plot]",
         lambda: mf.solvers.cvx(): "pip install cvxpy",
-        lambda: mf.testing.gramians(): "pip install hypothesis",
+        lambda: mf.testing.jacobians(): "pip install hypothesis",
     }.items():
         try:
             ask()

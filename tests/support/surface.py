@@ -32,13 +32,24 @@ def _of_module(module: ModuleType, name: str) -> Iterator[str]:
 
 def _of_value(value: Any, name: str) -> Iterator[str]:
     if not inspect.isclass(value):
-        yield f"{name}{_parameters(value)}"
+        yield f"{name}{_parameters(value)}{_returned(value)}"
         return
     fields = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
     yield f"{name}: {', '.join(fields)}" if fields else f"{name}{_parameters(value)}"
     for method, inner in vars(value).items():
         if not method.startswith("_") and inspect.isfunction(inner):
             yield f"{name}.{method}{_parameters(inner)}"
+
+
+def _returned(function: Any) -> str:
+    """The fields of the records that come back, unless the record is a public name itself."""
+    if not inspect.isfunction(function):
+        return ""
+    inner = inspect.unwrap(function)
+    kinds = re.findall(r"\b[A-Z]\w+", inspect.formatannotation(inner.__annotations__.get("return")))
+    found = (inner.__globals__.get(kind) for kind in kinds if kind not in mf.__all__)
+    fields = [getattr(x, "_fields", getattr(x, "__dataclass_fields__", ())) for x in found]
+    return "".join(f" -> {', '.join(each)}" for each in fields if each)
 
 
 def _parameters(function: Any) -> str:
