@@ -99,9 +99,6 @@ class Probe(NamedTuple):
     # them (False); None never
     weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
-    # whether it multiplies the rows with the gradient of a target loss: always, or if a Balancer is
-    # given one (False); None never
-    target: bool | None = None
     metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 
 
@@ -111,10 +108,8 @@ of log losses; YYᵀ of tracked gradients.
 """
 
 
-ROW_PRODUCTS = ("carried", "target")
-"""Keys of `Geometry.extra` with products of every row: with what an optimizer carries along, and
-with the gradient of a target loss.
-"""
+ROW_PRODUCTS = ("carried",)
+"""Keys of `Geometry.extra` with products of every row: with what an optimizer carries along."""
 
 LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
 """Keys of `Geometry.extra`: the last batch's losses then and now, and which tasks it had."""

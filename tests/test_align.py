@@ -1,7 +1,6 @@
-"""`align` and the products with a target's gradient, against literal loops."""
+"""`align` and a target's loss as the last row, against literal loops."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
-from tests.support.problems import BATCH, FORMS, PARAMS, TASKS, opaque
-from tests.support.steps import SHARED, aim
+from tests.support.problems import BATCH, PARAMS, TASKS, opaque
+from tests.support.steps import SHARED
 
 F64 = torch.float64
 ETA = 0.3
@@ -38,10 +37,16 @@ def gradients(losses_fn, params, names):
     )
 
 
+def aimed(params, batch):
+    """The tasks' losses and a target's: two of the tasks, one of them the other way round."""
+    first, second, _ = opaque(params, (batch[0].flip(0), batch[1]))
+    return torch.cat([opaque(params, batch), (first - 0.3 * second)[None]])
+
+
 def literal(params, batch, names=TRUNK):
     """The tasks' products with the target's gradient, by literal loops."""
-    rows = gradients(lambda leaves: opaque(leaves, batch), params, names)
-    return rows @ gradients(lambda leaves: [aim(leaves, batch)], params, names)[0]
+    rows = gradients(lambda leaves: aimed(leaves, batch), params, names)
+    return rows[:-1] @ rows[-1]
 
 
 def reweighed(w, products, eta=ETA):
@@ -50,14 +55,17 @@ def reweighed(w, products, eta=ETA):
     return torch.tensor([x / sum(found) for x in found], dtype=F64)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [lambda losses: losses, tuple], ids=["vector", "scalars"])
 def test_steps_equal_a_loop(form):
-    step = mf.descend(FORMS[form], mf.align(ETA), mf.jacobian(SHARED, target=aim), mf.sgd(0.1))
+    step = mf.descend(
+        lambda p, b: form(aimed(p, b)), mf.align(ETA), mf.jacobian(SHARED), mf.sgd(0.1)
+    )
     state, w = step.init(PARAMS, BATCH), [1 / TASKS] * TASKS
     for _ in range(4):
         w = reweighed(w, literal(state.params, BATCH))
         state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
+        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
+        assert float(info.weights[-1]) == 0
 
 
 def test_towards_the_mean_equals_a_loop():
@@ -74,63 +82,27 @@ def test_towards_the_mean_equals_a_loop():
             torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
 
 
-def test_weights_rise_with_what_a_step_lowers_the_target_by():
-    """a_t is the target's fall along task t's gradient, by finite differences."""
-    probe = mf.jacobian("*", target=aim)
-    run = mf.Run(opaque, PARAMS)
-    measured, _ = probe.update(run, BATCH, probe.init(run, BATCH, mf.random.key(0))[1])
-    for t, told in enumerate(measured.geometry.extra["target"]):
-        g = measured.combine(torch.eye(TASKS, dtype=F64)[t])
-        at = [aim({n: PARAMS[n] - s * g[n] for n in PARAMS}, BATCH) for s in (-1e-5, 1e-5)]
-        assert float(at[0] - at[1]) / 2e-5 == pytest.approx(float(told), rel=1e-6)
-
-
-OPTIONS = {
-    "measure": {"measure": "trunk.2.*"},
-    "own heads": {"heads": "own"},
-    "rows": {"engine": "rows", "chunk_size": 2},
-    "mask": {"mask": lambda key, rows: {n: 2.0 * r for n, r in rows.items()}},
-    "mix": {"mix": mf.subset(2)},
-}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_options_of_the_probe(name):
-    """What `extra["target"]` is, from the rows that the same probe combines."""
-    probe = mf.jacobian(SHARED, target=aim, **OPTIONS[name])
-    run = mf.Run(opaque, PARAMS)
-    state = probe.init(run, BATCH, mf.random.key(3))[1]
-    measured, _ = probe.update(run, BATCH, state)
-    groups = {"layers": [TRUNK[:2], TRUNK[2:]], "measure": [TRUNK[2:]]}.get(name, [TRUNK])
-    told = measured.geometry.extra["target"]
-    count = told.shape[-1]
-    rows = [measured.combine(w.expand_as(told)) for w in torch.eye(count, dtype=F64)]
-    expected = []
-    for names in groups:
-        goal = gradients(lambda leaves: [aim(leaves, BATCH)], PARAMS, names)[0]
-        here = torch.stack([torch.cat([row[n].flatten() for n in names]) for row in rows])
-        expected.append(here @ goal)
-    wanted = torch.stack(expected) if name == "layers" else expected[0]
-    torch.testing.assert_close(told, wanted, rtol=1e-10, atol=1e-13)
-
-
 def test_absent_tasks_keep_their_weight():
-    absent = torch.tensor([True, False, True])
-    probe = mf.jacobian(SHARED, target=aim, present=lambda batch: batch[2])
-    step = mf.balance(lambda p, b: opaque(p, b[:2]), mf.align(ETA), probe)
-    every = torch.ones(TASKS, dtype=torch.bool)
+    every = torch.ones(TASKS + 1, dtype=torch.bool)
+    absent = torch.tensor([True, False, True, True])
+    probe = mf.jacobian(SHARED, present=lambda batch: batch[2])
+    step = mf.balance(lambda p, b: aimed(p, b[:2]), mf.align(ETA), probe)
     state = step.init(PARAMS, (*BATCH, every))
     _, state, first = step.update(PARAMS, (*BATCH, every), state)
     _, state, second = step.update(PARAMS, (*BATCH, absent), state)
-    a, w = literal(PARAMS, BATCH), first.weights
-    torch.testing.assert_close(state.rule.logits.softmax(0)[1], w[1], rtol=1e-12, atol=0)
-    some = reweighed(w[absent].tolist(), a[absent])
-    torch.testing.assert_close(second.weights[absent], some, rtol=1e-9, atol=0)
-    assert float(second.weights[1]) == 0
-    _, _, third = step.update(PARAMS, (*BATCH, every), state)
+    here, a, w = absent[:-1], literal(PARAMS, BATCH), first.weights[:-1]
+    torch.testing.assert_close(state.rule.logits[:-1].softmax(0)[1], w[1], rtol=1e-12, atol=0)
+    some = reweighed(w[here].tolist(), a[here])
+    torch.testing.assert_close(second.weights[:-1][here], some, rtol=1e-9, atol=0)
+    assert second.weights[[1, 3]].tolist() == [0, 0]
+    nowhere = every & (torch.arange(TASKS + 1) < TASKS)
+    _, same, third = step.update(PARAMS, (*BATCH, nowhere), state)  # no target at this step
     kept = w.clone()
-    kept[absent] = some * w[absent].sum()
-    torch.testing.assert_close(third.weights, reweighed(kept.tolist(), a), rtol=1e-9, atol=0)
+    kept[here] = some * w[here].sum()
+    torch.testing.assert_close(third.weights[:-1], kept, rtol=1e-9, atol=0)
+    _, _, fourth = step.update(PARAMS, (*BATCH, every), same)
+    wanted = reweighed(kept.tolist(), a)
+    torch.testing.assert_close(fourth.weights[:-1], wanted, rtol=1e-9, atol=0)
 
 
 def network(seed=0):
@@ -138,7 +110,7 @@ def network(seed=0):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
         batch = {"x": torch.randn(8, 3), "y": torch.randn(8, 2), "A": torch.rand(3, 8)}
-        batch |= {"goal x": torch.randn(6, 3), "goal y": torch.randn(6, 2)}
+        batch["A"] = torch.cat([batch["A"], torch.eye(8)[5:].mean(0)[None]])
     return net, {name: x.double() for name, x in batch.items()}
 
 
@@ -146,20 +118,15 @@ def by_sample(net):
     return lambda p, b: (functional_call(net, p, (b["x"],)) - b["y"]).square().sum(1)
 
 
-def goal(net):
-    return lambda p, b: by_sample(net)(p, {"x": b["goal x"], "y": b["goal y"]}).mean()
-
-
 def weighed_step(net, eta=ETA):
-    probe = mf.jacobian(weightings=lambda b: b["A"], target=goal(net))
+    probe = mf.jacobian(weightings=lambda b: b["A"])
     return mf.descend(by_sample(net), mf.align(eta), probe, mf.sgd(0.1))
 
 
-def products(net, params, batch, metric=None):
-    names = tuple(params)
-    rows = gradients(lambda p: batch["A"] @ by_sample(net)(p, batch), params, names)
-    aimed = gradients(lambda p: [goal(net)(p, batch)], params, names)[0]
-    return rows @ (aimed if metric is None else metric * aimed)
+def products(net, params, batch, metric: float | torch.Tensor = 1.0):
+    """With the mean over the last samples, the fourth row of A."""
+    rows = gradients(lambda p: batch["A"] @ by_sample(net)(p, batch), params, tuple(params))
+    return rows[:-1] @ (metric * rows[-1])
 
 
 def test_weightings_equal_a_loop():
@@ -169,7 +136,7 @@ def test_weightings_equal_a_loop():
     for _ in range(3):
         w = reweighed(w, products(net, state.params, batch))
         state, info = step.update(state, batch)
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
+        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
 
 
 def trained(net, eta, batch, steps=3):
@@ -179,7 +146,7 @@ def trained(net, eta, batch, steps=3):
     for _ in range(steps - 1):
         state, _ = step.update(state, batch)
     state, info = step.update(state, batch)
-    return info.weights, goal(net)(state.params, batch)
+    return info.weights, batch["A"][-1] @ by_sample(net)(state.params, batch)
 
 
 def test_vmapped_over_eta_and_batches_equals_its_loop():
@@ -208,34 +175,19 @@ def test_derivatives_of_a_run_by_eta_of_both_orders():
     torch.testing.assert_close(grad(first)(eta), near, rtol=1e-6, atol=1e-9)
 
 
-def test_live_equals_pure_with_and_without_weightings():
-    for weighed in (True, False):
-        net, batch = network()
-        A = batch["A"]
-        pure = mf.balance(
-            by_sample(net) if weighed else lambda p, b, net=net, A=A: A @ by_sample(net)(p, b),
-            mf.align(ETA),
-            mf.jacobian(target=goal(net), weightings=(lambda b: b["A"]) if weighed else None),
-        )
-        state = pure.init(mf.parameters(net), batch)
-        balancer = mf.Balancer(net, mf.align(ETA))
-        for _ in range(3):
-            grads, state, wanted = pure.update(mf.parameters(net), batch, state)
-            net.zero_grad()
-            losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-            target = (net(batch["goal x"]) - batch["goal y"]).square().sum(1).mean()
-            if weighed:
-                told = balancer.measure(losses, weightings=A, target=target)
-                info = balancer.backward(losses, weightings=A, target=target)
-                assert torch.equal(told.weights, info.weights)
-            else:
-                info = balancer.backward(A @ losses, target=target)
-            torch.testing.assert_close(info.weights, wanted.weights, rtol=1e-10, atol=0)
-            for name, leaf in net.named_parameters():
-                torch.testing.assert_close(leaf.grad, grads[name], rtol=1e-10, atol=1e-14)
-            assert target.grad_fn is not None
-            with pytest.raises(RuntimeError):  # its graph is freed, as that of the losses is
-                target.backward()
+def test_live_equals_pure():
+    net, batch = network()
+    pure = mf.balance(by_sample(net), mf.align(ETA), mf.jacobian(weightings=lambda b: b["A"]))
+    state = pure.init(mf.parameters(net), batch)
+    balancer = mf.Balancer(net, mf.align(ETA))
+    for _ in range(3):
+        grads, state, wanted = pure.update(mf.parameters(net), batch, state)
+        net.zero_grad()
+        losses = (net(batch["x"]) - batch["y"]).square().sum(1)
+        info = balancer.backward(losses, weightings=batch["A"])
+        torch.testing.assert_close(info.weights, wanted.weights, rtol=1e-10, atol=0)
+        for name, leaf in net.named_parameters():
+            torch.testing.assert_close(leaf.grad, grads[name], rtol=1e-10, atol=1e-14)
 
 
 def test_in_the_optimizers_metric():
@@ -257,120 +209,45 @@ def test_in_the_optimizers_metric():
         w = reweighed(w, products(net, params, batch, scale))
         optimizer.zero_grad()
         losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-        target = (net(batch["goal x"]) - batch["goal y"]).square().sum(1).mean()
-        info = balancer.backward(losses, weightings=batch["A"], target=target)
+        info = balancer.backward(losses, weightings=batch["A"])
         optimizer.step()
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
-
-
-def test_pure_metric_equals_live():
-    net, batch = network()
-    step = mf.descend(
-        by_sample(net),
-        mf.align(ETA),
-        mf.jacobian(weightings=lambda b: b["A"], target=goal(net)),
-        mf.sgd(0.5),
-        metric=True,
-    )
-    params = mf.parameters(net)
-    _, info = step.update(step.init(params, batch), batch)
-    wanted = reweighed([1 / 3] * 3, 0.5 * products(net, params, batch))
-    torch.testing.assert_close(info.weights, wanted, rtol=1e-9, atol=0)
-
-
-def test_normalized_rows_have_normalized_products():
-    rows = torch.tensor([[3.0, 0.0], [0.0, 0.5], [1.0, 1.0]], dtype=F64)
-    aimed = torch.tensor([1.0, 2.0], dtype=F64)
-    seen = []
-    inner = mf.align(ETA)
-    spy = inner._replace(
-        update=lambda geometry, state: (
-            seen.append(geometry.extra["target"]),
-            inner.update(geometry, state),
-        )[1]
-    )
-    rule, ones = mf.normalize(spy), torch.ones(3, dtype=F64)
-    geometry = mf.Geometry(ones, rows @ rows.mT, ones / 3, ones > 0, {"target": rows @ aimed})
-    rule.update(geometry, rule.init(ones, mf.random.key(0)))
-    torch.testing.assert_close(seen[0], (rows / rows.norm(dim=1, keepdim=True)) @ aimed)
+        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
 
 
 def test_long_runs_keep_their_log_weights():
     """After weights have left the range of floats, the products of other steps bring them back."""
     rule = mf.align(1.0)
-    ones = torch.ones(2)
+    ones = torch.ones(3)
     state = rule.init(ones, mf.random.key(0))
 
     def step(a, state):
-        return rule.update(mf.Geometry(ones, None, ones / 2, ones > 0, {"target": a}), state)
+        rows = torch.cat([torch.eye(2), a[None]])
+        return rule.update(mf.Geometry(ones, rows @ rows.mT, ones / 3, ones > 0, {}), state)
 
     there, back = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
     for _ in range(50):
         state = step(there, state)[1]
-    assert step(there, state)[0].tolist() == [1.0, 0.0]
+    assert step(there, state)[0].tolist() == [1.0, 0.0, 0.0]
     for _ in range(49):
         state = step(back, state)[1]
     weights, _ = step(back, state)
-    torch.testing.assert_close(weights, ones / 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(weights[:2], ones[:2] / 2, rtol=1e-3, atol=0)
 
 
 def test_refusals():
-    net, batch = network()
-    losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-    given: Any = {"weightings": batch["A"]}
+    net, _ = network()
     with pytest.raises(ValueError, match=r"eta: "):
         mf.align(0.0)
     with pytest.raises(ValueError, match="preference: it says what the tasks count"):
         mf.align(0.1, preference=torch.ones(3))
-    with pytest.raises(TypeError, match="target: expected a function"):
-        mf.jacobian(target=lambda batch: batch)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match='engine="layerwise" makes no rows, and target='):
-        mf.jacobian(target=goal(net), engine="layerwise")
-    with pytest.raises(ValueError, match=r"align reads 'target', .*jacobian\(\.\.\., target="):
-        mf.balance(by_sample(net), mf.align(0.1), mf.jacobian())
-    for probe in (mf.moving_average(rate=0.5), mf.losses_only()):
-        with pytest.raises(ValueError, match=r"reads 'target', which goes with mtlfunc\.jacobian"):
-            mf.Balancer(net, mf.align(0.1), probe)
-    for wrong, words in (
-        (losses, "target: expected one floating loss, a 0-d tensor"),
-        (torch.tensor(1.0), "target: its loss depends on none"),
-        (None, "target: align reads the tasks' products"),
-        (losses.sum() * torch.nan, "target .its loss.: NaN"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            mf.Balancer(net, mf.align(0.1)).backward(losses, **given, target=wrong)
-    with pytest.raises(ValueError, match=r"target: mgda does not read it"):
-        mf.Balancer(net, mf.mgda()).backward(losses, **given, target=losses.sum())
-    with pytest.raises(ValueError, match=r"target: it goes with mtlfunc\.jacobian"):
-        mf.Balancer(net, mf.moco(), mf.moving_average()).backward(losses, target=losses.sum())
-    own = mf.Balancer(net, mf.align(0.1), mf.jacobian(target=goal(net)))
-    with pytest.raises(ValueError, match=r"target: .* backward\(losses, target=\)"):
-        own.backward(losses, **given, target=losses.sum())
-    with pytest.raises(ValueError, match='engine="layerwise"'):
-        mf.Balancer(net, mf.align(0.1), mf.jacobian(engine="layerwise")).backward(
-            losses, **given, target=losses.sum()
-        )
-    step = mf.balance(by_sample(net), mf.align(0.1), mf.jacobian(target=lambda p, b: p["0.bias"]))
-    with pytest.raises(ValueError, match="target: expected one floating loss"):
-        step.update(mf.parameters(net), batch, step.init(mf.parameters(net), batch))
+    with pytest.raises(ValueError, match="losses: align takes the last as the target's"):
+        mf.Balancer(net, mf.align(0.1)).backward([net(torch.ones(1, 3).double()).sum()])
     assert all(x.grad is None for x in net.parameters())
-
-
-def test_a_target_that_shares_its_graph_with_the_losses():
-    net, batch = network()
-    losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-    info = mf.Balancer(net, mf.align(ETA)).backward(
-        losses, weightings=batch["A"], target=losses[:3].mean()
-    )
-    names = tuple(mf.parameters(net))
-    each = gradients(lambda p: by_sample(net)(p, batch), mf.parameters(net), names)
-    wanted = reweighed([1 / 3] * 3, batch["A"] @ each @ each[:3].mean(0))
-    torch.testing.assert_close(info.weights, wanted, rtol=1e-9, atol=0)
 
 
 def test_an_eta_that_overflows_is_named():
     net, batch = network()
     losses = (net(batch["x"]) - batch["y"]).square().mean(0)
     with pytest.raises(ValueError, match=r"eta: times the products .* overflows torch\.float64"):
-        mf.Balancer(net, mf.align(1e308)).backward(1e3 * losses, target=1e3 * losses.sum())
+        mf.Balancer(net, mf.align(1e308)).backward([*(1e3 * losses), 1e3 * losses.sum()])
     assert all(x.grad is None for x in net.parameters())

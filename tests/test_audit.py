@@ -383,8 +383,8 @@ def test_audit_refuses_what_cannot_be_a_rule():
     ):
         with pytest.raises(ValueError, match=message):
             unwrapped(mf.mean(), **arguments)
-    with pytest.raises(ValueError, match="extra: align reads 'target'; pass a function"):
-        unwrapped(mf.align(0.3))
+    with pytest.raises(ValueError, match="extra: ntk reads 'trace'; pass a function"):
+        unwrapped(mf.physics.ntk())
 
 
 def test_what_the_rule_reads_is_asked_for_alone():
@@ -392,10 +392,10 @@ def test_what_the_rule_reads_is_asked_for_alone():
 
     def extra(jacobian, losses):
         torch.rand(3)
-        return {"target": jacobian @ (jacobian[0] + jacobian[1])}
+        return {"trace": jacobian.square().sum(1)}
 
     before = torch.get_rng_state()
-    audit(mf.align(0.3), extra=extra, only=["NaN"], instances=4)
+    audit(mf.physics.ntk(), extra=extra, only=["NaN"], instances=4)
     audit(mf.mean(), extra=lambda jacobian, losses: {}[0], only=["NaN"], instances=4)
     assert torch.equal(torch.get_rng_state(), before)
 

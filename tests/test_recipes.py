@@ -155,6 +155,7 @@ NET = nn.Linear(2, 2)
 SCALE = "losses-times-a-scalers-factor"
 GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
 FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
+AIM = "a-target-loss"
 GONE = {
     "Balancer": (
         lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
@@ -163,16 +164,16 @@ GONE = {
         ),
     ),
     **{
-        name: (getattr(mf, name), {"param_groups": GROUPS, "gramian_dtype": DTYPE})
+        name: (getattr(mf, name), {"param_groups": GROUPS, "gramian_dtype": DTYPE, "target": AIM})
         for name in ("jacobian", "moving_average", "excess_risk", "double_sampling")
     },
     "Balancer.backward": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
-        {"features": FEATURES, "scale": SCALE},
+        {"features": FEATURES, "scale": SCALE, "target": AIM},
     ),
     "Balancer.weigh": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
-        {"features": FEATURES, "scale": SCALE},
+        {"features": FEATURES, "scale": SCALE, "target": AIM},
     ),
 }
 

@@ -151,7 +151,6 @@ def seen(seed: int) -> Geometry:
         "last_present": torch.ones(3, dtype=torch.bool),
         "excess_risk": 2 + losses.flip(0),
         "trace": rows.square().sum(1),
-        "target": rows @ (0.4 * rows[1] + 0.1 * rows[2]),
         "carried": rows @ (0.3 * rows[0] - 0.7 * rows[1]),
     }
     return Geometry(losses, rows @ rows.mT, preference / preference.sum(), present, extra)
@@ -274,7 +273,6 @@ WRONG = {
     "db_mtl": (mf.db_mtl(), (JACOBIAN, TWO), "moving_average"),
     "famo": (mf.famo(), (JACOBIAN, TRACKED), "second_evaluation"),
     "excess_mtl": (mf.excess_mtl(), (JACOBIAN, TRACKED), "excess_risk"),
-    "align": (mf.align(0.1), (JACOBIAN, TRACKED), "jacobian"),
 }
 RIGHT = {
     "modo": (mf.modo(), TWO),

@@ -28,7 +28,6 @@ _skeleton = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 class Batch(NamedTuple):
     seen: Part
     weights: Float[Tensor, "row image"]
-    target: Part
 
 
 def errors(params: Params, part: Part) -> Tensor:
@@ -50,10 +49,6 @@ def by_image(params: Params, batch: Batch) -> Tensor:
 
 def by_row(params: Params, batch: Batch) -> Tensor:
     return batch.weights @ errors(params, batch.seen)
-
-
-def on_target(params: Params, batch: Batch) -> Tensor:
-    return errors(params, batch.target).mean()
 
 
 def rows(count: int) -> Tensor:
@@ -93,6 +88,7 @@ class Method(NamedTuple):
     tasks: int = COUNT  # rows of the weightings
     probe: mf.Probe | None = None  # None weighs losses and measures nothing
     target: bool = False  # trains on the target's images instead
+    aimed: bool = False  # its last row is the mean over the target's images
 
 
 def mixtures(parts: int) -> tuple[Setting, ...]:
@@ -105,7 +101,6 @@ def methods(*, quick: bool = False) -> dict[str, Method]:
     def static(weights: Tensor) -> mf.Rule:
         return mf.mean(preference=weights)
 
-    aimed = mf.jacobian(weightings=lambda batch: batch.weights, target=on_target)
     plain = mf.jacobian(weightings=lambda batch: batch.weights)
     etas = tuple((eta,) for eta in ((0.1, 0.3) if quick else (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)))
     ups = (0.1,) if quick else (0.001, 0.01, 0.1)
@@ -113,7 +108,7 @@ def methods(*, quick: bool = False) -> dict[str, Method]:
         "uniform": Method(static, ((1 / COUNT,) * COUNT,)),
         "oracle": Method(static, mixtures(4)),
         "target alone": Method(static, ((1.0,) * COUNT,), target=True),
-        "align": Method(lambda h: mf.align(h[0]), etas, probe=aimed),
+        "align": Method(lambda h: mf.align(h[0]), etas, probe=plain, aimed=True),
         "PiKE": Method(
             lambda h: pike(h[0], h[1]),
             tuple((up, share * up) for up in ups for share in (0.0, 1.0)),
@@ -143,6 +138,8 @@ def train(
 ) -> Run:
     """One run: a pure function of parameters, seed, rate and setting; any may be batched."""
     data, matrix = task(problem, source, seed), rows(method.tasks)
+    if method.aimed:
+        matrix = torch.block_diag(matrix, torch.ones(1, TARGET) / TARGET)
     weighed = method.probe is not None
     step = mf.descend(
         by_image if weighed else by_row,
@@ -155,11 +152,14 @@ def train(
         drawn = mf.random.uniform(mf.random.fold_in(seed, 10 + number), (COUNT, BATCH))
         if method.target:
             index = (drawn.flatten() * TARGET).long()
-            return Batch(Part(*(x[index] for x in data.target)), matrix, data.target)
+            return Batch(Part(*(x[index] for x in data.target)), matrix)
         index = (drawn * data.domains.labels.shape[1]).long()
         images = torch.take_along_dim(data.domains.images, index[..., None], 1)
         labels = torch.take_along_dim(data.domains.labels, index, 1)
-        return Batch(Part(images.flatten(0, 1), labels.flatten()), matrix, data.target)
+        seen = Part(images.flatten(0, 1), labels.flatten())
+        if method.aimed:
+            seen = Part(*map(torch.cat, zip(seen, data.target, strict=True)))
+        return Batch(seen, matrix)
 
     state = step.init(params, batch(0))
     test, weights = [], []
@@ -167,7 +167,7 @@ def train(
         state, info = step.update(state, batch(number))
         if number % EVERY == EVERY - 1 or number == steps - 1:
             test.append(wrong(state.params, data.test))
-            weights.append(info.weights.unflatten(0, (COUNT, -1)).sum(1))
+            weights.append(info.weights[: method.tasks].unflatten(0, (COUNT, -1)).sum(1))
         tick(1)
     return Run(wrong(state.params, data.validation), torch.stack(test), torch.stack(weights))
 

@@ -138,7 +138,6 @@ def probe_for(rule: Rule) -> str:
 
 
 _SOURCES = {
-    "target": "mtlfunc.jacobian(..., target=lambda params, batch: ...)",
     "trace": "mtlfunc.physics.kernel_traces(residuals, mtlfunc.losses_only())",
     "excess_risk": "mtlfunc.excess_risk(...)",
     "cross_gramian": "mtlfunc.double_sampling(...)",

@@ -38,7 +38,6 @@ from .common import (
     check_leak,
     check_memory,
     check_present,
-    check_target,
     first_losses,
     first_weighed,
     fixed,
@@ -52,12 +51,9 @@ Heads = Literal["plain", "own", "weighted"]
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From a key and the number of tasks to (C [row, task], preference [row])."""
 
-TargetLoss = Callable[[Params, Batch], Tensor]
-"""From parameters and a batch to the loss of a target, 0-d."""
-
-
 WENT = {
     "param_groups": "see docs/how-to/recipes.md#groups-of-parameters",
+    "target": "see docs/how-to/recipes.md#a-target-loss",
     "gramian_dtype": "see docs/how-to/recipes.md#a-gramian-in-another-dtype",
 }
 """What the probes of rows had, and what is done instead."""
@@ -83,7 +79,6 @@ def jacobian(
     mask: EditRows | None = None,
     present: Present | None = None,
     weightings: Weightings | None = None,
-    target: TargetLoss | None = None,
     heads: Heads = "plain",
     engine: Engine = "auto",
     chunk_size: int | None = None,
@@ -121,12 +116,6 @@ def jacobian(
             be others, and more or fewer, at every step. With `group` the ranks' losses are summed,
             and each has the weights of its own samples. Not with `mix` and `present`: a task
             without samples has weights of 0.
-        target: `(params, batch) -> loss`, 0-d, of what the model is to be good at, `lambda params,
-            batch: losses_fn(params, batch["target"]).mean()`. `geometry.extra["target"]` `[row]`
-            are then the rows' products with its gradient over the measured
-            leaves, in the optimizer's metric if there is one: how fast a step along a row lowers
-            it. For `mtlfunc.align`. One more forward and backward pass; nothing steps along this
-            gradient. Every engine forms the rows then. With `group` it is the mean of the ranks'.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
@@ -152,10 +141,9 @@ def jacobian(
         TypeError: for a function that cannot be called as it will be.
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
             or `weightings` with either; weightings that do not fit the losses; "layerwise" where
-            samples mix; a target loss that is not 0-d, or depends on no measured parameter;
-            at `init`, for a glob that matches nothing, and for a task that depends on no shared
-            parameter. A warning where `shared` holds a leaf that
-            one task alone depends on, which changes the Gramian.
+            samples mix; at `init`, for a glob that matches nothing, and for a task that depends on
+            no shared parameter. A warning where `shared` holds a leaf that one task alone depends
+            on, which changes the Gramian.
 
     Examples:
         >>> import mtlfunc as mf
@@ -174,9 +162,6 @@ def jacobian(
     if mask is not None:
         expect_function(mask, "mask", "key, rows")
         _expect_rows(engine, "mask edits them")
-    if target is not None:
-        expect_function(target, "target", "params, batch")
-        _expect_rows(engine, _FOR_TARGET)
     if present is not None:
         _check_absent(mix, mask)
     if weightings is not None:
@@ -192,16 +177,12 @@ def jacobian(
             mask=mask,
             present=present,
             weightings=weightings,
-            target=target,
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
             group=group,
         )
     )
-
-
-_FOR_TARGET = "target= multiplies them with its gradient"
 
 
 def _expect_rows(engine: Engine, use: str) -> None:
@@ -237,7 +218,6 @@ class RowOptions(NamedTuple):
     edit: Edit | None = None  # not with mix or mask
     present: Present | None = None
     weightings: Weightings | None = None  # not with edit, mix or present
-    target: TargetLoss | None = None  # not with edit
     heads: Heads = "plain"
     engine: Engine = "auto"
     chunk_size: int | None = None
@@ -258,7 +238,6 @@ def row_probe(options: RowOptions) -> Probe:
         measure=None if options.measure is None else fixed(options.measure),
     )
     added = frozenset() if options.edit is None else options.edit.measures
-    added = added | (frozenset() if options.target is None else {"target"})
     measures = added | {"gramian"}
     return Probe(
         partial(_init, options),
@@ -267,7 +246,6 @@ def row_probe(options: RowOptions) -> Probe:
         measures,
         partial(_watches, options),
         None if options.edit or options.mix else options.weightings is not None,
-        target=None if options.edit else options.target is not None,
         metric=True,
     )
 
@@ -283,7 +261,7 @@ def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool =
 
 def _edits(options: RowOptions) -> bool:
     """Whether the rows are needed between the backward passes and the Gramian."""
-    return not (options.mask is options.edit is options.target is None)
+    return not (options.mask is options.edit is None)
 
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
@@ -336,8 +314,6 @@ def _update(
     metric = None if run.metric is None else run.metric(measured)
     if metric is not None:
         _expect_rows(options.engine, "a metric weighs their coordinates")
-    aim = _aim(options, run, batch, measured)
-    edited |= aim is not None
     with_rows = edited or metric is not None
     combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
@@ -354,19 +330,7 @@ def _update(
     if weights is not None:
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = run.linearize(forward, request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, metric, aim)
-
-
-def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
-    """The gradient of the target loss as one row, on every process that of their mean."""
-    forward = run.target(options.target, batch)
-    if forward is None:
-        return None
-    _expect_rows(options.engine, _FOR_TARGET)
-    check_target(forward, measured)
-    shares, request = run.union.shares(None), Request(measured, chunk_size=1)
-    linear = run.linearize(forward, request, shares)
-    return shares.linearization(linear, whole=True).rows
+    return _measured(options, linear, params, shares, key, state, measured, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -381,11 +345,10 @@ def _measured(
     state: State,
     measured: tuple[str, ...],
     metric: Metric | None,
-    aim: Rows | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit = options.mask, options.edit
-    whole = not (mask is edit is aim is None)
+    whole = not (mask is edit is None)
     part = shares.part(linear.losses)
     linear = shares.linearization(linear, measured, whole=whole, metric=metric)
     found = shares.labelled(linear)
@@ -399,9 +362,6 @@ def _measured(
         gramian, carried = gramians(rows, rows, measured, metric)
     if carried is not None:
         extra = extra | {"carried": carried}
-    if aim is not None:
-        products, _ = gramians(rows, aim, measured, metric)
-        extra = extra | {"target": products[..., 0]}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None

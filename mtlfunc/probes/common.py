@@ -22,7 +22,7 @@ from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
-from ..gradients.run import Forward, Traced, check_connected, run
+from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, LossesFn, Metric, Params, Select, State
 
@@ -143,14 +143,6 @@ class Run:
         """A, where the tasks are weightings of samples; None where they are the losses."""
         return None if given is None else expect_weightings(given(batch))
 
-    def target(self, given: Callable[..., Any] | None, batch: Batch) -> Forward | None:
-        """One forward pass of the target loss, as the only one; None where there is none."""
-        if given is None:
-            return None
-        forward = run(given, self.params, batch, parse=parse_target)
-        check_finite(forward.value, "target (its loss)")
-        return forward
-
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
         broken = {
@@ -179,34 +171,6 @@ def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
             + ("" if counts else "; numbers of labels are for group=")
         )
     return mask
-
-
-def parse_target(out: Any) -> Losses:
-    """The loss of a target as the only one.
-
-    Raises:
-        ValueError: unless it is a floating 0-d tensor.
-    """
-    if not isinstance(out, Tensor) or out.ndim or not out.is_floating_point():
-        found = f"{out.dtype} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"target: expected one floating loss, a 0-d tensor with its graph, got {found}; reduce "
-            "it, for instance with .mean()"
-        )
-    return Losses(out[None], (out,))
-
-
-def check_target(forward: Forward, measured: tuple[str, ...]) -> None:
-    """Raise where a target loss depends on none of these leaves, as far as that can be seen."""
-    if isinstance(forward, Traced) or not values_readable(forward.value):
-        return
-    reached = leaves_of_each(forward)
-    if reached is not None and not reached[0] & set(measured):
-        raise ValueError(
-            "target: its loss depends on none of the measured parameters, so that no task could "
-            "lower it; compute it from the params that the function is given (in a Balancer: from "
-            "the module's output), with gradients enabled"
-        )
 
 
 EXPECTED = (

@@ -30,21 +30,21 @@ def align(
     Args:
         eta: η > 0. It carries the unit 1/‖gradient‖²: the method is not scale-free. After n steps
             at which a differs by δ between two tasks their weights differ by the factor exp(nηδ).
-        target: `"loss"`: the loss that the step is given, of a batch from where the model is to be
-            good: `mtlfunc.jacobian(..., target=)`, or `Balancer.backward(..., target=)`; one more
-            forward and backward pass. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp, for no
-            price.
+        target: `"loss"`: the last loss is the target's, of a batch from where the model is to be
+            good; it gets weight 0. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp, without a
+            loss of its own.
         preference: with `target="mean"` p `[task]` >= 0, scaled to sum 1: what the tasks count in
             the target, not their weights in the step. None is the geometry's, 1/T unless tasks
             were mixed.
 
     Returns:
         weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have
-        weight 0 and keep their log w; the present ones share what they had together.
+        weight 0 and keep their log w; the present ones share what they had together. Heads by the
+        mean loss have the target's in it; `heads="weighted"` leaves it out.
 
     Raises:
         ValueError: for eta <= 0, or so large that η a overflows; for another target, a bad
-            preference, or one with `target="loss"`.
+            preference, or one with `target="loss"`; for one loss alone, the target's.
 
     Source:
         Fan et al. 2024 (DGA, arXiv 2410.02498), Algorithm 1 without its moving average of the
@@ -59,11 +59,10 @@ def align(
     Examples:
         >>> import torch, mtlfunc as mf
         >>> losses = lambda params, batch: (params["x"] - batch).square()
-        >>> target = lambda params, batch: (params["x"] - 1.0).square()
-        >>> step = mf.balance(losses, align(0.1), mf.jacobian(target=target))
-        >>> params, batch = {"x": torch.tensor(0.0)}, torch.tensor([1.0, -1.0])
+        >>> step = mf.balance(losses, align(0.1), mf.jacobian())
+        >>> params, batch = {"x": torch.tensor(0.0)}, torch.tensor([1.0, -1.0, 1.0])
         >>> step.update(params, batch, step.init(params, batch))[2].weights
-        tensor([0.6900, 0.3100])
+        tensor([0.6900, 0.3100, 0.0000])
     """
     check_scalar(eta, "eta", positive=True)
     check_option(target, "target", get_args(Target))
@@ -73,22 +72,24 @@ def align(
             "has none, so leave it out"
         )
 
+    aimed = target == "loss"
+
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
+        if aimed and losses.shape[-1] == 1:
+            raise ValueError(
+                "losses: align takes the last as the target's, and there is no other; append it, "
+                'or align towards the mean loss, align(eta, "mean")'
+            )
         return AlignState(torch.zeros_like(losses))
 
     def update(geometry: Geometry, state: AlignState) -> tuple[Tensor, State]:
-        if target == "mean":
-            gramian = gramian_of(geometry)
-            products = gramian @ preference_of(geometry, preference, gramian)
-        elif "target" in geometry.extra:
-            products = geometry.extra["target"]
+        gramian, present = gramian_of(geometry), geometry.present
+        if aimed:
+            products = gramian[..., -1]
+            present = torch.cat([present[:-1], torch.zeros_like(present[:1])])
         else:
-            raise ValueError(
-                "target: align reads the tasks' products with the gradient of a target loss, and "
-                "this step has none; pass mtlfunc.jacobian(..., target=) or Balancer.backward(..., "
-                'target=), or align towards the mean loss, align(eta, "mean")'
-            )
+            products = gramian @ preference_of(geometry, preference, gramian)
         products = products.to(state.logits)
         slope = eta * products
         if values_readable(slope) and bool((products.isfinite() & ~slope.isfinite()).any()):
@@ -97,9 +98,8 @@ def align(
                 f"{products.abs().max():.3g}, it overflows {slope.dtype}; η has the unit "
                 "1/‖gradient‖², take a smaller one"
             )
-        weights, logits = exponentiate(state.logits, slope, geometry.present)
+        weights, logits = exponentiate(state.logits, slope, present)
         return weights, AlignState(logits)
 
-    if target == "loss":
-        return Rule(init, update, frozenset({"target", "present"}))
-    return Rule(init, update, reading("gramian", preference=preference))
+    reads = frozenset({"gramian", "present"}) if aimed else None
+    return Rule(init, update, reads or reading("gramian", preference=preference))

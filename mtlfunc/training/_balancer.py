@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from ..core import random
 from ..core.checks import (
-    check_finite,
     check_option,
     check_params,
     enable_grad,
@@ -28,7 +27,7 @@ from ..gradients.hooks import Handles
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
 from ..probes._jacobian import jacobian
-from ..probes.common import checked_labels, parse_target
+from ..probes.common import checked_labels
 from ..processes import (
     Group,
     Ranks,
@@ -45,7 +44,6 @@ from ._given import (
     VERSION,
     Explained,
     Kept,
-    check_targeted,
     check_weightings,
     chosen_probe,
     expect_read,
@@ -64,6 +62,7 @@ RECIPES = "docs/how-to/recipes.md"
 WENT = {
     "features": f"see {RECIPES}#a-gramian-at-features",
     "scale": f"see {RECIPES}#losses-times-a-scalers-factor",
+    "target": f"see {RECIPES}#a-target-loss",
 }
 
 
@@ -195,7 +194,6 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
-        target: Tensor | None = None,
         retain_graph: bool = False,
     ) -> Info:
         """Add to `.grad` of every parameter what `mtlfunc.balance` would return.
@@ -211,8 +209,6 @@ class Balancer:
                 The samples may be others, and more or fewer, at every step. With `group=` the
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present`.
-            target: a loss, 0-d with its graph, of what the model is to be good at, for
-                `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes.
             retain_graph: keep the graph for another pass. Else it is freed, as by
                 `loss.backward()`; one with a checkpoint, with custom functions (compiled modules
                 too) or where hooks may be stays until the losses are dropped.
@@ -230,7 +226,7 @@ class Balancer:
         """
         refuse_inner_steps(self._leaves())
         with enable_grad(), Explained():
-            given = present, weightings, target
+            given = present, weightings
             run, measured, info, kept = self._answer("backward", losses, given, retain_graph)
             leaves = run.params
             with self._no_autocast(leaves), run.no_writes():
@@ -254,7 +250,6 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
-        target: Tensor | None = None,
     ) -> tuple[Tensor, Info]:
         """The weights of the losses, and the rule's next state; `.grad` is left alone.
 
@@ -265,7 +260,6 @@ class Balancer:
             losses: as in `backward`, which says what is raised.
             present: see there.
             weightings: see there.
-            target: see there.
 
         Returns:
             weights `[task]`, in the order of these losses, or of the first batch's, and what was
@@ -274,7 +268,7 @@ class Balancer:
         """
         if mixes(self._probe):
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
-        given = present, weightings, target
+        given = present, weightings
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer("weigh", losses, given)
         self._kept = kept
@@ -296,7 +290,6 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
-        target: Tensor | None = None,
     ) -> Info:
         """What `weigh` would measure and answer; nothing changes, the rule's state neither.
 
@@ -304,12 +297,11 @@ class Balancer:
             losses: as in `backward`, which says what is raised.
             present: see there.
             weightings: see there.
-            target: see there.
 
         Returns:
             what `backward` would return.
         """
-        given = present, weightings, target
+        given = present, weightings
         with enable_grad(), Explained():
             _, measured, info, _ = self._answer("measure", losses, given)
         return reduced(info, measured, self._reduction)
@@ -412,7 +404,7 @@ class Balancer:
         self, losses: Any, given: tuple[Any, ...], union: Ranks, *, combines: bool, keeps: bool
     ) -> LiveRun:
         """The forward passes behind these losses."""
-        present, weightings, target = given
+        present, weightings = given
         known = self._kept.tasks
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
@@ -444,11 +436,8 @@ class Balancer:
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
-        aim, hooked = None, any(x.hooked for x in forwards)
-        if target is not None:
-            check_targeted(self._rule, self._probe)
-            aim = live(parse_target(target), leaves, hooked=hooked)
-        batch, forwards = forwards if several else forwards[0], (*forwards, *([aim] if aim else []))
+        hooked = any(x.hooked for x in forwards)
+        batch = forwards if several else forwards[0]
         # what somebody's own backward or hook returns may be kept by them
         custom = any(x.graph.has_custom_backward for x in forwards)
         metric = None
@@ -456,7 +445,7 @@ class Balancer:
             metric = partial(metric_of, self._metric, leaves)
         return LiveRun(
             params=leaves, union=union, batch=batch, forwards=forwards, present=present,
-            weighted=weightings, aim=aim, metric=metric, reached=reached, combines=combines,
+            weighted=weightings, metric=metric, reached=reached, combines=combines,
             custom=custom, fresh=not (custom or hooked),
             releases=not (keeps or hooked),
         )  # fmt: skip
@@ -483,8 +472,6 @@ class Balancer:
     def _measured(self, run: LiveRun) -> tuple[TaskGradients, Info, Kept]:
         """What the rule sees, its answer, and what is kept after it."""
         first = run.forwards[0]
-        if run.aim is not None:
-            check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
         kept = self._kept
         tasks = kept.tasks or named

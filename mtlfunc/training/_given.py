@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
-from ..core.expect import expect_measured, not_measured, probe_for, quoted, reads_of, rule_name
+from ..core.expect import expect_measured, not_measured, probe_for, quoted, rule_name
 from ..gradients.losses import Tasks, check_weighed, expect_weightings
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
 from ..probes._losses_only import losses_only
@@ -90,23 +90,15 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Gro
 
 def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    measures = probe.measures
-    if measures is not None and probe.target is not None:  # if a step is given one
-        measures = measures | {"target"}
-    missing = not_measured(rule, measures, metric=metric)
+    missing = not_measured(rule, probe.measures, metric=metric)
     if metric or "carried" in missing:
-        expect_measured(rule, probe._replace(measures=measures), metric=metric)
+        expect_measured(rule, probe, metric=metric)
     if not missing:
         return
     if shared is None and missing == {"gramian"}:
         raise ValueError(
             f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
             "which parameters the tasks share, for instance shared='*' for all"
-        )
-    if missing == {"target"}:
-        raise ValueError(
-            f"rule: {rule_name(rule)} reads 'target', which goes with mtlfunc.jacobian alone, "
-            "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
         )
     source = probe_for(rule)
     cure = f"use mtlfunc.Balancer(module, rule, {source})"
@@ -135,20 +127,6 @@ def check_weightings(
     if present is not None:
         raise ValueError(f"present: {NOT_WEIGHED['present']}")
     check_weighed(expect_weightings(weightings), tasks, "the first step")
-
-
-def check_targeted(rule: Rule, probe: Probe) -> None:
-    """Raise unless the tasks' products with a target's gradient are measured, and read."""
-    if probe.target is None:
-        raise ValueError(
-            "target: it goes with mtlfunc.jacobian, whose options a Balancer takes itself "
-            "(shared=, measure=, …); this balancer's probe is another"
-        )
-    reads = reads_of(rule)
-    if reads is not None and "target" not in reads:
-        raise ValueError(
-            f"target: {rule_name(rule)} does not read it; leave it out, or use mtlfunc.align"
-        )
 
 
 def is_whole(x: Any) -> bool:

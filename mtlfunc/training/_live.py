@@ -52,10 +52,9 @@ class LiveRun(Run):
     params: Params
     union: Ranks
     batch: Forward | tuple[Forward, ...]
-    forwards: tuple[Forward, ...]  # these, and that of the target loss
+    forwards: tuple[Forward, ...]
     present: Tensor | None
     weighted: Tensor | None
-    aim: Forward | None
     metric: Callable[[tuple[str, ...]], Metric] | None
     reached: set[str]
     combines: bool
@@ -87,10 +86,6 @@ class LiveRun(Run):
     def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
         _refuse(given, "weightings")
         return self.weighted
-
-    def target(self, given: Callable[..., Any] | None, batch: Batch) -> Forward | None:
-        _refuse(given, "target")
-        return self.aim
 
     def release(self) -> None:
         """Free the graphs, if they may be."""

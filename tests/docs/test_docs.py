@@ -76,7 +76,6 @@ def test_method_table_names_what_exists():
         "encode": lambda p, b: b,
         "decode": lambda p, z, b: z,
         "f": lambda gramian: gramian.diagonal(),
-        "target": lambda params, batch: batch,
         "matrix": lambda batch: batch,
         "trimmed_mean": lambda k: lambda key, rows: rows,
         "residuals": [lambda params, batch: batch],

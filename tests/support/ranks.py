@@ -29,7 +29,7 @@ from tests.support import ROOT
 from tests.support.architectures import NAMES, SAMPLES, build
 from tests.support.oracles import agree_across as agreeing
 from tests.support.oracles import literal
-from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode, opaque
+from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
 TRUNK = "trunk.*"
 RULES: dict[str, Callable[[], mf.Rule]] = {
@@ -328,43 +328,6 @@ def weightings(rank: int, size: int) -> None:
             same(found, expected, torch.float32, f"{name} live")
 
 
-def target(rank: int, size: int) -> None:
-    """Products with the gradient of a target loss, which is the mean of the ranks' own."""
-    whole = tuple(x[: 8 // size * size] for x in BATCH)
-    mine, rule = part(whole, rank, size), mf.align(0.3)
-
-    def aim(params: dict[str, Tensor], batch: Any) -> Tensor:
-        first, second, _ = opaque(params, batch)
-        return first + 0.5 * second
-
-    for options in ({}, {"measure": "trunk.2.*"}):
-
-        def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
-            probe = mf.jacobian(TRUNK, target=aim, group=group, **options)
-            return run(mf.descend(opaque, rule, probe, mf.sgd(0.1)), PARAMS, [batch] * 3)
-
-        found = steps(world(), mine)
-        same(found, steps(alone(), whole), torch.float64, f"target {options}")
-        bits(found)
-    for wrap in (lambda net: net, DistributedDataParallel):
-        both = []
-        for net, group, batch in (
-            (TrunkAndHeads(0), alone(), whole),
-            (wrap(TrunkAndHeads(0)), world(), mine),
-        ):
-            balancer = mf.Balancer(net, rule, TRUNK, group=group)
-            optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
-            for _ in range(3):
-                out = net(batch[0])
-                losses = [(x - batch[1][:, t]).square().mean() for t, x in enumerate(out)]
-                info = balancer.backward(losses, target=losses[0] + 0.5 * losses[1])
-                optimizer.step()
-                optimizer.zero_grad()
-                seen += [info.losses, info.gramian, info.weights]
-            both.append([*seen, *(leaf.detach() for leaf in net.parameters())])
-        same(both[1], both[0], torch.float64, "target live")
-
-
 def several_batches(rank: int, size: int) -> None:
     """Two and three independent batches a step."""
     whole = tuple(x[: 8 // size * size] for x in BATCH)
@@ -589,7 +552,7 @@ def metric(rank: int, size: int) -> None:
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(target, metric, documentation, unlike_samples, dies),
+        *(metric, documentation, unlike_samples, dies),
     ],
     "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
 }

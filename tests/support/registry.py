@@ -59,6 +59,30 @@ def _fed(rule: mf.Rule, extra: Callable[[Geometry], dict[str, Tensor]]) -> mf.Ru
     )
 
 
+def _aimed(rule: mf.Rule) -> mf.Rule:
+    """A rule that takes the last row as a target's, given a mixture of the others by preference."""
+
+    def update(geometry: Geometry, state: Any) -> tuple[Tensor, Any]:
+        if geometry.gramian is None:  # the rule says what it misses
+            return rule.update(geometry, state)
+        mixture = geometry.preference / geometry.preference.sum()
+        matrix = torch.cat([torch.diag(torch.ones_like(mixture)), mixture[None]])
+        more = Geometry(
+            matrix.to(geometry.losses) @ geometry.losses,
+            matrix.to(geometry.gramian) @ geometry.gramian @ matrix.to(geometry.gramian).mT,
+            torch.cat([geometry.preference, torch.zeros_like(mixture[:1])]),
+            torch.cat([geometry.present, torch.ones_like(geometry.present[:1])]),
+            geometry.extra,
+        )
+        weights, state = rule.update(more, state)
+        return weights[:-1], state
+
+    def init(losses: Tensor, key: Tensor) -> Any:
+        return rule.init(torch.cat([losses, losses[:1]]), key)
+
+    return mf.Rule(init, update, frozenset({"gramian", "preference", "present"}))
+
+
 def on_gramian(rule: mf.Rule) -> mf.Rule:
     """A rule on JJᵀ in place of what its own probe measures."""
     assert rule.reads
@@ -149,9 +173,7 @@ RULES: dict[str, RuleCase] = {
         convex=False,
         shared_sum=None,
     ),
-    "align": RuleCase(
-        lambda: _fed(mf.align(0.3), lambda geometry: {"target": geometry.losses}),
-    ),
+    "align": RuleCase(lambda: _aimed(mf.align(0.3)), homogeneous=False),
     "align-mean": RuleCase(lambda: mf.align(0.3, "mean"), homogeneous=False),
     "modo": RuleCase(lambda: on_gramian(mf.modo()), homogeneous=False),
     "moco": RuleCase(lambda: on_gramian(mf.moco(decay=0.5)), homogeneous=False),
