@@ -4,6 +4,8 @@ import inspect
 from operator import attrgetter
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import mtlfunc as mf
@@ -77,3 +79,14 @@ OPTIONS = {
 def test_options_of_gramians_name_their_page(name, option):
     with pytest.raises(TypeError, match=rf"{option}= went in 1\.0; .*: docs/how-to/recipes\.md"):
         getattr(mf, name)(**{option: 2.0})
+
+
+def test_colour_bars_are_changed_afterwards():
+    for draw in (mf.plot.simplex, mf.plot.heatmap):
+        with pytest.raises(TypeError, match=r"colorbar= went in 1\.0; .*docs/from/zero\.md"):
+            draw(torch.eye(3), colorbar=False)  # pyright: ignore[reportCallIssue]
+    image = mf.plot.simplex(torch.eye(3), ax=Figure().add_subplot(), resolution=4).collections[0]
+    assert image.colorbar is not None
+    image.colorbar.set_label("worst")
+    image.colorbar.remove()
+    assert image.colorbar is None

@@ -80,7 +80,7 @@ def directional(
     one forward pass of order + 1 positions.
 
     Args:
-        f: as in `laplacian`; of order 1 relu and its like, too.
+        f: as in `laplacian`; where order is 1 it may have kinks, as relu has.
         params: `{name: tensor}`.
         x: the points `[n, d]`.
         direction: `[d]`, the same for every point, or `[n, d]`.

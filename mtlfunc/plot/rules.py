@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.diagnostics import cosines, stationarity
+from ..core.gone import gone
 from ..rules.common import as_rule
 from ..rules.functional import aggregate
 from ..studies.lattice import simplex_lattice
@@ -42,11 +43,13 @@ from ._geometry import barycentric, clip, cone_faces, hull, units
 
 QUANTITIES = ("direction", "length", "rate 1", "rate 2")
 CONE = "#56b4e9"
+BAR = "change ax.collections[0].colorbar, a heatmap's ax.images[0].colorbar: docs/from/zero.md"
 
 
 # ---- portrait ----------------------------------------------------------------------------------
 
 
+@gone(colorbar=BAR)
 def portrait(
     rule: AnyRule,
     show: Sequence[str] = QUANTITIES,
@@ -57,7 +60,6 @@ def portrait(
     losses: Array | None = None,
     key: int = 0,
     steps: int = 1,
-    colorbar: bool = True,
     **kwargs: Any,
 ) -> np.ndarray:
     """What a rule does with two tasks, over the angle and the ratio of lengths of their gradients.
@@ -79,7 +81,6 @@ def portrait(
         key: seed of random rules, the same at every point.
         steps: how often the rule is updated on the same Gramian before its weights are read, >= 1:
             rules with state settle.
-        colorbar: draw one under each panel.
         **kwargs: of `Axes.pcolormesh`.
 
     Returns:
@@ -124,12 +125,11 @@ def portrait(
         panel.set(title=title, xlabel=r"$\angle(g_1, g_2)$ [°]", ylabel=r"$\|g_2\| / \|g_1\|$")
         panel.set(yscale="log", xlim=(0, 180), ylim=ratios, xticks=[0, 90, 180])
         panel.set_xticks([45, 135], minor=True)
-        if colorbar:
-            below = bool((shown < mesh.norm.vmin - 1e-9).any())
-            above = bool((shown > mesh.norm.vmax + 1e-9).any())
-            ends = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}
-            words = {} if "norm" in kwargs else ticks
-            _bar(mesh, panel, words, label=label, extend=ends[below, above])
+        below = bool((shown < mesh.norm.vmin - 1e-9).any())
+        above = bool((shown > mesh.norm.vmax + 1e-9).any())
+        ends = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}
+        words = {} if "norm" in kwargs else ticks
+        _bar(mesh, panel, words, label=label, extend=ends[below, above])
     return panels
 
 
@@ -189,6 +189,7 @@ def _quantities(
 # ---- simplex -----------------------------------------------------------------------------------
 
 
+@gone(colorbar=BAR, label=BAR)
 def simplex(
     gramian: Array,
     rules: AnyRule | Mapping[str, AnyRule] | None = None,
@@ -196,11 +197,9 @@ def simplex(
     *,
     value: str | Callable[[Tensor], Tensor] = "worst",
     names: Sequence[str] | None = None,
-    label: str | None = None,
     resolution: int = 60,
     losses: Array | None = None,
     key: int = 0,
-    colorbar: bool = True,
     **kwargs: Any,
 ) -> Axes:
     """The weights of three tasks as a triangle, coloured by a function of the direction d = Jᵀw.
@@ -218,11 +217,9 @@ def simplex(
             Or a function from weights `[3]` to a number; integers 0, 1, 2, … are drawn as
             categories.
         names: of the tasks, at the corners where their weight is 1.
-        label: of the colour bar.
         resolution: steps along each side, >= 2.
         losses: `[3]`, for rules that read them; None is ones.
         key: seed of random rules.
-        colorbar: draw one.
         **kwargs: of `Axes.tripcolor`.
 
     Returns:
@@ -268,13 +265,12 @@ def simplex(
     panel.plot(*barycentric(np.eye(3)[[0, 1, 2, 0]]).T, color="black", linewidth=1)
     _ternary_ticks(panel, names)
     _answers(panel, g, answers)
-    if colorbar:
-        texts = {"worst": r"$\min_t\ \cos\angle(g_t, d)$", "length": r"$\|d\| / \max_t \|g_t\|$"}
-        text = label or ("value" if callable(value) else texts[value])
-        count = 0 if drawn.is_floating_point() else int(drawn.max()) + 1
-        words = {i: names[i] if count == 3 else str(i) for i in range(count)}
-        few = None if count else MaxNLocator(4)
-        _bar(image, panel, words, label=text, ticks=few, shrink=0.7, pad=0.02)
+    texts = {"worst": r"$\min_t\ \cos\angle(g_t, d)$", "length": r"$\|d\| / \max_t \|g_t\|$"}
+    text = "value" if callable(value) else texts[value]
+    count = 0 if drawn.is_floating_point() else int(drawn.max()) + 1
+    words = {i: names[i] if count == 3 else str(i) for i in range(count)}
+    few = None if count else MaxNLocator(4)
+    _bar(image, panel, words, label=text, ticks=few, shrink=0.7, pad=0.02)
     return panel
 
 
@@ -485,6 +481,7 @@ def _draw_solid(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray)
 # ---- heatmap -----------------------------------------------------------------------------------
 
 
+@gone(colorbar=BAR)
 def heatmap(
     gramian: Array,
     ax: Axes | None = None,
@@ -492,7 +489,6 @@ def heatmap(
     cosine: bool = False,
     names: Sequence[str] | None = None,
     annotate: bool | None = None,
-    colorbar: bool = True,
     **kwargs: Any,
 ) -> Axes:
     """A Gramian, or the cosines between gradients, as colours centred on 0: red pairs conflict.
@@ -503,7 +499,6 @@ def heatmap(
         cosine: draw G_ij / (‖g_i‖‖g_j‖) in [-1, 1] instead; grey where a gradient is zero.
         names: of the tasks.
         annotate: write the numbers; None does for up to 10 tasks.
-        colorbar: draw one.
         **kwargs: of `Axes.imshow`; `norm=matplotlib.colors.SymLogNorm(...)` for lengths that differ
             by orders of magnitude.
 
@@ -546,7 +541,6 @@ def heatmap(
                 dark = colour @ [0.299, 0.587, 0.114] < 0.5
                 text = f"{number:.2f}".replace("-", "−") if cosine else format_short(number)
                 panel.text(j, i, text, ha="center", va="center", color="w" if dark else "k", **size)
-    if colorbar:
-        label = r"$\cos\angle(g_i, g_j)$" if cosine else r"$g_i \cdot g_j$"
-        panel.figure.colorbar(image, ax=panel, label=label)
+    label = r"$\cos\angle(g_i, g_j)$" if cosine else r"$g_i \cdot g_j$"
+    panel.figure.colorbar(image, ax=panel, label=label)
     return panel
