@@ -101,7 +101,7 @@ def test_every_rule_as_in_the_pure_step(name, net):
 
 OPTIONS = {
     "plain": {},
-    "measure": {"measure": "trunk.2.*"},
+    "measure": {"gramian_over": "trunk.2.*"},
     "own heads": {"heads": "own"},
     "weighted heads": {"heads": "weighted"},
     "rows": {"engine": "rows"},

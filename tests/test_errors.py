@@ -468,10 +468,10 @@ CASES = {
     ),
     "measure": (
         lambda: mf.descend(
-            vector, mf.mgda(), mf.jacobian("trunk.*", measure="heads.*"), mf.sgd(0.1)
+            vector, mf.mgda(), mf.jacobian("trunk.*", gramian_over="heads.*"), mf.sgd(0.1)
         ).init(PARAMS, BATCH),
         ValueError,
-        r"measure='heads\.\*' matches no parameter; there are: trunk",
+        r"gramian_over='heads\.\*' matches no parameter; there are: trunk",
     ),
     "has_aux missing": (
         lambda: mf.descend(

@@ -542,7 +542,7 @@ def test_probe_by_layers_equals_probe_by_rows(name, measure, mix):
     answers = []
     for engine in ("rows", "layerwise"):
         step = mf.balance(
-            net.tasks, mf.mgda(), mf.jacobian(measure=measure, mix=mix, engine=engine)
+            net.tasks, mf.mgda(), mf.jacobian(gramian_over=measure, mix=mix, engine=engine)
         )
         grads, _, info = step.update(net.params, net.batch, step.init(net.params, net.batch, key=5))
         answers.append((grads, info))

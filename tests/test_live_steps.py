@@ -239,7 +239,7 @@ def test_adam_does_not_move_the_head_of_an_absent_task(form):
 
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
-    "a part is measured": ({"measure": "trunk.2.*"}, {}),
+    "a part is measured": ({"gramian_over": "trunk.2.*"}, {}),
     "an absent task": ({}, {"present": torch.tensor([True, False, True])}),
     "a half": ({}, {}),
 }

@@ -178,6 +178,13 @@ GONE = {
 }
 
 
+@pytest.mark.parametrize("probe", [mf.jacobian, mf.moving_average])
+def test_an_old_name_warns_and_means_the_new_one(probe):
+    with pytest.warns(DeprecationWarning, match=f"{probe.__name__}: measure= is called gramian_"):
+        old = probe(measure="trunk.*")
+    assert old == probe(gramian_over="trunk.*")
+
+
 @every("call", GONE)
 def test_what_went_names_its_recipe(call):
     titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)

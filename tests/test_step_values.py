@@ -199,7 +199,7 @@ def test_learned_mix_is_differentiated():
 
 @pytest.mark.parametrize(
     "probe",
-    [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", measure=SHARED)],
+    [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", gramian_over=SHARED)],
     ids=["shared", "losses only", "measure"],
 )
 def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):

@@ -72,7 +72,7 @@ def test_any_name_of_a_tied_parameter_chooses_it(first, whole, which):
         expected,
     )
     for measure in (None, which):
-        probe = mf.jacobian(which, measure=measure)
+        probe = mf.jacobian(which, gramian_over=measure)
         step = mf.balance(losses, mf.mgda(), probe)
         _, _, info = step.update(moved, x, step.init(moved, x))
         torch.testing.assert_close(info.gramian, expected)

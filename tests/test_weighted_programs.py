@@ -163,7 +163,7 @@ class Drawn:
         }
         if pick.random() < 0.2:
             self.measured = self.shared[: (len(self.shared) + 1) // 2]
-            self.options["measure"] = self.measured
+            self.options["gramian_over"] = self.measured
         self.reduction: Any = pick.choice(["mean", "sum"])
         self.small = pick.random() < 0.6
         self.draw = draws(seed)

@@ -236,7 +236,7 @@ OPTIONS = {
     "shared": {"shared": "blocks.*"},
     "own heads": {"shared": "blocks.*", "heads": "own"},
     "weighted heads": {"shared": "blocks.*", "heads": "weighted"},
-    "measure": {"measure": "blocks.0.*"},
+    "measure": {"gramian_over": "blocks.0.*"},
     "mask": {"mask": mf.graddrop()},
     "chunks": {"chunk_size": 2},
 }

@@ -65,7 +65,7 @@ class Muon:
                 problem.module,
                 mf.mean(),
                 mf.jacobian(
-                    problem.shared, measure=tuple(name for name in others if name in shared)
+                    problem.shared, gramian_over=tuple(name for name in others if name in shared)
                 ),
                 metric=self.adam,
             )

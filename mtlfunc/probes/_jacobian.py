@@ -70,11 +70,11 @@ class Edit(NamedTuple):
 
 
 @constructor
-@gone(**WENT, memory="leave it out: the device model keeps its limit")
+@gone({"measure": "gramian_over"}, **WENT, memory="leave it out: the device model keeps its limit")
 def jacobian(
     shared: Select = "*",
     *,
-    measure: Select | None = None,
+    gramian_over: Select | None = None,
     mix: Mix | None = None,
     mask: EditRows | None = None,
     present: Present | None = None,
@@ -99,8 +99,8 @@ def jacobian(
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
             globs, modules or parameters; the rest are heads.
-        measure: the shared leaves that the Gramian sums over; None is all of them. GradNorm's last
-            shared layer.
+        gramian_over: the shared leaves that the Gramian sums over; None is all of them. GradNorm's
+            last shared layer.
         mix: `(key, T) -> (C [row, task], preference [row])`: rows are gradients of C @ losses, so
             that len(C) backward passes are paid, not T; the preference makes the rows average to
             the mean gradient. See `subset`.
@@ -172,7 +172,7 @@ def jacobian(
     return row_probe(
         RowOptions(
             shared,
-            measure=measure,
+            gramian_over=gramian_over,
             mix=mix,
             mask=mask,
             present=present,
@@ -212,7 +212,7 @@ class RowOptions(NamedTuple):
     """The arguments of `jacobian` and of its relatives, which edit the rows with a state."""
 
     shared: Select
-    measure: Select | None = None
+    gramian_over: Select | None = None
     mix: Mix | None = None
     mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
@@ -235,7 +235,7 @@ def row_probe(options: RowOptions) -> Probe:
         _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
     options = options._replace(
         shared=fixed(options.shared),
-        measure=None if options.measure is None else fixed(options.measure),
+        gramian_over=None if options.gramian_over is None else fixed(options.gramian_over),
     )
     added = frozenset() if options.edit is None else options.edit.measures
     measures = added | {"gramian"}
@@ -377,8 +377,9 @@ def share_of(heads: Heads) -> Callable[[int], float | None]:
 def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the shared leaves, and of those that the Gramian sums over."""
     names = measured = select(params, options.shared)
-    if options.measure is not None:
-        measured = select({name: params[name] for name in names}, options.measure, "measure")
+    if options.gramian_over is not None:
+        some = {name: params[name] for name in names}
+        measured = select(some, options.gramian_over, "gramian_over")
     return names, measured
 
 

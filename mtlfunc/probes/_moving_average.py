@@ -31,13 +31,17 @@ class MovingAverageState(NamedTuple):
 
 
 @constructor
-@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
+@gone(
+    {"measure": "gramian_over"},
+    **WENT,
+    chunk_size="return separate losses, which are differentiated one by one",
+)
 def moving_average(
     shared: Select = "*",
     *,
     rate: Rate = 0.1,
     corrected: bool = False,
-    measure: Select | None = None,
+    gramian_over: Select | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
     group: Group = None,
@@ -51,7 +55,7 @@ def moving_average(
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
-        measure: the shared leaves that the Gramian sums over; None is all of them.
+        gramian_over: the shared leaves that the Gramian sums over; None is all of them.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's row stands still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
@@ -113,7 +117,7 @@ def moving_average(
 
     options = RowOptions(
         shared,
-        measure=measure,
+        gramian_over=gramian_over,
         edit=Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected)),
         present=present,
         heads=heads,

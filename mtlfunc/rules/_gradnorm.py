@@ -43,7 +43,7 @@ def gradnorm(
 
     Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no
     second backward pass is made. W is the probe's `measure`, in the paper the last shared layer:
-    `mtlfunc.jacobian("trunk.*", measure="trunk.3.*", heads="weighted")`.
+    `mtlfunc.jacobian("trunk.*", gramian_over="trunk.3.*", heads="weighted")`.
 
     Args:
         alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.

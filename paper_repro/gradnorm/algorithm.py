@@ -70,7 +70,7 @@ def against_literal() -> Gaps:
     step = mf.descend(
         losses,
         mf.gradnorm(ALPHA, WEIGHT_LR, optimizer=mf.sgd),
-        mf.jacobian("trunk.*", measure=f"trunk.{LAYERS - 1}.*", heads="weighted"),
+        mf.jacobian("trunk.*", gramian_over=f"trunk.{LAYERS - 1}.*", heads="weighted"),
         mf.sgd(LR),
         reduction="sum",
     )
