@@ -284,24 +284,3 @@ def test_a_level_counts_in_all_its_digits():
     found, state = diagnostics.running_conflict(None, gramian, TASKS, level=0.95)
     expected = torch.sqrt(2 * 1.1 / 0.1 * state.variance * math.log(math.sqrt(1.1) / 0.05))
     torch.testing.assert_close(found.high - found.inner, expected, rtol=1e-12, atol=0)
-
-
-def test_in_a_log():
-    losses = {name: torch.tensor(1.0) for name in ("near", "far", "up")}
-    info = mf.Info(torch.ones(3), torch.eye(3), torch.ones(3) / 3, torch.ones(3) / 3, (), losses)
-    conflict = diagnostics.conflict(gramian_of(drawn(0)), TASKS)
-    found = mf.log_dict(info, conflict)
-    assert set(found) - set(mf.log_dict(info)) == {
-        *(
-            f"{kind}/{pair}"
-            for kind in ("inner", "inner_low", "inner_high", "verdict")
-            for pair in ("near-far", "near-up", "far-up")
-        ),
-        "conflict_proved",
-    }
-    assert found["inner/near-up"] == conflict.inner[0, 2].item()
-    assert found["inner_low/far-up"] == conflict.low[1, 2].item()
-    verdicts = [found[f"verdict/{pair}"] for pair in ("near-far", "near-up", "far-up")]
-    assert found["conflict_proved"] == sum(x < 0 for x in verdicts) / 3
-    with pytest.raises(ValueError, match=r"conflict: expected one of 2 tasks"):
-        mf.log_dict(info._replace(losses=torch.ones(2), tasks={}), conflict)

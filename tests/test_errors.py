@@ -268,11 +268,6 @@ CASES = {
         RuntimeError,
         r"log_dict: there are no numbers .*log_dict\(torch",
     ),
-    "names for a conflict": (
-        lambda: mf.log_dict(INFO, ["a", "b"]),
-        TypeError,
-        "names of the tasks are passed as names=",
-    ),
     "optimizer": (
         lambda: mf.Balancer(nn.Linear(2, 2), mf.mgda(), metric=mf.adam(1e-3)),
         TypeError,

@@ -46,7 +46,7 @@ def expected(rows: Tensor, weights: Tensor, names: list[str]) -> dict[str, float
         direction = direction / weights.sum()
     found["length"] = float(direction.norm())
     rates = [float(rows[i] @ direction) for i in some]
-    found["gap"] = found["length"] ** 2 - min(rates, default=found["length"] ** 2)
+    found["shortfall"] = found["length"] ** 2 - min(rates, default=found["length"] ** 2)
     return found
 
 
@@ -69,24 +69,24 @@ def test_scalars_are_those_of_loops_over_gradients(count, seed, kind):
 
 
 @given(st.integers(2, 5), st.integers(0, 10**6))
-def test_gap_is_the_certificate_and_bounds_hold(count, seed):
+def test_shortfall_is_the_certificate_and_bounds_hold(count, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, 4, generator=generator, dtype=F64)
     weights = torch.randn(count, generator=generator, dtype=F64).softmax(0)
     info = info_of(rows, weights)
     found = mf.log_dict(info)
     certificate = certify(min_norm(info.gramian), weights)
-    assert found["gap"] == pytest.approx(float(certificate.gap), abs=1e-12)
+    assert found["shortfall"] == pytest.approx(float(certificate.gap), abs=1e-12)
     distance = float(mf.diagnostics.stationarity(info.gramian).length)
-    assert (found["length"] ** 2 - found["gap"]) / found["length"] <= distance + 1e-9
+    assert (found["length"] ** 2 - found["shortfall"]) / found["length"] <= distance + 1e-9
     assert distance <= found["length"] + 1e-12
 
 
-def test_gap_is_zero_at_the_min_norm_answer():
+def test_shortfall_is_zero_at_the_min_norm_answer():
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=F64)
     weights = mf.weights(mf.mgda(), rows @ rows.mT)
     found = mf.log_dict(info_of(rows, weights))
-    assert found["gap"] == pytest.approx(0, abs=1e-12)
+    assert found["shortfall"] == pytest.approx(0, abs=1e-12)
     assert found["length"] == pytest.approx(2 / math.sqrt(5))
 
 
@@ -117,9 +117,9 @@ def test_absent_tasks_count_in_no_pair():
     assert [key for key in found if key.startswith("cosine/")] == ["cosine/0-2"]
     assert found["conflict"] in (0.0, 1.0)
     assert found["weight/1"] == 0
-    assert found["gap"] == pytest.approx(0, abs=1e-5)  # mgda on the two that are present
+    assert found["shortfall"] == pytest.approx(0, abs=1e-5)  # mgda on the two that are present
     alone = info_of(torch.zeros(2, 3), torch.tensor([0.5, 0.5]))
-    assert {"length": 0.0, "gap": 0.0}.items() <= mf.log_dict(alone).items()
+    assert {"length": 0.0, "shortfall": 0.0}.items() <= mf.log_dict(alone).items()
     assert "conflict" not in mf.log_dict(alone)
 
 
@@ -134,7 +134,7 @@ def test_mixtures_of_tasks_are_numbered():
 def test_nan_is_nan():
     info = info_of(torch.tensor([[1.0, 0.0], [float("nan"), 1.0]]), torch.tensor([0.5, 0.5]))
     found = mf.log_dict(info)
-    for key in ("cosine/0-1", "conflict", "length", "gap", "rate/1"):
+    for key in ("cosine/0-1", "conflict", "length", "shortfall", "rate/1"):
         assert math.isnan(found[key]), key
 
 
@@ -183,7 +183,7 @@ def test_what_it_refuses():
     one = tree_map(lambda x: x[1], several)  # as the error says
     assert mf.log_dict(one) == mf.log_dict(info)
     with pytest.raises(RuntimeError, match="outside take one"):
-        vmap(lambda info: mf.log_dict(info)["gap"])(several)
+        vmap(lambda info: mf.log_dict(info)["shortfall"])(several)
     for names in (["a"], ["a", "b", "c"]):
         with pytest.raises(ValueError, match="expected 2 strings"):
             mf.log_dict(info, names=names)
