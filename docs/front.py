@@ -38,7 +38,8 @@ def of_device(kept: Kept) -> Iterator[Line]:
     rules = [row for row in captured if row["unit"] == "eager plain steps"]
     middle = median(row["value"] for row in rules)
     yield line(
-        f"A step of {network} as one recorded graph: median of {len(rules)} rules and options",
+        f"A step of {network} as one recorded graph: median of {len(rules)} "
+        "configurations of rules",
         f"{middle:.2f} of a plain eager step (the mean loss, recorded: "
         f"{_number(kept['capture', 'mean'])})",
         *rules,

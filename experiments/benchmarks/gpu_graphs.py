@@ -48,7 +48,8 @@ def capture(device: str, tiny: bool) -> Iterator[Row]:
                 failing.append(row["case"])
             yield row
     note = f"of {len(rules(tiny))}" + (f": {', '.join(failing)}" if failing else "")
-    yield found("rules not captured, or not equal to eager", float(len(failing)), "", note, 0.0)
+    what = "configurations not captured, or not equal to eager"
+    yield found(what, float(len(failing)), "", note, 0.0)
 
 
 def _capture(

@@ -50,7 +50,7 @@ def test_a_part_measures_all_of_its_cases(name, kept, tmp_path, captures):
         assert any(case.endswith(": captured") for case in cases)
     if name == "capture":
         assert {"mean", "mgda", "pcgrad", "gradnorm"} <= cases.keys()
-        assert cases["rules not captured, or not equal to eager"]["value"] == 0
+        assert cases["configurations not captured, or not equal to eager"]["value"] == 0
     if name == "weightings":
         llama = [row for case, row in cases.items() if "Llama" in case and row["target"]]
         assert [row["target"] for row in llama] == [2.3, 2.3, 1.5]
@@ -70,7 +70,7 @@ def test_a_captured_step_that_gives_something_else_does_not_count(monkeypatch, k
     rows = {row["case"]: row for row in gpu_graphs.capture("cpu", True)}
     assert rows["mgda"]["value"] is None
     assert rows["mgda"]["note"].startswith("failed: differs from eager after batch 2")
-    assert rows["rules not captured, or not equal to eager"]["value"] == 4
+    assert rows["configurations not captured, or not equal to eager"]["value"] == 4
 
 
 def test_a_call_that_fails_leaves_those_it_is_compared_with():
@@ -261,7 +261,7 @@ def test_rules_are_one_line_and_those_that_fail_have_their_own():
     rows = [row | {"unit": "eager plain steps" if row["value"] else ""} for row in rows]
     _, table = gpu_report.tables(rows)
     lines = table.splitlines()[2:]
-    assert lines[0].startswith("| 3 rules captured | 0.2 of an eager plain step, median |")
+    assert lines[0].startswith("| 3 configurations of rules | 0.2 of an eager plain step, median |")
     assert "mean 0.10 to nash 0.90" in lines[0]
     assert [line.split(" | ")[:2] for line in lines[1:]] == [["| safe", "cannot"]]
 
