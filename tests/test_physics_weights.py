@@ -1,0 +1,130 @@
+"""The formulas of docs/how-to/physics-weights.md against loops as their papers' codes have them."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+from docs import outputs
+from tests.support import ROOT
+
+F64 = torch.float64
+FORMULAS = ("norms", "maximum_over_mean", "kernels")
+TOLS = (0.0, 0.4)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[dict[str, Any]]:
+    """What the page has defined before it trains, in float64, with fewer points."""
+    path, dtype = ROOT / "docs" / "how-to" / "physics-weights.md", torch.get_default_dtype()
+    torch.set_default_dtype(F64)
+    try:
+        scope: dict[str, Any] = {}
+        for block in outputs.run(path.read_text(encoding="utf-8"), path.name):
+            scope = block.scope
+            if "kernels" in scope:
+                break
+        scope["x"] = scope["x"][::5]
+        yield scope
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def params_of(page: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    found = mf.parameters(page["net"])
+    return {
+        name: leaf + 0.1 * mf.random.normal(mf.random.key(10 * seed + i), leaf.shape, F64)
+        for i, (name, leaf) in enumerate(found.items())
+    }
+
+
+def residuals_of(page: dict[str, Any], params: dict[str, Tensor]) -> tuple[list[Any], list[Any]]:
+    """Functions of the parameters, one a point: u_t + c u_x by `torch.func.grad`, and u - sin."""
+
+    def u(params: dict[str, Tensor], point: Tensor) -> Tensor:
+        return functional_call(page["net"], params, (point[None],))[0, 0]
+
+    def equation(point: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+        return lambda p: grad(u, 1)(p, point) @ torch.tensor([page["SPEED"], 1.0], dtype=F64)
+
+    inside = [equation(point) for point in page["x"]]
+    edge = [lambda p, point=point: u(p, point) - point[0].sin() for point in page["first"]]
+    return inside, edge
+
+
+def literal_terms(page: dict[str, Any], params: dict[str, Tensor], tol: float) -> list[Any]:
+    """jaxpi's `losses` with `use_causal`: M is its triangle of ones below the diagonal."""
+    inside, edge = residuals_of(page, params)
+    M = torch.triu(torch.ones(16, 16, dtype=F64), diagonal=1).T
+
+    def equation(p: dict[str, Tensor]) -> Tensor:
+        each = torch.stack([r(p) for r in inside]).reshape(16, -1).square().mean(1)
+        return (each * torch.exp(-tol * (M @ each)).detach()).mean()
+
+    def start(p: dict[str, Tensor]) -> Tensor:
+        return torch.stack([r(p) for r in edge]).square().mean()
+
+    return [equation, start]
+
+
+def literal(
+    page: dict[str, Any], name: str, params: dict[str, Tensor], tol: float, w: Tensor
+) -> Tensor:
+    each = [grad(term)(params) for term in literal_terms(page, params, tol)]
+    if name == "norms":  # compute_weights of jaxpi/models.py, "grad_norm"
+        length = [math.sqrt(sum(float(g.square().sum()) for g in one.values())) for one in each]
+        return torch.tensor([sum(length) / 2 / n for n in length], dtype=F64)
+    if name == "kernels":  # the same, "ntk", of points that all count alike
+        traces = []
+        for points in residuals_of(page, params):
+            squares = [sum(g.square().sum() for g in grad(r)(params).values()) for r in points]
+            traces.append(sum(squares) / len(points))
+        return torch.stack([sum(traces) / 2 / trace for trace in traces])
+    # adaptive_constant of GradientPathologiesPINNs: matrices alone, the loss with its weight
+    matrices = [name for name, leaf in params.items() if leaf.ndim == 2]
+    largest = max(float(each[0][name].abs().max()) for name in matrices)
+    means = [float((w[1] * each[1][name]).abs().mean()) for name in matrices]
+    return torch.tensor([1.0, largest / (sum(means) / len(means))], dtype=F64)
+
+
+@pytest.mark.parametrize("tol", TOLS)
+def test_terms_and_their_gradients_are_those_of_the_loop(page, tol):
+    params = params_of(page)
+    losses, rows = mf.task_gradients(page["terms"], params, tol)
+    for task, term in enumerate(literal_terms(page, params, tol)):
+        torch.testing.assert_close(losses[task], term(params), rtol=1e-10, atol=0)
+        for name, leaf in grad(term)(params).items():
+            torch.testing.assert_close(rows[name][task], leaf, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("tol", TOLS)
+def test_weights_are_those_of_the_papers_codes(page, name, tol):
+    params, w = params_of(page, 1), torch.tensor([1.0, 3.0], dtype=F64)
+    found = page[name](params, tol, w)
+    expected = literal(page, name, params, tol, w)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_weights_under_vmap_and_grad(page, name):
+    every = [params_of(page, seed) for seed in range(3)]
+    stacked = {name: torch.stack([one[name] for one in every]) for name in every[0]}
+    w = torch.tensor([[1.0, 2.0], [1.0, 0.5], [1.0, 7.0]], dtype=F64)
+    formula = page[name]
+    found = vmap(formula, (0, None, 0))(stacked, torch.tensor(0.4, dtype=F64), w)
+    each = torch.stack([formula(one, 0.4, v) for one, v in zip(every, w, strict=True)])
+    torch.testing.assert_close(found, each, rtol=1e-9, atol=0)
+
+    def along(s: Tensor) -> Tensor:
+        moved = {name: leaf * (1 + s * leaf.sin()) for name, leaf in every[0].items()}
+        return formula(moved, 0.0, w[0])[1].log()  # where no weight is held constant
+
+    h = torch.tensor(1e-5, dtype=F64)  # errors of h² and of 1e-16/h
+    slope = (along(h) - along(-h)) / (2 * h)
+    torch.testing.assert_close(grad(along)(0 * h), slope, rtol=1e-5, atol=1e-8)
