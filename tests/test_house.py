@@ -49,7 +49,7 @@ MOST_LINES = {
     "gradients": 6_073,  # of these; aim 4,700
     "training": 2_430,  # likewise; aim 2,000
     "rooms": 1_452,
-    "laboratory": 6_408,  # aim 6,200
+    "laboratory": 6_200,
 }
 
 
@@ -71,7 +71,7 @@ SURFACE = (ROOT / "tests" / "support" / "surface.txt").read_text().splitlines()
 def test_few_public_names():
     """Methods and fields not counted."""
     names = [re.split(r"[(:]", row)[0].split(".") for row in SURFACE]
-    assert len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 130
+    assert len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 129
 
 
 def test_few_arguments():

@@ -355,15 +355,6 @@ BAD = {
         lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
         "resolution: expected",
     ),
-    "cone shape": (
-        lambda ax: plot.cone(torch.eye(4), ax=ax),
-        r"gradients: expected numbers of shape \[n, 2 or 3\], got shape \[4, 4\]",
-    ),
-    "cone NaN": (
-        lambda ax: plot.cone([[1.0, NAN]], ax=ax),
-        r"gradients: NaN or infinite entries, the first at \[0, 1\]",
-    ),
-    "cone axes": (lambda ax: plot.cone(torch.eye(3), ax=ax), "ax: expected three-dimensional Axes"),
     "heatmap square": (
         lambda ax: plot.heatmap(torch.ones(2, 3), ax),
         "gramian: expected a square matrix",
@@ -431,7 +422,6 @@ def test_bad_input_is_named(case):
 GOOD = {
     "portrait": lambda ax: plot.portrait(mf.mean(), ("rate 1",), ax, cells=(5, 4))[0],
     "simplex": lambda ax: plot.simplex(torch.eye(3), {"mgda": mf.mgda()}, ax, resolution=6),
-    "cone": lambda ax: plot.cone(torch.eye(2), {"mgda": mf.mgda()}, ax),
     "heatmap": lambda ax: plot.heatmap(torch.eye(3), ax),
     "weights": lambda ax: plot.weights(torch.ones(4, 5, 2), ax),
     "front": lambda ax: plot.front(rows(0, 5, 2), ax, reference=[4.0, 4.0]),

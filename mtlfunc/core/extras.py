@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 LAB = "filelock", "moocore", "scipy", "tqdm", "xarray"
-PLOT = "matplotlib", "scipy"
+PLOT = ("matplotlib",)
 
 
 def expect_installed(*packages: str, what: str) -> None:

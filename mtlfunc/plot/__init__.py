@@ -3,11 +3,10 @@
 from typing import Any
 
 from ..core.gone import gone_names
-from .rules import cone, heatmap, portrait, simplex
+from .rules import heatmap, portrait, simplex
 from .runs import front, gap, weights
 
 __all__ = [
-    "cone",
     "front",
     "gap",
     "heatmap",
@@ -24,6 +23,7 @@ def __dir__() -> list[str]:  # for completion: public names alone
 __getattr__: Any = gone_names(
     "mtlfunc.plot",
     {
+        "cone": "six lines: docs/how-to/pure-recipes.md",
         "cosines_over_time": "eight lines: docs/how-to/logging.md",
         "gaps": "a loop over solvers: docs/solvers.md",
     },

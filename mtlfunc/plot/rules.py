@@ -18,12 +18,9 @@ from torch import Tensor
 
 from ..analysis.diagnostics import cosines, stationarity
 from ..core.gone import gone
-from ..rules.common import as_rule
-from ..rules.functional import aggregate
 from ..studies.lattice import simplex_lattice
 from ._common import (
     COLOURS,
-    RISES,
     AnyRule,
     Array,
     Axes,
@@ -39,10 +36,8 @@ from ._common import (
     rules_of,
     weights_of,
 )
-from ._geometry import barycentric, clip, cone_faces, hull, units
 
 QUANTITIES = ("direction", "length", "rate 1", "rate 2")
-CONE = "#56b4e9"
 BAR = "change ax.collections[0].colorbar, a heatmap's ax.images[0].colorbar: docs/from/zero.md"
 
 
@@ -341,10 +336,14 @@ def _place(rule: AnyRule, gramian: Tensor, losses: Tensor, key: int, name: str) 
     answer = weights_of(rule, gramian[None], losses, key, 1)[0]
     if not bool(answer.isfinite().all()) or float(answer.sum()) <= 0:
         raise ValueError(
-            f"{name}: weights {answer.tolist()} have no positive sum and so no place in the "
-            "simplex; draw its direction with cone"
+            f"{name}: weights {answer.tolist()} have no positive sum, so no place in it"
         )
     return answer / answer.sum()
+
+
+def barycentric(weights: np.ndarray) -> np.ndarray:
+    """Points `[n, 2]` of weights `[n, 3]`: task 1 left, task 2 right, task 3 on top."""
+    return weights @ np.array([[0, 0], [1, 0], [0.5, math.sqrt(3) / 2]])
 
 
 def _point(panel: Axes, weights: Tensor, **kwargs: Any) -> None:
@@ -367,115 +366,6 @@ def _ternary_ticks(panel: Axes, names: Sequence[str]) -> None:
             x, y = barycentric(share * np.eye(3)[task] + (1 - share) * np.eye(3)[origin])
             panel.plot([x, x + dx / 2], [y, y + dy / 2], color="black", linewidth=0.8)
             panel.text(x + dx, y + dy, f"{share:g}", ha=align, va=rise, fontsize="x-small")
-
-
-# ---- cone --------------------------------------------------------------------------------------
-
-
-def cone(
-    gradients: Array,
-    rules: AnyRule | Mapping[str, AnyRule] | None = None,
-    ax: Axes | None = None,
-    *,
-    names: Sequence[str] | None = None,
-    losses: Array | None = None,
-    key: int = 0,
-    **kwargs: Any,
-) -> Axes:
-    """Task gradients, their convex hull, the directions that raise no loss, and rules' directions.
-
-    The cone is {d: g_t·d >= 0 for all t}; there is none to draw where only d = 0 raises no loss.
-
-    Args:
-        gradients: J `[task, 2]` or `[task, 3]`.
-        rules: a rule, or several by name. The legend names, after an arrow, the tasks whose loss a
-            direction raises.
-        ax: None is the current Axes in two dimensions, a new figure in three.
-        names: of the tasks, next to the tips.
-        losses: `[task]`, for rules that read them; None is ones.
-        key: seed of random rules.
-        **kwargs: of the directions' `Axes.plot`.
-
-    Returns:
-        the Axes; in three dimensions the cone is cut off at the Axes' box.
-
-    Raises:
-        ValueError: for gradients of another shape or with NaN, names of another length,
-            two-dimensional Axes for three dimensions.
-
-    Examples:
-        >>> from matplotlib.figure import Figure
-        >>> ax = Figure().add_subplot()
-        >>> ax = cone([[1.0, 0.5], [-0.5, 1.0]], ax=ax, names=["near", "far"])
-        >>> [text.get_text() for text in ax.texts]
-        ['near', 'far']
-    """
-    from matplotlib.patheffects import withStroke
-
-    rows = array_of(gradients, "gradients", (None, (2, 3)))
-    names = names_of(names, len(rows))
-    solid = rows.shape[1] == 3
-    jacobian, given = torch.from_numpy(rows), losses_of(losses, len(rows))
-    directions = {
-        name: aggregate(as_rule(rule), jacobian, given, key).detach().numpy()
-        for name, rule in rules_of(rules).items()
-    }
-    drawn = np.stack([np.zeros(rows.shape[1]), *rows, *directions.values()])
-    low, high = drawn.min(0), drawn.max(0)
-    size = float((high - low).max()) or 1.0
-    spare = np.maximum(0.18 * size, (0.6 * size - (high - low)) / 2)
-    low, high = low - spare, high + spare
-    panel = axes_of(ax, solid)
-    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    panel.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$")
-    (_draw_solid if solid else _draw_plane)(panel, rows, low, high)
-    lengths = np.linalg.norm(rows, axis=1)
-    for i, (name, d) in enumerate(directions.items()):
-        raised = [names[t] for t in np.flatnonzero(rows @ d < RISES * lengths * lengths.max())]
-        label = rf"{name} (${{\uparrow}}$ {', '.join(raised)})" if raised else name
-        style = {"markevery": [1], "markersize": 6, "linewidth": 1.5, "zorder": 5 + i}
-        panel.plot(*np.stack([0 * d, d]).T, **cycle(i) | style | {"label": label} | kwargs)
-    white = [withStroke(linewidth=2, foreground="white")]
-    for row, length, name in zip(rows, lengths, names, strict=True):
-        tip = row + 0.08 * size * row / (length or 1.0)
-        panel.text(*tip, name, ha="center", va="center", zorder=20, path_effects=white)
-    corner = (0.95, 1.1) if solid else (1.0, 1.0)
-    panel.legend(loc="upper left", bbox_to_anchor=corner, frameon=False)
-    return panel
-
-
-def _draw_plane(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """The cone, the hull and the gradients in two dimensions."""
-    from matplotlib.patches import Polygon
-
-    panel.set_aspect("equal")
-    size = float((high - low).max())
-    box = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
-    wedge = clip(box, units(rows), slack=1e-9 * size)
-    if np.abs(wedge).max(initial=0) > 1e-6 * size:
-        style = {"facecolor": CONE, "alpha": 0.25, "edgecolor": CONE, "zorder": 1}
-        panel.add_patch(Polygon(wedge, label="no loss rises", **style))
-    style = {"facecolor": "0.5", "alpha": 0.3, "edgecolor": "0.4", "zorder": 2}
-    panel.add_patch(Polygon(hull(rows)[0], label="convex hull", **style))
-    arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "color": "0.2", "width": 0.01}
-    panel.quiver(*np.zeros_like(rows).T, *rows.T, **arrows, zorder=3)
-
-
-def _draw_solid(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """The cone's faces, the hull and the gradients in three dimensions."""
-    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
-
-    panel.set(zlim=(low[2], high[2]), zlabel=r"$\theta_3$")
-    panel.set_box_aspect(high - low, zoom=0.85)
-    faces = cone_faces(rows, low, high)
-    if faces:
-        style: dict[str, Any] = {"facecolor": CONE, "alpha": 0.25, "edgecolor": CONE}
-        style |= {"linewidth": 0.8, "label": "no loss rises"}
-        panel.add_collection3d(Poly3DCollection(faces, **style))
-    style = {"facecolor": "0.5", "alpha": 0.35, "edgecolor": "0.4", "linewidth": 0.8}
-    panel.add_collection3d(Poly3DCollection(hull(rows), label="convex hull", **style))
-    tails = np.zeros_like(rows).T
-    panel.quiver(*tails, *rows.T, color="0.2", arrow_length_ratio=0.1, linewidth=1.5)
 
 
 # ---- heatmap -----------------------------------------------------------------------------------

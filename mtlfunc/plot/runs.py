@@ -10,9 +10,6 @@ import torch
 
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
-from ._geometry import staircase
-
-# ---- weights -----------------------------------------------------------------------------------
 
 
 def weights(
@@ -171,11 +168,21 @@ def _reference(panel: Any, kept: np.ndarray, corner: np.ndarray, colour: Any) ->
     """The reference point, once, and the region that the points dominate below it."""
     if len(corner) == 2:
         area = {"step": "post", "color": colour, "alpha": 0.15, "linewidth": 0, "zorder": 0}
-        panel.fill_between(*staircase(kept, corner).T, corner[1], **area)
+        panel.fill_between(*_staircase(kept, corner).T, corner[1], **area)
     if not any(line.get_label() == "_reference" for line in panel.get_lines()):
         look = {"linestyle": "none", "marker": "+", "markersize": 9, "markeredgewidth": 1.5}
         panel.plot(*corner[:, None], **look, color="black", zorder=5, label="_reference")
         panel.text(*corner, "reference   ", ha="right", va="center")
+
+
+def _staircase(kept: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Corners `[n, 2]` of the region that non-dominated points `[n, 2]` dominate up to `corner`.
+
+    The points are sorted by their first coordinate; those beyond the corner add nothing.
+    """
+    inside = kept[(kept < corner).all(1)]
+    last = [[corner[0], inside[-1, 1] if len(inside) else corner[1]]]
+    return np.concatenate([inside, last])
 
 
 # ---- gaps --------------------------------------------------------------------------------------
