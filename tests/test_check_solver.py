@@ -21,6 +21,7 @@ from mtlfunc.testing.families import FAMILIES
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
 from tests.support import ROOT
+from tests.support.every import few
 
 F64 = torch.float64
 
@@ -115,10 +116,21 @@ def test_exact_solvers_are_sound(solver, tasks, claims):
     assert {row.family for row in report.rows} == {"small integers", *FAMILIES}
 
 
-def test_reference_solver_is_sound_to_its_own_tolerance():
-    """Clarabel's 1e-12 of an objective is 1e-6 of a direction, more where that nearly vanishes."""
-    given = {"tolerance": 1e-4, "tasks": (1, 3), "claims": ["grad"]}
-    report = testing.check_solver(solvers.cvx(), ["dual_cone"], **given)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    few(
+        [
+            {},
+            {"problems": ["dual_cone"], "claims": ["grad"], "tasks": (1, 3)},
+            {"claims": ["vmap", "grad"]},
+        ],
+        lambda given: "vmap" not in given.get("claims", ()),
+    ),
+    ids=lambda given: " ".join(given) or "all",
+)
+def test_the_reference_solver_is_sound(given):
+    report = testing.check_solver(solvers.cvx(), **given)
     assert report.sound, report
 
 
