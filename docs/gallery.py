@@ -29,9 +29,27 @@ WIDEST, COLOURS = 900, 256
 HEAD = """# Figures
 
 Every figure of the papers that takes options of yours, under it the command that drew it. Its
-options are in `--help`; `--size 6x3` sets inches, `--out fig.pdf` a vector file with the numbers
-next to it as JSON, `--seed 1` other random numbers. A command says how long its figure takes, and
-how far it is. Written by `python docs/gallery.py`.
+options are in `--help`; `--out fig.pdf` writes a vector file with the numbers next to it as JSON,
+`--seed 1` draws other random numbers. A command says how long its figure takes, and how far it is.
+Written by `python docs/gallery.py`.
+
+**In a paper**: `--preset column` is 3.25 inches wide, `--preset page` 6.75, with letters of 8
+points; tests ask the renderer that no text overlaps or is cut, in all of them. `--panels 1,3` takes
+some panels, `--log x,y` logarithmic axes, `--font`, `--font-size`, `--colours` and `--style FILE`, a
+style of matplotlib, change the look, `--size 6x3` sets inches. `--data-only` writes the numbers
+alone; a figure of your own from them:
+
+```python
+import json
+import matplotlib.pyplot as plt
+
+found = json.load(open("mgda.temperatures.json"))
+for family in ("interior", "face"):
+    rows = [row for row in found["numbers"] if row["family"] == family]
+    plt.loglog([row["sharpness"] for row in rows], [row["distance"] for row in rows], label=family)
+plt.xlabel("sharpness λ")
+plt.legend()
+```
 """
 
 

@@ -161,9 +161,9 @@ def surface(
         # a title would stand at the top of the box that holds the cube, far above the surface
         axis.text2D(0.5, 0.86, name, transform=axis.transAxes, ha="center")
         axis.view_init(elevation, azimuth)
-        axis.zaxis.labelpad = 6  # next to its numbers
+        axis.xaxis.labelpad, axis.zaxis.labelpad = 8, 11  # next to their numbers
         # room for the label of the z axis
-        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]
+        axis.set_box_aspect(None, zoom=0.72)  # pyright: ignore[reportArgumentType]
         axis.set(xlabel="x₁", ylabel="x₂", zlabel="loss")
         if whole:
             ticks = [-10, 0, 10]

@@ -231,7 +231,7 @@ def two_tasks(
             colour = COLOURS[2 * i]
             arrow(panel, (0, 0), pair[i], colour)
             beside: dict[str, Any] = {"xytext": (6, 4), "textcoords": "offset points"}
-            panel.annotate(f"g_{i + 1}", pair[i], color=colour, fontsize=12, **beside)
+            panel.annotate(f"g_{i + 1}", pair[i], color=colour, fontsize="medium", **beside)
         panel.plot(*plane.T, color="#999999", linewidth=3, zorder=1)
         panel.plot([0, foot[0]], [0, foot[1]], "--", color=COLOURS[1], linewidth=2, zorder=5)
         panel.plot(*foot, "o", color=COLOURS[1], zorder=6)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure as Canvas
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -106,7 +107,7 @@ def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> 
                 f"{value:.3f}\n[{interval.low:.2f}, {interval.high:.2f}]",
                 ha="center",
                 va="center",
-                fontsize=9,
+                fontsize=0.75 * rcParams["font.size"],
                 color="white" if value > 0.65 else "black",
             )
         axis.set(title=when, xlabel="width q of the representation", ylabel="tasks T")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from torch import Tensor
 from torch.func import jacrev, vmap
@@ -254,10 +255,10 @@ def broken_panel(panel: Axes) -> None:
     ):
         arrow(panel, (0, 0), (x, y), colour)
         beside: dict[str, Any] = {"xytext": place, "textcoords": "offset points"}
-        panel.annotate(label, (x, y), color=colour, fontsize=12, **beside)
+        panel.annotate(label, (x, y), color=colour, fontsize="medium", **beside)
     panel.axvline(0, color="#888888", linestyle=":")
-    panel.annotate("⟨g_1, u⟩ < 0", (-0.06, -0.22), ha="right", fontsize=11)
-    panel.annotate("⟨g_1, u⟩ > 0", (0.06, -0.22), fontsize=11)
+    panel.annotate("⟨g_1, u⟩ < 0", (-0.06, -0.22), ha="right", fontsize=rcParams["legend.fontsize"])
+    panel.annotate("⟨g_1, u⟩ > 0", (0.06, -0.22), fontsize=rcParams["legend.fontsize"])
     panel.set(
         xlabel="first coordinate",
         ylabel="second coordinate",

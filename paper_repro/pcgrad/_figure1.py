@@ -143,7 +143,8 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     surface.plot_surface(*mesh, height, cmap="viridis", rcount=110, ccount=110, rasterized=True)
     surface.view_init(35, -120)
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
-    surface.set_box_aspect((4, 5, 4), zoom=1.0)  # pyright: ignore[reportArgumentType]
+    surface.zaxis.labelpad = 8
+    surface.set_box_aspect((4, 5, 4), zoom=0.9)  # pyright: ignore[reportArgumentType]
     shown = [("L₁", each[..., 0]), ("L₂", each[..., 1])]
     shown += [(named_arm(arm), each.sum(-1)) for arm in methods]
     panels: list[Axes] = []

@@ -68,7 +68,7 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
         arrow(plane, np.zeros(2), g, colour)
         x, y = g + 0.09 * reach * g / np.linalg.norm(g)
         text = f"$g_{task + 1}$"
-        plane.text(x, y, text, color=colour, ha="center", va="center", fontsize=13)
+        plane.text(x, y, text, color=colour, ha="center", va="center", fontsize="large")
     apart = np.unique(directions.round(9), axis=0)
     for d in apart:
         if np.linalg.norm(d) > 1e-9 * reach:

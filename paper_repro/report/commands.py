@@ -7,8 +7,7 @@ import json
 import re
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
@@ -18,6 +17,7 @@ from .display import Display, caught, say
 from .draws import redrawn
 from .figures import FORMS
 from .findings import Figure, is_recorded
+from .looks import WIDTHS, Look, arrange, style_of
 from .options import Impossible, Option, Parameter, meant, parameters, read, written
 from .parts import OURS, Store, drop
 
@@ -117,12 +117,9 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
         metavar="N",
         help="other random numbers, 0 to 2**63 - 1 (default: 0)",
     )
-    parser.add_argument(
-        "--size",
-        nargs=1,
-        metavar="WxH",
-        help="inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
-    )
+    for option, (metavar, text) in LOOK.items():
+        parser.add_argument(f"--{option}", nargs=1, metavar=metavar, help=text)
+    parser.add_argument("--data-only", action="store_true", help="write the numbers alone")
     parser.add_argument(
         "--out",
         type=Path,
@@ -178,44 +175,71 @@ def values_of(
     if unknown:
         there = ", ".join(f"--{each.name.replace('_', '-')}" for each in of)
         parser.error(
-            f"unrecognized arguments: {' '.join(unknown)}; there are: {there}, --seed, --size, "
-            "--out"
+            f"unrecognized arguments: {' '.join(unknown)}; there are: {there}, --seed, "
+            f"{', '.join(f'--{option}' for option in LOOK)}, --data-only, --out"
         )
     given = vars(found)
-    out, look = given.pop("out"), Look(*(given.pop(name) for name in Look._fields))
-    return (
-        {
-            each.name: read(each.name, each.kind, " ".join(given[each.name]))
-            for each in of
-            if given[each.name] is not None
-        },
-        out,
-        look.read(),
-    )
+    values = {
+        each.name: read(each.name, each.kind, " ".join(given[each.name]))
+        for each in of
+        if given[each.name] is not None
+    }
+    seed = read("seed", int, given["seed"][0])
+    if not 0 <= seed < 2**63:
+        raise Impossible(f"seed: expected 0 to 2**63 - 1, got {seed}")
+    typed = {option: (given[option.replace("-", "_")] or [None])[0] for option in LOOK}
+    look = None if given["data_only"] else look_of(typed)
+    return values, given["out"], seed, look
 
 
-class Look(NamedTuple):
-    """What every figure takes, as it was typed."""
+LOOK = {
+    "preset": (
+        "NAME",
+        f"for a paper: {', '.join(WIDTHS)}; 3.25 or 6.75 inches wide, as high as the "
+        "panels need, letters of 8 points, no title over a single panel",
+    ),
+    "size": (
+        "WxH",
+        "inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
+    ),
+    "font": ("NAME", "a family that matplotlib finds, as 'DejaVu Serif'"),
+    "font-size": ("POINTS", "4 to 40, of titles and labels; ticks and legends have 11/12 of it"),
+    "style": ("FILE", "a style of matplotlib, a file or a name, over the figure's own"),
+    "colours": ("A,B,…", "of the lines, in their order, in place of the style's"),
+    "panels": ("I,J,…", "these alone, counted from 1, in this order"),
+    "log": ("AXES", "logarithmic axes in every panel: x, y or x,y"),
+}
+"""What every figure takes: metavar and help."""
 
-    seed: list[str]
-    size: list[str] | None
 
-    def read(self) -> tuple[int, tuple[float, float] | None]:
-        """The number that goes into all keys, and inches.
+def look_of(typed: Mapping[str, str | None]) -> Look:
+    """From what was typed. Raises Impossible."""
+    preset, size = typed["preset"], typed["size"]
+    if preset is not None and preset not in WIDTHS:
+        raise Impossible(f"preset: expected {' or '.join(WIDTHS)}, got {preset}")
+    if preset is not None and size is not None:
+        raise Impossible("size: a preset has its own; give one of the two")
+    panels = typed["panels"]
+    numbers = tuple(read("panels", tuple[int, ...], panels)) if panels is not None else ()
+    log = tuple((typed["log"] or "").split(",")) if typed["log"] is not None else ()
+    if not {*log} <= {"x", "y"}:
+        raise Impossible(f"log: expected x, y or x,y, got {typed['log']}")
+    points = typed["font-size"]
+    points = read("font-size", float, points) if points is not None else None
+    if points is not None and not 4 <= points <= 40:
+        raise Impossible(f"font-size: expected 4 to 40 points, got {points:g}")
+    colours = [x.strip() for x in (typed["colours"] or "").split(",") if x.strip()]
+    style = style_of(typed["style"], typed["font"], points, colours)
+    return Look(inches(size) if size is not None else None, preset, style, numbers, log)
 
-        Raises:
-            Impossible: for anything else.
-        """
-        seed = read("seed", int, self.seed[0])
-        if not 0 <= seed < 2**63:
-            raise Impossible(f"seed: expected 0 to 2**63 - 1, got {seed}")
-        if self.size is None:
-            return seed, None
-        found = re.fullmatch(r"(\d+\.?\d*)x(\d+\.?\d*)", self.size[0])
-        inches = tuple(map(float, found.groups())) if found else ()
-        if not inches or not all(2 <= each <= 60 for each in inches):
-            raise Impossible(f"size: expected inches, 2 to 60, as 6.5x3, got {self.size[0]}")
-        return seed, (inches[0], inches[1])
+
+def inches(text: str) -> tuple[float, float]:
+    """Raises Impossible for anything else than two lengths."""
+    found = re.fullmatch(r"(\d+\.?\d*)x(\d+\.?\d*)", text)
+    both = tuple(map(float, found.groups())) if found else ()
+    if not both or not all(2 <= each <= 60 for each in both):
+        raise Impossible(f"size: expected inches, 2 to 60, as 6.5x3, got {text}")
+    return both[0], both[1]
 
 
 def refusal(out: Path) -> str:
@@ -262,14 +286,14 @@ def command(words: Sequence[str], figures: Catalogue) -> int:
     figure = figures[name]
     parser = parser_of(name, figure)
     try:
-        values, out, (seed, size) = values_of(rest, parser, list(parameters(figure).values()))
+        values, out, seed, look = values_of(rest, parser, list(parameters(figure).values()))
     except Impossible as error:
         parser.error(f"--{error}")
     wrong = refusal(out)
     if wrong:
         parser.error(wrong)
     with redrawn(seed):
-        return draw(name, figure, values, out, parser, size)
+        return draw(name, figure, values, out, parser, look)
 
 
 def draw(
@@ -278,12 +302,15 @@ def draw(
     values: dict[str, Any],
     out: Path,
     parser: argparse.ArgumentParser,
-    size: tuple[float, float] | None = None,
+    look: Look | None,
 ) -> int:
-    """Compute, draw and write; what is computed is kept until then."""
+    """Compute, draw and write, the numbers alone without a look; what is computed is kept until
+    then.
+    """
     # by the whole name: the same figure may be on its way to a file of another format
     parts, begin, display = out.with_name(f"{out.name}.parts"), time.monotonic(), Display(1)
     others = parts.exists()  # of a command that was stopped
+    wrong: list[str] = []
     announced = iter([lasts(name)])
 
     def progress(text: str) -> None:
@@ -297,19 +324,14 @@ def draw(
     try:
         parts.mkdir(exist_ok=True)
         # one thread, as the report: the tensors are small
-        with threads(1), caught(display.line, progress):
+        with threads(1), caught(display.line, progress), (look or Look()).in_force():
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
-        if size is not None:
-            found.figure.set_size_inches(size)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "constrained_layout not applied")
-            try:
-                found.save(out)
-            except UserWarning:
-                inches = "x".join(f"{each:g}" for each in found.figure.get_size_inches())
-                parser.error(f"--size: {inches} leaves the panels no room; {leave(parts)}")
+            if look is not None:
+                wrong = arrange(found.figure, look)
+                found.draw(out)
+            found.record(out)
     except KeyboardInterrupt as stop:
         say(
             f"\ninterrupted {name} after {time.monotonic() - begin:.0f} s; {leave(parts)}",
@@ -328,9 +350,12 @@ def draw(
     finally:
         Store.folder = None
     drop(parts)
-    display.line(
-        f"{out}, {out.with_suffix('.json')}: {len(found.numbers)} records\n{found.caption}"
-    )
+    paths = ([out] if look is not None else []) + [out.with_suffix(".json")]
+    display.line(f"{', '.join(map(str, paths))}: {len(found.numbers)} records\n{found.caption}")
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        cure = "a larger --size, fewer --panels, or a --preset"
+        display.line(f"in this look {wrong[0]}{more}; {cure} may have room")
     return 0
 
 

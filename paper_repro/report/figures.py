@@ -4,14 +4,19 @@ Colours are those of the style's cycle by their names, C0 to C6, so that they ar
 place. A method keeps its colour from one paper to the next.
 """
 
+import contextlib
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -19,13 +24,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import ArrayLike
 
 from .intervals import Interval, half_width
 
 STYLE = Path(__file__).with_name("style.mplstyle")
+_MORE: ContextVar[Mapping[str, Any]] = ContextVar("more", default=MappingProxyType({}))
 _INDEX = "[A-Za-z0-9α-ωΑ-Ω]+"
 INDEXED = re.compile(
     # a letter, or one of few words, with an index, a power or both; no part of a code's name
@@ -41,6 +47,21 @@ METHOD_COLOURS = {
     "PCGrad": "C3",
     "MGDA-UB": "C4",
 }
+
+
+@contextlib.contextmanager
+def more_style(parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Parameters of matplotlib that go over the style's, while a figure is drawn and written."""
+    token = _MORE.set(parameters)
+    try:
+        yield
+    finally:
+        _MORE.reset(token)
+
+
+def in_style() -> AbstractContextManager[None]:
+    """The style, with what goes over it, in force: a line has the colours of its drawing's time."""
+    return style.context([STYLE, dict(_MORE.get())])
 
 
 def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:
@@ -126,6 +147,28 @@ def _tick(canvas: Canvas) -> None:
                     break
 
 
+def _thin(axis: Any) -> bool:
+    """Fewer numbers on an axis on which they run into each other; whether there are fewer."""
+    if isinstance(axis.get_major_locator(), FixedLocator) or not axis.get_visible():
+        return False
+    low, high = sorted(axis.get_view_interval())
+    ticks = [x for x in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if x.label1.get_text()]
+    boxes = [x.label1.get_window_extent() for x in ticks if low <= x.get_loc() <= high]
+    apart = 0.2 * rcParams["font.size"] * axis.figure.dpi / 72
+    crowded = any(a.padded(apart).overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    count = len(numbers_of(axis))
+    if not crowded or count < 3:
+        return False
+    if axis.get_scale() == "log" and axis.axis_name in "xy":
+        axis.set_minor_formatter(NullFormatter())
+        if len(numbers_of(axis)) < 2:  # there was no power of ten
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_major_locator(MaxNLocator(count - 2))
+    else:
+        axis.set_major_locator(MaxNLocator(count - 2))
+    return len(numbers_of(axis)) < count
+
+
 def _say_where_nothing_is(panel: Axes) -> None:
     """In words on a panel whose lines have no finite number, as where all runs diverged."""
     lines = [x for x in panel.get_lines() if x.get_transform() is panel.transData]
@@ -173,7 +216,8 @@ def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     apart = np.minimum(apart, 1 - steps[::-1])  # back below the top
     for i, y in zip(order, apart, strict=True):
         _, name, colour = ends[i]
-        panel.text(1.02, y, name, color=colour, transform=panel.transAxes, va="center", fontsize=11)
+        look = {"color": colour, "va": "center", "fontsize": rcParams["legend.fontsize"]}
+        panel.text(1.02, y, name, transform=panel.transAxes, **look)
 
 
 def arrow(
@@ -262,6 +306,8 @@ def fit(canvas: Canvas) -> None:
                 changed |= _above(panel, again=first)
         _raise_titles(canvas)
         first = False
+        for panel in canvas.axes:
+            changed |= any([_thin(panel.xaxis), _thin(panel.yaxis)])
         for panel in canvas.axes:
             if panel.name == "3d":
                 continue

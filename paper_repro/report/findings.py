@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from matplotlib import style
 from matplotlib.figure import Figure as Canvas
 
 from mtlfunc.core.files import write_whole
 
-from .figures import FORMS, STYLE, fit
+from .figures import FORMS, fit, in_style
 
 Verdict = Literal[
     "holds", "holds only when", "does not hold", "inconclusive", "stand-in", "not testable here"
@@ -57,6 +56,10 @@ class Figure(NamedTuple):
         if path.suffix[1:] not in FORMS:
             raise ValueError(f"{path.name}: expected a name that ends in .{', .'.join(FORMS)}")
         self.draw(path)
+        self.record(path)
+
+    def record(self, path: Path) -> None:
+        """Write the numbers alone, with the ending .json. Raises OSError."""
         values = self.name, self.caption, finite(self.arguments), finite(self.numbers)
         found = dict(zip(RECORDED, values, strict=True))
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
@@ -65,7 +68,7 @@ class Figure(NamedTuple):
     def draw(self, path: Path) -> None:
         """Write the figure alone; a PNG has its caption in it. Raises OSError."""
         text = {"Title": self.name, "Description": self.caption}
-        with style.context(STYLE):  # a line's colour is that of the style in which it is drawn
+        with in_style():
             fit(self.figure)
             write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
 
@@ -73,7 +76,7 @@ class Figure(NamedTuple):
         from io import BytesIO
 
         file = BytesIO()
-        with style.context(STYLE):
+        with in_style():
             fit(self.figure)
             FORMS["png"](self.figure, file, {})
         return file.getvalue()

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
-from matplotlib import style
-
-from .figures import STYLE
+from .figures import in_style
 from .findings import Figure
 
 P = ParamSpec("P")
@@ -74,7 +72,7 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
         bound.apply_defaults()
         for name, parameter in parameters(function).items():
             check(parameter, bound.arguments[name])
-        with style.context(STYLE):
+        with in_style():
             return function(*args, **kwargs)._replace(arguments=dict(bound.arguments))
 
     return styled

@@ -26,9 +26,10 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
     words = shlex.split(line)[4:]
     assert words == gallery.words_of(name)
     parser, of = parser_of(name, FIGURES[name]), list(parameters(FIGURES[name]).values())
-    values, out, (seed, size) = values_of(words[1:], parser, of)
+    values, out, seed, look = values_of(words[1:], parser, of)
     assert (seed, out.suffix) == (0, ".png")
-    assert (size is not None) == (name in gallery.SIZE)
+    assert look is not None
+    assert (look.size is not None) == (name in gallery.SIZE)
     assert set(values) <= {each.name for each in of}
     assert f"{summary(FIGURES[name])} {lasts(name)}\n" in PAGE
     assert lasts(name), "python docs/gallery.py NAME measures it"
@@ -57,5 +58,5 @@ def test_thin_lines_and_areas_keep_their_colours():
 
 def test_the_front_page_has_the_command_of_a_figure():
     front = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "python -m paper_repro figure cagrad.toy --size 12x7 --out fig.pdf" in front
+    assert "python -m paper_repro figure cagrad.toy --preset column --out fig.pdf" in front
     assert "(docs/figures.md)" in front

@@ -24,6 +24,7 @@ from paper_repro.report import commands, display, entry, findings, parts
 from paper_repro.report.commands import Catalogue, parser_of
 from paper_repro.report.figures import axes, numbers_of
 from paper_repro.report.findings import Figure
+from paper_repro.report.looks import WIDTHS
 from paper_repro.report.options import Impossible, parameters, read, written
 from paper_repro.report.results import picture_cuts, picture_size
 from tests.support.reproductions import misplaced
@@ -79,11 +80,13 @@ def test_drawn_with_changed_options(
     fit = findings.fit
     monkeypatch.setattr(findings, "fit", lambda canvas: [fit(canvas), canvases.append(canvas)])
     assert run(name, *SMALL[name].split(), "--out", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "in this look" not in said
     for panel in canvases[0].axes:
         for axis in (panel.xaxis, panel.yaxis):
             if axis.get_scale() == "log" and axis.get_visible() and axis.get_ticklocs().size:
                 assert len(numbers_of(axis)) > 1, axis.get_label_text()
-    assert str(out) in capsys.readouterr().out
+    assert str(out) in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.json", "figure.png"]
     with Image.open(out) as image:
         assert image.info["Description"]
@@ -124,6 +127,80 @@ def test_a_size_is_that_of_the_file(form: str, tmp_path: Path) -> None:
         assert b"/MediaBox [ 0 0 540 288 ]" in text
         assert b"/Type42" in text or b"/CIDFontType2" in text
         assert b"/Type3" not in text
+
+
+@pytest.mark.parametrize("preset", WIDTHS)
+@pytest.mark.parametrize("name", SMALL)
+def test_in_a_paper_no_text_overlaps_or_is_cut(
+    name: str, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the renderer places it; the width is the preset's, and the height goes on a page."""
+    out = tmp_path / "figure.pdf"
+    assert run(name, *SMALL[name].split(), "--preset", preset, "--out", str(out)) == 0
+    assert "in this look" not in capsys.readouterr().out
+    box = re.search(rb"/MediaBox \[ 0 0 (\S+) (\S+) \]", out.read_bytes())
+    assert box is not None
+    width, height = (float(x) / 72 for x in box.groups())
+    assert width == WIDTHS[preset]
+    # six panels of a column, each with its legend, are no figure: --panels chooses
+    assert height <= (12.5 if (name, preset) == ("cross_paper.main_task", "column") else 9.5)
+
+
+def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Style, font, colours, panels and axes reach the drawing, and no number."""
+    sheet = tmp_path / "mine.mplstyle"
+    sheet.write_text("axes.facecolor: 00ff00\nfont.size: 7\n")
+    words = SMALL["mgda.temperatures"].split()
+    assert run("mgda.temperatures", *words, "--out", str(tmp_path / "own.png")) == 0
+    look = f"--style {sheet} --colours #ff0000,#0000ff --panels 2,1 --log y --font-size 9".split()
+    look += ["--font", "DejaVu Serif"]
+    out = tmp_path / "other.pdf"
+    assert run("mgda.temperatures", *words, *look, "--out", str(out)) == 0
+    assert b"DejaVuSerif" in out.read_bytes()
+    assert records(out)["numbers"] == records(tmp_path / "own.png")["numbers"]
+    out = tmp_path / "other.png"
+    assert run("mgda.temperatures", *words, *look, "--out", str(out)) == 0
+    with Image.open(out) as image, Image.open(tmp_path / "own.png") as whole:
+        seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
+        assert {(0, 255, 0), (255, 0, 0), (0, 0, 255)} <= seen
+        assert image.width < whole.width
+    out = tmp_path / "numbers.png"
+    assert run("mgda.temperatures", *words, "--data-only", "--out", str(out)) == 0
+    assert not out.exists()
+    assert records(out)["numbers"] == records(tmp_path / "own.png")["numbers"]
+    assert "numbers.png" not in capsys.readouterr().out.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--preset poster", "preset: expected column or page, got poster"),
+        ("--preset column --size 6x3", "size: a preset has its own"),
+        ("--font Nonesuch", "font: matplotlib does not find 'Nonesuch'"),
+        ("--style nowhere.mplstyle", "style: nowhere.mplstyle is no style of matplotlib"),
+        ("--colours red,blurple", "colours: 'blurple' is no colour"),
+        ("--log z", "log: expected x, y or x,y, got z"),
+        ("--font-size 99", "font-size: expected 4 to 40 points, got 99"),
+        ("--panels one", "panels"),
+    ],
+)
+def test_a_look_that_is_none_is_refused_before_anything_is_computed(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(commands, "draw", lambda *_: pytest.fail("drawn"))
+    out = str(tmp_path / "figure.png")
+    assert run("mgda.temperatures", *words.split(), "--out", out) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_size_without_room_is_drawn_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figure.png"
+    words = [*SMALL["pcgrad.figure1"].split(), "--size", "3x2", "--out", str(out)]
+    assert run("pcgrad.figure1", *words) == 0
+    assert out.exists()
+    assert "a larger --size, fewer --panels, or a --preset" in capsys.readouterr().out
 
 
 def test_names_may_hold_commas() -> None:
@@ -243,7 +320,6 @@ def test_a_figure_says_beforehand_how_long_it_takes(
         ("cagrad.toy --seed -1", "--seed: expected 0 to 2**63 - 1, got -1"),
         ("cagrad.toy --size 6", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
         ("cagrad.toy --size 6x1", "--size: expected inches"),
-        ("mgda.two_tasks --size 2x2", "--size: 2x2 leaves the panels no room"),
         ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
         ("cagrad.toy --step 3", "unrecognized arguments: --step=3"),  # no abbreviations
         ("cagrad.toy --steps", "--steps: expected 1 argument"),
