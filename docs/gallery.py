@@ -35,9 +35,9 @@ Written by `python docs/gallery.py`.
 
 **In a paper**: `--preset column` is 3.25 inches wide, `--preset page` 6.75, with letters of 8
 points; tests ask the renderer that no text overlaps or is cut, in all of them. `--panels 1,3` takes
-some panels, `--log x,y` logarithmic axes, `--font`, `--font-size`, `--colours` and `--style FILE`, a
-style of matplotlib, change the look, `--size 6x3` sets inches. `--data-only` writes the numbers
-alone; a figure of your own from them:
+some panels, `--log x,y` logarithmic axes; `--font`, `--font-size`, `--colours` and `--style FILE`,
+a style of matplotlib, change the look; `--size 6x3` sets inches. `--data-only` writes the numbers
+alone. A figure of your own from them:
 
 ```python
 import json
