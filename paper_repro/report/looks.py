@@ -80,7 +80,7 @@ def style_of(
             found |= style.library[file] if file in style.library else dict(read)
         except (OSError, ValueError, KeyError) as error:
             if file not in style.library:
-                raise Impossible(f"style: {file} is no style of matplotlib ({error})") from error
+                raise Impossible(f"style: {file} is not a style of matplotlib ({error})") from error
             found |= style.library[file]
     if font is not None:
         try:
@@ -138,7 +138,7 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
 
 
 def _draw_near(panel: Any, away: float) -> None:
-    """Few numbers of a surface near it, and the labels so many points away."""
+    """Few numbers of a surface near it, and the labels `away` points from them."""
     panel.set_box_aspect(None, zoom=0.72)
     for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
         axis.labelpad = away
@@ -213,7 +213,7 @@ def _cell(panel: Axes) -> _Cell:
 
 
 def _flow(canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int) -> None:
-    """Panels in rows of so many, in a canvas of that width and as high as they need."""
+    """Panels in rows of `columns`, in a canvas of that width and as high as they need."""
     rows: list[list[int]] = []
     for i, cell in enumerate(cells):
         if cell.alone or not rows or len(rows[-1]) == columns or cells[rows[-1][-1]].alone:
@@ -248,7 +248,7 @@ def _flow(canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int) ->
 
 
 def _fit(canvas: Canvas) -> None:
-    """Set the text; where there is no room for the panels, `clashes` says so."""
+    """Set the text; where the panels lack room, `clashes` says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "constrained_layout not applied")
         fit(canvas)

@@ -177,7 +177,7 @@ def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--preset poster", "preset: expected column or page, got poster"),
         ("--preset column --size 6x3", "size: a preset has its own"),
         ("--font Nonesuch", "font: matplotlib does not find 'Nonesuch'"),
-        ("--style nowhere.mplstyle", "style: nowhere.mplstyle is no style of matplotlib"),
+        ("--style nowhere.mplstyle", "style: nowhere.mplstyle is not a style of matplotlib"),
         ("--colours red,blurple", "colours: 'blurple' is no colour"),
         ("--log z", "log: expected x, y or x,y, got z"),
         ("--font-size 99", "font-size: expected 4 to 40 points, got 99"),
