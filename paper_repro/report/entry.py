@@ -12,8 +12,8 @@ from urllib.parse import quote
 from ..claims import DECISIONS, LEDGER
 from . import of_record, standins
 from .decisions import Decision
-from .figures import INDEXED
 from .findings import QUICK, TENTH, Settings
+from .layout import INDEXED
 from .results import check_figure, picture_cuts, picture_size
 from .said import said
 from .where import Place

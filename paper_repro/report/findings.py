@@ -11,7 +11,8 @@ from matplotlib.figure import Figure as Canvas
 
 from mtlfunc.core.files import write_whole
 
-from .figures import FORMS, fit, in_style
+from .figures import FORMS, in_style
+from .layout import fit
 
 Verdict = Literal[
     "holds", "holds only when", "does not hold", "inconclusive", "stand-in", "not testable here"

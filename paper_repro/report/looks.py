@@ -15,7 +15,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from .figures import fit, in_style, more_style, place_of, titles
+from .figures import in_style, more_style
+from .layout import fit, place_of, titles
 from .options import Impossible
 
 POINTS = {"column": 8.0, "page": 8.0}

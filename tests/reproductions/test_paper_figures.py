@@ -22,8 +22,9 @@ from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
 from paper_repro.report import commands, display, entry, findings, parts
 from paper_repro.report.commands import Catalogue, parser_of
-from paper_repro.report.figures import axes, numbers_of
+from paper_repro.report.figures import axes
 from paper_repro.report.findings import Figure
+from paper_repro.report.layout import numbers_of
 from paper_repro.report.looks import WIDTHS
 from paper_repro.report.options import Impossible, parameters, read, written
 from paper_repro.report.results import picture_cuts, picture_size

@@ -17,9 +17,9 @@ from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import of_record
 from paper_repro.report.entry import command_of, typeset
-from paper_repro.report.figures import fit
-from paper_repro.report.figures import typeset as formulas
 from paper_repro.report.findings import QUICK, TENTH, Claim, Figure, Settings
+from paper_repro.report.layout import fit
+from paper_repro.report.layout import typeset as formulas
 from paper_repro.report.page import FINDINGS, MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
 from paper_repro.report.said import filled

@@ -13,8 +13,9 @@ from matplotlib.text import Text
 
 from paper_repro.__main__ import reproductions
 from paper_repro.claims import ROWS
-from paper_repro.report.figures import STYLE, fit, place_of, room_above, titles
+from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
+from paper_repro.report.layout import fit, place_of, room_above, titles
 from paper_repro.report.verdicts import findings as findings_under
 
 Found = Mapping[str, Sequence[Finding]]
