@@ -131,6 +131,8 @@ def written(x: Any) -> str:
     if type(x) in (tuple, list):
         inner = ", ".join(map(written, x))
         return f"[{inner}]" if type(x) is list else f"({inner}{',' * (len(x) == 1)})"
+    if isinstance(x, frozenset):
+        return f"frozenset({{{', '.join(sorted(map(written, x)))}}})"
     if type(x) is dict:
         return f"{{{', '.join(f'{key!r}: {written(value)}' for key, value in x.items())}}}"
     if isinstance(x, Tensor) and x.numel() > LARGEST:

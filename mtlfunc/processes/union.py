@@ -18,63 +18,103 @@ from ..core.checks import all_present, all_rows_mask, inside_transform, is_reada
 from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows
-from .group import Collectives, Group, peers_of
+from .group import Group, check_group, compare, told
 
 T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
-    """The processes whose batches are one batch, as one of them sees it; None is this one alone."""
+    """The processes whose batches are one batch, as one of them sees it; by default it alone."""
 
-    peers: Collectives | None = None
+    group: Any = None  # of torch.distributed
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
 
     @property
     def several(self) -> bool:
-        return self.peers is not None
-
-    @property
-    def size(self) -> int:
-        return 1 if self.peers is None else self.peers.size
+        return self.size > 1
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if their facts differ."""
-        if self.peers is not None:
-            self.peers.check(facts)
+        if self.several:
+            compare(self.lists([{name: told(fact) for name, fact in facts.items()}]))
+
+    def add(self, *values: Tensor) -> list[Tensor]:
+        """Sums over the ranks, in one all-reduce, with the same bits on every rank.
+
+        The broadcast makes it so: no backend promises it of an all-reduce.
+        """
+        if not values or not self.several:
+            return list(values)
+        flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
+        dist.all_reduce(flat, group=self.group)
+        dist.broadcast(flat, group=self.group, group_src=0)
+        parts = flat.split([x.numel() for x in values])
+        return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, values, strict=True)]
+
+    def gradient(self, grads: Params) -> Params:
+        """Gradients of the union from gradients of every process's scaled losses, in an order that
+        no graph decides; the bits may differ.
+        """
+        if not grads or not self.several:
+            return grads
+        order = sorted(grads)
+        flat = torch.cat([grads[name].detach().flatten() for name in order])
+        dist.all_reduce(flat, group=self.group)
+        parts = zip(order, flat.split([grads[name].numel() for name in order]), strict=True)
+        found = {name: part.view(grads[name].shape) for name, part in parts}
+        return {name: found[name] for name in grads}
 
     def lists(self, mine: list[T]) -> list[T]:
-        """Every rank's small objects, one rank after the other."""
-        return mine if self.peers is None else [x for one in self.peers.objects(mine) for x in one]
+        """Every rank's small objects, pickled, one rank after the other."""
+        if not self.several:
+            return mine
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, mine, group=self.group)
+        return [x for one in every for x in one]
 
     def any(self, fact: Tensor) -> Tensor:
         """Whether a fact holds on some rank."""
-        return fact if self.peers is None else self.peers.sums(fact.to(torch.float64))[0] > 0
+        return self.add(fact.to(torch.float64))[0] > 0 if self.several else fact
 
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
-        if self.peers is None:
+        if not self.several:
             return mine
-        (found,) = self.peers.sums(torch.tensor([float(name in mine) for name in every]))
+        (found,) = self.add(torch.tensor([float(name in mine) for name in every]))
         return {name for name, count in zip(every, found.tolist(), strict=True) if count}
 
     def columns(
         self, theirs: Sequence[Tensor], block: Callable[[Sequence[Tensor]], Tensor]
     ) -> Tensor:
-        """`block` of these tensors, or of every process's: `[row, column]` side by side."""
-        if self.peers is None:
+        """`block` of these tensors, or of every process's, held one rank at a time: `[row,
+        column]` side by side. Their shapes may differ.
+        """
+        if not self.several:
             return block(theirs)
-        return torch.cat([block(each) for each in self.peers.each(theirs)], 1)
+        found = []
+        for rank, shapes in enumerate(self.lists([[x.shape for x in theirs]])):
+            sent = [
+                x.detach().contiguous() if rank == self.rank else x.new_empty(shape)
+                for x, shape in zip(theirs, shapes, strict=True)
+            ]
+            for x in sent:
+                dist.broadcast(x, group=self.group, group_src=rank)
+            found.append(block(sent))
+        return torch.cat(found, 1)
 
     def shares(self, counts: Tensor | None) -> Shares:
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
         or equal parts without any.
         """
         here = mask_of(counts)
-        if self.peers is None:
+        if not self.several:
             return Shares(self, 1.0, 1.0, here, here)
         if counts is None:
             return Shares(self, 1 / self.size, 1 / self.size, None, None)
-        mine = counts.to(device=self.peers.device, dtype=torch.float64)
-        (total,) = self.peers.sums(mine.where(mine >= 0, float("nan")))
+        mine = counts.to(device=self.device, dtype=torch.float64)
+        (total,) = self.add(mine.where(mine >= 0, float("nan")))
         if bool(total.isnan().any()):  # on every rank, or the others would wait
             raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
         share = mine / total.where(total > 0, 1.0)
@@ -84,10 +124,6 @@ class Ranks(NamedTuple):
     def sums(self) -> Shares:
         """All of every process's losses: the union's are their sums."""
         return Shares(self, 1.0, 1.0, None, None)
-
-    def gradient(self, grads: Params) -> Params:
-        """Gradients of the union from gradients of every process's scaled losses."""
-        return grads if self.peers is None else self.peers.sum_leaves(grads)
 
 
 ALONE = Ranks()
@@ -127,7 +163,7 @@ class Shares(NamedTuple):
         """The union's losses from this process's, 0 for tasks without labels."""
         scale = self.scale(losses)
         local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
-        return self.union.peers.sums(local)[0] if self.union.peers else local
+        return self.union.add(local)[0]
 
     def linearization(
         self, linear: Any, measured: tuple[str, ...] = (),
@@ -142,15 +178,15 @@ class Shares(NamedTuple):
                 gets its own columns of their sum, for half the traffic.
             metric: over the measured leaves.
         """
-        peers = self.union.peers
-        if peers is None:
+        union = self.union
+        if not union.several:
             return linear
         if whole:
             linear, _ = self.totals(linear)
-            summed = peers.sums(*linear.rows.values())
+            summed = union.add(*linear.rows.values())
             rows, gramian, back = dict(zip(linear.rows, summed, strict=True)), None, linear.restore
         else:
-            rows, back, cut = _pieces(linear.rows, peers)
+            rows, back, cut = _pieces(linear.rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
             products = gramians(rows, rows, measured, metric)
@@ -162,19 +198,19 @@ class Shares(NamedTuple):
         return linear._replace(
             rows=rows,
             gramian=gramian,
-            heads=self.union.gradient(linear.heads),
-            pullback=lambda weights, *names: self.union.gradient(inner(weights, *names)),
+            heads=union.gradient(linear.heads),
+            pullback=lambda weights, *names: union.gradient(inner(weights, *names)),
             restore=back,
         )
 
     def totals(self, linear: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
-        if self.union.peers is None:
+        if not self.union.several:
             return linear, list(more)
         losses, share = linear.losses, _as(self.told, linear.losses)
         if self.here is not None and self.present is not None:
             losses = losses.where(self.here | ~self.present, 0.0)
-        told, mixed, *found = self.union.peers.sums(losses * share, linear.mixed, *more)
+        told, mixed, *found = self.union.add(losses * share, linear.mixed, *more)
         return linear._replace(losses=told, mixed=mixed), found
 
     def labelled(self, linear: Any) -> Labelled:
@@ -215,7 +251,17 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
             "group: processes cannot talk to each other inside a transform of torch.func or a "
             "compiled function; call this outside, and compile losses_fn or the module"
         )
-    return Ranks(peers_of(group, params))
+    group = check_group(group)
+    leaves = params.values() if isinstance(params, Mapping) else ()
+    device = next((x.device for x in leaves if isinstance(x, Tensor)), torch.device("cpu"))
+    backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    if device.type not in {entry.partition(":")[0] for entry in backends.split(",")}:
+        raise ValueError(
+            f"group: its backends are {backends}, and none takes the parameters, which are on "
+            f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
+        )
+    size = dist.get_world_size(group)
+    return Ranks(group, dist.get_rank(group), size, device) if size > 1 else ALONE
 
 
 def mask_of(counts: Tensor | None) -> Tensor | None:
@@ -225,18 +271,18 @@ def mask_of(counts: Tensor | None) -> Tensor | None:
 
 def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
     """The union's losses `[task]` from every process's and its shares `[task]`."""
-    if union.peers is None:
+    if not union.several:
         return losses
-    return union.peers.sums(losses.where(share > 0, 0.0) * share.to(losses))[0]
+    return union.add(losses.where(share > 0, 0.0) * share.to(losses))[0]
 
 
 def _pieces(
-    rows: Rows, peers: Collectives
+    rows: Rows, union: Ranks
 ) -> tuple[Rows, Callable[[Params], Params], Callable[[Params], Params]]:
     """Of the sum over the ranks this process's columns of every leaf, the last rank's ending in
     zeros; the way back from combinations of them to whole leaves; and the same of other leaves.
     """
-    size, shapes = peers.size, {name: row.shape[1:] for name, row in rows.items()}
+    size, shapes = union.size, {name: row.shape[1:] for name, row in rows.items()}
     widths = [-(-shape.numel() // size) for shape in shapes.values()]
 
     def cut(leaf: Tensor, shape: torch.Size) -> Tensor:
@@ -250,7 +296,9 @@ def _pieces(
         )
 
     def back(grads: Params) -> Params:
-        every = peers.gather(torch.cat([grads[name] for name in shapes]))
+        mine = torch.cat([grads[name] for name in shapes])
+        every = mine.new_empty(size, len(mine))
+        dist.all_gather(list(every.unbind()), mine, group=union.group)
         parts = zip(shapes.items(), every.split(widths, 1), strict=True)
         return {n: x.flatten()[: shape.numel()].view(shape) for (n, shape), x in parts}
 
@@ -259,9 +307,9 @@ def _pieces(
     for part, (name, row) in zip(parts.split(widths, 2), rows.items(), strict=True):
         part.copy_(cut(row.detach(), shapes[name]))
     mine = torch.empty_like(parts[0])
-    dist.reduce_scatter(mine, list(parts.unbind()), group=peers.group)
+    dist.reduce_scatter(mine, list(parts.unbind()), group=union.group)
     own = dict(zip(rows, mine.split(widths, 1), strict=True))
-    return own, back, lambda xs: {n: cut(x, shapes[n])[peers.rank] for n, x in xs.items()}
+    return own, back, lambda xs: {n: cut(x, shapes[n])[union.rank] for n, x in xs.items()}
 
 
 def _as(share: Tensor | float, like: Tensor) -> Tensor:
