@@ -147,12 +147,6 @@ CLOSE = Bound(1e-3, "excess of a mean loss that has arrived", "of a fall of 15 o
 STATIONARY = Bound(1e-2, "distance of 0 from the hull at a stationary point", "of gradients of 1")
 AT_REST = Bound(1e-3, "distance or length at rest", "of 1 at the start")
 MOVED = Bound(1e-2, "a change that is seen", "of losses and places of 1 to 15")
-KICKED = Bound(
-    3 * 1e-3 / (1 - 0.999) ** 0.5,
-    "way that Adam takes from rest",
-    "once its second moment has decayed, one gradient of any size, of rounding too, moves a place "
-    "by up to the step over √(1 - β₂), .032; three of these",
-)
 SETTLED = Bound(0.1, "spread of ends that have settled, or an excess that is seen", "of 1 to 15")
 NEAR_MINIMUM = Bound(0.05, "distance of the mean end point from the minimum", "of ends 1 apart")
 ALONG = Bound(0.5, "spread of ends over the set's length", "half of it")
