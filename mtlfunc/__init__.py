@@ -117,5 +117,4 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
         return _gone_names(__name__, _GONE)(name)
 
 
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone

@@ -81,11 +81,6 @@ def code(text: str) -> Markup:
     return Markup(f"<code>{escape(text)}</code>")
 
 
-def coloured(text: str, colour: str) -> Markup:
-    """A word in a colour."""
-    return Markup(f'<span style="color:{colour}">{escape(text)}</span>')
-
-
 def _short(x: Any) -> str:
     text = _describe(x)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

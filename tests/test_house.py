@@ -100,6 +100,8 @@ def private_names_of_torch(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Attribute):
             name, *rest = ast.unparse(node).split(".")
             found.add(".".join([known.get(name, name), *rest]))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # it is looked up
+            found |= {node.value} if re.fullmatch(r"[\w.]+", node.value) else set()
     return {x for x in found | {*known.values()} if re.match(r"torch\.(\w+\.)*_(?!_)", x)}
 
 

@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
+from mtlfunc.core._torch import tells_hooks
 from mtlfunc.gradients import backward, layerwise
 from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
@@ -397,10 +398,11 @@ def test_what_is_saved_elsewhere(engine):
     got = mf.task_gramian(losses, net.params, net.batch, engine=engine)[1]
     torch.testing.assert_close(got, expected)
     said = mf.explain_gramian(losses, net.params, net.batch)
-    assert {layer.form for layer in said.layers} == {"rows"}
-    weights = [layer for layer in said.layers if layer.name.endswith("weight")]
-    assert weights
-    assert all("checkpointing" in layer.note for layer in weights)
+    if tells_hooks:
+        assert {layer.form for layer in said.layers} == {"rows"}
+        weights = [layer for layer in said.layers if layer.name.endswith("weight")]
+        assert weights
+        assert all("checkpointing" in layer.note for layer in weights)
     with pytest.raises(RuntimeError, match="activation checkpointing"):
         vmap(lambda s: mf.task_gramian(lambda p, b: s * losses(p, b), net.params, net.batch))(
             torch.ones(2, dtype=net.batch[0].dtype)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import mtlfunc as mf
-from mtlfunc.core.files import digest, write_whole
+from experiments.common.locks import digest
+from mtlfunc.core.files import write_whole
 
 Row = dict[str, Any]
 Settings = dict[str, Any]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 import mtlfunc as mf
-from mtlfunc.core.files import digest, write_whole
+from experiments.common.locks import digest
+from mtlfunc.core.files import write_whole
 
 from .files import Files
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.arguments import among, at_least, device, existing_folder, seeds
-from mtlfunc.core.files import InUse, hold_lock
 
 from .files import DataError
+from .locks import InUse, hold_lock
 from .pool import Terminated, terminable
 
 

@@ -1,38 +1,95 @@
 """Every private name of torch that this package uses, but for what a node of the graph saved, which
-its reader asks by name. A release of torch may change any of them, so they bound its version in
-`pyproject.toml`.
+its reader asks by name. A release of torch may change any of them. Each is looked up here, with
+something that stands in for it: slower, or without what it was for. `torch.utils._pytree`, dispatch
+modes and `torch._C._functorch` have no stand-in; they are as they were since torch 2.4.
 """
 
 # ruff: noqa: F401
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _global_forward_pre_hooks as hooks_of_all_modules
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+GONE: list[str] = []
+"""The names that this torch lacks."""
+
+
+def find(path: str, stand_in: Any) -> Any:
+    """What stands at `path`, or else `stand_in`."""
+    found: Any = torch
+    for name in path.split(".")[1:]:
+        found = getattr(found, name, None)
+    if found is None:
+        GONE.append(path)
+        return stand_in
+    return found
+
+
+def number_of_a_node() -> int:
+    """The number of a node that is made for this, and so of none before."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return _LEAF.view(1).grad_fn._sequence_nr()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def no_recording(_: int) -> int:
+    raise RuntimeError("capture: this torch hides who holds a memory; run the step as it is")
+
+
+def level_by_entering() -> int:
+    """Within a level of forward-mode AD torch opens no other."""
+    try:
+        with torch.autograd.forward_ad.dual_level():
+            return -1
+    except RuntimeError:
+        return 0
+
+
+JOIN = lambda tensors: torch.cat([x.reshape(-1) for x in tensors])  # noqa: E731
+COPY = lambda to, x: [a.copy_(b) for a, b in zip(to, x, strict=True)]  # noqa: E731
+ENGINE = SimpleNamespace(
+    run_backward=lambda roots, cotangents, keep, record, places, unused, **_: torch.autograd.grad(
+        roots, places, cotangents, keep, record, allow_unused=unused
+    )
+)
+with torch.inference_mode(False), torch.enable_grad():
+    _LEAF = torch.zeros((), requires_grad=True)
+    accumulate_grad = type(get_gradient_edge(_LEAF).node)  # the node of a leaf
 
 SUPPORTED_NODES, keystr, tree_map = pytree.SUPPORTED_NODES, pytree.keystr, pytree.tree_map
 tree_flatten, tree_flatten_with_path = pytree.tree_flatten, pytree.tree_flatten_with_path
 tree_leaves, tree_unflatten = pytree.tree_leaves, pytree.tree_unflatten
 _C: Any = torch._C
-functorch, nn_functions = _C._functorch, _C._nn
-DisableTorchFunctionSubclass = _C.DisableTorchFunctionSubclass
-# nodes: that of a leaf, and one that hands no gradient on; below how many this thread has made
-accumulate_grad, undefined_grad = _C._functions.AccumulateGrad, _C._functions.UndefinedGrad
-attention_math = torch._scaled_dot_product_attention_math
+functorch: Any = _C._functorch
 compiler_tables = "torch._dynamo.variables.torch"  # whose import takes two seconds
-flatten, unflatten = nn_functions.flatten_dense_tensors, nn_functions.unflatten_dense_tensors
-copy_each = torch._foreach_copy_
-autograd_engine: Any = torch.autograd.Variable._execution_engine
-nodes_made, holders_of = _C._autograd._get_sequence_nr, _C._storage_Use_Count
-is_traced = _C._len_torch_dispatch_stack  # modes that see every operation, such as a tracer's
+# called before every module's forward; without it tensors that modules re-assign stay so
+hooks_of_all_modules: Any = find("torch.nn.modules.module._global_forward_pre_hooks", {})
+DisableTorchFunctionSubclass: Any = find("torch._C.DisableTorchFunctionSubclass", torch.no_grad)
+# a node that hands no gradient on; without it no graph is freed
+undefined_grad: Any = find("torch._C._functions.UndefinedGrad", None)
+nn_functions: Any = find("torch._C._nn", None)
+attention_math: Any = find("torch._scaled_dot_product_attention_math", None)
+flatten: Callable[..., Tensor] = find("torch._C._nn.flatten_dense_tensors", JOIN)
+copy_each: Callable[..., None] = find("torch._foreach_copy_", COPY)
+autograd_engine: Any = find("torch.autograd.Variable._execution_engine", ENGINE)
+# how many nodes this thread has made
+nodes_made: Callable[[], int] = find("torch._C._autograd._get_sequence_nr", number_of_a_node)
+holders_of: Callable[[int], int] = find("torch._C._storage_Use_Count", no_recording)
+# modes that see every operation, such as a tracer's; if that is unknown, no value is read
+is_traced: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 1)
 end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
+# before torch 2.10 a saved tensor does not say which hook brings it back
+tells_hooks = hasattr(_C._autograd.SavedTensor, "unpack_hook")
 
 
 def forward_level() -> int:
     """The innermost level of forward-mode AD, -1 outside of all."""
-    return torch.autograd.forward_ad._current_level
+    found = getattr(torch.autograd.forward_ad, "_current_level", None)
+    return level_by_entering() if found is None else found
 
 
 def memory(x: Tensor) -> int:

@@ -178,6 +178,8 @@ def all_present(present: Tensor) -> bool:
     """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
     either way, only later.
     """
+    if inside_transform():  # where torch 2.6 to 2.9 have no tolist()
+        return is_readable(present) and bool(present.all())
     return is_readable(present) and False not in present.tolist()
 
 

@@ -60,7 +60,6 @@ def _expect(part: type, value: Any) -> None:
 expect_rule: Callable[[Any], None] = partial(_expect, Rule)
 expect_probe: Callable[[Any], None] = partial(_expect, Probe)
 expect_optimizer: Callable[[Any], None] = partial(_expect, Optimizer)
-expect_step: Callable[[Any], None] = partial(_expect, Step)
 
 
 def expect_solver(value: Any) -> None:

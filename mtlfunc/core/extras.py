@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-LAB = "filelock", "moocore", "scipy", "tqdm", "xarray"
+LAB = "moocore", "scipy", "tqdm", "xarray"
 PLOT = ("matplotlib",)
 
 

@@ -24,10 +24,7 @@ __all__ = [
     "AdamState",
     "multiplicative",
 ]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Callable[[str], Any] = gone_names(

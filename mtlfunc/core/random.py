@@ -26,10 +26,7 @@ __all__ = [
     "stream",
     "uniform",
 ]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64

@@ -295,11 +295,6 @@ def few_names(names: Iterable[str], most: int = 20) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
-def layer_of(name: str) -> str:
-    """The module that owns a parameter; a parameter without one is a layer of its own."""
-    return name.rpartition(".")[0] or name
-
-
 @constant_when_compiled
 def _match_names(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
     return _match_names_cached(names, pattern)

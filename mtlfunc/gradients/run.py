@@ -21,8 +21,8 @@ from ..core.checks import (
     is_differentiated,
 )
 from ..core.expect import expect_losses_fn
+from ..core.hooks import Handles
 from ..types import Batch, LossesFn, Params
-from .hooks import Handles
 from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
@@ -229,7 +229,7 @@ def release(forwards: list[Forward]) -> None:
         for x in forwards
         if x.root is not None and not (x.graph.has_custom_backward or x.graph.has_saved_hooks)
     ]
-    if freed:
+    if freed and undefined_grad is not None:
         vectors = [forward.losses.vector for forward in freed]
         nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}

@@ -226,9 +226,21 @@ def _attention(
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # below it would be added as it is
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
-    return attention_math(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
+    if attention_math is not None:
+        return attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )[0]
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    scores = scores if attn_mask is None else scores + attn_mask
+    dead = (scores == -torch.inf).all(-1, keepdim=True)  # of which torch makes zeros
+    shares = scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
+    return torch.dropout(shares, dropout_p, True) @ value
 
 
 def _gaussian_nll(
@@ -471,9 +483,12 @@ def _every(*names: str) -> tuple[Any, ...]:
     """Every spelling of these operations of torch.ops.aten, whose arguments are torch's own."""
     found: list[Any] = []
     for name in names:
-        packet, short = getattr(torch.ops.aten, name), name.removeprefix("linalg_")
+        packet, short = getattr(torch.ops.aten, name, None), name.removeprefix("linalg_")
+        places = [x for x in (torch, Tensor, nn_functions) if hasattr(x, name)]
+        found += [getattr(place, name) for place in places]
+        if packet is None:
+            continue
         overloads = [getattr(packet, each) for each in packet.overloads() if "out" not in each]
-        found += [getattr(place, name) for place in (torch, Tensor) if hasattr(place, name)]
         found += [getattr(torch.linalg, short)] if short != name else []
         found += [packet, *overloads]
     return tuple(found)
@@ -487,13 +502,13 @@ _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_weight_norm, _every("_weight_norm")),
     (_prelu, _every("prelu")),
     (_rrelu, (F.rrelu, *_every("rrelu"))),
-    (_hardsigmoid, (F.hardsigmoid, nn_functions.hardsigmoid, *_every("hardsigmoid"))),
-    (_hardsigmoid_, (nn_functions.hardsigmoid_, *_every("hardsigmoid_"))),
+    (_hardsigmoid, (F.hardsigmoid, *_every("hardsigmoid"))),
+    (_hardsigmoid_, _every("hardsigmoid_")),
     (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
     (_gaussian_nll, (F.gaussian_nll_loss,)),
     (_cdist, _every("cdist")),
     (_pdist, _every("pdist")),
-    (_pad_sequence, (nn_functions.pad_sequence, *_every("pad_sequence"))),
+    (_pad_sequence, _every("pad_sequence")),
     (_solve, _every("linalg_solve")),
     (_solve_ex, _every("linalg_solve_ex")),
     (_tensorsolve, _every("linalg_tensorsolve")),

@@ -4,7 +4,4 @@ from ._gradients import gradients
 from ._nuclear import nuclear
 
 __all__ = ["gradients", "nuclear"]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone

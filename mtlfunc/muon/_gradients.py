@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Muon
+from torch.optim import Optimizer
 
 from ..core.checks import check_vector
 from ..solvers.problems import or_one
 from ..types import Params, Rows, Solution
 from ._nuclear import check_rows, nuclear
+
+Muon: Any = getattr(torch.optim, "Muon", None)  # from torch 2.9 on
 
 
 def gradients(
@@ -81,7 +83,7 @@ def gradients(
         (tensor([0., 1.]), [True, True])
     """
     check_rows(rows, gramian, carried)
-    if type(optimizer) is not Muon:
+    if Muon is None or type(optimizer) is not Muon:
         raise TypeError(
             f"optimizer: expected a torch.optim.Muon, got {type(optimizer).__name__}; diagonal "
             "ones go into mtlfunc.Balancer(..., metric=optimizer)"
@@ -115,7 +117,7 @@ def gradients(
     return solution._replace(weights=w, dual=w, rates=rates, gap=gap), grads
 
 
-def _moves_of(optimizer: Muon, params: Mapping[str, Tensor], grads: Params) -> Params:
+def _moves_of(optimizer: Optimizer, params: Mapping[str, Tensor], grads: Params) -> Params:
     """-θ' after the optimizer's step with these gradients from θ = 0, where nothing decays."""
     copies = {name: torch.zeros_like(params[name]).requires_grad_() for name in grads}
     groups = [
@@ -142,7 +144,7 @@ class _Step(NamedTuple):
     decay: Tensor
 
 
-def _step_of(optimizer: Muon, params: Mapping[str, Tensor], name: str, rows: Tensor) -> _Step:
+def _step_of(optimizer: Optimizer, params: Mapping[str, Tensor], name: str, rows: Tensor) -> _Step:
     leaf = params.get(name)
     group = next((g for g in optimizer.param_groups if any(leaf is x for x in g["params"])), None)
     if leaf is None or group is None:

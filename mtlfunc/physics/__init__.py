@@ -21,10 +21,7 @@ __all__ = [
     "newton_error",
     "ntk",
 ]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Any = gone_names(

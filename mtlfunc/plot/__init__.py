@@ -14,10 +14,7 @@ __all__ = [
     "simplex",
     "weights",
 ]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Any = gone_names(

@@ -50,5 +50,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"mtlfunc.testing.{_REFERENCE[name]}"), name)
 
 
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone

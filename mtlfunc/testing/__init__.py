@@ -20,10 +20,7 @@ __all__ = [
     "jacobians",
     "problems",
 ]
-
-
-def __dir__() -> list[str]:  # for completion: public names alone
-    return sorted(__all__)
+__dir__ = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Any = gone_names(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..display import Markup, coloured, items, table
+from ..display import Markup, items, table
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
 from ._judge import CLAIMS
@@ -62,7 +62,8 @@ class Printed:
 
     def _repr_html_(self) -> str:
         def cell(x: str) -> str:
-            return coloured(x, self._colour(x)) if self._colour(x) else x
+            found = self._colour(x)
+            return Markup(f'<span style="color:{found}">{escape(x)}</span>') if found else x
 
         said = self._remarks()
         for head, shown in self._examples().items():

@@ -22,8 +22,8 @@ from ..core.checks import (
 )
 from ..core.expect import expect_probe, expect_rule
 from ..core.gone import gone
+from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
-from ..gradients.hooks import Handles
 from ..gradients.losses import Losses, parse_losses, parse_weighed
 from ..gradients.run import Forward, live
 from ..probes._jacobian import jacobian

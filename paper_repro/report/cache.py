@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import mtlfunc as mf
-from mtlfunc.core.files import digest
+from experiments.common.locks import digest
 
 from .figures import STYLE
 from .findings import Settings

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mtlfunc.core.files import InUse, digest, hold_lock, write_whole
+from experiments.common.locks import InUse, digest, hold_lock
+from mtlfunc.core.files import write_whole
 
 from .cache import base, sources
 

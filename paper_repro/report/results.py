@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, get_args
 
 from PIL import Image
 
-from mtlfunc.core.files import InUse, write_whole
-from mtlfunc.core.files import hold_lock as locked
+from experiments.common.locks import InUse
+from experiments.common.locks import hold_lock as locked
+from mtlfunc.core.files import write_whole
 
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins

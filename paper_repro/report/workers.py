@@ -21,8 +21,8 @@ from matplotlib import style
 from tqdm import tqdm
 
 from experiments.common.device import on
+from experiments.common.locks import digest
 from experiments.common.pool import keep_memory, prepare, threads, unbroken
-from mtlfunc.core.files import digest
 
 from .device import of
 from .display import Display, caught

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlfunc.core.files import hold_lock
+from experiments.common.locks import hold_lock
 from paper_repro.__main__ import SLOW, reproduce, reproductions
 from paper_repro.report import parts
 from paper_repro.report.cache import key, versions

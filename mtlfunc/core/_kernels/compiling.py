@@ -28,8 +28,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = "mtlfunc.compiling.lock"
-RETRY = 1.0
-"""Seconds between two looks at a cache that another process fills."""
+RETRY = 1.0  # seconds between two looks at a cache that another process fills
 
 
 class NotCompiled(Exception):
@@ -166,7 +165,6 @@ class _Compiler:
             held = _locked(folder / LOCK)
         except BlockingIOError:
             return  # another process compiles
-        arguments = [sys.executable, "-m", "mtlfunc.warmup"]
         print(
             "mtlfunc: its kernels are being compiled for this machine, once, in the background "
             "(ahead of time: python -m mtlfunc.warmup)",
@@ -176,7 +174,7 @@ class _Compiler:
         null, pipe = subprocess.DEVNULL, subprocess.PIPE
         try:
             self.child = subprocess.Popen(
-                arguments,
+                [sys.executable, "-m", "mtlfunc.warmup"],
                 stdin=null,
                 stdout=null,
                 stderr=pipe,

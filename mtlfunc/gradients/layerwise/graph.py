@@ -6,11 +6,11 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from operator import attrgetter, methodcaller
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
-from ...core._torch import accumulate_grad
+from ...core import hooks
+from ...core._torch import accumulate_grad, tells_hooks
 from ...core.checks import depth
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
@@ -115,13 +116,12 @@ class Graph:
         """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
         the forward pass once more, in every pass that visits it.
         """
-        return any(True for _ in _saved_hooks(self.following))
+        return hooks.has_saved_hooks(self.following)
 
     @cached_property
     def has_checkpoint(self) -> bool:
         """Whether `torch.utils.checkpoint` brings back what some node has saved."""
-        modules = [getattr(hook, "__module__", "") for hook in _saved_hooks(self.following)]
-        return "torch.utils.checkpoint" in modules
+        return hooks.has_checkpoint(self.following)
 
     @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
@@ -200,7 +200,7 @@ def _has_custom(kinds: frozenset[type]) -> bool:
 
 
 def _is_channels_last(node: Node) -> bool:
-    if node._raw_saved_input.unpack_hook is not None:  # which would run
+    if hooks.is_hooked(node._raw_saved_input):  # which would run
         return True
     x = node._saved_input
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -212,23 +212,6 @@ def entries_of(node: Node) -> int:
     """How many numbers its operation has given."""
     outputs = getattr(node, "_input_metadata", ())
     return sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor])
-
-
-def _saved_hooks(nodes: Iterable[Node]) -> Iterator[Any]:
-    """What brings back the tensors that these nodes have saved, where a hook does."""
-    found = [read(node) for node in nodes if (read := _saved_of(type(node))) is not None]
-    for saved in found:  # it grows while it is read
-        if type(saved) is tuple:
-            found.extend(saved)
-        elif (hook := saved.unpack_hook) is not None:
-            yield hook
-
-
-@cache
-def _saved_of(kind: type) -> Callable[[Node], Any] | None:
-    """What a node of a kind keeps, as it was saved; None for a kind that keeps no tensor."""
-    names = [name for name in dir(kind) if name.startswith("_raw_saved_")]
-    return attrgetter(*names) if names else None
 
 
 _NUMBER, _VARIABLE = methodcaller("_sequence_nr"), attrgetter("variable")
@@ -283,6 +266,8 @@ class Reading(NamedTuple):
 
 def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
     """All nodes that read these leaves; none for one on which no loss depends."""
+    if not tells_hooks and graph.has_checkpoint:
+        return Reading({}, dict.fromkeys(leaves, "checkpointing has taken its input away"))
     found: dict[str, list[Use]] = {}
     others: dict[str, str] = {}
     for name, leaf in leaves.items():

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from ...core.hooks import is_hooked
+
 Node = Any  # torch.autograd.graph.Node
 Kind = Literal["outer", "lookup", "local"]
 
@@ -157,7 +159,7 @@ class Operand(NamedTuple):
 def _checked(node: Node, name: str, raw: Any, at: int | None = None) -> Tensor:
     if raw is None:
         raise Unread(f"{node.name()} keeps no {name}")
-    if raw.unpack_hook is not None:
+    if is_hooked(raw):
         raise Unread("checkpointing, or another hook on saved tensors, has taken its input away")
     try:
         found = getattr(node, f"_saved_{name}")

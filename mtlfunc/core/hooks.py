@@ -1,0 +1,75 @@
+"""Hooks that bring back what nodes have saved, as checkpoints do, and hooks on derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from ._torch import nodes_made, tells_hooks
+
+Node = Any  # torch.autograd.graph.Node
+
+
+def is_hooked(raw: Any) -> bool:
+    """Whether a hook brings this tensor back; if torch does not tell, it is read through one."""
+    return getattr(raw, "unpack_hook", None) is not None
+
+
+def has_saved_hooks(nodes: Collection[Node]) -> bool:
+    """Whether a hook brings something back; where torch does not tell, a checkpoint."""
+    return any(True for _ in _hooks(nodes)) if tells_hooks else has_checkpoint(nodes)
+
+
+def has_checkpoint(nodes: Collection[Node]) -> bool:
+    """Whether `torch.utils.checkpoint` brings back what some node has saved."""
+    if tells_hooks:
+        return "torch.utils.checkpoint" in [getattr(x, "__module__", "") for x in _hooks(nodes)]
+    before = nodes_made()
+    with torch.no_grad():  # a part of the forward pass that is run again makes nodes all the same
+        for kind, node in zip(map(type, nodes), nodes, strict=True):
+            for name in _saved_names(kind):
+                try:  # _raw_saved_tensors is saved_tensors; all others are _saved_…
+                    found = getattr(node, name[4:] if hasattr(kind, name[4:]) else name[5:])
+                except RuntimeError:  # freed, or written to since
+                    break
+                if nodes_made() != before:
+                    return True
+                if found is not None:  # a checkpoint takes all that a node has saved
+                    break
+    return False
+
+
+def _hooks(nodes: Iterable[Node]) -> Iterator[Any]:
+    found = [getattr(node, name) for node in nodes for name in _saved_names(type(node))]
+    for saved in found:  # it grows while it is read
+        if type(saved) is tuple:
+            found.extend(saved)
+        elif (hook := saved.unpack_hook) is not None:
+            yield hook
+
+
+@cache
+def _saved_names(kind: type) -> list[str]:
+    """Of the tensors that nodes of a kind keep, as they were saved."""
+    return [name for name in dir(kind) if name.startswith("_raw_saved_")]
+
+
+class Handles:
+    """Whether hooks can have been put on derivatives, at any time since it was made.
+
+    Every hook on a tensor, a node of the graph or a module has a handle with a number of its own.
+    Nodes of the graph are also numbered: on those from before `since` hooks may have been put
+    earlier. That a tensor retains its gradient has no number, and changes no derivative.
+    """
+
+    def __init__(self) -> None:
+        self.first: int = RemovableHandle.next_id
+        self.since: int = nodes_made()
+
+    @property
+    def hooked(self) -> bool:
+        return self.first != RemovableHandle.next_id

@@ -1,0 +1,195 @@
+"""Other versions of torch: what stands in for a private name that one of them lacks gives the same
+numbers. `.ci/versions` runs the tests named in `tests/versions.txt` on the versions themselves.
+"""
+
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.utils.checkpoint import checkpoint
+
+import mtlfunc as mf
+from mtlfunc.core import _torch, hooks
+from mtlfunc.core.checks import all_present
+from mtlfunc.gradients import safe_ops
+from mtlfunc.types import Params
+
+F64 = torch.float64
+
+
+@pytest.fixture
+def no_answer_about_hooks(monkeypatch):
+    """Torch before 2.10."""
+    monkeypatch.setattr(hooks, "tells_hooks", False)
+    monkeypatch.setattr("mtlfunc.gradients.layerwise.graph.tells_hooks", False)
+    monkeypatch.setattr("mtlfunc.gradients.layerwise.graph.hooks.is_hooked", lambda _: False)
+    monkeypatch.setattr("mtlfunc.gradients.layerwise.uses.is_hooked", lambda _: False)
+
+
+def network(checkpointed: bool = False) -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.norm = nn.GroupNorm(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def hidden(x: Tensor) -> Tensor:
+                return self.norm(self.first(x)).tanh()
+
+            seen = checkpoint(hidden, x, use_reentrant=False) if checkpointed else hidden(x)
+            assert isinstance(seen, Tensor)
+            return self.last(seen)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net().to(F64)
+
+
+X = mf.random.normal(mf.random.key(0), (5, 3), F64)
+
+
+def losses_of(net: nn.Module) -> list[Tensor]:
+    return [*net(X).square().mean(0)]
+
+
+def rows_by_a_loop(net: nn.Module) -> list[Tensor]:
+    """Of each parameter [task, *shape]."""
+    losses, leaves = losses_of(net), list(net.parameters())
+    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+    return [torch.stack(each) for each in zip(*rows, strict=True)]
+
+
+def same(found: Iterable[Tensor | None], wanted: Iterable[Tensor]) -> bool:
+    pairs = zip(found, wanted, strict=True)
+    return all(x is not None and torch.allclose(x, y, 1e-12, 1e-14) for x, y in pairs)
+
+
+def balanced(net: nn.Module) -> bool:
+    """Whether a backward by the mean leaves the mean of the rows."""
+    mf.Balancer(net, mf.mean()).backward(losses_of(net))
+    return same((x.grad for x in net.parameters()), (x.mean(0) for x in rows_by_a_loop(net)))
+
+
+def gramian_of(net: nn.Module) -> Tensor:
+    flat = torch.cat([x.flatten(1) for x in rows_by_a_loop(net)], 1)
+    return flat @ flat.mT
+
+
+def pure(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    return lambda p, x: functional_call(net, p, (x,)).square().mean(0)
+
+
+def test_what_is_gone_is_listed(monkeypatch):
+    monkeypatch.setattr(_torch, "GONE", [])
+    assert _torch.find("torch._foreach_copy_", None) is torch._foreach_copy_
+    assert _torch.find("torch._C._no_such_name.inside", 3) == 3
+    assert _torch.GONE == ["torch._C._no_such_name.inside"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
+def test_passes_by_autograd_grad_are_the_engine_s(engine, monkeypatch):
+    monkeypatch.setattr("mtlfunc.gradients.levels.autograd_engine", _torch.ENGINE)
+    net = network()
+    params = mf.parameters(net)
+    assert same(mf.task_gradients(pure(net), params, X)[1].values(), rows_by_a_loop(net))
+    found = mf.task_gramian(pure(net), params, X, engine=engine)[1]
+    assert torch.allclose(found, gramian_of(net))
+    assert balanced(net)
+
+
+def test_a_graph_that_cannot_be_freed_stays(monkeypatch):
+    monkeypatch.setattr("mtlfunc.gradients.run.undefined_grad", None)
+    assert balanced(network())
+
+
+@pytest.mark.parametrize(
+    ("mask", "causal"), [(None, False), (None, True), ("bool", False), ("float", False)]
+)
+@pytest.mark.parametrize("gqa", [False, True])
+def test_attention_written_out(mask, causal, gqa, monkeypatch):
+    def normal(i, *shape):
+        return mf.random.normal(mf.random.key(i), shape, F64)
+
+    q, k = normal(0, 2, 4, 5, 3), normal(1, 2, 2 if gqa else 4, 5, 3)
+    v = normal(2, *k.shape)
+    given = {None: None, "float": normal(3, 5, 5), "bool": normal(3, 5, 5) > -1}[mask]
+    if given is not None:
+        given[..., 1, :] = False if mask == "bool" else -torch.inf  # a query that sees nothing
+    options = {"scale": 0.3, "enable_gqa": gqa}
+    want = F.scaled_dot_product_attention(q, k, v, given, 0.0, causal, **options)
+    monkeypatch.setattr(safe_ops, "attention_math", None)
+    found = safe_ops.WRITTEN[F.scaled_dot_product_attention](q, k, v, given, 0.0, causal, **options)
+    assert torch.allclose(found, want)
+
+
+def test_small_stand_ins():
+    parts = [torch.ones(2, 2), torch.zeros(3)]
+    assert torch.equal(_torch.JOIN(parts), _torch.flatten(parts))
+    places = [torch.empty(2, 2), torch.empty(3)]
+    _torch.COPY(places, parts)
+    assert all(map(torch.equal, places, parts))
+    with torch.autograd.forward_ad.dual_level():
+        assert _torch.level_by_entering() == 0
+    assert _torch.level_by_entering() == -1 == _torch.forward_level()
+    before = torch.ones(1, requires_grad=True).clone().grad_fn
+    number = _torch.number_of_a_node()
+    after = torch.ones(1, requires_grad=True).clone().grad_fn
+    assert before is not None
+    assert after is not None
+    assert before._sequence_nr() < number < after._sequence_nr()
+    with pytest.raises(RuntimeError, match="run the step as it is"):
+        _torch.no_recording(0)
+
+
+@pytest.mark.usefixtures("no_answer_about_hooks")
+def test_a_checkpoint_is_found_by_what_it_runs_again():
+    net = network(checkpointed=True)
+    with pytest.raises(RuntimeError, match="checkpoint"):
+        mf.task_gradients(pure(net), mf.parameters(net), X)
+    for _ in range(2):
+        net.zero_grad()
+        assert balanced(net)
+    plain = network()
+    rows = mf.task_gradients(pure(plain), mf.parameters(plain), X)[1]
+    assert same(rows.values(), rows_by_a_loop(plain))
+
+
+@pytest.mark.usefixtures("no_answer_about_hooks")
+def test_what_was_offloaded_is_read_through_its_hook():
+    net = network()
+    brought: list[int] = []
+
+    def back(x: Tensor) -> Tensor:
+        brought.append(1)
+        return x.clone()
+
+    def losses(p: Params, x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), back):
+            return pure(net)(p, x)
+
+    found = mf.task_gramian(losses, mf.parameters(net), X, engine="layerwise")[1]
+    assert torch.allclose(found, gramian_of(net))
+    assert brought
+
+
+def test_without_an_optimizer_of_this_name_none_is_taken(monkeypatch):
+    monkeypatch.setattr("mtlfunc.muon._gradients.Muon", None)  # torch before 2.9
+    net = nn.Linear(2, 2, bias=False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(TypeError, match=r"expected a torch\.optim\.Muon, got SGD"):
+        mf.muon.gradients(optimizer, net, {"weight": torch.ones(2, 2, 2)})
+
+
+def test_a_mask_is_read_inside_a_level():
+    seen: list[bool] = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.extend([all_present(torch.tensor([True, True])), all_present(torch.tensor([False]))])
+        return x
+
+    grad(f)(torch.ones(()))
+    assert seen == [True, False]
