@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Metric, Params, Rows, Select
 from ._torch import forward_level
@@ -18,15 +17,6 @@ from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
-
-_HANDED_OUT: MutableMapping[nn.Module, dict[str, TensorWeakRef]] = WeakKeyDictionary()
-"""Those of the last call for a module: there is nothing to note while they are the same."""
-
-Others = dict[str, tuple[str, ...]]
-"""Of a parameter's first name its other names."""
-
-_SEEN: MutableMapping[nn.Module, tuple[frozenset[str], Others]] = WeakKeyDictionary()
-"""Of every module that was read: the first names of what trains, and the other names."""
 
 
 def parameters(module: nn.Module) -> Params:
@@ -49,24 +39,14 @@ def parameters(module: nn.Module) -> Params:
     """
     refuse_wrapped(module)
     found = trained(module)
-    known = _HANDED_OUT.get(module, {})
-    if known.keys() != found.keys() or any(known[name]() is not x for name, x in found.items()):
-        for name, leaf in found.items():
-            _NAMES.setdefault(leaf, {})[name] = None
-        _HANDED_OUT[module] = {name: TensorWeakRef(leaf) for name, leaf in found.items()}
+    for name, leaf in found.items():
+        _NAMES.setdefault(leaf, {})[name] = None
     return {name: leaf.detach() for name, leaf in found.items()}
 
 
 def trained(module: nn.Module) -> Params:
-    """The parameters that train, by their first names; `select` then knows their other names."""
-    named: dict[Tensor, list[str]] = {}
-    for name, leaf in module.named_parameters(remove_duplicate=False):
-        if leaf.requires_grad:
-            named.setdefault(leaf, []).append(name)
-    others = {first: tuple(more) for first, *more in named.values() if more}
-    found = {names[0]: leaf for leaf, names in named.items()}
-    _SEEN[module] = frozenset(found), others
-    return found
+    """The parameters that train, by their first names."""
+    return {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
@@ -142,8 +122,8 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
     Args:
         params: `{name: tensor}`.
         which: a glob on names, a predicate on names, a module (or one of its parameters) whose
-            trainable parameters are in `params`, or several globs, modules or parameters. Of a tied
-            parameter any of its names counts, if `parameters` or a `Balancer` has seen its module.
+            trainable parameters are in `params`, or several globs, modules or parameters. A tied
+            parameter has its first name alone, as in `module.named_parameters()`.
         argument: what to call `which` in errors.
 
     Returns:
@@ -151,7 +131,7 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
 
     Raises:
         ValueError: if there are none; if one glob of several matches nothing; if a trainable
-            parameter of a module is not in `params`; if two modules tie these names differently.
+            parameter of a module is not in `params`.
         TypeError: for anything else.
     """
     if not params:
@@ -178,69 +158,22 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
 
 
 def _match(params: Params, which: str | Callable[[str], bool], argument: str) -> tuple[str, ...]:
-    """The names that a glob or a predicate accepts, at least one; a tied parameter has several."""
-    names = tuple(params)
-    answers: list[tuple[str, ...]] = []
-    for spelled in _spellings(names):
-        kept = dict.fromkeys(_accepted(tuple(spelling for _, spelling in spelled), which))
-        meant = {name: None for name, spelling in spelled if spelling in kept}
-        answer = tuple(name for name in names if name in meant)
-        if answer not in answers:
-            answers.append(answer)
-    if len(answers) > 1:
-        raise ValueError(
-            f"{argument}: it means {' or '.join(', '.join(x) or 'none' for x in answers)}, "
-            "since another module has parameters of the same names and ties them differently; "
-            "pass the module, or the parameters' first names in full"
-        )
-    if found := answers[0] if answers else _accepted(names, which):
-        return found
-    glob = isinstance(which, str)
-    what = f"{argument}={which!r} matches" if glob else f"{argument}: the predicate accepts"
-    if frozen := _accepted(_frozen_names(names), which):
-        raise ValueError(
-            f"{what} frozen parameters alone: {few_names(frozen, 3)}; unfreeze some of them "
-            f"(requires_grad_(True)), or choose among those that train: {few_names(params)}"
-        )
-    cure = ""
-    if glob and _match_names(names, f"{which}.*"):
-        cure = f" (use '{which}.*')"
-    elif glob and _match_names(names, escaped := which.replace("[", "[[]")):
-        cure = f" ('[' begins a set of characters: use '{escaped}')"
-    raise ValueError(f"{what} no parameter{cure}; there are: {few_names(params)}")
-
-
-def _accepted(names: tuple[str, ...], which: str | Callable[[str], bool]) -> tuple[str, ...]:
+    """The names that a glob or a predicate accepts, at least one."""
+    names, what, cure = tuple(params), f"{argument}: the predicate accepts", ""
     if isinstance(which, str):
-        return _match_names(names, which)
-    return tuple(name for name in names if which(name))
-
-
-@constant_when_compiled
-def _frozen_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of what is frozen in the modules that were read, of which just these train."""
-    modules = [module for module, (held, _) in _SEEN.items() if held == frozenset(names)]
-    leaves = [each for module in modules for each in module.named_parameters()]
-    return tuple(dict.fromkeys(name for name, leaf in leaves if not leaf.requires_grad))
-
-
-@constant_when_compiled
-def _spellings(names: tuple[str, ...]) -> list[list[tuple[str, str]]]:
-    """Each parameter with each of its names, as the modules that were read have them.
-
-    Those with just these first names say it, else those with more; empty if no module ties any.
-    """
-    if not any(others for _, others in _SEEN.values()):
-        return []
-    mine = frozenset(names)
-    tied = [(held, others) for held, others in _SEEN.values() if held >= mine]
-    if any(held == mine for held, _ in tied):
-        tied = [(held, others) for held, others in tied if held == mine]
-    found: list[list[tuple[str, str]]] = []
-    for others in [others for _, others in tied]:
-        spelled = [(name, each) for name in names for each in (name, *others.get(name, ()))]
-        found += [] if spelled in found else [spelled]
-    return found
+        found, what = _match_names(names, which), f"{argument}={which!r} matches"
+        if _match_names(names, f"{which}.*"):
+            cure = f" (use '{which}.*')"
+        elif _match_names(names, escaped := which.replace("[", "[[]")):
+            cure = f" ('[' begins a set of characters: use '{escaped}')"
+    else:
+        found = tuple(filter(which, names))
+    if found:
+        return found
+    raise ValueError(
+        f"{what} no parameter{cure}; there are: {few_names(params)}; frozen ones are not among "
+        "them (requires_grad_(True) makes them train), and a tied one is by its first name alone"
+    )
 
 
 def _names_of(params: Params, which: nn.Module | Tensor, argument: str) -> tuple[str, ...]:
