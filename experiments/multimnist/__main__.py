@@ -13,12 +13,13 @@ import torch
 from experiments.arguments import among, at_least, positive
 from experiments.common import command
 from experiments.common.cells import Store, sources_of
-from experiments.common.files import Files, Source
+from experiments.common.files import DataError, Files, Source
 from experiments.common.study import BEYOND, Plan, alike, conduct_together
 from experiments.common.tables import write_report
 
 from . import mnist
 from .report import figures, numbers_of, table
+from .runs import Recorded
 from .train import (
     ALONE,
     BASE,
@@ -84,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--rate", type=positive, metavar="R", help="one learning rate for all, none is chosen"
     )
+    found.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FILE",
+        help="of the published files: finished runs that others made count, and new ones are added "
+        "(docs/record/multimnist.json has those of the claims)",
+    )
     return found
 
 
@@ -140,6 +148,8 @@ def _refuse(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     rules, settings = set(given.rules or ()), set(given.settings or ())
     if not given.data and (settings & {*OF_DATA} or rules & {*FRONTS} or given.set != "mnist"):
         parser.error(f"--set and {', '.join((*OF_DATA, *FRONTS))}: give the folder with --data")
+    if given.runs and not given.data:
+        parser.error("--runs: goes with the folder of the published files; give --data")
     if rules & {*FRONTS} and "mean" not in rules:
         parser.error("--rules: fronts run at the mean loss's rate; add mean")
     if settings and BASE not in settings and rules - {*RULES}:
@@ -163,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.data:
             files = Files(given.data, mnist.files(given.data, given.set))
             held, warnings = mnist.checked(given.data, given.set)
+            if given.runs is not None and "not the published" in held:
+                raise DataError(f"--runs: expected the published files, got {held}")
             for warning in warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             print(f"{given.data}: {held}", flush=True)
@@ -173,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_of(size, settings, given.rules, seeds, given.settings, given.rate)
         own = [*sources_of(HERE), HERE.parent / "digits" / "data.py"]
         store = Store(out / "cells", own, settings, files=files)
+        if given.runs is not None:
+            assert files is not None
+            store = Recorded(given.runs, out / "cells", own, settings, files)
         # a lane of whole data sets takes longer than a run alone
         by = (lambda cell: cell) if settings.data else alike
         run = functools.partial(together, settings)
@@ -188,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "workers": given.workers,
         }
+        if isinstance(store, Recorded):
+            described["runs"] = store.said()
         text = table(found, plan, described)
         numbers = numbers_of(found, plan, described)
         paths = write_report(out, numbers, text, figures(found))

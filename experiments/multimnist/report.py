@@ -237,6 +237,7 @@ def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
         "together; by task for the two.",
         "Cross-stitch networks have a body for each task; the others one for both. Twice as wide: "
         "both stages; of LeNet the fully connected one.",
+        *settings.get("runs", ()),
         *about_rates(plan, found),
         "step: a run's share of the median processor time of a vmapped step on one thread.",
     ]

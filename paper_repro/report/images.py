@@ -38,6 +38,10 @@ EARLIER = ("mgda", "mgda-ub", "mgda-loss+", "pcgrad", "gradnorm")
 RULES = (*WEIGHTINGS, *EARLIER, "cagrad", "nash-mtl", "famo", "upgrad")
 
 
+ALIKE = ("epochs", "batch", "papers", "set", "most", "images", "optimizer")
+"""What all runs of a set have in common, whatever machine made them."""
+
+
 class Criterion(NamedTuple):
     """How a claim is decided."""
 
@@ -192,7 +196,7 @@ def keep(results: dict[str, Any]) -> None:
         raise SystemExit(
             f"expected rates chosen of three on a seed of its own, and five more: {plan}"
         )
-    same = {k: v for k, v in settings.items() if k not in ("data", "device", "workers", "torch")}
+    same = {k: v for k, v in settings.items() if k in ALIKE}
     found = kept().get(settings["set"], {"settings": same, "seeds": seeds, "accuracies": {}})
     if (found["settings"], found["seeds"]) != (same, seeds):
         raise SystemExit(

@@ -555,6 +555,48 @@ def test_what_stops_a_study_in_any_phase_loses_no_finished_run(
     assert results(folder / "out") == results(folder / "other")
 
 
+def test_runs_go_from_machine_to_machine_in_a_file(folder, monkeypatch, capsys):
+    """Into another folder, under another version of the code, which the table says."""
+    kept = folder / "runs.json"
+    more = ["--runs", str(kept)]
+    assert command.main(call(folder, *more)) == 2
+    assert "--runs: expected the published files, got MNIST, not" in capsys.readouterr().err
+    assert not kept.exists()
+    monkeypatch.setattr(mnist, "checked", lambda *_: ("MNIST, the published files", []))
+    with monkeypatch.context() as patched:  # Ctrl-C after five
+        real, left = command.together, [5]
+
+        def failing(*given):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(*given)
+
+        patched.setattr(command, "together", failing)
+        assert command.main(call(folder, *more)) == 130
+    assert len(kept.read_text().splitlines()) == 5 + 4
+    monkeypatch.setattr("experiments.common.cells.digest", lambda *_: "another version")
+    assert command.main(call(folder, *more, "--out", str(folder / "other"))) == 0
+    assert "- 5 runs are of runs.json, made by other versions" in capsys.readouterr().out
+    assert len(list((folder / "other" / "cells").rglob("*.json"))) == RUNS - 5
+    monkeypatch.setattr(command, "together", lambda *_: pytest.fail("all were there"))
+    assert command.main(call(folder, *more, "--out", str(folder / "third"))) == 0
+    assert results(folder / "third") == results(folder / "other")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"a": {"b": {}}}', '{"a": 1}'])
+def test_a_file_of_something_else_is_not_taken_for_runs(folder, text, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "checked", lambda *_: ("MNIST, the published files", []))
+    kept = folder / "runs.json"
+    kept.write_text(text)
+    assert command.main(call(folder, "--runs", str(kept))) == 2
+    assert "runs.json holds something else than runs of this study" in capsys.readouterr().err
+    assert kept.read_text() == text
+    with pytest.raises(SystemExit):
+        command.main(["--runs", str(kept)])
+    assert "--runs: goes with the folder of the published files" in capsys.readouterr().err
+
+
 def test_a_front_is_measured_with_what_is_finite():
     """Rectangles below the corner: of (1, 1.5) and (1.5, 1); one network diverged."""
     points = ((1.0, 1.5), (1.5, 1.0), (math.nan, math.nan), (3.0, 0.1))
