@@ -47,14 +47,19 @@ def fields_shown(kind: K) -> K:
 
     def text(self: Any) -> str:
         width = max(map(len, self._fields), default=0)
-        pairs = zip(self._fields, self, strict=True)
-        return "\n".join([type(self).__name__, *(f"  {x:{width}}  {_short(y)}" for x, y in pairs)])
+        lines = (f"  {x:{width}}  {_short(y)}" for x, y in _filled(self))
+        return "\n".join([type(self).__name__, *lines])
 
     def html(self: Any) -> str:
-        pairs = zip(self._fields, self, strict=True)
-        return table(type(self).__name__, ((name, code(_short(x))) for name, x in pairs))
+        return table(type(self).__name__, ((name, code(_short(x))) for name, x in _filled(self)))
 
     return _shown(kind, text, html)
+
+
+def _filled(fields: Any) -> list[tuple[str, Any]]:
+    """The fields that are not empty."""
+    pairs = zip(fields._fields, fields, strict=True)
+    return [(name, x) for name, x in pairs if not (isinstance(x, tuple | dict) and not x)]
 
 
 def functions_shown(kind: K) -> K:
@@ -101,7 +106,9 @@ def _describe(x: Any) -> str:
 
 
 def _inside(x: Any) -> str:
-    return str(list(x.shape)) if isinstance(x, Tensor) else _describe(x)
+    if isinstance(x, Tensor):
+        return str(list(x.shape)) if x.ndim else _tensor(x).partition(" ")[0]
+    return _describe(x)
 
 
 def _named(pairs: Iterable[tuple[Any, Any]]) -> list[str]:

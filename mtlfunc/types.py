@@ -108,9 +108,6 @@ of log losses; YYᵀ of tracked gradients.
 """
 
 
-ROW_PRODUCTS = ("carried",)
-"""Keys of `Geometry.extra` with products of every row: with what an optimizer carries along."""
-
 LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
 """Keys of `Geometry.extra`: the last batch's losses then and now, and which tasks it had."""
 

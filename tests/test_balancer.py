@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+import warnings
 from functools import partial
 from types import MappingProxyType
 
@@ -562,3 +563,29 @@ def test_a_warning_names_the_users_line(net):
         with pytest.warns(UserWarning, match="only one task depends on") as found:
             step.init(params, ())
         assert [one.filename for one in found] == [__file__]
+
+
+def test_labels_in_a_list_or_by_name(net):
+    found = []
+    for present in (
+        torch.tensor([True, False, True]), [True, False, True], (True, False, True),
+        {"c": True, "a": True, "b": False},
+    ):  # fmt: skip
+        out = torch.stack([x.square().mean() for x in net(batches()[0][0])])
+        losses = dict(zip("abc", (out[0], torch.tensor(float("nan")), out[2]), strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # in this first step b reads nothing
+            info = mf.Balancer(net, mf.mgda(), "trunk.*").measure(losses, present=present)
+        found.append(info.weights)
+        assert torch.equal(info.weights, found[0])
+        assert float(info.weights[1]) == 0
+    losses = {name: out[t] for t, name in enumerate("abc")}
+    for wrong, error, words in (
+        ({"a": True}, ValueError, r"present: expected an entry for each of \['a', 'b', 'c'\]"),
+        ([1.0, 0.0, 1.0], TypeError, "present: expected a boolean tensor"),
+        ([True], ValueError, "present: expected one entry per task, 3, got 1"),
+    ):
+        with pytest.raises(error, match=words):
+            mf.Balancer(net, mf.mgda(), "trunk.*").measure(losses, present=wrong)
+    with pytest.raises(ValueError, match="losses without names take a list"):
+        mf.Balancer(net, mf.mgda(), "trunk.*").measure(out, present={"a": True})

@@ -53,6 +53,33 @@ def gone(
     return decorate
 
 
+def meant(function: Callable[P, T]) -> Callable[P, T]:
+    """A method that says what is meant by options which other libraries have, and by several losses
+    in place of one argument.
+    """
+    what = function.__qualname__.removesuffix(".__init__")
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if len(args) > 2 and what != "Balancer":
+            one = f"one list of losses, {what}([l0, l1])"
+            raise TypeError(f"{what}: got {len(args) - 1} arguments; did you mean {one}?")
+        for name in kwargs.keys() & MEANT.keys():
+            raise TypeError(f"{what}: there is no {name}=; did you mean {MEANT[name]}?")
+        return function(*args, **kwargs)
+
+    return call
+
+
+MEANT = {
+    "aggregator": "rule= of Balancer",
+    "weighting": "rule= of Balancer",
+    "optimizer": "metric= of Balancer",
+    "preference": "that of a rule, as in mtlfunc.mean(preference=...)",
+}
+"""Options of other libraries for a Balancer and its methods, and what they are here."""
+
+
 def gone_names(module: str, instead: dict[str, str]) -> Callable[[str], Any]:
     """A module's `__getattr__` for names that it had, each with what replaces it."""
 

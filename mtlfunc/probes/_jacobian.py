@@ -89,12 +89,10 @@ def jacobian(
     One forward pass, and T backward passes that stop at the shared parameters. Absent tasks (see
     `present`) keep their losses in `Info.losses`, as `losses_fn` gave them; the rule sees loss 0, a
     zero row and column, preference 0. A mean over no labels may be NaN, but 0 times its derivative
-    must be 0, as it is for `errors.where(labelled, 0.0).sum(0) / count`, for cross-entropy with
-    `ignore_index`, and for `(errors * labelled).sum(0) / count.clamp_min(1)`, though not without
-    the clamp: then the step raises, or is NaN where values cannot be read. Separate scalars are
-    safe in any case if `present` can be read (on CPU, not batched, not compiled): absent ones are
-    left out, backward pass included. A rule that reads initial losses (GradNorm) must start on a
-    batch with all tasks.
+    must be 0, as it is for `errors.where(labelled, 0.0).sum(0) / count`, though not for a division
+    by a count of 0: then the step raises, or is NaN where values cannot be read. Separate scalars
+    are safe if `present` can be read (on CPU, not batched, not compiled): absent ones are left out.
+    A rule that reads initial losses (GradNorm) must start on a batch with all tasks.
 
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
@@ -112,25 +110,20 @@ def jacobian(
         weightings: `batch -> A`, `lambda batch: batch["A"]`: `losses_fn` returns the losses of
             samples, ℓ `[sample]` or `[sample, part]`, and task k is their weighting Σ A_kn ℓ_n with
             row k of A `[task, sample]` or `[task, sample, part]`. Any number of tasks then costs
-            one backward pass (one per part), if that is cheaper than one per task. The samples may
-            be others, and more or fewer, at every step. With `group` the ranks' losses are summed,
-            and each has the weights of its own samples. Not with `mix` and `present`: a task
-            without samples has weights of 0.
+            one backward pass (one per part), if that is cheaper than one per task. With `group` the
+            ranks' losses are summed. Not with `mix` and `present`: a task without samples has
+            weights of 0.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
-        engine: as in `task_gramian`. Leaves without rows are combined by one more backward pass, of
-            the weighted loss; `"auto"` counts that in, and keeps rows where they are cheaper.
+        engine: as in `task_gramian`; leaves without rows are combined by one more backward pass.
         chunk_size: rows differentiated in one batched pass; 1 is a plain loop, None the faster of
-            all and 1, by a model of the device. What all passes bring back is kept until the end of
-            the step.
+            all and 1, by a model of the device.
         group: the processes whose batches are one batch: a process group of torch.distributed or a
             one-dimensional DeviceMesh; None is this process alone. Losses, Gramian, weights and
             gradient are then those of the union, the weights bit by bit on every rank, and every
             rank calls every step. Ranks count alike, or by `present`, which may then give numbers
-            of labels `[task]`: unequal batches, and ranks without labels of a task. Rows are made
-            whatever `engine` says; a rank keeps 1/R of their sum (`mask` needs all of it, for twice
-            the traffic). Aux stays each rank's own.
+            of labels `[task]`. Rows are made whatever `engine` says; a rank keeps 1/R of their sum.
 
     Returns:
         a probe whose `combine(weights)` gives Σ w_r row_r on the shared leaves and the heads'
@@ -163,26 +156,16 @@ def jacobian(
         expect_function(mask, "mask", "key, rows")
         _expect_rows(engine, "mask edits them")
     if present is not None:
-        _check_absent(mix, mask)
+        _check_absent(mix)
     if weightings is not None:
         expect_function(weightings, "weightings", "batch")
         for name, other in (("mix", mix), ("present", present)):
             if other is not None:
                 raise ValueError(f"{name}: {NOT_WEIGHED[name]}")
-    return row_probe(
-        RowOptions(
-            shared,
-            gramian_over=gramian_over,
-            mix=mix,
-            mask=mask,
-            present=present,
-            weightings=weightings,
-            heads=heads,
-            engine=engine,
-            chunk_size=chunk_size,
-            group=group,
-        )
+    options = RowOptions(
+        shared, gramian_over, mix, mask, None, present, weightings, heads, engine, chunk_size, group
     )
+    return row_probe(options)
 
 
 def _expect_rows(engine: Engine, use: str) -> None:
@@ -193,7 +176,7 @@ def _expect_rows(engine: Engine, use: str) -> None:
         )
 
 
-def _check_absent(mix: Mix | None, mask: EditRows | None) -> None:
+def _check_absent(mix: Mix | None) -> None:
     """Raise where no task may be absent."""
     if mix is not None:
         raise ValueError(
@@ -203,8 +186,7 @@ def _check_absent(mix: Mix | None, mask: EditRows | None) -> None:
 
 NOT_WEIGHED = {
     "mix": "weightings= say what the rows are; multiply the mixture into them, C @ A",
-    "present": "not with weightings=; give an absent task weights of 0, and leave it out of A "
-    "where it must not count",
+    "present": "not with weightings=; give an absent task weights of 0",
 }
 
 
@@ -266,7 +248,6 @@ def _edits(options: RowOptions) -> bool:
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
-
     check_params(params)
     names, _ = _layout(params, options)
     counts = _labels(options, run, batch)
@@ -293,7 +274,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
     counts = run.labels(options.present, batch, counts=options.group is not None)
     if counts is not None:
-        _check_absent(options.mix, options.mask)
+        _check_absent(options.mix)
     return counts
 
 

@@ -115,14 +115,8 @@ def moving_average(
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
         return rows, {}, MovingAverageState(kept, mass, steps)
 
-    options = RowOptions(
-        shared,
-        gramian_over=gramian_over,
-        edit=Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected)),
-        present=present,
-        heads=heads,
-        group=group,
-    )
+    edit = Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected))
+    options = RowOptions(shared, gramian_over, edit=edit, present=present, heads=heads, group=group)
     return row_probe(options)
 
 

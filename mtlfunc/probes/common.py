@@ -266,7 +266,8 @@ def first_losses(
             f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
             "parameters that they use"
         )
-    if hint and reached is not None and len(reached) > 1:
+    # an absent task's loss may read nothing, whatever it reads in other batches
+    if hint and reached is not None and len(reached) > 1 and (here is None or bool(here.all())):
         private = [name for name in shared if sum(name in names for names in reached) == 1]
         # a bias alone is not a head's, as the last of a network in a loss of its derivatives
         if any(run.params[name].ndim > 1 for name in private):

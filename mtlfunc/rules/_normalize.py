@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import check_option, values_readable
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
-from ..types import ROW_PRODUCTS, Geometry, Rule, State, constructor
+from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
@@ -66,9 +66,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         if geometry.gramian is not None:
             divisor = size.to(geometry.gramian)
             geometry = geometry._replace(gramian=geometry.gramian / divisor[:, None] / divisor)
-        products = {
-            name: x / size.to(x) for name, x in geometry.extra.items() if name in ROW_PRODUCTS
-        }
+        products = {name: x / size.to(x) for name, x in geometry.extra.items() if name == "carried"}
         geometry = geometry._replace(extra=geometry.extra | products)
         weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state

@@ -126,7 +126,6 @@ def metric_balance(
         if probe.group is None:
             warn_without_group()
         union = union_of(probe.group, params)
-
         check_params(params)
         tasks: Tasks = ()
 
@@ -159,13 +158,10 @@ def metric_balance(
         if not isinstance(params, Mapping):
             check_params(params)
         check_autocast(params, "step")
-
         union = union_of(probe.group, params)
-
         run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks))
         if metric is not None:
             run.metric = lambda names: metric
-
         measured, probe_state = probe.update(run, batch, state.probe)
         if probe.weightings:
             check_weighed(measured.losses, state.tasks, "init")

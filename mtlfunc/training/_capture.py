@@ -23,24 +23,20 @@ def capture(step: S, *, graphs: int = 8) -> S:
     """The same step, whose updates on a CUDA device are replays of a recorded graph.
 
     The first update for a structure, shapes and dtypes of its arguments runs as usual and is then
-    recorded, which takes about as long again twice. Later updates copy the batch in and replay:
-    Python and the host's launches, most of the time of a small model's step, are gone. A state that
-    an update returned goes back in without a copy. On a CPU, and inside a transform of
-    `torch.func`, the update is the step's own, so that the same program runs anywhere.
+    recorded. Later updates copy the batch in and replay: Python and the host's launches, most of
+    the time of a small model's step, are gone. On a CPU, and inside a transform of `torch.func`,
+    the update is the step's own, so that the same program runs anywhere.
 
     **States are overwritten.** A state that update returned is memory of the graph. After
     `b = update(a, batch)` both `a` and `b` hold what they should; every older state that an update
-    returned has been overwritten, and raises where it is read. Clone what is to be kept:
-    `torch.utils._pytree.tree_map(torch.clone, state)`. One captured step follows one run; for two
-    side by side call `capture` twice, or `vmap` the update. States that came from elsewhere (from
-    `init`, from a file) are copied in and stay as they are. Gradients and `Info` are copies.
+    returned raises where it is read. Clone what is to be kept:
+    `torch.utils._pytree.tree_map(torch.clone, state)`. For two runs side by side call `capture`
+    twice, or `vmap` the update. States from elsewhere (`init`, a file) stay as they are.
 
     **What Python did is fixed.** A replay calls no Python: numbers in a closure, the mode of a
     module (`train()`, `eval()`), and settings of torch such as TF32 stay those of the recording.
     What changes from step to step must be a tensor of the batch or the state. Tensors that
-    `losses_fn` takes from elsewhere are read where they were: a change in place is seen, another
-    tensor of the same name is not. Random numbers of `mtlfunc.random` come from
-    the state's key; dropout draws from torch's generator of the device, new numbers at every step.
+    `losses_fn` takes from elsewhere are read where they were. Dropout draws new numbers.
 
     Args:
         step: from `mtlfunc.descend` or `mtlfunc.balance`. For many runs side by side map its
@@ -54,11 +50,9 @@ def capture(step: S, *, graphs: int = 8) -> S:
     Raises:
         TypeError: for a step that is something else; from update, for a number or another object
             in the state or the batch that is not a tensor (a replay would repeat its first value).
-        ValueError: from update, for tensors on several devices, or that require grad (a replay has
-            no derivative).
+        ValueError: from update, for tensors on several devices, or that require grad.
         RuntimeError: from update, for an operation that a graph cannot hold (a value read on the
-            host), for a state that was overwritten, or would be while a view of it is in use, and
-            inside another recording.
+            host), for a state that was overwritten, or would be while a view of it is in use.
         OutOfMemoryError: from update, where the memory of the device does not suffice for a
             recording. The state is untouched after each of these.
 

@@ -45,8 +45,7 @@ def descend(
         metric: measure in the metric of the optimizer, whose step is -(c + P·g): `Info.gramian` is
             J P Jᵀ, and `Info.rates` are J(c + P·g), by how much each loss falls in this step to
             first order. A rule's promise then holds for the optimizer's own step without momentum,
-            and `mtlfunc.safe(rule)` makes it hold with it. P is that of the state before the step;
-            `mtlfunc.diagnostics.predicted_change` says how far the real step is from it.
+            and `mtlfunc.safe(rule)` makes it hold with it.
 
     Returns:
         `init(params, batch, key=0) -> TrainState` and `update(state, batch) -> (TrainState, Info)`.

@@ -115,9 +115,7 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
     )
 
 
-def check_weightings(
-    probe: Probe, weightings: Tensor, present: Tensor | None, tasks: Tasks
-) -> None:
+def check_weightings(probe: Probe, weightings: Tensor, present: Any, tasks: Tasks) -> None:
     """Raise unless these can be the tasks of this step."""
     if probe.weightings is None:
         raise ValueError(
@@ -127,11 +125,6 @@ def check_weightings(
     if present is not None:
         raise ValueError(f"present: {NOT_WEIGHED['present']}")
     check_weighed(expect_weightings(weightings), tasks, "the first step")
-
-
-def is_whole(x: Any) -> bool:
-    """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
 
 
 def flat_state(state: State) -> dict[str, Tensor]:
@@ -151,7 +144,6 @@ def filled_state(fresh: State, kept: dict[str, Tensor]) -> State:
     return tree_unflatten([kept[keystr(path)].to(leaf.device) for path, leaf in leaves], structure)
 
 
-_WHOLE = "load what Balancer.state_dict returned, as it was"
 VERSION = 1
 """Of what `Balancer.state_dict` returns; before 1.0 it had none, and was the same."""
 
@@ -169,7 +161,7 @@ def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
             "those without one; load it with the mtlfunc that made it, or a later one"
         )
     try:
-        ran, count = number(given["started"]), number(given["tasks"]["count"])
+        started, count = number(given["started"]), number(given["tasks"]["count"])
         names, flat, pairs = given["tasks"]["names"], dict(given["state"]), len(given["state"])
         tasks = dict.fromkeys(names, ())
     except (KeyError, TypeError, ValueError) as error:
@@ -177,18 +169,18 @@ def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
             "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
             "'tasks' (their 'count' and 'names') and 'state'"
         ) from error
-    whole = isinstance(names, list | tuple) and len(tasks) == len(names) in (0, count)
-    known = len(flat) == pairs and all(isinstance(x, Tensor) for x in flat.values())
-    kinds = {name: type(x).__name__ for name, x in flat.items()}
-    for key, got, fine, expected in (
-        ("started", ran, type(ran) is bool and ran >= bool(flat), "a bool, True with a state"),
-        ("count", count, type(count) is int and count >= (ran is True), "how many tasks"),
-        ("names", names, whole, f"[] or {count} names that differ"),
-        ("state", kinds, known, "pairs of a name and a tensor, whose names differ"),
-    ):
-        if not fine:
-            raise ValueError(f"state_dict: its {key!r} is {got!r}, and not {expected}; {_WHOLE}")
-    return ran, tasks or ((),) * count, flat
+    fits = {
+        "started": type(started) is bool and started >= bool(flat),
+        "count": type(count) is int and count >= (started is True),
+        "names": isinstance(names, list | tuple) and len(tasks) == len(names) in (0, count),
+        "state": len(flat) == pairs and all(isinstance(x, Tensor) for x in flat.values()),
+    }
+    if not all(fits.values()):
+        wrong = ", ".join(repr(key) for key, fine in fits.items() if not fine)
+        raise ValueError(
+            f"state_dict: its {wrong} is not what Balancer.state_dict returned; load it as it was"
+        )
+    return started, tasks or ((),) * count, flat
 
 
 def tasks_in_words(tasks: Tasks) -> str:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ..core.checks import check_params
+from ..core.hooks import Handles
 from ..core.tree import trained
 from ..gradients.layerwise import Graph
 from ..gradients.linearize import Request
-from ..gradients.losses import Losses
+from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
 from ..gradients.run import Forward, live, release
-from ..probes.common import EXPECTED, Present, Run, Weightings
+from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks
-from ..types import Batch, Metric, Params
+from ..types import Batch, Metric, Params, Probe
+from ._given import check_weightings
+from ._metric import metric_of
+
+Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
+"""Which tasks have labels: a tensor, a list, or a dict by name."""
 
 
 class Layout:
@@ -45,12 +54,131 @@ class Layout:
         return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
 
 
+class Held:
+    """What a Balancer keeps of its module: the leaves, and when hooks may have come to a graph."""
+
+    def __init__(self, module: nn.Module, probe: Probe) -> None:
+        self.module, self.probe = module, probe
+        self.layout = Layout(module)
+        self.handles = Handles()  # hooks that came since the last losses
+        self.watched: bool | None = None  # whether its graph is of use to these; None is unknown
+
+    def leaves(self, *, again: bool = False) -> Params:
+        """The parameters that are differentiated; read `again` if a graph holds an unknown leaf."""
+        if again or not self.layout.holds():
+            self.layout, self.watched = Layout(self.module), None
+            if self.layout.leaves:
+                check_params(self.layout.leaves)
+        return self.layout.leaves
+
+    def forwards(
+        self, parsed: list[Losses], weightings: Tensor | None
+    ) -> tuple[Params, tuple[Forward, ...]]:
+        """The leaves, and the forward passes behind losses."""
+        leaves = self.leaves()
+        found = [live(each, leaves) for each in parsed]
+        if any(foreign_parameters(x.graph, leaves) for x in found):
+            leaves = self.leaves(again=True)
+            found = [live(each, leaves) for each in parsed]
+            check_outside(found, leaves)
+        return leaves, tuple([self._looked_at(x, leaves, weightings) for x in found])
+
+    def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:
+        """With whether hooks may sit on derivatives, and whether the graph is asked."""
+        graph, handles, watches = forward.graph, self.handles, self.probe.watches
+        hooked = handles.hooked or graph.has_node_before(handles.since)
+        hooked = hooked or any(x._backward_hooks for x in graph.variables.values())
+        if hooked or watches is None:
+            watched = False
+        elif weightings is not None:
+            watched = watches(leaves, len(weightings), weighted=True)
+        else:
+            if self.watched is None:
+                self.watched = watches(leaves, len(forward.value))
+            watched = self.watched
+        return replace(forward, hooked=hooked, watched=watched)
+
+
+def live_run(
+    held: Held,
+    losses: Any,
+    present: Labels | None,
+    weightings: Tensor | None,
+    known: Tasks,
+    union: Ranks,
+    *,
+    combines: bool,
+    keeps: bool,
+    optimizer: Optimizer | None,
+) -> LiveRun:
+    """The forward passes behind losses, whose tasks are `known` after the first step."""
+    several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
+    several = several and weightings is None
+    parsed: list[Losses] = []
+    if weightings is not None:
+        check_weightings(held.probe, weightings, present, known)
+        parsed.append(parse_weighed(losses, "losses"))
+    # every batch's tasks are in the order of the first's
+    for each in (losses if several else (losses,)) if weightings is None else ():
+        tasks = known or (parsed[0].tasks if parsed else ())
+        first = "the first step" if known else "the first batch"
+        # a list, so that two losses are never read as losses and aux
+        listed = list(each) if isinstance(each, tuple) else each
+        parsed.append(parse_losses(listed, "losses", tasks=tasks, first=first))
+    tasks = known or (parsed[0].tasks if weightings is None else ((),) * len(weightings))
+    if present is not None:
+        present = labels_of(present, tasks, parsed[0].vector.device, held.probe.group is not None)
+    leaves, forwards = held.forwards(parsed, weightings)
+    reached = set[str]().union(*(reached_by(x, present) for x in forwards))
+    # a rank without labels takes part
+    idle = union.several and present is not None and not bool(present.any())
+    if not (reached or idle or any(x.graph.leaf_nodes for x in forwards)):
+        raise ValueError(UNREACHED)
+    # what somebody's own backward or hook returns may be kept by them
+    custom = any(x.graph.has_custom_backward for x in forwards)
+    hooked = any(x.hooked for x in forwards)
+    return LiveRun(
+        params=leaves, union=union, tasks=tasks,
+        batch=forwards if several else forwards[0], forwards=forwards, present=present,
+        weighted=weightings, reached=reached, combines=combines, custom=custom,
+        metric=None if optimizer is None else partial(metric_of, optimizer, leaves),
+        fresh=not (custom or hooked), releases=not (keeps or hooked),
+    )  # fmt: skip
+
+
+UNREACHED = (
+    "losses: they depend on no parameter of the module: compute them from its output, with "
+    "gradients enabled, and neither detach them nor call .item()"
+)
+
+
+def _is_whole(x: Any) -> bool:
+    """Whether this is all losses of one batch, rather than one of them."""
+    return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
+
+
+def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool) -> Tensor:
+    """Labels `[task]` in the order of the tasks, from a tensor, a list, or a dict by name."""
+    if isinstance(present, Mapping):
+        names = list(tasks) if isinstance(tasks, dict) else []
+        if set(present) != set(names):
+            raise ValueError(
+                f"present: expected an entry for each of {names}, the tasks' names, got "
+                f"{list(present)}; losses without names take a list, in their order"
+            )
+        present = [present[name] for name in names]
+    if isinstance(present, list | tuple):
+        present = torch.tensor(present, device=device)
+    return checked_labels(present, counts=counts)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LiveRun(Run):
     """The forward passes that the user has made: a batch is one of them, or a tuple of several."""
 
     params: Params
     union: Ranks
+    tasks: Tasks
     batch: Forward | tuple[Forward, ...]
     forwards: tuple[Forward, ...]
     present: Tensor | None

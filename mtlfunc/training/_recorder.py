@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,32 +31,6 @@ _READS = {
     "_linalg_check_errors",
 }
 _SOLVERS = {"_linalg_eigh", "linalg_eig", "_linalg_eigvals", "_linalg_svd", "linalg_qr"}
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Runs a function once on its device, and records it to be replayed at the same addresses."""
-
-    reads: dict[int, Tensor]  # by memory: what recordings read and did not make
-
-    def __init__(self, device: torch.device) -> None: ...
-
-    @staticmethod
-    def busy() -> bool:
-        """Whether the caller is inside a recording."""
-        ...
-
-    def warm_up(self, run: Callable[[], T]) -> T:
-        """Run it, so that nothing is compiled or allocated for the first time in a recording."""
-        ...
-
-    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """What it returned, tensors at the addresses to which each call of the second writes."""
-        ...
-
-    def free(self) -> None:
-        """Give the memory back; nothing is replayed after this."""
-        ...
 
 
 class HostReads(TorchDispatchMode):
@@ -135,7 +109,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs; those of one recorder share their memory, and run one by one."""
+    """Recordings as CUDA graphs; those of one recorder share their memory, and run one by one.
+
+    `reads` has, by memory, what recordings read and did not make.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -159,7 +136,10 @@ class CudaRecorder:
         return found
 
     def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record it. An error ends the recording and leaves the device as it was."""
+        """What it returned, tensors at the addresses to which each call of the second writes.
+
+        An error ends the recording and leaves the device as it was.
+        """
         graph, watch, collects = torch.cuda.CUDAGraph(), HostReads("cuda"), gc.isenabled()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
@@ -203,5 +183,5 @@ class CudaRecorder:
         self.reads.clear()
 
 
-RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaRecorder}
+RECORDERS: dict[str, Any] = {"cuda": CudaRecorder}
 """By type of device; on others a captured step is the step itself."""

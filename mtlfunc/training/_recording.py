@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core._torch import copy_each, holders_of, memory
 from ._forms import containers, flatten, leaf_name, unflatten
-from ._recorder import Recorder
 
 KEEP = (
     "after b = update(a, batch) only a and b are kept: clone what you need for longer "
@@ -201,7 +200,7 @@ class Recording:
         kind: Kind,
         inputs: list[Any],
         home: Home,
-        recorder: Recorder,
+        recorder: Any,  # as `CudaRecorder`
     ) -> None:
         self.place, self.kind, self.home, self.recorder = place, kind, home, recorder
         with torch.inference_mode(False), torch.no_grad():
