@@ -237,6 +237,55 @@ def test_adam_does_not_move_the_head_of_an_absent_task(form):
         present = torch.tensor([True, False, True])
 
 
+ANY_HEADS = {
+    "linear": lambda: nn.Linear(4, 1),
+    "two layers": lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)),
+    "without a gradient": lambda: nn.Sequential(nn.Linear(4, 3), Dead(), nn.Linear(3, 1)),
+    "layer norm": lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 1)),
+    "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)),
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 4), nn.Flatten()),
+    "prelu": lambda: nn.Sequential(nn.PReLU(4), nn.Linear(4, 1, bias=False)),
+}
+
+
+class Dead(nn.Module):
+    """As a ReLU below 0."""
+
+    def forward(self, x):
+        return 0 * x
+
+
+SPLIT = FORMS | {
+    "one": lambda losses: torch.cat([x.reshape(1) for x in losses]).log().exp(),
+    "unbound": lambda losses: list((2 * torch.stack(losses)).unbind()),
+}
+"""Also a vector whose graph does not tell its entries apart, and its entries."""
+
+
+@pytest.mark.filterwarnings("ignore:shared. only one task depends:UserWarning")
+@pytest.mark.parametrize("form", SPLIT)
+@pytest.mark.parametrize("head", ANY_HEADS)
+def test_what_absent_tasks_alone_read_gets_none(head, form):
+    """And what a present one reads a gradient, also of zeros, as in a plain loop; zeros are None
+    where the graph does not tell whether an absent task reads it, too.
+    """
+    torch.manual_seed(0)
+    trunk, parts = nn.Linear(3, 4), nn.ModuleList(ANY_HEADS[head]() for _ in "abc")
+    net = nn.ModuleDict({"trunk": trunk, "heads": parts})
+    for shared, heads in (("trunk.*", "plain"), ("*", "own"), ("trunk.*", "weighted")):
+        balancer = mf.Balancer(net, mf.mean(), mf.jacobian(shared, heads=heads))
+        for present in ([True, True, True], [True, False, True], [False, False, True]):
+            net.zero_grad()
+            z = trunk(torch.randn(5, 3))
+            losses = [part(z).square().mean() + 1 for part in parts]
+            balancer.backward(SPLIT[form](losses), present=torch.tensor(present))
+            for there, part in zip(present, parts, strict=True):
+                first, *_, last = part.parameters()
+                assert (last.grad is not None) == there, (shared, present)
+                zeros = head == "without a gradient" and form in ("one", "unbound")
+                assert (first.grad is not None) == (there and not (zeros and not all(present)))
+
+
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
     "a part is measured": ({"gramian_over": "trunk.2.*"}, {}),

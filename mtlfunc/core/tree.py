@@ -162,10 +162,9 @@ def _match(params: Params, which: str | Callable[[str], bool], argument: str) ->
     names, what, cure = tuple(params), f"{argument}: the predicate accepts", ""
     if isinstance(which, str):
         found, what = _match_names(names, which), f"{argument}={which!r} matches"
-        if _match_names(names, f"{which}.*"):
-            cure = f" (use '{which}.*')"
-        elif _match_names(names, escaped := which.replace("[", "[[]")):
-            cure = f" ('[' begins a set of characters: use '{escaped}')"
+        tries = (f"{which}.*", which.replace("[", "[[]"))
+        if near := next((x for x in tries if _match_names(names, x)), ""):
+            cure = f" (use '{near}'{', as [ begins a set' * (near == tries[1])})"
     else:
         found = tuple(filter(which, names))
     if found:

@@ -48,7 +48,7 @@ from ._given import (
     parse_state,
     tasks_in_words,
 )
-from ._live import Held, Labels, LiveRun, accumulate, live_run
+from ._live import Held, Labels, LiveRun, accumulate, live_run, reached_by
 from ._metric import check_metric
 
 RECIPES = "docs/how-to/recipes.md"
@@ -218,9 +218,11 @@ class Balancer:
             with self._no_autocast(leaves), run.no_writes():
                 grads = gradients_of(measured, info.weights, self._reduction)
             reached = run.union.names(run.reached, list(leaves))
-            if run.present is not None and not bool(run.present.all()):
+            if run.present is not None:
                 # of a vector the graph does not say which entry reads a leaf: its gradient does
-                reached = {name for name in reached if bool(grads[name].any())}
+                theirs = (reached_by(x, run.present == 0) for x in run.forwards)
+                unsure = run.union.names(set[str]().union(*theirs), list(leaves))
+                reached = {x for x in reached if x not in unsure or bool(grads[x].any())}
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)

@@ -112,8 +112,8 @@ def live_run(
     optimizer: Optimizer | None,
 ) -> LiveRun:
     """The forward passes behind losses, whose tasks are `known` after the first step."""
-    several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-    several = several and weightings is None
+    listed = weightings is None and isinstance(losses, tuple | list)
+    several = listed and len(losses) > 0 and all(map(_is_whole, losses))
     parsed: list[Losses] = []
     if weightings is not None:
         check_weightings(held.probe, weightings, present, known)
@@ -272,7 +272,7 @@ def reached_by(forward: Forward, present: Tensor | None) -> set[str]:
     """The leaves on which a present task's loss depends, as far as the graph tells losses apart."""
     graph = forward.graph
     if present is None or forward.edges is None or len(present) != len(forward.edges):
-        return set(graph.leaf_nodes)
+        return set(graph.leaf_nodes if present is None or bool(present.any()) else ())
     here = sum(1 << task for task, count in enumerate(present.tolist()) if count)
     return {name for name in graph.leaf_nodes if graph.serves_leaf(name) & here}
 
