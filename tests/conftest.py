@@ -38,12 +38,6 @@ settings.load_profile("mtlfunc")
 NUDGE = os.environ.get("MTLFUNC_NUDGE")
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch):
-    """What other tests have shown of routes, whose prices some of them change."""
-    monkeypatch.setattr("mtlfunc.gradients.layerwise.plan._ROWS", set())
-
-
 @pytest.fixture(scope="session", autouse=NUDGE is not None)
 def another_processor():
     """The whole session on `MTLFUNC_NUDGE`, the seed of its roundings."""

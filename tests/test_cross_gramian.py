@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from mtlfunc.gradients import entries
-from mtlfunc.gradients.layerwise import formulas
+from mtlfunc.gradients import by_samples
+from mtlfunc.gradients.layerwise import formulas, plan
 from tests.support import architectures
 from tests.support.architectures import NAMES, SAMPLES, TASKS, build
 from tests.support.oracles import agree_across as agree
@@ -80,7 +80,8 @@ def test_samples_of_two_batches(name, engine):
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 @pytest.mark.parametrize("name", NAMES)
 def test_lengths(name, engine, monkeypatch):
-    monkeypatch.setattr(entries, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
+    for module in (by_samples, plan):
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
     net = build(name)
     losses, lengths = mf.sample_norms(net.samples, net.params, net.batch, engine=engine)
     torch.testing.assert_close(losses, net.samples(net.params, net.batch), rtol=1e-12, atol=1e-13)
@@ -234,7 +235,7 @@ def test_derivative_of_a_length_zero_is_zero():
 
 def test_no_row_is_formed(monkeypatch, formed):
     net = nn.Sequential(nn.Linear(600, 400), nn.Tanh(), nn.Linear(400, 4)).double()
-    monkeypatch.setattr(formulas.SplitGroup, "rows", None)  # is not called
+    monkeypatch.setattr(formulas.Deltas, "rows", None)  # is not called
 
     def samples(p, x):
         return functional_call(net, p, x).square()

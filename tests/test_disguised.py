@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import Engine
+from mtlfunc.gradients.layerwise.plan import Engine
 
 ENGINES: tuple[Engine, ...] = ("layerwise", "rows", "auto")
 

@@ -17,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
 from mtlfunc.core._torch import tells_hooks
-from mtlfunc.gradients import backward, layerwise
+from mtlfunc.gradients import backward
 from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
+from mtlfunc.gradients.layerwise import plan
 from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
 from tests.support.oracles import agree
 
@@ -489,7 +490,7 @@ def _decoders(form):
 @pytest.mark.parametrize("form", ["tuple", "stacked"])
 @pytest.mark.parametrize("engine", ["auto", "layerwise"])
 def test_every_head_is_entered_once_for_the_rows(form, engine, monkeypatch):
-    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     losses, params, x, entered = _decoders(form)
     expected = mf.task_gramian(losses, params, x, shared="trunk.*", engine="rows")[1]
     entered[:] = [0] * 4
@@ -515,7 +516,7 @@ def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatc
 @pytest.mark.parametrize("form", ["tuple", "stacked"])
 @pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
 def test_a_step_gives_the_same_gradient_by_every_engine(form, heads, monkeypatch):
-    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     losses, params, x, entered = _decoders(form)
     answers = []
     for engine in ("rows", "auto", "layerwise"):

@@ -24,7 +24,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.layerwise.graph import read_graph
 from mtlfunc.gradients.run import places_of
 from mtlfunc.types import Params
 from tests.support.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant

@@ -18,10 +18,9 @@ from torch.utils.flop_counter import flop_registry
 import mtlfunc as mf
 from experiments.benchmarks import steps, visits, weightings
 from experiments.benchmarks.networks import resnet18
-from mtlfunc.gradients import layerwise
-from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
-from mtlfunc.gradients.layerwise import passes
+from mtlfunc.gradients.layerwise import graph, passes, plan
+from mtlfunc.gradients.linearize import Request
 from mtlfunc.gradients.losses import Losses
 from mtlfunc.types import Params
 from tests.support.memory import peak
@@ -43,7 +42,7 @@ def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, ex
     """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, and four times the memory."""
     forward = resnet_forward(tasks, images, pixels)
     numel = sum(leaf.numel() for leaf in forward.params.values())
-    assert layerwise.prefers_one_pass(forward.graph, tasks, numel, "cuda") == expected
+    assert passes.prefers_one_pass(forward.graph, tasks, numel, "cuda") == expected
 
 
 @pytest.mark.parametrize(
@@ -62,14 +61,10 @@ def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
     forward = forwards.live(Losses(vector, None), forward.params)
     numel = sum(leaf.numel() for leaf in forward.params.values())
     asked = forward.graph, tasks, numel, "cuda"
-    assert layerwise.prefers_one_pass(*asked, separate=stacked) != single
-    groups = layerwise.plan.groups_of(
-        forward.uses, forward.params, tuple(forward.params), forward.graph
-    )
-    plan = layerwise.plan.task_plan(
-        groups, tuple(forward.params), tasks, "auto", "cuda", keep=False
-    )
-    held = sum(4 * tasks * math.prod(use.shape) for use in plan.uses)
+    assert passes.prefers_one_pass(*asked, separate=stacked) != single
+    names = tuple(forward.params)
+    taken = plan.plan_layers(forward, Request(names, names, engine="auto"), tasks, separate=False)
+    held = sum(4 * tasks * math.prod(use.shape) for use in taken.uses)
     assert held < 2**30
 
 
@@ -80,7 +75,7 @@ def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes()
     assert not forward.graph.batches(record=True)
     for tasks, together in ((40, True), (2, False)):
         asked = forward.graph, tasks, 1000, "cuda"
-        assert layerwise.prefers_one_pass(*asked, separate=False) == together
+        assert passes.prefers_one_pass(*asked, separate=False) == together
 
 
 def perceptron(width, tasks):
@@ -151,10 +146,10 @@ def test_passes_of_a_vector_on_a_cpu(width, samples, tasks, lanes, together, mon
     net, told = perceptron(width, tasks), []
 
     def seen(*args, **kwargs):
-        told.append(layerwise.prefers_one_pass(*args, **kwargs))
+        told.append(passes.prefers_one_pass(*args, **kwargs))
         return told[-1]
 
-    monkeypatch.setattr(gradients, "prefers_one_pass", seen)
+    monkeypatch.setattr(plan, "prefers_one_pass", seen)
     x = torch.randn(samples, 32)
 
     def rows(params):
@@ -178,7 +173,7 @@ def test_memory_says_how_much_one_pass_may_hold(monkeypatch):
     # In outputs of a layer: 400 of them, 206 of leaves and rows, and twice 65 in flight.
     for memory, together in ((1.0, False), (1.2, False), (1.22, True), (math.inf, True)):
         monkeypatch.setattr(passes, "MEMORY", memory)
-        got = layerwise.prefers_one_pass(*asked, "cuda", separate=False)
+        got = passes.prefers_one_pass(*asked, "cuda", separate=False)
         assert got == together
 
 
@@ -206,10 +201,10 @@ def test_classes_of_nodes_are_not_kept():
     def losses(params, x):
         return Doubled.apply(x @ params["w"].T).square().mean(0)
 
-    before = layerwise.passes._is_slow.cache_info().currsize
+    before = passes._is_slow.cache_info().currsize
     for _ in range(20):
         torch.func.vmap(lambda w: mf.task_gramian(losses, {"w": w}, x)[1])(params["w"][None])
-    assert layerwise.passes._is_slow.cache_info().currsize - before < 20
+    assert passes._is_slow.cache_info().currsize - before < 20
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
@@ -236,14 +231,14 @@ def test_nested_tensors_inside():
 def test_the_fused_norm_of_a_device_is_not_batched():
     """torch's own warning of 2.11 on CUDA: it has no batching rule."""
     kind = type("FusedRmsNormBackward0", (), {})
-    assert not layerwise.graph.Graph({}, {}, {}, frozenset({kind})).can_batch
-    assert layerwise.graph.Graph({}, {}, {}, frozenset({object})).can_batch
+    assert not graph.Graph({}, {}, {}, frozenset({kind})).can_batch
+    assert graph.Graph({}, {}, {}, frozenset({object})).can_batch
 
 
 @pytest.mark.parametrize("mix", [None, mf.subset(2)])
 def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatch):
     """The route of a device, taken on the CPU."""
-    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     net = nn.ModuleDict({"trunk": nn.Linear(4, 6), "heads": nn.Linear(6, 4)}).double()
     params, x = mf.parameters(net), torch.randn(5, 4, dtype=torch.float64)
 
@@ -254,7 +249,7 @@ def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatc
 
     answers = []
     for together in (False, True):
-        monkeypatch.setattr(gradients, "_together", lambda *args, together=together: together)
+        monkeypatch.setattr(plan, "together", lambda *args, together=together: together)
         step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*", mix=mix))
         answers.append(step.update(params, x, step.init(params, x, key=2)))
     (got, _, info), (expected, _, its) = answers

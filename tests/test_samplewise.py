@@ -15,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import grad, jacrev, vmap
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.layerwise.graph import read_graph
 from mtlfunc.gradients.layerwise.owners import walk
 
 F64 = torch.float64

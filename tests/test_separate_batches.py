@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.core.checks import lanes
 from mtlfunc.gradients import backward
-from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.layerwise.graph import read_graph
 from mtlfunc.gradients.layerwise.owners import walk
 
 F64 = torch.float64

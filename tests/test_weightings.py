@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc.gradients import weightings as engine
+from mtlfunc.gradients import linearize as engine
+from mtlfunc.gradients.by_samples import BySamples
 from mtlfunc.gradients.layerwise import formulas, plan
 
 RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
@@ -179,14 +180,15 @@ def small_networks_stand_for_large_ones(monkeypatch):
 @pytest.fixture
 def passes(monkeypatch):
     """Whether each linearisation took one pass for all tasks."""
-    seen, real = [], engine.linearize_weightings
+    seen, real = [], engine._opened
 
-    def spy(forward, request):
-        found = real(forward, request)
-        seen.append(found is not None)
+    def spy(forward, request, matrix):
+        found = real(forward, request, matrix)
+        if request.weightings:
+            seen.append(isinstance(found, BySamples))
         return found
 
-    monkeypatch.setattr(engine, "linearize_weightings", spy)
+    monkeypatch.setattr(engine, "_opened", spy)
     return seen
 
 
@@ -516,7 +518,7 @@ def test_mixed_rows_are_made_without_those_of_samples(monkeypatch):
     def refuse(*_):
         raise AssertionError("rows of samples")
 
-    monkeypatch.setattr(formulas.SplitGroup, "_pieces_of", refuse)
+    monkeypatch.setattr(formulas.Deltas, "_some_rows_of", refuse)
     params = {
         "table": torch.randn(50, 16, dtype=torch.float64),
         "w": torch.randn(7, 16, dtype=torch.float64),
@@ -612,7 +614,6 @@ def test_samples_that_mix_have_one_pass_a_task(passes):
 
 def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     """The graph says it, and no pass is tried."""
-    monkeypatch.setattr(plan, "_ROWS", set())
     split, real = [], engine.split
     monkeypatch.setattr(engine, "split", lambda *a, **k: split.append(0) or real(*a, **k))
     torch.manual_seed(0)

@@ -178,9 +178,11 @@ def all_present(present: Tensor) -> bool:
     """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
     either way, only later.
     """
+    if not is_readable(present):
+        return False
     if inside_transform():  # where torch 2.6 to 2.9 have no tolist()
-        return is_readable(present) and bool(present.all())
-    return is_readable(present) and False not in present.tolist()
+        return bool(present.all())
+    return False not in present.tolist()
 
 
 def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:

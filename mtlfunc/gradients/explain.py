@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,19 +11,10 @@ from ..core.checks import check_params
 from ..core.gone import gone
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
-from .layerwise import (
-    Form,
-    Group,
-    costs,
-    decide,
-    groups_of,
-    is_worth_recording,
-    is_worth_weighing,
-    sample_plan,
-    weighted_plan,
-)  # fmt: skip
+from .layerwise.formulas import Form, Group, costs
+from .layerwise.plan import groups_of, plan_samples, plan_tasks, plan_weightings
 from .levels import without_trace
-from .linearize import Keep, Request, weighed
+from .linearize import Request, weighed
 from .losses import expect_weightings, parse_losses, parse_samples, parse_weighed
 from .run import Forward, run
 
@@ -114,82 +104,60 @@ def explain_gramian(
     apart = not samples and weightings is None
     with without_trace(params), torch.no_grad():
         forward = run(losses_fn, params, batch, watch=True, parse=parse, separable=apart)
-    keep: Keep = "combination" if combined else "nothing"
-    request = Request(names, names, keep)
-    if weightings is not None:
-        return _explain_weightings(forward, weighed(request, weightings, forward))
-    return _explain_samples(forward, names) if samples else _explain_tasks(forward, request)
-
-
-def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
-    rows, count, tapped = forward.value.numel(), len(forward.value), ()
-    passes = "one backward pass a sample and task"
-    if forward.watched:
-        tapped = sample_plan(forward, names).plan.tapped
-        passes = f"{rows // count} backward pass(es) for all samples"
-    return Explanation(_layers(forward, names, tapped, rows, count), rows, passes)
-
-
-def _explain_weightings(forward: Forward, request: Request) -> Explanation:
-    names, tasks = request.shared, request.weightings
-    shape = forward.losses.shape or forward.value.shape
-    read = forward.of_read(names)
-    found = weighted_plan(read, request.of(read.params))
-    passes = "one backward pass a task"
-    tapped = () if found is None else [x for x in found.plan.tapped if x[0].leaf in names]
-    if found is None or not (found.worth and is_worth_weighing(forward.params, tasks)):
-        passes += "" if found is None else ", which is cheaper here"
-        by_rows: list[tuple[Group, Form]] = [(group, "rows") for group, _ in tapped]
-        return Explanation(_layers(forward, names, by_rows, tasks), tasks, passes)
-    left = f", and {tasks} for leaves by rows" if set(found.plan.rows) & set(names) else ""
-    passes = f"{shape[1:].numel()} backward pass(es) for all tasks{left}"
-    layers = _layers(forward, names, tapped, shape.numel(), shape[0], tasks)
-    return Explanation(layers, tasks, passes)
-
-
-def _explain_tasks(forward: Forward, request: Request) -> Explanation:
-    names, read, rows = request.shared, forward.of_read(request.shared), len(forward.value)
-    own = tuple([name for name in names if name in read.params])
-    passes = 'engine "rows" throughout'
-    tapped: list[tuple[Group, Form]] = []
-    if forward.watched:
-        keep = request.keep == "combination"
-        plan, edges, loop = decide(read, own, rows, "auto", keep=keep, mixed=False)
-        worth = is_worth_recording(read.params, own, rows)
-        known = groups_of(read.uses, read.params, own, forward.graph, separate=edges is not None)
-        chosen: dict[str, Form] = {group.name: form for group, form in plan.tapped if worth}
-        groups = [group for parts in known.values() for group in parts]
-        tapped = [(group, chosen.get(group.name, "rows")) for group in groups]
-        how = "each separate loss by itself" if edges else "one batched pass"
-        how = "a loop of single passes" if loop and not edges else how
-        passes = f"backward: {how}"
-        if not worth:
-            passes = 'engine "rows" throughout: too little for layer products to save'
-    return Explanation(_layers(forward, names, tapped, rows), rows, passes)
-
-
-def _layers(
-    forward: Forward,
-    names: tuple[str, ...],
-    tapped: Sequence[tuple[Group, Form]],
-    rows: int,
-    entries: int | None = None,
-    weightings: int = 0,
-) -> tuple[Layer, ...]:
-    """One line for each of the groups, and one for each leaf that has none."""
+    request = Request(names, names, combined, "auto")
+    request = request if weightings is None else weighed(request, weightings, forward)
+    rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
+    given = (forward.samples.numel(), forward.samples[0], request.weightings)
     layers: list[Layer] = []
     for name in names:
-        own = [pair for pair in tapped if pair[0].leaf == name]
+        own = [pair for pair in formed if pair[0].leaf == name]
         for group, form in own:
-            found = costs(group, rows, entries, group.dtype.itemsize, weightings)
-            gflop = dict[str, float]((x, cost.flops / 1e9) for x, cost in found.items())
+            found = costs(group, *given) if split else costs(group, rows)
+            gflop = {x: flops / 1e9 for x, flops in found.items()}
             layers.append(Layer(group.name, group.op, form, gflop, ""))
         if not own:
             note = _reason(forward, name)
-            if entries is not None and name not in forward.unread:
-                note += "; one row a task" if weightings else "; one row a sample and task"
+            if split and name not in forward.unread:
+                note += "; one row a task" if request.weightings else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, note))
-    return tuple(layers)
+    return Explanation(tuple(layers), rows, passes)
+
+
+def _planned(
+    forward: Forward, request: Request, *, samples: bool
+) -> tuple[int, str, list[tuple[Group, Form]], bool]:
+    """How many rows, the passes in words, the forms of the leaves that known nodes read, and
+    whether the deltas of one pass are split by sample.
+    """
+    request, tasks = request.of(forward.params), request.weightings
+    if samples:
+        rows, count = forward.value.numel(), len(forward.value)
+        if not forward.watched:
+            return rows, "one backward pass a sample and task", [], True
+        plan = plan_samples(forward, request.shared)
+        return rows, f"{rows // count} backward pass(es) for all samples", [*plan.tapped], True
+    rows, worth = tasks or len(forward.value), request.watches(forward.params)
+    if tasks and worth and (plan := plan_weightings(forward, request)) is not None:
+        left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(request.shared) else ""
+        passes = f"{forward.samples[1:].numel()} backward pass(es) for all tasks{left}"
+        return rows, passes, [*plan.tapped], True
+    plan = plan_tasks(forward, request, rows, mixed=tasks > 0, record=False)
+    how = "a loop of single passes" if plan.chunk == 1 else "one batched pass"
+    passes = f"backward: {'each separate loss by itself' if plan.apart else how}"
+    if tasks:
+        passes = "one backward pass a task"
+    elif not forward.watched:
+        passes = 'engine "rows" throughout'
+    elif not request.watches(forward.params, rows):
+        passes = 'engine "rows" throughout: too little for layer products to save'
+    formed: list[tuple[Group, Form]] = []
+    if forward.watched:
+        chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
+        known = groups_of(
+            forward.uses, forward.params, request.shared, forward.graph, separate=plan.apart
+        )
+        formed = [(x, chosen.get(x.name, "rows")) for parts in known.values() for x in parts]
+    return rows, passes, formed, False
 
 
 def _reason(forward: Forward, name: str) -> str:

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_count, check_dtype, check_option, check_params
+from ..core.checks import check_count, check_dtype, check_option, check_params, enable_grad
 from ..core.gone import gone
 from ..core.tree import dot, root, select
 from ..processes import Group, Ranks, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
-from .entries import sample_by_layers
-from .layerwise import Engine
-from .linearize import Keep, Linearization, Request, linearize, weighed
+from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
+from .layerwise.plan import Engine
+from .linearize import Linearization, Request, linearize, weighed
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
 from .run import check_connected, run
 
@@ -85,7 +85,7 @@ def task_gramian(
     check_count(chunk_size, "chunk_size", none=True)
     names = select(params, shared)
     request = Request(
-        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
+        names, names, engine=engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
     )
     if weightings is not None:
         request = request._replace(weightings=len(expect_weightings(weightings)))
@@ -167,12 +167,12 @@ def sample_gramian(
     batches = (batch,) if other is None else (batch, other)
     by_layers = engine != "rows" and not torch.compiler.is_compiling()
     if not by_layers and other is None and not union.several:
-        linear = _linearize_entries(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
+        linear = _linearize_samples(losses_fn, params, batch, names, names, gramian_dtype)
         assert linear.gramian is not None
         return linear.aux, linear.gramian
-    measure = sample_by_layers if by_layers else _gramian_by_rows
+    measure = _gramian_by_layers if by_layers else _gramian_by_rows
     with torch.no_grad() if union.several else nullcontext():
-        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union=union)
+        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union)
     if union.several:
         # what one rank cannot answer for stands in the columns of all
         unknown = union.any(gramian.isnan().any())
@@ -226,16 +226,43 @@ def sample_norms(
     check_dtype(gramian_dtype)
     names = select(params, shared)
     if engine != "rows" and not torch.compiler.is_compiling():
-        losses, squares = sample_by_layers(
-            losses_fn, params, (batch,), names, gramian_dtype, diagonal=True
-        )
+        side = _side(losses_fn, params, batch, names, gramian_dtype)
+        with enable_grad():
+            losses, squares = side.losses, squares_of_samples(side)
     else:
-        linear = _linearize_entries(losses_fn, params, batch, names)
+        linear = _linearize_samples(losses_fn, params, batch, names)
         wide = gramian_dtype or torch.promote_types(linear.losses.dtype, torch.float32)
         rows = [linear.rows[name].to(wide) for name in names]
         squares = torch.stack([x.reshape(len(x), -1).square().sum(1) for x in rows]).sum(0)
         losses = linear.aux
     return losses, root(squares).reshape(losses.shape)
+
+
+def _side(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    names: tuple[str, ...],
+    gramian_dtype: torch.dtype | None,
+) -> BySamples:
+    """One forward, and its pass split by sample."""
+    forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
+    check_connected(forward)
+    return split_samples(forward, names, gramian_dtype)
+
+
+def _gramian_by_layers(
+    losses_fn: LossesFn,
+    params: Params,
+    batches: tuple[Batch, ...],
+    names: tuple[str, ...],
+    gramian_dtype: torch.dtype | None,
+    union: Ranks,
+) -> tuple[Tensor, Tensor]:
+    sides = [_side(losses_fn, params, batch, names, gramian_dtype) for batch in batches]
+    union.check({"the number of tasks": [list(x.losses.shape[1:]) for x in sides]})
+    with enable_grad():
+        return sides[0].losses, gramian_of_samples(sides, union)
 
 
 def _gramian_by_rows(
@@ -244,24 +271,21 @@ def _gramian_by_rows(
     batches: tuple[Batch, ...],
     names: tuple[str, ...],
     gramian_dtype: torch.dtype | None,
-    *,
     union: Ranks,
 ) -> tuple[Tensor, Tensor]:
     """Rows of the first batch with those of the last, of this process or of all."""
-
-    found = [_linearize_entries(losses_fn, params, each, names) for each in batches]
+    found = [_linearize_samples(losses_fn, params, each, names) for each in batches]
     union.check({"the number of tasks": [list(x.aux.shape[1:]) for x in found]})
     return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, union.columns)
 
 
-def _linearize_entries(
+def _linearize_samples(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
     names: tuple[str, ...],
+    measured: tuple[str, ...] = (),
     gramian_dtype: torch.dtype | None = None,
-    *,
-    keep: Keep = "rows",
 ) -> Linearization:
     """Every entry of the losses [sample] or [sample, task] as a task; aux has them as they came."""
 
@@ -271,5 +295,4 @@ def _linearize_entries(
 
     forward = run(losses_fn, params, batch, parse=flat_losses)
     check_connected(forward)
-    measured = names if keep == "nothing" else ()
-    return linearize(forward, Request(names, measured, keep, gramian_dtype=gramian_dtype))
+    return linearize(forward, Request(names, measured, gramian_dtype=gramian_dtype))

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import depth, enable_grad, is_differentiated, recording_context
+from ..core.checks import enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
-from .backward import Backward, Passes
-from .layerwise import (
-    Asked,
+from .backward import Backward
+from .by_samples import BySamples, split
+from .by_tasks import ByTasks
+from .layerwise.plan import (
     Engine,
-    Plan,
-    decide,
-    dtypes_of,
-    has_rows,
     is_worth_recording,
     is_worth_weighing,
-    prefers_one_pass,
-    remember_rows,
+    plan_tasks,
+    plan_weightings,
 )
 from .losses import flat_weightings
 from .run import Forward, Traced
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
-
-Keep = Literal["rows", "combination", "nothing"]
-"""What is needed after the Gramian: the rows themselves, some way to combine them, or nothing."""
 
 
 class Linearization(NamedTuple):
@@ -58,8 +51,9 @@ class Request(NamedTuple):
     """What is wanted of one forward pass: G = A · J P Jᵀ · Aᵀ with A = C · diag(scale)."""
 
     shared: tuple[str, ...]  # the leaves whose rows, or whose Gramian, are wanted
-    measured: tuple[str, ...] = ()  # those that the Gramian sums over; none, and there is none
-    keep: Keep = "rows"
+    # those that the Gramian sums over; without any there is none, and the rows are handed out
+    measured: tuple[str, ...] = ()
+    combined: bool = False  # what is wanted of the rows is their combination
     engine: Engine = "rows"
     mix: Mix | None = None  # C; None is the tasks themselves
     # [task]: a process's part of each task's loss, 0 for a task without labels; None is 1
@@ -80,6 +74,16 @@ class Request(NamedTuple):
             return None, value.new_full((count,), 1 / count)
         matrix, preference = self.mix(count)
         return matrix.to(value), preference.to(value)
+
+    def share(self, value: Tensor) -> float | None:
+        """Every task's weight in the gradient of the other leaves."""
+        return None if self.heads is None else self.heads(self.weightings or len(value))
+
+    def total(self, value: Tensor, matrix: Tensor | None) -> Tensor:
+        """The cotangents of the sum of the tasks' losses."""
+        if self.weightings and matrix is not None:
+            return matrix.sum(0)
+        return value.new_ones(len(value)) if self.scale is None else self.scale
 
     def of(self, params: Params) -> Request:
         """The same of these leaves alone."""
@@ -133,30 +137,23 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     if read is not forward:
         found = linearize(read, request.of(read.params))
         return _with_unread(found, forward.params, read.params, request)
-    if request.weightings:
-        from .weightings import linearize_weightings
-
-        found = linearize_weightings(forward, request)
-        if found is not None:
-            return found
     value, (matrix, preference) = forward.value, request.cotangents(forward.value)
     with enable_grad():
-        passes, plan = _open(forward, request, matrix)
-        rows, gramian, heads = _measure(forward, request, passes, plan)
-    backward = passes.backward
+        way = _opened(forward, request, matrix)
+        rows, gramian, heads = _measured(way, forward, request, matrix)
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
-        backward.record = is_differentiated((value, weights, matrix, request.scale))
+        record = is_differentiated((value, weights, matrix, request.scale))
         with torch.inference_mode(False):
             cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
             cotangent = cotangent if matrix is None else cotangent @ matrix
             cotangent = cotangent if request.scale is None else cotangent * request.scale
-            return backward.leaves(names, cotangent)
+            return way.pull(cotangent, names, record=record)
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
-    told = mixed if request.weightings else value
-    return Linearization(told, mixed, preference, rows, gramian, heads, pullback, forward.aux)
+    reported = mixed if request.weightings else value
+    return Linearization(reported, mixed, preference, rows, gramian, heads, pullback, forward.aux)
 
 
 def _with_unread(
@@ -173,108 +170,53 @@ def _with_unread(
         return filled(found.pullback(weights, left) if left else {}, names)
 
     rows, heads = found.rows, found.heads
-    if request.keep == "rows" or not request.measured:  # a Gramian is made of them later
+    if not request.measured:  # a Gramian is made of them later
         rows = filled(rows, request.shared, len(found.mixed))
     if request.heads and request.heads(len(found.losses)) is not None:
         heads = filled(heads, [name for name in params if name not in request.shared])
     return found._replace(rows=rows, heads=heads, pullback=pullback)
 
 
-def _open(forward: Forward, request: Request, matrix: Tensor | None) -> tuple[Passes, Plan]:
-    """The passes of one forward: batched, in chunks, in a loop, or each loss alone; and leaf by
-    leaf the form of its Gramian.
+def _opened(forward: Forward, request: Request, matrix: Tensor | None) -> ByTasks | BySamples:
+    """The cheapest way to differentiate one forward.
 
     `matrix`: C [row, task] of the rows; None is the tasks themselves.
     """
-    losses, params, graph = forward.losses, forward.params, forward.graph
-    record = forward.recorded or is_differentiated((matrix, request.scale))
-    rows = len(forward.value if matrix is None else matrix)
-    plan, edges, chunk = Plan((), request.shared), None, request.chunk_size
-    one_pass = partial(_prefers_one_pass, forward, request, rows)
-    if not request.shared:  # one pass of the weighted loss
-        chunk = 1
-    elif not _together(forward, request, rows):
-        apart = matrix is None or (forward.edges is not None and not one_pass())
-        edges = forward.edges if apart and losses.scalars else None
-        asked = forward.watched and not request.weightings and request.watches(params, rows)
-        key = None
-        if asked and request.engine == "auto":
-            key = Asked(
-                graph.kind, rows, request.measured, dtypes_of(forward.value, params),
-                forward.value.device.type, request.shared, request.keep, not apart,
-            )  # fmt: skip
-        if asked and (key is None or not has_rows(key)):
-            plan, edges, alone = decide(
-                forward, request.measured, rows, request.engine, shared=request.shared,
-                keep=request.keep == "combination", mixed=not apart,
-            )  # fmt: skip
-            if key and not plan.tapped:
-                remember_rows(key)
-            chunk = 1 if chunk is None and alone else chunk
-        elif edges is None and chunk is None and not one_pass():
-            edges = forward.edges if apart and not forward.hooked else None
-            chunk = 1
-        if edges is None and chunk != 1 and rows > 1 and not graph.batches(record):
-            chunk = 1
-        if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
-            chunk = 1
-    left_out = request.left_out if losses.scalars else frozenset()
-    backward = Backward(forward, record, left_out)
-    edges = None if edges is None else backward.edges
-    return Passes(backward, forward.value, matrix, request.scale, edges, chunk), plan
+    value, record = forward.value, forward.recorded or is_differentiated((matrix, request.scale))
+    left_out = request.left_out if forward.losses.scalars else frozenset[int]()
+    backward = Backward(
+        forward.params, forward.places, forward.root, forward.edges, forward.graph, record, left_out
+    )
+    if request.weightings and (plan := plan_weightings(forward, request)) is not None:
+        return split(backward, value, forward.samples[0], plan, request.gramian_dtype)
+    rows = len(value if matrix is None else matrix)
+    plan = plan_tasks(forward, request, rows, mixed=matrix is not None, record=record)
+    return ByTasks(backward, value, matrix, request.scale, plan)
 
 
-def _together(forward: Forward, request: Request, rows: int) -> bool:
-    """Whether separate losses are better differentiated by one batched pass, as on a device that
-    waits for launches: its rows then cost fewest of these.
-    """
-    device = forward.value.device.type
-    if device == "cpu" or request.engine != "auto" or forward.hooked:  # no look at the graph
-        return False
-    if forward.losses.scalars is None or request.chunk_size or request.left_out:
-        return False
-    return forward.graph.can_batch_twice and _prefers_one_pass(forward, request, rows)
-
-
-def _prefers_one_pass(forward: Forward, request: Request, rows: int) -> bool:
-    numel = sum([forward.params[name].numel() for name in request.shared])
-    graph, device, separate = forward.graph, forward.value.device.type, forward.edges is not None
-    return prefers_one_pass(graph, rows, numel, device, separate=separate)
-
-
-def _measure(
-    forward: Forward, request: Request, passes: Passes, plan: Plan
+def _measured(
+    way: ByTasks | BySamples, forward: Forward, request: Request, matrix: Tensor | None
 ) -> tuple[Rows, Tensor | None, Params]:
     """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
-    value, dtype = forward.value, request.gramian_dtype
-    shared = set(request.shared)
-    others = tuple([name for name in forward.params if name not in shared])
-    count = request.weightings or len(value)
-    share = request.heads(count) if others and request.heads else None
-
-    def on_heads() -> Tensor:
-        if request.weightings and passes.matrix is not None:
-            return passes.matrix.sum(0)
-        return value.new_ones(len(value)) if request.scale is None else request.scale
-
-    rows, gramian, head_grads = {}, None, {}
-    if request.shared:
-        found = passes(
-            plan,
-            plan.rows if plan.tapped else request.shared,
-            () if share is None else others,
-            views=request.keep == "combination",
-        )
+    value, shared, measured = forward.value, request.shared, request.measured
+    others = tuple([name for name in forward.params if name not in set(shared)])
+    share = request.share(value) if others else None
+    rows, gramian, heads = {}, None, {}
+    if isinstance(way, BySamples):
+        assert matrix is not None
+        rows, gramian = way.measure(shared, measured, matrix, request.chunk_size)
+    elif shared:
+        found = way(() if share is None else others, views=request.combined)
         rows = found.rows  # the others are combined by a pass that stops where those are
-        if request.measured:
-            gramian = passes.gramian(plan, found, request.measured, dtype)
-        head_grads = found.heads
+        gramian = way.gramian(found, measured, request.gramian_dtype) if measured else None
+        heads = found.heads
         if share is not None and share != 1.0:
-            head_grads = {name: share * grad for name, grad in head_grads.items()}
-    if share is not None:
-        together = tuple(name for name in others if name not in head_grads)
-        head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
-    return rows, gramian, head_grads
+            heads = {name: share * grad for name, grad in heads.items()}
+    left = tuple(name for name in others if name not in heads)
+    if share is not None and left:
+        cotangent = share * request.total(value, matrix)
+        heads |= way.pull(cotangent, left, record=way.backward.record)
+    return rows, gramian, heads
 
 
 def _traced(forward: Traced, request: Request) -> Linearization:
@@ -292,12 +234,10 @@ def _traced(forward: Traced, request: Request) -> Linearization:
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
     gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
     others = tuple(name for name in forward.params if name not in shared)
-    count = request.weightings or len(value)
-    share = request.heads(count) if others and request.heads else None
-    head_grads = {}
+    share, heads = request.share(value) if others else None, {}
     if share is not None:
-        every = pull(share * (matrix.sum(0) if request.weightings else scale))[0]
-        head_grads = {name: every[name] for name in others}
+        every = pull(share * request.total(value, matrix))[0]
+        heads = {name: every[name] for name in others}
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
         with recording_context((value, weights, matrix)):
@@ -305,5 +245,5 @@ def _traced(forward: Traced, request: Request) -> Linearization:
         return {name: grads[name] for name in names}
 
     mixed = matrix @ request.scaled(value)
-    told = mixed if request.weightings else value
-    return Linearization(told, mixed, preference, rows, gramian, head_grads, pullback, forward.aux)
+    reported = mixed if request.weightings else value
+    return Linearization(reported, mixed, preference, rows, gramian, heads, pullback, forward.aux)

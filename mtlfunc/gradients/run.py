@@ -23,7 +23,8 @@ from ..core.checks import (
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles
 from ..types import Batch, LossesFn, Params
-from .layerwise import Graph, Place, Reading, Uses, read_graph, read_uses
+from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
+from .layerwise.plan import Uses
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, WRITTEN, SafeOps
@@ -63,6 +64,11 @@ class Forward:
     @property
     def uses(self) -> Uses:
         return self.reading.uses
+
+    @property
+    def samples(self) -> torch.Size:
+        """The shape of losses of samples: [sample], or [sample, part]."""
+        return self.losses.shape or self.value.shape
 
     def of_read(self, *asked: Iterable[str]) -> Forward:
         """The same without unread leaves, unless one of the choices `asked` has no others."""

@@ -300,7 +300,7 @@ def _update(
     request = Request(
         names,
         () if with_rows else measured,
-        "combination" if combines else "rows" if with_rows else "nothing",
+        combines,
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..core.checks import check_params
 from ..core.hooks import Handles
 from ..core.tree import trained
-from ..gradients.layerwise import Graph
+from ..gradients.layerwise.graph import Graph
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
 from ..gradients.run import Forward, live, release

@@ -29,11 +29,6 @@ from .uses import Use
 Form = Literal["kernel", "gemm", "rows", "mixed"]
 
 
-class Cost(NamedTuple):
-    flops: float
-    bytes: float
-
-
 class Group(NamedTuple):
     """All uses of one leaf, or of one part of a leaf that was split."""
 
@@ -119,51 +114,42 @@ def positions(use: Use) -> int:
 
 
 def costs(
-    group: Group, rows: int, samples: int | None = None, itemsize: int = 4, weightings: int = 0
-) -> dict[Form, Cost]:
-    """Floating-point operations and peak extra bytes of every form that this group has.
+    group: Group, rows: int, samples: int | None = None, weightings: int = 0
+) -> dict[Form, float]:
+    """Floating-point operations of every form that this group has.
 
     Args:
         group: the uses of one leaf, or of one part of it.
         rows: the Gramian's; per sample, samples × tasks.
         samples: None by task; per sample every row sums over its own sample's positions alone.
-        itemsize: bytes a number.
         weightings: how many rows are mixed of those by sample.
     """
-    width, parts = group.numel, rows // (samples or 1)
+    width, tasks = group.numel, rows // (samples or 1)
     dot = 2.0 * rows * rows * width
-    held = float(rows * width * itemsize)
     total = sum(positions(use) for use in group.uses)
     times = [
         2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3])
         for use in group.uses
     ]
-    found: dict[Form, Cost] = {"gemm": Cost(sum(times) * parts + dot, held)}
+    found: dict[Form, float] = {"gemm": sum(times) * tasks + dot}
     if weightings:
-        made = Cost(sum(times) * parts + 2.0 * weightings * rows * width, min(PIECE, held))
+        made = sum(times) * tasks + 2.0 * weightings * rows * width
         if _mixes_deltas(group.lead, weightings, total / (samples or 1)):
-            made = Cost(weightings * sum(times), 0.0)
-        found["mixed"] = Cost(
-            made.flops + 2.0 * weightings**2 * width, weightings * width * itemsize + made.bytes
-        )
+            made = weightings * sum(times)
+        found["mixed"] = made + 2.0 * weightings**2 * width
     if samples is None:
         # Differentiated with the other leaves: the same products, but none for a loss that a call
         # does not serve.
-        each = sum(
-            time * (rows if group.served is None else served)
-            for time, served in zip(times, group.served or times, strict=True)
-        )
-        found["rows"] = Cost(each + dot, held)
+        served = group.served or (rows,) * len(times)
+        found["rows"] = sum(time * n for time, n in zip(times, served, strict=True)) + dot
     if group.alike or (group.is_matrix and rows == samples):
         _, groups, a, o = group.lead.sizes
         square = float(groups * total * total)
-        flops = square * (2.0 * a if group.lead.kind == "outer" else 1.0)
+        found["kernel"] = square * (2.0 * a if group.lead.kind == "outer" else 1.0)
         if samples is None:
-            flops += square * 2.0 * rows * o + 2.0 * rows * rows * groups * total * o
-            found["kernel"] = Cost(flops, square * itemsize)
+            found["kernel"] += square * 2.0 * rows * o + 2.0 * rows * rows * groups * total * o
         else:
-            pairs = square * parts * parts
-            found["kernel"] = Cost(flops + pairs * (2.0 * o + 2.0), (pairs + square) * itemsize)
+            found["kernel"] += square * tasks * tasks * (2.0 * o + 2.0)
     return found
 
 
@@ -187,11 +173,6 @@ class Layout(NamedTuple):
     start: int = 0
     several: int | None = None  # None is all of them
 
-    def apart(self, x: Tensor, axis: int, count: int, to: int) -> Tensor:
-        """`x`, with that axis of it as two, of which the entries' is moved to `to`."""
-        split = (count, -1) if self.major else (-1, count)
-        return x.unflatten(axis, split).movedim(axis if self.major else axis + 1, to)
-
 
 def layouts(use: Use, samples: int) -> list[Layout]:
     """Candidates, the likeliest first."""
@@ -205,84 +186,58 @@ def layouts(use: Use, samples: int) -> list[Layout]:
     return found
 
 
-def split_entries(x: Tensor, use: Use, layout: Layout | None, samples: int, lead: int) -> Tensor:
-    """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]; without a layout all
-    positions are one entry's.
-    """
-    if layout is None:
-        return x.flatten(lead, -3).unsqueeze(lead)
-    axis, count = lead + use.axes.index(layout.axis), layout.several or samples
-    x = layout.apart(x, axis, count, lead).flatten(lead + 1, -3)
-    if count == samples:
-        return x
-    before, after = (
-        x.new_zeros(*x.shape[:lead], length, *x.shape[lead + 1 :])
-        for length in (layout.start, samples - layout.start - count)
-    )
-    return torch.cat([before, x, after], lead)
+class Deltas(NamedTuple):
+    """A group with its deltas of one backward pass, which are split by sample.
 
-
-class SplitGroup(NamedTuple):
-    """A group in one backward pass whose deltas are split by entry.
-
-    Passes of one row each, summed over all positions, are those of one entry with a part a row.
+    Passes of one row each, summed over all positions, are those of one sample with a task a row.
     """
 
     group: Group
-    deltas: Sequence[Tensor]  # for every use [part, *shape]
-    entries: int = 1  # how many there are
-    where: Sequence[Layout] | None = None  # for every use where its entries are, if several
+    deltas: Sequence[Tensor]  # for every use [task, *shape]
+    samples: int = 1
+    where: Sequence[Layout] | None = None  # for every use where its samples are, if several
 
-    def _each(self) -> Iterator[tuple[Use, Tensor, Layout | None]]:
+    def by_use(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        """For every use x [sample, position, group, a], lookup: indices [sample, position]; and
+        deltas [task, sample, position, group, o].
+        """
         where = [None] * len(self.deltas) if self.where is None else self.where
-        return zip(self.group.uses, self.deltas, where, strict=True)
-
-    def parts(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use the deltas [part, entry, position, group, o]."""
-        return [
-            split_entries(use.varied(delta), use, layout, self.entries, 1).to(dtype)
-            for use, delta, layout in self._each()
-        ]
-
-    def inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """For every use x [entry, position, group, a], lookup: indices [entry, position]."""
-
-        def fixed(use: Use, layout: Layout | None) -> Tensor:
+        inputs, parts = list[Tensor](), list[Tensor]()
+        for use, delta, layout in zip(self.group.uses, self.deltas, where, strict=True):
+            parts.append(split(use.varied(delta), use, layout, self.samples, 1).to(dtype))
             if use.fixed is None:
-                return torch.empty(0)
-            if use.kind == "outer":
-                return split_entries(use.fixed(), use, layout, self.entries, 0).to(dtype)
-            indices = use.fixed()[..., None, None, None]
-            return split_entries(indices, use, layout, self.entries, 0)[..., 0, 0]
-
-        return [fixed(use, layout) for use, _, layout in self._each()]
+                inputs.append(torch.empty(0))
+            elif use.kind == "outer":
+                inputs.append(split(use.fixed(), use, layout, self.samples, 0).to(dtype))
+            else:
+                indices = use.fixed()[..., None, None, None]
+                inputs.append(split(indices, use, layout, self.samples, 0)[..., 0, 0])
+        return inputs, parts
 
     @property
     def is_joined(self) -> bool:
         """Whether all uses are one sum over their positions."""
         # a single row of products costs as much use by use
-        turned = self.group.is_matrix and self.entries > len(self.deltas[0]) == 1
+        turned = self.group.is_matrix and self.samples > len(self.deltas[0]) == 1
         return self.group.alike or turned
 
     def by_position(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """x and deltas as of one use, over all uses' positions."""
-        inputs, parts = self.inputs(dtype), self.parts(dtype)
-        if (
-            not self.group.alike
-        ):  # rows are those of the transpose, with inputs and deltas exchanged
+        inputs, parts = self.by_use(dtype)
+        if not self.group.alike:  # of the transpose, inputs and deltas are exchanged
             for i, use in enumerate(self.group.uses):
                 if use.is_turned:
                     inputs[i], parts[i] = parts[i][0], inputs[i][None]
-        return _join_positions(inputs, 1), _join_positions(parts, 2)
+        return _joined(inputs, 1), _joined(parts, 2)
 
     def rows(self, dtype: torch.dtype, mix: Tensor | None = None, *, fold: bool = True) -> Tensor:
-        """[entry·part, width], in the leaf's own order if `fold`; with `mix` [row, entry·part] the
-        rows that it makes of them.
+        """[sample·task, width], in the leaf's own order if `fold`; with `mix` [row, sample·task]
+        the rows that it makes of them.
         """
         if self.is_joined:
             sums = [(self.group.lead, *self.by_position(dtype))]
         else:
-            sums = zip(self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True)
+            sums = zip(self.group.uses, *self.by_use(dtype), strict=True)
         folded = []
         for use, x, part in sums:
             made = self._rows_of(use, x, part) if mix is None else self._mixed_of(use, x, part, mix)
@@ -295,8 +250,8 @@ class SplitGroup(NamedTuple):
         return (self.rows(dtype, fold=fold),) if form == "gemm" else self.by_position(dtype)
 
     def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
-        """The diagonal of `block_of` [entry·part], from each entry's own positions alone."""
-        group, each = self.group, sum(map(positions, self.group.uses)) / self.entries
+        """The diagonal of `block_of` [sample·task], from each sample's own positions alone."""
+        group, each = self.group, sum(map(positions, self.group.uses)) / self.samples
         if not self.is_joined or (
             not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
         ):
@@ -305,10 +260,10 @@ class SplitGroup(NamedTuple):
         if group.uses[0].kind == "lookup":
             kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
         else:
-            x = x.movedim(2, 1)  # [entry, group, position, a]
+            x = x.movedim(2, 1)  # [sample, group, position, a]
             kernel = x @ x.mT
         kernel = kernel + 1 if biased else kernel
-        y = y.movedim(3, 2)  # [part, entry, group, position, o]
+        y = y.movedim(3, 2)  # [task, sample, group, position, o]
         return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
 
     def products(self, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
@@ -316,17 +271,12 @@ class SplitGroup(NamedTuple):
         precision by products that are accumulated in float32.
         """
         if self.is_joined:
-            pieces = self._pieces_of(self.group.lead, *self.by_position(dtype))
+            several = self._some_rows_of(self.group.lead, *self.by_position(dtype))
         else:
-            pieces = iter([self.rows(dtype)])
-        total = None
-        for piece in pieces:
-            rows = piece.flatten(1)
-            rows = rows if rows.dtype in HALF else rows.to(wide)
-            found = inner_products(rows, rows)
-            total = found if total is None else total + found
-        assert total is not None
-        return total.to(wide)
+            several = iter([self.rows(dtype)])
+        flat = (rows.flatten(1) for rows in several)
+        wider = (rows if rows.dtype in HALF else rows.to(wide) for rows in flat)
+        return reduce(Tensor.add, (inner_products(rows, rows) for rows in wider)).to(wide)
 
     def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
         """One call's [row, group, o, a]."""
@@ -336,41 +286,58 @@ class SplitGroup(NamedTuple):
             return self._rows_of(use, x.flatten(0, 1)[None], mixed.flatten(1, 2)[:, None])
         found = [
             (mix @ rows.flatten(1).to(mix.dtype)).unflatten(1, rows.shape[1:])
-            for rows in self._pieces_of(use, x, part)
+            for rows in self._some_rows_of(use, x, part)
         ]
-        return found[0] if len(found) == 1 else torch.cat(found, 2)
+        return _joined(found, 2)
 
-    def _pieces_of(self, use: Use, x: Tensor, part: Tensor) -> Iterator[Tensor]:
+    def _some_rows_of(self, use: Use, x: Tensor, part: Tensor) -> Iterator[Tensor]:
         """[sample·task, group, some of o, a]: of all samples, so that what is multiplied next has
         them as its inner size.
         """
         a = 1 if use.kind == "local" else use.sizes[2]
-        each = len(part) * self.entries * part.shape[-2] * a * part.element_size()
+        each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
         count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // each)
         for start in range(0, part.shape[-1], count):
             yield self._rows_of(use, x, part[..., start : start + count])
 
     def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
-        """One call's [entry·part, group, o, a], of these o."""
-        entries = part.shape[1]
+        """One call's [sample·task, group, o, a], of these o."""
+        samples = part.shape[1]
         if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
             # one by one in half precision, a token's many sums would not grow
             wide = part[..., 0, :].to(torch.promote_types(part.dtype, torch.float32))
-            empty = wide.new_zeros(()).expand(entries, use.sizes[2], part.shape[-1])
-            if entries == 1:
+            empty = wide.new_zeros(()).expand(samples, use.sizes[2], part.shape[-1])
+            if samples == 1:
                 found = empty.expand(len(part), -1, -1).index_add(1, x[0], wide[:, 0])[:, None]
             else:  # copied where it is added to
                 index = x[:, :, None].expand(-1, -1, part.shape[-1])
                 each = [empty.scatter_add(1, index, task) for task in wide]
                 found = each[0][None] if len(each) == 1 else torch.stack(each)
             summed = found.to(part.dtype).mT[:, :, None]
-        elif len(part) == entries == 1:
+        elif len(part) == samples == 1:
             return (part.flatten(0, 2).permute(1, 2, 0) @ x.flatten(0, 1).transpose(0, 1))[None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
-        return (summed if entries == 1 else summed.transpose(0, 1)).flatten(0, 1)
+        return (summed if samples == 1 else summed.transpose(0, 1)).flatten(0, 1)
+
+
+def split(x: Tensor, use: Use, layout: Layout | None, samples: int, lead: int) -> Tensor:
+    """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]; without a layout all
+    positions are one sample's.
+    """
+    if layout is None:
+        return x.flatten(lead, -3).unsqueeze(lead)
+    axis, count = lead + use.axes.index(layout.axis), layout.several or samples
+    sizes = (count, -1) if layout.major else (-1, count)
+    x = x.unflatten(axis, sizes).movedim(axis if layout.major else axis + 1, lead)
+    x = x.flatten(lead + 1, -3)
+    if count == samples:
+        return x
+    around = (layout.start, samples - layout.start - count)
+    before, after = (x.new_zeros(*x.shape[:lead], n, *x.shape[lead + 1 :]) for n in around)
+    return torch.cat([before, x, after], lead)
 
 
 def _mixes_deltas(use: Use, rows: int, positions: float) -> bool:
@@ -437,8 +404,8 @@ def block_of(
     return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)
 
 
-def _join_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """All calls' positions in one axis; one call's without a copy."""
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Several in one axis; one without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 

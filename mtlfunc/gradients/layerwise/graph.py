@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import attrgetter, methodcaller
 from typing import NamedTuple
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ class Graph:
     roots: dict[Node, int]  # their nodes, one bit each
     places: Mapping[str, Place]  # of the leaves
     kinds: frozenset[type]  # of the nodes
-    loops: bool = False  # batched passes are out of the question for another reason
 
     @cached_property
     def below(self) -> dict[Node, tuple[Node, ...]]:
@@ -145,16 +143,6 @@ class Graph:
         return tuple([GradientEdge(node, i) for node, i in inputs if node is not None])
 
     @cached_property
-    def kind(self) -> int:
-        """Equal for the same operations on the same shapes in the same order, in any process."""
-        names = [type(node).__name__ for node in self.following]
-        # enough of the nodes for their shapes to show those of all
-        where = [node for node, following in self.following.items() if len(following) > 1]
-        outputs = [x for node in where for x in getattr(node, "_input_metadata", ())]
-        shapes = [x.shape for x in outputs if not x.is_nested_tensor]
-        return crc32(repr((names, shapes)).encode())
-
-    @cached_property
     def can_batch(self) -> bool:
         """Whether every operation has a batched backward."""
         mixed = _has(self.kinds, "norm") and _has(self.kinds, "casts")
@@ -163,7 +151,7 @@ class Graph:
         copied = _has(self.kinds, "numbers") and any(
             x.name() == "IndexCopyBackward0" and x._saved_source_dim == 0 for x in self.following
         )
-        return not (self.loops or _has(self.kinds, "looped") or mixed or custom or copied)
+        return not (_has(self.kinds, "looped") or mixed or custom or copied)
 
     @cached_property
     def can_batch_twice(self) -> bool:

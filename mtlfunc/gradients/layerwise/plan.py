@@ -8,23 +8,23 @@ same backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
+from ...core.checks import depth
 from ...core.tree import HALF
 from ...types import Params
 from .broadcast import over_samples
 from .formulas import (
+    Deltas,
     Form,
     Group,
     Layout,
-    SplitGroup,
     costs,
     layouts,
     positions,
@@ -38,8 +38,8 @@ from .uses import Node, Use
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
-"""Below so many shared parameters "auto" is "rows" where convolutions are, or on a device: a look
-at who reads them would cost more than it saves.
+"""Below so many shared parameters "auto" is "rows" on a device: a look at who reads them would cost
+more than it saves.
 """
 LOOK = 2_500.0
 """Elsewhere a look costs so many operations of a large product, times `FEW_PARAMETERS`."""
@@ -56,9 +56,9 @@ def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
     On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
     """
     leaves = [params[name] for name in names]
-    if not leaves[0].is_cpu or any(leaf.ndim > 2 for leaf in leaves):
+    if not leaves[0].is_cpu:
         return sum([leaf.numel() for leaf in leaves]) >= FEW_PARAMETERS
-    wide = [(leaf.numel(), max(leaf.shape)) for leaf in leaves if leaf.ndim == 2]
+    wide = [(x.numel(), max(len(x), x.numel() // (len(x) or 1))) for x in leaves if x.ndim > 1]
     most = [rows * numel * (0.5 * a + 2.0 * rows + NUMBER) for numel, a in wide]
     return sum(saved for saved in most if saved > GROUP) > LOOK * FEW_PARAMETERS
 
@@ -71,13 +71,21 @@ def is_worth_weighing(params: Params, weightings: int) -> bool:
 Uses = Mapping[str, Sequence[Use]]
 """The nodes that read each leaf."""
 
+ROWS_AT_ONCE = 64
+"""Rows in one batched pass where a leaf has to be differentiated sample by sample."""
 WORTH = 1.25
 """How many times its price the pass that combines the tasks without rows has to save."""
 
 
 class Plan(NamedTuple):
-    tapped: tuple[tuple[Group, Form], ...]
-    rows: tuple[str, ...]  # leaves differentiated row by row
+    """How the passes of one forward are taken, and what is made of each leaf."""
+
+    tapped: tuple[tuple[Group, Form], ...] = ()
+    rows: tuple[str, ...] = ()  # leaves differentiated row by row
+    apart: bool = False  # of tasks: one pass per separate loss
+    chunk: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
+    where: tuple[Layout, ...] = ()  # of samples: in the output of every use
+    kept: tuple[str, ...] = ()  # of weightings: leaves whose rows are kept, to be combined
 
     @property
     def uses(self) -> list[Use]:
@@ -97,15 +105,12 @@ class Plan(NamedTuple):
             if group.is_bias and group.calls in weights
         }
 
-    def groups(
-        self, deltas: Sequence[Tensor], entries: int = 1, where: Sequence[Layout] | None = None
-    ) -> tuple[SplitGroup, ...]:
-        """The groups with what some passes brought back, of all uses, and where the entries are."""
-        found, at = list[SplitGroup](), 0
+    def groups(self, deltas: Sequence[Tensor], samples: int = 1) -> tuple[Deltas, ...]:
+        """The groups with what some passes brought back, of all uses."""
+        found, at = list[Deltas](), 0
         for group, _ in self.tapped:
             own = slice(at, at := at + len(group.uses))
-            places = None if where is None else where[own]
-            found.append(SplitGroup(group, deltas[own], entries, places))
+            found.append(Deltas(group, deltas[own], samples, self.where[own] or None))
         return tuple(found)
 
 
@@ -147,7 +152,7 @@ def prices_of(
     group: Group,
     rows: int,
     device: str,
-    entries: int | None = None,
+    samples: int | None = None,
     weightings: int = 0,
     *,
     plain: bool = True,
@@ -157,17 +162,17 @@ def prices_of(
 
     Args:
         group: the uses of one leaf, or of one part of it.
-        rows: the Gramian's; of one pass split by entry, entries × parts.
+        rows: the Gramian's; of one pass split by sample, samples × tasks.
         device: "cpu", "cuda", …
-        entries: of that pass; None is one pass a row.
-        weightings: how many rows are mixed of those by entry.
+        samples: of that pass; None is one pass a row.
+        weightings: how many rows are mixed of those by sample.
         plain: their Gramian is accumulated in its default dtype, so that halves stay halves.
         by_rows: the mixed rows are wanted.
     """
     slow = UNFOLDED if _convolves(group, device) else 1.0
     prices: dict[Form, float] = {
-        form: cost.flops * (slow if form in ("gemm", "mixed") else 1.0)
-        for form, cost in costs(group, rows, entries, weightings=weightings).items()
+        form: flops * (slow if form in ("gemm", "mixed") else 1.0)
+        for form, flops in costs(group, rows, samples, weightings).items()
     }
     if not weightings:
         return prices
@@ -192,62 +197,96 @@ def cheapest(prices: dict[Form, float]) -> Form:
     return min(prices, key=prices.__getitem__)
 
 
-def task_plan(
-    groups: dict[str, list[Group]],
-    names: Sequence[str],
-    rows: int,
-    engine: Engine,
-    device: str,
-    *,
-    keep: bool,
-) -> Plan:
-    """Forms of the leaves in `names` for `rows` tasks.
+def plan_tasks(forward: Any, request: Any, rows: int, *, mixed: bool, record: bool) -> Plan:
+    """The passes for tasks, or mixtures of them: batched, in chunks, in a loop, or each loss alone;
+    and leaf by leaf the form of its Gramian.
 
     Args:
-        groups: the leaves that known nodes alone read.
-        names: the leaves.
-        rows: how many tasks, or mixtures of them.
-        engine: "auto" or "layerwise".
-        device: "cpu", "cuda", …
-        keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
-            backward pass, for the combination.
+        forward: a `run.Forward`.
+        request: a `linearize.Request`.
+        rows: the Gramian's.
+        mixed: they are mixtures of the tasks.
+        record: the passes will be differentiated.
     """
+    graph, edges, chunk = forward.graph, forward.edges, request.chunk_size
+    device, separate = forward.value.device.type, forward.losses.scalars is not None
+    if not request.shared:  # one pass of the weighted loss
+        return Plan(chunk=1)
+    numel = sum([forward.params[name].numel() for name in request.shared])
+
+    def one_pass() -> bool:
+        return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
+
+    plan, apart = Plan(rows=request.shared), False
+    if not together(forward, request, one_pass):
+        single = not mixed or (edges is not None and not one_pass())  # may each be taken alone
+        apart = single and separate
+        if not apart and chunk is None and not one_pass():
+            apart, chunk = single and edges is not None and not forward.hooked, 1
+        if request.measured and forward.watched and not request.weightings:
+            plan = plan_layers(forward, request, rows, separate=apart)
+        if not apart and chunk != 1 and rows > 1 and not graph.batches(record):
+            chunk = 1
+        if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
+            chunk = 1
+    return plan._replace(apart=apart, chunk=chunk)
+
+
+def together(forward: Any, request: Any, one_pass: Callable[[], bool]) -> bool:
+    """Whether separate losses are better differentiated by one batched pass, as on a device that
+    waits for launches: its rows then cost fewest of these.
+    """
+    device = forward.value.device.type
+    if device == "cpu" or request.engine != "auto" or forward.hooked:  # no look at the graph
+        return False
+    if forward.losses.scalars is None or request.chunk_size or request.left_out:
+        return False
+    return forward.graph.can_batch_twice and one_pass()
+
+
+def plan_layers(forward: Any, request: Any, rows: int, *, separate: bool) -> Plan:
+    """Forms of the measured leaves for this number of rows, of losses that are differentiated
+    one by one if they are `separate`.
+
+    Where the rows are combined afterwards, a plan without rows pays one more backward pass.
+    """
+    graph, params, device = forward.graph, forward.params, forward.value.device.type
+    by_rows, auto = Plan(rows=request.shared), request.engine == "auto"
+    if not request.watches(params, rows):
+        return by_rows
+    groups = groups_of(forward.uses, params, request.measured, graph, separate=separate)
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved = 0.0
-    for name in names:
+    for name in request.measured:
         parts = groups.get(name, ())
         # a bias, a norm: its rows cost no more than its deltas
         if not parts or any(use.kind == "local" for group in parts for use in group.uses):
             left.append(name)
             continue
         found = [prices_of(group, rows, device) for group in parts]
-        by_rows = [prices.pop("rows") for prices in found]
-        if len(parts) == 1 and engine == "auto" and by_rows[0] <= min(found[0].values()):
+        dearest = [prices.pop("rows") for prices in found]
+        if len(parts) == 1 and auto and dearest[0] <= min(found[0].values()):
             left.append(name)
             continue
-        for group, prices, price in zip(parts, found, by_rows, strict=True):
+        for group, prices, price in zip(parts, found, dearest, strict=True):
             tapped.append((group, cheapest(prices)))
             saved += price - min(prices.values())
-            saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
+            saved += 2.0 * rows * group.numel if request.combined else 0.0  # of its rows
             saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
-    combining = 2.0 * sum(group.multiplied for group in _all(groups)) if keep else 0.0
-    if engine == "auto" and saved <= WORTH * combining:
-        return Plan((), tuple(names))
-    return Plan(tuple(tapped), tuple(left))
+    combining = 2.0 * sum(x.multiplied for x in _all(groups)) if request.combined else 0.0
+    plan = Plan(tuple(tapped), tuple(left))
+    if auto and tapped:
+        deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
+        extra = sum(deltas.values()) - sum([group.numel for group, _ in tapped])
+        numel = sum([params[name].numel() for name in request.shared])
+        if saved <= WORTH * combining or not fits(rows * extra, graph, rows, numel, device):
+            return by_rows
+    return plan if tapped else by_rows
 
 
-class EntryPlan(NamedTuple):
-    """How one backward pass split by sample answers for all rows."""
-
-    plan: Plan
-    where: tuple[Layout, ...] = ()  # of every use of the plan where the entries are
-    kept: tuple[str, ...] = ()  # the leaves whose rows are kept, to be combined
-    worth: bool = True  # whether that is cheaper than one backward pass a row
-
-
-def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
-    """Forms of the leaves in `names` for every sample and task.
+def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
+    """Forms of the leaves in `names` for every sample and task, by one pass whose deltas are split.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
 
@@ -269,11 +308,11 @@ def sample_plan(forward: Any, names: Sequence[str]) -> EntryPlan:
             groups = every
     if where is None:
         where = entry_layouts(graph, losses, _uses(groups))
-    forms: Iterator[tuple[Group, Form]] = (
+    tapped: list[tuple[Group, Form]] = [
         (group, cheapest(prices_of(group, rows, device, samples))) for group in _all(groups)
-    )
+    ]
     left = tuple(name for name in names if name not in groups)
-    return EntryPlan(Plan(tuple(forms), left), where)
+    return Plan(tuple(tapped), left, chunk=ROWS_AT_ONCE, where=where)
 
 
 def _all(groups: Mapping[str, Sequence[Group]]) -> list[Group]:
@@ -328,9 +367,9 @@ def is_widened(group: Group, device: str, plain: bool) -> bool:
     return not kept and torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
 
 
-def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
-    """Forms of all leaves for tasks that are weightings of samples; None where the graph is not
-    asked.
+def plan_weightings(forward: Any, request: Any) -> Plan | None:
+    """Forms of all leaves for tasks that are weightings of samples; None where one pass a task is
+    cheaper, or the graph does not prove that samples are separate, or is not asked.
 
     Args:
         forward: a `run.Forward`, of losses of samples.
@@ -338,37 +377,27 @@ def weighted_plan(forward: Any, request: Any) -> EntryPlan | None:
     """
     if not forward.watched or request.weightings < 2 or forward.root is None:
         return None
-    shape = forward.losses.shape or forward.value.shape
-    samples, parts = shape[0], shape[1:].numel()
+    samples, graph, params = forward.samples[0], forward.graph, forward.params
+    groups = groups_of(forward.uses, params, tuple(params), graph)
     if samples == 1:
         return None
-    graph, params, forced = forward.graph, forward.params, request.engine == "layerwise"
-    groups = groups_of(forward.uses, params, tuple(params), graph)
-
-    def planned() -> EntryPlan:
-        found = _price_weightings(groups, forward, request, shape, parts)
-        return found._replace(worth=(forced or found.worth) and bool(groups))
-
-    if request.weightings <= FEW_TASKS and not (found := planned()).worth:
-        return found
+    if request.weightings <= FEW_TASKS and _price_weightings(groups, forward, request) is None:
+        return None
     groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
-    found = planned()
-    if not found.worth:
-        return found
-    try:
-        uses = found.plan.uses
-        return found._replace(where=entry_layouts(graph, forward.losses.vector, uses, samples))
-    except SamplesMix:  # one pass a task is right whatever the losses depend on
-        return found._replace(worth=False)
+    plan = _price_weightings(groups, forward, request)
+    if plan is not None:
+        with suppress(SamplesMix):  # one pass a task is right whatever the losses depend on
+            where = entry_layouts(graph, forward.losses.vector, plan.uses, samples)
+            return plan._replace(where=where)
+    return None
 
 
-def _price_weightings(
-    groups: Mapping[str, list[Group]], forward: Any, request: Any, shape: torch.Size, passes: int
-) -> EntryPlan:
-    """`passes`: how many make the deltas."""
+def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: Any) -> Plan | None:
+    """The plan, if it is cheaper than one pass a task, or the engine asks for it."""
     value, params, tasks = forward.value, forward.params, request.weightings
-    rows, samples, device = shape.numel(), shape[0], value.device.type
-    by_rows = request.keep == "rows"
+    shape, device = forward.samples, value.device.type
+    rows, samples, passes = shape.numel(), shape[0], shape[1:].numel()  # that make the deltas
+    by_rows = not request.measured
     measured = request.shared if by_rows else request.measured
     plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
     tapped: list[tuple[Group, Form]] = []
@@ -391,11 +420,11 @@ def _price_weightings(
         # they may be kept where they are no larger than inputs and deltas
         small = plain and tasks * params[name].numel() <= reading
         mixed = {*forms} == {"mixed"} and name in measured
-        if request.keep == "combination" and small and mixed:
+        if request.combined and small and mixed:
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
-        own += combining if request.keep != "nothing" else 0.0
+        own += combining if request.combined or by_rows else 0.0
         work += (BY_SAMPLE if is_widened(every[0], device, plain) else 1.0) * own
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
@@ -403,7 +432,9 @@ def _price_weightings(
     work += passes * products + GROUP * len(tapped)
     numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
     worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
-    return EntryPlan(Plan(tuple(tapped), left), (), tuple(kept), worth)
+    if groups and (worth or request.engine == "layerwise"):
+        return Plan(tuple(tapped), left, kept=tuple(kept))
+    return None
 
 
 FEW_TASKS = 4
@@ -423,40 +454,6 @@ NUMBER = 90.0
 """What a number of rows costs that are made, stacked and read: widths 32 to 512, 3 to 64 tasks, 8
 to 128 samples, one thread.
 """
-
-
-KINDS = 1024
-"""Passes that are remembered: the look at who reads their leaves would say the same again."""
-_ROWS: set[Asked] = set()
-
-
-class Asked(NamedTuple):
-    """All that a plan is chosen by: one plan is the cheapest wherever these are the same."""
-
-    graph: int  # its `kind`
-    rows: int
-    measured: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]  # of the losses and the leaves
-    device: str
-    shared: tuple[str, ...] = ()  # of tasks, as the next three
-    keep: str = "combination"
-    mixed: bool = False
-    weighed: tuple[Any, ...] = ()  # of weightings: shape of the losses, dtype of the Gramian
-
-
-def dtypes_of(losses: Tensor, params: Params) -> tuple[torch.dtype, ...]:
-    return tuple({x.dtype: None for x in (losses, *params.values())})
-
-
-def has_rows(asked: Asked) -> bool:
-    """Whether rows of every leaf were the cheapest plan of such a pass."""
-    return asked in _ROWS
-
-
-def remember_rows(asked: Asked) -> None:
-    if len(_ROWS) >= KINDS:
-        _ROWS.clear()
-    _ROWS.add(asked)
 
 
 class Signature(NamedTuple):
@@ -485,50 +482,5 @@ def common_plan(plan: Plan, every: Sequence[Signature]) -> Plan:
 
     ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
     kept = [group for group, _ in ordered if group.leaf not in rows]
-    return Plan(tuple((group, form_of(group.name)) for group in kept), tuple(sorted(rows)))
-
-
-def decide(
-    forward: Any,
-    names: Sequence[str],
-    rows: int,
-    engine: Engine,
-    *,
-    keep: bool,
-    mixed: bool,
-    shared: Sequence[str] | None = None,
-) -> tuple[Plan, tuple[GradientEdge | None, ...] | None, bool]:
-    """Choose how the Gramian of a recorded forward pass is made.
-
-    Args:
-        forward: a `run.Forward`; separate scalars are always differentiated one by one, unless
-            `mixed`.
-        names: the leaves that are measured.
-        rows: the Gramian's.
-        engine: "auto" or "layerwise".
-        keep: the rows are needed afterwards, to be combined.
-        mixed: the rows are mixtures of the tasks.
-        shared: the leaves whose rows are combined, if they are others than `names`.
-
-    Returns:
-        the plan; the separate losses, where each is differentiated alone; and whether a loop of
-        single backward passes is better than one batched pass.
-    """
-    losses, params, graph = forward.losses.vector, forward.params, forward.graph
-    loss_edges, separated = forward.edges, forward.losses.scalars is not None
-    every: Uses = forward.uses
-    device = losses.device.type
-    one_at_a_time, numel = False, sum([params[name].numel() for name in shared or names])
-    if mixed or not separated:
-        one_at_a_time = not prefers_one_pass(
-            graph, rows, numel, device, separate=loss_edges is not None
-        )
-        loss_edges = loss_edges if one_at_a_time and not mixed else None
-    groups = groups_of(every, params, names, graph, separate=loss_edges is not None)
-    plan = task_plan(groups, names, rows, engine, device, keep=keep)
-    if engine == "auto" and plan.tapped:
-        deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
-        extra = sum(deltas.values()) - sum([group.numel for group, _ in plan.tapped])
-        if not fits(rows * extra, graph, rows, numel, device):
-            plan = Plan((), tuple(names))
-    return plan, loss_edges, one_at_a_time
+    forms: list[tuple[Group, Form]] = [(group, form_of(group.name)) for group in kept]
+    return Plan(tuple(forms), tuple(sorted(rows)), chunk=plan.chunk)

@@ -1,5 +1,5 @@
-"""Graphs that are not asked who reads the leaves, after one of their kind was all rows: the numbers
-stay right.
+"""Networks and batches that change from step to step, between those where rows are cheapest and
+those where layers are: the numbers stay right.
 
 The references: a literal loop of `torch.autograd.grad`, `engine="rows"`, and a step that knows
 nothing of the steps before.
@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import plan
 
 F64 = torch.float64
@@ -21,20 +20,11 @@ MANY, FEW = 40, 2  # samples: rows are cheapest, or layers
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch):
-    """Of every graph that was asked an entry."""
-    found = []
-    read = forwards.read_uses
-
-    def reading(*args):
-        found.append(1)
-        return read(*args)
-
+def prices(monkeypatch):
+    """Small networks stand for large ones."""
     for name in ("FEW_PARAMETERS", "GROUP", "NUMBER"):
         monkeypatch.setattr(plan, name, 0)
-    monkeypatch.setattr(forwards, "read_uses", reading)
     torch.manual_seed(0)
-    return found
 
 
 class Net(nn.Module):
@@ -77,92 +67,15 @@ def live(net, balancer, x, shared="trunk"):
     compare(balancer.backward(losses), net, net(x), shared)
 
 
-def seen(net, balancer, counts, asked, **options):
-    """At which steps the graph was asked."""
-    found = ""
-    for seed, count in enumerate(counts):
-        asked.clear()
-        live(net, balancer, batch(count, seed), **options)
-        found += "w" if asked else "-"
-    return found
-
-
-def test_a_kind_that_was_all_rows_is_not_asked_again(asked):
-    net = Net().double()
-    rows, layers = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
-    assert seen(net, rows, [MANY] * 4, asked) == "w---"
-    assert seen(net, layers, [FEW] * 4, asked) == "wwww"
-    layers = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine="layerwise"))
-    assert seen(net, layers, [MANY] * 4, asked) == "wwww"
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ([MANY] * 2 + [FEW] * 2 + [MANY] * 2, "w-ww--"),
-        ([MANY] * 2 + [30] + [MANY] * 2, "w-w--"),  # the last, smaller batch of an epoch
-        ([MANY, FEW] * 3, "ww-w-w"),
-        ([MANY, 30, 31, 32] * 2, "wwww----"),  # four kinds are remembered
-        ([MANY, 30, 31, 32, 33, MANY], "wwwwww"),
-    ],
-)
-def test_other_kinds_of_forwards(counts, expected, asked, monkeypatch):
-    monkeypatch.setattr(plan, "KINDS", 4)
-    net = Net().double()
-    assert seen(net, mf.Balancer(net, mf.mgda(), "trunk.*"), counts, asked) == expected
-
-
-def test_a_pure_step_asks_once_for_a_kind(asked):
-    """Where rows are cheapest; and another number of tasks, or other leaves, is another kind."""
-    net = Net().double()
-
-    def losses(params, x):
-        return torch.stack(torch.func.functional_call(net, params, (x,)))
-
-    def steps(count, shared, times=3):
-        step = mf.balance(losses, mf.mgda(), mf.jacobian(shared))
-        params, x = mf.parameters(net), batch(count)
-        state = step.init(params, x)
-        asked.clear()
-        for _ in range(times):
-            step.update(params, x, state)
-        return len(asked)
-
-    assert [steps(MANY, "trunk.*"), steps(MANY, "trunk.*")] == [1, 0]
-    assert steps(MANY, "trunk.0.*") == 1
-    assert steps(FEW, "trunk.*") == 3
-
-
-def test_what_is_remembered_is_of_one_request(asked):
-    """A Gramian alone has other prices than one whose rows are combined."""
-    net, x = Net().double(), batch(MANY)
-    params = mf.parameters(net)
-
-    def losses(params, x):
-        return torch.stack(torch.func.functional_call(net, params, (x,)))
-
-    def step():
-        probe = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*"))
-        state = probe.init(params, x)
-        asked.clear()
-        probe.update(params, x, state)
-        return bool(asked)
-
-    assert [step(), step()] == [True, False]
-    asked.clear()
-    mf.task_gramian(losses, params, x, shared="trunk.*")
-    assert asked
-
-
-def idle_balancer(net, shared="trunk.*", **options):
-    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(shared, **options))
+def started(net, shared="trunk.*"):
+    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(shared))
     live(net, balancer, batch(MANY))
     return balancer
 
 
 def test_a_network_that_changes():
     net = Net().double()
-    balancer, x = idle_balancer(net), batch(MANY, 9)
+    balancer, x = started(net), batch(MANY, 9)
     net.trunk.append(nn.Tanh())
     live(net, balancer, x)
     net.trunk[0].requires_grad_(False)
@@ -178,7 +91,7 @@ def test_a_network_that_changes():
 
 def test_hooks_and_checkpoints_that_come_later():
     net = Net().double()
-    balancer, x = idle_balancer(net), batch(MANY, 9)
+    balancer, x = started(net), batch(MANY, 9)
     hooks = [
         net.trunk[2].register_full_backward_hook(lambda module, up, down: (2 * up[0],)),
         net.trunk[1].register_forward_hook(
@@ -197,7 +110,7 @@ def test_hooks_and_checkpoints_that_come_later():
 
 def test_losses_as_a_vector():
     net = Net().double()
-    balancer, x = idle_balancer(net), batch(MANY, 9)
+    balancer, x = started(net), batch(MANY, 9)
     for _ in range(3):
         net.zero_grad()
         losses = torch.stack(net(x))

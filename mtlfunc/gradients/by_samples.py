@@ -1,0 +1,234 @@
+"""One backward pass whose deltas are split by sample: rows, Gramians and combinations of them.
+
+Where entry i of the losses depends on its own part of every activation alone, the pullback of the
+sum of all losses holds every sample's own deltas Δ_i. With a layer's inputs X they give the
+sample's row R_i = X_iᵀΔ_i, the Gramian of all rows, and its diagonal. Tasks that are weightings A
+of the samples have the rows A R, and their combination with weights w is one product more,
+Σ_i v_i X_iᵀΔ_i with v = Aᵀw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..core.checks import depth, enable_grad
+from ..core.tree import HALF, dot, inner_products
+from ..processes import ALONE, Ranks
+from ..types import Params, Rows
+from .backward import Backward, recording, wide_of
+from .layerwise.formulas import Deltas, Form, Group, block_of
+from .layerwise.plan import ROWS_AT_ONCE, Plan, common_plan, plan_samples, signature, widest
+from .run import Forward
+
+ROUNDING = 8.0
+"""Times the precision of a sum of products, what rounding may make of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class BySamples:
+    """The pass; one for each task, where every sample has several losses."""
+
+    backward: Backward
+    losses: Tensor  # as the pass starts from them: [sample], [sample, task], or flattened
+    plan: Plan
+    groups: tuple[Deltas, ...]  # the plan's
+    dtype: torch.dtype | None  # of a Gramian; None is the parameters' own, at least float32
+
+    def with_plan(self, plan: Plan) -> BySamples:
+        """The same pass under a plan of some of its groups."""
+        found = {each.group.name: each for each in self.groups}
+        return replace(self, plan=plan, groups=tuple(found[group.name] for group, _ in plan.tapped))
+
+    def products(self, biases: Mapping[str, str]) -> Iterator[tuple[Deltas, Form, bool]]:
+        """The groups with a part of their own in a Gramian, and whether it is that of their calls'
+        bias as well.
+        """
+        weights = set(biases.values())
+        for each, (group, form) in zip(self.groups, self.plan.tapped, strict=True):
+            if group.name not in biases:
+                yield each, form, group.name in weights
+
+    def passed(self, names: Sequence[str], cotangents: Tensor, chunk: int | None = None) -> Rows:
+        """Rows of leaves that also other nodes read, by one pass a cotangent."""
+        chunk = chunk if self.backward.batches else 1
+        found = self.backward.each(cotangents, [*map(self.backward.leaf, names)], chunk)
+        return dict(zip(names, found, strict=True))
+
+    def left(self, which: slice = slice(None)) -> Rows:
+        """Those of the plan's rows [sample·task, *shape]."""
+        losses = self.losses
+        every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[which]
+        return self.passed(self.plan.rows, every.reshape(-1, *losses.shape), self.plan.chunk)
+
+    @property
+    def wide(self) -> torch.dtype:
+        return wide_of(self.backward.params, self.dtype)
+
+    def is_half(self, group: Group) -> bool:
+        """Whether its samples' gradients stay halves, as they do but for a wide Gramian."""
+        return group.dtype in HALF and self.wide == torch.float32
+
+    def rows(self, names: Sequence[str], mix: Tensor, chunk: int | None = None) -> Rows:
+        """[row, *shape] of these leaves from `mix` [row, sample·part]: made of those of
+        the samples, or by one pass per row.
+        """
+        known, wide = {each.group.leaf for each in self.groups}, wide_of(self.backward.params)
+        found = self.passed([name for name in names if name not in known], mix, chunk)
+        mix = mix.to(wide)
+        return {
+            name: found[name] if name in found else self._assembled(name, mix) for name in names
+        }
+
+    def _assembled(self, name: str, mix: Tensor) -> Tensor:
+        """Rows of a leaf [row, *shape] from those of its parts; zero where no call used it."""
+        leaf, parts, at = self.backward.params[name], [], 0
+        width, own = leaf[0].numel() if leaf.ndim else 1, mix.dtype
+        mine = [each for each in self.groups if each.group.leaf == name]
+        for each in sorted(mine, key=lambda each: each.group.start):
+            found = each.rows(each.group.dtype if self.is_half(each.group) else own, mix)
+            start = each.group.start * width
+            if start > at:
+                parts.append(found.new_zeros(len(found), start - at))
+            parts.append(found)
+            at = start + found.shape[1]
+        if at < leaf.numel():
+            parts.append(parts[-1].new_zeros(len(parts[-1]), leaf.numel() - at))
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return found.reshape(len(found), *leaf.shape).to(leaf.dtype)
+
+    def measure(
+        self,
+        shared: tuple[str, ...],
+        measured: tuple[str, ...],
+        matrix: Tensor,
+        chunk: int | None,
+    ) -> tuple[Rows, Tensor | None]:
+        """Of tasks that are weightings A [task, sample·part]: the rows that are made, and the
+        Gramian if any leaf is measured.
+        """
+        with recording(self.backward):
+            names = (*self.plan.rows, *self.plan.kept) if measured else shared
+            rows = self.rows(names, matrix, chunk)
+            gramian = self._weighted(measured, matrix, rows) if measured else None
+        return {name: row for name, row in rows.items() if name in shared}, gramian
+
+    def pull(self, weights: Tensor, names: Sequence[str], *, record: bool) -> Params:
+        """The gradient of Σ v ℓ, v [sample·part], in these leaves, from the same deltas."""
+        self.backward.record |= record
+        with enable_grad() if self.backward.record else torch.no_grad():
+            return {name: row[0] for name, row in self.rows(names, weights[None]).items()}
+
+    def _weighted(self, measured: Sequence[str], matrix: Tensor, rows: Rows) -> Tensor:
+        """A G Aᵀ [task, task], of what forms no rows and of these."""
+        given = [name for name in measured if name in rows]
+        parts = [dot(rows, rows, given, self.dtype)] if given else []
+        # Weightings may leave little of what samples have in common: products of samples are wider
+        # than what is left of them.
+        wide, most = self.wide, widest(matrix.device.type)
+        asked = set(measured).difference(rows)
+        tapped = tuple(pair for pair in self.plan.tapped if pair[0].leaf in asked)
+        side = self.with_plan(Plan(tapped))
+        blocks, mix, halves = [], matrix.to(wide), False
+        for each, form, biased in side.products(side.plan.biases):
+            if form == "mixed":
+                mixed = each.rows(wide, mix)
+                parts.append(inner_products(mixed, mixed))
+                continue
+            half = self.is_half(each.group)
+            halves |= half
+            if form == "gemm":
+                blocks.append(each.products(each.group.dtype if half else wide, most))
+                continue
+            factors = each.factors(form, each.group.dtype if half else most)
+            found = block_of(each.group, form, factors, factors, most, biased=biased)
+            blocks.append(found.to(most))
+        if blocks:
+            by_sample = blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)
+            matrix = matrix.to(most)
+            found = matrix @ by_sample @ matrix.mT
+            # What rounding makes of products that cancel has either sign; a Gramian has not.
+            precision = torch.finfo(torch.float32 if halves else most).eps
+            left = ROUNDING * precision * (matrix.square() @ by_sample.diagonal())
+            parts.append((found + left.diag_embed()).to(wide))
+        gramian = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return 0.5 * (gramian + gramian.mT)
+
+
+def split(
+    backward: Backward, losses: Tensor, samples: int, plan: Plan, dtype: torch.dtype | None
+) -> BySamples:
+    """The pass of losses of this number of samples; `dtype`: of a Gramian."""
+    tasks, targets = losses.numel() // samples, [backward.at(use, losses) for use in plan.uses]
+    eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
+    by_task = eye[:, None].expand(tasks, samples, tasks).reshape(tasks, *losses.shape)
+    deltas = backward.each(by_task, targets, None if backward.batches else 1)
+    return BySamples(backward, losses, plan, plan.groups(deltas, samples), dtype)
+
+
+def split_samples(
+    forward: Forward, names: tuple[str, ...], gramian_dtype: torch.dtype | None
+) -> BySamples:
+    """The pass for every sample and task.
+
+    Raises:
+        ValueError: where the graph does not prove that samples stay separate.
+    """
+    names = tuple([name for name in names if name in forward.of_read(names).params])
+    with enable_grad():
+        single = forward.hooked and not depth()
+        plan = Plan(rows=names, chunk=1 if single else ROWS_AT_ONCE)
+        if forward.watched:
+            plan = plan_samples(forward, names)
+        backward = Backward(
+            forward.params, forward.places, forward.root, forward.edges, forward.graph,
+            forward.recorded,
+        )  # fmt: skip
+        return split(backward, forward.value, forward.samples[0], plan, gramian_dtype)
+
+
+def gramian_of_samples(sides: Sequence[BySamples], union: Ranks = ALONE) -> Tensor:
+    """The Gramian [sample·task, sample·task] of one pass with itself, or of the first with the
+    second; of several processes the columns are those of all, one rank after the other.
+    """
+    if len(sides) == 2 or union.several:
+        every = union.lists([signature(side.plan) for side in sides])
+        sides = [side.with_plan(common_plan(side.plan, every)) for side in sides]
+    left, right, parts = sides[0], sides[-1], list[Tensor]()
+    known = union.lists([x.plan.biases for x in sides])
+    biases = dict(set.intersection(*(set(each.items()) for each in known)))
+    with recording(left.backward, right.backward):
+        pairs = zip(left.products(biases), right.products(biases), strict=True)
+        for (one, form, biased), (other, _, _) in pairs:
+            mine, wide = one.factors(form, left.wide), left.wide
+            theirs = mine if right is left else other.factors(form, wide)
+            block = partial(block_of, one.group, form, mine, dtype=wide, biased=biased)
+            parts.append(union.columns(theirs, block))
+    if left.plan.rows:
+        rows = left.left()
+        its = rows if right is left else right.left()
+        parts.append(dot(rows, its, left.plan.rows, left.dtype, union.columns))
+    gramian = torch.stack(parts).sum(0)
+    alone = right is left and not union.several
+    return 0.5 * (gramian + gramian.mT) if alone else gramian
+
+
+def squares_of_samples(side: BySamples) -> Tensor:
+    """Squared lengths [sample·task]; of leaves that other nodes read a few rows at a time."""
+    with recording(side.backward):
+        parts = [
+            each.squares(side.wide, biased=biased)
+            for each, _, biased in side.products(side.plan.biases)
+        ]
+    if side.plan.rows:
+        found = []
+        for start in range(0, side.losses.numel(), ROWS_AT_ONCE):
+            rows = side.left(slice(start, start + ROWS_AT_ONCE)).values()
+            each = [x.to(side.wide).reshape(len(x), -1).square().sum(1) for x in rows]
+            found.append(torch.stack(each).sum(0))
+        parts.append(torch.cat(found))
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,163 @@
+"""One backward pass a row: for all tasks at once, in chunks, in a loop, or each loss alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core._torch import flatten
+from ..core.checks import depth
+from ..core.tree import dot, inner_products
+from ..types import Params, Rows
+from .backward import Backward, recording, stacked, wide_of
+from .layerwise.formulas import Deltas, block_of
+from .layerwise.plan import Plan
+from .run import PLAIN
+
+
+class Found(NamedTuple):
+    """What the passes brought back."""
+
+    groups: tuple[Deltas, ...]  # the plan's, with the deltas of every row
+    rows: Rows  # the leaves differentiated row by row
+    heads: Params  # gradients of the sum of the losses, where each was differentiated alone
+    matrix: Tensor | None = None  # [row, width], if the rows are views of one
+
+
+@dataclass(frozen=True, eq=False)
+class ByTasks:
+    """The passes of one forward under a plan."""
+
+    backward: Backward
+    value: Tensor  # the losses `[task]`, for their dtype and device
+    matrix: Tensor | None  # C [row, task] of the rows, C @ losses; None is the tasks themselves
+    scale: Tensor | None  # [task], multiplies the losses first; None is 1
+    plan: Plan
+
+    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> Found:
+        """Deltas of the plan's uses, and rows of leaves, which may be `views` of one matrix; where
+        losses are taken apart, also the gradient of their sum in the `heads`.
+        """
+        if self.plan.apart:
+            return self._apart(heads, views)
+        uses, names = self.plan.uses, self.plan.rows
+        targets = [self.backward.at(use, self.value) for use in uses]
+        targets += map(self.backward.leaf, names)
+        mix = self.matrix
+        if mix is None:
+            mix = torch.eye(len(self.value), dtype=self.value.dtype, device=self.value.device)
+        mix = mix if self.scale is None else mix * self.scale
+        every = self.backward.each(mix, targets, self.plan.chunk)
+        rows = dict(zip(names, every[len(uses) :], strict=True))
+        return Found(self.plan.groups(every), rows, {})
+
+    def _apart(self, heads: tuple[str, ...], views: bool) -> Found:
+        """One pass a loss, in few calls, which cost a small network more than its arithmetic."""
+        backward, uses, names = self.backward, self.plan.uses, self.plan.rows
+        leaves = [backward.params[name] for name in names]
+        places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
+        places, count, edges = tuple(places), len(uses) + len(names), backward.edges or ()
+        one, nowhere = self.value.new_ones(()), [None] * len(places)
+        width = sum([x.numel() for x in leaves]) if views and self._is_plain(leaves) else 0
+        # small rows are stacked, in fewer calls; large ones are written where they stay
+        matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > _SMALL else None
+        found: list[list[Tensor]] = []
+        total: Params = {}
+        for task, edge in enumerate(edges):
+            cotangent = one if self.scale is None else self.scale[task]
+            grads = nowhere if edge is None else backward.bare(edge, cotangent, places)
+            for name, grad in zip(heads, grads[count:], strict=True):
+                if grad is not None:
+                    total[name] = total[name] + grad if name in total else grad
+            parts = [self._zeros(i) if x is None else x for i, x in enumerate(grads[:count])]
+            del grads  # the next pass takes their memory
+            if width:
+                parts = _row(parts, width, None if matrix is None else matrix[task])
+            found.append(parts)
+            if self.matrix is not None:
+                found = [self._mixed(found, self.matrix[:, task])]
+        for name in heads:
+            if name not in total:
+                total[name] = torch.zeros_like(backward.params[name])
+        if width:
+            matrix = stacked(found)[0] if matrix is None else matrix
+            return Found((), rows_of(matrix, backward.params, names), total, matrix)
+        every = stacked(found) if self.matrix is None else found[0]
+        rows = dict(zip(names, every[len(uses) :], strict=True))
+        return Found(self.plan.groups(every), rows, total)
+
+    def _zeros(self, at: int) -> Tensor:
+        uses, names = self.plan.uses, self.plan.rows
+        if at < len(uses):
+            return self.value.new_zeros(uses[at].shape, dtype=uses[at].dtype)
+        return torch.zeros_like(self.backward.params[names[at - len(uses)]])
+
+    def _is_plain(self, leaves: Sequence[Tensor]) -> bool:
+        """Whether all that is made are rows of plain numbers, one task's each."""
+        backward = self.backward
+        if self.plan.tapped or self.matrix is not None or backward.record or depth():
+            return False
+        kinds = {(type(x), x.dtype, x.device) for x in leaves}
+        plain = len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
+        return plain and not (backward.anyway or backward.asked)
+
+    def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
+        """The last of `found`, times its weight in every row, added to the sum before it."""
+        *before, last = found
+        rows = [weights.to(x.dtype).reshape(-1, *(1,) * x.ndim) * x for x in last]
+        if not before:
+            return rows
+        return [total + row for total, row in zip(before[0], rows, strict=True)]
+
+    def gramian(self, found: Found, names: tuple[str, ...], dtype: torch.dtype | None) -> Tensor:
+        """Inner products of the rows over the named leaves."""
+        wide, matrix = wide_of(self.backward.params, dtype), found.matrix
+        if matrix is not None and wide == matrix.dtype and len(names) == len(found.rows):
+            gramian = inner_products(matrix, matrix)
+            return (gramian + gramian.mT).mul_(0.5)
+        parts: list[Tensor] = []
+        with recording(self.backward):
+            given = [name for name in names if name in found.rows]
+            if given:
+                parts.append(dot(found.rows, found.rows, given, dtype))
+            for (group, form), each in zip(self.plan.tapped, found.groups, strict=True):
+                factors = each.factors(form, wide, fold=False)
+                parts.append(block_of(group, form, factors, factors, wide))
+            total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            return (total + total.mT).mul_(0.5)
+
+    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool) -> Params:
+        """The gradient of Σ v L, v [task], in these leaves, by one more pass."""
+        self.backward.record = record
+        return self.backward.leaves(names, weights)
+
+
+_SMALL = 1 << 20
+"""Entries of a matrix that may be held twice for a moment."""
+
+
+def _row(parts: list[Tensor], width: int, out: Tensor | None) -> list[Tensor]:
+    """One task's gradients side by side, in `out` if there is one."""
+    if sum([x.numel() for x in parts]) != width:  # `cat` would write elsewhere
+        raise RuntimeError(
+            "params: the .data of a parameter got another shape after the forward pass; "
+            "compute the losses anew"
+        )
+    if out is None:
+        return [flatten(parts)]
+    torch.cat([x.flatten() for x in parts], out=out)
+    return []
+
+
+def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:
+    """Views of J, leaf by leaf: `{name: [task, *shape]}`."""
+    shapes = [params[name].shape for name in names]
+    parts = matrix.split_with_sizes([shape.numel() for shape in shapes], 1)
+    return {
+        name: part if len(shape) == 1 else part.view(len(matrix), *shape)
+        for name, shape, part in zip(names, shapes, parts, strict=True)
+    }
