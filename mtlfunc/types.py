@@ -15,7 +15,7 @@ from .calls import constructor  # noqa: F401 (what makes rules imports it with t
 from .display import fields_shown, functions_shown
 
 Params = dict[str, Tensor]
-"""Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
+"""Parameters by the names of `module.named_parameters()`; a complex leaf is two real ones."""
 
 Rows = dict[str, Tensor]
 """Rows of a Jacobian, leaf by leaf: `{name: [row, *shape]}`."""

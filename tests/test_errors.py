@@ -517,11 +517,6 @@ CASES = {
         ValueError,
         r"losses_fn: expected \[sample\] .* none of them 0, got \[0\]",
     ),
-    "complex parameter": (
-        lambda: mf.task_gradients(vector, {"w": torch.ones(2, dtype=torch.complex64)}, BATCH),
-        TypeError,
-        r"params\['w'\] is torch.complex64.*view_as_complex",
-    ),
     "vmap over no Gramians": (
         lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
         ValueError,

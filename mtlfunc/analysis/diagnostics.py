@@ -122,12 +122,12 @@ def curvature(
         g = gradient(params)
     pointwise = not isinstance(lr, Tensor) and lr == 0
     points, weights = np.polynomial.legendre.leggauss(1 if pointwise else nodes)  # on [-1, 1]
-    result = torch.zeros_like(next(iter(g.values())).sum())
+    result = torch.zeros_like(next(iter(g.values())).sum().real)
     for point, weight in zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True):
         at = map_params(lambda p, d, s=point: p - s * lr * d, params, g)
         with explained(params):
             product = jvp(gradient, (at,), (g,))[1]
-        parts = [(product[name] * g[name]).sum() for name in g]
+        parts = [(product[name] * g[name].conj()).sum().real for name in g]
         result = result + weight * torch.stack(parts).sum()
     return result
 

@@ -191,7 +191,7 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
 
 
 def check_params(params: Params) -> None:
-    """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
+    """Raise unless `params` is a dict of real or complex floats of one precision and device."""
     nested = hasattr(params, "flatten_keys")  # a TensorDict
     if nested or not isinstance(params, Mapping):
         cure = "mtlfunc.parameters(module), before the batch"
@@ -214,13 +214,7 @@ def check_params(params: Params) -> None:
             )
         if not isinstance(leaf, Tensor):
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
-        if leaf.is_complex():
-            raise TypeError(
-                f"params[{name!r}] is {leaf.dtype}, and products of gradients are of real numbers; "
-                "let the parameter be its torch.view_as_real, and make it complex in the forward "
-                "by torch.view_as_complex"
-            )
-        if not leaf.is_floating_point():
+        if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(
                 f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it "
                 "out of params (pass integer tensors in the batch or let the module keep them)"
@@ -230,7 +224,7 @@ def check_params(params: Params) -> None:
                 f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
                 "to one device"
             )
-        if leaf.dtype != like.dtype:
+        if leaf.dtype.to_real() != like.dtype.to_real():
             raise ValueError(
                 f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
                 "module to one dtype (for mixed precision use autocast for the forward pass)"

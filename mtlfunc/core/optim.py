@@ -18,7 +18,7 @@ from torch import Tensor
 from ..types import Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
 from .gone import gone_names
-from .tree import map_params, same_shapes
+from .tree import like, map_params, real_of, same_shapes
 
 __all__ = [
     "AdamState",
@@ -76,13 +76,14 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(state == () if momentum is None else same_shapes(state, params))
+        real, grads = real_of(params), real_of(grads)
+        _require(state == () if momentum is None else same_shapes(state, real))
         if momentum is not None:
             grads = state = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
-        return map_params(lambda p, v: p - (lr * v).to(p.dtype), params, grads), state
+        return like(params, map_params(lambda p, v: p - (lr * v).to(p.dtype), real, grads)), state
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
-        scale = map_params(lambda p: lr * torch.ones_like(p), params)
+        scale = map_params(lambda p: lr * torch.ones_like(p), real_of(params))
         if momentum is None:
             return scale, _zeros(params)
         share = lr * momentum
@@ -133,7 +134,8 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(isinstance(state, AdamState) and same_shapes(state.mean, params))
+        real, grads = real_of(params), real_of(grads)
+        _require(isinstance(state, AdamState) and same_shapes(state.mean, real))
         steps = state.steps + 1
         mean = map_params(lambda m, g: _interpolate(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _interpolate(v, g * g, 1 - second), state.square, grads)
@@ -149,10 +151,11 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
             scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + floor.to(v.dtype)
             return torch.addcdiv(p, step.to(p.dtype) * m, scale)
 
-        return map_params(move, params, mean, square), AdamState(steps, mean, square)
+        moved = map_params(move, real, mean, square)
+        return like(params, moved), AdamState(steps, mean, square)
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
-        _require(isinstance(state, AdamState) and same_shapes(state.mean, params))
+        _require(isinstance(state, AdamState) and same_shapes(state.mean, real_of(params)))
         time, begun = state.steps.double(), state.steps > 0
         # of m after the step, and of v before it: its correction is 0 at the start
         share = lr / (1 - first ** (time + 1))
@@ -216,4 +219,5 @@ def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
 
 
 def _zeros(params: Params) -> Params:
-    return map_params(lambda p: torch.zeros_like(p, memory_format=torch.contiguous_format), params)
+    real, layout = real_of(params), torch.contiguous_format
+    return map_params(lambda p: torch.zeros_like(p, memory_format=layout), real)

@@ -330,7 +330,9 @@ def dot(
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
         # not the dicts themselves: the compiler before torch 2.12 cannot compare them
         same = all(right[name] is left[name] for name in some)
-        pair = [_concatenate(rows, some) for rows in ((left,) if same else (left, right))]
+        each = (left,) if same else (left, right)
+        flat = [[rows[x].reshape(rows[x].shape[0], -1) for x in some] for rows in each]
+        pair = [x[0] if len(x) == 1 else torch.cat(x, 1) for x in flat]
         if wide != torch.float32 or any(x.dtype not in HALF for x in pair):
             pair = [x.to(wide) for x in pair]
         part = columns([pair[-1]], lambda each, a=pair[0]: inner_products(a, each[0])).to(wide)
@@ -411,11 +413,6 @@ def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list
     return found
 
 
-def _concatenate(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    flat = [rows[name].reshape(rows[name].shape[0], -1) for name in names]
-    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-
-
 def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     """Weighted sums of rows, leaf by leaf."""
     cast = {dtype: weights.to(dtype) for dtype in {leaf.dtype for leaf in rows.values()}}
@@ -425,6 +422,27 @@ def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
         else (cast[leaf.dtype] @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
+
+
+def as_real(x: Any) -> Any:
+    """A complex tensor as two real ones, along a last axis."""
+    whole = isinstance(x, Tensor) and x.is_complex()
+    return torch.view_as_real(x.resolve_conj()) if whole else x
+
+
+def real_of(params: Params) -> Params:
+    """The same of leaves; `params` itself if none is complex."""
+    if not any(x.is_complex() for x in params.values()):
+        return params
+    return {name: as_real(x) for name, x in params.items()}
+
+
+def like(params: Params, real: Params) -> Params:
+    """What has the leaves of `real_of(params)`, or rows of them, as complex where `params` are."""
+    if not any(x.is_complex() for x in params.values()):
+        return real
+    whole = {name for name, x in params.items() if x.is_complex()}
+    return {k: torch.complex(*x.unbind(-1)) if k in whole else x for k, x in real.items()}
 
 
 def same_shapes(value: Any, leaves: Params) -> bool:

@@ -27,6 +27,7 @@ from ..core._torch import (
     tree_leaves,
 )
 from ..core.checks import gradient_edge, inside_transform
+from ..core.tree import as_real
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
 from .safe_ops import SafeOps
@@ -155,7 +156,7 @@ def run_backward(
 
 
 def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """`grads`, all dense.
+    """`grads`, all dense; complex ones, of leaves, as two real ones.
 
     Raises:
         RuntimeError: for a sparse one, of which no products are made.
@@ -167,6 +168,8 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
             "are stacked and no products made, nor sums where it is not shared: make its "
             "embedding with sparse=False"
         )
+    if any(x is not None and x.is_complex() for x in grads):
+        return [as_real(x) for x in grads]
     return grads
 
 

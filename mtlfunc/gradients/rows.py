@@ -8,6 +8,7 @@ from torch.func import vmap
 
 from ..core._torch import tree_leaves, tree_map
 from ..core.checks import check_autocast, check_count, check_params
+from ..core.tree import like
 from ..types import Batch, LossesFn, Params, Rows
 from .linearize import Request, linearize
 from .losses import parse_alone
@@ -47,7 +48,7 @@ def task_gradients(
     forward = run(losses_fn, params, batch, parse=parse_alone)
     check_connected(forward)
     linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
-    return linear.losses, linear.rows
+    return linear.losses, like(params, linear.rows)
 
 
 def sample_gradients(
@@ -97,7 +98,11 @@ def sample_gradients(
 
     if samples_at_once == 1:
         ((count,),) = lengths
-        each = [gradients_of_sample(_sample(batch, i)) for i in range(count)]
+        samples = [
+            tree_map(lambda x, i=i: x[i] if isinstance(x, Tensor) else x, batch)
+            for i in range(count)
+        ]
+        each = [gradients_of_sample(sample) for sample in samples]
         return tree_map(lambda *leaves: torch.stack(leaves), *each)
     try:
         return vmap(gradients_of_sample, chunk_size=samples_at_once)(batch)
@@ -110,10 +115,6 @@ def sample_gradients(
                 f"sample_gramian, which needs no vmap. torch said: {error}"
             ) from error
         raise
-
-
-def _sample(batch: Batch, index: int) -> Batch:
-    return tree_map(lambda x: x[index] if isinstance(x, Tensor) else x, batch)
 
 
 _UNBATCHED = ("vmap", "Batching rule", "batching rule", "doesn't match the broadcast shape")

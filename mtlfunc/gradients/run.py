@@ -22,6 +22,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles
+from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
 from .layerwise.plan import Uses
@@ -169,14 +170,15 @@ def run(
     check_autocast(params)
     if isinstance(losses_fn, nn.Module):
         expect_losses_fn(losses_fn)
+    given, params = params, real_of(params)
     if torch.compiler.is_compiling():
-        return _traced(losses_fn, params, batch, parse)
+        return _traced(lambda x, batch: losses_fn(like(given, x), batch), params, batch, parse)
     outside, found = torch.is_grad_enabled(), []
 
     def forward(leaves: Params) -> tuple[Tensor, Any]:
         seen = observe(
-            lambda: losses_fn(leaves, batch), leaves, parse, params=params, outside=outside,
-            watch=watch, separable=separable,
+            lambda: losses_fn(like(given, leaves), batch), leaves, parse, params=params,
+            outside=outside, watch=watch, separable=separable,
         )  # fmt: skip
         found.append(seen)
         return seen.value, seen.aux
@@ -189,7 +191,7 @@ def run(
 def live(losses: Losses, leaves: Params, *, watch: bool = False, hooked: bool = False) -> Forward:
     """The forward pass behind losses that exist; nothing is recorded, and no graph is freed."""
     watch = watch and not hooked
-    return forward_of(losses, leaves, leaves, watched=watch, hooked=hooked)
+    return forward_of(losses, leaves, real_of(leaves), watched=watch, hooked=hooked)
 
 
 def _traced(

@@ -61,8 +61,9 @@ def excess_risk(
         check_memory(same_shapes(state, rows))
         # an absent task's row is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
-        risks = {name: _risk(rows[name], squares[name]) for name in rows}
-        return rows, {"excess_risk": torch.stack(list(risks.values())).sum(0)}, squares
+        roots = {name: s.where(s > 0, 1.0).sqrt() for name, s in squares.items()}  # 0/√0 is 0
+        risks = [(rows[name].square() / x).reshape(len(x), -1).sum(1) for name, x in roots.items()]
+        return rows, {"excess_risk": torch.stack(risks).sum(0)}, squares
 
     options = RowOptions(
         shared,
@@ -72,9 +73,3 @@ def excess_risk(
         group=group,
     )
     return row_probe(options)
-
-
-def _risk(row: Tensor, squares: Tensor) -> Tensor:
-    """Σ J²/√S over the coordinates of one leaf, [task]; 0/√0 is 0."""
-    risk = row.square() / squares.where(squares > 0, 1.0).sqrt()
-    return risk.reshape(len(row), -1).sum(1)

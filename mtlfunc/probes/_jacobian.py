@@ -14,7 +14,7 @@ from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.gone import gone
 from ..core.tree import combine as weighted_sums
-from ..core.tree import gramians, same_shapes, select
+from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.linearize import Linearization, Request, weighed
 from ..processes import Group, Shares, check_group
@@ -262,8 +262,8 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     losses = run.started(losses, counts, **facts)
     state = ()
     if options.edit is not None:
-        shapes = {name: (len(losses), *params[name].shape) for name in names}
-        state = options.edit.init({name: params[name].new_zeros(x) for name, x in shapes.items()})
+        real, count = real_of(params), len(losses)
+        state = options.edit.init({x: real[x].new_zeros(count, *real[x].shape) for x in names})
     elif options.mix is not None or options.mask is not None:
         state = random.stream(key)
     if options.mix is not None:

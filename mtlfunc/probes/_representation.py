@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_params, depth, recording_context, values_readable
 from ..core.expect import expect_function
-from ..core.tree import combine, dot, select
+from ..core.tree import combine, dot, real_of, select
 from ..gradients.levels import explained_vjp, without_trace
 from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses
@@ -143,7 +143,7 @@ def representation(
 
         def through(gradient: Params) -> Params:
             with recording_context((z, linear.rows, gradient)):
-                return pull(gradient)[0]
+                return real_of(pull(gradient)[0])
 
         heads = {name: linear.heads[f"decode {name}"] for name in params}
         return _measured(linear, shares, through, heads), state

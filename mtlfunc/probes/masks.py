@@ -53,8 +53,9 @@ def graddrop(
         >>> graddrop()(random.key(0), rows)["x"].tolist()
         [[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]]
     """
-    if not isinstance(leak, Tensor) or values_readable(leak):
-        _check_leak(torch.as_tensor(leak))
+    told, readable = torch.as_tensor(leak), not isinstance(leak, Tensor) or values_readable(leak)
+    if readable and (told.ndim > 1 or not bool(((told >= 0) & (told <= 1)).all())):
+        raise ValueError(f"leak: expected a number in [0, 1], or one a task, got {told.tolist()}")
     if f is not None:
         expect_function(f, "f", "purity")
 
@@ -68,21 +69,11 @@ def graddrop(
             u = random.uniform(random.fold_in(key, position[name]), tuple(row.shape[1:]), dtype)
             positive = (purity if f is None else f(purity)) > u
             kept = torch.where(row > 0, positive, ~positive).to(row.dtype)
-            passes = _per_row(leak, row)
+            share = torch.as_tensor(leak, device=row.device).to(row.dtype)
+            if share.ndim and len(share) != len(row):
+                raise ValueError(f"leak: expected one a task, {len(row)}, got {len(share)}")
+            passes = share.reshape(-1, *(1,) * (row.ndim - 1))
             edited[name] = (passes + (1 - passes) * kept) * row
         return edited
 
     return mask
-
-
-def _check_leak(leak: Tensor) -> None:
-    if leak.ndim > 1 or not bool(((leak >= 0) & (leak <= 1)).all()):
-        raise ValueError(f"leak: expected a number in [0, 1], or one a task, got {leak.tolist()}")
-
-
-def _per_row(leak: float | Tensor, row: Tensor) -> Tensor:
-    """The leak, shaped to multiply rows `[task, *shape]`."""
-    leak = torch.as_tensor(leak, device=row.device).to(row.dtype)
-    if leak.ndim and leak.shape[0] != row.shape[0]:
-        raise ValueError(f"leak: expected one a task, {row.shape[0]}, got {leak.shape[0]}")
-    return leak.reshape(-1, *(1,) * (row.ndim - 1))

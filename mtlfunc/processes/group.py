@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..calls import written
 from ..core.checks import user_level
+from ..core.tree import real_of
 from ..core.wrappers import DDP, refuse_wrapped, wrapper_of
 
 Group = Any
@@ -63,7 +64,7 @@ def _same(one: Any, other: Any) -> bool:
 def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ranks must share of their parameters: names, shapes, dtypes and values."""
     shapes = {f"params[{n!r}]": f"{x.dtype} {list(x.shape)}" for n, x in params.items()}
-    values = {f"the values of params[{n!r}]": x for n, x in params.items()}
+    values = {f"the values of params[{n!r}]": x for n, x in real_of(dict(params)).items()}
     return {"the names of params": list(params)} | shapes | values
 
 

@@ -23,6 +23,7 @@ from ..core.checks import (
     values_readable,
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
+from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
 from ..processes import describe_params, union_of, warn_without_group
@@ -169,7 +170,7 @@ def metric_balance(
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = gradients_of(measured, info.weights, reduction)
         info = reduced(info, measured, reduction)
-        return grads, BalanceState(probe_state, rule_state, state.tasks), info
+        return like(params, grads), BalanceState(probe_state, rule_state, state.tasks), info
 
     return init, update
 
@@ -200,7 +201,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     _check_measured(measured, gramian, tasks)
     weights, following = _weigh(rule, measured.geometry, state)
     named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
-    rates = _rates(gramian, weights)
+    rates = gramian @ weights.to(gramian) if gramian.numel() else gramian.new_zeros(0)
     if "carried" in measured.geometry.extra:
         rates = rates + measured.geometry.extra["carried"].to(rates)
     return Info(losses, gramian, weights, rates, measured.aux, named), following
@@ -294,9 +295,3 @@ def count_of(measured: TaskGradients) -> int | Tensor:
     if present.shape != losses.shape or all_present(present):
         return len(losses)
     return present.sum()
-
-
-def _rates(gramian: Tensor, weights: Tensor) -> Tensor:
-    if not gramian.numel():
-        return gramian.new_zeros(0)
-    return gramian @ weights.to(gramian.dtype)

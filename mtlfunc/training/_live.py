@@ -300,6 +300,7 @@ def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
     with torch.no_grad() if any(waits) else nullcontext():
         for name, leaf in leaves.items():
             grad = grads[name].detach()
+            grad = torch.complex(*grad.unbind(-1)) if leaf.is_complex() else grad
             if leaf.grad is not None:
                 leaf.grad += grad
             else:

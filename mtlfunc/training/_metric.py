@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
+from ..core.tree import as_real
 from ..types import Metric, Params
 
 Group = dict[str, Any]
@@ -66,16 +67,17 @@ def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> M
     form, found, carried = _FORMS[type(optimizer)], {}, {}
     with torch.no_grad():
         for name in names:
-            leaf = params[name]
-            state = {k: x for k, x in optimizer.state.get(leaf, {}).items() if x is not None}
+            leaf, weight = params[name], as_real(params[name].detach())
+            held = optimizer.state.get(leaf, {})
+            state = {k: as_real(x) for k, x in held.items() if x is not None}
             for key, x in state.items():
-                if isinstance(x, Tensor) and x.ndim and x.shape != leaf.shape:
+                if isinstance(x, Tensor) and x.ndim and x.shape != weight.shape:
                     raise ValueError(
                         f"metric: the state's {key} of {name} is {list(x.shape)}, the parameter "
-                        f"{list(leaf.shape)}; load the state of this model"
+                        f"{list(weight.shape)}; load the state of this model"
                     )
             # what is in `.grad` already will step along
-            parts = _parts(form, group_of[id(leaf)], state, leaf.detach(), leaf.grad)
+            parts = _parts(form, group_of[id(leaf)], state, weight, as_real(leaf.grad))
             found[name], carried[name] = parts
     return Metric(found, carried)
 

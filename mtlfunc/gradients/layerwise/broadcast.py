@@ -42,7 +42,8 @@ def _where_broadcast(use: Use, graph: Graph, samples: int) -> Use:
         wide = _broadcast_to(use, tuple(out.shape), GradientEdge(node, 0))
         if out.dtype != use.dtype or wide is None:
             return use
-        grown = [axis for axis in wide.axes if _grew(use, wide, axis)]
+        extra = len(wide.shape) - len(use.shape)
+        grown = [x for x in wide.axes if x < extra or wide.shape[x] != use.shape[x - extra]]
         if any(layout.axis in grown for layout in layouts(wide, samples)):
             return wide
     return use
@@ -61,11 +62,6 @@ def _only_consumer(node: Node, place: int, graph: Graph) -> Node | None:
     first = index == 0 or (parent.name() == "AddBackward0" and parent._saved_alpha == 1)
     same = first and getattr(parent, "_saved_dim", 0) == 0
     return parent if same and "passes" in facts_of(parent).traits else None
-
-
-def _grew(before: Use, after: Use, axis: int) -> bool:
-    extra = len(after.shape) - len(before.shape)
-    return axis < extra or after.shape[axis] != before.shape[axis - extra]
 
 
 def _broadcast_to(use: Use, shape: tuple[int, ...], edge: GradientEdge) -> Use | None:

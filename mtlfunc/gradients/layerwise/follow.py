@@ -54,7 +54,9 @@ def owners_of_input(
                 shape = None
             if follow and out is not None and shape is not None and (place == 0 or cuts):
                 answer = _follow_owners(follow, Step(node, index, place, out, shape), owners)
-        found.append(_owner_of_all(owners) if answer is None else answer)
+        if answer is None and not isinstance(owners, int):
+            answer = int(reduce_owners(owners, range(owners.ndim)).flat[0])
+        found.append(owners if answer is None else answer)
     return found
 
 
@@ -75,12 +77,6 @@ def _follow_owners(follow: Follow, step: Step, owners: Owners) -> Owners | None:
         return None
     first = int(answer.flat[0])
     return first if (answer == first).all() else answer
-
-
-def _owner_of_all(owners: Owners) -> int:
-    if isinstance(owners, int):
-        return owners
-    return int(reduce_owners(owners, range(owners.ndim)).flat[0])
 
 
 def _shape(node: Node, place: int) -> Shape | None:

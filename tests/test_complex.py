@@ -1,0 +1,314 @@
+"""Complex parameters against their real twins: a leaf counts as two real ones, and its gradient is
+torch's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+
+# the heads, which some tests share
+pytestmark = pytest.mark.filterwarnings("ignore:shared. only one task depends on heads")
+
+F64, C128 = torch.float64, torch.complex128
+
+
+class Spectral(nn.Module):
+    """A Fourier layer of one dimension; `twin` holds its weight as two real ones."""
+
+    def __init__(self, width: int, modes: int, twin: bool) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(width)
+        weight = torch.randn(width, width, modes, dtype=C128, generator=draw) / width
+        self.modes, self.twin = modes, twin
+        self.weight = nn.Parameter(torch.view_as_real(weight).clone() if twin else weight)
+        self.bias = nn.Parameter(torch.randn(width, 1, dtype=F64, generator=draw))
+
+    def forward(self, x: Tensor) -> Tensor:  # [sample, width, point]
+        weight = torch.view_as_complex(self.weight) if self.twin else self.weight
+        z = torch.fft.rfft(x)
+        low = torch.einsum("bim,iom->bom", z[..., : self.modes], weight)
+        rest = z.new_zeros(*low.shape[:2], z.shape[-1] - self.modes)
+        return torch.fft.irfft(torch.cat([low, rest], -1), n=x.shape[-1]) + self.bias
+
+
+class Net(nn.Module):
+    """A lift, a Fourier layer and a projection, then a complex head for each of three tasks."""
+
+    def __init__(self, twin: bool) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(7)
+        self.twin = twin
+        self.trunk = nn.ModuleDict(
+            {"lift": nn.Conv1d(1, 4, 1), "fourier": Spectral(4, 3, twin), "act": nn.GELU()}
+        ).double()
+        with torch.no_grad():
+            for leaf in self.trunk["lift"].parameters():
+                leaf.copy_(torch.randn(leaf.shape, dtype=F64, generator=draw))
+        heads = torch.randn(3, 4, dtype=C128, generator=draw)
+        self.heads = nn.ParameterList(
+            nn.Parameter(torch.view_as_real(x).clone() if twin else x.clone()) for x in heads
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        trunk = self.trunk
+        z = torch.fft.rfft(trunk["act"](trunk["fourier"](trunk["lift"](x))))[..., 1]
+        heads = [torch.view_as_complex(x) if self.twin else x for x in self.heads]
+        return [(z @ head).abs() for head in heads]
+
+
+BATCH = torch.randn(6, 1, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
+FORMS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "list": list,
+    "dict": lambda losses: dict(zip("abc", losses, strict=True)),
+    "vector": torch.stack,
+}
+
+
+def losses_of(net: nn.Module, params: dict[str, Tensor], x: Tensor, form: str) -> Any:
+    found = functional_call(net, params, (x,))
+    return FORMS[form]([(y - k).square().mean() for k, y in enumerate(found)])
+
+
+def same(found: dict[str, Tensor], twin: dict[str, Tensor]) -> None:
+    assert found.keys() == twin.keys()
+    for name, x in found.items():
+        real = torch.view_as_real(x) if x.is_complex() else x
+        torch.testing.assert_close(real, twin[name], rtol=1e-9, atol=1e-12)
+
+
+def pair() -> tuple[Net, Net]:
+    return Net(twin=False), Net(twin=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gramian_and_rows_are_those_of_the_real_twin(form):
+    found = []
+    for net in pair():
+        params = mf.parameters(net)
+
+        def losses(params: Any, x: Tensor, net: nn.Module = net) -> Any:
+            return losses_of(net, params, x, form)
+
+        plain = [
+            torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
+            for loss in losses_of(net, dict(net.named_parameters()), BATCH, "list")
+        ]
+        values, rows = mf.task_gradients(losses, params, BATCH)
+        for t, grads in enumerate(plain):  # torch's convention
+            for row, leaf, x in zip(rows.values(), params.values(), grads, strict=True):
+                expected = torch.zeros_like(leaf) if x is None else x
+                torch.testing.assert_close(row[t], expected, rtol=1e-9, atol=1e-12)
+        G = [
+            mf.task_gramian(losses, params, BATCH, shared=shared, engine=engine)[1]
+            for shared in ("*", "trunk.*")
+            for engine in ("auto", "rows", "layerwise")
+        ]
+        found.append((values, G, rows))
+    (values, G, rows), (twin_values, twin_G, twin_rows) = found
+    torch.testing.assert_close(values, twin_values, rtol=1e-12, atol=0)
+    for one, other in zip(G, twin_G, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    same(rows, twin_rows)
+    whole = torch.cat([torch.view_as_real(x).flatten(1) if x.is_complex() else x.flatten(1)
+                       for x in rows.values()], 1)  # fmt: skip
+    torch.testing.assert_close(G[0], whole @ whole.mT, rtol=1e-9, atol=1e-12)  # Re⟨·,·⟩
+
+
+def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool) -> list[Any]:
+    optimizer = make(net.parameters())
+    rule = mf.safe(mf.mgda()) if metric else mf.mgda()
+    if options.get("shared", "*") is None:
+        rule = mf.uw(0.1)
+    balancer = mf.Balancer(net, rule, metric=optimizer if metric else None, **options)
+    seen = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses = FORMS[form]([(y - k).square().mean() for k, y in enumerate(net(BATCH))])
+        info = balancer.backward(losses)
+        grads = {name: x.grad.clone() for name, x in net.named_parameters() if x.grad is not None}
+        seen.append((info.losses, info.gramian, info.weights, info.rates, grads))
+        optimizer.step()
+    seen.append((mf.parameters(net),))
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("options", "make", "metric"),
+    [
+        ({}, lambda x: torch.optim.Adam(x, 1e-2), False),
+        ({"shared": "trunk.*"}, lambda x: torch.optim.SGD(x, 1e-2, momentum=0.9), False),
+        ({"shared": None}, lambda x: torch.optim.AdamW(x, 1e-2), False),
+        ({}, lambda x: torch.optim.Adam(x, 1e-3, weight_decay=0.1), True),
+        ({}, lambda x: torch.optim.SGD(x, 1e-3, momentum=0.5, nesterov=True), True),
+    ],
+    ids=["all", "heads", "losses", "adam", "sgd"],
+)
+def test_twenty_stock_steps_are_those_of_the_real_twin(form, options, make, metric):
+    runs = [stock(net, form, options, make, metric) for net in pair()]
+    for (*one, mine), (*other, twins) in zip(*runs, strict=True):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+        same(mine, twins)
+
+
+PROBES = {
+    "rows": lambda: mf.jacobian("trunk.*"),
+    "own": lambda: mf.jacobian("trunk.*", heads="own"),
+    "weighted": lambda: mf.jacobian("trunk.*", heads="weighted"),
+    "mixed": lambda: mf.jacobian("*", mix=mf.subset(2)),
+    "memory": lambda: mf.moving_average("trunk.*"),
+    "mask": lambda: mf.jacobian("trunk.*", mask=mf.graddrop()),
+    "twice": lambda: mf.second_evaluation(mf.jacobian("trunk.*")),
+    "chunks": lambda: mf.jacobian("*", chunk_size=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", [mf.adam(1e-2), mf.sgd(1e-2, momentum=0.9)])
+@pytest.mark.parametrize("probe", PROBES)
+def test_pure_steps_are_those_of_the_real_twin(probe, optimizer):
+    runs = []
+    for net in pair():
+        step = mf.descend(
+            lambda params, x, net=net: losses_of(net, params, x, "dict"),
+            mf.moco() if probe == "memory" else mf.mgda(), PROBES[probe](), optimizer,
+        )  # fmt: skip
+        state, seen = step.init(mf.parameters(net), BATCH, key=3), []
+        for _ in range(20):
+            state, info = step.update(state, BATCH)
+            seen.append((info.losses, info.gramian, info.weights))
+        runs.append((seen, state.params))
+    for one, other in zip(runs[0][0], runs[1][0], strict=True):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+    same(runs[0][1], runs[1][1])
+    assert runs[0][1]["heads.0"].dtype == C128
+
+
+def test_a_metric_of_a_pure_step_is_that_of_the_real_twin():
+    runs = []
+    for net in pair():
+        step = mf.descend(
+            lambda params, x, net=net: losses_of(net, params, x, "vector"),
+            mf.safe(mf.mean()), mf.jacobian(), mf.adam(1e-3), metric=True,
+        )  # fmt: skip
+        state = step.init(mf.parameters(net), BATCH)
+        for _ in range(5):
+            state, _ = step.update(state, BATCH)
+        state, info = step.update(state, BATCH)
+        runs.append((info, state.params))
+    torch.testing.assert_close(runs[0][0].gramian, runs[1][0].gramian, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(runs[0][0].rates, runs[1][0].rates, rtol=1e-8, atol=1e-12)
+    same(runs[0][1], runs[1][1])
+
+
+def test_steps_map_and_differentiate_as_the_real_twin():
+    runs = []
+    for net in pair():
+        step = mf.balance(
+            lambda params, x, net=net: losses_of(net, params, x, "vector"),
+            mf.cagrad(0.4), mf.jacobian("trunk.*"),
+        )  # fmt: skip
+        params = mf.parameters(net)
+
+        def gradient(s: Tensor, step: Any = step, params: Any = params) -> Any:
+            at = {name: s * x for name, x in params.items()}
+            return step.update(at, BATCH, step.init(at, BATCH))[0]
+
+        scales = torch.tensor([0.7, 1.0, 1.3], dtype=F64)
+        many = vmap(gradient)(scales)
+        for i, s in enumerate(scales):
+            alone = gradient(s)
+            for name, x in many.items():
+                torch.testing.assert_close(x[i], alone[name], rtol=1e-9, atol=1e-12)
+
+        def length(s: Tensor, gradient: Any = gradient) -> Tensor:
+            return torch.stack([x.abs().square().sum() for x in gradient(s).values()]).sum()
+
+        slope = grad(length)(scales[1])
+        h = 1e-5
+        difference = (length(scales[1] + h) - length(scales[1] - h)) / (2 * h)
+        torch.testing.assert_close(slope, difference, rtol=1e-6, atol=0)
+        runs.append((many, slope))
+    same(runs[0][0], runs[1][0])
+    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-8, atol=0)
+
+
+def test_samples_and_diagnostics_are_those_of_the_real_twin():
+    runs = []
+    for net in pair():
+        params = mf.parameters(net)
+
+        def samples(params: Any, x: Tensor, net: nn.Module = net) -> Tensor:
+            return torch.stack([y.square() for y in functional_call(net, params, (x,))], 1)
+
+        def losses(params: Any, x: Tensor, samples: Any = samples) -> Tensor:
+            return samples(params, x).mean(0)
+
+        moved = {name: 0.9 * x for name, x in params.items()}
+        change = mf.diagnostics.predicted_change(losses, params, moved, BATCH)
+        rows = mf.sample_gradients(losses, params, BATCH)[1]
+        runs.append([
+            mf.sample_gramian(samples, params, BATCH, engine="rows")[1],
+            mf.sample_norms(samples, params, BATCH, engine="rows")[1],
+            mf.diagnostics.curvature(losses, params, BATCH, lr=1e-3),
+            *change,
+            *[torch.view_as_real(x) if x.is_complex() else x for x in rows.values()],
+        ])  # fmt: skip
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+
+
+def test_a_representation_is_that_of_the_real_twin():
+    runs = []
+    for net in pair():
+
+        def encode(params: Any, x: Tensor, net: Net = net) -> Tensor:
+            trunk = {k.removeprefix("trunk."): v for k, v in params.items() if "trunk." in k}
+            lifted = functional_call(net.trunk["lift"], _under(trunk, "lift."), (x,))
+            spectral = functional_call(net.trunk["fourier"], _under(trunk, "fourier."), (lifted,))
+            return nn.functional.gelu(spectral)
+
+        def decode(params: Any, z: Tensor, x: Tensor, net: Net = net) -> list[Tensor]:
+            z = torch.fft.rfft(z)[..., 1]
+            heads = [params[f"heads.{k}"] for k in range(3)]
+            heads = [torch.view_as_complex(x) if net.twin else x for x in heads]
+            return [((z @ h).abs() - k).square().mean() for k, h in enumerate(heads)]
+
+        step = mf.balance(
+            lambda params, x, net=net: losses_of(net, params, x, "list"),
+            mf.mgda(), mf.representation(encode, decode, shared="trunk.*"),
+        )  # fmt: skip
+        params = mf.parameters(net)
+        grads, _, info = step.update(params, BATCH, step.init(params, BATCH))
+        runs.append((grads, info))
+    torch.testing.assert_close(runs[0][1].gramian, runs[1][1].gramian, rtol=1e-9, atol=1e-12)
+    same(runs[0][0], runs[1][0])
+
+
+def _under(params: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): x for k, x in params.items() if k.startswith(prefix)}
+
+
+def test_a_complex_number_alone_and_one_with_a_conjugate():
+    def losses(params: Any, batch: Any) -> Tensor:
+        return torch.stack([(params["z"] - 1j).abs().square(), params["z"].conj().real])
+
+    for z in (torch.tensor(1 + 2j, dtype=C128), torch.tensor(1 - 2j, dtype=C128).conj()):
+        rows = mf.task_gradients(losses, {"z": z}, ())[1]["z"]
+        assert rows.tolist() == [2 + 2j, 1 + 0j]
+        assert mf.task_gramian(losses, {"z": z}, ())[1].tolist() == [[8.0, 2.0], [2.0, 1.0]]
+
+
+def test_precisions_are_not_mixed():
+    mixed = {"a": torch.ones(2, dtype=torch.complex64), "b": torch.ones(2, dtype=F64)}
+    with pytest.raises(
+        ValueError, match=r"params: 'a' is torch.complex64 but 'b' is torch.float64"
+    ):
+        mf.task_gramian(lambda p, b: p["a"].abs() + p["b"], mixed, ())
