@@ -117,4 +117,4 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
         return _gone_names(__name__, _GONE)(name)
 
 
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone

@@ -40,7 +40,7 @@ __all__ = [
     "sample_noise",
     "stationarity",
 ]
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Callable[[str], Any] = gone_names(

@@ -24,7 +24,7 @@ __all__ = [
     "AdamState",
     "multiplicative",
 ]
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Callable[[str], Any] = gone_names(

@@ -26,7 +26,7 @@ __all__ = [
     "stream",
     "uniform",
 ]
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64

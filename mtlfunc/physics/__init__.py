@@ -21,7 +21,7 @@ __all__ = [
     "newton_error",
     "ntk",
 ]
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Any = gone_names(

@@ -14,7 +14,7 @@ __all__ = [
     "simplex",
     "weights",
 ]
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone
 
 
 __getattr__: Any = gone_names(

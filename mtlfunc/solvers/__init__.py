@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"mtlfunc.testing.{_REFERENCE[name]}"), name)
 
 
-__dir__ = __all__.copy  # for completion: public names alone
+__dir__: Any = __all__.copy  # for completion: public names alone

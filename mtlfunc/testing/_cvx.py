@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.checks import inside_transform
 from ..core.extras import expect_installed
+from ..core.operators import flatten_batch, leading_shape, register_batching
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from ..solvers.problems import (
     Answer,
@@ -25,7 +27,6 @@ from ..solvers.problems import (
     solver,
 )
 from ..types import Solver, constructor
-from .host import call_numpy
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -60,25 +61,59 @@ def cvx() -> Solver:
                 "projected_gradient there"
             )
         steps = constant_steps(problem, 0)
-        fixed = [x.detach() for x in problem]
+        weights, w = _solved(problem, eps)
         if isinstance(problem, MinNorm):
-            (w,) = call_numpy("cvx", _min_norm, (2,), *fixed)
             rates = problem.gradient(w)
             support = _active_support(w, rates - w @ rates, problem)
             w = carry_derivatives(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
-            (u,) = call_numpy("cvx", partial(_dual_cone, eps=eps), (2, 1), *fixed)
-            support = _active_support(u, problem.linear + problem.gramian @ u, problem)
-            u = carry_derivatives(u, dual_cone_face(problem, support, eps))
+            support = _active_support(w, problem.linear + problem.gramian @ w, problem)
+            u = carry_derivatives(w, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
-        weights, w = call_numpy("cvx", partial(_cagrad, eps=eps), (2, 0, 1), *fixed)
         rates = problem.gradient(w)
         support = _active_support(w, rates - w @ rates, problem)
         dual = carry_derivatives(w, cagrad_face(problem, support)[0])
         return carry_derivatives(weights, problem.recover(dual)), dual, steps
 
     return solver(solve)
+
+
+_RANKS = (2, 1, 0)  # of gramian, vector, c
+
+
+def _solved(problem: Problem, eps: float) -> tuple[Tensor, Tensor]:
+    """What Clarabel gives, which no derivative sees: CAGrad's weights, and every problem's dual."""
+    gramian, vector, c = problem.gramian, None, None
+    if isinstance(problem, CAGrad):
+        vector, c = problem.preference, problem.c
+    elif isinstance(problem, DualCone):
+        vector = problem.weights
+    solve: Any = torch.ops.mtlfunc.cvx if inside_transform() else _one_by_one
+    return solve(*(None if x is None else x.detach() for x in (gramian, vector, c)), eps)
+
+
+def _one_by_one(
+    gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    inputs = list(zip((gramian, vector, c), _RANKS, strict=True))
+    lead = leading_shape(inputs)
+    wide = ((x.to("cpu", torch.float64), rank) for x, rank in inputs if x is not None)
+    flat = (flatten_batch(x, lead, rank) for x, rank in wide)
+    arrays = [x.expand(lead.numel(), *x.shape[1:]).numpy() for x in flat]
+    solve = (
+        _min_norm if vector is None else partial(_cagrad if c is not None else _dual_cone, eps=eps)
+    )
+    found = zip(*(solve(*each) for each in zip(*arrays, strict=True)), strict=True)
+    weights, dual = (torch.from_numpy(np.stack(x)).to(gramian.device) for x in found)
+    return weights.reshape(*lead, -1), dual.reshape(*lead, -1)
+
+
+_LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
+_LIBRARY.define("cvx(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor)")
+_LIBRARY.impl("cvx", _one_by_one, "CPU")
+_LIBRARY.impl("cvx", _one_by_one, "CUDA")
+register_batching(_LIBRARY, "cvx", _RANKS)
 
 
 def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
@@ -110,22 +145,27 @@ def _root(gramian: Array, ridge: float = 0.0) -> Array:
     return np.sqrt(values.clip(0) + ridge)[:, None] * vectors.T * lengths
 
 
+def _twice(x: Array) -> tuple[Array, Array]:
+    """Weights that are the dual weights."""
+    return x, x
+
+
 # Clarabel's tolerances are absolute. So each gradient is divided by its length n, and the unknowns
 # are v = w n / min(n): the shortest has price 1, and no answer is longer.
 
 
-def _min_norm(gramian: Array) -> tuple[Array]:
+def _min_norm(gramian: Array) -> tuple[Array, Array]:
     if not np.isfinite(gramian).all():
-        return (np.full(len(gramian), np.nan),)
+        return _twice(np.full(len(gramian), np.nan))
     unit = _units(gramian)
     price = unit.min() / unit
     v = _run("min_norm", R=_root(gramian) / unit, a=price)
-    return (price * v / (price @ v),)
+    return _twice(price * v / (price @ v))
 
 
-def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Array, Array]:
+def _cagrad(gramian: Array, preference: Array, c: float, eps: float) -> tuple[Array, Array]:
     if not all(np.isfinite(x).all() for x in (gramian, c, preference)):
-        return np.full(len(gramian), np.nan), np.full(len(gramian), np.nan)
+        return _twice(np.full(len(gramian), np.nan))
     factor, unit = _root(gramian), _units(gramian)
     linear, price = factor.T @ (factor @ preference), unit.min() / unit
     centre = np.sqrt(max(preference @ linear, 0.0))
@@ -143,7 +183,7 @@ def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Ar
     if length**2 <= resolved * (unit @ w) ** 2:
         # Near Pareto stationarity d cannot be read off w. Where the ball holds the projection on
         # the dual cone, that is the answer.
-        (push,) = _dual_cone(gramian, preference, eps)
+        push, _ = _dual_cone(gramian, preference, eps)
         if np.linalg.norm(factor @ push) <= (1 + resolved) * radius:
             return preference + push, w
     # The dual's objective is flat at w, and 1e-12 of it 1e-6 of a direction; so also ask for d, and
@@ -155,19 +195,19 @@ def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Ar
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w
 
 
-def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
+def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array, Array]:
     if not all(np.isfinite(x).all() for x in (gramian, weights)):
-        return (np.full(len(gramian), np.nan),)
+        return _twice(np.full(len(gramian), np.nan))
     unit = _units(gramian)
     linear = gramian @ weights
     if not linear.any():  # no rate is negative
-        return (np.zeros(len(gramian)),)
+        return _twice(np.zeros(len(gramian)))
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
     # With the ridge its unknowns are also bounded.
     factor = _root(gramian, resolution(len(gramian), eps)) / unit
     y = _run("dual_cone", R=factor, b=linear / unit / scale)
-    return (y * scale / unit,)
+    return _twice(y * scale / unit)
 
 
 @cache
