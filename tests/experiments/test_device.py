@@ -5,15 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.arena import __main__ as arena_command
 from experiments.arena.cells import problem_of
 from experiments.arena.contestants import CONTESTANTS
 from experiments.common.cells import Cell
 from experiments.common.device import on
 from experiments.grouping import __main__ as grouping_command
-from experiments.metric import __main__ as metric_command
-from experiments.multimnist import __main__ as multimnist_command
-from experiments.rewards import __main__ as rewards_command
 from experiments.rewards import adding, exact
 from mtlfunc.core import checks
 from mtlfunc.gradients import losses
@@ -204,17 +200,6 @@ def test_what_is_about_a_processors_time_stays_there():
     assert set(device.TIMED) <= repro.reproductions().keys()
     assert device.of(device.TIMED[0], META).type == "cpu"
     assert device.of("gradnorm.reach", META) == META
-
-
-@pytest.mark.parametrize(
-    "main",
-    [arena_command.main, multimnist_command.main, metric_command.main, rewards_command.main],
-)
-def test_a_device_that_is_not_there_is_an_error_in_words(main, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--device", "cuda:99"])
-    assert stopped.value.code == 2
-    assert "--device: 'cuda:99' cannot be used" in capsys.readouterr().err
 
 
 def test_exact_policies_are_captured_as_they_are(monkeypatch):

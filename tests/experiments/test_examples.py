@@ -3,7 +3,6 @@
 import copy
 import io
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +15,6 @@ from experiments.examples.problem import Net, batches, difference, on
 from tests.support.examples import falls, rows_of
 
 STEPS, SIZE = 12, 8
-PAGES = [
-    "accelerate_loop",
-    "accumulation",
-    "checkpointing",
-    "compiled",
-    "lightning_module",
-    "mixed_precision",
-    "pinn",
-    "stock_loop",
-    "transformers_trainer",
-]
 
 
 def test_the_difference_is_nought_for_a_loop_alone():
@@ -152,15 +140,6 @@ def test_the_mean_one_by_one_is_the_full_batch():
     for way in ("plain", "one by one"):
         for name, full in found["full batch"].items():
             torch.testing.assert_close(found[way][name], full, rtol=1e-12, atol=1e-14)
-
-
-def test_pages_are_short():
-    folder = Path(stock_loop.__file__).parent
-    for page in (folder / f"{name}.py" for name in PAGES):
-        text = page.read_text()
-        assert len(text.splitlines()) <= 80, page
-        assert f"python -m experiments.examples.{page.stem}\n" in text
-        assert "What can go wrong" in text, page
 
 
 def test_the_problem_is_the_same_every_time_and_its_tasks_conflict():

@@ -136,8 +136,3 @@ def test_both_methods_have_trls_signatures(page):
             inspect.signature(getattr(x, name)) for x in (page.Balanced, trl.GRPOTrainer)
         )
         assert list(own.parameters) == list(theirs.parameters)
-
-
-def test_the_page_says_how_to_run_it_and_what_can_go_wrong(page):
-    assert "python -m experiments.examples.trl_rewards\n" in page.__doc__
-    assert "What can go wrong" in page.__doc__

@@ -19,7 +19,6 @@ from experiments.grouping import __main__ as command
 from experiments.grouping import data, forecasts, judge, report, truth
 from experiments.grouping.affinity import affinity
 
-SMALL = ["--quick", "--steps", "2"]
 SEEDS = (3, 4)
 
 
@@ -33,13 +32,6 @@ def drawn(family: str, seeds: tuple[int, ...] = SEEDS) -> data.Data:
 
 def of_seed(tree: tuple, at: int) -> data.Data:
     return data.Data(*(data.Part(*(leaf[at] for leaf in part)) for part in tree))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("grouping")
-    assert command.main([*SMALL, "--out", str(out)]) == 0
-    return out
 
 
 @pytest.mark.parametrize("family", data.FAMILIES)
@@ -324,55 +316,7 @@ def test_words_say_who_helps():
     assert "worse: TAG" in report.words(found)
 
 
-def test_command_writes_a_table_a_figure_and_all_numbers(finished):
-    numbers = json.loads((finished / "results.json").read_text())
-    assert len(numbers["groups"]) == 63
-    assert numbers["costs"]["pairs"] == 21
-    # 6 gradients of 3 batches, and 126 forward passes of 4 batches at a third, in 300 steps
-    assert forecasts.costs(300)["Grad-TAG"] == pytest.approx(1 + (18 + 126 * 4 / 3) / 300)
-    assert {len(draws) for draws in numbers["draws"].values()} == {2}
-    table = (finished / "table.md").read_text()
-    assert all(table.count(f"| {name} ") == 2 for name in (*forecasts.NAMES, "at random"))
-    assert (finished / "grouping.png").stat().st_size > 10_000
-
-
-def test_what_is_finished_is_not_made_again(finished, monkeypatch):
-    before = (finished / "results.json").read_text()
-    (finished / "cells" / "planted" / "draw 1 seeds 0-1 steps 2.json").unlink()
-    made = []
-    made_of = command.drawn
-    monkeypatch.setattr(command, "drawn", lambda p, s: made.append(p) or made_of(p, s))
-    assert command.main([*SMALL, "--out", str(finished)]) == 0
-    assert [(p.family, p.draw) for p in made] == [("planted", 1)]
-    assert (finished / "results.json").read_text() == before
-
-
-def test_an_interruption_loses_the_draw_at_work_alone(finished, tmp_path, monkeypatch, capsys):
-    """Ctrl-C in the third of four: two are kept, nothing else, and the same command goes on."""
-    made, made_of = [], command.drawn
-
-    def stopped(program, seeds):
-        made.append(program.file)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return made_of(program, seeds)
-
-    monkeypatch.setattr(command, "drawn", stopped)
-    call = [*SMALL, "--out", str(tmp_path)]
-    assert command.main(call) == 130
-    assert "interrupted; 2 finished runs are kept" in capsys.readouterr().err
-    there = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.relative_to(tmp_path / "cells") for path in there} == set(made[:2])
-    assert command.main(call) == 0
-    assert made[2] == made[3]
-    assert len(made) == 5
-    every, again = (
-        json.loads((out / "results.json").read_text())["draws"] for out in (finished, tmp_path)
-    )
-    assert every == again
-
-
-def test_what_is_kept_rests_on_the_device_and_on_all_that_makes_it(finished, monkeypatch):
+def test_the_command_keeps_all_numbers_and_what_they_rest_on(tmp_path, monkeypatch):
     rests = []
 
     def kept(folder, sources, settings):
@@ -380,19 +324,16 @@ def test_what_is_kept_rests_on_the_device_and_on_all_that_makes_it(finished, mon
         return Store(folder, sources, settings)
 
     monkeypatch.setattr(command, "Store", kept)
-    assert command.main([*SMALL, "--out", str(finished)]) == 0
+    assert command.main(["--quick", "--steps", "2", "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert len(numbers["groups"]) == 63
+    assert numbers["costs"]["pairs"] == 21
+    # 6 gradients of 3 batches, and 126 forward passes of 4 batches at a third, in 300 steps
+    assert forecasts.costs(300)["Grad-TAG"] == pytest.approx(1 + (18 + 126 * 4 / 3) / 300)
+    assert {len(draws) for draws in numbers["draws"].values()} == {2}
+    assert (tmp_path / "grouping.png").stat().st_size > 10_000
     ((sources, settings),) = rests
     every = {"digits/data.py", "grouping/__main__.py", "grouping/data.py", "grouping/truth.py"}
     assert {*map(Path, every)} <= sources
     assert not {Path("grouping/judge.py"), Path("grouping/report.py")} & sources
     assert settings == {"device": "cpu"}
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [(["--draws", "1"], ">= 2"), (["--seeds", "1"], "N >= 2"), (["--steps", "0"], ">= 1")],
-)
-def test_bad_arguments_are_refused(given, said, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(given)
-    assert said in capsys.readouterr().err

@@ -166,11 +166,3 @@ def test_groups_help_without_being_served():
     assert found.serves == [(0,), (1, 3), (2,)]
     assert found.groups == [(0, 1), (1, 3), (1, 2)]
     assert groups(Z, 3, overlap=False).total == 2
-
-
-def test_groups_errors():
-    for wrong in (torch.zeros(13, 13), torch.tensor([[float("nan"), 0.0], [0.0, 0.0]])):
-        with pytest.raises(ValueError, match="affinity: expected finite numbers"):
-            groups(wrong, 2)
-    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
-        groups(torch.zeros(2, 2), 0)

@@ -182,13 +182,6 @@ def test_pages_have_what_is_kept():
     assert ledger.agreement() in studies
 
 
-def test_a_run_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(standins, "HERE", tmp_path)
-    with pytest.raises(SystemExit, match=r"rules.results\.json cannot be read"):
-        standins.main(["--out", str(tmp_path / "found.json")])
-    assert not list(tmp_path.iterdir())
-
-
 def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     """Of one study, from what it writes to the file that the ledger reads."""
     monkeypatch.setattr(standins, "HERE", tmp_path)
