@@ -158,7 +158,7 @@ CASES = {
     ),
 }
 LEAST = 1.1  # at K = 2, times K passes
-LOOP, OURS = "K passes", ("Balancer", "mf.balance")
+LOOP, OURS = "K passes", ("mf.Balancer", "mf.balance")
 NAMES = (LOOP, "TorchJD", *OURS)
 
 
@@ -204,7 +204,7 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
     def pure() -> None:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
-    found: dict[str, Call] = {"plain": plain, LOOP: loop, "Balancer": live, "mf.balance": pure}
+    found: dict[str, Call] = {"plain": plain, LOOP: loop, "mf.Balancer": live, "mf.balance": pure}
     try:
         from torchjd.autogram import Engine
     except ImportError:
