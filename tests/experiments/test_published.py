@@ -318,7 +318,7 @@ def alike(folder: Path) -> None:
     write_qm9(folder, [each | {"y": torch.ones(1, 19)} for each in molecules()])
 
 
-TRAIN = str(cifar100.INNER / "train")
+TRAIN = f"{cifar100.INNER}/train"
 FAULTS = [
     (celeba, without(str(celeba.LABELS))),
     (celeba, edited(celeba.LABELS, " A5", "")),
@@ -326,7 +326,7 @@ FAULTS = [
     (celeba, edited(celeba.PARTS, "000002.jpg 0\n", "")),
     (celeba, edited(celeba.PARTS, "02.jpg 0", "02.jpg 4")),
     (celeba, without(str(celeba.IMAGES / "000003.jpg"))),
-    (cifar100, without(str(cifar100.INNER / "test"))),
+    (cifar100, without(f"{cifar100.INNER}/test")),
     (cifar100, lambda folder: write_cifar(folder, data=np.zeros((400, 3000), np.uint8))),
     (cifar100, lambda folder: write_cifar(folder, fine_labels=[100] * 400)),
     (cifar100, lambda folder: write_cifar(folder, coarse_labels=[3] * 400)),
