@@ -194,3 +194,58 @@ def test_what_went_names_its_recipe(call):
         assert section in sections
         with pytest.raises(TypeError, match=rf"{call}: {option}= went in .*recipes\.md#{section}"):
             make(**{option: None})
+
+
+CARRIED = {
+    "uw": (lambda: mf.uw(0.1), None),
+    "imtl_l": (lambda: mf.imtl_l(0.1), None),
+    "dwa": (lambda: mf.dwa(2), None),
+    "gradnorm": (lambda: mf.gradnorm(1.5), "trunk.*"),
+    "gradvac": (mf.gradvac, "trunk.*"),
+    "pcd": (mf.pcd, "trunk.*"),
+    "align": (lambda: mf.align(0.1, "mean"), "trunk.*"),
+    "momentum": (lambda: mf.momentum(mf.normalize(mf.gradnorm(1.5))), "trunk.*"),
+    "moco": (mf.moco, mf.moving_average("trunk.*")),
+    "modo": (mf.modo, mf.double_sampling("trunk.*")),
+}
+
+
+@pytest.mark.parametrize("rule", CARRIED)
+@pytest.mark.parametrize("after", ["ca", "bdac"])
+def test_what_is_known_of_tasks_that_stay_is_carried_over(rule, after):
+    """Entry by entry, by the names; and the next steps are those of a whole state."""
+    found = ran("Tasks that join or leave")
+    (make, probe), net, x, y = CARRIED[rule], found["net"], found["x"], found["y"]
+
+    def losses(names, step):
+        z = net["trunk"](x + 0.1 * step)
+        every = [(net["heads"][t](z) - y[t]).square().mean() for t in range(3)]
+        every = {**dict(zip("abc", every, strict=True)), "d": every[0] + 0.5 * every[2]}
+        one = {name: every[name] for name in names}
+        return (one, one) if rule == "modo" else one
+
+    old, new = mf.Balancer(net, make(), probe), mf.Balancer(net, make(), probe)
+    for step in range(3):
+        old.weigh(losses("abc", step))
+    new.weigh(losses(after, 3))
+    was, fresh = old.state_dict(), new.state_dict()
+    new.load_state_dict(found["carried"](was, fresh))
+    past, own, now = (dict(x["state"]) for x in (was, fresh, new.state_dict()))
+    assert now.keys() == own.keys()
+    seen = 0
+    for key, entries in now.items():
+        tasks = sum(m != n for m, n in zip(past[key].shape, entries.shape, strict=True))
+        if not tasks:
+            assert torch.equal(entries, past[key])
+        for i, name in enumerate(after if tasks else ""):
+            for j, other in enumerate(after if tasks == 2 else "-"):
+                at = (i, j) if tasks == 2 else (i,)
+                known = set(name + other) <= set("abc-")
+                there = tuple("abc".index(x) for x in (name + other).strip("-")) if known else at
+                assert torch.equal(entries[at], (past if known else own)[key][there]), key
+                seen += 1
+    assert seen
+    every = torch.stack([new.weigh(losses(after, step))[0] for step in range(4, 7)])
+    assert bool(every.isfinite().all())
+    if rule in ("gradnorm", "align", "moco", "modo"):
+        assert every[-1].sum().item() == pytest.approx(1.0, abs=1e-5)

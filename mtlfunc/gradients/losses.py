@@ -262,7 +262,7 @@ def _check_tasks(found: Any, tasks: Tasks, what: str, first: str) -> None:
     if new:
         raise ValueError(
             f"{what}: {_named(new)} is new at this step, {first} saw {_named(list(tasks))}; "
-            "start anew for other tasks"
+            "start anew for other tasks: docs/how-to/recipes.md#tasks-that-join-or-leave"
         )
 
 
