@@ -35,32 +35,13 @@ from .report.display import Display, say
 from .report.findings import QUICK, TENTH, Settings
 from .report.options import folder, meant
 from .report.page import page
+from .report.remaining import SLOW, Remaining, expected, in_order, in_words
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import extrapolated, table
 from .report.where import places, title
-from .report.workers import Question, Run, described, longest_first, question_of
+from .report.workers import Question, Run, described, question_of
 
 HERE = Path(__file__).parent
-SLOW = (
-    "gradnorm.reach",  # the first, as it needs no kernel, while all others wait for them
-    "gradnorm.ten_tasks",
-    "cagrad.toy_aims",
-    "gradnorm.difficulty",
-    "since.grouping",
-    "pcgrad.ablation",
-    "cross_paper.auxiliaries",
-    "pcgrad.training",
-    "gradnorm.alpha",
-    "pcgrad.theorem1",
-    "mgda.random_encoders",
-    "mgda.solvers",
-    "pcgrad.three_tasks",
-    "cagrad.convergence",
-    "cagrad.toy_cusps",
-    "mgda.adam",
-    "pcgrad.race",
-)
-"""Questions that take longest: they begin first, so that none is waited for alone at the end."""
 
 
 def papers() -> list[str]:
@@ -206,10 +187,16 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     for question in questions:
         if question not in left:
             run.skip(question.name)
+    seconds = expected([q.name for q in left], run.settings)
+    run.display.remaining = Remaining(seconds, workers)
+    total = run.display.remaining.now({})
+    if total is not None and left:
+        side = f", {workers} side by side" if workers > 1 else ""
+        run.display.line(f"{len(left)} questions{side}: {in_words(total)}")
     if workers == 1 or len(left) < 2:
         run.one_by_one(left)
     else:
-        order = longest_first([q.name for q in left], SLOW)
+        order = in_order([q.name for q in left], SLOW, seconds)
         run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
     if not list(run.parts.glob("begun-*")):  # no process comes back for the rest
         run.drop()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO
 
+from .remaining import Remaining, in_words
+
 EVERY = {True: 0.5, False: 30.0}
 """Seconds between two looks at what is at work, on a terminal and elsewhere."""
 
@@ -39,6 +41,7 @@ class Display:
         self.terminal = self.err.isatty()
         self.total, self.done = total, 0
         self.work: dict[str, tuple[float, str]] = {}  # start and progress, by question
+        self.remaining = Remaining({}, 1)
         self.shown, self.last, self.width = False, time.monotonic(), 0
 
     def line(self, text: str) -> None:
@@ -50,9 +53,10 @@ class Display:
 
     def end(self, name: str) -> float:
         """Seconds since the beginning."""
-        start, _ = self.work.pop(name)
+        wall = time.monotonic() - self.work.pop(name)[0]
         self.done += 1
-        return time.monotonic() - start
+        self.remaining.end(name, wall)
+        return wall
 
     def progress(self, name: str, text: str) -> None:
         if name in self.work:
@@ -69,7 +73,9 @@ class Display:
             f"{name} {now - start:.0f} s{f' ({text})' if text else ''}"
             for name, (start, text) in self.work.items()
         ]
-        text = f"{self.done} of {self.total} done; at work: {', '.join(parts)}"
+        left = self.remaining.now({name: now - start for name, (start, _) in self.work.items()})
+        said = "" if left is None else f", {in_words(left)} left"
+        text = f"{self.done} of {self.total} done{said}; at work: {', '.join(parts)}"
         if not self.terminal:
             say(text, self.err)
             return

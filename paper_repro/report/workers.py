@@ -320,11 +320,6 @@ def question_of(path: Path) -> str:
         return ""
 
 
-def longest_first(names: Sequence[str], slow: Sequence[str]) -> list[str]:
-    """The slow ones in their order, then the others in theirs, so that no slow one is last."""
-    return [*(name for name in slow if name in names), *(n for n in names if n not in slow)]
-
-
 def described(run: Run) -> str:
     """What questions that were interrupted had found."""
     texts = []

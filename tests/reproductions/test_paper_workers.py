@@ -21,13 +21,14 @@ import pytest
 import torch
 
 from experiments.common.locks import hold_lock
-from paper_repro.__main__ import SLOW, reproduce, reproductions
+from paper_repro.__main__ import reproduce, reproductions
 from paper_repro.report import parts
 from paper_repro.report.cache import key, versions
 from paper_repro.report.display import Display, caught
 from paper_repro.report.findings import Settings
 from paper_repro.report.parts import Store, kept, read
-from paper_repro.report.workers import deaf, longest_first
+from paper_repro.report.remaining import SLOW
+from paper_repro.report.workers import deaf
 from tests.support import ROOT
 
 TINY = Settings(seeds=2, shrink=0.0001)
@@ -336,14 +337,13 @@ def test_more_than_one_ctrl_c_is_one(made: Made, tmp_path: Path) -> None:
         said = process.stderr.read()
     assert process.returncode == 130, said
     assert page.exists()
-    lines = [line for line in said.strip().splitlines() if " done; at work: " not in line]
+    lines = [line for line in said.strip().splitlines() if "; at work: " not in line]
     assert len(lines) == 2
     assert lines[0].startswith("interrupted in x, after 1 claims")
 
 
 def test_slow_questions_come_first() -> None:
     assert set(SLOW) <= set(reproductions())
-    assert longest_first(["a", "b", "c"], ("c", "d", "b")) == ["c", "b", "a"]
 
 
 def test_listing_the_questions_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""How long a run has still to go, by what its questions took when the record was made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .findings import QUICK, Settings
+
+QUICKLY = Path(__file__).parent.parent / "quick.json"
+"""The record of the quick run, with the seconds of processor time of each question."""
+SLOW = (
+    "gradnorm.reach",  # the first, as it needs no kernel, while all others wait for them
+    "gradnorm.ten_tasks",
+    "cagrad.toy_aims",
+    "gradnorm.difficulty",
+    "since.grouping",
+    "pcgrad.ablation",
+    "cross_paper.auxiliaries",
+    "pcgrad.training",
+    "gradnorm.alpha",
+    "pcgrad.theorem1",
+    "mgda.random_encoders",
+    "mgda.solvers",
+    "pcgrad.three_tasks",
+    "cagrad.convergence",
+    "cagrad.toy_cusps",
+    "mgda.adam",
+    "pcgrad.race",
+)
+"""Questions that take longest: they begin early, so that none is waited for alone at the end."""
+EARLY = 6
+"""Short questions that come first, so that some are soon answered."""
+
+
+def expected(names: Sequence[str], settings: Settings) -> dict[str, float]:
+    """Seconds of each question, as steps and draws are more than the quick run's; of one that it
+    lacks the mean. None at the papers' sizes, which are other problems.
+    """
+    if settings.full:
+        return {}
+    seconds = json.loads(QUICKLY.read_text(encoding="utf-8"))["seconds"]
+    mean, factor = sum(seconds.values()) / len(seconds), settings.shrink / QUICK.shrink
+    return {name: factor * seconds.get(name, mean) for name in names}
+
+
+def in_order(names: Sequence[str], slow: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
+    """The slowest, a few short ones, then the slow ones in their order and the others in theirs: so
+    something is soon found, and no slow one is last.
+    """
+    first, *most = [name for name in slow if name in names] or [""]
+    short = sorted((x for x in names if x in seconds and x not in slow), key=seconds.__getitem__)
+    order = dict.fromkeys([first, *short[:EARLY], *most, *names])
+    return [name for name in order if name in names]
+
+
+class Remaining:
+    """What is left, by the pace of the questions that are done.
+
+    Args:
+        seconds: of each question that runs; empty says that nothing is known.
+        workers: side by side.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], workers: int) -> None:
+        self.seconds, self.left, self.workers = seconds, dict(seconds), workers
+        self.took = self.recorded = 0.02 * sum(seconds.values())  # so that one question says little
+
+    def end(self, name: str, wall: float) -> None:
+        """A question is done; `wall` are its seconds."""
+        if self.left.pop(name, None) is not None:
+            self.took += wall
+            self.recorded += self.seconds[name]
+
+    def now(self, work: Mapping[str, float]) -> float | None:
+        """Seconds; None is unknown. `work` says how many each question at work has had."""
+        if not self.seconds:
+            return None
+        pace = self.took / self.recorded if self.recorded else 1.0
+        rest = [max(pace * x - work.get(name, 0.0), 0.0) for name, x in self.left.items()]
+        return max(sum(rest) / self.workers, *rest, 0.0)
+
+
+def in_words(seconds: float) -> str:
+    """About how long."""
+    if seconds < 90:
+        return f"about {max(round(seconds, -1), 10):.0f} s"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"
