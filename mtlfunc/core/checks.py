@@ -261,23 +261,23 @@ def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | No
         )
 
 
-def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
+def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
     """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen;
-    `symmetric`: also if it can be seen not to be. Errors call it `name`.
+    `symmetric`: also if it can be seen not to be.
     """
-    check_tensor(gramian, name, "[T, T]")
+    check_tensor(gramian, "gramian", "[T, T]")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
         raise ValueError(
-            f"{name}: expected a square matrix [T, T] with T >= 1, got shape "
+            f"gramian: expected a square matrix [T, T] with T >= 1, got shape "
             f"{tuple(gramian.shape)}; batch with torch.func.vmap"
         )
     if not gramian.is_floating_point():
         raise TypeError(
-            f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()"
+            f"gramian: expected a floating dtype, got {gramian.dtype}; convert it with .double()"
         )
     if gramian.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {gramian.layout}; use .to_dense()")
-    check_batch(gramian, name)
+        raise TypeError(f"gramian: expected a dense tensor, got {gramian.layout}; use .to_dense()")
+    check_batch(gramian, "gramian")
     if not values_readable(gramian):
         return
     gramian = gramian.detach()
@@ -287,7 +287,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
     if not bool(gramian.isfinite().all()):
         bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
         raise ValueError(
-            f"{name}: NaN or infinite entries in rows {bad}; the gradients of these tasks are "
+            f"gramian: NaN or infinite entries in rows {bad}; the gradients of these tasks are "
             "not finite"
         )
     if symmetric:
@@ -299,7 +299,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         if bool((worst > 0).any()):
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
             raise ValueError(
-                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] "
+                f"gramian: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] "
                 f"is {gramian[j, i]:.6g}; a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
             )
 
@@ -341,11 +341,11 @@ def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") ->
     check_finite(value, name)
 
 
-def check_dtype(dtype: torch.dtype | None, name: str = "gramian_dtype") -> None:
+def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise unless this is None or a floating dtype."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(
-            f"{name}: expected None or a floating dtype such as torch.float64, got {dtype!r}"
+            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
         )
 
 

@@ -220,11 +220,10 @@ def _known_names(
     ]
 
 
-def few_names(names: Iterable[str], most: int = 20) -> str:
+def few_names(names: Iterable[str]) -> str:
     """Names for an error, not all of a large network's."""
     names = list(names)
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+    return ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
 
 
 @constant_when_compiled
@@ -347,10 +346,8 @@ def metric_dot(
     carried: Params,
     right: Rows,
     names: Iterable[str],
-    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "rows other"]:
-    """Inner products in a diagonal metric, and of one more vector as the last row. Names and dtype
-    are as in `dot`.
+    """Inner products in a diagonal metric, and of one more vector as the last row.
 
     Some coordinates at a time, which stay in the cache: the rows are read once.
 
@@ -359,13 +356,14 @@ def metric_dot(
         scale: the metric P, `{name: [*shape]}`, or 0-d.
         carried: c, `{name: [*shape]}`, of some of the leaves.
         right: `{name: [other, *shape]}`.
+        names: as in `dot`.
 
     Returns:
         `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.
     """
     parts = []
     for name in names:
-        wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
+        wide = torch.promote_types(left[name].dtype, torch.float32)
         one, other = left[name], right[name]
         c = carried.get(name, one.new_zeros(()))
         flat = [

@@ -336,7 +336,7 @@ def _place(rule: AnyRule, gramian: Tensor, losses: Tensor, key: int, name: str) 
     answer = weights_of(rule, gramian[None], losses, key, 1)[0]
     if not bool(answer.isfinite().all()) or float(answer.sum()) <= 0:
         raise ValueError(
-            f"{name}: weights {answer.tolist()} have no positive sum, so no place in it"
+            f"{name}: weights {answer.tolist()} have no positive sum and no place in the simplex"
         )
     return answer / answer.sum()
 

@@ -234,13 +234,13 @@ def _check_decode(
         )
 
 
-def _named(z: Any, what: str = "encode") -> dict[str, Tensor]:
+def _named(z: Any) -> dict[str, Tensor]:
     named = z if isinstance(z, dict) else {"": z}
     if not named or not all(
         isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in named.values()
     ):
         raise TypeError(
-            f"{what}: expected a floating tensor or a dict of them, got {type(z).__name__}"
+            f"encode: expected a floating tensor or a dict of them, got {type(z).__name__}"
         )
     return {f"z {name}".strip(): leaf for name, leaf in named.items()}
 
