@@ -76,22 +76,3 @@ def test_a_row_that_is_missing_or_new_is_named(
     said = capsys.readouterr().out
     assert "CA-24: holds on record, not run now" in said
     assert "CA-06: not run on record, holds now" in said
-
-
-@pytest.mark.parametrize("what", ["size", "mixed", "empty", "missing", "no JSON", "no record"])
-def test_what_cannot_be_compared_is_one_line_and_2(
-    what: str, record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, full = tmp_path / "x", QUICK | {"budget": ""}
-    if what == "no JSON":
-        run.write_text("{")
-    elif what != "missing":
-        rows = {"size": [row("CA-04", "holds", 1, full)], "empty": []}
-        rows["mixed"] = [*rows["size"], row("CA-24", "holds", 1)]
-        put(run, *rows.get(what, rows["mixed"][1:]))
-    if what == "no record":
-        record.unlink()
-    with pytest.raises(SystemExit) as stopped:
-        main(["compare", str(record), str(run)])
-    assert stopped.value.code == 2
-    assert "error: cannot compare" in capsys.readouterr().err

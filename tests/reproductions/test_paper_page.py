@@ -15,20 +15,15 @@ from matplotlib.figure import Figure as Canvas
 
 from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro.report import of_record
-from paper_repro.report.entry import command_of, typeset
-from paper_repro.report.findings import QUICK, TENTH, Claim, Figure, Settings
+from paper_repro.report.findings import QUICK, Claim, Figure, Settings
 from paper_repro.report.layout import fit
-from paper_repro.report.layout import typeset as formulas
 from paper_repro.report.page import FINDINGS, MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
 from paper_repro.report.said import filled
-from paper_repro.report.summary import table
 from tests.support import ROOT
 from tests.support.reproductions import misplaced
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DECIDED = [row for row in ROWS if row.module]
 LEFT_OUT = "gradnorm.reach"
 """A question that has not run."""
 
@@ -97,98 +92,10 @@ def test_ids_are_unique_and_every_link_resolves(folder: Path) -> None:
         assert "http" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
 
 
-def test_size_and_figures(folder: Path, text: str) -> None:
-    assert len(text.encode()) <= 2_000_000
-    images = re.findall(r'<img [^>]*src="([^"]*)"', text)
-    assert sorted(map(unquote, images)) == sorted(x.name for x in folder.glob("*.png"))
-    assert len(re.findall(r'href="[^"]*\.svg"', text)) == len(images)
-    single = (folder / "single.html").read_text(encoding="utf-8")
-    embedded = re.findall(r'<img [^>]*src="data:image/png;base64,[^"]+"', single)
-    assert len(embedded) == len(images)
-    assert ".svg" not in re.sub(r"<pre.*?</pre>", "", single, flags=re.DOTALL)
-
-
-def test_each_decided_claim_leads_to_its_evidence(text: str) -> None:
-    found = dict(articles(text))
-    for row in DECIDED:
-        entry = found[row.id]
-        if row.module == LEFT_OUT:
-            assert f"--only {LEFT_OUT}" in entry
-            assert "Run again" not in entry
-            continue
-        assert f'href="#figure-{row.module}-drawn"' in entry
-        assert f"python -m paper_repro --quick --only {row.id}</code>" in entry
-        path = f"paper_repro/{row.module.replace('.', '/_?')}.py"
-        assert re.search(rf"{path}:\d+</code> in <a href=\"#code-{row.module}-", entry), row.id
-        decided = re.search(r"Decided by <code>(\S+\.py):(\d+)–(\d+)</code>", entry)
-        assert decided, row.id
-        lines = ROOT.joinpath(decided[1]).read_text().splitlines()
-        first = lines[int(decided[2]) - 1].rstrip()
-        assert html.escape(f"{decided[2]:>4}  {first}") in entry
-        assert "[0.25, 0.75]" in entry
-
-
-def test_a_card_says_what_the_paper_claims_and_what_came_out(text: str) -> None:
-    for identifier, entry in articles(text):
-        parts = re.findall(r"<p><strong>(.+?):</strong> (.+?)</p>", entry)
-        text = "paper" if identifier[:3] in ("PC-", "CA-", "GN-") else "claim"
-        assert [name for name, _ in parts] == [f"The {text}", "Here"], identifier
-        assert all(found.strip(". ") for _, found in parts), identifier
-
-
-def test_the_page_begins_with_findings(text: str) -> None:
-    """In words where the numbers are those that the sentence names, else as on the card."""
-    begin = text.split('<nav id="contents">', maxsplit=1)[0]
-    run = [name for name in FINDINGS if LEDGER[name].module != LEFT_OUT]
-    assert re.findall(r'<li><a href="#([^"]+)">', begin) == [
-        row.id for row in ROWS if row.id in run
-    ]
-    assert begin.index("<strong>Here:</strong>") < begin.index("The last run")
-    assert set(FINDINGS) <= set(LEDGER)
-    assert {LEDGER[name].paper for name in FINDINGS} == set(PAPERS) - {"X"}
-
-
 def test_findings_name_numbers_that_the_record_has() -> None:
     for name, template in FINDINGS.items():
         numbers = json.loads((ROOT / "docs/record/default.json").read_text())["numbers"][name]
         assert "{" not in filled(template, numbers)
-
-
-def test_what_the_record_has_otherwise_is_said(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the card and after the run; not where all runs agree with this one."""
-    runs = "hangs on the size: the default run says holds"
-    same = of_record.Kept(verdict="holds", default="holds", when="", runs="", numbers="", bounds="")
-    numbers = "x: 1 [0, 2], device 3"
-    other: of_record.Kept = {**same, "verdict": "does not hold", "runs": runs, "numbers": numbers}
-    row, one = (r for r in DECIDED[:9] if r.id in ("PC-02", "PC-03"))
-    monkeypatch.setattr(of_record, "kept", lambda: {row.id: other, one.id: same})
-    results = Results(folder, configuration_of(QUICK), reproductions())
-    usual = configuration_of(Settings())
-    for identifier in (row.id, one.id):
-        results.found[identifier] |= {"verdict": "holds", "configuration": usual}
-    found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
-    assert (
-        "Of record: does not hold (hangs on the size: the default run says holds; numbers that "
-        "leave their interval: x: 1 [0, 2], device 3)." in found[row.id]
-    )
-    assert "Of record" not in found[one.id]
-    text = table(results, reproductions())
-    assert (
-        f"is a larger run's (docs/claims.md):\n{row.id}  holds; of record: does not hold\n" in text
-    )
-    assert "kept of this size" not in text
-    assert f"{one.id}  holds; " not in text
-    results.found[one.id] |= {"verdict": "inconclusive"}
-    results.found[row.id] |= {"configuration": configuration_of(Settings(full=True))}
-    text = table(results, reproductions())
-    said = f"{row.id}  holds; kept: does not hold\n{one.id}  inconclusive; kept: holds\n"
-    assert f"kept of this size (docs/claims.md):\n{said}" in text
-    assert "a larger run's" not in text
-    for identifier in (row.id, one.id):  # of a small budget
-        results.found[identifier] |= {"configuration": configuration_of(QUICK)}
-    assert "(docs/claims.md)" not in table(results, reproductions())
 
 
 def test_older_results_have_a_page(folder: Path) -> None:
@@ -205,15 +112,6 @@ def test_older_results_have_a_page(folder: Path) -> None:
     found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
     for identifier in ("PC-01", "PC-06", "GN-21"):
         assert "<strong>Here:</strong> as then.</p>" in found[identifier]
-
-
-def test_a_small_budget_is_said_where_it_settles_nothing(folder: Path) -> None:
-    results = Results(folder, configuration_of(QUICK), reproductions())
-    numbers = {f"{side}: difference{end}": -1.0 for side in "ab" for end in ("", ", low", ", high")}
-    for verdict, said in (("inconclusive", True), ("does not hold", False)):
-        results.found["PC-27"] |= {"verdict": verdict, "measured": numbers}
-        found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
-        assert ("; this budget is too small to settle it.</p>" in found["PC-27"]) == said
 
 
 def test_values_are_escaped(text: str) -> None:
@@ -238,12 +136,6 @@ def test_table_has_every_claim_in_order_with_what_filters_it(text: str) -> None:
     assert set(MEANING) == set(VERDICTS)
 
 
-def test_results_of_other_code_are_marked(text: str) -> None:
-    notice = "Found by an earlier run, of other code, settings or libraries"
-    assert text.count(notice) == 1
-    assert notice in text.split('<section id="pcgrad.race">')[1].split("<figure", maxsplit=1)[0]
-
-
 def test_nothing_of_the_machine_is_in_it(text: str) -> None:
     assert str(ROOT) not in text
 
@@ -253,38 +145,6 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
     text = page(Results(tmp_path, {}, modules), modules, dict.fromkeys(modules, ""))
     assert sorted(x for x, _ in articles(text)) == sorted(LEDGER)
     assert "<img" not in text
-
-
-@pytest.mark.parametrize(
-    ("settings", "options"),
-    [
-        (Settings(), ""),
-        (QUICK, " --quick"),
-        (QUICK._replace(seeds=7), " --quick --seeds 7"),
-        (Settings(full=True, seeds=3), " --full --seeds 3"),
-        (Settings(full=True, shrink=TENTH), " --full --tenth"),
-    ],
-)
-def test_commands_repeat_the_run(settings: Settings, options: str) -> None:
-    command = command_of("GN-21", configuration_of(settings))
-    assert command == f"python -m paper_repro{options} --only GN-21"
-
-
-@pytest.mark.parametrize(
-    ("raw", "on_page", "drawn"),
-    [
-        ("w_i", "w<sub>i</sub>", "$w_{i}$"),
-        ("θ^MT", "θ<sup>MT</sup>", r"$θ^{\mathrm{MT}}$"),
-        ("Ḡ r_i^α", "Ḡ r<sub>i</sub><sup>α</sup>", "Ḡ $r_{i}^{α}$"),
-        ("‖∇_W L_i‖", "‖∇<sub>W</sub> L<sub>i</sub>‖", "‖$∇_{W}$ $L_{i}$‖"),
-        ("2G_12, σ_i²", "2G<sub>12</sub>, σ<sub>i</sub>²", "2$G_{12}$, $σ_{i}$²"),
-        ("active_set", "active_set", "active_set"),
-    ],
-)
-def test_indices_are_typeset(raw: str, on_page: str, drawn: str) -> None:
-    assert typeset(raw) == on_page
-    assert formulas(raw) == drawn
-    assert formulas(drawn) == drawn
 
 
 # ---- figures ----

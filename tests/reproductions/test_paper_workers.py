@@ -1,8 +1,6 @@
 """Reproductions side by side: findings as in one process, whatever ends a worker or the run."""
 
 import errno
-import io
-import itertools
 import json
 import os
 import re
@@ -21,13 +19,12 @@ import pytest
 import torch
 
 from experiments.common.locks import hold_lock
-from paper_repro.__main__ import reproduce, reproductions
+from paper_repro.__main__ import reproduce
 from paper_repro.report import parts
 from paper_repro.report.cache import key, versions
-from paper_repro.report.display import Display, caught
+from paper_repro.report.display import caught
 from paper_repro.report.findings import Settings
 from paper_repro.report.parts import Store, kept, read
-from paper_repro.report.remaining import SLOW
 from paper_repro.report.workers import deaf
 from tests.support import ROOT
 
@@ -342,18 +339,6 @@ def test_more_than_one_ctrl_c_is_one(made: Made, tmp_path: Path) -> None:
     assert lines[0].startswith("interrupted in x, after 1 claims")
 
 
-def test_slow_questions_come_first() -> None:
-    assert set(SLOW) <= set(reproductions())
-
-
-def test_listing_the_questions_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is for the process that workers are forked from, while the first question runs."""
-    preload = "paper_repro.report.preload"
-    monkeypatch.delitem(sys.modules, preload, raising=False)
-    reproductions()
-    assert preload not in sys.modules
-
-
 def test_a_process_is_deaf_before_it_has_imported_anything() -> None:
     before = signal.getsignal(signal.SIGINT)
     asks = [sys.executable, "-c", "import signal; print(int(signal.getsignal(signal.SIGINT)))"]
@@ -513,32 +498,3 @@ def test_a_reader_that_is_gone_ends_nothing(
         modules = {"deaf": made.question("question_deaf", "PC-01", "print('a word')")}
         assert reproduce(modules, ["deaf"], TINY, tmp_path) == 0
     assert (tmp_path / "report.html").exists()
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_display(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that is renewed on a terminal, and a new line now and then elsewhere."""
-    stream = Terminal() if terminal else io.StringIO()
-    clock = itertools.count(0, 31)
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("paper_repro.report.display.time.monotonic", lambda: next(clock))
-    monkeypatch.setenv("COLUMNS", "200")
-    display = Display(3)
-    display.begin("a")
-    display.begin("b")
-    display.progress("b", "steps: 40%")
-    display.line("[a] a finding")
-    display.end("a")
-    display.tick()
-    shown = stream.getvalue()
-    assert re.search(r"0 of 3 done; at work: a \d+ s, b \d+ s \(steps: 40%\)", shown)
-    assert re.search(r"1 of 3 done; at work: b ", shown)
-    assert ("\r" in shown) == terminal
-    seen = [part.split("\r")[-1].strip() for part in shown.split("\n")]
-    assert "[a] a finding" in seen
