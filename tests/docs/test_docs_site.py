@@ -65,15 +65,6 @@ def test_a_wrong_output_of_a_page_is_found():
     assert outputs.written(page.format("?"), "page") == page.format("[1.5, 1.25] ok")
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.stem)
-def test_how_to_pages_start_with_the_problem_and_end_with_what_can_go_wrong(path):
-    if path.name in ("index.md", "recipes.md", "pure-recipes.md"):
-        return
-    text = path.read_text()
-    assert text.split("\n\n")[1].startswith("**Problem.**")
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "What can go wrong"
-
-
 def test_page_for_users_of_torchjd_names_all_that_it_exports():
     aggregation = pytest.importorskip("torchjd.aggregation")
     scalarization = pytest.importorskip("torchjd.scalarization")

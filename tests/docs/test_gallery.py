@@ -54,9 +54,3 @@ def test_thin_lines_and_areas_keep_their_colours():
     assert isinstance(drawn, tuple)
     assert max(abs(a - b) for a, b in zip(drawn, line, strict=True)) < 32
     assert max(ImageStat.Stat(ImageChops.difference(shown, picture)).mean) < 2.5
-
-
-def test_the_front_page_has_the_command_of_a_figure():
-    front = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "python -m paper_repro figure cagrad.toy --preset column --out fig.pdf" in front
-    assert "(docs/figures.md)" in front

@@ -37,26 +37,6 @@ def test_the_record_is_the_largest_run_that_decides(said, verdict):
     assert bool(record.hangs(said)) == any(x != verdict for x in said.values())
 
 
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ({"default": HOLDS, "draw 1": OPEN}, "hangs on the draw: `--draw 1` says inconclusive"),
-        (
-            {"default": HOLDS, "another processor": FAILS, "device": FAILS},
-            "hangs on the processor: another processor says does not hold, device says does not "
-            "hold",
-        ),
-        (
-            {"default": OPEN, "draw 1": OPEN, "full": HOLDS},
-            "hangs on the size: the default run says inconclusive, `--draw 1` says inconclusive",
-        ),
-        ({"default": HOLDS, "full": OPEN}, "hangs on the size: `--full` says inconclusive"),
-    ],
-)
-def test_what_a_verdict_hangs_on_is_said(said, words):
-    assert record.hangs(said) == words
-
-
 class Below:
     """A decision: x < 1."""
 
