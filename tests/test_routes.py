@@ -429,7 +429,7 @@ def test_budgets_of_a_live_step(name):
         counts.append((counted.count, python_calls(call)))
     (operations, functions), (its_operations, its_functions) = counts
     assert operations <= 1.2 * its_operations
-    assert functions <= 1.85 * its_functions
+    assert functions <= 1.75 * its_functions
 
 
 @pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])

@@ -161,16 +161,17 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     Raises:
         RuntimeError: for a sparse one, of which no products are made.
     """
-    sparse = [x for x in grads if x is not None and x.is_sparse]
+    others = [x for x in grads if x is not None and (x.is_sparse or x.is_complex())]
+    if not others:
+        return grads
+    sparse = [x for x in others if x.is_sparse]
     if sparse:
         raise RuntimeError(
             f"a parameter of shape {list(sparse[0].shape)} has sparse gradients, of which no rows "
             "are stacked and no products made, nor sums where it is not shared: make its "
             "embedding with sparse=False"
         )
-    if any(x is not None and x.is_complex() for x in grads):
-        return [as_real(x) for x in grads]
-    return grads
+    return [as_real(x) for x in grads]
 
 
 class Strangers:

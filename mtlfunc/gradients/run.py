@@ -242,7 +242,7 @@ def release(forwards: list[Forward]) -> None:
         nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
         # one may have been frozen since
-        places = tuple(x for x in every.values() if x.requires_grad)
+        places = tuple([x for x in every.values() if x.requires_grad])
         run_backward(nothing, nothing.detach(), places, keep=False)
 
 

@@ -31,6 +31,9 @@ from torch.overrides import TorchFunctionMode
 from ..core._torch import attention_math, compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
 
+Maybe = Tensor | None
+Number = float | int
+
 
 def is_batching_error(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
@@ -94,7 +97,7 @@ def unwrap_override(func: FunctionType) -> FunctionType:
 # --- norms --------------------------------------------------------------------------------------
 
 
-def _normalize(x: Tensor, axes: tuple[int, ...], eps: float | int) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(x: Tensor, axes: tuple[int, ...], eps: Number) -> tuple[Tensor, Tensor, Tensor]:
     """The output without a scale, the mean and the inverse standard deviation."""
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
@@ -102,12 +105,12 @@ def _normalize(x: Tensor, axes: tuple[int, ...], eps: float | int) -> tuple[Tens
     return centred * rate, mean, rate
 
 
-def _scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_shift(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
 
-def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_channels(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
     shape = (-1, *(1,) * (x.ndim - 2))
     return _scale_shift(
         x,
@@ -117,37 +120,24 @@ def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 
 
 def _native_layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float | int = 1e-5,
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
+    eps: Number = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     out, mean, rate = _normalize(input, tuple(range(-len(normalized_shape), 0)), eps)
     return _scale_shift(out, weight, bias), mean.detach(), rate.detach()
 
 
 def _layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float | int = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
+    input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
+    eps: Number = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
     return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
 
 
 def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float | int = 0.1,
-    eps: float | int = 1e-5,
-) -> Tensor:
+    input: Tensor, running_mean: Maybe, running_var: Maybe, weight: Maybe = None,
+    bias: Maybe = None, training: bool = False, momentum: Number = 0.1, eps: Number = 1e-5,
+) -> Tensor:  # fmt: skip
     stats = (running_mean, running_var)
     if not training:
         return F.batch_norm(input, *stats, weight, bias, training, momentum, eps)
@@ -159,15 +149,9 @@ def _batch_norm(
 
 
 def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float | int = 0.1,
-    eps: float | int = 1e-5,
-) -> Tensor:
+    input: Tensor, running_mean: Maybe = None, running_var: Maybe = None, weight: Maybe = None,
+    bias: Maybe = None, use_input_stats: bool = True, momentum: Number = 0.1, eps: Number = 1e-5,
+) -> Tensor:  # fmt: skip
     stats = (running_mean, running_var)
     if not use_input_stats:
         return F.instance_norm(input, *stats, weight, bias, False, momentum, eps)
@@ -194,12 +178,9 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rrelu(
-    input: Tensor,
-    lower: float | int = 1 / 8,
-    upper: float | int = 1 / 3,
-    training: bool = False,
+    input: Tensor, lower: Number = 1 / 8, upper: Number = 1 / 3, training: bool = False,
     inplace: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     if training:
         return F.rrelu(input, lower, upper, training, inplace)
     return F.leaky_relu(input, (lower + upper) / 2, inplace)
@@ -214,16 +195,9 @@ def _hardsigmoid_(input: Tensor) -> Tensor:
 
 
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float | int = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | int | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Maybe = None, dropout_p: Number = 0.0,
+    is_causal: bool = False, *, scale: Number | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # below it would be added as it is
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
     if attention_math is not None:
@@ -244,13 +218,9 @@ def _attention(
 
 
 def _gaussian_nll(
-    input: Tensor,
-    target: Tensor,
-    var: Tensor | float | int,
-    full: bool = False,
-    eps: float | int = 1e-6,
+    input: Tensor, target: Tensor, var: Tensor | Number, full: bool = False, eps: Number = 1e-6,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """A negative variance, which torch refuses, gives NaN: it cannot be looked at."""
     if not isinstance(var, Tensor):
         var = torch.full_like(input, var)
@@ -263,21 +233,19 @@ def _gaussian_nll(
     return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
 
 
-def _cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: Any = None) -> Tensor:
+def _cdist(x1: Tensor, x2: Tensor, p: Number = 2.0, compute_mode: Any = None) -> Tensor:
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
 
 
-def _pdist(input: Tensor, p: float | int = 2.0) -> Tensor:
+def _pdist(input: Tensor, p: Number = 2.0) -> Tensor:
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return torch.linalg.vector_norm(input[i] - input[j], ord=p, dim=-1)
 
 
 def _pad_sequence(
-    sequences: Sequence[Tensor],
-    batch_first: bool = False,
-    padding_value: float | int = 0.0,
+    sequences: Sequence[Tensor], batch_first: bool = False, padding_value: Number = 0.0,
     padding_side: str = "right",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     longest = max(map(len, sequences))
     padded = []
     for x in sequences:
@@ -288,14 +256,9 @@ def _pad_sequence(
 
 
 def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
     """The padding is a constant: torch's second derivatives take it for a parameter."""
     if scale_grad_by_freq:
         raise NotImplementedError(
@@ -310,12 +273,9 @@ def _embedding(
 
 
 def _embed(
-    weight: Tensor,
-    indices: Tensor,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     padding = None if padding_idx < 0 else padding_idx
     return _embedding(indices, weight, padding, None, 2.0, scale_grad_by_freq, sparse)
 
@@ -403,7 +363,7 @@ def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     return torch.slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)
 
 
-def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | float | int) -> Tensor:
+def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | Number) -> Tensor:
     """A batched value makes the input batched: torch writes every value into one otherwise."""
     if isinstance(value, Tensor):
         input = torch.where(torch.ones_like(input, dtype=torch.bool), input, value)
@@ -425,13 +385,13 @@ def _index_copy_(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tens
 
 
 def _index_add(
-    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float | int = 1
+    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1
 ) -> Tensor:
     return torch.index_add(input, dim, index.reshape(-1), source, alpha=alpha)
 
 
 def _index_add_(
-    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float | int = 1
+    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1
 ) -> Tensor:
     return input.index_add_(dim, index.reshape(-1), source, alpha=alpha)
 
@@ -466,16 +426,9 @@ def _product_again(*args: Any, **kwargs: Any) -> bool:
 
 
 def _own_statistics(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool = False,
-    *_: Any,
-    use_input_stats: bool = False,
-    **__: Any,
-) -> bool:
+    input: Tensor, weight: Maybe, bias: Maybe, running_mean: Maybe, running_var: Maybe,
+    training: bool = False, *_: Any, use_input_stats: bool = False, **__: Any,
+) -> bool:  # fmt: skip
     return training or use_input_stats
 
 
