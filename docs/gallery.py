@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.benchmarks import full
 from mtlfunc.core.files import write_whole
+from paper_repro import full
 from paper_repro.__main__ import papers
 from paper_repro.report.commands import LENGTHS, Catalogue, Length, lasts, lengths, summary
 from paper_repro.report.parts import spent

@@ -3,7 +3,7 @@
 import re
 
 from docs.blocks import paragraph
-from experiments.benchmarks import full
+from paper_repro import full
 from paper_repro.gradnorm.common import Problem
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report.bounds import GAP

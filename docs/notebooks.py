@@ -80,7 +80,7 @@ def write(target: Path) -> None:
     They are run once, and kept in `docs/.notebooks` until a source that they may read changes.
     """
     found = hashlib.sha256(f"{version('matplotlib')} {version('torch')}".encode())
-    rooms = (ROOT / "mtlfunc", ROOT / "experiments")
+    rooms = (ROOT / "mtlfunc", ROOT / "common", ROOT / "experiments")
     for path in (*NOTEBOOKS, *(p for room in rooms for p in sorted(room.rglob("*.py")))):
         found.update(path.read_bytes())
     current = KEPT / found.hexdigest()

@@ -71,7 +71,7 @@ def module(text: str) -> Iterator[tuple[int, str]]:
 def files() -> list[Path]:
     """Every page and module whose words a reader meets."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    rooms = ("mtlfunc", "experiments", "paper_repro", "docs")
+    rooms = ("mtlfunc", "common", "experiments", "paper_repro", "docs")
     modules = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     hidden = {ROOT / "docs" / "prose.py"}
     found = [*pages, *modules]

@@ -3,7 +3,7 @@
 `docs/record/` has a file per run: the default one, one with other random numbers (`--draw 1`), one
 of another processor if there is one, one whose arithmetic rounds otherwise than this processor's,
 and one of a device if there is one. Those at the papers' sizes (`--full`) are in
-`experiments/benchmarks`. Each keeps the numbers; a verdict is what today's decision says of them.
+`paper_repro/full.json`. Each keeps the numbers; a verdict is what today's decision says of them.
 """
 
 import datetime
@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.benchmarks import full
 from mtlfunc.core.files import write_whole
+from paper_repro import full
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report import bounds
 from paper_repro.report.results import NOT_RUN

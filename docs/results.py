@@ -19,7 +19,7 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.metric --out experiments/benchmarks/out
     python -m experiments.benchmarks.scale
     python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
-    python -m experiments.benchmarks.full
+    python -m paper_repro.full
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
     python -m experiments.benchmarks.gpu (on a machine with a CUDA device; `python docs/results.py
@@ -66,7 +66,6 @@ from docs.verdicts import (
     write_verdicts,
 )
 from experiments.benchmarks import (
-    full,
     gpu_report,
     gramian_report,
     metric,
@@ -79,6 +78,7 @@ from experiments.benchmarks import (
     weightings,
 )
 from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
+from paper_repro import full
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images, standins
 

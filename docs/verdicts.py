@@ -92,7 +92,7 @@ def hanging(claims: dict[str, dict]) -> str:
         {hung["bounds"]} on a [threshold](#thresholds), and {hung["numbers"]} rows have a number
         that leaves its interval on another processor; the column *hangs on* says which. A dash:
         nothing was found, or no other run of it is kept. Numbers: `docs/record/` ({machines});
-        those of `--full` are in `experiments/benchmarks/full.json`, each question with its day, and
+        those of `--full` are in `paper_repro/full.json`, each question with its day, and
         none where a question has changed since."""
     )
     compared = []

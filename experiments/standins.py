@@ -36,12 +36,10 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from experiments.arguments import among
-from experiments.auxiliary import report as auxiliary_report
-from experiments.auxiliary import train as auxiliary
-from experiments.common.cells import filled, plain
-from experiments.common.intervals import Estimate, estimate
-from experiments.common.judge import (
+from common.arguments import among
+from common.cells import filled, plain
+from common.intervals import Estimate, estimate
+from common.judge import (
     ARCHITECTURES,
     BOTH,
     Judged,
@@ -55,8 +53,10 @@ from experiments.common.judge import (
     settings_of,
     some_one,
 )
-from experiments.common.study import Found
-from experiments.common.tables import as_dicts
+from common.study import Found
+from common.tables import as_dicts
+from experiments.auxiliary import report as auxiliary_report
+from experiments.auxiliary import train as auxiliary
 from experiments.control import methods as control
 from experiments.control import parts
 from experiments.control import report as control_report

@@ -23,14 +23,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import matplotlib as mpl
 import torch
 
-from experiments.common.pool import Terminated, cores, terminable, unbroken
+from common.device import shown
+from common.pool import Terminated, cores, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
 from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
-from .report.device import shown
 from .report.display import Display, say
 from .report.findings import QUICK, TENTH, Settings
 from .report.options import folder, meant

@@ -16,8 +16,10 @@ from jaxtyping import install_import_hook
 from .support.rounding import nudged
 
 if os.environ.get("MTLFUNC_TYPES"):
-    parts = ("arena", "auxiliary", "common", "control", "digits", "multimnist", "scenes")
-    install_import_hook(["mtlfunc", *(f"experiments.{p}" for p in parts)], "beartype.beartype")
+    parts = ("arena", "auxiliary", "control", "multimnist", "scenes")
+    install_import_hook(
+        ["mtlfunc", "common", *(f"experiments.{p}" for p in parts)], "beartype.beartype"
+    )
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 if not torch.cuda.is_available():

@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from torch.func import hessian, jacrev, vmap
 
 import mtlfunc as mf
+from common.problems import cagrad_toy
 from mtlfunc.studies.arena import (
     BenchmarkProblem,
     Cell,
@@ -26,7 +27,6 @@ from mtlfunc.studies.arena import (
     standard,
     study,
 )
-from paper_repro.cagrad import _toy as cagrad_toy
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 from tests.support.arena import TINY
 from tests.support.every import few

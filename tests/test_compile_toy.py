@@ -2,7 +2,7 @@
 
 import torch
 
-from paper_repro.cagrad import _toy as toy
+from common.problems import cagrad_toy as toy
 
 
 def test_unrolled_steps_are_one_region_called_again():

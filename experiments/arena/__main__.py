@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from experiments.arguments import among, at_least, device, positive
-from experiments.common import command
-from experiments.common.pool import Terminated, unbroken
-from experiments.common.progress import Progress
+from common import command
+from common.arguments import among, at_least, device, positive
+from common.pool import Terminated, unbroken
+from common.progress import Progress
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
 from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments.common import pool
-from experiments.common.device import on
+from common import pool
+from common.device import on
 from mtlfunc.studies.arena import (
     STATIC,
     BenchmarkProblem,

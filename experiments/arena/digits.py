@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.digits.data import Pairs, Splits, digits, splits
+from common.problems.digits import Pairs, Splits, digits, splits
 from mtlfunc.studies.arena import BenchmarkProblem
 from mtlfunc.types import Params
 
@@ -51,7 +51,7 @@ def problem() -> BenchmarkProblem:
 
     return BenchmarkProblem(
         "Two overlaid 8 x 8 digits by one ReLU trunk (100-32-16) and two linear heads, batches "
-        f"of {TAKEN} of 4,312 pairs (experiments/digits has the data). "
+        f"of {TAKEN} of 4,312 pairs (common/problems/digits.py has the data). "
         "Test cross-entropies; the score is 1 at chance. The front is not known.",
         draw,
         losses,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from experiments.common.tables import as_dicts, markdown, write_report
+from common.tables import as_dicts, markdown, write_report
 from mtlfunc.studies.arena import MEASURES, STATIC, Result, normalize_losses
 
 PICTURED = ("mean", "mgda", "pcgrad", "cagrad", STATIC)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments.common import cells
-from experiments.common.cells import slug
+from common import cells
+from common.cells import slug
 from mtlfunc.studies.arena import Cell, Settings
 
 
@@ -48,7 +48,8 @@ class Store:
 def sources() -> list[Path]:
     """What a cell's numbers may depend on, next to the package."""
     here = Path(__file__).parent
-    return [here / "contestants.py", here / "digits.py", here.parent / "digits" / "data.py"]
+    pairs = here.parents[1] / "common" / "problems" / "digits.py"
+    return [here / "contestants.py", here / "digits.py", pairs]
 
 
 def _tensor(value: Any) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from experiments.arguments import among
-from experiments.common import command
-from experiments.common.cells import Store, sources_of, unfinished_in
-from experiments.common.files import Files, Source
-from experiments.common.study import Plan, alike, conduct, conduct_together
-from experiments.common.tables import write_report
+from common import command
+from common.arguments import among
+from common.cells import Store, sources_of, unfinished_in
+from common.files import Files, Source
+from common.study import Plan, alike, conduct, conduct_together
+from common.tables import write_report
 
 from . import data, report, search
 from .tasks import AUXILIARIES, CHOSEN

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.files import DataError, Source, listed, names_in, reading
+from common.files import DataError, Source, listed, names_in, reading
 
 from .tasks import Look
 

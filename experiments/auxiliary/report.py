@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import (
+from common.intervals import (
     Estimate,
     all_above,
     bracket,
@@ -16,8 +16,8 @@ from experiments.common.intervals import (
     pm,
     verdicts,
 )
-from experiments.common.study import Found, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, bar, markdown
+from common.study import Found, Plan, about_rates, rate_of
+from common.tables import as_dicts, bar, markdown
 
 from .tasks import MAIN
 from .train import ALONE, RULES, WINDOWS

@@ -5,11 +5,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.common.cells import Cell
-from experiments.common.intervals import Estimate, bracket, paired, pm
-from experiments.common.intervals import estimate as over_seeds
-from experiments.common.study import Found, Numbers, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, bar, markdown
+from common.cells import Cell
+from common.intervals import Estimate, bracket, paired, pm
+from common.intervals import estimate as over_seeds
+from common.study import Found, Numbers, Plan, about_rates, rate_of
+from common.tables import as_dicts, bar, markdown
 
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, Settings, together

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.files import Source
-from experiments.common.progress import Progress, counted
-from experiments.common.study import Numbers
+from common.cells import Cell, keep_state, kept_state, state_of
+from common.files import Source
+from common.progress import Progress, counted
+from common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Balance, BalanceState, Params, State
 

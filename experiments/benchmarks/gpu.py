@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 import torch
 from torch.func import vmap
 
-from experiments.arguments import folder, positive
+from common.arguments import folder, positive
 from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.gpu_cases import ENDED, FAILED, found, guarded

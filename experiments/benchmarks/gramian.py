@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
+from common.progress import Progress
 from experiments.benchmarks.gramian_report import figure, tables
 from experiments.benchmarks.gramian_ways import (
     contenders,
@@ -42,7 +43,6 @@ from experiments.benchmarks.gramian_ways import (
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed, with_memory
 from experiments.benchmarks.networks import BUILDERS, LAPLACIANS, Problem, describe, problem
 from experiments.benchmarks.record import Record, Row, settings
-from experiments.common.progress import Progress
 
 MLP_TASKS = [(40, 128), *((t, b) for b in (64, 256) for t in (2, 4, 8, 40))]
 # family -> (tasks, batch) on a CPU and on a GPU

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import mtlfunc as mf
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.steps import Shared

@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 import mtlfunc as mf
-from experiments.common.locks import digest
+from common.locks import digest
+from common.machine import processor
 from mtlfunc.core.files import write_whole
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def settings(**given: Any) -> Settings:
     here = Path(__file__).parent
     sources = sorted([*Path(mf.__file__).parent.rglob("*.py"), *here.glob("*.py")])
     found = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -43,14 +43,6 @@ def settings(**given: Any) -> Settings:
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     return found | given
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _load() -> float | None:

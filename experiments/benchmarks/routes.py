@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
 from experiments.benchmarks.record import Record, Row, settings
 

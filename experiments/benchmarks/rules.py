@@ -34,12 +34,12 @@ from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
+from common.progress import counted
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.rules_peers import RULES, Call, Entry, Problem, equal
 from experiments.benchmarks.rules_report import figure, tables
-from experiments.common.progress import counted
 
 POOL = 8  # different problems that single calls go through in turn
 ROUNDS = 7

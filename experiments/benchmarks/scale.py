@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
 from experiments.benchmarks import gramian_ways
 from experiments.benchmarks.families import gramians
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.arguments import at_least, folder, positive
+from common.arguments import at_least, folder, positive
+from common.progress import counted
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, synchronize, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from experiments.benchmarks.solvers_report import figure, tables
-from experiments.common.progress import counted
 from mtlfunc import solvers
 from mtlfunc.types import Certificate
 

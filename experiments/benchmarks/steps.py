@@ -31,7 +31,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 import mtlfunc as mf
-from experiments.arguments import folder, positive
+from common.arguments import folder, positive
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
 from experiments.benchmarks.networks import resnet18
 from experiments.benchmarks.record import Record, Row, settings

@@ -18,11 +18,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from experiments.arguments import at_least, folder
+from common.arguments import at_least, folder
+from common.problems import cagrad_toy
+from common.progress import counted
 from experiments.benchmarks.measuring import synchronize
 from experiments.benchmarks.record import Record, Row, settings
-from experiments.common.progress import counted
-from paper_repro.cagrad import _toy as cagrad_toy
 
 BAR = 100  # times as fast as the script
 

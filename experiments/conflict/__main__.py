@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from matplotlib.figure import Figure
 
-from experiments.arguments import folder
-from experiments.common.progress import counted
-from experiments.common.tables import as_dicts, markdown, write_report
+from common.arguments import folder
+from common.progress import counted
+from common.tables import as_dicts, markdown, write_report
 
 from .coverage import (
     NOISES,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import among
-from experiments.common import command
-from experiments.common.cells import Store, sources_of, unfinished_in
-from experiments.common.study import conduct, conduct_together
-from experiments.common.tables import write_report
+from common import command
+from common.arguments import among
+from common.cells import Store, sources_of, unfinished_in
+from common.study import conduct, conduct_together
+from common.tables import write_report
 
 from . import robots
 from .methods import RULES
@@ -106,7 +106,7 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
 
 def run(chosen: Part, out: Path, workers: int) -> None:
     """One part to its report, in a folder of its name."""
-    sources = [*chosen.sources(), *(HERE.parent / "common").glob("*.py")]
+    sources = [*chosen.sources(), *(HERE.parents[1] / "common").glob("*.py")]
     store = Store(out / "cells", sources, chosen.settings, chosen.unfinished)
     if chosen.together:
         found = conduct_together(

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
-from experiments.common.progress import counted
-from experiments.common.study import Numbers
+from common.cells import Cell
+from common.progress import counted
+from common.study import Numbers
 from mtlfunc.types import Params
 
 from . import networks

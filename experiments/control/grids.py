@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
-from experiments.common.progress import counted
-from experiments.common.study import Numbers
+from common.cells import Cell
+from common.progress import counted
+from common.study import Numbers
 from mtlfunc.types import Params
 
 from .methods import SCALES_UNDONE, probe_and_rule

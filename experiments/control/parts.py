@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.common.study import Found, Plan
+from common.study import Found, Plan
 
 from . import cloning, grids, methods, networks, points, report, robots, sac
 from .methods import BLIND, HEADS, INDEPENDENT, SCALES_UNDONE

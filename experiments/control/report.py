@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.study import Found, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, bar, markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.study import Found, Plan, about_rates, rate_of
+from common.tables import as_dicts, bar, markdown
 
 
 class Metric(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common.command import DataError
+from common.command import DataError
 
 EXTRA = ("gymnasium", "mujoco", "metaworld", "packaging")
 BENCHMARKS: dict[str, tuple[str, ...]] = {

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.progress import Progress
-from experiments.common.study import Numbers
+from common.cells import Cell, keep_state, kept_state, state_of
+from common.progress import Progress
+from common.study import Numbers
 from mtlfunc.types import Params, TrainState
 
 from . import networks

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.arguments import at_least, device, folder, seeds
-from experiments.common import command
-from experiments.common.cells import Store, sources_of
-from experiments.common.device import on
-from experiments.common.pool import threads, unbroken
-from experiments.common.progress import Progress
-from experiments.common.tables import write_report
-from experiments.digits.data import digits
+from common import command
+from common.arguments import at_least, device, folder, seeds
+from common.cells import Store, sources_of
+from common.device import on
+from common.grouping.data import FAMILIES, TASKS, questions
+from common.grouping.forecasts import NAMES, costs, measured
+from common.grouping.truth import GROUPS
+from common.pool import threads, unbroken
+from common.problems.digits import digits
+from common.progress import Progress
+from common.tables import write_report
 
-from .data import FAMILIES, TASKS, questions
-from .forecasts import NAMES, costs, measured
 from .report import family, figure, table
-from .truth import GROUPS
 
 HERE = Path(__file__).parent
 
@@ -101,8 +101,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
         "seeds": list(given.seeds), "draws": given.draws, "steps": given.steps,
         "device": str(given.device), "torch": torch.__version__,
     }  # fmt: skip
-    made_by = [path for path in sources_of(HERE) if path.name != "judge.py"]
-    made_by += [Path(__file__), HERE.parent / "digits" / "data.py"]
+    made_by = [*sources_of(HERE), Path(__file__)]
     store = Store(out / "cells", made_by, {"device": given.device.type})
     kept: dict[str, list[dict[str, Any]]] = {where: [] for where in FAMILIES}
     for draw in range(given.draws):

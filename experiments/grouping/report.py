@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, bracket, estimate, paired, verdicts
-from experiments.common.tables import bar, markdown
-
-from .forecasts import NAMES, costs
-from .judge import BUDGETS, EVEN, Gains, Score, folds, scored, shown, unmeasured
+from common.grouping.forecasts import NAMES, costs
+from common.grouping.judge import BUDGETS, EVEN, Gains, Score, folds, scored, shown, unmeasured
+from common.intervals import Estimate, bracket, estimate, paired, verdicts
+from common.tables import bar, markdown
 
 
 class Family(NamedTuple):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import at_least, device, folder, positive, seeds
-from experiments.common.device import on
-from experiments.common.progress import counted
-from experiments.common.tables import as_dicts, write_report
+from common.arguments import at_least, device, folder, positive, seeds
+from common.device import on
+from common.progress import counted
+from common.tables import as_dicts, write_report
 
 from .report import figure, table
 from .run import FIRST, WAYS, Cell, Outcome, meet, perform

@@ -21,10 +21,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from experiments.arguments import folder, seeds
-from experiments.common.intervals import Estimate, bracket, estimate
-from experiments.common.progress import counted
-from experiments.common.tables import as_dicts, bar, markdown, write_report
+from common.arguments import folder, seeds
+from common.intervals import Estimate, bracket, estimate
+from common.progress import counted
+from common.tables import as_dicts, bar, markdown, write_report
 
 from .networks import NETWORKS, Problem
 from .steps import DIAGONAL, Make

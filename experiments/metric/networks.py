@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.digits.data import digits, splits
+from common.problems.digits import digits, splits
 from experiments.multimnist.architectures import HardSharing, dense
 
 Losses = list[Tensor]

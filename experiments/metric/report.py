@@ -6,8 +6,8 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, estimate, paired, pm
-from experiments.common.tables import bar, markdown
+from common.intervals import Estimate, estimate, paired, pm
+from common.tables import bar, markdown
 
 from .run import WAYS, Cell, Met, Outcome
 

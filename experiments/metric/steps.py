@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from paper_repro.cross_paper.muon_norm import descent_in_norm, factors
+from common.muon import descent_in_norm, factors
 
 from .networks import Problem
 

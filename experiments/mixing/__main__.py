@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from experiments.arguments import among, at_least, folder, seeds
-from experiments.common import command
-from experiments.common.cells import Store, slug, sources_of
-from experiments.common.pool import threads, unbroken
-from experiments.common.tables import write_report
-from experiments.digits.data import digits
+from common import command
+from common.arguments import among, at_least, folder, seeds
+from common.cells import Store, slug, sources_of
+from common.pool import threads, unbroken
+from common.problems.digits import digits
+from common.tables import write_report
 
 from .data import PROBLEMS
 from .report import figure, table

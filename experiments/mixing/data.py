@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.digits.data import Digits
+from common.problems.digits import Digits
 
 PROBLEMS = {
     "one helps": ("noisy", "flipped", "turned", "random"),

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.tables import markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.tables import markdown
 
 from .data import PROBLEMS
 from .study import EVERY, Choice, Outcome

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from experiments.common.progress import Progress
-from experiments.digits.data import Digits
+from common.problems.digits import Digits
+from common.progress import Progress
 from mtlfunc.types import Geometry, Params, State
 
 from .data import COUNT, TARGET, Part, task

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from experiments.arguments import among, at_least, positive
-from experiments.common import command
-from experiments.common.cells import Store, sources_of
-from experiments.common.files import DataError, Files, Source
-from experiments.common.study import BEYOND, Plan, alike, conduct_together
-from experiments.common.tables import write_report
+from common import command
+from common.arguments import among, at_least, positive
+from common.cells import Store, sources_of
+from common.files import DataError, Files, Source
+from common.study import BEYOND, Plan, alike, conduct_together
+from common.tables import write_report
 
 from . import mnist
 from .report import figures, numbers_of, table
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = split(settings, 0)  # fails now rather than in a worker
         seeds = command.seeds_of(given)
         plan = plan_of(size, settings, given.rules, seeds, given.settings, given.rate)
-        own = [*sources_of(HERE), HERE.parent / "digits" / "data.py"]
+        own = sources_of(HERE)
         store = Store(out / "cells", own, settings, files=files)
         if given.runs is not None:
             assert files is not None

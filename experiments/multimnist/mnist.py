@@ -22,8 +22,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.files import DataError, listed, names_in, reading
-from experiments.digits.data import overlay
+from common.files import DataError, listed, names_in, reading
+from common.problems.digits import overlay
 
 SIDE, CANVAS = 28, 36
 OFFSET = CANVAS - SIDE - 2

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm
-from experiments.common.study import Found, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, bar, markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm
+from common.study import Found, Plan, about_rates, rate_of
+from common.tables import as_dicts, bar, markdown
 
 from .train import ALONE, BASE, OF_DATA, PREFERENCES, SETTINGS, TASKS
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from experiments.common.cells import Cell, Store, filled, plain
-from experiments.common.files import DataError, Files
-from experiments.common.study import Numbers
+from common.cells import Cell, Store, filled, plain
+from common.files import DataError, Files
+from common.study import Numbers
 from mtlfunc.core.files import write_whole
 
 from .train import Settings

@@ -14,10 +14,10 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
-from experiments.common.files import DataError, Source
-from experiments.common.study import Numbers
-from experiments.digits import data as overlaid
+from common.cells import Cell
+from common.files import DataError, Source
+from common.problems import digits as overlaid
+from common.study import Numbers
 from mtlfunc import Probe, Rule, Step
 from mtlfunc.types import Geometry, Info, Params, State, TrainState
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import among, positive
-from experiments.common import command
-from experiments.common.cells import Store, sources_of
-from experiments.common.study import Choice, Numbers, Plan, conduct
-from experiments.common.tables import write_report
+from common import command
+from common.arguments import among, positive
+from common.cells import Store, sources_of
+from common.study import Choice, Numbers, Plan, conduct
+from common.tables import write_report
 
 from .methods import METHODS
 from .problems import HARD, PROBLEMS

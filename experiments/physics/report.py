@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, estimate, paired
-from experiments.common.study import Choice
-from experiments.common.tables import markdown
+from common.intervals import Estimate, estimate, paired
+from common.study import Choice
+from common.tables import markdown
 
 from .methods import METHODS
 from .problems import HARD, PROBLEMS

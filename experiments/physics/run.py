@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from experiments.common.cells import Cell
+from common.cells import Cell
 from mtlfunc.types import Params
 
 from .methods import METHODS, Steps

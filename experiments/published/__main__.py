@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from experiments.common import command
-from experiments.common.cells import Store, sources_of, unfinished_in
-from experiments.common.files import Files, Source
-from experiments.common.study import Plan, conduct
-from experiments.common.tables import write_report
+from common import command
+from common.cells import Store, sources_of, unfinished_in
+from common.files import Files, Source
+from common.study import Plan, conduct
+from common.tables import write_report
 
 from .benchmark import Benchmark
 from .report import numbers_of, table

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.common.files import DataError, listed, names_in, reading
+from common.files import DataError, listed, names_in, reading
 
 from .benchmark import Batch, Benchmark, Splits
 

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import mtlfunc as mf
+from common.files import DataError, listed, names_in
 from experiments.auxiliary.data import unpickled
-from experiments.common.files import DataError, listed, names_in
 
 from .benchmark import Batch, Benchmark, Splits
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.common.files import DataError, listed, reading
+from common.files import DataError, listed, reading
 
 from .benchmark import Batch, Benchmark, Splits
 

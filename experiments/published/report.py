@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mtlfunc as mf
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.study import Found, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.study import Found, Plan, about_rates, rate_of
+from common.tables import as_dicts, markdown
 
 from .benchmark import Benchmark
 from .train import alone

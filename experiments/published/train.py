@@ -13,11 +13,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from common.cells import Cell, keep_state, kept_state, state_of
+from common.files import DataError, Source
+from common.progress import Progress
+from common.study import Numbers
 from experiments.arena.contestants import CONTESTANTS
-from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.files import DataError, Source
-from experiments.common.progress import Progress
-from experiments.common.study import Numbers
 from mtlfunc.types import Optimizer, Params
 
 from .benchmark import Batch, Benchmark, Split, Splits

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from experiments.arguments import positive
-from experiments.common import command
-from experiments.common.cells import Store, sources_of
-from experiments.common.device import on
-from experiments.common.study import Plan, alike, conduct, conduct_together
-from experiments.common.tables import write_report
+from common import command
+from common.arguments import positive
+from common.cells import Store, sources_of
+from common.device import on
+from common.study import Plan, alike, conduct, conduct_together
+from common.tables import write_report
 
 from . import exact, train
 from .methods import METHODS

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from common.cells import Cell
 
 from .methods import METHODS, advantages
 

@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.tables import markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.tables import markdown
 
 from . import exact
 from .adding import REWARDS

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from common.cells import Cell
 
 from .adding import Policy, Questions, answer, every, rewards, surprise, taught
 from .methods import METHODS, advantages

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from experiments.common import command
-from experiments.common.cells import Cell, Store, sources_of, unfinished_in
-from experiments.common.files import Files, Source
-from experiments.common.study import Plan, alike, conduct, conduct_together
-from experiments.common.tables import write_report
+from common import command
+from common.cells import Cell, Store, sources_of, unfinished_in
+from common.files import Files, Source
+from common.study import Plan, alike, conduct, conduct_together
+from common.tables import write_report
 
 from . import data
 from .report import figure, numbers_of, table

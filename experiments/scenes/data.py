@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.common.files import DataError, listed, reading
-from experiments.common.progress import counted
+from common.files import DataError, listed, reading
+from common.progress import counted
 
 from .metrics import DEPTH, NORMAL, SEGMENT
 from .render import Views

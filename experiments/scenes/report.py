@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.study import Found, Plan, about_rates, rate_of
-from experiments.common.tables import as_dicts, bar, markdown
+from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.study import Found, Plan, about_rates, rate_of
+from common.tables import as_dicts, bar, markdown
 
 from .data import Benchmark
 from .metrics import METRICS, by_task, flat, metrics_of

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.files import DataError, Source
-from experiments.common.progress import Progress, counted
-from experiments.common.study import Numbers
+from common.cells import Cell, keep_state, kept_state, state_of
+from common.files import DataError, Source
+from common.progress import Progress, counted
+from common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import BalanceState, Params, State
 

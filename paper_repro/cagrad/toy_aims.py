@@ -7,10 +7,10 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.problems.cagrad_toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
 
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
-from ._toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
 from .decisions import claim
 from .toy_runs import EVERY, Run, Toy, of, rises, toy, with_steps
 

@@ -3,8 +3,9 @@
 import numpy as np
 from torch import Tensor
 
+from common.problems.cagrad_toy import CS, STARTS, minimum_of_mean
+
 from ..report.findings import Claim, Findings, Settings, yes
-from ._toy import CS, STARTS, minimum_of_mean
 from .decisions import claim
 from .toy_runs import CLOSE, CONTACT, Toy, contact, toy, with_steps
 

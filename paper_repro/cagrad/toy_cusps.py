@@ -9,9 +9,7 @@ import torch
 from matplotlib.figure import Figure as Canvas
 
 import mtlfunc as mf
-
-from ..report.findings import Claim, Figure, Findings, Settings
-from ._toy import (
+from common.problems.cagrad_toy import (
     CODE,
     NUDGE,
     PAPER_SIGN,
@@ -23,6 +21,8 @@ from ._toy import (
     losses,
     ramp,
 )
+
+from ..report.findings import Claim, Figure, Findings, Settings
 from .decisions import claim
 from .toy_figures import surface
 from .toy_maps import LEGEND, maps

@@ -4,9 +4,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, yes
-from ._toy import (
+from common.problems.cagrad_toy import (
     CODE,
     CS,
     PAPER_SIGN,
@@ -19,6 +17,9 @@ from ._toy import (
     minimum_of_mean,
     pareto_set,
 )
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, yes
 from .decisions import STOPPED, claim
 from .toy_maps import LEGEND, maps
 from .toy_runs import (

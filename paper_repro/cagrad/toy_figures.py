@@ -9,9 +9,19 @@ from matplotlib.figure import Figure as Canvas
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 
+from common.problems.cagrad_toy import (
+    CODE,
+    LR,
+    PAPER_SIGN,
+    PRINTED,
+    RULES,
+    Lanes,
+    at,
+    minimum_of_mean,
+)
+
 from ..report.findings import Figure
 from ..report.options import Impossible, Option, Rate, Starts, Steps, drawn
-from ._toy import CODE, LR, PAPER_SIGN, PRINTED, RULES, Lanes, at, minimum_of_mean
 from .toy_maps import SIGNS as LEGEND
 from .toy_maps import lane_map, shaded
 from .toy_runs import COLOURS, DASHES, compiler_works, cpp_compiler, ways

@@ -11,7 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
-from ._toy import STARTS, at, minimum_of_mean, pareto_set
+from common.problems.cagrad_toy import STARTS, at, minimum_of_mean, pareto_set
+
 from .toy_runs import Run
 
 SIGNS = (

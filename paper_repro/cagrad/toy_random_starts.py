@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from common.problems.cagrad_toy import USUAL
+
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import share_interval
-from ._toy import USUAL
 from .decisions import claim
 from .toy_runs import (
     COLOURS,

@@ -13,11 +13,7 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
-
-from ..report.findings import Settings
-from ..report.parts import kept
-from ..report.regions import OPTIONS
-from ._toy import (
+from common.problems.cagrad_toy import (
     CODE,
     LR,
     RULES,
@@ -32,6 +28,10 @@ from ._toy import (
     replay,
     start_of,
 )
+from common.regions import OPTIONS
+
+from ..report.findings import Settings
+from ..report.parts import kept
 
 STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
 WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rates

@@ -17,8 +17,8 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.findings import Settings
 from ..report.grids import chosen
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
-from typing import Any
-from unittest.mock import patch
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.muon import descent_in_norm, factors
 
 from ..report.bounds import EXCEPTION
 from ..report.findings import Claim, Findings, Settings
@@ -34,31 +29,6 @@ def network(params: mf.types.Params) -> nn.Module:
     for name, leaf in zip(("0.weight", "0.bias", "2.weight"), leaves, strict=True):
         setattr(net.get_submodule(name[0]), name[2:], nn.Parameter(leaf.clone()))
     return net
-
-
-@contextmanager
-def factors(exact: bool) -> Iterator[None]:
-    """Polar factors, if exact, instead of Muon's own five Newton-Schulz steps in bfloat16."""
-    module, name = import_module("torch.optim._muon"), "_zeropower_via_newtonschulz"
-
-    def polar(update: Tensor, *_: Any) -> Tensor:
-        left, _, right = torch.linalg.svd(update, full_matrices=False)
-        return left @ right
-
-    with patch.object(module, name, polar) if exact else nullcontext():
-        yield
-
-
-def descent_in_norm(
-    muon: torch.optim.Muon, net: nn.Module, rows: mf.types.Params, gramian: Tensor
-) -> tuple[mf.types.Params, Tensor]:
-    """Gradients of all leaves of `rows` for the steepest common descent, and the rates that it
-    promises: in Muon's norm over matrices, over the others by their Gramian.
-    """
-    matrices = {name: row for name, row in rows.items() if net.get_parameter(name).ndim == 2}
-    solution, grads = mf.muon.gradients(muon, net, matrices, gramian)
-    mixed = {name: torch.tensordot(solution.weights, row, 1) for name, row in rows.items()}
-    return mixed | grads, solution.rates
 
 
 def train(seed: int, *, norm: bool, exact: bool, steps: int) -> tuple[Tensor, Tensor]:
@@ -108,15 +78,15 @@ def run(settings: Settings) -> Findings:
 
 
 def common_descent(settings: Settings) -> Claim:
-    lengths = {factors: FIRST + settings.count(steps) for factors, steps in FACTORS.items()}
+    lengths = {kind: FIRST + settings.count(steps) for kind, steps in FACTORS.items()}
     seeds, exactly = min(SEEDS, settings.seeds), next(iter(FACTORS))
     numbers: dict[str, float] = {}
-    plan = [(factors, way) for factors in FACTORS for way in WAYS]
-    for factors, way in tqdm(plan, desc="Muon's norm", leave=False):
-        norm, exact = way == WAYS[1], factors == exactly
-        runs = [train(x, norm=norm, exact=exact, steps=lengths[factors]) for x in range(seeds)]
+    plan = [(kind, way) for kind in FACTORS for way in WAYS]
+    for kind, way in tqdm(plan, desc="Muon's norm", leave=False):
+        norm, exact = way == WAYS[1], kind == exactly
+        runs = [train(x, norm=norm, exact=exact, steps=lengths[kind]) for x in range(seeds)]
         rises, promises = (torch.stack(x)[:, FIRST:] for x in zip(*runs, strict=True))
-        label = f"{factors}, on {way}"
+        label = f"{kind}, on {way}"
         share = mean_interval((~(rises <= TOLERANCE)).double().mean(1))  # NaN is a rise
         numbers |= named(f"{label}: share of steps that raise a loss", share)
         numbers |= named(f"{label}: largest rise over largest change", mean_interval(rises.mean(1)))

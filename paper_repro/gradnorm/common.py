@@ -17,8 +17,8 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import constant, replayed
 
-from ..report.device import constant, replayed
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, judged

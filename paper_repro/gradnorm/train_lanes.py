@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.findings import Settings
 from ..report.parts import kept
 from .common import initial_params, linear_maps, losses, losses_of

@@ -17,9 +17,9 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.choice import one_of
+from common.device import replayed
 
-from ..report.choice import one_of
-from ..report.device import replayed
 from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings

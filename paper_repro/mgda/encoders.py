@@ -15,8 +15,8 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 

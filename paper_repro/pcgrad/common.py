@@ -11,10 +11,10 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.regions import Program, compile_steps, replayed_steps
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
-from ..report.regions import Program, compile_steps, replayed_steps
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {

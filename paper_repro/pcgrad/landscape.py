@@ -17,11 +17,11 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import constant
+from common.regions import plain_steps
 
-from ..report.device import constant
 from ..report.findings import Settings
 from ..report.parts import kept
-from ..report.regions import plain_steps
 from .common import ARMS, arms, compiled, either, normal
 
 START = (0.5, -3.0)

@@ -13,9 +13,9 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 from mtlfunc.types import Balance
 
-from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named

@@ -12,8 +12,8 @@ from torch.func import grad, jvp, vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import constant, replayed
 
-from ..report.device import constant, replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, mean_interval, named

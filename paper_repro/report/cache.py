@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import mtlfunc as mf
-from experiments.common.locks import digest
+from common.locks import digest
 
 from .figures import STYLE
 from .findings import Settings
@@ -55,7 +55,7 @@ def base() -> str:
 
 
 def sources(path: Path) -> set[Path]:
-    """A file, and those that it imports relatively or from `experiments`, directly or not."""
+    """A file, and those that it imports relatively or from `common`, directly or not."""
     found, left = set(), {path}
     while left:
         path = left.pop()
@@ -66,7 +66,7 @@ def sources(path: Path) -> set[Path]:
 
 def imported(path: Path) -> set[Path]:
     """The files that a file's imports name: relative ones, whatever their level, and absolute ones
-    of `experiments`.
+    of `common`.
     """
     files: set[Path] = set()
     for level, module, names in _ours(path.read_bytes()):
@@ -81,10 +81,10 @@ def imported(path: Path) -> set[Path]:
 
 @functools.cache  # most files are imported by many
 def _ours(source: bytes) -> list[tuple[int, str, list[str]]]:
-    """Level, module and names of a source's imports, relative ones and those of `experiments`."""
+    """Level, module and names of a source's imports, relative ones and those of `common`."""
     return [
         (node.level, node.module or "", [alias.name for alias in node.names])
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ImportFrom)
-        and (node.level or f"{node.module}.".startswith("experiments."))
+        and (node.level or f"{node.module}.".startswith("common."))
     ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
-from experiments.common.pool import Terminated, keep_memory, threads
+from common.pool import Terminated, keep_memory, threads
 
 from .display import Display, caught, say
 from .draws import redrawn

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.judge import (
+from common.judge import (
     ARCHITECTURES,
     BOTH,
     Judged,

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
-from experiments.common.intervals import half_width
+from common.intervals import half_width
 
 
 class Interval(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from experiments.common.locks import InUse, digest, hold_lock
+from common.locks import InUse, digest, hold_lock
 from mtlfunc.core.files import write_whole
 
 from .cache import base, sources

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, get_args
 
 from PIL import Image
 
-from experiments.common.locks import InUse
-from experiments.common.locks import hold_lock as locked
+from common.locks import InUse
+from common.locks import hold_lock as locked
 from mtlfunc.core.files import write_whole
 
 from ..claims import LEDGER, PAPERS, ROWS

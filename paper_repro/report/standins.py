@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.common.cells import filled
+from common.cells import filled
 
 from . import images
 from .ledger import Row

@@ -20,9 +20,9 @@ import matplotlib as mpl
 from matplotlib import style
 from tqdm import tqdm
 
-from experiments.common.device import on
-from experiments.common.locks import digest
-from experiments.common.pool import keep_memory, prepare, threads, unbroken
+from common.device import on
+from common.locks import digest
+from common.pool import keep_memory, prepare, threads, unbroken
 
 from .device import of
 from .display import Display, caught

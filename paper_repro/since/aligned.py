@@ -11,9 +11,9 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
 from ..report.bounds import FEW
-from ..report.device import replayed
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval

@@ -9,11 +9,11 @@ import torch
 from torch.func import vmap
 from tqdm import tqdm
 
-from experiments.digits.data import digits
-from experiments.grouping.data import FAMILIES, TASKS, questions
-from experiments.grouping.forecasts import measured
-from experiments.grouping.judge import BUDGETS, above_random, folds, ranks, shown
-from experiments.grouping.truth import GROUPS
+from common.grouping.data import FAMILIES, TASKS, questions
+from common.grouping.forecasts import measured
+from common.grouping.judge import BUDGETS, above_random, folds, ranks, shown
+from common.grouping.truth import GROUPS
+from common.problems.digits import digits
 
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings

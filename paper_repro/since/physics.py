@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.parts import kept
 from .common import normal
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, named, ratio_interval

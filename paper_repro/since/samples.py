@@ -9,8 +9,8 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
-from ..report.device import replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_best, judged

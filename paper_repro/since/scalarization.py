@@ -12,9 +12,9 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
 
 from ..report.decisions import OPEN
-from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged

@@ -16,7 +16,7 @@ import torch
 import xarray
 
 import mtlfunc as mf
-from experiments.common.locks import InUse, hold_lock
+from common.locks import InUse, hold_lock
 from mtlfunc.studies import grid
 from mtlfunc.studies._grid import Unfinished
 from tests.support import ROOT

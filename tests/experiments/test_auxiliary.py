@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
+from common.cells import Cell, state_of
+from common.files import DataError, Source
+from common.intervals import estimate
 from experiments.auxiliary import __main__ as command
 from experiments.auxiliary import data, networks, report, search, tasks, train
-from experiments.common.cells import Cell, state_of
-from experiments.common.files import DataError, Source
-from experiments.common.intervals import estimate
 
 LOOK = tasks.Look(1, False)
 EVERY = tasks.tasks(8, 1, LOOK)

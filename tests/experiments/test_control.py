@@ -10,7 +10,7 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from common.cells import Cell
 from experiments.control import __main__ as command
 from experiments.control import (
     grids,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from experiments.common import cells
-from experiments.common.cells import Cell, state_of
+from common import cells
+from common.cells import Cell, state_of
 from experiments.control import (
     cloning,
     methods,

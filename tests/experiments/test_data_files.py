@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common import cells, files, progress, study
+from common.files import DataError
 from experiments.auxiliary import __main__ as auxiliary
 from experiments.auxiliary import data as cifar
 from experiments.auxiliary import train as auxiliary_train
-from experiments.common import cells, files, progress, study
-from experiments.common.files import DataError
 from experiments.multimnist import __main__ as multimnist
 from experiments.multimnist import mnist
 from experiments.multimnist import train as multimnist_train

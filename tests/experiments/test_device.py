@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.cells import Cell
+from common.device import on
 from experiments.arena.cells import problem_of
 from experiments.arena.contestants import CONTESTANTS
-from experiments.common.cells import Cell
-from experiments.common.device import on
 from experiments.grouping import __main__ as grouping_command
 from experiments.rewards import adding, exact
 from mtlfunc.core import checks

@@ -1,4 +1,4 @@
-"""experiments/digits: pairs of digits, and parts that share no image."""
+"""Two digits on one canvas: pairs of digits, and parts that share no image."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from experiments.digits import data
+from common.problems import digits as data
 
 
 @pytest.fixture(scope="module")

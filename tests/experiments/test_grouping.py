@@ -13,11 +13,12 @@ from scipy.stats import pearsonr, rankdata
 from torch.func import vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Store
-from experiments.digits.data import digits
+from common.cells import Store
+from common.grouping import data, forecasts, judge, truth
+from common.grouping.affinity import affinity
+from common.problems.digits import digits
 from experiments.grouping import __main__ as command
-from experiments.grouping import data, forecasts, judge, report, truth
-from experiments.grouping.affinity import affinity
+from experiments.grouping import report
 
 SEEDS = (3, 4)
 
@@ -333,7 +334,7 @@ def test_the_command_keeps_all_numbers_and_what_they_rest_on(tmp_path, monkeypat
     assert {len(draws) for draws in numbers["draws"].values()} == {2}
     assert (tmp_path / "grouping.png").stat().st_size > 10_000
     ((sources, settings),) = rests
-    every = {"digits/data.py", "grouping/__main__.py", "grouping/data.py", "grouping/truth.py"}
+    every = {"problems/digits.py", "grouping/data.py", "grouping/truth.py"}
     assert {*map(Path, every)} <= sources
     assert not {Path("grouping/judge.py"), Path("grouping/report.py")} & sources
     assert settings == {"device": "cpu"}

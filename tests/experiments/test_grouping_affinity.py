@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from experiments.grouping.affinity import affinity, groups
+from common.grouping.affinity import affinity, groups
 from tests.support.networks import gradient_rows, network
 
 # --- affinity -----------------------------------------------------------------------------------

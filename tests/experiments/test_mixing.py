@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from experiments.digits.data import digits
+from common.problems.digits import digits
 from experiments.mixing import __main__ as command
 from experiments.mixing import data, report, study
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
-from experiments.common.files import DataError, Source
-from experiments.common.intervals import estimate
-from experiments.common.study import Found
+from common.cells import Cell
+from common.files import DataError, Source
+from common.intervals import estimate
+from common.study import Found
 from experiments.multimnist import __main__ as command
 from experiments.multimnist import architectures, mnist, report, train
 from tests.support.idx import idx_bytes, write_mnist

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 from torch.func import functional_call, grad, hessian, vmap
 
 import mtlfunc as mf
-from experiments.common.study import Choice
+from common.study import Choice
 from experiments.physics import run
 from experiments.physics.methods import LENGTHS, METHODS, ntk_weights
 from experiments.physics.problems import HARD, PROBLEMS, VISCOSITY

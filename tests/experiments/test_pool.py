@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments.common import pool
+from common import pool
 
 PROGRAM = """
 import resource, sys
 import torch
-from experiments.common.pool import keep_memory
+from common.pool import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 def faults():
@@ -33,7 +33,7 @@ print(faults() - before)
 PINNED = """
 import os, sys, time
 import torch
-from experiments.common import pool
+from common import pool
 pool.RETURNED = float(sys.argv[1])
 pool.keep_memory()
 def resident():  # MiB

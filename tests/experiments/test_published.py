@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, state_of
-from experiments.common.files import DataError, Files
+from common.cells import Cell, state_of
+from common.files import DataError, Files
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
 from experiments.published.benchmark import Batch

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from common.cells import Cell
 from experiments.rewards import __main__ as command
 from experiments.rewards import adding, exact, train
 from experiments.rewards.methods import METHODS, advantages

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, state_of
-from experiments.common.files import DataError, Source
+from common.cells import Cell, state_of
+from common.files import DataError, Source
 from experiments.scenes import __main__ as command
 from experiments.scenes import data, metrics, render, report, segnet, small, train
 

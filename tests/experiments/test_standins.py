@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind_from_stats
 
+from common.intervals import estimate
+from common.study import Found
 from docs import results
 from experiments import standins
-from experiments.common.intervals import estimate
-from experiments.common.study import Found
 from experiments.scenes.published import PUBLISHED
 from paper_repro.claims import LEDGER, PAPERS, ROWS
 from paper_repro.report import standins as ledger

@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.common import cells, command, intervals, pool, study, tables
+from common import cells, command, intervals, pool, study, tables
 from tests.support import ROOT
 
 PLAN = study.Plan(
@@ -200,7 +200,7 @@ def test_numbers_come_back_as_they_were(tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from experiments.common import cells, command, study
+from common import cells, command, study
 
 PLAN = study.Plan({"m": ("",)}, (1.0, 2.0, 3.0), (0,), (1, 2))
 

@@ -14,8 +14,8 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 import mtlfunc as mf
+from common.problems import cagrad_toy as toy
 from experiments.benchmarks import toy as benchmark
-from paper_repro.cagrad import _toy as toy
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
 from paper_repro.cagrad.decisions import STOPPED
 from paper_repro.claims import DECISIONS, ROWS

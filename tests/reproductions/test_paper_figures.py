@@ -550,7 +550,7 @@ def test_classification_losses_are_scaled_cross_entropies() -> None:
 
 def test_toy_of_one_rule_is_the_report_s() -> None:
     """The same points as of the rules that the report runs side by side."""
-    from paper_repro.cagrad import _toy as toy
+    from common.problems import cagrad_toy as toy
     from paper_repro.cagrad import toy_runs
 
     found = cagrad.toy(starts=((-8.5, 7.5),), methods=("CAGrad",), c=(0.5,), steps=30)

@@ -12,6 +12,7 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
+from common.choice import one_of
 from paper_repro.mgda import (
     adam,
     common,
@@ -27,7 +28,6 @@ from paper_repro.mgda import (
     softmax,
     unit_gradients,
 )
-from paper_repro.report.choice import one_of
 from paper_repro.report.counting import operations
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of

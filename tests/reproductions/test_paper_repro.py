@@ -430,13 +430,13 @@ def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
 
 
 def test_key_follows_imports() -> None:
-    """Beside a module, a folder up and from `experiments`, but nothing that it does not import."""
+    """Beside a module, a folder up and from `common`, but nothing that it does not import."""
 
     def found_by(name: str) -> set[str]:
         return {str(path.relative_to(ROOT)) for path in sources(ROOT / "paper_repro" / name)}
 
     names = found_by("pcgrad/ablation.py")
-    assert "experiments/common/intervals.py" in names
+    assert "common/intervals.py" in names
     found = {name.removeprefix("paper_repro/") for name in names}
     assert {
         "pcgrad/ablation.py",
@@ -447,11 +447,10 @@ def test_key_follows_imports() -> None:
         "report/findings.py",
         "report/intervals.py",
     } <= found
-    assert all(name.startswith(("pcgrad/", "report/", "experiments/common/")) for name in found)
+    assert all(name.startswith(("pcgrad/", "report/", "common/")) for name in found)
     assert not found & {"pcgrad/claims.py", "pcgrad/theorem1.py", "report/page.py"}
-    shared = {f"grouping/{name}.py" for name in ("data", "truth", "forecasts", "judge")}
-    beneath = {f"experiments/{name}" for name in (*shared, "digits/data.py")}
-    assert beneath <= found_by("since/grouping.py")
+    shared = {f"common/grouping/{name}.py" for name in ("data", "truth", "forecasts", "judge")}
+    assert shared | {"common/problems/digits.py"} <= found_by("since/grouping.py")
 
 
 def test_key_changes_with_a_source_a_folder_up(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.common.locks import hold_lock
+from common.locks import hold_lock
 from paper_repro.__main__ import reproduce
 from paper_repro.report import parts
 from paper_repro.report.cache import key, versions

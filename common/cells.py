@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mtlfunc as mf
-from experiments.common.locks import digest
+from common.locks import digest
 from mtlfunc.core.files import write_whole
 
 from .files import Files
@@ -97,7 +97,7 @@ class Store:
 
 def sources_of(here: Path) -> list[Path]:
     """The files of an experiment, and those that all share, less what only shows numbers."""
-    every = [*here.glob("*.py"), *Path(__file__).parent.glob("*.py")]
+    every = [*here.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
     return [path for path in every if path.name not in ("report.py", "judge.py", "__main__.py")]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.digits.data import Digits
+from common.problems.digits import Digits
 
 TASKS = 6
 FAMILIES = ("digits", "planted")

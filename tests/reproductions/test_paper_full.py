@@ -5,7 +5,7 @@ import json
 import pytest
 
 from docs import record, results
-from experiments.benchmarks import full
+from paper_repro import full
 from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report.findings import Settings

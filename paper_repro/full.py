@@ -1,6 +1,6 @@
 """How long `python -m paper_repro --full` takes and what it says, a question at a time.
 
-    python -m experiments.benchmarks.full
+    python -m paper_repro.full
 
 A question that came to its end in paper_repro/out/full left its processor time and its numbers
 there, which are taken over. What several questions share counts for whichever computed it. All of
@@ -17,14 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.benchmarks.record import settings
-from mtlfunc.core.files import write_whole
-from paper_repro.__main__ import configuration_of, reproductions
-from paper_repro.claims import DECISIONS
-from paper_repro.report.findings import Settings
-from paper_repro.report.results import Unreadable, read_claims, read_runs
+import torch
 
-RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
+from common.machine import processor
+from mtlfunc.core.files import write_whole
+
+from .__main__ import configuration_of, reproductions
+from .claims import DECISIONS
+from .report.findings import Settings
+from .report.results import Unreadable, read_claims, read_runs
+
+RUN = Path(__file__).parent / "out" / "full" / "runs.json"
 KEPT = Path(__file__).parent / "full.json"
 LONG = 60.0
 """Seconds from which a question has a line of its own in the table."""
@@ -71,8 +74,7 @@ def keep(answers: dict[str, Answer]) -> None:
 
 def here() -> str:
     """The machine of this process."""
-    found = settings()
-    return f"{found['processor']}, torch {found['torch']}"
+    return f"{processor()}, torch {torch.__version__}"
 
 
 def decided(rows: Iterable[dict]) -> Iterator[tuple[str, str]]:

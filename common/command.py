@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.arguments import among, at_least, device, existing_folder, seeds
+from common.arguments import among, at_least, device, existing_folder, seeds
 
 from .files import DataError
 from .locks import InUse, hold_lock
@@ -101,7 +101,7 @@ def seeds_of(given: argparse.Namespace) -> tuple[int, ...]:
 
 def out_of(given: argparse.Namespace, found: argparse.ArgumentParser) -> Path:
     """Where results go, as in `usable`."""
-    here = Path(__file__).parent.parent / given.name / "out"
+    here = Path(__file__).parents[1] / "experiments" / given.name / "out"
     return usable(given.out or here / size_of(given), found)
 
 

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 import mtlfunc as mf
-
-from ..report import regions
-from ..report.choice import one_of
+from common import regions
+from common.choice import one_of
 
 PAPER = "CAGrad (Liu et al. 2021)"
 PRINTED = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))

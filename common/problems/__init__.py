@@ -1,0 +1,1 @@
+"""Problems that experiments and reproductions share."""

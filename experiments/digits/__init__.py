@@ -1,1 +1,0 @@
-"""Pairs of scikit-learn's digits: data that several studies share."""
