@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from common.cells import Cell
-from common.device import on
+from common.device import constant, on, replayed
+from common.problems import cagrad_toy
 from experiments.arena.cells import problem_of
 from experiments.arena.contestants import CONTESTANTS
 from experiments.grouping import __main__ as grouping_command
@@ -17,7 +18,7 @@ from mtlfunc.studies.arena import Settings as Few
 from mtlfunc.studies.arena import compete
 from mtlfunc.training import _recorder
 from paper_repro import __main__ as repro
-from paper_repro.cagrad import _toy, convergence, toy_runs
+from paper_repro.cagrad import convergence, toy_runs
 from paper_repro.cagrad.common import quadratics
 from paper_repro.gradnorm import common, lanes, train_lanes
 from paper_repro.mgda import adam, encoders
@@ -60,7 +61,7 @@ def toy_lanes(on: torch.device) -> Tensor:
     named = ((-8.5, 7.5), (9.0, 9.0))
     start = torch.tensor(named, dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
-    each = _toy.Lanes(start, ones, ones / 2, torch.arange(2))
+    each = cagrad_toy.Lanes(start, ones, ones / 2, torch.arange(2))
     return toy_runs.stepped(("CAGrad", "MGDA"), each, 6, 1e-3, compiled=False)[1]
 
 
@@ -148,7 +149,7 @@ def same(found, wanted):
 def test_the_toy_is_replayed_as_it_is_stepped(monkeypatch):
     wanted = toy_lanes(torch.device("cpu"))
     monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
-    monkeypatch.setattr(toy_runs, "advance", _toy.replay)
+    monkeypatch.setattr(toy_runs, "advance", cagrad_toy.replay)
     Watched.made.clear()
     assert torch.equal(toy_lanes(torch.device("cpu")), wanted)
     assert any("replay" in recorder.calls for recorder in Watched.made)
@@ -159,7 +160,7 @@ def test_what_no_graph_can_hold_runs_as_it_is(monkeypatch, capsys):
         return (state + by.item(),)
 
     monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
-    move = device.replayed(reads)
+    move = replayed(reads)
     state = torch.zeros(3)
     for _ in range(3):
         (state,) = move(state, torch.ones(()))
@@ -173,7 +174,7 @@ def test_an_error_of_a_step_is_not_taken_for_one_of_the_recording():
             raise RuntimeError("it is broken")
         return (state + 1,)
 
-    move = device.replayed(fails)
+    move = replayed(fails)
     (state,) = move(torch.zeros(2))
     with pytest.raises(RuntimeError, match="it is broken"):
         move(state)
@@ -192,8 +193,8 @@ def test_nothing_changes_on_the_cpu():
 def test_constants_are_the_same_by_fills():
     like = torch.zeros(3, dtype=torch.float64)
     wanted = torch.tensor([0.1, 20.0], dtype=torch.float64)
-    assert torch.equal(device.constant((0.1, 20.0), like), wanted)
-    assert device.constant((0.1, 20.0), like.to(META)).dtype == torch.float64
+    assert torch.equal(constant((0.1, 20.0), like), wanted)
+    assert constant((0.1, 20.0), like.to(META)).dtype == torch.float64
 
 
 def test_what_is_about_a_processors_time_stays_there():
