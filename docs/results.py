@@ -67,11 +67,11 @@ from docs.verdicts import (
 )
 from experiments.benchmarks import (
     gpu_report,
-    gramian_report,
+    gramian,
     metric,
     record,
     routes,
-    rules_report,
+    rules,
     scale_report,
     solvers_report,
     steps,
@@ -194,7 +194,7 @@ def gramian_table(rows: list[record.Row]) -> str:
 
 def bars_missed(rows: list[record.Row]) -> str:
     """How many of the engine's bars on a CPU are met, and which are not."""
-    bars = [bar for bar in gramian_report.against_bars(rows) if "cpu" in bar["case"]]
+    bars = [bar for bar in gramian.against_bars(rows) if "cpu" in bar["case"]]
     missed = [
         f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, at most "
         f"{bar['limit']:.3g} wanted"
@@ -236,9 +236,7 @@ def rules_table(rows: list[record.Row]) -> str:
         f"{cell(name, 32, 1024)} |"
         for name in names
     ]
-    bars = [
-        bar for bar in rules_report.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32
-    ]
+    bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
     slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})
     kept = sum(bar["fastest"] <= bar["limit"] for bar in bars)
     return (

@@ -34,7 +34,7 @@ from common.arguments import folder, positive
 from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.gpu_cases import ENDED, FAILED, found, guarded
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.record import Record, Row, plain, settings
 from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
 
 ROOT = Path(__file__).parents[2]
@@ -251,24 +251,6 @@ def within(command: Sequence[str], seconds: float) -> str:
         return f"failed with status {status}: {lines[-1] if lines else 'no message'}"
 
 
-def table(rows: list[Row], machine: str) -> str:
-    """One Markdown table."""
-    held = "MiB and GiB of a call are the peak beyond what was held before it."
-    lines = ["# On one device", "", machine, "", held, ""]
-    lines += ["| part | case | measured | | at most | |", "|---|---|---|---|---|---|"]
-    order = {name: i for i, name in enumerate(PARTS)}
-    for row in sorted(rows, key=lambda row: (order[row["part"]], row["case"] == ENDED)):
-        value, target = row["value"], row["target"]
-        holds = "" if target is None else "not measured"
-        if target is not None and value is not None:
-            holds = "holds" if value <= target else "missed"
-        measured = "–" if value is None else f"{value:.3g} {row['unit']}".strip()
-        limit = "" if target is None else f"{target:.3g}"
-        cells = [row["part"], row["case"], measured, row["note"], limit, holds]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join([*lines, ""])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
@@ -314,7 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
         said += f", but {len(failed)} cases failed" if failed else ""
         about = {"part": name, "day": datetime.date.today().isoformat()}
         record.keep(about | found(ENDED, time.perf_counter() - start, "s", said))
-        record.write_tables(given.out / "gpu.md", table)
+        record.write_tables(given.out / "gpu.md", plain)
         print(f"{name}: {said}", flush=True)
     if path.exists():
         print((given.out / "gpu.md").read_text(encoding="utf-8"))

@@ -4,8 +4,8 @@
     ...] [--seconds S] [--out DIR]
 
 Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures
-again), gramian.md and gramian.png. A case is reused only where machine, versions, sources and
-settings are the same.
+again) and gramian.md. A case is reused only where machine, versions, sources and settings are the
+same.
 
 Time: one call from parameters and batch to the Gramian, or to Gramian and combined gradient (a
 step). All contenders of a case take turns, in random order, so that what else the machine does hits
@@ -19,9 +19,8 @@ passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
 import argparse
 import importlib.util
 import math
-import random
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,9 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.arguments import at_least, folder, positive
-from common.progress import Progress
-from experiments.benchmarks.gramian_report import figure, tables
+from common.arguments import at_least
+from experiments.benchmarks import runner
 from experiments.benchmarks.gramian_ways import (
     contenders,
     gram,
@@ -40,9 +38,9 @@ from experiments.benchmarks.gramian_ways import (
     some_weights,
     vector,
 )
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed, with_memory
+from experiments.benchmarks.measuring import Call, in_shares, with_memory
 from experiments.benchmarks.networks import BUILDERS, LAPLACIANS, Problem, describe, problem
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.record import Row
 
 MLP_TASKS = [(40, 128), *((t, b) for b in (64, 256) for t in (2, 4, 8, 40))]
 # family -> (tasks, batch) on a CPU and on a GPU
@@ -57,7 +55,6 @@ GRIDS: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
     **{name: ([(1, 256)], [(1, 256)]) for name in BUILDERS if name.split("-")[0] in LAPLACIANS},
 }
 IMAGES = {"cpu": 32, "cuda": 64}  # sides in pixels
-ROUNDS = 9
 PEERS = ("torchjd", "opacus", "backpack")
 
 
@@ -113,35 +110,8 @@ def error(quantity: str, answer: Any, truth: tuple[Tensor, dict[str, Tensor]]) -
     return worst
 
 
-def take_turns(
-    calls: dict[tuple[str, str], Call], device: str, seconds: float, clock: str, bar: Any
-) -> dict[tuple[str, str], list[float]]:
-    """All times of every contender, in random turns.
-
-    Fast ones are called several times a turn; slow ones take part in three rounds at least.
-    """
-    once = {name: timed(call, clock, device) for name, call in calls.items()}
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
-    shuffle = random.Random(0).shuffle
-    for turn in range(ROUNDS):
-        order = list(calls)
-        shuffle(order)
-        for name in order:
-            rounds = min(ROUNDS, max(3, int(seconds / once[name])))
-            if (turn * rounds) % ROUNDS < rounds:
-                for _ in range(max(1, min(200, int(seconds / ROUNDS / once[name])))):
-                    times[name].append(timed(calls[name], clock, device))
-        if bar is not None:
-            bar.update()
-    return times
-
-
 def measure(
-    case: Case,
-    seconds: float,
-    clock: str = "wall",
-    methods: list[str] | None = None,
-    bar: Any = None,
+    case: Case, seconds: float, clock: str = "wall", methods: list[str] | None = None
 ) -> list[Row]:
     """Every contender of one case.
 
@@ -150,7 +120,6 @@ def measure(
         seconds: time for each contender.
         clock: a key of `CLOCKS`.
         methods: names of the contenders that take part next to the mean gradient; all by default.
-        bar: a progress bar, advanced once a round.
 
     Returns:
         A row a contender, with what it cannot do under "failed".
@@ -185,7 +154,7 @@ def measure(
     del truth, double
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        times = take_turns(calls, device, seconds, clock, bar)
+        times = in_shares(calls, seconds, clock, device)
     for name, taken in times.items():
         rows[name] |= {"median": median(taken), "fastest": min(taken), "calls": len(taken)}
     return list(rows.values())
@@ -214,6 +183,93 @@ def cases(given: argparse.Namespace) -> list[Case]:
     return found
 
 
+def find(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """The rows that were timed and have these entries."""
+    return [
+        row
+        for row in rows
+        if "fastest" in row and all(row[key] == value for key, value in wanted.items())
+    ]
+
+
+class Bar(NamedTuple):
+    """What the layerwise engine is for."""
+
+    family: str
+    tasks: int
+    batch: int
+    device: str
+    quantity: str
+    method: str
+    others: tuple[str, ...]  # against the best of these
+    limit: float  # the most of theirs that it may be
+    what: str = "time"
+
+
+TORCHJD = ("TorchJD autojac", "TorchJD autogram")
+BARS = [
+    Bar("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("mean gradient",), 2.0),
+    Bar("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), 1 / 50),
+    Bar("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), 0.5),
+    Bar("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("loop",), 0.5),
+    Bar("resnet18", 4, 8, "cpu", "gramian", "ours, auto", ("loop", "vmap(vjp)", *TORCHJD), 1.05),
+    *(
+        Bar(family, tasks, batch, "cpu", quantity, f"ours, auto{stacked}", ("loop",), 1.3)
+        for family, tasks, batch in (("decoders", 4, 8), ("own-inputs", 8, 64))
+        for quantity in ("gramian", "step")
+        for stacked in ("", ", stacked")
+    ),
+    *(
+        Bar(
+            f"{way}-{width}-sample",
+            1,
+            256,
+            "cpu",
+            "gramian",
+            "ours, auto",
+            ("mean gradient",),
+            most,
+        )
+        for way, width, most in (
+            ("jets", 128, 7.0),
+            ("jets", 256, 3.5),
+            ("autograd", 128, 12.0),
+            ("autograd", 256, 6.0),
+        )
+    ),
+    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 1.0),
+    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.35, "memory"),
+]
+
+
+def against_bars(rows: Sequence[Row]) -> list[Row]:
+    """Every bar of which both sides were measured."""
+    found = []
+    for bar in BARS:
+        case = find(rows, family=bar.family, tasks=bar.tasks, batch=bar.batch, device=bar.device)
+        mine = find(case, quantity=bar.quantity, method=bar.method)
+        against = [
+            row
+            for row in case
+            if row["method"] in bar.others and row["quantity"] in (bar.quantity, "gradient")
+        ]
+        if mine and against:
+            keys = ("memory",) * 2 if bar.what == "memory" else ("median", "fastest")
+            best = min(against, key=lambda row, key=keys[1]: row[key])
+            found.append(
+                {
+                    "case": f"{mine[0]['case']}, {bar.device}, {bar.quantity}",
+                    "method": bar.method,
+                    "against": best["method"],
+                    "what": bar.what,
+                    "median": mine[0][keys[0]] / best[keys[0]],
+                    "fastest": mine[0][keys[1]] / best[keys[1]],
+                    "limit": bar.limit,
+                }
+            )
+    return found
+
+
 def methods_of(family: str) -> set[str]:
     """Names of the contenders of a family of problems."""
     return {method for _, method, _ in contenders(problem(family, 2, 2, 8), family)}
@@ -227,25 +283,20 @@ def _device(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+    parser = runner.parser(__doc__, 1.0, "wall", "time for each contender of a case")
+    add, own = parser.add_argument, "instead of each case's own"
     add("--cases", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
-    own = "instead of each case's own"
     tasks = f"numbers of tasks, {own}; with --batch all pairs"
     add("--tasks", type=at_least(1), nargs="+", help=tasks)
     add("--batch", type=at_least(1), nargs="+", help=f"batch sizes, {own}")
     sides = "side of the images in pixels; 32 on a CPU, 64 on a GPU"
     add("--image", type=at_least(8), help=sides)
-    add("--seconds", type=positive, default=1.0, help="time for each contender of a case")
     names = "only these, as the table names them, and the mean gradient"
     add("--methods", nargs="+", help=names)
-    add("--clock", default="wall", choices=list(CLOCKS), help=CLOCK_HELP)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     add("--devices", nargs="+", type=_device, default=devices)
     full = "full float32 products on a GPU, also in the ResNet"
     add("--no-tf32", action="store_true", help=full)
-    add("--again", action="store_true", help="measure anew what the record already has")
     return parser
 
 
@@ -253,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    wanted = cases(given)
+    wanted = {(case.name(), case.device): case for case in cases(given)}
     if given.methods:
         known = {name for family in given.cases for name in methods_of(family)}
         if unknown := sorted(set(given.methods) - known):
@@ -261,32 +312,19 @@ def main(arguments: list[str] | None = None) -> None:
     for package in PEERS:
         if not importlib.util.find_spec(package):
             print(f"{package} is not installed: left out")
-    record = Record(
-        given.out / "gramian.json",
-        ("case", "device"),
-        settings(
-            seconds=given.seconds,
-            clock=given.clock,
-            methods=given.methods or "all",
-            **({"TF32": not given.no_tf32} if "cuda" in given.devices else {}),
-        ),
-        order=lambda row: (
-            *(row["device"], list(BUILDERS).index(row["family"])),
-            *(row["tasks"], row["batch"]),
-        ),
-    )
-    left = [case for case in wanted if given.again or record.missing([(case.name(), case.device)])]
-    try:
-        with Progress(len(left) * ROUNDS, "Gramians", "rounds") as bar:
-            for case in left:
-                precision(case, given.no_tf32)
-                record.keep(*measure(case, given.seconds, given.clock, given.methods, bar))
-    except KeyboardInterrupt:
-        many = len({(row["case"], row["device"]) for row in record.rows})
-        tqdm.write(f"stopped; {record.path} has {many} cases, and the next run goes on")
-    record.write_tables(given.out / "gramian.md", tables)
-    if record.here():
-        figure(record.here(), given.out / "gramian.png")
+    about: Row = {"TF32": not given.no_tf32} if "cuda" in given.devices else {}
+
+    def order(row: Row) -> tuple[Any, ...]:
+        return row["device"], list(BUILDERS).index(row["family"]), row["tasks"], row["batch"]
+
+    fields, methods = ("case", "device"), given.methods or "all"
+    record = runner.record_of(given, "gramian", fields, order, methods=methods, **about)
+
+    def one(name: str, device: str) -> list[Row]:
+        precision(wanted[name, device], given.no_tf32)
+        return measure(wanted[name, device], given.seconds, given.clock, given.methods)
+
+    runner.run(given, record, wanted, one)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Call = Callable[[], Any]
+Name = TypeVar("Name")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLOCK_HELP = "cpu: the processor's time; for one thread of a busy machine"
 
@@ -52,6 +53,31 @@ def in_turns(
         for name in draw.sample(list(calls), len(calls)):
             found[name].append(timed(calls[name], clock, device, times))
         turn += 1
+    return found
+
+
+ROUNDS = 9
+
+
+def in_shares(
+    calls: Mapping[Name, Call], seconds: float, clock: str, device: str = "cpu", *, block: float = 0
+) -> dict[Name, list[float]]:
+    """All times of every call, which take turns and have so many seconds each.
+
+    A quick call is timed several times a turn, each over as many calls as fill `block` seconds; a
+    slow one in three turns at least.
+    """
+    once = {name: timed(call, clock, device) for name, call in calls.items()}
+    found: dict[Name, list[float]] = {name: [] for name in calls}
+    draw = random.Random(0)
+    for turn in range(ROUNDS):
+        for name in draw.sample(list(calls), len(calls)):
+            took = max(once[name], 1e-6)
+            turns = min(ROUNDS, max(3, int(seconds / took)))
+            if (turn * turns) % ROUNDS < turns:
+                times = max(1, int(block / took))
+                for _ in range(max(1, min(200, int(seconds / ROUNDS / took / times)))):
+                    found[name].append(timed(calls[name], clock, device, times))
     return found
 
 

@@ -9,18 +9,16 @@ processor's time on one thread. With Adam's metric the rows of the Jacobian are 
 one the layers' own forms are cheaper where samples are few.
 """
 
-import argparse
-import time
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
 
 import mtlfunc as mf
-from common.arguments import at_least, folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
-from experiments.benchmarks.record import Record, Row, settings
+from common.arguments import at_least
+from experiments.benchmarks import runner
+from experiments.benchmarks.measuring import Call, in_turns
+from experiments.benchmarks.record import Row
 from experiments.benchmarks.steps import Shared
 
 TASKS, WIDTH, FIRST = 4, 512, 12
@@ -48,15 +46,8 @@ def step(batch: int, *, metric: bool) -> Call:
 
 def measure(batch: int, seconds: float, clock: str) -> dict[str, float]:
     """Median seconds of both steps."""
-    calls = {
-        "plain": step(batch, metric=False),
-        "metric": step(batch, metric=True),
-    }
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(found["plain"]) < FIRST + 7:
-        for name, call in calls.items():
-            found[name].append(timed(call, clock))
+    calls = {"plain": step(batch, metric=False), "metric": step(batch, metric=True)}
+    found = in_turns(calls, seconds, clock, least=FIRST + 7)
     return {name: median(taken[FIRST:]) for name, taken in found.items()}
 
 
@@ -85,20 +76,17 @@ def missed(rows: list[Row]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.parser(__doc__, 10.0)
     parser.add_argument("--batches", nargs="+", type=at_least(1), default=BATCHES)
-    parser.add_argument("--seconds", type=positive, default=10.0, help="for every batch")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
-    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds)
-    record = Record(given.out / "metric.json", ("optimizer", "batch"), chosen)
-    for name, batch in record.missing([("Adam", batch) for batch in given.batches]):
+    record = runner.record_of(given, "metric", ("optimizer", "batch"))
+
+    def one(name: str, batch: int) -> list[Row]:
         taken = measure(batch, given.seconds, given.clock)
-        record.keep({"optimizer": name, "batch": batch, "seconds": taken})
-        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
-        record.write_tables(given.out / "metric.md", table)
+        return [{"optimizer": name, "batch": batch, "seconds": taken}]
+
+    runner.run(given, record, [("Adam", batch) for batch in given.batches], one, table)
 
 
 if __name__ == "__main__":

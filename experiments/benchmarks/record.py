@@ -127,6 +127,32 @@ def only(path: Path) -> tuple[Settings, list[Row]]:
     return found[0]
 
 
+ABOUT = ("load", "day", "settings")
+
+
+def plain(rows: Iterable[Row], line: str) -> str:
+    """Markdown: a line a row, a column for each text and number, under the `line`."""
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    lines += [f"| {' | '.join(row.get(name, '') for name in names)} |" for row in flat]
+    return "\n".join([f"{line}\n", *lines, ""])
+
+
+def _flat(row: Row) -> dict[str, str]:
+    """Texts of a row's entries and of what its dictionaries hold, but for those within these."""
+    found: Row = {}
+    for key, value in row.items():
+        inside = value.items() if isinstance(value, dict) else ()
+        found |= {f"{key} {name}": held for name, held in inside if not isinstance(held, dict)}
+        found |= {key: value} if not isinstance(value, dict) else {}
+    return {
+        key: f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
+        for key, value in found.items()
+        if key.split(" ")[0] not in ABOUT
+    }
+
+
 class Record:
     """A file of rows. A row is reused only where its cell and all of its settings are the same."""
 

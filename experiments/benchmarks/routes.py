@@ -11,9 +11,7 @@ over the fastest of all ways, which has to be found by trying: rows by one batch
 single passes as well.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,9 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from common.arguments import at_least, folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
-from experiments.benchmarks.record import Record, Row, settings
+from common.arguments import at_least
+from experiments.benchmarks import runner
+from experiments.benchmarks.measuring import Call, in_turns, timed
+from experiments.benchmarks.record import Row
 
 BAR = 1.10
 SAMPLES = 128
@@ -102,27 +101,21 @@ def missed(rows: list[Row]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.parser(__doc__, 4.0)
     parser.add_argument("--widths", nargs="+", type=at_least(1), default=list(WIDTHS))
     parser.add_argument("--tasks", nargs="+", type=at_least(2), default=list(TASKS))
-    parser.add_argument("--seconds", type=positive, default=4.0, help="for every cell")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
-    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds)
     fields = ("weighted", "width", "tasks")
-    record = Record(
-        given.out / "routes.json", fields, chosen, lambda row: [row[name] for name in fields]
-    )
-    cells = [(kind, w, t) for kind in (False, True) for w in given.widths for t in given.tasks]
-    for weighted, width, tasks in record.missing(cells):
+    record = runner.record_of(given, "routes", fields, lambda row: [row[name] for name in fields])
+
+    def one(weighted: bool, width: int, tasks: int) -> list[Row]:
         seconds = measure(width, tasks, weighted, given.seconds, given.clock)
-        row: Row = {"weighted": weighted, "width": width, "tasks": tasks, "seconds": seconds}
-        record.keep(row)
-        print(*table([row], "").splitlines()[4:], flush=True)
-        record.write_tables(given.out / "routes.md", table)
-    print(f"above {BAR}: {'; '.join(missed(record.here())) or 'none'}")
+        return [{"weighted": weighted, "width": width, "tasks": tasks, "seconds": seconds}]
+
+    cells = [(kind, w, t) for kind in (False, True) for w in given.widths for t in given.tasks]
+    rows = runner.run(given, record, cells, one, table)
+    print(f"above {BAR}: {'; '.join(missed(rows)) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     [--seconds S] [--clock cpu] [--out DIR]
 
 Writes rules.json (after every cell; a run that was stopped goes on where it was, --again measures
-again), rules.md and rules.png. A row is reused only where machine, versions, sources and settings
-are the same.
+again) and rules.md. A row is reused only where machine, versions, sources and settings are the
+same.
 
 Problems: Jacobians [T, 2T] of independent normal entries in float32, half of whose pairs of rows
 conflict; losses uniform in [.5, 1.5]. One call of ours is `rule.update` with the state that the
@@ -21,11 +21,9 @@ wall's.
 """
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,15 +32,13 @@ from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
-from common.arguments import at_least, folder, positive
-from common.progress import counted
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
-from experiments.benchmarks.record import Record, Row, settings
+from common.arguments import at_least
+from experiments.benchmarks import runner
+from experiments.benchmarks.measuring import in_shares
+from experiments.benchmarks.record import Row
 from experiments.benchmarks.rules_peers import RULES, Call, Entry, Problem, equal
-from experiments.benchmarks.rules_report import figure, tables
 
 POOL = 8  # different problems that single calls go through in turn
-ROUNDS = 7
 TASKS = [2, 8, 32, 128]
 WIDE = 2**27  # entries that one vmap of a rule that needs T Gramians a problem may take
 
@@ -125,29 +121,6 @@ def _second(weigh: Call, problem: Problem) -> Tensor:
     return weigh(problem)
 
 
-def take_turns(
-    calls: dict[str, Callable[[], Any]], seconds: float, clock: str
-) -> dict[str, list[float]]:
-    """Times of a call, after a first one that the caller has made.
-
-    Each is the mean over as many calls as fill two milliseconds; slow ones are called three times.
-    """
-    once = {name: timed(call, clock) for name, call in calls.items()}
-    block = {name: max(1, int(2e-3 / max(t, 1e-6))) for name, t in once.items()}
-    found: dict[str, list[float]] = {
-        name: [t] if t > seconds / 3 else [] for name, t in once.items()
-    }
-    for turn in range(ROUNDS):
-        for name in list(calls) if turn % 2 else list(calls)[::-1]:
-            if turn >= 2 and once[name] > seconds / 3:
-                continue
-            end = time.perf_counter() + seconds / ROUNDS
-            found[name].append(timed(calls[name], clock, times=block[name]))
-            while time.perf_counter() < end:
-                found[name].append(timed(calls[name], clock, times=block[name]))
-    return found
-
-
 def measure(rule: str, count: int, batch: int, seconds: float, clock: str) -> Row:
     """One cell: microseconds a problem."""
     entry, given = RULES[rule], problems(count, POOL if batch == 1 else batch)
@@ -169,7 +142,7 @@ def measure(rule: str, count: int, batch: int, seconds: float, clock: str) -> Ro
         except Exception as error:  # what it cannot do is a result, too
             calls.pop("TorchJD", None)
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    for name, taken in take_turns(calls, seconds, clock).items():
+    for name, taken in in_shares(calls, seconds, clock, block=2e-3).items():
         scaled = [1e6 * t / sizes[name] for t in taken]
         row[name] = {"median": median(scaled), "fastest": min(scaled), "blocks": len(scaled)}
     return row
@@ -181,6 +154,24 @@ def apart(weights: Tensor, other: Tensor, jacobian: Tensor) -> float:
     return float((d / d.norm() - e / e.norm()).norm())
 
 
+def against_bars(rows: Sequence[Row]) -> list[Row]:
+    """Every cell that both sides have, with the most that ours may take of TorchJD's time.
+
+    No rule slower than TorchJD's, and PCGrad and GradVac faster by far at T = 32.
+    """
+    found = []
+    for row in rows:
+        if "TorchJD" in row:
+            single = row["batch"] == 1
+            far = row["rule"] in ("pcgrad", "gradvac") and row["tasks"] == 32
+            limit = (1 / 20 if single else 1 / 100) if far else 1.0
+            ratios = {key: row["ours"][key] / row["TorchJD"][key] for key in ("median", "fastest")}
+            found.append(
+                {key: row[key] for key in ("rule", "tasks", "batch")} | ratios | {"limit": limit}
+            )
+    return found
+
+
 def _batch(text: str) -> int:
     value = at_least(1)(text)
     if 1 < value <= POOL:
@@ -188,9 +179,9 @@ def _batch(text: str) -> int:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=folder, default=str(Path(__file__).parent / "out"))
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = runner.parser(__doc__, 0.3, "wall", "time for each side of a cell")
     names = "of " + ", ".join(RULES)
     parser.add_argument(
         "--rules", nargs="+", default=list(RULES), choices=list(RULES), metavar="RULE", help=names
@@ -198,35 +189,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", type=at_least(2), nargs="+", default=TASKS)
     at_once = f"problems at once: 1, or more than {POOL}"
     parser.add_argument("--batch", type=_batch, nargs="+", default=[1, 1024], help=at_once)
-    allowed = "time for each side of a cell; three calls in any case"
-    parser.add_argument("--seconds", type=positive, default=0.3, help=allowed)
-    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help=CLOCK_HELP)
-    again = "measure anew what the record already has"
-    parser.add_argument("--again", action="store_true", help=again)
-    return parser
+    given = parser.parse_args(arguments)
 
+    def order(row: Row) -> tuple[int, int, int]:
+        return row["batch"], list(RULES).index(row["rule"]), row["tasks"]
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    given = _parser().parse_args(arguments)
-    record = Record(
-        given.out / "rules.json",
-        ("rule", "tasks", "batch"),
-        settings(seconds=given.seconds, clock=given.clock),
-        order=lambda row: (row["batch"], list(RULES).index(row["rule"]), row["tasks"]),
-    )
-    cells = [(rule, t, b) for t in given.tasks for b in given.batch for rule in given.rules]
-    try:
+    record = runner.record_of(given, "rules", ("rule", "tasks", "batch"), order)
+
+    def one(rule: str, tasks: int, batch: int) -> list[Row]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            left = cells if given.again else record.missing(cells)
-            for cell in counted(left, "rules", "cells"):
-                record.keep(measure(*cell, given.seconds, given.clock))
-    except KeyboardInterrupt:
-        print(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
-    record.write_tables(given.out / "rules.md", tables)
-    if any("TorchJD" in row for row in record.here()):
-        figure(record.here(), given.out / "rules.png")
+            return [measure(rule, tasks, batch, given.seconds, given.clock)]
+
+    cells = [(rule, t, b) for t in given.tasks for b in given.batch for rule in given.rules]
+    runner.run(given, record, cells, one)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import copy
 import math
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,12 +28,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from common.arguments import at_least, folder, positive
-from experiments.benchmarks import gramian_ways
+from common.arguments import at_least, positive
+from experiments.benchmarks import gramian_ways, runner
 from experiments.benchmarks.families import gramians
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
+from experiments.benchmarks.measuring import Call, timed
 from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.record import Row
 from experiments.benchmarks.scale_report import CURVES, figure, table
 from experiments.benchmarks.solvers import measure as certified
 from experiments.benchmarks.solvers_peers import SOLVERS
@@ -220,30 +219,25 @@ def take_turns(calls: dict[str, Call], given: argparse.Namespace) -> dict[str, l
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = runner.parser(__doc__, 0.5, what="for every way of a size")
     add = parser.add_argument
     add("--curves", nargs="+", choices=list(CURVES), default=list(CURVES))
     add("--sizes", nargs="+", type=at_least(2), help="instead of each curve's own, growing")
-    add("--seconds", type=positive, default=0.5, help="for every way of a size")
     add("--longest", type=positive, default=10.0, help="seconds that a call may take")
-    add("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
-    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds, longest=given.longest)
     place = {curve: i for i, curve in enumerate(CURVES)}
-    path, fields = given.out / "scale.json", ("curve", "size")
-    record = Record(path, fields, chosen, lambda row: (place[row["curve"]], row["size"]))
+
+    def order(row: Row) -> tuple[int, int]:
+        return place[row["curve"]], row["size"]
+
+    record = runner.record_of(given, "scale", ("curve", "size"), order, longest=given.longest)
+
+    def one(curve: str, size: int) -> list[Row]:
+        return measure(curve, size, record.here(), given)
+
     wanted = [(c, n) for c in given.curves for n in sorted(given.sizes or CELLS[c][0])]
-    try:
-        for curve, size in record.missing(wanted):
-            record.keep(*(rows := measure(curve, size, record.here(), given)))
-            print(table(rows, "").splitlines()[4], flush=True)
-    except KeyboardInterrupt:
-        print(f"stopped; the next run goes on from {path}")
-    record.write_tables(given.out / "scale.md", table)
-    if record.here():
-        figure(record.here(), given.out / "scale.png")
+    runner.run(given, record, wanted, one, table, figure)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,21 @@ TorchJD's also run there, the active-set kernel also as a replayed CUDA graph.
 import argparse
 import time
 import warnings
-from pathlib import Path
+from functools import lru_cache
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from common.arguments import at_least, folder, positive
-from common.progress import counted
+from common.arguments import at_least
+from experiments.benchmarks import runner
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, synchronize, timed
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.measuring import CLOCKS, Call, synchronize, timed
+from experiments.benchmarks.record import Row, plain
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
-from experiments.benchmarks.solvers_report import figure, tables
+from experiments.benchmarks.solvers_report import count, figure, worst
 from mtlfunc import solvers
 from mtlfunc.types import Certificate
 
@@ -191,70 +191,58 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def run(given: argparse.Namespace, record: Record, left: list[Cell]) -> None:
-    """Measure what is left, the accuracy once for all batches of a solver."""
-    audited: dict[Cell, dict[str, Row]] = {}
-    for cell in counted(left, "solvers", "cells"):
-        kind, name, device, tasks, batch = cell
-        solver = SOLVERS[name]
-        weigh = solver.make(kind)
-        if (same := (kind, name, device, tasks, 0)) not in audited:
-            problems = {
-                family: gramians(family, tasks, given.instances, 2).to(device)
-                for family in FAMILIES
-            }
-            together = solver.batched and kind != "upgrad"
-            audited = {same: audit(weigh, kind, together, problems, given.seconds)}
-        g = mixed(tasks, batch).to(device)
-        found = seconds_a_problem(weigh, solver.batched, g, given.seconds, given.clock)
-        row: Row = dict(zip(FIELDS, cell, strict=True)) | found._asdict()
-        if device == "cuda" and name in EXACT[:2]:
-            row["graph"] = replay_seconds(weigh, g, given.seconds)
-        record.keep(row | {"families": audited[same]})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     allowed = "time for each cell's timing, and again for its audit"
-    add("--seconds", type=positive, default=2.0, help=allowed)
+    parser = runner.parser(__doc__, 2.0, "wall", allowed)
+    add = parser.add_argument
     instances = "problems audited, of each family and number of tasks"
     add("--instances", type=at_least(1), default=64, help=instances)
     add("--tasks", type=at_least(2, MOST), nargs="+", default=[2, 3, 8, 32, 64, 128])
     add("--batches", type=at_least(1), nargs="+", default=[1, 64, 4096])
     add("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     add("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
-    add("--clock", default="wall", choices=list(CLOCKS), help=CLOCK_HELP)
-    add("--again", action="store_true", help="measure anew what the record already has")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser = _parser()
     given = parser.parse_args(arguments)
     wanted = cells(given)
     if not wanted:
         parser.error("none of these solvers takes these problems, numbers of tasks and batches")
-    record = Record(
-        given.out / "solvers.json",
-        FIELDS,
-        settings(seconds=given.seconds, instances=given.instances, clock=given.clock),
-        order=lambda row: (
-            *(KINDS.index(row["kind"]), list(SOLVERS).index(row["solver"])),
-            *(row["device"], row["tasks"], row["batch"]),
-        ),
-    )
-    try:
+
+    def order(row: Row) -> tuple[Any, ...]:
+        first = KINDS.index(row["kind"]), list(SOLVERS).index(row["solver"])
+        return *first, row["device"], row["tasks"], row["batch"]
+
+    record = runner.record_of(given, "solvers", FIELDS, order, instances=given.instances)
+
+    @lru_cache(maxsize=1)  # for all batches of a solver
+    def audited(kind: str, name: str, device: str, tasks: int) -> dict[str, Row]:
+        problems = {x: gramians(x, tasks, given.instances, 2).to(device) for x in FAMILIES}
+        together = SOLVERS[name].batched and kind != "upgrad"
+        return audit(SOLVERS[name].make(kind), kind, together, problems, given.seconds)
+
+    def one(kind: str, name: str, device: str, tasks: int, batch: int) -> list[Row]:
+        weigh, g = SOLVERS[name].make(kind), mixed(tasks, batch).to(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
-            run(given, record, wanted if given.again else record.missing(wanted))
-    except KeyboardInterrupt:
-        print(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
-    record.write_tables(given.out / "solvers.md", tables)
-    if record.here():
-        figure(record.here(), given.out / "solvers.png")
+            families = audited(kind, name, device, tasks)
+            found = seconds_a_problem(weigh, SOLVERS[name].batched, g, given.seconds, given.clock)
+        cell = zip(FIELDS, (kind, name, device, tasks, batch), strict=True)
+        row: Row = dict(cell) | found._asdict()
+        if device == "cuda" and name in EXACT[:2]:
+            row["graph"] = replay_seconds(weigh, g, given.seconds)
+        return [row | {"families": families}]
+
+    runner.run(given, record, wanted, one, table, figure)
+
+
+def table(rows: list[Row], line: str) -> str:
+    """Every row, with the worst that certificates say of all families."""
+    said = [
+        row
+        | {key: worst(row, key) for key in ("kappa", "gap", "infeasibility")}
+        | {key: count(row, key) for key in ("solved", "failed", "zero")}
+        for row in rows
+    ]
+    return plain(said, line)
 
 
 if __name__ == "__main__":

@@ -21,49 +21,6 @@ def count(row: Row, key: str) -> int:
     return sum(family[key] for family in row["families"].values())
 
 
-def tables(rows: Sequence[Row], machine: str) -> str:
-    """Markdown of rows that were taken under the settings that `machine` describes."""
-    lines = [
-        "# Solvers of the small problems",
-        "",
-        machine,
-        "",
-        "µs a problem: median (fastest), the whole call from the Gramian. kappa: the worst of all "
-        "families, away from stationarity; gap and infeasibility: the worst of all. cvxpy: a "
-        "parametrised program, built once and kept warm, Clarabel at the tolerance named. TorchJD "
-        "runs at its defaults, which bound its accuracy. Zero: answers whose weights are all 0; "
-        "TorchJD's CAGrad gives them where the dual's vector, of a Gramian scaled to length 1, is "
-        "shorter than its norm_eps, 1e-4.",
-        "",
-    ]
-    for kind in KINDS:
-        chosen = [row for row in rows if row["kind"] == kind]
-        if chosen:
-            lines += [f"## {kind}", "", *_table(chosen), ""]
-    return "\n".join(lines)
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    graphs = any("graph" in row for row in rows)
-    names = ["solver", "device", "T", "batch", "µs a problem", "worst kappa", "worst gap"]
-    names += ["infeasibility", "failed", "zero", *["µs, CUDA graph"] * graphs]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        failed, solved = count(row, "failed"), count(row, "solved")
-        cells = [
-            *(str(row[key]) for key in ("solver", "device", "tasks", "batch")),
-            f"{1e6 * row['median']:.3g} ({1e6 * row['fastest']:.3g})" if row["median"] else "–",
-            f"{worst(row, 'kappa'):.10g}",
-            f"{worst(row, 'gap'):.1e}",
-            f"{worst(row, 'infeasibility'):.1e}",
-            f"{failed} of {failed + solved}",
-            f"{count(row, 'zero')} of {solved}" if count(row, "zero") else "",
-            *[f"{1e6 * row['graph']:.3g}" if "graph" in row else ""] * graphs,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Time of one problem against its worst certified gap, a panel a problem."""
     from matplotlib.figure import Figure

@@ -16,12 +16,10 @@ gradient, and does what the plain step does. `--compiled` also times, for the ML
 step with its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -31,10 +29,10 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 import mtlfunc as mf
-from common.arguments import folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
+from experiments.benchmarks import runner
+from experiments.benchmarks.measuring import Call, in_turns, timed
 from experiments.benchmarks.networks import resnet18
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.record import Row
 
 
 class Shared(nn.Module):
@@ -398,25 +396,20 @@ def _brief(row: Row) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.parser(__doc__, 10.0, what="for every network")
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--seconds", type=positive, default=10.0, help="for every network")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
     parser.add_argument("--compiled", action="store_true", help="time a compiled pure step also")
-    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds, compiled=given.compiled)
-    record = Record(given.out / "steps.json", ("network",), chosen)
-    for (name,) in record.missing((name,) for name in given.networks):
-        row: Row = {
-            "network": name, "seconds": measure(CASES[name], given.seconds, given.clock)
-        }  # fmt: skip
+    record = runner.record_of(given, "steps", ("network",), compiled=given.compiled)
+
+    def one(name: str) -> list[Row]:
+        row: Row = {"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}
         if given.compiled and name == "mlp":
             row["compiled"] = measure(CASES[name], given.seconds, given.clock, compiled)
-        record.keep(row)
-        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
-        record.write_tables(given.out / "steps.md", table)
+        return [row]
+
+    runner.run(given, record, [(name,) for name in given.networks], one, table)
 
 
 if __name__ == "__main__":

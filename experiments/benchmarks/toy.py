@@ -8,21 +8,20 @@ compiled and vmapped, float64, exact weights. The table also says what unrolling
 Writes toy.json.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from common.arguments import at_least, folder
+from common.arguments import at_least
 from common.problems import cagrad_toy
-from common.progress import counted
+from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import synchronize
-from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.record import Row
 
 BAR = 100  # times as fast as the script
 
@@ -163,33 +162,27 @@ def line(row: Row) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add, count = parser.add_argument, at_least(1)
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser, count = runner.parser(__doc__), at_least(1)
+    add = parser.add_argument
     library = "steps of the library's programs that are timed (default: 20000)"
     add("--steps", type=count, default=20_000, help=library)
     script = "steps of the script that are timed (default: 2000)"
     add("--script-steps", type=count, default=2_000, help=script)
     unroll = "steps a compiled call (default: 1 2 10)"
     add("--unroll", type=count, nargs="+", default=[1, 2, 10], help=unroll)
-    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
-    add("--again", action="store_true", help="measure anew what the record already has")
-    return parser
+    given = parser.parse_args(arguments)
+    about = {"steps": given.steps, "script_steps": given.script_steps}
+    record = runner.record_of(given, "toy", ("rule", "lanes", "unrolled"), **about)
+    lanes = {(name, len(some.sign)): some for name in SCRIPT for some in lanes_of(name)}
+    of_script = cache(lambda name: script_microseconds(name, given.script_steps))
 
+    def one(name: str, count: int, unroll: int) -> list[Row]:
+        return [measure(name, lanes[name, count], unroll, given.steps, of_script(name))]
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    given = _parser().parse_args(arguments)
-    chosen = settings(steps=given.steps, script_steps=given.script_steps)
-    record = Record(given.out / "toy.json", ("rule", "lanes", "unrolled"), chosen)
-    for name in SCRIPT:
-        lanes = {len(some.sign): some for some in lanes_of(name)}
-        wanted = [(name, count, unroll) for count in lanes for unroll in given.unroll]
-        left = wanted if given.again else record.missing(wanted)
-        script = script_microseconds(name, given.script_steps) if left else 0.0
-        for _, count, unroll in counted(left, name, "cells"):
-            record.keep(measure(name, lanes[count], unroll, given.steps, script))
-    for row in record.here():
+    cells = [(*cell, unroll) for cell in lanes for unroll in given.unroll]
+    for row in runner.run(given, record, cells, one):
         print(line(row))
 
 

@@ -11,11 +11,9 @@ thread. Peers: K passes, a loop of `torch.autograd.grad` whose rows are multipli
 TorchJD where it is installed, its Gramian without rows and one more `backward()`.
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from common.arguments import at_least, folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns
-from experiments.benchmarks.record import Record, Row, settings
+from common.arguments import at_least
+from experiments.benchmarks import runner
+from experiments.benchmarks.measuring import Call, in_turns
+from experiments.benchmarks.record import Row
 from mtlfunc.types import Balance
 
 VOCABULARY = 64
@@ -271,22 +270,19 @@ def missed(rows: list[Row]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = runner.parser(__doc__, 8.0, what="for every network and K")
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--tasks", nargs="+", type=at_least(1), default=[2, 4, 16, 64])
-    parser.add_argument("--seconds", type=positive, default=8.0, help="for every network and K")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
-    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds)
-    record = Record(given.out / "weightings.json", ("network", "tasks"), chosen)
-    cases = ((name, tasks) for name in given.networks for tasks in given.tasks)
-    for name, tasks in record.missing(cases):
+    record = runner.record_of(given, "weightings", ("network", "tasks"))
+
+    def one(name: str, tasks: int) -> list[Row]:
         seconds = measure(CASES[name], tasks, given.seconds, given.clock)
-        record.keep({"network": name, "tasks": tasks, "seconds": seconds})
-        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
-        record.write_tables(given.out / "weightings.md", table)
+        return [{"network": name, "tasks": tasks, "seconds": seconds}]
+
+    cells = [(name, tasks) for name in given.networks for tasks in given.tasks]
+    runner.run(given, record, cells, one, table)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,15 @@
 """The benchmark of the rules: runs, records, completeness, the same thing on both sides."""
 
 import inspect
-import json
 
 import pytest
 import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.benchmarks import rules, rules_report
+from experiments.benchmarks import rules
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.rules_peers import Peer
-
-SMALL = ["--tasks", "3", "--batch", "1", "9", "--seconds", "0.001"]
-
-
-def test_a_small_run_writes_table_record_and_figure(tmp_path):
-    arguments = [*SMALL, "--rules", "mgda", "gls", "gradnorm", "--out", str(tmp_path)]
-    rules.main(arguments)
-    rows = json.loads((tmp_path / "rules.json").read_text())["rows"]
-    assert {(row["rule"], row["batch"]) for row in rows} == {
-        (rule, batch) for rule in ("mgda", "gls", "gradnorm") for batch in (1, 9)
-    }
-    for row in rows:
-        for side in ("ours", "TorchJD"):
-            assert (side in row) == (side == "ours" or row["rule"] != "gradnorm")
-            assert side not in row or 0 < row[side]["fastest"] <= row[side]["median"]
-    table = (tmp_path / "rules.md").read_text()
-    assert "| gls | GeometricMean, losses |" in table
-    assert (tmp_path / "rules.png").stat().st_size > 0
-
-    before = (tmp_path / "rules.json").stat().st_mtime_ns
-    rules.main(arguments)  # goes on where it was: there is nothing left
-    assert (tmp_path / "rules.json").stat().st_mtime_ns == before
 
 
 def test_every_rule_of_the_library_is_timed():
@@ -138,7 +115,6 @@ def test_what_torchjd_cannot_do_is_told(monkeypatch):
     row = rules.measure("krum", 2, 1, 0.001, "cpu")  # its Krum wants three rows
     assert "TorchJD" not in row
     assert row["failed"].startswith("ValueError")
-    assert "/ ValueError" in rules_report.tables([row], "")
 
 
 def _row(rule: str, tasks: int, batch: int, ours: float, other: float) -> Row:
@@ -155,11 +131,6 @@ def test_bars_ask_for_no_slower_rule_and_for_two_that_are_faster_by_far():
         _row("gradvac", 32, 1024, 1.0, 101.0),
         _row("pcgrad", 8, 1, 1.0, 1.5),
     ]
-    bars = {
-        (bar["rule"], bar["tasks"], bar["batch"]): bar for bar in rules_report.against_bars(rows)
-    }
+    bars = {(bar["rule"], bar["tasks"], bar["batch"]): bar for bar in rules.against_bars(rows)}
     assert [bar["limit"] for bar in bars.values()] == [1, 1 / 20, 1 / 100, 1]
     assert [bar["fastest"] <= bar["limit"] for bar in bars.values()] == [False, False, True, True]
-    table = rules_report.tables(rows, "")
-    assert "Of 4 bars 2 are met" in table
-    assert "- mgda, T = 8, batch 1: 2 of TorchJD's" in table

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from docs import results
-from experiments.benchmarks import record, scale, scale_report
+from experiments.benchmarks import measuring, record, scale, scale_report
 
 PEERS = ("cvxpy", "TorchJD")
 
@@ -60,7 +60,7 @@ def test_slow_calls_are_timed_once_and_quick_ones_in_turns(monkeypatch):
 
         return call
 
-    monkeypatch.setitem(scale.CLOCKS, "cpu", lambda: clock[0])
+    monkeypatch.setitem(measuring.CLOCKS, "cpu", lambda: clock[0])
     given = argparse.Namespace(clock="cpu", seconds=1.0, longest=10.0)
     ways = {name: taking(name, t) for name, t in (("slow", 3.0), ("middle", 1.0), ("unit", 0.01))}
     times = scale.take_turns(ways, given)
