@@ -18,21 +18,11 @@ from experiments.multimnist import __main__ as multimnist
 from experiments.multimnist import mnist
 from experiments.multimnist import train as multimnist_train
 from experiments.scenes import __main__ as scenes
+from experiments.scenes import data as dense
+from tests.support.idx import idx_bytes, write_mnist
+from tests.support.scenes import write_folder
 
 # ---- folders of the three readers ----------------------------------------------------------------
-
-
-def write_mnist(folder: Path, images: int = 520) -> None:
-    draw = np.random.default_rng(0)
-    for part, count in (("train", images), ("t10k", 8)):
-        pixels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        write_idx(folder / f"{part}-images-idx3-ubyte", pixels)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
-
-
-def write_idx(path: Path, held: np.ndarray) -> None:
-    lengths = np.array(held.shape, ">i4").tobytes()
-    path.write_bytes(bytes([0, 0, 8, held.ndim]) + lengths + held.tobytes())
 
 
 def write_cifar(folder: Path, each: int = 20) -> None:
@@ -46,26 +36,17 @@ def write_batch(path: Path, pixels: np.ndarray, shift: int) -> None:
     path.write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
 
 
-def write_scenes(folder: Path, label: str = "label", normals: bool = True) -> None:
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 3), ("val", 2)):
-        for kind in ("image", label, "depth", *(["normal"] if normals else [])):
-            (folder / split / kind).mkdir(parents=True)
-        for i in range(count):
-            normal = draw.standard_normal((32, 64, 3))
-            held = {
-                "image": draw.random((32, 64, 3)),
-                label: draw.integers(-1, 7, (32, 64)),
-                "depth": 0.5 + draw.random((32, 64, 1)),
-                "normal": normal / np.linalg.norm(normal, axis=-1, keepdims=True),
-            }
-            for kind, array in held.items():
-                if (folder / split / kind).is_dir():
-                    np.save(folder / split / kind / f"{i}.npy", array)
+def write_scenes(folder: Path) -> None:
+    write_folder(folder, dense.NYUV2)
+
+
+def write_pairs(folder: Path) -> None:
+    write_mnist(folder, (520, 8))
 
 
 def other_mnist(folder: Path) -> None:
-    write_idx(folder / "train-labels-idx1-ubyte", (np.arange(520, dtype=np.uint8) + 1) % 10)
+    path = folder / "train-labels-idx1-ubyte"
+    path.write_bytes(idx_bytes((np.arange(520, dtype=np.uint8) + 1) % 10))
 
 
 def other_cifar(folder: Path) -> None:
@@ -91,7 +72,7 @@ def exchanged(folder: Path) -> None:
     (folder / "x").rename(two)
 
 
-WRITERS = {multimnist: write_mnist, auxiliary: write_cifar, scenes: write_scenes}
+WRITERS = {multimnist: write_pairs, auxiliary: write_cifar, scenes: write_scenes}
 
 
 class Stopped(Exception):
@@ -157,14 +138,14 @@ def test_finished_runs_are_of_what_the_files_held(command, change, tmp_path, mon
 
 def test_data_that_change_while_a_study_runs_are_refused(tmp_path):
     """Before the next run is kept, since nobody knows what it has read."""
-    write_mnist(tmp_path, 20)
+    write_mnist(tmp_path)
     held = files.Files(tmp_path, mnist.files(tmp_path))
     store = cells.Store(tmp_path / "cells", [], held.source, files=held)
     plan = study.Plan({"one": ("",)}, (0.1,), (), (0, 1, 2))
 
     def perform(cell: cells.Cell) -> study.Numbers:
         if cell.seed == 1:
-            write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(8, np.uint8))
+            (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(8, np.uint8)))
             os.utime(tmp_path / "t10k-labels-idx1-ubyte", ns=(0, 0))
         return {"score": 0.0}
 
@@ -196,7 +177,7 @@ def test_files_that_are_none_are_refused(spoil, tmp_path):
     if spoil is pipe and not hasattr(os, "mkfifo"):
         pytest.skip("no pipes here")
     (tmp_path / "data").mkdir()
-    write_mnist(tmp_path / "data")
+    write_pairs(tmp_path / "data")
     spoil(tmp_path / "data" / "train-labels-idx1-ubyte")
     watch = threading.Timer(60, os._exit, (1,))  # a pipe that is opened waits for ever
     watch.start()

@@ -16,6 +16,7 @@ from common.cells import Cell, state_of
 from common.files import DataError, Source
 from experiments.scenes import __main__ as command
 from experiments.scenes import data, metrics, render, report, segnet, small, train
+from tests.support.scenes import write_folder
 
 # ---- the renderer --------------------------------------------------------------------------------
 
@@ -145,33 +146,6 @@ def test_views_are_a_function_of_the_key():
 
 
 # ---- folders -------------------------------------------------------------------------------------
-
-
-def write_folder(
-    root: Path, benchmark: data.Benchmark, counts=(3, 2), size=(32, 64), label: str = "label"
-) -> Path:
-    """Random arrays in the official layout."""
-    generator = np.random.default_rng(0)
-    for part, count in zip(("train", "val"), counts, strict=True):
-        kinds = [
-            "image",
-            label,
-            "depth",
-            *(["normal"] if metrics.NORMAL in benchmark.tasks else []),
-        ]
-        for kind in kinds:
-            (root / part / kind).mkdir(parents=True)
-        for i in range(count):
-            normal = generator.normal(size=(*size, 3))
-            arrays = {
-                "image": generator.random((*size, 3)).astype(np.float32),
-                label: generator.integers(-1, benchmark.classes, size).astype(np.float64),
-                "depth": generator.random((*size, 1)).astype(np.float32) + 0.1,
-                "normal": normal / np.linalg.norm(normal, axis=-1, keepdims=True),
-            }
-            for kind in kinds:
-                np.save(root / part / kind / f"{i}.npy", arrays[kind])
-    return root
 
 
 @pytest.mark.parametrize(
