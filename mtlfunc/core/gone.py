@@ -33,9 +33,10 @@ def gone(
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        what = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            what = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
             for old in kwargs.keys() & (renamed or {}).keys():
                 new = (renamed or {})[old]
                 text = f"{what}: {old}= is called {new}= now, and goes in 1.1"
