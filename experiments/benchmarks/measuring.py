@@ -62,7 +62,7 @@ ROUNDS = 9
 def in_shares(
     calls: Mapping[Name, Call], seconds: float, clock: str, device: str = "cpu", *, block: float = 0
 ) -> dict[Name, list[float]]:
-    """All times of every call, which take turns and have so many seconds each.
+    """All times of every call, which take turns and have `seconds` each.
 
     A quick call is timed several times a turn, each over as many calls as fill `block` seconds; a
     slow one in three turns at least.

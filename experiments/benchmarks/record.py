@@ -131,7 +131,7 @@ ABOUT = ("load", "day", "settings")
 
 
 def plain(rows: Iterable[Row], line: str) -> str:
-    """Markdown: a line a row, a column for each text and number, under the `line`."""
+    """Markdown: one line per row, one column for each text and number, under the `line`."""
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]

@@ -1,4 +1,4 @@
-"""How a benchmark goes: what the record lacks is measured, kept and told."""
+"""How a benchmark runs: what the record lacks is measured and kept, and its table printed."""
 
 import argparse
 from collections.abc import Callable, Iterable
