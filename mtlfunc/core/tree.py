@@ -439,8 +439,10 @@ def like(params: Params, real: Params) -> Params:
     """What has the leaves of `real_of(params)`, or rows of them, as complex where `params` are."""
     if not any(x.is_complex() for x in params.values()):
         return real
-    whole = {name for name, x in params.items() if x.is_complex()}
-    return {k: torch.complex(*x.unbind(-1)) if k in whole else x for k, x in real.items()}
+    return {
+        name: torch.view_as_complex(x.contiguous().clone()) if params[name].is_complex() else x
+        for name, x in real.items()
+    }
 
 
 def same_shapes(value: Any, leaves: Params) -> bool:
