@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,9 @@ def warmup() -> dict[str, Path | None]:
         RuntimeError: when numba is not installed.
     """
     if not COMPILER.installed:
-        raise RuntimeError("numba is not installed; pip install numba, or go on without: slower")
+        raise RuntimeError(
+            "numba >= 0.59 is not installed: pip install numba, or go on without, slower"
+        )
     from .rules._kernels import equiangular, surgery
     from .solvers._kernels import active_set_batch, active_set_cpu
 
@@ -48,13 +49,11 @@ def warmup() -> dict[str, Path | None]:
 
 def main(arguments: list[str] | None = None) -> int:
     argparse.ArgumentParser("mtlfunc.warmup", description=__doc__).parse_args(arguments)
-    start = time.perf_counter()
     try:
         for name, folder in warmup().items():
             if folder is None:
                 raise OSError("set NUMBA_CACHE_DIR to a folder that can be written")
             print(f"{name}: cached in {folder}")
-        print(f"ready in {time.perf_counter() - start:.1f} s")
     except (RuntimeError, ImportError, OSError) as error:
         print(f"mtlfunc.warmup: {error}", file=sys.stderr)
         return 1

@@ -89,9 +89,11 @@ def pytest_configure(config):
         f"not {job}" for job in (*JOBS, "exhaustive") if job not in named
     )
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        from mtlfunc.warmup import warmup  # the import hook comes first
+        from mtlfunc.core._kernels.compiling import COMPILER  # the import hook comes first
+        from mtlfunc.warmup import warmup
 
-        warmup()  # no test may hang on whether a kernel is compiled yet
+        if COMPILER.installed:
+            warmup()  # no test may hang on whether a kernel is compiled yet
     if os.environ.get("MTLFUNC_TYPES"):  # beartype looks at one item of a list, by `random`
         config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside")
 

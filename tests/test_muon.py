@@ -15,9 +15,8 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.types import Change, Params, Rows
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9"
-)
+if not hasattr(torch.optim, "Muon"):
+    pytest.skip("torch.optim.Muon came with torch 2.9", allow_module_level=True)
 
 F64 = torch.float64
 X, Y = (mf.random.normal(mf.random.key(k), s, F64) for k, s in ((1, (40, 6)), (2, (40, 3))))

@@ -30,23 +30,8 @@ def find(path: str, stand_in: Any) -> Any:
     return found
 
 
-def number_of_a_node() -> int:
-    """The number of a node that is made for this, and so of none before."""
-    with torch.inference_mode(False), torch.enable_grad():
-        return _LEAF.view(1).grad_fn._sequence_nr()  # pyright: ignore[reportOptionalMemberAccess]
-
-
 def no_recording(_: int) -> int:
     raise RuntimeError("capture: this torch hides who holds a memory; run the step as it is")
-
-
-def level_by_entering() -> int:
-    """Within a level of forward-mode AD torch opens no other."""
-    try:
-        with torch.autograd.forward_ad.dual_level():
-            return -1
-    except RuntimeError:
-        return 0
 
 
 JOIN = lambda tensors: torch.cat([x.reshape(-1) for x in tensors])  # noqa: E731
@@ -56,9 +41,8 @@ ENGINE = SimpleNamespace(
         roots, places, cotangents, keep, record, allow_unused=unused
     )
 )
-with torch.inference_mode(False), torch.enable_grad():
-    _LEAF = torch.zeros((), requires_grad=True)
-    accumulate_grad = type(get_gradient_edge(_LEAF).node)  # the node of a leaf
+with torch.inference_mode(False):
+    accumulate_grad = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)  # a leaf's
 
 SUPPORTED_NODES, keystr, tree_map = pytree.SUPPORTED_NODES, pytree.keystr, pytree.tree_map
 tree_flatten, tree_flatten_with_path = pytree.tree_flatten, pytree.tree_flatten_with_path
@@ -76,8 +60,8 @@ attention_math: Any = find("torch._scaled_dot_product_attention_math", None)
 flatten: Callable[..., Tensor] = find("torch._C._nn.flatten_dense_tensors", JOIN)
 copy_each: Callable[..., None] = find("torch._foreach_copy_", COPY)
 autograd_engine: Any = find("torch.autograd.Variable._execution_engine", ENGINE)
-# how many nodes this thread has made
-nodes_made: Callable[[], int] = find("torch._C._autograd._get_sequence_nr", number_of_a_node)
+# how many nodes this thread has made; if that is unknown, hooks may be on each
+nodes_made: Callable[[], int] = find("torch._C._autograd._get_sequence_nr", lambda: 2**62)
 holders_of: Callable[[int], int] = find("torch._C._storage_Use_Count", no_recording)
 # modes that see every operation, such as a tracer's; if that is unknown, no value is read
 is_traced: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 1)
@@ -89,7 +73,13 @@ tells_hooks = hasattr(_C._autograd.SavedTensor, "unpack_hook")
 def forward_level() -> int:
     """The innermost level of forward-mode AD, -1 outside of all."""
     found = getattr(torch.autograd.forward_ad, "_current_level", None)
-    return level_by_entering() if found is None else found
+    if found is not None:
+        return found
+    try:
+        with torch.autograd.forward_ad.dual_level():
+            return -1
+    except RuntimeError:  # within a level torch opens no other
+        return 0
 
 
 def memory(x: Tensor) -> int:

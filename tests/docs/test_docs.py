@@ -17,6 +17,7 @@ import yaml
 
 import mtlfunc as mf
 from docs import front, outputs, pages, properties, results, versions
+from mtlfunc import core
 from mtlfunc.guide import guide
 from tests.support import ROOT
 
@@ -200,18 +201,25 @@ def test_environment_agrees_with_pyproject():
     assert environment["dependencies"][-1] == {"pip": ['-e ".[repro]"']}
 
 
-def test_every_torch_that_is_taken_is_tested():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (bounds,) = [item for item in project["dependencies"] if item.startswith("torch")]
-    first, end = map(int, re.findall(r"2\.(\d+)", bounds))
+def test_the_tested_torches_are_those_of_the_table_and_the_jobs():
+    """And the package itself says which are the first and the last."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [item for item in dependencies if item.startswith("torch")] == ["torch>=2.6"]
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     tested = jobs["torch"]["strategy"]["matrix"]["torch"]
-    assert [version.rpartition(".")[0] for version in tested] == [
-        f"2.{minor}" for minor in range(first, end)
-    ]
+    table = (ROOT / "docs/limits.md").read_text()
+    rows = re.findall(
+        r"^\| (\d[.\d]+) \| (\d+) \| \d+ \| 0 \| \d+ \w+ \d{4} \|", table, re.MULTILINE
+    )
+    assert [version for version, _ in rows] == tested
+    assert all(int(passed) > 200 for _, passed in rows)
+    ends = [tuple(map(int, x.split(".")[:2])) for x in (tested[0], tested[-1])]
+    assert ends == [core.OLDEST, core.NEWEST]
+    run = (ROOT / ".ci/run").read_text()
+    assert re.findall(r"\.ci/versions (.+)", run) == [tested[0], tested[-1]]
     assert f"TORCH:-{tested[0]}}}" in (ROOT / ".ci/lowest").read_text()
-    assert f"PyTorch 2.{first} to 2.{end - 1}" in (ROOT / "README.md").read_text()
-    assert f"PyTorch 2.{first} or later" in (ROOT / "docs/start.md").read_text()
+    for page in ("README.md", "docs/start.md"):
+        assert "Python 3.11 or later, PyTorch 2.6 or later" in (ROOT / page).read_text()
 
 
 def test_every_dependency_is_bounded():
@@ -220,7 +228,7 @@ def test_every_dependency_is_bounded():
         *project["dependencies"],
         *(x for extra in project["optional-dependencies"].values() for x in extra),
     ]:
-        assert re.fullmatch(r"mtlfunc\[[a-z,]+\]", item) or re.fullmatch(
+        assert re.fullmatch(r"mtlfunc\[[a-z,]+\]|torch>=2\.6", item) or re.fullmatch(
             r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?", item
         ), item
 

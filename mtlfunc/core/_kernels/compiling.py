@@ -108,8 +108,14 @@ class _Compiler:
     def installed(self) -> bool:
         """Whether there is a compiler; if so, it asks here before it compiles a kernel."""
         try:
+            from numba import __version__ as version
             from numba.core import event
-        except ImportError:
+        except ImportError as error:
+            if error.name != "numba":  # it is there, and refuses this NumPy, say
+                self.give_up(str(error))
+            return False
+        if tuple(map(int, version.split(".")[:2])) < (0, 59):
+            self.give_up(f"numba {version} is older than 0.59")
             return False
 
         class Listener(event.Listener):

@@ -3,6 +3,7 @@ them is a cosine times a length.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -57,11 +58,8 @@ def solve(
     _range.run(*arguments, 0, 0, coefficients, cosines, many=True)  # compiled before threads begin
     bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
-        for job in [
-            pool.submit(_range.run, *arguments, lo, hi, coefficients, cosines)
-            for lo, hi in pairwise(bounds)
-        ]:
-            job.result()
+        run = partial(_range.run, *arguments)
+        list(pool.map(lambda ends: run(*ends, coefficients, cosines), pairwise(bounds)))
     return coefficients, cosines
 
 
