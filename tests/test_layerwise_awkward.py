@@ -339,7 +339,36 @@ def test_group_norm_is_read_without_its_saved_eps(shape, eps):
     torch.testing.assert_close(rows, torch.stack(expected))
 
 
+class Reads(nn.Module):
+    """Something that reads parameters in a way of its own."""
+
+    def __init__(self, read, *shapes):
+        super().__init__()
+        self.read = read
+        self.held = nn.ParameterList(torch.randn(shape) for shape in shapes)
+
+    def forward(self, x):
+        return self.read(x, *self.held)
+
+
+def places(x):
+    return (3 * x.detach()[:, 0].abs()).long().clamp(max=6)
+
+
 EXPERTS = {
+    "scale and shift": (lambda: Reads(lambda x, a, b: x * a + b, 5, 5), (5,)),
+    "einsum": (lambda: Reads(lambda x, w: torch.einsum("ni,ij->nj", x, w), (5, 3)), (5,)),
+    "rows by index": (lambda: Reads(lambda x, t: t[places(x)] * x[:, :1], (7, 3)), (5,)),
+    "embedding": (
+        lambda: Reads(lambda x, t: nn.functional.embedding(places(x), t) * x[:, :1], (7, 3)),
+        (5,),
+    ),
+    "bilinear": (lambda: Reads(lambda x, w: nn.functional.bilinear(x, x, w), (2, 5, 5)), (5,)),
+    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), (5,)),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(5, 1, 7, dropout=0.0, batch_first=True),
+        (1, 5),
+    ),
     "linear": (lambda: nn.Linear(5, 3), (5,)),
     "conv": (lambda: nn.Conv1d(1, 2, 3), (1, 5)),
     "transposed conv": (lambda: nn.ConvTranspose1d(1, 2, 3), (1, 5)),
@@ -374,18 +403,28 @@ def test_an_expert_that_gets_no_sample(expert, taken):
         return (z + added).square().sum(1)
 
     weightings = torch.rand(2, 6, dtype=torch.float64)
-    doors = (
-        lambda engine: mf.sample_gramian(each, params, x, engine=engine)[1],
-        lambda engine: mf.sample_norms(each, params, x, engine=engine)[1],
-        lambda engine: mf.task_gramian(each, params, x, engine=engine, weightings=weightings)[1],
-        lambda engine: mf.task_gramian(
-            lambda p, x: each(p, x).unflatten(0, (2, 3)).mean(1), params, x, engine=engine
+    doors = {
+        "samples": lambda engine: mf.sample_gramian(each, params, x, engine=engine)[1],
+        "norms": lambda engine: mf.sample_norms(each, params, x, engine=engine)[1],
+        "weightings": lambda engine: mf.task_gramian(
+            each, params, x, engine=engine, weightings=weightings
         )[1],
-    )
-    for door in doors:
+        "tasks": lambda engine: mf.task_gramian(tasks, params, x, engine=engine)[1],
+    }
+
+    def tasks(params, x):
+        return each(params, x).unflatten(0, (2, 3)).mean(1)
+
+    for name, door in doors.items():
         try:
             found = door("layerwise")
-        except Exception as error:
-            assert 'engine="rows"' in str(error), error  # noqa: PT017  the graph proves nothing
+        except ValueError as error:
+            assert name in ("samples", "norms")
+            assert 'engine="rows"' in str(error)  # noqa: PT017  the graph proves nothing
             continue
         torch.testing.assert_close(found, door("rows"))
+    leaves = dict(net.named_parameters())
+    for name, chosen in (("tasks", None), ("weightings", weightings)):
+        losses = tasks(leaves, x) if chosen is None else each(leaves, x)
+        info = mf.Balancer(net, mf.mgda()).backward(losses, weightings=chosen)
+        torch.testing.assert_close(info.gramian, doors[name]("rows"))
