@@ -610,6 +610,11 @@ def test_physics_arguments_of_another_type():
         mf.physics.kernel_traces([lambda p, b: b], mf.losses_only(), trace="max")  # pyright: ignore
 
 
+def test_gaps_of_one_solver_without_a_name():
+    with pytest.raises(ValueError, match=r"curves: expected a dict.* got list"):
+        mf.plot.gap([1.0])  # pyright: ignore[reportArgumentType]
+
+
 def test_weightings_in_a_list():
     with pytest.raises(TypeError, match=r"weightings: expected a floating tensor .* got list"):
         mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]])

@@ -390,7 +390,6 @@ BAD = {
         "ax: expected three-dimensional Axes",
     ),
     "gap none": (lambda ax: plot.gap({}, ax), "curves: expected a dict of .* got none"),
-    "gap of one": (lambda ax: plot.gap(cast(Any, [1.0]), ax), "curves: expected a dict.* got list"),
     "gap shape": (
         lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
         r"x of curves\['a'\]: expected numbers of shape",
