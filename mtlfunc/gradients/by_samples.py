@@ -22,7 +22,7 @@ from ..processes import ALONE, Ranks
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
 from .layerwise.formulas import Deltas, Form, Group, block_of
-from .layerwise.plan import ROWS_AT_ONCE, Plan, common_plan, plan_samples, signature, widest
+from .layerwise.plan import ROWS_AT_ONCE, Plan, common_plan, plan_samples, sketch_of, widest
 from .run import Forward
 
 ROUNDING = 8.0
@@ -114,7 +114,7 @@ class BySamples:
         with recording(self.backward):
             names = (*self.plan.rows, *self.plan.kept) if measured else shared
             rows = self.rows(names, matrix, chunk)
-            gramian = self._weighted(measured, matrix, rows) if measured else None
+            gramian = self._gramian(measured, matrix, rows) if measured else None
         return {name: row for name, row in rows.items() if name in shared}, gramian
 
     def pull(self, weights: Tensor, names: Sequence[str], *, record: bool) -> Params:
@@ -123,7 +123,7 @@ class BySamples:
         with enable_grad() if self.backward.record else torch.no_grad():
             return {name: row[0] for name, row in self.rows(names, weights[None]).items()}
 
-    def _weighted(self, measured: Sequence[str], matrix: Tensor, rows: Rows) -> Tensor:
+    def _gramian(self, measured: Sequence[str], matrix: Tensor, rows: Rows) -> Tensor:
         """A G Aᵀ [task, task], of what forms no rows and of these."""
         given = [name for name in measured if name in rows]
         parts = [dot(rows, rows, given, self.dtype)] if given else []
@@ -196,7 +196,7 @@ def gramian_of_samples(sides: Sequence[BySamples], union: Ranks = ALONE) -> Tens
     second; of several processes the columns are those of all, one rank after the other.
     """
     if len(sides) == 2 or union.several:
-        every = union.lists([signature(side.plan) for side in sides])
+        every = union.lists([sketch_of(side.plan) for side in sides])
         sides = [side.with_plan(common_plan(side.plan, every)) for side in sides]
     left, right, parts = sides[0], sides[-1], list[Tensor]()
     known = union.lists([x.plan.biases for x in sides])

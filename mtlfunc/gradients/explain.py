@@ -14,8 +14,8 @@ from ..types import Batch, LossesFn, Params, Select
 from .layerwise.formulas import Form, Group, costs
 from .layerwise.plan import groups_of, plan_samples, plan_tasks, plan_weightings
 from .levels import without_trace
-from .linearize import Request, weighed
-from .losses import expect_weightings, parse_losses, parse_samples, parse_weighed
+from .linearize import Request
+from .losses import expect_weightings, parse_losses, parse_samples, parse_weightings
 from .run import Forward, run
 
 
@@ -38,18 +38,13 @@ class Explanation(NamedTuple):
     passes: str
 
     def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [
-            ("leaf", "calls", "form", "GFLOP", "alternatives, GFLOP", "")
-        ]
+        lines = [("leaf", "calls", "form", "GFLOP", "alternatives, GFLOP", "")]
         for name, op, form, gflop, note in self.layers:
-            others = [f"{x} {value:.3g}" for x, value in gflop.items() if x != form]
-            chosen = f"{gflop[form]:.3g}" if gflop else "?"
+            each = {x: f"{value:.3g}" for x, value in gflop.items()}
+            chosen, others = each.pop(form, "?"), [f"{x} {cost}" for x, cost in each.items()]
             lines.append((name, op, form, chosen, ", ".join(others), note))
         width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(n) for cell, n in zip(line, width, strict=True)).rstrip()
-            for line in lines
-        ]
+        table = ["  ".join(map(str.ljust, line, width)).rstrip() for line in lines]
         return "\n".join([f"{self.rows} rows; {self.passes}", *table])
 
 
@@ -98,14 +93,14 @@ def explain_gramian(
     names = select(params, shared)
     if samples and weightings is not None:
         raise ValueError("samples: not with weightings=, another Gramian; leave one of them out")
-    parse = parse_samples if samples else parse_losses if weightings is None else parse_weighed
+    parse = parse_samples if samples else parse_losses if weightings is None else parse_weightings
     if weightings is not None:
         expect_weightings(weightings)
     apart = not samples and weightings is None
     with without_trace(params), torch.no_grad():
         forward = run(losses_fn, params, batch, watch=True, parse=parse, separable=apart)
     request = Request(names, names, combined, "auto")
-    request = request if weightings is None else weighed(request, weightings, forward)
+    request = request if weightings is None else request.with_weightings(weightings, forward)
     rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
     given = (forward.samples.numel(), forward.samples[0], request.weightings)
     layers: list[Layer] = []

@@ -16,8 +16,8 @@ from ..processes import Group, Ranks, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .layerwise.plan import Engine
-from .linearize import Linearization, Request, linearize, weighed
-from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
+from .linearize import Linearization, Request, linearize
+from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weightings
 from .run import check_connected, run
 
 
@@ -91,11 +91,11 @@ def task_gramian(
         request = request._replace(weightings=len(expect_weightings(weightings)))
     forward = run(
         losses_fn, params, batch, watch=request.watches(params), separable=weightings is None,
-        parse=parse_alone if weightings is None else parse_weighed,
+        parse=parse_alone if weightings is None else parse_weightings,
     )  # fmt: skip
     check_connected(forward)
     if weightings is not None:
-        request = weighed(request, weightings, forward)
+        request = request.with_weightings(weightings, forward)
     linear = linearize(forward, request)
     assert linear.gramian is not None
     return linear.losses, linear.gramian

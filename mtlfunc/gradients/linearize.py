@@ -75,6 +75,12 @@ class Request(NamedTuple):
         matrix, preference = self.mix(count)
         return matrix.to(value), preference.to(value)
 
+    def with_weightings(self, weightings: Tensor, forward: Forward | Traced) -> Request:
+        """The request of rows that are weightings [task, *losses] of this forward's losses."""
+        matrix = flat_weightings(weightings, forward.losses, forward.value)
+        preference = matrix.new_full((len(matrix),), 1 / len(matrix))
+        return self._replace(mix=lambda count: (matrix, preference), weightings=len(matrix))
+
     def share(self, value: Tensor) -> float | None:
         """Every task's weight in the gradient of the other leaves."""
         return None if self.heads is None else self.heads(self.weightings or len(value))
@@ -109,13 +115,6 @@ class Request(NamedTuple):
         if rows is None or self.engine == "layerwise":
             return True
         return is_worth_recording(params, self.measured, rows)
-
-
-def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
-    """The request of rows that are weightings [task, *losses] of this forward's losses."""
-    matrix = flat_weightings(weightings, forward.losses, forward.value)
-    preference = matrix.new_full((len(matrix),), 1 / len(matrix))
-    return request._replace(mix=lambda count: (matrix, preference), weightings=len(matrix))
 
 
 def linearize(forward: Forward, request: Request) -> Linearization:

@@ -160,7 +160,7 @@ def parse_samples(out: Any) -> Losses:
     return Losses(out)
 
 
-def parse_weighed(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
+def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
     """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened.
 
     Raises:
@@ -225,7 +225,7 @@ def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor
     return weightings.flatten(1)
 
 
-def check_weighed(losses: Tensor, tasks: Tasks, first: str) -> None:
+def check_task_count(losses: Tensor, tasks: Tasks, first: str) -> None:
     """Raise unless there are as many weightings as at the first step."""
     if tasks and len(losses) != len(tasks):
         raise ValueError(

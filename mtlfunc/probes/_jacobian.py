@@ -16,7 +16,7 @@ from ..core.gone import gone
 from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.linearize import Linearization, Request, weighed
+from ..gradients.linearize import Linearization, Request
 from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,
@@ -39,7 +39,7 @@ from .common import (
     check_memory,
     check_present,
     first_losses,
-    first_weighed,
+    first_of_weightings,
     fixed,
     is_empty,
 )
@@ -256,7 +256,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
         losses = first_losses(run, batch, names, hint=True, counts=counts)
     else:
         # of this process's samples: 1/R of each rank's, as many as there are, is their sum
-        losses = run.union.size * first_weighed(run, batch, weights)
+        losses = run.union.size * first_of_weightings(run, batch, weights)
     own = {"group", "engine", "chunk_size"}  # a rank's
     facts = {name: value for name, value in options._asdict().items() if name not in own}
     losses = run.started(losses, counts, **facts)
@@ -309,7 +309,7 @@ def _update(
     )
     forward, shares = run.open(batch, request, _labels(options, run, batch))
     if weights is not None:
-        shares, request = union.sums(), weighed(request, weights, forward)
+        shares, request = union.sums(), request.with_weightings(weights, forward)
     linear = run.linearize(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, metric)
 

@@ -280,7 +280,7 @@ def first_losses(
     return losses
 
 
-def first_weighed(run: Run, batch: Batch, weightings: Tensor) -> Tensor:
+def first_of_weightings(run: Run, batch: Batch, weightings: Tensor) -> Tensor:
     """The tasks' losses `[task]` of one forward pass that leaves no trace."""
     forward = run.first(batch)
     check_connected(forward)

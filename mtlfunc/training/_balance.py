@@ -24,7 +24,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
 from ..core.tree import like
-from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
+from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run
 from ..processes import describe_params, union_of, warn_without_group
 from ..types import (
@@ -120,7 +120,7 @@ def metric_balance(
 
     def parsed(out: Any, tasks: Tasks) -> Losses:
         if probe.weightings:
-            return parse_weighed(out, has_aux=has_aux)
+            return parse_weightings(out, has_aux=has_aux)
         return parse_declared(out, tasks, has_aux=has_aux)
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
@@ -165,7 +165,7 @@ def metric_balance(
             run.metric = lambda names: metric
         measured, probe_state = probe.update(run, batch, state.probe)
         if probe.weightings:
-            check_weighed(measured.losses, state.tasks, "init")
+            check_task_count(measured.losses, state.tasks, "init")
         measured = reduce_carried(measured, reduction)
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = gradients_of(measured, info.weights, reduction)

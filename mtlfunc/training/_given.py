@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, rule_name
-from ..gradients.losses import Tasks, check_weighed, expect_weightings
+from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
 from ..probes._losses_only import losses_only
 from ..processes import Group
@@ -124,7 +124,7 @@ def check_weightings(probe: Probe, weightings: Tensor, present: Any, tasks: Task
         )
     if present is not None:
         raise ValueError(f"present: {NOT_WEIGHED['present']}")
-    check_weighed(expect_weightings(weightings), tasks, "the first step")
+    check_task_count(expect_weightings(weightings), tasks, "the first step")
 
 
 def flat_state(state: State) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ..core.hooks import Handles
 from ..core.tree import trained
 from ..gradients.layerwise.graph import Graph
 from ..gradients.linearize import Request
-from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
+from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks
@@ -117,7 +117,7 @@ def live_run(
     parsed: list[Losses] = []
     if weightings is not None:
         check_weightings(held.probe, weightings, present, known)
-        parsed.append(parse_weighed(losses, "losses"))
+        parsed.append(parse_weightings(losses, "losses"))
     # every batch's tasks are in the order of the first's
     for each in (losses if several else (losses,)) if weightings is None else ():
         tasks = known or (parsed[0].tasks if parsed else ())

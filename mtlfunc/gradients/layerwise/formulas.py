@@ -397,8 +397,8 @@ def block_of(
         deltas.shape[:3] for _, deltas in (left, right)
     )
     pairs = batched_product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
-    weighed = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
-    small = weighed.unflatten(4, (number, partners)).unflatten(2, (count, samples))
+    found = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
+    small = found.unflatten(4, (number, partners)).unflatten(2, (count, samples))
     small = small.sum((0, 2)) if len(y) * count > 1 else small[0, :, 0]  # one needs no sum
     small = small.sum(3) if number > 1 else small[:, :, :, 0]
     return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)

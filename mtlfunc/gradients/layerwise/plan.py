@@ -456,27 +456,24 @@ to 128 samples, one thread.
 """
 
 
-class Signature(NamedTuple):
-    """What the plan of another pass over the same leaves, or process, has to fit."""
-
-    groups: Mapping[str, tuple[str, Form, Any]]  # by name: leaf, form, `Group.fits`
-    rows: tuple[str, ...]
+Sketch = tuple[Mapping[str, tuple[str, Form, Any]], tuple[str, ...]]
+"""Of a plan, by the names of groups: leaf, form and `Group.fits`; and the leaves with rows."""
 
 
-def signature(plan: Plan) -> Signature:
-    return Signature({g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows)
+def sketch_of(plan: Plan) -> Sketch:
+    return {g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
 
 
-def common_plan(plan: Plan, every: Sequence[Signature]) -> Plan:
-    """A plan that fits those of all passes, of which `every` has the sketches: the same parts of
-    the same leaves in the same order and form; what one of them has row by row, all have.
+def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
+    """A plan that fits those of all passes, or processes: the same parts of the same leaves in the
+    same order and form; what one of them has row by row, all have.
     """
-    rows = {name for one in every for name in one.rows}
-    parts = {name: leaf for one in every for name, (leaf, _, _) in one.groups.items()}
-    rows |= {leaf for name, leaf in parts.items() if any(name not in one.groups for one in every)}
+    rows = {name for _, left in every for name in left}
+    parts = {name: leaf for known, _ in every for name, (leaf, _, _) in known.items()}
+    rows |= {leaf for name, leaf in parts.items() if any(name not in known for known, _ in every)}
 
     def form_of(name: str) -> Form:
-        _, forms, fits = zip(*(one.groups[name] for one in every), strict=True)
+        _, forms, fits = zip(*(known[name] for known, _ in every), strict=True)
         kernel = set(forms) == {"kernel"} and fits[0] is not None and len(set(fits)) == 1
         return "kernel" if kernel else "gemm"
 
