@@ -74,7 +74,10 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
         if np.linalg.norm(d) > 1e-9 * reach:
             arrow(plane, np.zeros(2), d, "black", "--", 1.2)
     zero = sum(square == 0 for square in found.squares)
-    plane.plot(0, 0, "o", color="black", label=f"d, dashed; 0 under {zero} orders")
+    label = "PCGrad's direction d, an order each"
+    plane.plot([], [], "--", color="black", linewidth=1.2, label=label)
+    if zero:
+        plane.plot(0, 0, "o", color="black", label=f"d = 0, under {zero} of the orders")
     both = np.concatenate([gradients, directions, [[0, 0]]])
     low, high, margin = both.min(0), both.max(0), 0.2 * reach
     plane.set(

@@ -131,13 +131,27 @@ def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     order = sorted(range(len(ends)), key=lambda i: height(ends[i][0]))
     room = min(0.075, 1 / max(1, len(ends)))
     heights = np.array([height(ends[i][0]) for i in order])
-    steps = room * np.arange(len(ends))
-    apart = np.maximum.accumulate(heights - steps) + steps  # upwards
-    apart = np.minimum(apart, 1 - steps[::-1])  # back below the top
+    apart = separate(heights, room).clip(None, 1 - room * (np.arange(len(ends))[::-1] + 0.5))
     for i, y in zip(order, apart, strict=True):
         _, name, colour = ends[i]
         look = {"color": colour, "va": "center", "fontsize": rcParams["legend.fontsize"]}
         panel.text(1.02, y, name, transform=panel.transAxes, **look)
+
+
+def separate(heights: np.ndarray, room: float) -> np.ndarray:
+    """The rising places at least `room` from each other that are nearest to `heights`.
+
+    Less what each has below it these are an isotonic regression: neighbours that are too close
+    share their mean.
+    """
+    steps = room * np.arange(len(heights))
+    blocks: list[list[float]] = []
+    for wanted in heights - steps:
+        blocks.append([float(wanted)])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return np.concatenate([np.full(len(block), np.mean(block)) for block in blocks]) + steps
 
 
 def arrow(

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, get_args
 
+import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
 from paper_repro.report import commands, display, entry, findings, parts
 from paper_repro.report.commands import Catalogue, parser_of
-from paper_repro.report.figures import axes
+from paper_repro.report.figures import axes, separate
 from paper_repro.report.findings import Figure
 from paper_repro.report.layout import numbers_of
 from paper_repro.report.looks import WIDTHS
@@ -630,3 +631,14 @@ def test_a_command_without_streams_does_its_work(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", command], cwd=root, timeout=300, check=False)
     assert done.returncode == 0
     assert records(out)["numbers"]
+
+
+def test_names_of_lines_stand_as_near_to_their_ends_as_they_can() -> None:
+    """The nearest places with room between them, by cvxpy."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        heights = np.sort(rng.random(5))
+        x = cvxpy.Variable(5)
+        least = cvxpy.Minimize(cvxpy.sum_squares(x - heights))
+        cvxpy.Problem(least, [x[1:] - x[:-1] >= 0.1]).solve(solver=cvxpy.CLARABEL)
+        assert np.abs(separate(heights, 0.1) - x.value).max() < 1e-4
