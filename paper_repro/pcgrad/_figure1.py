@@ -138,8 +138,10 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     each = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
     surface = canvas.add_subplot(grid[:, 0], projection="3d")
     assert isinstance(surface, Axes3D)
-    mesh, height = cell_means(x, y)
-    surface.plot_surface(*mesh, height, cmap="viridis", rcount=110, ccount=110, rasterized=True)
+    across, along, height = cell_means(x, y)
+    surface.plot_surface(
+        across, along, height, cmap="viridis", rcount=110, ccount=110, rasterized=True
+    )
     surface.view_init(35, -120)
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
     surface.zaxis.labelpad = 8
@@ -186,10 +188,10 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     )
 
 
-def cell_means(x: Tensor, y: Tensor, finer: int = 8) -> tuple[list[np.ndarray], np.ndarray]:
+def cell_means(x: Tensor, y: Tensor, finer: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A mesh, and the mean of the sum of the losses in each of its cells.
 
-    A mesh of points meets the floor of a narrow valley here and there, which shows as needles.
+    A mesh of points meets the lowest line of a narrow valley now and then, which shows as needles.
     """
     sides = (110, 110)
     fine = [
@@ -199,7 +201,8 @@ def cell_means(x: Tensor, y: Tensor, finer: int = 8) -> tuple[list[np.ndarray], 
     both = torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)
     cells = values(both).sum(-1).clip(-200).unflatten(1, (-1, finer)).unflatten(0, (-1, finer))
     middles = [line.unflatten(0, (-1, finer)).mean(1).numpy() for line in fine]
-    return np.meshgrid(*middles), cells.mean((1, 3)).numpy()
+    across, along = np.meshgrid(*middles)
+    return across, along, cells.mean((1, 3)).numpy()
 
 
 def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:
