@@ -16,10 +16,12 @@ from jaxtyping import install_import_hook
 from .support.rounding import nudged
 
 if os.environ.get("MTLFUNC_TYPES"):
-    parts = ("arena", "auxiliary", "control", "multimnist", "scenes")
-    install_import_hook(
-        ["mtlfunc", "common", *(f"experiments.{p}" for p in parts)], "beartype.beartype"
-    )
+    studies = [
+        f"experiments.{x}" for x in ("arena", "auxiliary", "control", "multimnist", "scenes")
+    ]
+    shared = ("cells", "command", "files", "intervals", "judge", "pool", "study", "tables")
+    shared = [f"common.{x}" for x in (*shared, "problems.digits")]
+    install_import_hook(["mtlfunc", *shared, *studies], "beartype.beartype")
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 if not torch.cuda.is_available():

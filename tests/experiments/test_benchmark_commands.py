@@ -1,11 +1,12 @@
 """Every benchmark's command in small: it keeps what it measures, and goes on where it was."""
 
 import json
+import sys
 from importlib import import_module
 
 import pytest
 
-from experiments.benchmarks import record, runner
+from experiments.benchmarks import record, runner, toy, visits
 
 COMMANDS = {
     "gramian": "--cases own-inputs --tasks 2 --batch 2 --devices cpu --methods loop",
@@ -55,3 +56,18 @@ def test_ctrl_c_loses_the_cell_at_work_alone(tmp_path, capsys):
     assert done == ["c"]
     assert json.loads((tmp_path / "toy.json").read_text())["version"] == record.VERSION
     assert "| c | 2 |" in (tmp_path / "toy.md").read_text()
+
+
+def test_the_toy_is_told_beside_its_script(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(toy, "library_microseconds", lambda *_, **__: (1.0, 0.5))
+    toy.main(["--script-steps", "1", "--unroll", "2", "--out", str(tmp_path)])
+    rows = record.only(tmp_path / "toy.json")[1]
+    assert {row["rule"] for row in rows} == set(toy.SCRIPT)
+    said = capsys.readouterr().out
+    assert all(toy.line(row) in said for row in rows)
+
+
+def test_visits_are_counted(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["visits"])
+    visits.main()
+    assert capsys.readouterr().out.count(" returns\n") == len(visits.FORMS)
