@@ -501,6 +501,9 @@ def test_intervals_tell_a_difference_and_do_not_make_one_up():
     assert ranks["better"].against["mean"].high < 0
     assert ranks["noisy"].against["mean"].low < 0 < ranks["noisy"].against["mean"].high
     assert ranks["twin"].rank == ranks["mean"].rank
+    for rank in ranks.values():  # no rank is outside of these
+        for interval in (rank.seeds, rank.problems):
+            assert 1 <= interval.low <= rank.rank <= interval.high <= len(ranks)
     assert ranks["twin"].seeds == ranks["mean"].seeds
     assert sum(rank.rank for rank in ranks.values()) == pytest.approx(10)
     assert 0 < found.critical_difference() < 3

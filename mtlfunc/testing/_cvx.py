@@ -186,9 +186,8 @@ def _cagrad(gramian: Array, preference: Array, c: float, eps: float) -> tuple[Ar
         push, _ = _dual_cone(gramian, preference, eps)
         if np.linalg.norm(factor @ push) <= (1 + resolved) * radius:
             return preference + push, w
-    # The dual's objective is flat at w, and 1e-12 of it 1e-6 of a direction; so also ask for d, and
-    # keep the better worst rate. The unknown there is d - g₀, which is bounded, not its
-    # coefficients, which are not; directions lost in rounding have none.
+    # The dual is flat at w: 1e-12 of it is 1e-6 of a direction. So ask for d - g₀ too, which is
+    # bounded as its coefficients are not (those lost in rounding have none): the better one counts.
     move = _run("cagrad directly", **scaled)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
     direct = preference + radius * np.linalg.lstsq(factor / unit, move, rcond=noise)[0] / unit

@@ -128,18 +128,19 @@ class Result:
         rules, names = self.rules, self._ranked(by)
         if not names:
             return []
-        places = self._places(by)
+        places, found = self._places(by), list[Rank]()
         drawn = torch.stack([self._resampled(name, by).places for name in names]).mean(0)
         average = places.mean(0)
-        found = []
         for i, rule in enumerate(rules):
             against = {
                 other: mean_interval(places[:, i] - places[:, rules.index(other)])
                 for other in (BASELINE, STATIC)
                 if other in rules and other != rule
             }
-            seeds = _interval(float(average[i]), drawn[:, i], self.settings.seeds)
-            found.append(Rank(rule, float(average[i]), seeds, mean_interval(places[:, i]), against))
+            ends = [_interval(float(average[i]), drawn[:, i], self.settings.seeds)]
+            ends.append(mean_interval(places[:, i]))
+            both = [Interval(m, max(low, 1.0), min(high, len(rules))) for m, low, high in ends]
+            found.append(Rank(rule, float(average[i]), both[0], both[1], against))
         return sorted(found, key=lambda rank: rank.rank)
 
     def critical_difference(self, by: str = "mean") -> float:
