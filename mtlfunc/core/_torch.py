@@ -69,6 +69,13 @@ end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
 # before torch 2.10 a saved tensor does not say which hook brings it back
 tells_hooks = hasattr(_C._autograd.SavedTensor, "unpack_hook")
 
+# private attributes that are read elsewhere; those of nodes, `_saved_…`, by their layerwise readers
+ATTRIBUTES = {
+    *("_backward_hooks", "_buffers", "_forward_hooks", "_forward_hooks_always_called", "_modules"),
+    *("_dynamo_marked_constant", "_input_metadata", "_parameters", "_post_accumulate_grad_hooks"),
+    *("_schema", "_version"),
+}
+
 
 def forward_level() -> int:
     """The innermost level of forward-mode AD, -1 outside of all."""

@@ -230,12 +230,12 @@ class LiveRun(Run):
 
 @contextmanager
 def _no_writes(leaves: Params) -> Iterator[None]:
-    before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
+    before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
     yield
     changed = [
         name
         for name, x in leaves.items()
-        if x.grad is not before[name][0] or _version(x.grad) != before[name][1]
+        if x.grad is not before[name][0] or _writes(x.grad) != before[name][1]
     ]
     if changed:
         for name in changed:
@@ -257,7 +257,7 @@ def _refuse(given: object, name: str) -> None:
         )
 
 
-def _version(grad: Tensor | None) -> int:
+def _writes(grad: Tensor | None) -> int:
     return -1 if grad is None or grad.is_inference() else grad._version
 
 

@@ -375,12 +375,11 @@ def plan_weightings(forward: Any, request: Any) -> Plan | None:
         forward: a `run.Forward`, of losses of samples.
         request: a `linearize.Request`.
     """
-    if not forward.watched or request.weightings < 2 or forward.root is None:
+    several = request.weightings > 1 and forward.samples[0] > 1
+    if not (several and forward.watched) or forward.root is None:
         return None
     samples, graph, params = forward.samples[0], forward.graph, forward.params
     groups = groups_of(forward.uses, params, tuple(params), graph)
-    if samples == 1:
-        return None
     if request.weightings <= FEW_TASKS and _price_weightings(groups, forward, request) is None:
         return None
     groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
