@@ -56,7 +56,7 @@ def gone(
 
 def meant(function: Callable[P, T]) -> Callable[P, T]:
     """A method that says what is meant by options which other libraries have, and by several losses
-    in place of one argument.
+    instead of one argument.
     """
     what = function.__qualname__.removesuffix(".__init__")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, get_args
@@ -33,7 +32,7 @@ from ..processes import (
     unwrap,
     warn_without_group,
 )
-from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
+from ..types import Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, gradients_of, init_rule, reduce_carried, reduced, weigh
 from ._given import (
     VERSION,
@@ -45,9 +44,11 @@ from ._given import (
     flat_state,
     is_all,
     mixes,
+    no_autocast,
     parse_state,
     tasks_in_words,
 )
+from ._in_turn import IN_TURN, functions_of
 from ._live import Held, Labels, LiveRun, accumulate, live_run, reached_by
 from ._metric import check_metric
 
@@ -184,7 +185,10 @@ class Balancer:
         """Add to `.grad` of every parameter what `mtlfunc.balance` would return.
 
         Args:
-            losses: a vector `[task]`, or a list, tuple or dict of scalars: means over samples.
+            losses: a vector `[task]`, or a list, tuple or dict of scalars: means over samples; or
+                of functions without arguments that return them. Each is called, differentiated and
+                freed before the next, in the order of the first step's: one graph is alive at a
+                time. An absent task's is not called.
             present: Bool[task], a tensor or a list in the order of the first step's losses, or a
                 dict by name: the tasks that have labels in this batch; with `group=` how many
                 labels. None is all, and equal batches.
@@ -209,13 +213,15 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
+        if retain_graph and functions_of(losses):
+            raise ValueError(f"retain_graph: {IN_TURN}")
         refuse_inner_steps(self._held.leaves())
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer(
                 losses, present, weightings, combines=True, keeps=retain_graph
             )
             leaves = run.params
-            with self._no_autocast(leaves), run.no_writes():
+            with no_autocast(leaves), run.no_writes():
                 grads = gradients_of(measured, info.weights, self._reduction)
             reached = run.union.names(run.reached, list(leaves))
             if run.present is not None:
@@ -255,6 +261,8 @@ class Balancer:
         """
         if mixes(self._probe):
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
+        if functions_of(losses):
+            raise ValueError(f"weigh: {IN_TURN}, or use backward")
         with enable_grad(), Explained():
             run, measured, info, kept = self._answer(losses, present, weightings)
         self._kept = kept
@@ -368,7 +376,7 @@ class Balancer:
             self._held, losses, present, weightings, kept.tasks, union, combines=combines,
             keeps=keeps, optimizer=self._metric,
         )  # fmt: skip
-        with run.no_writes(), self._no_autocast(run.params):
+        with run.no_writes(), no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run)
             measured, probe_after = self._probe.update(run, run.batch, probe_state)
             measured = reduce_carried(measured, self._reduction)
@@ -400,10 +408,3 @@ class Balancer:
             first = torch.ones_like(first)
         fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
         return fresh if loaded is None else filled_state(fresh, loaded)
-
-    def _no_autocast(self, leaves: Params) -> Any:
-        """Products of gradients are not for half precision."""
-        device = next(iter(leaves.values())).device.type
-        if torch.is_autocast_enabled(device):
-            return torch.autocast(device, enabled=False)
-        return nullcontext()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, rule_name
+from ..core.tree import select
+from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
+from ..gradients.run import Forward
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
 from ..probes._losses_only import losses_only
 from ..processes import Group
-from ..types import Probe, Rule, Select, State
+from ..types import Params, Probe, Rule, Select, State
 
 _EXTENDED = (
     "module: hooks of another library expect one backward pass of it, as those of Opacus "
@@ -62,11 +66,31 @@ class Explained(AbstractContextManager[None]):
                     raise RuntimeError(f"{cure} It said: {error}") from error
 
 
-def mixes(probe: Probe) -> bool:
-    """Whether the rows of a `jacobian` are mixtures of the tasks."""
+def _options(probe: Probe) -> RowOptions | None:
+    """Those of a `jacobian` and its relatives."""
     update = getattr(probe.update, "function", probe.update)
     options = next(iter(getattr(update, "args", ())), None)
-    return isinstance(options, RowOptions) and options.mix is not None
+    return options if isinstance(options, RowOptions) else None
+
+
+def mixes(probe: Probe) -> bool:
+    """Whether the rows of a `jacobian` are mixtures of the tasks."""
+    options = _options(probe)
+    return options is not None and options.mix is not None
+
+
+def shared_of(probe: Probe, leaves: Params) -> tuple[str, ...]:
+    """The leaves of which every task has a row; all of them, if a probe does not say it."""
+    options = _options(probe)
+    return tuple(leaves) if options is None else select(leaves, options.shared)
+
+
+def no_autocast(leaves: Params) -> AbstractContextManager[Any]:
+    """Products of gradients are not for half precision."""
+    device = next(iter(leaves.values())).device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def is_all(which: Any) -> bool:
@@ -185,3 +209,23 @@ def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
 
 def tasks_in_words(tasks: Tasks) -> str:
     return ", ".join(map(repr, tasks)) if isinstance(tasks, dict) else f"{len(tasks)} tasks"
+
+
+def foreign_parameters(graph: Graph, leaves: Params) -> list[Tensor]:
+    """Parameters that train, on which the losses depend, and that are not among the leaves."""
+    known = set(map(id, leaves.values()))
+    found = [x for i, x in graph.variables.items() if i not in known]
+    return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
+
+
+def check_outside(forwards: list[Forward], leaves: Params) -> None:
+    """Raise where a trained parameter is not the module's: it would get no gradient."""
+    found = [x for each in forwards for x in foreign_parameters(each.graph, leaves)]
+    if found:
+        shapes = [list(x.shape) for x in found]
+        raise ValueError(
+            f"module: the losses depend on parameters that are not in it, of shapes {shapes}, "
+            "which would get no gradient; put all modules that train into one torch.nn.ModuleDict, "
+            "and say with shared= which of their parameters the tasks share; freeze the others "
+            "(requires_grad_(False))"
+        )

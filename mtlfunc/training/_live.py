@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 from ..core.checks import check_params
 from ..core.hooks import Handles
 from ..core.tree import trained
-from ..gradients.layerwise.graph import Graph
-from ..gradients.linearize import Request
+from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
-from ..processes import Ranks
+from ..processes import Ranks, Shares
 from ..types import Batch, Metric, Params, Probe
-from ._given import check_weightings
+from ._given import check_outside, check_weightings, foreign_parameters, shared_of
+from ._in_turn import IN_TURN, Functions, Taken, functions_of, taken
 from ._metric import metric_of
 
 Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
@@ -112,6 +112,12 @@ def live_run(
     optimizer: Optimizer | None,
 ) -> LiveRun:
     """The forward passes behind losses, whose tasks are `known` after the first step."""
+    in_turn = None
+    if functions := functions_of(losses):
+        if weightings is not None:
+            raise ValueError(f"weightings: {IN_TURN}")
+        in_turn = _in_turn(held, functions, isinstance(losses, Mapping), present, known)
+        losses = in_turn.losses
     listed = weightings is None and isinstance(losses, tuple | list)
     several = listed and len(losses) > 0 and all(map(_is_whole, losses))
     parsed: list[Losses] = []
@@ -137,13 +143,36 @@ def live_run(
     # what somebody's own backward or hook returns may be kept by them
     custom = any(x.graph.has_custom_backward for x in forwards)
     hooked = any(x.hooked for x in forwards)
-    return LiveRun(
+    kind = LiveRun if in_turn is None else partial(InTurn, in_turn=in_turn)
+    return kind(
         params=leaves, union=union, tasks=tasks,
         batch=forwards if several else forwards[0], forwards=forwards, present=present,
         weighted=weightings, reached=reached, combines=combines, custom=custom,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves),
-        fresh=not (custom or hooked), releases=not (keeps or hooked),
+        fresh=in_turn is not None or not (custom or hooked),
+        releases=not (keeps or hooked),
     )  # fmt: skip
+
+
+def _in_turn(
+    held: Held, functions: Functions, named: bool, present: Labels | None, known: Tasks
+) -> Taken:
+    """Losses given as functions, each differentiated in its turn: that of the first step."""
+    zeros = [torch.zeros(()) for _ in functions]  # for the checks of names and of their number
+    given = dict(zip(functions, zeros, strict=True)) if named else zeros
+    tasks = parse_losses(given, "losses", tasks=known, first="the first step").tasks
+    leaves = held.leaves()
+    here = [True] * len(functions)
+    if present is not None:
+        device = next(iter(leaves.values())).device
+        labels = labels_of(present, tasks, device, held.probe.group is not None)
+        here = [count > 0 for count in labels.tolist()]
+        if len(here) != len(functions):
+            raise ValueError(
+                f"present: expected one entry per task, {len(functions)}, got {len(here)}"
+            )
+    functions = {name: functions[name] for name in tasks} if named else functions
+    return taken(functions, leaves, shared_of(held.probe, leaves), here, named=named)
 
 
 UNREACHED = (
@@ -228,6 +257,23 @@ class LiveRun(Run):
         return []  # a forward that cannot be run again
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InTurn(LiveRun):
+    """Of losses that came as functions."""
+
+    in_turn: Taken | None = None
+
+    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
+        left = self.in_turn
+        mine = any(forward is x for x in self.forwards) and request.mix is None
+        if left is None or not mine or not left.rows or request.shared != tuple(left.rows):
+            return super().linearize(forward, request, shares)
+        nothing = request._replace(shared=(), measured=(), heads=None)
+        linear = super().linearize(forward, nothing, shares)
+        scale = shares.scale(forward.value) if self.union.several else None
+        return left.filled(linear, request, scale, self.params, self.combines)
+
+
 @contextmanager
 def _no_writes(leaves: Params) -> Iterator[None]:
     before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
@@ -261,13 +307,6 @@ def _writes(grad: Tensor | None) -> int:
     return -1 if grad is None or grad.is_inference() else grad._version
 
 
-def foreign_parameters(graph: Graph, leaves: Params) -> list[Tensor]:
-    """Parameters that train, on which the losses depend, and that are not among the leaves."""
-    known = set(map(id, leaves.values()))
-    found = [x for i, x in graph.variables.items() if i not in known]
-    return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
-
-
 def reached_by(forward: Forward, present: Tensor | None) -> set[str]:
     """The leaves on which a present task's loss depends, as far as the graph tells losses apart."""
     graph = forward.graph
@@ -275,19 +314,6 @@ def reached_by(forward: Forward, present: Tensor | None) -> set[str]:
         return set(graph.leaf_nodes if present is None or bool(present.any()) else ())
     here = sum(1 << task for task, count in enumerate(present.tolist()) if count)
     return {name for name in graph.leaf_nodes if graph.serves_leaf(name) & here}
-
-
-def check_outside(forwards: list[Forward], leaves: Params) -> None:
-    """Raise where a trained parameter is not the module's: it would get no gradient."""
-    found = [x for each in forwards for x in foreign_parameters(each.graph, leaves)]
-    if found:
-        shapes = [list(x.shape) for x in found]
-        raise ValueError(
-            f"module: the losses depend on parameters that are not in it, of shapes {shapes}, "
-            "which would get no gradient; put all modules that train into one torch.nn.ModuleDict, "
-            "and say with shared= which of their parameters the tasks share; freeze the others "
-            "(requires_grad_(False))"
-        )
 
 
 def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:

@@ -236,15 +236,19 @@ def unlabelled_modules(rank: int, size: int) -> None:
     """A stock loop where a rank has no labels of a task, nor a graph for its loss."""
     whole, mine = uneven(rank, size)
 
-    def loop(net: nn.Module, group: Any, batches: list[Any]) -> list[Any]:
+    def loop(net: nn.Module, group: Any, batches: list[Any], in_turn: bool = False) -> list[Any]:
         balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
         for x, y in batches:
-            here = ~y.isnan()
-            losses = [
-                (out - y[:, t])[here[:, t]].square().mean() if here[:, t].any() else x.new_zeros(())
-                for t, out in enumerate(net(x))
-            ]
+
+            def loss(t: int, out: Any = None, x: Tensor = x, y: Tensor = y) -> Tensor:
+                out, here = (net(x) if out is None else out)[t] - y[:, t], ~y[:, t].isnan()
+                return out[here].square().mean() if here.any() else x.new_zeros(())
+
+            if in_turn:
+                losses = [partial(loss, t) for t in range(TASKS)]
+            else:
+                losses = [loss(t, out) for out in [net(x)] for t in range(TASKS)]
             info = balancer.backward(losses, present=labels_in((x, y)))
             optimizer.step()
             optimizer.zero_grad()
@@ -253,9 +257,10 @@ def unlabelled_modules(rank: int, size: int) -> None:
 
     wanted = loop(TrunkAndHeads(0), alone(), whole)
     for wrap in (lambda net: net, DistributedDataParallel):
-        found = loop(wrap(TrunkAndHeads(0)), world(), mine)
-        same(found, wanted, torch.float64, "unlabelled")
-        bits(found)
+        for in_turn in (False, True):
+            found = loop(wrap(TrunkAndHeads(0)), world(), mine, in_turn)
+            same(found, wanted, torch.float64, "unlabelled")
+            bits(found)
 
 
 def weighed(rank: int, size: int) -> None:

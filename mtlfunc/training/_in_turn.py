@@ -1,0 +1,184 @@
+"""Losses as functions: each is called, differentiated and freed before the next is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.tree import dot, inner_products
+from ..gradients.backward import detached
+from ..gradients.levels import run_backward
+from ..gradients.linearize import Linearization, Request
+from ..gradients.losses import Losses
+from ..gradients.run import live
+from ..types import Params, Rows
+from ._given import check_outside, no_autocast
+
+Functions = dict[Any, Callable[[], Any]]
+"""By the tasks' names, or by their numbers."""
+
+
+IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
+
+
+def functions_of(losses: Any) -> Functions:
+    """The functions that losses are given as; none where they are tensors."""
+    given = losses.values() if isinstance(losses, dict) else losses
+    if not isinstance(losses, dict | list | tuple) or not any(map(callable, given)):
+        return {}
+    entries = dict(losses if isinstance(losses, dict) else enumerate(losses))
+    functions = {name: x for name, x in entries.items() if callable(x)}
+    if len(functions) < len(entries):
+        other = next(name for name in entries if name not in functions)
+        raise ValueError(
+            f"losses: some are functions, and losses[{other!r}] is none; make each a function "
+            "without arguments that returns its loss, or none"
+        )
+    return functions
+
+
+class Taken(NamedTuple):
+    """What is left of losses that were differentiated in turn."""
+
+    losses: Any  # by name or in a list; instead of a graph each has a node that knows the gradient
+    matrix: Tensor | None  # the rows of the shared leaves side by side, if they are of one dtype
+    rows: Rows  # views of it: {name: [task, *shape]}
+    others: list[Params]  # by task, the gradients of the other leaves that it reads
+
+    def filled(
+        self, linear: Linearization, request: Request, scale: Tensor | None, leaves: Params,
+        whole: bool,
+    ) -> Linearization:  # fmt: skip
+        """What was found, with rows, Gramian and the heads' gradient of losses times `scale`.
+
+        `whole`: the Gramian is summed over rows side by side, as that of separate losses.
+        """
+        rows, others, gramian = self.rows, self.others, None
+        if scale is not None:
+            rows = {k: x * scale.to(x).reshape(-1, *[1] * (x.ndim - 1)) for k, x in rows.items()}
+            others = [
+                {k: x * s for k, x in of.items()} for s, of in zip(scale, others, strict=True)
+            ]
+        if request.measured:
+            all_of = whole and scale is None and len(request.measured) == len(rows)
+            if all_of and self.matrix is not None and self.matrix.element_size() >= 4:
+                gramian = inner_products(self.matrix, self.matrix)
+            else:
+                gramian = dot(rows, rows, request.measured, request.gramian_dtype)
+            gramian = (gramian + gramian.mT).mul_(0.5)
+        share, heads = request.heads(len(others)) if request.heads else None, {}
+        if share is not None:
+            for name in [name for name in leaves if name not in rows]:
+                parts = [of[name] for of in others if name in of]
+                total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(leaves[name])
+                heads[name] = share * total  # held by no one else
+        return linear._replace(rows=rows, gramian=gramian, heads=heads)
+
+
+def taken(
+    functions: Functions, leaves: Params, shared: Sequence[str], here: Sequence[bool], *,
+    named: bool,
+) -> Taken:  # fmt: skip
+    """Call the functions of the tasks that are `here`, one after the other; of the `shared` leaves
+    every task has a row.
+    """
+    count, some, matrix = len(functions), [leaves[name].detach() for name in shared], None
+    if len({(x.dtype, x.device) for x in some}) == 1:
+        widths = [x.numel() for x in some]
+        matrix = some[0].new_zeros(count, sum(widths))
+        parts = zip(shared, some, matrix.split(widths, 1), strict=True)
+        rows = {name: part.view(count, *x.shape) for name, x, part in parts}
+    else:
+        rows = {k: x.new_zeros(count, *x.shape) for k, x in zip(shared, some, strict=True)}
+    losses: list[Tensor] = []
+    others: list[Params] = []
+    with _grads_set_aside(leaves):
+        for task, (name, function) in enumerate(functions.items()):
+            loss, grads = some[0].new_zeros(()), {}
+            if here[task]:
+                loss, grads = _differentiated(f"losses[{name!r}]", function, leaves)
+            for key in grads.keys() & rows.keys():
+                grads[key] = rows[key][task].copy_(grads[key])
+            others.append({key: x for key, x in grads.items() if key not in rows})
+            if grads:
+                loss = _Left.apply(loss, [*grads.values()], *[leaves[key] for key in grads])
+            losses.append(loss)
+    found = dict(zip(functions, losses, strict=True)) if named else losses
+    return Taken(found, matrix, rows, others)
+
+
+class _Left(torch.autograd.Function):
+    """A node instead of a graph that is gone."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.grads = grads
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None, None, *[cotangents[0] * grad for grad in ctx.grads]
+
+
+def _differentiated(
+    label: str, function: Callable[[], Any], leaves: Params
+) -> tuple[Tensor, Params]:
+    """A function's loss and its gradient in the leaves that it reads; its graph is freed."""
+    try:
+        loss = function()
+    except Exception as error:
+        error.add_note(f"{label}: the balancer called this function")
+        raise
+    _refuse_passes(label, leaves)
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+        tensor = isinstance(loss, Tensor)
+        found = f"{loss.dtype} {list(loss.shape)}" if tensor else type(loss).__name__
+        raise ValueError(
+            f"{label}: expected a function that returns one floating loss, a 0-d tensor, got "
+            f"{found}; reduce it, for instance with .mean(), and return it with its graph"
+        )
+    if not loss.requires_grad:
+        return loss.detach(), {}
+    forward = live(Losses(loss[None], (loss,)), leaves)
+    check_outside([forward], leaves)
+    places = (*forward.places.values(), *forward.graph.asked)
+    edge = forward.edges[0] if forward.edges else None
+    assert edge is not None
+    try:
+        with no_autocast(leaves):
+            found = run_backward(edge, loss.detach().new_ones(()), places, keep=False)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{label}: its graph has parts that the pass of an earlier function has freed; compute "
+            "everything inside each function, or pass the losses themselves"
+        ) from error
+    _refuse_passes(label, leaves)
+    pairs = zip(leaves, detached(found), strict=False)
+    return loss.detach(), {name: x for name, x in pairs if x is not None}
+
+
+def _refuse_passes(label: str, leaves: Params) -> None:
+    if any(x.grad is not None for x in leaves.values()):
+        raise RuntimeError(
+            f"{label}: its function calls backward() itself, or a part of its graph does; let it "
+            "return the loss with its graph"
+        )
+
+
+@contextmanager
+def _grads_set_aside(leaves: Params) -> Iterator[None]:
+    """So that what a function adds to `.grad` is seen, and undone."""
+    held = [x.grad for x in leaves.values()]
+    try:
+        for x in leaves.values():
+            x.grad = None
+        yield
+    finally:
+        for x, grad in zip(leaves.values(), held, strict=True):
+            x.grad = grad
