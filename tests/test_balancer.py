@@ -135,7 +135,6 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
     with pytest.raises(ValueError, match=r"shared=None measures .*, but mgda reads .* shared='\*'"):
         mf.Balancer(net, mf.mgda(), None)
     for make, probe in (
-        (mf.famo, "second_evaluation"),
         (mf.modo, "double_sampling"),
         (mf.moco, "moving_average"),
         (mf.db_mtl, "moving_average"),

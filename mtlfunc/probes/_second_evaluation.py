@@ -73,29 +73,73 @@ def second_evaluation(probe: Probe) -> Probe:
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(run, batch, state.probe)
-        geometry = measured.geometry
         now = of_union(run.evaluate(state.batch).vector, state.share, run.union)
-        if geometry.losses.shape != now.shape:
-            raise ValueError(
-                f"second_evaluation: the probe mixes {len(now)} tasks into "
-                f"{len(geometry.losses)} rows; leave mix out"
-            )
-        last = (state.losses, now.where(state.present, 0.0), state.present)
-        extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
-        geometry = geometry._replace(extra=extra)
-        # Laid out as before: a state of other strides would make the compiler start twice.
-        # The losses as losses_fn gives them: the geometry's may be their logarithms, which are not
-        # what will be evaluated again.
-        kept = (
-            torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
-            torch.zeros_like(state.present) | geometry.present,
-            torch.zeros_like(state.share) + (1.0 if measured.part is None else measured.part),
-        )
+        measured, kept = _measured(measured, state, now)
         following = SecondEvaluationState(inner, _copied(batch), *kept)
-        return measured._replace(geometry=geometry), following
+        return measured, following
 
     measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)
+
+
+class ObservedState(NamedTuple):
+    """The inner probe's state, and the last step's losses."""
+
+    probe: State
+    losses: Float[Tensor, " task"]  # before the last step
+    present: Bool[Tensor, " task"]  # in the last batch; no task before the first step
+    share: Float[Tensor, " task"]  # of this process in the losses of a group; else 1
+    now: Float[Tensor, " task"]  # after it, from `Balancer.observe`
+    due: Bool[Tensor, ""]  # whether that is to come; on the host
+
+
+def observed(probe: Probe) -> Probe:
+    """What `second_evaluation` measures, of losses that `Balancer.observe` takes after a step."""
+
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        losses, inner = probe.init(run, batch, key)
+        zeros = losses.new_zeros(losses.shape[-1:])
+        nobody, due = torch.zeros_like(zeros, dtype=torch.bool), torch.zeros((), dtype=torch.bool)
+        ones = torch.ones_like(zeros)
+        return losses, ObservedState(inner, zeros, nobody, ones, zeros.clone(), due)
+
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        check_memory(isinstance(state, ObservedState))
+        if bool(state.due):
+            raise ValueError(
+                "losses: this rule reads those of the last batch after the step: call "
+                "balancer.observe(losses) after optimizer.step(), with the losses of that batch "
+                "evaluated again (no graph is needed)"
+            )
+        measured, inner = probe.update(run, batch, state.probe)
+        now = of_union(state.now, state.share, run.union)
+        measured, kept = _measured(measured, state, now)
+        return measured, ObservedState(inner, *kept, state.now, torch.ones_like(state.due))
+
+    measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
+    return probe._replace(init=init, update=update, measures=measures)
+
+
+def _measured(
+    measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
+) -> tuple[TaskGradients, tuple[Tensor, Tensor, Tensor]]:
+    """With the last batch's losses in the geometry; and the losses, tasks and shares to keep."""
+    geometry = measured.geometry
+    if geometry.losses.shape != now.shape:
+        raise ValueError(
+            f"second_evaluation: the probe mixes {len(now)} tasks into {len(geometry.losses)} "
+            "rows; leave mix out"
+        )
+    last = (state.losses, now.where(state.present, 0.0), state.present)
+    extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
+    # Laid out as before: a state of other strides would make the compiler start twice. The losses
+    # as they came: the geometry's may be their logarithms, which will not be evaluated again.
+    kept = (
+        torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
+        torch.zeros_like(state.present) | geometry.present,
+        torch.zeros_like(state.share) + (1.0 if measured.part is None else measured.part),
+    )
+    return measured._replace(geometry=geometry._replace(extra=extra)), kept
 
 
 def _copied(batch: Batch) -> Batch:

@@ -18,11 +18,13 @@ from ..core.checks import (
     enable_grad,
     inside_transform,
 )
-from ..core.expect import expect_probe, expect_rule
+from ..core.expect import expect_probe, expect_rule, reads_of
 from ..core.gone import gone, meant
 from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
+from ..gradients.losses import parse_losses
 from ..probes._jacobian import jacobian
+from ..probes._second_evaluation import observed
 from ..processes import (
     Group,
     check_group,
@@ -32,7 +34,7 @@ from ..processes import (
     unwrap,
     warn_without_group,
 )
-from ..types import Info, Probe, Rule, Select, State, TaskGradients
+from ..types import LAST_LOSSES, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, gradients_of, init_rule, reduce_carried, reduced, weigh
 from ._given import (
     VERSION,
@@ -143,7 +145,10 @@ class Balancer:
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
-        expect_read(rule, self._probe, shared, metric is not None)
+        self._stepped = self._probe
+        if not (reads_of(rule) or frozenset()).isdisjoint(LAST_LOSSES):
+            self._stepped = observed(self._probe)
+        expect_read(rule, self._stepped, shared, metric is not None)
         if metric is not None:
             check_metric(metric)
         self._metric = metric
@@ -300,6 +305,30 @@ class Balancer:
             _, measured, info, _ = self._answer(losses, present, weightings)
         return reduced(info, measured, self._reduction)
 
+    def observe(self, losses: Any) -> None:
+        """Take the last batch's losses after its step, for a rule that reads them (`mtlfunc.famo`).
+
+        Args:
+            losses: as in `backward`, of the same batch, evaluated again after `optimizer.step()`;
+                no graph is needed. A rule that does not read them does without.
+
+        Raises:
+            ValueError: before the first step, and for losses of other tasks.
+        """
+        tasks, states, loaded = self._kept
+        if states is None and loaded is None:
+            raise ValueError("observe: there was no step yet; call it after optimizer.step()")
+        listed = list(losses) if isinstance(losses, tuple) else losses
+        now = parse_losses(listed, "losses", tasks=tasks, first="the first step").vector
+        due, now = torch.zeros((), dtype=torch.bool), now.detach().clone()
+        if self._stepped is self._probe:
+            return
+        if states is None:
+            loaded = dict(loaded or {}) | {"[0].now": now, "[0].due": due}
+        else:
+            states = states[0]._replace(now=now, due=due), states[1]
+        self._kept = Kept(tasks, states, loaded)
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
 
@@ -378,7 +407,7 @@ class Balancer:
         )  # fmt: skip
         with run.no_writes(), no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run)
-            measured, probe_after = self._probe.update(run, run.batch, probe_state)
+            measured, probe_after = self._stepped.update(run, run.batch, probe_state)
             measured = reduce_carried(measured, self._reduction)
             info, rule_after = weigh(self._rule, measured, rule_state, run.tasks)
         if kept.states is None:  # whatever decides them: a rule may hold what no rank can compare
@@ -402,7 +431,7 @@ class Balancer:
 
         run = replace(run, facts=facts)
         root = random.key(self._key, run.forwards[0].value.device)
-        first, probe_state = self._probe.init(run, run.batch, random.fold_in(root, 0))
+        first, probe_state = self._stepped.init(run, run.batch, random.fold_in(root, 0))
         if loaded is not None:
             # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)

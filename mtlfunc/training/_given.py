@@ -104,9 +104,9 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Gro
             raise ValueError("probe: it has options of its own; pass shared= and group= to it")
         if probe.calls_model:
             raise ValueError(
-                "probe: it calls the model itself (second_evaluation the last batch again, "
-                "representation its encoder), and a Balancer has only losses that exist already; "
-                "use mtlfunc.balance, or docs/how-to/recipes.md for the representation"
+                "probe: it calls the model itself, and a Balancer has only losses that exist "
+                "already; use mtlfunc.balance, or instead of second_evaluation balancer.observe, "
+                "and docs/how-to/recipes.md for the representation"
             )
         return probe
     return losses_only(group=group) if shared is None else jacobian(shared, group=group)
@@ -126,7 +126,7 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
         )
     source = probe_for(rule)
     cure = f"use mtlfunc.Balancer(module, rule, {source})"
-    if "second_evaluation" in source or "kernel_traces" in source:
+    if "kernel_traces" in source:
         cure = (
             "it cannot run the model again. In a stock loop take grads, state, info = "
             f"mtlfunc.balance(losses_fn, rule, {source}).update(mtlfunc.parameters(module), batch, "

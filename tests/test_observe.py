@@ -1,0 +1,136 @@
+"""FAMO and other rules that read a batch's losses after its step, in a stock loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from mtlfunc.types import LAST_LOSSES
+
+NAMES = ("a", "b", "c")
+STEPS = 50
+
+
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        yield tuple(torch.randn(8, n, generator=generator, dtype=torch.float64) for n in (4, 3))
+
+
+def losses_of(net, batch):
+    x, y = batch
+    return dict(zip(NAMES, (net(x) - y).square().mean(0) + 0.1, strict=True))
+
+
+def pure(rule, probe, present=None):
+    net, found = network(), []
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    step = mf.balance(
+        lambda p, b: losses_of(lambda x: functional_call(net, p, (x,)), b),
+        rule,
+        mf.second_evaluation(probe),
+    )
+    state = None
+    for batch in batches():
+        params = mf.parameters(net)
+        state = state or step.init(params, batch)
+        grads, state, info = step.update(params, batch, state)
+        mf.assign_gradients(net, grads)
+        optimizer.step()
+        found.append(info.weights)
+    return found
+
+
+def live(rule, probe, resume=()):
+    """`resume`: steps before which the balancer is made anew; where True, before it observed."""
+    net, found = network(), []
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    balancer = mf.Balancer(net, rule, probe)
+
+    def anew():
+        fresh = mf.Balancer(net, rule, probe)
+        fresh.load_state_dict(balancer.state_dict())
+        return fresh
+
+    for step, batch in enumerate(batches()):
+        optimizer.zero_grad()
+        found.append(balancer.backward(losses_of(net, batch)).weights)
+        optimizer.step()
+        balancer = anew() if (step, True) in resume else balancer
+        with torch.no_grad():
+            told = losses_of(net, batch)
+        balancer.observe({name: told[name] for name in reversed(NAMES)})
+        balancer = anew() if (step, False) in resume else balancer
+    return found
+
+
+@pytest.mark.parametrize("probe", [mf.losses_only, lambda: mf.jacobian(heads="weighted")])
+@pytest.mark.parametrize("resume", [(), ((20, True), (30, False))])
+def test_famo_equals_the_pure_way(probe, resume):
+    """To rounding over 50 steps, also from a state in mid-way."""
+    found, known = live(mf.famo(), probe(), resume), pure(mf.famo(), probe())
+    for one, other in zip(found, known, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert (known[-1] - known[0]).abs().max() > 1e-3  # they move
+
+
+def test_a_rule_of_ones_own_reads_what_it_would_in_the_pure_way():
+    def update(geometry, state):
+        before, after, present = (geometry.extra[name] for name in LAST_LOSSES)
+        fall = (before - after).where(present, 0.0)
+        return torch.softmax(fall + geometry.gramian.diagonal(), 0), state
+
+    rule = mf.Rule(lambda x, key: (), update, frozenset({"gramian", *LAST_LOSSES}))
+    found, known = live(rule, mf.jacobian()), pure(rule, mf.jacobian())
+    for one, other in zip(found, known, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_call_the_second_step_says_what_is_missing():
+    net, data = network(), list(batches())
+    balancer = mf.Balancer(net, mf.famo(), None)
+    with pytest.raises(ValueError, match="observe: there was no step yet"):
+        balancer.observe(losses_of(net, data[0]))
+    balancer.backward(losses_of(net, data[0]))
+    grads, state = [p.grad.clone() for p in net.parameters() if p.grad is not None], None
+    for call in (balancer.measure, balancer.weigh, balancer.backward):
+        with pytest.raises(ValueError, match=r"call balancer\.observe\(losses\) after optimizer"):
+            call(losses_of(net, data[1]))
+        after = balancer.state_dict()["state"]
+        assert state is None or all(
+            torch.equal(x, y) for (_, x), (_, y) in zip(after, state, strict=True)
+        )
+        state = after
+    now = [p.grad for p in net.parameters() if p.grad is not None]
+    assert all(map(torch.equal, grads, now))
+    with pytest.raises(ValueError, match="no loss at this step for 'b'"):
+        balancer.observe({"a": torch.ones(()), "c": torch.ones(())})
+    balancer.observe(losses_of(net, data[0]))  # as the error says
+    balancer.backward(losses_of(net, data[1]))
+
+
+def test_a_rule_that_does_not_read_them_does_without():
+    net, batch = network(), next(batches())
+    balancer = mf.Balancer(net, mf.mgda())
+    for _ in range(2):
+        balancer.backward(losses_of(net, batch))
+        balancer.observe(losses_of(net, batch))
+
+
+def test_absent_tasks_keep_their_logits():
+    """A task that is absent at one step does not learn from it."""
+    found = []
+    for told in (1.0, 5.0):  # whatever is told of an absent task
+        net, data = network(), list(batches())
+        balancer = mf.Balancer(net, mf.famo(), None)
+        balancer.backward(losses_of(net, data[0]), present=[True, False, True])
+        balancer.observe(losses_of(net, data[0]) | {"b": torch.tensor(told)})
+        found.append(balancer.backward(losses_of(net, data[1])).weights)
+    assert torch.equal(*found)
