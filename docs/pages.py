@@ -325,9 +325,8 @@ def entry(path: str) -> str:
     if room == "physics" and rule in PHYSICS:
         return f"``mtlfunc.{path}``: :doc:`/methods/rule-{rule}`.\n\n"
     found = attrgetter(path)(mf)
-    for room in ROOMS:  # each thing has one place, to which its source links back
-        if getattr(getattr(mf, room), path, None) is found:
-            return f"``mtlfunc.{path}`` is :py:func:`mtlfunc.{room}.{path}`.\n\n"
+    if place_of(path) != path:
+        return f"``mtlfunc.{path}`` is :py:func:`mtlfunc.{place_of(path)}`.\n\n"
     if inspect.isclass(found):
         tuple_like = issubclass(found, tuple)
         error = issubclass(found, BaseException)
@@ -336,6 +335,13 @@ def entry(path: str) -> str:
     if not callable(found):
         return f"``mtlfunc.{path}``: {', '.join(map(str, found))}\n\n"
     return f".. autofunction:: mtlfunc.{path}\n\n"
+
+
+def place_of(path: str) -> str:
+    """Where a name is documented: each thing has one place, to which its source links back."""
+    found = attrgetter(path)(mf)
+    rooms = [room for room in ROOMS if getattr(getattr(mf, room), path, None) is found]
+    return f"{rooms[0]}.{path}" if rooms else path
 
 
 def public(room: str) -> list[str]:
@@ -404,7 +410,8 @@ def api_index() -> str:
         for member in members:
             found = attrgetter(path_of(member))(mf)
             page = f"/methods/rule-{member}" if member in RULES else None
-            label = f":doc:`mf.{path_of(member)} <{page}>`" if page else f"``mf.{member}``"
+            place = path_of(member) if page else f"mtlfunc.{place_of(member)}"
+            label = f":doc:`mf.{place} <{page}>`" if page else f":py:obj:`mf.{member} <{place}>`"
             said = rst(first_line(found.__doc__) if callable(found) else "")
             rows.append([label, in_words(member) if page else said])
         parts += [

@@ -546,6 +546,19 @@ def test_a_failure_shrinks_to_the_smallest_member_of_its_family():
     assert 1e-2 < rows.abs().amax() < 10  # the scale is 1 again
 
 
+def test_a_counterexample_of_a_strategy_can_be_read():
+    @settings(database=None, deadline=None, max_examples=3)
+    @given(testing.problems("cagrad", tasks=(1, 2)))
+    def fails(problem):
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    said = "\n".join(caught.value.__notes__)
+    assert "CAGrad of dtype torch.float64: {'gramian': [[" in said
+    assert "pose" not in said
+
+
 def test_strategies_and_families_say_what_is_wrong():
     with pytest.raises(ValueError, match="families='nobody'"):
         testing.jacobians(families=["nobody"])

@@ -187,7 +187,10 @@ def _global_random() -> tuple[Any, ...]:
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
     """Why weights are wrong, and for dual weights of CAGrad what to return."""
-    text = f"certified error {error:.1e} of a direction's length: {certify(problem, weights)}"
+    # near stationary points a direction is far off where the objective hardly is
+    text = (
+        f"certified error {error:.1e} of the direction; its objective: {certify(problem, weights)}"
+    )
     if isinstance(problem, CAGrad) and float(weights.amin()) > -tolerance:
         dual = weights / weights.sum()
         if float(certified_error(problem, problem.recover(dual))) < min(error, tolerance):

@@ -121,9 +121,17 @@ def problems(
     """
     check_option(kind, "kind", KINDS)
     rows = jacobians(tasks, width, families=families, exponents=exponents)
+    from hypothesis import note
     from hypothesis import strategies as st
 
-    return st.builds(pose, st.just(kind), rows, st.integers(0, VARIANTS[kind] - 1))
+    @st.composite
+    def posed(draw: Any) -> Problem:
+        problem = pose(kind, draw(rows), draw(st.integers(0, VARIANTS[kind] - 1)))
+        numbers = {k: x.tolist() for k, x in problem._asdict().items()}
+        note(f"{type(problem).__name__} of dtype {problem.gramian.dtype}: {numbers}")
+        return problem
+
+    return posed()
 
 
 def whole_range(ends: Any, name: str) -> range:
