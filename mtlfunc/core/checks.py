@@ -224,7 +224,7 @@ def check_params(params: Params) -> None:
                 f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
                 "to one device"
             )
-        if leaf.dtype.to_real() != like.dtype.to_real():
+        if leaf.dtype != like.dtype and leaf.dtype.to_real() != like.dtype.to_real():
             raise ValueError(
                 f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
                 "module to one dtype (for mixed precision use autocast for the forward pass)"

@@ -429,9 +429,9 @@ class Balancer:
                 "the tasks": list(run.tasks) if run.weighted is None else len(run.tasks),
             } | describe_params(run.params)
 
-        run = replace(run, facts=facts)
+        asked = replace(run, facts=facts)  # another name: `facts` would hold itself, and the graphs
         root = random.key(self._key, run.forwards[0].value.device)
-        first, probe_state = self._stepped.init(run, run.batch, random.fold_in(root, 0))
+        first, probe_state = self._stepped.init(asked, run.batch, random.fold_in(root, 0))
         if loaded is not None:
             # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)
