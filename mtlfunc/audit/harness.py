@@ -27,17 +27,13 @@ Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
 `Geometry.extra`.
 """
 
-UPDATES = 3
-"""Over which every answer of a rule with state is tested."""
+UPDATES = 3  # over which every answer of a rule with state is tested
 
-LONG = 32
-"""Updates of the run that looks for weights that stop being valid."""
+LONG = 32  # updates of the run that looks for weights that stop being valid
 
-MANY = 128
-"""The largest number of tasks."""
+MANY = 128  # the largest number of tasks
 
-BATCHED = 5
-"""The most tasks of which there are many instances."""
+BATCHED = 5  # the most tasks of which there are many instances
 
 EVERY = tuple(range(1, 9))
 """Numbers of tasks that every property tries."""

@@ -30,8 +30,7 @@ class Case(NamedTuple):
 
 FAMILIES = ("gaussian", "agreeing", "spread", "stationary", "weak", "identical")
 
-SMALL = 12
-"""The most tasks of instances that come in batches and are printed as numbers."""
+SMALL = 12  # the most tasks of instances that come in batches and are printed as numbers
 
 
 def generic(family: str, count: int, size: int) -> Float[Tensor, "case task param"]:

@@ -22,8 +22,7 @@ from ..solvers.problems import or_one
 from .harness import EVERY, Weigh
 from .instances import independent, stationary, wave
 
-FLOOR = 1e-6
-"""Of the usual size of an answer: what is smaller than that counts as 0."""
+FLOOR = 1e-6  # of the usual size of an answer: what is smaller than that counts as 0
 
 MOVES = {1e-10: 1e-3, 1e-6: 0.05}
 """Continuity: when gradients move by the first share of their size, the direction may move by the
@@ -36,11 +35,9 @@ is below the Gramian's rounding.
 
 JUMP = MOVES[1e-10]
 
-STEP = 1e-5
-"""Differentiability: the step of the difference quotients, of the gradients' size."""
+STEP = 1e-5  # differentiability: the step of the difference quotients, of the gradients' size
 
-WIDER = 10
-"""Times that is the step for second derivatives."""
+WIDER = 10  # times that is the step for second derivatives
 
 SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))
 """Powers of two close to 1e-10, 1e-5, 1e5 and 1e10."""

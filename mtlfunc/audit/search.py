@@ -16,11 +16,9 @@ from .harness import BATCHED, LONG, MANY, Finding, Harness, Inapplicable, Pool
 from .instances import SMALL, Case, nudged
 from .properties import Check, Instance, Outcome
 
-PART = 2000
-"""Instances in one call of the deeper search."""
+PART = 2000  # instances in one call of the deeper search
 
-MOST = 100
-"""Instances of one T that are tested one by one."""
+MOST = 100  # instances of one T that are tested one by one
 
 NUDGE = 1e-13
 """By which share of its size a gradient or loss is moved before a failure counts: 500 times

@@ -282,8 +282,7 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
 STEP = 1e-5
 """Of the central differences: their error is its square, and rounding over it, 1e-10 each."""
 
-SLACK = 1e-3
-"""Between a derivative and a difference quotient, relative."""
+SLACK = 1e-3  # between a derivative and a difference quotient, relative
 
 
 def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[int]) -> str:

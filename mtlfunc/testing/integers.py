@@ -16,8 +16,7 @@ from torch import Tensor
 from ..core import random
 
 COLUMNS = 3
-LARGEST = 5
-"""Of the integer entries."""
+LARGEST = 5  # of the integer entries
 
 
 @cache
@@ -101,8 +100,7 @@ def trimmed(rows: Float[Tensor, "task param"]) -> Float[Tensor, "task used"]:
     return rows[:, used] if bool(used.any()) else torch.zeros_like(rows[:, :1])
 
 
-MANY = 36
-"""Equal numbers that are not written out."""
+MANY = 36  # equal numbers that are not written out
 
 
 def literal(x: Tensor) -> str:
