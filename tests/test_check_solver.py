@@ -552,7 +552,8 @@ def test_a_counterexample_of_a_strategy_can_be_read():
     def fails(problem):
         raise AssertionError
 
-    caught = pytest.raises(AssertionError, fails)
+    with pytest.raises(AssertionError) as caught:
+        fails()
     assert "CAGrad of dtype torch.float64: {'gramian': [[" in "\n".join(caught.value.__notes__)
 
 
