@@ -546,17 +546,6 @@ def test_a_failure_shrinks_to_the_smallest_member_of_its_family():
     assert 1e-2 < rows.abs().amax() < 10  # the scale is 1 again
 
 
-def test_a_counterexample_of_a_strategy_can_be_read():
-    @settings(database=None, deadline=None, max_examples=3)
-    @given(testing.problems("cagrad", tasks=(1, 2)))
-    def fails(problem):
-        raise AssertionError
-
-    with pytest.raises(AssertionError) as caught:
-        fails()
-    assert "CAGrad of dtype torch.float64: {'gramian': [[" in "\n".join(caught.value.__notes__)
-
-
 def test_strategies_and_families_say_what_is_wrong():
     with pytest.raises(ValueError, match="families='nobody'"):
         testing.jacobians(families=["nobody"])
@@ -687,7 +676,7 @@ def test_a_solver_that_draws_from_global_random_numbers_is_not_sound(draw):
     assert "draws from global random numbers" in report.counterexamples["min_norm"].detail
 
 
-def test_a_failing_problem_is_printed_as_calls(capsys):
+def test_a_failing_problem_is_printed_with_its_numbers():
     @settings(max_examples=20, database=None, deadline=None)
     @given(testing.problems("min_norm", tasks=(2, 3), families=["gaussian"]))
     def never(problem):
@@ -696,5 +685,5 @@ def test_a_failing_problem_is_printed_as_calls(capsys):
     with pytest.raises(AssertionError) as failed:
         never()
     said = "".join(failed.value.__notes__)
-    assert "pose(" in said
-    assert "jacobian('gaussian', 2, 0, scale=1.0, width=1)" in said
+    assert "MinNorm of dtype torch.float64: {'gramian': [[" in said
+    assert "pose(" not in said
