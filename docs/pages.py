@@ -15,7 +15,7 @@ from docs import record
 from docs.verdicts import shown, standing
 from paper_repro.claims import DECISIONS, KINDS, PAPERS, ROWS
 from paper_repro.report import of_record, standins
-from paper_repro.report.ledger import Row
+from paper_repro.report.decisions import Row
 from paper_repro.report.said import said
 
 DOCS = Path(__file__).parent

@@ -20,7 +20,7 @@ from paper_repro import full
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report import bounds
 from paper_repro.report.results import NOT_RUN
-from paper_repro.when import when
+from paper_repro.report.said import when
 
 FOLDER = Path(__file__).parent / "record"
 NAMES = ("default", "draw 1", "another processor", "other arithmetic", "device", "full")
@@ -273,7 +273,7 @@ def claims() -> dict[str, dict[str, str]]:
         rows[name] = {
             "verdict": verdict,
             "default": found[name].get(USUAL, ""),
-            "when": when(name, numbers) if verdict == STRENGTH[1] else "",
+            "when": when(LEDGER[name], numbers) if verdict == STRENGTH[1] else "",
             "runs": hangs(found[name]),
             "numbers": left(name, kept),
             "bounds": bounds_of(name, numbers),

@@ -12,8 +12,8 @@ from paper_repro.__main__ import reproductions
 from paper_repro.claims import DECISIONS, KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import bounds, of_record, standins
 from paper_repro.report.cache import key
+from paper_repro.report.decisions import Row
 from paper_repro.report.findings import Settings
-from paper_repro.report.ledger import Row
 from paper_repro.report.results import (
     VERDICTS,
     Unreadable,

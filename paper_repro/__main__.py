@@ -2,9 +2,7 @@
 
 import argparse
 import functools
-import importlib
 import os
-import pkgutil
 import platform
 import signal
 import sys
@@ -27,7 +25,7 @@ from common.device import shown
 from common.pool import Terminated, cores, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
-from .claims import LEDGER
+from .claims import HERE, LEDGER, papers, reproductions
 from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
@@ -40,28 +38,6 @@ from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import extrapolated, table
 from .report.where import places, title
 from .report.workers import Question, Run, described, question_of
-
-HERE = Path(__file__).parent
-
-
-def papers() -> list[str]:
-    """The names of their folders."""
-    folders = (folder.parent.name for folder in HERE.glob("*/__init__.py"))
-    return sorted(folder for folder in folders if folder != "report")  # which asks nothing
-
-
-def reproductions() -> dict[str, ModuleType]:
-    """Every module of a paper's folder that has `run(settings)`, by its name paper.question.
-
-    A module that steps aside for a figure's function, as `_search`, goes without its underscore.
-    """
-    found = [
-        (f"{paper}.{module.name.removeprefix('_')}", f"{__package__}.{paper}.{module.name}")
-        for paper in papers()
-        for module in pkgutil.iter_modules([str(HERE / paper)])
-    ]
-    modules = {name: importlib.import_module(module) for name, module in sorted(found)}
-    return {name: module for name, module in modules.items() if hasattr(module, "run")}
 
 
 def listed(name: str, module: ModuleType) -> str:

@@ -1,27 +1,21 @@
-"""The ledger: every claim of the four texts, and some that the field has made since, a row each.
+"""The questions and their ledger: every claim of the four texts, and some that the field has made
+since, a row each.
 
-Numbers and verdicts are not here: they come from the runs. How a verdict follows from the numbers,
-and what makes it lose, is here before any run: `DECISIONS`. A row that the reproductions do not
-decide says what deciding it would take.
+A claim stands in the module that measures it, with what decides it before any run; one that no
+module decides, in its paper's `__init__`, with what deciding it would take. Numbers and verdicts
+come from the runs.
 """
 
-from .cagrad.claims import ROWS as CAGRAD
-from .cagrad.decisions import DECISIONS as CAGRAD_DECISIONS
-from .cross_paper.claims import ROWS as CROSS_PAPER
-from .cross_paper.decisions import DECISIONS as CROSS_PAPER_DECISIONS
-from .gradnorm.claims import ROWS as GRADNORM
-from .gradnorm.decisions import DECISIONS as GRADNORM_DECISIONS
-from .mgda.claims import ROWS as MGDA
-from .mgda.decisions import DECISIONS as MGDA_DECISIONS
-from .pcgrad.claims import ROWS as PCGRAD
-from .pcgrad.decisions import DECISIONS as PCGRAD_DECISIONS
-from .report.decisions import Decision
-from .report.ledger import KINDS
-from .since.claims import ROWS as SINCE
-from .since.decisions import DECISIONS as SINCE_DECISIONS
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
 
-__all__ = ["DECISIONS", "KINDS", "LEDGER", "PAPERS", "ROWS"]
+from .report.decisions import KINDS, Claims, Decision, Row
 
+__all__ = ["DECISIONS", "KINDS", "LEDGER", "PAPERS", "ROWS", "papers", "reproductions"]
+
+HERE = Path(__file__).parent
 PAPERS = {
     "PC": "PCGrad (Yu et al. 2020)",
     "SU": "MGDA and MGDA-UB (Sener & Koltun 2018; Su 2022)",
@@ -32,14 +26,41 @@ PAPERS = {
 }
 """Titles by the letters that an id starts with."""
 
-ROWS = (*PCGRAD, *MGDA, *CAGRAD, *GRADNORM, *CROSS_PAPER, *SINCE)
+
+def papers() -> list[str]:
+    """The names of their folders."""
+    folders = (folder.parent.name for folder in HERE.glob("*/__init__.py"))
+    return sorted(folder for folder in folders if folder != "report")  # which asks nothing
+
+
+def reproductions() -> dict[str, ModuleType]:
+    """Every module of a paper's folder that has `run(settings)`, by its name paper.question.
+
+    A module that steps aside for a figure's function, as `_search`, goes without its underscore.
+    """
+    found = [
+        (f"{paper}.{module.name.removeprefix('_')}", f"{__package__}.{paper}.{module.name}")
+        for paper in papers()
+        for module in pkgutil.iter_modules([str(HERE / paper)])
+    ]
+    modules = {name: importlib.import_module(module) for name, module in sorted(found)}
+    return {name: module for name, module in modules.items() if hasattr(module, "run")}
+
+
+def _collected() -> list[Row]:
+    """By paper, then by number."""
+    undecided = {paper: importlib.import_module(f"{__package__}.{paper}") for paper in papers()}
+    rows = [
+        row._replace(module=name if row.decision else "")
+        for name, module in (undecided | reproductions()).items()
+        if isinstance(claim := getattr(module, "claim", None), Claims)
+        for row in claim.rows.values()
+    ]
+    order = list(PAPERS)
+    return sorted(rows, key=lambda row: (order.index(row.paper), int(row.id.split("-")[1])))
+
+
+ROWS = tuple(_collected())
 LEDGER = {row.id: row for row in ROWS}
-DECISIONS: dict[str, Decision] = {
-    **PCGRAD_DECISIONS,
-    **MGDA_DECISIONS,
-    **CAGRAD_DECISIONS,
-    **GRADNORM_DECISIONS,
-    **CROSS_PAPER_DECISIONS,
-    **SINCE_DECISIONS,
-}
+DECISIONS: dict[str, Decision] = {row.id: row.decision for row in ROWS if row.decision}
 """By the ids of the claims that reproductions decide."""

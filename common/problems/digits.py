@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 import mtlfunc as mf
@@ -42,6 +41,8 @@ class Splits(NamedTuple):
 
 def digits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Digits:
     """All images, grey values 0 … 16 scaled to [0, 1]."""
+    from sklearn.datasets import load_digits  # half a second
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=dtype, device=device).reshape(-1, 8, 8) / 16
     return Digits(images, torch.as_tensor(labels, dtype=torch.int64, device=device))

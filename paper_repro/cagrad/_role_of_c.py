@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..report.bounds import EQUALLY_HIGH, EQUALLY_LOW, LENGTH, NEARLY_ALL
+from ..report.decisions import Claims, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.figures import axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -26,7 +28,42 @@ from .common import (
     threshold,
     unit_of,
 )
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "CA-11",
+        "synthetic",
+        "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how "
+        "much the worst task counts.",
+        exact(
+            ("largest fall of the worst rate from one c to the next", "<", 1e-9),
+            ("least g₀·d/‖g₀‖² - (1 - c)", ">", -1e-9),
+        ),
+    ),
+    Row(
+        "CA-12",
+        "exact",
+        "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
+        exact(
+            ("c = 0: largest angle to g₀", "<", 1e-7),
+            ("angle to MGDA at c = 10 over that at 100, *", ">", EQUALLY_LOW),
+            ("angle to MGDA at c = 10 over that at 100, *", "<", EQUALLY_HIGH),
+            only_when=("‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median", ">", LENGTH),
+        ),
+        when="directions are compared; the length grows with c",
+    ),
+    Row(
+        "CA-39",
+        "synthetic",
+        "CAGrad balances the objectives automatically.",
+        sided(
+            ("lengths apart by *: least cosine of d with a task, CAGrad less mean", ">", 0),
+            ("lengths apart by *: share of draws in which CAGrad raises no task", ">", NEARLY_ALL),
+            trained=False,
+        ),
+    ),
+)
+
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 

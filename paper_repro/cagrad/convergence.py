@@ -12,11 +12,58 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
+from ..report.bounds import AT_REST, MOST_RUNS
+from ..report.decisions import Claims, Measured, Row, decided, ends, exact, named_so
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import COLOURS, DASHES, Quadratics, quadratic_losses, quadratics
-from .decisions import claim
+
+
+@decided(
+    "under 90 % of the exact runs of some c, by the interval, bring ‖g₀‖ below 1e-3 of its start"
+)
+def approaches(measured: Measured) -> Verdict:
+    if measured["steps"] < 800:
+        return "inconclusive"
+    names = [name for name in named_so(measured, "*: share below 1e-3") if "fast" not in name]
+    shares = [ends(measured, name) for name in names]
+    if all(low > MOST_RUNS.now for low, _ in shares):
+        return "holds"
+    return "does not hold" if any(high < MOST_RUNS.now for _, high in shares) else "inconclusive"
+
+
+@decided("all ends are stationary, and none is the lowest minimum", trained=False)
+def lowest(measured: Measured) -> Verdict:
+    if measured["largest ‖g₀‖ at the end"] > AT_REST.now:
+        return "inconclusive"
+    other = measured["share ending at the other minimum"]
+    if other == 0:
+        return "holds"
+    return "holds only when" if other < 1 else "does not hold"
+
+
+claim = Claims(
+    Row(
+        "CA-19",
+        "synthetic",
+        "For 0 <= c < 1 the iterates approach stationary points of the mean loss.",
+        approaches,
+    ),
+    Row(
+        "CA-20",
+        "synthetic",
+        "Rate: Σ_k ‖g₀(θ_k)‖² <= 2(L₀(θ₀) - inf L₀)/(η(1 - c²)).",
+        exact(("*: largest ratio of both sides", "<=", 1)),
+    ),
+    Row(
+        "CA-21",
+        "synthetic",
+        "CAGrad's theorem shows convergence to the minimum of the mean.",
+        lowest,
+        when="the start is on the side of the lowest minimum, or the losses are convex",
+    ),
+)
 
 
 class Descent(NamedTuple):

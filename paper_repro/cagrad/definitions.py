@@ -9,9 +9,54 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings
+from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS
+from ..report.decisions import Claims, Measured, Row, decided, exact
+from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import gram, length, min_norm, rows_of, stationary_rows
-from .decisions import claim
+
+
+@decided(
+    "no common descent and 0 in the hull agree, and such a point is improved on", trained=False
+)
+def wording(measured: Measured) -> Verdict:
+    if measured["draws in which 'no common descent' and '0 in the hull' disagree"] > 0:
+        return "inconclusive"
+    beaten = measured["at 1/2"] < measured["L_1 = L_2 = -x² at its stationary point 0"]
+    return "does not hold" if beaten else "holds"
+
+
+claim = Claims(
+    Row(
+        "CA-05",
+        "exact",
+        "A point is Pareto optimal when no direction improves all tasks at once.",
+        wording,
+    ),
+    Row(
+        "CA-09",
+        "exact",
+        "Conflict measure R(θ, d) = max_i (L_i(θ - ηd) - L_i(θ))/η ≈ -min_i ⟨g_i, d⟩; "
+        "below 0 every loss falls, above 0 some loss rises.",
+        exact(
+            ("error at η = 1e-4 over that at 1e-6", ">", FIRST_LOW),
+            ("error at η = 1e-4 over that at 1e-6", "<", FIRST_HIGH),
+            ("share with the other sign at η = 1e-06", "<", SIGNS),
+        ),
+    ),
+    Row(
+        "CA-29",
+        "exact",
+        "Δm %: mean relative drop against single-task baselines, lower is better.",
+        exact(("library less the fractions", "<", 1e-12)),
+    ),
+    Row(
+        "X-04",
+        "exact",
+        "Min-norm weights of orthogonal gradients are proportional to 1/‖g‖²: MGDA "
+        "favours small gradients.",
+        exact(("largest difference of weights", "<", 1e-12)),
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

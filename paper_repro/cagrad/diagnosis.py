@@ -9,9 +9,28 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import TELLS
+from ..report.decisions import Claims, Row, exact
 from ..report.findings import Findings, Settings, yes
 from .common import gram, quadratic_losses, quadratics, rows_of
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "CA-02",
+        "synthetic",
+        "Main cause: misaligned gradients, so the mean direction hurts some task; also "
+        "unequal norms let a few tasks dominate.",
+        exact(
+            ("pairs in which 'g₀ raises a task' and * differ", "==", 0),
+            only_when=(
+                "rank correlation of the worst task's end with the cosine at the start",
+                ">=",
+                TELLS,
+            ),
+        ),
+        when="only the first order is asked for; the cosine does not predict the end",
+    ),
+)
 
 
 class Hurt(NamedTuple):

@@ -6,8 +6,9 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Measured, Row, decided, exact
 from ..report.extremes import largest, smallest
-from ..report.findings import Claim, Findings, Settings
+from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import (
     cagrad,
     dual_cone,
@@ -18,7 +19,42 @@ from .common import (
     rows_of,
     stationary_rows,
 )
-from .decisions import claim
+
+
+@decided("PCGrad does not rest at two opposed gradients, or MGDA does not", trained=False)
+def judge_stopping(measured: Measured) -> Verdict:
+    rest = {
+        tasks: all(
+            measured[f"T = {tasks}: largest ‖d‖ of {name}"] < 1e-7 for name in ("MGDA", "PCGrad")
+        )
+        for tasks in (2, 3)
+    }
+    if not rest[2]:
+        return "does not hold"
+    return "holds" if rest[3] else "holds only when"
+
+
+claim = Claims(
+    Row(
+        "CA-03",
+        "exact",
+        "Earlier methods are heuristics without convergence guarantee and/or may stop at "
+        "any Pareto-stationary point.",
+        judge_stopping,
+        when="of MGDA, and of PCGrad with two tasks; with three it does not even rest",
+    ),
+    Row(
+        "CA-18",
+        "exact",
+        "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
+        exact(
+            ("largest distance of 0 from the hull where d = 0", "<", 1e-6),
+            ("c < 1: least ‖d‖/‖g₀‖ - (1 - c)", ">", -1e-7),
+            ("largest c*", "<", 1 + 1e-9),
+            ("c = 1*: draws with d = 0", ">", 0),
+        ),
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -8,8 +8,10 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.bounds import NEARLY_ALL
+from ..report.decisions import Claims, Measured, Row, decided, ends
 from ..report.extremes import largest
-from ..report.findings import Findings, Settings
+from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import (
     angle,
@@ -20,7 +22,33 @@ from .common import (
     threshold,
     unit_of,
 )
-from .decisions import claim
+
+
+@decided(
+    "no c gives DualProj's direction, nor 95 % of PCGrad's by the interval of the share",
+    trained=False,
+)
+def special_cases(measured: Measured) -> Verdict:
+    name = "T = {}: share of PCGrad's directions met by some c"
+    threshold = measured["c*: draws with the wrong sign at .95 c* and 1.05 c*"] == 0
+    dualproj = threshold and measured["c*: largest relative distance of d to DualProj's"] < 1e-6
+    pcgrad = [ends(measured, name.format(t)) for t in (2, 3)]
+    if all(low > NEARLY_ALL.now for low, _ in pcgrad):
+        return "holds" if dualproj else "holds only when"
+    if any(high < NEARLY_ALL.now for _, high in pcgrad):
+        return "holds only when" if dualproj else "does not hold"
+    return "inconclusive"
+
+
+claim = Claims(
+    Row(
+        "CA-13",
+        "exact",
+        "Earlier methods in general are special cases.",
+        special_cases,
+        when="of DualProj, and of PCGrad with two tasks, with another c at every step",
+    ),
+)
 
 
 class Projected(NamedTuple):

@@ -5,9 +5,40 @@ from torch import Tensor
 
 from common.problems.cagrad_toy import CS, STARTS, minimum_of_mean
 
-from ..report.findings import Claim, Findings, Settings, yes
-from .decisions import claim
-from .toy_runs import CLOSE, CONTACT, Toy, contact, toy, with_steps
+from ..report.bounds import CLOSE
+from ..report.decisions import Claims, Measured, Row, decided
+from ..report.findings import Claim, Findings, Settings, Verdict, yes
+from .toy_runs import CONTACT, WHOLE, Toy, contact, toy, with_steps
+
+SOME_STARTS = 5  # that tell: two or three have one order by chance
+
+
+@decided(
+    "CAGrad's first contacts with the Pareto set come nearer to MGDA's as c grows from no start "
+    f"that can tell; in part unless from all, and {SOME_STARTS} or more can tell"
+)
+def judge_between(measured: Measured) -> Verdict:
+    """Starts from which GD does not meet the set, or meets it where MGDA does, cannot tell."""
+    telling = measured["starts that can tell"]
+    if telling == 0:
+        return "inconclusive"
+    ordered = measured["of these, with a distance that never grows with c"]
+    ends = measured["of these, with the largest c's contact within a tenth of the way"]
+    if min(ordered, ends) == telling >= SOME_STARTS:
+        return "holds"
+    return "holds only when" if min(ordered, ends) > 0 else "does not hold"
+
+
+claim = Claims(
+    Row(
+        "CA-27",
+        "synthetic",
+        "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
+        judge_between.open_unless(WHOLE),
+        when="from {of these, with a distance that never grows with c} of {starts that can tell} "
+        "starts that can tell; elsewhere the distance grows at first",
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -22,11 +22,58 @@ from common.problems.cagrad_toy import (
     ramp,
 )
 
-from ..report.findings import Claim, Figure, Findings, Settings
-from .decisions import claim
+from ..report.bounds import MOVED
+from ..report.decisions import Claims, Measured, Row, decided, named_so
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from .toy_figures import surface
 from .toy_maps import LEGEND, maps
-from .toy_runs import COLOURS, DASHES, Run, Toy, of, title_of, toy, with_steps
+from .toy_runs import COLOURS, DASHES, WHOLE, Run, Toy, of, title_of, toy, with_steps
+
+
+@decided("with each of the four methods a nudge of 1e-9 at the start changes where a run ends")
+def judge_reproducible(measured: Measured) -> Verdict:
+    names = named_so(measured, "*: largest change of the mean loss at the end under a nudge")
+    same = [measured[name] < MOVED.now for name in names]
+    if all(same):
+        return "holds"
+    return "holds only when" if any(same) else "does not hold"
+
+
+@decided(
+    "GD is stuck from two starts neither printed nor with (-8.5, -5), nor later; in part unless it "
+    "is from two printed starts after the paper's steps, and still after ten times as many"
+)
+def halts(measured: Measured) -> Verdict:
+    late = [
+        measured[f"stuck, printed starts, after {steps} steps (a literal loop)"]
+        for steps in (300_000, 1_000_000)
+    ]
+    now, changed = measured["stuck, printed starts"], measured["stuck, (-8.5, -5) for (-8.5, 5)"]
+    if now == late[-1] == 2:
+        return "holds"
+    return "holds only when" if 2 in (now, changed, *late) else "does not hold"
+
+
+claim = Claims(
+    Row(
+        "CA-24",
+        "synthetic",
+        "The 2-D toy is reproducible: gradient descent, MGDA, PCGrad and CAGrad from five "
+        "starts, Adam 1e-3, 1e5 steps.",
+        judge_reproducible.open_unless(WHOLE),
+        when="of MGDA and CAGrad: a nudge of 1e-9 at the start decides, with the sign of the code, "
+        "and moves the mean loss at the end by {GD: largest change of the mean loss at the end "
+        "under a nudge} (descent) and {PCGrad: largest change of the mean loss at the end under a "
+        "nudge} (PCGrad); with the printed sign MGDA's end also moves in other arithmetic",
+    ),
+    Row(
+        "CA-25",
+        "synthetic",
+        "Gradient descent halts in 2 of 5 runs.",
+        halts.open_unless(WHOLE),
+        when="a start of the code replaces a printed one, or after more steps; later none halts",
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -4,13 +4,14 @@ import numpy as np
 
 from common.problems.cagrad_toy import USUAL
 
+from ..report.decisions import Claims, Measured, Row, decided
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import share_interval
-from .decisions import claim
 from .toy_runs import (
     COLOURS,
     DASHES,
+    WHOLE,
     Run,
     Toy,
     arrivals,
@@ -18,6 +19,31 @@ from .toy_runs import (
     title_of,
     toy,
     with_steps,
+)
+
+
+@decided("CAGrad neither spreads least nor arrives more often than each of the others")
+def steadiest(measured: Measured) -> Verdict:
+    others = ("GD", "MGDA", "PCGrad")
+    spread = "{}: standard deviation of the mean loss at the end"
+    least = all(measured[spread.format("CAGrad")] < measured[spread.format(x)] for x in others)
+    low = measured["CAGrad: share arriving, low"]
+    clear = all(low > measured[f"{name}: share arriving, high"] for name in others)
+    if least and clear:
+        return "holds"
+    if least or clear:
+        return "holds only when"
+    beaten = any(measured[spread.format(x)] < measured[spread.format("CAGrad")] for x in others)
+    return "does not hold" if beaten else "inconclusive"
+
+
+claim = Claims(
+    Row(
+        "CA-28",
+        "synthetic",
+        "CAGrad is the most stable and predictable of the four.",
+        steadiest.open_unless(WHOLE),
+    ),
 )
 
 

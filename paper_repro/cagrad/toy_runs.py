@@ -30,17 +30,18 @@ from common.problems.cagrad_toy import (
 )
 from common.regions import OPTIONS
 
+from ..report.decisions import Condition
 from ..report.findings import Settings
 from ..report.parts import kept
 
 STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
+WHOLE = Condition("steps", ">=", STEPS)
 WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rates
 EVERY = 50  # steps between the points kept of the whole run
 # steps a compiled call: a call costs as much as a step (experiments/benchmarks/toy.py)
 UNROLL = 10
 COMPILE_FROM = 5_000  # steps from which compiling pays
 CONTACT = 0.01  # the Pareto set is met at this distance
-CLOSE = 1e-3  # of the mean loss to its minimum
 COLOURS = {
     "GD": "#444444",
     "MGDA": "#0072b2",

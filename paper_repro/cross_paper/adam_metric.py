@@ -15,10 +15,44 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import EXCEPTION
+from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
 from ..report.figures import axes, band
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named, ratio_interval
-from .decisions import TOLERANCE, claim
+
+
+@decided(
+    "a promised rate is below -1e-6 of its terms, or of the largest; or if in no case the remedy's "
+    f"share of steps that raise a loss lies below {EXCEPTION:.0%}, and in one above (open where "
+    "the rule on J Jᵀ raises as few)"
+)
+def remedied(measured: Measured) -> Verdict:
+    """In the metric without momentum, made safe with it, or in the norm of Muon."""
+    share, kept, lost = "{}, on {}: share of steps that raise a loss", [], []
+    for name in named_so(measured, "*: smallest promised rate over the largest*"):
+        case, way = name.split(": smallest")[0].split(", on ")
+        if measured[name] < -1e-6:
+            return "does not hold"
+        (low, high), plain = (ends(measured, share.format(case, x)) for x in (way, "J Jᵀ"))
+        something = plain[0] > EXCEPTION.now
+        kept.append(something and high < EXCEPTION.now)
+        lost.append(something and low > EXCEPTION.now)
+    return verdict_of(kept, lost)
+
+
+claim = Claims(
+    Row(
+        "X-06",
+        "synthetic",
+        "X-05 has a remedy: on the Gramian in Adam's own metric the guarantee of MGDA and UPGrad "
+        "is back without momentum, and with it by the least change of the step.",
+        remedied,
+        when="without momentum; with it, after the least change of the step, a share of "
+        "{UPGrad, β₁ = 0.9, on J P Jᵀ, safe: share of steps that raise a loss} of UPGrad's steps "
+        "raise a loss",
+    ),
+)
+
 
 RULES: dict[str, Callable[[], mf.Rule]] = {"MGDA": mf.mgda, "UPGrad": mf.upgrad}
 WAYS = {"J Jᵀ": "C1", "J P Jᵀ": "C0", "J P Jᵀ, safe": "C2"}
@@ -26,6 +60,7 @@ REMEDY = {0.0: "J P Jᵀ", 0.9: "J P Jᵀ, safe"}
 """What is to bring the guarantee back, by Adam's β₁."""
 IN, HIDDEN, SAMPLES, BATCH = 8, 16, 128, 32
 FIRST, RATE = 10, 3e-3  # steps that are not judged: before the first one P is the rate alone
+TOLERANCE = 0.01  # of a step\'s largest change: a smaller rise is what P lags behind Adam\'s step
 
 Data = tuple[Tensor, Tensor]
 

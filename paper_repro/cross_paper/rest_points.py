@@ -12,20 +12,39 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import LAST_STEPS
+from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "X-03",
+        "exact",
+        "GradNorm with α = 0 at equilibrium weighs by 1/‖∇_W L_t‖: the sum of unit "
+        "gradients on W, a common descent direction on W for T = 2.",
+        exact(
+            ("largest difference of Σ w_t g_t *, over T, in last step sizes", "<", LAST_STEPS),
+            ("library against these fractions, in last step sizes", "<", LAST_STEPS),
+            ("largest distance from the rest point over the step size, all sizes", "<", LAST_STEPS),
+            ("T = 2: share of draws in which a step on W raises a task", "==", 0),
+            ("smallest rate", ">=", 0),
+            ("rate of task 1, three tasks", "<", 0),
+        ),
+    ),
+)
+
 
 LINKS = "Links between the texts"
-Row = tuple[int, ...]
-PAIR: tuple[Row, ...] = ((3, 4), (-5, 12))  # lengths 5 and 13
-TRIPLE: tuple[Row, ...] = ((5, 0), (-4, 3), (-8, 6))  # lengths 5, 5 and 10
-OUTSIDE: tuple[Row, ...] = ((1, 1), (1, -4))  # W is the first coordinate
+Vector = tuple[int, ...]
+PAIR: tuple[Vector, ...] = ((3, 4), (-5, 12))  # lengths 5 and 13
+TRIPLE: tuple[Vector, ...] = ((5, 0), (-4, 3), (-8, 6))  # lengths 5, 5 and 10
+OUTSIDE: tuple[Vector, ...] = ((1, 1), (1, -4))  # W is the first coordinate
 HALVINGS, EACH, FIRST = 20, 40, 0.3
 
 
-def exact_rest(rows: tuple[Row, ...], measured: int) -> tuple[list[Fraction], list[Fraction]]:
+def exact_rest(rows: tuple[Vector, ...], measured: int) -> tuple[list[Fraction], list[Fraction]]:
     """Weights `∝ 1/‖∇_W L_t‖` that sum to 1 and the rates ⟨g_t, Σ w_s g_s⟩ over all coordinates.
 
     W: the first `measured` ones.
@@ -111,14 +130,14 @@ def on_draws(draws: int) -> Drawn:
     return Drawn(numbers, largest(errors), largest(ratios), raised[2, "W"].mean)
 
 
-def library_error(examples: dict[tuple[Row, ...], list[Fraction]]) -> float:
+def library_error(examples: dict[tuple[Vector, ...], list[Fraction]]) -> float:
     """Largest difference of the library's weights there from those in fractions."""
     worst = 0.0
-    for rows, exact in examples.items():
+    for rows, expected in examples.items():
         matrix = torch.tensor(rows, dtype=torch.float64)[None]
         found = rest(matrix @ matrix.mT)[0][0]
         worst = largest(
-            worst, *(abs(float(x) - float(y)) for x, y in zip(found, exact, strict=True))
+            worst, *(abs(float(x) - float(y)) for x, y in zip(found, expected, strict=True))
         )
     return worst
 

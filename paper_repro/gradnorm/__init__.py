@@ -2,7 +2,19 @@
 
 from typing import Any
 
+from ..report.decisions import MULTIMNIST, Claims, Row
 from ..report.options import exported
+
+claim = Claims(
+    Row("GN-01", "data/RL", "One network can beat many, but is hard to balance.", needs=MULTIMNIST),
+    Row(
+        "GN-26",
+        "data/RL",
+        "It beats separate networks and other weightings in many settings.",
+        needs=f"{MULTIMNIST}, in four architectures",
+    ),
+)
+
 
 FIGURES = {
     "toy": "toy_figures",

@@ -1,5 +1,6 @@
 """Does tuning α alone match a search over static weights?"""
 
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,13 +9,13 @@ from matplotlib.ticker import MaxNLocator
 
 import mtlfunc as mf
 
-from ..report.decisions import OPEN
+from ..report.bounds import EXPONENTIAL, STATIC
+from ..report.decisions import OPEN, Claims, Measured, Row, decided, named_so, sided
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, yes
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict, yes
 from ..report.intervals import half_width, mean_interval, named, ratio_interval, share_interval
 from ..report.options import Option, Seeds, Steps, drawn
 from .common import TEN
-from .decisions import claim
 from .lanes import (
     COLOUR,
     EQUAL,
@@ -34,6 +35,32 @@ from .lanes import Size as Sizes
 from .rivals import ten_tasks, two_tasks
 from .toy_figures import Scales, Size
 from .train_lanes import train
+
+
+@decided("by count a full grid is not exponential in T, or α's grid grows with it", trained=False)
+def search_costs(measured: Measured) -> Verdict:
+    """By count alone, as the sentence; what random draws find stands next to it."""
+    grid = [measured[name] for name in named_so(measured, "runs of a full grid of *")]
+    exponential = all(later > EXPONENTIAL.now * sooner for sooner, later in pairwise(grid))
+    few, many = (measured[f"values of α run, T = {tasks}"] for tasks in (2, 10))
+    return "holds" if exponential and many <= few else "does not hold"
+
+
+claim = Claims(
+    Row(
+        "GN-06",
+        "synthetic",
+        "Tuning α alone matches or beats an exhaustive search over the weights.",
+        sided(("T = *, GradNorm over the best static weights", "<", STATIC)),
+        instead="NYUv2",
+    ),
+    Row(
+        "GN-25",
+        "exact",
+        "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
+        search_costs,
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Condition, Row, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from .common import (
@@ -19,7 +20,29 @@ from .common import (
     norm_of,
     sample,
 )
-from .decisions import claim
+
+LITERAL = (
+    Condition("largest difference of weights", "<", 1e-9),
+    Condition("largest difference of parameters", "<", 1e-9),
+)
+
+claim = Claims(
+    Row(
+        "GN-13",
+        "exact",
+        "L_grad = Σ abs(G_i - Ḡ r_i^α) with the target held constant; its slope in w_i is "
+        "sign(G_i - target_i)‖∇_W L_i‖.",
+        exact(*LITERAL),
+    ),
+    Row(
+        "GN-16",
+        "exact",
+        "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network "
+        "with the old weights, renormalisation.",
+        exact(*LITERAL, ("largest deviation of the sum of weights from T", "<", 1e-9)),
+    ),
+)
+
 
 LR, WEIGHT_LR = 1e-2, 1e-3
 Batch = tuple[Tensor, Tensor]

@@ -6,14 +6,26 @@ import torch
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, initial_params, linear_maps, losses, norm_of, sample
-from .decisions import claim
 from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, size_of
 from .rivals import two_tasks
 from .train_lanes import train
+
+claim = Claims(
+    Row(
+        "GN-08",
+        "exact",
+        "Norms are measured on a subset W of the weights, normally the last shared layer.",
+        exact(
+            ("largest relative difference from autograd", "<", 1e-9),
+            ("smallest relative difference between two choices of W", ">", 1e-9),
+        ),
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

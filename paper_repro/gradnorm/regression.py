@@ -2,14 +2,69 @@
 
 import numpy as np
 
-from ..report.decisions import OPEN
+from ..report.bounds import COMPARABLE, FAR_APART, SMOOTH
+from ..report.decisions import OPEN, Claims, Measured, Row, decided, ends, exact, sided
 from ..report.figures import axes, name_lines
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import ALPHA, INTERVAL, RATE, Problem, Runs
-from .decisions import claim
 from .paper_size import default_runs, problem_of, setting
 from .toy_figures import by_rate, lines, losses_and_weights
+
+
+@decided("the interval of the ratio lies outside .9 to 1.1", trained=False)
+def judge_comparable(measured: Measured) -> Verdict:
+    (low, high), most = ends(measured, "their ratio"), COMPARABLE.now
+    if low > 2 - most and high < most:
+        return "holds"
+    return "does not hold" if low > most or high < 2 - most else "inconclusive"
+
+
+@decided("in some seed the average weights are not 5 times apart")
+def separates(measured: Measured) -> Verdict:
+    """Early: by a quarter of the run; smooth: a path shorter than twice its range."""
+    if measured["smallest w_1/w_2 of a seed"] <= FAR_APART.now:
+        return "does not hold"
+    early = measured["smallest w_1/w_2 of a seed after a quarter of the run"] > FAR_APART.now
+    smooth = measured["path length of w_1 over its range, high"] < SMOOTH.now
+    return "holds" if early and smooth else "holds only when"
+
+
+claim = Claims(
+    Row(
+        "GN-04",
+        "synthetic",
+        "Balance means that all tasks train at similar rates.",
+        sided(("their ratio", "<", 1)),
+    ),
+    Row(
+        "GN-15",
+        "exact",
+        "After each update the weights are rescaled to sum to T.",
+        exact(("largest deviation from T", "<", 1e-5)),
+    ),
+    Row(
+        "GN-17",
+        "synthetic",
+        "With equal weights the large-scale, large-gradient task dominates: the small one "
+        "is left behind.",
+        sided(("L̃_1/L̃_2 at the end", ">", 1)),
+    ),
+    Row(
+        "GN-19",
+        "exact",
+        "Tasks differ only in σ_i, so L_i(0)/σ_i² is the same for all and the sum of loss "
+        "ratios is a fair metric.",
+        judge_comparable,
+    ),
+    Row(
+        "GN-20",
+        "synthetic",
+        "From equal weights w_1 rises far above w_2; the curves separate early and stay smooth.",
+        separates,
+        when="smoothness is left out: the weights part early, and chatter",
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -11,11 +11,11 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Row, exact
 from ..report.figures import axes, plain_ticks
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, named, ratio_interval
 from .common import ALPHA
-from .decisions import claim
 from .lanes import (
     COLOUR,
     EQUAL,
@@ -29,6 +29,18 @@ from .lanes import (
     size_of,
 )
 from .rivals import ten_tasks, two_tasks
+
+claim = Claims(
+    Row(
+        "GN-10",
+        "exact",
+        "A task's target length is Ḡ r_i^α.",
+        exact(
+            ("largest difference of the next weights from the formula's", "<", 1e-9),
+            ("the same, normalised targets", "<", 1e-9),
+        ),
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -3,18 +3,33 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..report.decisions import APART, OPEN
+from ..report.decisions import APART, OPEN, Claims, Row, sided
 from ..report.figures import axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from .common import ALPHA, COLOURS, INTERVAL, RATE, TEN, TWO, Runs
-from .decisions import claim
 from .lanes import COLOUR, EQUAL, Size, Trace, size_of
 from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pairs_of, problem_of, setting
 from .reach import beside_equal, by_rate, numbers_of
 from .refine import half_of
 from .rivals import five_tasks, ten_tasks, two_tasks
 from .toy_figures import lines
+
+claim = Claims(
+    Row(
+        "GN-23",
+        "synthetic",
+        "Ten tasks also gain from GradNorm.",
+        sided(("GradNorm over equal, *", "<", 1)),
+    ),
+    Row(
+        "GN-24",
+        "synthetic",
+        "The benefit grows with the number of tasks.",
+        sided(("ratio at T = * over that at T = *", "<", 1)),
+    ),
+)
+
 
 LEARNT = f"GradNorm, {ALPHA:g}"
 OF_TEN = f"of ten, {AT_BEST}"

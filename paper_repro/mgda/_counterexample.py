@@ -14,12 +14,66 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.bounds import FEW
+from ..report.decisions import Claims, Measured, Row, decided, ends, exact
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Impossible, Option, Steps, drawn
-from .curved import CASES, rest_points
-from .decisions import claim
+from .curved import CASES, DEFICIENT, FULL, rest_points
 from .encoders import COLOURS
+
+
+@decided(
+    "the distance of 0 from the gradients' hull is nowhere above ‖d‖ of MGDA-UB, so that a point "
+    "where it rests is stationary, and it comes to rest wherever MGDA does; in part if only in "
+    "some case it does not come to rest",
+)
+def rests_elsewhere(measured: Measured) -> Verdict:
+    """One point that is not stationary, and where it rests, is enough: the sentence says "may"."""
+    less = "distance of 0 from the gradients' hull less ‖d‖ of MGDA-UB, over the longest gradient"
+    if measured[less] > 1e-6:
+        return "holds"
+    found = []
+    for case in (FULL, DEFICIENT):
+        exact, bound = (ends(measured, case.format(name)) for name in ("MGDA", "MGDA-UB"))
+        if bound[0] > exact[1]:
+            found.append(True)
+        elif exact[1] < FEW.now and bound[1] < FEW.now:
+            found.append(False)
+    if any(found):
+        return "holds only when"
+    return "does not hold" if len(found) == 2 else "inconclusive"
+
+
+claim = Claims(
+    Row(
+        "SU-33",
+        "exact",
+        "The published proof uses a false lemma: for symmetric positive definite M, xᵀMy "
+        ">= 0 iff xᵀy >= 0.",
+        exact(("smallest leading minor of M", ">", 0), ("xᵀy", ">=", 0), ("xᵀMy", "<", 0)),
+    ),
+    Row(
+        "SU-34",
+        "exact",
+        "The proof cannot be repaired: even with a full-rank encoder Jacobian the bound's "
+        "direction may raise a task.",
+        exact(
+            ("A = [[1, 0], [1, 1]], MGDA-UB: rate of task 2", "<", 0),
+            ("linear encoder, MGDA-UB: rate of task 2", "<", 0),
+            ("L_2 along the step, coefficient of η", ">", 0),
+            ("coefficient of η²", ">=", 0),
+            ("library against fractions, largest difference", "<", 1e-12),
+        ),
+    ),
+    Row(
+        "SU-35",
+        "synthetic",
+        "So MGDA-UB may fail to find a Pareto-stationary point.",
+        rests_elsewhere,
+    ),
+)
+
 
 X = [[2, 1], [1, 0]]
 Y = [[-1, -1], [1, -1]]

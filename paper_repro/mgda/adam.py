@@ -20,12 +20,27 @@ import mtlfunc as mf
 from common.choice import one_of
 from common.device import replayed
 
+from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
 from .common import COLOURS, DASHES, gram, normalised, rows_of, solved, square
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "SU-11",
+        "exact",
+        "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². Where it is "
+        "largest min_t ⟨g_t, u⟩ >= ½‖u‖² >= 0, so a non-zero u gives common descent along -u.",
+        exact(
+            ("largest |min ⟨g_t, u*⟩/‖u*‖² - 1|", "<", 1e-9),
+            ("largest relative difference of the value from ½‖u*‖²", "<", 1e-9),
+            ("active set against projected gradient: largest relative *", "<", 1e-5),
+        ),
+    ),
+)
+
 
 RAISES = -1e-6
 TASKS = 3

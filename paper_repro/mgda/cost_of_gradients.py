@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import mtlfunc as mf
 
+from ..report.bounds import FLAT, GROWS, QUARTER, SMALL
 from ..report.counting import operations
+from ..report.decisions import Claims, Measured, Row, decided, exact, named_so
 from ..report.extremes import largest
 from ..report.figures import METHOD_COLOURS, axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from .common import COLOURS, DASHES
-from .decisions import claim
 from .network import (
     LARGE,
     SAMPLES,
@@ -26,6 +27,45 @@ from .network import (
     step_of,
     trunk_size,
 )
+
+MOST = 32  # tasks of the costs
+
+
+@decided("the peak memory of T rows stays below a quarter of T gradients'", trained=False)
+def judge_infeasible(measured: Measured) -> Verdict:
+    def peak(way: str) -> float:
+        name = named_so(measured, f"{way}, T = {MOST}: peak memory over one gradient's")[0]
+        return measured[name]
+
+    if peak("T rows") <= MOST * QUARTER.now:
+        return "does not hold"
+    error = measured["relative difference of the two Gramians, largest"]
+    without_rows = peak("layerwise Gramian*") < MOST * QUARTER.now and error < SMALL.now
+    return "holds only when" if without_rows else "holds"
+
+
+claim = Claims(
+    Row(
+        "SU-27",
+        "synthetic",
+        "For very large models even T separate gradients are infeasible.",
+        judge_infeasible,
+        when="rows are stored; the layerwise Gramian takes the memory of about one gradient",
+    ),
+    Row(
+        "SU-29",
+        "synthetic",
+        "Minimise the bound's right-hand side: only gradients with respect to encodings "
+        "are needed, which is much cheaper.",
+        exact(
+            ("MGDA-UB, small heads: operations at T = 32 over T = 1", "<", FLAT),
+            ("small heads: operations of MGDA over MGDA-UB at T = 32", ">", GROWS),
+            only_when=(f"MGDA-UB, {LARGE}: operations at T = 32 over T = 1", ">", GROWS),
+        ),
+        when="the heads are small against the trunk",
+    ),
+)
+
 
 TASKS, WIDTH = (2, 8, 32), 512
 ONE, ROWS, LAYERS = WAYS = ("one gradient", "T rows", "layerwise Gramian, chunks of 4")

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from .decisions import DEFICIENT, FULL
-
+FULL = "full row rank, {}: share of ends that are not stationary"
+DEFICIENT = "row rank 2 of 4, {}: share of ends that are not stationary"
 CASES = {FULL: (3, 5), DEFICIENT: (4, 2)}
 """Samples (the encoding's length) and parameters of a random linear encoder."""
 

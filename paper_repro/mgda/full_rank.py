@@ -10,10 +10,31 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.findings import Findings, Settings
+from ..report.decisions import Claims, Measured, Row, decided
+from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
-from .decisions import claim
 from .encoders import raises
+
+
+@decided("an optimum is 0 and the other is not, at full row rank", trained=False)
+def same_zeros(measured: Measured) -> Verdict:
+    name = "draws in which one optimum is 0 and the other is not, full row rank"
+    if measured[name] > 0:
+        return "does not hold"
+    raised = measured["share whose bound direction raises a task, full row rank, low"]
+    return "holds only when" if raised > 0 else "holds"
+
+
+claim = Claims(
+    Row(
+        "SU-32",
+        "exact",
+        "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points "
+        "(and otherwise a direction that lowers all losses).",
+        same_zeros,
+        when="common descent is left out: stationary points are found, directions may raise a task",
+    ),
+)
 
 
 def weights_of(gramian: Tensor) -> Tensor:

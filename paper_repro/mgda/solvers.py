@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import NEARLY_ALL, SEARCHED
+from ..report.decisions import Claims, Measured, Row, decided, ends, exact, verdict_of
 from ..report.extremes import largest
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge
 from ..report.intervals import named
 from .common import (
@@ -28,9 +30,73 @@ from .common import (
     shortest,
     solved,
 )
-from .decisions import ENOUGH, claim
 from .naive import counts_of
 from .softmax import SMALL, Grid, best_rate, softmax_descent, softmax_grid
+
+ENOUGH = 5000  # steps of the softmax form
+
+
+@decided(
+    f"in both families fewer than 95 % of the Gramians get there, at {ENOUGH} steps or more, by "
+    "Wilson's interval"
+)
+def judge_softmax_form(measured: Measured) -> Verdict:
+    name = "{}: share that reaches a relative gap of 1e-6 at the best step"
+    there, short = [], []
+    for family in ("interior", "face"):
+        edge = measured[f"{family}: best step at the grid's edge (1: yes)"]
+        settled = measured["steps"] >= ENOUGH and not edge
+        low, high = ends(measured, name.format(family))
+        there.append(low > NEARLY_ALL.now)
+        short.append(settled and high < NEARLY_ALL.now)
+    return verdict_of(there, [all(short)])
+
+
+@decided("one step length serves all scales in 95 % of the draws of both families, by the interval")
+def judge_learning_rate(measured: Measured) -> Verdict:
+    single, tuned = (
+        [
+            ends(measured, f"{family}: share that reaches 1e-6, {name}")
+            for family in ("interior", "face")
+        ]
+        for name in ("best single step for scales 1e-4 to 1e4", "step tuned to the scale")
+    )
+    if all(low > NEARLY_ALL.now for low, _ in single):
+        return "does not hold"
+    # as long as one step may serve all, or tuning does not help either, the step is not the reason
+    if all(high >= NEARLY_ALL.now for _, high in single) or tuned[0][0] <= NEARLY_ALL.now:
+        return "inconclusive"
+    if tuned[1][0] > NEARLY_ALL.now:
+        return "holds"
+    return "holds only when" if tuned[1][1] < NEARLY_ALL.now else "inconclusive"
+
+
+claim = Claims(
+    Row(
+        "SU-21",
+        "synthetic",
+        "T > 2: Frank–Wolfe, towards τ = argmin ⟨g_t, Σ w g⟩, with a search on the "
+        "segment from w to e_τ, which is the T = 2 problem; it suits convex sets.",
+        exact(
+            ("one searched step against the closed form for T = 2, *", "<", 1e-9),
+            ("all steps, largest negative weight or |Σw - 1|", "<", 1e-9),
+        ).open_unless(("optimum *, line search: median relative gap at the end", "<=", SEARCHED)),
+    ),
+    Row(
+        "SU-23",
+        "synthetic",
+        "Gradient descent on w = softmax(a) solves the min-norm problem without constraints.",
+        judge_softmax_form,
+        when="the optimum lies inside the simplex; on a face it is not reached",
+    ),
+    Row(
+        "SU-24",
+        "synthetic",
+        "A guess: nobody uses the unconstrained form because its learning rate needs tuning.",
+        judge_learning_rate,
+        when="the optimum lies inside the simplex; on a face no step is fast enough",
+    ),
+)
 
 
 def contenders(rate: float) -> dict[str, Callable[[int], mf.types.Solver]]:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.bounds import MOST_RUNS, SEEN
+from ..report.decisions import Claims, Row, exact
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, named, share_interval
@@ -30,8 +32,47 @@ from .common import (
     square,
     uniform,
 )
-from .decisions import claim
 from .quadratics import Batch, losses, quadratics
+
+claim = Claims(
+    Row(
+        "SU-01",
+        "exact",
+        "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
+        "shifting any single loss.",
+        exact(
+            ("largest change of the unit direction, weights 1/‖g‖", "<", 1e-9),
+            ("the same, equal weights", ">", SEEN),
+        ),
+    ),
+    Row(
+        "SU-02",
+        "exact",
+        "Weights 1/‖g_t‖ are the same as adding unit task gradients, so designing losses is "
+        "at bottom designing gradients.",
+        exact(
+            (
+                "weights 1/‖g‖ against the sum of unit gradients, largest relative difference",
+                "<",
+                1e-9,
+            ),
+            ("gradient of Σ L_t/‖g_t‖, lengths constant, against it", "<", 1e-9),
+        ),
+    ),
+    Row(
+        "SU-09",
+        "exact",
+        "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
+        "normalisation reaches Pareto stationarity; with more the normalised sum no "
+        "longer suffices.",
+        exact(
+            ("T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖", "<", 1e-9),
+            ("T = 2: share of draws with a negative rate", "==", 0),
+            ("T = 2: share of steps that raise a task", "==", 0),
+            ("(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩", "<", 0),
+        ).open_unless(("T = 2: share of runs that end within 5 % of *, low", ">", MOST_RUNS)),
+    ),
+)
 
 
 class Drawn(NamedTuple):

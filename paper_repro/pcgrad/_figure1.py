@@ -16,15 +16,17 @@ from torch.func import grad, hessian, vmap
 
 import mtlfunc as mf
 
+from ..report.bounds import STUCK
+from ..report.decisions import Claims, Measured, Row, decided
 from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Option, Rate, Steps, drawn
 from .common import COLOURS, WILSON
-from .decisions import LONG, claim
 from .landscape import (
     ADAM_RATE,
     BUDGET,
+    LONG,
     START,
     Paths,
     across,
@@ -35,6 +37,44 @@ from .landscape import (
     values,
 )
 from .measures import curvature_bound, magnitude_similarity
+
+
+@decided(
+    f"after {LONG} steps or more descent on the sum has learnt task 2 (L_2 at most 30), or PCGrad "
+    "is not on the side where θ_1 < 0 and L_2 < 0"
+)
+def gets_out(measured: Measured) -> Verdict:
+    stuck = measured["sum: L_2 at the end"] > STUCK.now
+    passed = measured["PCGrad: θ_1 at the end"] < 0 and measured["PCGrad: L_2 at the end"] < 0
+    if stuck and passed:
+        return "holds"
+    return "does not hold" if measured["steps"] >= LONG else "inconclusive"
+
+
+@decided("Definition 3's H is positive on no recorded step of either path", trained=False)
+def sharp(measured: Measured) -> Verdict:
+    shares = [measured[f"{arm}: share of steps with H > 0"] for arm in ("sum", "PCGrad")]
+    if max(shares) == 0:
+        return "does not hold"
+    return "holds" if min(shares) > 0.5 else "holds only when"
+
+
+claim = Claims(
+    Row(
+        "PC-04",
+        "synthetic",
+        "Figure 1: in sharp valley walls descent follows task 1's valley and learns task "
+        "2 extremely slowly; PCGrad gets out.",
+        gets_out,
+    ),
+    Row(
+        "PC-05",
+        "exact",
+        "Figure 1 is an instance of sharp curvature in the sense of the theory.",
+        sharp,
+        when="where a step crosses a cusp; elsewhere H is not positive",
+    ),
+)
 
 
 class Conditions(NamedTuple):

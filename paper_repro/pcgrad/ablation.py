@@ -14,15 +14,40 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
-from ..report.decisions import OPEN
+from ..report.decisions import OPEN, Claims, Row, sided
 from ..report.figures import axes, plain_ticks
 from ..report.findings import Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import Interval, named, ratio_interval
 from .common import ALPHA, ARMS, COLOURS, LINES, STUDENT, arms, either
-from .decisions import claim
-from .landscape import ADAM_RATE, SGD_RATES, Paths, arrival, by_rate, paths, values
+from .landscape import ADAM_RATE, LONG, SGD_RATES, Paths, arrival, by_rate, paths, values
 from .problems import Batch, regression, regression_batch, regression_start
+
+WORSE = sided(("* over PCGrad's", ">", 1)).open_unless(("steps on the landscape", ">=", LONG))
+
+claim = Claims(
+    Row(
+        "PC-23",
+        "synthetic",
+        "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
+        WORSE,
+        instead="Meta-World",
+    ),
+    Row(
+        "PC-24",
+        "synthetic",
+        "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
+        WORSE,
+        instead="Meta-World",
+    ),
+    Row(
+        "PC-25",
+        "synthetic",
+        "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
+        WORSE,
+        instead="Meta-World",
+    ),
+)
 
 
 class Arms(NamedTuple):

@@ -10,12 +10,49 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import EXACT, jacobians, normal
-from .decisions import claim
 from .problems import PROBLEMS, regression, regression_batch, regression_start
 from .rational import FAN, ORDERS, RAISED, exact_coefficients, gramian_of, tensor_of, times
+
+claim = Claims(
+    Row(
+        "PC-06",
+        "exact",
+        "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement "
+        "and goal-conditioned problems alike.",
+        exact(("*largest relative difference of *", "<", 1e-9)),
+    ),
+    Row(
+        "PC-09",
+        "exact",
+        "The training loss is the plain sum Σ L_i, T times the expectation over uniform "
+        "tasks; a task-conditioned f(y given x, z) has the same gradients.",
+        exact(("reduction=*", "<", 1e-12), ("one-hot code against *", "<", 1e-12)),
+    ),
+    Row(
+        "PC-15",
+        "exact",
+        "Algorithm 1: project a copy of every gradient off the others it conflicts with, "
+        "in random order; update with all the edited gradients.",
+        exact(("largest *", "<", 1e-12)),
+    ),
+    Row(
+        "PC-16",
+        "exact",
+        "After its projection a gradient has no component against the one it was "
+        "projected on; gradients without conflict are left alone.",
+        exact(
+            ("T = 2: largest relative difference of g_i·d from *", "<", 1e-10),
+            ("no conflict: largest difference of the coefficients from 1", "<", 1e-12),
+            ("120°: task 1 right after its projection on task *", "==", 0),
+            only_when=("120°: the same after the next projection, *", "<", 0),
+        ),
+        when="one projection, or two tasks; with three a later projection restores a conflict",
+    ),
+)
 
 
 def run(settings: Settings) -> Findings:

@@ -11,12 +11,37 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import half_width, mean_interval, named
 from .common import normal
-from .decisions import claim
 from .training import COLOURS
+
+
+@decided(
+    "with neither optimizer the small-gradient task's progress falls with every step of ρ, and "
+    "with one it grows from ρ = 1 to 1000"
+)
+def dominance(measured: Measured) -> Verdict:
+    falls, grows = [], []
+    for name in ("SGD", "Adam"):
+        steps = named_so(measured, f"{name}, ρ = * to *: change of task 1's fall, high")
+        falls.append(all(measured[step] < 0 for step in steps))
+        grows.append(measured[f"{name}: change of task 1's fall from ρ = 1 to 1000, low"] > 0)
+    return verdict_of(falls, grows)
+
+
+claim = Claims(
+    Row(
+        "PC-02",
+        "synthetic",
+        "The summed gradient can be dominated by the largest one, which is then "
+        "over-served while the others are under-served.",
+        dominance,
+    ),
+)
+
 
 RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 

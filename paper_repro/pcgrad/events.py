@@ -8,14 +8,40 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import judged
 from ..report.intervals import named, share_interval
 from ..report.options import Seeds, drawn
-from .decisions import claim
 from .problems import PROBLEMS
 from .training import Log, Problems, TrainingRate, TrainingSteps, logs_of, rolling, settings_of
+
+
+@decided(
+    "in neither problem a quantity marks the onset in most seeds and more often than by chance, "
+    "and in one none does (intervals)"
+)
+def marked(measured: Measured) -> Verdict:
+    shown, lost = [], []
+    for end in named_so(measured, "*: closest quantity, share of seeds, low"):
+        name = end.removesuffix(", low")
+        most = max(0.5, measured[f"{end.split(':')[0]}: share by chance, about"])
+        shown.append(measured[end] > most)
+        lost.append(measured[f"{name}, high"] < most)
+    return verdict_of(shown, lost)
+
+
+claim = Claims(
+    Row(
+        "PC-29",
+        "synthetic",
+        "Open: some logged quantity marks the step at which the second task starts to be "
+        "learnt (curvature and conflict show no visible event).",
+        marked,
+    ),
+)
+
 
 WITHIN = 5  # steps, of the onset
 

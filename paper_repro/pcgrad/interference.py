@@ -9,12 +9,44 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import normal, uniform
-from .decisions import claim
 from .quadratics import edited, losses
+
+ALL_THREE = "conflict, gap, curvature"
+
+
+@decided(
+    "against both rivals PCGrad's step does not end lower in most draws of the cell with all "
+    "three, or does so in another cell"
+)
+def judge_factorial(measured: Measured) -> Verdict:
+    alone, contradicted = [], []
+    for rival in ("the plain step", "a plain step of the same length"):
+        end = f"; against {rival}: share of wins"
+        cells = [name.removesuffix(end) for name in named_so(measured, f"*{end}")]
+        wins = {cell for cell in cells if measured[f"{cell}{end}, low"] > 0.5}
+        loses = {cell for cell in cells if measured[f"{cell}{end}, high"] < 0.5}
+        alone.append(wins == {ALL_THREE})
+        contradicted.append(ALL_THREE in loses or bool(wins - {ALL_THREE}))
+    return verdict_of(alone, contradicted)
+
+
+claim = Claims(
+    Row(
+        "PC-03",
+        "synthetic",
+        "Harmful interference needs three things together: conflict, very unequal "
+        "magnitudes, strong curvature.",
+        judge_factorial,
+        when="against a plain step of PCGrad's length; against the plain step PCGrad also wins in "
+        "conflict without the two others",
+    ),
+)
+
 
 DIM = 10
 Cell = tuple[bool, ...]

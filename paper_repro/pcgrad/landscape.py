@@ -29,6 +29,7 @@ FLOOR = 5e-6
 ADAM_RATE, SGD_RATES = 1e-3, (3e-7, 1e-6, 3e-6, 1e-5, 3e-5)
 UNROLLED = 10  # steps a compiled call
 COMPILED, EAGER_STEPS = 4_000, 20_000  # from which compiling pays; where nothing can be compiled
+LONG = 200_000  # steps on the landscape; PCGrad needs about 150,000 to get across
 BUDGET = 300_000  # PCGrad is in the common valley, as the paper draws it; at 210,000 half-way
 POINTS = 1000  # of every path
 

@@ -14,16 +14,30 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.decisions import OPEN
+from ..report.decisions import OPEN, Claims, Row, sided
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
 from . import theorems
 from .common import COLOURS, normal
-from .decisions import claim
 from .measures import curvature_bound
 from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
+
+claim = Claims(
+    Row(
+        "PC-20",
+        "synthetic",
+        "With conflict, a large gap of magnitudes, high curvature and a large enough step "
+        "PCGrad converges faster than plain descent.",
+        sided(
+            ("near, dim *: steps of PCGrad over plain", "<", 1),
+            ("built, dim *: steps of PCGrad over plain", "<", 1),
+            ("*, large steps: share of pairs in which PCGrad is lower after *", ">", 0.5),
+        ),
+    ),
+)
+
 
 Starts = Literal["near", "built", "any"]
 LEVELS = (0.1, 0.01, 0.001)

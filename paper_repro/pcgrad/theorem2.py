@@ -14,13 +14,46 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Measured, Row, decided
 from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings
+from ..report.findings import Figure, Findings, Settings, Verdict
 from ..report.options import Draws, Impossible, Option, drawn
 from . import theorems
 from .common import COLOURS, uniform
-from .decisions import claim
 from .quadratics import Steps, long_steps, study, together
+
+
+@decided(
+    "the corrected hypotheses (ℓ > ξℒ, weight 2(1 - s)) do not suffice, either; in part if a draw "
+    "meets the printed ones and not the conclusion",
+    trained=False,
+)
+def second_theorem(measured: Measured) -> Verdict:
+    right = (
+        measured["violations of the corrected theorem"] == 0
+        and measured["violations with weight 2(1 - s)"] == 0
+        and measured["draws that meet the corrected hypotheses"] > 0
+    )
+    plain, pcgrad, step, shortest = (
+        measured[f"counterexample: {what}"]
+        for what in ("L(θ^MT)", "L(θ^PCGrad)", "step", "shortest step, uniform weight")
+    )
+    by_example = plain < pcgrad and step >= shortest
+    if measured["violations of the printed theorem"] > 0 or by_example:
+        return "holds only when" if right else "does not hold"
+    return "holds" if right else "inconclusive"
+
+
+claim = Claims(
+    Row(
+        "PC-19",
+        "synthetic",
+        "Theorem 2: with curvature >= ℓ‖g‖², (a) cos φ <= -Φ, (b) ℓ >= ξ and (c) t >= "
+        "2/(ℓ - ξℒ), L(θ^PCGrad) <= L(θ^MT).",
+        second_theorem,
+        when="(b) reads ℓ > ξℒ and the curvature has the weight 2(1 - s) over the step",
+    ),
+)
 
 
 def counterexample() -> dict[str, Fraction]:

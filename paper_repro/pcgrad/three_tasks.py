@@ -16,11 +16,54 @@ import mtlfunc as mf
 from common.device import replayed
 from mtlfunc.types import Balance
 
+from ..report.bounds import AT_REST, NEAR_MINIMUM, SETTLED
+from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
-from .decisions import claim
 from .rational import FAN, Outcome, Vector, under_all_orders
+
+
+@decided(
+    "PCGrad moves on from the stationary point, and steps of 1/k do not settle for some curvatures"
+)
+def rests(measured: Measured) -> Verdict:
+    around = named_so(measured, "*: distance of the last iterate from the run's mean")
+    still = all(measured[name] < AT_REST.now for name in around)
+    if still and measured["120°: orders of 8 with d = 0"] > 0:
+        return "holds"
+    spread = named_so(measured, "*, random order, 1/k: spread of the end points")
+    settled = all(measured[name] < SETTLED.now for name in spread)
+    return "holds only when" if settled else "does not hold"
+
+
+@decided("under random orders no mean end point lies within .05 of the minimum of the sum")
+def unbiased(measured: Measured) -> Verdict:
+    names = named_so(measured, "*, random order: distance of the mean end point")
+    near = [measured[name] < NEAR_MINIMUM.now for name in names]
+    return verdict_of(near, [not one for one in near])
+
+
+claim = Claims(
+    Row(
+        "PC-31",
+        "synthetic",
+        "Open: PCGrad rests at a stationary point with three gradients at 120°, and "
+        "converges for three tasks.",
+        rests,
+        when="the steps fall as 1/k: they settle, at the minimum of the sum only with equal "
+        "curvatures; under random orders PCGrad moves on from the stationary point",
+    ),
+    Row(
+        "PC-32",
+        "synthetic",
+        "With many tasks the random order of the projections takes care of the bias that "
+        "one order would have.",
+        unbiased,
+        when="the curvatures are equal",
+    ),
+)
+
 
 CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}
 CONSTANT = (0.1, 0.03, 0.01)

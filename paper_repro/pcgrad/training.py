@@ -14,15 +14,56 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import constant, replayed
 
+from ..report.bounds import CLEARLY
+from ..report.decisions import Claims, Measured, Row, decided, named_so, sided, verdict_of
 from ..report.figures import axes, band
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, clustered_share, mean_interval, named
 from ..report.options import Option, Seeds, drawn
 from ..report.parts import kept
 from .common import STUDENT
-from .decisions import claim
 from .measures import curvature_bound, magnitude_similarity
 from .problems import PROBLEMS, Problem
+
+
+@decided(
+    "in neither problem H rises (slope of log H) as an exponential does (R² above .8), and in one "
+    "it falls or does otherwise (intervals)"
+)
+def judge_exponential(measured: Measured) -> Verdict:
+    rises, falls = [], []
+    for end in named_so(measured, "*: slope of log H, per 100 steps, low"):
+        name = end.split(": ")[0]
+        slope, straight = f"{name}: slope of log H, per 100 steps", f"{name}: R²"
+        rises.append(measured[f"{slope}, low"] > 0 and measured[f"{straight}, low"] > CLEARLY.now)
+        falls.append(measured[f"{slope}, high"] < 0 or measured[f"{straight}, high"] < CLEARLY.now)
+    return verdict_of(rises, falls)
+
+
+claim = Claims(
+    Row(
+        "PC-26",
+        "synthetic",
+        "Figure 5, left: the multi-task curvature rises about exponentially during training.",
+        judge_exponential,
+        instead="Meta-World",
+    ),
+    Row(
+        "PC-27",
+        "synthetic",
+        "Figure 5, middle: conflicts become more frequent as training proceeds.",
+        sided(("*: difference", ">", 0)),
+        instead="Meta-World",
+    ),
+    Row(
+        "PC-28",
+        "synthetic",
+        "Figure 5, right: one task's progress dominates while the other is not learnt.",
+        sided(("*: share of the larger fall, first tenth", ">", CLEARLY)),
+        instead="Meta-World",
+    ),
+)
+
 
 COLOURS, LINES = ("C0", "C1"), ("-", "--")
 

@@ -1,4 +1,4 @@
-"""Decisions: how a claim's verdict follows from its numbers, and what would make it lose.
+"""Claims and decisions: how a verdict follows from numbers, and what would make a claim lose.
 
 A decision is stated before anything runs and reads nothing but the numbers that `claims.json`
 keeps, so that every verdict can be worked out again from that file. A mean with an interval is
@@ -15,6 +15,20 @@ from .findings import Claim, Verdict
 
 Measured = Mapping[str, float]
 Relation = Literal["<", "<=", ">", ">=", "=="]
+Asked = tuple[str, Relation, float]
+"""A name, a relation and a bound: what a `Condition` is made of."""
+Kind = Literal["exact", "synthetic", "data/RL", "not here"]
+KINDS: dict[Kind, str] = {
+    "exact": "algebra, fractions or a deterministic computation",
+    "synthetic": "a seeded experiment on made-up problems",
+    "data/RL": "needs real data or a reinforcement-learning benchmark",
+    "not here": "a choice or an aim: nothing to measure",
+}
+MULTIMNIST = "`python -m experiments.multimnist --data FOLDER --full`, 100 epochs as published"
+META_WORLD = (
+    "Meta-World: `python -m experiments.control --full --parts mt10` or `mt50`, months at one "
+    "rate, not run"
+)
 MISSED: dict[Relation, str] = {
     "<": "is {} or more",
     "<=": "is above {}",
@@ -126,28 +140,33 @@ class Decision(NamedTuple):
         found = self.judge(read)
         return "inconclusive" if read.missing else found
 
+    def open_unless(self, *enough: Asked) -> "Decision":
+        """The same, which stays open where one of these conditions is not met."""
+        parts = tuple(Condition(*each) for each in enough)
 
-def exact(*conditions: Condition) -> Decision:
-    """It holds where every condition is met, and does not where one is not."""
-    return Decision(
-        f"fails if {'; or if '.join(condition.missed() for condition in conditions)}",
-        lambda measured: "holds" if met(measured, conditions) else "does not hold",
-        conditions=conditions,
-    )
+        def judge(measured: Measured) -> Verdict:
+            return self.judge(measured) if met(measured, parts) else "inconclusive"
+
+        fails = f"{self.fails} (open if {'; '.join(part.missed() for part in parts)})"
+        return self._replace(fails=fails, judge=judge, enough=parts)
 
 
-def conditional(*conditions: Condition, only_when: Condition) -> Decision:
-    """As `exact`, and of a part alone (`holds only when`) where one more condition is met."""
+def exact(*conditions: Asked, only_when: Asked | None = None) -> Decision:
+    """It holds where every condition is met, and does not where one is not; of a part alone
+    (`holds only when`) where `only_when` is met as well.
+    """
+    parts = tuple(Condition(*each) for each in conditions)
+    further = only_when and Condition(*only_when)
 
     def judge(measured: Measured) -> Verdict:
-        if not met(measured, conditions):
+        if not met(measured, parts):
             return "does not hold"
-        return "holds only when" if only_when.met(measured) else "holds"
+        return "holds only when" if further and further.met(measured) else "holds"
 
-    text = "; or if ".join(condition.missed() for condition in conditions)
-    part = f"in part unless {only_when.missed()}"
-    fails = f"fails if {text}; {part}"
-    return Decision(fails, judge, conditions=conditions, only_when=only_when)
+    fails = f"fails if {'; or if '.join(part.missed() for part in parts)}"
+    if further:
+        fails += f"; in part unless {further.missed()}"
+    return Decision(fails, judge, conditions=parts, only_when=further)
 
 
 def met(measured: Measured, conditions: tuple[Condition, ...]) -> bool:
@@ -208,27 +227,17 @@ def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
     return "does not hold" if any(above) else "inconclusive"
 
 
-def sided(*sides: Side, trained: bool = True) -> Decision:
+def sided(*sides: tuple[str, Literal["<", ">"], float], trained: bool = True) -> Decision:
     """It holds where every interval is on its side; see `verdict_of`."""
+    parts = tuple(Side(*each) for each in sides)
 
     def judge(measured: Measured) -> Verdict:
-        cases = [case for side in sides for case in side.cases(measured)]
+        cases = [case for side in parts for case in side.cases(measured)]
         return verdict_of([shown for shown, _ in cases], [lost for _, lost in cases])
 
-    text = "; or ".join(side.lost() for side in sides)
+    text = "; or ".join(side.lost() for side in parts)
     fails = f"fails if no interval lies where the claim has it, and {text}"
-    return Decision(fails, judge, trained, sides=sides)
-
-
-def when(*enough: Condition, decision: Decision) -> Decision:
-    """A decision that stays open where these conditions are not met."""
-
-    def judge(measured: Measured) -> Verdict:
-        return decision.judge(measured) if met(measured, enough) else "inconclusive"
-
-    text = "; ".join(condition.missed() for condition in enough)
-    fails = f"{decision.fails} (open if {text})"
-    return decision._replace(fails=fails, judge=judge, enough=enough)
+    return Decision(fails, judge, trained, sides=parts)
 
 
 def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:
@@ -236,14 +245,40 @@ def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:
     return lambda judge: Decision(f"fails if {fails}", judge, trained)
 
 
-class Judge:
-    """Makes the claims of one paper, each by its decision; `decisions` by the claims' ids."""
+class Row(NamedTuple):
+    """A row of the ledger: what a claim says, how it can be checked, and what decides it.
 
-    def __init__(self, decisions: Mapping[str, Decision]) -> None:
-        self.decisions = decisions
+    An exact or synthetic one without a decision is open.
+    """
+
+    id: str
+    kind: Kind
+    statement: str  # one sentence; Δ, w, g, d as in the papers
+    decision: Decision | None = None
+    # of one that may hold only when: when it does, with `{name}` for a number; where it says
+    # nothing, the intervals on the claimed side do
+    when: str = ""
+    # what else deciding it takes; of one that needs data its command, or why nothing stands in
+    needs: str = ""
+    published: str = ""  # numbers, of a claim about data that are not here
+    # of a claim about those that is decided on made-up problems: what they stand in for
+    instead: str = ""
+    module: str = ""  # the reproduction that decides it, as in pcgrad.theorem1: see `ROWS`
+
+    @property
+    def paper(self) -> str:
+        """The letters that the id starts with."""
+        return self.id.split("-")[0]
+
+
+class Claims:
+    """The claims that a question decides, before anything runs; `module.claim` is this."""
+
+    def __init__(self, *rows: Row) -> None:
+        self.rows = {row.id: row for row in rows}
 
     def __call__(self, identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
-        """A claim.
+        """A claim that its decision has judged.
 
         Args:
             identifier: the ledger's number.
@@ -254,5 +289,6 @@ class Judge:
             LookupError: where the decision misses a number.
         """
         numbers = {name: float(value) for name, value in measured.items()}
-        verdict = self.decisions[identifier].verdict(numbers)
-        return Claim(identifier, verdict, numbers, where)
+        decision = self.rows[identifier].decision
+        assert decision is not None
+        return Claim(identifier, decision.verdict(numbers), numbers, where)

@@ -188,7 +188,7 @@ def _lines(name: str, place: Place) -> str:
     built = f"<p>Its numbers: <code>{_shown(place.path)}:{place.line}</code> in {link}.</p>"
     if place.decided is None:
         return built
-    path, first, last = place.decided
+    path, (first, last) = place.path, place.decided
     summary = f"Decided by <code>{_shown(path)}:{first}–{last}</code>"
     return f"{built}<details><summary>{summary}</summary>{_source(path, first, last)}</details>"
 

@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..claims import PAPERS, ROWS
+from .decisions import KINDS
 from .entry import article, code, escaped, figure, listed, paper_and_here, slug, typeset
-from .ledger import KINDS
 from .results import VERDICTS, Results
 from .said import filled
 from .summary import counts, paper_of

@@ -20,9 +20,9 @@ from mtlfunc.core.files import write_whole
 
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins
+from .decisions import KINDS, Row
 from .figures import CUTS
 from .findings import Claim, Figure, Verdict
-from .ledger import KINDS, Row
 
 NOT_RUN = "not run"
 VERDICTS: tuple[str, ...] = (*get_args(Verdict), NOT_RUN)
@@ -118,8 +118,8 @@ class Results:
             return
         if finding.id not in LEDGER:
             raise ValueError(
-                f"{module}: there is no claim {finding.id}; give it a row in the paper's "
-                "claims.py, or correct the id"
+                f"{module}: there is no claim {finding.id}; give it a row in the "
+                "module's `claim`, or correct the id"
             )
         self.found[finding.id] = {
             **_blank(LEDGER[finding.id]),

@@ -11,6 +11,7 @@ from .decisions import (
     Measured,
     Read,
     Relation,
+    Row,
     Side,
     named_so,
     settles_nothing,
@@ -51,6 +52,28 @@ def said(decision: Decision, measured: Measured) -> str:
     except LookupError:
         return ""
     return "; ".join([*unmet, *_some(judged), *limits])
+
+
+def when(row: Row, measured: Measured) -> str:
+    """Of a claim that holds only when: when it does, without a full stop.
+
+    Args:
+        row: the claim's.
+        measured: the numbers of the run whose verdict it is.
+
+    Returns:
+        its clause, or the intervals on the claimed side; "" for one that has neither.
+    """
+    if row.when or row.decision is None:
+        return filled(row.when, measured)
+    shown = [
+        name
+        for side in row.decision.sides
+        for name, (on_side, _) in side.named_cases(measured)
+        if on_side
+    ]
+    more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return f"only of: {'; '.join(shown[:SHOWN])}{more}" if shown else ""
 
 
 def filled(template: str, measured: Measured) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from common.cells import filled
 
 from . import images
-from .ledger import Row
+from .decisions import Row
 
 ABOUT = """Other data: published numbers, what real images show, and what studies on data of ours
 show, on their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the

@@ -14,35 +14,27 @@ class Place(NamedTuple):
     function: str  # around it
     first: int  # line of that function
     last: int
-    decided: tuple[Path, int, int] | None = None  # the decision's file and lines
+    decided: tuple[int, int] | None = None  # the decision's lines there
 
     def __str__(self) -> str:
         numbers = f"{self.path}:{self.line} in {self.function} ({self.first}-{self.last})"
         if self.decided is None:
             return numbers
-        path, first, last = self.decided
-        return f"{numbers}\ndecided by {path}:{first}-{last}"
+        first, last = self.decided
+        return f"{numbers}\ndecided by {self.path}:{first}-{last}"
 
 
-def decisions(path: Path) -> dict[str, tuple[Path, int, int]]:
-    """The lines of a table of decisions, by id; of a function, where an entry names one."""
-    if not path.exists():
-        return {}
-    body = ast.parse(path.read_bytes()).body
+def decisions(body: list[ast.stmt]) -> dict[str, tuple[int, int]]:
+    """The lines of every row of a module's claims, by id; of a function, where that decides it."""
     named = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
-    found: dict[str, tuple[Path, int, int]] = {}
-    for node in body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Dict):
-            continue
-        for key, value in zip(node.value.keys, node.value.values, strict=True):
-            if isinstance(key, ast.Constant):
-                # `when(...)` names the function that it leaves open
-                inner = [word.value for word in getattr(value, "keywords", ())]
-                names = [getattr(part, "id", "") for part in (value, *inner)]
-                lines: ast.AST = next((named[name] for name in names if name in named), value)
-                first = lines.decorator_list[0] if isinstance(lines, ast.FunctionDef) else key
-                last = getattr(lines, "end_lineno", key.lineno)
-                found[str(key.value)] = path, first.lineno, last
+    found: dict[str, tuple[int, int]] = {}
+    for row in (node for statement in body for node in ast.walk(statement)):
+        if isinstance(row, ast.Call) and getattr(row.func, "id", "") == "Row":
+            names = [getattr(node, "id", "") for part in row.args[3:] for node in ast.walk(part)]
+            judge = next((named[name] for name in names if name in named), None)
+            lines = judge or row
+            first = (*getattr(lines, "decorator_list", ()), lines)[0].lineno
+            found[str(ast.literal_eval(row.args[0]))] = first, lines.end_lineno or first
     return found
 
 
@@ -54,9 +46,10 @@ def title(module: ModuleType) -> str:
 def places(module: ModuleType) -> dict[str, Place]:
     """The claims that a module's own functions build, by id."""
     path = Path(str(module.__file__))
-    judged = decisions(path.with_name("decisions.py"))
+    body = ast.parse(path.read_bytes()).body
+    judged = decisions(body)
     found: dict[str, Place] = {}
-    for function in ast.parse(path.read_bytes()).body:
+    for function in body:
         if not isinstance(function, ast.FunctionDef):
             continue
         for node in ast.walk(function):

@@ -8,10 +8,32 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.bounds import CHANGES, EPSILON
+from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from .common import Data, losses, network, normal
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "SI-05",
+        "exact",
+        "Elich et al. 2023: Adam has a partial invariance to the scales of losses: the update of a "
+        "task's own parameters does not change.",
+        exact(
+            ("head, ε = 0: largest relative change of its path over all scales", "<", 1e-9),
+            ("trunk, ε = 0: relative change of its first update by a scale of 1000", ">", CHANGES),
+            ("head, SGD: relative change of its path by a scale of 1000", ">", 1),
+            only_when=(
+                "head, ε = 1e-8: largest relative change of its path over all scales",
+                ">",
+                EPSILON,
+            ),
+        ),
+        when="the gradients are large against Adam's ε, and of a task's own parameters",
+    ),
+)
+
 
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
 

@@ -10,9 +10,24 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..cross_paper.adam_metric import BATCH, RATE, SAMPLES, Data, losses, problem
+from ..report.bounds import CLOSER
+from ..report.decisions import Claims, Row, sided
 from ..report.findings import Findings, Settings
 from ..report.intervals import mean_interval, named, ratio_interval
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "SI-11",
+        "synthetic",
+        "After Miao et al. 2026 (our words): the gradient of a step is a small part of Adam's "
+        "update, so that the updates of two rules are far closer than their directions.",
+        sided(
+            ("mean and *: 1 - cosine of the updates, over that of the directions", "<", CLOSER),
+            trained=False,
+        ),
+    ),
+)
+
 
 RIVALS: dict[str, mf.Rule] = {
     "MGDA": mf.mgda(),

@@ -13,12 +13,51 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
-from ..report.bounds import FEW
+from ..report.bounds import FEW, ILL
+from ..report.decisions import Claims, Measured, Row, decided, ends, exact, named_so, verdict_of
 from ..report.extremes import largest
-from ..report.findings import Claim, Findings, Settings
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import normal
-from .decisions import claim
+
+
+@decided(
+    f"for some weights and rank tolerance more than {FEW:.0%} of the runs rest at another Pareto "
+    f"point, by the interval, and for none more than {1 - FEW:.0%} end at their optimum"
+)
+def judge_preferred(measured: Measured) -> Verdict:
+    """At every rank tolerance and weights; runs that have not converged decide nothing."""
+    shown, lost = [], []
+    for name in named_so(measured, "Aligned-MTL, *, weights *: share that ends at their optimum"):
+        other = name.replace("ends at their optimum", "rests at another Pareto point")
+        shown.append(ends(measured, name)[0] > 1 - FEW.now)
+        lost.append(ends(measured, other)[0] > FEW.now)
+    return verdict_of(shown, lost)
+
+
+claim = Claims(
+    Row(
+        "SI-09",
+        "exact",
+        "Senushkin et al. 2023: the condition number of the gradients reflects conflict and "
+        "dominance.",
+        exact(
+            ("T = *: largest ratio of two lengths over the condition number", "<=", 1 + 1e-9),
+            ("T = *: largest |cosine| less (κ² - 1)/(κ² + 1)", "<=", 1e-9),
+            only_when=("(1, 0), (1, .01): condition number", ">", ILL),
+        ),
+        when="it is small, which excludes conflict and dominance; a large one says nothing",
+    ),
+    Row(
+        "SI-10",
+        "synthetic",
+        "Senushkin et al. 2023: Aligned-MTL converges to an optimum of weights that are chosen "
+        "beforehand.",
+        judge_preferred,
+        when="the rank tolerance is that of float32, or both weights are equal",
+    ),
+)
+
 
 SHARES = (0.2, 0.5, 0.8)
 SIZE = 5
@@ -124,7 +163,7 @@ def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 0.5 * torch.einsum("ti,tij,tj->t", off, batch[0], off)
 
 
-def ends(
+def ended(
     rule_of: Callable[[Tensor, Tensor], mf.Rule],
     tolerances: Sequence[float],
     w: Tensor,
@@ -181,7 +220,7 @@ def preferred(draws: int, steps: int) -> Claim:
         name: x
         for rule_of, names in RULES.items()
         for name, x in zip(
-            names, ends(rule_of, [*names.values()], w, lr, pairs, steps), strict=True
+            names, ended(rule_of, [*names.values()], w, lr, pairs, steps), strict=True
         )
     }
     for name, x in found.items():

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
 from torch import Tensor
 
 import mtlfunc as mf
@@ -64,6 +63,8 @@ def sample_losses(params: mf.types.Params, data: Data) -> Tensor:
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
     """Spearman's, with the 95 % interval of Fisher's z: of variance 1.06/(n - 3) (Fieller 1957)."""
+    from scipy.stats import spearmanr  # half a second
+
     x, y = np.asarray(x, float), np.asarray(y, float)
     found = float(np.asarray(spearmanr(x, y))[0])
     half = 1.96 * math.sqrt(1.06 / (len(x) - 3)) if len(x) > 3 else math.inf

@@ -12,11 +12,51 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
+from ..report.bounds import ALIKE, PREDICTS
+from ..report.decisions import Claims, Measured, Row, decided, ends, sided, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
 from .common import Data, losses, network, normal, rank_correlation, sample_losses
-from .decisions import ALIKE, claim
+
+
+@decided(
+    "conflict has a negative rank correlation with the excess training loss, or one beyond "
+    f"±{PREDICTS} with the excess loss on held-out samples",
+)
+def conflict_and_gap(measured: Measured) -> Verdict:
+    training = ends(measured, "rank correlation of conflict with the excess training loss")
+    # not the gap: it is a difference with the training loss, which stands on the other side
+    other, most = ends(measured, "rank correlation of conflict with the excess test loss"), PREDICTS
+    shown = training[0] > 0 and other[0] > -most.now and other[1] < most.now
+    lost = training[1] < 0 or other[0] > most.now or other[1] < -most.now
+    return verdict_of([shown], [lost])
+
+
+claim = Claims(
+    Row(
+        "SI-06",
+        "synthetic",
+        "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines "
+        "of tasks are no lower than those of one task's samples.",
+        # not the end: where the mean of both rests its two gradients are opposed
+        sided(
+            ("cosine of two tasks less that of two *, start", ">", ALIKE),
+            ("cosine of two tasks less that of two *, middle", ">", ALIKE),
+            trained=False,
+        ),
+        instead="networks for scenes and faces",
+    ),
+    Row(
+        "SI-07",
+        "synthetic",
+        "Mueller et al. 2024: the amount of conflict goes with worse training losses and does not "
+        "predict generalization.",
+        conflict_and_gap,
+        instead="benchmarks of images and text",
+    ),
+)
+
 
 INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2
 MOMENTS = ("start", "middle", "end")

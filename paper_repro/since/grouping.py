@@ -15,10 +15,80 @@ from common.grouping.judge import BUDGETS, above_random, folds, ranks, shown
 from common.grouping.truth import GROUPS
 from common.problems.digits import digits
 
+from ..report.bounds import ALIKE
+from ..report.decisions import (
+    Claims,
+    Decision,
+    Measured,
+    Row,
+    decided,
+    ends,
+    named_so,
+    sided,
+    verdict_of,
+)
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named
-from .decisions import claim
+
+
+def instead_of_training(forecast: str) -> Decision:
+    """Of a forecast that orders gains, and no worse than the groups do if each is trained once."""
+
+    def judge(measured: Measured) -> Verdict:
+        shown, lost = [], []
+        for end in named_so(measured, f"*: rank correlation of {forecast}, low"):
+            name = end.removesuffix(", low")
+            own, less = ends(measured, name), ends(measured, f"{name} less that of trained groups")
+            shown.append(own[0] > 0 and less[0] > ALIKE.now)
+            lost.append(own[1] < 0 or less[1] < ALIKE.now)
+        return verdict_of(shown, lost)
+
+    return decided(
+        f"of no family of tasks {forecast} is shown to order the gains, and as well as training "
+        "every group once does, and of one it is shown not to"
+    )(judge)
+
+
+claim = Claims(
+    Row(
+        "SI-25",
+        "synthetic",
+        "Fifty et al. 2021: how one task's gradient would affect the other losses, measured in a "
+        "single run of all tasks, selects which tasks should train together.",
+        # not the correlation: it may be positive, and no choice be better for it
+        sided(("*: loss of TAG's grouping less that of as large groups at random", "<", 0)),
+        instead="benchmarks of images",
+    ),
+    Row(
+        "SI-26",
+        "synthetic",
+        "Li et al. 2024: projected gradients of one network of all tasks estimate the affinities "
+        "of groups without training them, close to the true ones.",
+        instead_of_training("Grad-TAG"),
+        instead="graphs and language models",
+    ),
+    Row(
+        "SI-27",
+        "synthetic",
+        "Ayman et al. 2026: the similarity of the updates of two tasks measures their affinity, "
+        "and extends linearly to groups.",
+        sided(
+            ("*, pairs: rank correlation of ETAP's linear part", ">", 0),
+            ("*, larger groups: rank correlation of ETAP's linear part", ">", 0),
+        ),
+        instead="benchmarks of several domains",
+    ),
+    Row(
+        "SI-28",
+        "synthetic",
+        "After Standley et al. 2020 (our words): what tasks gain in pairs, averaged, tells what "
+        "they gain in larger groups, which then need no training.",
+        instead_of_training("averaged pairs"),
+        instead="networks for scenes",
+    ),
+)
+
 
 LANES = 16  # seeds of all groups that are trained side by side
 FIRST = 30_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`

@@ -13,12 +13,63 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
-from ..report.decisions import OPEN
+from ..report.bounds import EXCEPTION
+from ..report.decisions import (
+    OPEN,
+    Claims,
+    Measured,
+    Row,
+    decided,
+    ends,
+    named_so,
+    sided,
+    verdict_of,
+)
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from .common import normal
-from .decisions import claim
+
+
+@decided(
+    f"at no width MGDA ends at such points in more than {EXCEPTION:.0%} of the draws and with a "
+    "smaller worst loss than any static weights, and at one it does not (intervals)",
+    trained=False,
+)
+def judge_balanced(measured: Measured) -> Verdict:
+    """Both halves of the sentence at one width."""
+    shown, lost = [], []
+    for end in named_so(measured, "width *: share of draws in which MGDA ends at one, low"):
+        width = end.split(":")[0]
+        share = ends(measured, f"{width}: share of draws in which MGDA ends at one")
+        name = f"{width}: MGDA's worst loss less that of the best static weights there"
+        few = bool(measured[name + OPEN])  # too few ends for an interval
+        less = (-1.0, 1.0) if few else ends(measured, name)
+        shown.append(share[0] > EXCEPTION.now and less[1] < 0)
+        lost.append(share[1] < EXCEPTION.now or less[0] > 0)
+    return verdict_of(shown, lost)
+
+
+claim = Claims(
+    Row(
+        "SI-03",
+        "synthetic",
+        "Hu et al. 2023: in a linear network too narrow for its tasks there are Pareto optimal "
+        "points that no static weights reach.",
+        sided(
+            ("width *: share of draws with a Pareto optimum out of reach", ">", EXCEPTION),
+            trained=False,
+        ),
+    ),
+    Row(
+        "SI-04",
+        "synthetic",
+        "Hu et al. 2023: rules such as MGDA find balanced solutions there, which static weights "
+        "cannot.",
+        judge_balanced,
+    ),
+)
+
 
 TASKS = SIZE = 3
 STARTS, POINTS, TRIED, CLEAR = 8, 4000, 500, 1e-2
@@ -143,37 +194,37 @@ def run(settings: Settings) -> Findings:
 
 def out_of_reach(found: dict[int, Ends], where: str) -> Claim:
     numbers: dict[str, float] = {}
-    for width, ends in found.items():
-        share = share_interval(int(ends.some.sum()), len(ends.some))
+    for width, last in found.items():
+        share = share_interval(int(last.some.sum()), len(last.some))
         numbers |= named(f"width {width}: share of draws with a Pareto optimum out of reach", share)
     return claim("SI-03", numbers, f"{where}; sought among {TRIED} networks. Wilson's intervals")
 
 
 def mgda_ends(found: dict[int, Ends], where: str) -> Claim:
     numbers: dict[str, float] = {}
-    for width, ends in found.items():
-        hits = ends.there.any(-1)
+    for width, last in found.items():
+        hits = last.there.any(-1)
         name = f"width {width}: share of draws in which MGDA ends at one"
         numbers |= named(name, share_interval(int(hits.sum()), len(hits)))
         numbers[f"width {width}: share of its ends that are Pareto optimal"] = float(
-            ends.optimal.double().mean()
+            last.optimal.double().mean()
         )
-        worst = ends.losses.amax(-1).where(ends.there, torch.inf).amin(-1)
+        worst = last.losses.amax(-1).where(last.there, torch.inf).amin(-1)
         name = f"width {width}: MGDA's worst loss less that of the best static weights there"
         few = int(hits.sum()) < 2
-        less = Interval(*[nan] * 3) if few else mean_interval((worst - ends.worst)[hits])
+        less = Interval(*[nan] * 3) if few else mean_interval((worst - last.worst)[hits])
         numbers |= named(name, less) | {name + OPEN: float(few)}
     return claim("SI-04", numbers, f"{where}. Wilson's intervals of shares, t of differences")
 
 
 def drawn(found: dict[int, Ends], where: str) -> Figure:
     canvas, panels = axes(1, 2, (11, 4.4))
-    for panel, (width, ends) in zip(panels, found.items(), strict=True):
-        worst = ends.losses.amax(-1)
-        static = ends.worst[:, None].expand_as(worst)
+    for panel, (width, last) in zip(panels, found.items(), strict=True):
+        worst = last.losses.amax(-1)
+        static = last.worst[:, None].expand_as(worst)
         for mask, colour, label in (
-            (ends.optimal & ~ends.there, "C0", "within reach of static weights"),
-            (ends.there, "C1", "out of their reach"),
+            (last.optimal & ~last.there, "C0", "within reach of static weights"),
+            (last.there, "C1", "out of their reach"),
         ):
             panel.plot(static[mask], worst[mask], ".", color=colour, label=label)
         panel.plot([0, 1], [0, 1], color="#777777", linewidth=1)

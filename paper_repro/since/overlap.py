@@ -8,11 +8,49 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.bounds import PREDICTS
+from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, named
 from .common import network, normal, outputs, rank_correlation
-from .decisions import PREDICTS, claim
+
+
+@decided(
+    f"at an overlap below 30 % the cosines have a rank correlation above {PREDICTS} with how the "
+    f"tasks are related, or above 40 % one below {PREDICTS}, in one setting, and in none both are "
+    "as said"
+)
+def overlap(measured: Measured) -> Verdict:
+    """The verdict on cosines, over all kinds of inputs and numbers of samples."""
+    shown, lost = [], []
+    for name in named_so(measured, "*: rank correlation at overlap 0, low"):
+        case = name.split(": rank")[0]
+
+        def at(percent: int, case: str = case) -> tuple[float, float]:
+            return ends(measured, f"{case}: rank correlation at overlap {percent}")
+
+        below, above = [at(0), at(10), at(20)], [at(50), at(75), at(100)]
+        shown.append(
+            all(low < 0 < high for low, high in below) and all(x > PREDICTS.now for x, _ in above)
+        )
+        lost.append(
+            any(x > PREDICTS.now for x, _ in below) or any(x < PREDICTS.now for _, x in above)
+        )
+    return verdict_of(shown, lost)
+
+
+claim = Claims(
+    Row(
+        "SI-12",
+        "synthetic",
+        "Zhang & Cheng 2026: where tasks share less than 30 % of their samples, cosines of "
+        "gradients are noise; above 40 % they show how the tasks are related.",
+        overlap,
+        instead="molecules and their measured properties",
+    ),
+)
+
 
 INPUTS, HIDDEN, NOISE = 8, 16, 0.3
 PERCENT = (0, 10, 20, 30, 40, 50, 75, 100)

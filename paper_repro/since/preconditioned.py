@@ -12,11 +12,23 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Row, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import mean_interval, named
 from .common import flat
-from .decisions import claim
 from .physics import ABOUT, PROBLEMS, STEPS, Problem, begun, others
+
+claim = Claims(
+    Row(
+        "SI-23",
+        "synthetic",
+        "Wang et al. 2025: second-order methods, SOAP above all, mitigate conflicts of gradients: "
+        "terms and steps are better aligned than under Adam.",
+        sided(("*: alignment of *, SOAP less Adam", ">", 0)),
+        instead="differential equations in several dimensions",
+    ),
+)
+
 
 RATE, FIRST, SECOND, FLOOR = 3e-3, 0.95, 0.95, 1e-8
 Params = dict[str, Tensor]

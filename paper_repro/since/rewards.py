@@ -13,10 +13,39 @@ from torch.func import jacrev, vmap
 
 import mtlfunc as mf
 
+from ..report.decisions import Claims, Row, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .common import normal
-from .decisions import claim
+
+claim = Claims(
+    Row(
+        "SI-13",
+        "exact",
+        "2026 (our words): a reward rises to first order where its covariance with the scalarised "
+        "advantage is positive.",
+        exact(
+            ("natural gradient: largest difference of the rate from the covariance", "<", 1e-9),
+            only_when=(
+                "plain gradient: share of rewards that fall though their covariance is positive",
+                ">",
+                0.0,
+            ),
+        ),
+        when="the step is along the natural gradient",
+    ),
+    Row(
+        "SI-14",
+        "exact",
+        "Liu et al. 2026: to sum rewards and then normalise maps different rewards to one "
+        "advantage; to normalise each before the sum keeps more of them apart.",
+        exact(
+            ("*: advantages that more than one reward shares, sum first", ">", 0),
+            ("*: advantages, each first less sum first", ">", 0),
+        ),
+    ),
+)
+
 
 ACTIONS, REWARDS = 6, 3
 

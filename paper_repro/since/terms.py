@@ -10,13 +10,12 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import OPEN
+from ..report.decisions import OPEN, Claims, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import Best, at_best
 from ..report.intervals import named, ratio_interval, share_interval
 from .common import normal
-from .decisions import claim
 from .physics import (
     ABOUT,
     PROBLEMS,
@@ -31,6 +30,44 @@ from .physics import (
     weighted,
     with_adam,
 )
+
+claim = Claims(
+    Row(
+        "SI-19",
+        "exact",
+        "Liu et al. 2025: ConFIG's update has a positive product with every term's gradient, and "
+        "one rate for all terms.",
+        exact(
+            ("*: smallest cosine with the update", ">", 0),
+            ("*: largest difference of two cosines", "<", 1e-6),
+            only_when=("*: share of updates against one of them", ">", 0),
+        ),
+        when="there are fewer gradients than dimensions; else some updates point against one",
+    ),
+    Row(
+        "SI-20",
+        "synthetic",
+        "Liu et al. 2025: ConFIG is consistently better than other methods on physics losses.",
+        sided(("*: error of ConFIG over that of *", "<", 1)),
+        instead="differential equations in several dimensions",
+    ),
+    Row(
+        "SI-21",
+        "synthetic",
+        "Wang et al. 2022: the terms of a physics loss converge at rates far apart, and weights "
+        "from the neural tangent kernel balance them.",
+        sided(("*: difference of the falls' logarithms, NTK weights over equal ones", "<", 1)),
+    ),
+    Row(
+        "SI-22",
+        "synthetic",
+        "Wang et al. 2022: weights from the neural tangent kernel make physics-informed networks "
+        "more accurate.",
+        sided(("*: error of NTK weights over that of *", "<", 1)),
+        instead="differential equations in several dimensions",
+    ),
+)
+
 
 CROWDED = 3  # dimensions, for five gradients
 

@@ -17,7 +17,7 @@ import mtlfunc as mf
 from common.problems import cagrad_toy as toy
 from experiments.benchmarks import toy as benchmark
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
-from paper_repro.cagrad.decisions import STOPPED
+from paper_repro.cagrad.toy_ends import STOPPED
 from paper_repro.claims import DECISIONS, ROWS
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of

@@ -10,28 +10,26 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
+from paper_repro.gradnorm import regression
 from paper_repro.report import bounds
 from paper_repro.report.decisions import (
     APART,
     OPEN,
     Condition,
     Decision,
-    Judge,
-    Side,
-    conditional,
     exact,
     named_so,
     sided,
     verdict_of,
-    when,
 )
 from paper_repro.report.figures import axes, beside_one
 from paper_repro.report.findings import QUICK, Claim, Settings
@@ -241,7 +239,7 @@ def test_no_verdict_reads_a_time():
 
 def test_a_check_of_nothing_is_refused():
     with pytest.raises(LookupError, match="no number named 'largest"):
-        exact(Condition("largest *", "<", 1)).verdict({"smallest": 0.0})
+        exact(("largest *", "<", 1)).verdict({"smallest": 0.0})
 
 
 @given(st.floats(-2, 2), st.sampled_from(["<", "<=", ">", ">=", "=="]))
@@ -271,13 +269,13 @@ def test_verdicts(below, above, verdict):
 
 
 def test_conditional_open_and_sided():
-    part = conditional(Condition("x", "<", 1), only_when=Condition("y", ">", 0))
+    part = exact(("x", "<", 1), only_when=("y", ">", 0))
     assert part.verdict({"x": 0, "y": 0}) == "holds"
     assert part.verdict({"x": 0, "y": 1}) == "holds only when"
     assert part.verdict({"x": 2, "y": 1}) == "does not hold"
-    later = when(Condition("steps", ">=", 10), decision=part)
+    later = part.open_unless(("steps", ">=", 10))
     assert later.verdict({"steps": 9}) == "inconclusive"
-    both = sided(Side("* ratio", "<", 1))
+    both = sided(("* ratio", "<", 1))
     two = interval("first ratio", 0.5, 0.9) | interval("second ratio", 1.1, 1.2)
     assert both.verdict(two) == "holds only when"
     assert both.verdict(two | {f"first ratio{OPEN}": 1.0}) == "does not hold"
@@ -289,7 +287,7 @@ def test_conditional_open_and_sided():
 def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verdict):
     """As where every rate diverged; one that does settle something has to have its numbers."""
     lost = interval("lost ratio", math.nan, math.nan)
-    both, numbers = sided(Side("* ratio", "<", 1)), interval("other ratio", low, high) | lost
+    both, numbers = sided(("* ratio", "<", 1)), interval("other ratio", low, high) | lost
     assert both.verdict(numbers | {f"lost ratio{OPEN}": 1.0}) == verdict
     assert both.verdict(numbers | {f"lost ratio{OPEN}": 0.0}) == "inconclusive"
     assert both.verdict(numbers | {f"lost ratio{OPEN}": math.nan}) == "inconclusive"
@@ -335,14 +333,22 @@ def test_bounds_that_no_mathematics_gives_are_in_the_table(identifier):
         assert isinstance(bound, bounds.Bound) or plain or counted or near_one, (part, identifier)
 
 
+def decided() -> Iterator[tuple[Path, ast.FunctionDef]]:
+    """The decisions that are functions of their own, as written."""
+    for path in (ROOT / "paper_repro").glob("*/*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(x).startswith("decided(") for x in ast.walk(node)
+            ):
+                yield path, node
+
+
 def test_no_decision_compares_with_a_number_of_its_own():
     """But with what a sentence says: 0, 1, twice, most, a third of three weights, and steps."""
     said = {0, 1, 2, 3, 0.5}
-    for path in sorted((ROOT / "paper_repro").glob("*/decisions.py")):
-        if path.parent.name == "report":
-            continue
-        compared = [x for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Compare)]
-        for node in compared:
+    assert len([*decided()]) > 30
+    for path, function in decided():
+        for node in (x for x in ast.walk(function) if isinstance(x, ast.Compare)):
             numbers = [x.value for x in ast.walk(node) if isinstance(x, ast.Constant)]
             for x in numbers:
                 own = isinstance(x, int | float) and x not in said and abs(x) > bounds.ROUNDING
@@ -379,10 +385,10 @@ def test_a_scaled_bound_moves_from_its_origin_and_comes_back(factor, bound):
 
 def test_a_verdict_near_its_bound_hangs_on_it():
     near, far = bounds.Bound(1.02, "near", "a reason"), {"x": 1.5}
-    decision = exact(Condition("x", "<", near))
+    decision = exact(("x", "<", near))
     assert bounds.perturbed(decision.verdict, far) == {"near": {2.0: "holds"}}
     assert bounds.perturbed(decision.verdict, {"x": 9.0}) == {}
-    tight = exact(Condition("x", "<", 1e-9))
+    tight = exact(("x", "<", 1e-9))
     assert bounds.perturbed(tight.verdict, {"x": 1.5e-9}) == {"rounding": {2.0: "holds"}}
     assert bounds.perturbed(tight.verdict, {"x": 1e-12}) == {}
 
@@ -396,7 +402,7 @@ def test_a_row_without_numbers_says_so():
 
 def test_a_small_budget_refutes_nothing_that_training_could_change():
     numbers = interval("their ratio", 1.2, 1.3) | {"their ratio": 1.25}
-    claim = Judge(DECISIONS)("GN-04", numbers, "here")
+    claim = regression.claim("GN-04", numbers, "here")
     assert claim.verdict == "does not hold"
     whole, short = stated(claim, Settings()), stated(claim, QUICK)
     assert whole.verdict == "does not hold"

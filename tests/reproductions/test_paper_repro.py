@@ -20,10 +20,10 @@ from paper_repro.__main__ import main, reproduce, reproductions, selected, title
 from paper_repro.claims import LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.cache import key, sources
+from paper_repro.report.decisions import KINDS
 from paper_repro.report.draws import redrawn
 from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import QUICK, TENTH, Settings
-from paper_repro.report.ledger import KINDS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Results
 from paper_repro.report.where import places
 from tests.support import ROOT
@@ -140,7 +140,7 @@ def test_unknown_ids_are_refused(
         "other": fake(made, claim("GN-01")),
     }
     assert reproduce(modules, ["fake", "other"], TINY, tmp_path) == 1
-    message = "fake: there is no claim PC-99; give it a row in the paper's claims.py"
+    message = "fake: there is no claim PC-99; give it a row in the module's `claim`"
     assert message in capsys.readouterr().err
     assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "GN-01"]
 
@@ -196,7 +196,7 @@ def test_where_names_the_lines_that_decide(
     assert found
     path, line, function, first, last, table, begin, end = found.groups()
     decision = Path(table).read_text().splitlines()[int(begin) - 1 : int(end)]
-    assert decision[0].startswith(("@decided(", f'    "{identifier.upper()}": '))
+    assert decision[0].startswith(("@decided(", "    Row("))
     lines = Path(path).read_text().splitlines()
     assert lines[int(first) - 1].startswith(f"def {function}(")
     assert int(first) < int(line) <= int(last)
@@ -448,7 +448,7 @@ def test_key_follows_imports() -> None:
         "report/intervals.py",
     } <= found
     assert all(name.startswith(("pcgrad/", "report/", "common/")) for name in found)
-    assert not found & {"pcgrad/claims.py", "pcgrad/theorem1.py", "report/page.py"}
+    assert not found & {"claims.py", "pcgrad/theorem1.py", "report/page.py"}
     shared = {f"common/grouping/{name}.py" for name in ("data", "truth", "forecasts", "judge")}
     assert shared | {"common/problems/digits.py"} <= found_by("since/grouping.py")
 
