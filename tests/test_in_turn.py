@@ -232,6 +232,20 @@ def test_what_goes_with_functions():
     assert calls == [0]
 
 
+def test_a_batch_without_labels_is_a_step_of_zero():
+    net = network()
+    calls = [partial(loss_of, net, next(loader()), name) for name in NAMES]
+    balancer = mf.Balancer(net, mf.mgda(), rows())
+    for present in ([False] * 3, [True] * 3, [False] * 3):
+        other = mf.Balancer(net, mf.mgda(), rows())  # goes on from what is saved
+        other.load_state_dict(balancer.state_dict())
+        balancer = other
+        net.zero_grad()
+        info = balancer.backward(calls, present=present)
+        moved = any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+        assert moved == bool(info.gramian.any()) == any(present)
+
+
 class PassesItself(torch.autograd.Function):
     """Whose backward adds to `.grad`."""
 

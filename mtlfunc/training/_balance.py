@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import random
+from ..core._torch import keystr, tree_flatten_with_path
 from ..core.checks import (
     all_present,
     check_autocast,
@@ -43,7 +44,7 @@ from ..types import (
     TaskGradients,
     constructor,
 )
-from ._forms import changes, check_leaves, flatten, leaf_name
+from ._forms import changes, flatten, leaf_name
 
 Reduction = Literal["mean", "sum"]
 
@@ -166,67 +167,60 @@ def metric_balance(
         measured, probe_state = probe.update(run, batch, state.probe)
         if probe.weightings:
             check_task_count(measured.losses, state.tasks, "init")
-        measured = reduce_carried(measured, reduction)
-        info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-        grads = gradients_of(measured, info.weights, reduction)
-        info = reduced(info, measured, reduction)
-        return like(params, grads), BalanceState(probe_state, rule_state, state.tasks), info
+        info, following, gradient = weigh(rule, measured, state.rule, state.tasks, reduction)
+        return like(params, gradient()), BalanceState(probe_state, following, state.tasks), info
 
     return init, update
 
 
-def reduce_carried(measured: TaskGradients, reduction: Reduction) -> TaskGradients:
-    """What the optimizer carries along, in units of weights that `reduction` will multiply by T."""
-    geometry = measured.geometry
-    if reduction == "mean" or "carried" not in geometry.extra:
-        return measured
-    count = count_of(measured)
-    count = count.clamp_min(1) if isinstance(count, Tensor) else count
-    extra = geometry.extra | {"carried": geometry.extra["carried"] / count}
-    return measured._replace(geometry=geometry._replace(extra=extra))
+def weigh(
+    rule: Rule, measured: TaskGradients, state: State, tasks: Tasks, reduction: Reduction
+) -> tuple[Info, State, Callable[[], Params]]:
+    """The rule's answer to what was measured, its next state, and what makes the step's gradient.
 
-
-def reduced(info: Info, measured: TaskGradients, reduction: Reduction) -> Info:
-    """The rule's weights and rates as those of the step: of a sum they are T times as large."""
-    if reduction == "mean":
-        return info
-    count = count_of(measured)
-    return info._replace(weights=count * info.weights, rates=count * info.rates)
-
-
-def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tuple[Info, State]:
-    """The rule's answer to what was measured, checked, and its next state."""
-    losses, gramian = measured.losses, measured.geometry.gramian
-    gramian = losses.new_zeros(0, 0) if gramian is None else gramian
-    _check_measured(measured, gramian, tasks)
-    weights, following = _weigh(rule, measured.geometry, state)
-    named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
+    A rule sees means over the tasks; of a sum weights, rates and gradient are T times as large.
+    """
+    losses, geometry = measured.losses, measured.geometry
+    gramian = losses.new_zeros(0, 0) if geometry.gramian is None else geometry.gramian
+    if not (values_readable(losses, gramian) and has_finite_sum(losses, gramian)):
+        here = geometry.present.shape == losses.shape
+        check_losses(losses.where(geometry.present, 0.0) if here else losses, tasks)
+        check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
+    total = None if reduction == "mean" else _count_of(geometry.present, losses)
+    drift = geometry.extra.get("carried")  # of the optimizer, in units of the rule's weights
+    if drift is not None and total is not None:
+        drift = drift / (total.clamp_min(1) if isinstance(total, Tensor) else total)
+        geometry = geometry._replace(extra=geometry.extra | {"carried": drift})
+    weights, following = _weigh(rule, geometry, state)
     rates = gramian @ weights.to(gramian) if gramian.numel() else gramian.new_zeros(0)
-    if "carried" in measured.geometry.extra:
-        rates = rates + measured.geometry.extra["carried"].to(rates)
-    return Info(losses, gramian, weights, rates, measured.aux, named), following
+    rates = rates if drift is None else rates + drift.to(rates)
 
-
-def gradients_of(
-    measured: TaskGradients,
-    weights: Tensor,
-    reduction: Reduction,
-    *,
-    check: bool = True,
-) -> Params:
-    """The gradient of every parameter; `check` raises where one is not finite."""
-    grads = measured.combine(weights)
-    if check:
+    def gradient() -> Params:
+        grads = measured.combine(weights)
         check_gradients(grads)
-    if reduction == "sum":
-        count = count_of(measured)
-        grads = {name: count * grad for name, grad in grads.items()}
-    return grads
+        return grads if total is None else {name: total * grad for name, grad in grads.items()}
+
+    named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
+    scaled = (weights, rates) if total is None else (total * weights, total * rates)
+    return Info(losses, gramian, *scaled, measured.aux, named), following, gradient
+
+
+def _count_of(present: Tensor, losses: Tensor) -> int | Tensor:
+    """How many tasks the sum of the losses is over."""
+    whole = present.shape != losses.shape or all_present(present)
+    return len(losses) if whole else present.sum()
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state, for losses [row]."""
-    return check_leaves(rule, rule.init(losses, key))
+    """The rule's first state, for losses [row], of tensors: others could not be saved or mapped."""
+    state = rule.init(losses, key)
+    for path, leaf in [] if torch.compiler.is_compiling() else tree_flatten_with_path(state)[0]:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"rule: state{keystr(path)} from init of {rule!r} is a {type(leaf).__name__}, and "
+                "a state holds tensors alone: use torch.as_tensor, and () for nothing"
+            )
+    return state
 
 
 def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
@@ -277,21 +271,3 @@ def _refuse_foreign(rule: Rule, geometry: Geometry, state: State, error: Any = N
             "state: its rule's part is not what this step's rule started with; it comes from a "
             "step with another rule or another number of tasks: use init of this step"
         ) from error
-
-
-def _check_measured(measured: TaskGradients, gramian: Tensor, tasks: Tasks) -> None:
-    losses, present = measured.losses, measured.geometry.present
-    if values_readable(losses, gramian) and has_finite_sum(losses, gramian):
-        return
-    if present.shape == losses.shape:
-        losses = losses.where(present, 0.0)
-    check_losses(losses, tasks)
-    check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
-
-
-def count_of(measured: TaskGradients) -> int | Tensor:
-    """How many tasks the sum of the losses is over."""
-    present, losses = measured.geometry.present, measured.losses
-    if present.shape != losses.shape or all_present(present):
-        return len(losses)
-    return present.sum()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,11 @@ from torch.optim import Optimizer
 
 from ..calls import call_of
 from ..core import random
-from ..core.checks import (
-    check_option,
-    enable_grad,
-    inside_transform,
-)
+from ..core.checks import check_option, enable_grad, inside_transform
 from ..core.expect import expect_probe, expect_rule, reads_of
 from ..core.gone import gone, meant
 from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
-from ..gradients.losses import parse_losses
 from ..probes._jacobian import jacobian
 from ..probes._second_evaluation import observed
 from ..processes import (
@@ -34,8 +29,8 @@ from ..processes import (
     unwrap,
     warn_without_group,
 )
-from ..types import LAST_LOSSES, Info, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, gradients_of, init_rule, reduce_carried, reduced, weigh
+from ..types import LAST_LOSSES, Info, Params, Probe, Rule, Select, State
+from ._balance import Reduction, init_rule, weigh
 from ._given import (
     VERSION,
     Explained,
@@ -45,13 +40,13 @@ from ._given import (
     filled_state,
     flat_state,
     is_all,
-    mixes,
     no_autocast,
+    options_of,
     parse_state,
     tasks_in_words,
 )
 from ._in_turn import IN_TURN, functions_of
-from ._live import Held, Labels, LiveRun, accumulate, live_run, reached_by
+from ._live import STEP, Held, Labels, LiveRun, accumulate, live_run, parsed, reached_by
 from ._metric import check_metric
 
 RECIPES = "docs/how-to/recipes.md"
@@ -60,6 +55,16 @@ WENT = {
     "scale": f"see {RECIPES}#losses-times-a-scalers-factor",
     "target": f"see {RECIPES}#a-target-loss",
 }
+
+
+class Answer(NamedTuple):
+    """What a step found, of which nothing is kept yet."""
+
+    run: LiveRun  # the forward passes behind the losses
+    info: Info
+    part: Tensor | None  # as in `TaskGradients`
+    gradient: Callable[[], Params]
+    kept: Kept
 
 
 class Balancer:
@@ -222,12 +227,10 @@ class Balancer:
             raise ValueError(f"retain_graph: {IN_TURN}")
         refuse_inner_steps(self._held.leaves())
         with enable_grad(), Explained():
-            run, measured, info, kept = self._answer(
-                losses, present, weightings, combines=True, keeps=retain_graph
-            )
-            leaves = run.params
+            found = self._answer(losses, present, weightings, combines=True, keeps=retain_graph)
+            run, leaves = found.run, found.run.params
             with no_autocast(leaves), run.no_writes():
-                grads = gradients_of(measured, info.weights, self._reduction)
+                grads = found.gradient()
             reached = run.union.names(run.reached, list(leaves))
             if run.present is not None:
                 # of a vector the graph does not say which entry reads a leaf: its gradient does
@@ -237,10 +240,10 @@ class Balancer:
             # before `.grad` is written: a hook on it may move the parameters
             run.release()
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
-            self._kept = kept
+            self._kept = found.kept
         if not retain_graph:
             self._held.handles = Handles()
-        return reduced(info, measured, self._reduction)
+        return found.info
 
     @meant
     @gone(**WENT)
@@ -264,20 +267,19 @@ class Balancer:
             weights `[task]`, in the order of these losses, and what was measured, in that of the
             first step's. In several processes they have a factor for DDP's mean.
         """
-        if mixes(self._probe):
+        if options_of(self._probe).mix is not None:
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
         if functions_of(losses):
             raise ValueError(f"weigh: {IN_TURN}, or use backward")
         with enable_grad(), Explained():
-            run, measured, info, kept = self._answer(losses, present, weightings)
-        self._kept = kept
-        info = reduced(info, measured, self._reduction)
+            found = self._answer(losses, present, weightings)
+        self._kept, info, ranks = found.kept, found.info, found.run.union.size
         weights = info.weights.detach()
-        if measured.part is not None and present is not None:
+        if found.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
-            weights = weights * measured.part * run.union.size
+            weights = weights * found.part * ranks
         if weightings is not None:  # likewise, of a sum over the ranks
-            weights = weights * run.union.size
+            weights = weights * ranks
         named = losses[0] if isinstance(losses, tuple | list) else losses
         if isinstance(named, Mapping) and list(named) != (names := list(info.tasks)):
             weights = weights[[names.index(name) for name in named]]
@@ -302,8 +304,7 @@ class Balancer:
             what `backward` would return.
         """
         with enable_grad(), Explained():
-            _, measured, info, _ = self._answer(losses, present, weightings)
-        return reduced(info, measured, self._reduction)
+            return self._answer(losses, present, weightings).info
 
     def observe(self, losses: Any) -> None:
         """Take the last batch's losses after its step, for a rule that reads them (`mtlfunc.famo`).
@@ -318,9 +319,8 @@ class Balancer:
         tasks, states, loaded = self._kept
         if states is None and loaded is None:
             raise ValueError("observe: there was no step yet; call it after optimizer.step()")
-        listed = list(losses) if isinstance(losses, tuple) else losses
-        now = parse_losses(listed, "losses", tasks=tasks, first="the first step").vector
-        due, now = torch.zeros((), dtype=torch.bool), now.detach().clone()
+        now = parsed(losses, tasks, STEP).vector.detach().clone()
+        due = torch.zeros((), dtype=torch.bool)
         if self._stepped is self._probe:
             return
         if states is None:
@@ -390,8 +390,7 @@ class Balancer:
         *,
         combines: bool = False,
         keeps: bool = True,
-    ) -> tuple[LiveRun, TaskGradients, Info, Kept]:
-        """The forward passes behind these losses, what was measured, and what is kept after it."""
+    ) -> Answer:
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
@@ -408,11 +407,13 @@ class Balancer:
         with run.no_writes(), no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run)
             measured, probe_after = self._stepped.update(run, run.batch, probe_state)
-            measured = reduce_carried(measured, self._reduction)
-            info, rule_after = weigh(self._rule, measured, rule_state, run.tasks)
+            info, rule_after, gradient = weigh(
+                self._rule, measured, rule_state, run.tasks, self._reduction
+            )
         if kept.states is None:  # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
-        return run, measured, info, Kept(run.tasks, (probe_after, rule_after))
+        kept = Kept(run.tasks, (probe_after, rule_after))
+        return Answer(run, info, measured.part, gradient, kept)
 
     def _started(self, run: LiveRun) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""

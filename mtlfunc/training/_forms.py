@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core._torch import SUPPORTED_NODES, keystr, tree_flatten_with_path
-from ..types import Rule, State
 
 LEAF = "leaf"
 
@@ -90,15 +88,3 @@ def changes(before: Any, after: Any, describe: Callable[[Any], Any] = shape_of) 
     )
     names = [x for x in was | now if was.get(x) != now.get(x)][:3]
     return "; ".join(f"{x} was {was.get(x, 'absent')}, is {now.get(x, 'absent')}" for x in names)
-
-
-def check_leaves(rule: Rule, state: State) -> State:
-    """A rule's first state, if it is of tensors: others could not be saved, nor mapped over."""
-    paths = [] if torch.compiler.is_compiling() else tree_flatten_with_path(state)[0]
-    for path, leaf in paths:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"rule: state{keystr(path)} from init of {rule!r} is a {type(leaf).__name__}, and "
-                "a state holds tensors alone: use torch.as_tensor, and () for nothing"
-            )
-    return state

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
 from ..core.expect import expect_measured, not_measured, probe_for, quoted, rule_name
-from ..core.tree import select
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward
@@ -66,23 +65,11 @@ class Explained(AbstractContextManager[None]):
                     raise RuntimeError(f"{cure} It said: {error}") from error
 
 
-def _options(probe: Probe) -> RowOptions | None:
-    """Those of a `jacobian` and its relatives."""
+def options_of(probe: Probe) -> RowOptions:
+    """Those of a `jacobian` and its relatives; of another probe, that all is shared."""
     update = getattr(probe.update, "function", probe.update)
     options = next(iter(getattr(update, "args", ())), None)
-    return options if isinstance(options, RowOptions) else None
-
-
-def mixes(probe: Probe) -> bool:
-    """Whether the rows of a `jacobian` are mixtures of the tasks."""
-    options = _options(probe)
-    return options is not None and options.mix is not None
-
-
-def shared_of(probe: Probe, leaves: Params) -> tuple[str, ...]:
-    """The leaves of which every task has a row; all of them, if a probe does not say it."""
-    options = _options(probe)
-    return tuple(leaves) if options is None else select(leaves, options.shared)
+    return options if isinstance(options, RowOptions) else RowOptions("*")
 
 
 def no_autocast(leaves: Params) -> AbstractContextManager[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
@@ -15,19 +15,21 @@ from torch.optim import Optimizer
 
 from ..core.checks import check_params
 from ..core.hooks import Handles
-from ..core.tree import trained
+from ..core.tree import select, trained
 from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks, Shares
 from ..types import Batch, Metric, Params, Probe
-from ._given import check_outside, check_weightings, foreign_parameters, shared_of
+from ._given import check_outside, check_weightings, foreign_parameters, options_of
 from ._in_turn import IN_TURN, Functions, Taken, functions_of, taken
 from ._metric import metric_of
 
 Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
 """Which tasks have labels: a tensor, a list, or a dict by name."""
+STEP = "the first step"
+"""When tasks were first seen, in errors."""
 
 
 class Layout:
@@ -118,40 +120,48 @@ def live_run(
             raise ValueError(f"weightings: {IN_TURN}")
         in_turn = _in_turn(held, functions, isinstance(losses, Mapping), present, known)
         losses = in_turn.losses
-    listed = weightings is None and isinstance(losses, tuple | list)
-    several = listed and len(losses) > 0 and all(map(_is_whole, losses))
-    parsed: list[Losses] = []
+    batches: list[Losses] = []
+    several = weightings is None and isinstance(losses, tuple | list) and len(losses) > 0
+    several = several and all(map(_is_whole, losses))
     if weightings is not None:
         check_weightings(held.probe, weightings, present, known)
-        parsed.append(parse_weightings(losses, "losses"))
-    # every batch's tasks are in the order of the first's
-    for each in (losses if several else (losses,)) if weightings is None else ():
-        tasks = known or (parsed[0].tasks if parsed else ())
-        first = "the first step" if known else "the first batch"
-        # a list, so that two losses are never read as losses and aux
-        listed = list(each) if isinstance(each, tuple) else each
-        parsed.append(parse_losses(listed, "losses", tasks=tasks, first=first))
-    tasks = known or (parsed[0].tasks if weightings is None else ((),) * len(weightings))
+        batches.append(parse_weightings(losses, "losses"))
+        tasks = known or ((),) * len(weightings)
+    else:
+        for batch in losses if several else (losses,):  # in the order of the first batch's tasks
+            tasks = known or (batches[0].tasks if batches else ())
+            batches.append(parsed(batch, tasks, STEP if known else "the first batch"))
+        tasks = known or batches[0].tasks
     if present is not None:
-        present = labels_of(present, tasks, parsed[0].vector.device, held.probe.group is not None)
-    leaves, forwards = held.forwards(parsed, weightings)
+        present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
+    leaves, forwards = held.forwards(batches, weightings)
     reached = set[str]().union(*(reached_by(x, present) for x in forwards))
-    # a rank without labels takes part
-    idle = union.several and present is not None and not bool(present.any())
-    if not (reached or idle or any(x.graph.leaf_nodes for x in forwards)):
-        raise ValueError(UNREACHED)
+    # a rank without labels takes part, and functions none of which was called have no graph
+    idle = (union.several or in_turn) and present is not None and not bool(present.any())
+    if idle:
+        forwards = tuple([replace(x, reached=True) for x in forwards])
+    elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
+        raise ValueError(
+            "losses: they depend on no parameter of the module: compute them from its output, with "
+            "gradients enabled, and neither detach them nor call .item()"
+        )
     # what somebody's own backward or hook returns may be kept by them
     custom = any(x.graph.has_custom_backward for x in forwards)
     hooked = any(x.hooked for x in forwards)
-    kind = LiveRun if in_turn is None else partial(InTurn, in_turn=in_turn)
-    return kind(
+    return LiveRun(
         params=leaves, union=union, tasks=tasks,
         batch=forwards if several else forwards[0], forwards=forwards, present=present,
-        weighted=weightings, reached=reached, combines=combines, custom=custom,
+        weighted=weightings, reached=reached, combines=combines, custom=custom, in_turn=in_turn,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves),
         fresh=in_turn is not None or not (custom or hooked),
         releases=not (keeps or hooked),
     )  # fmt: skip
+
+
+def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
+    """One batch's losses; a list of a tuple, so that two are never read as losses and aux."""
+    listed = list(losses) if isinstance(losses, tuple) else losses
+    return parse_losses(listed, "losses", tasks=tasks, first=first)
 
 
 def _in_turn(
@@ -159,8 +169,7 @@ def _in_turn(
 ) -> Taken:
     """Losses given as functions, each differentiated in its turn: that of the first step."""
     zeros = [torch.zeros(()) for _ in functions]  # for the checks of names and of their number
-    given = dict(zip(functions, zeros, strict=True)) if named else zeros
-    tasks = parse_losses(given, "losses", tasks=known, first="the first step").tasks
+    tasks = parsed(dict(zip(functions, zeros, strict=True)) if named else zeros, known, STEP).tasks
     leaves = held.leaves()
     here = [True] * len(functions)
     if present is not None:
@@ -172,13 +181,8 @@ def _in_turn(
                 f"present: expected one entry per task, {len(functions)}, got {len(here)}"
             )
     functions = {name: functions[name] for name in tasks} if named else functions
-    return taken(functions, leaves, shared_of(held.probe, leaves), here, named=named)
-
-
-UNREACHED = (
-    "losses: they depend on no parameter of the module: compute them from its output, with "
-    "gradients enabled, and neither detach them nor call .item()"
-)
+    shared = select(leaves, options_of(held.probe).shared)
+    return taken(functions, leaves, shared, here, named=named)
 
 
 def _is_whole(x: Any) -> bool:
@@ -218,6 +222,7 @@ class LiveRun(Run):
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
     releases: bool  # whether the graphs are freed after the step
+    in_turn: Taken | None  # what is left of losses that came as functions
     edit: Callable[[Losses], Losses] = lambda losses: losses
     facts: Callable[[], dict[str, Any]] = dict
 
@@ -244,25 +249,6 @@ class LiveRun(Run):
         _refuse(given, "weightings")
         return self.weighted
 
-    def release(self) -> None:
-        """Free the graphs, if they may be."""
-        if self.releases:
-            release(list(self.forwards))
-
-    def no_writes(self) -> AbstractContextManager[Any]:
-        """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        return _no_writes(self.params) if self.custom else nullcontext()
-
-    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        return []  # a forward that cannot be run again
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class InTurn(LiveRun):
-    """Of losses that came as functions."""
-
-    in_turn: Taken | None = None
-
     def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
         left = self.in_turn
         mine = any(forward is x for x in self.forwards) and request.mix is None
@@ -273,26 +259,35 @@ class InTurn(LiveRun):
         scale = shares.scale(forward.value) if self.union.several else None
         return left.filled(linear, request, scale, self.params, self.combines)
 
+    def release(self) -> None:
+        """Free the graphs, if they may be."""
+        if self.releases:
+            release(list(self.forwards))
 
-@contextmanager
-def _no_writes(leaves: Params) -> Iterator[None]:
-    before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
-    yield
-    changed = [
-        name
-        for name, x in leaves.items()
-        if x.grad is not before[name][0] or _writes(x.grad) != before[name][1]
-    ]
-    if changed:
+    @contextmanager
+    def no_writes(self) -> Iterator[None]:
+        """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
+        leaves = self.params if self.custom else {}
+        before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
+        yield
+        changed = [
+            name
+            for name, x in leaves.items()
+            if x.grad is not before[name][0] or _writes(x.grad) != before[name][1]
+        ]
         for name in changed:
             leaves[name].grad = before[name][0]
-        raise RuntimeError(
-            "module: a torch.autograd.Function of its own calls backward() inside its "
-            f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
-            "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
-            "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
-            "Call zero_grad() before the next step"
-        )
+        if changed:
+            raise RuntimeError(
+                "module: a torch.autograd.Function of its own calls backward() inside its "
+                f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
+                "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
+                "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
+                "Call zero_grad() before the next step"
+            )
+
+    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
+        return []  # a forward that cannot be run again
 
 
 def _refuse(given: object, name: str) -> None:
