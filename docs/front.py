@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from docs.blocks import marked, part, row_of
 from experiments.benchmarks import gpu_report, record
@@ -33,17 +32,6 @@ def of_device(kept: Kept) -> Iterator[Line]:
         taken = f"{where}, {' and '.join(days)}"
         return what, said, f"`benchmarks.gpu --parts {first['part']}`", taken
 
-    captured = [row for row in kept.values() if row["part"] == "capture"]
-    (network,) = (row["case"].split(",")[0] for row in captured if row["unit"] == "ms")
-    rules = [row for row in captured if row["unit"] == "eager plain steps"]
-    middle = median(row["value"] for row in rules)
-    yield line(
-        f"A step of {network} as one recorded graph: median of {len(rules)} "
-        "configurations of rules",
-        f"{middle:.2f} of a plain eager step (the mean loss, recorded: "
-        f"{_number(kept['capture', 'mean'])})",
-        *rules,
-    )
     lanes = kept["lanes", "mgda, Adam, 4,096 runs"]
     all_of_them = lanes["note"].split(" a step")[0]
     yield line(
@@ -73,6 +61,7 @@ def _number(row: record.Row) -> str:
 def of_pages(on_gpu: Kept) -> Iterator[Line]:
     """From pages that commands write."""
     page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    yield from of_steps(part(page, "steps"))
     about = part(page, "solvers")
     found = {name: cell.strip(")").split(" (") for name, cell in row_of(about, MGDA).items()}
     (time, gap), (theirs, off) = found["`active_set`"], found["TorchJD, defaults"]
@@ -93,14 +82,37 @@ def of_pages(on_gpu: Kept) -> Iterator[Line]:
     said += f"; on an H100 {launched['value']:.2f} of TorchJD's best" if launched else ""
     where = f"CPU, {day_of(about)}"
     yield "Gramian of 128 samples, MLP 3×512", said, "`benchmarks.gramian`", where
-    page = part((DOCS / "how-to" / "pinns.md").read_text(encoding="utf-8"), "physics")
-    found = {name: cell.strip("*") for name, cell in row_of(page, "Poisson 2-D ").items()}
+
+
+def of_steps(about: str) -> Iterator[Line]:
+    """Time and memory of a ResNet's step with few and many tasks."""
+    tasks = ("2", "3", "40")
+    rows = [row_of(about, f"ResNet-18, {count} tasks, batch 8") for count in tasks]
+    plain = [float(row["mean-loss step, ms"]) for row in rows]
+
+    def ms(name: str) -> str:
+        return ", ".join(
+            f"{one * float(row[name]):,.0f}" for one, row in zip(plain, rows, strict=True)
+        )
+
+    others = ("shortest loop", "TorchJD", "LibMTL-style")
+    where = f"CPU, {day_of(about)}"
+    what = f"MGDA's step of ResNet-18, 8 images, with {', '.join(tasks[:-1])} and {tasks[-1]} tasks"
+    said = "; ".join(f"{name} {ms(name)}" for name in others)
     yield (
-        "Poisson's equation by Gauss-Newton on residuals' Gramian, 2 s: relative L2 error",
-        f"{found['Gauss-Newton']} (L-BFGS {found['L-BFGS']}, Adam {found['Adam']})",
-        "`physics`",
-        f"CPU, {day_of(page)}",
+        f"{what}, ms",
+        f"{ms('mf.Balancer')} (the mean loss {', '.join(f'{x:,.0f}' for x in plain)}; {said})",
+        "`benchmarks.steps`",
+        where,
     )
+    memory = about[about.index("MiB that a step takes") - 2 :]
+    found = [row_of(memory, f"ResNet-18, {count} tasks, batch 8") for count in tasks]
+
+    def mib(name: str) -> str:
+        return ", ".join(row[name] for row in found)
+
+    said = "; ".join(f"{name} {mib(name)}" for name in others)
+    yield f"{what}, MiB", f"{mib('mf.Balancer')} ({said})", "`benchmarks.steps`", where
 
 
 def day_of(text: str) -> str:

@@ -12,14 +12,18 @@ style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix
 Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
 TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
 no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer whose rule reads no
-gradient, and does what the plain step does. `--compiled` also times, for the MLP, a pure
+gradient, and does what the plain step does. Memory, of three networks, is what a process of its own
+adds to its largest resident set in two steps. `--compiled` also times, for the MLP, a pure
 step with its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
 """
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -119,8 +123,8 @@ def _gru() -> tuple[Shared, Tensor]:
     return Shared(nn.GRU(32, 64, batch_first=True), 64, 3), torch.randn(16, 20, 32)
 
 
-def _resnet() -> tuple[Shared, Tensor]:
-    return Shared(resnet18(64), 64, 10), torch.randn(8, 3, 32, 32)
+def _resnet(tasks: int) -> tuple[Shared, Tensor]:
+    return Shared(resnet18(64), 64, tasks), torch.randn(8, 3, 32, 32)
 
 
 CASES = {
@@ -136,13 +140,18 @@ CASES = {
     ),
     "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens"),
     "gru": Case(_gru, "GRU 32-64, 3 tasks, batch 16 × 20 steps"),
-    "resnet": Case(_resnet, "ResNet-18, 10 tasks, batch 8"),
+    "resnet-2": Case(partial(_resnet, 2), "ResNet-18, 2 tasks, batch 8"),
+    "resnet-3": Case(partial(_resnet, 3), "ResNet-18, 3 tasks, batch 8"),
+    "resnet": Case(partial(_resnet, 10), "ResNet-18, 10 tasks, batch 8"),
+    "resnet-40": Case(partial(_resnet, 40), "ResNet-18, 40 tasks, batch 8"),
     "pinn": Case(lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points"),
 }
 LONG = 4e-3  # seconds of a plain step, from which `mf.Balancer` has the stricter bar
 PEERS = ("shortest loop", "loop", "LibMTL-style", "TorchJD")
 OURS = ("mf.balance", "mf.Balancer")
 ALONE = "losses alone"
+WEIGHED = ("resnet-2", "resnet-3", "resnet-40")
+"""Whose memory is measured as well."""
 
 
 def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tensor:
@@ -339,6 +348,24 @@ def measure(
     return {name: median(taken) for name, taken in found.items()}
 
 
+def peaks(name: str) -> dict[str, float]:
+    """MiB that a step of each contender adds to what its process has; a process each."""
+    torch.manual_seed(0)
+    every = contenders(*CASES[name].make())
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return {one: pool.submit(_peak, name, one).result() for one in every if one != ALONE}
+
+
+def _peak(name: str, contender: str) -> float:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    call = contenders(*CASES[name].make())[contender]
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        call()
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
     names, over = [*PEERS, *OURS, ALONE], f"mf.Balancer / {PEERS[0]}"
@@ -353,6 +380,15 @@ def table(rows: list[Row], line: str) -> str:
         ratios += [f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
         cells = [CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios]
         lines.append("| " + " | ".join(cells) + " |")
+    if any("peaks" in row for row in rows):
+        lines += [
+            f"\n| MiB that a step takes | {' | '.join(names[:-1])} |",
+            "|---" * len(names) + "|",
+        ]
+    for row in rows:
+        if found := row.get("peaks"):
+            cells = [f"{found[name]:,.0f}" if name in found else "–" for name in names[:-1]]
+            lines.append(f"| {CASES[row['network']].what} | {' | '.join(cells)} |")
     for row in rows:
         if both := row.get("compiled"):
             ratio = both["compiled pure step"] / both["plain"]
@@ -405,6 +441,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     def one(name: str) -> list[Row]:
         row: Row = {"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}
+        if name in WEIGHED:
+            row["peaks"] = peaks(name)
         if given.compiled and name == "mlp":
             row["compiled"] = measure(CASES[name], given.seconds, given.clock, compiled)
         return [row]
