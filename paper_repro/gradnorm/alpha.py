@@ -136,7 +136,8 @@ def run(settings: Settings) -> Findings:
 
 
 def figure(sweeps: Sweeps) -> Figure:
-    final, grid, second = sweeps.learnt.final(), sweeps.static.final(), sweeps.second.tolist()
+    final, grid = (runs.final() / 2 for runs in (sweeps.learnt, sweeps.static))
+    second = sweeps.second.tolist()
     average = [float(sweeps.learnt.average[1:2][..., 1].mean())]
     canvas, panels = axes(1, 3, (13, 4.2))
     against_alpha(panels, sweeps.problem, [float(alpha) for alpha in sweeps.alphas], sweeps.learnt)
@@ -149,7 +150,7 @@ def figure(sweeps: Sweeps) -> Figure:
     )
     panels[2].set(
         xlabel="static weight w_2 (w_1 = 2 - w_2)",
-        ylabel="Σ L_i/L_i(0) on test data at the end",
+        ylabel="mean of L_i/L_i(0) on test data at the end",
         xscale="log",
         ylim=(0, None),
     )

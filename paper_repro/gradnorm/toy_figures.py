@@ -201,14 +201,14 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     """Final losses, and their ratio to equal weights' at the same rate."""
     canvas, panels = axes(1, 2, (11, 4.2))
     offsets = dict(zip(results, (0.94, 1.0, 1.06), strict=False))
-    equal, found = results["equal"], []
+    equal, found, tasks = results["equal"], [], len(problem.scales)
     for method, runs in results.items():
-        final, at = runs.final(), np.array(runs.rates) * offsets[method]
+        final, at = runs.final() / tasks, np.array(runs.rates) * offsets[method]
         style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
         panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
         # not where equal weights learn nothing: their loss is not a unit
         units = {
-            rate: end
+            rate: end / tasks
             for rate, end in zip(equal.rates, equal.final(), strict=True)
             if not equal.at(rate).learns_nothing()
         }
@@ -227,11 +227,11 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
             middle = np.array([r.mean for r in ratios.values()])
             bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios.values()]).T
             panels[1].errorbar(at[common], middle, bars, label=f"{method} / equal", **style)
-    panels[0].axhline(len(problem.scales), color="#999999", linewidth=1, label="untrained")
+    panels[0].axhline(1, color="#999999", linewidth=1, label="untrained")
     panels[1].axhline(1, color="#999999", linewidth=1)
     for axis, label in zip(
         panels,
-        ("Σ L_i/L_i(0) on test data at the end", "ratio at the same learning rate"),
+        ("mean of L_i/L_i(0) on test data at the end", "ratio at the same learning rate"),
         strict=True,
     ):
         axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
@@ -287,11 +287,11 @@ def against_alpha(
     panels: Sequence[Axes], problem: Problem, alphas: Sequence[float], learnt: Runs
 ) -> list[dict[str, Any]]:
     """Final loss, and every task's weight in the last quarter of the run; returns the records."""
-    final = learnt.final()
+    final = learnt.final() / len(problem.scales)
     last = learnt.weights[-max(1, len(learnt.weights) // 4) :].mean(0)  # [alpha, seed, task]
     look: dict[str, Any] = {"marker": "o"}
     panels[0].errorbar(alphas, final.mean(1), half_width(final), color=COLOURS["GradNorm"], **look)
-    panels[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
+    panels[0].set(xlabel="α", ylabel="mean of L_i/L_i(0) on test data at the end", ylim=(0, None))
     ends = []
     for task, (name, colour) in enumerate(task_looks(problem.scales)):
         values = last[..., task]

@@ -111,7 +111,9 @@ def _thin(axis: Any) -> bool:
 def _say_where_nothing_is(panel: Axes) -> None:
     """In words on a panel whose lines have no finite number, as where all runs diverged."""
     lines = [x for x in panel.get_lines() if x.get_transform() is panel.transData]
-    if lines and not any(np.isfinite(np.asarray(x.get_ydata(), float)).any() for x in lines):
+    heights = [np.asarray(x.get_ydata(), float) for x in lines]
+    heights = [y for y in heights if y.size]  # a line without a point is a legend's entry
+    if heights and not any(np.isfinite(y).any() for y in heights):
         said = "no finite number to draw"
         panel.text(0.5, 0.5, said, transform=panel.transAxes, ha="center", va="center")
 

@@ -508,6 +508,14 @@ def test_a_figure_of_runs_that_diverged_says_so(draw: str, tmp_path: Path) -> No
     assert said == ["no finite number to draw"]
 
 
+def test_a_panel_of_arrows_is_not_said_to_be_empty(tmp_path: Path) -> None:
+    """Its one line is the legend's."""
+    found = pcgrad.all_orders()
+    found.draw(tmp_path / "figure.png")
+    said = {text.get_text() for text in found.figure.axes[0].texts}
+    assert said - {""} == {"$g_1$", "$g_2$", "$g_3$"}
+
+
 def test_a_caption_names_the_problems_that_are_drawn() -> None:
     maze = pcgrad.curvature(problems=("maze",), steps=2, seeds=2).caption
     assert "while a maze with two goals is trained" in maze
