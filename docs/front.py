@@ -61,7 +61,7 @@ def _number(row: record.Row) -> str:
 def of_pages(on_gpu: Kept) -> Iterator[Line]:
     """From pages that commands write."""
     page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    yield from of_steps(part(page, "steps"))
+    yield from of_steps(part(page, "steps"), part(page, "memory"))
     about = part(page, "solvers")
     found = {name: cell.strip(")").split(" (") for name, cell in row_of(about, MGDA).items()}
     (time, gap), (theirs, off) = found["`active_set`"], found["TorchJD, defaults"]
@@ -84,7 +84,7 @@ def of_pages(on_gpu: Kept) -> Iterator[Line]:
     yield "Gramian of 128 samples, MLP 3×512", said, "`benchmarks.gramian`", where
 
 
-def of_steps(about: str) -> Iterator[Line]:
+def of_steps(about: str, held: str) -> Iterator[Line]:
     """Time and memory of a ResNet's step with few and many tasks."""
     tasks = ("2", "3", "40")
     rows = [row_of(about, f"ResNet-18, {count} tasks, batch 8") for count in tasks]
@@ -105,14 +105,14 @@ def of_steps(about: str) -> Iterator[Line]:
         "`benchmarks.steps`",
         where,
     )
-    memory = about[about.index("MiB that a step takes") - 2 :]
-    found = [row_of(memory, f"ResNet-18, {count} tasks, batch 8") for count in tasks]
+    found = [row_of(held, f"{count} tasks, 8 images") for count in tasks]
 
     def mib(name: str) -> str:
         return ", ".join(row[name] for row in found)
 
     said = "; ".join(f"{name} {mib(name)}" for name in others)
-    yield f"{what}, MiB", f"{mib('mf.Balancer')} ({said})", "`benchmarks.steps`", where
+    where = f"CPU, {day_of(held)}"
+    yield f"{what}, MiB", f"{mib('mf.Balancer')} ({said})", "`benchmarks.memory`", where
 
 
 def day_of(text: str) -> str:

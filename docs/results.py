@@ -14,6 +14,7 @@ table of a benchmark says the load.
         (a command for each line of GRAMIANS below)
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
+    python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
     python -m experiments.benchmarks.routes --out experiments/benchmarks/out
     python -m experiments.benchmarks.metric --out experiments/benchmarks/out
@@ -68,6 +69,7 @@ from docs.verdicts import (
 from experiments.benchmarks import (
     gpu_report,
     gramian,
+    memory,
     metric,
     record,
     routes,
@@ -351,6 +353,17 @@ def steps_block() -> str:
     return marked("steps", steps.table(rows, line), paragraph(said))
 
 
+def memory_block() -> str:
+    """Memory of a ResNet's step, from the one command that counts it."""
+    chosen, rows = record.only(BENCHMARKS / "memory.json")
+    line = paragraph(
+        f"""**Memory of a step**: MiB of all that a step of ResNet-18 makes and that is alive at
+        once, parameters aside, with a head for each task and MGDA on the trunk; the second of two
+        steps, 32 × 32 pixels, the contenders of the table above ({described(chosen, rows)}):"""
+    )
+    return marked("memory", line, memory.tables(rows, "").strip())
+
+
 def scale_block() -> str:
     """How cost grows, from the one command that measures it."""
     chosen, rows = record.only(BENCHMARKS / "scale.json")
@@ -450,6 +463,7 @@ def benchmark_parts() -> list[str]:
         toy_block(),
         rules_block(),
         steps_block(),
+        memory_block(),
         weightings_block(),
         routes_block(),
         metric_block(),
@@ -571,6 +585,7 @@ BLOCKS = {
     "arena": arena_block,
     "rules": rules_block,
     "steps": steps_block,
+    "memory": memory_block,
     "weightings": weightings_block,
     "routes": routes_block,
     "metric": metric_block,

@@ -12,18 +12,14 @@ style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix
 Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
 TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
 no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer whose rule reads no
-gradient, and does what the plain step does. Memory, of three networks, is what a process of its own
-adds to its largest resident set in two steps. `--compiled` also times, for the MLP, a pure
-step with its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
+gradient, and does what the plain step does. `--compiled` also times, for the MLP, a pure step with
+its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
 """
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
-from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -150,8 +146,6 @@ LONG = 4e-3  # seconds of a plain step, from which `mf.Balancer` has the stricte
 PEERS = ("shortest loop", "loop", "LibMTL-style", "TorchJD")
 OURS = ("mf.balance", "mf.Balancer")
 ALONE = "losses alone"
-WEIGHED = ("resnet-2", "resnet-3", "resnet-40")
-"""Whose memory is measured as well."""
 
 
 def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tensor:
@@ -348,24 +342,6 @@ def measure(
     return {name: median(taken) for name, taken in found.items()}
 
 
-def peaks(name: str) -> dict[str, float]:
-    """MiB that a step of each contender adds to what its process has; a process each."""
-    torch.manual_seed(0)
-    every = contenders(*CASES[name].make())
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        return {one: pool.submit(_peak, name, one).result() for one in every if one != ALONE}
-
-
-def _peak(name: str, contender: str) -> float:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    call = contenders(*CASES[name].make())[contender]
-    before = getrusage(RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        call()
-    return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
     names, over = [*PEERS, *OURS, ALONE], f"mf.Balancer / {PEERS[0]}"
@@ -380,15 +356,6 @@ def table(rows: list[Row], line: str) -> str:
         ratios += [f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
         cells = [CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios]
         lines.append("| " + " | ".join(cells) + " |")
-    if any("peaks" in row for row in rows):
-        lines += [
-            f"\n| MiB that a step takes | {' | '.join(names[:-1])} |",
-            "|---" * len(names) + "|",
-        ]
-    for row in rows:
-        if found := row.get("peaks"):
-            cells = [f"{found[name]:,.0f}" if name in found else "–" for name in names[:-1]]
-            lines.append(f"| {CASES[row['network']].what} | {' | '.join(cells)} |")
     for row in rows:
         if both := row.get("compiled"):
             ratio = both["compiled pure step"] / both["plain"]
@@ -441,8 +408,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     def one(name: str) -> list[Row]:
         row: Row = {"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}
-        if name in WEIGHED:
-            row["peaks"] = peaks(name)
         if given.compiled and name == "mlp":
             row["compiled"] = measure(CASES[name], given.seconds, given.clock, compiled)
         return [row]

@@ -1,0 +1,132 @@
+"""Memory of a step of ResNet-18 for small images with a head for each task.
+
+    python -m experiments.benchmarks.memory [--cases steps-2 ...] [--out DIR]
+
+Writes memory.json and memory.md. Counted are the bytes of all storages that operations return and
+that are alive at once in the second of two steps, those of parameters aside: the same on every
+machine. `steps-T`: the contenders of `experiments.benchmarks.steps` on 8 images and T tasks.
+`functions-T`: tasks with 16 images of their own each, whose losses are functions or live together.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from experiments.benchmarks import runner, steps
+from experiments.benchmarks.networks import resnet18
+from experiments.benchmarks.record import Row
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that are alive at once, those of parameters aside."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.aside = {x.untyped_storage()._cdata for x in net.parameters()}
+        self.alive: dict[int, Any] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            storage = x.untyped_storage() if isinstance(x, Tensor) else None
+            if storage is not None and storage._cdata not in self.aside | self.alive.keys():
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self.bytes += storage.nbytes()
+        for key in [key for key, (ref, _) in self.alive.items() if ref.expired()]:
+            self.bytes -= self.alive.pop(key)[1]
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+
+def peak(net: nn.Module, step: Callable[[], Any]) -> float:
+    """MiB of the second of two steps."""
+    step()
+    net.zero_grad()
+    with Alive(net) as seen:
+        step()
+    net.zero_grad()
+    return seen.peak / 2**20
+
+
+def of_functions(tasks: int, batch: int = 16, image: int = 32) -> dict[str, float]:
+    """MiB of tasks with images of their own."""
+    torch.manual_seed(0)
+    trunk, heads = resnet18(64), nn.ModuleList(nn.Linear(64, 10) for _ in range(tasks))
+    net = nn.ModuleDict({"trunk": trunk, "heads": heads})
+    data = [(torch.randn(batch, 3, image, image), torch.randint(10, (batch,))) for _ in heads]
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+
+    def loss(task: int) -> Tensor:
+        x, y = data[task]
+        return F.cross_entropy(heads[task](trunk(x)), y)
+
+    row = sum(p.numel() * p.element_size() for p in trunk.parameters()) / 2**20
+    in_turn = [partial(loss, task) for task in range(tasks)]
+    return {
+        "one task alone": peak(net, lambda: loss(0).backward()),
+        "rows of the trunk": tasks * row,
+        "functions": peak(net, lambda: balancer.backward(in_turn)),
+        "losses together": peak(
+            net, lambda: balancer.backward([loss(task) for task in range(tasks)])
+        ),
+    }
+
+
+def of_steps(case: str) -> dict[str, float]:
+    """MiB of every contender's step."""
+    torch.manual_seed(0)
+    net, x = steps.CASES[case].make()
+    return {name: peak(net, call) for name, call in steps.contenders(net, x).items()}
+
+
+CASES: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
+    "steps-2": ("2 tasks, 8 images", partial(of_steps, "resnet-2")),
+    "steps-3": ("3 tasks, 8 images", partial(of_steps, "resnet-3")),
+    "steps-40": ("40 tasks, 8 images", partial(of_steps, "resnet-40")),
+    "functions-3": ("3 tasks, 16 images for each", partial(of_functions, 3)),
+    "functions-8": ("8 tasks, 16 images for each", partial(of_functions, 8)),
+}
+
+
+def measured(case: str) -> list[Row]:
+    """A row of the record."""
+    return [{"case": case, "MiB": CASES[case][1]()}]
+
+
+def tables(rows: list[Row], line: str) -> str:
+    """A table of the contenders' steps and one of functions, each with a case a line."""
+    parts = [f"{line}\n"] if line else []
+    for kind in ("steps", "functions"):
+        held = {row["case"]: row["MiB"] for row in rows if row["case"].startswith(kind)}
+        if held:
+            names = list(dict.fromkeys(name for found in held.values() for name in found))
+            parts.append(f"| MiB of ResNet-18 | {' | '.join(names)} |")
+            parts.append("|---" * (1 + len(names)) + "|")
+            for case, found in held.items():
+                cells = [f"{found[name]:,.0f}" if name in found else "–" for name in names]
+                parts.append(f"| {CASES[case][0]} | {' | '.join(cells)} |")
+            parts.append("")
+    return "\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = runner.parser(__doc__)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    given = parser.parse_args(arguments)
+    record = runner.record_of(
+        given, "memory", ("case",), lambda row: list(CASES).index(row["case"])
+    )
+    runner.run(given, record, [(case,) for case in given.cases], measured, tables)
+
+
+if __name__ == "__main__":
+    main()
