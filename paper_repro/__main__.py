@@ -30,13 +30,13 @@ from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
 from .report.display import Display, say
+from .report.entry import title
 from .report.findings import QUICK, TENTH, Settings
 from .report.options import folder, meant
 from .report.page import page
 from .report.remaining import SLOW, Remaining, expected, in_order, in_words
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import extrapolated, table
-from .report.where import places, title
 from .report.workers import Question, Run, described, question_of
 
 
@@ -77,7 +77,7 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
 
 
 def where(identifier: str, modules: dict[str, ModuleType]) -> str:
-    """The lines that decide a claim. Raises ValueError where none do."""
+    """The file and line where a claim and its decision stand. Raises ValueError for none."""
     row = LEDGER.get(identifier.upper())
     if row is None:
         raise ValueError(
@@ -86,7 +86,10 @@ def where(identifier: str, modules: dict[str, ModuleType]) -> str:
         )
     if row.module not in modules:
         raise ValueError(f"--where: no reproduction decides {row.id} ({row.kind})")
-    return str(places(modules[row.module])[row.id])
+    path = Path(str(modules[row.module].__file__))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if text.startswith(f'        "{row.id}",'))
+    return f"{path}:{line}"
 
 
 def reproduce(
@@ -229,7 +232,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     flag = functools.partial(parser.add_argument, action="store_true")
     flag("--list", help="list the reproductions and exit")
     parser.add_argument(
-        "--where", metavar="ID", help="print the lines that decide a claim, as GN-21, and exit"
+        "--where", metavar="ID", help="print where a claim stands, as GN-21, and exit"
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(

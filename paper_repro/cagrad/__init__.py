@@ -8,41 +8,41 @@ from ..report.options import exported
 claim = Claims(
     Row(
         "CA-01",
-        "data/RL",
         "Minimising the mean loss often leaves each task worse than alone.",
+        kind="data/RL",
         needs=MULTIMNIST,
     ),
     Row(
         "CA-07",
-        "not here",
         "A method should not rest on meeting the Pareto set, but go on to where the mean is least.",
+        kind="not here",
     ),
     Row(
         "CA-30",
-        "data/RL",
         "NYUv2: Δm .20 %, with surface normals no longer neglected.",
+        kind="data/RL",
         needs="`python -m experiments.scenes --data FOLDER --full`, on NYUv2",
         published="Δm, %: CAGrad 0.20, others 1.38 to 6.96",
     ),
     Row(
         "CA-31",
-        "data/RL",
         "CityScapes: Δm 11.64 %, better on depth.",
+        kind="data/RL",
         needs="`python -m experiments.scenes --data FOLDER --full`, on CityScapes",
         published="Δm, %: CAGrad 11.64, others 18.29 to 90.02",
     ),
     Row(
         "CA-32",
-        "data/RL",
         "Meta-World: success .83 on MT10 and .52 on MT50, above the others.",
+        kind="data/RL",
         needs=META_WORLD,
         published="success on MT10 and MT50: CAGrad 0.83 and 0.52, others 0.49 to 0.73 and 0.36 to "
         "0.50",
     ),
     Row(
         "CA-33",
-        "data/RL",
         "CAGrad-Fast is slightly below it: .82 and .50.",
+        kind="data/RL",
         needs=f"{META_WORLD}, with `mf.subset` as probe, which it does not offer. On two digits a "
         "subset of one task is all tasks; CA-22 has what a subset loses at one point, CA-34 "
         "its time",
@@ -50,21 +50,21 @@ claim = Claims(
     ),
     Row(
         "CA-35",
-        "data/RL",
         "Only CARE, which reads language descriptions of the tasks, does better.",
+        kind="data/RL",
         needs="Meta-World and CARE with descriptions of its tasks, of which nothing here stands in",
         published="success of CARE on MT10 and MT50: 0.84 and 0.54",
     ),
     Row(
         "CA-36",
-        "data/RL",
         "Semi-supervised CIFAR-10: highest mean accuracy for every number of labels.",
+        kind="data/RL",
         needs="`python -m experiments.auxiliary --data FOLDER --full`, on CIFAR-10",
     ),
     Row(
         "CA-38",
-        "data/RL",
         "Overall better than earlier gradient manipulation.",
+        kind="data/RL",
         needs="what decides CA-30, CA-31, CA-32 and CA-36",
     ),
 )

@@ -32,7 +32,6 @@ from .common import (
 claim = Claims(
     Row(
         "CA-11",
-        "synthetic",
         "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how "
         "much the worst task counts.",
         exact(
@@ -42,7 +41,6 @@ claim = Claims(
     ),
     Row(
         "CA-12",
-        "exact",
         "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
         exact(
             ("c = 0: largest angle to g₀", "<", 1e-7),
@@ -50,11 +48,11 @@ claim = Claims(
             ("angle to MGDA at c = 10 over that at 100, *", "<", EQUALLY_HIGH),
             only_when=("‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median", ">", LENGTH),
         ),
+        kind="exact",
         when="directions are compared; the length grows with c",
     ),
     Row(
         "CA-39",
-        "synthetic",
         "CAGrad balances the objectives automatically.",
         sided(
             ("lengths apart by *: least cosine of d with a task, CAGrad less mean", ">", 0),

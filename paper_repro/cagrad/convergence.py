@@ -46,19 +46,16 @@ def lowest(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-19",
-        "synthetic",
         "For 0 <= c < 1 the iterates approach stationary points of the mean loss.",
         approaches,
     ),
     Row(
         "CA-20",
-        "synthetic",
         "Rate: Σ_k ‖g₀(θ_k)‖² <= 2(L₀(θ₀) - inf L₀)/(η(1 - c²)).",
         exact(("*: largest ratio of both sides", "<=", 1)),
     ),
     Row(
         "CA-21",
-        "synthetic",
         "CAGrad's theorem shows convergence to the minimum of the mean.",
         lowest,
         when="the start is on the side of the lowest minimum, or the losses are convex",

@@ -28,13 +28,12 @@ def wording(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-05",
-        "exact",
         "A point is Pareto optimal when no direction improves all tasks at once.",
         wording,
+        kind="exact",
     ),
     Row(
         "CA-09",
-        "exact",
         "Conflict measure R(θ, d) = max_i (L_i(θ - ηd) - L_i(θ))/η ≈ -min_i ⟨g_i, d⟩; "
         "below 0 every loss falls, above 0 some loss rises.",
         exact(
@@ -42,19 +41,20 @@ claim = Claims(
             ("error at η = 1e-4 over that at 1e-6", "<", FIRST_HIGH),
             ("share with the other sign at η = 1e-06", "<", SIGNS),
         ),
+        kind="exact",
     ),
     Row(
         "CA-29",
-        "exact",
         "Δm %: mean relative drop against single-task baselines, lower is better.",
         exact(("library less the fractions", "<", 1e-12)),
+        kind="exact",
     ),
     Row(
         "X-04",
-        "exact",
         "Min-norm weights of orthogonal gradients are proportional to 1/‖g‖²: MGDA "
         "favours small gradients.",
         exact(("largest difference of weights", "<", 1e-12)),
+        kind="exact",
     ),
 )
 

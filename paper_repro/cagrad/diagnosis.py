@@ -17,7 +17,6 @@ from .common import gram, quadratic_losses, quadratics, rows_of
 claim = Claims(
     Row(
         "CA-02",
-        "synthetic",
         "Main cause: misaligned gradients, so the mean direction hurts some task; also "
         "unequal norms let a few tasks dominate.",
         exact(

@@ -34,7 +34,6 @@ def solvers(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-17",
-        "synthetic",
         "Standard optimisation libraries solve the dual efficiently.",
         solvers,
         when="of the conic solver and the active set; not of SLSQP and the official softmax",

@@ -37,15 +37,14 @@ def judge_stopping(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-03",
-        "exact",
         "Earlier methods are heuristics without convergence guarantee and/or may stop at "
         "any Pareto-stationary point.",
         judge_stopping,
+        kind="exact",
         when="of MGDA, and of PCGrad with two tasks; with three it does not even rest",
     ),
     Row(
         "CA-18",
-        "exact",
         "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
         exact(
             ("largest distance of 0 from the hull where d = 0", "<", 1e-6),
@@ -53,6 +52,7 @@ claim = Claims(
             ("largest c*", "<", 1 + 1e-9),
             ("c = 1*: draws with d = 0", ">", 0),
         ),
+        kind="exact",
     ),
 )
 

@@ -43,9 +43,9 @@ def special_cases(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-13",
-        "exact",
         "Earlier methods in general are special cases.",
         special_cases,
+        kind="exact",
         when="of DualProj, and of PCGrad with two tasks, with another c at every step",
     ),
 )

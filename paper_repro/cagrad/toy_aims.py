@@ -57,21 +57,18 @@ def guarantee_lost(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "X-01",
-        "synthetic",
         "PC-18 against CA-04: PCGrad practically reaches the optimum; it stops at Pareto points.",
         which.open_unless(WHOLE),
         when="the pairs are convex; on the toy PCGrad stops short of the optimum",
     ),
     Row(
         "X-02",
-        "synthetic",
         "Never raising a loss (MGDA) and trading along the Pareto set for a better mean "
         "(CAGrad) are two aims.",
         judge_two_aims.open_unless(WHOLE),
     ),
     Row(
         "X-05",
-        "synthetic",
         "Descent guarantees are for plain steps along d, while the experiments use Adam: "
         "the guarantee is lost.",
         guarantee_lost.open_unless(WHOLE),

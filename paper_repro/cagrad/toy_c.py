@@ -32,7 +32,6 @@ def judge_between(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-27",
-        "synthetic",
         "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
         judge_between.open_unless(WHOLE),
         when="from {of these, with a distance that never grows with c} of {starts that can tell} "

@@ -57,7 +57,6 @@ def halts(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-24",
-        "synthetic",
         "The 2-D toy is reproducible: gradient descent, MGDA, PCGrad and CAGrad from five "
         "starts, Adam 1e-3, 1e5 steps.",
         judge_reproducible.open_unless(WHOLE),
@@ -68,7 +67,6 @@ claim = Claims(
     ),
     Row(
         "CA-25",
-        "synthetic",
         "Gradient descent halts in 2 of 5 runs.",
         halts.open_unless(WHOLE),
         when="a start of the code replaces a printed one, or after more steps; later none halts",

@@ -40,7 +40,6 @@ def steadiest(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-28",
-        "synthetic",
         "CAGrad is the most stable and predictable of the four.",
         steadiest.open_unless(WHOLE),
     ),

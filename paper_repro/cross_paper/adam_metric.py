@@ -43,7 +43,6 @@ def remedied(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "X-06",
-        "synthetic",
         "X-05 has a remedy: on the Gramian in Adam's own metric the guarantee of MGDA and UPGrad "
         "is back without momentum, and with it by the least change of the step.",
         remedied,

@@ -65,7 +65,6 @@ def balance(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "CA-37",
-        "synthetic",
         "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main "
         "and auxiliary tasks balanced.",
         balance,

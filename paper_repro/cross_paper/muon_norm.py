@@ -19,7 +19,6 @@ from .adam_metric import BATCH, FIRST, HIDDEN, IN, SAMPLES, TOLERANCE, Data, pro
 claim = Claims(
     Row(
         "X-07",
-        "synthetic",
         "So it is under Muon: steps by MGDA's weights on J Jᵀ raise losses, those of the steepest "
         "common descent in Muon's norm do not.",
         remedied,

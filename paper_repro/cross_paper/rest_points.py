@@ -21,7 +21,6 @@ from ..report.intervals import named, share_interval
 claim = Claims(
     Row(
         "X-03",
-        "exact",
         "GradNorm with α = 0 at equilibrium weighs by 1/‖∇_W L_t‖: the sum of unit "
         "gradients on W, a common descent direction on W for T = 2.",
         exact(
@@ -32,6 +31,7 @@ claim = Claims(
             ("smallest rate", ">=", 0),
             ("rate of task 1, three tasks", "<", 0),
         ),
+        kind="exact",
     ),
 )
 

@@ -6,11 +6,16 @@ from ..report.decisions import MULTIMNIST, Claims, Row
 from ..report.options import exported
 
 claim = Claims(
-    Row("GN-01", "data/RL", "One network can beat many, but is hard to balance.", needs=MULTIMNIST),
+    Row(
+        "GN-01",
+        "One network can beat many, but is hard to balance.",
+        kind="data/RL",
+        needs=MULTIMNIST,
+    ),
     Row(
         "GN-26",
-        "data/RL",
         "It beats separate networks and other weightings in many settings.",
+        kind="data/RL",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
 )

@@ -49,16 +49,15 @@ def search_costs(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "GN-06",
-        "synthetic",
         "Tuning α alone matches or beats an exhaustive search over the weights.",
         sided(("T = *, GradNorm over the best static weights", "<", STATIC)),
         instead="NYUv2",
     ),
     Row(
         "GN-25",
-        "exact",
         "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
         search_costs,
+        kind="exact",
     ),
 )
 

@@ -29,17 +29,17 @@ LITERAL = (
 claim = Claims(
     Row(
         "GN-13",
-        "exact",
         "L_grad = Σ abs(G_i - Ḡ r_i^α) with the target held constant; its slope in w_i is "
         "sign(G_i - target_i)‖∇_W L_i‖.",
         exact(*LITERAL),
+        kind="exact",
     ),
     Row(
         "GN-16",
-        "exact",
         "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network "
         "with the old weights, renormalisation.",
         exact(*LITERAL, ("largest deviation of the sum of weights from T", "<", 1e-9)),
+        kind="exact",
     ),
 )
 

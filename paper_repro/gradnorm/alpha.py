@@ -68,21 +68,18 @@ def strength(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "GN-05",
-        "synthetic",
         "Acting on gradient lengths balances them, and α controls the dynamics: the final "
         "weights move monotonically with it.",
         controlled,
     ),
     Row(
         "GN-12",
-        "synthetic",
         "α sets the strength of the pull back to a common rate: larger for more unequal tasks.",
         strength,
         when="the pull is asked for alone: that the best α is larger for unequal tasks stays open",
     ),
     Row(
         "GN-22",
-        "synthetic",
         "Static weights set to GradNorm's time average nearly match a grid search over "
         "static weights.",
         sided(("static average over the grid's best", "<", NEARLY)),

@@ -21,13 +21,12 @@ STEPPED = Condition(
 claim = Claims(
     Row(
         "GN-03",
-        "exact",
         "The loss is Σ w_i(t) L_i, with weights that are updated at every step.",
         exact(STEPPED, ("smallest change of the weights in a step", ">", 0)),
+        kind="exact",
     ),
     Row(
         "GN-09",
-        "exact",
         "G_i = ‖∇_W(w_i L_i)‖, L̃_i = L_i(t)/L_i(0), r_i = L̃_i/mean L̃.",
         exact(
             ("largest difference of w_i‖∇_W L_i‖ from G_i", "<", 1e-9),
@@ -36,13 +35,14 @@ claim = Claims(
             ("L_i(0) = 0 is refused (1: yes)", "==", 1),
             ("reference in place of L_i(0), less log 10", "<", 1e-6),
         ),
+        kind="exact",
     ),
     Row(
         "GN-14",
-        "exact",
         "L_grad moves the weights alone; they scale each task's gradient, and no gradient "
         "of L_grad reaches the network.",
         exact(STEPPED, ("length of the gradient of L_grad in the network, *, smallest", ">", 0)),
+        kind="exact",
     ),
 )
 

@@ -51,7 +51,6 @@ def out_of_step(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "GN-02",
-        "synthetic",
         "Imbalance between tasks shows in unequal gradient lengths, and slows training.",
         sided(
             ("steps at * over steps at *", ">", 1),
@@ -60,7 +59,6 @@ claim = Claims(
     ),
     Row(
         "GN-18",
-        "synthetic",
         "The toy: σ_i tanh((B + ε_i)x), 250 inputs, 100 outputs, B ~ N(0, 10) common and "
         "ε_i ~ N(0, 3.5) private, four layers of 100 and a head per task, α = .12.",
         # the sentence is a definition: what is built is that, and some of it has to be chosen
@@ -73,14 +71,12 @@ claim = Claims(
     ),
     Row(
         "GN-27",
-        "synthetic",
         "GradNorm reduces overfitting.",
         sided(("*GradNorm's gap less equal weights'", "<", 0)),
         instead="NYUv2",
     ),
     Row(
         "GN-28",
-        "synthetic",
         "Tasks of different difficulty fall out of step, and GradNorm helps; not scale alone.",
         out_of_step,
         when="one way of being harder is meant: with noisy labels GradNorm's final loss is {noisy} "

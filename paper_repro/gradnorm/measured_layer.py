@@ -18,12 +18,12 @@ from .train_lanes import train
 claim = Claims(
     Row(
         "GN-08",
-        "exact",
         "Norms are measured on a subset W of the weights, normally the last shared layer.",
         exact(
             ("largest relative difference from autograd", "<", 1e-9),
             ("smallest relative difference between two choices of W", ">", 1e-9),
         ),
+        kind="exact",
     ),
 )
 

@@ -23,14 +23,12 @@ from .refine import refined
 claim = Claims(
     Row(
         "GN-21",
-        "synthetic",
         "Balanced by GradNorm the tasks reach a lower normalised test error than with "
         "equal weights.",
         sided(("GradNorm over equal, *", "<", 1)),
     ),
     Row(
         "GN-29",
-        "synthetic",
         "GradNorm works for regression and classification losses alike.",
         sided(
             ("regression: GradNorm over equal, each at its best rate", "<", 1),

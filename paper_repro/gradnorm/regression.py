@@ -33,33 +33,30 @@ def separates(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "GN-04",
-        "synthetic",
         "Balance means that all tasks train at similar rates.",
         sided(("their ratio", "<", 1)),
     ),
     Row(
         "GN-15",
-        "exact",
         "After each update the weights are rescaled to sum to T.",
         exact(("largest deviation from T", "<", 1e-5)),
+        kind="exact",
     ),
     Row(
         "GN-17",
-        "synthetic",
         "With equal weights the large-scale, large-gradient task dominates: the small one "
         "is left behind.",
         sided(("L̃_1/L̃_2 at the end", ">", 1)),
     ),
     Row(
         "GN-19",
-        "exact",
         "Tasks differ only in σ_i, so L_i(0)/σ_i² is the same for all and the sum of loss "
         "ratios is a fair metric.",
         judge_comparable,
+        kind="exact",
     ),
     Row(
         "GN-20",
-        "synthetic",
         "From equal weights w_1 rises far above w_2; the curves separate early and stay smooth.",
         separates,
         when="smoothness is left out: the weights part early, and chatter",

@@ -33,12 +33,12 @@ from .rivals import ten_tasks, two_tasks
 claim = Claims(
     Row(
         "GN-10",
-        "exact",
         "A task's target length is Ḡ r_i^α.",
         exact(
             ("largest difference of the next weights from the formula's", "<", 1e-9),
             ("the same, normalised targets", "<", 1e-9),
         ),
+        kind="exact",
     ),
 )
 

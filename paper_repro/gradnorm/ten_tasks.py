@@ -18,13 +18,11 @@ from .toy_figures import lines
 claim = Claims(
     Row(
         "GN-23",
-        "synthetic",
         "Ten tasks also gain from GradNorm.",
         sided(("GradNorm over equal, *", "<", 1)),
     ),
     Row(
         "GN-24",
-        "synthetic",
         "The benefit grows with the number of tasks.",
         sided(("ratio at T = * over that at T = *", "<", 1)),
     ),

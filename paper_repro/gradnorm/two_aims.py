@@ -26,13 +26,11 @@ from .rivals import ten_tasks, two_tasks
 claim = Claims(
     Row(
         "GN-07",
-        "synthetic",
         "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
         sided((f"T = *, spread of *, α = {ALPHA:g} over equal", "<", 1)),
     ),
     Row(
         "GN-11",
-        "synthetic",
         "A slow task has a larger target and so speeds up.",
         sided(("T = *, α = * minus α = 0: correlation of log r_i and log w_i", ">", 0)),
         when="its weight is meant, and ten tasks: that of a slow one rises more at α = 1 than at "

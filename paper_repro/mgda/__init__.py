@@ -6,11 +6,13 @@ from ..report.decisions import MULTIMNIST, Claims, Row
 from ..report.options import exported
 
 claim = Claims(
-    Row("SU-04", "not here", "Equal importance of tasks means that no step may raise any loss."),
+    Row(
+        "SU-04", "Equal importance of tasks means that no step may raise any loss.", kind="not here"
+    ),
     Row(
         "SU-37",
-        "data/RL",
         "The original experiments with the bound look good.",
+        kind="data/RL",
         published="MultiMNIST, left and right, %: one task alone 97.23 and 95.90, mean loss 96.46 "
         "and 94.99, uncertainty weighting 96.47 and 95.29, GradNorm 96.27 and 94.84, the bound "
         "97.26 and 95.90 (Sener & Koltun 2018, Table 3)",

@@ -48,14 +48,13 @@ def rests_elsewhere(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-33",
-        "exact",
         "The published proof uses a false lemma: for symmetric positive definite M, xᵀMy "
         ">= 0 iff xᵀy >= 0.",
         exact(("smallest leading minor of M", ">", 0), ("xᵀy", ">=", 0), ("xᵀMy", "<", 0)),
+        kind="exact",
     ),
     Row(
         "SU-34",
-        "exact",
         "The proof cannot be repaired: even with a full-rank encoder Jacobian the bound's "
         "direction may raise a task.",
         exact(
@@ -65,10 +64,10 @@ claim = Claims(
             ("coefficient of η²", ">=", 0),
             ("library against fractions, largest difference", "<", 1e-12),
         ),
+        kind="exact",
     ),
     Row(
         "SU-35",
-        "synthetic",
         "So MGDA-UB may fail to find a Pareto-stationary point.",
         rests_elsewhere,
     ),

@@ -30,7 +30,6 @@ from .common import COLOURS, DASHES, gram, normalised, rows_of, solved, square
 claim = Claims(
     Row(
         "SU-11",
-        "exact",
         "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². Where it is "
         "largest min_t ⟨g_t, u⟩ >= ½‖u‖² >= 0, so a non-zero u gives common descent along -u.",
         exact(
@@ -38,6 +37,7 @@ claim = Claims(
             ("largest relative difference of the value from ½‖u*‖²", "<", 1e-9),
             ("active set against projected gradient: largest relative *", "<", 1e-5),
         ),
+        kind="exact",
     ),
 )
 

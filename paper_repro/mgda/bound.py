@@ -15,22 +15,22 @@ from .encoders import SAMPLES, Batch, Study, decode, drawn, encode, losses, step
 claim = Claims(
     Row(
         "SU-28",
-        "exact",
         "∂L_t/∂θ is the pullback of ∂L_t/∂Z, and ‖Σ w_t ∇_θ L_t‖ <= ‖∂Z/∂θ‖·‖Σ w_t ∇_Z L_t‖.",
         exact(
             ("largest relative difference of pullback and direct gradient", "<", 1e-9),
             ("left over right side, largest", "<=", 1 + 1e-9),
         ),
+        kind="exact",
     ),
     Row(
         "SU-31",
-        "exact",
         "With disjoint labelled sets the encoding gradients are orthogonal and the bound "
         "ignores how tasks relate: w_t is proportional to 1/‖v_t‖².",
         exact(
             ("largest |v_s·v_t| over largest ‖v_t‖²", "==", 0),
             ("largest difference of weights from 1/‖v_t‖² weighting", "<", 1e-9),
         ),
+        kind="exact",
     ),
 )
 

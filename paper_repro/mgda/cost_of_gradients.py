@@ -47,14 +47,12 @@ def judge_infeasible(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-27",
-        "synthetic",
         "For very large models even T separate gradients are infeasible.",
         judge_infeasible,
         when="rows are stored; the layerwise Gramian takes the memory of about one gradient",
     ),
     Row(
         "SU-29",
-        "synthetic",
         "Minimise the bound's right-hand side: only gradients with respect to encodings "
         "are needed, which is much cheaper.",
         exact(

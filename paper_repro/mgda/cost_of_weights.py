@@ -34,7 +34,6 @@ def judge_inner_iteration(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-25",
-        "synthetic",
         "Smoothing and Frank–Wolfe both run an inner iteration at every training step, so the cost "
         "is considerable.",
         judge_inner_iteration,
@@ -46,7 +45,6 @@ claim = Claims(
     ),
     Row(
         "SU-26",
-        "exact",
         "Inner products of gradients need computing once a step: ⟨g_t, Σ w_s g_s⟩ = Σ w_s "
         "G_ts, only w changes.",
         exact(
@@ -54,6 +52,7 @@ claim = Claims(
             ("operations of the Gramian over 2T²P", "<", 1 + 1e-9),
             ("operations of all iterations on the Gramian, *", "<", 1),
         ),
+        kind="exact",
     ),
 )
 

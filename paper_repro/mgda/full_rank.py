@@ -28,10 +28,10 @@ def same_zeros(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-32",
-        "exact",
         "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points "
         "(and otherwise a direction that lowers all losses).",
         same_zeros,
+        kind="exact",
         when="common descent is left out: stationary points are found, directions may raise a task",
     ),
 )

@@ -54,14 +54,13 @@ def judge_oscillates(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-14",
-        "exact",
         "If the inner products differ by far more than 1/λ, λ → ∞ gives u = g_τ, τ = "
         "argmin ⟨g_t, u⟩; the naive iteration u ← g_τ will very likely oscillate.",
         judge_oscillates,
+        kind="exact",
     ),
     Row(
         "SU-15",
-        "synthetic",
         "The naive iteration oscillates around the optimum, so the running average "
         "u_{n+1} = (n·u_n + g_τ)/(n + 1) converges to it.",
         exact(
@@ -73,10 +72,10 @@ claim = Claims(
     ),
     Row(
         "SU-22",
-        "exact",
         "With the fixed step 1/(n+1) in place of the search, Frank–Wolfe coincides with "
         "the averaged smoothing iteration.",
         exact(("largest relative difference of the iterates *", "<", 1e-9)),
+        kind="exact",
     ),
 )
 

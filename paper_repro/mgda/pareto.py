@@ -26,7 +26,6 @@ from .quadratics import losses, quadratics
 claim = Claims(
     Row(
         "SU-03",
-        "exact",
         "To first order L(θ + Δ) < L(θ) means ⟨∇L, Δ⟩ < 0, an angle of more than 90°; "
         "-η∇L is the natural choice.",
         exact(
@@ -36,11 +35,11 @@ claim = Claims(
             ("share of quadratics that fall at .99 · 2‖g‖²/gᵀAg", "==", 1),
             only_when=("share of quadratics that rise at 1.01 · 2‖g‖²/gᵀAg", "==", 1),
         ),
+        kind="exact",
         when="the step is below 2‖g‖²/gᵀAg",
     ),
     Row(
         "SU-05",
-        "exact",
         "Pareto optimality: at θ every change raises some loss; no task can gain "
         "without another's loss.",
         exact(
@@ -48,35 +47,35 @@ claim = Claims(
             ("share of sampled points off the set that their projection dominates", "==", 1),
             only_when=("change of the losses along a coordinate that none depends on", "<=", 0),
         ),
+        kind="exact",
         when="changes that alter no loss are excepted",
     ),
     Row(
         "SU-06",
-        "exact",
         "Seek Δ with ⟨g_t, Δ⟩ <= 0 for all t; Δ = 0 is always feasible, so the set is never empty.",
         exact(("linear programs without a solution", "==", 0)),
+        kind="exact",
     ),
     Row(
         "SU-07",
-        "exact",
         "If the system has no solution but Δ = 0, the point is Pareto stationary.",
         exact(("of these, with 0 outside the hull", "==", 0)).open_unless(
             ("draws with no solution but Δ = 0", ">", 0)
         ),
+        kind="exact",
     ),
     Row(
         "SU-08",
-        "exact",
         "Pareto stationarity is necessary for Pareto optimality but not sufficient.",
         exact(
             ("Pareto optima of convex quadratics: largest distance *", "<", 1e-6),
             ("x² - y², x² - 2y² at 0: distance of 0 from the hull", "<=", 0),
             ("largest change of a loss from 0 to (0, ½)", "<", 0),
         ),
+        kind="exact",
     ),
     Row(
         "SU-10",
-        "exact",
         "Maximising the smallest inner product, max over u of min_t ⟨g_t, u⟩, yields the "
         "desired direction; without a penalty the maximum is infinite as soon as one good "
         "direction exists.",
@@ -84,6 +83,7 @@ claim = Claims(
             ("draws where the value over the unit box is positive and *", "==", 0),
             ("deviation from linear growth of *", "<", 1e-9),
         ),
+        kind="exact",
     ),
 )
 

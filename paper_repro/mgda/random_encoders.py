@@ -75,14 +75,12 @@ def judge_room_to_move(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-30",
-        "synthetic",
         "Minimising the upper bound gives results like minimising the exact norm.",
         judge_like_exact.open_unless(("draws in which MGDA itself raises a task", "==", 0)),
         when="the encoding is wide enough; in the narrow ones directions raise a task",
     ),
     Row(
         "SU-36",
-        "synthetic",
         "The bound works well in experiments because deep networks have so many "
         "parameters that there is room to move.",
         judge_room_to_move,

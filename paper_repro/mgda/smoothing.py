@@ -31,20 +31,20 @@ from .common import (
 claim = Claims(
     Row(
         "SU-12",
-        "exact",
         "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies "
         "between min x - log T/λ and min x.",
         exact(("lowest (smooth minimum - minimum)·λ/log T", ">=", -1), ("highest", "<=", 0)),
+        kind="exact",
     ),
     Row(
         "SU-13",
-        "exact",
         "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
         exact(
             ("largest |w - softmax(-λGw)|", "<", 1e-8),
             ("largest difference of dual and primal value, in units of 1/λ", "<", 1e-6),
             ("largest (½‖d*‖² - smoothed optimum)·λ/log T", "<=", 1 + 1e-9),
         ),
+        kind="exact",
     ),
 )
 

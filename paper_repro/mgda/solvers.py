@@ -74,7 +74,6 @@ def judge_learning_rate(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SU-21",
-        "synthetic",
         "T > 2: Frank–Wolfe, towards τ = argmin ⟨g_t, Σ w g⟩, with a search on the "
         "segment from w to e_τ, which is the T = 2 problem; it suits convex sets.",
         exact(
@@ -84,14 +83,12 @@ claim = Claims(
     ),
     Row(
         "SU-23",
-        "synthetic",
         "Gradient descent on w = softmax(a) solves the min-norm problem without constraints.",
         judge_softmax_form,
         when="the optimum lies inside the simplex; on a face it is not reached",
     ),
     Row(
         "SU-24",
-        "synthetic",
         "A guess: nobody uses the unconstrained form because its learning rate needs tuning.",
         judge_learning_rate,
         when="the optimum lies inside the simplex; on a face no step is fast enough",

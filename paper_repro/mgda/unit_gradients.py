@@ -37,17 +37,16 @@ from .quadratics import Batch, losses, quadratics
 claim = Claims(
     Row(
         "SU-01",
-        "exact",
         "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
         "shifting any single loss.",
         exact(
             ("largest change of the unit direction, weights 1/‖g‖", "<", 1e-9),
             ("the same, equal weights", ">", SEEN),
         ),
+        kind="exact",
     ),
     Row(
         "SU-02",
-        "exact",
         "Weights 1/‖g_t‖ are the same as adding unit task gradients, so designing losses is "
         "at bottom designing gradients.",
         exact(
@@ -58,10 +57,10 @@ claim = Claims(
             ),
             ("gradient of Σ L_t/‖g_t‖, lengths constant, against it", "<", 1e-9),
         ),
+        kind="exact",
     ),
     Row(
         "SU-09",
-        "exact",
         "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
         "normalisation reaches Pareto stationarity; with more the normalised sum no "
         "longer suffices.",
@@ -71,6 +70,7 @@ claim = Claims(
             ("T = 2: share of steps that raise a task", "==", 0),
             ("(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩", "<", 0),
         ).open_unless(("T = 2: share of runs that end within 5 % of *, low", ">", MOST_RUNS)),
+        kind="exact",
     ),
 )
 

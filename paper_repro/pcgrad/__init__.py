@@ -8,33 +8,33 @@ from ..report.options import exported
 claim = Claims(
     Row(
         "PC-01",
-        "data/RL",
         "Joint training on shared parameters can end below separate networks.",
+        kind="data/RL",
         needs=MULTIMNIST,
     ),
     Row(
         "PC-07",
-        "data/RL",
         "PCGrad adds to the gain of other multi-task architectures.",
+        kind="data/RL",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
     Row(
         "PC-08",
-        "data/RL",
         "PCGrad needs less data, optimises faster and ends better.",
+        kind="data/RL",
         needs=META_WORLD,
     ),
     Row(
         "PC-21",
-        "data/RL",
         "PCGrad wins on Meta-World MT10 and MT50, on supervised and on goal-conditioned "
         "benchmarks.",
+        kind="data/RL",
         needs=f"{META_WORLD}; {MULTIMNIST}",
     ),
     Row(
         "PC-22",
-        "data/RL",
         "The baselines there: one policy for all, a head a task, independent policies.",
+        kind="data/RL",
         needs="a list of baselines, which no number could refute; the point mass has all three "
         "(`python -m experiments.control --parts points`), and so has Meta-World",
     ),

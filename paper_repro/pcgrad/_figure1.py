@@ -62,16 +62,15 @@ def sharp(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-04",
-        "synthetic",
         "Figure 1: in sharp valley walls descent follows task 1's valley and learns task "
         "2 extremely slowly; PCGrad gets out.",
         gets_out,
     ),
     Row(
         "PC-05",
-        "exact",
         "Figure 1 is an instance of sharp curvature in the sense of the theory.",
         sharp,
+        kind="exact",
         when="where a step crosses a cusp; elsewhere H is not positive",
     ),
 )

@@ -28,21 +28,18 @@ WORSE = sided(("* over PCGrad's", ">", 1)).open_unless(("steps on the landscape"
 claim = Claims(
     Row(
         "PC-23",
-        "synthetic",
         "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
         WORSE,
         instead="Meta-World",
     ),
     Row(
         "PC-24",
-        "synthetic",
         "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
         WORSE,
         instead="Meta-World",
     ),
     Row(
         "PC-25",
-        "synthetic",
         "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
         WORSE,
         instead="Meta-World",

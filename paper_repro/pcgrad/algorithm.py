@@ -20,28 +20,27 @@ from .rational import FAN, ORDERS, RAISED, exact_coefficients, gramian_of, tenso
 claim = Claims(
     Row(
         "PC-06",
-        "exact",
         "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement "
         "and goal-conditioned problems alike.",
         exact(("*largest relative difference of *", "<", 1e-9)),
+        kind="exact",
     ),
     Row(
         "PC-09",
-        "exact",
         "The training loss is the plain sum Σ L_i, T times the expectation over uniform "
         "tasks; a task-conditioned f(y given x, z) has the same gradients.",
         exact(("reduction=*", "<", 1e-12), ("one-hot code against *", "<", 1e-12)),
+        kind="exact",
     ),
     Row(
         "PC-15",
-        "exact",
         "Algorithm 1: project a copy of every gradient off the others it conflicts with, "
         "in random order; update with all the edited gradients.",
         exact(("largest *", "<", 1e-12)),
+        kind="exact",
     ),
     Row(
         "PC-16",
-        "exact",
         "After its projection a gradient has no component against the one it was "
         "projected on; gradients without conflict are left alone.",
         exact(
@@ -50,6 +49,7 @@ claim = Claims(
             ("120°: task 1 right after its projection on task *", "==", 0),
             only_when=("120°: the same after the next projection, *", "<", 0),
         ),
+        kind="exact",
         when="one projection, or two tasks; with three a later projection restores a conflict",
     ),
 )

@@ -24,16 +24,15 @@ from .rational import gramian_of, tensor_of
 claim = Claims(
     Row(
         "PC-10",
-        "exact",
         "Definition 1: two gradients conflict if cos φ < 0.",
         exact(
             ("pairs in which library and fractions differ", "==", 0),
             ("draws in which conflict and sign of the cosine differ", "==", 0),
         ),
+        kind="exact",
     ),
     Row(
         "PC-11",
-        "exact",
         "Definition 2: Φ = 2‖g_i‖‖g_j‖/(‖g_i‖² + ‖g_j‖²).",
         exact(
             ("largest difference from the definition", "<", 1e-12),
@@ -44,28 +43,28 @@ claim = Claims(
             ("unequal lengths with Φ = 1", "==", 0),
             ("two zero gradients: undefined (1: yes)", "==", 1),
         ),
+        kind="exact",
     ),
     Row(
         "PC-12",
-        "exact",
         "Definition 3: H = ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds, read as how the curvature "
         "changes over a step.",
         exact(
             ("largest relative difference from gᵀA g, steps 0 to 10", "<", 1e-10),
             only_when=("share of quadratics with H ≠ 0, where curvature never changes", ">", 0.5),
         ),
+        kind="exact",
         when="H is read as the mean curvature along g, not as a change of curvature",
     ),
     Row(
         "PC-13",
-        "exact",
         "Definition 4: L = L_1 + L_2, g = g_1 + g_2 with g_i = ∇L_i; θ^MT and θ^PCGrad "
         "are the parameters after one step along g or along PCGrad's sum.",
         exact(("*, largest relative difference", "<", 1e-11)),
+        kind="exact",
     ),
     Row(
         "PC-14",
-        "exact",
         "Definition 5: ξ = (1 - cos²φ)‖g_1 - g_2‖²/‖g_1 + g_2‖².",
         exact(
             ("‖PCGrad's sum‖² against *, largest relative difference", "<", 1e-9),
@@ -74,6 +73,7 @@ claim = Claims(
             ("largest ξ - (1 + |cos φ|)²", "<=", 1e-12),
             ("conflicting draws with ξ <= 1 but cos φ > -Φ", "==", 0),
         ),
+        kind="exact",
     ),
 )
 

@@ -35,7 +35,6 @@ def dominance(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-02",
-        "synthetic",
         "The summed gradient can be dominated by the largest one, which is then "
         "over-served while the others are under-served.",
         dominance,

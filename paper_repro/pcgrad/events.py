@@ -35,7 +35,6 @@ def marked(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-29",
-        "synthetic",
         "Open: some logged quantity marks the step at which the second task starts to be "
         "learnt (curvature and conflict show no visible event).",
         marked,

@@ -38,7 +38,6 @@ def judge_factorial(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-03",
-        "synthetic",
         "Harmful interference needs three things together: conflict, very unequal "
         "magnitudes, strong curvature.",
         judge_factorial,

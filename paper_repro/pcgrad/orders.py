@@ -17,12 +17,12 @@ from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, orders_of, under
 claim = Claims(
     Row(
         "PC-30",
-        "exact",
         "All theory covers two tasks; projections may clash when there are more.",
         exact(
             ("worst task's rate, largest over orders", "<", 0),
             ("library against fractions, largest difference", "<", 1e-12),
         ),
+        kind="exact",
     ),
 )
 

@@ -27,7 +27,6 @@ from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, tog
 claim = Claims(
     Row(
         "PC-20",
-        "synthetic",
         "With conflict, a large gap of magnitudes, high curvature and a large enough step "
         "PCGrad converges faster than plain descent.",
         sided(

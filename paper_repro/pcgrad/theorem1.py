@@ -38,14 +38,12 @@ def first_theorem(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-17",
-        "synthetic",
         "Theorem 1: for convex L_1, L_2 and t <= 1/ℒ PCGrad converges to a point with cos "
         "φ = -1 or to the minimum of L_1 + L_2.",
         first_theorem,
     ),
     Row(
         "PC-18",
-        "synthetic",
         "Alternative (a), cos φ = -1, is hard to reach, so that in practice the method "
         "nearly always reaches the optimum.",
         # not the angle: it is 180° also at the minimum of the sum, wherever the tasks disagree

@@ -47,7 +47,6 @@ def second_theorem(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-19",
-        "synthetic",
         "Theorem 2: with curvature >= ℓ‖g‖², (a) cos φ <= -Φ, (b) ℓ >= ξ and (c) t >= "
         "2/(ℓ - ξℒ), L(θ^PCGrad) <= L(θ^MT).",
         second_theorem,

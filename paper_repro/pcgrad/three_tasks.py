@@ -47,7 +47,6 @@ def unbiased(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-31",
-        "synthetic",
         "Open: PCGrad rests at a stationary point with three gradients at 120°, and "
         "converges for three tasks.",
         rests,
@@ -56,7 +55,6 @@ claim = Claims(
     ),
     Row(
         "PC-32",
-        "synthetic",
         "With many tasks the random order of the projections takes care of the bias that "
         "one order would have.",
         unbiased,

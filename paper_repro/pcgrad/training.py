@@ -43,21 +43,18 @@ def judge_exponential(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "PC-26",
-        "synthetic",
         "Figure 5, left: the multi-task curvature rises about exponentially during training.",
         judge_exponential,
         instead="Meta-World",
     ),
     Row(
         "PC-27",
-        "synthetic",
         "Figure 5, middle: conflicts become more frequent as training proceeds.",
         sided(("*: difference", ">", 0)),
         instead="Meta-World",
     ),
     Row(
         "PC-28",
-        "synthetic",
         "Figure 5, right: one task's progress dominates while the other is not learnt.",
         sided(("*: share of the larger fall, first tenth", ">", CLEARLY)),
         instead="Meta-World",

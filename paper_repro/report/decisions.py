@@ -252,12 +252,12 @@ class Row(NamedTuple):
     """
 
     id: str
-    kind: Kind
     statement: str  # one sentence; Δ, w, g, d as in the papers
     decision: Decision | None = None
     # of one that may hold only when: when it does, with `{name}` for a number; where it says
     # nothing, the intervals on the claimed side do
     when: str = ""
+    kind: Kind = "synthetic"
     # what else deciding it takes; of one that needs data its command, or why nothing stands in
     needs: str = ""
     published: str = ""  # numbers, of a claim about data that are not here

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -16,7 +17,6 @@ from .findings import QUICK, TENTH, Settings
 from .layout import INDEXED
 from .results import check_figure, picture_cuts, picture_size
 from .said import said
-from .where import Place
 
 SHOWN = 6
 """Numbers of a claim that the page shows at once; the others unfold."""
@@ -31,7 +31,7 @@ class Question(Protocol):
     @property
     def figures(self) -> list[Path]: ...
     @property
-    def places(self) -> dict[str, Place]: ...
+    def path(self) -> Path: ...
 
 
 def escaped(text: Any) -> str:
@@ -93,8 +93,8 @@ def article(claim: dict[str, Any], question: Question | None, last: dict[str, st
             parts.append(f"<p>Figures: {links}.</p>")
         command = escaped(command_of(identifier, claim["configuration"]))
         parts.append(f'<p>Run again: <code class="command">{command}</code></p>')
-        if identifier in question.places:
-            parts.append(_lines(question.name, question.places[identifier]))
+        link = f'<a href="#code-{slug(question.name)}">{_shown(question.path)}</a>'
+        parts.append(f"<p>Measured and decided in <code>{link}</code>.</p>")
     return f'<article id="{identifier}">{"".join(parts)}</article>'
 
 
@@ -182,44 +182,24 @@ def _table(rows: list[str]) -> str:
     return f'<div class="scroll"><table class="numbers">{"".join(rows)}</table></div>'
 
 
-def _lines(name: str, place: Place) -> str:
-    """The lines that decide a claim, and a link to those that put its numbers together."""
-    link = f'<a href="#{_code_id(name, place)}">{place.function}</a>'
-    built = f"<p>Its numbers: <code>{_shown(place.path)}:{place.line}</code> in {link}.</p>"
-    if place.decided is None:
-        return built
-    path, (first, last) = place.path, place.decided
-    summary = f"Decided by <code>{_shown(path)}:{first}–{last}</code>"
-    return f"{built}<details><summary>{summary}</summary>{_source(path, first, last)}</details>"
+def title(module: ModuleType) -> str:
+    """A reproduction's question: the first line of its docstring."""
+    return (module.__doc__ or module.__name__).strip().splitlines()[0]
 
 
-def code(name: str, found: Mapping[str, Place]) -> str:
-    """The functions of a question that put its claims' numbers together."""
-    parts = {
-        place.function: (
-            f'<details id="{_code_id(name, place)}"><summary>'
-            f"<code>{_shown(place.path)}:{place.first}–{place.last}</code> "
-            f"({escaped(place.function)})</summary>"
-            f"{_source(place.path, place.first, place.last)}</details>"
-        )
-        for place in found.values()
-    }
-    return "".join(parts.values())
-
-
-def _code_id(name: str, place: Place) -> str:
-    return f"code-{slug(name)}-{slug(place.function)}"
+def code(name: str, path: Path) -> str:
+    """A question's source."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    text = "\n".join(f"{number:>4}  {line}".rstrip() for number, line in lines)
+    return (
+        f'<details id="code-{slug(name)}"><summary><code>{_shown(path)}</code></summary>'
+        f'<pre class="scroll">{escaped(text)}</pre></details>'
+    )
 
 
 def _shown(path: Path) -> str:
     """A source's path from the project's folder; nothing of the machine."""
     return escaped(path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name)
-
-
-def _source(path: Path, first: int, last: int) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()[first - 1 : last]
-    numbered = [f"{first + i:>4}  {line}".rstrip() for i, line in enumerate(lines)]
-    return f'<pre class="scroll">{escaped(chr(10).join(numbered))}</pre>'
 
 
 def figure(path: Path, *, embedded: bool) -> str:

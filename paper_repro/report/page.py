@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from ..claims import PAPERS, ROWS
 from .decisions import KINDS
-from .entry import article, code, escaped, figure, listed, paper_and_here, slug, typeset
+from .entry import article, code, escaped, figure, listed, paper_and_here, slug, title, typeset
 from .results import VERDICTS, Results
 from .said import filled
 from .summary import counts, paper_of
-from .where import Place, places, title
 
 STYLE = Path(__file__).with_name("page.css")
 SCRIPT = Path(__file__).with_name("page.js")
@@ -67,7 +66,7 @@ class Asked(NamedTuple):
     paper: str  # whose section has its figures
     figures: list[Path]
     claims: list[dict[str, Any]]  # decided by it, of whatever paper, in the ledger's order
-    places: dict[str, Place]
+    path: Path  # its source
     notice: str = ""  # where its results are not those of today's code and settings
 
 
@@ -98,7 +97,7 @@ def page(
     parts = [
         "<header><h1>The papers re-run</h1><p>What four texts on several tasks and the field since "
         "claim, and what came out when it was run: every claim with its verdict, its numbers, its "
-        "figures, the lines that decide it and the command that runs it again.</p></header>",
+        "figures, the source that decides it and the command that runs it again.</p></header>",
         f'<section id="findings"><h2>Findings</h2>{_findings(claims)}{_counts(claims)}{_legend()}'
         f"<details><summary>The last run</summary><dl>{settings}</dl></details></section>",
         _contents(claims, asked),
@@ -135,11 +134,11 @@ def questions(
             notice = "This question has not come to its end; some of what is here may be older."
         elif run["key"] != keys[name]:
             notice = (
-                "Found by an earlier run, of other code, settings or libraries; the lines below "
-                "are today's."
+                "Found by an earlier run, of other code, settings or libraries; the source below "
+                "is today's."
             )
         found[name] = Asked(
-            name, title(module), _home(name, own), figures, own, places(module), notice
+            name, title(module), _home(name, own), figures, own, Path(str(module.__file__)), notice
         )
     first = {
         name: min((ORDER[c["id"]] for c in q.claims if paper_of(c) == q.paper), default=len(ORDER))
@@ -278,7 +277,7 @@ def _section(
             drawn = "".join(figure(path, embedded=single_file) for path in question.figures)
             parts.append(
                 f'<section id="{slug(name)}"><h3>{typeset(question.title)}</h3>{notice}{also}'
-                f"{drawn}{entries}{code(question.name, question.places)}</section>"
+                f"{drawn}{entries}{code(question.name, question.path)}</section>"
             )
         elif own:
             link = f'<a href="#{slug(name)}">{escaped(name)}</a>'

@@ -17,7 +17,6 @@ from .common import Data, losses, network, normal
 claim = Claims(
     Row(
         "SI-05",
-        "exact",
         "Elich et al. 2023: Adam has a partial invariance to the scales of losses: the update of a "
         "task's own parameters does not change.",
         exact(
@@ -30,6 +29,7 @@ claim = Claims(
                 EPSILON,
             ),
         ),
+        kind="exact",
         when="the gradients are large against Adam's ε, and of a task's own parameters",
     ),
 )

@@ -18,7 +18,6 @@ from ..report.intervals import mean_interval, named, ratio_interval
 claim = Claims(
     Row(
         "SI-11",
-        "synthetic",
         "After Miao et al. 2026 (our words): the gradient of a step is a small part of Adam's "
         "update, so that the updates of two rules are far closer than their directions.",
         sided(

@@ -38,7 +38,6 @@ def judge_preferred(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SI-09",
-        "exact",
         "Senushkin et al. 2023: the condition number of the gradients reflects conflict and "
         "dominance.",
         exact(
@@ -46,11 +45,11 @@ claim = Claims(
             ("T = *: largest |cosine| less (κ² - 1)/(κ² + 1)", "<=", 1e-9),
             only_when=("(1, 0), (1, .01): condition number", ">", ILL),
         ),
+        kind="exact",
         when="it is small, which excludes conflict and dominance; a large one says nothing",
     ),
     Row(
         "SI-10",
-        "synthetic",
         "Senushkin et al. 2023: Aligned-MTL converges to an optimum of weights that are chosen "
         "beforehand.",
         judge_preferred,

@@ -36,7 +36,6 @@ def conflict_and_gap(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SI-06",
-        "synthetic",
         "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines "
         "of tasks are no lower than those of one task's samples.",
         # not the end: where the mean of both rests its two gradients are opposed
@@ -49,7 +48,6 @@ claim = Claims(
     ),
     Row(
         "SI-07",
-        "synthetic",
         "Mueller et al. 2024: the amount of conflict goes with worse training losses and does not "
         "predict generalization.",
         conflict_and_gap,

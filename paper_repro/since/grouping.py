@@ -53,7 +53,6 @@ def instead_of_training(forecast: str) -> Decision:
 claim = Claims(
     Row(
         "SI-25",
-        "synthetic",
         "Fifty et al. 2021: how one task's gradient would affect the other losses, measured in a "
         "single run of all tasks, selects which tasks should train together.",
         # not the correlation: it may be positive, and no choice be better for it
@@ -62,7 +61,6 @@ claim = Claims(
     ),
     Row(
         "SI-26",
-        "synthetic",
         "Li et al. 2024: projected gradients of one network of all tasks estimate the affinities "
         "of groups without training them, close to the true ones.",
         instead_of_training("Grad-TAG"),
@@ -70,7 +68,6 @@ claim = Claims(
     ),
     Row(
         "SI-27",
-        "synthetic",
         "Ayman et al. 2026: the similarity of the updates of two tasks measures their affinity, "
         "and extends linearly to groups.",
         sided(
@@ -81,7 +78,6 @@ claim = Claims(
     ),
     Row(
         "SI-28",
-        "synthetic",
         "After Standley et al. 2020 (our words): what tasks gain in pairs, averaged, tells what "
         "they gain in larger groups, which then need no training.",
         instead_of_training("averaged pairs"),

@@ -19,7 +19,6 @@ from .samples import Data, images
 claim = Claims(
     Row(
         "SI-24",
-        "synthetic",
         "Buffelli et al. 2024: on minibatches exact Gauss-Newton saturates on the training loss, "
         "and generalises poorly.",
         sided(("*, exact Gauss-Newton over Adam", ">", 1)),

@@ -53,7 +53,6 @@ def judge_balanced(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SI-03",
-        "synthetic",
         "Hu et al. 2023: in a linear network too narrow for its tasks there are Pareto optimal "
         "points that no static weights reach.",
         sided(
@@ -63,7 +62,6 @@ claim = Claims(
     ),
     Row(
         "SI-04",
-        "synthetic",
         "Hu et al. 2023: rules such as MGDA find balanced solutions there, which static weights "
         "cannot.",
         judge_balanced,

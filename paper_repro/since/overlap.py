@@ -43,7 +43,6 @@ def overlap(measured: Measured) -> Verdict:
 claim = Claims(
     Row(
         "SI-12",
-        "synthetic",
         "Zhang & Cheng 2026: where tasks share less than 30 % of their samples, cosines of "
         "gradients are noise; above 40 % they show how the tasks are related.",
         overlap,

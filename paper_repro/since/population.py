@@ -24,7 +24,6 @@ from .common import Data, losses, network, normal
 claim = Claims(
     Row(
         "SI-15",
-        "synthetic",
         "Royer et al. 2023: population-based training searches efficiently for the weights of a "
         "scalarization when there are many tasks: it finds a grid's best with fewer runs.",
         sided(

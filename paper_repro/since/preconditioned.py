@@ -21,7 +21,6 @@ from .physics import ABOUT, PROBLEMS, STEPS, Problem, begun, others
 claim = Claims(
     Row(
         "SI-23",
-        "synthetic",
         "Wang et al. 2025: second-order methods, SOAP above all, mitigate conflicts of gradients: "
         "terms and steps are better aligned than under Adam.",
         sided(("*: alignment of *, SOAP less Adam", ">", 0)),

@@ -37,7 +37,6 @@ from .physics import (
 claim = Claims(
     Row(
         "SI-16",
-        "exact",
         "Guzmán-Cordero et al. 2025: Woodbury's identity gives the step of energy natural gradient "
         "descent with far less computation.",
         exact(
@@ -45,13 +44,13 @@ claim = Claims(
             ("5 parameters a residual: work in *", ">", MAGNITUDE),
             only_when=("0.5 parameters a residual: work in *", "<", 1),
         ),
+        kind="exact",
         when="there are several times more parameters than residuals (5: "
         "{5 parameters a residual: work in parameters' space over residuals'} times fewer "
         "multiplications; 2: {2 parameters a residual: work in parameters' space over residuals'})",
     ),
     Row(
         "SI-17",
-        "synthetic",
         "Guzmán-Cordero et al. 2025: SPRING's momentum accelerates the convergence of energy "
         "natural gradient descent.",
         sided(("*: error with SPRING's momentum over that without", "<", 1)),
@@ -59,7 +58,6 @@ claim = Claims(
     ),
     Row(
         "SI-18",
-        "synthetic",
         "Jnini & Vella 2025: natural gradients in the space of residuals end at an L2 error that "
         "is one to three orders of magnitude below that of Adam and of quasi-Newton methods.",
         sided(("*'s error over Gauss-Newton's", ">", MAGNITUDE)),

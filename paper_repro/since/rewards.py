@@ -21,7 +21,6 @@ from .common import normal
 claim = Claims(
     Row(
         "SI-13",
-        "exact",
         "2026 (our words): a reward rises to first order where its covariance with the scalarised "
         "advantage is positive.",
         exact(
@@ -32,17 +31,18 @@ claim = Claims(
                 0.0,
             ),
         ),
+        kind="exact",
         when="the step is along the natural gradient",
     ),
     Row(
         "SI-14",
-        "exact",
         "Liu et al. 2026: to sum rewards and then normalise maps different rewards to one "
         "advantage; to normalise each before the sum keeps more of them apart.",
         exact(
             ("*: advantages that more than one reward shares, sum first", ">", 0),
             ("*: advantages, each first less sum first", ">", 0),
         ),
+        kind="exact",
     ),
 )
 

@@ -21,7 +21,6 @@ from .common import normal
 claim = Claims(
     Row(
         "SI-08",
-        "synthetic",
         "Quinton & Rey 2024: with a loss a sample UPGrad trains better than the direct "
         "minimization of their average.",
         sided(("UPGrad on samples over SGD on their mean: *", "<", 1)),

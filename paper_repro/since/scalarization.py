@@ -25,7 +25,6 @@ from .common import Data, losses, network, normal
 claim = Claims(
     Row(
         "SI-01",
-        "synthetic",
         "Xin et al. 2022: rules for several tasks reach nothing beyond what static weights reach "
         "that are tuned as well.",
         sided(("*: nearest static weights' loss over the rule's", "<", MATCH)),
@@ -33,7 +32,6 @@ claim = Claims(
     ),
     Row(
         "SI-02",
-        "synthetic",
         "Kurin et al. 2022: the plain mean, with the regularisation and the search of a single "
         "task, matches or improves upon the rules.",
         sided(("*: the mean's loss over the rule's", "<", MATCH)),

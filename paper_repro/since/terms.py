@@ -34,7 +34,6 @@ from .physics import (
 claim = Claims(
     Row(
         "SI-19",
-        "exact",
         "Liu et al. 2025: ConFIG's update has a positive product with every term's gradient, and "
         "one rate for all terms.",
         exact(
@@ -42,25 +41,23 @@ claim = Claims(
             ("*: largest difference of two cosines", "<", 1e-6),
             only_when=("*: share of updates against one of them", ">", 0),
         ),
+        kind="exact",
         when="there are fewer gradients than dimensions; else some updates point against one",
     ),
     Row(
         "SI-20",
-        "synthetic",
         "Liu et al. 2025: ConFIG is consistently better than other methods on physics losses.",
         sided(("*: error of ConFIG over that of *", "<", 1)),
         instead="differential equations in several dimensions",
     ),
     Row(
         "SI-21",
-        "synthetic",
         "Wang et al. 2022: the terms of a physics loss converge at rates far apart, and weights "
         "from the neural tangent kernel balance them.",
         sided(("*: difference of the falls' logarithms, NTK weights over equal ones", "<", 1)),
     ),
     Row(
         "SI-22",
-        "synthetic",
         "Wang et al. 2022: weights from the neural tangent kernel make physics-informed networks "
         "more accurate.",
         sided(("*: error of NTK weights over that of *", "<", 1)),
