@@ -8,6 +8,8 @@ from warnings import warn
 from . import gradients, probes, rules, solvers, training
 from .analysis import diagnostics
 from .audit import audit  # not later: its package has the same name
+from .core import NEWEST as _NEWEST
+from .core import VERSION as _VERSION
 from .core import extras as _extras
 from .core import optim, random
 from .core.gone import RENAMED as _RENAMED
@@ -19,17 +21,7 @@ from .gradients import *
 from .probes import *
 from .rules import *
 from .training import *
-from .types import (
-    Geometry,
-    Info,
-    Optimizer,
-    Probe,
-    Rule,
-    Solution,
-    Step,
-    TaskGradients,
-    TrainState,
-)
+from .types import Geometry, Info, Optimizer, Probe, Rule, Solution, Step, TaskGradients, TrainState
 
 if TYPE_CHECKING:
     from . import muon, physics, plot, testing
@@ -41,32 +33,10 @@ __version__ = "1.0.0rc1"
 _allow_loading(__name__)
 
 __all__ = [
-    "Geometry",
-    "Info",
-    "Optimizer",
-    "Probe",
-    "Rule",
-    "Solution",
-    "Step",
-    "TaskGradients",
-    "TrainState",
-    "adam",
-    "arena",
-    "assign_gradients",
-    "audit",
-    "diagnostics",
-    "grid",
-    "muon",
-    "optim",
-    "parameters",
-    "physics",
-    "plot",
-    "random",
-    "sgd",
-    "solvers",
-    "stack",
-    "testing",
-]
+    "Geometry", "Info", "Optimizer", "Probe", "Rule", "Solution", "Step", "TaskGradients",
+    "TrainState", "adam", "arena", "assign_gradients", "audit", "diagnostics", "grid", "muon",
+    "optim", "parameters", "physics", "plot", "random", "sgd", "solvers", "stack", "testing",
+]  # fmt: skip
 __all__ += gradients.__all__
 __all__ += probes.__all__
 __all__ += rules.__all__
@@ -118,3 +88,6 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
 
 
 __dir__: Any = __all__.copy  # for completion: public names alone
+
+if _VERSION > _NEWEST:  # which CI has not tested: it is tried at its first use
+    import_module(f"{__name__}.analysis.trial")

@@ -14,7 +14,6 @@ import griffe
 import pytest
 
 import mtlfunc as mf
-from mtlfunc.core._torch import ATTRIBUTES
 from tests.support import ROOT
 from tests.support.every import every
 
@@ -46,11 +45,11 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 21_633,  # aim 18,500
-    "gradients": 5_613,  # of these; aim 4,700
-    "training": 2_651,  # of these; aim 2,000
+    "core": 21_630,  # aim 18,500
+    "gradients": 5_608,  # of these; aim 4,700
+    "training": 2_640,  # of these; aim 2,000
     "rooms": 1_450,
-    "laboratory": 6_168,
+    "laboratory": 6_160,
 }
 
 
@@ -113,6 +112,15 @@ def test_private_names_of_torch_are_in_one_file():
         seen[name] = private_names_of_torch(ast.parse(path.read_text()))
     assert {x for x in seen if seen[x]} == {"core/_torch.py"}
     assert len(seen["core/_torch.py"]) > 20
+
+
+# those of nodes, `_saved_…`, are named by their layerwise readers
+ATTRIBUTES = {
+    *("_backward_hooks", "_buffers", "_forward_hooks", "_forward_hooks_always_called", "_modules"),
+    *("_dynamo_marked_constant", "_input_metadata", "_parameters", "_post_accumulate_grad_hooks"),
+    *("_schema", "_version"),
+}
+"""Private attributes of torch's objects that the package reads."""
 
 
 def test_private_attributes_of_torch_are_in_one_list():

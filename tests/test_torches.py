@@ -121,7 +121,7 @@ def test_a_graph_that_cannot_be_freed_stays(monkeypatch):
     ("mask", "causal"), [(None, False), (None, True), ("bool", False), ("float", False)]
 )
 @pytest.mark.parametrize("gqa", [False, True])
-def test_attention_written_out(mask, causal, gqa, monkeypatch):
+def test_attention_written_out(mask, causal, gqa):
     def normal(i, *shape):
         return mf.random.normal(mf.random.key(i), shape, F64)
 
@@ -132,14 +132,12 @@ def test_attention_written_out(mask, causal, gqa, monkeypatch):
         given[..., 1, :] = False if mask == "bool" else -torch.inf  # a query that sees nothing
     options = {"scale": 0.3, "enable_gqa": gqa}
     want = F.scaled_dot_product_attention(q, k, v, given, 0.0, causal, **options)
-    monkeypatch.setattr(safe_ops, "attention_math", None)
     found = safe_ops.WRITTEN[F.scaled_dot_product_attention](q, k, v, given, 0.0, causal, **options)
     assert torch.allclose(found, want)
 
 
 def test_small_stand_ins(monkeypatch):
     parts = [torch.ones(2, 2), torch.zeros(3)]
-    assert torch.equal(_torch.JOIN(parts), _torch.flatten(parts))
     places = [torch.empty(2, 2), torch.empty(3)]
     _torch.COPY(places, parts)
     assert all(map(torch.equal, places, parts))

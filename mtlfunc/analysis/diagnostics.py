@@ -11,13 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from ..core.checks import (
-    check_count,
-    check_gramian,
-    check_params,
-    check_scalar,
-    poison,
-)
+from ..core.checks import check_count, check_gramian, check_params, check_scalar, poison
 from ..core.gone import gone_names
 from ..core.tree import map_params, same_shapes
 from ..gradients.levels import explained
@@ -30,16 +24,9 @@ from ._conflict import conflict, running_conflict
 from ._noise import noise_scale, sample_noise
 
 __all__ = [
-    "conflict",
-    "cosines",
-    "curvature",
-    "delta_m",
-    "noise_scale",
-    "predicted_change",
-    "running_conflict",
-    "sample_noise",
-    "stationarity",
-]
+    "conflict", "cosines", "curvature", "delta_m", "noise_scale", "predicted_change",
+    "running_conflict", "sample_noise", "stationarity",
+]  # fmt: skip
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 

@@ -558,12 +558,6 @@ PROPERTIES = (
         tolerance=1e-3,
         most=100,
     ),
-    Check(
-        "T = 1",
-        weigh_one,
-        ["the weight of the only task is {after}"],
-        families=(),
-        tasks=(1,),
-    ),
+    Check("T = 1", weigh_one, ["the weight of the only task is {after}"], families=(), tasks=(1,)),
 )
 """What a rule does: no answer is wrong by itself."""

@@ -34,7 +34,6 @@ def no_recording(_: int) -> int:
     raise RuntimeError("capture: this torch hides who holds a memory; run the step as it is")
 
 
-JOIN = lambda tensors: torch.cat([x.reshape(-1) for x in tensors])  # noqa: E731
 COPY = lambda to, x: [a.copy_(b) for a, b in zip(to, x, strict=True)]  # noqa: E731
 ENGINE = SimpleNamespace(
     run_backward=lambda roots, cotangents, keep, record, places, unused, **_: torch.autograd.grad(
@@ -56,8 +55,6 @@ DisableTorchFunctionSubclass: Any = find("torch._C.DisableTorchFunctionSubclass"
 # a node that hands no gradient on; without it no graph is freed
 undefined_grad: Any = find("torch._C._functions.UndefinedGrad", None)
 nn_functions: Any = find("torch._C._nn", None)
-attention_math: Any = find("torch._scaled_dot_product_attention_math", None)
-flatten: Callable[..., Tensor] = find("torch._C._nn.flatten_dense_tensors", JOIN)
 copy_each: Callable[..., None] = find("torch._foreach_copy_", COPY)
 autograd_engine: Any = find("torch.autograd.Variable._execution_engine", ENGINE)
 # how many nodes this thread has made; if that is unknown, hooks may be on each
@@ -68,13 +65,6 @@ is_traced: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda
 end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
 # before torch 2.10 a saved tensor does not say which hook brings it back
 tells_hooks = hasattr(_C._autograd.SavedTensor, "unpack_hook")
-
-# private attributes that are read elsewhere; those of nodes, `_saved_…`, by their layerwise readers
-ATTRIBUTES = {
-    *("_backward_hooks", "_buffers", "_forward_hooks", "_forward_hooks_always_called", "_modules"),
-    *("_dynamo_marked_constant", "_input_metadata", "_parameters", "_post_accumulate_grad_hooks"),
-    *("_schema", "_version"),
-}
 
 
 def forward_level() -> int:

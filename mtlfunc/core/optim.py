@@ -20,10 +20,7 @@ from .checks import check_scalar
 from .gone import gone_names
 from .tree import like, map_params, real_of, same_shapes
 
-__all__ = [
-    "AdamState",
-    "multiplicative",
-]
+__all__ = ["AdamState", "multiplicative"]
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from .checks import is_readable
 
-__all__ = [
-    "draw",
-    "fold_in",
-    "key",
-    "normal",
-    "permutation",
-    "stream",
-    "uniform",
-]
+__all__ = ["draw", "fold_in", "key", "normal", "permutation", "stream", "uniform"]
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 

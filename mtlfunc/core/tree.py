@@ -341,11 +341,7 @@ def dot(
 
 
 def metric_dot(
-    left: Rows,
-    scale: Params,
-    carried: Params,
-    right: Rows,
-    names: Iterable[str],
+    left: Rows, scale: Params, carried: Params, right: Rows, names: Iterable[str]
 ) -> Float[Tensor, "rows other"]:
     """Inner products in a diagonal metric, and of one more vector as the last row.
 

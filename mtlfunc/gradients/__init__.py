@@ -5,10 +5,6 @@ from .gramian import sample_gramian, sample_norms, task_gramian
 from .rows import sample_gradients, task_gradients
 
 __all__ = [
-    "explain_gramian",
-    "sample_gradients",
-    "sample_gramian",
-    "sample_norms",
-    "task_gradients",
+    "explain_gramian", "sample_gradients", "sample_gramian", "sample_norms", "task_gradients",
     "task_gramian",
-]
+]  # fmt: skip

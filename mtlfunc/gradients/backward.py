@@ -115,10 +115,7 @@ class Backward:
         return grads if self.record else detached(grads)
 
     def each(
-        self,
-        cotangents: Tensor,
-        targets: Sequence[Target],
-        chunk_size: int | None = None,
+        self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
     ) -> list[Tensor]:
         """One pass a cotangent, stacked along a new first axis.
 

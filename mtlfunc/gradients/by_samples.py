@@ -102,11 +102,7 @@ class BySamples:
         return found.reshape(len(found), *leaf.shape).to(leaf.dtype)
 
     def measure(
-        self,
-        shared: tuple[str, ...],
-        measured: tuple[str, ...],
-        matrix: Tensor,
-        chunk: int | None,
+        self, shared: tuple[str, ...], measured: tuple[str, ...], matrix: Tensor, chunk: int | None
     ) -> tuple[Rows, Tensor | None]:
         """Of tasks that are weightings A [task, sample·part]: the rows that are made, and the
         Gramian if any leaf is measured.

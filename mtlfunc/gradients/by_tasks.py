@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core._torch import flatten
 from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
@@ -147,10 +146,8 @@ def _row(parts: list[Tensor], width: int, out: Tensor | None) -> list[Tensor]:
             "params: the .data of a parameter got another shape after the forward pass; "
             "compute the losses anew"
         )
-    if out is None:
-        return [flatten(parts)]
-    torch.cat([x.flatten() for x in parts], out=out)
-    return []
+    found = torch.cat([x.flatten() for x in parts], out=out)
+    return [found] if out is None else []
 
 
 def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core._torch import attention_math, compiler_tables, nn_functions
+from ..core._torch import compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
 
 Maybe = Tensor | None
@@ -200,10 +200,6 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # below it would be added as it is
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
-    if attention_math is not None:
-        return attention_math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)

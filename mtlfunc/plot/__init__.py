@@ -6,14 +6,7 @@ from ..core.gone import gone_names
 from .rules import heatmap, portrait, simplex
 from .runs import front, gap, weights
 
-__all__ = [
-    "front",
-    "gap",
-    "heatmap",
-    "portrait",
-    "simplex",
-    "weights",
-]
+__all__ = ["front", "gap", "heatmap", "portrait", "simplex", "weights"]
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 

@@ -11,14 +11,6 @@ from .common import Run
 from .masks import graddrop
 
 __all__ = [
-    "Run",
-    "double_sampling",
-    "excess_risk",
-    "graddrop",
-    "jacobian",
-    "losses_only",
-    "moving_average",
-    "representation",
-    "second_evaluation",
-    "subset",
-]
+    "Run", "double_sampling", "excess_risk", "graddrop", "jacobian", "losses_only",
+    "moving_average", "representation", "second_evaluation", "subset",
+]  # fmt: skip

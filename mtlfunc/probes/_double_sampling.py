@@ -20,12 +20,7 @@ from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
 
 @constructor
 @gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
-def double_sampling(
-    shared: Select = "*",
-    *,
-    heads: Heads = "plain",
-    group: Group = None,
-) -> Probe:
+def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Group = None) -> Probe:
     """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
 
     One batch's JJᵀ adds the covariance of the gradient noise to it. The batch of a step is a tuple
@@ -132,11 +127,7 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
 
 
 def _afresh(
-    linear: Linearization,
-    weights: Tensor,
-    names: tuple[str, ...],
-    params: Params,
-    heads: Heads,
+    linear: Linearization, weights: Tensor, names: tuple[str, ...], params: Params, heads: Heads
 ) -> Params:
     """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
     grads = linear.pullback(weights, names)

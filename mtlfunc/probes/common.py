@@ -75,10 +75,7 @@ class Run:
         return run(self.losses_fn, self.params, batch, watch=watch, parse=self.parse)
 
     def open(
-        self,
-        batch: Batch,
-        request: Request | None = None,
-        counts: Tensor | None = None,
+        self, batch: Batch, request: Request | None = None, counts: Tensor | None = None
     ) -> tuple[Forward, Shares]:
         """One forward pass of a step, and this process's part of its losses.
 

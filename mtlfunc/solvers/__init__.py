@@ -19,20 +19,9 @@ if TYPE_CHECKING:
     from ..testing._cvx import cvx
 
 __all__ = [
-    "CAGrad",
-    "DualCone",
-    "MinNorm",
-    "active_set",
-    "auto",
-    "cagrad",
-    "certify",
-    "cvx",
-    "dual_cone",
-    "faces",
-    "frank_wolfe",
-    "min_norm",
-    "projected_gradient",
-]
+    "CAGrad", "DualCone", "MinNorm", "active_set", "auto", "cagrad", "certify", "cvx", "dual_cone",
+    "faces", "frank_wolfe", "min_norm", "projected_gradient",
+]  # fmt: skip
 
 _REFERENCE = {"cvx": "_cvx"}
 """Public here, and of the laboratory above: what these are is found when they are asked for."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from ..core.batching import evaluate
 from ..core.checks import check_count, inside_transform
 from ..core.files import write_whole
 from ..core.gone import gone
@@ -121,10 +121,23 @@ class _Chunk(NamedTuple):
             return _variables(f(**given, **self.fixed))
 
         try:
-            found = evaluate(point, self.batched, len(self.flat), "f")
+            if len(self.flat) > 1:
+                found = vmap(point)(self.batched)
+            else:
+                found = point({name: x[0] for name, x in self.batched.items()})
+                found = {name: x[None] for name, x in found.items()}
         except Exception as error:
-            error.add_note(f"grid: {self.where}")
-            raise
+            told, words = error, ("vmap", "data pointer", "storage")
+            if len(self.flat) > 1 and any(x in str(error) for x in words):
+                told = RuntimeError(
+                    "f: cannot be vmapped; pass points_at_once=1, a plain loop, or write it without"
+                    " .item(), if and while on tensors, NumPy and torch's own random numbers "
+                    f"(mtlfunc.random has keys that can be vmapped). torch said: {error}"
+                )
+            told.add_note(f"grid: {self.where}")
+            if told is error:
+                raise
+            raise told from error
         found = {name: value.detach().cpu() for name, value in found.items()}
         half = torch.bfloat16  # NumPy has none
         return {n: (x.float() if x.dtype == half else x).numpy() for n, x in found.items()}

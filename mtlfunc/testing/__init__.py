@@ -12,14 +12,7 @@ from ._judge import assert_agree, certified_error
 from .families import jacobian
 from .strategies import jacobians, problems
 
-__all__ = [
-    "assert_agree",
-    "certified_error",
-    "check_solver",
-    "jacobian",
-    "jacobians",
-    "problems",
-]
+__all__ = ["assert_agree", "certified_error", "check_solver", "jacobian", "jacobians", "problems"]
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 

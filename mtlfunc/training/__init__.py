@@ -6,10 +6,4 @@ from ._capture import capture
 from ._descend import descend
 from ._log_dict import log_dict
 
-__all__ = [
-    "Balancer",
-    "balance",
-    "capture",
-    "descend",
-    "log_dict",
-]
+__all__ = ["Balancer", "balance", "capture", "descend", "log_dict"]

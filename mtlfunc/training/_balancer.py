@@ -248,11 +248,7 @@ class Balancer:
     @meant
     @gone(**WENT)
     def weigh(
-        self,
-        losses: Any,
-        *,
-        present: Labels | None = None,
-        weightings: Tensor | None = None,
+        self, losses: Any, *, present: Labels | None = None, weightings: Tensor | None = None
     ) -> tuple[Tensor, Info]:
         """The weights of the losses, and the rule's next state, for what wants one loss.
 
@@ -287,11 +283,7 @@ class Balancer:
 
     @meant
     def measure(
-        self,
-        losses: Any,
-        *,
-        present: Labels | None = None,
-        weightings: Tensor | None = None,
+        self, losses: Any, *, present: Labels | None = None, weightings: Tensor | None = None
     ) -> Info:
         """What `weigh` would measure and answer; nothing changes, the rule's state neither.
 

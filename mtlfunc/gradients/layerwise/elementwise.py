@@ -14,7 +14,7 @@ Summand = Callable[[Tensor], Tensor]
 """From Δ [row, *shape of the output] to δ_p ∘ s_p, of the same shape."""
 
 
-def broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, ...] = ()) -> Use:
+def broadcast(operand: Operand, op: str, summand: Summand) -> Use:
     """The leaf is broadcast to the output's shape.
 
     An axis of the output counts positions where the leaf has none, or has length 1 there and the
@@ -35,8 +35,7 @@ def broadcast(operand: Operand, op: str, summand: Summand, layout: tuple[str, ..
     def fold(rows: Tensor) -> Tensor:
         return rows.reshape(len(rows), *shape)
 
-    sizes = (1, 1, 1, math.prod(shape))
-    return operand.use(op, "local", axes, sizes, None, varied, fold, layout)
+    return operand.use(op, "local", axes, (1, 1, 1, math.prod(shape)), None, varied, fold)
 
 
 def _same(delta: Tensor) -> Tensor:
@@ -69,16 +68,11 @@ def expand(operand: Operand) -> Use:
 
 def shift(operand: Operand, op: str, count: int, channel: int | None = None) -> Use:
     """An addition along the last `count` axes of the output, or its axis `channel`."""
-    return _local(operand, op, _same, count, channel, ("shift",))
+    return _local(operand, op, _same, count, channel, "shift")
 
 
 def _local(
-    operand: Operand,
-    op: str,
-    summand: Summand,
-    count: int,
-    channel: int | None,
-    layout: tuple[str, ...] = (),
+    operand: Operand, op: str, summand: Summand, count: int, channel: int | None, *layout: str
 ) -> Use:
     """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
     axes are inner positions.

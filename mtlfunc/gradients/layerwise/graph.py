@@ -22,7 +22,7 @@ from ...core._torch import accumulate_grad, tells_hooks
 from ...core.checks import depth
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
-from .uses import Node, Operand, Part, Unread, Use, View, shape_of, signed
+from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed
 
 Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
@@ -149,7 +149,8 @@ class Graph:
         # on plain leaves a custom backward, a compiled one's too, runs as it is written
         custom = not depth() and self.has_custom_backward
         copied = _has(self.kinds, "numbers") and any(
-            x.name() == "IndexCopyBackward0" and x._saved_source_dim == 0 for x in self.following
+            x.name() == "IndexCopyBackward0" and getattr(x, "_saved_source_dim", 0) == 0
+            for x in self.following
         )
         return not (_has(self.kinds, "looped") or mixed or custom or copied)
 
@@ -163,7 +164,8 @@ class Graph:
         """Whether some backward pass cannot be differentiated even by its cotangent."""
         tables = [x for x in self.following if x.name() == "EmbeddingBackward0"]
         return _has(self.kinds, "final") or any(
-            x._saved_scale_grad_by_freq or signed(x._saved_padding_idx) >= 0 for x in tables
+            getattr(x, "_saved_scale_grad_by_freq", True) or signed(x._saved_padding_idx) >= 0
+            for x in tables
         )
 
     @property
@@ -188,7 +190,8 @@ def _has_custom(kinds: frozenset[type]) -> bool:
 
 
 def _is_channels_last(node: Node) -> bool:
-    if hooks.is_hooked(node._raw_saved_input):  # which would run
+    raw = getattr(node, "_raw_saved_input", None)
+    if raw is None or hooks.is_hooked(raw):  # which would run
         return True
     x = node._saved_input
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -272,6 +275,8 @@ def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
                 found[name] = reads
         except Unread as why:
             others[name] = str(why)
+        except AttributeError as error:
+            others[name] = lacking(error)
     return Reading(found, others)
 
 

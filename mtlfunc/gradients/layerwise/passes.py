@@ -47,12 +47,7 @@ MEMORY = 1.3
 
 
 def prefers_one_pass(
-    graph: Graph,
-    rows: int,
-    numel: int,
-    device: str,
-    *,
-    separate: bool = True,
+    graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
 ) -> bool:
     """Whether T losses are better differentiated by one batched pass than each alone.
 

@@ -20,20 +20,12 @@ from ...core.checks import depth
 from ...core.tree import HALF
 from ...types import Params
 from .broadcast import over_samples
-from .formulas import (
-    Deltas,
-    Form,
-    Group,
-    Layout,
-    costs,
-    layouts,
-    positions,
-)
+from .formulas import Deltas, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph
 from .nodes import facts_of
 from .owners import SamplesMix, entry_layouts
 from .passes import fits, prefers_one_pass
-from .uses import Node, Use
+from .uses import Node, Use, lacking
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -300,14 +292,18 @@ def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
     groups = groups_of(forward.uses, forward.params, names, graph)
-    every = over_samples(groups, graph, samples)
-    groups, where = sampled_groups(every, graph, samples), None
-    if len(groups) < len(every):  # terms may have samples of their own
-        with suppress(SamplesMix):
-            where = entry_layouts(graph, losses, _uses(every), terms=True)
-            groups = every
-    if where is None:
-        where = entry_layouts(graph, losses, _uses(groups))
+    try:
+        every = over_samples(groups, graph, samples)
+        groups, where = sampled_groups(every, graph, samples), None
+        if len(groups) < len(every):  # terms may have samples of their own
+            with suppress(SamplesMix):
+                where = entry_layouts(graph, losses, _uses(every), terms=True)
+                groups = every
+        if where is None:
+            where = entry_layouts(graph, losses, _uses(groups))
+    except AttributeError as error:
+        lacking(error)
+        return Plan(rows=tuple(names), chunk=ROWS_AT_ONCE)
     tapped: list[tuple[Group, Form]] = [
         (group, cheapest(prices_of(group, rows, device, samples))) for group in _all(groups)
     ]
@@ -382,12 +378,16 @@ def plan_weightings(forward: Any, request: Any) -> Plan | None:
     groups = groups_of(forward.uses, params, tuple(params), graph)
     if request.weightings <= FEW_TASKS and _price_weightings(groups, forward, request) is None:
         return None
-    groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
-    plan = _price_weightings(groups, forward, request)
-    if plan is not None:
-        with suppress(SamplesMix):  # one pass a task is right whatever the losses depend on
+    try:  # one pass a task is right whatever the losses depend on
+        groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
+        plan = _price_weightings(groups, forward, request)
+        if plan is not None:
             where = entry_layouts(graph, forward.losses.vector, plan.uses, samples)
             return plan._replace(where=where)
+    except SamplesMix:
+        pass
+    except AttributeError as error:
+        lacking(error)
     return None
 
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from ...core.checks import user_level
 from ...core.hooks import is_hooked
 
 Node = Any  # torch.autograd.graph.Node
@@ -30,6 +32,20 @@ Kind = Literal["outer", "lookup", "local"]
 
 class Unread(Exception):
     """A node that is left to ordinary differentiation; the text says why."""
+
+
+def lacking(error: AttributeError) -> str:
+    """That nodes of this torch have no such name any more, which is warned of once."""
+    if not isinstance(error.obj, torch.autograd.graph.Node):
+        raise error
+    if (why := f"in torch {torch.__version__} a {error}") not in WARNED:
+        WARNED.add(why)
+        text = f"{why}: rows are made of its layers, slower and right"
+        warn(text, RuntimeWarning, user_level())
+    return why
+
+
+WARNED: set[str] = set()
 
 
 class Part(NamedTuple):
