@@ -26,7 +26,7 @@ NARROWEST = 1.5
 """Inches of a panel with its labels, from which two stand side by side."""
 LOWEST, HIGHEST = 0.62, 1.05
 """A panel's height with its labels, as a share of its width, before legends are added."""
-FLATTEST = 0.5
+FLATTEST = 0.6
 """The least height of a panel without its labels, as a share of its width."""
 WIDE = 3.5
 """Inches: a wider panel is as high as one of these."""
