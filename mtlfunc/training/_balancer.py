@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from ..calls import call_of
 from ..core import random
 from ..core.checks import check_option, enable_grad, inside_transform
-from ..core.expect import expect_probe, expect_rule, reads_of
+from ..core.expect import expect_rule, reads_of
 from ..core.gone import gone, meant
 from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
-from ..probes._jacobian import jacobian
 from ..probes._second_evaluation import observed
 from ..processes import (
     Group,
@@ -39,7 +38,6 @@ from ._given import (
     expect_read,
     filled_state,
     flat_state,
-    is_all,
     no_autocast,
     options_of,
     parse_state,
@@ -139,12 +137,6 @@ class Balancer:
             )
         expect_rule(rule)
         check_option(reduction, "reduction", get_args(Reduction))
-        if getattr(probe, "__module__", "").startswith(jacobian.__module__.rpartition(".")[0]):
-            expect_probe(probe)  # a function that makes probes, and is none
-        if not isinstance(probe, Probe) and not is_all(probe):
-            if not is_all(shared):
-                raise ValueError("probe: it says what is shared, and so does shared=; pass one")
-            shared = probe
         self._probe = chosen_probe(probe, shared, check_group(group))
         self._one_pass = self._probe.measures == frozenset()  # as `loss.backward()` makes it
         self._given, self._module = module, unwrap(module, self._probe.group)
@@ -153,7 +145,7 @@ class Balancer:
         self._stepped = self._probe
         if not (reads_of(rule) or frozenset()).isdisjoint(LAST_LOSSES):
             self._stepped = observed(self._probe)
-        expect_read(rule, self._stepped, shared, metric is not None)
+        expect_read(rule, self._stepped, metric is not None)
         if metric is not None:
             check_metric(metric)
         self._metric = metric
@@ -168,8 +160,8 @@ class Balancer:
             self._probe.watches(leaves, 1)  # its globs match
 
     def __repr__(self) -> str:
-        kept = self._kept
-        measured = "no step yet" if kept.states is None else f"{len(kept.tasks)} tasks"
+        tasks, states, _ = self._kept
+        measured = "no step yet" if states is None else f"{len(tasks)} tasks"
         name = type(self._module).__name__
         probe = repr(self._probe) if call_of(self._probe) else "a probe of one's own"
         return f"Balancer of {name}: {self._rule!r}, {probe}; {measured}"

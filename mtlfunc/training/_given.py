@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
-from ..core.expect import expect_measured, not_measured, probe_for, quoted, rule_name
+from ..core.expect import expect_measured, expect_probe, not_measured, probe_for, quoted, rule_name
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward
@@ -80,33 +80,35 @@ def no_autocast(leaves: Params) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def is_all(which: Any) -> bool:
-    return isinstance(which, str) and which == "*"
-
-
 def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Group) -> Probe:
     """The probe that a Balancer's arguments ask for."""
-    if isinstance(probe, Probe):
-        if group is not None or not is_all(shared):
-            raise ValueError("probe: it has options of its own; pass shared= and group= to it")
-        if probe.calls_model:
-            raise ValueError(
-                "probe: it calls the model itself, and a Balancer has only losses that exist "
-                "already; use mtlfunc.balance, or instead of second_evaluation balancer.observe, "
-                "and docs/how-to/recipes.md for the representation"
-            )
-        return probe
-    return losses_only(group=group) if shared is None else jacobian(shared, group=group)
+    default = isinstance(shared, str) and shared == "*"
+    if getattr(probe, "__module__", "").startswith(jacobian.__module__.rpartition(".")[0]):
+        expect_probe(probe)  # a function that makes probes, and is none
+    if not isinstance(probe, Probe):
+        if not (default or (isinstance(probe, str) and probe == "*")):
+            raise ValueError("probe: it says what is shared, and so does shared=; pass one")
+        which = probe if default else shared
+        return losses_only(group=group) if which is None else jacobian(which, group=group)
+    if group is not None or not default:
+        raise ValueError("probe: it has options of its own; pass shared= and group= to it")
+    if probe.calls_model:
+        raise ValueError(
+            "probe: it calls the model itself, and a Balancer has only losses that exist already; "
+            "use mtlfunc.balance, or instead of second_evaluation balancer.observe, and "
+            "docs/how-to/recipes.md for the representation"
+        )
+    return probe
 
 
-def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
+def expect_read(rule: Rule, probe: Probe, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
     missing = not_measured(rule, probe.measures, metric=metric)
     if metric or "carried" in missing:
         expect_measured(rule, probe, metric=metric)
     if not missing:
         return
-    if shared is None and missing == {"gramian"}:
+    if missing == {"gramian"} and not probe.measures:
         raise ValueError(
             f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
             "which parameters the tasks share, for instance shared='*' for all"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.tree import dot, inner_products
+from ..core.tree import dot
 from ..gradients.backward import detached
 from ..gradients.levels import run_backward
 from ..gradients.linearize import Linearization, Request
-from ..gradients.losses import Losses
+from ..gradients.losses import Losses, Tasks
 from ..gradients.run import live
 from ..types import Params, Rows
 from ._given import check_outside, no_autocast
@@ -45,18 +45,13 @@ class Taken(NamedTuple):
     """What is left of losses that were differentiated in turn."""
 
     losses: Any  # by name or in a list; instead of a graph each has a node that knows the gradient
-    matrix: Tensor | None  # the rows of the shared leaves side by side, if they are of one dtype
-    rows: Rows  # views of it: {name: [task, *shape]}
+    rows: Rows  # of the shared leaves, {name: [task, *shape]}
     others: list[Params]  # by task, the gradients of the other leaves that it reads
 
     def filled(
-        self, linear: Linearization, request: Request, scale: Tensor | None, leaves: Params,
-        whole: bool,
-    ) -> Linearization:  # fmt: skip
-        """What was found, with rows, Gramian and the heads' gradient of losses times `scale`.
-
-        `whole`: the Gramian is summed over rows side by side, as that of separate losses.
-        """
+        self, linear: Linearization, request: Request, scale: Tensor | None, leaves: Params
+    ) -> Linearization:
+        """What was found, with rows, Gramian and the heads' gradient of losses times `scale`."""
         rows, others, gramian = self.rows, self.others, None
         if scale is not None:
             rows = {k: x * scale.to(x).reshape(-1, *[1] * (x.ndim - 1)) for k, x in rows.items()}
@@ -64,11 +59,7 @@ class Taken(NamedTuple):
                 {k: x * s for k, x in of.items()} for s, of in zip(scale, others, strict=True)
             ]
         if request.measured:
-            all_of = whole and scale is None and len(request.measured) == len(rows)
-            if all_of and self.matrix is not None and self.matrix.element_size() >= 4:
-                gramian = inner_products(self.matrix, self.matrix)
-            else:
-                gramian = dot(rows, rows, request.measured, request.gramian_dtype)
+            gramian = dot(rows, rows, request.measured, request.gramian_dtype)
             gramian = (gramian + gramian.mT).mul_(0.5)
         share, heads = request.heads(len(others)) if request.heads else None, {}
         if share is not None:
@@ -80,35 +71,32 @@ class Taken(NamedTuple):
 
 
 def taken(
-    functions: Functions, leaves: Params, shared: Sequence[str], here: Sequence[bool], *,
-    named: bool,
+    functions: Functions, leaves: Params, shared: tuple[str, ...], tasks: Tasks,
+    present: Tensor | None,
 ) -> Taken:  # fmt: skip
-    """Call the functions of the tasks that are `here`, one after the other; of the `shared` leaves
+    """Call the functions of the tasks that have labels, one after the other; of the `shared` leaves
     every task has a row.
     """
-    count, some, matrix = len(functions), [leaves[name].detach() for name in shared], None
-    if len({(x.dtype, x.device) for x in some}) == 1:
-        widths = [x.numel() for x in some]
-        matrix = some[0].new_zeros(count, sum(widths))
-        parts = zip(shared, some, matrix.split(widths, 1), strict=True)
-        rows = {name: part.view(count, *x.shape) for name, x, part in parts}
-    else:
-        rows = {k: x.new_zeros(count, *x.shape) for k, x in zip(shared, some, strict=True)}
-    losses: list[Tensor] = []
+    named = isinstance(tasks, dict)
+    here = [True] * len(tasks) if present is None else [count > 0 for count in present.tolist()]
+    if len(here) != len(tasks):
+        raise ValueError(f"present: expected one entry per task, {len(tasks)}, got {len(here)}")
+    some = {name: leaves[name].detach() for name in shared}
+    rows = {name: x.new_zeros(len(tasks), *x.shape) for name, x in some.items()}
+    losses: dict[Any, Tensor] = {}
     others: list[Params] = []
     with _grads_set_aside(leaves):
-        for task, (name, function) in enumerate(functions.items()):
-            loss, grads = some[0].new_zeros(()), {}
+        for task, name in enumerate(tasks if named else functions):
+            loss, grads = some[shared[0]].new_zeros(()), {}
             if here[task]:
-                loss, grads = _differentiated(f"losses[{name!r}]", function, leaves)
+                loss, grads = _differentiated(f"losses[{name!r}]", functions[name], leaves)
             for key in grads.keys() & rows.keys():
                 grads[key] = rows[key][task].copy_(grads[key])
             others.append({key: x for key, x in grads.items() if key not in rows})
             if grads:
                 loss = _Left.apply(loss, [*grads.values()], *[leaves[key] for key in grads])
-            losses.append(loss)
-    found = dict(zip(functions, losses, strict=True)) if named else losses
-    return Taken(found, matrix, rows, others)
+            losses[name] = loss
+    return Taken(losses if named else [*losses.values()], rows, others)
 
 
 class _Left(torch.autograd.Function):

@@ -23,7 +23,7 @@ from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks, Shares
 from ..types import Batch, Metric, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters, options_of
-from ._in_turn import IN_TURN, Functions, Taken, functions_of, taken
+from ._in_turn import IN_TURN, Taken, functions_of, taken
 from ._metric import metric_of
 
 Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
@@ -114,12 +114,13 @@ def live_run(
     optimizer: Optimizer | None,
 ) -> LiveRun:
     """The forward passes behind losses, whose tasks are `known` after the first step."""
-    in_turn = None
-    if functions := functions_of(losses):
-        if weightings is not None:
-            raise ValueError(f"weightings: {IN_TURN}")
-        in_turn = _in_turn(held, functions, isinstance(losses, Mapping), present, known)
-        losses = in_turn.losses
+    if (functions := functions_of(losses)) and weightings is not None:
+        raise ValueError(f"weightings: {IN_TURN}")
+    leaves, in_turn = held.leaves(), None
+    device = next(iter(leaves.values())).device if leaves else None
+    if functions:  # numbers, for the checks of names and of how many there are
+        zeros = {name: torch.zeros((), device=device) for name in functions}
+        losses = zeros if isinstance(losses, Mapping) else [*zeros.values()]
     batches: list[Losses] = []
     several = weightings is None and isinstance(losses, tuple | list) and len(losses) > 0
     several = several and all(map(_is_whole, losses))
@@ -134,6 +135,11 @@ def live_run(
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
+    if functions:
+        in_turn = taken(
+            functions, leaves, select(leaves, options_of(held.probe).shared), tasks, present
+        )
+        batches = [parsed(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, weightings)
     reached = set[str]().union(*(reached_by(x, present) for x in forwards))
     # a rank without labels takes part, and functions none of which was called have no graph
@@ -162,27 +168,6 @@ def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
     """One batch's losses; a list of a tuple, so that two are never read as losses and aux."""
     listed = list(losses) if isinstance(losses, tuple) else losses
     return parse_losses(listed, "losses", tasks=tasks, first=first)
-
-
-def _in_turn(
-    held: Held, functions: Functions, named: bool, present: Labels | None, known: Tasks
-) -> Taken:
-    """Losses given as functions, each differentiated in its turn: that of the first step."""
-    zeros = [torch.zeros(()) for _ in functions]  # for the checks of names and of their number
-    tasks = parsed(dict(zip(functions, zeros, strict=True)) if named else zeros, known, STEP).tasks
-    leaves = held.leaves()
-    here = [True] * len(functions)
-    if present is not None:
-        device = next(iter(leaves.values())).device
-        labels = labels_of(present, tasks, device, held.probe.group is not None)
-        here = [count > 0 for count in labels.tolist()]
-        if len(here) != len(functions):
-            raise ValueError(
-                f"present: expected one entry per task, {len(functions)}, got {len(here)}"
-            )
-    functions = {name: functions[name] for name in tasks} if named else functions
-    shared = select(leaves, options_of(held.probe).shared)
-    return taken(functions, leaves, shared, here, named=named)
 
 
 def _is_whole(x: Any) -> bool:
@@ -257,7 +242,7 @@ class LiveRun(Run):
         nothing = request._replace(shared=(), measured=(), heads=None)
         linear = super().linearize(forward, nothing, shares)
         scale = shares.scale(forward.value) if self.union.several else None
-        return left.filled(linear, request, scale, self.params, self.combines)
+        return left.filled(linear, request, scale, self.params)
 
     def release(self) -> None:
         """Free the graphs, if they may be."""
