@@ -227,8 +227,9 @@ def rules_table(rows: list[record.Row]) -> str:
             else times
         )
 
-    tasks = sorted({row["tasks"] for row in rows})
+    tasks = sorted({row["tasks"] for row in rows if row["rule"] not in rules.DOORS})
     names = list(dict.fromkeys(row["rule"] for row in rows if "TorchJD" in row))
+    names = [name for name in names if name not in rules.DOORS]
     lines = [
         f"| rule | {' | '.join(f'T = {count}' for count in tasks)} | batch of 1,024, T = 32 |",
         "|---" * (len(tasks) + 2) + "|",
@@ -237,6 +238,12 @@ def rules_table(rows: list[record.Row]) -> str:
         f"| `{name}` | {' | '.join(cell(name, count, 1) for count in tasks)} | "
         f"{cell(name, 32, 1024)} |"
         for name in names
+    ]
+    few = " | ".join(f"T = {count}" for count in rules.FEW)
+    lines += ["", f"| a fresh rule, once | {few} |", "|---" * (len(rules.FEW) + 1) + "|"]
+    lines += [
+        f"| `{name}` of `mgda` | {' | '.join(cell(name, count, 1) for count in rules.FEW)} |"
+        for name in rules.DOORS
     ]
     bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
     slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})

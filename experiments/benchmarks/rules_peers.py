@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     peer: Peer | None = None
     random: bool = False
     wide: bool = False  # memory of T Gramians a problem: its batch comes in several vmaps
+    door: Callable[[mf.Rule, Problem], Tensor] | None = None  # None is `rule.update`
 
 
 def on_gramian(name: str, *args: Any, **options: Any) -> Peer:
@@ -200,3 +201,19 @@ RULES: dict[str, Entry] = {
     "pareto_mtl": Entry(mf.pareto_mtl),
     "normalize": Entry(lambda: mf.normalize(mf.mgda())),
 }
+
+FEW = [2, 3]
+"""Tasks where what stands around a kernel takes more time than the kernel."""
+DOORS: dict[str, Entry] = {
+    "mf.weights": Entry(
+        mf.mgda,
+        on_gramian("MGDAWeighting"),
+        door=lambda rule, problem: mf.weights(rule, problem.gramian),
+    ),
+    "mf.aggregate": Entry(
+        mf.mgda,
+        on_jacobian("MGDA"),
+        door=lambda rule, problem: mf.aggregate(rule, problem.jacobian),
+    ),
+}
+"""The functions that apply a fresh rule once, with all that they check."""

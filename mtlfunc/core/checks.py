@@ -277,9 +277,8 @@ def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
         )
     if gramian.layout != torch.strided:
         raise TypeError(f"gramian: expected a dense tensor, got {gramian.layout}; use .to_dense()")
-    check_batch(gramian, "gramian")
     if not values_readable(gramian):
-        return
+        return check_batch(gramian, "gramian")
     gramian = gramian.detach()
     # Nearly always all is well, and two operations say so; what follows finds out what is not.
     if has_finite_sum(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):

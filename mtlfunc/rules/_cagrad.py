@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import solvers
 from ..core.checks import check_option, check_scalar
-from ..solvers._auto import solver_or_auto
+from ..core.expect import expect_solver
+from ..solvers._auto import weights_of
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
@@ -56,7 +57,7 @@ def cagrad(
     """
     check_scalar(c, "c")
     check_option(rescale, "rescale", get_args(Rescale))
-    solve = solver_or_auto(solver)
+    expect_solver(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
@@ -65,7 +66,7 @@ def cagrad(
         # Gramian's answer, which is then dropped.
         p = preference_of(geometry, preference, gramian)
         p = p.where(p.sum() != 0, 1 / len(p))
-        weights = restore(solve(solvers.cagrad(filled, c, preference=p)).weights)
+        weights = restore(weights_of(solvers.cagrad(filled, c, preference=p), solver))
         if rescale == "1+lambda":
             total = weights.sum()
             return weights / total.where(geometry.present.any(), 1.0), ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core.expect import expect_solver
 from ..solvers import min_norm
-from ..solvers._auto import solver_or_auto
+from ..solvers._auto import weights_of
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state
 
@@ -32,10 +33,10 @@ def mgda(solver: Solver | None = None) -> Rule:
         >>> mf.weights(mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
-    solve = solver_or_auto(solver)
+    expect_solver(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
-        return restore(solve(min_norm(gramian)).weights), ()
+        return restore(weights_of(min_norm(gramian), solver)), ()
 
     return Rule(no_state(), update, frozenset({"gramian", "present"}))

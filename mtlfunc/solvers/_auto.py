@@ -60,6 +60,18 @@ def solver_or_auto(solver: Solver | None) -> Solver:
     return solver or auto()
 
 
+def weights_of(problem: Problem, solver: Solver | None = None) -> Float[Tensor, "... task"]:
+    """`solver(problem).weights`; by default, outside of derivatives, one kernel call from which
+    nothing else is made.
+    """
+    gramian = problem.gramian
+    if solver or is_differentiated(problem) or not kernel_at(gramian):
+        return (solver or auto())(problem).weights
+    count = gramian.shape[-1]
+    report, _, _ = run(problem, precision(count, gramian.dtype))
+    return report.narrow(-1, 0, count).to(gramian.dtype)
+
+
 def dual_cone_weights(
     gramian: Float[Tensor, "task task"],
     weights: Float[Tensor, "... task"],
@@ -81,9 +93,7 @@ def dual_cone_weights(
         ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
     """
     check_gramian(gramian, symmetric=True)
-    if solver or is_differentiated((gramian, weights)) or not kernel_at(gramian):
-        solve = solver or auto()
-        several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
-        return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights
-    report, _, _ = run(DualCone(gramian, weights), precision(len(gramian), gramian.dtype))
-    return report.to(gramian.dtype).narrow(-1, 0, len(gramian))
+    alone = solver or is_differentiated((gramian, weights)) or not kernel_at(gramian)
+    if weights.ndim > 1 and alone:
+        return vmap(lambda w: weights_of(DualCone(gramian, w), solver))(weights)
+    return weights_of(DualCone(gramian, weights), solver)

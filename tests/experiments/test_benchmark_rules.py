@@ -9,7 +9,7 @@ from torch import Tensor
 import mtlfunc as mf
 from experiments.benchmarks import rules
 from experiments.benchmarks.record import Row
-from experiments.benchmarks.rules_peers import Peer
+from experiments.benchmarks.rules_peers import Peer, Problem
 
 
 def test_every_rule_of_the_library_is_timed():
@@ -65,6 +65,18 @@ def test_both_sides_do_the_same(name):
     assert rules.apart(
         weights, entry.peer.make(4)(rules.one(given, 0)), given.jacobian[0]
     ) < NEAR.get(name, 1e-4)
+
+
+@pytest.mark.parametrize("count", rules.FEW)
+@pytest.mark.parametrize("name", sorted(rules.DOORS))
+def test_functions_are_timed_on_few_tasks_with_all_their_checks(name, count):
+    row = rules.measure(name, count, 1, 0.001, "cpu")
+    assert row["apart"] < NEAR["mgda"]
+    assert rules.against_bars([row])[0]["limit"] == 1.2
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        rules.ours(
+            rules.DOORS[name], count, Problem(*[torch.full((9, count, count), torch.nan)] * 3)
+        )()
 
 
 @pytest.mark.parametrize(
