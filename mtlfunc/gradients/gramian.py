@@ -13,10 +13,10 @@ from ..core.checks import check_count, check_dtype, check_option, check_params, 
 from ..core.gone import gone
 from ..core.tree import dot, root, select
 from ..processes import Group, Ranks, describe_params, union_of
-from ..types import Batch, LossesFn, Params, Select
+from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .layerwise.plan import Engine
-from .linearize import Linearization, Request, linearize
+from .linearize import Request, linearize
 from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weightings
 from .run import check_connected, run
 
@@ -165,14 +165,19 @@ def sample_gramian(
         given["whether there is another batch"] = other is not None
         union.check(given | describe_params(params))
     batches = (batch,) if other is None else (batch, other)
-    by_layers = engine != "rows" and not torch.compiler.is_compiling()
-    if not by_layers and other is None and not union.several:
-        linear = _linearize_samples(losses_fn, params, batch, names, names, gramian_dtype)
-        assert linear.gramian is not None
-        return linear.aux, linear.gramian
-    measure = _gramian_by_layers if by_layers else _gramian_by_rows
     with torch.no_grad() if union.several else nullcontext():
-        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union)
+        if engine == "rows" or torch.compiler.is_compiling():
+            found = [_rows(losses_fn, params, each, names) for each in batches]
+            _check_entries(union, [entries for entries, _ in found])
+            (losses, rows), (_, others) = found[0], found[-1]
+            gramian = dot(rows, others, names, gramian_dtype, union.columns)
+            if rows is others and not union.several:
+                gramian = 0.5 * (gramian + gramian.mT)
+        else:
+            sides = [_side(losses_fn, params, each, names, gramian_dtype) for each in batches]
+            _check_entries(union, [side.losses for side in sides])
+            with enable_grad():
+                losses, gramian = sides[0].losses, gramian_of_samples(sides, union)
     if union.several:
         # what one rank cannot answer for stands in the columns of all
         unknown = union.any(gramian.isnan().any())
@@ -230,11 +235,10 @@ def sample_norms(
         with enable_grad():
             losses, squares = side.losses, squares_of_samples(side)
     else:
-        linear = _linearize_samples(losses_fn, params, batch, names)
-        wide = gramian_dtype or torch.promote_types(linear.losses.dtype, torch.float32)
-        rows = [linear.rows[name].to(wide) for name in names]
-        squares = torch.stack([x.reshape(len(x), -1).square().sum(1) for x in rows]).sum(0)
-        losses = linear.aux
+        losses, rows = _rows(losses_fn, params, batch, names)
+        wide = gramian_dtype or torch.promote_types(losses.dtype, torch.float32)
+        parts = [rows[name].to(wide).square().reshape(losses.numel(), -1).sum(1) for name in names]
+        squares = torch.stack(parts).sum(0)
     return losses, root(squares).reshape(losses.shape)
 
 
@@ -251,43 +255,14 @@ def _side(
     return split_samples(forward, names, gramian_dtype)
 
 
-def _gramian_by_layers(
-    losses_fn: LossesFn,
-    params: Params,
-    batches: tuple[Batch, ...],
-    names: tuple[str, ...],
-    gramian_dtype: torch.dtype | None,
-    union: Ranks,
-) -> tuple[Tensor, Tensor]:
-    sides = [_side(losses_fn, params, batch, names, gramian_dtype) for batch in batches]
-    union.check({"the number of tasks": [list(x.losses.shape[1:]) for x in sides]})
-    with enable_grad():
-        return sides[0].losses, gramian_of_samples(sides, union)
+def _check_entries(union: Ranks, losses: list[Tensor]) -> None:
+    union.check({"the number of tasks": [list(x.shape[1:]) for x in losses]})
 
 
-def _gramian_by_rows(
-    losses_fn: LossesFn,
-    params: Params,
-    batches: tuple[Batch, ...],
-    names: tuple[str, ...],
-    gramian_dtype: torch.dtype | None,
-    union: Ranks,
-) -> tuple[Tensor, Tensor]:
-    """Rows of the first batch with those of the last, of this process or of all."""
-    found = [_linearize_samples(losses_fn, params, each, names) for each in batches]
-    union.check({"the number of tasks": [list(x.aux.shape[1:]) for x in found]})
-    return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, union.columns)
-
-
-def _linearize_samples(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    names: tuple[str, ...],
-    measured: tuple[str, ...] = (),
-    gramian_dtype: torch.dtype | None = None,
-) -> Linearization:
-    """Every entry of the losses [sample] or [sample, task] as a task; aux has them as they came."""
+def _rows(
+    losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...]
+) -> tuple[Tensor, Rows]:
+    """The losses [sample] or [sample, task] as they came, and a row of every entry."""
 
     def flat_losses(out: Any) -> Losses:
         losses = parse_samples(out).vector
@@ -295,4 +270,5 @@ def _linearize_samples(
 
     forward = run(losses_fn, params, batch, parse=flat_losses)
     check_connected(forward)
-    return linearize(forward, Request(names, measured, gramian_dtype=gramian_dtype))
+    linear = linearize(forward, Request(names))
+    return linear.aux, linear.rows
