@@ -18,6 +18,7 @@ import mtlfunc as mf
 from mtlfunc.core import _torch, hooks
 from mtlfunc.core.checks import all_present
 from mtlfunc.gradients import safe_ops
+from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params
 
 F64 = torch.float64
@@ -199,3 +200,34 @@ def test_a_mask_is_read_inside_a_level():
 
     grad(f)(torch.ones(()))
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize("part", ["read", "rule"])
+def test_a_name_that_nodes_lack_in_the_middle_of_a_run(part, monkeypatch):
+    """Of a known torch too: rows for what it was of, and one warning."""
+    net, name = network(), "AddmmBackward0" if part == "read" else "NativeGroupNormBackward0"
+    params, known = mf.parameters(net), nodes.NODES[name]
+
+    def samples(p: Params, x: Tensor) -> Tensor:
+        return functional_call(net, p, (x,)).square().sum(1)
+
+    wanted = mf.sample_gramian(samples, params, X)[1]
+    read = {i: lambda operand: operand.node._saved_no_more for i in known.read}
+    broken = (
+        known._replace(read=read),
+        known._replace(rule=lambda step, _: step.node._saved_no_more),
+    )
+    monkeypatch.setitem(nodes.NODES, name, broken[part == "rule"])
+    monkeypatch.setattr(uses, "WARNED", set())
+
+    def check() -> list[str]:
+        found = mf.task_gramian(pure(net), params, X, engine="layerwise")[1]
+        assert torch.allclose(found, gramian_of(net))
+        assert torch.allclose(mf.sample_gramian(samples, params, X)[1], wanted)
+        said = mf.explain_gramian(samples, params, X, samples=True)
+        return [layer.note for layer in said.layers]
+
+    with pytest.warns(RuntimeWarning, match=f"'{name}' object has no attribute") as caught:
+        notes = [*check(), *check()]
+    assert len(caught) == 1
+    assert any("no attribute" in note for note in notes) == (part == "read")

@@ -262,6 +262,8 @@ def said(tmp_path_factory) -> dict[str, tuple[list[str], bool]]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_and_numbers_are_right(fault, said):
+    if fault == "saved tensors without their hook" and not _torch.tells_hooks:
+        pytest.skip("torch before 2.10 does not tell")
     messages, kept = said[fault]
     reason = FAULTS[fault][1]
     if not reason:

@@ -96,6 +96,15 @@ def test_importing_the_package_loads_no_compiler():
 # ---- interpreted and compiled --------------------------------------------------------------------
 
 
+def test_the_first_call_leaves_scipy_to_who_uses_it():
+    code = FIRST_USE + "; import sys, numba, numpy as np; print('scipy.linalg' in sys.modules)"
+    code += "; print(numba.njit(lambda x: np.dot(x, x))(np.eye(2))[0, 0])"  # by SciPy's BLAS
+    code += "; from scipy.linalg import cython_blas; print(hasattr(cython_blas, '__file__'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["False", "1.0", "True"]
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """All kernels as in a process that has no compiler."""

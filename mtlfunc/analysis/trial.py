@@ -1,8 +1,6 @@
 """A torch newer than those that CI tests is tried at its first use: what leans on torch's private
-parts has to give what `torch.autograd.grad` of single scalars gives, or a slower way is taken.
-
-The doors are `observe` and `live`, where every derivative begins and nothing holds a lock. That all
-was right is kept next to this file, by machine and version.
+parts has to give what `torch.autograd.grad` of single scalars gives, or a slower way is taken. The
+doors are `observe` and `live`: derivatives begin there, and nothing holds a lock.
 """
 
 import platform
@@ -167,7 +165,6 @@ def tried() -> dict[str, str]:
     with ThreadPoolExecutor(1) as thread:  # in which no mode and no transform is active
         found = thread.submit(attempt).result()
     with suppress(OSError):  # where nothing can be written it is tried again
-        KEPT.parent.mkdir(exist_ok=True)
         _ = found or KEPT.touch()
     return found
 

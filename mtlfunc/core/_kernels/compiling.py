@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import active_count
 from typing import Any
 from warnings import warn
 
@@ -128,6 +129,11 @@ class _Compiler:
                 pass
 
         event.register("numba:compile", Listener())
+        blas = "scipy.linalg.cython_blas"  # numba sees whether it is there by importing all of it
+        if blas not in sys.modules and active_count() == 1:
+            sys.modules[blas] = type(sys)(blas)
+            __import__("numba.np.arraymath")
+            del sys.modules[blas]
         return True
 
     @contextmanager

@@ -40,8 +40,7 @@ def lacking(error: AttributeError) -> str:
         raise error
     if (why := f"in torch {torch.__version__} a {error}") not in WARNED:
         WARNED.add(why)
-        text = f"{why}: rows are made of its layers, slower and right"
-        warn(text, RuntimeWarning, user_level())
+        warn(f"{why}: rows for its layers, slower and right", RuntimeWarning, user_level())
     return why
 
 
