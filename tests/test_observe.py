@@ -134,3 +134,22 @@ def test_absent_tasks_keep_their_logits():
         balancer.observe(losses_of(net, data[0]) | {"b": torch.tensor(told)})
         found.append(balancer.backward(losses_of(net, data[1])).weights)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_is_told_is_refused_where_it_is_no_number(saved):
+    """Of a task that was there; another dtype is taken."""
+    net, data = network(), list(batches())
+    balancer = mf.Balancer(net, mf.famo(), None)
+    balancer.backward(losses_of(net, data[0]), present=[True, False, True])
+    if saved:
+        other = mf.Balancer(net, mf.famo(), None)
+        other.load_state_dict(balancer.state_dict())
+        balancer = other
+    good = {name: x.detach().float() for name, x in losses_of(net, data[0]).items()}
+    with pytest.raises(ValueError, match=r"NaN or infinite entries .* of 'a'"):
+        balancer.observe(good | {"a": torch.tensor(torch.nan)})
+    with pytest.raises(ValueError, match="call the function"):
+        balancer.observe(dict.fromkeys(NAMES, lambda: torch.ones(())))
+    balancer.observe(good | {"b": torch.tensor(torch.nan)})
+    assert bool(balancer.backward(losses_of(net, data[1])).weights.isfinite().all())

@@ -155,7 +155,6 @@ def sample_gramian(
         [[1.0, 1.0], [1.0, 2.0]]
     """
     union = union_of(group, params)
-
     check_params(params)
     check_engine(engine)
     check_dtype(gramian_dtype)

@@ -103,6 +103,8 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
     found = several or (out,)
     if out is None:
         return "the function that makes them returns nothing"
+    if any(map(callable, found)):
+        return "call the function; `backward` and `measure` also take one function a task"
     if any(x is None for x in found):
         return "a task without labels in this batch takes a loss of 0 and present="
     if any(type(x).__module__ == "numpy" or isinstance(x, int | float) for x in found):

@@ -67,9 +67,8 @@ def weights_of(problem: Problem, solver: Solver | None = None) -> Float[Tensor, 
     gramian = problem.gramian
     if solver or is_differentiated(problem) or not kernel_at(gramian):
         return (solver or auto())(problem).weights
-    count = gramian.shape[-1]
-    report, _, _ = run(problem, precision(count, gramian.dtype))
-    return report.narrow(-1, 0, count).to(gramian.dtype)
+    report, _, _ = run(problem, precision(len(gramian), gramian.dtype))
+    return report.narrow(-1, 0, len(gramian)).to(gramian.dtype)
 
 
 def dual_cone_weights(

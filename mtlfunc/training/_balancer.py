@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..calls import call_of
 from ..core import random
-from ..core.checks import check_option, enable_grad, inside_transform
+from ..core.checks import check_losses, check_option, enable_grad, inside_transform
 from ..core.expect import expect_rule, reads_of
 from ..core.gone import gone, meant
 from ..core.hooks import Handles
@@ -298,7 +298,7 @@ class Balancer:
                 no graph is needed. A rule that does not read them does without.
 
         Raises:
-            ValueError: before the first step, and for losses of other tasks.
+            ValueError: before the first step, and for losses of other tasks, or NaN of one present.
         """
         tasks, states, loaded = self._kept
         if states is None and loaded is None:
@@ -307,8 +307,11 @@ class Balancer:
         due = torch.zeros((), dtype=torch.bool)
         if self._stepped is self._probe:
             return
+        known = dict(loaded or {}) if states is None else flat_state(states)
+        now = now.to(known.get("[0].now", now).dtype)
+        check_losses(now.where(known.get("[0].present", due).to(now.device), 0.0), tasks)
         if states is None:
-            loaded = dict(loaded or {}) | {"[0].now": now, "[0].due": due}
+            loaded = known | {"[0].now": now, "[0].due": due}
         else:
             states = states[0]._replace(now=now, due=due), states[1]
         self._kept = Kept(tasks, states, loaded)

@@ -21,24 +21,21 @@ from ._given import check_outside, no_autocast
 Functions = dict[Any, Callable[[], Any]]
 """By the tasks' names, or by their numbers."""
 
-
 IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
 
 
 def functions_of(losses: Any) -> Functions:
     """The functions that losses are given as; none where they are tensors."""
-    given = losses.values() if isinstance(losses, dict) else losses
-    if not isinstance(losses, dict | list | tuple) or not any(map(callable, given)):
+    if not isinstance(losses, dict | list | tuple):
         return {}
     entries = dict(losses if isinstance(losses, dict) else enumerate(losses))
-    functions = {name: x for name, x in entries.items() if callable(x)}
-    if len(functions) < len(entries):
-        other = next(name for name in entries if name not in functions)
+    others = [name for name, x in entries.items() if not callable(x)]
+    if 0 < len(others) < len(entries):
         raise ValueError(
-            f"losses: some are functions, and losses[{other!r}] is none; make each a function "
+            f"losses: some are functions, and losses[{others[0]!r}] is none; make each a function "
             "without arguments that returns its loss, or none"
         )
-    return functions
+    return {} if others else entries
 
 
 class Taken(NamedTuple):
@@ -126,8 +123,8 @@ def _differentiated(
         tensor = isinstance(loss, Tensor)
         found = f"{loss.dtype} {list(loss.shape)}" if tensor else type(loss).__name__
         raise ValueError(
-            f"{label}: expected a function that returns one floating loss, a 0-d tensor, got "
-            f"{found}; reduce it, for instance with .mean(), and return it with its graph"
+            f"{label}: expected a function that returns one floating loss, a 0-d tensor with its "
+            f"graph, got {found}; return the loss alone, reduced, for instance with .mean()"
         )
     if not loss.requires_grad:
         return loss.detach(), {}
@@ -143,8 +140,8 @@ def _differentiated(
         if "second time" not in str(error):
             raise
         raise RuntimeError(
-            f"{label}: its graph has parts that the pass of an earlier function has freed; compute "
-            "everything inside each function, or pass the losses themselves"
+            f"{label}: an earlier pass, another function's or its own, has freed parts of its "
+            "graph; compute everything inside each function, or pass the losses themselves"
         ) from error
     _refuse_passes(label, leaves)
     pairs = zip(leaves, detached(found), strict=False)
