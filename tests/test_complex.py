@@ -129,7 +129,10 @@ def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool)
     seen = []
     for _ in range(20):
         optimizer.zero_grad()
-        losses = FORMS[form]([(y - k).square().mean() for k, y in enumerate(net(BATCH))])
+        if form == "functions":
+            losses = [lambda k=k: (net(BATCH)[k] - k).square().mean() for k in range(3)]
+        else:
+            losses = FORMS[form]([(y - k).square().mean() for k, y in enumerate(net(BATCH))])
         info = balancer.backward(losses)
         grads = {name: x.grad.clone() for name, x in net.named_parameters() if x.grad is not None}
         seen.append((info.losses, info.gramian, info.weights, info.rates, grads))
@@ -138,7 +141,7 @@ def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool)
     return seen
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "functions"])
 @pytest.mark.parametrize(
     ("options", "make", "metric"),
     [

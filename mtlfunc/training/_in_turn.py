@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.tree import dot
+from ..core.tree import as_real, dot
 from ..gradients.backward import detached
 from ..gradients.levels import run_backward
 from ..gradients.linearize import Linearization, Request
@@ -61,8 +61,8 @@ class Taken(NamedTuple):
         share, heads = request.heads(len(others)) if request.heads else None, {}
         if share is not None:
             for name in [name for name in leaves if name not in rows]:
-                parts = [of[name] for of in others if name in of]
-                total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(leaves[name])
+                zeros = torch.zeros_like(as_real(leaves[name]))
+                total = sum([of[name] for of in others if name in of], zeros)
                 heads[name] = share * total  # held by no one else
         return linear._replace(rows=rows, gramian=gramian, heads=heads)
 
@@ -78,7 +78,7 @@ def taken(
     here = [True] * len(tasks) if present is None else [count > 0 for count in present.tolist()]
     if len(here) != len(tasks):
         raise ValueError(f"present: expected one entry per task, {len(tasks)}, got {len(here)}")
-    some = {name: leaves[name].detach() for name in shared}
+    some = {name: as_real(leaves[name].detach()) for name in shared}
     rows = {name: x.new_zeros(len(tasks), *x.shape) for name, x in some.items()}
     losses: dict[Any, Tensor] = {}
     others: list[Params] = []
@@ -91,7 +91,7 @@ def taken(
                 grads[key] = rows[key][task].copy_(grads[key])
             others.append({key: x for key, x in grads.items() if key not in rows})
             if grads:
-                loss = _Left.apply(loss, [*grads.values()], *[leaves[key] for key in grads])
+                loss = _Left.apply(loss, [*grads.values()], *[as_real(leaves[k]) for k in grads])
             losses[name] = loss
     return Taken(losses if named else [*losses.values()], rows, others)
 
