@@ -22,7 +22,6 @@ from ..report.bounds import ALONG, AT_REST, CLOSE, SETTLED, STATIONARY, WIDE
 from ..report.decisions import Claims, Measured, Row, decided, exact, named_so, verdict_of
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict, yes
-from .toy_maps import LEGEND, maps
 from .toy_runs import (
     COLOURS,
     CONTACT,
@@ -142,7 +141,6 @@ claim = Claims(
 def run(settings: Settings) -> Findings:
     yield not_flat()
     found = toy(settings)
-    yield large_c(found.runs)
     yield end_points(found.runs)
     for judge in (arriving, stops, depends_on_start, goes_on):
         yield judge(found)
@@ -208,21 +206,6 @@ def against_c(panel: Axes, runs: dict[str, Run]) -> None:
     panel.set_xticks([0.2, 0.5, 1, 3, 10, 100], ["0.2", "0.5", "1", "3", "10", "100"])
     panel.minorticks_off()
     panel.legend()
-
-
-def large_c(runs: dict[str, Run]) -> Figure:
-    rules = {"exact": "CAGrad", "with 1e-4 in its roots": "CAGrad, epsilons"}
-    panels = {
-        f"{label}, c = {c:g}": (runs[name], c)
-        for label, name in rules.items()
-        for c in (1.0, 3.0, 10.0)
-    }
-    return Figure(
-        "large-c",
-        "c from 1 on: solved exactly CAGrad halts on the Pareto set, with the official script's "
-        f"epsilons it slides on. {LEGEND}",
-        maps(panels, CODE, 3),
-    )
 
 
 def not_flat() -> Claim:

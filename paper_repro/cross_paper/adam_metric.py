@@ -1,7 +1,5 @@
 """Is the guarantee back with the Gramian in Adam's own metric?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

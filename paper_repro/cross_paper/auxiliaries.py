@@ -1,7 +1,5 @@
 """Does MGDA neglect a main task among auxiliary ones, and does CAGrad keep the balance?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -16,7 +14,7 @@ from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, v
 from ..report.figures import METHOD_COLOURS, axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge
-from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
+from ..report.intervals import mean_interval, named
 from ..report.options import Option, Seeds, drawn
 from .digits import (
     HIDDEN,
@@ -74,8 +72,7 @@ claim = Claims(
 )
 
 
-CAGRAD = "CAGrad (Liu et al. 2021)"
-C, CS = 0.4, (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
+C = 0.4
 
 
 class Trained(NamedTuple):
@@ -125,51 +122,10 @@ def run(settings: Settings) -> Findings:
     found = trained(settings, settings.count(300), C)
     yield judge(*found)
     yield course(found)
-    yield over_c(settings)
 
 
 def lanes_of(scales: Sequence[float], hypers: Sequence[Any], settings: Settings) -> Lanes:
     return Lanes(*(torch.tensor(x, device=settings.device) for x in (scales, hypers)))
-
-
-def over_c(settings: Settings) -> Figure:
-    """CAGrad's ablation over c, on half of the steps and, by default, a quarter of the seeds."""
-    few = settings.seeds // (2 if settings.full else 4)
-    settings = settings._replace(seeds=max(2, few))
-    data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
-    of_c = lanes_of([scale] * (1 + len(CS)), (0.0, *CS), settings)  # c = 0: equal weights
-    runs = train(lambda c: mf.cagrad(c=c), of_c, data, steps, settings, "CAGrad over c")
-    canvas, panels = axes(1, 2, (11, 4.4))
-    accuracies = [clustered_share(run.accuracy) for run in runs]
-    losses = [[run.held_out[:, task] for run in runs] for task in range(len(TASKS))]
-    along = (CS[0] / 2, *CS)
-    for panel, label, values in (
-        (panels[0], "class", accuracies),
-        *(
-            (panels[1], name, [ratio_interval(x, own[0]) for x in own])
-            for name, own in zip(TASKS, losses, strict=True)
-        ),
-    ):
-        bars = np.array([[x.mean - x.low, x.high - x.mean] for x in values]).T
-        look = {"class": ("C0", "o-"), "rotation": ("C1", "s--"), "image": ("C2", "^:")}[label]
-        middle = [x.mean for x in values]
-        panel.errorbar(along, middle, bars, fmt=look[1], color=look[0], label=label, capsize=3)
-    panels[0].set(ylabel="accuracy of the main task", ylim=(0, 1))
-    panels[1].set(ylabel="test loss over equal weights'")
-    panels[1].legend()
-    for panel in panels:
-        panel.set(xlabel="c (leftmost: 0, equal weights)", xscale="log")
-        panel.set_xticks(along, ["0", *(f"{c:g}" for c in CS)])
-        panel.minorticks_off()
-    return Figure(
-        "c",
-        "CAGrad against c (the ablation of Liu et al. 2021, there on overlaid fashion and digit "
-        "images and on networks for scenes): a main task with few labels among auxiliary ones, "
-        f"reconstruction error summed over pixels, {steps} steps of Adam at the best of "
-        f"{len(RATES)} rates, {settings.seeds} seeds; accuracies with Korn and Graubard's "
-        "intervals of shares, ratios paired by seed with 95 % t intervals.",
-        canvas,
-    )
 
 
 WINDOWS = 20

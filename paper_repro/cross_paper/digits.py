@@ -4,8 +4,6 @@ Digits with few class labels; how far an image was turned and the image itself a
 on the others. A method's learning rate is the one that is best on validation images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

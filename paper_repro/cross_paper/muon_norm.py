@@ -1,7 +1,5 @@
 """Is the guarantee back under Muon with the steepest common descent in its norm?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call

@@ -1,7 +1,5 @@
 """Does GradNorm with α = 0 rest at the sum of unit gradients?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -36,7 +34,6 @@ claim = Claims(
 )
 
 
-LINKS = "Links between the texts"
 Vector = tuple[int, ...]
 PAIR: tuple[Vector, ...] = ((3, 4), (-5, 12))  # lengths 5 and 13
 TRIPLE: tuple[Vector, ...] = ((5, 0), (-4, 3), (-8, 6))  # lengths 5, 5 and 10

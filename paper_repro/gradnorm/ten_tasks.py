@@ -8,7 +8,7 @@ from ..report.figures import axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from .common import ALPHA, COLOURS, INTERVAL, RATE, TEN, TWO, Runs
-from .lanes import COLOUR, EQUAL, Size, Trace, size_of
+from .lanes import EQUAL, Size, Trace, size_of
 from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pairs_of, problem_of, setting
 from .reach import beside_equal, by_rate, numbers_of
 from .refine import half_of
@@ -48,7 +48,6 @@ def run(settings: Settings) -> Findings:
     pairs[OF_TEN] = nested(small, settings)
     text = setting(problem_of(settings, TEN), ten["equal"])
     yield figure_3(ten, text)
-    yield by_tasks(pairs, small, text, size)
     yield ten_gain(ten, pairs, text)
     yield gain_grows(pairs, text, size)
 
@@ -142,37 +141,6 @@ def figure_3(runs: dict[str, Runs], text: str) -> Figure:
         "Ten tasks: losses and weights (lower half of the toy's figure in Chen et al. 2018, at its "
         f"size). Left: three weightings. Middle and right: each task. α = {ALPHA}; {text}; bands "
         "are 95 % t intervals over seeds, of losses of their logarithms.",
-        canvas,
-    )
-
-
-def by_tasks(pairs: Pairs, small: tuple[Trace, Trace], text: str, size: Size) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.4))
-    labels = {AT_ONE: "", AT_BEST: "", OF_TEN: f"of ten scales, reduced, {AT_BEST}"}
-    for (how, label), colour, style in zip(
-        labels.items(), ("C0", "C2", "C1"), ("o--", "^:", "s-"), strict=True
-    ):
-        _line(panels[0], pairs[how], colour, style, label or f"the paper's, {how}")
-    panels[0].axhline(1, color="#999999", linewidth=1)
-    panels[0].set(
-        xlabel="tasks T",
-        ylabel="final test loss, GradNorm / equal weights",
-        xticks=sorted({tasks for found in pairs.values() for tasks in found}),
-        ylim=(0, None),
-    )
-    panels[0].legend()
-    for trace, label in zip(small, (EQUAL, "GradNorm"), strict=True):
-        gap = trace.of(trace.test, "finite").mean(-1) - trace.of(trace.train, "finite").mean(-1)
-        band(panels[1], trace.times, gap, COLOUR[label], label)
-    panels[1].axhline(0, color="#999999", linewidth=1)
-    panels[1].set(xlabel="step", ylabel="test minus train loss, means of $L_i/L_i(0)$")
-    panels[1].legend()
-    return Figure(
-        "number",
-        "Left: GradNorm's gain by the number of tasks, for σ = (1, 100) and the ten scales as in "
-        f"the paper ({text}; both after as many steps), and for the first two and all of the ten "
-        "scales of a reduced problem. Right: the train–test gap of ten tasks on a finite training "
-        f"set of the reduced problem, each method at its best rate. Reduced: {size}. {INTERVAL}.",
         canvas,
     )
 

@@ -1,7 +1,5 @@
 """Can the bound's direction raise a task though the encoder has full rank?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Annotated, NamedTuple
 

@@ -4,8 +4,6 @@ First-order rates along d and along the step taken. A rule gives d, an optimizer
 θ_{k+1}. To first order task t falls by ⟨g_t, d⟩ per unit of a plain step, and by ⟨g_t, Δ⟩ in the
 step taken; it is raised where the cosine is below -1e-6."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
-from .common import COLOURS, DASHES, gram, normalised, rows_of, solved, square
+from .common import COLOURS, gram, normalised, rows_of, solved, square
 
 claim = Claims(
     Row(
@@ -202,7 +200,6 @@ def run(settings: Settings) -> Findings:
     for problem in PROBLEMS:
         found |= followed(problem, seeds, steps)
     yield shares_figure(found, seeds, steps)
-    yield course_figure(found, seeds)
     yield guarantee(found, settings, seeds, steps)
 
 
@@ -250,33 +247,6 @@ def shares_figure(found: dict[tuple[str, str, str], Rates], seeds: int, steps: i
         f"95 % intervals over seeds (Korn & Graubard's, of shares). SGD with step {LR:g} moves "
         "along d; momentum and Adam "
         f"({', '.join(f'{lr:g} on the {name}' for name, lr in ADAM_LR.items())}) do not.",
-        canvas,
-    )
-
-
-def course_figure(found: dict[tuple[str, str, str], Rates], seeds: int) -> Figure:
-    canvas, axis = axes(1, 2, (13, 4.8))
-    for one, problem in zip(axis, PROBLEMS, strict=True):
-        rates = found[problem, "MGDA", "Adam"]
-        middle = {
-            "d, along Adam's path": rates.before,
-            "Adam's step": rates.after,
-            "step with momentum": found[problem, "MGDA", "SGD, momentum .9"].after,
-        }
-        for (label, cosine), colour, style in zip(middle.items(), COLOURS, DASHES, strict=False):
-            low, mid, high = cosine.quantile(
-                torch.tensor([0.1, 0.5, 0.9], dtype=cosine.dtype), dim=1
-            )
-            steps = np.arange(1, len(cosine) + 1)
-            one.plot(steps, mid, color=colour, linestyle=style, label=label)
-            one.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        one.axhline(0, color="black", linewidth=1)
-        one.set(title=problem, xlabel="step", ylabel="the worst task's cosine with the step")
-    axis[0].legend()
-    return Figure(
-        "course",
-        "MGDA: cosine of the worst-served task's gradient with d and with the step taken; "
-        f"median and 10 % to 90 % of {seeds} seeds.",
         canvas,
     )
 

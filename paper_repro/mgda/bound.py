@@ -1,7 +1,5 @@
 """Does the bound hold, and what does it see of disjointly labelled tasks?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap

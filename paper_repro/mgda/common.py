@@ -1,7 +1,5 @@
 """What the questions of the essay (Su 2022) share: names, draws and exact answers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import vmap

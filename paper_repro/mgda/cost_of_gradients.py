@@ -1,7 +1,5 @@
 """What do many tasks' gradients cost, and what does the bound save?"""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +12,6 @@ from ..report.decisions import Claims, Measured, Row, decided, exact, named_so
 from ..report.extremes import largest
 from ..report.figures import METHOD_COLOURS, axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
-from .common import COLOURS, DASHES
 from .network import (
     LARGE,
     SAMPLES,
@@ -102,31 +99,8 @@ def many_gradients(turns: int) -> Costs:
 
 def run(settings: Settings) -> Findings:
     costs = many_gradients(settings.count(4))
-    yield many_figure(costs)
     yield infeasible(costs)
     yield from bound(settings.count(4))
-
-
-def many_figure(costs: Costs) -> Figure:
-    canvas, panels = axes(1, 2, (13, 4.8))
-    for way, colour, style in zip(WAYS, COLOURS, DASHES, strict=False):
-        memory = [costs.memory[way, count] / 2**20 for count in TASKS]
-        best = [1e3 * costs.best[way, count] for count in TASKS]
-        for panel, values in zip(panels, (memory, best), strict=True):
-            panel.plot(TASKS, values, color=colour, linestyle=style, marker="o", label=way)
-    panels[0].set(xlabel="tasks T", ylabel="peak memory, MiB", xscale="log", ylim=(0, None))
-    panels[1].set(xlabel="tasks T", ylabel="time, ms", xscale="log", ylim=(0, None))
-    for panel in panels:
-        panel.set_xticks(TASKS, [str(count) for count in TASKS])
-        panel.minorticks_off()
-    panels[0].legend()
-    return Figure(
-        "many-gradients",
-        f"Peak memory and time of T gradients against one, {costs.size} shared parameters, batch "
-        f"of {SAMPLES}: rows of the Jacobian grow with T, the layer-wise "
-        "Gramian holds none of them.",
-        canvas,
-    )
 
 
 def infeasible(costs: Costs) -> Claim:

@@ -1,7 +1,5 @@
 """What does solving for the weights cost within a training step?"""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple

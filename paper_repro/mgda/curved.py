@@ -1,7 +1,5 @@
 """Random linear encoders with curved heads, and where MGDA-UB and MGDA come to rest on them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Is the best direction the shortest convex combination of the gradients?"""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np

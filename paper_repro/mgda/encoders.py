@@ -4,8 +4,6 @@ Z are the encodings of a batch, A = ∂Z/∂θ, v_t = ∂L_t/∂Z, g_t = Aᵀv_t
 MGDA-UB ‖Σ w_t v_t‖ (Sener & Koltun 2018, section 3.3); both step along d = Σ w_t g_t. A step
 θ - ηd changes L_t by -η⟨g_t, d⟩ to first order: a negative rate ⟨g_t, d⟩ raises task t."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -20,7 +18,6 @@ from common.device import replayed
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 
-PAPER = "MGDA-UB (Sener & Koltun 2018; the essay on its bound)"
 RAISES = -1e-6  # a task is raised if cos(g_t, d) is below this: a margin for rounding in float64
 CANCELLED = 1e-12  # where ⟨g_t, d⟩ is below this share of its terms, it is 0 but for rounding
 SAMPLES, INPUTS = 16, 8

@@ -1,7 +1,5 @@
 """Are the bound's optima Pareto stationary where the encoder has full rank?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

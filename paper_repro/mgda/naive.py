@@ -2,8 +2,6 @@
 
 As λ → ∞ the smoothed fixed point gives the iteration u ← g_τ, τ = argmin_t ⟨g_t, u⟩."""
 
-from __future__ import annotations
-
 import itertools
 from fractions import Fraction
 from typing import Annotated, Any, NamedTuple

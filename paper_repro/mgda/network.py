@@ -1,7 +1,5 @@
 """A trunk with a head a task, and what its steps cost: operations, time, memory."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

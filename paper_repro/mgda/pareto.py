@@ -3,8 +3,6 @@
 Rows g_t of J are task gradients, G = J Jᵀ, u a direction; the step is θ ← θ - ηu, so ⟨g_t, u⟩ > 0
 lowers task t to first order."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random convex quadratics, the losses of several questions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

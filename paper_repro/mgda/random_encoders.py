@@ -1,7 +1,5 @@
 """How often does the bound's direction raise a task, and does room to move help?"""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence

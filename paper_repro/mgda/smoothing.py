@@ -3,8 +3,6 @@
 max over u of min_t ⟨g_t, u⟩ - ½‖u‖² has the dual min over the simplex of ½ wᵀG w and the answer
 u = Jᵀw. With -(1/λ) log Σ exp(-λ x_t) instead of the minimum, u = Σ softmax(-λ⟨g, u⟩)_t g_t."""
 
-from __future__ import annotations
-
 from typing import Annotated, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Gradient descent on w = softmax(a), as a solver and over a grid of steps and scales."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

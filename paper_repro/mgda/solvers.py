@@ -1,7 +1,5 @@
 """Which solver finds the shortest convex combination, and how fast?"""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -155,7 +153,6 @@ def run(settings: Settings) -> Findings:
     yield solvers_figure(traces, exact, mean_faces, draws, rate)
     yield line_search(traces, both, draws)
     yield softmax_form(grids)
-    yield sensitivity_figure(grids)
     slower = traces["softmax"].seconds[-1] / exact.seconds[0]
     yield learning_rate(grids, slower)
 
@@ -351,38 +348,4 @@ def learning_rate(grids: dict[str, Grid], slower: float) -> Claim:
         "only obstacle when the optimum lies inside the simplex; on a face the tuned form is "
         f"too slow as well ({steps} steps). Frank–Wolfe has no step to "
         "tune and none of them sees the scale",
-    )
-
-
-def sensitivity_figure(grids: dict[str, Grid]) -> Figure:
-    steps, draws = grids["interior"].steps, grids["interior"].gaps.shape[-1]
-    canvas, axis = axes(1, 2, (13, 4.8))
-    for one, (name, grid) in zip(axis, grids.items(), strict=True):
-        for i, (scale, colour, style) in enumerate(zip(grid.scales, COLOURS, DASHES, strict=False)):
-            middle = grid.gaps[i].median(-1).values.clamp_min(1e-17)
-            one.plot(
-                grid.rates,
-                middle,
-                color=colour,
-                linestyle=style,
-                marker="o",
-                markersize=3,
-                label=f"max ‖g‖² = {float(scale):.0e}",
-            )
-        place = "inside the simplex" if name == "interior" else "on a face"
-        one.set(
-            title=f"optimum {place}",
-            xlabel="step length on the logits",
-            ylabel="relative duality gap (median)",
-            xscale="log",
-            yscale="log",
-        )
-        one.axhline(SMALL, color="#999999", linestyle=":")
-    axis[1].legend()
-    return Figure(
-        "softmax",
-        f"The softmax form after {steps} steps against its step length, {draws} Gramians of "
-        f"{TASKS} tasks a family at three scales: the steps that work move "
-        "with the scale of the gradients. Dotted: the gap of 1e-6 that counts as reached.",
-        canvas,
     )

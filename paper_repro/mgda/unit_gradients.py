@@ -1,7 +1,5 @@
 """Is a sum of unit gradients free of scales, and does it descend on every task?"""
 
-from __future__ import annotations
-
 import itertools
 from fractions import Fraction
 from typing import Any, NamedTuple

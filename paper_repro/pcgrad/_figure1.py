@@ -1,7 +1,5 @@
 """Figure 1: does PCGrad get through where Adam on the sum is stuck, and is it curved?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Is the library's rule Algorithm 1, on any model?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import torch

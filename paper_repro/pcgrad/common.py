@@ -1,7 +1,5 @@
 """What PCGrad's questions share: names, colours, the ablation's arms, the compiler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

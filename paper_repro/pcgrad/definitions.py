@@ -1,21 +1,15 @@
 """Are conflict, similarity, curvature and ξ what PCGrad's definitions say?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
-from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
 
 from ..report.decisions import Claims, Row, exact
-from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from .common import EXACT, jacobians, normal
 from .measures import conflicting, curvature_bound, magnitude_similarity
 from .problems import regression, regression_batch, regression_start
@@ -243,59 +237,5 @@ def bound(settings: Settings) -> Claim:
 
 
 def run(settings: Settings) -> Findings:
-    yield definitions_figure()
     for check in (conflict, similarity, curvature, one_step, bound):
         yield check(settings)
-
-
-def definitions_figure() -> Figure:
-    canvas, panels = axes(1, 3, (15, 4.6))
-    projections(panels[0])
-    cos = torch.linspace(-0.999, 0, 181, dtype=torch.float64)
-    ratio = torch.logspace(-2, 2, 181, dtype=torch.float64)
-
-    def gramian(c: Tensor, r: Tensor) -> Tensor:
-        return torch.stack([torch.stack([torch.ones_like(r), c * r]), torch.stack([c * r, r**2])])
-
-    grid = vmap(vmap(gramian, (0, None)), (None, 0))(cos, ratio)
-    both = [vmap(vmap(f))(grid)[..., 0, 1].numpy() for f in (curvature_bound, magnitude_similarity)]
-    shades = ([0, 0.1, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4], np.linspace(0, 1, 11))
-    lines: dict[str, Any] = {"colors": "white", "linewidths": 2}
-    for panel, values, name, levels in zip(panels[1:], both, ("ξ", "Φ"), shades, strict=True):
-        filled = panel.contourf(cos, ratio, values, levels=levels, cmap="cividis")
-        canvas.colorbar(filled, ax=panel, label=name, ticks=levels, format="%g")
-        panel.contour(cos, ratio, both[0], levels=[1], **lines)
-        condition = cos.numpy() + both[1]
-        panel.contour(cos, ratio, condition, levels=[0], linestyles="dashed", **lines)
-        panel.plot([], [], color="#bbbbbb", label="ξ = 1")
-        panel.plot([], [], color="#bbbbbb", linestyle="--", label="cos φ = -Φ")
-        panel.set(xlabel="cos φ", ylabel="‖g₂‖ / ‖g₁‖", yscale="log")
-        panel.legend()
-    return Figure(
-        "definitions",
-        "Left: two conflicting gradients, each projected off the other, and the sums of both "
-        "pairs. Middle and right: ξ and Φ over the angle and the ratio of "
-        "lengths. Where ξ < 1 (outside the solid line) cos φ <= -Φ holds (outside the dashed "
-        "one): Theorem 2's condition (a) follows from (b).",
-        canvas,
-    )
-
-
-def projections(panel: Axes) -> None:
-    """Two conflicting gradients, each projected off the other, and the sums of both pairs."""
-    g, h = np.array([1.3, 1.1]), np.array([-0.9, 0.2])
-    off = lambda a, b: a - min(a @ b, 0) / (b @ b) * b  # noqa: E731
-    for vector, label, colour, style in (
-        (g, "g₁", "C0", "-"),
-        (h, "g₂", "C1", "-"),
-        (off(g, h), "g₁ off g₂", "C0", "--"),
-        (off(h, g), "g₂ off g₁", "C1", "--"),
-        (off(g, h) + off(h, g), "PCGrad", "black", "-"),
-        (g + h, "g₁ + g₂", "#777777", ":"),
-    ):
-        arrow(panel, np.zeros(2), vector, colour, style)
-        panel.plot([], [], color=colour, linestyle=style, label=label)
-    for end, start in ((off(g, h), g), (off(h, g), h)):
-        panel.plot(*np.stack([start, end]).T, color="#aaaaaa", linewidth=1)
-    panel.set(xlabel="θ₁", ylabel="θ₂", xlim=(-1.5, 1.7), ylim=(-0.2, 2.6), aspect="equal")
-    panel.legend()

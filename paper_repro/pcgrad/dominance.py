@@ -1,7 +1,5 @@
 """Does the largest gradient dominate the sum?"""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Does a logged quantity mark the step at which the second task sets in?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Which of conflict, unequal lengths and curvature make interference harmful?"""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -5,8 +5,6 @@ L_1 = 20 log max(|θ_1/2 + tanh θ_2|, 5e-6), L_2 = 25 log max(|θ_1/2 - tanh θ
 it is noise: end states are judged by the side they are on and by averages over time, never by
 totals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Can PCGrad's direction raise a task of three, whatever the order?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Annotated, Any
 

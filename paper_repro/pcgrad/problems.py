@@ -4,8 +4,6 @@ A regression on a tanh unit and on a smaller product of two, which is flat at fi
 a near goal and a far one in another direction: a policy that gets its task as a one-hot code, exact
 values and exact policy gradients. Both are trained on the sum of the losses."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The theorems (Yu et al. 2020, section 2.4) are about the sum L = L_1 + L_2 of tw
 step: θ^MT = θ - t·g along g = ∇L, θ^PC = θ - t·d along the sum d of the projected gradients. A draw
 is a pair of convex quadratics L_t(x) = g_t·x + ½ xᵀA_t x at x = 0."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 

@@ -1,7 +1,5 @@
 """Does PCGrad converge faster than plain descent under Theorem 2's conditions?"""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import Any, Literal, get_args

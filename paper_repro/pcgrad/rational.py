@@ -1,7 +1,5 @@
 """PCGrad on Gramians of integers, in exact fractions, under every order."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction

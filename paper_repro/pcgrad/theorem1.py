@@ -23,7 +23,7 @@ from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Draws, Option, drawn
 from ..report.parts import kept
-from .common import COLOURS, WILSON
+from .common import WILSON
 from .quadratics import DIMENSIONS, Batch, Steps, convex_pair, edited, losses, study, together
 
 
@@ -56,45 +56,8 @@ def run(settings: Settings) -> Findings:
     draws = settings.count(20000 if settings.full else 4000)
     short, long = together(study(draws, (-3, 0))), together(study(max(4, draws // 5), (0, 1)))
     ends = pair_ends(settings)
-    yield descent_figure(short, long, ends)
     yield theorem1(short, long, ends)
     yield rare(ends)
-
-
-def descent_figure(short: Steps, long: Steps, ends: dict[int, Ends]) -> Figure:
-    canvas, panels = axes(1, 2, (12, 4.4))
-    # Non-conflicting pairs have d = g, for which the bound is the descent lemma's own.
-    groups = ((True, COLOURS["PCGrad"], "conflict"), (False, "C0", "no conflict"))
-    for steps, marker in ((short, "."), (long, "x")):
-        for conflict, colour, label in groups:
-            chosen = (steps.conflict == conflict).nonzero().flatten()[:1500]
-            panels[0].plot(
-                steps.relative[chosen],
-                (steps.fall / steps.first.decrease)[chosen],
-                marker,
-                color=colour,
-                markersize=3,
-                alpha=0.5,
-                label=label if steps is short else None,
-            )
-    panels[0].axhline(1, color="black", linewidth=1)
-    panels[0].axvline(1, color="black", linewidth=1, linestyle="--")
-    panels[0].set(
-        xlabel="step length t·ℒ",
-        ylabel="fall of L in one step / promised fall",
-        xscale="log",
-        ylim=(-1, 4),
-    )
-    panels[0].legend(markerscale=3)
-    excesses(panels[1], ends)
-    return Figure(
-        "descent",
-        "Theorem 1. Left: fall of the summed loss in one PCGrad step over the promised (t/2)(1 - "
-        "cos²φ)‖g‖² or (t/2)‖g‖²: never below 1 up to "
-        "t = 1/ℒ (dashed), often beyond; the axis is cut at 4. Right: where long runs end, "
-        f"{ends_text(ends)}; dashed: 1 % of the initial gap.",
-        canvas,
-    )
 
 
 def theorem1(short: Steps, long: Steps, ends: dict[int, Ends]) -> Claim:

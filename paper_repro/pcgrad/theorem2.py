@@ -1,7 +1,5 @@
 """Theorem 2: is PCGrad's step no higher than the plain one where it says so?"""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from typing import Annotated, NamedTuple

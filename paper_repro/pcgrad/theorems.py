@@ -8,8 +8,6 @@ one step along g and along d, the **sum** of the projected gradients (`pcgrad` w
 `reduction="sum"`). Lipschitz constants are of ∇L for that same sum.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

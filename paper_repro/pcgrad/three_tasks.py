@@ -1,7 +1,5 @@
 """Where does PCGrad rest with three tasks, and does the order matter?"""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Any, NamedTuple
 

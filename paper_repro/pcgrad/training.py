@@ -1,7 +1,5 @@
 """Figure 5: what do curvature, conflict and progress do during training?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 

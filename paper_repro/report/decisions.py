@@ -211,14 +211,10 @@ class Side(NamedTuple):
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
     """One verdict from the intervals of several configurations.
 
-    Args:
-        below: for each, whether its interval is wholly on the claimed side.
-        above: for each, whether its interval is wholly on the other side.
-
-    Returns:
-        "holds" where all are below, "holds only when" where some are, "does not hold" where none
-        is and some are above, else "inconclusive". Each is an interval of 95 %, not widened for
-        their number: of k that are chance alone, one is below with a probability of up to k/40.
+    "holds" where all are below, wholly on the claimed side, "holds only when" where some are, "does
+    not hold" where none is and some are above, wholly on the other, else "inconclusive". Each is an
+    interval of 95 %, not widened for their number: of k that are chance alone, one is below with a
+    probability of up to k/40.
     """
     if all(below):
         return "holds"
@@ -278,15 +274,8 @@ class Claims:
         self.rows = {row.id: row for row in rows}
 
     def __call__(self, identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
-        """A claim that its decision has judged.
-
-        Args:
-            identifier: the ledger's number.
-            measured: what was found; numbers, or tensors of one.
-            where: configuration, threshold and kind of interval.
-
-        Raises:
-            LookupError: where the decision misses a number.
+        """A claim that its decision has judged by numbers, or tensors of one; `where` says how they
+        were measured. Raises LookupError where the decision misses a number.
         """
         numbers = {name: float(value) for name, value in measured.items()}
         decision = self.rows[identifier].decision

@@ -30,11 +30,7 @@ def say(text: str, stream: TextIO, end: str = "\n") -> None:
 
 
 class Display:
-    """Lines on stdout, and below them (or, without a terminal, now and then) what is at work.
-
-    Args:
-        total: number of questions.
-    """
+    """Lines on stdout, and below them (or, without a terminal, now and then) what is at work."""
 
     def __init__(self, total: int) -> None:
         self.out, self.err = sys.stdout, sys.stderr  # before a question's are caught

@@ -65,12 +65,8 @@ def listed(ids: Iterable[str]) -> str:
 
 
 def article(claim: dict[str, Any], question: Question | None, last: dict[str, str]) -> str:
-    """A claim with its verdict, numbers, reasons, figures, code and command.
-
-    Args:
-        claim: its row of claims.json.
-        question: what decided it; None for an open one.
-        last: the last run's configuration; the claim's own is shown where it is another.
+    """A row of claims.json with its verdict, numbers, reasons, figures and command; its
+    configuration too where it is not the last run's.
     """
     identifier, verdict = claim["id"], claim["verdict"]
     parts = [

@@ -118,10 +118,7 @@ def shades(count: int, own: Sequence[str] = tuple(f"C{i}" for i in range(7))) ->
 
 def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     """Names at the right ends of lines, without overlaps; call it when the axis has its limits.
-
-    Args:
-        panel: with the lines.
-        ends: of each line the last value, its name and its colour.
+    `ends` are of each line the last value, its name and its colour.
     """
 
     def height(value: float) -> float:

@@ -178,14 +178,8 @@ def _formula(found: re.Match[str]) -> str:
 
 
 def _above(panel: Axes, *, again: bool) -> bool:
-    """A panel's legend above it, in as many columns as there is room for.
-
-    Args:
-        panel: with a legend.
-        again: whether to place one again that is not wider.
-
-    Returns:
-        Whether it is another one: narrower than before, unless it was placed again.
+    """A panel's legend above it, in as many columns as there is room for; `again` also places one
+    that is not wider. Whether it is another one: narrower than before, unless placed again.
     """
     found = panel.get_legend()
     assert found is not None
@@ -221,10 +215,8 @@ def _above(panel: Axes, *, again: bool) -> bool:
 
 
 def _wrap(text: Text, room: float, *, upright: bool = False) -> bool:
-    """A text in the fewest lines that fit, of about one length; formulas stay whole.
-
-    Returns:
-        Whether it was changed: more lines than words there are not.
+    """A text in the fewest lines that fit, of about one length; formulas stay whole. Whether it was
+    changed: more lines than words there are not.
     """
     box = text.get_window_extent()
     length = box.height if upright else box.width

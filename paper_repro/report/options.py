@@ -204,15 +204,8 @@ def meant(word: str, names: Iterable[str]) -> str:
 
 
 def exported(package: str, figures: Mapping[str, str], name: str) -> Any:
-    """A paper's figure function, imported when it is asked for.
-
-    Args:
-        package: the paper's.
-        figures: the module of every function, by the function's name.
-        name: what is asked for.
-
-    Raises:
-        AttributeError: where the paper has no such figure.
+    """A paper's figure function, imported when it is asked for; `figures` has the module of every
+    one. Raises AttributeError where the paper has no such figure.
     """
     if name not in figures:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -77,16 +77,8 @@ def page(
     *,
     single_file: bool = False,
 ) -> str:
-    """The page, whole.
-
-    Args:
-        results: of an output folder.
-        modules: the reproductions, by name.
-        keys: what their results depend on today, by name.
-        single_file: whether figures are in the page; else they are linked, in its folder.
-
-    Returns:
-        HTML with every claim under its paper, and next to the figures of what decided it.
+    """The page of an output folder: every claim under its paper, next to the figures of what
+    decided it, in the page or linked. `keys` are what results depend on today, by reproduction.
     """
     claims = results.claims()
     asked = questions(results, claims, modules, keys)

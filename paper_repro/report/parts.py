@@ -71,13 +71,8 @@ class Kept(Generic[P, R]):
         return self.together({"": functools.partial(self.now, *args, **kwargs)})[""]
 
     def together(self, calls: Mapping[K, Callable[[], R]]) -> dict[K, R]:
-        """Several calls of `now`; what another process is at comes last.
-
-        Args:
-            calls: partials of `now`, by name.
-
-        Returns:
-            their results, in the order of `calls`.
+        """Results of several calls, partials of `now` by name and in their order; what another
+        process is at is waited for last.
         """
         found: dict[K, R] = {}
         try:

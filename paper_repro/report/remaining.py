@@ -54,11 +54,8 @@ def in_order(names: Sequence[str], slow: Sequence[str], seconds: Mapping[str, fl
 
 
 class Remaining:
-    """What is left, by the pace of the questions that are done.
-
-    Args:
-        seconds: of each question that runs; empty says that nothing is known.
-        workers: side by side.
+    """What is left, by the pace of the questions that are done; without `seconds` of each question
+    that runs nothing is known.
     """
 
     def __init__(self, seconds: Mapping[str, float], workers: int) -> None:

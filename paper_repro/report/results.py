@@ -58,14 +58,10 @@ def draw(folder: Path, module: str, figure: Figure) -> Drawn:
 
 
 class Results:
-    """Keeps a folder in step with what was found; what is not run again stays.
+    """Keeps a folder (`reserved`) in step with what was found; what is not run again stays.
 
-    Args:
-        folder: where to; it exists and can be written (`reserved`).
-        configuration: of this run, kept with every claim that it decides.
-        modules: names of the reproductions that there are.
-
-    `.notices` says which files could not be used and were set aside.
+    The configuration is kept with every claim that this run decides; `.notices` says which files
+    could not be used and were set aside.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, str], modules: Iterable[str]) -> None:

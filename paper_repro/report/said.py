@@ -30,16 +30,11 @@ SETTLES_NOTHING = "settles nothing: at an edge of its grid or a gap in it, or no
 
 
 def said(decision: Decision, measured: Measured) -> str:
-    """What the numbers say, without a full stop.
+    """What a claim's numbers say, without a full stop.
 
-    Args:
-        decision: the claim's.
-        measured: the claim's numbers.
-
-    Returns:
-        For every condition and interval that the decision is made of what was found, where the
-        claim has it, and whether it is so: yes, no or open. Of a decision that is a function of its
-        own the numbers that it reads. "" where there are none of these, as in older results.
+    For every condition and interval that the decision is made of what was found, where the claim
+    has it, and whether it is so: yes, no or open. Of a decision that is a function of its own the
+    numbers that it reads. "" where there are none of these, as in older results.
     """
     try:
         unmet = [f"open, as {part}" for part in _unmet(decision.enough, measured)]
@@ -55,14 +50,8 @@ def said(decision: Decision, measured: Measured) -> str:
 
 
 def when(row: Row, measured: Measured) -> str:
-    """Of a claim that holds only when: when it does, without a full stop.
-
-    Args:
-        row: the claim's.
-        measured: the numbers of the run whose verdict it is.
-
-    Returns:
-        its clause, or the intervals on the claimed side; "" for one that has neither.
+    """Of a claim that holds only when: when it does, without a full stop. Its clause, or the
+    intervals on the claimed side; "" for one that has neither.
     """
     if row.when or row.decision is None:
         return filled(row.when, measured)

@@ -49,14 +49,7 @@ class Question(NamedTuple):
 
 
 class Run:
-    """Questions at work, and what has come of them.
-
-    Args:
-        results: where findings go.
-        display: where words go.
-        settings: how much to compute.
-        parts: the folder of long computations.
-    """
+    """Questions at work, and what has come of them; `parts` is the folder of long computations."""
 
     def __init__(self, results: Results, display: Display, settings: Settings, parts: Path) -> None:
         self.results, self.display, self.settings, self.parts = results, display, settings, parts

@@ -1,7 +1,5 @@
 """Does Adam's update of a task's own parameters change when its loss is scaled?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import vmap

@@ -1,7 +1,5 @@
 """Are the updates of two rules closer than their directions, after Adam?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import vmap

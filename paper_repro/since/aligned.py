@@ -1,7 +1,5 @@
 """What does the condition number say, and where does Aligned-MTL end?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What the questions share: a small network of tasks with drawn teachers, rank correlations."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Is conflict a matter of several tasks, and what does it predict?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

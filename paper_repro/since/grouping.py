@@ -1,7 +1,5 @@
 """What tells which tasks should share a network, judged by training every group of them?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Does exact Gauss-Newton generalise on minibatches as well as Adam?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import grad, vmap

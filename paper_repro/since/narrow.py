@@ -1,7 +1,5 @@
 """Are there Pareto points that no static weights reach, and does MGDA end at them?"""
 
-from __future__ import annotations
-
 from math import nan
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Do cosines of gradients need tasks that share samples?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import vmap

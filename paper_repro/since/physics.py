@@ -1,7 +1,5 @@
 """What the questions on differential equations share: two boundary problems, their training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Does a population find a grid's best static weights with fewer runs if there are more tasks?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Do the updates of a physics loss's terms agree better under SOAP than under Adam?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

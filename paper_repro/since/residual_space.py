@@ -1,7 +1,5 @@
 """Is a natural gradient step in the space of residuals the same, cheaper and better than others?"""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What does one advantage made of several rewards do to each of them?"""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from math import gcd

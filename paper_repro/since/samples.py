@@ -1,7 +1,5 @@
 """Does UPGrad on the losses of single samples train better than SGD on their mean?"""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

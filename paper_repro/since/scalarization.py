@@ -1,7 +1,5 @@
 """Do rules reach anything beyond static weights that are tuned as well, or beyond the mean?"""
 
-from __future__ import annotations
-
 import itertools
 from typing import NamedTuple
 

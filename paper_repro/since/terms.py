@@ -1,7 +1,5 @@
 """Do ConFIG and weights from kernels balance the terms of a physics loss, and lower the error?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

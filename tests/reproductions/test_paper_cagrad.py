@@ -261,8 +261,6 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole(
         "surface",
         "trajectories",
         "printed-sign",
-        "large-c",
-        "losses",
         "ends",
         "random-starts",
     }

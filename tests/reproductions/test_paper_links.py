@@ -35,7 +35,7 @@ def found(every) -> dict[str, Any]:
 
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
-    assert set(by_name(every)) == {"X-03", "X-06", "X-07", "CA-37", "auxiliaries", "c", "metric"}
+    assert set(by_name(every)) == {"X-03", "X-06", "X-07", "CA-37", "auxiliaries", "metric"}
 
 
 def test_findings_are_complete(every):
