@@ -19,8 +19,7 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
     averages them.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights that sum to at least T, and are 1 where all traces are equal. They are the paper's

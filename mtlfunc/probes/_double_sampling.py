@@ -29,8 +29,7 @@ def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Grou
     the price of one forward and one backward pass.
 
     Args:
-        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
-            globs, modules or parameters.
+        shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
             batches or from the third.
         group: the processes whose first batches are one batch, their second ones another, as in

@@ -27,8 +27,7 @@ def excess_risk(
     S ← S + J∘J sums squares over the steps, so e_t is g_tᵀH_t⁻¹g_t with AdaGrad's diagonal for H_t.
 
     Args:
-        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
-            globs, modules or parameters.
+        shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's squares stand still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; `"weighted"`, since

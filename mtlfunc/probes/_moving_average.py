@@ -49,8 +49,7 @@ def moving_average(
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
 
     Args:
-        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
-            globs, modules or parameters.
+        shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
         rate: β in (0, 1], or a function of the step, counted from 1 for each task `[task]`: `lambda
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first

@@ -26,8 +26,7 @@ def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scal
     of G, or to ε times its root if that comes from the norms alone.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
         scale: s is the smallest eigenvalue that is not 0 ("min", the paper's), their median
             ("median", the lower one of two), or their mean ("rmse").
 

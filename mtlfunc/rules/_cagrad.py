@@ -31,8 +31,7 @@ def cagrad(
         c: radius >= 0. 0 gives the mean; below 1 the fixed points are those of the mean loss; from
             1 on no task's rate is negative beyond the rounding of the Gramian.
         solver: of `mtlfunc.solvers`; None is `auto()`, exact.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
         rescale: divide by what the official code divides by: 1 + c² (images and Meta-World), 1 + c
             (toy and fast variants), 1 + λ with λ = c‖g₀‖/‖g_w‖ (Meta-World's exact variant; weights
             then sum to 1). "none" is the paper's own scale.

@@ -40,8 +40,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
     Args:
         c: smallest cosine in [0, 1) of the direction with the mean gradient. 0 gives MGDA's
             direction.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights of a direction as long as the mean gradient; 1 in sum if all tasks share one

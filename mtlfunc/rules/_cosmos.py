@@ -18,8 +18,7 @@ def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None)
 
     Args:
         penalty: λ >= 0, in the unit of the losses; 0 is the weighted sum.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights p - λ(p/‖p‖ - cos(p, L) L/‖L‖)/‖L‖. The second part is orthogonal to L, so w·L =

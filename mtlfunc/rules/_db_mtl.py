@@ -15,8 +15,7 @@ def db_mtl(*, preference: Tensor | None = None) -> Rule:
     """All the rows that are not zero come to the length of the longest: w_t = p_t max_j‖B_j‖/‖B_t‖.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows,

@@ -19,8 +19,7 @@ def dualproj(
     for all t} nearest to it, d = Jᵀv, v = argmin over v >= p of vᵀG v.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
         solver: of `mtlfunc.solvers`; None is exact.
 
     Returns:

@@ -14,8 +14,7 @@ def mean(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """Static weights: the gradient of Σ p_t L_t.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights that sum to 1 (over the present tasks) and depend on neither gradients nor losses.

@@ -41,8 +41,7 @@ def sdmgrad(
             2(1 + μ)/λ_max(A) <= 3: where tasks conflict w can jump from corner to corner.
         momentum: μ in [0, 1).
         steps: how many steps >= 1 are made at a time.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
         weights (w + λp)/(1 + λ) >= 0 that sum to 1; the paper's direction is (1 + λ) times as long.

@@ -34,8 +34,7 @@ def stch(
     Args:
         mu: smoothing μ > 0, in the unit of p_t·L_t: as it shrinks the weights go to the worst task
             alone, as it grows to p.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
         reference: the ideal point z `[task]`, a lower bound of each loss; None is 0.
         warmup: `(first, then)`, as the official multi-task code trains: the objective is Σ p_t log
             L_t for first + then steps, and afterwards the smooth maximum above with log(L_t/n_t)

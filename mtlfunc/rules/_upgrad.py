@@ -22,8 +22,7 @@ def upgrad(
     The T projections share the Gramian and are solved in one call.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
-            mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
         solver: of `mtlfunc.solvers`; None is exact.
 
     Returns:

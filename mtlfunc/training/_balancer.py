@@ -153,7 +153,7 @@ class Balancer:
         self._reduction: Reduction = reduction
         self._kept = Kept()
         self._held = Held(self._module, self._probe)
-        leaves = self._held.leaves(again=True)
+        leaves = self._held.params
         refuse_inner_steps(leaves)
         union_of(self._probe.group, leaves)  # its backend takes them
         if self._probe.watches is not None:
@@ -384,7 +384,7 @@ class Balancer:
                 "there use mtlfunc.balance, which is pure"
             )
         kept = self._kept
-        union = union_of(self._probe.group, self._held.layout.leaves)
+        union = union_of(self._probe.group, self._held.params)
         if union.several:
             refuse_join(self._given)
         run = live_run(

@@ -23,20 +23,18 @@ def capture(step: S, *, graphs: int = 8) -> S:
     """The same step, whose updates on a CUDA device are replays of a recorded graph.
 
     The first update for a structure, shapes and dtypes of its arguments runs as usual and is then
-    recorded. Later updates copy the batch in and replay: Python and the host's launches, most of
-    the time of a small model's step, are gone. On a CPU, and inside a transform of `torch.func`,
-    the update is the step's own, so that the same program runs anywhere.
+    recorded; later ones copy the batch in and replay, without Python and the host's launches. On a
+    CPU, and inside a transform of `torch.func`, the update is the step's own.
 
     **States are overwritten.** A state that update returned is memory of the graph. After
-    `b = update(a, batch)` both `a` and `b` hold what they should; every older state that an update
-    returned raises where it is read. Clone what is to be kept:
-    `torch.utils._pytree.tree_map(torch.clone, state)`. For two runs side by side call `capture`
-    twice, or `vmap` the update. States from elsewhere (`init`, a file) stay as they are.
+    `b = update(a, batch)` both hold what they should; every older state raises where it is read.
+    Clone what is to be kept: `torch.utils._pytree.tree_map(torch.clone, state)`. States from
+    elsewhere (`init`, a file) stay as they are. Capture once for each run.
 
-    **What Python did is fixed.** A replay calls no Python: numbers in a closure, the mode of a
-    module (`train()`, `eval()`), and settings of torch such as TF32 stay those of the recording.
-    What changes from step to step must be a tensor of the batch or the state. Tensors that
-    `losses_fn` takes from elsewhere are read where they were. Dropout draws new numbers.
+    **What Python did is fixed.** Numbers in a closure, the mode of a module (`train()`, `eval()`)
+    and settings of torch such as TF32 stay those of the recording. What changes from step to step
+    must be a tensor of the batch or the state. Tensors that `losses_fn` takes from elsewhere are
+    read where they were. Dropout draws new numbers.
 
     Args:
         step: from `mtlfunc.descend` or `mtlfunc.balance`. For many runs side by side map its

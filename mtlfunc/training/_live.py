@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
@@ -32,14 +32,23 @@ STEP = "the first step"
 """When tasks were first seen, in errors."""
 
 
-class Layout:
-    """A module's leaves, and where it keeps them, so that a change is seen without a walk."""
+class Held:
+    """What a Balancer keeps of its module: the leaves, where it keeps them, so that a change is
+    seen without a walk, and when hooks may have come to a graph.
+    """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.leaves: Params = trained(module)
+    def __init__(self, module: nn.Module, probe: Probe) -> None:
+        self.module, self.probe = module, probe
+        self.handles = Handles()  # hooks that came since the last losses
+        self._read()
+
+    def _read(self) -> None:
+        self.params: Params = trained(self.module)
+        if self.params:
+            check_params(self.params)
         self.parts = [
             held
-            for x in module.modules()
+            for x in self.module.modules()
             if not isinstance(x, torch.jit.ScriptModule)  # which keeps its names
             for held in (x._parameters, x._modules)
         ]
@@ -48,30 +57,19 @@ class Layout:
         self.entries = [held[name] for held, name in self.places]
         self.tensors = [x for x in self.entries if isinstance(x, Tensor)]
         self.trained = [x.requires_grad for x in self.tensors]
+        self.watched: bool | None = None  # whether its graph is of use to these; None is unknown
 
-    def holds(self) -> bool:
+    def _holds(self) -> bool:
         if [x.requires_grad for x in self.tensors] != self.trained:
             return False
         now = [held.get(name) for held, name in self.places]
         return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
 
-
-class Held:
-    """What a Balancer keeps of its module: the leaves, and when hooks may have come to a graph."""
-
-    def __init__(self, module: nn.Module, probe: Probe) -> None:
-        self.module, self.probe = module, probe
-        self.layout = Layout(module)
-        self.handles = Handles()  # hooks that came since the last losses
-        self.watched: bool | None = None  # whether its graph is of use to these; None is unknown
-
     def leaves(self, *, again: bool = False) -> Params:
         """The parameters that are differentiated; read `again` if a graph holds an unknown leaf."""
-        if again or not self.layout.holds():
-            self.layout, self.watched = Layout(self.module), None
-            if self.layout.leaves:
-                check_params(self.layout.leaves)
-        return self.layout.leaves
+        if again or not self._holds():
+            self._read()
+        return self.params
 
     def forwards(
         self, parsed: list[Losses], weightings: Tensor | None
@@ -88,8 +86,8 @@ class Held:
     def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:
         """With whether hooks may sit on derivatives, and whether the graph is asked."""
         graph, handles, watches = forward.graph, self.handles, self.probe.watches
-        hooked = handles.hooked or graph.has_node_before(handles.since)
-        hooked = hooked or any(x._backward_hooks for x in graph.variables.values())
+        on_leaves = [x._backward_hooks for x in graph.variables.values()]
+        hooked = handles.hooked or any(on_leaves) or graph.has_node_before(handles.since)
         if hooked or watches is None:
             watched = False
         elif weightings is not None:
@@ -116,9 +114,9 @@ def live_run(
     """The forward passes behind losses, whose tasks are `known` after the first step."""
     if (functions := functions_of(losses)) and weightings is not None:
         raise ValueError(f"weightings: {IN_TURN}")
-    leaves, in_turn = held.leaves(), None
-    device = next(iter(leaves.values())).device if leaves else None
+    leaves, in_turn = held.leaves() if functions else {}, None
     if functions:  # numbers, for the checks of names and of how many there are
+        device = next(iter(leaves.values())).device
         zeros = {name: torch.zeros((), device=device) for name in functions}
         losses = zeros if isinstance(losses, Mapping) else [*zeros.values()]
     batches: list[Losses] = []
@@ -249,30 +247,33 @@ class LiveRun(Run):
         if self.releases:
             release(list(self.forwards))
 
-    @contextmanager
-    def no_writes(self) -> Iterator[None]:
+    def no_writes(self) -> AbstractContextManager[Any]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        leaves = self.params if self.custom else {}
-        before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
-        yield
-        changed = [
-            name
-            for name, x in leaves.items()
-            if x.grad is not before[name][0] or _writes(x.grad) != before[name][1]
-        ]
-        for name in changed:
-            leaves[name].grad = before[name][0]
-        if changed:
-            raise RuntimeError(
-                "module: a torch.autograd.Function of its own calls backward() inside its "
-                f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
-                "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
-                "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
-                "Call zero_grad() before the next step"
-            )
+        return _no_writes(self.params) if self.custom else nullcontext()
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
+
+
+@contextmanager
+def _no_writes(leaves: Params) -> Iterator[None]:
+    before = {name: (x.grad, _writes(x.grad)) for name, x in leaves.items()}
+    yield
+    changed = [
+        name
+        for name, x in leaves.items()
+        if x.grad is not before[name][0] or _writes(x.grad) != before[name][1]
+    ]
+    for name in changed:
+        leaves[name].grad = before[name][0]
+    if changed:
+        raise RuntimeError(
+            "module: a torch.autograd.Function of its own calls backward() inside its "
+            f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
+            "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
+            "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
+            "Call zero_grad() before the next step"
+        )
 
 
 def _refuse(given: object, name: str) -> None:
