@@ -1,9 +1,8 @@
 """CAGrad (Liu et al. 2021), one question a file."""
 
-from typing import Any
-
 from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
-from ..report.options import exported
+from ._role_of_c import role_of_c
+from .toy_figures import surface, toy
 
 claim = Claims(
     Row(
@@ -70,13 +69,5 @@ claim = Claims(
 )
 
 
-FIGURES = {
-    "toy": "toy_figures",
-    "surface": "toy_figures",
-    "role_of_c": "_role_of_c",
-}
-"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
-
-
-def __getattr__(name: str) -> Any:
-    return exported(__name__, FIGURES, name)
+FIGURES = (toy, surface, role_of_c)
+"""Every figure that takes options: `python -m paper_repro figure --list`."""

@@ -1,12 +1,6 @@
 """What the texts say of each other, one question a file."""
 
-from typing import Any
+from .auxiliaries import main_task
 
-from ..report.options import exported
-
-FIGURES = {"main_task": "auxiliaries"}
-"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
-
-
-def __getattr__(name: str) -> Any:
-    return exported(__name__, FIGURES, name)
+FIGURES = (main_task,)
+"""Every figure that takes options: `python -m paper_repro figure --list`."""

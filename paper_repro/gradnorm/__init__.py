@@ -1,9 +1,8 @@
 """GradNorm (Chen et al. 2018), one question a file."""
 
-from typing import Any
-
 from ..report.decisions import MULTIMNIST, Claims, Row
-from ..report.options import exported
+from ._search import search
+from .toy_figures import rates, strength, toy
 
 claim = Claims(
     Row(
@@ -21,14 +20,5 @@ claim = Claims(
 )
 
 
-FIGURES = {
-    "toy": "toy_figures",
-    "rates": "toy_figures",
-    "strength": "toy_figures",
-    "search": "_search",
-}
-"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
-
-
-def __getattr__(name: str) -> Any:
-    return exported(__name__, FIGURES, name)
+FIGURES = (toy, rates, strength, search)
+"""Every figure that takes options: `python -m paper_repro figure --list`."""
