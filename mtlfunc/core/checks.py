@@ -24,7 +24,7 @@ from .wrappers import refuse_shards
 
 F = TypeVar("F", bound=Callable[..., Any])
 # asked by `map` of many tensors, in C
-_IS_CPU, _REQUIRES_GRAD = attrgetter("is_cpu"), attrgetter("requires_grad")
+_IS_CPU, REQUIRES_GRAD = attrgetter("is_cpu"), attrgetter("requires_grad")
 
 
 def inside_transform() -> bool:
@@ -56,8 +56,8 @@ def values_readable(*values: object) -> bool:
     """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
     if torch.compiler.is_compiling() or inside_transform():
         return False
-    plain = [type(x) is Tensor for x in values]  # nearly always
-    return all(map(_IS_CPU, values if all(plain) else _tensors(values)))
+    plain = {*map(type, values)} == {Tensor}  # nearly always
+    return all(map(_IS_CPU, values if plain else _tensors(values)))
 
 
 def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
@@ -75,7 +75,7 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
     found = _tensors(values)
-    return any(map(_REQUIRES_GRAD, map(innermost_tensor, found) if levels else found))
+    return any(map(REQUIRES_GRAD, map(innermost_tensor, found) if levels else found))
 
 
 def derivative_levels() -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,51 +26,36 @@ class Target(NamedTuple):
 
     place: GradientEdge | Tensor
     like: Callable[[], Tensor]  # zeros, for what no loss depends on
-    key: object  # equal for the same place
+
+    @property
+    def key(self) -> object:  # equal for the same place
+        place = self.place
+        return id(place) if isinstance(place, Tensor) else (place.node, place.output_nr)
 
 
-def target(place: GradientEdge | Tensor, like: Callable[[], Tensor]) -> Target:
-    tensor = isinstance(place, Tensor)
-    return Target(place, like, id(place) if tensor else (place.node, place.output_nr))
-
-
+@dataclass(eq=False)
 class Backward:
     """The graph of one forward, open for backward passes.
 
     They are recorded only where something outside differentiates, or where an unrecorded one is
     wrong.
-
-    Args:
-        params: the leaves, as they are outside of transforms' levels.
-        places: theirs in the graph.
-        root: of the losses' vector.
-        edges: of the losses, where they may be differentiated one by one.
-        graph: what it says of itself.
-        record: whether something outside may differentiate the passes.
-        left_out: separate losses that no pass may enter, since they may be NaN.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        places: Mapping[str, Place],
-        root: GradientEdge | None,
-        edges: tuple[GradientEdge | None, ...] | None,
-        graph: Graph,
-        record: bool,
-        left_out: frozenset[int] = frozenset(),
-    ) -> None:
-        self.params = params
-        self.places = places
-        self.root = root
-        self.edges = edges
-        self.graph = graph
-        self.record = record
-        if edges is not None and left_out:
-            self.edges = tuple([None if t in left_out else e for t, e in enumerate(edges)])
-        self.some: tuple[GradientEdge | None, ...] | None = self.edges if left_out else None
-        self.anyway: bool = depth() > 0 and graph.needs_recording
-        self.asked: tuple[Place, ...] = graph.asked
+    params: Params  # the leaves, as they are outside of transforms' levels
+    places: Mapping[str, Place]  # theirs in the graph
+    root: GradientEdge | None  # of the losses' vector
+    edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one
+    graph: Graph  # what it says of itself
+    record: bool  # whether something outside may differentiate the passes
+    left_out: frozenset[int] = frozenset()  # separate losses that no pass may enter: may be NaN
+
+    def __post_init__(self) -> None:
+        edges = self.edges
+        self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out
+        if edges is not None and self.left_out:
+            self.some = tuple([None if t in self.left_out else e for t, e in enumerate(edges)])
+        self.anyway: bool = depth() > 0 and self.graph.needs_recording
+        self.asked: tuple[Place, ...] = self.graph.asked
 
     @property
     def batches(self) -> bool:
@@ -78,10 +64,10 @@ class Backward:
 
     def at(self, use: Use, losses: Tensor) -> Target:
         """Where a node has its deltas."""
-        return target(use.edge, lambda: losses.new_zeros(use.shape, dtype=use.dtype))
+        return Target(use.edge, lambda: losses.new_zeros(use.shape, dtype=use.dtype))
 
     def leaf(self, name: str) -> Target:
-        return target(self.places[name], partial(torch.zeros_like, self.params[name]))
+        return Target(self.places[name], partial(torch.zeros_like, self.params[name]))
 
     def __call__(
         self,

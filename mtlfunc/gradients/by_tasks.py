@@ -59,7 +59,8 @@ class ByTasks:
         backward, uses, names = self.backward, self.plan.uses, self.plan.rows
         leaves = [backward.params[name] for name in names]
         places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
-        places, count, edges = tuple(places), len(uses) + len(names), backward.edges or ()
+        places, count = tuple(places), len(uses) + len(names)
+        edges = backward.some or backward.edges or ()
         one, nowhere = self.value.new_ones(()), [None] * len(places)
         width = sum([x.numel() for x in leaves]) if views and self._is_plain(leaves) else 0
         # small rows are stacked, in fewer calls; large ones are written where they stay

@@ -79,7 +79,7 @@ def parse_losses(
             )
             if names is not None and names != tuple(tasks):
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
-        if not several or not all(isinstance(x, Tensor) and x.ndim == 0 for x in several):
+        if not several or [x for x in several if not isinstance(x, Tensor) or x.ndim]:
             labelled = zip(names or range(len(several)), several, strict=True)
             wrong = [
                 f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__} for task {task!r}"

@@ -289,7 +289,7 @@ def precision(count: int, dtype: torch.dtype) -> float:
     Half precision stores sums that were made in float32, so that there each entry is off by one
     rounding, however many tasks there are.
     """
-    eps, single = (torch.finfo(x).eps for x in (dtype, torch.float32))
+    eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
     return eps if eps <= single else eps / (8 * count) + single
 
 

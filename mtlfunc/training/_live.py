@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import check_params
+from ..core.checks import REQUIRES_GRAD, check_params
 from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.linearize import Linearization, Request
@@ -56,11 +56,11 @@ class Held:
         self.places = [(held, name) for held in self.parts for name in held]
         self.entries = [held[name] for held, name in self.places]
         self.tensors = [x for x in self.entries if isinstance(x, Tensor)]
-        self.trained = [x.requires_grad for x in self.tensors]
+        self.trained = [*map(REQUIRES_GRAD, self.tensors)]
         self.watched: bool | None = None  # whether its graph is of use to these; None is unknown
 
     def _holds(self) -> bool:
-        if [x.requires_grad for x in self.tensors] != self.trained:
+        if [*map(REQUIRES_GRAD, self.tensors)] != self.trained:
             return False
         now = [held.get(name) for held, name in self.places]
         return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
@@ -139,7 +139,7 @@ def live_run(
         )
         batches = [parsed(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, weightings)
-    reached = set[str]().union(*(reached_by(x, present) for x in forwards))
+    reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.several or in_turn) and present is not None and not bool(present.any())
     if idle:
@@ -234,7 +234,7 @@ class LiveRun(Run):
 
     def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
         left = self.in_turn
-        mine = any(forward is x for x in self.forwards) and request.mix is None
+        mine = left and request.mix is None and any(forward is x for x in self.forwards)
         if left is None or not mine or not left.rows or request.shared != tuple(left.rows):
             return super().linearize(forward, request, shares)
         nothing = request._replace(shared=(), measured=(), heads=None)

@@ -1,8 +1,9 @@
 """CAGrad (Liu et al. 2021), one question a file."""
 
+from typing import Any
+
 from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
-from ._role_of_c import role_of_c
-from .toy_figures import surface, toy
+from ..report.options import exported
 
 claim = Claims(
     Row(
@@ -69,5 +70,13 @@ claim = Claims(
 )
 
 
-FIGURES = (toy, surface, role_of_c)
-"""Every figure that takes options: `python -m paper_repro figure --list`."""
+FIGURES = {
+    "toy": "toy_figures",
+    "surface": "toy_figures",
+    "role_of_c": "_role_of_c",
+}
+"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, FIGURES, name)

@@ -1,6 +1,12 @@
 """What the texts say of each other, one question a file."""
 
-from .auxiliaries import main_task
+from typing import Any
 
-FIGURES = (main_task,)
-"""Every figure that takes options: `python -m paper_repro figure --list`."""
+from ..report.options import exported
+
+FIGURES = {"main_task": "auxiliaries"}
+"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, FIGURES, name)

@@ -1,8 +1,9 @@
 """GradNorm (Chen et al. 2018), one question a file."""
 
+from typing import Any
+
 from ..report.decisions import MULTIMNIST, Claims, Row
-from ._search import search
-from .toy_figures import rates, strength, toy
+from ..report.options import exported
 
 claim = Claims(
     Row(
@@ -20,5 +21,14 @@ claim = Claims(
 )
 
 
-FIGURES = (toy, rates, strength, search)
-"""Every figure that takes options: `python -m paper_repro figure --list`."""
+FIGURES = {
+    "toy": "toy_figures",
+    "rates": "toy_figures",
+    "strength": "toy_figures",
+    "search": "_search",
+}
+"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, FIGURES, name)

@@ -1,12 +1,9 @@
 """PCGrad (Yu et al. 2020), one question a file."""
 
+from typing import Any
+
 from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
-from ._figure1 import conditions_along, figure1
-from .events import onsets
-from .orders import all_orders
-from .theorem1 import ends
-from .theorem2 import overshoot
-from .training import curvature
+from ..report.options import exported
 
 claim = Claims(
     Row(
@@ -44,5 +41,17 @@ claim = Claims(
 )
 
 
-FIGURES = (figure1, conditions_along, curvature, onsets, ends, overshoot, all_orders)
-"""Every figure that takes options: `python -m paper_repro figure --list`."""
+FIGURES = {
+    "figure1": "_figure1",
+    "conditions_along": "_figure1",
+    "curvature": "training",
+    "onsets": "events",
+    "ends": "theorem1",
+    "overshoot": "theorem2",
+    "all_orders": "orders",
+}
+"""The module of every figure that takes options: `python -m paper_repro figure --list`."""
+
+
+def __getattr__(name: str) -> Any:
+    return exported(__name__, FIGURES, name)

@@ -51,18 +51,21 @@ def lasts(name: str) -> str:
 
 
 class Catalogue:
-    """Every figure function of a package's papers, by its name paper.figure."""
+    """Every figure function of a package's papers, by its name paper.figure, imported when it is
+    asked for.
+    """
 
     def __init__(self, package: str, papers: Sequence[str]) -> None:
-        self.figures: dict[str, Callable[..., Figure]] = {
-            f"{paper}.{figure.__name__}": figure
-            for paper in papers
-            for figure in getattr(importlib.import_module(f"{package}.{paper}"), "FIGURES", ())
-        }
-        self.names = list(self.figures)
+        self.folders = {paper: importlib.import_module(f"{package}.{paper}") for paper in papers}
+        self.names = [
+            f"{paper}.{name}"
+            for paper, folder in self.folders.items()
+            for name in getattr(folder, "FIGURES", {})
+        ]
 
     def __getitem__(self, name: str) -> Callable[..., Figure]:
-        return self.figures[name]
+        paper, _, figure = name.partition(".")
+        return getattr(self.folders[paper], figure)
 
     def listed(self) -> str:
         """A line per figure: its name, the seconds that it takes and what it shows."""

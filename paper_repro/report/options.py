@@ -3,10 +3,11 @@
 import argparse
 import difflib
 import functools
+import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
@@ -200,3 +201,12 @@ def meant(word: str, names: Iterable[str]) -> str:
     near = [name for name in known if given in (name.partition(".")[2], name.replace("-0", "-"))]
     near = near or difflib.get_close_matches(given, known)
     return f"did you mean {' or '.join(known[name] for name in near)}? " if near else ""
+
+
+def exported(package: str, figures: Mapping[str, str], name: str) -> Any:
+    """A paper's figure function, imported when it is asked for; `figures` has the module of every
+    one. Raises AttributeError where the paper has no such figure.
+    """
+    if name not in figures:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{package}.{figures[name]}"), name)
