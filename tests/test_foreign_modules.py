@@ -81,6 +81,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("form", [list, lambda losses: losses], ids=["list", "vector"])
 @pytest.mark.parametrize("name", MODULES)
 def test_gramian_and_gradient_are_those_of_a_loop(name: str, form: Callable[[Tensor], Any]) -> None:
+    if name == "compiled inside Fabric":
+        # which refuses a Triton that is newer than it, as torch 2.6 does those of today
+        pytest.importorskip("torch._inductor.runtime.hints", exc_type=ImportError)
     net = MODULES[name]()
     balancer = mf.Balancer(net, mf.mgda())
     leaves = [leaf for leaf in net.parameters() if leaf.requires_grad]

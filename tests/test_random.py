@@ -249,6 +249,8 @@ def test_key_errors():
 
 def test_draws_are_exported_under_a_vmap():
     """As `paper_repro` compiles its steps; one key is a constant of the program."""
+    # which refuses a Triton that is newer than it, as torch 2.6 does those of today
+    pytest.importorskip("torch._inductor.runtime.hints", exc_type=ImportError)
 
     def draw(seed):
         folded = random.fold_in(random.key(seed), random.key(3))

@@ -259,6 +259,7 @@ def said(tmp_path_factory) -> dict[str, tuple[list[str], bool]]:
     return {fault: (messages, kept) for fault, messages, kept in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_and_numbers_are_right(fault, said):

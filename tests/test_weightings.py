@@ -350,6 +350,8 @@ def test_vmapped_equals_its_loop(name, passes):
 
 
 def test_compiled_equals_eager():
+    # which refuses a Triton that is newer than it, as torch 2.6 does those of today
+    pytest.importorskip("torch._inductor.runtime.hints", exc_type=ImportError)
     net, losses, batch = make("dense", 3)
     params = mf.parameters(net)
     step = step_of(losses, mf.mgda())
