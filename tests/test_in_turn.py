@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import mtlfunc as mf
+from common.memory import peak
 from tests.support.every import every
-from tests.support.memory import peak
 from tests.support.registry import RULES
 
 TASKS = 3

@@ -15,9 +15,9 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import mtlfunc as mf
+from common.memory import Alive
 from experiments.benchmarks.llama import Llama, Size
 from mtlfunc.core import tree
-from tests.support.memory import Alive
 
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -15,46 +15,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from common import memory
 from experiments.benchmarks import runner, steps
 from experiments.benchmarks.networks import resnet18
 from experiments.benchmarks.record import Row
 
 
-class Alive(TorchDispatchMode):
-    """The most bytes that are alive at once, those of parameters aside."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.aside = {x.untyped_storage()._cdata for x in net.parameters()}
-        self.alive: dict[int, Any] = {}
-        self.bytes = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            storage = x.untyped_storage() if isinstance(x, Tensor) else None
-            if storage is not None and storage._cdata not in self.aside | self.alive.keys():
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                self.bytes += storage.nbytes()
-        for key in [key for key, (ref, _) in self.alive.items() if ref.expired()]:
-            self.bytes -= self.alive.pop(key)[1]
-        self.peak = max(self.peak, self.bytes)
-        return out
-
-
 def peak(net: nn.Module, step: Callable[[], Any]) -> float:
-    """MiB of the second of two steps."""
-    step()
-    net.zero_grad()
-    with Alive(net) as seen:
+    """MiB of the second of two steps, each from no gradient on."""
+
+    def call() -> None:
+        net.zero_grad()
         step()
+
+    found = memory.peak(call, net.parameters()) / 2**20
     net.zero_grad()
-    return seen.peak / 2**20
+    return found
 
 
 def of_functions(tasks: int, batch: int = 16, image: int = 32) -> dict[str, float]:
