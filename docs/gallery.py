@@ -34,9 +34,10 @@ options are in `--help`; `--out fig.pdf` writes a vector file with the numbers n
 Written by `python docs/gallery.py`.
 
 **In a paper**: `--preset column` is 3.25 inches wide, `--preset page` 6.75, with letters of 8
-points; tests ask the renderer that no text overlaps or is cut, in all of them. `--style FILE`, a
-style of matplotlib, sets fonts, sizes and colours; `--size 6x3` sets inches. `--data-only` writes
-the numbers alone. A figure of your own, of some panels or on other axes, from them:
+points; tests ask the renderer that no text overlaps or is cut, in all of them. `--panels 1,3` takes
+some panels, `--log x,y` logarithmic axes; `--font`, `--font-size`, `--colours` and `--style FILE`,
+a style of matplotlib, change the look; `--size 6x3` sets inches. `--data-only` writes the numbers
+alone. A figure of your own from them:
 
 ```python
 import json

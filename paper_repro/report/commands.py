@@ -199,7 +199,12 @@ LOOK = {
         "WxH",
         "inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
     ),
+    "font": ("NAME", "a family that matplotlib finds, as 'DejaVu Serif'"),
+    "font-size": ("POINTS", "4 to 40, of titles and labels; ticks and legends have 11/12 of it"),
     "style": ("FILE", "a style of matplotlib, a file or a name, over the figure's own"),
+    "colours": ("A,B,…", "of the lines, in their order, in place of the style's"),
+    "panels": ("I,J,…", "these alone, counted from 1, in this order"),
+    "log": ("AXES", "logarithmic axes in every panel: x, y or x,y"),
 }
 """What every figure takes: metavar and help."""
 
@@ -211,8 +216,18 @@ def look_of(typed: Mapping[str, str | None]) -> Look:
         raise Impossible(f"preset: expected {' or '.join(WIDTHS)}, got {preset}")
     if preset is not None and size is not None:
         raise Impossible("size: a preset has its own; give one of the two")
-    style = style_of(typed["style"]) if typed["style"] is not None else None
-    return Look(inches(size) if size is not None else None, preset, style)
+    panels = typed["panels"]
+    numbers = tuple(read("panels", tuple[int, ...], panels)) if panels is not None else ()
+    log = tuple((typed["log"] or "").split(",")) if typed["log"] is not None else ()
+    if not {*log} <= {"x", "y"}:
+        raise Impossible(f"log: expected x, y or x,y, got {typed['log']}")
+    points = typed["font-size"]
+    points = read("font-size", float, points) if points is not None else None
+    if points is not None and not 4 <= points <= 40:
+        raise Impossible(f"font-size: expected 4 to 40 points, got {points:g}")
+    colours = [x.strip() for x in (typed["colours"] or "").split(",") if x.strip()]
+    style = style_of(typed["style"], typed["font"], points, colours)
+    return Look(inches(size) if size is not None else None, preset, style, numbers, log)
 
 
 def inches(text: str) -> tuple[float, float]:
@@ -336,7 +351,7 @@ def draw(
     display.line(f"{', '.join(map(str, paths))}: {len(found.numbers)} records\n{found.caption}")
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        cure = "a larger --size or a --preset"
+        cure = "a larger --size, fewer --panels, or a --preset"
         display.line(f"in this look {wrong[0]}{more}; {cure} may have room")
     return 0
 

@@ -1,4 +1,4 @@
-"""How a figure looks in a paper: its width, letters and style."""
+"""How a figure looks in a paper: its width, letters, style, panels and scales."""
 
 import contextlib
 import warnings
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import style
+from cycler import cycler
+from matplotlib import colors, font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
@@ -18,8 +19,7 @@ from .figures import in_style, more_style
 from .layout import fit, place_of, titles
 from .options import Impossible
 
-POINTS = 8.0
-"""Of the letters in a paper."""
+POINTS = {"column": 8.0, "page": 8.0}
 WIDTHS = {"column": 3.25, "page": 6.75}
 """Inches, of one column and of the page of most journals."""
 NARROWEST = 1.5
@@ -38,17 +38,21 @@ class Look(NamedTuple):
     size: tuple[float, float] | None = None  # inches
     preset: str | None = None  # one of `WIDTHS`
     style: Mapping[str, Any] | None = None  # parameters of matplotlib
+    panels: tuple[int, ...] = ()  # from 1; all without any
+    log: tuple[str, ...] = ()  # of x and y
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         """While the figure is drawn and written."""
-        more = {**(letters(POINTS) if self.preset else {}), **(self.style or {})}
+        more = {**letters(POINTS.get(self.preset or "")), **(self.style or {})}
         with more_style(more), in_style():
             yield
 
 
-def letters(points: float) -> dict[str, Any]:
+def letters(points: float | None) -> dict[str, Any]:
     """The style's sizes for letters of `points`, and lines that go with them."""
+    if points is None:
+        return {}
     small = points * 11 / 12
     sizes = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), points)
     sizes |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), small)
@@ -62,17 +66,51 @@ def letters(points: float) -> dict[str, Any]:
 TICKS = {"major.size": 3.5, "minor.size": 2.0, "major.width": 0.8, "minor.width": 0.6}
 
 
-def style_of(file: str) -> dict[str, Any]:
-    """Parameters of a style of matplotlib. Raises Impossible for one that it does not have."""
-    try:
-        known = style.library.get(file) or mpl.rc_params_from_file(file, True, False)
-    except (OSError, ValueError, KeyError) as error:
-        raise Impossible(f"style: {file} is not a style of matplotlib ({error})") from error
-    return {str(name): value for name, value in known.items()}
+def style_of(
+    file: str | None, font: str | None, points: float | None, cycle: Sequence[str]
+) -> dict[str, Any]:
+    """Parameters of matplotlib: of a style, over which fonts and colours go.
+
+    Raises:
+        Impossible: for a style, font or colour that matplotlib does not have.
+    """
+    found: dict[str, Any] = {}
+    if file is not None:
+        try:
+            read = mpl.rc_params_from_file(file, fail_on_error=True, use_default_template=False)
+            found |= style.library[file] if file in style.library else dict(read)
+        except (OSError, ValueError, KeyError) as error:
+            if file not in style.library:
+                raise Impossible(f"style: {file} is not a style of matplotlib ({error})") from error
+            found |= style.library[file]
+    if font is not None:
+        try:
+            font_manager.findfont(font, fallback_to_default=False)
+        except ValueError as error:
+            raise Impossible(f"font: matplotlib does not find {font!r} on this machine") from error
+        found |= {"font.family": font}
+    wrong = [colour for colour in cycle if not colors.is_color_like(colour)]
+    if wrong:
+        raise Impossible(f"colours: {wrong[0]!r} is no colour of matplotlib")
+    if cycle:
+        found |= {"axes.prop_cycle": cycler("color", list(cycle))}
+    return letters(points) | found if points is not None else found
 
 
 def arrange(canvas: Canvas, look: Look) -> list[str]:
-    """Give a drawn canvas its look and set its text; what still overlaps or leaves it, in words."""
+    """Give a drawn canvas its look and set its text.
+
+    Returns:
+        what still overlaps or leaves the canvas, in words.
+
+    Raises:
+        Impossible: for a panel that the figure does not have, or a scale that its numbers do not
+            have.
+    """
+    if look.panels:
+        _choose(canvas, look.panels)
+    for name in look.log:
+        _scale(canvas, name)
     if look.preset is None:
         if look.size is not None:
             canvas.set_size_inches(look.size)
@@ -113,6 +151,42 @@ def _draw_near(panel: Any, away: float) -> None:
 def panels_of(canvas: Canvas) -> list[Axes]:
     """Without colour bars."""
     return [panel for panel in canvas.axes if not hasattr(panel, "_colorbar")]
+
+
+def _choose(canvas: Canvas, numbers: Sequence[int]) -> None:
+    """Keep some panels, side by side in their order."""
+    panels = panels_of(canvas)
+    beyond = [n for n in numbers if not 1 <= n <= len(panels)]
+    if beyond:
+        raise Impossible(f"panels: expected 1 to {len(panels)}, got {beyond[0]}")
+    kept = [panels[n - 1] for n in numbers]
+    for bar in canvas.axes:
+        if bar not in panels:
+            parents: list[Axes] = bar._colorbar_info["parents"]  # pyright: ignore
+            if set(parents) & set(kept):
+                parents[:] = [panel for panel in parents if panel in kept]
+            else:
+                bar._colorbar.remove()  # pyright: ignore
+    cells = [_cell(panel) for panel in kept]
+    for panel in set(panels) - set(kept):
+        panel.remove()
+    grid = canvas.add_gridspec(1, len(kept), width_ratios=[cell.width for cell in cells])
+    for i, panel in enumerate(kept):
+        panel.set_subplotspec(grid[0, i])
+    canvas.set_size_inches(sum(cell.width for cell in cells), max(cell.height for cell in cells))
+
+
+def _scale(canvas: Canvas, name: str) -> None:
+    """A logarithmic axis in every plane panel."""
+    for panel in panels_of(canvas):
+        if panel.name == "3d":
+            raise Impossible(f"log: {name} of a surface in space")
+        low = min(getattr(panel, f"{name}axis").get_data_interval())
+        if low <= 0:
+            raise Impossible(
+                f"log: some {name} is {low:g}, which has no logarithm; choose --panels"
+            )
+        getattr(panel, f"set_{name}scale")("log")
 
 
 class _Cell(NamedTuple):

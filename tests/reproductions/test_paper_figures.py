@@ -144,20 +144,18 @@ def test_in_a_paper_no_text_overlaps_or_is_cut(
     assert box is not None
     width, height = (float(x) / 72 for x in box.groups())
     assert width == WIDTHS[preset]
-    # six panels of a column, each with its legend, are no figure
+    # six panels of a column, each with its legend, are no figure: --panels chooses
     assert height <= (12.5 if (name, preset) == ("cross_paper.main_task", "column") else 9.5)
 
 
 def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A style reaches the drawing, and no number."""
+    """Style, font, colours, panels and axes reach the drawing, and no number."""
     sheet = tmp_path / "mine.mplstyle"
-    sheet.write_text(
-        "axes.facecolor: 00ff00\nfont.family: DejaVu Serif\n"
-        "axes.prop_cycle: cycler('color', ['ff0000', '0000ff'])\n"
-    )
+    sheet.write_text("axes.facecolor: 00ff00\nfont.size: 7\n")
     words = SMALL["mgda.temperatures"].split()
     assert run("mgda.temperatures", *words, "--out", str(tmp_path / "own.png")) == 0
-    look = ["--style", str(sheet), "--size", "6x3"]
+    look = f"--style {sheet} --colours #ff0000,#0000ff --panels 2,1 --log y --font-size 9".split()
+    look += ["--font", "DejaVu Serif"]
     out = tmp_path / "other.pdf"
     assert run("mgda.temperatures", *words, *look, "--out", str(out)) == 0
     assert b"DejaVuSerif" in out.read_bytes()
@@ -180,7 +178,12 @@ def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("--preset poster", "preset: expected column or page, got poster"),
         ("--preset column --size 6x3", "size: a preset has its own"),
+        ("--font Nonesuch", "font: matplotlib does not find 'Nonesuch'"),
         ("--style nowhere.mplstyle", "style: nowhere.mplstyle is not a style of matplotlib"),
+        ("--colours red,blurple", "colours: 'blurple' is no colour"),
+        ("--log z", "log: expected x, y or x,y, got z"),
+        ("--font-size 99", "font-size: expected 4 to 40 points, got 99"),
+        ("--panels one", "panels"),
     ],
 )
 def test_a_look_that_is_none_is_refused_before_anything_is_computed(
@@ -199,7 +202,7 @@ def test_a_size_without_room_is_drawn_and_said(
     words = [*SMALL["pcgrad.figure1"].split(), "--size", "3x2", "--out", str(out)]
     assert run("pcgrad.figure1", *words) == 0
     assert out.exists()
-    assert "a larger --size or a --preset" in capsys.readouterr().out
+    assert "a larger --size, fewer --panels, or a --preset" in capsys.readouterr().out
 
 
 def test_names_may_hold_commas() -> None:
