@@ -173,20 +173,39 @@ def missing(*_):
     raise compiling.NotCompiled
 
 
-def test_a_process_that_cannot_compile_says_so_once(compiler, monkeypatch, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [("echo no room left >&2; exit 3", "no room left"), ("kill -9 $$", "it ended with -9")],
+    ids=["refused", "killed"],
+)
+def test_a_process_that_cannot_compile_says_so_once(
+    script, reason, compiler, monkeypatch, tmp_path, capfd
+):
     kernel = kernel_of()
     kernel.__dict__["dispatcher"] = missing
     monkeypatch.setattr(compiling, "cache_of", lambda _: tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    (tmp_path / "python").write_text("#!/bin/sh\necho no room left >&2\nexit 3\n")
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     assert kernel.run(1.0) == 2.0
     assert compiler.child is not None
     compiler.child.wait()
-    with pytest.warns(RuntimeWarning, match="no room left.*stay interpreted"):
+    with pytest.warns(RuntimeWarning, match=f"{reason}.*stay interpreted"):
         assert kernel.run(1.0) == 2.0
     assert kernel.run(1.0) == 2.0  # and no more is said
     assert "compiled for this machine" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_broken_cache_leaves_the_interpreter(many, compiler, monkeypatch):
+    def cut_off(*_):
+        raise EOFError("pickle data was truncated")
+
+    kernel = kernel_of()
+    kernel.__dict__["dispatcher"] = cut_off
+    with pytest.warns(RuntimeWarning, match="EOFError: pickle data was truncated.*interpreted"):
+        assert kernel.run(1.0, many=many) == 2.0
+    assert kernel.run(1.0, many=many) == 2.0  # and no more is said
 
 
 def test_a_process_that_cannot_be_started_says_so_once(compiler, monkeypatch, tmp_path):

@@ -76,16 +76,17 @@ class Kernel:
                 return self.ready(*args)
             except NotCompiled:  # arrays of another kind
                 return self.compile(*args)
-        if (many or COMPILER.permits) and COMPILER.installed:
-            return self.compile(*args)
-        if COMPILER.due():
-            try:
-                answer = self.dispatcher(*args)
-            except NotCompiled:
-                COMPILER.start(self.dispatcher)
-            else:
-                self.ready = self.dispatcher
+        try:
+            if (many or COMPILER.permits) and COMPILER.installed:
+                return self.compile(*args)
+            if COMPILER.due():
+                answer, self.ready = self.dispatcher(*args), self.dispatcher
                 return answer
+        except NotCompiled:
+            COMPILER.start(self.dispatcher)
+        except Exception as error:  # such as a cache that was cut off
+            COMPILER.give_up(f"{type(error).__name__}: {error}")
+            self.ready = np.errstate(all="ignore")(self.function)
         with np.errstate(all="ignore"):  # as in the compiled form
             return self.function(*args)
 
@@ -152,7 +153,9 @@ class _Compiler:
             child, self.child = self.child, None
             said = child.communicate()[1]
             if child.returncode:
-                self.give_up((said.strip().splitlines() or ["it gave no reason"])[-1])
+                self.give_up(
+                    (said.strip().splitlines() or [f"it ended with {child.returncode}"])[-1]
+                )
         if time.monotonic() < self.next_look:
             return False
         return self.installed
