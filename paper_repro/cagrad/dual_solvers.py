@@ -31,6 +31,7 @@ def solvers(measured: Measured) -> Verdict:
     return "holds" if len(good) == len(most) else "holds only when"
 
 
+TIMED = True  # a processor's time or memory, which another device has not
 claim = Claims(
     Row(
         "CA-17",

@@ -134,6 +134,13 @@ claim = Claims(
         "reaches the minimum of the mean from all.",
         different_ends.open_unless(WHOLE),
         when="of CAGrad with c = 0.5 and 0.8, and with c = 0.2 and the sign of the code",
+        finding=(
+            "after 70,000 steps from the paper's starts, the worst of CAGrad's ends is {c = "
+            "0.5: largest excess at 70000 steps} above the least mean loss with c = 0.5, {c = "
+            "0.2: largest excess at 70000 steps} with c = 0.2. On a Pareto set 14 long MGDA's "
+            "ends lie {MGDA: spread of x₁ at the end} apart, PCGrad's {PCGrad: spread of x₁ "
+            "at the end}"
+        ),
     ),
 )
 

@@ -63,6 +63,13 @@ claim = Claims(
             ("library against fractions, largest difference", "<", 1e-12),
         ),
         kind="exact",
+        finding=(
+            "an encoder of full rank. Along MGDA-UB's direction the losses of the two tasks "
+            "fall at rates of {linear encoder, MGDA-UB: rate of task 1} and {linear encoder, "
+            "MGDA-UB: rate of task 2}, along exact MGDA's at {linear encoder, MGDA: rate of "
+            "task 1} and {linear encoder, MGDA: rate of task 2}. A loss with a rate below 0 "
+            "rises"
+        ),
     ),
     Row(
         "SU-35",

@@ -41,6 +41,7 @@ def judge_infeasible(measured: Measured) -> Verdict:
     return "holds only when" if without_rows else "holds"
 
 
+TIMED = True  # a processor's time or memory, which another device has not
 claim = Claims(
     Row(
         "SU-27",

@@ -29,6 +29,7 @@ def judge_inner_iteration(measured: Measured) -> Verdict:
     return "holds" if min(shares) > A_FIFTH.now else "holds only when"
 
 
+TIMED = True  # a processor's time or memory, which another device has not
 claim = Claims(
     Row(
         "SU-25",

@@ -69,6 +69,7 @@ def judge_learning_rate(measured: Measured) -> Verdict:
     return "holds only when" if tuned[1][1] < NEARLY_ALL.now else "inconclusive"
 
 
+TIMED = True  # a processor's time or memory, which another device has not
 claim = Claims(
     Row(
         "SU-21",

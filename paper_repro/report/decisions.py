@@ -253,6 +253,7 @@ class Row(NamedTuple):
     # of one that may hold only when: when it does, with `{name}` for a number; where it says
     # nothing, the intervals on the claimed side do
     when: str = ""
+    finding: str = ""  # what came out of one that says most of its text: the page begins so
     kind: Kind = "synthetic"
     # what else deciding it takes; of one that needs data its command, or why nothing stands in
     needs: str = ""

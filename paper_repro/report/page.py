@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ..claims import PAPERS, ROWS
+from ..claims import LEDGER, PAPERS, ROWS
 from .decisions import KINDS
 from .entry import article, code, escaped, figure, listed, paper_and_here, slug, title, typeset
 from .results import VERDICTS, Results
@@ -17,36 +17,6 @@ from .summary import counts, paper_of
 STYLE = Path(__file__).with_name("page.css")
 SCRIPT = Path(__file__).with_name("page.js")
 ORDER = {row.id: number for number, row in enumerate(ROWS)}
-FINDINGS = {
-    "PC-20": "two dimensions. At steps as large as Theorem 2 needs, which are too large for plain "
-    "descent, PCGrad's loss is the lower one after one step in a share of {near, dim 2, large "
-    "steps: share of pairs in which PCGrad is lower after 1} of the pairs; at stable steps in "
-    "{near, dim 2, stable steps: share of pairs in which PCGrad is lower after 1}. Each at its "
-    "best step, {near, dim 2, to 0.1 of the initial gap: share that gets there, PCGrad} of "
-    "PCGrad's runs and {near, dim 2, to 0.1 of the initial gap: share that gets there, plain} of "
-    "plain descent's come within a tenth of the initial gap",
-    "SU-34": "an encoder of full rank. Along MGDA-UB's direction the losses of the two tasks fall "
-    "at rates of {linear encoder, MGDA-UB: rate of task 1} and {linear encoder, MGDA-UB: rate of "
-    "task 2}, along exact MGDA's at {linear encoder, MGDA: rate of task 1} and {linear encoder, "
-    "MGDA: rate of task 2}. A loss with a rate below 0 rises",
-    "CA-26": "after 70,000 steps from the paper's starts, the worst of CAGrad's ends is {c = 0.5: "
-    "largest excess at 70000 steps} above the least mean loss with c = 0.5, {c = 0.2: largest "
-    "excess at 70000 steps} with c = 0.2. On a Pareto set 14 long MGDA's ends lie {MGDA: spread of "
-    "x₁ at the end} apart, PCGrad's {PCGrad: spread of x₁ at the end}",
-    "GN-21": "the toy at the paper's size. GradNorm ends at {GradNorm over equal, each at its best "
-    "rate} times the normalised test loss of equal weights if each has its best rate, of a grid "
-    "that was refined around it. At the learning rate 0.001, which was fixed beforehand, equal "
-    "weights end at {equal at Adam 0.001, loss over an untrained network's} times the loss of an "
-    "untrained network",
-    "SI-01": "the loss of the nearest static weights over the rule's, on the two tasks. Below 1 "
-    "static weights are better. "
-    + "; ".join(
-        f"{rule} {{{rule}, task 1: nearest static weights' loss over the rule's}} and "
-        f"{{{rule}, task 2: nearest static weights' loss over the rule's}}"
-        for rule in ("MGDA", "CAGrad", "PCGrad and UPGrad")
-    ),
-}
-"""A claim of each text that says most of it, and its numbers in a sentence: the page begins so."""
 MEANING = {
     "holds": "as stated, in the configuration that was run",
     "holds only when": "in a part of it; the row says which",
@@ -164,7 +134,7 @@ def _findings(claims: list[dict[str, Any]]) -> str:
         f'<li><a href="#{claim["id"]}">{claim["id"]}</a> {_coloured(claim["verdict"])} '
         f"{paper_and_here(claim, _finding(claim))}</li>"
         for claim in claims
-        if claim["id"] in FINDINGS and claim["configuration"]
+        if LEDGER[claim["id"]].finding and claim["configuration"]
     ]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
@@ -173,7 +143,7 @@ def _finding(claim: dict[str, Any]) -> str:
     """A sentence; none of other numbers, as of an earlier run, nor of a smaller budget."""
     if "budget" not in claim["configuration"]:
         with suppress(LookupError):
-            return filled(FINDINGS[claim["id"]], claim["measured"])
+            return filled(LEDGER[claim["id"]].finding, claim["measured"])
     return ""
 
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import torch
 from matplotlib import style
 from tqdm import tqdm
 
@@ -24,7 +25,6 @@ from common.device import on
 from common.locks import digest
 from common.pool import keep_memory, prepare, threads, unbroken
 
-from .device import of
 from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
@@ -253,7 +253,8 @@ def deaf() -> Iterator[None]:
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
     """Run a question; `send` gets its findings one by one, and in the end that it is done."""
     Store.question, Store.earlier, begin = name, {}, spent()
-    settings = settings._replace(device=of(name, settings.device))
+    if getattr(module, "TIMED", False):
+        settings = settings._replace(device=torch.device("cpu"))
     try:
         with (
             style.context(STYLE),

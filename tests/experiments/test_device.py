@@ -1,5 +1,8 @@
 """`--device`: studies make their tensors on it, and give on a CPU what they gave."""
 
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +25,8 @@ from paper_repro.cagrad import convergence, toy_runs
 from paper_repro.cagrad.common import quadratics
 from paper_repro.gradnorm import common, lanes, train_lanes
 from paper_repro.mgda import adam, encoders
-from paper_repro.report import device
 from paper_repro.report.findings import Settings
+from paper_repro.report.workers import answer
 from paper_repro.since import physics, samples, scalarization
 from tests.support.recorders import Watched
 
@@ -198,9 +201,17 @@ def test_constants_are_the_same_by_fills():
 
 
 def test_what_is_about_a_processors_time_stays_there():
-    assert set(device.TIMED) <= repro.reproductions().keys()
-    assert device.of(device.TIMED[0], META).type == "cpu"
-    assert device.of("gradnorm.reach", META) == META
+    """And what is not runs where it is told: no other has that mark."""
+    timed = {name for name, module in repro.reproductions().items() if hasattr(module, "TIMED")}
+    costs = {"mgda.cost_of_gradients", "mgda.cost_of_weights", "mgda.solvers"}
+    assert timed == costs | {"cagrad.dual", "cagrad.dual_solvers", "cagrad.fast"}
+    seen = []
+    module = ModuleType("timed")
+    module.run = lambda settings: seen.append(settings.device) or iter(())  # pyright: ignore
+    for at_home in (True, False):
+        module.TIMED = at_home  # pyright: ignore
+        answer(module, "timed", Settings(device=META), Path(), lambda kind, what: None)
+    assert [device.type for device in seen] == ["cpu", "meta"]
 
 
 def test_exact_policies_are_captured_as_they_are(monkeypatch):

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import paper_repro
 from paper_repro import __main__ as program
-from paper_repro import cagrad, gradnorm, mgda, pcgrad
+from paper_repro import cagrad, gradnorm, pcgrad
 from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
 from paper_repro.report import commands, display, entry, findings, parts
@@ -388,9 +388,7 @@ def test_the_function_says_the_same() -> None:
     with pytest.raises(Impossible, match=r"^steps: expected at least 1, got 0"):
         cagrad.toy(steps=0)
     with pytest.raises(Impossible, match=r"^scales: expected a number, got 'large'"):
-        gradnorm.toy(scales=(1.0, "large"))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        mgda.nothing  # noqa: B018
+        gradnorm.toy(scales=(1.0, "large"))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_stopped_figure_goes_on_from_what_is_kept(
@@ -534,7 +532,7 @@ def test_numbers_beside_gradnorm_s_toy_are_those_drawn() -> None:
     rate = float(str(label).rpartition(" ")[2])
     rows = [row for row in found.numbers if row["rate"] == rate and row["task"] == 1]
     np.testing.assert_allclose([row["L/L(0)"] for row in rows], next(iter(drawn.values())))
-    heights = fill.get_paths()[0].vertices[:, 1]
+    heights = np.asarray(fill.get_paths()[0].vertices)[:, 1]
     assert max(heights) == pytest.approx(max(row["L/L(0), high"] for row in rows))
     assert min(heights) == pytest.approx(min(row["L/L(0), low"] for row in rows))
     assert "which is the best of 2 by these losses" in found.caption
