@@ -250,6 +250,14 @@ def test_a_batch_without_labels_is_a_step_of_zero():
         assert moved == bool(info.gramian.any()) == any(present)
 
 
+def test_a_module_that_was_frozen_since_is_named():
+    net = network()
+    balancer = mf.Balancer(net, mf.mgda(), rows())
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"shared: there is no parameter .* frozen"):
+        balancer.backward([partial(loss_of, net, next(loader()), name) for name in NAMES])
+
+
 class PassesItself(torch.autograd.Function):
     """Whose backward adds to `.grad`."""
 

@@ -116,7 +116,7 @@ def live_run(
         raise ValueError(f"weightings: {IN_TURN}")
     leaves, in_turn = held.leaves() if functions else {}, None
     if functions:  # numbers, for the checks of names and of how many there are
-        device = next(iter(leaves.values())).device
+        device = next((x.device for x in leaves.values()), None)
         zeros = {name: torch.zeros((), device=device) for name in functions}
         losses = zeros if isinstance(losses, Mapping) else [*zeros.values()]
     batches: list[Losses] = []
