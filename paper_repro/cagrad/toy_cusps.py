@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure as Canvas
 
 import mtlfunc as mf
 from common.problems.cagrad_toy import (
@@ -26,7 +27,7 @@ from ..report.decisions import Claims, Measured, Row, decided, named_so
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from .toy_figures import surface
 from .toy_maps import LEGEND, maps
-from .toy_runs import WHOLE, Run, Toy, of, title_of, toy, with_steps
+from .toy_runs import COLOURS, DASHES, WHOLE, Run, Toy, of, title_of, toy, with_steps
 
 
 @decided("with each of the four methods a nudge of 1e-9 at the start changes where a run ends")
@@ -77,6 +78,7 @@ def run(settings: Settings) -> Findings:
     yield surface()
     found = toy(settings)
     yield from trajectories(found.runs)
+    yield loss_curves(found.runs)
     yield stuck(found)
     yield reproducible(found)
 
@@ -96,6 +98,37 @@ def trajectories(runs: dict[str, Run]) -> Findings:
         "Trajectories from each start as in Figure 3 of Liu et al. 2021, with the sign that the "
         f"paper prints in f₂. {LEGEND}",
         maps(panels, PAPER_SIGN, 3),
+    )
+
+
+def loss_curves(runs: dict[str, Run]) -> Figure:
+    canvas = Canvas(figsize=(13, 7), layout="constrained")
+    for i, start in enumerate(STARTS):
+        axis = canvas.add_subplot(2, 3, i + 1)
+        for name, hyper in (USUAL | {"CAGrad, epsilons": 10.0}).items():
+            label = "CAGrad, c = 10 with epsilons" if "eps" in name else title_of(name)
+            value = runs[name].mean_loss([start], hyper)[:, 0]
+            axis.plot(
+                runs[name].times / 1000,
+                value,
+                color=COLOURS[name],
+                linestyle=DASHES[name],
+                linewidth=1.8,
+                label=label,
+            )
+        axis.set(
+            title=f"from ({start[0]:g}, {start[1]:g})", xlabel="thousand steps", ylabel="mean loss"
+        )
+        axis.grid()
+        if i == 0:
+            canvas.legend(
+                *axis.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=6,
+                frameon=False,
+            )
+    return Figure(
+        "losses", "Mean of the two losses along the trajectories, from each start; + in f₂.", canvas
     )
 
 

@@ -261,6 +261,7 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole(
         "surface",
         "trajectories",
         "printed-sign",
+        "losses",
         "ends",
         "random-starts",
     }
