@@ -2,8 +2,8 @@
 
 `torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
 key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
-device. A plain key on a CPU, the case of an ordinary training loop, is hashed by a compiled
-function instead of some thirty operations in torch.
+device. A plain key on a CPU, the case of an ordinary training loop, is hashed by Python and NumPy
+instead of some thirty operations in torch.
 """
 
 import math
