@@ -90,4 +90,4 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 if _VERSION > _NEWEST:  # which CI has not tested: it is tried at its first use
-    import_module(f"{__name__}.analysis.trial")
+    import_module(f"{__name__}.analysis.trial").at_the_doors()

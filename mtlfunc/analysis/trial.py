@@ -152,9 +152,7 @@ def behind_door(function: Callable[..., Any]) -> Callable[..., Any]:
             if found:
                 ways = "; ".join(f"{name} ({why})" for name, why in found.items())
                 left = "numbers may be wrong" if "nothing" in found else "slower and right"
-                told = (
-                    f"{NAME} is newer than mtlfunc was tested with, and other ways are taken for "
-                )
+                told = f"{NAME} is newer than those tested, and other ways are taken for "
                 warn(f"{told}{ways}: {left}", RuntimeWarning, user_level())
         return function(*args, **kwargs)
 
@@ -169,5 +167,7 @@ def tried() -> dict[str, str]:
     return found
 
 
-for name in ("observe", "live"):
-    stand_in(run, name, behind_door(getattr(run, name)))
+def at_the_doors() -> None:
+    """Try this torch at the next derivative."""
+    for name in ("observe", "live"):
+        stand_in(run, name, behind_door(getattr(run, name)))
