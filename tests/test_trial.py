@@ -163,11 +163,18 @@ def no_folder() -> None:
     trial["KEPT"] = Path(__file__) / "kept"
 
 
+def a_name_that_cannot_be_asked_for() -> None:
+    """As in a folder that is another user's."""
+    trial = vars(sys.modules["mtlfunc.analysis.trial"])
+    trial["KEPT"] = trial["KEPT"].with_name("k" * 300)
+
+
 NORMS = "NativeGroupNorm", "NativeLayerNorm", "NativeBatchNorm"
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: None, ""),
     "nothing, first inside a transform": (first_inside_a_transform, ""),
     "no folder that can be written": (no_folder, ""),
+    "no folder that can be read": (a_name_that_cannot_be_asked_for, ""),
     "an engine of other numbers": (
         lambda: plant(
             "autograd_engine", engine(lambda found: [None if x is None else 2 * x for x in found])
@@ -233,7 +240,9 @@ def outcome(fault: str) -> list[str]:
 
 def main(folder: Path) -> None:
     """Each fault in a child of a process that takes its torch for one of tomorrow."""
-    vars(sys.modules["mtlfunc.analysis.trial"])["KEPT"] = folder / "kept"
+    trial = vars(sys.modules["mtlfunc.analysis.trial"])
+    assert mf.__version__ in trial["KEPT"].name  # the next release tries it again
+    trial["KEPT"] = folder / "kept"
     vmap(grad(torch.sin))(torch.ones(2))  # imported once for all children
     for fault in FAULTS:
         if not os.fork():
@@ -270,7 +279,7 @@ def test_a_fault_is_found_and_numbers_are_right(fault, said):
     reason = FAULTS[fault][1]
     if not reason:
         assert not messages
-        assert kept == (fault != "no folder that can be written")
+        assert kept == ("no folder" not in fault)
         return
     (message,) = messages
     assert reason in message

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from os.path import exists  # without an error where it may not be asked
 from pathlib import Path
 from threading import Lock, get_ident
 from typing import Any
@@ -27,7 +28,8 @@ from ..rules import mean
 from ..training import Balancer
 
 NAME = f"torch {torch.__version__}"
-KEPT = Path(__file__).parent / "__pycache__" / f"{NAME} {platform.node()}"
+RELEASE = vars(sys.modules["mtlfunc"])["__version__"]
+KEPT = Path(__file__).parent / "__pycache__" / f"{NAME} {RELEASE} {platform.node()}"
 UNREAD = f"{NAME} has other graphs than those that are read"
 WAYS: dict[str, list[tuple[Any, str, Any]]] = {
     "layers": [
@@ -69,9 +71,7 @@ def answers() -> Iterator[tuple[Any, Any]]:
     module = nn.ParameterDict({name: waves(*shape) for name, shape in shapes.items()})
     live, leaves, x = dict(module.items()), list(module.values()), torch.arange(8).view(2, 4) % 5
     p = {name: leaf.detach() for name, leaf in live.items()}
-
-    def tasks(p: Any, x: Tensor) -> Tensor:
-        return samples(p, x).mean(0)
+    tasks: Any = lambda p, x: samples(p, x).mean(0)  # noqa: E731
 
     def rows_of(losses: Tensor) -> list[Tensor]:
         each = [torch.autograd.grad(y, leaves, retain_graph=True) for y in losses.flatten()]
@@ -125,8 +125,7 @@ def attempt() -> dict[str, str]:
             old = [(home, key, stand_in(home, key, new)) for home, key, new in ways]
             if not wrong():
                 return found | {name: why}
-            for way in old:
-                stand_in(*way)
+            _ = [stand_in(*way) for way in old]
         found["nothing"] = why
     return found
 
@@ -147,7 +146,7 @@ def behind_door(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not (DONE or torch.compiler.is_compiling() or get_ident() in INSIDE):
             with LOCK:
-                found = {} if DONE or KEPT.exists() else tried()
+                found = {} if DONE or exists(KEPT) else tried()
                 DONE.append(True)
             if found:
                 ways = "; ".join(f"{name} ({why})" for name, why in found.items())

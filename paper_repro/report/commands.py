@@ -94,8 +94,8 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     parser = Parser(
         prog=f"python -m paper_repro figure {name}",
         description=f"{summary(figure)} {lasts(name)}",
-        epilog="Several values are apart by blanks, numbers that belong together by commas; names "
-        "may be quoted.",
+        epilog="Write blanks between several values, commas between numbers that belong together; "
+        "names may be quoted.",
         allow_abbrev=False,
     )
     for parameter in parameters(figure).values():
