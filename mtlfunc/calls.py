@@ -30,7 +30,7 @@ def constructor(make: Callable[P, T]) -> Callable[P, T]:
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         made: Any = make(*args, **kwargs)
-        origin = Call(call, args, getattr(make, "current", dict)(kwargs), made)
+        origin = Call(call, args, kwargs, made)
         if not hasattr(made, "_fields"):
             return Made(origin, "", made)  # pyright: ignore[reportReturnType]
         pairs = zip(made._fields, made, strict=True)

@@ -102,7 +102,6 @@ def test_every_rule_as_in_the_pure_step(name, net):
 
 OPTIONS = {
     "plain": {},
-    "measure": {"gramian_over": "trunk.2.*"},
     "own heads": {"heads": "own"},
     "weighted heads": {"heads": "weighted"},
     "rows": {"engine": "rows"},

@@ -461,13 +461,6 @@ CASES = {
         TypeError,
         r"params\['w'\]: expected a tensor",
     ),
-    "measure": (
-        lambda: mf.descend(
-            vector, mf.mgda(), mf.jacobian("trunk.*", gramian_over="heads.*"), mf.sgd(0.1)
-        ).init(PARAMS, BATCH),
-        ValueError,
-        r"gramian_over='heads\.\*' matches no parameter; there are: trunk",
-    ),
     "has_aux missing": (
         lambda: mf.descend(
             lambda p, b: (vector(p, b), 1), mf.mean(), mf.losses_only(), mf.sgd(0.1)

@@ -89,7 +89,6 @@ def test_every_rule_bit_for_bit(name):
 SAME = {
     "own heads": (lambda: rows(heads="own"), {}),
     "a sum": (rows, {"reduction": "sum"}),
-    "part of the trunk": (lambda: rows(gramian_over="trunk.4.*"), {}),
     "in a metric": (rows, {"metric": True}),
     "averaged rows": (lambda: mf.moving_average("trunk.*", rate=0.5), {}),
     "a mask": (lambda: rows(mask=mf.graddrop()), {}),

@@ -288,7 +288,6 @@ def test_what_absent_tasks_alone_read_gets_none(head, form):
 
 MORE = {
     "weighted heads": ({"heads": "weighted"}, {}),
-    "a part is measured": ({"gramian_over": "trunk.2.*"}, {}),
     "an absent task": ({}, {"present": torch.tensor([True, False, True])}),
     "a half": ({}, {}),
 }

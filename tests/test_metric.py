@@ -252,7 +252,6 @@ UNITS = {n: x / SCALE[n].sqrt() for n, x in PARAMS.items()}
     [
         mf.jacobian("trunk.*"),
         mf.jacobian("trunk.*", engine="rows", chunk_size=1),
-        mf.jacobian("trunk.*", gramian_over="trunk.2.*"),
         mf.jacobian("trunk.*", mix=mf.subset(2)),
         mf.jacobian("trunk.*", present=lambda batch: torch.tensor([True, False, True])),
         mf.moving_average("trunk.*", rate=0.5),

@@ -206,7 +206,7 @@ def test_momentum_of_other_parameters_and_decay(exact):
     named[last].grad = mf.random.normal(mf.random.key(9), named[last].shape, F64)
     sgd.step()
     sgd.zero_grad()
-    balancer = mf.Balancer(net, mf.mean(), mf.jacobian(gramian_over=last), metric=sgd)
+    balancer = mf.Balancer(net, mf.mean(), mf.jacobian(last, heads="weighted"), metric=sgd)
     info = balancer.measure(losses_fn(net)(dict(net.named_parameters()), ()))
     carried = info.rates - info.gramian @ info.weights
     rows = rows_at(net)

@@ -63,7 +63,6 @@ PROBES = {
     "rows": lambda present: mf.jacobian(SHARED, present=present, engine="rows", chunk_size=1),
     "own": lambda present: mf.jacobian(SHARED, present=present, heads="own"),
     "weighted": lambda present: mf.jacobian(SHARED, present=present, heads="weighted"),
-    "measure": lambda present: mf.jacobian(SHARED, present=present, gramian_over="trunk.2.*"),
     "masked": lambda present: mf.jacobian(
         SHARED,
         present=present,

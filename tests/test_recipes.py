@@ -144,10 +144,28 @@ def test_options_of_the_probe():
     found = ran("Options of the probe")
     net, info = found["net"], found["info"]
     rows, _ = literal(net, found["losses_of"](net["trunk"](found["x"])))
-    measured = torch.cat([rows[f"trunk.2.{x}"].flatten(1) for x in ("weight", "bias")], 1)
-    torch.testing.assert_close(info.gramian, measured @ measured.mT)
+    shared = torch.cat([rows[x].flatten(1) for x in rows if x.startswith("trunk")], 1)
+    torch.testing.assert_close(info.gramian, shared @ shared.mT)
     for name, leaf in net.named_parameters():
         weights = info.weights if name.startswith("trunk") else torch.ones(3)
+        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_gramian_over_a_part_of_the_trunk(own):
+    found = ran("A Gramian over a part of the trunk")
+    net, info = found["net"], found["info"]
+    if not own:  # the first lines alone
+        net.zero_grad()
+        mf.Balancer(net, mf.mgda(), found["part"]).backward(
+            found["losses_of"](net["trunk"](found["x"]))
+        )
+    rows, _ = literal(net, found["losses_of"](net["trunk"](found["x"])))
+    part = torch.cat([rows[f"trunk.2.{x}"].flatten(1) for x in ("weight", "bias")], 1)
+    torch.testing.assert_close(info.gramian, part @ part.mT)
+    torch.testing.assert_close(info.weights, mf.weights(mf.mgda(), part @ part.mT))
+    for name, leaf in net.named_parameters():
+        weights = torch.ones(3) if own and name.startswith("heads") else info.weights
         torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
 
 
@@ -155,7 +173,7 @@ NET = nn.Linear(2, 2)
 SCALE = "losses-times-a-scalers-factor"
 GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
 FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
-AIM = "a-target-loss"
+AIM, PART = "a-target-loss", "a-gramian-over-a-part-of-the-trunk"
 GONE = {
     "Balancer": (
         lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
@@ -164,8 +182,12 @@ GONE = {
         ),
     ),
     **{
-        name: (getattr(mf, name), {"param_groups": GROUPS, "gramian_dtype": DTYPE, "target": AIM})
-        for name in ("jacobian", "moving_average", "excess_risk", "double_sampling")
+        name: (
+            getattr(mf, name),
+            {"param_groups": GROUPS, "gramian_dtype": DTYPE, "target": AIM}
+            | (dict.fromkeys(["gramian_over", "measure"], PART) if i < 2 else {}),
+        )
+        for i, name in enumerate(("jacobian", "moving_average", "excess_risk", "double_sampling"))
     },
     "Balancer.backward": (
         lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
@@ -176,13 +198,6 @@ GONE = {
         {"features": FEATURES, "scale": SCALE, "target": AIM},
     ),
 }
-
-
-@pytest.mark.parametrize("probe", [mf.jacobian, mf.moving_average])
-def test_an_old_name_warns_and_means_the_new_one(probe):
-    with pytest.warns(DeprecationWarning, match=f"{probe.__name__}: measure= is called gramian_"):
-        old = probe(measure="trunk.*")
-    assert old == probe(gramian_over="trunk.*")
 
 
 @every("call", GONE)

@@ -169,7 +169,6 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
     {
         "shared": lambda: mf.jacobian(SHARED),
         "all": lambda: mf.jacobian(lambda name: True),
-        "measure": lambda: mf.jacobian(SHARED, gramian_over="trunk.0.*"),
         "weighted heads": lambda: mf.jacobian(SHARED, heads="weighted"),
         "chunks": lambda: mf.jacobian(SHARED, chunk_size=1),
         "mix": lambda: mf.jacobian(SHARED, mix=mf.subset(2)),
@@ -368,7 +367,7 @@ def test_gradnorm_equals_literal_double_backward_loop():
     step = mf.descend(
         vector,
         mf.gradnorm(alpha, lr),
-        mf.jacobian(SHARED, gramian_over="trunk.2.*", heads="weighted"),
+        mf.jacobian("trunk.2.*", heads="weighted"),
         mf.sgd(0.1),
         reduction="sum",
     )

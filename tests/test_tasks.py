@@ -39,7 +39,7 @@ METHODS = {
     "jacobian": lambda losses: (mf.pcgrad(), mf.jacobian(SHARED), BATCH),
     "gradnorm": lambda losses: (
         mf.gradnorm(0.5),
-        mf.jacobian(SHARED, gramian_over="trunk.2.*", heads="weighted"),
+        mf.jacobian("trunk.2.*", heads="weighted"),
         BATCH,
     ),
     "present": lambda losses: (

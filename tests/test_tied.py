@@ -67,7 +67,7 @@ def test_a_tied_parameter_is_chosen_by_its_first_name_or_its_module(first, whole
     torch.testing.assert_close(found, expected)
     # functional_call leaves other tensors in a module that has two names
     for which in (names,) if whole else (names, net.trunk):
-        step = mf.balance(losses, mf.mgda(), mf.jacobian(which, gramian_over=which))
+        step = mf.balance(losses, mf.mgda(), mf.jacobian(which))
         _, _, info = step.update(moved, x, step.init(moved, x))
         torch.testing.assert_close(info.gramian, expected)
         info = mf.Balancer(net, mf.mgda(), shared=which).measure(net(x).square().mean(0))

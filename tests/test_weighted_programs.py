@@ -155,15 +155,11 @@ class Drawn:
         leaves = sorted(self.program.leaves)
         some = pick.sample(leaves, pick.randint(1, len(leaves))) if leaves else []
         self.shared = sorted(some) if pick.random() < 0.4 else leaves
-        self.measured = self.shared
         self.options = {
             "engine": pick.choice(["auto", "layerwise", "layerwise", "rows"]),
             "chunk_size": pick.choice([None, None, 1, 2]),
             "heads": pick.choice(["plain", "own", "weighted"]),
         }
-        if pick.random() < 0.2:
-            self.measured = self.shared[: (len(self.shared) + 1) // 2]
-            self.options["gramian_over"] = self.measured
         self.reduction: Any = pick.choice(["mean", "sum"])
         self.small = pick.random() < 0.6
         self.draw = draws(seed)
@@ -189,7 +185,7 @@ class Drawn:
         rows, alone = rows_of(losses, leaves), rows_of(entries.flatten(), leaves)
         sizes = {name: batch["A"].flatten(1).abs() @ row.abs() for name, row in alone.items()}
         sizes["losses"] = batch["A"].flatten(1).abs() @ entries.detach().flatten().abs()
-        jacobian = torch.cat([rows[name] for name in self.measured], 1)
+        jacobian = torch.cat([rows[name] for name in self.shared], 1)
         return Expected(losses.detach(), rows, jacobian, sizes)
 
     def own_weights(self, weights):
@@ -225,7 +221,7 @@ def compare(drawn, info, loop, grads, told, scale=None, before=None):
     jacobian = loop.jacobian
     gramian = (jacobian if scale is None else jacobian * scale) @ jacobian.mT
     close(info.losses, loop.losses, 1e-10, told, loop.sizes["losses"])
-    sizes = torch.cat([loop.sizes[name] for name in drawn.measured], 1)
+    sizes = torch.cat([loop.sizes[name] for name in drawn.shared], 1)
     length = (sizes.square() if scale is None else scale * sizes.square()).sum(1).sqrt()
     error = (info.gramian - gramian).abs() / (length[:, None] * length)
     assert float(error.nan_to_num(0.0).max()) <= 1e-9, told
@@ -267,7 +263,7 @@ def live(seed, monkeypatch):
         }
         scale = None
         if optimizer:
-            scale = torch.cat([metric_of(optimizer, leaves[n]).flatten() for n in drawn.measured])
+            scale = torch.cat([metric_of(optimizer, leaves[n]).flatten() for n in drawn.shared])
         try:
             entries = drawn.losses(module, batch)
             info = balancer.backward(entries, weightings=batch["A"], retain_graph=kept)
@@ -291,10 +287,10 @@ def live(seed, monkeypatch):
         old = {n: x.detach().clone() for n, x in leaves.items()}
         if pick.random() < 0.8:
             stepper.step()
-            if metric != "adam" and optimizer and set(drawn.measured) == set(drawn.shared):
-                moved = torch.cat([(old[n] - leaves[n].detach()).flatten() for n in drawn.measured])
-                kept = torch.cat([old[n].abs().flatten() for n in drawn.measured])
-                size = torch.cat([loop.sizes[n] for n in drawn.measured], 1)
+            if metric != "adam" and optimizer:
+                moved = torch.cat([(old[n] - leaves[n].detach()).flatten() for n in drawn.shared])
+                kept = torch.cat([old[n].abs().flatten() for n in drawn.shared])
+                size = torch.cat([loop.sizes[n] for n in drawn.shared], 1)
                 unit = moved.abs() + 1e-6 * (kept + info.weights.abs() @ size)
                 close(info.rates, loop.jacobian @ moved, 1e-8, told, size @ unit)
             stepper.zero_grad()

@@ -239,7 +239,6 @@ OPTIONS = {
     "shared": {"shared": "blocks.*"},
     "own heads": {"shared": "blocks.*", "heads": "own"},
     "weighted heads": {"shared": "blocks.*", "heads": "weighted"},
-    "measure": {"gramian_over": "blocks.0.*"},
     "mask": {"mask": mf.graddrop()},
     "chunks": {"chunk_size": 2},
 }

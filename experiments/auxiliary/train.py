@@ -68,7 +68,7 @@ def method_of(name: str, net: Net) -> tuple[Probe, Rule]:
         "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
         "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
         "gradnorm": lambda: (
-            mf.jacobian(trunk, gramian_over=measured, heads="weighted"),
+            mf.jacobian(measured, heads="weighted"),
             mf.gradnorm(1.0),
         ),
     }[name]()

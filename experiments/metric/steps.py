@@ -64,9 +64,7 @@ class Muon:
             self.balancer = mf.Balancer(
                 problem.module,
                 mf.mean(),
-                mf.jacobian(
-                    problem.shared, gramian_over=tuple(name for name in others if name in shared)
-                ),
+                mf.jacobian(tuple(name for name in others if name in shared), heads="weighted"),
                 metric=self.adam,
             )
 

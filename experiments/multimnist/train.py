@@ -167,7 +167,7 @@ def method_of(
         "mean": lambda: (plain, mf.mean()),
         "pcgrad": lambda: (trunk, mf.pcgrad()),
         "gradnorm": lambda: (
-            mf.jacobian("trunk.*", gramian_over=over, heads="weighted"),
+            mf.jacobian(over, heads="weighted"),
             mf.gradnorm(0.12),
         ),
         "uw": lambda: (plain, mf.uw(0.025)),

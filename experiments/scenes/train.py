@@ -75,7 +75,7 @@ def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tup
         "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
         "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
         "gradnorm": lambda: (
-            mf.jacobian(trunk, gramian_over=measured, heads="weighted"),
+            mf.jacobian(measured, heads="weighted"),
             mf.gradnorm(1.5),
         ),
         "nash_mtl": lambda: (mf.jacobian(trunk), mf.nash_mtl(rescale="sum")),

@@ -1,11 +1,8 @@
 """Options and names that 1.0 removed: for one minor version each says what replaces it."""
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
-
-from .checks import user_level
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,30 +22,18 @@ RENAMED = {
 """Old names of `mtlfunc`, and the new ones."""
 
 
-def gone(
-    renamed: dict[str, str] | None = None, /, **instead: str
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that refuses the options it had, each with the recipe that replaces it, and takes
-    old names of those that were `renamed` with a warning.
-    """
+def gone(**instead: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that refuses the options it had, each with the recipe that replaces it."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         what = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            for old in kwargs.keys() & (renamed or {}).keys():
-                new = (renamed or {})[old]
-                text = f"{what}: {old}= is called {new}= now, and goes in 1.1"
-                warnings.warn(text, DeprecationWarning, stacklevel=user_level())
             for name in kwargs.keys() & instead.keys():
                 raise TypeError(f"{what}: {name}= went in 1.0; {instead[name]}")
-            return function(*args, **current(kwargs))  # pyright: ignore[reportCallIssue]
+            return function(*args, **kwargs)
 
-        def current(kwargs: dict[str, Any]) -> Any:
-            return {(renamed or {}).get(name, name): x for name, x in kwargs.items()}
-
-        call.__dict__["current"] = current  # what a constructor remembers
         return call
 
     return decorate

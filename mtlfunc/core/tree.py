@@ -378,15 +378,13 @@ CHUNK = 2**16
 """Coordinates of `metric_dot` at a time."""
 
 
-def gramians(
-    left: Rows, right: Rows, measured: tuple[str, ...], metric: Metric | None = None
-) -> tuple[Tensor, Tensor | None]:
+def gramians(left: Rows, right: Rows, metric: Metric | None = None) -> tuple[Tensor, Tensor | None]:
     """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
     metric.
     """
     if metric is None:
-        return dot(left, right, measured), None
-    found = metric_dot(left, metric.scale, metric.carried, right, measured)
+        return dot(left, right, left), None
+    found = metric_dot(left, metric.scale, metric.carried, right, left)
     gramian, carried = found[:-1], found[-1]
     return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
 

@@ -102,16 +102,16 @@ class BySamples:
         return found.reshape(len(found), *leaf.shape).to(leaf.dtype)
 
     def measure(
-        self, shared: tuple[str, ...], measured: tuple[str, ...], matrix: Tensor, chunk: int | None
+        self, shared: tuple[str, ...], wanted: bool, matrix: Tensor, chunk: int | None
     ) -> tuple[Rows, Tensor | None]:
         """Of tasks that are weightings A [task, sample·part]: the rows that are made, and the
-        Gramian if any leaf is measured.
+        Gramian if it is `wanted`.
         """
         with recording(self.backward):
-            names = (*self.plan.rows, *self.plan.kept) if measured else shared
-            rows = self.rows(names, matrix, chunk)
-            gramian = self._gramian(measured, matrix, rows) if measured else None
-        return {name: row for name, row in rows.items() if name in shared}, gramian
+            names = (*self.plan.rows, *self.plan.kept) if wanted else shared
+            rows = self.rows([name for name in names if name in set(shared)], matrix, chunk)
+            gramian = self._gramian(shared, matrix, rows) if wanted else None
+        return rows, gramian
 
     def pull(self, weights: Tensor, names: Sequence[str], *, record: bool) -> Params:
         """The gradient of Σ v ℓ, v [sample·part], in these leaves, from the same deltas."""
@@ -119,14 +119,13 @@ class BySamples:
         with enable_grad() if self.backward.record else torch.no_grad():
             return {name: row[0] for name, row in self.rows(names, weights[None]).items()}
 
-    def _gramian(self, measured: Sequence[str], matrix: Tensor, rows: Rows) -> Tensor:
+    def _gramian(self, shared: Sequence[str], matrix: Tensor, rows: Rows) -> Tensor:
         """A G Aᵀ [task, task], of what forms no rows and of these."""
-        given = [name for name in measured if name in rows]
-        parts = [dot(rows, rows, given, self.dtype)] if given else []
+        parts = [dot(rows, rows, rows, self.dtype)] if rows else []
         # Weightings may leave little of what samples have in common: products of samples are wider
         # than what is left of them.
         wide, most = self.wide, widest(matrix.device.type)
-        asked = set(measured).difference(rows)
+        asked = set(shared).difference(rows)
         tapped = tuple(pair for pair in self.plan.tapped if pair[0].leaf in asked)
         side = self.with_plan(Plan(tapped))
         blocks, mix, halves = [], matrix.to(wide), False

@@ -113,17 +113,16 @@ class ByTasks:
             return rows
         return [total + row for total, row in zip(before[0], rows, strict=True)]
 
-    def gramian(self, found: Found, names: tuple[str, ...], dtype: torch.dtype | None) -> Tensor:
-        """Inner products of the rows over the named leaves."""
+    def gramian(self, found: Found, dtype: torch.dtype | None) -> Tensor:
+        """Inner products of the rows over the shared leaves."""
         wide, matrix = wide_of(self.backward.params, dtype), found.matrix
-        if matrix is not None and wide == matrix.dtype and len(names) == len(found.rows):
+        if matrix is not None and wide == matrix.dtype:
             gramian = inner_products(matrix, matrix)
             return (gramian + gramian.mT).mul_(0.5)
         parts: list[Tensor] = []
         with recording(self.backward):
-            given = [name for name in names if name in found.rows]
-            if given:
-                parts.append(dot(found.rows, found.rows, given, dtype))
+            if found.rows:
+                parts.append(dot(found.rows, found.rows, found.rows, dtype))
             for (group, form), each in zip(self.plan.tapped, found.groups, strict=True):
                 factors = each.factors(form, wide, fold=False)
                 parts.append(block_of(group, form, factors, factors, wide))

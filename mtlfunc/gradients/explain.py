@@ -99,7 +99,7 @@ def explain_gramian(
     apart = not samples and weightings is None
     with without_trace(params), torch.no_grad():
         forward = run(losses_fn, params, batch, watch=True, parse=parse, separable=apart)
-    request = Request(names, names, combined, "auto")
+    request = Request(names, True, combined, "auto")
     request = request if weightings is None else request.with_weightings(weightings, forward)
     rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
     given = (forward.samples.numel(), forward.samples[0], request.weightings)

@@ -85,7 +85,7 @@ def task_gramian(
     check_count(chunk_size, "chunk_size", none=True)
     names = select(params, shared)
     request = Request(
-        names, names, engine=engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
+        names, gramian=True, engine=engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
     )
     if weightings is not None:
         request = request._replace(weightings=len(expect_weightings(weightings)))

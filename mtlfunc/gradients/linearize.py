@@ -37,22 +37,21 @@ class Linearization(NamedTuple):
     mixed: Float[Tensor, " row"]  # what the rows are gradients of
     preference: Float[Tensor, " row"]
     rows: Rows  # {name: [row, *shape]} of the shared leaves; empty where none were kept
-    gramian: Float[Tensor, "row row"] | None  # over the measured leaves, if there are any
+    gramian: Float[Tensor, "row row"] | None  # over the shared leaves, if it is wanted
     heads: Params  # the other leaves' gradient, where `heads` gave them a weight
     # cotangents of the rows [row] -> a gradient for every leaf, or for those named
     pullback: Callable[..., Params]
     aux: Any
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
-    carried: Tensor | None = None  # J c of a metric, over the measured leaves
+    carried: Tensor | None = None  # J c of a metric, over the shared leaves
 
 
 class Request(NamedTuple):
     """What is wanted of one forward pass: G = A · J P Jᵀ · Aᵀ with A = C · diag(scale)."""
 
     shared: tuple[str, ...]  # the leaves whose rows, or whose Gramian, are wanted
-    # those that the Gramian sums over; without any there is none, and the rows are handed out
-    measured: tuple[str, ...] = ()
+    gramian: bool = False  # theirs is wanted; else the rows are handed out
     combined: bool = False  # what is wanted of the rows is their combination
     engine: Engine = "rows"
     mix: Mix | None = None  # C; None is the tasks themselves
@@ -93,11 +92,7 @@ class Request(NamedTuple):
 
     def of(self, params: Params) -> Request:
         """The same of these leaves alone."""
-        shared, measured = (
-            tuple([name for name in names if name in params])
-            for names in (self.shared, self.measured)
-        )
-        return self._replace(shared=shared, measured=measured)
+        return self._replace(shared=tuple([name for name in self.shared if name in params]))
 
     def scaled(self, value: Tensor) -> Tensor:
         """The losses times `scale`; 0 where that is 0, whatever the loss."""
@@ -110,11 +105,11 @@ class Request(NamedTuple):
         if self.weightings:
             worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
             return worth and self.engine != "rows"
-        if not self.measured or self.engine == "rows":
+        if not (self.gramian and self.shared) or self.engine == "rows":
             return False
         if rows is None or self.engine == "layerwise":
             return True
-        return is_worth_recording(params, self.measured, rows)
+        return is_worth_recording(params, self.shared, rows)
 
 
 def linearize(forward: Forward, request: Request) -> Linearization:
@@ -132,7 +127,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     """
     if isinstance(forward, Traced):
         return _traced(forward, request)
-    read = forward.of_read(request.shared, request.measured) if forward.unread else forward
+    read = forward.of_read(request.shared) if forward.unread else forward
     if read is not forward:
         found = linearize(read, request.of(read.params))
         return _with_unread(found, forward.params, read.params, request)
@@ -169,7 +164,7 @@ def _with_unread(
         return filled(found.pullback(weights, left) if left else {}, names)
 
     rows, heads = found.rows, found.heads
-    if not request.measured:  # a Gramian is made of them later
+    if not request.gramian:  # a Gramian is made of them later
         rows = filled(rows, request.shared, len(found.mixed))
     if request.heads and request.heads(len(found.losses)) is not None:
         heads = filled(heads, [name for name in params if name not in request.shared])
@@ -197,17 +192,17 @@ def _measured(
     way: ByTasks | BySamples, forward: Forward, request: Request, matrix: Tensor | None
 ) -> tuple[Rows, Tensor | None, Params]:
     """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
-    value, shared, measured = forward.value, request.shared, request.measured
+    value, shared = forward.value, request.shared
     others = tuple([name for name in forward.params if name not in set(shared)])
     share = request.share(value) if others else None
     rows, gramian, heads = {}, None, {}
     if isinstance(way, BySamples):
         assert matrix is not None
-        rows, gramian = way.measure(shared, measured, matrix, request.chunk_size)
+        rows, gramian = way.measure(shared, request.gramian, matrix, request.chunk_size)
     elif shared:
         found = way(() if share is None else others, views=request.combined)
         rows = found.rows  # the others are combined by a pass that stops where those are
-        gramian = way.gramian(found, measured, request.gramian_dtype) if measured else None
+        gramian = way.gramian(found, request.gramian_dtype) if request.gramian else None
         heads = found.heads
         if share is not None and share != 1.0:
             heads = {name: share * grad for name, grad in heads.items()}
@@ -220,7 +215,7 @@ def _measured(
 
 def _traced(forward: Traced, request: Request) -> Linearization:
     """`linearize` for the compiler, which traces vjp's own pullback and drops what is unused."""
-    shared, measured, pull, value = request.shared, request.measured, forward.pull, forward.value
+    shared, pull, value = request.shared, forward.pull, forward.value
     matrix, preference = request.cotangents(value)
     if matrix is None:
         matrix = torch.eye(value.shape[0], dtype=value.dtype, device=value.device)
@@ -231,7 +226,7 @@ def _traced(forward: Traced, request: Request) -> Linearization:
         return {name: grads[name] for name in shared}
 
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
-    gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
+    gramian = dot(rows, rows, shared, request.gramian_dtype) if request.gramian else None
     others = tuple(name for name in forward.params if name not in shared)
     share, heads = request.share(value) if others else None, {}
     if share is not None:

@@ -94,9 +94,9 @@ def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Grou
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
         metric = None if run.metric is None else run.metric(names)
-        gramian, carried = gramians(one, other, names, metric)
+        gramian, carried = gramians(one, other, metric)
         if carried is not None:
-            _, its = gramians(other, one, names, metric)
+            _, its = gramians(other, one, metric)
             assert its is not None
             extra["carried"] = 0.5 * (carried + its)
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)

@@ -51,6 +51,9 @@ Heads = Literal["plain", "own", "weighted"]
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From a key and the number of tasks to (C [row, task], preference [row])."""
 
+PART = dict.fromkeys(
+    ("gramian_over", "measure"), "see docs/how-to/recipes.md#a-gramian-over-a-part-of-the-trunk"
+)
 WENT = {
     "param_groups": "see docs/how-to/recipes.md#groups-of-parameters",
     "target": "see docs/how-to/recipes.md#a-target-loss",
@@ -70,11 +73,10 @@ class Edit(NamedTuple):
 
 
 @constructor
-@gone({"measure": "gramian_over"}, **WENT, memory="leave it out: the device model keeps its limit")
+@gone(**PART, **WENT, memory="leave it out: the device model keeps its limit")
 def jacobian(
     shared: Select = "*",
     *,
-    gramian_over: Select | None = None,
     mix: Mix | None = None,
     mask: EditRows | None = None,
     present: Present | None = None,
@@ -95,10 +97,8 @@ def jacobian(
     A rule that reads initial losses (GradNorm) must start on a batch with all tasks.
 
     Args:
-        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
-            globs, modules or parameters; the rest are heads.
-        gramian_over: the shared leaves that the Gramian sums over; None is all of them. GradNorm's
-            last shared layer.
+        shared: which parameters the Gramian sums over, those that the tasks share: a glob on names,
+            a predicate, a module, or several globs, modules or parameters; the rest are heads.
         mix: `(key, T) -> (C [row, task], preference [row])`: rows are gradients of C @ losses, so
             that len(C) backward passes are paid, not T; the preference makes the rows average to
             the mean gradient. See `subset`.
@@ -162,10 +162,9 @@ def jacobian(
         for name, other in (("mix", mix), ("present", present)):
             if other is not None:
                 raise ValueError(f"{name}: {NOT_WEIGHED[name]}")
-    options = RowOptions(
-        shared, gramian_over, mix, mask, None, present, weightings, heads, engine, chunk_size, group
+    return row_probe(
+        RowOptions(shared, mix, mask, None, present, weightings, heads, engine, chunk_size, group)
     )
-    return row_probe(options)
 
 
 def _expect_rows(engine: Engine, use: str) -> None:
@@ -194,7 +193,6 @@ class RowOptions(NamedTuple):
     """The arguments of `jacobian` and of its relatives, which edit the rows with a state."""
 
     shared: Select
-    gramian_over: Select | None = None
     mix: Mix | None = None
     mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
@@ -215,10 +213,7 @@ def row_probe(options: RowOptions) -> Probe:
     check_group(options.group)
     if options.group is not None:
         _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
-    options = options._replace(
-        shared=fixed(options.shared),
-        gramian_over=None if options.gramian_over is None else fixed(options.gramian_over),
-    )
+    options = options._replace(shared=fixed(options.shared))
     added = frozenset() if options.edit is None else options.edit.measures
     measures = added | {"gramian"}
     return Probe(
@@ -234,10 +229,12 @@ def row_probe(options: RowOptions) -> Probe:
 
 def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool = False) -> bool:
     """Whether the graph is of use to this number of rows; raises where the globs match nothing."""
-    _, measured = _layout(params, options)
+    names = select(params, options.shared)
     if not weighted and (options.group is not None or _edits(options)):
         return False
-    request = Request((), measured, engine=options.engine, weightings=rows if weighted else 0)
+    request = Request(
+        names, gramian=True, engine=options.engine, weightings=rows if weighted else 0
+    )
     return request.watches(params, rows)
 
 
@@ -249,7 +246,7 @@ def _edits(options: RowOptions) -> bool:
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
     check_params(params)
-    names, _ = _layout(params, options)
+    names = select(params, options.shared)
     counts = _labels(options, run, batch)
     weights = run.weightings(options.weightings, batch)
     if weights is None:
@@ -283,7 +280,7 @@ def _update(
 ) -> tuple[TaskGradients, State]:
     mix, mask, edit = options.mix, options.mask, options.edit
     params, union = run.params, run.union
-    names, measured = _layout(params, options)
+    names = select(params, options.shared)
     key = _NO_KEY
     if mix is not None or mask is not None:
         check_memory(isinstance(state, random.Stream))
@@ -292,14 +289,14 @@ def _update(
         check_memory(is_empty(state))
     weights = run.weightings(options.weightings, batch)
     edited = _edits(options) or union.several
-    metric = None if run.metric is None else run.metric(measured)
+    metric = None if run.metric is None else run.metric(names)
     if metric is not None:
         _expect_rows(options.engine, "a metric weighs their coordinates")
     with_rows = edited or metric is not None
     combines = run.combines and not (with_rows if weights is not None else edited)
     request = Request(
         names,
-        () if with_rows else measured,
+        not with_rows,
         combines,
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
@@ -311,7 +308,7 @@ def _update(
     if weights is not None:
         shares, request = union.sums(), request.with_weightings(weights, forward)
     linear = run.linearize(forward, request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, metric)
+    return _measured(options, linear, params, shares, key, state, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -324,14 +321,13 @@ def _measured(
     shares: Shares,
     key: Tensor,
     state: State,
-    measured: tuple[str, ...],
     metric: Metric | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit = options.mask, options.edit
     whole = not (mask is edit is None)
     part = shares.part(linear.losses)
-    linear = shares.linearization(linear, measured, whole=whole, metric=metric)
+    linear = shares.linearization(linear, whole=whole, metric=metric)
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:
@@ -340,7 +336,7 @@ def _measured(
         rows, extra, state = edit.update(rows, found.present, state)
     gramian, carried = linear.gramian, linear.carried
     if gramian is None:
-        gramian, carried = gramians(rows, rows, measured, metric)
+        gramian, carried = gramians(rows, rows, metric)
     if carried is not None:
         extra = extra | {"carried": carried}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
@@ -353,15 +349,6 @@ def _measured(
 def share_of(heads: Heads) -> Callable[[int], float | None]:
     """From the number of tasks to each one's weight on the heads; None where the rule's counts."""
     return lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads]
-
-
-def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the shared leaves, and of those that the Gramian sums over."""
-    names = measured = select(params, options.shared)
-    if options.gramian_over is not None:
-        some = {name: params[name] for name in names}
-        measured = select(some, options.gramian_over, "gramian_over")
-    return names, measured
 
 
 def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:

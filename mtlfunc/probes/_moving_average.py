@@ -15,7 +15,7 @@ from ..core.gone import gone
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import WENT, Edit, Heads, RowOptions, row_probe
+from ._jacobian import PART, WENT, Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory
 
 Rate = Scalar | Callable[[Tensor], Tensor]
@@ -31,17 +31,12 @@ class MovingAverageState(NamedTuple):
 
 
 @constructor
-@gone(
-    {"measure": "gramian_over"},
-    **WENT,
-    chunk_size="return separate losses, which are differentiated one by one",
-)
+@gone(**PART, **WENT, chunk_size="return separate losses, which are differentiated one by one")
 def moving_average(
     shared: Select = "*",
     *,
     rate: Rate = 0.1,
     corrected: bool = False,
-    gramian_over: Select | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
     group: Group = None,
@@ -54,7 +49,6 @@ def moving_average(
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
-        gramian_over: the shared leaves that the Gramian sums over; None is all of them.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's row stands still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
@@ -115,8 +109,7 @@ def moving_average(
         return rows, {}, MovingAverageState(kept, mass, steps)
 
     edit = Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected))
-    options = RowOptions(shared, gramian_over, edit=edit, present=present, heads=heads, group=group)
-    return row_probe(options)
+    return row_probe(RowOptions(shared, edit=edit, present=present, heads=heads, group=group))
 
 
 def _over(vector: Tensor, leaf: Tensor) -> Tensor:

@@ -165,18 +165,14 @@ class Shares(NamedTuple):
         local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
         return self.union.add(local)[0]
 
-    def linearization(
-        self, linear: Any, measured: tuple[str, ...] = (),
-        *, whole: bool, metric: Metric | None = None,
-    ) -> Any:  # fmt: skip
+    def linearization(self, linear: Any, *, whole: bool, metric: Metric | None = None) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
 
         Args:
             linear: the `Linearization` of the scaled losses of this process, with its rows.
-            measured: names of those that the Gramian sums over.
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
-            metric: over the measured leaves.
+            metric: over the leaves that have rows.
         """
         union = self.union
         if not union.several:
@@ -189,7 +185,7 @@ class Shares(NamedTuple):
             rows, back, cut = _pieces(linear.rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
-            products = gramians(rows, rows, measured, metric)
+            products = gramians(rows, rows, metric)
             products = [x for x in products if x is not None]
             linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)

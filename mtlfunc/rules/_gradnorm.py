@@ -42,8 +42,8 @@ def gradnorm(
     / mean and the target is held constant.
 
     Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no
-    second backward pass is made. W is the probe's `measure`, in the paper the last shared layer:
-    `mtlfunc.jacobian("trunk.*", gramian_over="trunk.3.*", heads="weighted")`.
+    second backward pass is made. W are the probe's shared leaves, in the paper the last shared
+    layer: `mtlfunc.jacobian("trunk.3.*", heads="weighted")`.
 
     Args:
         alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.

@@ -55,8 +55,8 @@ class Taken(NamedTuple):
             others = [
                 {k: x * s for k, x in of.items()} for s, of in zip(scale, others, strict=True)
             ]
-        if request.measured:
-            gramian = dot(rows, rows, request.measured, request.gramian_dtype)
+        if request.gramian:
+            gramian = dot(rows, rows, rows, request.gramian_dtype)
             gramian = (gramian + gramian.mT).mul_(0.5)
         share, heads = request.heads(len(others)) if request.heads else None, {}
         if share is not None:

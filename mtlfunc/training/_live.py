@@ -237,7 +237,7 @@ class LiveRun(Run):
         mine = left and request.mix is None and any(forward is x for x in self.forwards)
         if left is None or not mine or not left.rows or request.shared != tuple(left.rows):
             return super().linearize(forward, request, shares)
-        nothing = request._replace(shared=(), measured=(), heads=None)
+        nothing = request._replace(shared=(), gramian=False, heads=None)
         linear = super().linearize(forward, nothing, shares)
         scale = shares.scale(forward.value) if self.union.several else None
         return left.filled(linear, request, scale, self.params)

@@ -61,8 +61,8 @@ def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> M
     if left:
         raise ValueError(
             f"metric: the optimizer does not hold {', '.join(left)}, which the Gramian is "
-            "measured over; pass the optimizer that steps on these, or narrow shared= or "
-            "gramian_over= to the parameters of this one"
+            "measured over; pass the optimizer that steps on these, or narrow shared= to the "
+            "parameters of this one"
         )
     form, found, carried = _FORMS[type(optimizer)], {}, {}
     with torch.no_grad():

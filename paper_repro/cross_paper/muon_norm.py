@@ -49,7 +49,7 @@ def train(seed: int, *, norm: bool, exact: bool, steps: int) -> tuple[Tensor, Te
     matrices, bias = ("0.weight", "2.weight"), "0.bias"
     muon = torch.optim.Muon([net.get_parameter(x) for x in matrices], RATE, weight_decay=0.0)
     adam = torch.optim.Adam([net.get_parameter(bias)], ADAMS_RATE, betas=(0.0, 0.999))
-    beside = mf.Balancer(net, mf.mean(), mf.jacobian(gramian_over=bias), metric=adam)
+    beside = mf.Balancer(net, mf.mean(), mf.jacobian(bias, heads="weighted"), metric=adam)
 
     def losses(params: mf.types.Params, batch: Data) -> Tensor:
         return (functional_call(net, params, (batch[0],)) - batch[1]).square().mean(0)

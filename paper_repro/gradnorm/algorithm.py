@@ -93,7 +93,7 @@ def against_literal() -> Gaps:
     step = mf.descend(
         losses,
         mf.gradnorm(ALPHA, WEIGHT_LR, optimizer=mf.sgd),
-        mf.jacobian("trunk.*", gramian_over=f"trunk.{LAYERS - 1}.*", heads="weighted"),
+        mf.jacobian(f"trunk.{LAYERS - 1}.*", heads="weighted"),
         mf.sgd(LR),
         reduction="sum",
     )

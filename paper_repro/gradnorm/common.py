@@ -256,9 +256,7 @@ def step_of(
         rule, probe = mf.mean(preference=weights), mf.losses_only()
         return mf.descend(each, rule, probe, optimizer, reduction="sum")
     # heads="weighted" gives every parameter outside `shared` the gradient of the weighted loss, and
-    # so does GradNorm to all of them: naming the measured layer alone as shared is
-    # jacobian("trunk.*", gramian_over="trunk.3.*", heads="weighted") without the rows of the other
-    # layers.
+    # so does GradNorm to all of them: the measured layer alone is shared.
     probe = mf.jacobian(f"trunk.{LAYERS - 1}.*", heads="weighted")
     return mf.descend(each, mf.gradnorm(alpha, problem.own), probe, optimizer, reduction="sum")
 

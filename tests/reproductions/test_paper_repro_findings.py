@@ -139,7 +139,7 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
     whole = mf.descend(
         gradnorm.losses,
         mf.gradnorm(alpha),
-        mf.jacobian("trunk.*", gramian_over=f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"),
+        mf.jacobian(f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"),
         mf.adam(lr),
         reduction="sum",
     )

@@ -212,7 +212,7 @@ def ragged(rank: int, size: int) -> None:
 
     probes = {
         "plain": with_labels(partial(mf.jacobian, TRUNK)),
-        "own": with_labels(partial(mf.jacobian, TRUNK, heads="own", gramian_over="trunk.2.*")),
+        "own": with_labels(partial(mf.jacobian, TRUNK, heads="own")),
         "weighted": with_labels(partial(mf.jacobian, TRUNK, heads="weighted")),
         "z": with_labels(partial(mf.representation, encode, decode_labelled, shared=TRUNK)),
         "mask": with_labels(partial(mf.jacobian, TRUNK, mask=mf.graddrop())),
@@ -385,7 +385,6 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(params=wide), "params['more']", "[2] on rank 0", "[3] on rank 1")
     fails(begin(params=other), "the values of params['trunk.0.weight']")
     fails(begin(key=rank), "key: 0 on rank 0, 1 on rank 1")
-    fails(begin(gramian_over="trunk.0.*" if rank else "trunk.2.*"), "gramian_over")
     fails(begin(heads="own" if rank else "plain"), "differ in heads")
     fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
     fails(begin(present=labels_in if rank else None), "whether present= is given")

@@ -307,7 +307,6 @@ class ProbeCase(NamedTuple):
 
 PROBES: dict[str, ProbeCase] = {
     "jacobian": ProbeCase(lambda: mf.jacobian("trunk.*")),
-    "jacobian-measure": ProbeCase(lambda: mf.jacobian("trunk.*", gramian_over="trunk.2.*")),
     "jacobian-subset": ProbeCase(
         lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True, rows=2
     ),

@@ -28,7 +28,7 @@ METHODS = {
     ),
     "gradnorm": lambda: (
         mf.gradnorm(0.12, 0.025),
-        mf.jacobian(SHARED, gramian_over="trunk.2.*", heads="weighted"),
+        mf.jacobian("trunk.2.*", heads="weighted"),
     ),
     "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
     "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
@@ -85,7 +85,7 @@ STATEFUL = {
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
     "cagrad, tracked": (
         lambda: mf.cagrad(0.4),
-        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, gramian_over="trunk.2.*"),
+        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True),
         BATCH,
     ),
 }

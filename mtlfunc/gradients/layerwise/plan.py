@@ -215,7 +215,7 @@ def plan_tasks(forward: Any, request: Any, rows: int, *, mixed: bool, record: bo
         apart = single and separate
         if not apart and chunk is None and not one_pass():
             apart, chunk = single and edges is not None and not forward.hooked, 1
-        if request.measured and forward.watched and not request.weightings:
+        if request.gramian and forward.watched and not request.weightings:
             plan = plan_layers(forward, request, rows, separate=apart)
         if not apart and chunk != 1 and rows > 1 and not graph.batches(record):
             chunk = 1
@@ -237,7 +237,7 @@ def together(forward: Any, request: Any, one_pass: Callable[[], bool]) -> bool:
 
 
 def plan_layers(forward: Any, request: Any, rows: int, *, separate: bool) -> Plan:
-    """Forms of the measured leaves for this number of rows, of losses that are differentiated
+    """Forms of the shared leaves for this number of rows, of losses that are differentiated
     one by one if they are `separate`.
 
     Where the rows are combined afterwards, a plan without rows pays one more backward pass.
@@ -246,11 +246,11 @@ def plan_layers(forward: Any, request: Any, rows: int, *, separate: bool) -> Pla
     by_rows, auto = Plan(rows=request.shared), request.engine == "auto"
     if not request.watches(params, rows):
         return by_rows
-    groups = groups_of(forward.uses, params, request.measured, graph, separate=separate)
+    groups = groups_of(forward.uses, params, request.shared, graph, separate=separate)
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved = 0.0
-    for name in request.measured:
+    for name in request.shared:
         parts = groups.get(name, ())
         # a bias, a norm: its rows cost no more than its deltas
         if not parts or any(use.kind == "local" for group in parts for use in group.uses):
@@ -396,8 +396,7 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
     value, params, tasks = forward.value, forward.params, request.weightings
     shape, device = forward.samples, value.device.type
     rows, samples, passes = shape.numel(), shape[0], shape[1:].numel()  # that make the deltas
-    by_rows = not request.measured
-    measured = request.shared if by_rows else request.measured
+    by_rows, shared = not request.gramian, frozenset(request.shared)
     plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
     tapped: list[tuple[Group, Form]] = []
     kept: list[str] = []
@@ -408,7 +407,7 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
             for group in every
         ]
         forms: list[Form] = [cheapest(prices) for prices in found]
-        own = sum(min(prices.values()) for prices in found) if name in measured else 0.0
+        own = sum(min(prices.values()) for prices in found) if name in shared else 0.0
         combining = reading = 0.0
         for group in every:
             products += group.multiplied
@@ -418,7 +417,7 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
                 reading += positions(use) * number * (a + rows // samples * o)
         # they may be kept where they are no larger than inputs and deltas
         small = plain and tasks * params[name].numel() <= reading
-        mixed = {*forms} == {"mixed"} and name in measured
+        mixed = {*forms} == {"mixed"} and name in shared
         if request.combined and small and mixed:
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
@@ -426,7 +425,7 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
         own += combining if request.combined or by_rows else 0.0
         work += (BY_SAMPLE if is_widened(every[0], device, plain) else 1.0) * own
     left = tuple(name for name in params if name not in groups)
-    dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in measured)
+    dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in shared)
     passes += tasks if left else 0
     work += passes * products + GROUP * len(tapped)
     numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
