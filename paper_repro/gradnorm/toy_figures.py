@@ -242,7 +242,8 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     return Figure(
         "rates",
         "The learning rate beside the weighting: final normalised test loss by rate and method. "
-        f"{size_said(problem)}. {INTERVAL}.",
+        f"{size_said(problem)}. {INTERVAL}. A bar of the right panel that crosses 1 shows no "
+        "difference.",
         canvas,
         found,
     )

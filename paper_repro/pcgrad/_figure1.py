@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import SymmetricalLogLocator
 from mpl_toolkits.mplot3d import Axes3D
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
@@ -175,9 +176,8 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     each = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
     surface = canvas.add_subplot(grid[:, 0], projection="3d")
     assert isinstance(surface, Axes3D)
-    across, along, height = cell_means(x, y)
     surface.plot_surface(
-        across, along, height, cmap="viridis", rcount=110, ccount=110, rasterized=True
+        *smooth_surface(x, y), cmap="viridis", rcount=110, ccount=110, rasterized=True
     )
     surface.view_init(35, -120)
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
@@ -225,21 +225,22 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     )
 
 
-def cell_means(x: Tensor, y: Tensor, finer: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mesh, and the mean of the sum of the losses in each of its cells.
+def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> list[np.ndarray]:
+    """A mesh of `count` points a side, and the sum of the losses there, smoothed over one step.
 
-    A mesh of points meets the lowest line of a narrow valley now and then, which shows as needles.
+    The losses' valleys are narrower than a step of any mesh, which would meet their lowest line
+    now and then and show it as needles.
     """
-    sides = (110, 110)
     fine = [
-        torch.linspace(float(line[0]), float(line[-1]), finer * count, dtype=line.dtype)
-        for line, count in zip((x, y), sides, strict=True)
+        torch.linspace(float(line[0]), float(line[-1]), finer * (count - 1) + 1, dtype=line.dtype)
+        for line in (x, y)
     ]
-    both = torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)
-    cells = values(both).sum(-1).clip(-200).unflatten(1, (-1, finer)).unflatten(0, (-1, finer))
-    middles = [line.unflatten(0, (-1, finer)).mean(1).numpy() for line in fine]
-    across, along = np.meshgrid(*middles)
-    return across, along, cells.mean((1, 3)).numpy()
+    height = values(torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)).sum(-1).numpy()
+    smooth = gaussian_filter(height, finer, mode="nearest")
+    return [
+        *np.meshgrid(*(line[::finer].numpy() for line in fine)),
+        smooth[::finer, ::finer],
+    ]
 
 
 def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:

@@ -88,13 +88,14 @@ def length_ratio(gramian: Tensor, above: Tensor, below: Tensor) -> Tensor:
     return (squares[0].where(ok, 1.0) / squares[1].where(ok, 1.0)).sqrt()
 
 
+Moved = tuple[mf.types.Params, Any]  # torch's compiler cannot subscript it within `either`
+
+
 def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
     """SGD in some lanes, Adam in the others."""
     adam, plain = mf.adam(lr), mf.sgd(lr)
 
-    def update(
-        grads: mf.types.Params, state: Any, params: mf.types.Params
-    ) -> tuple[mf.types.Params, Any]:
+    def update(grads: mf.types.Params, state: Any, params: mf.types.Params) -> Moved:
         (moved, state), (straight, _) = (
             adam.update(grads, state, params),
             plain.update(grads, (), params),
