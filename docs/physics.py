@@ -1,4 +1,4 @@
-"""What `python -m experiments.physics` found, for docs/how-to/pinns.md."""
+"""What `python -m experiments.physics` found, for docs/benchmarks.md."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ def block() -> str:
 
 def write() -> None:
     """The block and the figures."""
-    guide = ROOT / "docs" / "how-to" / "pinns.md"
-    guide.write_text(replaced(guide.read_text(), "physics", block()))
+    page = ROOT / "docs" / "benchmarks.md"
+    page.write_text(replaced(page.read_text(), "physics", block()))
     for name in ("errors", "fields"):
-        shutil.copy(LEFT / f"{name}.png", guide.parent / f"physics-{name}.png")
+        shutil.copy(LEFT / f"{name}.png", page.parent / f"physics-{name}.png")
