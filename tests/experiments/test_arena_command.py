@@ -1,9 +1,7 @@
-"""The arena from a notebook and from the command line: broken rules, refusals, what is kept."""
+"""The arena from a notebook: broken rules and refusals; and what its command keeps."""
 
-import importlib
 import json
 import math
-import sys
 
 import matplotlib.pyplot as plt
 import pytest
@@ -11,8 +9,6 @@ import torch
 
 import mtlfunc as mf
 from experiments.arena import __main__ as command
-from experiments.arena import cells, store
-from experiments.arena.cells import source_of
 from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import (
     STATIC,
@@ -22,7 +18,6 @@ from mtlfunc.studies.arena import (
     compete,
     contest,
     contestants,
-    normalize_losses,
     standard,
 )
 from tests.support.arena import TINY
@@ -161,82 +156,20 @@ SMALL = ["--only", "conflict,vlmop2", "--against", f"mean,mgda,{STATIC}", "--see
 SMALL += ["--tuning", "1", "--budget", "0.02"]
 
 
-def test_command_writes_its_report(tmp_path, monkeypatch, capsys):
+def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_rules.py").write_text(
         "def soft(gramian):\n    return (-gramian.diagonal() / "
         "gramian.diagonal().amax()).softmax(-1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    out = tmp_path / "out"
-    assert command.main([*SMALL, "--rule", "my_rules:soft", "--jobs", "1", "--out", str(out)]) == 0
-    assert "8 of 8 cells new" in capsys.readouterr().out
-    found = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
-    rules = {"mean", "mgda", STATIC, "soft"}
-    assert {record["rule"] for record in found["records"]["mean"]} == rules
-    assert {rank["rule"] for rank in found["ranks"]["front"]} == rules
-    for name in ("ranks", "scores", "fronts"):
-        assert plt.imread(out / f"{name}.png").std() > 0
-    assert (out / "table.md").read_text(encoding="utf-8").count("\n| soft ") == 3
-    problem = standard()["conflict"]
-    kept = json.loads((out / "cells" / "conflict" / "soft.json").read_text(encoding="utf-8"))
-    alone = compete(problem, contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02))
-    torch.testing.assert_close(torch.tensor(kept["numbers"]["losses"]).double(), alone.losses)
-    (out / "cells" / "conflict" / "soft.json").write_text("{", encoding="utf-8")
-    assert command.main([*SMALL, "--rule", "my_rules:soft", "--jobs", "1", "--out", str(out)]) == 0
-    assert "1 of 8 cells new" in capsys.readouterr().out
-
-
-def test_another_process_finds_the_same():
-    task = cells.Task("conflict", cells.Entrant("mgda", "", b""), TINY)
-    ((back, cell),) = cells.perform_all([task], jobs=2)
-    assert back == task
-    torch.testing.assert_close(
-        cell.losses, compete(standard()["conflict"], CONTESTANTS["mgda"], TINY).losses
+    call = [*SMALL, "--rule", "my_rules:soft", "--jobs", "1", "--out", str(tmp_path / "out")]
+    kept = tmp_path / "out" / "cells" / "conflict" / "soft.json"
+    alone = compete(
+        standard()["conflict"], contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02)
     )
-
-
-def test_store_gives_back_what_it_was_given(tmp_path):
-    keeper = store.Store(tmp_path, TINY)
-    problem = standard()["vlmop2"]
-    cases = {
-        "good": compete(problem, CONTESTANTS["mgda"], TINY),
-        "lost": compete(problem, contestants(raises)["raises"], TINY),
-        "search": compete(problem, None, TINY),
-    }
-    for name, cell in cases.items():
-        keeper.write("a problem", name, b"", cell)
-        back = keeper.read("a problem", name, b"")
-        assert back is not None
-        for left, right in zip(cell, back, strict=True):
-            if isinstance(left, torch.Tensor):
-                torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
-            else:
-                # the time of a step
-                assert left == right or (name == "lost" and str(left) == str(right) == "nan")
-        assert keeper.read("a problem", name, b"changed") is None
-    assert store.Store(tmp_path, TINY._replace(seeds=9)).read("a problem", "good", b"") is None
-
-
-def test_digits_are_learnt():
-    problem = cells.problem_of("digits")
-    cell = compete(problem, CONTESTANTS["pcgrad"], Settings(seeds=2, tuning=1, budget=0.5))
-    assert not cell.error
-    final = normalize_losses(problem, cell.losses)
-    assert final[1].mean() < 0.85 < float(normalize_losses(problem, cell.start).mean())
-
-
-def test_a_rule_is_known_by_what_it_reads(tmp_path, monkeypatch):
-    """A number that the rule's module imports from another."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "read_rules.py").write_text(
-        "from read_helper import K\n\ndef soft(gramian):\n"
-        "    return (-K * gramian.diagonal()).softmax(-1)\n"
-    )
-    found = set()
-    for k in (1, -5):
-        (tmp_path / "read_helper.py").write_text(f"K = {k}\n")
-        for name in ("read_rules", "read_helper"):
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        found.add(source_of("read_rules:soft"))
-    assert len(found) == 2
+    for new in (8, 1):
+        assert command.main(call) == 0
+        assert f"{new} of 8 cells new" in capsys.readouterr().out
+        numbers = json.loads(kept.read_text(encoding="utf-8"))["numbers"]
+        torch.testing.assert_close(torch.tensor(numbers["losses"]).double(), alone.losses)
+        kept.write_text("{", encoding="utf-8")

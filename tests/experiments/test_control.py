@@ -1,8 +1,8 @@
-"""experiments/control: mazes, the point mass, the probe of copies, and the command."""
+"""experiments/control: mazes, the point mass, soft actor–critic and cloning on a stand-in robot."""
 
 import itertools
-import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,32 +10,19 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from common.cells import Cell
-from experiments.control import __main__ as command
+from common import cells
+from common.cells import Cell, state_of
 from experiments.control import (
+    cloning,
     grids,
     methods,
+    networks,
     parts,
     points,
-    report,
+    sac,
 )
 
 # ---- mazes ---------------------------------------------------------------------------------------
-
-
-def test_a_move_slips_to_a_random_action():
-    found = grids.moves()
-    deltas = [(0, 1), (0, -1), (1, 0), (-1, 0)]
-    for action, field in itertools.product(range(4), range(25)):
-        expected = [0.0] * 25
-        for other, (down, right) in enumerate(deltas):
-            row, column = field // 5 + down, field % 5 + right
-            there = row * 5 + column if 0 <= row < 5 and 0 <= column < 5 else None
-            row, column = max(0, min(4, row)), max(0, min(4, column))
-            assert there in (None, row * 5 + column)
-            chance = grids.SLIP / 4 + (1 - grids.SLIP if other == action else 0)
-            expected[row * 5 + column] += chance
-        assert found[action, field].tolist() == pytest.approx(expected)
 
 
 def literal_values(choose, moves, goal, rounds=400):
@@ -67,46 +54,6 @@ def test_values_and_best_values_are_those_of_sweeps():
         assert float(mazes.best[task]) == pytest.approx(sum(best) / 25, abs=1e-12)
 
 
-def test_mazes_differ_in_goals_and_permute_actions():
-    found = grids.mazes(mf.random.key(0))
-    assert len(set(found.goals.argmax(-1).tolist())) == grids.TASKS
-    plain = {tuple(action.flatten().tolist()) for action in grids.moves()}
-    for task in found.moves:
-        assert {tuple(action.flatten().tolist()) for action in task} == plain
-
-
-def test_policy_gradients_are_those_of_differences():
-    batch, params = grids.mazes(mf.random.key(1)), grids.start(mf.random.key(1))
-    rows = torch.func.jacrev(grids.losses)(params, batch)
-    for name, leaf in params.items():
-        for at in ((0,) * leaf.dim(), tuple(n - 1 for n in leaf.shape)):
-            bump = torch.zeros_like(leaf)
-            bump[at] = 1e-5
-            ahead, behind = (
-                grids.losses(params | {name: leaf + sign * bump}, batch) for sign in (1, -1)
-            )
-            torch.testing.assert_close(
-                rows[name][(slice(None), *at)], (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-9
-            )
-
-
-def test_curvature_that_is_looked_at_is_the_second_derivative_along_the_gradient():
-    batch, params = grids.mazes(mf.random.key(1)), grids.start(mf.random.key(1))
-    total = torch.func.grad(lambda p: grids.losses(p, batch).sum())(params)
-    square = sum(float(leaf.square().sum()) for leaf in total.values())
-
-    def loss(t: float) -> float:
-        at = {name: leaf + t * total[name] for name, leaf in params.items()}
-        return float(grids.losses(at, batch).sum())
-
-    step = 1e-4
-    second = (loss(step) - 2 * loss(0.0) + loss(-step)) / step**2
-    curvature, conflict, similarity = grids._look(params, batch).tolist()
-    assert curvature == pytest.approx(second / square, rel=1e-5)
-    assert 6 * conflict == pytest.approx(round(6 * conflict))
-    assert 0 < similarity < 1
-
-
 # ---- the point mass ------------------------------------------------------------------------------
 
 
@@ -132,51 +79,11 @@ def test_a_step_of_the_points_is_its_literal_loop():
     assert sorted(world.goals.norm(dim=-1).tolist()) == pytest.approx([1.0] * points.TASKS)
 
 
-def test_advantages_are_discounted_sums_of_surprises():
-    generator = torch.Generator().manual_seed(0)
-    rewards = torch.randn(6, 2, generator=generator, dtype=torch.float64)
-    values = torch.randn(7, 2, generator=generator, dtype=torch.float64)
-    advantages, returns = points.estimates(rewards, values)
-    discount, trace = points.DISCOUNT, points.TRACE
-    for t, i in itertools.product(range(6), range(2)):
-        expected = sum(
-            (discount * trace) ** (s - t)
-            * float(rewards[s, i] + discount * values[s + 1, i] - values[s, i])
-            for s in range(t, 6)
-        )
-        assert float(advantages[t, i]) == pytest.approx(expected)
-        assert float(returns[t, i]) == pytest.approx(expected + float(values[t, i]))
-
-
-def test_surrogate_is_clipped_where_that_is_worse():
-    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1])
-    advantages = torch.tensor([2.0, -2.0, 2.0, -2.0, 3.0])
-    expected = [1.2 * 2, 1.5 * -2, 0.5 * 2, 0.8 * -2, 1.1 * 3]
-    assert points.surrogate(ratio, advantages).tolist() == pytest.approx(expected)
-
-
 @pytest.fixture(scope="module")
 def explored() -> tuple[mf.types.Params, points.Memory]:
     params, key = points.start(mf.random.key(1), "mean"), mf.random.key(2)
     params = params | {"spread": torch.tensor([-0.3, 0.2])}
     return params, points.explore(params, points.world(key), key)
-
-
-def test_memory_is_what_was_done(explored):
-    params, memory = explored
-    world = points.world(mf.random.key(2))
-    at, speed = memory.seen[..., :2], memory.seen[..., 2:]
-    for t in (0, points.HORIZON - 2):
-        after, _ = points.move(world, points.Points(at[t], speed[t]), memory.actions[t])
-        torch.testing.assert_close(after.at, at[t + 1])
-        mean = points.network(params, "policy", memory.seen[t])
-        density = torch.distributions.Normal(mean, params["spread"].exp())
-        torch.testing.assert_close(
-            memory.likelihood[t], density.log_prob(memory.actions[t]).sum(-1)
-        )
-    flat = memory.advantages.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(flat.mean(-1), torch.zeros(points.TASKS), atol=1e-5, rtol=0)
-    torch.testing.assert_close(flat.std(-1, correction=0), torch.ones(points.TASKS))
 
 
 def test_losses_of_points_are_their_literal_formulas(explored):
@@ -203,19 +110,6 @@ def test_losses_of_points_are_their_literal_formulas(explored):
             errors.append(float(out["value"] - memory.returns[t, task, e]) ** 2)
         assert float(policy[task]) == pytest.approx(-sum(wins) / len(wins), abs=1e-5)
         assert float(value[task]) == pytest.approx(sum(errors) / len(errors), rel=1e-4)
-
-
-def test_independent_networks_have_losses_of_their_own():
-    params = points.start(mf.random.key(1), methods.INDEPENDENT)
-    key = mf.random.key(2)
-    memory = points.explore(params, points.world(key), key)
-    for losses in (points.policy_losses, points.value_losses):
-        rows = torch.func.jacrev(losses)(params, memory)
-        for name, row in rows.items():
-            if row.any():
-                own = row.flatten(2).norm(dim=-1)
-                assert torch.equal(own, own.diagonal().diag()), name
-                assert (own.diagonal() > 0).all()
 
 
 def test_copies_give_the_step_of_the_jacobian(explored):
@@ -245,63 +139,231 @@ def test_copies_give_the_step_of_the_jacobian(explored):
 # ---- runs and the command ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*methods.RULES, methods.SCALES_UNDONE])
-def test_mazes_side_by_side_are_those_alone(name):
-    settings = grids.Settings(4, "cpu")
-    cells = [Cell("grids", name, "", rate, seed) for rate in (0.01, 0.1) for seed in (0, 1)]
-    together = grids.perform(settings, cells)
-    (alone,) = grids.perform(settings, [cells[3]])
-    assert together[3]["curve"] == pytest.approx(alone["curve"], abs=1e-7)
-    assert len({run["final"] for run in together}) == 4
-    assert alone["score"] == -alone["area"] == pytest.approx(-sum(alone["curve"]) / 5)
+class Lines:
+    """Points on a line; task 1's goal lies the other way. Ends are of time, and begun anew."""
+
+    num_envs, length = 2, 10
+
+    def __init__(self, seed: int = 0) -> None:
+        self.single_observation_space = SimpleNamespace(shape=(3,))
+        self.single_action_space = SimpleNamespace(shape=(1,))
+        self.generator = np.random.default_rng(seed)
+
+    def reset(self, *, seed=None):
+        if seed is not None:
+            self.generator = np.random.default_rng(seed)
+        self.at, self.time = self.generator.uniform(-0.2, 0.2, 2), 0
+        return self.seen(), {}
+
+    def seen(self):
+        return np.concatenate([self.at[:, None], np.eye(2)], 1).astype(np.float32)
+
+    def step(self, actions):
+        self.at = self.at + 0.2 * np.clip(actions[:, 0], -1, 1)
+        self.time += 1
+        away = np.abs(self.at - np.array([1.0, -1.0]))
+        reached = (away < 0.25).astype(float)
+        info, late = {"success": reached}, np.full(2, self.time == self.length)
+        if late[0]:
+            last = np.empty(2, object)
+            last[:] = list(self.seen())
+            info = {"final_obs": last, "final_info": {"success": reached}}
+            self.reset()
+        return self.seen(), -away, np.zeros(2, bool), late, info
 
 
-@pytest.mark.parametrize("name", ["cagrad", methods.HEADS, methods.BLIND, methods.INDEPENDENT])
-def test_points_side_by_side_are_those_alone(name, monkeypatch):
-    monkeypatch.setattr(points, "SEEN", 1)
-    settings = points.Settings(1, "cpu")
-    cells = [Cell("points", name, "", 0.01, seed) for seed in (0, 1)]
-    together = points.perform(settings, cells)
-    (alone,) = points.perform(settings, [cells[1]])
-    assert together[1]["tasks"] == alone["tasks"]
-    assert 0 <= alone["worst"] <= alone["final"] <= 1
+def settings_of_sac(**changes) -> sac.Settings:
+    settings = sac.Settings("lines", "v2", 1.0, 0.99, True, 10, 40, 10, 8, (8, 8), 32, 20, 1, "cpu")
+    return settings._replace(**changes)
 
 
-def test_along_finds_an_exponential():
-    rising = [[0.5 * math.exp(0.03 * 10 * i) for i in range(9)], [1.0 * 2**i for i in range(9)]]
-    found = report.along(rising, 10)
-    assert found.slope.mean == pytest.approx((0.03 + math.log(2) / 10) / 2)
-    assert found.fit == pytest.approx(1)
-    assert found.positive == 1
-    flat = report.along([[1.0, -1.0, 1.0, 4.0, 4.0, 7.0]] * 2, 1)
-    assert flat.positive == pytest.approx(5 / 6)
-    assert flat.change.mean == pytest.approx(5.5)
-    assert math.isnan(report.along([[-1.0, -1.0, 2.0]] * 2, 1).slope.mean)
+@pytest.fixture(scope="module")
+def agent() -> tuple[sac.Learner, sac.Agent, sac.Batch]:
+    learner = sac.Learner("cagrad", 1e-2, 2, 5, 2, (6, 6))
+    found = learner.start(mf.random.key(0))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(2, 4, *shape, generator=generator)
+
+    over, real = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2), torch.ones(2, 4)
+    batch = sac.Batch(drawn(5), drawn(2).tanh(), drawn(), drawn(5), over, real)
+    return learner, found._replace(temperature={"log": torch.tensor([-1.0, 0.5])}), batch
 
 
-def test_rates_are_chosen_on_seeds_of_no_result(tmp_path):
-    given = command._parser().parse_args(["--seeds", "7:9"])
-    for name, size in itertools.product(command.PARTS, parts.SIZES):
-        part = command.part(name, size, given, tmp_path)
-        if name in ("mt10", "mt50") and size == "full":
-            # at one rate nothing is chosen: no run of days but those of the results
-            assert (len(part.plan.rates), part.plan.tuning) == (1, (7,))
-        else:
-            assert min(part.plan.tuning) >= parts.TUNED_ON
-        assert part.plan.seeds == (7, 8)
-        assert all(path.is_file() for path in part.sources())
+MIXED = parts.cagrad_details(10)
 
 
-def test_the_command_compares_with_the_mean(tmp_path, monkeypatch):
-    real = grids.perform
-    monkeypatch.setattr(grids, "perform", lambda _, cells: real(grids.Settings(12, "cpu"), cells))
-    argv = ["--quick", "--parts", "grids", "--rules", "mean,cagrad", "--workers", "1"]
-    argv += ["--seeds", "2", "--out", str(tmp_path)]
-    assert command.main(argv) == 0
-    results = json.loads((tmp_path / "grids" / "results.json").read_text(encoding="utf-8"))
-    assert list(results["methods"]) == ["mean", "cagrad", methods.SCALES_UNDONE]
-    assert (tmp_path / "grids" / "grids.png").read_bytes()[:4] == b"\x89PNG"
-    runs = results["methods"]["cagrad"]["runs"], results["methods"]["mean"]["runs"]
-    differences = [a["area"] - b["area"] for a, b in zip(*runs, strict=True)]
-    summary = results["methods"]["cagrad"]["summary"]["against_mean"]["area"]
-    assert summary["mean"] == pytest.approx(sum(differences) / 2)
+@pytest.fixture(scope="module")
+def mixed() -> tuple[sac.Replay, sac.Batch]:
+    """A replay of three tasks, transition i of task t worth 100 t + i, and a shared batch."""
+    replay = sac.Replay(3, 16, 2, 1, "cpu")
+    for i in range(11):
+        worth = 100.0 * np.arange(3) + i
+        two = np.stack([worth, worth], 1)
+        replay.add(two, np.full((3, 1), 0.1 * i), worth, two + 1, np.zeros(3))
+    return replay, replay.draw_shared(mf.random.key(7), 12)
+
+
+def test_squashed_density_is_torchs(agent):
+    _, found, batch = agent
+    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(1))
+    actions, likelihood = sac.policy(found.actor.params, batch.seen, noise)
+    x = batch.seen
+    for layer in range(3):
+        weight = found.actor.params[f"actor.{layer}.weight"]
+        x = x @ weight.mT + found.actor.params[f"actor.{layer}.bias"]
+        x = x.relu() if layer < 2 else x
+    mean, spread = x.chunk(2, -1)
+    normal = torch.distributions.Normal(mean, spread.exp())
+    squashed = torch.distributions.TransformedDistribution(
+        normal, torch.distributions.TanhTransform(cache_size=1)
+    )
+    torch.testing.assert_close(actions, torch.tanh(mean + spread.exp() * noise))
+    torch.testing.assert_close(likelihood, squashed.log_prob(actions).sum(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_goals_and_losses_of_the_critic_are_written_out(agent):
+    _, found, batch = agent
+    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
+    wanted = sac.goals(found, batch, noise, 0.99)
+    actions, likelihood = sac.policy(found.actor.params, batch.after, noise)
+    ahead = sac.values(found.target, batch.after, actions)
+    now = sac.values(found.critic.params, batch.seen, batch.actions)
+    losses = sac.critic_losses(found.critic.params, (batch, wanted))
+    for task in range(2):
+        temperature, errors = math.exp([-1.0, 0.5][task]), []
+        for i in range(4):
+            lower = min(float(q[task, i]) for q in ahead)
+            soft = lower - temperature * float(likelihood[task, i])
+            expected = float(batch.rewards[task, i]) + (0 if i == 1 else 0.99 * soft)
+            assert float(wanted[task, i]) == pytest.approx(expected, abs=1e-5)
+            errors.append(sum((float(q[task, i]) - expected) ** 2 for q in now))
+        assert float(losses[task]) == pytest.approx(sum(errors) / 4, rel=1e-4)
+
+
+def test_losses_over_a_shared_batch_are_means_over_each_tasks_own(mixed):
+    _, batch = mixed
+    # codes stand last, and are not seen
+    padded = batch._replace(seen=torch.cat([batch.seen / 100, networks.codes(batch.seen)], -1))
+    learner = sac.Learner("cagrad", 1e-2, 3, 5, 1, (4,), MIXED)
+    agent = learner.start(mf.random.key(1))
+    assert agent.actor.params["actor.0.weight"].shape == (4, 2)  # no code
+    assert agent.temperature["log"].shape == ()
+    generator = torch.Generator().manual_seed(3)
+    wanted = torch.randn(batch.real.shape, generator=generator)
+    noise = torch.randn(batch.actions.shape, generator=generator)
+    warm = torch.tensor([0.3, 0.3, 0.3])
+    critic = sac.critic_losses(agent.critic.params, (padded, wanted))
+    actor = sac.actor_losses(
+        agent.actor.params, (padded, noise, agent.critic.params, warm), squashed=True
+    )
+    one, two = sac.values(agent.critic.params, padded.seen, padded.actions)
+    actions, likelihood = sac.policy(agent.actor.params, padded.seen, noise, squashed=True)
+    lower = torch.minimum(*sac.values(agent.critic.params, padded.seen, actions))
+    for task in range(3):
+        own = [i for i in range(batch.real.shape[1]) if batch.real[task, i]]
+        errors = [float((q[task, i] - wanted[task, i]) ** 2) for i in own for q in (one, two)]
+        assert float(critic[task]) == pytest.approx(sum(errors) / len(own), rel=1e-5)
+        terms = [float(0.3 * likelihood[task, i] - lower[task, i]) for i in own]
+        assert float(actor[task]) == pytest.approx(sum(terms) / len(own), rel=1e-5)
+    absent = padded._replace(real=padded.real * torch.tensor([[1.0], [0.0], [1.0]]))
+    assert float(sac.critic_losses(agent.critic.params, (absent, wanted))[1]) == 0
+
+
+def test_rewards_are_divided_by_their_running_deviation():
+    rewards, generator = sac.Rewards(2), np.random.default_rng(0)
+    mean, variance = [0.0, 0.0], [1.0, 1.0]
+    for _ in range(50):
+        given = generator.normal(5, 3, 2)
+        found = rewards(given)
+        for task in range(2):
+            mean[task] = 0.999 * mean[task] + 0.001 * given[task]
+            variance[task] = 0.999 * variance[task] + 0.001 * (given[task] - mean[task]) ** 2
+            assert found[task] == pytest.approx(given[task] / (math.sqrt(variance[task]) + 1e-8))
+
+
+def test_the_published_set_up_is_that_of_cagrads_command(tmp_path):
+    """Values as its repository's `run.sh` and the configuration files that it names have them."""
+    for name, tasks, c in (("mt10", 10, 0.9), ("mt50", 50, 0.5)):
+        part = parts.sac_part(name, "full", ("mean", "cagrad"), (0, 1), "cpu", tmp_path, "cagrad")
+        found, details = part.settings, part.settings.details
+        assert (found.batch, found.steps, found.random) == (1_280, 2_000_000, 1_500)
+        assert (found.hidden, found.discount, found.horizon) == ((400, 400, 400), 0.99, 150)
+        assert found.capacity * tasks == 1_000_000
+        assert (found.every, found.episodes, found.reward, found.scaled) == (10_000, 1, "v1", False)
+        assert details == sac.Details(c, False, False, False, True, True, True, False, True)
+        assert part.plan.rates == (3e-4,)
+        assert list(part.plan.methods) == ["mean", "cagrad", methods.HEADS, methods.INDEPENDENT]
+        ours = parts.sac_part(name, "full", ("mean", "cagrad"), (0, 1), "cpu", tmp_path)
+        assert ours.settings.details == sac.OURS
+        assert ours.name != part.name  # results of both stay
+        assert methods.BLIND in ours.plan.methods
+    _, rule = methods.probe_and_rule("cagrad", c=0.9)
+    gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+    geometry = mf.Geometry(torch.ones(2), gramian, torch.full((2,), 0.5), torch.ones(2) > 0, {})
+    weights, expected = (
+        each.update(geometry, each.init(torch.ones(2), mf.random.key(0)))[0]
+        for each in (rule, mf.cagrad(0.9))
+    )
+    assert torch.equal(weights, expected)
+
+
+def test_a_run_in_the_published_set_up_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """Ten updates follow the ten random steps at once; rewards' deviations are kept."""
+    cell, settings = Cell("sac", "cagrad", "", 1e-3, 0), settings_of_sac(steps=60, details=MIXED)
+    made: list[int] = []
+    real, calls = sac.Learner.update, []
+
+    def make(seed: int) -> Lines:
+        made.append(seed)
+        return Lines(seed)
+
+    def stopping(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(sac.Learner, "update", stopping)
+    stop = 45
+    with pytest.raises(KeyboardInterrupt):
+        sac.perform(make, tmp_path, settings, cell)
+    state = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")["run"]
+    assert state["step"] == 40
+    assert (state["rewards"].variance != 1).all()
+    stop = -1
+    sac.perform(make, tmp_path, settings, cell)
+    # 10 at once, 29 to step 40, the five that were lost, 20 more
+    assert len(calls) == (10 + 29) + 6 + 20
+    assert set(made) == {0}  # the goals that are learnt are those that are measured
+
+
+def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):
+    settings = settings_of_sac(steps=400, random=100, batch=32, hidden=(32,), capacity=400)
+    settings = settings._replace(every=400, episodes=4, discount=0.9)
+    numbers = sac.perform(Lines, tmp_path, settings, Cell("sac", "mean", "", 2e-2, 0))
+    assert numbers["tasks"] == [1.0, 1.0]
+
+
+def lines_expert(seen: np.ndarray) -> np.ndarray:
+    return np.clip(3 * (np.array([[1.0], [-1.0]]) - seen[:, :1]), -1, 1)
+
+
+def test_cloning_imitates_up_to_success():
+    shown = cloning.demonstrate(Lines(), lines_expert, 2, 0)
+    for task, goal in enumerate((1.0, -1.0)):
+        count = int(shown.counts[task])
+        seen = shown.seen[task, :count]
+        assert ((seen[:, 0] - goal).abs() > 0.25).all()  # nothing after a success
+        assert torch.equal(seen[:, 1:], torch.eye(2)[task].expand(count, 2))
+        expected = lines_expert(np.repeat(seen.numpy()[None], 2, 0)[:, 0])[task]
+        assert shown.actions[task, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        assert not shown.seen[task, count:].any()
+    settings = cloning.Settings("lines", "v2", 3, 50, 16, (16,), 4, "cpu")
+    numbers, blind = (
+        cloning.perform(Lines, lines_expert, settings, Cell("", name, "", 3e-2, 0))
+        for name in ("pcgrad", methods.BLIND)
+    )
+    assert numbers["tasks"] == [1.0, 1.0]
+    assert numbers["error"] < 0.2 * blind["error"]

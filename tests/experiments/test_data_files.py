@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import cells, files, progress, study
+from common import cells, files, study
 from common.files import DataError
 from experiments.auxiliary import __main__ as auxiliary
 from experiments.auxiliary import data as cifar
@@ -187,16 +187,3 @@ def test_files_that_are_none_are_refused(spoil, tmp_path):
 
 
 # ---- progress ------------------------------------------------------------------------------------
-
-
-def test_where_there_is_no_terminal_a_line_a_minute_says_what_is_left(monkeypatch, capsys):
-    now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.Progress(2000, "mgda", "steps", done=500) as shown:
-        for _ in range(100):
-            now[0] += 1.5
-            shown.update(5, note="success 0.50")
-    assert capsys.readouterr().err.splitlines() == [
-        "mgda: 700 of 2,000 steps after 1 min, about 6 min left; success 0.50",
-        "mgda: 900 of 2,000 steps after 2 min, about 6 min left; success 0.50",
-    ]

@@ -1,32 +1,25 @@
 """`--device`: studies make their tensors on it, and give on a CPU what they gave."""
 
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from common.cells import Cell
-from common.device import constant, on, replayed
+from common.device import on, replayed
 from common.problems import cagrad_toy
 from experiments.arena.cells import problem_of
 from experiments.arena.contestants import CONTESTANTS
 from experiments.grouping import __main__ as grouping_command
-from experiments.rewards import adding, exact
 from mtlfunc.core import checks
 from mtlfunc.gradients import losses
 from mtlfunc.studies.arena import Settings as Few
 from mtlfunc.studies.arena import compete
 from mtlfunc.training import _recorder
-from paper_repro import __main__ as repro
 from paper_repro.cagrad import convergence, toy_runs
 from paper_repro.cagrad.common import quadratics
 from paper_repro.gradnorm import common, lanes, train_lanes
 from paper_repro.mgda import adam, encoders
 from paper_repro.report.findings import Settings
-from paper_repro.report.workers import answer
 from paper_repro.since import physics, samples, scalarization
 from tests.support.recorders import Watched
 
@@ -149,15 +142,6 @@ def same(found, wanted):
         assert found == wanted
 
 
-def test_the_toy_is_replayed_as_it_is_stepped(monkeypatch):
-    wanted = toy_lanes(torch.device("cpu"))
-    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
-    monkeypatch.setattr(toy_runs, "advance", cagrad_toy.replay)
-    Watched.made.clear()
-    assert torch.equal(toy_lanes(torch.device("cpu")), wanted)
-    assert any("replay" in recorder.calls for recorder in Watched.made)
-
-
 def test_what_no_graph_can_hold_runs_as_it_is(monkeypatch, capsys):
     def reads(state: Tensor, by: Tensor) -> tuple[Tensor]:
         return (state + by.item(),)
@@ -169,65 +153,3 @@ def test_what_no_graph_can_hold_runs_as_it_is(monkeypatch, capsys):
         (state,) = move(state, torch.ones(()))
     assert state.tolist() == [3.0] * 3
     assert "not captured, steps run one by one" in capsys.readouterr().out
-
-
-def test_an_error_of_a_step_is_not_taken_for_one_of_the_recording():
-    def fails(state: Tensor) -> tuple[Tensor]:
-        if state.sum() > 1:
-            raise RuntimeError("it is broken")
-        return (state + 1,)
-
-    move = replayed(fails)
-    (state,) = move(torch.zeros(2))
-    with pytest.raises(RuntimeError, match="it is broken"):
-        move(state)
-
-
-def test_nothing_changes_on_the_cpu():
-    with on(torch.device("cpu")):
-        assert torch.overrides._get_current_function_mode() is None
-    with on(META):
-        assert torch.zeros(2).device == META
-        assert torch.zeros(2, device="cpu").device.type == "cpu"
-        with pytest.raises(NotImplementedError, match="copy out of meta"):  # by way of the host
-            np.asarray(torch.zeros(2))
-
-
-def test_constants_are_the_same_by_fills():
-    like = torch.zeros(3, dtype=torch.float64)
-    wanted = torch.tensor([0.1, 20.0], dtype=torch.float64)
-    assert torch.equal(constant((0.1, 20.0), like), wanted)
-    assert constant((0.1, 20.0), like.to(META)).dtype == torch.float64
-
-
-def test_what_is_about_a_processors_time_stays_there():
-    """And what is not runs where it is told: no other has that mark."""
-    timed = {name for name, module in repro.reproductions().items() if hasattr(module, "TIMED")}
-    costs = {"mgda.cost_of_gradients", "mgda.cost_of_weights", "mgda.solvers"}
-    assert timed == costs | {"cagrad.dual", "cagrad.dual_solvers", "cagrad.fast"}
-    seen = []
-    module = ModuleType("timed")
-    module.run = lambda settings: seen.append(settings.device) or iter(())  # pyright: ignore
-    for at_home in (True, False):
-        module.TIMED = at_home  # pyright: ignore
-        answer(module, "timed", Settings(device=META), Path(), lambda kind, what: None)
-    assert [device.type for device in seen] == ["cpu", "meta"]
-
-
-def test_exact_policies_are_captured_as_they_are(monkeypatch):
-    cells = [Cell("two opposed", "MGDA", "", 5.0, seed) for seed in range(2)]
-    wanted = exact.together(4, cells)
-    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
-    Watched.made.clear()
-    found = exact.together(4, cells)
-    assert any("replay" in recorder.calls for recorder in Watched.made)
-    for a, b in zip(found, wanted, strict=True):
-        same(list(a.values()), list(b.values()))
-
-
-def test_policies_are_taught_and_asked_by_draws_of_the_cpu():
-    with torch.device("cpu"):  # a mode, as on another device
-        policy = adding.taught(0, 2)
-    plain = adding.taught(0, 2)
-    for a, b in zip(policy.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(a, b)

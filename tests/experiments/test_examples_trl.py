@@ -1,6 +1,5 @@
 """The page for TRL's `GRPOTrainer`; skipped where trl is not installed."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -110,29 +109,3 @@ def test_the_weights_are_those_of_trls_own_gradients(page, tmp_path, options):
 def test_what_is_not_linear_is_refused(page, tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         run(page, page.Balanced, tmp_path, mf.upgrad(), 1, **options)
-
-
-def test_tokens_of_tools_are_refused(page, tmp_path, monkeypatch):
-    found = trl.GRPOTrainer._generate_and_score_completions
-
-    def with_tools(self, inputs):
-        outputs = found(self, inputs)
-        return outputs | {"tool_mask": outputs["completion_mask"]}
-
-    monkeypatch.setattr(trl.GRPOTrainer, "_generate_and_score_completions", with_tools)
-    with pytest.raises(ValueError, match="of tools"):
-        run(page, page.Balanced, tmp_path, mf.upgrad(), 1)
-
-
-def test_a_reward_without_a_number_is_refused(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "short", lambda completion_ids, **_: [None for _ in completion_ids])
-    with pytest.raises(ValueError, match="None"):
-        run(page, page.Balanced, tmp_path, mf.upgrad(), 1)
-
-
-def test_both_methods_have_trls_signatures(page):
-    for name in ("_generate_and_score_completions", "_compute_loss"):
-        own, theirs = (
-            inspect.signature(getattr(x, name)) for x in (page.Balanced, trl.GRPOTrainer)
-        )
-        assert list(own.parameters) == list(theirs.parameters)

@@ -1,9 +1,7 @@
-"""experiments/grouping: the tasks, the truth of a group, every forecaster, the judge, resuming."""
+"""experiments/grouping: affinities, groups, the truth of a group, the judge and the command."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,87 @@ import torch.nn.functional as F
 from scipy.stats import pearsonr, rankdata
 from torch.func import vmap
 
-import mtlfunc as mf
-from common.cells import Store
 from common.grouping import data, forecasts, judge, truth
-from common.grouping.affinity import affinity
+from common.grouping.affinity import affinity, groups
 from common.problems.digits import digits
-from experiments.grouping import __main__ as command
-from experiments.grouping import report
+from tests.support.networks import gradient_rows, network
+
+# --- affinity -----------------------------------------------------------------------------------
+
+
+def literal_affinity(losses, params, batch, lr, names):
+    """Move the shared parameters by one task's gradient, look at every loss."""
+    before = losses(params, batch)
+    rows = gradient_rows(losses, params, batch, names)
+    after = [
+        losses(params | {name: params[name] - lr * rows[name][i] for name in names}, batch)
+        for i in range(len(before))
+    ]
+    return torch.stack([1 - value / before for value in after])
+
+
+def test_affinity_equals_loop():
+    losses, params, batch = network()
+    trunk = [name for name in params if name.startswith("trunk")]
+    found = affinity(losses, params, batch, lr=0.1, shared="trunk.*")
+    known = literal_affinity(losses, params, batch, 0.1, trunk)
+    torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
+    everything = affinity(losses, params, batch, lr=0.1)
+    known = literal_affinity(losses, params, batch, 0.1, list(params))
+    torch.testing.assert_close(everything, known, rtol=1e-9, atol=1e-12)
+    assert float((found - everything).abs().max()) > 1e-3  # the heads stayed
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def searched(Z, count, overlap, alone):
+    """The highest total over all sets of at most `count` groups: each task takes its best group, as
+    in the official code.
+    """
+    tasks = len(Z)
+    every = [g for size in range(1, tasks + 1) for g in itertools.combinations(range(tasks), size)]
+    best = -np.inf
+    for number in range(1, count + 1):
+        for chosen in itertools.combinations(every, number):
+            together = sorted(t for g in chosen for t in g)
+            if together == list(range(tasks)) or (overlap and set(together) == set(range(tasks))):
+                total = sum(
+                    max(onto(Z, g, t, alone) for g in chosen if t in g) for t in range(tasks)
+                )
+                best = max(best, total)
+    return best
+
+
+def onto(Z, group, task, alone):
+    others = [i for i in group if i != task]
+    return float(np.mean([Z[i, task] for i in others])) if others else alone
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    ("tasks", "count"),
+    [(1, 1), (2, 1), (2, 2), (3, 2), (4, 1), (4, 2), (4, 3), (4, 4), (5, 2), (5, 3)],
+)
+def test_groups_equal_exhaustive_search(tasks, count, overlap):
+    for seed, alone in ((0, 0.0), (1, 0.3), (2, -1e6)):
+        Z = torch.from_numpy(np.random.default_rng(seed).standard_normal((tasks, tasks)))
+        found = groups(Z, count, overlap=overlap, alone=alone)
+        assert found.total == pytest.approx(searched(Z.numpy(), count, overlap, alone), rel=1e-12)
+        # What it names has the total that it claims, and every task is served once, in a group that
+        # trains it.
+        assert 1 <= len(found.groups) <= count
+        assert sorted(t for s in found.serves for t in s) == list(range(tasks))
+        assert all(set(s) <= set(g) for s, g in zip(found.serves, found.groups, strict=True))
+        named = sum(
+            onto(Z.numpy(), g, t, alone)
+            for g, s in zip(found.groups, found.serves, strict=True)
+            for t in s
+        )
+        assert found.total == pytest.approx(named, rel=1e-12)
+        if not overlap:
+            assert found.groups == found.serves
+
 
 SEEDS = (3, 4)
 
@@ -33,41 +105,6 @@ def drawn(family: str, seeds: tuple[int, ...] = SEEDS) -> data.Data:
 
 def of_seed(tree: tuple, at: int) -> data.Data:
     return data.Data(*(data.Part(*(leaf[at] for leaf in part)) for part in tree))
-
-
-@pytest.mark.parametrize("family", data.FAMILIES)
-def test_parts_share_no_sample_and_questions_are_balanced(family):
-    found = of_seed(drawn(family), 0)
-    samples = {tuple(x.tolist()) for part in found for x in part.x}
-    assert len(samples) == sum(data.SIZES)
-    answers = torch.cat([part.y for part in found])
-    assert answers.unique().tolist() == [0, 1]
-    # halves of ten digits, medians, and signs of what is symmetric: five standard deviations
-    off = (answers.mean(0) - 0.5).abs()
-    assert off.max() < 5 * 0.5 / sum(data.SIZES) ** 0.5 + 0.03
-
-
-def test_planted_tasks_read_their_own_features_alone():
-    """Moving x along a direction that the features of a set do not see changes no answer of it."""
-    draw = torch.tensor(5)
-    groups = data.together(draw)
-    assert groups.sum() == data.TASKS // 2
-    x = mf.random.normal(mf.random.key(0), (400, data.INPUTS))
-    read = mf.random.normal(mf.random.fold_in(draw, 1), (data.INPUTS, 2 * data.FEATURES))
-    for number in range(2):
-        own = read[:, number * data.FEATURES :][:, : data.FEATURES]
-        blind = torch.linalg.svd(own.mT).Vh[data.FEATURES :]
-        moved = x + 3 * mf.random.normal(mf.random.key(1), (400, len(blind))) @ blind
-        same = data._planted(x, draw) == data._planted(moved, draw)
-        assert same[:, groups == number].float().mean() > 0.99  # float32 at a border
-        assert same[:, groups != number].float().mean() < 0.9
-
-
-def test_all_groups_are_there_once():
-    every = {c for n in range(1, 7) for c in itertools.combinations(range(6), n)}
-    assert len(truth.GROUPS) == 63
-    assert set(truth.GROUPS) == every
-    assert [len(group) for group in truth.GROUPS[:21]] == [1] * 6 + [2] * 15
 
 
 @pytest.mark.parametrize("group", [(1,), (0, 3, 4), tuple(range(6))])
@@ -148,76 +185,6 @@ def test_affinities_are_their_formulas():
     torch.testing.assert_close(forecasts.products(params, batch), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_groups_and_pairs_are_means_over_the_others():
-    generator = torch.Generator().manual_seed(0)
-    affinity = torch.rand(2, 6, 6, generator=generator)
-    found = forecasts.of_groups(affinity)
-    gains = torch.rand(2, 63, 6, generator=generator)
-    extrapolated = forecasts.pairs(gains)
-    for number, group in enumerate(truth.GROUPS):
-        for task in group:
-            rest = [i for i in group if i != task]
-            for seed in range(2):
-                mean = sum(affinity[seed, i, task] for i in rest) / max(len(rest), 1)
-                assert float(found[seed, number, task]) == pytest.approx(float(mean), abs=1e-6)
-                pair = [truth.GROUPS.index(tuple(sorted((i, task)))) for i in rest]
-                mean = sum(gains[seed, k, task] for k in pair) / max(len(rest), 1)
-                assert float(extrapolated[seed, number, task]) == pytest.approx(
-                    float(mean), abs=1e-6
-                )
-
-
-def test_grad_tag_fits_the_logistic_regression():
-    """The moved network's loss, against a regression by L-BFGS on explicit gradients."""
-    many = drawn("planted")
-    one = of_seed(many, 0)
-    params = {name: leaf[0] for name, leaf in truth.networks(many, SEEDS).items()}
-    key, group = torch.tensor(1), (0, 2, 5)
-    found = forecasts.grad_tag(params, one, key)  # in float32, the rest in float64
-    params = {name: leaf.double() for name, leaf in params.items()}
-    one = data.Data(*(data.Part(part.x.double(), part.y.double()) for part in one))
-    size = sum(leaf.numel() for leaf in params.values())
-    project = mf.random.normal(key, (size, forecasts.PROJECTED)).double()
-    project = project / forecasts.PROJECTED**0.5
-
-    def moved(by: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts = (project @ by).split([leaf.numel() for leaf in params.values()])
-        return {
-            n: leaf + part.view_as(leaf)
-            for (n, leaf), part in zip(params.items(), parts, strict=True)
-        }
-
-    zero = torch.zeros(forecasts.PROJECTED, dtype=torch.float64)
-    slopes: torch.Tensor = torch.func.jacrev(lambda by: truth.logits(moved(by), one.train.x))(zero)
-    base = truth.logits(params, one.train.x)
-
-    def validation(tasks: tuple[int, ...]) -> torch.Tensor:
-        tried = []
-        for ridge in forecasts.RIDGES:
-            by = zero.clone().requires_grad_()
-            solver = torch.optim.LBFGS(
-                [by], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
-            )
-
-            def closure(by=by, solver=solver, ridge=ridge):
-                solver.zero_grad()
-                said = (base + slopes @ by)[:, list(tasks)]
-                loss = F.binary_cross_entropy_with_logits(said, one.train.y[:, list(tasks)])
-                loss = loss + 0.5 * ridge * by.square().sum()
-                loss.backward()
-                return loss
-
-            solver.step(closure)
-            tried.append(truth.losses(moved(by.detach()), one.validation))
-        return min(tried, key=lambda x: float(x[list(tasks)].mean()))
-
-    together = validation(group)
-    for task in group:
-        expected = (validation((task,))[task] / together[task]).log()
-        number = truth.GROUPS.index(group)
-        assert float(found[number, task]) == pytest.approx(float(expected), abs=1e-4)
-
-
 def test_partitions_and_regret_by_brute_force():
     for most, count in ((1, 1), (2, 32), (3, 122), (6, 203)):  # Bell's and Stirling's numbers
         found = judge.partitions(range(6), most)
@@ -247,94 +214,3 @@ def test_partitions_and_regret_by_brute_force():
     x, y = ([v[k] for k in kept] for v in (said[draw][seed], real))
     expected = pearsonr(rankdata(x), rankdata(y))[0]
     assert score.rank[draw, seed] == pytest.approx(expected)
-
-
-def test_a_choice_is_compared_with_groups_as_large_by_brute_force():
-    """Which tasks go together, and not how many: random tasks in groups of the same sizes."""
-    generator = np.random.default_rng(3)
-    gains, said = ([x] for x in generator.normal(size=(2, 2, 63, 6)))
-    real, forecast = gains[0][1], said[0][0]  # seed 0 foretells seed 1
-    every = judge.partitions(range(6), 3)
-
-    def worth(values, one, alone):
-        return sum(values[judge.NUMBER[g], t] for g in one for t in g if alone or len(g) > 1) / 6
-
-    chosen = max(every, key=lambda one: worth(forecast, one, False))
-    sizes = sorted(map(len, chosen))
-    others = [worth(real, one, True) for one in every if sorted(map(len, one)) == sizes]
-    found = judge.above_random(said, gains, judge.folds(2)["one seed"], 3)
-    assert len(others) > 1
-    assert found[0, 0] == pytest.approx(np.mean(others) - worth(real, chosen, True))
-    assert judge.above_random(gains, gains, [([0], [0])], 3) < 0  # the truth itself
-
-
-def test_correlations_are_those_of_the_entries_kept():
-    generator = np.random.default_rng(4)
-    gains, said = ([x] for x in generator.normal(size=(2, 2, 63, 6)))
-    for least, most, count in ((2, 2, 30), (3, 6, 156), (2, 6, 186)):
-        kept = judge.shown(least, most)
-        entries = [(k, t) for k, g in enumerate(truth.GROUPS) for t in g if least <= len(g) <= most]
-        assert len(entries) == count
-        x, y = ([v[k] for k in entries] for v in (said[0][1], gains[0][0]))
-        expected = pearsonr(rankdata(x), rankdata(y))[0]
-        found = judge.ranks(said, gains, judge.folds(2)["one seed"], kept)
-        assert found[0, 1] == pytest.approx(expected)
-
-
-def test_a_perfect_forecast_is_seen_and_a_constant_one_says_nothing():
-    generator = np.random.default_rng(1)
-    one = generator.normal(size=(3, 1, 63, 6)).repeat(4, 1)
-    gains = list(one)
-    gains = [np.where(np.arange(63)[:, None] < 6, 0.0, g) for g in gains]  # nothing gained alone
-    parts = judge.folds(4)["half of the seeds"]
-    perfect = judge.scored([2 * g + 5 * (g != 0) for g in gains], gains, parts)
-    assert np.allclose(perfect.r2, 1)
-    assert np.allclose(perfect.rank, 1)
-    constant = judge.scored([np.zeros_like(g) for g in gains], gains, parts)
-    assert (constant.rank == 0).all()
-    assert np.allclose(constant.r2, 0)
-    exact = judge.scored(gains, gains, parts)
-    assert all((exact.regret[most] == 0).all() for most in judge.BUDGETS)
-    for most, even in ((2, [3, 3]), (3, [2, 2, 2])):
-        found = judge.unmeasured(gains, parts, most)
-        every = judge.partitions(range(6), most)
-        worth = judge.means_of(gains[0][0], most)
-        some = [w for w, one in zip(worth, every, strict=True) if sorted(map(len, one)) == even]
-        assert found[judge.EVEN][0] == pytest.approx(worth.max() - np.mean(some))
-        assert found["at random"][0] == pytest.approx(worth.max() - worth.mean())
-        together = gains[0][0, -1].mean()
-        assert found["all together"][0] == pytest.approx(worth.max() - together)
-
-
-def test_words_say_who_helps():
-    generator = np.random.default_rng(2)
-    gains = [g.repeat(4, 0) for g in generator.normal(size=(4, 1, 63, 6))]
-    for g in gains:
-        g[:, :6] = 0
-    names = {name: [-g for g in gains] for name in forecasts.NAMES} | {"pairs": gains}
-    found = {"planted": report.family(gains, names)}
-    assert "better: pairs" in report.words(found)
-    assert "worse: TAG" in report.words(found)
-
-
-def test_the_command_keeps_all_numbers_and_what_they_rest_on(tmp_path, monkeypatch):
-    rests = []
-
-    def kept(folder, sources, settings):
-        rests.append(({Path(path.parent.name, path.name) for path in sources}, settings))
-        return Store(folder, sources, settings)
-
-    monkeypatch.setattr(command, "Store", kept)
-    assert command.main(["--quick", "--steps", "2", "--out", str(tmp_path)]) == 0
-    numbers = json.loads((tmp_path / "results.json").read_text())
-    assert len(numbers["groups"]) == 63
-    assert numbers["costs"]["pairs"] == 21
-    # 6 gradients of 3 batches, and 126 forward passes of 4 batches at a third, in 300 steps
-    assert forecasts.costs(300)["Grad-TAG"] == pytest.approx(1 + (18 + 126 * 4 / 3) / 300)
-    assert {len(draws) for draws in numbers["draws"].values()} == {2}
-    assert (tmp_path / "grouping.png").stat().st_size > 10_000
-    ((sources, settings),) = rests
-    every = {"problems/digits.py", "grouping/data.py", "grouping/truth.py"}
-    assert {*map(Path, every)} <= sources
-    assert not {Path("grouping/judge.py"), Path("grouping/report.py")} & sources
-    assert settings == {"device": "cpu"}

@@ -3,10 +3,7 @@ ones, what a run counts, and the command.
 """
 
 import itertools
-import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,10 +12,8 @@ from scipy.integrate import solve_ivp
 from torch.func import functional_call, grad, hessian, vmap
 
 import mtlfunc as mf
-from common.study import Choice
-from experiments.physics import run
 from experiments.physics.methods import LENGTHS, METHODS, ntk_weights
-from experiments.physics.problems import HARD, PROBLEMS, VISCOSITY
+from experiments.physics.problems import PROBLEMS, VISCOSITY
 from experiments.physics.references import (
     ALLEN_CAHN,
     KORTEWEG,
@@ -28,10 +23,6 @@ from experiments.physics.references import (
     evolution,
     spectral,
 )
-from experiments.physics.report import Results, against, figures, page
-from experiments.physics.run import MARKS, Settings, trained
-from tests.support import ROOT
-from tests.support.device import host_reads
 
 CPU = torch.device("cpu")
 
@@ -46,22 +37,6 @@ def test_burgers_integral_is_the_spectral_solution():
     )
     found = cole_hopf(*np.meshgrid(x, t), VISCOSITY)
     np.testing.assert_allclose(found, u, rtol=0, atol=1e-9)  # h⁴ of 4,000 steps is 4e-15
-
-
-def test_a_soliton_keeps_its_shape():
-    dispersion, speed = 0.03**2, 0.5
-
-    def wave(x, t):
-        away = (x - speed * t + 1) % 2 - 1
-        return 3 * speed / np.cosh(math.sqrt(speed / dispersion) / 2 * away) ** 2
-
-    x, u = spectral(
-        lambda x: wave(x, 0),
-        lambda ik: -dispersion * ik**3,
-        lambda u, derivative: -derivative(u**2 / 2),
-        np.linspace(0, 1, 3),
-    )
-    np.testing.assert_allclose(u[-1], wave(x, 1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LAST)
@@ -145,18 +120,6 @@ def test_residuals_are_the_equation_and_the_values(name):
         torch.testing.assert_close(problem.value(where[face]), exact[face], rtol=0, atol=atol)
 
 
-def test_new_points_differ_from_step_to_step_and_noise_is_in_the_source():
-    noisy = PROBLEMS["Poisson 2-D with noisy new points"].batches(0, CPU)
-    one, two = next(noisy), next(noisy)
-    assert not torch.equal(one.x, two.x)
-    clean = PROBLEMS["Poisson 2-D"].source(one.x)
-    off = (one.target - clean)[one.inside]
-    assert 5 < float(off.std()) < 20  # 24 draws of standard deviation 10
-    fixed = PROBLEMS["Poisson 2-D"].batches(0, CPU)
-    assert torch.equal(next(fixed).x, next(fixed).x)
-    assert sum(leaf.numel() for leaf in PROBLEMS[[*HARD][-1]].network(0).parameters()) == 105
-
-
 SMALL = PROBLEMS["Poisson 2-D"]._replace(width=6, counts=(12, 8))
 
 
@@ -173,26 +136,6 @@ def test_every_method_lowers_the_loss(method):
     steps = METHODS[method].way(SMALL, SMALL.network(1), SMALL.batches(1, CPU), setting)
     params = next(itertools.islice(steps, 60, None))
     assert loss({name: leaf.detach() for name, leaf in params.items()}) < 0.5 * first
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "L-BFGS"])
-@pytest.mark.parametrize("problem", ["Poisson 2-D", "Korteweg-de Vries", "Burgers"])
-def test_a_step_on_a_device_reads_nothing(method, problem):
-    """Strong Wolfe conditions are looked at on the host; no other method waits for a device.
-
-    torch's Adam counts the steps of every parameter in a tensor on the CPU, which it reads.
-    """
-    case = PROBLEMS[problem]._replace(counts=(6,) + (4,) * len(PROBLEMS[problem].faces), width=5)
-    net = case.network(0).to("meta")
-    points = next(case.batches(0, torch.device("meta")))
-    steps = METHODS[method].way(case, net, itertools.repeat(points), METHODS[method].grid[0])
-
-    def two_steps() -> None:
-        for _ in range(2):
-            assert all(leaf.device.type == "meta" for leaf in next(steps).values())
-
-    counts = [] if method in ("Gauss-Newton", "SPRING") else ["aten::_local_scalar_dense"] * 12
-    assert host_reads(two_steps) == counts
 
 
 def test_gauss_newton_steps_along_the_least_squares_solution():
@@ -229,77 +172,3 @@ def test_ntk_weights_are_those_of_single_points():
     trace = torch.stack(squares) @ points.member
     found = ntk_weights(SMALL, net, params, points)
     torch.testing.assert_close(found, trace.sum() / trace / len(trace), rtol=1e-9, atol=0)
-
-
-def test_only_steps_that_end_before_a_mark_count(monkeypatch):
-    """With a clock by which every step takes 1.5 marks."""
-    clock = itertools.count()
-    monkeypatch.setattr(run, "seconds_now", lambda device: 0.75 * next(clock))
-    # two readings a step are 0.75 apart, and the marks 0.5
-    looked = []
-
-    def look(params):
-        looked.append(params["layers.0.weight"])
-        return float(len(looked))
-
-    seen, kept, taken = trained(SMALL, "Adam", 1e-2, 1, 0.5 * MARKS, CPU, look)
-    assert seen == [float(i + 1) for i in range(MARKS)]
-    assert taken == 2 * MARKS // 3
-    first = dict(SMALL.network(1).named_parameters())["layers.0.weight"]
-    assert torch.equal(looked[0], first)
-    assert not torch.equal(looked[1], first)  # one step ended at .75, before 1
-    assert torch.equal(looked[-1], kept["layers.0.weight"])
-
-
-def _results(digits, method_fails=False):
-    """Made-up runs: errors 10^-digits by method, three seeds."""
-    x, _ = PROBLEMS["Poisson 2-D"].solution(5)
-    row = {
-        name: [
-            {
-                "errors": [10.0 ** -(value + 0.01 * seed)] * MARKS,
-                "score": value + 0.01 * seed if value else -math.inf,
-                "steps": 7,
-                "field": [0.1] * len(x),
-            }
-            for seed in range(3)
-        ]
-        for name, value in digits.items()
-    }
-    choice = Choice("", 1.0, {"": {1.0: 1.0}}, (), False)
-    choices = {"Poisson 2-D": dict.fromkeys(row, (choice,))}
-    return Results(
-        {"Poisson 2-D": row}, choices, (0, 1, 2), (9,), Settings(1.0, 5), "processor time"
-    )
-
-
-def test_the_report_says_where_gauss_newton_loses():
-    results = _results({"Adam": 1, "L-BFGS": 4, "Gauss-Newton": 3, "MGDA": 0, "ConFIG": 3})
-    row = results.runs["Poisson 2-D"]
-    assert against(row) == {"higher": ["L-BFGS"], "open": ["ConFIG"], "lower": ["Adam", "MGDA"]}
-    text = page(results)
-    assert "higher than that of the methods in brackets on: Poisson 2-D (L-BFGS)." in text
-    assert "9.8e-05 ×/÷" in text
-    assert "failed" in text  # MGDA
-    assert set(figures(results)) == {"errors", "fields"}
-    fails = against({**row, "Gauss-Newton": row["MGDA"]})
-    assert fails == {"higher": ["Adam", "L-BFGS", "ConFIG"], "open": ["MGDA"], "lower": []}
-
-
-def test_the_command_writes_and_goes_on(tmp_path):
-    command = [
-        *(sys.executable, "-m", "experiments.physics", "--quick", "--workers", "1"),
-        *("--rules", "Adam,Gauss-Newton", "--seconds", "0.02", "--out", str(tmp_path)),
-    ]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Where Gauss-Newton loses" in first.stdout
-    cells = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed*.json")}
-    written = {x.name for x in tmp_path.iterdir()} - {"cells", ".lock"}
-    assert written == {"results.json", "table.md", "errors.png"}  # no fields without L-BFGS
-    numbers = json.loads((tmp_path / "results.json").read_text())
-    assert {x: set(y) for x, y in numbers["runs"].items()} == {
-        problem: {"Adam", "Gauss-Newton"} for problem in ("Poisson 2-D", "Korteweg-de Vries")
-    }
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert again.stdout == first.stdout
-    assert cells == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed*.json")}

@@ -1,12 +1,10 @@
 """Processes that work: memory that is freed stays theirs."""
 
 import ctypes
-import os
 import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -61,38 +59,12 @@ def told(program: str, argument: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-class Cleared:
-    """Asks for an end while Python clears it away, which drops what is raised there."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.kill(os.getpid(), self.number)
-
-
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_signal_is_lost(number: int) -> None:
-    before = sys.unraisablehook
-
-    def work() -> None:
-        with pool.terminable():
-            Cleared(number)
-            time.sleep(60)
-
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        work()
-    assert (stopped.type is pool.Terminated) == (number == signal.SIGTERM)
-    assert sys.unraisablehook is before
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -111,15 +83,6 @@ def test_the_first_signal_is_the_last(first: int) -> None:
             written.append(first)
     assert written == [first]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_ctrl_c_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with pool.terminable():
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @glibc

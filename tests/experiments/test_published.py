@@ -21,7 +21,6 @@ from common.cells import Cell, state_of
 from common.files import DataError, Files
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
-from experiments.published.benchmark import Batch
 
 # ---- CelebA --------------------------------------------------------------------------------------
 
@@ -55,15 +54,6 @@ def test_celeba_is_read_as_it_is(tmp_path):
         assert (batch.inputs[row] - colour[:, None, None]).abs().max() < 4 / 255
         assert batch.targets[row].tolist() == [float((i + j) % 2 == 0) for j in range(40)]
     assert len(celeba.files(tmp_path)) == 12 + 2
-
-
-def test_images_are_resized_as_pillow_does(tmp_path):
-    write_celeba(tmp_path)
-    path, generator = tmp_path / celeba.IMAGES / "000001.jpg", np.random.default_rng(0)
-    Image.fromarray(generator.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(path)
-    small = Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)
-    found = celeba.read(tmp_path, 0).train.take([0]).inputs[0].movedim(0, -1)
-    torch.testing.assert_close(found, torch.from_numpy(np.asarray(small) / np.float32(255)))
 
 
 def test_f1_and_losses_are_those_of_their_definitions():
@@ -276,15 +266,6 @@ def test_messages_are_those_of_every_edge(tmp_path):
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_a_rate_on_a_plateau_falls_after_six_epochs_without_gain():
-    assert train.plateau([], 1e-3) == 1e-3
-    assert train.plateau([-9.0, *[-9.5] * 5], 1e-3) == 1e-3
-    assert train.plateau([-9.0, *[-9.5] * 6], 1e-3) == pytest.approx(7e-4)
-    assert train.plateau([-9.0, *[-9.5] * 5, -8.0, *[-8.5] * 5], 1e-3) == 1e-3
-    assert train.plateau([-9.0] * 200, 1e-3) == 1e-5
-    assert train.plateau([-10.0 + 0.1 * i for i in range(50)], 1e-3) == 1e-3
-
-
 # ---- what is wrong with a folder -----------------------------------------------------------------
 
 
@@ -379,15 +360,6 @@ def settings_of(name: str, folder: Path, **changes: object) -> train.Settings:
     return settings._replace(**changes)  # type: ignore
 
 
-@pytest.mark.parametrize("rule", train.RULES)
-def test_every_rule_runs(rule, tmp_path):
-    settings = settings_of("qm9", tmp_path / "data", batch=16, epochs=1)
-    numbers = train.perform(settings, tmp_path, Cell("", rule, "", 1e-3, 0))
-    assert math.isfinite(numbers["score"])
-    assert list(numbers["test"]) == list(qm9.NAMES)
-    assert numbers["curve"] == [numbers["score"]]
-
-
 @pytest.fixture
 def in_double(monkeypatch):
     """Batch norm of two samples is nearly a sign: two processors part by .01 in float32."""
@@ -442,40 +414,6 @@ def test_the_mean_learns_as_a_stock_loop(name, tmp_path, in_double):
     assert run.measure(run.data.test) == pytest.approx(expected.tolist(), abs=0.35)
 
 
-def test_the_epoch_that_is_tested_is_the_best_on_validation_samples(tmp_path, monkeypatch):
-    settings = settings_of("qm9", tmp_path / "data", epochs=4)
-    numbers = {"validation": iter([3.0, 2.0, 5.0, 2.5]), "test": iter([30.0, 20.0])}
-
-    def measure(self: train.Run, split: object) -> list[float]:
-        kind = "test" if split is self.data.test else "validation"
-        times = next(numbers[kind])
-        return [times * base for base in qm9.BASE]
-
-    monkeypatch.setattr(train.Run, "measure", measure)
-    found = train.perform(settings, tmp_path, Cell("", "mean", "", 1e-3, 0))
-    # Δm 200, 100, 400 and 150 %: the second is the best, and the last that is tested
-    assert found["curve"] == pytest.approx([-200, -100, -400, -150])
-    assert (found["epoch"], found["score"]) == (2, pytest.approx(-100))
-    assert found["test"]["mu"] == pytest.approx(20 * qm9.BASE[0])
-
-
-def test_a_network_alone_learns_its_task_alone(tmp_path):
-    settings = settings_of("cifar100", tmp_path / "data", epochs=1)
-    run = train.Run(settings, Cell("", "superclass 8 alone", "", 1e-2, 0))
-    seen: list[Batch] = []
-    real = run.net.forward
-    run.net.forward = lambda images: seen.append(images) or real(images)  # type: ignore
-    before = {name: leaf.clone() for name, leaf in run.params.items()}
-    run.one_epoch()
-    # two batches of four, the rest of ten: images of one task alone, in training and measuring
-    assert {len(images) for images in seen} <= {4, 2}
-    moved = {n for n, leaf in run.params.items() if not torch.equal(leaf, before[n])}
-    assert {n for n in moved if n.startswith("heads.")} == {"heads.7.weight", "heads.7.bias"}
-    numbers = run.numbers()
-    assert list(numbers["test"]) == ["superclass 8"]
-    assert numbers["score"] in {0.0, 0.5, 1.0}  # of two validation images
-
-
 def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
     settings = settings_of("celeba", tmp_path / "data", epochs=3)
     cell, real = Cell("", "cagrad", "", 1e-2, 0), train.Run.one_epoch
@@ -493,14 +431,6 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypat
     assert state_of(tmp_path / "b", cell).is_file()
     rest = train.perform(settings, tmp_path / "b", cell)
     assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}
-
-
-@pytest.mark.parametrize("rule", ["mean", "mgda"])
-def test_a_diverged_run_is_reported_as_such(rule, tmp_path):
-    settings = settings_of("qm9", tmp_path / "data")
-    numbers = train.perform(settings, tmp_path, Cell("", rule, "", 1e30, 0))
-    assert math.isnan(numbers["score"])
-    assert all(map(math.isnan, numbers["test"].values()))
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -537,26 +467,3 @@ def test_command_on_files_of_ones_own(tmp_path):
     again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     one, two = (k["methods"]["mean"]["runs"][0]["test"]["mu"] for k in (kept, again))
     assert two == pytest.approx(2 * one, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", train.BENCHMARKS)
-def test_quick_needs_no_files(name, tmp_path):
-    call = [name, "--quick", "--rules", "mean", "--workers", "1", "--out", str(tmp_path)]
-    assert command.main(call) == 0
-    assert (tmp_path / "results.json").is_file()
-
-
-def test_sizes(tmp_path):
-    source = settings_of("qm9", tmp_path).data
-    for name, epochs, batch, rate in (
-        ("celeba", 15, 256, 3e-4),
-        ("cifar100", 200, 8, 0.1),
-        ("qm9", 300, 120, 1e-3),
-    ):
-        full = command.settings_of(name, "full", source, "cpu")
-        assert full == train.Settings(name, source, epochs, batch, 1, 0, "cpu")
-        assert command.settings_of(name, "default", source, "cpu").epochs == epochs // 10
-        plan = command.plan_of(train.BENCHMARKS[name], ["mean", "mgda"], False, (4, 5, 6))
-        assert (plan.rates, plan.tuning, plan.seeds) == ((rate,), (4,), (4, 5, 6))
-    given = command._parser().parse_args(["qm9"])
-    assert given.rules == list(train.CHOSEN)

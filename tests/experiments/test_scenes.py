@@ -1,6 +1,5 @@
-"""experiments/scenes: renderer, metrics, loaders, networks, runs and the command."""
+"""experiments/scenes: renderer, loaders, metrics, networks, runs and the command."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,100 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch.func import functional_call
 
 import mtlfunc as mf
 from common.cells import Cell, state_of
 from common.files import DataError, Source
 from experiments.scenes import __main__ as command
-from experiments.scenes import data, metrics, render, report, segnet, small, train
+from experiments.scenes import data, metrics, published, render, report, segnet, train
 from tests.support.scenes import write_folder
 
 # ---- the renderer --------------------------------------------------------------------------------
-
-
-def empty(**changes: torch.Tensor) -> render.Rooms:
-    """One room in double precision, seen straight ahead, its objects behind the camera."""
-    drawn = render.rooms(mf.random.key(3), 1)
-    still = {
-        name: leaf.double() if leaf.is_floating_point() else leaf
-        for name, leaf in drawn._asdict().items()
-    }
-    still["turn"] = torch.zeros(1, 2, dtype=torch.float64)
-    still["centres"] = torch.tensor([0.0, 0.0, -5.0], dtype=torch.float64).expand(1, 4, 3).clone()
-    return render.Rooms(**(still | changes))
-
-
-def test_depths_and_normals_of_planes_are_closed_forms():
-    walls = torch.tensor([[1.5, 2.0, 4.0, 1.4, 1.1]], dtype=torch.float64)
-    rays = render.pixels()
-    seen = render.cast(empty(walls=walls), rays)
-    u, v = rays.unbind(-1)
-    left, right, back, floor, ceiling = walls[0]
-    # the nearest of u·z = -left, u·z = right, z = back, v·z = floor, v·z = -ceiling
-    bounds = torch.stack([-left / u, right / u, back.expand(len(u)), floor / v, -ceiling / v])
-    depth, side = bounds.where(bounds > 0, math.inf).min(0)
-    torch.testing.assert_close(seen.depth[0], depth)
-    inward = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 0, -1], [0, -1, 0], [0, 1, 0]]).double()
-    torch.testing.assert_close(seen.normal[0], inward[side])
-    assert set(seen.label[0][side == 3].tolist()) == {render.FLOOR}
-    assert set(seen.label[0][side == 4].tolist()) == {render.CEILING}
-    assert set(seen.label[0][side < 3].tolist()) <= {render.WALL, render.WINDOW, render.PICTURE}
-
-
-def test_a_pitched_camera_sees_the_floor_as_in_closed_form():
-    """Looking down by θ, the ray (0, v, 1) meets a floor h below at z = h / (v cos θ + sin θ)."""
-    pitch, height = 0.3, 1.4
-    room = empty(turn=torch.tensor([[0.0, pitch]], dtype=torch.float64))
-    room = room._replace(walls=torch.tensor([[9.0, 9.0, 90.0, height, 9.0]]).double())
-    v = torch.linspace(0.1, 0.8, 8, dtype=torch.float64)
-    seen = render.cast(room, torch.stack([torch.zeros_like(v), v], -1))
-    torch.testing.assert_close(
-        seen.depth[0], height / (v * math.cos(pitch) + math.sin(pitch)), rtol=1e-6, atol=0
-    )
-    normal = torch.tensor([0.0, -math.cos(pitch), -math.sin(pitch)]).double().expand(8, 3)
-    torch.testing.assert_close(seen.normal[0], normal, rtol=0, atol=1e-7)
-
-
-def test_a_sphere_is_a_sphere():
-    centre, radius = torch.tensor([0.2, -0.1, 2.5]).double(), 0.5
-    room = empty()
-    room.centres[0, 0], room.sizes[0, 0] = centre, radius
-    rays = render.pixels(60, 90)
-    seen = render.cast(room, rays)
-    hit = seen.label[0] >= render.SPHERE
-    points = seen.depth[0][hit, None] * torch.cat([rays, torch.ones(len(rays), 1)], -1)[hit]
-    torch.testing.assert_close((points - centre).norm(dim=-1), torch.full_like(points[:, 0], 0.5))
-    torch.testing.assert_close(seen.normal[0][hit], (points - centre) / radius)
-    # the silhouette: the ray's distance from the centre is below the radius
-    unit = torch.cat([rays, torch.ones(len(rays), 1)], -1)
-    unit = unit / unit.norm(dim=-1, keepdim=True)
-    inside = torch.linalg.cross(unit, centre.expand_as(unit)).norm(dim=-1) < radius
-    assert torch.equal(hit, inside)
-    # straight at the centre the depth along the ray is distance less radius
-    ahead = render.cast(room, (centre[:2] / centre[2])[None])
-    along = ahead.depth[0] * (centre / centre[2]).norm()
-    torch.testing.assert_close(along, (centre.norm() - radius)[None])
-
-
-def test_a_box_is_a_box():
-    """In its own frame a met point's largest coordinate, in half extents, is 1."""
-    room = empty()
-    room.centres[0, 2], room.yaw[0, 2] = torch.tensor([0.1, 0.3, 2.2]).double(), 0.6
-    room.sizes[0, 2] = torch.tensor([0.4, 0.3, 0.5]).double()
-    rays = render.pixels(60, 90)
-    seen = render.cast(room, rays)
-    hit = seen.label[0] >= render.BOX
-    assert hit.sum() > 100
-    points = seen.depth[0][hit, None] * torch.cat([rays, torch.ones(len(rays), 1)], -1)[hit]
-    cos, sin = math.cos(0.6), math.sin(0.6)
-    away = points - room.centres[0, 2]
-    own = torch.stack(
-        [cos * away[:, 0] - sin * away[:, 2], away[:, 1], sin * away[:, 0] + cos * away[:, 2]], -1
-    )
-    share = own.abs() / room.sizes[0, 2]
-    torch.testing.assert_close(share.amax(-1), torch.ones_like(share[:, 0]))
 
 
 def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
@@ -135,16 +51,6 @@ def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
     torch.testing.assert_close(cross[smooth], seen.normal[smooth], rtol=0, atol=1e-4)
 
 
-def test_views_are_a_function_of_the_key():
-    first, again = render.views(mf.random.key(1), 40), render.views(mf.random.key(1), 40)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.image, render.views(mf.random.key(2), 40).image)
-    assert set(first.label.unique().tolist()) == set(range(len(render.CLASSES)))
-    assert first.depth.min() > 0.3
-    assert first.depth.max() < 10
-    assert first.image.shape == (40, 3, render.HEIGHT, render.WIDTH)
-
-
 # ---- folders -------------------------------------------------------------------------------------
 
 
@@ -155,22 +61,19 @@ def test_views_are_a_function_of_the_key():
 def test_folders_are_read_as_they_are(benchmark, label, tmp_path):
     write_folder(tmp_path, benchmark, label=label)
     assert data.find(tmp_path) is benchmark
-    train_split, test_split = data.read(tmp_path, benchmark)
-    assert (len(train_split), len(test_split)) == (3, 2)
-    views = train_split.take([2, 0])
-    for i, number in enumerate((2, 0)):
-        for kind, leaf in (("image", views.image[i]), ("depth", views.depth[i])):
-            array = np.load(tmp_path / "train" / kind / f"{number}.npy")
-            assert np.array_equal(leaf.movedim(0, -1).numpy(), array)
-        array = np.load(tmp_path / "train" / label / f"{number}.npy")
-        assert np.array_equal(views.label[i].numpy(), array)
-    if benchmark is data.NYUV2:
-        array = np.load(tmp_path / "train" / "normal" / "0.npy")
-        np.testing.assert_allclose(views.normal[1].movedim(0, -1).numpy(), array, rtol=1e-6)
-    # a depth without its last axis is read, too
-    flat = np.load(tmp_path / "train" / "depth" / "1.npy")[..., 0]
-    np.save(tmp_path / "train" / "depth" / "1.npy", flat)
-    assert np.array_equal(train_split.take([1]).depth[0, 0].numpy(), flat)
+    # a depth without its last axis is read as well
+    flat = tmp_path / "train" / "depth" / "2.npy"
+    np.save(flat, np.load(flat)[..., 0])
+    parts = data.read(tmp_path, benchmark)
+    assert list(map(len, parts)) == [3, 2]
+    views = parts[0].take([2, 0])
+    for row, number in enumerate((2, 0)):
+        held = {x.parent.name: np.load(x) for x in (tmp_path / "train").glob(f"*/{number}.npy")}
+        assert np.array_equal(views.image[row].movedim(0, -1), held["image"])
+        assert np.array_equal(views.depth[row].flatten(), held["depth"].flatten())
+        assert np.array_equal(views.label[row], held[label])
+        if benchmark is data.NYUV2:
+            np.testing.assert_allclose(views.normal[row].movedim(0, -1), held["normal"], rtol=1e-6)
 
 
 def whole(name: str, array: np.ndarray):
@@ -255,33 +158,6 @@ def test_what_is_not_known_is_not_measured(tmp_path):
 # ---- augmentation --------------------------------------------------------------------------------
 
 
-def test_a_flip_mirrors_the_geometry():
-    views = render.views(mf.random.key(0), 2)
-    turned = data.flip(views)
-    assert torch.equal(turned.image[..., 0], views.image[..., -1])
-    assert torch.equal(turned.normal[:, 0, :, 3], -views.normal[:, 0, :, -4])
-    assert torch.equal(turned.normal[:, 1:, :, 3], views.normal[:, 1:, :, -4])
-    assert all(torch.equal(a, b) for a, b in zip(data.flip(turned), views, strict=True))
-
-
-def test_a_crop_is_its_literal_loop():
-    views = render.views(mf.random.key(0), 2)
-    same = data.crop(views, 1.0, 0.3, 0.9)
-    torch.testing.assert_close(tuple(same), tuple(views), rtol=0, atol=1e-6)
-    scale, (height, width) = 1.5, views.label.shape[-2:]
-    tall, wide = int(height / scale), int(width / scale)
-    near = data.crop(views, scale, 0.999, 0.0)  # the lower left corner
-    for row, column in ((0, 0), (7, 13), (height - 1, width - 1)):
-        from_row = height - tall + int(row * tall / height)
-        from_column = int(column * wide / width)
-        assert torch.equal(near.label[:, row, column], views.label[:, from_row, from_column])
-        depth = views.depth[:, 0, from_row, from_column] / scale
-        torch.testing.assert_close(near.depth[:, 0, row, column], depth)
-    # bilinear, with corners aligned: the window's corner pixels stay as they are
-    corner = views.image[:, :, height - tall, 0]
-    torch.testing.assert_close(near.image[:, :, 0, 0], corner)
-
-
 # ---- networks, runs and the command --------------------------------------------------------------
 
 
@@ -293,31 +169,6 @@ def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
 def narrow_alone(classes: int, task: str) -> segnet.SegNet:
     """SegNet with few channels."""
     return segnet.SegNet(classes, task, (2, 3, 3, 4, 4))
-
-
-@pytest.mark.parametrize("kind", [small.Small, narrow])
-def test_networks_have_heads_for_their_tasks_alone(kind):
-    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for tasks in (metrics.TASKS, (metrics.DEPTH,)):
-        net = kind(13, tasks)
-        outputs = net(image)
-        assert list(outputs) == list(tasks)
-        shapes = {metrics.SEGMENT: 13, metrics.DEPTH: 1, metrics.NORMAL: 3}
-        for task, output in outputs.items():
-            assert output.shape == (2, shapes[task], 32, 32)
-            task_loss = output.square().sum()
-            found = torch.autograd.grad(
-                task_loss, list(net.parameters()), allow_unused=True, retain_graph=True
-            )
-            used = {
-                name
-                for (name, _), g in zip(net.named_parameters(), found, strict=True)
-                if g is not None
-            }
-            assert {n for n in used if n.startswith("heads.")} == {
-                n for n, _ in net.named_parameters() if n.startswith(f"heads.{task}.")
-            }
-            assert {n for n, _ in net.named_parameters() if n.startswith("trunk.")} <= used
 
 
 def test_networks_have_the_published_numbers_of_parameters():
@@ -346,23 +197,6 @@ def test_networks_have_the_published_numbers_of_parameters():
     assert count(segnet.SegNetMTAN(13, metrics.TASKS)) == expected == 44_229_073
 
 
-def test_a_segnet_alone_is_its_forward_pass_written_out():
-    net = segnet.SegNet(13, metrics.NORMAL, (2, 3, 3, 4, 4)).eval()
-    image = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-    x, places = image, []
-    for first, last in zip(net.trunk.encode_first, net.trunk.encode_last, strict=True):
-        x, where = F.max_pool2d(last(first(x)), 2, return_indices=True)
-        places.append(where)
-    for i in (4, 3, 2, 1, 0):
-        x = net.trunk.decode_last[i](
-            net.trunk.decode_first[i](F.max_unpool2d(x, places[i], [2, 2]))
-        )
-    expected = net.heads[metrics.NORMAL](x)
-    assert expected.shape == (2, 3, 64, 32)
-    torch.testing.assert_close(net(image)[metrics.NORMAL], expected)
-    assert list(net(image)) == [metrics.NORMAL]
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> train.Settings:
     """Rooms, few of them."""
@@ -378,33 +212,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> train.Settings:
 def test_every_rule_runs(name, tiny, tmp_path):
     cell = Cell("", name, "1:4:1" if name == train.STATIC else "", 1e-3, 0)
     numbers = train.perform(tiny, tmp_path, cell)
-    tasks = [t for t in metrics.TASKS if name not in train.ALONE.values() or t in name]
-    assert list(numbers["test"]) == list(metrics.metrics_of(tasks))
     assert all(map(math.isfinite, numbers["test"].values()))
-    assert numbers["score"] == pytest.approx(train.score(numbers["validation"]))
-    # in one program with another seed, and with a run that fails, which the others do not feel
-    others = [cell._replace(seed=1), cell._replace(rate=1e30)]
-    first, _, failed = train.together(tiny, tmp_path, [cell, *others])
+    # in one program with a run that fails, which the others do not feel
+    first, failed = train.together(tiny, tmp_path, [cell, cell._replace(rate=1e30)])
     for key in ("weights", "losses", "test", "validation"):
         assert first[key] == pytest.approx(numbers[key], rel=1e-4), key
     assert math.isnan(failed["score"])
-    if name == "pcgrad":
-        again = train.perform(tiny, tmp_path, cell)
-        assert {**again, "step_ms": 0} == {**numbers, "step_ms": 0}
-    if name == train.STATIC:
-        assert list(numbers["weights"].values()) == pytest.approx([1 / 6, 4 / 6, 1 / 6])
-
-
-def test_the_trunk_starts_alike_whatever_the_tasks(tiny):
-    nets = [train.network(tiny, train.ROOMS, tasks, 3) for tasks in (metrics.TASKS, ("depth",))]
-    ours, theirs = (dict(net.named_parameters()) for net in nets)
-    assert all(torch.equal(ours[n], theirs[n]) for n in theirs if n.startswith("trunk."))
-
-
-def test_a_diverged_run_is_reported_as_such(tiny, tmp_path):
-    numbers = train.perform(tiny._replace(epochs=3), tmp_path, Cell("", "mean", "", 1e30, 0))
-    assert all(map(math.isnan, numbers["test"].values()))
-    assert math.isnan(numbers["score"])
 
 
 @pytest.fixture
@@ -455,25 +268,6 @@ def test_a_long_run_goes_on_after_its_last_epoch(thin, tmp_path):
     assert list((tmp_path / "b").iterdir()) == [state_of(tmp_path / "b", cell)]
 
 
-def test_command_on_rooms(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "settings_of", lambda *rest: tiny)
-    monkeypatch.setattr(report, "_rooms", lambda fig: fig.subplots())
-    arguments = ["--quick", "--rules", "cagrad,mean", "--workers", "1", "--out", str(tmp_path)]
-    assert command.main(arguments) == 0
-    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert list(kept["methods"]) == [*train.ALONE.values(), "cagrad", "mean"]
-    runs = {name: [r["test"] for r in m["runs"]] for name, m in kept["methods"].items()}
-    base = [
-        {k: v for alone in train.ALONE.values() for k, v in runs[alone][seed].items()}
-        for seed in range(2)
-    ]
-    own = [metrics.flat(runs["cagrad"][seed], base[seed]) for seed in range(2)]
-    mean = [metrics.flat(runs["mean"][seed], base[seed]) for seed in range(2)]
-    summary = kept["methods"]["cagrad"]["summary"]
-    assert summary["flat"]["mean"] == pytest.approx(np.mean(own))
-    assert summary["against_mean"]["mean"] == pytest.approx(np.mean(np.subtract(own, mean)))
-
-
 def test_command_on_folders(thin, tmp_path):
     write_folder(tmp_path / "city", data.CITYSCAPES, counts=(11, 2), label="label_7")
     call = ["--data", str(tmp_path / "city"), "--seeds", "2", "--workers", "1", "--quick"]
@@ -482,3 +276,119 @@ def test_command_on_folders(thin, tmp_path):
     settings = command.settings_of("full", source, "cpu")
     assert settings == train.Settings(source, 200, 0, 100, 10, False, "cpu")
     assert command.plan_of(settings, ["mean"], (0, 1, 2)).rates == (1e-4,)
+
+
+@pytest.fixture
+def guesses() -> tuple[metrics.Outputs, render.Views]:
+    """Random predictions for two images with unknown pixels; of 6 classes one is in neither."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 5, 7, generator=generator)
+    logits[:, 3] = -50
+    label = torch.randint(-1, 6, (2, 5, 7), generator=generator)
+    label[label == 3] = -1
+    depth = torch.rand(2, 1, 5, 7, generator=generator) * 4
+    depth[depth < 0.8] = 0
+    normal = metrics.unit(torch.randn(2, 3, 5, 7, generator=generator))
+    normal[:, :, 2] = 0
+    outputs = {
+        metrics.SEGMENT: logits,
+        metrics.DEPTH: torch.rand(2, 1, 5, 7, generator=generator) * 4,
+        metrics.NORMAL: torch.randn(2, 3, 5, 7, generator=generator) + 2 * normal,
+    }
+    return outputs, render.Views(torch.rand(2, 3, 5, 7, generator=generator), label, depth, normal)
+
+
+def test_segmentation_scores_are_scikit_learns(guesses):
+    outputs, views = guesses
+    predicted, known = outputs[metrics.SEGMENT].argmax(1), views.label >= 0
+    truth, guess = views.label[known].numpy(), predicted[known].numpy()
+    counts = metrics.confusion(predicted, views.label, 6)
+    assert np.array_equal(counts.numpy(), confusion_matrix(truth, guess, labels=range(6)))
+    scores = metrics.segmentation_scores(counts)
+    present = sorted(set(truth) | set(guess))
+    assert len(present) == 5
+    expected = jaccard_score(truth, guess, labels=present, average="macro")
+    assert scores["mIoU"] == pytest.approx(expected)
+    assert scores["pixel accuracy"] == pytest.approx(accuracy_score(truth, guess))
+
+
+def literal(
+    outputs: metrics.Outputs, views: render.Views
+) -> tuple[list[tuple[float, float]], list[float]]:
+    """Of every known pixel: the depth's error, absolute and relative; the normal's angle."""
+    errors, angles = [], []
+    for i, row, column in np.ndindex(2, 5, 7):
+        here = (i, slice(None), row, column)
+        if (true := float(views.depth[here])) != 0:
+            apart = abs(float(outputs[metrics.DEPTH][here]) - true)
+            errors.append((apart, apart / true))
+        wanted = views.normal[here].double().numpy()
+        if wanted.any():
+            given = outputs[metrics.NORMAL][here].double().numpy()
+            cosine = given @ wanted / np.linalg.norm(given)
+            angles.append(math.degrees(math.acos(max(-1, min(1, cosine)))))
+    return errors, angles
+
+
+def check(found: dict[str, float], errors: list[tuple[float, float]], angles: list[float]) -> None:
+    assert list(found) == list(metrics.METRICS)
+    absolute, relative = np.mean(errors, 0)
+    expected = {"absolute error": absolute, "relative error": relative}
+    expected |= {"mean angle": np.mean(angles), "median angle": np.median(angles)}
+    expected |= {f"within {d:g}°": np.mean(np.array(angles) < d) for d in (11.25, 22.5, 30)}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_losses_and_errors_are_their_literal_loops(guesses):
+    outputs, views = guesses
+    entropy = []
+    for i, row, column in np.ndindex(2, 5, 7):
+        if (label := int(views.label[i, row, column])) >= 0:
+            scores = outputs[metrics.SEGMENT][i, :, row, column].double()
+            entropy.append(math.log(float(scores.exp().sum())) - float(scores[label]))
+    errors, angles = literal(outputs, views)
+    found = metrics.losses(outputs, views)
+    assert list(found) == list(metrics.TASKS)
+    cosine = np.cos(np.radians(angles)).mean()
+    for task, value in zip(
+        metrics.TASKS, (np.mean(entropy), np.mean(errors, 0)[0], 1 - cosine), strict=True
+    ):
+        assert found[task].item() == pytest.approx(value, rel=1e-5)
+    scores = metrics.Scores(6)
+    scores.add(outputs, views)
+    check(scores.result(), errors, angles)
+
+
+# Rows of table 3 of Liu et al. 2021 and the Δm that stands beside them.
+ROWS = {
+    "MGDA": ((0.3047, 0.5990, 0.6070, 0.2555, 24.88, 19.45, 0.2918, 0.5688, 0.6936), 1.38),
+    "PCGrad": ((0.3806, 0.6464, 0.5550, 0.2325, 27.41, 22.80, 0.2386, 0.4983, 0.6314), 3.97),
+    "GradDrop": ((0.3939, 0.6512, 0.5455, 0.2279, 27.48, 22.96, 0.2338, 0.4944, 0.6287), 3.58),
+    "CAGrad": ((0.3979, 0.6549, 0.5486, 0.2250, 26.31, 21.58, 0.2561, 0.5236, 0.6558), 0.20),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_flat_delta_is_the_published_one(name):
+    values, published_delta = ROWS[name]
+    base = published.PUBLISHED["NYUv2"].base
+    assert metrics.flat(dict(zip(base, values, strict=True)), base) == pytest.approx(
+        published_delta, abs=0.015
+    )
+
+
+def test_pixels_of_all_batches_count_alike_where_libmtl_averages(guesses):
+    """Two images with different numbers of known pixels: one loop over all of them."""
+    outputs, views = guesses
+    depth = views.depth.clone()
+    depth[0, :, :3] = 0
+    views = views._replace(depth=depth)
+    scores = metrics.Scores(6)
+    for i in range(2):
+        one = {task: value[i : i + 1] for task, value in outputs.items()}
+        scores.add(one, render.Views(*(leaf[i : i + 1] for leaf in views)))
+    found, apart = scores.pooled(), scores.result()
+    check(found, *literal(outputs, views))
+    assert found["mIoU"] == apart["mIoU"]
+    assert found["absolute error"] != pytest.approx(apart["absolute error"], rel=1e-3)

@@ -1,6 +1,5 @@
 """experiments/standins.py: criteria, agreement of two runs, and what the ledger makes of them."""
 
-import json
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 from scipy.stats import ttest_ind_from_stats
 
 from common.intervals import estimate
-from common.study import Found
 from docs import results
 from experiments import standins
 from experiments.scenes.published import PUBLISHED
@@ -41,58 +39,12 @@ def test_claims_of_several_gains(means, every, some):
     assert standins.some_one(gains).verdict == some
 
 
-@pytest.mark.parametrize("names", ["failed worse better", "better worse failed"])
-def test_a_run_that_failed_decides_only_where_no_number_does(names, tmp_path, monkeypatch):
-    spread = {
-        "failed": [math.nan, 1.0, 2.0],
-        "worse": [-1.1, -1.0, -0.9],
-        "better": [1.1, 1.0, 0.9],
-    }
-    gains = {name: estimate(spread[name]) for name in names.split()}
-    judged = standins.every_one(gains)
-    assert (judged.verdict, judged.decisive) == ("does not hold", "worse")
-    assert standins.some_one(gains)[::2] == ("holds", "better")
-    gains.pop("worse")
-    judged = standins.every_one(gains)
-    assert (judged.verdict, judged.decisive) == ("inconclusive", "failed")
-    # and the pages say so
-    kept = {"studies": {}, "stand-ins": [{"runs": {"0 to 2": standins.as_dicts(judged)}}]}
-    monkeypatch.setattr(ledger, "PATH", tmp_path / "found.json")
-    ledger.PATH.write_text(json.dumps(standins.plain(kept)))
-    found = ledger.kept.__wrapped__()["stand-ins"][0]
-    assert (
-        ledger.measured(found) == "seeds 0 to 2: of 2 gains this decides, failed +nan [+nan, +nan]"
-    )
-
-
 def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
     found = {"m": {"a": runs(1), "b": runs(0), "c": runs(0)}}
     got = standins.above(found, "m", "a", ("b", "c", "absent", "a"))
     assert list(got) == ["m: a − b", "m: a − c"]
     a, b = np.array(found["m"]["a"]), np.array(found["m"]["b"])
     assert got["m: a − b"] == estimate((a - b).tolist(), 2)
-
-
-def test_accuracies_of_both_digit_studies_are_read_alike():
-    tests = {
-        "left alone": {"left": [0.9, 0.8]},
-        "right alone": {"right": [0.7, 0.6]},
-        "mean": {"left": [0.5, 0.4], "right": [0.3, 0.2]},
-    }
-    wanted = {
-        "hard sharing": {"mean": [40.0, 30.0], "two networks": [80.0, 70.0]},
-        "hard sharing, left": {"mean": [50.0, 40.0], "two networks": [90.0, 80.0]},
-        "hard sharing, right": {"mean": [30.0, 20.0], "two networks": [70.0, 60.0]},
-    }
-    cells = {
-        name: {"runs": [{"test": {k: x[i] for k, x in test.items()}} for i in range(2)]}
-        for name, test in tests.items()
-    }
-    for study in ("digits", "multimnist"):
-        found = standins.values(study, {"problems": {"hard sharing": cells}})
-        for measure, methods in found.items():
-            for name, each in methods.items():
-                assert each == pytest.approx(wanted[measure][name])
 
 
 def summary(**values: list[float]) -> dict[str, Any]:
@@ -112,32 +64,6 @@ def test_two_runs_agree_as_welch_says():
     assert found["apart"] == [f"{name}, gap" for name in one if p(name) < 0.05]
     assert found["apart, corrected"] == [f"{name}, gap" for name in one if p(name) < 0.05 / 3]
     assert found["opposite"] == ["other side, gap"]
-
-
-def _gaps(found: Found) -> dict[str, Any]:
-    return {
-        name: estimate([run["area"] for run in each])._asdict()
-        for name, each in found.runs[""].items()
-    }
-
-
-def test_as_many_by_chance_is_seldom_little_where_seeds_are_alike():
-    """Ten methods on the same data, whose intervals so lie apart together: over pairs of runs the
-    share is below 0.2 in a fifth at most, up to three standard errors. Where the runs differ, all
-    lie apart, and as many only in divisions that are the true one, or that one seed each way
-    spoils: of 924 in 2 and 72.
-    """
-    low, pairs = 0, 40
-
-    def drawn(shift: float = 0.0) -> standins.Runs:
-        common = RNG.standard_normal(6) + shift
-        areas = {f"{i}": common + 0.1 * RNG.standard_normal(6) for i in range(10)}
-        return {"": {name: [{"area": float(x)} for x in each] for name, each in areas.items()}}
-
-    for _ in range(pairs):
-        low += standins.by_chance(_gaps, drawn(), drawn(), draws=50) < 0.2
-    assert low / pairs < 0.2 + 3 * (0.2 * 0.8 / pairs) ** 0.5
-    assert standins.by_chance(_gaps, drawn(), drawn(4.0), draws=200) < 0.1
 
 
 def test_every_claim_that_needs_data_has_a_stand_in_or_a_reason():
@@ -180,60 +106,3 @@ def test_pages_have_what_is_kept():
         )
     studies = (results.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert ledger.agreement() in studies
-
-
-def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
-    """Of one study, from what it writes to the file that the ledger reads."""
-    monkeypatch.setattr(standins, "HERE", tmp_path)
-    study = standins.STUDIES["mazes"]._replace(rows=_gaps)
-    monkeypatch.setattr(standins, "STUDIES", {"mazes": study})
-    mazes = [row for row in standins.STANDINS if row.study == "mazes"]
-    monkeypatch.setattr(standins, "STANDINS", mazes)
-    folder, found = "", {}
-    for folder, first in zip(standins.STUDIES["mazes"].folders, (0, 100), strict=True):
-        gaps = {"mean": 0.9, "mgda": 0.5, "pcgrad": 0.3, "cagrad": 0.1, "nash_mtl": 0, "upgrad": 0}
-        methods = {}
-        for name, gap in gaps.items():
-            each = [{"area": gap + 0.01 * i, "final": gap - 0.01 * i} for i in range(4)]
-            values = {key: estimate([run[key] for run in each])._asdict() for key in each[0]}
-            methods[name] = {"runs": each, "summary": {"values": values}}
-        better = {"area": False, "final": False}
-        found = {"plan": {"seeds": list(range(first, first + 4))}, "higher is better": better}
-        found |= {"settings": {"steps": 3, "workers": first}, "methods": methods}
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "results.json").write_text(json.dumps(found))
-    assert standins.main(["--out", str(tmp_path / "found.json")]) == 0
-    kept = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert {run["verdict"] for row in kept["stand-ins"] for run in row["runs"].values()} == {
-        "holds"
-    }
-    assert {seeds for row in kept["stand-ins"] for seeds in row["runs"]} == {"0 to 3", "100 to 103"}
-    agreed = kept["studies"]["mazes"]["agreement"]
-    assert agreed.pop("as many by chance") == 1
-    assert agreed == {"compared": 12, "apart": [], "apart, corrected": [], "opposite": []}
-    kept["studies"]["mazes"]["agreement"]["as many by chance"] = 1.0
-    # of two studies one is made anew, and the other's part stays
-    other = standins.STANDINS[0]._replace(study="digits")
-    monkeypatch.setattr(standins, "STUDIES", standins.STUDIES | {"digits": None})
-    monkeypatch.setattr(standins, "STANDINS", [other, *mazes])
-    theirs = {"claim": other.claim, "study": "digits", "holds": "", "runs": {}}
-    both = {"studies": {"digits": {"on": "it"}, "mazes": {}}, "stand-ins": [theirs]}
-    (tmp_path / "both.json").write_text(json.dumps(both))
-    assert standins.main(["--studies", "mazes", "--out", str(tmp_path / "both.json")]) == 0
-    after = json.loads((tmp_path / "both.json").read_text(encoding="utf-8"))
-    assert after["stand-ins"] == [theirs, *kept["stand-ins"]]
-    assert after["studies"] == {"mazes": kept["studies"]["mazes"], "digits": {"on": "it"}}
-    with pytest.raises(SystemExit, match=r"none\.json cannot be read .*leave out --studies"):
-        standins.main(["--studies", "mazes", "--out", str(tmp_path / "none.json")])
-    monkeypatch.setattr(standins, "STUDIES", {"mazes": standins.STUDIES["mazes"]})
-    monkeypatch.setattr(standins, "STANDINS", mazes)
-    for change, said in (
-        ({"settings": {"steps": 4}}, "differ in steps"),
-        ({"settings": {"steps": 3, "other": 1}}, "differ in other"),
-        ({"plan": {"seeds": [3, 4, 5, 6]}}, "share seeds"),
-        ({"plan": {"seeds": [0, 1, 2, 3]}}, "share seeds"),
-        ({"methods": {}}, "has no runs of cagrad, mean, mgda, nash_mtl, pcgrad, upgrad"),
-    ):
-        (tmp_path / folder / "results.json").write_text(json.dumps(found | change))
-        with pytest.raises(SystemExit, match=said):
-            standins.main(["--out", str(tmp_path / "other.json")])

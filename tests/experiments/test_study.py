@@ -1,7 +1,6 @@
 """What the experiments share: tuning, keeping, stopping, intervals, tables, arguments."""
 
 import errno
-import json
 import math
 import os
 import runpy
@@ -16,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common import cells, command, intervals, pool, study, tables
+from common import cells, command, intervals, pool, study
 from tests.support import ROOT
 
 PLAN = study.Plan(
@@ -50,67 +49,6 @@ def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(t
         )
     assert [run["rate"] for run in found.runs[""]["one"]] == [0.2, 0.2]
     assert study.rate_of([two]) == "0.8, b"
-
-
-def test_a_grid_is_not_widened_for_ever(tmp_path):
-    """The best falls without end; the choice is said to lie at the edge."""
-    found = study.conduct(PLAN, lambda cell: {"score": -cell.rate}, store_in(tmp_path))
-    for (choice,) in found.choices[""].values():
-        assert (choice.widened, choice.rate, choice.edge) == ((0.05, 0.025, 0.0125), 0.0125, True)
-    assert study.rate_of(found.choices[""]["one"]) == "0.0125 (edge)"
-
-
-def uneven(cell: cells.Cell) -> study.Numbers:
-    """As `toy`, but every second seed is best at half the rate, and with variant a."""
-    odd = cell.seed % 2
-    numbers = toy(cell._replace(rate=cell.rate * 2**odd))
-    return numbers | {"score": numbers["score"] - 2 * odd * (cell.variant == "b")}
-
-
-def test_seeds_that_choose_for_themselves_are_studies_of_their_own(tmp_path):
-    plan = PLAN._replace(tuning=(), seeds=(0, 1, 2))
-    found = study.conduct(plan, uneven, store_in(tmp_path / "all"))
-    for i, seed in enumerate(plan.seeds):
-        own = plan._replace(tuning=(seed,), seeds=(seed,))
-        alone = study.conduct(own, uneven, store_in(tmp_path / str(seed)))
-        for name in plan.methods:
-            assert found.choices[""][name][i] == alone.choices[""][name][0]
-            assert found.runs[""][name][i] == alone.runs[""][name][0]
-    assert study.rate_of(found.choices[""]["one"]) == "0.1 × 1, 0.2 × 2"
-    assert study.rate_of(found.choices[""]["two"]) == "0.4 × 1, 0.8 × 2, a × 1, b × 2"
-
-
-class Forgetful(cells.Store):
-    """Nothing is kept."""
-
-    def read(self, cell):
-        return None
-
-    def write(self, cell, numbers):
-        pass
-
-
-def test_intervals_count_the_choice_where_every_seed_makes_it(tmp_path):
-    """Two rates whose scores differ by chance alone, and whose results are 0 and 1 with some noise:
-    what the whole procedure gives is 1/2 in the mean. Intervals over seeds that each choose cover
-    it, up to four standard errors of the simulation; with one choice for all they never do.
-    """
-    generator, draws = np.random.default_rng(0), 100
-    store = Forgetful(tmp_path, [], "")
-
-    def perform(cell):
-        score = generator.normal() if cell.rate in (0.1, 0.2) else -math.inf
-        return {"score": score, "test": float(cell.rate > 0.15) + 0.1 * generator.normal()}
-
-    covered = {(): 0, (0, 1, 2): 0}
-    for _ in range(draws):
-        for tuning in covered:
-            plan = study.Plan({"m": ("",)}, (0.1, 0.2), tuning, tuple(range(8)))
-            runs = study.conduct(plan, perform, store).runs[""]["m"]
-            found = intervals.estimate([run["test"] for run in runs])
-            covered[tuning] += found.low < 0.5 < found.high
-    assert covered[()] / draws > 0.95 - 4 * math.sqrt(0.05 * 0.95 / draws)
-    assert covered[0, 1, 2] == 0
 
 
 def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
@@ -161,24 +99,6 @@ def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
     before = len(calls)
     assert study.conduct_together(PLAN, many, lambda cell: cell.method, store) == apart
     assert len(calls) == before
-
-
-def test_a_failed_run_is_not_chosen(tmp_path):
-    def fails(cell):
-        lost = cell.rate > 0.1 and cell.seed == 9
-        return toy(cell) | ({"score": math.nan} if lost else {})
-
-    found = study.conduct(PLAN, fails, store_in(tmp_path))
-    (one,) = found.choices[""]["one"]
-    assert one.scores[""][0.2] == -math.inf
-    assert (one.rate, one.widened) == (0.1, (0.05,))
-
-
-def test_one_given_rate_is_not_widened(tmp_path):
-    plan = PLAN._replace(methods={"two": ("",)}, rates=(0.4,))
-    found = study.conduct(plan, toy, store_in(tmp_path))
-    (two,) = found.choices[""]["two"]
-    assert two == study.Choice("", 0.4, two.scores, (), False)
 
 
 def test_numbers_come_back_as_they_were(tmp_path):
@@ -341,19 +261,6 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     assert command.finish(body, tmp_path) == 0
 
 
-def test_other_errors_are_not_swallowed(tmp_path, capsys):
-    def missing():
-        raise FileNotFoundError("x")
-
-    def unreadable():
-        raise command.DataError("looked for a, found b")
-
-    with pytest.raises(FileNotFoundError):
-        command.finish(missing, tmp_path)
-    assert command.finish(unreadable, tmp_path) == 2
-    assert capsys.readouterr().err == "error: looked for a, found b\n"
-
-
 def test_estimate_is_the_t_interval():
     values = [3.0, 1.0, 4.0, 1.5]
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -371,76 +278,3 @@ def test_estimate_is_the_t_interval():
         intervals.estimate([1.0])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         intervals.estimate(values, 0)
-
-
-def test_corrected_intervals_cover_together():
-    """8 rivals that share the seeds' noise: all 8 differences covered in at least 95 % of draws,
-    which the uncorrected intervals miss; both up to four standard errors of the simulation.
-    """
-    generator, rivals, count, draws = np.random.default_rng(0), 8, 6, 2000
-    truth = np.linspace(-1, 1, rivals)
-    together = {1: 0, rivals: 0}
-    for _ in range(draws):
-        reference = generator.normal(size=count)
-        ours = truth[:, None] + reference + generator.normal(size=(rivals, count))
-        for comparisons in together:
-            found = [intervals.paired(list(row), list(reference), comparisons) for row in ours]
-            together[comparisons] += all(
-                value.low <= true <= value.high for value, true in zip(found, truth, strict=True)
-            )
-    error = 4 * math.sqrt(0.05 * 0.95 / draws)
-    assert together[rivals] / draws > 0.95 - error
-    assert together[1] / draws < 0.95 - error
-
-
-def test_many_that_are_not_below_are_seldom_said_to_be():
-    """Twelve differences whose true means are 0: "does not hold" comes by chance in at most 2.5 %,
-    up to four standard errors of the simulation; by uncorrected intervals in a quarter.
-    """
-    generator, trials = np.random.default_rng(0), 400
-    said, naive = 0, 0
-    for _ in range(trials):
-        found = [intervals.estimate(row.tolist()) for row in generator.normal(size=(12, 6))]
-        said += intervals.all_above(found) == "does not hold"
-        naive += any(value.high < 0 for value in found)
-    error = (0.025 * 0.975 / trials) ** 0.5
-    assert said / trials < 0.025 + 4 * error
-    assert naive / trials > 0.2
-
-
-def test_verdicts_follow_the_intervals():
-    found = {
-        "low": intervals.estimate([-2.0, -2.1]),
-        "high": intervals.estimate([2.0, 2.1]),
-        "open": intervals.estimate([-1.0, 1.0]),
-        "lost": intervals.estimate([math.nan, 1.0]),
-    }
-    said = {"no difference shown": ["open"], "failed": ["lost"]}
-    assert intervals.verdicts(found) == {"better": ["low"], "worse": ["high"]} | said
-    upwards = intervals.verdicts(found, lower_is_better=False)
-    assert upwards == {"better": ["high"], "worse": ["low"]} | said
-    assert intervals.all_above([found["high"], found["open"]]) == "inconclusive"
-    assert intervals.all_above([found["low"], found["high"]]) == "does not hold"
-    assert intervals.all_above([found["lost"], found["high"]]) == "inconclusive"
-    assert intervals.all_above([None]) == ""
-    assert intervals.bracket(found["low"]) == "-2.05 [-2.69, -1.41]"
-    assert intervals.bracket(None) == intervals.pm(None) == "–"
-
-
-def test_report_is_written_whole(tmp_path):
-    from matplotlib.figure import Figure
-
-    numbers = {"a": [1.0, math.nan], "b": torch.tensor([2.0])}
-    table = tables.markdown(["x", "long name"], [["1", "2"], ["three", "4"]])
-    assert table.splitlines() == [
-        "| x     | long name |",
-        "|-------|-----------|",
-        "| 1     | 2         |",
-        "| three | 4         |",
-    ]
-    paths = tables.write_report(tmp_path / "new", numbers, table, {"picture": Figure()})
-    assert [path.name for path in paths] == ["results.json", "table.md", "picture.png"]
-    assert sorted(paths) == sorted((tmp_path / "new").iterdir())
-    kept = json.loads(paths[0].read_text(encoding="utf-8"))
-    assert kept == {"a": [1.0, {"float": "nan"}], "b": [2.0]}
-    assert paths[2].read_bytes()[:4] == b"\x89PNG"

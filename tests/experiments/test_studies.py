@@ -1,22 +1,16 @@
-"""experiments/metric: the command's matrices, Muon by exact factors, estimates of influence."""
+"""The commands of the smaller studies: metric, mixing and conflict."""
+
+import math
 
 import pytest
 import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from experiments.metric import __main__ as command
+from common.problems.digits import digits
 from experiments.metric import influence, steps
 from experiments.metric.run import Cell, perform
-
-
-def test_the_command_of_matrices(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "HERE", tmp_path)
-    assert command.main(["--matrices", "--quick", "--steps", "14", "--seeds", "2"]) == 0
-    assert "| bottleneck | Muon " in capsys.readouterr().out
-    # of its own: the results of other commands, and of longer runs, stay
-    found = {x.name for x in (tmp_path / "out" / "matrices" / "quick").iterdir()}
-    assert found == {"results.json", "table.md", "matrices.png"}
+from experiments.mixing import data, study
 
 
 def test_muon_by_exact_factors_keeps_its_promise():
@@ -74,9 +68,43 @@ def test_influence_is_a_product_of_rows_in_the_optimizers_metric(optimizer):
     assert (influence.influence(made, batch, made.target) - known).abs().max() <= 1e-9 * seen
 
 
-def test_the_command_of_influence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(influence, "HERE", tmp_path)
-    assert influence.main(["--quick", "--seeds", "2"]) == 0
-    assert "| transformer | Adam, β₁ = .9 |" in capsys.readouterr().out
-    found = {x.name for x in (tmp_path / "out" / "influence" / "quick").iterdir()}
-    assert found == {"results.json", "table.md", "influence.png"}
+@pytest.mark.parametrize("problem", data.PROBLEMS)
+def test_parts_share_no_image_and_domains_are_what_they_are_called(problem):
+    source = digits()
+    task = data.task(problem, source, torch.tensor(3))
+    used = sum(len(part.labels) for part in (task.target, task.validation, task.test))
+    assert used + data.TRAIN == len(source.labels)
+    seen = {tuple(image.tolist()) for part in task[1:] for image in part.images}
+    assert len(seen) == used
+    if problem == "one helps":
+        noisy, plain, turned, also = task.domains.images
+        _, flipped, labels, anything = task.domains.labels
+        assert torch.equal(plain, also)
+        assert not {tuple(image.tolist()) for image in plain} & seen
+        assert torch.equal(flipped, 9 - labels)
+        whole = turned.unflatten(1, (8, 8)).rot90(-1, (1, 2)).flatten(1)
+        assert torch.equal(whole, plain)
+        # within five standard deviations
+        right = (task.domains.labels[0] == labels).float().mean()
+        assert abs(float(right) - (1 - 0.9 * data.WRONG)) < 5 * 0.5 / data.TRAIN**0.5
+        assert abs(float((anything == labels).float().mean()) - 0.1) < 5 * 0.3 / data.TRAIN**0.5
+        assert abs(float((noisy - plain).std()) - data.NOISE) < 0.01
+    else:
+        assert task.domains.images.shape == (data.COUNT, data.TRAIN // data.COUNT, 64)
+
+
+def test_pike_equals_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    rule, w = study.pike(torch.tensor(0.3), torch.tensor(0.2)), [0.25] * 4
+    ones = torch.ones(8)
+    state = rule.init(ones, mf.random.key(0))
+    for _ in range(3):
+        rows = torch.randn(8, 5, generator=generator)
+        for k in range(4):
+            one, other = rows[2 * k], rows[2 * k + 1]
+            whole = float((one - other).square().sum()) / 2 / 2  # σ²/b, of both halves together
+            w[k] *= math.exp(0.3 * float(one @ other) - 0.1 * whole)
+        w = [x / sum(w) for x in w]
+        geometry = mf.Geometry(ones, rows @ rows.mT, ones / 8, ones > 0, {})
+        weights, state = rule.update(geometry, state)
+        torch.testing.assert_close(weights, torch.tensor(w).repeat_interleave(2) / 2)

@@ -1,0 +1,341 @@
+"""The benchmarks in small: commands, records, right answers on both sides, the one of a device."""
+
+import inspect
+import json
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+import mtlfunc as mf
+from docs import results
+from experiments.benchmarks import (
+    gpu,
+    gpu_cases,
+    gpu_report,
+    gramian,
+    gramian_ways,
+    memory,
+    record,
+    rules,
+    runner,
+    scale,
+    solvers,
+    solvers_peers,
+    solvers_report,
+    steps,
+    toy,
+    visits,
+)
+from experiments.benchmarks.families import gramians
+from experiments.benchmarks.networks import LAPLACIANS, problem
+
+COMMANDS = {
+    "gramian": "--cases own-inputs --tasks 2 --batch 2 --devices cpu --methods loop",
+    "memory": "--cases steps-2",
+    "metric": "--batches 4",
+    "routes": "--widths 8 --tasks 2",
+    "rules": "--rules mgda gls gradnorm --tasks 3 --batch 1 9",
+    "scale": "--curves mgda --sizes 2 4",
+    "solvers": "--kinds min_norm --tasks 2 --batches 1 --instances 1 --solvers faces",
+    "steps": "--networks mlp pinn",
+    "toy": "--script-steps 1 --unroll 2",
+    "weightings": "--networks convolutions --tasks 2",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_writes_and_measures_nothing_twice(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(toy, "library_microseconds", lambda *_, **__: (1.0, 0.5))
+    main = import_module(f"experiments.benchmarks.{name}").main
+    timed = [] if name in ("memory", "toy") else ["--seconds", "0.001"]
+    call = [*COMMANDS[name].split(), "--out", str(tmp_path), *timed]
+    main(call)
+    path = tmp_path / f"{name}.json"
+    kept = path.read_bytes()
+    assert record.only(path)[1]
+    assert (tmp_path / f"{name}.md").read_text() in capsys.readouterr().out
+    main(call)
+    assert path.read_bytes() == kept
+    if timed:
+        main([*call[:-1], "0.002"])
+        assert {row["settings"]["seconds"] for row in record.read(path)} == {0.002}
+
+
+def test_ctrl_c_loses_the_cell_at_work_alone(tmp_path):
+    given = runner.parser("A benchmark.").parse_args(["--out", str(tmp_path)])
+    done = []
+
+    def measure(cell):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(cell)
+        return [{"cell": cell, "value": 2.0}]
+
+    def go_on():
+        kept = runner.record_of(given, "toy", ("cell",))
+        return runner.run(given, kept, [("a",), ("b",), ("c",)], measure)
+
+    assert [row["cell"] for row in go_on()] == ["a", "b"]
+    done.clear()
+    assert [row["cell"] for row in go_on()] == ["a", "b", "c"]
+    assert done == ["c"]
+    assert "| c | 2 |" in (tmp_path / "toy.md").read_text()
+
+
+def test_visits_are_counted(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["visits"])
+    visits.main()
+    assert capsys.readouterr().out.count(" returns\n") == len(visits.FORMS)
+
+
+def test_a_row_is_reused_only_under_the_same_settings(tmp_path):
+    def kept(seconds: float) -> record.Record:
+        return record.Record(tmp_path / "r.json", ("case",), record.settings(seconds=seconds))
+
+    kept(1.0).keep({"case": "a", "time": 1.0}, {"case": "b", "time": 2.0})
+    assert kept(1.0).missing([("a",), ("b",), ("c",)]) == [("c",)]
+    assert kept(2.0).missing([("a",), ("b",)]) == [("a",), ("b",)]
+    kept(2.0).keep({"case": "a", "time": 3.0})
+    rows = record.read(tmp_path / "r.json")
+    assert [(row["case"], row["time"]) for row in rows] == [("b", 2.0), ("a", 3.0)]
+    assert [len(some) for _, some in record.groups(rows)] == [1, 1]
+    with pytest.raises(SystemExit, match="2 different settings"):
+        record.only(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"machine": "x", "rows": []}', '{"version": 999, "rows": []}', '{"version": 2, "ro'],
+)
+def test_files_of_another_version_are_refused_and_stay(tmp_path, content):
+    (tmp_path / "rules.json").write_text(content)
+    with pytest.raises(SystemExit):
+        rules.main(["--out", str(tmp_path)])
+    assert (tmp_path / "rules.json").read_text() == content
+
+
+# the certificate says how far
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+@pytest.mark.parametrize("kind", solvers_peers.KINDS[:3])
+@pytest.mark.parametrize("name", ["cvxpy (DPP, 1e-8)", "cvxpy (DPP, 1e-12)"])
+def test_parametrised_programs_agree_with_the_exact_solver(kind, name):
+    """Warm from problem to problem, and to as many digits as the tolerance of the objective gives.
+
+    The gap of a min-norm answer bounds ‖d - d*‖², and what is compared is d over the longest
+    gradient.
+    """
+    batch = gramians("gaussian", 5, 4, 0)
+    weigh = solvers_peers.SOLVERS[name].make(kind)
+    exact = solvers_peers.SOLVERS["active_set"].make(kind)
+    for g in [*batch, 1e8 * batch[0]]:
+        apart = weigh(g) - exact(g)
+        off = float((apart @ g @ apart).clamp_min(0) / g.diagonal().amax())
+        assert off < (1e-6 if name.endswith("1e-8)") else 1e-9)
+
+
+def test_accuracy_is_measured_with_every_time(tmp_path):
+    call = ["--kinds", "min_norm", "--tasks", "2", "--batches", "1", "--instances", "1"]
+    call += ["--seconds", "0.01", "--out", str(tmp_path), "--solvers"]
+    peers = ["active_set", "cvxpy (DPP, 1e-8)", "quadprog"]
+    solvers.main([*call, *peers])
+    _, rows = record.only(tmp_path / "solvers.json")
+    worst = {row["solver"]: solvers_report.worst(row, "gap") for row in rows}
+    assert worst["active_set"] < 1e-14
+    assert worst["cvxpy (DPP, 1e-8)"] < 1e-3
+    # quadprog gives up on singular Gramians
+    (found,) = [row["families"]["duplicates"] for row in rows if row["solver"] == "quadprog"]
+    assert found == {"solved": 0, "failed": 1, "zero": 0}
+
+
+@pytest.mark.parametrize("network", ["mlp", "pinn"])
+def test_contenders_of_a_step_leave_one_direction(network):
+    torch.manual_seed(0)
+    net, x = steps.CASES[network].make()
+    calls = steps.contenders(net, x)
+    del calls["plain"], calls[steps.ALONE]  # of other directions
+    found = {}
+    for name, call in calls.items():
+        call()
+        grads = [leaf.grad for leaf in net.trunk.parameters() if leaf.grad is not None]
+        found[name] = torch.cat([grad.flatten() for grad in grads])
+    scale = found["loop"].norm()
+    assert scale > 0
+    for name, direction in found.items():
+        # Frank-Wolfe stops where a step moves the weights by less than 1e-5
+        off = 1e-2 if name == "LibMTL-style" else 1e-4
+        assert (direction - found["loop"]).norm() <= off * scale, name
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_the_shortest_loop_leaves_the_same_gradient_everywhere(network):
+    torch.manual_seed(0)
+    net, x = steps.CASES[network].make()
+    calls = steps.contenders(net, x)
+    found = {}
+    for name in ("shortest loop", "mf.Balancer"):
+        calls[name]()
+        found[name] = [leaf.grad.clone() for leaf in net.parameters() if leaf.grad is not None]
+    assert len(found["mf.Balancer"]) == len(list(net.parameters()))
+    torch.testing.assert_close(found["shortest loop"], found["mf.Balancer"])
+
+
+def test_functions_hold_one_graph_and_a_row_for_each():
+    one, rows, functions, together = memory.of_functions(3, batch=2, image=16).values()
+    assert functions <= 1.1 * (one + rows) < together + rows
+
+
+@pytest.mark.parametrize("family", ["mlp-sample", "transformer-task", "decoders"])
+def test_the_reference_is_the_gramian_of_autograds_rows(family):
+    task = problem(family, 2, 3, 8).to("cpu", torch.float64)
+    truth, _ = gramian.reference(task)
+    way = gramian_ways.loop if family == "transformer-task" else gramian_ways.vmap_vjp
+    torch.testing.assert_close(way(task)(), truth, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", LAPLACIANS)
+def test_residuals_are_the_same_by_every_way_and_their_gramian_is_of_rows(way):
+    jets = problem("jets-128-sample", 1, 4, 0).to("cpu", torch.float64)
+    task = problem(f"{way}-128-sample", 1, 4, 0).to("cpu", torch.float64)
+    torch.testing.assert_close(task.module(task.batch), jets.module(jets.batch))
+    truth, _ = gramian.reference(jets)
+    for engine in ("auto", "rows"):
+        found = gramian_ways.ours(task, engine)()
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12 * float(truth.max()))
+
+
+def test_every_rule_of_the_library_is_timed():
+    made = {
+        name
+        for name, f in vars(mf).items()
+        if inspect.isfunction(f) and str(inspect.signature(f).return_annotation).endswith("Rule")
+    }
+    assert {"mgda", "pcgrad", "momentum"} <= made
+    # `safe` reads what an optimizer carries along and `ntk` a probe's traces, which a Gramian alone
+    # does not say; the rows of `gauss_newton` are samples (experiments.benchmarks.gramian)
+    assert made - {"stateless", "safe", "ntk", "gauss_newton"} == set(rules.RULES)
+
+
+# TorchJD's own: MGDA stops early, ExcessMTL's first weights are one-hot, Krum sums other distances,
+# two quadratic programmes are regularised.
+NEAR = {"mgda": 0.5, "momentum": 0.5, "dualproj": 0.02, "upgrad": 0.02}
+OTHER = {"excess_mtl", "krum", "nash_mtl"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, entry in rules.RULES.items()
+        if entry.peer and not entry.random and name not in OTHER
+    ),
+)
+def test_both_sides_do_the_same(name):
+    entry, given = rules.RULES[name], rules.problems(4, rules.POOL)
+    assert entry.peer
+    weights = rules.ours(entry, 4, given)()
+    assert rules.apart(
+        weights, entry.peer.make(4)(rules.one(given, 0)), given.jacobian[0]
+    ) < NEAR.get(name, 1e-4)
+
+
+def test_every_kind_of_curve_is_right_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "STEPS", 2)
+    arguments = ["--curves", "mgda", "parameters", "samples", "lanes", "--sizes", "2", "4"]
+    scale.main([*arguments, "--seconds", "0.001", "--out", str(tmp_path)])
+    _, rows = record.only(tmp_path / "scale.json")
+    assert len({(row["curve"], row["size"]) for row in rows}) == 4 * 2
+    for row in rows:
+        if row["way"].startswith(("ours", "by hand")):
+            # float32 against float64: 2⁻²⁴ an operation, some hundreds in a row; 13 digits of a gap
+            assert row["error"] < (1e-13 if row["curve"] == "mgda" else 1e-4), row
+    assert (tmp_path / "scale.png").stat().st_size > 10_000
+    monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
+    assert "| MGDA's problem | 4 |" in results.scale_block()
+
+
+@pytest.fixture
+def kept(tmp_path):
+    chosen = record.settings(device="cpu", tiny=True)
+    return record.Record(tmp_path / "gpu.json", ("part", "case"), chosen)
+
+
+@pytest.mark.parametrize("name", [name for name in gpu.PARTS if name != "tests"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention, batched
+def test_a_part_measures_all_of_its_cases(name, kept, tmp_path):
+    gpu.run_part(name, "cpu", True, kept)
+    rows = record.read(tmp_path / "gpu.json")
+    assert all(row["value"] is not None for row in rows), rows
+    cases = {row["case"]: row for row in rows}
+    assert cases["peak memory"]["value"] > 0
+    if name == "kernel":
+        assert len(rows) == 3 * 2 + 1
+        assert all(row["value"] <= row["target"] for row in rows if "gap" in row["case"])
+    if name == "capture":
+        assert cases["configurations not captured, or not equal to eager"]["value"] == 0
+
+
+def test_what_was_measured_before_a_crash_is_kept(monkeypatch, kept, tmp_path):
+    def crashes(device, tiny):
+        yield gpu.found("first", 1.0, "s")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu.PARTS, "toy", gpu.PARTS["toy"]._replace(run=crashes))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_part("toy", "cpu", True, kept)
+    assert [row["case"] for row in record.read(tmp_path / "gpu.json")] == ["first"]
+
+
+@pytest.mark.slow
+def test_the_device_tests_are_found_and_run():
+    (row,) = gpu.device_tests("cpu", True)
+    assert row["value"] == 0, row
+    assert row["note"].startswith("of 3, 0 skipped")
+
+
+def device_row(case, value, day, part="steps", **about):
+    chosen = {"device": "cuda", "tiny": False, "GPU": "NVIDIA X", "torch": "9"}
+    found = gpu_cases.found(case, value, "plain steps", target=about.pop("target", None))
+    return found | {"part": part, "day": day, "settings": chosen, "load": None} | about
+
+
+def written(path, rows):
+    path.write_text(json.dumps({"version": record.VERSION, "rows": rows}))
+    return path
+
+
+def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
+    old = [device_row(case, 2.0, "2026-01-01") for case in ("net: plain", "net: loop")]
+    kept = written(tmp_path / "kept.json", old)
+    new = device_row("net: loop", 4.0, "2026-02-02", memory=3 * 2**30, launches=1200, target=3.0)
+    run = written(tmp_path / "gpu.json", [new])
+    gpu_report.take_over(run, kept)
+    rows = record.read(kept)
+    title, table = gpu_report.tables(rows)
+    assert title.startswith("*Steps")
+    first, second = "X, 2026-01-01, torch 9", "X, 2026-02-02, torch 9"
+    assert table.splitlines() == [
+        "| case | plain | loop | taken |",
+        "|---|---|---|---|",
+        f"| net | 2 | 4 (1,200, 3 GiB) | {first}; {second} |",
+    ]
+    assert gpu_report.missed(rows) == ["net: loop: 4 plain steps, at most 3"]
+
+
+def test_what_no_device_measured_is_not_kept(tmp_path):
+    rows = [device_row("net: plain", 2.0, "2026-01-01")]
+    rows[0]["settings"]["device"] = "cpu"
+    run = written(tmp_path / "gpu.json", rows)
+    with pytest.raises(SystemExit, match="no rows of a CUDA device"):
+        gpu_report.take_over(run, tmp_path / "kept.json")
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_the_page_has_every_part_and_what_is_kept_is_of_a_device():
+    assert gpu_report.TITLES.keys() == gpu.PARTS.keys()
+    rows = record.read(gpu_report.KEPT)
+    assert rows
+    assert all(row["settings"]["device"] == "cuda" for row in rows)
+    text = "\n".join(gpu_report.tables(rows))
+    assert all(gpu_report.taken(row) in text for row in rows)
