@@ -285,6 +285,21 @@ def test_certificate_says_what_float32_lost():
         mf.physics.newton_error(info, 0.0)
 
 
+def test_certificate_of_a_weighted_step_is_that_of_the_weighted_residuals():
+    """√ω_t r_t with gradients √ω_t g_t; what has no share is not there, however long."""
+    J, r = _case("square")
+    share, w, none = torch.tensor([0.5, 1.0, 0.2], dtype=F64), r.sin()[:3], torch.zeros_like(r)[:3]
+
+    def certificate(J: Tensor, r: Tensor, w: Tensor, preference: Tensor | None = None):
+        info = mf.Info(r, J @ J.mT, w, J @ (J.mT @ w), (), {})
+        return mf.physics.newton_error(info, 1e-2, preference=preference)
+
+    long, omega = torch.cat([J[:3], 1e6 * J[3:]]), torch.cat([share**2, none])
+    own = certificate(long, r, torch.cat([w, none]), omega)
+    other = certificate(share[:, None] * J[:3], share * r[:3], w / share)
+    torch.testing.assert_close(own, other, rtol=1e-12, atol=0.0)
+
+
 # ---- line search, alignment ----------------------------------------------------------------------
 
 

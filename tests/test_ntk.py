@@ -88,17 +88,11 @@ def test_traces_under_vmap_and_grad():
         torch.testing.assert_close(mine[name], leaf, rtol=1e-8, atol=1e-10)
 
 
-def test_a_term_without_gradient_keeps_its_preference():
-    def nothing(params, batch):
-        return edge(params, batch) * 0
-
-    terms = [inside, nothing]
-    step = mf.balance(
-        lambda p, b: tuple(term(p, b).square().mean() for term in terms),
-        mf.physics.ntk(),
-        mf.physics.kernel_traces(terms, mf.losses_only()),
-    )
-    assert step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].weights.tolist() == [0.5, 0.5]
+def test_an_absent_term_may_have_any_trace_and_one_without_gradient_keeps_its_preference():
+    present, trace = torch.tensor([1, 0, 1, 1]).bool(), torch.tensor([1.0, torch.nan, 3.0, 0.0])
+    geometry = mf.Geometry(torch.ones(4), None, present / 3, present, {"trace": trace})
+    found, _ = mf.physics.ntk().update(geometry, ())
+    torch.testing.assert_close(3 * found, torch.tensor([4.0, 0.0, 4 / 3, 1.0]))  # (1 + 3) / trace
 
 
 def test_bad_arguments():

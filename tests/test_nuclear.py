@@ -20,6 +20,7 @@ from mtlfunc.types import Params, Rows, Solution
 nuclear = partial(by_default, tolerance=1e-9)  # what all but kinks reach
 
 SHAPES = ((14, 20), (9, 14))
+DIFFERENTIATED = torch.eye(2).requires_grad_()
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -310,6 +311,8 @@ def test_not_finite():
         ({"a": torch.ones(2, 3, 4)}, {"steps": 0}, ValueError, "steps"),
         ({"a": torch.ones(2, 3, 4)}, {"tolerance": -1.0}, ValueError, "tolerance"),
         ({"a": torch.ones(2, 3, 4).requires_grad_()}, {}, NotImplementedError, "detach"),
+        ({"a": torch.ones(2, 3, 4)}, {"gramian": DIFFERENTIATED}, NotImplementedError, "detach"),
+        ({"a": torch.ones(2, 3, 4)}, {"carried": DIFFERENTIATED[0]}, NotImplementedError, "detach"),
     ],
 )
 def test_what_is_wrong_is_said(rows, more, error, words):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import grad
+from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from tests.support.problems import (
@@ -54,16 +55,10 @@ def test_exact_adam_is_scale_free(scale):
 
 
 def test_multiplicative_steps_by_a_factor():
-    params = {"x": torch.tensor([1e-3, 2.0], dtype=torch.float64)}
-    moved, _ = mf.optim.multiplicative(0.1).update(
-        {"x": torch.tensor([5.0, -1e-9], dtype=torch.float64)}, (), params
-    )
-    torch.testing.assert_close(
-        moved["x"],
-        params["x"] * torch.exp(torch.tensor([-0.1, 0.1], dtype=torch.float64)),
-        rtol=1e-14,
-        atol=0.0,
-    )
+    x, slope = torch.tensor([[1e-3, 2.0], [5.0, -1e-9]], dtype=torch.float64)
+    moved, _ = mf.optim.multiplicative(0.1).update({"x": slope}, (), {"x": x})
+    factor = torch.tensor([-0.1, 0.1], dtype=torch.float64).exp()
+    torch.testing.assert_close(moved["x"], x * factor, rtol=1e-14, atol=0.0)
 
 
 def test_stock_loop_equals_descend_and_keeps_no_graph():
@@ -145,8 +140,10 @@ def test_half_precision_parameters_train_as_in_torch_optim():
     [mf.sgd, lambda lr: mf.sgd(lr, momentum=lr), mf.adam, mf.optim.multiplicative],
     ids=["sgd", "momentum", "adam", "multiplicative"],
 )
-def test_optimizers_keep_the_dtype_of_parameters(make):
+def test_optimizers_and_metrics_keep_the_dtype_of_parameters(make):
     optimizer = make(torch.tensor(0.1, dtype=torch.float64))
     params = {"s": torch.tensor(0.5), "x": torch.ones(2)}
-    moved, _ = optimizer.update(params, optimizer.init(params), params)
-    assert all(leaf.dtype == torch.float32 for leaf in moved.values())
+    moved, state = optimizer.update(params, optimizer.init(params), params)
+    metric = optimizer.scales(state, moved) if optimizer.scales else ()
+    leaves = [x for x in tree_leaves((moved, state, metric)) if x.is_floating_point()]
+    assert all(leaf.dtype == torch.float32 for leaf in leaves)

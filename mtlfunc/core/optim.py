@@ -80,7 +80,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return like(params, map_params(lambda p, v: p - (lr * v).to(p.dtype), real, grads)), state
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
-        scale = map_params(lambda p: lr * torch.ones_like(p), real_of(params))
+        scale = map_params(lambda p: (lr * torch.ones_like(p)).to(p.dtype), real_of(params))
         if momentum is None:
             return scale, _zeros(params)
         share = lr * momentum
