@@ -73,13 +73,11 @@ def explain_gramian(
 
     Returns:
         an object with `.layers`, `.rows` and `.passes`, and a table as its `str`. The
-        floating-point operations of a layer are those of its part of G from its inputs and deltas,
-        or of its rows.
+        floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
 
     Raises:
-        TypeError: for losses or parameters that are not floating tensors.
-        ValueError: if `shared` matches nothing; for losses of another shape; for `samples` with
-            `weightings`, or where samples mix.
+        TypeError, ValueError: as in `task_gramian`; for `samples` with `weightings`, or where
+            samples mix.
 
     Examples:
         >>> import torch
@@ -96,19 +94,18 @@ def explain_gramian(
     parse = parse_samples if samples else parse_losses if weightings is None else parse_weightings
     if weightings is not None:
         expect_weightings(weightings)
-    apart = not samples and weightings is None
     with without_trace(params), torch.no_grad():
-        forward = run(losses_fn, params, batch, watch=True, parse=parse, separable=apart)
+        forward = run(
+            losses_fn, params, batch, watch=True, parse=parse, separable=parse is parse_losses
+        )
     request = Request(names, True, combined, "auto")
     request = request if weightings is None else request.with_weightings(weightings, forward)
     rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
-    given = (forward.samples.numel(), forward.samples[0], request.weightings)
+    priced = (forward.samples.numel(), forward.samples[0], request.weightings) if split else (rows,)
     layers: list[Layer] = []
     for name in names:
-        own = [pair for pair in formed if pair[0].leaf == name]
-        for group, form in own:
-            found = costs(group, *given) if split else costs(group, rows)
-            gflop = {x: flops / 1e9 for x, flops in found.items()}
+        for group, form in (own := [pair for pair in formed if pair[0].leaf == name]):
+            gflop = {x: flops / 1e9 for x, flops in costs(group, *priced).items()}
             layers.append(Layer(group.name, group.op, form, gflop, ""))
         if not own:
             note = _reason(forward, name)
@@ -141,18 +138,15 @@ def _planned(
     passes = f"backward: {'each separate loss by itself' if plan.apart else how}"
     if tasks:
         passes = "one backward pass a task"
-    elif not forward.watched:
-        passes = 'engine "rows" throughout'
-    elif not request.watches(forward.params, rows):
-        passes = 'engine "rows" throughout: too little for layer products to save'
-    formed: list[tuple[Group, Form]] = []
-    if forward.watched:
-        chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
-        known = groups_of(
-            forward.uses, forward.params, request.shared, forward.graph, separate=plan.apart
-        )
-        formed = [(x, chosen.get(x.name, "rows")) for parts in known.values() for x in parts]
-    return rows, passes, formed, False
+    elif not (forward.watched and request.watches(forward.params, rows)):
+        few = ": too little for layer products to save" if forward.watched else ""
+        passes = f'engine "rows" throughout{few}'
+    if not forward.watched:
+        return rows, passes, [], False
+    chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
+    given = forward.uses, forward.params, request.shared, forward.graph
+    known = groups_of(*given, separate=plan.apart).values()
+    return rows, passes, [(x, chosen.get(x.name, "rows")) for of in known for x in of], False
 
 
 def _reason(forward: Forward, name: str) -> str:

@@ -1,7 +1,5 @@
 """What people log of a step, as plain numbers by name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,65 +20,52 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
 
     Returns:
         `loss/near`, `weight/near` and, where a Gramian was measured: `rate/near`, g_t·d along d =
-        Jᵀw, below 0 where that loss rises; `cosine/near-far`; `conflict`, the share of pairs with
-        g_s·g_t < 0; `length`, ‖d‖ with weights scaled to sum 1, where their sum is positive;
-        `shortfall`, ‖d‖² - min_t g_t·d of this d: ½‖d‖² is within it of the least that a convex
-        combination has. Tasks without a gradient have no part in pairs and shortfall.
+        Jᵀw, below 0 where that loss rises; `cosine/near-far`; `conflict`, the share of negative
+        ones; `length`, ‖d‖ with weights scaled to sum 1, where their sum is positive; `shortfall`,
+        ‖d‖² - min_t g_t·d of this d: ½‖d‖² is within it of the least that a convex combination has.
+        Tasks without a gradient have no part in pairs and shortfall.
 
     Raises:
-        TypeError: for anything but an `Info`.
-        ValueError: for several steps' or runs' info, and names that do not fit.
-        RuntimeError: under a transform, which has no numbers yet.
+        TypeError, ValueError: for what is no `Info` of one step, and names that do not fit.
+        RuntimeError: under a transform.
 
     Examples:
-        >>> first = torch.tensor([1.0, 0.0])
-        >>> log_dict(Info(first, torch.eye(2), first, first, (), {}))
-        {'loss/0': 1.0, 'loss/1': 0.0, 'weight/0': 1.0, 'weight/1': 0.0, 'rate/0': 1.0,
-         'rate/1': 0.0, 'cosine/0-1': 0.0, 'conflict': 0.0, 'length': 1.0, 'shortfall': 1.0}
+        >>> log_dict(Info(torch.ones(1), torch.eye(1), torch.ones(1), torch.ones(1), (), {}))
+        {'loss/0': 1.0, 'weight/0': 1.0, 'rate/0': 1.0, 'length': 1.0, 'shortfall': 0.0}
     """
     one = "take one, log_dict(torch.utils._pytree.tree_map(lambda x: x[i], info))"
     if not isinstance(info, Info):
-        found = type(info).__name__
-        raise TypeError(f"info: expected the Info of a step, got {found}; update returns it last")
+        raise TypeError(f"info: expected the Info of a step, got {type(info).__name__}")
     if inside_transform():
         raise RuntimeError(f"log_dict: there are no numbers under a transform; outside {one}")
     if info.losses.ndim != 1:
-        raise ValueError(
-            f"info: its losses {list(info.losses.shape)} are of several steps or runs; {one}"
-        )
-    given = [str(name) for name in names or info.tasks or range(len(info.losses))]
-    if isinstance(names, str) or len(given) != len(info.losses):
+        raise ValueError(f"info: {list(info.losses.shape)} are of several steps or runs; {one}")
+    tasks = [str(name) for name in names or info.tasks or range(len(info.losses))]
+    if isinstance(names, str) or len(tasks) != len(info.losses):
         raise ValueError(f"names: expected {len(info.losses)} strings, one a task, got {names!r}")
-    rows = given if len(info.weights) == len(given) else [*map(str, range(len(info.weights)))]
+    rows = tasks if len(info.weights) == len(tasks) else [*map(str, range(len(info.weights)))]
     parts = [x.detach().flatten() for x in (info.losses, info.weights, info.rates, info.gramian)]
     flat = np.array(torch.cat(parts).tolist())
     loss, weight, rate, gramian = np.split(flat, np.cumsum([len(x) for x in parts[:-1]]))
-    pairs = [*zip([f"loss/{name}" for name in given], loss, strict=True)]
-    pairs += zip([f"weight/{name}" for name in rows], weight, strict=True)
+    found = [*zip([f"loss/{name}" for name in tasks], loss, strict=True)]
+    found += zip([f"weight/{name}" for name in rows], weight, strict=True)
     if len(gramian):
-        pairs += zip([f"rate/{name}" for name in rows], rate, strict=True)
-        pairs += _geometry(gramian.reshape(len(rows), -1), weight, rate, rows)
-    numbers = {name: float(x) for name, x in pairs}
-    if len(numbers) < len(pairs):
-        raise ValueError(f"names: {given} give one key to two numbers; let them differ, without -")
+        found += zip([f"rate/{name}" for name in rows], rate, strict=True)
+        inner = gramian.reshape(len(rows), -1)
+        inner = 0.5 * (inner + inner.T)  # they differ for a Gramian of two batches alone
+        some = np.flatnonzero(~(inner.diagonal() <= 0))  # NaN stays
+        s, t = (some[i] for i in np.triu_indices(len(some), 1))
+        with np.errstate(all="ignore"):  # what is not finite ends as NaN
+            size = np.sqrt(inner.diagonal())
+            cosine = np.clip(inner[s, t] / size[s] / size[t], -1, 1)
+        found += [(f"cosine/{rows[i]}-{rows[j]}", x) for i, j, x in zip(s, t, cosine, strict=True)]
+        if len(cosine):
+            found.append(("conflict", np.where(np.isnan(cosine), np.nan, cosine < 0).mean()))
+        total = weight.sum() if weight.sum() > 0 else 1.0
+        # rounding alone, or two batches, take it below 0
+        square = np.maximum(weight / total @ (rate / total), 0.0)
+        short = square - min(rate[some] / total, default=square)
+        found += [("length", np.sqrt(square)), ("shortfall", short)]
+    if len(numbers := {name: float(x) for name, x in found}) < len(found):
+        raise ValueError(f"names: {tasks} give one key to two numbers; let them differ, without -")
     return numbers
-
-
-def _geometry(
-    gramian: np.ndarray, weight: np.ndarray, rate: np.ndarray, names: list[str]
-) -> list[tuple[str, float]]:
-    inner = 0.5 * (gramian + gramian.T)  # they differ for a Gramian of two batches alone
-    some = np.flatnonzero(~(inner.diagonal() <= 0))  # NaN stays
-    s, t = (some[i] for i in np.triu_indices(len(some), 1))
-    with np.errstate(all="ignore"):  # what is not finite ends as NaN
-        size = np.sqrt(inner.diagonal())
-        cosine = np.clip(inner[s, t] / size[s] / size[t], -1, 1)
-    found = [(f"cosine/{names[i]}-{names[j]}", x) for i, j, x in zip(s, t, cosine, strict=True)]
-    if found:
-        share = np.where(np.isnan(inner[s, t]), np.nan, inner[s, t] < 0).mean()
-        found.append(("conflict", share))
-    total = weight.sum() if weight.sum() > 0 else 1.0
-    # rounding alone, or two batches, take it below 0
-    square = np.maximum(weight / total @ (rate / total), 0.0)
-    least = min(rate[some] / total, default=square)
-    return [*found, ("length", np.sqrt(square)), ("shortfall", square - least)]
