@@ -4,6 +4,7 @@ passes, on every architecture and under every transform.
 
 # pyright: reportArgumentType=false
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_tasks_of_two_batches(name):
 
 @pytest.mark.parametrize("form", ["kernel", "gemm"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_form_across_batches(name, form, monkeypatch):
+def test_every_form(name, form, monkeypatch):
     """Whatever the cost model would choose."""
     original = formulas.costs
 
@@ -60,21 +61,9 @@ def test_every_form_across_batches(name, form, monkeypatch):
         return {form: found[form]} if form in found else {"gemm": found["gemm"]}
 
     monkeypatch.setattr("mtlfunc.gradients.layerwise.plan.costs", lambda *a, **k: forced(*a, **k))
-    net, other = build(name), other_batch(name)
-    left, right = (literal(net.samples, net.params, batch) for batch in (net.batch, other))
-    agree(mf.sample_gramian(net.samples, net.params, net.batch, other=other)[1], left, right)
-
-
-@pytest.mark.parametrize("engine", ["auto", "rows"])
-@pytest.mark.parametrize("name", NAMES)
-def test_samples_of_two_batches(name, engine):
-    net, other = build(name), other_batch(name)
-    losses, gramian = mf.sample_gramian(
-        net.samples, net.params, net.batch, other=other, engine=engine
-    )
-    assert losses.shape == (SAMPLES, TASKS)
-    left, right = (literal(net.samples, net.params, batch) for batch in (net.batch, other))
-    agree(gramian, left, right)
+    net = build(name)
+    rows = literal(net.samples, net.params, net.batch)
+    agree(mf.sample_gramian(net.samples, net.params, net.batch)[1], rows, rows)
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows"])
@@ -116,35 +105,20 @@ def test_lengths_are_the_diagonal_in_single_precision():
     torch.testing.assert_close(wide.float(), lengths, rtol=1e-5, atol=0)
 
 
-def test_networks_that_run_another_way_on_the_other_batch():
-    """A leaf that one side sees through taps and the other does not, or in other calls."""
-    shared = {"w": torch.randn(4, 4, dtype=F64), "v": torch.randn(4, 4, dtype=F64)}
-
-    def losses_fn(params, batch):
-        x, twisted = batch
-        h = torch.tanh(x @ params["w"])
-        if twisted:  # w twice, v by something that no tap knows
-            return (h @ params["w"] @ torch.linalg.matrix_exp(params["v"])).square()
-        return (nn.functional.linear(h, params["v"])).square()
-
-    one, two = torch.randn(5, 4, dtype=F64), torch.randn(3, 4, dtype=F64)
-    for a, b in ((False, True), (True, False), (True, True)):
-        left, right = literal(losses_fn, shared, (one, a)), literal(losses_fn, shared, (two, b))
-        for engine in ("auto", "rows"):
-            _, gramian = mf.sample_gramian(
-                losses_fn, shared, (one, a), other=(two, b), engine=engine
-            )
-            agree(gramian, left, right)
-
-
 # Transforms.
 
 MLP, OTHER = build("mlp"), other_batch("mlp")
+
+
+def block(p: Any, x: Tensor, y: Tensor, engine: Any = "auto") -> Tensor:
+    """The recipe: of the Gramian of both batches."""
+    _, gramian = mf.sample_gramian(MLP.samples, p, (torch.cat([x, y]),), engine=engine)
+    return gramian[: TASKS * len(x), TASKS * len(x) :]
+
+
 READERS = {
-    "samples": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,))[1],
-    "by rows": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,), engine="rows")[
-        1
-    ],
+    "samples": block,
+    "by rows": partial(block, engine="rows"),
     "lengths": lambda p, x, y: mf.sample_norms(MLP.samples, p, (x,))[1] + 0 * y.sum(),
     "rows of lengths": lambda p, x, y: (
         mf.sample_norms(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
@@ -249,7 +223,7 @@ def test_no_row_is_formed(monkeypatch, formed):
     assert (4, 400) not in formed
 
 
-def test_mixing_samples_is_an_error_on_either_side():
+def test_mixing_samples_is_an_error():
     norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False).double()
     params = {"w": torch.randn(4, 4, dtype=F64)}
 
@@ -258,12 +232,12 @@ def test_mixing_samples_is_an_error_on_either_side():
         h = x @ params["w"]
         return ((norm(h) if mixing else h) ** 3).sum(1)
 
-    x, y = torch.randn(5, 4, dtype=F64), torch.randn(6, 4, dtype=F64)
-    for a, b in ((True, False), (False, True)):
-        with pytest.raises(ValueError, match="the samples mix at w"):
-            mf.sample_gramian(losses_fn, params, (x, a), other=(y, b))
-        _, gramian = mf.sample_gramian(losses_fn, params, (x, a), other=(y, b), engine="rows")
-        agree(gramian, literal(losses_fn, params, (x, a)), literal(losses_fn, params, (y, b)))
+    x = torch.randn(5, 4, dtype=F64)
+    with pytest.raises(ValueError, match="the samples mix at w"):
+        mf.sample_gramian(losses_fn, params, (x, True))
+    _, gramian = mf.sample_gramian(losses_fn, params, (x, True), engine="rows")
+    rows = literal(losses_fn, params, (x, True))
+    agree(gramian, rows, rows)
     with pytest.raises(ValueError, match="the samples mix at w"):
         mf.sample_norms(losses_fn, params, (x, True))
     with pytest.raises(ValueError, match="the samples mix at w"):

@@ -71,6 +71,7 @@ def test_a_balancer_is_not_entered():
 
 OPTIONS = {
     "task_gramian": ("other", "memory"),
+    "sample_gramian": ("other",),
     "explain_gramian": ("memory",),
 }
 

@@ -68,6 +68,17 @@ def test_features():
         torch.testing.assert_close(leaf.grad, grads[name])
 
 
+def test_a_gramian_of_one_batch_with_another():
+    found = ran("A Gramian of one batch with another")
+    both = [dict(found["params"]), found["each_loss"]]
+    rows, its = (
+        mf.sample_gradients(lambda p, b: both[1](p, b), both[0], batch)[1]
+        for batch in (found["x"], found["held_out"][0])
+    )
+    expected = sum(rows[k][:, 0].flatten(1) @ its[k][:, 0].flatten(1).mT for k in rows)
+    torch.testing.assert_close(found["gramian"][:32, 32:], expected)
+
+
 def test_a_gramian_in_another_dtype():
     found = ran("A Gramian in another dtype")
     net = found["net"]

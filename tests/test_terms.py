@@ -90,16 +90,6 @@ def test_a_term_that_mixes_its_points_is_found(params):
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-13)
 
 
-def test_two_batches_of_other_sizes(params):
-    losses = TERMS["two"](by_jets)
-    one, other = (points(5, 0), points(7, 1)), (points(3, 2), points(4, 3))
-    got, expected = (
-        mf.sample_gramian(losses, params, one, other=other, engine=engine)[1]
-        for engine in ("layerwise", "rows")
-    )
-    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-13)
-
-
 def test_mapped_and_differentiated(params):
     losses, batch = TERMS["two"](by_jets), (points(5, 0), points(7, 1))
 

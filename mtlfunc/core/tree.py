@@ -236,9 +236,6 @@ def _match_names_cached(names: tuple[str, ...], pattern: str) -> tuple[str, ...]
     return tuple(name for name in names if fnmatchcase(name, pattern))
 
 
-Columns = Callable[[Sequence[Tensor], Callable[[Sequence[Tensor]], Tensor]], Tensor]
-"""From tensors and what multiplies by them to the product's columns."""
-
 BLOCK = 4096
 """Entries that one product sums at once."""
 
@@ -310,7 +307,6 @@ def dot(
     right: Mapping[str, Tensor],
     names: Iterable[str],
     dtype: torch.dtype | None = None,
-    columns: Columns = lambda theirs, block: block(theirs),
 ) -> Float[Tensor, "row other"]:
     """Inner products of two sets of rows, leaf by leaf; of small leaves several at once.
 
@@ -319,7 +315,6 @@ def dot(
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
-        columns: multiplies by `right`; `Ranks.columns` multiplies by that of every process in turn.
 
     Returns:
         `[row, other]`.
@@ -334,7 +329,7 @@ def dot(
         pair = [x[0] if len(x) == 1 else torch.cat(x, 1) for x in flat]
         if wide != torch.float32 or any(x.dtype not in HALF for x in pair):
             pair = [x.to(wide) for x in pair]
-        part = columns([pair[-1]], lambda each, a=pair[0]: inner_products(a, each[0])).to(wide)
+        part = inner_products(pair[0], pair[-1]).to(wide)
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..core.checks import depth, enable_grad
 from ..core.tree import HALF, dot, inner_products
-from ..processes import ALONE, Ranks
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
-from .layerwise.formulas import Deltas, Form, Group, block_of
-from .layerwise.plan import ROWS_AT_ONCE, Plan, common_plan, plan_samples, sketch_of, widest
+from .layerwise.formulas import Deltas, Form, Group
+from .layerwise.plan import ROWS_AT_ONCE, Plan, plan_samples, widest
 from .run import Forward
 
 ROUNDING = 8.0
@@ -139,9 +137,8 @@ class BySamples:
             if form == "gemm":
                 blocks.append(each.products(each.group.dtype if half else wide, most))
                 continue
-            factors = each.factors(form, each.group.dtype if half else most)
-            found = block_of(each.group, form, factors, factors, most, biased=biased)
-            blocks.append(found.to(most))
+            dtype = each.group.dtype if half else most
+            blocks.append(each.block(form, dtype, most, biased=biased).to(most))
         if blocks:
             by_sample = blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)
             matrix = matrix.to(most)
@@ -186,30 +183,17 @@ def split_samples(
         return split(backward, forward.value, forward.samples[0], plan, gramian_dtype)
 
 
-def gramian_of_samples(sides: Sequence[BySamples], union: Ranks = ALONE) -> Tensor:
-    """The Gramian [sample·task, sample·task] of one pass with itself, or of the first with the
-    second; of several processes the columns are those of all, one rank after the other.
-    """
-    if len(sides) == 2 or union.several:
-        every = union.lists([sketch_of(side.plan) for side in sides])
-        sides = [side.with_plan(common_plan(side.plan, every)) for side in sides]
-    left, right, parts = sides[0], sides[-1], list[Tensor]()
-    known = union.lists([x.plan.biases for x in sides])
-    biases = dict(set.intersection(*(set(each.items()) for each in known)))
-    with recording(left.backward, right.backward):
-        pairs = zip(left.products(biases), right.products(biases), strict=True)
-        for (one, form, biased), (other, _, _) in pairs:
-            mine, wide = one.factors(form, left.wide), left.wide
-            theirs = mine if right is left else other.factors(form, wide)
-            block = partial(block_of, one.group, form, mine, dtype=wide, biased=biased)
-            parts.append(union.columns(theirs, block))
-    if left.plan.rows:
-        rows = left.left()
-        its = rows if right is left else right.left()
-        parts.append(dot(rows, its, left.plan.rows, left.dtype, union.columns))
-    gramian = torch.stack(parts).sum(0)
-    alone = right is left and not union.several
-    return 0.5 * (gramian + gramian.mT) if alone else gramian
+def gramian_of_samples(side: BySamples) -> Tensor:
+    """The Gramian [sample·task, sample·task] of one pass."""
+    with recording(side.backward):
+        parts = [
+            each.block(form, side.wide, side.wide, biased=biased)
+            for each, form, biased in side.products(side.plan.biases)
+        ]
+    if side.plan.rows:
+        rows = side.left()
+        parts.append(dot(rows, rows, side.plan.rows, side.dtype))
+    return torch.stack(parts).sum(0)
 
 
 def squares_of_samples(side: BySamples) -> Tensor:

@@ -13,7 +13,7 @@ from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, stacked, wide_of
-from .layerwise.formulas import Deltas, block_of
+from .layerwise.formulas import Deltas
 from .layerwise.plan import Plan
 from .run import PLAIN
 
@@ -123,9 +123,8 @@ class ByTasks:
         with recording(self.backward):
             if found.rows:
                 parts.append(dot(found.rows, found.rows, found.rows, dtype))
-            for (group, form), each in zip(self.plan.tapped, found.groups, strict=True):
-                factors = each.factors(form, wide, fold=False)
-                parts.append(block_of(group, form, factors, factors, wide))
+            for (_, form), each in zip(self.plan.tapped, found.groups, strict=True):
+                parts.append(each.block(form, wide, wide, fold=False))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, get_args
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from ..core.checks import check_count, check_dtype, check_option, check_params, enable_grad
 from ..core.gone import gone
 from ..core.tree import dot, root, select
-from ..processes import Group, Ranks, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .layerwise.plan import Engine
@@ -101,17 +99,19 @@ def task_gramian(
     return linear.losses, linear.gramian
 
 
+@gone(
+    other="make one of both batches: docs/how-to/recipes.md#a-gramian-of-one-batch-with-another",
+    group="gather the batches: docs/distributed.md#gradients-by-sample",
+)
 def sample_gramian(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
     *,
     shared: Select = "*",
-    other: Batch | None = None,
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
-    group: Group = None,
-) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n column"]]:
+) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
     """Losses and the Gramian of per-sample gradients, from one backward pass a task.
 
     One pass holds the deltas of all samples, however many there are; the autograd graph proves
@@ -125,63 +125,40 @@ def sample_gramian(
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
         shared: which parameters to sum over, as in `task_gramian`.
-        other: a second batch, of any number of samples, which are then the columns: inner products
-            of training with validation samples, say.
         engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
             whatever it depends on, as all do where `losses_fn` puts hooks on derivatives.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
-        group: processes that call this together, each with samples of its own, as many as it has:
-            the columns are the samples (or `other`'s) of all, rank by rank. Every layer's inputs
-            and deltas, or its rows, are sent to all, layer by layer; nothing can be differentiated
-            through it.
 
     Returns:
-        the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses, or
-        `[n, m]` with the m of `other`. `diagnostics.sample_noise` reads noise and conflict off it,
-        and `sample_norms` has its diagonal for less.
+        the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses.
+        `diagnostics.sample_noise` reads noise and conflict off it, and `sample_norms` has its
+        diagonal for less.
 
     Raises:
         TypeError: for losses or parameters that are not floating tensors.
         ValueError: where the graph does not prove that samples stay separate (train-mode batch
             norm, a contrastive loss, an operation that it does not know). If `shared` matches
-            nothing; for losses of another shape, or losses that do not depend on `params`. Where
-            the ranks of a group differ in parameters or arguments.
+            nothing; for losses of another shape, or losses that do not depend on `params`.
         RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
-            torch.func does not take. Where another rank of the group fails.
+            torch.func does not take.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    union = union_of(group, params)
     check_params(params)
     check_engine(engine)
     check_dtype(gramian_dtype)
     names = select(params, shared)
-    if union.several:
-        given = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
-        given["whether there is another batch"] = other is not None
-        union.check(given | describe_params(params))
-    batches = (batch,) if other is None else (batch, other)
-    with torch.no_grad() if union.several else nullcontext():
-        if engine == "rows" or torch.compiler.is_compiling():
-            found = [_rows(losses_fn, params, each, names) for each in batches]
-            _check_entries(union, [entries for entries, _ in found])
-            (losses, rows), (_, others) = found[0], found[-1]
-            gramian = dot(rows, others, names, gramian_dtype, union.columns)
-            if rows is others and not union.several:
-                gramian = 0.5 * (gramian + gramian.mT)
-        else:
-            sides = [_side(losses_fn, params, each, names, gramian_dtype) for each in batches]
-            _check_entries(union, [side.losses for side in sides])
-            with enable_grad():
-                losses, gramian = sides[0].losses, gramian_of_samples(sides, union)
-    if union.several:
-        # what one rank cannot answer for stands in the columns of all
-        unknown = union.any(gramian.isnan().any())
-        gramian = torch.where(unknown, torch.nan, gramian)
-    return losses, gramian
+    if engine == "rows" or torch.compiler.is_compiling():
+        losses, rows = _rows(losses_fn, params, batch, names)
+        gramian = dot(rows, rows, names, gramian_dtype)
+    else:
+        side = _side(losses_fn, params, batch, names, gramian_dtype)
+        with enable_grad():
+            losses, gramian = side.losses, gramian_of_samples(side)
+    return losses, 0.5 * (gramian + gramian.mT)
 
 
 def sample_norms(
@@ -252,10 +229,6 @@ def _side(
     forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
     check_connected(forward)
     return split_samples(forward, names, gramian_dtype)
-
-
-def _check_entries(union: Ranks, losses: list[Tensor]) -> None:
-    union.check({"the number of tasks": [list(x.shape[1:]) for x in losses]})
 
 
 def _rows(

@@ -74,35 +74,12 @@ class Ranks(NamedTuple):
         dist.all_gather_object(every, mine, group=self.group)
         return [x for one in every for x in one]
 
-    def any(self, fact: Tensor) -> Tensor:
-        """Whether a fact holds on some rank."""
-        return self.add(fact.to(torch.float64))[0] > 0 if self.several else fact
-
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
         if not self.several:
             return mine
         (found,) = self.add(torch.tensor([float(name in mine) for name in every]))
         return {name for name, count in zip(every, found.tolist(), strict=True) if count}
-
-    def columns(
-        self, theirs: Sequence[Tensor], block: Callable[[Sequence[Tensor]], Tensor]
-    ) -> Tensor:
-        """`block` of these tensors, or of every process's, held one rank at a time: `[row,
-        column]` side by side. Their shapes may differ.
-        """
-        if not self.several:
-            return block(theirs)
-        found = []
-        for rank, shapes in enumerate(self.lists([[x.shape for x in theirs]])):
-            sent = [
-                x.detach().contiguous() if rank == self.rank else x.new_empty(shape)
-                for x, shape in zip(theirs, shapes, strict=True)
-            ]
-            for x in sent:
-                dist.broadcast(x, group=self.group, group_src=rank)
-            found.append(block(sent))
-        return torch.cat(found, 1)
 
     def shares(self, counts: Tensor | None) -> Shares:
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,

@@ -20,15 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from tests.support import ROOT
-from tests.support.architectures import NAMES, SAMPLES, build
-from tests.support.oracles import agree_across as agreeing
-from tests.support.oracles import literal
 from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
 TRUNK = "trunk.*"
@@ -447,64 +443,6 @@ def volume(rank: int, size: int) -> None:
     }, sent
 
 
-def samples(rank: int, size: int) -> None:
-    """Rows of the union's Gramian, on every architecture: unlike numbers of samples, a loss that
-    is NaN, samples that mix on one rank, ranks that ask for different things.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        for name in NAMES:
-            made = build(name)
-            axes = [x.shape.index(SAMPLES) for x in made.batch]
-            cuts = [[1, 3], [4]][size == 2]
-
-            def cut(batch: Any, axes: Any = axes, cuts: Any = cuts) -> list[Any]:
-                parts = (x.tensor_split(cuts, axis) for x, axis in zip(batch, axes, strict=True))
-                return list(zip(*parts, strict=True))
-
-            flipped = tuple(x.flip(axis) for x, axis in zip(made.batch, axes, strict=True))
-            rows = literal(made.samples, made.params, made.batch)
-            turned = literal(made.samples, made.params, flipped)
-            entries = [len(each[0].movedim(axes[0], 0)) * TASKS for each in cut(made.batch)]
-            mine, its = rows.split(entries)[rank], cut(flipped)[::-1][rank]
-            order = [turned.split(entries)[i] for i in reversed(range(size))]
-            for engine in ("auto", "rows"):
-                call = partial(
-                    mf.sample_gramian, made.samples, made.params, engine=engine, group=world()
-                )
-                losses, gramian = call(cut(made.batch)[rank])
-                agreeing(gramian, mine, rows)
-                _, cross = call(cut(made.batch)[rank], other=its)
-                agreeing(cross, mine, torch.cat(order))
-            wanted = made.samples(made.params, made.batch).tensor_split(cuts)[rank]
-            same([losses], [wanted], torch.float64, name)
-
-
-def unlike_samples(rank: int, size: int) -> None:
-    """What ranks may not do, and what must not pass for a number."""
-
-    def losses(params: Any, batch: Any) -> Tensor:
-        out = torch.stack(functional_call(net, params, (batch[0],)), 1)
-        return (out - batch[1]).square().mean(2)
-
-    def gramian(losses: Any = losses, params: Any = PARAMS, batch: Any = None, **options: Any):
-        mine = part(BATCH, rank, size) if batch is None else batch
-        return mf.sample_gramian(losses, params, mine, group=world(), **options)[1]
-
-    def normalised(params: Any, batch: Any) -> Tensor:
-        found = losses(params, batch)
-        return found - found.mean(0)
-
-    x, y = part(BATCH, rank, size)
-    assert gramian(batch=(x if rank else x / 0, y)).isnan().all()
-    other = {name: leaf + rank for name, leaf in PARAMS.items()}
-    fails(lambda: gramian(normalised), "samples mix")
-    fails(lambda: gramian(params=other), "the values of params['trunk.0.weight']")
-    fails(lambda: gramian(shared="trunk.*" if rank else "*"), "differ in shared")
-    fails(lambda: gramian(engine="rows" if rank else "auto"), "differ in engine")
-    fails(lambda: gramian(lambda p, b: losses(p, b)[:, : 2 + rank]), "number of tasks")
-    fails(lambda: torch.func.vmap(lambda x: gramian(batch=(x, y)))(x[None]), "inside a transform")
-
-
 def documentation(rank: int, size: int) -> None:
     """The code of `docs/distributed.md` runs, and gives all the same."""
     page = (ROOT / "docs" / "distributed.md").read_text()
@@ -556,9 +494,9 @@ def metric(rank: int, size: int) -> None:
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(metric, documentation, unlike_samples, dies),
+        *(metric, documentation, dies),
     ],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric],
 }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,12 +73,6 @@ class Group(NamedTuple):
     def lead(self) -> Use:
         """The use in whose order the rows of all of them are."""
         return next((use for use in self.uses if not use.is_turned), self.uses[0])
-
-    @property
-    def fits(self) -> tuple[Any, ...] | None:
-        """Equal for groups of two passes whose positions can be multiplied pair by pair."""
-        first = self.uses[0]
-        return (first.layout, first.sizes[1:]) if self.alike else None
 
     @property
     def calls(self) -> tuple[tuple[object, int, tuple[int, ...]], ...]:
@@ -245,12 +239,51 @@ class Deltas(NamedTuple):
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
-    def factors(self, form: Form, dtype: torch.dtype, *, fold: bool = True) -> tuple[Tensor, ...]:
-        """What `block_of` multiplies: rows, or inputs and deltas by position."""
-        return (self.rows(dtype, fold=fold),) if form == "gemm" else self.by_position(dtype)
+    def block(
+        self,
+        form: Form,
+        dtype: torch.dtype,
+        wide: torch.dtype,
+        *,
+        biased: bool = False,
+        fold: bool = True,
+    ) -> Tensor:
+        """The group's part of the Gramian [sample·task, sample·task].
+
+        Args:
+            form: "kernel", if the uses are alike, or "gemm".
+            dtype: of the factors.
+            wide: of the accumulation.
+            biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
+                everywhere.
+            fold: as of `rows`.
+        """
+        if form == "gemm":
+            rows = self.rows(dtype, fold=fold)
+            return inner_products(rows, rows).to(wide)
+        # by the inner products of all pairs of positions
+        x, deltas = self.by_position(dtype)
+        ids = self.group.uses[0].kind == "lookup"
+        if len(x) == 1:  # one entry
+            kernel = _kernel(self.group, x.flatten() if ids else x[0].transpose(0, 1), wide)
+            kernel = kernel + 1 if biased else kernel
+            y = deltas[:, 0].transpose(1, 2)
+            return inner_products(y.flatten(1), (kernel @ y).flatten(1))
+        # positions before samples: a sum over them then adds whole rows
+        u = x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2)
+        kernel = _kernel(self.group, u, wide)[:, None, :, None, :]  # of (position sample)²
+        # [group, (task position sample), o]
+        y = deltas.permute(3, 0, 2, 1, 4).flatten(1, 3)
+        tasks, samples, count = deltas.shape[:3]
+        pairs = batched_product(y, y.mT).unflatten(2, (tasks, -1)).unflatten(1, (tasks, -1))
+        found = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
+        small = found.unflatten(4, (count, samples)).unflatten(2, (count, samples))
+        small = small.sum((0, 2)) if len(y) * count > 1 else small[0, :, 0]  # one needs no sum
+        small = small.sum(3) if count > 1 else small[:, :, :, 0]
+        return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
 
     def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
-        """The diagonal of `block_of` [sample·task], from each sample's own positions alone."""
+        """The diagonal of `block` [sample·task], from each sample's own positions alone."""
         group, each = self.group, sum(map(positions, self.group.uses)) / self.samples
         if not self.is_joined or (
             not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
@@ -356,61 +389,13 @@ def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
     return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
 
 
-def block_of(
-    group: Group,
-    form: Form,
-    left: Sequence[Tensor],
-    right: Sequence[Tensor],
-    dtype: torch.dtype,
-    *,
-    biased: bool = False,
-) -> Tensor:
-    """A group's part of the Gramian [sample·task, sample·task] of one backward pass with another.
-
-    Args:
-        group: of the first pass.
-        form: "kernel", if both sides' uses are alike, or "gemm".
-        left: its `factors`.
-        right: the same, or those of the same part of the same leaf in another pass.
-        dtype: of the accumulation.
-        biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
-            everywhere.
-    """
-    if form == "gemm":
-        return inner_products(left[0], right[0]).to(dtype)
-    # by the inner products of all pairs of positions, of one side with the other
-    ids = group.uses[0].kind == "lookup"
-    if len(left[0]) == len(right[0]) == 1:  # one entry
-        u, v = (x.flatten() if ids else x[0].transpose(0, 1) for x, _ in (left, right))
-        kernel = _kernel(group, u, v, dtype)
-        kernel = kernel + 1 if biased else kernel
-        y, z = (deltas[:, 0].transpose(1, 2) for _, deltas in (left, right))
-        return inner_products(y.flatten(1), (kernel @ z).flatten(1))
-    # positions before samples: a sum over them then adds whole rows
-    u, v = (
-        x.mT.flatten() if ids else x.permute(2, 1, 0, 3).flatten(1, 2) for x, _ in (left, right)
-    )
-    kernel = _kernel(group, u, v, dtype)[:, None, :, None, :]  # of (position sample)²
-    # [group, (task position sample), o]
-    y, z = (deltas.permute(3, 0, 2, 1, 4).flatten(1, 3) for _, deltas in (left, right))
-    (tasks, samples, count), (others, partners, number) = (
-        deltas.shape[:3] for _, deltas in (left, right)
-    )
-    pairs = batched_product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
-    found = torch.addcmul(pairs, pairs, kernel) if biased else pairs * kernel
-    small = found.unflatten(4, (number, partners)).unflatten(2, (count, samples))
-    small = small.sum((0, 2)) if len(y) * count > 1 else small[0, :, 0]  # one needs no sum
-    small = small.sum(3) if number > 1 else small[:, :, :, 0]
-    return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)
-
-
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Several in one axis; one without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def _kernel(group: Group, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Inner products of the inputs at all pairs of positions [group, position, position]."""
     if group.uses[0].kind == "lookup":
-        return (x[:, None] == y).to(dtype)[None]
-    return batched_product(x, y.mT)
+        return (x[:, None] == x).to(dtype)[None]
+    return batched_product(x, x.mT)

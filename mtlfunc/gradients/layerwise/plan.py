@@ -452,30 +452,3 @@ NUMBER = 90.0
 """What a number of rows costs that are made, stacked and read: widths 32 to 512, 3 to 64 tasks, 8
 to 128 samples, one thread.
 """
-
-
-Sketch = tuple[Mapping[str, tuple[str, Form, Any]], tuple[str, ...]]
-"""Of a plan, by the names of groups: leaf, form and `Group.fits`; and the leaves with rows."""
-
-
-def sketch_of(plan: Plan) -> Sketch:
-    return {g.name: (g.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
-
-
-def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
-    """A plan that fits those of all passes, or processes: the same parts of the same leaves in the
-    same order and form; what one of them has row by row, all have.
-    """
-    rows = {name for _, left in every for name in left}
-    parts = {name: leaf for known, _ in every for name, (leaf, _, _) in known.items()}
-    rows |= {leaf for name, leaf in parts.items() if any(name not in known for known, _ in every)}
-
-    def form_of(name: str) -> Form:
-        _, forms, fits = zip(*(known[name] for known, _ in every), strict=True)
-        kernel = set(forms) == {"kernel"} and fits[0] is not None and len(set(fits)) == 1
-        return "kernel" if kernel else "gemm"
-
-    ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
-    kept = [group for group, _ in ordered if group.leaf not in rows]
-    forms: list[tuple[Group, Form]] = [(group, form_of(group.name)) for group in kept]
-    return Plan(tuple(forms), tuple(sorted(rows)), chunk=plan.chunk)
