@@ -8,7 +8,7 @@ process has the same methods and exchanges nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,6 @@ from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows
 from .group import Group, check_group, compare, told
-
-T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
@@ -38,7 +36,10 @@ class Ranks(NamedTuple):
     def check(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if their facts differ."""
         if self.several:
-            compare(self.lists([{name: told(fact) for name, fact in facts.items()}]))
+            every: list[Any] = [None] * self.size
+            mine = {name: told(fact) for name, fact in facts.items()}
+            dist.all_gather_object(every, mine, group=self.group)
+            compare(every)
 
     def add(self, *values: Tensor) -> list[Tensor]:
         """Sums over the ranks, in one all-reduce, with the same bits on every rank.
@@ -65,14 +66,6 @@ class Ranks(NamedTuple):
         parts = zip(order, flat.split([grads[name].numel() for name in order]), strict=True)
         found = {name: part.view(grads[name].shape) for name, part in parts}
         return {name: found[name] for name in grads}
-
-    def lists(self, mine: list[T]) -> list[T]:
-        """Every rank's small objects, pickled, one rank after the other."""
-        if not self.several:
-            return mine
-        every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, mine, group=self.group)
-        return [x for one in every for x in one]
 
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
