@@ -76,8 +76,8 @@ def explain_gramian(
         floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
 
     Raises:
-        TypeError, ValueError: as in `task_gramian`; for `samples` with `weightings`, or where
-            samples mix.
+        TypeError: as in `task_gramian`.
+        ValueError: as there; for `samples` with `weightings`, or where samples mix.
 
     Examples:
         >>> import torch

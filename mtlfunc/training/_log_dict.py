@@ -26,7 +26,8 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
         Tasks without a gradient have no part in pairs and shortfall.
 
     Raises:
-        TypeError, ValueError: for what is no `Info` of one step, and names that do not fit.
+        TypeError: for what is no `Info`.
+        ValueError: for that of several steps or runs, and names that do not fit.
         RuntimeError: under a transform.
 
     Examples:
