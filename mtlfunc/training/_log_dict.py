@@ -26,7 +26,7 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
         Tasks without a gradient have no part in pairs and shortfall.
 
     Raises:
-        TypeError: for what is no `Info`.
+        TypeError: for anything but an `Info`.
         ValueError: for that of several steps or runs, and names that do not fit.
         RuntimeError: under a transform.
 
