@@ -10,8 +10,7 @@ table of a benchmark says the load.
     python -m experiments.multimnist (the first command of experiments/standins.py)
     python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
         --tasks 2 8 32 128 --batches 1 4096
-    python -m experiments.benchmarks.gramian --clock cpu --cases FAMILY --tasks T --batch B
-        (a command for each line of GRAMIANS below)
+    python -m experiments.benchmarks.gramian --clock cpu
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.memory
@@ -79,7 +78,6 @@ from experiments.benchmarks import (
     steps,
     weightings,
 )
-from experiments.benchmarks.networks import LAPLACIANS, WIDTHS
 from paper_repro import full
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images, standins
@@ -117,17 +115,13 @@ SOLVERS = {
 
 def solver_table(rows: list[record.Row]) -> str:
     """µs a problem and worst normalised gap on a CPU."""
-    found = {
-        (row["kind"], row["tasks"], row["solver"], row["batch"]): row
-        for row in rows
-        if row["device"] == "cpu"
-    }
-    lines = [f"| problem | T | {' | '.join(SOLVERS.values())} |", "|---" * (2 + len(SOLVERS)) + "|"]
-    for kind, name in PROBLEMS.items():
-        for tasks in sorted({row["tasks"] for row in rows}):
-            cells = [_solver_cell(found.get((kind, tasks, *column))) for column in SOLVERS]
-            lines.append(f"| {name} | {tasks} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    found = {(row["kind"], row["tasks"], row["solver"], row["batch"]): row for row in rows}
+    lines = [
+        [name, str(tasks), *(_solver_cell(found.get((kind, tasks, *column))) for column in SOLVERS)]
+        for kind, name in PROBLEMS.items()
+        for tasks in sorted({row["tasks"] for row in rows})
+    ]
+    return record.markdown("", ["problem", "T", *SOLVERS.values()], lines)
 
 
 def _solver_cell(row: record.Row | None) -> str:
@@ -156,27 +150,17 @@ def slower_solvers(rows: list[record.Row]) -> str:
     return f"A peer is faster on: {'; '.join(said) or 'none'}."
 
 
-GRAMIANS = {
-    "mlp-sample": (1, 128),
-    "mlp-task": (40, 128),
-    "resnet18": (4, 8),
-    "decoders": (4, 8),
-    "own-inputs": (8, 64),
-    **{f"{way}-{width}-sample": (1, 256) for way in LAPLACIANS for width in WIDTHS},
-}
-"""Tasks and batch of every case that the page shows."""
 WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
 
 
 def gramian_table(rows: list[record.Row]) -> str:
     """Time of a Gramian in units of one mean gradient, and the peak memory."""
-    lines = [f"| Gramian | mean gradient | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
-    for family, (tasks, batch) in GRAMIANS.items():
+    lines = []
+    for family, (tasks, batch) in gramian.CASES.items():
         case = [
             row
             for row in rows
-            if (row["family"], row["tasks"], row["batch"], row["device"])
-            == (family, tasks, batch, "cpu")
+            if (row["family"], row["tasks"], row["batch"]) == (family, tasks, batch)
             and "median" in row
         ]
         if not case:
@@ -190,13 +174,13 @@ def gramian_table(rows: list[record.Row]) -> str:
                 if found
                 else "–"
             )
-        lines.append(f"| {floor['case']} | {1e3 * floor['median']:.3g} ms | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([floor["case"], f"{1e3 * floor['median']:.3g} ms", *cells])
+    return record.markdown("", ["Gramian", "mean gradient", *WAYS], lines)
 
 
 def bars_missed(rows: list[record.Row]) -> str:
     """How many of the engine's bars on a CPU are met, and which are not."""
-    bars = [bar for bar in gramian.against_bars(rows) if "cpu" in bar["case"]]
+    bars = gramian.against_bars(rows)
     missed = [
         f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, at most "
         f"{bar['limit']:.3g} wanted"
@@ -231,26 +215,21 @@ def rules_table(rows: list[record.Row]) -> str:
     names = list(dict.fromkeys(row["rule"] for row in rows if "TorchJD" in row))
     names = [name for name in names if name not in rules.DOORS]
     lines = [
-        f"| rule | {' | '.join(f'T = {count}' for count in tasks)} | batch of 1,024, T = 32 |",
-        "|---" * (len(tasks) + 2) + "|",
-    ]
-    lines += [
-        f"| `{name}` | {' | '.join(cell(name, count, 1) for count in tasks)} | "
-        f"{cell(name, 32, 1024)} |"
+        [f"`{name}`", *(cell(name, count, 1) for count in tasks), cell(name, 32, 1024)]
         for name in names
     ]
-    few = " | ".join(f"T = {count}" for count in rules.FEW)
-    lines += ["", f"| a fresh rule, once | {few} |", "|---" * (len(rules.FEW) + 1) + "|"]
-    lines += [
-        f"| `{name}` of `mgda` | {' | '.join(cell(name, count, 1) for count in rules.FEW)} |"
+    heads = ["rule", *(f"T = {count}" for count in tasks), "batch of 1,024, T = 32"]
+    few = [
+        [f"`{name}` of `mgda`", *(cell(name, count, 1) for count in rules.FEW)]
         for name in rules.DOORS
     ]
+    own = ["a fresh rule, once", *(f"T = {count}" for count in rules.FEW)]
     bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
     slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})
     kept = sum(bar["fastest"] <= bar["limit"] for bar in bars)
     return (
-        "\n".join(lines)
-        + f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
+        f"{record.markdown('', heads, lines)}\n\n{record.markdown('', own, few)}"
+        f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
         f"{', '.join(slow) or 'nowhere'}."
     )
 

@@ -1,7 +1,5 @@
 """The benchmark of weightings: contenders give the same gradient, and the table their ratios."""
 
-import json
-
 import torch
 
 from experiments.benchmarks import weightings
@@ -24,13 +22,3 @@ def test_contenders_agree():
             # float32 sums of a thousand terms in another order
             slack = 1e-5 * float(wanted.abs().max())
             torch.testing.assert_close(grad, wanted, rtol=0, atol=slack, msg=f"{name} {way}")
-
-
-def test_command(tmp_path, capsys):
-    given = ["--networks", "convolutions", "--tasks", "2", "--seconds", "0.01"]
-    weightings.main([*given, "--out", str(tmp_path)])
-    (row,) = json.loads((tmp_path / "weightings.json").read_text())["rows"]
-    assert {"plain", "K passes", "mf.Balancer", "mf.balance"} <= set(row["seconds"])
-    text = (tmp_path / "weightings.md").read_text()
-    assert "| convolutions, 32 images | 2 |" in text
-    assert "convolutions" in capsys.readouterr().out

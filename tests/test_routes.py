@@ -17,13 +17,14 @@ from torch.utils.flop_counter import flop_registry
 
 import mtlfunc as mf
 from common.memory import peak
-from experiments.benchmarks import steps, visits, weightings
+from experiments.benchmarks import steps, weightings
 from experiments.benchmarks.networks import resnet18
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import graph, passes, plan
 from mtlfunc.gradients.linearize import Request
 from mtlfunc.gradients.losses import Losses
 from mtlfunc.types import Params
+from tests.support import visits
 
 
 def resnet_forward(tasks, images, pixels):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.benchmarks.gpu_cases import ENDED, size
-from experiments.benchmarks.record import VERSION, Row, read
+from experiments.benchmarks.record import VERSION, Row, markdown, read
 from mtlfunc.core.files import write_whole
 
 KEPT = Path(__file__).parent / "gpu.json"
@@ -80,7 +80,7 @@ def _short(row: Row) -> str:
     return value + (f" ({', '.join(held)})" if held else "")
 
 
-def pivot(rows: Iterable[Row], separator: str) -> list[str]:
+def pivot(rows: Iterable[Row], separator: str) -> str:
     """A line for every case, with a column for each thing that was measured of it."""
     lines: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -90,25 +90,24 @@ def pivot(rows: Iterable[Row], separator: str) -> list[str]:
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     columns.sort(key=lambda column: int(column) if column.isdigit() else 0)
     heads = [f"{separator.strip(' :,')} {column}".strip() for column in columns]
-    table = [f"| case | {' | '.join(heads)} | taken |"]
-    table += ["|---" * (len(columns) + 2) + "|"]
-    for case, line in lines.items():
-        cells = [_short(line[column]) if column in line else "–" for column in columns]
-        when = "; ".join(sorted({taken(row) for row in line.values()}))
-        table.append(f"| {case} | {' | '.join(cells)} | {when} |")
-    return table
+    cells = [
+        [
+            case,
+            *(_short(line[column]) if column in line else "–" for column in columns),
+            "; ".join(sorted({taken(row) for row in line.values()})),
+        ]
+        for case, line in lines.items()
+    ]
+    return markdown("", ["case", *heads, "taken"], cells)
 
 
-def listed(rows: Iterable[Row]) -> list[str]:
+def listed(rows: Iterable[Row]) -> str:
     """A line for every row."""
-    table = ["| case | measured | | taken |", "|---|---|---|---|"]
-    for row in rows:
-        cells = (row["case"], measured(row), row["note"].replace("|", "/"), taken(row))
-        table.append(f"| {' | '.join(cells)} |")
-    return table
+    cells = ([r["case"], measured(r), r["note"].replace("|", "/"), taken(r)] for r in rows)
+    return markdown("", ["case", "measured", "", "taken"], cells).replace("|  |", "| |", 1)
 
 
-def captured(rows: list[Row]) -> list[str]:
+def captured(rows: list[Row]) -> str:
     """Captured rules in one line, those that cannot by name, and the rest as it is."""
     each = [row for row in rows if row["unit"] == "eager plain steps"]
     failing = [row for row in rows if row["value"] is None]
@@ -147,5 +146,5 @@ def tables(rows: list[Row]) -> list[str]:
             lines = pivot(shown, SPLIT.get(part, ": "))
         else:
             lines = captured(shown) if part == "capture" else listed(shown)
-        found += [f"*{' '.join(title.split())}*:", "\n".join(lines)]
+        found += [f"*{' '.join(title.split())}*:", lines]
     return found

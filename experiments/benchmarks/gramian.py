@@ -1,7 +1,7 @@
 """Gramians of task and sample gradients: time, peak memory and error of every way to compute them.
 
-    python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks 4 40 ...] [--batch 64
-    ...] [--seconds S] [--out DIR]
+    python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks T] [--batch B]
+    [--seconds S] [--clock cpu] [--out DIR]
 
 Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures
 again) and gramian.md. A case is reused only where machine, versions, sources and settings are the
@@ -16,8 +16,6 @@ Error: worst |G_ij - H_ij| / √(H_ii H_jj) against a float64 Gramian H from a l
 passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
 """
 
-import argparse
-import importlib.util
 import math
 import warnings
 from collections.abc import Sequence
@@ -42,20 +40,16 @@ from experiments.benchmarks.measuring import Call, in_shares, with_memory
 from experiments.benchmarks.networks import BUILDERS, LAPLACIANS, Problem, describe, problem
 from experiments.benchmarks.record import Row
 
-MLP_TASKS = [(40, 128), *((t, b) for b in (64, 256) for t in (2, 4, 8, 40))]
-# family -> (tasks, batch) on a CPU and on a GPU
-GRIDS: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
-    "mlp-sample": ([(1, 64), (1, 128), (1, 256)], [(1, 64), (1, 128), (1, 256)]),
-    "mlp-task": (MLP_TASKS, MLP_TASKS),
-    "resnet18": ([(4, 8)], [(4, 64), (40, 64)]),
-    "transformer-sample": ([(1, 64)], [(1, 64), (1, 256)]),
-    "transformer-task": ([(8, 64), (40, 64)], [(8, 64), (40, 64)]),
-    "decoders": ([(4, 8)], [(4, 64)]),
-    "own-inputs": ([(8, 64)], [(8, 64)]),
-    **{name: ([(1, 256)], [(1, 256)]) for name in BUILDERS if name.split("-")[0] in LAPLACIANS},
+CASES = {
+    "mlp-sample": (1, 128),
+    "mlp-task": (40, 128),
+    "resnet18": (4, 8),
+    "decoders": (4, 8),
+    "own-inputs": (8, 64),
+    **{name: (1, 256) for name in BUILDERS if name.split("-")[0] in LAPLACIANS},
 }
+"""Tasks and batch of every family of problems, as the page shows them."""
 IMAGES = {"cpu": 32, "cuda": 64}  # sides in pixels
-PEERS = ("torchjd", "opacus", "backpack")
 
 
 class Case(NamedTuple):
@@ -111,18 +105,10 @@ def error(quantity: str, answer: Any, truth: tuple[Tensor, dict[str, Tensor]]) -
 
 
 def measure(
-    case: Case, seconds: float, clock: str = "wall", methods: list[str] | None = None
+    case: Case, seconds: float, clock: str = "wall", methods: Sequence[str] = ()
 ) -> list[Row]:
-    """Every contender of one case.
-
-    Args:
-        case: what is measured.
-        seconds: time for each contender.
-        clock: a key of `CLOCKS`.
-        methods: names of the contenders that take part next to the mean gradient; all by default.
-
-    Returns:
-        A row a contender, with what it cannot do under "failed".
+    """A row for every contender of a case, or for these `methods` and the mean gradient, which have
+    `seconds` each; what one cannot do stands under "failed".
     """
     family, count, batch, image, device = case
     base = problem(family, count, batch, image)
@@ -131,21 +117,18 @@ def measure(
     rows: dict[tuple[str, str], Row] = {}
     calls: dict[tuple[str, str], Call] = {}
     common = {"family": family, "case": case.name(), "tasks": count, "batch": batch}
-    for quantity, method, make in contenders(task, family):
+    for quantity, method, make in contenders(task):
         if methods and quantity != "gradient" and method not in methods:
             continue
         row: Row = common | {"device": device, "quantity": quantity, "method": method}
         rows[quantity, method] = row
         try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 call = make(task)
                 answer, row["memory"] = with_memory(call, device)
-                row["error"] = error(quantity, answer, truth)
-                del answer
-                if method.startswith("ours") and not (device == "cuda" and family == "resnet18"):
-                    row["error64"] = error(quantity, make(double)(), truth)
-            row["warned"] = sorted({str(w.message).splitlines()[0] for w in said})
+            row["error"] = error(quantity, answer, truth)
+            del answer
             calls[quantity, method] = call
         except Exception as reason:  # a peer that cannot do this is a result too
             row["failed"] = f"{type(reason).__name__}: {reason}"
@@ -160,171 +143,77 @@ def measure(
     return list(rows.values())
 
 
-def precision(case: Case, full: bool) -> None:
-    """TF32 in the ResNet on a GPU, unless full float32 is wanted; full float32 everywhere else."""
-    precise = full or case.family != "resnet18" or case.device != "cuda"
-    torch.set_float32_matmul_precision("highest" if precise else "high")
-    torch.backends.cudnn.allow_tf32 = not precise
-
-
-def cases(given: argparse.Namespace) -> list[Case]:
-    """The cases that the command line names."""
-    found = []
-    for device in given.devices:
-        image = given.image or IMAGES[device]
-        for family in given.cases:
-            grid = GRIDS[family][device == "cuda"]
-            tasks = given.tasks or list(dict.fromkeys(t for t, _ in grid))
-            batches = given.batch or list(dict.fromkeys(b for _, b in grid))
-            if given.tasks or given.batch:
-                every = [1] if family.endswith("-sample") else tasks
-                grid = [(t, b) for t in every for b in batches]
-            found += [Case(family, t, b, image, device) for t, b in grid]
-    return found
-
-
-def find(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """The rows that were timed and have these entries."""
-    return [
-        row
-        for row in rows
-        if "fastest" in row and all(row[key] == value for key, value in wanted.items())
-    ]
-
-
-class Bar(NamedTuple):
-    """What the layerwise engine is for."""
-
-    family: str
-    tasks: int
-    batch: int
-    device: str
-    quantity: str
-    method: str
-    others: tuple[str, ...]  # against the best of these
-    limit: float  # the most of theirs that it may be
-    what: str = "time"
+def precision(case: Case) -> None:
+    """TF32 in the ResNet on a GPU, full float32 everywhere else."""
+    fast = case.family == "resnet18" and case.device == "cuda"
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    torch.backends.cudnn.allow_tf32 = fast
 
 
 TORCHJD = ("TorchJD autojac", "TorchJD autogram")
-BARS = [
-    Bar("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("mean gradient",), 2.0),
-    Bar("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), 1 / 50),
-    Bar("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), 0.5),
-    Bar("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("loop",), 0.5),
-    Bar("resnet18", 4, 8, "cpu", "gramian", "ours, auto", ("loop", "vmap(vjp)", *TORCHJD), 1.05),
+OURS = "ours, auto"
+BARS: list[tuple[str, str, str, tuple[str, ...], float]] = [
+    ("mlp-sample", "gramian", OURS, ("mean gradient",), 2.0),
+    ("mlp-sample", "gramian", OURS, TORCHJD[1:], 1 / 50),
+    ("mlp-task", "gramian", OURS, TORCHJD[1:], 0.5),
+    ("mlp-task", "gramian", OURS, ("loop",), 0.5),
+    ("resnet18", "gramian", OURS, ("loop", "vmap(vjp)", *TORCHJD), 1.05),
     *(
-        Bar(family, tasks, batch, "cpu", quantity, f"ours, auto{stacked}", ("loop",), 1.3)
-        for family, tasks, batch in (("decoders", 4, 8), ("own-inputs", 8, 64))
+        (family, quantity, f"{OURS}{stacked}", ("loop",), 1.3)
+        for family in ("decoders", "own-inputs")
         for quantity in ("gramian", "step")
         for stacked in ("", ", stacked")
     ),
-    *(
-        Bar(
-            f"{way}-{width}-sample",
-            1,
-            256,
-            "cpu",
-            "gramian",
-            "ours, auto",
-            ("mean gradient",),
-            most,
-        )
-        for way, width, most in (
-            ("jets", 128, 7.0),
-            ("jets", 256, 3.5),
-            ("autograd", 128, 12.0),
-            ("autograd", 256, 6.0),
-        )
-    ),
-    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 1.0),
-    Bar("resnet18", 40, 64, "cuda", "gramian", "ours, auto", TORCHJD, 0.35, "memory"),
+    ("jets-128-sample", "gramian", OURS, ("mean gradient",), 7.0),
+    ("jets-256-sample", "gramian", OURS, ("mean gradient",), 3.5),
+    ("autograd-128-sample", "gramian", OURS, ("mean gradient",), 12.0),
+    ("autograd-256-sample", "gramian", OURS, ("mean gradient",), 6.0),
 ]
+"""Family, quantity, contender, its rivals, and the most of the best one's time that it may take."""
 
 
 def against_bars(rows: Sequence[Row]) -> list[Row]:
     """Every bar of which both sides were measured."""
     found = []
-    for bar in BARS:
-        case = find(rows, family=bar.family, tasks=bar.tasks, batch=bar.batch, device=bar.device)
-        mine = find(case, quantity=bar.quantity, method=bar.method)
-        against = [
+    for family, quantity, method, others, limit in BARS:
+        case = [
             row
-            for row in case
-            if row["method"] in bar.others and row["quantity"] in (bar.quantity, "gradient")
+            for row in rows
+            if (row["family"], row["tasks"], row["batch"]) == (family, *CASES[family])
+            and "fastest" in row
+            and row["quantity"] in (quantity, "gradient")
         ]
-        if mine and against:
-            keys = ("memory",) * 2 if bar.what == "memory" else ("median", "fastest")
-            best = min(against, key=lambda row, key=keys[1]: row[key])
-            found.append(
-                {
-                    "case": f"{mine[0]['case']}, {bar.device}, {bar.quantity}",
-                    "method": bar.method,
-                    "against": best["method"],
-                    "what": bar.what,
-                    "median": mine[0][keys[0]] / best[keys[0]],
-                    "fastest": mine[0][keys[1]] / best[keys[1]],
-                    "limit": bar.limit,
-                }
-            )
+        mine = [row for row in case if (row["quantity"], row["method"]) == (quantity, method)]
+        rivals = [row for row in case if row["method"] in others]
+        if mine and rivals:
+            best = min(rivals, key=lambda row: row["fastest"])
+            ratios = {key: mine[0][key] / best[key] for key in ("median", "fastest")}
+            said = {"case": f"{mine[0]['case']}, {quantity}", "method": method}
+            found.append(said | {"against": best["method"], "limit": limit} | ratios)
     return found
-
-
-def methods_of(family: str) -> set[str]:
-    """Names of the contenders of a family of problems."""
-    return {method for _, method, _ in contenders(problem(family, 2, 2, 8), family)}
-
-
-def _device(text: str) -> str:
-    if text not in IMAGES or (text == "cuda" and not torch.cuda.is_available()):
-        where = "cpu or cuda" if torch.cuda.is_available() else "cpu: torch finds no CUDA device"
-        raise argparse.ArgumentTypeError(f"expected {where}, got {text!r}")
-    return text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = runner.parser(__doc__, 1.0, "wall", "time for each contender of a case")
-    add, own = parser.add_argument, "instead of each case's own"
-    add("--cases", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
-    tasks = f"numbers of tasks, {own}; with --batch all pairs"
-    add("--tasks", type=at_least(1), nargs="+", help=tasks)
-    add("--batch", type=at_least(1), nargs="+", help=f"batch sizes, {own}")
-    sides = "side of the images in pixels; 32 on a CPU, 64 on a GPU"
-    add("--image", type=at_least(8), help=sides)
-    names = "only these, as the table names them, and the mean gradient"
-    add("--methods", nargs="+", help=names)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    add("--devices", nargs="+", type=_device, default=devices)
-    full = "full float32 products on a GPU, also in the ResNet"
-    add("--no-tf32", action="store_true", help=full)
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = _parser()
+    parser = runner.parser(__doc__, 1.0, "wall", "time for each contender of a case")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--tasks", type=at_least(1), help="instead of each case's own")
+    parser.add_argument("--batch", type=at_least(1), help="instead of each case's own")
     given = parser.parse_args(arguments)
-    wanted = {(case.name(), case.device): case for case in cases(given)}
-    if given.methods:
-        known = {name for family in given.cases for name in methods_of(family)}
-        if unknown := sorted(set(given.methods) - known):
-            parser.error(f"--methods: unknown {', '.join(unknown)}; of {', '.join(sorted(known))}")
-    for package in PEERS:
-        if not importlib.util.find_spec(package):
-            print(f"{package} is not installed: left out")
-    about: Row = {"TF32": not given.no_tf32} if "cuda" in given.devices else {}
+    wanted = [
+        Case(family, given.tasks or tasks, given.batch or batch, IMAGES["cpu"], "cpu")
+        for family, (tasks, batch) in CASES.items()
+        if family in given.cases
+    ]
+    cases = {(case.name(),): case for case in wanted}
 
-    def order(row: Row) -> tuple[Any, ...]:
-        return row["device"], list(BUILDERS).index(row["family"]), row["tasks"], row["batch"]
+    def one(name: str) -> list[Row]:
+        return measure(cases[name,], given.seconds, given.clock)
 
-    fields, methods = ("case", "device"), given.methods or "all"
-    record = runner.record_of(given, "gramian", fields, order, methods=methods, **about)
-
-    def one(name: str, device: str) -> list[Row]:
-        precision(wanted[name, device], given.no_tf32)
-        return measure(wanted[name, device], given.seconds, given.clock, given.methods)
-
-    runner.run(given, record, wanted, one)
+    record = runner.record_of(
+        given, "gramian", ("case",), lambda row: list(CASES).index(row["family"])
+    )
+    runner.run(given, record, cases, one)
 
 
 if __name__ == "__main__":

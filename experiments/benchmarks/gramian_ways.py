@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,6 @@ from torch.func import functional_call, grad, vjp, vmap
 import mtlfunc as mf
 from experiments.benchmarks.measuring import Call
 from experiments.benchmarks.networks import Problem
-
-ENGINES = ("auto", "layerwise", "rows")
 
 
 def losses_of(task: Problem) -> Callable[[mf.types.Params, Any], Any]:
@@ -52,14 +51,13 @@ def mean_gradient(task: Problem) -> Call:
     return lambda: torch.autograd.grad(vector(f(leaves, task.batch)).mean(), list(leaves.values()))
 
 
-def loop(task: Problem, *, stacked: bool = False, step: bool = False) -> Call:
+def loop(task: Problem, *, step: bool = False) -> Call:
     """autograd.grad of every loss; a step also takes the gradients of the tasks' own heads."""
     shared, heads = leaves_of(task)
     f = losses_of(task)
 
     def call() -> Any:
         losses = f(shared | heads, task.batch)
-        losses = vector(losses) if stacked else losses
         count, rows, found = len(losses), [], {}
         for i in range(count):
             own = [n for n in heads if n.startswith(f"heads.{i}.")] if step else []
@@ -120,63 +118,20 @@ def autogram(task: Problem) -> Call:
     return lambda: engine.compute_gramian(vector(apart.module(apart.batch)))
 
 
-def opacus(task: Problem) -> Call:
-    """Opacus's gradients of samples."""
-    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]  # not a dependency
-
-    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
-    module = GradSampleModule(apart.module, loss_reduction="sum")
-
-    def call() -> Tensor:
-        module(apart.batch).sum().backward()
-        gramian = gram([x.grad_sample for x in module.parameters()])
-        module.zero_grad(set_to_none=True)
-        for x in module.parameters():
-            x.grad_sample = None
-        return gramian
-
-    return call
-
-
-def backpack(task: Problem) -> Call:
-    """BackPACK's gradients of samples."""
-    # not a dependency
-    from backpack import backpack, extend, extensions  # pyright: ignore[reportMissingImports]
-
-    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
-    net = extend(apart.module.get_submodule("net"))
-    loss = extend(torch.nn.CrossEntropyLoss(reduction="sum"))
-    x, y = apart.batch
-
-    def call() -> Tensor:
-        with backpack(extensions.BatchGrad()):
-            loss(net(x), y).backward()
-        gramian = gram([p.grad_batch for p in net.parameters()])
-        for p in net.parameters():
-            p.grad = p.grad_batch = None
-        return gramian
-
-    return call
-
-
-def ours(
-    task: Problem, engine: Any, *, stacked: bool = False, chunk_size: int | None = None
-) -> Call:
+def ours(task: Problem, engine: Any = "auto", *, stacked: bool = False) -> Call:
     """Our Gramian alone."""
     params, f = mf.parameters(task.module), losses_of(task)
     if task.per_sample:
         return lambda: mf.sample_gramian(f, params, task.batch, engine=engine)[1]
     g = (lambda p, b: vector(f(p, b))) if stacked else f
-    return lambda: mf.task_gramian(
-        g, params, task.batch, shared=task.shared, engine=engine, chunk_size=chunk_size
-    )[1]
+    return lambda: mf.task_gramian(g, params, task.batch, shared=task.shared, engine=engine)[1]
 
 
-def our_step(task: Problem, engine: Any, *, stacked: bool = False) -> Call:
+def our_step(task: Problem, *, stacked: bool = False) -> Call:
     """Our probe's Gramian and the gradient that weights combine."""
     params, f = mf.parameters(task.module), losses_of(task)
     g = (lambda p, b: vector(f(p, b))) if stacked else f
-    probe = mf.jacobian(task.shared, engine=engine)
+    probe = mf.jacobian(task.shared)
     _, state = probe.init(mf.Run(g, params), task.batch, torch.tensor(0))
 
     def call() -> tuple[Tensor, Any]:
@@ -188,32 +143,21 @@ def our_step(task: Problem, engine: Any, *, stacked: bool = False) -> Call:
     return call
 
 
-def contenders(task: Problem, family: str) -> Iterator[tuple[str, str, Callable[[Problem], Call]]]:
+def contenders(task: Problem) -> Iterator[tuple[str, str, Callable[[Problem], Call]]]:
     """(quantity, method, how to make it) of all that can do the problem."""
     yield "gradient", "mean gradient", mean_gradient
     yield "gramian", "loop", loop
     yield "gramian", "vmap(vjp)", vmap_vjp
     if task.per_sample:
         yield "gramian", "vmap(grad)", vmap_grad
-        if importlib.util.find_spec("opacus"):
-            yield "gramian", "Opacus", opacus
-        if family == "mlp-sample" and importlib.util.find_spec("backpack"):
-            yield "gramian", "BackPACK", backpack
     if importlib.util.find_spec("torchjd"):
         yield "gramian", "TorchJD autojac", autojac
         yield "gramian", "TorchJD autogram", autogram
-    for engine in ENGINES:
-        yield "gramian", f"ours, {engine}", lambda task, engine=engine: ours(task, engine)
-    if task.per_sample:
-        return
-    yield "gramian", "ours, rows, one at a time", lambda task: ours(task, "rows", chunk_size=1)
-    yield "step", "loop", lambda task: loop(task, step=True)
-    for engine in ENGINES:
-        yield "step", f"ours, {engine}", lambda task, engine=engine: our_step(task, engine)
-    # separate losses: what becomes of them where they come stacked to one vector
-    if len(leaves_of(task)[1]):
-        yield "gramian", "loop, stacked", lambda task: loop(task, stacked=True)
-        for engine in ENGINES:
-            name = f"ours, {engine}, stacked"
-            yield "gramian", name, lambda task, engine=engine: ours(task, engine, stacked=True)
-            yield "step", name, lambda task, engine=engine: our_step(task, engine, stacked=True)
+    yield "gramian", "ours, auto", ours
+    if not task.per_sample:
+        yield "step", "loop", partial(loop, step=True)
+        yield "step", "ours, auto", our_step
+        if leaves_of(task)[1]:
+            # separate losses: what becomes of them where they come stacked to one vector
+            yield "gramian", "ours, auto, stacked", partial(ours, stacked=True)
+            yield "step", "ours, auto, stacked", partial(our_step, stacked=True)

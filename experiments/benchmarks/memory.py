@@ -20,7 +20,7 @@ import mtlfunc as mf
 from common import memory
 from experiments.benchmarks import runner, steps
 from experiments.benchmarks.networks import resnet18
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 
 
 def peak(net: nn.Module, step: Callable[[], Any]) -> float:
@@ -87,12 +87,11 @@ def tables(rows: list[Row], line: str) -> str:
         held = {row["case"]: row["MiB"] for row in rows if row["case"].startswith(kind)}
         if held:
             names = list(dict.fromkeys(name for found in held.values() for name in found))
-            parts.append(f"| MiB of ResNet-18 | {' | '.join(names)} |")
-            parts.append("|---" * (1 + len(names)) + "|")
-            for case, found in held.items():
-                cells = [f"{found[name]:,.0f}" if name in found else "–" for name in names]
-                parts.append(f"| {CASES[case][0]} | {' | '.join(cells)} |")
-            parts.append("")
+            cells = [
+                [CASES[case][0], *(f"{found[x]:,.0f}" if x in found else "–" for x in names)]
+                for case, found in held.items()
+            ]
+            parts += [markdown("", ["MiB of ResNet-18", *names], cells), ""]
     return "\n".join(parts)
 
 

@@ -18,7 +18,7 @@ import mtlfunc as mf
 from common.arguments import at_least
 from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import Call, in_turns
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 from experiments.benchmarks.steps import Shared
 
 TASKS, WIDTH, FIRST = 4, 512, 12
@@ -54,14 +54,13 @@ def measure(batch: int, seconds: float, clock: str) -> dict[str, float]:
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain balanced step, a batch a line; `line` says how they were taken."""
     heads = "optimizer", "samples", "balanced step, ms", "with its metric, ms", "ratio", "bar"
-    lines = [f"{line}\n", f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         plain, metric = row["seconds"]["plain"], row["seconds"]["metric"]
         bar = BARS.get((row["optimizer"], row["batch"]))
         cells = [row["optimizer"], str(row["batch"]), f"{1e3 * plain:.3g}", f"{1e3 * metric:.3g}"]
-        cells += [f"{metric / plain:.2f}", "–" if bar is None else f"{bar:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{metric / plain:.2f}", "–" if bar is None else f"{bar:.2f}"])
+    return markdown(line, heads, lines)
 
 
 def missed(rows: list[Row]) -> list[str]:

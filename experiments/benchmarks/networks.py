@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import hessian, vmap
 
 import mtlfunc as mf
 
-SEQUENCE = 32
 CLASSES = 10
 
 
@@ -130,38 +128,6 @@ def resnet18(outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs))
 
 
-class Position(nn.Module):
-    def __init__(self, length: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(length, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
-
-
-class Pool(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
-
-
-def transformer(outputs: int, width: int = 64, vocabulary: int = 256) -> nn.Sequential:
-    """Two pre-norm encoder layers of four heads over 32 tokens, averaged over the tokens."""
-    encoder = [
-        nn.TransformerEncoderLayer(
-            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
-        )
-        for _ in range(2)
-    ]
-    return nn.Sequential(
-        nn.Embedding(vocabulary, width),
-        Position(SEQUENCE, width),
-        *encoder,
-        nn.LayerNorm(width),
-        Pool(),
-        nn.Linear(width, outputs),
-    )
-
-
 def decoder() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(32, 32, 3, padding=1),
@@ -188,13 +154,8 @@ def _by_autograd(net: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(second).sum(0)
 
 
-def _by_hessian(net: nn.Module, x: Tensor) -> Tensor:
-    curves = vmap(hessian(lambda x: net(x[None])[0, 0]))(x)
-    return curves.diagonal(dim1=1, dim2=2).sum(1)
-
-
 WIDTHS = (128, 256)
-LAPLACIANS = {"jets": _by_jets, "autograd": _by_autograd, "hessian": _by_hessian}
+LAPLACIANS = {"jets": _by_jets, "autograd": _by_autograd}
 
 
 class Residuals(nn.Module):
@@ -221,45 +182,20 @@ def residuals(way: str, width: int, tasks: int, batch: int, image: int) -> Probl
 
 def mlp_samples(tasks: int, batch: int, image: int) -> Problem:
     module = Samples(mlp(512, CLASSES))
-    return Problem(
-        module, (torch.randn(batch, 512), torch.randint(CLASSES, (batch,))), "*", module, True
-    )
+    x, y = torch.randn(batch, 512), torch.randint(CLASSES, (batch,))
+    return Problem(module, (x, y), "*", module, True)
 
 
 def mlp_tasks(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(mlp(1024, tasks))
-    return Problem(
-        module, (torch.randn(batch, 1024), torch.randn(batch, tasks)), "*", module, False
-    )
+    x, y = torch.randn(batch, 1024), torch.randn(batch, tasks)
+    return Problem(module, (x, y), "*", module, False)
 
 
 def resnet(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(resnet18(tasks))
-    return Problem(
-        module, (torch.randn(batch, 3, image, image), torch.randn(batch, tasks)), "*", module, False
-    )
-
-
-def transformer_samples(tasks: int, batch: int, image: int) -> Problem:
-    module = Samples(transformer(CLASSES))
-    return Problem(
-        module,
-        (torch.randint(256, (batch, SEQUENCE)), torch.randint(CLASSES, (batch,))),
-        "*",
-        module,
-        True,
-    )
-
-
-def transformer_tasks(tasks: int, batch: int, image: int) -> Problem:
-    module = Outputs(transformer(tasks))
-    return Problem(
-        module,
-        (torch.randint(256, (batch, SEQUENCE)), torch.randn(batch, tasks)),
-        "*",
-        module,
-        False,
-    )
+    x, y = torch.randn(batch, 3, image, image), torch.randn(batch, tasks)
+    return Problem(module, (x, y), "*", module, False)
 
 
 def decoders(tasks: int, batch: int, image: int) -> Problem:
@@ -267,25 +203,15 @@ def decoders(tasks: int, batch: int, image: int) -> Problem:
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()
     )
     module = Heads(trunk, [decoder() for _ in range(tasks)])
-    return Problem(
-        module,
-        (torch.randn(batch, 3, image, image), torch.randn(tasks, batch, 1, image, image)),
-        "trunk.*",
-        trunk,
-        False,
-    )
+    x, y = torch.randn(batch, 3, image, image), torch.randn(tasks, batch, 1, image, image)
+    return Problem(module, (x, y), "trunk.*", trunk, False)
 
 
 def own_inputs(tasks: int, batch: int, image: int) -> Problem:
     trunk = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
     module = OwnInputs(trunk, [nn.Linear(256, 1) for _ in range(tasks)])
-    return Problem(
-        module,
-        (torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)),
-        "trunk.*",
-        trunk,
-        False,
-    )
+    x, y = torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)
+    return Problem(module, (x, y), "trunk.*", trunk, False)
 
 
 Build = Callable[[int, int, int], Problem]
@@ -293,8 +219,6 @@ BUILDERS: dict[str, Build] = {
     "mlp-sample": mlp_samples,
     "mlp-task": mlp_tasks,
     "resnet18": resnet,
-    "transformer-sample": transformer_samples,
-    "transformer-task": transformer_tasks,
     "decoders": decoders,
     "own-inputs": own_inputs,
     **{
@@ -317,8 +241,6 @@ def describe(family: str, tasks: int, batch: int, image: int) -> str:
         "mlp-sample": f"MLP 3×512, {batch} samples",
         "mlp-task": f"MLP 3×1024, {tasks} tasks, batch {batch}",
         "resnet18": f"ResNet-18, {image}×{image}, {tasks} tasks, batch {batch}",
-        "transformer-sample": f"transformer, {batch} samples",
-        "transformer-task": f"transformer, {tasks} tasks, batch {batch}",
         "decoders": f"{tasks} dense decoders, {image}×{image}, batch {batch}",
         "own-inputs": f"{tasks} tasks with inputs of their own, batch {batch}",
         **{

@@ -130,13 +130,18 @@ def only(path: Path) -> tuple[Settings, list[Row]]:
 ABOUT = ("load", "day", "settings")
 
 
+def markdown(line: str, heads: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """A table under a `line`, if there is one."""
+    heads = list(heads)
+    lines = [f"{line}\n"] * bool(line) + [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(each)} |" for each in cells)])
+
+
 def plain(rows: Iterable[Row], line: str) -> str:
-    """Markdown: one line per row, one column for each text and number, under the `line`."""
+    """One line per row, one column for each text and number, under the `line`."""
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    lines += [f"| {' | '.join(row.get(name, '') for name in names)} |" for row in flat]
-    return "\n".join([f"{line}\n", *lines, ""])
+    return markdown(line, names, ([row.get(name, "") for name in names] for row in flat)) + "\n"
 
 
 def _flat(row: Row) -> dict[str, str]:

@@ -23,7 +23,7 @@ import mtlfunc as mf
 from common.arguments import at_least
 from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import Call, in_turns, timed
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 
 BAR = 1.10
 SAMPLES = 128
@@ -74,9 +74,7 @@ def ratio(row: Row, ways: tuple[str, ...] = ("rows", "products")) -> float:
 
 def table(rows: list[Row], line: str) -> str:
     """One line a width and form, one column a number of tasks."""
-    counts = sorted({row["tasks"] for row in rows})
-    lines = [f"{line}\n", "| tasks | width | " + " | ".join(map(str, counts)) + " |"]
-    lines.append("|---|---|" + "---|" * len(counts))
+    counts, lines = sorted({row["tasks"] for row in rows}), []
     for weighted in sorted({row["weighted"] for row in rows}):
         of = {(r["width"], r["tasks"]): r for r in rows if r["weighted"] == weighted}
         for width in sorted({width for width, _ in of}):
@@ -85,9 +83,8 @@ def table(rows: list[Row], line: str) -> str:
                 "–" if row is None else f"{ratio(row):.2f} ({ratio(row, tuple(WAYS)[1:]):.2f})"
                 for row in found
             ]
-            what = "weightings" if weighted else "vector"
-            lines.append(f"| {what} | {width} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(["weightings" if weighted else "vector", str(width), *cells])
+    return markdown(line, ["tasks", "width", *map(str, counts)], lines)
 
 
 def missed(rows: list[Row]) -> list[str]:

@@ -100,9 +100,9 @@ def checked(task: Problem) -> Callable[[Any], float]:
 def multiplying(task: Problem, *, step: bool = False) -> Cell:
     """From parameters and batch to a Gramian."""
     hand = gramian_ways.vmap_grad if task.per_sample else gramian_ways.loop
-    ways: dict[str, Callable[[], Call]] = {"ours": lambda: gramian_ways.ours(task, "auto")}
+    ways: dict[str, Callable[[], Call]] = {"ours": lambda: gramian_ways.ours(task)}
     if step:
-        ways["ours, a step"] = lambda: gramian_ways.our_step(task, "auto")
+        ways["ours, a step"] = lambda: gramian_ways.our_step(task)
     ways |= {"by hand": lambda: hand(task), "TorchJD": lambda: gramian_ways.autogram(task)}
     return Cell(gramian_ways.mean_gradient(task), ways, checked(task))
 

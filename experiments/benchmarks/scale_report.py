@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 from mtlfunc.core.files import write_whole
 
 CURVES = {
@@ -31,15 +31,13 @@ def units(rows: Sequence[Row]) -> dict[tuple[str, int, str], float]:
 
 def table(rows: Sequence[Row], line: str) -> str:
     """Markdown: a line a size, every way's time in units; then the worst error of each curve."""
-    found = units(rows)
-    lines = [f"{line}\n", f"| what | size | unit, ms | {' | '.join(COLOURS)} |"]
-    lines.append("|---" * (3 + len(COLOURS)) + "|")
+    found, lines = units(rows), []
     for row in rows:
         if row["way"] == "unit":
             times = [found.get((row["curve"], row["size"], way)) for way in COLOURS]
             cells = [CURVES[row["curve"]][0], f"{row['size']:,}", f"{1e3 * row['seconds']:.3g}"]
             cells += ["–" if time is None else f"{time:.3g}" for time in times]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(cells)
     errors: dict[str, dict[str, float]] = {}
     for row in rows:
         if "error" in row:
@@ -49,7 +47,8 @@ def table(rows: Sequence[Row], line: str) -> str:
         f"{title}: {', '.join(f'{way} {error:.0e}' for way, error in worst.items())}"
         for title, worst in errors.items()
     ]
-    return "\n".join([*lines, f"\nWorst errors. {'; '.join(said)}.\n"])
+    page = markdown(line, ["what", "size", "unit, ms", *COLOURS], lines)
+    return f"{page}\n\nWorst errors. {'; '.join(said)}.\n"
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:

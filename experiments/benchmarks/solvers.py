@@ -8,8 +8,7 @@ again), solvers.md and solvers.png. A cell is reused only where machine, version
 settings are the same. On a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's
 time instead of the wall's. Time: the whole call from Gramians to weights, problems of all hard
 families mixed; solvers that take one problem at a time are looped over as many as fit in the time
-allowed. Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and
-TorchJD's also run there, the active-set kernel also as a replayed CUDA graph.
+allowed. Accuracy: `certify` on every instance that was solved, in float64.
 """
 
 import argparse
@@ -88,20 +87,6 @@ def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float, cl
     return Timing(median(times), min(times), len(times), failed)
 
 
-def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
-    """Median time a problem of a replayed CUDA graph: the GPU's work without Python's share."""
-    call, given = (vmap(weigh), g) if len(g) > 1 else (weigh, g[0])
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call(given)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call(given)
-    return median(repeat(graph.replay, g.device, seconds, "wall")) / len(g)
-
-
 def audit(
     weigh: Weigh, kind: str, batched: bool, problems: dict[str, Tensor], seconds: float
 ) -> dict[str, Row]:
@@ -165,8 +150,8 @@ def measure(kind: str, g: Tensor, w: Tensor) -> dict[str, float]:
     }
 
 
-Cell = tuple[str, str, str, int, int]
-FIELDS = ("kind", "solver", "device", "tasks", "batch")
+Cell = tuple[str, str, int, int]
+FIELDS = ("kind", "solver", "tasks", "batch")
 
 
 def cells(given: argparse.Namespace) -> list[Cell]:
@@ -175,17 +160,14 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     A thousand eager iterations on thousands of large problems need minutes and gigabytes and show
     nothing new: these are left out.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [
-        (kind, name, device, tasks, batch)
+        (kind, name, tasks, batch)
         for kind in given.kinds
         for name in given.solvers
-        for device in devices
         for tasks in given.tasks
         for batch in given.batches
         if kind in (solver := SOLVERS[name]).kinds
         and tasks <= solver.most
-        and (device == "cpu" or solver.gpu)
         and (batch == 1 or (solver.batched and kind != "upgrad"))
         and (batch * tasks**2 <= WIDE or name in EXACT or not solver.batched)
     ]
@@ -209,27 +191,24 @@ def main(arguments: list[str] | None = None) -> None:
 
     def order(row: Row) -> tuple[Any, ...]:
         first = KINDS.index(row["kind"]), list(SOLVERS).index(row["solver"])
-        return *first, row["device"], row["tasks"], row["batch"]
+        return *first, row["tasks"], row["batch"]
 
     record = runner.record_of(given, "solvers", FIELDS, order, instances=given.instances)
 
     @lru_cache(maxsize=1)  # for all batches of a solver
-    def audited(kind: str, name: str, device: str, tasks: int) -> dict[str, Row]:
-        problems = {x: gramians(x, tasks, given.instances, 2).to(device) for x in FAMILIES}
+    def audited(kind: str, name: str, tasks: int) -> dict[str, Row]:
+        problems = {x: gramians(x, tasks, given.instances, 2) for x in FAMILIES}
         together = SOLVERS[name].batched and kind != "upgrad"
         return audit(SOLVERS[name].make(kind), kind, together, problems, given.seconds)
 
-    def one(kind: str, name: str, device: str, tasks: int, batch: int) -> list[Row]:
-        weigh, g = SOLVERS[name].make(kind), mixed(tasks, batch).to(device)
+    def one(kind: str, name: str, tasks: int, batch: int) -> list[Row]:
+        weigh, g = SOLVERS[name].make(kind), mixed(tasks, batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
-            families = audited(kind, name, device, tasks)
+            families = audited(kind, name, tasks)
             found = seconds_a_problem(weigh, SOLVERS[name].batched, g, given.seconds, given.clock)
-        cell = zip(FIELDS, (kind, name, device, tasks, batch), strict=True)
-        row: Row = dict(cell) | found._asdict()
-        if device == "cuda" and name in EXACT[:2]:
-            row["graph"] = replay_seconds(weigh, g, given.seconds)
-        return [row | {"families": families}]
+        cell = zip(FIELDS, (kind, name, tasks, batch), strict=True)
+        return [dict(cell) | found._asdict() | {"families": families}]
 
     runner.run(given, record, wanted, one, table, figure)
 

@@ -129,22 +129,21 @@ class Contender(NamedTuple):
     kinds: tuple[str, ...]
     make: Callable[[str], Weigh]
     batched: bool = False  # vmaps
-    gpu: bool = False
     most: int = MOST  # tasks
 
 
 SOLVERS = {
-    "active_set": Contender(KINDS, partial(ours, solvers.active_set), True, True),
-    "auto": Contender(KINDS, partial(ours, solvers.auto), True, True),
-    "faces": Contender(KINDS[:3], partial(ours, solvers.faces), True, True, most=3),
-    "frank_wolfe(1000)": Contender(KINDS[:2], partial(ours, solvers.frank_wolfe), True, True),
+    "active_set": Contender(KINDS, partial(ours, solvers.active_set), True),
+    "auto": Contender(KINDS, partial(ours, solvers.auto), True),
+    "faces": Contender(KINDS[:3], partial(ours, solvers.faces), True, most=3),
+    "frank_wolfe(1000)": Contender(KINDS[:2], partial(ours, solvers.frank_wolfe), True),
     "projected_gradient(1000)": Contender(
-        KINDS[:3], partial(ours, solvers.projected_gradient), True, True
+        KINDS[:3], partial(ours, solvers.projected_gradient), True
     ),
     "cvx (DPP, 1e-12)": Contender(KINDS[:3], partial(ours, solvers.cvx)),
     "cvxpy (DPP, 1e-8)": Contender(KINDS[:3], partial(cvxpy, tolerance=1e-8)),
     "cvxpy (DPP, 1e-12)": Contender(KINDS[:3], partial(cvxpy, tolerance=1e-12)),
     "quadprog": Contender(("min_norm", "dual_cone"), quadprog),
-    "TorchJD (defaults)": Contender(KINDS, torchjd, gpu=True),
+    "TorchJD (defaults)": Contender(KINDS, torchjd),
 }
 ERRORS = (ValueError, RuntimeError, cp.SolverError)  # of a solver that gives up

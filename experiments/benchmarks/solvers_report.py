@@ -40,7 +40,6 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                 axis.scatter(
                     *place,
                     s=12 + 14 * math.log2(row["tasks"]),
-                    marker="o" if row["device"] == "cpu" else "^",
                     facecolors="none" if count(row, "failed") else colour,
                     edgecolors=colour,
                     alpha=0.75,

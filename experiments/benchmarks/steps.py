@@ -1,7 +1,7 @@
 """The time of one step of a stock loop, in units of the plain mean-loss step.
 
     python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S] [--clock cpu]
-    [--compiled] [--out DIR]
+    [--out DIR]
 
 Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
@@ -12,8 +12,7 @@ style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix
 Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
 TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
 no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer whose rule reads no
-gradient, and does what the plain step does. `--compiled` also times, for the MLP, a pure step with
-its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
+gradient, and does what the plain step does.
 """
 
 import math
@@ -32,7 +31,7 @@ import mtlfunc as mf
 from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import Call, in_turns, timed
 from experiments.benchmarks.networks import resnet18
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 
 
 class Shared(nn.Module):
@@ -314,16 +313,7 @@ def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
     return pure
 
 
-def compiled(net: Net, x: Tensor) -> dict[str, Call]:
-    """An eager plain step with its optimizer, and the compiled pure step with the same one."""
-    step = pure_step(net, mf.mgda())
-    pure = repeated(torch.compile(step.update), step.init(mf.parameters(net), x), x)
-    return {"plain": plain_with_sgd(net, x), "compiled pure step": pure}
-
-
-def measure(
-    case: Case, seconds: float, clock: str, contenders: Callable[..., dict[str, Call]] = contenders
-) -> dict[str, float]:
+def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
     """Median seconds of every contender that runs."""
     torch.manual_seed(0)
     net, x = case.make()
@@ -344,26 +334,16 @@ def measure(
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
-    names, over = [*PEERS, *OURS, ALONE], f"mf.Balancer / {PEERS[0]}"
-    lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names)]
-    lines[-1] += f" | {over} | bar |"
-    lines.append("|---|" + "---|" * (len(names) + 3))
+    names, lines = [*PEERS, *OURS, ALONE], []
     for row in rows:
         seconds = row["seconds"]
         ratios = [
             f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in names
         ]
         ratios += [f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
-        cells = [CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    for row in rows:
-        if both := row.get("compiled"):
-            ratio = both["compiled pure step"] / both["plain"]
-            lines.append(
-                f"\n{_brief(row)}: a compiled pure step with its optimizer takes {ratio:.2f} of an "
-                "eager plain step with its optimizer."
-            )
-    return "\n".join(lines)
+        lines.append([CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios])
+    heads = ["network", "mean-loss step, ms", *names, f"mf.Balancer / {PEERS[0]}", "bar"]
+    return markdown(line, heads, lines)
 
 
 def behind(rows: list[Row]) -> list[str]:
@@ -401,16 +381,12 @@ def _brief(row: Row) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = runner.parser(__doc__, 10.0, what="for every network")
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--compiled", action="store_true", help="time a compiled pure step also")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    record = runner.record_of(given, "steps", ("network",), compiled=given.compiled)
+    record = runner.record_of(given, "steps", ("network",))
 
     def one(name: str) -> list[Row]:
-        row: Row = {"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}
-        if given.compiled and name == "mlp":
-            row["compiled"] = measure(CASES[name], given.seconds, given.clock, compiled)
-        return [row]
+        return [{"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}]
 
     runner.run(given, record, [(name,) for name in given.networks], one, table)
 

@@ -25,7 +25,7 @@ import mtlfunc as mf
 from common.arguments import at_least
 from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import Call, in_turns
-from experiments.benchmarks.record import Row
+from experiments.benchmarks.record import Row, markdown
 from mtlfunc.types import Balance
 
 VOCABULARY = 64
@@ -239,16 +239,15 @@ def measure(case: Case, tasks: int, seconds: float, clock: str) -> dict[str, flo
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network and K a line; `line` says how they were taken."""
-    lines = [f"{line}\n", "| network | K | plain step, ms | " + " | ".join(NAMES) + " | bar |"]
-    lines.append("|---|" + "---|" * (len(NAMES) + 3))
+    lines = []
     for row in rows:
         seconds, bar = row["seconds"], bar_of(row)
         ratios = [
             f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in NAMES
         ]
         cells = [CASES[row["network"]].what, str(row["tasks"]), f"{1e3 * seconds['plain']:.3g}"]
-        lines.append("| " + " | ".join([*cells, *ratios, f"{bar:.2f}" if bar else "–"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, *ratios, f"{bar:.2f}" if bar else "–"])
+    return markdown(line, ["network", "K", "plain step, ms", *NAMES, "bar"], lines)
 
 
 def bar_of(row: Row) -> float | None:

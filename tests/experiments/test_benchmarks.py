@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import sys
 from importlib import import_module
 
 import pytest
@@ -26,13 +25,12 @@ from experiments.benchmarks import (
     solvers_report,
     steps,
     toy,
-    visits,
 )
 from experiments.benchmarks.families import gramians
 from experiments.benchmarks.networks import LAPLACIANS, problem
 
 COMMANDS = {
-    "gramian": "--cases own-inputs --tasks 2 --batch 2 --devices cpu --methods loop",
+    "gramian": "--cases own-inputs --tasks 2 --batch 2",
     "memory": "--cases steps-2",
     "metric": "--batches 4",
     "routes": "--widths 8 --tasks 2",
@@ -82,12 +80,6 @@ def test_ctrl_c_loses_the_cell_at_work_alone(tmp_path):
     assert [row["cell"] for row in go_on()] == ["a", "b", "c"]
     assert done == ["c"]
     assert "| c | 2 |" in (tmp_path / "toy.md").read_text()
-
-
-def test_visits_are_counted(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["visits"])
-    visits.main()
-    assert capsys.readouterr().out.count(" returns\n") == len(visits.FORMS)
 
 
 def test_a_row_is_reused_only_under_the_same_settings(tmp_path):
@@ -186,12 +178,11 @@ def test_functions_hold_one_graph_and_a_row_for_each():
     assert functions <= 1.1 * (one + rows) < together + rows
 
 
-@pytest.mark.parametrize("family", ["mlp-sample", "transformer-task", "decoders"])
+@pytest.mark.parametrize("family", ["mlp-sample", "mlp-task", "decoders"])
 def test_the_reference_is_the_gramian_of_autograds_rows(family):
     task = problem(family, 2, 3, 8).to("cpu", torch.float64)
     truth, _ = gramian.reference(task)
-    way = gramian_ways.loop if family == "transformer-task" else gramian_ways.vmap_vjp
-    torch.testing.assert_close(way(task)(), truth, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gramian_ways.vmap_vjp(task)(), truth, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", LAPLACIANS)

@@ -53,8 +53,8 @@ def test_pairs_are_their_literal_loop():
     for i, (left, right) in enumerate(both.tolist()):
         assert left == i
         canvas = np.zeros((36, 36), np.uint8)
-        canvas[:28, :28] = images[left]
-        canvas[6:34, 6:34] = np.maximum(canvas[6:34, 6:34], images[right])
+        canvas[:28, :28] = images[left].numpy()
+        canvas[6:34, 6:34] = np.maximum(canvas[6:34, 6:34], images[right].numpy())
         small = Image.fromarray(canvas).resize((28, 28), Image.Resampling.NEAREST)
         assert np.array_equal(canvases[i], np.asarray(small))
     # of two sets of different sizes: the smaller number of pairs, left ones in their order

@@ -278,3 +278,21 @@ def test_estimate_is_the_t_interval():
         intervals.estimate([1.0])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         intervals.estimate(values, 0)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_the_last(first: int) -> None:
+    """Whatever others come, what follows it comes to its end."""
+    written = []
+    with pool.terminable():
+        try:
+            signal.raise_signal(first)
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with pool.unbroken():
+                    signal.raise_signal(number)
+                signal.raise_signal(number)
+            written.append(first)
+    assert written == [first]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,18 +1,13 @@
 """Which files of the package a live loss enters in one `Balancer.backward`, and how often it comes
 back to a file that it had left.
 
-    python -m experiments.benchmarks.visits [--all]
-
 A profiler's hook sees every call of the second step. A call counts if a loss is among its
 arguments: the losses as the user holds them, one of them, a tensor computed from them directly
 (their vector) or anything that holds one of these, up to six deep: lists, tuples, dicts, partials,
 methods, what a function closes over, and objects of the package. A stay is a run of such calls in
 one file; a return is a stay in a file that had one before.
-
-`--all` counts every call, whatever its arguments.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -68,9 +63,7 @@ def given(frame: FrameType) -> list[Any]:
     return [frame.f_locals.get(name) for name in code.co_varnames[:count]]
 
 
-def stays(
-    form: Callable[[list[Tensor]], Any] = list, *, everything: bool = False
-) -> list[tuple[str, int]]:
+def stays(form: Callable[[list[Tensor]], Any] = list) -> list[tuple[str, int]]:
     """(file, calls) of every stay, in order, at the second step of a small network."""
     torch.manual_seed(0)
     trunk, heads = nn.Sequential(nn.Linear(200, 200), nn.ReLU()), nn.ModuleList()
@@ -84,7 +77,7 @@ def stays(
         path = Path(frame.f_code.co_filename)
         if event != "call" or ROOT not in path.parents or frame.f_code.co_name.startswith("<"):
             return
-        if everything or any(holds_a_loss(x, nodes) for x in given(frame)):
+        if any(holds_a_loss(x, nodes) for x in given(frame)):
             entered.append(path.relative_to(ROOT).with_suffix("").as_posix())
 
     for step in range(2):
@@ -99,21 +92,3 @@ def stays(
         finally:
             sys.setprofile(None)
     return [(name, len(list(calls))) for name, calls in groupby(entered)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--all", action="store_true", help="count every call")
-    options = parser.parse_args()
-    for words, form in FORMS.items():
-        found = stays(form, everything=options.all)
-        names = dict.fromkeys(name for name, _ in found)
-        for name in names:
-            mine = [calls for other, calls in found if other == name]
-            print(f"{name:32} {sum(mine):4} calls in {len(mine):3} stays")
-        stayed, files = len(found), len(names)
-        print(f"losses in {words}: {files} files, {stayed} stays, {stayed - files} returns\n")
-
-
-if __name__ == "__main__":
-    main()
