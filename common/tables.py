@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from mtlfunc.core.files import write_whole
 
 from .cells import plain
-from .intervals import Estimate
+from .intervals import Estimate, verdicts
+from .study import Found
 
 
 def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -36,6 +37,52 @@ def bar(ax: Axes, place: float, value: Estimate | None, colour: str, hollow: boo
         ax.errorbar(value.mean, place, xerr=reach, fmt="o", ms=5, color=colour, mfc=face, capsize=3)
 
 
+def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
+    """A panel a title: a mean with its interval for every name."""
+    most = max(len(each) for each in panels.values())
+    fig = Figure(figsize=(4.6 * len(panels), 1.2 + 0.3 * most), layout="constrained")
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, each) in zip(axes, panels.items(), strict=True):
+        for i, value in enumerate(each.values()):
+            bar(ax, float(i), value, f"C{i % 10}")
+        ax.set_yticks(range(len(each)), list(each))
+        ax.set(xlabel=title, ylim=(len(each) - 0.5, -0.5))
+        ax.grid(axis="x", alpha=0.3)
+        if any(value is not None and value.low <= 0 for value in each.values()):
+            ax.axvline(0, color="0.6", lw=1)
+    return fig
+
+
+def said(
+    what: str, values: Mapping[str, Estimate | None], *, lower_is_better: bool = True
+) -> list[str]:
+    """What intervals say in a line and an empty one; none where there is nothing to compare."""
+    known = {name: value for name, value in values.items() if value is not None}
+    groups = verdicts(known, lower_is_better=lower_is_better)
+    line = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+    return [f"**{what}** — {line}.", ""] if line else []
+
+
+def page(
+    columns: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    before: Sequence[str],
+    notes: Sequence[str],
+) -> str:
+    """Markdown: a table, what it shows, how it was taken."""
+    listed = [f"- {note}" for note in notes]
+    return "\n".join([markdown(columns, lines), "", *before, *listed, ""])
+
+
+def by_method(rows: Mapping[str, Any], found: Found, problem: str = "") -> dict[str, Any]:
+    """For `results.json`: every method's row, choice and runs on a problem."""
+    choices, runs = found.choices[problem], found.runs[problem]
+    return {
+        name: {"summary": as_dicts(row), "choice": as_dicts(choices[name]), "runs": runs[name]}
+        for name, row in rows.items()
+    }
+
+
 def as_dicts(value: Any) -> Any:
     """Named tuples as dictionaries, all the way down."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -43,6 +90,14 @@ def as_dicts(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [as_dicts(each) for each in value]
     return {k: as_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def report(
+    folder: Path, numbers: dict[str, Any], table: str, figures: Mapping[str, Figure]
+) -> None:
+    """`write_report`, and the table on the terminal."""
+    paths = write_report(folder, numbers, table, figures)
+    print(f"\n{table}\nwritten: {', '.join(map(str, paths))}", flush=True)
 
 
 def write_report(

@@ -27,14 +27,10 @@ above 0, and does not hold where one is below when widened for all of them.
 
 import argparse
 import json
-import math
-import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from scipy.special import stdtrit
 
 from common.arguments import among
 from common.cells import filled, plain
@@ -53,26 +49,16 @@ from common.judge import (
     settings_of,
     some_one,
 )
-from common.study import Found
 from common.tables import as_dicts
-from experiments.auxiliary import report as auxiliary_report
 from experiments.auxiliary import train as auxiliary
 from experiments.control import methods as control
-from experiments.control import parts
-from experiments.control import report as control_report
-from experiments.multimnist import report as multimnist_report
 from experiments.multimnist import train as multimnist
-from experiments.scenes import report as scenes_report
 from experiments.scenes import train as scenes
 from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
 from mtlfunc.core.files import write_whole
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "paper_repro" / "standins.json"
-
-
-Runs = dict[str, dict[str, list[dict[str, Any]]]]
-"""By problem and method, one entry a seed."""
 
 
 class Study(NamedTuple):
@@ -82,8 +68,6 @@ class Study(NamedTuple):
     command: str
     rules: Sequence[str]  # that have to be there
     folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
-    # its estimates from its runs; None where these are not kept one by one
-    rows: Callable[[Found], Any] | None = None
 
 
 DIGITS = ("mean", "gradnorm", "mgda", "mgda-ub", "pcgrad", "cagrad")
@@ -93,42 +77,36 @@ STUDIES = {
         f'multimnist --settings "hard sharing" --rules {",".join(DIGITS)}',
         DIGITS,
         ("multimnist/out/rules", "multimnist/out/rules-fresh"),
-        multimnist_report.rows,
     ),
     "multimnist": Study(
         "overlaid digits in six settings",
         "multimnist",
         multimnist.RULES,
         ("multimnist/out/default", "multimnist/out/fresh"),
-        multimnist_report.rows,
     ),
     "auxiliary": Study(
         "digits with few labels",
         "auxiliary",
         auxiliary.RULES,
         ("auxiliary/out/default", "auxiliary/out/fresh"),
-        auxiliary_report.rows,
     ),
     "scenes": Study(
         "rendered rooms",
         "scenes",
         scenes.RULES,
         ("scenes/out/default", "scenes/out/fresh"),
-        lambda found: scenes_report.rows(found, scenes.ROOMS),
     ),
     "mazes": Study(
         "mazes with exact gradients",
         "control --parts grids",
         control.RULES,
         ("control/out/default/grids", "control/out/fresh/grids"),
-        lambda found: control_report.rows(found, parts.GRIDS.metrics),
     ),
     "point mass": Study(
         "a point mass with ten goals",
         "control --parts points",
         control.RULES,
         ("control/out/default/points", "control/out/fresh/points"),
-        lambda found: control_report.rows(found, parts.POINTS.metrics),
     ),
 }
 
@@ -334,79 +312,6 @@ STANDINS = (
 )
 
 
-# ---- two runs ----
-
-
-def estimates(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Estimate]]:
-    """Every interval over seeds in a study's results, by where it is."""
-    if isinstance(tree, dict) and tree.keys() == set(Estimate._fields):
-        yield ", ".join(path), Estimate(**tree)
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            skipped = name in ("problems", "methods", "summary")
-            yield from estimates(value, path if skipped else (*path, name))
-
-
-def agreement(one: Any, other: Any) -> dict[str, Any]:
-    """Whether two runs of a study, on seeds of their own, say the same.
-
-    Returns:
-        `compared`, how many intervals were; `apart`, the names of those whose means differ by more
-        than the 95 % interval of a difference (Welch's), of which one in twenty does by chance;
-        `apart, corrected`, by more than the interval for all together; `opposite`, those that lie
-        above 0 in one run and below in the other.
-    """
-    first, second = dict(estimates(one)), dict(estimates(other))
-    both = [k for k, x in first.items() if k in second and x.error > 0 and second[k].error > 0]
-
-    def apart(name: str, comparisons: int = 1) -> bool:
-        a, b = first[name], second[name]
-        wide = math.hypot(a.error, b.error)
-        free = wide**4 / (a.error**4 / (a.seeds - 1) + b.error**4 / (b.seeds - 1))
-        return abs(a.mean - b.mean) > wide * float(stdtrit(free, 1 - 0.025 / comparisons))
-
-    return {
-        "compared": len(both),
-        "apart": [name for name in both if apart(name)],
-        "apart, corrected": [name for name in both if apart(name, len(both))],
-        "opposite": [
-            name
-            for name in both
-            if max(first[name].low, second[name].low) > 0 > min(first[name].high, second[name].high)
-        ],
-    }
-
-
-def by_chance(rows: Callable[[Found], Any], one: Runs, other: Runs, draws: int = 400) -> float:
-    """How often seeds alone separate as many intervals as are separate.
-
-    Rules that see the same data move together, so that many of a hundred intervals are separate at
-    once where one does. A division of all seeds in two by chance has everything but their number.
-
-    Args:
-        rows: the estimates of some runs.
-        one: the runs of one study.
-        other: those of the same study on other seeds.
-        draws: divisions, in parts as large as the two.
-
-    Returns:
-        the share of the divisions with as many separate intervals as between the two, or more.
-    """
-    pooled = {p: {m: [*x, *other[p][m]] for m, x in found.items()} for p, found in one.items()}
-    first, second = (len(next(iter(next(iter(runs.values())).values()))) for runs in (one, other))
-
-    def apart(order: Sequence[int]) -> int:
-        halves = [
-            {p: {m: [x[i] for i in part] for m, x in found.items()} for p, found in pooled.items()}
-            for part in (order[:first], order[first:])
-        ]
-        return len(agreement(*(as_dicts(rows(Found({}, half))) for half in halves))["apart"])
-
-    seeds, generator = list(range(first + second)), random.Random(0)
-    here = apart(seeds)
-    return sum(apart(generator.sample(seeds, len(seeds))) >= here for _ in range(draws)) / draws
-
-
 def read(study: str) -> dict[str, Any]:
     """What both runs of a study left, by the seeds that they were on.
 
@@ -446,7 +351,7 @@ def _methods(results: Mapping[str, Any]) -> set[str]:
 
 
 def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """All criteria on all runs, and how the runs of every study agree.
+    """All criteria on all runs.
 
     Args:
         results: by study and seeds, what `read` gives.
@@ -460,10 +365,8 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             study: {
                 "on": STUDIES[study].on,
                 "command": f"python -m experiments.{STUDIES[study].command}",
-                "agreement": agreement(*runs.values())
-                | _chance(STUDIES[study].rows, *runs.values()),
             }
-            for study, runs in results.items()
+            for study in results
         },
         "stand-ins": [
             {
@@ -479,19 +382,6 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             if row.study in results
         ],
     }
-
-
-def _chance(rows: Callable[[Found], Any] | None, one: Any, other: Any) -> dict[str, float]:
-    if rows is None:
-        return {}
-
-    def runs(results: Mapping[str, Any]) -> Runs:
-        return {
-            problem: {name: row["runs"] for name, row in methods.items()}
-            for problem, methods in (results.get("problems") or {"": results["methods"]}).items()
-        }
-
-    return {"as many by chance": by_chance(rows, runs(one), runs(other))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

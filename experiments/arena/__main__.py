@@ -29,7 +29,7 @@ DESCRIPTION = (
     "the papers' landscapes, test problems of multi-objective "
     "optimisation, small networks. Each has the learning rate, from one grid a problem, that "
     "is best on other seeds; so does a static search over "
-    "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, "
+    "constant weights, the baseline to beat. Writes ranks.png, "
     "results.json and table.md, and prints the table."
 )
 
@@ -194,9 +194,7 @@ def _run(
         }
         if asked.device.type != "cpu":
             described["device"] = str(asked.device)
-        paths = write(
-            result, described, tuple(entrant.name for entrant in entrants if entrant.spec), out
-        )
+        paths = write(result, described, out)
         print(f"\n{result}\n\nwritten: {', '.join(map(str, paths))}")
     if interrupted:
         done = ", ".join(complete) or "none"

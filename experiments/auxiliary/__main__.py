@@ -13,9 +13,10 @@ from common.arguments import among
 from common.cells import Store, sources_of, unfinished_in
 from common.files import Files, Source
 from common.study import Plan, alike, conduct, conduct_together
-from common.tables import write_report
+from common.tables import report
 
-from . import data, report, search
+from . import data, search
+from . import report as of_rules
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, RULES, Settings, alone, benchmark_of, count_of, network, together
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     def body() -> None:
-        shown = search if given.search else report
+        shown = search if given.search else of_rules
         files = Files(given.data, data.files(given.data)) if given.data else None
         settings = settings_of(size, files and files.source, given.tasks, str(given.device))
         benchmark = benchmark_of(settings)
@@ -125,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = shown.table(found, plan, described)
         numbers = shown.numbers_of(found, plan, described)
-        paths = write_report(out, numbers, text, {"auxiliary": shown.figure(found)})
-        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers, text, {"auxiliary": shown.figure(found)})
 
     return command.finish(body, out)
 

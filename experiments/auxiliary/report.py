@@ -4,20 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.intervals import (
-    Estimate,
-    all_above,
-    bracket,
-    estimate,
-    paired,
-    pm,
-    verdicts,
-)
+from common.intervals import Estimate, all_above, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import as_dicts, bar, markdown
+from common.tables import by_method, intervals, page, said
 
 from .tasks import MAIN
 from .train import ALONE, RULES, WINDOWS
@@ -71,7 +62,7 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
         for name, row in methods.items():
             lines.append(
                 [
-                    problem,
+                    problem.split()[0],
                     name,
                     pm(row.accuracy),
                     bracket(row.against_mean, 1),
@@ -84,49 +75,29 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
             )
     columns = ["labels", "method", "accuracy, %", "less mean's", "CAGrad's less its"]
     columns += ["weight on the main task", "main task falls, % of steps", "rate", "step, ms"]
-    text = "\n".join(
-        [
-            markdown(columns, [[line[0].split()[0], *line[1:]] for line in lines]),
-            "",
-            *_verdicts(every, settings),
-            "",
-            *(f"- {note}" for note in _notes(every, found, plan, settings)),
-            "",
-        ]
-    )
-    return text
-
-
-def _said(values: Mapping[str, Estimate | None]) -> str:
-    groups = verdicts({k: v for k, v in values.items() if v is not None}, lower_is_better=False)
-    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+    notes = _notes(found, plan, settings)
+    return page(columns, lines, _verdicts(every, settings), notes)
 
 
 def _verdicts(every: Mapping[str, dict[str, Row]], settings: Mapping[str, Any]) -> list[str]:
     """What the corrected intervals say."""
     lines = []
     for problem, methods in every.items():
-        said = _said({name: row.against_mean for name, row in methods.items()})
-        if said:
-            lines += [f"**{problem}, against the mean loss of all tasks** — {said}.", ""]
+        lines += said(
+            f"{problem}, against the mean loss of all tasks",
+            {name: row.against_mean for name, row in methods.items()},
+            lower_is_better=False,
+        )
     best, neglect = highest(every), neglected(every)
     where = f"on {settings['images']}, with {', '.join(settings['auxiliaries'])}"
-    if best:
-        lines += [
-            f"**CA-36, CAGrad has the highest accuracy for every number of labels — stand-in: "
-            f"{best}** {where}."
-            if settings["data"] is None
-            else f"**CA-36, CAGrad has the highest accuracy for every number of labels: {best}** "
-            f"{where}.",
-            "",
-        ]
-    if neglect:
-        lines += [
-            f"**CA-37, MGDA neglects the main task and falls far below the baseline: {neglect}** "
-            f"{where}.",
-            "",
-        ]
-    return lines[:-1]
+    here = " — stand-in" if settings["data"] is None else ""
+    claims = {
+        f"CA-36, CAGrad has the highest accuracy for every number of labels{here}": best,
+        "CA-37, MGDA neglects the main task and falls far below the baseline": neglect,
+    }
+    for claim, verdict in claims.items():
+        lines += [f"**{claim}: {verdict}** {where}.", ""] if verdict else []
+    return lines
 
 
 def highest(every: Mapping[str, dict[str, Row]]) -> str:
@@ -152,9 +123,7 @@ def neglected(every: Mapping[str, dict[str, Row]]) -> str:
     return "does not hold" if any(lost) else "holds" if all(shown) else "inconclusive"
 
 
-def _notes(
-    every: Mapping[str, dict[str, Row]], found: Found, plan: Plan, settings: Mapping[str, Any]
-) -> list[str]:
+def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     """How the numbers were taken."""
     rivals = len(plan.methods) - 1
     return [
@@ -176,42 +145,13 @@ def _notes(
 
 
 def figure(found: Found) -> Figure:
-    """Accuracies, differences to the mean loss, and the weight on the main task as it goes."""
-    every = rows(found)
-    problems = list(every)
-    fig = Figure(figsize=(4.2 * len(problems), 7.4), layout="constrained")
-    axes = fig.subplots(3, len(problems), squeeze=False)
-    for j, problem in enumerate(problems):
-        upper, middle, lower = axes[:, j]
-        names = list(every[problem])
-        for i, (name, row) in enumerate(every[problem].items()):
-            bar(upper, float(i), row.accuracy, f"C{i}")
-            bar(middle, float(i), row.against_mean, f"C{i}")
-            runs = found.runs[problem][name]
-            if name != ALONE:
-                _course(lower, [run["course"][MAIN] for run in runs], f"C{i}", name)
-        for ax in (upper, middle):
-            ax.set_yticks(range(len(names)), names if j == 0 else [])
-            ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.grid(axis="x", alpha=0.3)
-        middle.axvline(0, color="0.6", lw=1)
-        upper.set(title=problem, xlabel="test accuracy, % (95 % interval)")
-        middle.set(xlabel="less that of the mean loss, points\n(intervals hold together at 95 %)")
-        lower.set(xlabel="share of the steps", ylim=(0, None))
-    axes[2, 0].set_ylabel("weight on the main task\n(sum 1)")
-    handles, names = axes[2, 0].get_legend_handles_labels()
-    if handles:
-        fig.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return fig
-
-
-def _course(ax: Axes, curves: list[list[float]], colour: str, name: str) -> None:
-    """Mean over seeds and its interval, in parts of the run."""
-    bands = [estimate(column) for column in zip(*curves, strict=True)]
-    along = [(i + 0.5) / len(bands) for i in range(len(bands))]
-    ax.plot(along, [band.mean for band in bands], color=colour, label=name)
-    low, high = [band.low for band in bands], [band.high for band in bands]
-    ax.fill_between(along, low, high, color=colour, alpha=0.15, lw=0)
+    """Accuracies, and differences to the mean loss."""
+    panels = {}
+    for problem, methods in rows(found).items():
+        own = {name: row.accuracy for name, row in methods.items()}
+        less = {name: row.against_mean for name, row in methods.items()}
+        panels |= {f"{problem}: test accuracy, %": own, f"{problem}: less the mean loss's": less}
+    return intervals(panels)
 
 
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,14 +164,6 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
         "CA-36": highest(every),
         "CA-37": neglected(every),
         "problems": {
-            problem: {
-                name: {
-                    "summary": as_dicts(row),
-                    "choice": as_dicts(found.choices[problem][name]),
-                    "runs": found.runs[problem][name],
-                }
-                for name, row in methods.items()
-            }
-            for problem, methods in every.items()
+            problem: by_method(methods, found, problem) for problem, methods in every.items()
         },
     }

@@ -9,7 +9,7 @@ from common.cells import Cell
 from common.intervals import Estimate, bracket, paired, pm
 from common.intervals import estimate as over_seeds
 from common.study import Found, Numbers, Plan, about_rates, rate_of
-from common.tables import as_dicts, bar, markdown
+from common.tables import as_dicts, intervals, page
 
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, Settings, together
@@ -65,20 +65,12 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
         *about_rates(plan, found),
     ]
     columns = ["auxiliary tasks", "accuracy, %", "gain on the main task alone, points", "rate"]
-    return "\n".join([markdown(columns, lines), "", *(f"- {note}" for note in notes), ""])
+    return page(columns, lines, [], notes)
 
 
 def figure(found: Found) -> Figure:
     """The gains."""
-    every = gains(found)
-    fig = Figure(figsize=(7, 4.4), layout="constrained")
-    ax = fig.subplots()
-    for i, value in enumerate(every.values()):
-        bar(ax, float(i), value, "C0")
-    ax.axvline(0, color="0.6", lw=1)
-    ax.set_yticks(range(len(every)), list(every))
-    ax.set(ylim=(len(every) - 0.5, -0.5), xlabel="accuracy less the main task alone's, points")
-    return fig
+    return intervals({"accuracy less the main task alone's, points": gains(found)})
 
 
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from common import command
 from common.arguments import among
 from common.cells import Store, sources_of, unfinished_in
 from common.study import conduct, conduct_together
-from common.tables import write_report
+from common.tables import report
 
 from . import robots
 from .methods import RULES
@@ -117,8 +117,7 @@ def run(chosen: Part, out: Path, workers: int) -> None:
     settings = chosen.settings._asdict() | {"torch": torch.__version__, "workers": workers}
     text = chosen.table(found)
     numbers = numbers_of(found, chosen.plan, chosen.shown, settings)
-    paths = write_report(out / chosen.name, numbers, text, {chosen.name: chosen.figure(found)})
-    print(f"\n{text}\nwritten: {', '.join(map(str, paths))}", flush=True)
+    report(out / chosen.name, numbers, text, {chosen.name: chosen.figure(found)})
 
 
 if __name__ == "__main__":

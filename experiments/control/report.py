@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import as_dicts, bar, markdown
+from common.tables import bar, by_method, page, said
 
 
 class Metric(NamedTuple):
@@ -79,16 +79,15 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
         for metric in shown.metrics:
             line += [pm(row.values[metric.key], 3), bracket(row.against_mean[metric.key], 3)]
         lines.append([*line, pm(row.worst, 3), rate_of(choices[name]), f"{row.step_ms:.3g}"])
-    said = []
-    for metric in shown.metrics:
-        compared = {name: row.against_mean[metric.key] for name, row in result.items()}
-        groups = verdicts(
-            {name: value for name, value in compared.items() if value is not None},
+    lead = [
+        line
+        for metric in shown.metrics
+        for line in said(
+            f"Against the mean, {metric.title}",
+            {name: row.against_mean[metric.key] for name, row in result.items()},
             lower_is_better=metric.lower_is_better,
         )
-        if groups:
-            text = "; ".join(f"{verdict}: {'; '.join(names)}" for verdict, names in groups.items())
-            said += [f"**Against the mean, {metric.title}** — {text}.", ""]
+    ]
     notes = [
         *shown.notes,
         f"Mean ± standard error over {len(plan.seeds)} seeds, which fix the tasks, the first "
@@ -99,7 +98,7 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
         "step: processor time of one step of one of the runs that go side by side, whatever else "
         "the machine did.",
     ]
-    return "\n".join([markdown(columns, lines), "", *said, *(f"- {note}" for note in notes), ""])
+    return page(columns, lines, lead, notes)
 
 
 class Along(NamedTuple):
@@ -206,17 +205,9 @@ def _curve(ax: Axes, series: Any, first: int, every: int, colour: str, name: str
 
 def numbers_of(found: Found, plan: Plan, shown: Shown, settings: Mapping[str, Any]) -> dict:
     """All of it, for `results.json`."""
-    (choices,), (runs,) = found.choices.values(), found.runs.values()
     return {
         "settings": dict(settings),
         "plan": plan._asdict(),
         "higher is better": {m.key: not m.lower_is_better for m in shown.metrics},
-        "methods": {
-            name: {
-                "summary": as_dicts(row),
-                "choice": as_dicts(choices[name]),
-                "runs": runs[name],
-            }
-            for name, row in rows(found, shown.metrics).items()
-        },
+        "methods": by_method(rows(found, shown.metrics), found, *found.runs),
     }

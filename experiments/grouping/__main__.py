@@ -21,7 +21,7 @@ from common.grouping.truth import GROUPS
 from common.pool import threads, unbroken
 from common.problems.digits import digits
 from common.progress import Progress
-from common.tables import write_report
+from common.tables import report
 
 from .report import family, figure, table
 
@@ -128,9 +128,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
         "costs": costs(given.steps),
         "draws": kept,
     }
-    paths = write_report(out, numbers, shown, {"grouping": figure(found)})
-    print(shown)
-    print(f"written: {', '.join(map(str, paths))}")
+    report(out, numbers, shown, {"grouping": figure(found)})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from common.arguments import at_least, device, folder, positive, seeds
 from common.device import on
 from common.progress import counted
-from common.tables import as_dicts, write_report
+from common.tables import as_dicts, report
 
 from .report import figure, table
 from .run import FIRST, WAYS, Cell, Outcome, meet, perform
@@ -109,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "conflict": {name: as_dicts(x) for name, x in met.items()},
         "outcomes": [as_dicts(cell) | {"runs": as_dicts(runs)} for cell, runs in outcomes.items()],
     }
-    paths = write_report(out, numbers, table(outcomes, met), {name: figure(outcomes)})
-    print(table(outcomes, met))
-    print(f"written: {', '.join(map(str, paths))}")
+    report(out, numbers, table(outcomes, met), {name: figure(outcomes)})
     return 0
 
 

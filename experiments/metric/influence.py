@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +23,7 @@ import mtlfunc as mf
 from common.arguments import folder, seeds
 from common.intervals import Estimate, bracket, estimate
 from common.progress import counted
-from common.tables import as_dicts, bar, markdown, write_report
+from common.tables import as_dicts, intervals, markdown, report
 
 from .networks import NETWORKS, Problem
 from .steps import DIAGONAL, Make
@@ -220,24 +219,6 @@ def table(found: Found) -> str:
     return f"{said}\n\n{markdown(['network', 'optimizer', *WAYS], lines)}"
 
 
-def figure(found: Found) -> Figure:
-    """The same, a panel for each line."""
-    drawn = Figure(figsize=(9, 2.2 * (1 + len(found) // 2)), layout="constrained")
-    axes = drawn.subplots(-(-len(found) // 2), 2, squeeze=False, sharex=True, sharey=True)
-    for ax, (setting, each) in zip(axes.flat, found.items(), strict=False):
-        for i, way in enumerate(WAYS):
-            colour = "tab:blue" if way in (METRIC, END, STEP) else "tab:grey"
-            bar(ax, -float(i), each.get(way), colour)
-        ax.axvline(0, color="black", lw=0.5)
-        ax.set_title(", ".join(setting), fontsize=9)
-        ax.set_yticks([-i for i in range(len(WAYS))], WAYS, fontsize=8)
-        ax.grid(axis="x", alpha=0.3)
-    for ax in axes.flat[len(found) :]:
-        ax.axis("off")
-    drawn.supxlabel("correlation with leaving the sample out of the real step")
-    return drawn
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all, and write a table and a figure."""
     parser = argparse.ArgumentParser(
@@ -273,10 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings": settings,
         "correlations": [as_dicts(x) | {"ways": as_dicts(y)} for x, y in found.items()],
     }
-    told = table(found)
-    paths = write_report(out, numbers, told, {"influence": figure(found)})
-    print(told)
-    print(f"written: {', '.join(map(str, paths))}")
+    drawn = intervals({", ".join(setting): each for setting, each in found.items()})
+    report(out, numbers, table(found), {"influence": drawn})
     return 0
 
 

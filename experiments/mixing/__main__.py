@@ -14,7 +14,7 @@ from common.arguments import among, at_least, folder, seeds
 from common.cells import Store, slug, sources_of
 from common.pool import threads, unbroken
 from common.problems.digits import digits
-from common.tables import write_report
+from common.tables import report
 
 from .data import PROBLEMS
 from .report import figure, table
@@ -130,9 +130,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
         ],
     }
     shown = table(found, choices)
-    paths = write_report(out, numbers, shown, {"mixing": figure(found, given.steps)})
-    print("\n" + shown)
-    print(f"written: {', '.join(map(str, paths))}")
+    report(out, numbers, shown, {"mixing": figure(found, given.steps)})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from common.arguments import among, at_least, positive
 from common.cells import Store, sources_of
 from common.files import DataError, Files, Source
 from common.study import BEYOND, Plan, alike, conduct_together
-from common.tables import write_report
+from common.tables import report
 
 from . import mnist
 from .report import figures, numbers_of, table
@@ -207,8 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             described["runs"] = store.said()
         text = table(found, plan, described)
         numbers = numbers_of(found, plan, described)
-        paths = write_report(out, numbers, text, figures(found))
-        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers, text, figures(found))
 
     return command.finish(body, out)
 

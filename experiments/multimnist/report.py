@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import mtlfunc as mf
 from common.intervals import Estimate, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import as_dicts, bar, markdown
+from common.tables import by_method, intervals, markdown, page
 
 from .train import ALONE, BASE, OF_DATA, PREFERENCES, SETTINGS, TASKS
 
@@ -140,17 +140,12 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
         [name, pm(estimate(values)) if len(values) > 1 else f"{values[0]:.2f}"]
         for name, values in volumes(found).items()
     ]
-    return "\n".join(
-        [
-            markdown(columns, lines),
-            "",
-            *_part(["method", "Sener & Koltun 2018, Table 3, %", "here, %"], theirs),
-            *_part(["front", "hypervolume of test losses"], fronts),
-            *(line for said in _said(found, every) for line in (said, "")),
-            *(f"- {note}" for note in _notes(found, plan, settings)),
-            "",
-        ]
-    )
+    before = [
+        *_part(["method", "Sener & Koltun 2018, Table 3, %", "here, %"], theirs),
+        *_part(["front", "hypervolume of test losses"], fronts),
+        *(line for said in _said(found, every) for line in (said, "")),
+    ]
+    return page(columns, lines, before, _notes(found, plan, settings))
 
 
 def _part(columns: list[str], lines: list[list[str]]) -> list[str]:
@@ -245,7 +240,22 @@ def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
 
 def figures(found: Found) -> dict[str, Figure]:
     """By name: intervals by setting; MGDA's picture, left against right; the fronts."""
-    drawn = {"multimnist": _intervals(found)}
+    every = {
+        f"{setting}, {name}": row
+        for setting, methods in rows(found).items()
+        for name, row in methods.items()
+        if row.delta_m is not None
+    }
+    panels = {
+        "Δm against one task alone, % (lower is better)": "delta_m",
+        "accuracy less the mean loss's, points": "against_mean",
+        "training − test accuracy, less that alone, points": "gap_above",
+    }
+    drawn = {
+        "multimnist": intervals(
+            {what: {k: getattr(x, own) for k, x in every.items()} for what, own in panels.items()}
+        )
+    }
     if BASE in found.runs:
         drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100.0)
     if found.fronts:
@@ -284,32 +294,6 @@ def _scatter(
     return fig
 
 
-def _intervals(found: Found) -> Figure:
-    """Accuracy against one task alone, PCGrad's gain and the gap, by setting."""
-    every = rows(found)
-    fig = Figure(figsize=(12, 1.2 + 0.75 * len(every)), layout="constrained")
-    delta, gain, gap = fig.subplots(1, 3)
-    names = [name for name in next(iter(every.values())) if name not in ALONE.values()]
-    for i, methods in enumerate(every.values()):
-        for j, name in enumerate(names):
-            shift, colour = 0.7 * ((j + 0.5) / len(names) - 0.5), f"C{j}"
-            bar(delta, i + shift, methods[name].delta_m, colour)
-            bar(gain, i + shift, methods[name].against_mean, colour)
-            bar(gap, i + shift, methods[name].gap_above, colour)
-    for j, name in enumerate(names):
-        gap.plot([], [], "o", color=f"C{j}", label=name)
-    gap.legend(fontsize="small")
-    delta.set(xlabel="Δm against one task alone, % (lower is better)")
-    gain.set(xlabel="accuracy less the mean loss's, points")
-    gap.set(xlabel="training − test accuracy, less that alone, points")
-    for ax in (delta, gain, gap):
-        ax.set_yticks(range(len(every)), list(every) if ax is delta else [])
-        ax.set_ylim(len(every) - 0.5, -0.5)
-        ax.axvline(0, color="0.6", lw=1)
-        ax.grid(axis="x", alpha=0.3)
-    return fig
-
-
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All of it, for `results.json`."""
     every = rows(found)
@@ -319,14 +303,6 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
         "architectures": {name: (SETTINGS | OF_DATA)[name]._asdict() for name in every},
         "fronts": found.fronts,
         "problems": {
-            setting: {
-                name: {
-                    "summary": as_dicts(row),
-                    "choice": as_dicts(found.choices[setting][name]),
-                    "runs": found.runs[setting][name],
-                }
-                for name, row in methods.items()
-            }
-            for setting, methods in every.items()
+            setting: by_method(methods, found, setting) for setting, methods in every.items()
         },
     }

@@ -11,7 +11,7 @@ from common import command
 from common.arguments import among, positive
 from common.cells import Store, sources_of
 from common.study import Choice, Numbers, Plan, conduct
-from common.tables import write_report
+from common.tables import report
 
 from .methods import METHODS
 from .problems import HARD, PROBLEMS
@@ -85,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
         }
         text = page(results)
-        paths = write_report(out, numbers_of(results, described), text, figures(results))
-        print(f"\n{text}\n\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers_of(results, described), text, figures(results))
 
     return command.finish(body, out)
 

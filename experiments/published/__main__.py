@@ -12,7 +12,7 @@ from common import command
 from common.cells import Store, sources_of, unfinished_in
 from common.files import Files, Source
 from common.study import Plan, conduct
-from common.tables import write_report
+from common.tables import report
 
 from .benchmark import Benchmark
 from .report import numbers_of, table
@@ -95,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         described = settings._asdict() | _described(given.data is None, settings, benchmark, parts)
         described |= {"torch": torch.__version__, "workers": given.workers}
         text = table(found, plan, benchmark, described)
-        paths = write_report(out, numbers_of(found, plan, benchmark, described), text, {})
-        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers_of(found, plan, benchmark, described), text, {})
 
     return command.finish(body, out)
 

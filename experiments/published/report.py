@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mtlfunc as mf
-from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import as_dicts, markdown
+from common.tables import by_method, page, said
 
 from .benchmark import Benchmark
 from .train import alone
@@ -95,11 +95,11 @@ def table(found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str,
     else:
         columns += [f"{benchmark.metric} ({way} is better)", "worst task", "less mean's"]
     columns += ["Δm, %", "epoch", "rate", "step, ms"]
-    groups = verdicts(
-        {name: row.against_mean for name, row in every.items() if row.against_mean is not None},
+    against = said(
+        "Against the mean loss",
+        {name: row.against_mean for name, row in every.items()},
         lower_is_better=own or not benchmark.higher_is_better,
     )
-    said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
     notes = [
         f"On {settings['samples']}, {len(benchmark.tasks)} tasks; metric: {benchmark.metric}, "
         f"{way} is better; epochs: {settings['epochs']}, in batches of {settings['batch']}"
@@ -115,8 +115,7 @@ def table(found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str,
         *about_rates(plan, found),
         "step: mean processor time of one step, whatever else the machine did.",
     ]
-    line = [f"**Against the mean loss** — {said}.", ""] if said else []
-    return "\n".join([markdown(columns, lines), "", *line, *(f"- {note}" for note in notes), ""])
+    return page(columns, lines, against, notes)
 
 
 def numbers_of(
@@ -130,12 +129,5 @@ def numbers_of(
         "published base": dict(zip(benchmark.tasks, benchmark.base, strict=False)),
         "settings": dict(settings),
         "plan": plan._asdict(),
-        "methods": {
-            name: {
-                "summary": as_dicts(row),
-                "choice": as_dicts(found.choices[""][name]),
-                "runs": found.runs[""][name],
-            }
-            for name, row in rows(found, benchmark).items()
-        },
+        "methods": by_method(rows(found, benchmark), found),
     }

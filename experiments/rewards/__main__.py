@@ -13,7 +13,7 @@ from common.arguments import positive
 from common.cells import Store, sources_of
 from common.device import on
 from common.study import Plan, alike, conduct, conduct_together
-from common.tables import write_report
+from common.tables import report
 
 from . import exact, train
 from .methods import METHODS
@@ -85,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if given.device.type != "cpu":
             described["device"] = str(given.device)
-        paths = write_report(out, numbers_of(results, described), text, figures(results))
-        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers_of(results, described), text, figures(results))
 
     return command.finish(body, out)
 

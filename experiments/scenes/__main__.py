@@ -12,7 +12,7 @@ from common import command
 from common.cells import Cell, Store, sources_of, unfinished_in
 from common.files import Files, Source
 from common.study import Plan, alike, conduct, conduct_together
-from common.tables import write_report
+from common.tables import report
 
 from . import data
 from .report import figure, numbers_of, table
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = table(found, plan, benchmark, described, pixels)
         numbers = numbers_of(found, plan, benchmark, described)
-        paths = write_report(out, numbers, text, {"scenes": figure(found, benchmark)})
-        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+        report(out, numbers, text, {"scenes": figure(found, benchmark)})
 
     return command.finish(body, out)
 

@@ -3,19 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-import mtlfunc as mf
-from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import as_dicts, bar, markdown
+from common.tables import by_method, intervals, page, said
 
 from .data import Benchmark
 from .metrics import METRICS, by_task, flat, metrics_of
 from .published import PUBLISHED
-from .render import CLASSES, views
+from .render import CLASSES
 from .train import ALONE, ROOMS
 
 SHORT = {"mIoU": "mIoU, %", "pixel accuracy": "pixels, %", "absolute error": "abs"}
@@ -119,10 +116,8 @@ def table(
         "rate",
         "step, ms",
     ]
-    numbers = markdown(columns, lines)
-    said = [*_verdicts(found_rows, benchmark), *_beside(found_rows, benchmark, size)]
-    notes = _notes(found_rows, found, plan, benchmark, settings)
-    return "\n".join([numbers, "", *said, "", *(f"- {note}" for note in notes), ""])
+    before = [*_verdicts(found_rows, benchmark), *_beside(found_rows, benchmark, size)]
+    return page(columns, lines, before, _notes(found_rows, found, plan, benchmark, settings))
 
 
 def _shown(name: str, value: Estimate | None) -> str:
@@ -137,18 +132,12 @@ def _shown(name: str, value: Estimate | None) -> str:
 
 def _verdicts(found: Mapping[str, Row], benchmark: Benchmark) -> list[str]:
     """What the corrected intervals say."""
-
-    def line(what: str, values: Mapping[str, Estimate | None]) -> list[str]:
-        groups = verdicts({name: value for name, value in values.items() if value is not None})
-        said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
-        return [f"**{what}** — {said}.", ""] if said else []
-
     joint = {name: row.flat for name, row in found.items()}
     equal = {name: row.against_mean for name, row in found.items()}
-    lines = line("Δm flat against one task alone", joint) + line("Against the mean loss", equal)
+    lines = said("Δm flat against one task alone", joint) + said("Against the mean loss", equal)
     for task in benchmark.tasks:
         each = {name: row.tasks.get(task) for name, row in found.items()}
-        lines += line(f"Against the mean loss, metrics of {task}", each)
+        lines += said(f"Against the mean loss, metrics of {task}", each)
     return lines
 
 
@@ -201,59 +190,13 @@ def _notes(
 
 
 def figure(found: Found, benchmark: Benchmark) -> Figure:
-    """Δm against one task alone, by task against the mean loss, and the weights; some rooms."""
-    every = rows(found, benchmark)
-    rules = {name: row for name, row in every.items() if row.flat is not None}
-    pictured = benchmark is ROOMS
-    fig = Figure(figsize=(12, 7.6 if pictured else 4.4), layout="constrained")
-    lower: Any = fig
-    if pictured:
-        upper, lower = np.asarray(fig.subfigures(2, 1, height_ratios=[0.72, 1]))
-        _rooms(upper)
-    delta, tasks, weights = lower.subplots(1, 3)
-    places = {name: i for i, name in enumerate(rules)}
-    for name, row in rules.items():
-        bar(delta, float(places[name]), row.flat, "C0", name == "mean")
-    delta.set(title="Against one task alone", xlabel="Δm flat, % (lower is better)")
-    for j, task in enumerate(benchmark.tasks):
-        shift = 0.22 * (j - (len(benchmark.tasks) - 1) / 2)
-        for name, row in rules.items():
-            bar(tasks, places[name] + shift, row.tasks.get(task), f"C{j + 1}")
-        tasks.plot([], [], "o", color=f"C{j + 1}", label=task)
-    tasks.legend(loc="best", fontsize="small")
-    tasks.set(title="By task, against the mean loss", xlabel="Δm less mean's (lower is better)")
-    left = [0.0] * len(rules)
-    for j, task in enumerate(benchmark.tasks):
-        share = [row.weights[task] for row in rules.values()]
-        weights.barh(list(places.values()), share, left=left, color=f"C{j + 1}", height=0.6)
-        left = [a + b for a, b in zip(left, share, strict=True)]
-    weights.set(title="Weights, mean over steps", xlabel="weights of the trunk's gradients")
-    for axes in (delta, tasks, weights):
-        axes.set_yticks(list(places.values()), list(places) if axes is delta else [])
-        axes.set_ylim(len(rules) - 0.5, -0.5)
-        axes.grid(axis="x", alpha=0.3)
-        if axes is not weights:
-            axes.axvline(0, color="0.6", lw=1)
-    return fig
-
-
-def _rooms(fig: Any) -> None:
-    """Six rooms: what is seen, and what is to be predicted."""
-    count = 6
-    seen = views(mf.random.key(0), count)
-    axes = np.asarray(fig.subplots(4, count))
-    for i in range(count):
-        pictures = (
-            (seen.image[i].movedim(0, -1) ** 0.6, {}),  # lighter, for print
-            (seen.label[i], {"vmin": 0, "vmax": len(CLASSES) - 1, "cmap": "tab20"}),
-            (seen.depth[i, 0], {"vmin": 0, "vmax": 7, "cmap": "viridis"}),
-            ((seen.normal[i].movedim(0, -1) + 1) / 2, {}),
-        )
-        for ax, (picture, options) in zip(axes[:, i], pictures, strict=True):
-            ax.imshow(torch.as_tensor(picture).numpy(), interpolation="nearest", **options)
-            ax.set(xticks=[], yticks=[])
-    for ax, name in zip(axes[:, 0], ("image", "class", "depth", "normal"), strict=True):
-        ax.set_ylabel(name)
+    """Δm against one task alone, and by task against the mean loss."""
+    every = {name: row for name, row in rows(found, benchmark).items() if row.flat is not None}
+    panels = {"Δm flat, % (lower is better)": {name: row.flat for name, row in every.items()}}
+    for task in benchmark.tasks:
+        less = {name: row.tasks.get(task) for name, row in every.items()}
+        panels[f"{task}: Δm less the mean loss's, %"] = less
+    return intervals(panels)
 
 
 def numbers_of(
@@ -270,12 +213,5 @@ def numbers_of(
             "(LibMTL)",
         },
         "higher is better": {k: METRICS[k].higher_is_better for k in metrics_of(benchmark.tasks)},
-        "methods": {
-            name: {
-                "summary": as_dicts(row),
-                "choice": as_dicts(found.choices[""][name]),
-                "runs": found.runs[""][name],
-            }
-            for name, row in rows(found, benchmark).items()
-        },
+        "methods": by_method(rows(found, benchmark), found),
     }

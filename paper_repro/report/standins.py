@@ -117,26 +117,12 @@ def _lines(row: Row) -> Iterator[list[str]]:
 
 
 def agreement() -> str:
-    """How the studies' runs on fresh seeds agree with those on their own, as Markdown."""
-    heads = ["study", "seeds", "intervals", "apart", "as many by chance", "apart, corrected"]
-    heads += ["opposite", "verdicts"]
-    lines = [heads, ["---"] * len(heads)]
+    """What the studies' runs on their own seeds and on fresh ones say, as Markdown."""
+    lines = [["study", "seeds", "verdicts"], ["---"] * 3]
     for name, study in kept()["studies"].items():
-        found = study["agreement"]
         mine = [row for row in kept()["stand-ins"] if row["study"] == name]
         verdicts = {x["claim"]: [run["verdict"] for run in x["runs"].values()] for x in mine}
-        chance = found.get("as many by chance")
         changed = [f"{claim}: {' → '.join(x)}" for claim, x in verdicts.items() if x[0] != x[-1]]
-        lines.append(
-            [
-                f"`{study['command']}`",
-                " and ".join(mine[0]["runs"]),
-                str(found["compared"]),
-                f"{len(found['apart'])} ({100 * len(found['apart']) / found['compared']:.0f} %)",
-                "–" if chance is None else f"{100 * chance:.0f} %",
-                "; ".join(found["apart, corrected"]) or "none",
-                "; ".join(found["opposite"]) or "none",
-                "; ".join(changed) or f"{len(mine)}, none changed",
-            ]
-        )
+        said = "; ".join(changed) or f"{len(mine)}, none changed"
+        lines.append([f"`{study['command']}`", " and ".join(mine[0]["runs"]), said])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -67,7 +67,6 @@ def shrink(name: str, command, monkeypatch: pytest.MonkeyPatch) -> None:
         scenes.data_of.cache_clear()
         short = scenes.Settings(None, 1, 8, 0, 1, True, "cpu")
         change(command, "settings_of", lambda *rest: short)
-        change(scenes_report, "_rooms", lambda fig: fig.subplots())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -324,7 +324,7 @@ def test_what_stops_a_study_in_any_phase_loses_no_finished_run(
     assert command.main(undisturbed) == 0
     # runs that are done when it stops: none, some that choose rates, some results, all but a point
     phases = [("checked", 0), ("together", 0), ("together", 5), ("together", 13)]
-    phases += [("together", RUNS - 1), ("table", RUNS), ("write_report", RUNS)]
+    phases += [("together", RUNS - 1), ("table", RUNS), ("report", RUNS)]
     stamps: dict[Path, int] = {}
     for name, done in phases:
         where = mnist if name == "checked" else command

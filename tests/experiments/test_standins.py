@@ -1,11 +1,10 @@
-"""experiments/standins.py: criteria, agreement of two runs, and what the ledger makes of them."""
+"""experiments/standins.py: criteria, the command, and what the ledger makes of them."""
 
+import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind_from_stats
 
 from common.intervals import estimate
 from docs import results
@@ -45,25 +44,6 @@ def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
     assert list(got) == ["m: a − b", "m: a − c"]
     a, b = np.array(found["m"]["a"]), np.array(found["m"]["b"])
     assert got["m: a − b"] == estimate((a - b).tolist(), 2)
-
-
-def summary(**values: list[float]) -> dict[str, Any]:
-    return {"methods": {k: {"summary": {"gap": estimate(v)._asdict()}} for k, v in values.items()}}
-
-
-def test_two_runs_agree_as_welch_says():
-    one = {"near": runs(1, 6), "far": runs(1, 6), "other side": runs(0.5, 6)}
-    two = {"near": runs(1, 9), "far": runs(1.15, 9), "other side": runs(-0.5, 9)}
-    found = standins.agreement(summary(**one), summary(**two))
-
-    def p(name: str) -> float:
-        (a, b), (c, d) = ((np.mean(x[name]), np.std(x[name], ddof=1)) for x in (one, two))
-        return ttest_ind_from_stats(a, b, 6, c, d, 9, equal_var=False).pvalue
-
-    assert found["compared"] == 3
-    assert found["apart"] == [f"{name}, gap" for name in one if p(name) < 0.05]
-    assert found["apart, corrected"] == [f"{name}, gap" for name in one if p(name) < 0.05 / 3]
-    assert found["opposite"] == ["other side, gap"]
 
 
 def test_every_claim_that_needs_data_has_a_stand_in_or_a_reason():
@@ -106,3 +86,33 @@ def test_pages_have_what_is_kept():
         )
     studies = (results.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert ledger.agreement() in studies
+
+
+def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
+    """Of one study, from what it writes to the file that the ledger reads."""
+    monkeypatch.setattr(standins, "HERE", tmp_path)
+    monkeypatch.setattr(standins, "STUDIES", {"mazes": standins.STUDIES["mazes"]})
+    mazes = [row for row in standins.STANDINS if row.study == "mazes"]
+    monkeypatch.setattr(standins, "STANDINS", mazes)
+    gaps = {"mean": 0.9, "mgda": 0.5, "pcgrad": 0.3, "cagrad": 0.1, "nash_mtl": 0, "upgrad": 0}
+    call = ["--out", str(tmp_path / "found.json")]
+    for second in (100, 3):  # on seeds of its own, and on shared ones
+        for folder, first in zip(standins.STUDIES["mazes"].folders, (0, second), strict=True):
+            methods = {
+                name: {
+                    "runs": [{"area": gap + 0.01 * i, "final": gap - 0.01 * i} for i in range(4)]
+                }
+                for name, gap in gaps.items()
+            }
+            found = {"plan": {"seeds": list(range(first, first + 4))}, "methods": methods}
+            found |= {"settings": {}, "higher is better": {"area": False, "final": False}}
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "results.json").write_text(json.dumps(found))
+        if second == 100:
+            assert standins.main(call) == 0
+    kept = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    runs = [row["runs"] for row in kept["stand-ins"]]
+    assert [list(x) for x in runs] == [["0 to 3", "100 to 103"]] * len(mazes)
+    assert {run["verdict"] for x in runs for run in x.values()} == {"holds"}
+    with pytest.raises(SystemExit, match="share seeds"):
+        standins.main(call)
