@@ -90,9 +90,8 @@ def test_rows_are_those_of_sample_gramian():
 def test_vmapped_is_the_loop():
     every = torch.stack([gramian_of(drawn(seed)) for seed in range(5)])
     levels = torch.tensor([0.5, 0.8, 0.9, 0.95, 0.99], dtype=torch.float64)
-    together = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))(
-        every, levels
-    )
+    mapped = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))
+    together = mapped(every, levels)
     for i, (gramian, level) in enumerate(zip(every, levels, strict=True)):
         alone = diagnostics.conflict(gramian, TASKS, level)
         for one, other in zip(together, alone, strict=True):
@@ -110,12 +109,12 @@ def test_the_sequence_is_the_published_formula():
     state = None
     estimates, variances = [], []
     for step in range(1, 6):
-        gramian = gramian_of(drawn(step))
+        gramian = gramian_of(drawn(step, SAMPLES + step))
         single = diagnostics.conflict(gramian, TASKS, level=0.9)
         quantile = (single.high - single.inner)[0, 1].item()
         found, state = diagnostics.running_conflict(state, gramian, TASKS, level=0.9)
         estimates.append(single.inner[0, 1].item())
-        t = student.ppf(0.95, SAMPLES - 1)
+        t = student.ppf(0.95, SAMPLES + step - 1)
         variances.append((quantile / t) ** 2)
         grown = 0.1 * step + 1
         half = math.sqrt(
@@ -123,6 +122,8 @@ def test_the_sequence_is_the_published_formula():
         )
         assert found.inner[0, 1].item() == pytest.approx(np.mean(estimates), abs=1e-12)
         assert (found.high - found.inner)[0, 1].item() == pytest.approx(half, rel=1e-3)
+        samples = sum(SAMPLES + k for k in range(1, step + 1)) * (half / np.mean(estimates)) ** 2
+        assert found.needed[0, 1].item() == pytest.approx(samples, rel=3e-3)
     assert state is not None
     assert int(state.steps) == 5
 
@@ -269,9 +270,7 @@ def test_what_it_refuses():
     _, state = diagnostics.running_conflict(None, gramian, TASKS)
     with pytest.raises(ValueError, match=r"state: it is of 3 tasks, and the Gramian of 1"):
         diagnostics.running_conflict(state, gramian, 1)
-    with pytest.raises(
-        AttributeError, match=r"diagnostics\.conflicts went in 1\.0; write `gramian < 0`"
-    ):
+    with pytest.raises(AttributeError, match=r"conflicts went in 1\.0; write `gramian < 0`"):
         mf.diagnostics.conflicts  # noqa: B018  # pyright: ignore
 
 

@@ -112,7 +112,6 @@ def running_conflict(
         (-1, 3)
     """
     sums, _, level = _sums(gramian, tasks, level)
-    count = sums.samples
     if not isinstance(state, ConflictSums | None):
         raise TypeError(f"state: expected None or the last call's, got {type(state).__name__}")
     if state is not None:
@@ -126,7 +125,7 @@ def running_conflict(
     grown = 1 + _RHO2 * time
     half = root(sums.variance / time)
     half = half * (2 * grown / (time.square() * _RHO2) * (grown.sqrt() / (1 - level)).log()).sqrt()
-    needed = time * count * (half / (sums.inner / time)).square()
+    needed = sums.samples * (half / (sums.inner / time)).square()
     return _judge(gramian, level, sums, half, needed), sums
 
 
