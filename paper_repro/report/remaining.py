@@ -69,11 +69,13 @@ class Remaining:
             self.recorded += self.seconds[name]
 
     def now(self, work: Mapping[str, float]) -> float | None:
-        """Seconds; None is unknown. `work` says how many each question at work has had."""
+        """Seconds; None is unknown. `work` says how many each question at work has had; one that is
+        late is expected to need as long again as it is late.
+        """
         if not self.seconds:
             return None
         pace = self.took / self.recorded if self.recorded else 1.0
-        rest = [max(pace * x - work.get(name, 0.0), 0.0) for name, x in self.left.items()]
+        rest = [abs(pace * x - work.get(name, 0.0)) for name, x in self.left.items()]
         return max(sum(rest) / self.workers, *rest, 0.0)
 
 
