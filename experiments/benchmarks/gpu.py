@@ -36,6 +36,7 @@ from common.arguments import folder, positive
 from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.gpu_cases import ENDED, FAILED, found, guarded
+from experiments.benchmarks.measuring import in_turns
 from experiments.benchmarks.record import Record, Row, plain, settings
 from experiments.benchmarks.solvers_peers import KINDS, SOLVERS, Weigh
 
@@ -125,8 +126,8 @@ def _time(kind: str, tasks: int, batch: int, device: str, seconds: float) -> Ite
     g = solvers.mixed(tasks, min(batch, 1024)).repeat(-(-batch // 1024), 1, 1)[:batch].to(device)
     call, given = (vmap(weigh), g) if batch > 1 else (weigh, g[0])
     call(given)
-    eager = sorted(solvers.repeat(lambda: call(given), g.device, seconds, "wall"))
-    value, note = 1e6 * eager[len(eager) // 2], "the call from Python"
+    (eager,) = in_turns({"": lambda: call(given)}, seconds, device=device).values()
+    value, note = 1e6 * median(eager), "the call from Python"
     if device == "cuda":
         note = f"replayed; {value:.3g} from Python"
         value = 1e6 * batch * replay_seconds(weigh, g, seconds)
@@ -145,7 +146,8 @@ def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call(given)
-    return median(solvers.repeat(graph.replay, g.device, seconds, "wall")) / len(g)
+    (times,) = in_turns({"": graph.replay}, seconds, device="cuda").values()
+    return median(times) / len(g)
 
 
 def gramian_times(device: str, tiny: bool) -> Iterator[Row]:

@@ -18,7 +18,6 @@ weights certify; four rows of a Gramian against float64; the first run against i
 import argparse
 import copy
 import math
-import random
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ import mtlfunc as mf
 from common.arguments import at_least, positive
 from experiments.benchmarks import gramian_ways, runner
 from experiments.benchmarks.families import gramians
-from experiments.benchmarks.measuring import Call, timed
+from experiments.benchmarks.measuring import ROUNDS, Call, in_shares, timed
 from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.scale_report import CURVES, figure, table
@@ -39,7 +38,6 @@ from experiments.benchmarks.solvers import measure as certified
 from experiments.benchmarks.solvers_peers import SOLVERS
 
 FAMILIES = ("gaussian", "conflicting", "weakly stationary, float32")
-ROUNDS = 7
 BATCH, STEPS = 64, 20
 
 
@@ -206,16 +204,9 @@ def measure(curve: str, size: int, rows: Sequence[Row], given: argparse.Namespac
 def take_turns(calls: dict[str, Call], given: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every call, in random turns; a single one of what takes a quarter of --longest."""
     once = {way: timed(call, given.clock) for way, call in calls.items()}
-    quick = [way for way, time in once.items() if time <= given.longest / 4]
-    times = {way: [] if way in quick else [once[way]] for way in calls}
-    shuffle = random.Random(0).shuffle
-    for turn in range(ROUNDS):
-        shuffle(quick)
-        for way in quick:
-            if turn < max(3, (many := given.seconds / once[way])):
-                many = max(1, int(many / ROUNDS))
-                times[way].append(timed(calls[way], given.clock, times=many))
-    return times
+    slow = {way: [time] for way, time in once.items() if time > given.longest / 4}
+    quick = {way: call for way, call in calls.items() if way not in slow}
+    return slow | in_shares(quick, given.seconds, given.clock, block=given.seconds / ROUNDS)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from torch.func import vmap
 from common.arguments import at_least
 from experiments.benchmarks import runner
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.measuring import CLOCKS, Call, synchronize, timed
+from experiments.benchmarks.measuring import in_turns, timed
 from experiments.benchmarks.record import Row, plain
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from experiments.benchmarks.solvers_report import count, figure, worst
@@ -52,36 +52,24 @@ class Timing(NamedTuple):
     failed: int
 
 
-def repeat(call: Call, device: torch.device, seconds: float, clock: str) -> list[float]:
-    """Seconds of a call, three to a hundred times, after a first call that the caller has made."""
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
-        times.append(timed(call, clock, str(device)))
-    return times
-
-
 def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float, clock: str) -> Timing:
     """Time a problem: of a batch at once where the solver takes one, else one after the other."""
     if batched and len(g) > 1:
         call = vmap(weigh)
         call(g)
-        times = [t / len(g) for t in repeat(lambda: call(g), g.device, seconds, clock)]
+        (found,) = in_turns({"": lambda: call(g)}, seconds, clock, least=3).values()
+        times = [t / len(g) for t in found]
         return Timing(median(times), min(times), len(g), 0)
     failed, times, end = 0, [], time.perf_counter() + seconds
-    pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)).to(g.device))
+    pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)))
     number = 0
     while number < 3 or (time.perf_counter() < end and number < max(1000, len(g))):
         one = pool[number % len(pool)]
         number += 1
-        synchronize(g.device)
-        start = CLOCKS[clock]()
         try:
-            weigh(one)
+            times.append(timed(lambda one=one: weigh(one), clock))
         except ERRORS:
             failed += 1
-            continue
-        synchronize(g.device)
-        times.append(CLOCKS[clock]() - start)
     if not times:
         return Timing(None, None, 0, failed)
     return Timing(median(times), min(times), len(times), failed)

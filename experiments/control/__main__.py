@@ -15,7 +15,7 @@ from common.tables import report
 
 from . import robots
 from .methods import RULES
-from .parts import SETTINGS, Part, cloning_part, grids_part, points_part, sac_part
+from .parts import Part, cloning_part, grids_part, points_part, sac_part
 from .report import numbers_of
 
 HERE = Path(__file__).parent
@@ -26,10 +26,7 @@ MAZES = 4
 FREE = ("grids", "points")
 """Parts that need nothing but torch."""
 
-LEARNERS = ("sac", "mt10", "mt50")
-"""Parts of soft actor–critic."""
-
-PARTS = (*FREE, "cloning", *LEARNERS)
+PARTS = (*FREE, "cloning", "sac", "mt10", "mt50")
 
 
 def _parser():
@@ -39,8 +36,8 @@ def _parser():
         "policy gradients on small mazes (grids, four times as many seeds), proximal policy "
         "optimisation of a point mass with ten goals (points), and on Meta-World, with the extra "
         "`control`, imitation of experts (cloning) and soft actor–critic on two tasks (sac) or on "
-        "the papers' benchmarks (mt10, mt50), in a set-up of ours or in that of CAGrad's own "
-        "command (--setting). Rates are chosen on seeds of their own.",
+        "the papers' benchmarks (mt10, mt50), as CAGrad's own command sets it up. Rates are chosen "
+        "on seeds of their own.",
         RULES,
         SEEDS,
     )
@@ -51,14 +48,6 @@ def _parser():
         help=f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
         "also cloning and sac)",
     )
-    found.add_argument(
-        "--setting",
-        choices=SETTINGS,
-        default="ours",
-        help="of soft actor–critic. ours: every task has a batch and a temperature of its own, "
-        "networks see a one-hot code of the task, c is 0.5. cagrad: what the commands of CAGrad's "
-        "repository set; the README lists it, and what differs even so (default: %(default)s)",
-    )
     return found
 
 
@@ -66,12 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
-    others = [name for name in given.parts or FREE if name not in LEARNERS]
-    if given.setting != "ours" and others:
-        parser.error(
-            f"argument --setting: {given.setting} is a set-up of {', '.join(LEARNERS)}, not of "
-            f"{', '.join(others)}; name its parts with --parts"
-        )
     size, out = command.size_of(given), command.out_of(given, parser)
 
     def body() -> None:
@@ -99,9 +82,8 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
         return points_part(size, given.rules, seeds, device)
     if name == "cloning":
         return cloning_part(size, given.rules, seeds, device)
-    kind = name if given.setting == "ours" else f"{name}-{given.setting}"
-    unfinished = unfinished_in(out, sources_of(HERE)) / kind
-    return sac_part(name, size, given.rules, seeds, device, unfinished, given.setting)
+    unfinished = unfinished_in(out, sources_of(HERE)) / name
+    return sac_part(name, size, given.rules, seeds, device, unfinished)
 
 
 def run(chosen: Part, out: Path, workers: int) -> None:

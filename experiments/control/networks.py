@@ -12,12 +12,9 @@ from mtlfunc.types import Params
 from .methods import BLIND, HEADS, INDEPENDENT
 
 
-def inputs(name: str, width: int, tasks: int, coded: bool = True) -> int:
-    """Inputs of the first layer: the observation, and the task's one-hot code where it is seen.
-
-    `coded` says whether any method sees the code.
-    """
-    return width + (tasks if coded and name not in (BLIND, INDEPENDENT) else 0)
+def inputs(name: str, width: int, tasks: int) -> int:
+    """Inputs of the first layer: the observation, and the task's one-hot code where it is seen."""
+    return width + (tasks if name not in (BLIND, INDEPENDENT) else 0)
 
 
 def start(

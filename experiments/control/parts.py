@@ -67,7 +67,7 @@ BASELINES = (
 
 
 LEFT = (
-    "As CAGrad's command, but for the environments, which are today's with rewards of version 1 "
+    "As CAGrad's command (README.md), but for the environments, today's with rewards of version 1 "
     "(the published runs had the environments of early 2021); CAGrad's problem, which is solved "
     "exactly (there by 21 steps of descent); and, outside `--full`, the sizes."
 )
@@ -121,45 +121,9 @@ POINTS = report.Shown(
 )
 
 
-SETTINGS = ("ours", "cagrad")
-"""Of soft actor–critic: this project's, and that of CAGrad's own command."""
-
-
-def cagrad_details(tasks: int) -> sac.Details:
-    """What the commands of CAGrad's repository set, for MT10 (and fewer tasks) and for MT50."""
-    return sac.Details(
-        c=0.9 if tasks < 50 else 0.5,
-        coded=False,
-        split=False,
-        temperatures=False,
-        normalised=True,
-        xavier=True,
-        squashed=True,
-        goals=False,
-        caught_up=True,
-    )
-
-
-def described(details: sac.Details) -> str:
-    """The set-up of soft actor–critic in words."""
-    batch = "of its own for every task" if details.split else "shared, drawn from all transitions"
-    return (
-        f"CAGrad with c = {details.c:g}; "
-        f"{'networks see a one-hot code of the task' if details.coded else 'no code of the task'}; "
-        f"a batch {batch}; "
-        f"{'a temperature for every task' if details.temperatures else 'one temperature'}; rewards "
-        f"{'over their running deviation' if details.normalised else 'as they are'}; "
-        f"{'Xavier' if details.xavier else 'normal'} first weights; log-deviations of actions "
-        f"{'mapped by tanh' if details.squashed else 'clamped'}; "
-        f"{'a new goal in every episode' if details.goals else 'one goal of a task in a run'}"
-        + ("; as many updates at once after the random steps" if details.caught_up else "")
-    )
-
-
-def _robots(what: str, benchmark: str, reward: str = robots.REWARD, coded: bool = True) -> str:
+def _robots(what: str, benchmark: str, reward: str) -> str:
     tasks = ", ".join(robots.BENCHMARKS[benchmark]) or benchmark
-    baselines = f" {BASELINES}" if coded else ""
-    return f"Meta-World ({tasks}), rewards {reward}: {what}.{baselines}"
+    return f"Meta-World ({tasks}), rewards {reward}: {what}."
 
 
 def grids_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
@@ -223,7 +187,7 @@ def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device
             first=0,
             every=1,
             unit="task",
-            notes=(_robots(what, benchmark),),
+            notes=(_robots(what, benchmark, robots.REWARD), BASELINES),
         ),
         functools.partial(
             cloning.perform,
@@ -237,15 +201,14 @@ def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device
 
 def _said(settings: sac.Settings) -> str:
     """The settings in words."""
-    details = settings.details
     return (
         f"soft actor–critic, {settings.steps} steps of every environment in episodes of "
-        f"{settings.horizon}, rewards times {settings.scale:g}, discount {settings.discount:g}, "
-        f"observations {'scaled' if settings.scaled else 'as they are'}, one update per step after "
-        f"{settings.random} random ones, batches of {settings.batch} "
-        f"{'per task' if details.split else 'in all'}, layers {settings.hidden}; "
-        f"{described(details)}; success at any step of an episode, actions without noise, "
-        f"{settings.episodes} episode{'s' if settings.episodes > 1 else ''} per task"
+        f"{settings.horizon}, rewards over their running deviation times {settings.scale:g}, "
+        f"discount {settings.discount:g}, observations "
+        f"{'scaled' if settings.scaled else 'as they are'}, one update per step after "
+        f"{settings.random} random ones, whose updates come at once, batches of {settings.batch} "
+        f"for all tasks, layers {settings.hidden}, CAGrad with c = {settings.c:g}; success at any "
+        f"step of an episode, actions without noise, {settings.episodes} per task"
     )
 
 
@@ -256,40 +219,32 @@ def sac_part(
     seeds: tuple[int, ...],
     device: str,
     unfinished: Path,
-    setting: str = "ours",
 ) -> Part:
-    """Soft actor–critic: on two tasks (`sac`), or on `mt10` and `mt50` with the papers' budget.
-
-    `setting` is one of `SETTINGS`.
-    """
+    """Soft actor–critic: on two tasks (`sac`), or on `mt10` and `mt50` with the papers' budget."""
     level = SIZES.index(size)
     benchmark, tasks = {"sac": ("two", 2), "mt10": ("MT10", 10), "mt50": ("MT50", 50)}[name]
-    papers, theirs = name != "sac" and size == "full", setting == "cagrad"
-    details = cagrad_details(tasks) if theirs else sac.OURS
-    reward = "v1" if theirs else robots.REWARD
+    papers = name != "sac" and size == "full"
     settings = sac.Settings(
         benchmark,
-        reward,
+        "v1",
         scale=1.0 if papers else 0.1,
         discount=0.99 if papers else 0.95,
         scaled=not papers,
-        horizon=(150 if theirs else robots.HORIZON) if papers else 200,
+        horizon=150 if papers else 200,
         steps=2_000_000 if papers else (1_000, 5_000, 20_000)[level],
         random=1_500 if papers else 500,
-        batch=1_280 if theirs else 128,
+        batch=min(128 * tasks, 1_280),
         hidden=(400, 400, 400) if papers else (256, 256),
-        capacity=1_000_000 // tasks if theirs else 100_000,
-        every=(10_000 if theirs else 20_000) if papers else 1_000 if size == "full" else 500,
-        episodes=(1 if theirs else 5) if papers else 2,
+        capacity=1_000_000 // tasks,
+        every=10_000 if papers else 1_000 if size == "full" else 500,
+        episodes=1 if papers else 2,
         device=device,
-        details=details,
+        c=0.9 if tasks < 50 else 0.5,
     )
     rates = (3e-4,) if papers else (1e-3,) if size == "quick" else (3e-4, 1e-3)
-    compared = (*rules, HEADS, *((BLIND,) if details.coded else ()), INDEPENDENT)
-    called = f"{name}-cagrad" if theirs else name
-    plan = _plan(called, compared, rates, (1, 1, 2)[level], seeds)
+    plan = _plan(name, (*rules, HEADS, INDEPENDENT), rates, (1, 1, 2)[level], seeds)
     return Part(
-        called,
+        name,
         sac,
         settings,
         plan._replace(tuning=seeds[:1]) if papers else plan,  # one rate: no run but to choose it
@@ -305,15 +260,15 @@ def sac_part(
             every=settings.every,
             unit="steps of every environment",
             notes=(
-                _robots(_said(settings), benchmark, reward, details.coded),
-                *((LEFT,) if theirs else ()),
-                "step: of one update of critics, actor and temperatures, the environments apart.",
+                _robots(_said(settings), benchmark, "v1"),
+                LEFT,
+                "step: of one update of critics, actor and temperature, the environments apart.",
                 *([PUBLISHED[benchmark]] if benchmark in PUBLISHED else []),
             ),
         ),
         functools.partial(
             sac.perform,
-            robots.Environments(benchmark, settings.horizon, reward, details.goals),
+            robots.Environments(benchmark, settings.horizon, "v1", False),
             unfinished,
             settings,
         ),

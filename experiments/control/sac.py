@@ -3,10 +3,9 @@
 The environments are a vector of one per task, with gymnasium's interface: `reset(seed=)` gives
 observations `[task, input]` that end with the task's one-hot code, `step(actions)` five values;
 what ends is begun again in the same step, its last observation in `info["final_obs"]`. Every task
-has a replay; batches, temperature and first weights are as `Details` says.
+has a replay; everything else is set up as CAGrad's own command does it (README.md).
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -50,23 +49,6 @@ class Environments(Protocol):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
 
 
-class Details(NamedTuple):
-    """How the algorithm is set up, where ours and the published set-ups differ."""
-
-    c: float  # the radius of CAGrad
-    coded: bool  # networks see the task's one-hot code
-    split: bool  # every task has a batch of its own; else all share one, drawn from all transitions
-    temperatures: bool  # one for each task; else one for all, whose slopes are balanced, too
-    normalised: bool  # rewards are divided by their running deviation, task by task
-    xavier: bool  # first weights are uniform, else normal
-    squashed: bool  # tanh maps the log-deviation of actions between its bounds, else it is clamped
-    goals: bool  # every episode has another goal; else a task has one for the whole run
-    caught_up: bool  # as many updates follow the random steps at once as these were
-
-
-OURS = Details(0.5, True, True, True, False, False, False, True, False)
-
-
 class Settings(NamedTuple):
     """What a run depends on besides its cell."""
 
@@ -78,13 +60,13 @@ class Settings(NamedTuple):
     horizon: int  # steps of an episode
     steps: int  # of every environment
     random: int  # first ones, with random actions and without learning
-    batch: int  # samples of each task; with a shared batch, samples of all tasks together
+    batch: int  # samples of all tasks together, drawn from all transitions
     hidden: tuple[int, ...]
     capacity: int  # of every task's replay
     every: int  # steps between two measurements of success
     episodes: int  # a measurement
     device: str
-    details: Details = OURS
+    c: float = 0.9  # the radius of CAGrad
 
 
 class Batch(NamedTuple):
@@ -104,8 +86,7 @@ class Agent(NamedTuple):
     actor: TrainState
     critic: TrainState
     target: Params
-    temperature: Params  # its logarithm, `[task]`, or `[]` where all tasks share one
-    moments: Any  # of the temperature's optimizer, or the state of its balanced step
+    temperature: TrainState  # of its logarithm, which all tasks share
 
 
 def mean_of(values: Tensor, real: Tensor) -> Tensor:
@@ -113,22 +94,16 @@ def mean_of(values: Tensor, real: Tensor) -> Tensor:
     return (values * real).sum(-1) / real.sum(-1).clamp_min(1)
 
 
-def policy(
-    params: Params, seen: Tensor, noise: Tensor, squashed: bool = False
-) -> tuple[Tensor, Tensor]:
+def policy(params: Params, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Actions in (-1, 1) and their log-densities.
 
     Args:
         params: of the actor.
         seen: `[task, sample, input]`.
         noise: standard normal `[task, sample, action]`; zeros for the mode before squashing.
-        squashed: as in `Details`.
     """
     mean, spread = networks.network(params, "actor", seen, F.relu).chunk(2, -1)
-    if squashed:
-        spread = NARROW + (WIDE - NARROW) * (torch.tanh(spread) + 1) / 2
-    else:
-        spread = spread.clamp(NARROW, WIDE)
+    spread = NARROW + (WIDE - NARROW) * (torch.tanh(spread) + 1) / 2
     raw = mean + spread.exp() * noise
     # log(1 - tanh²) in a form that does not cancel
     squashing = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
@@ -142,13 +117,11 @@ def values(params: Params, seen: Tensor, actions: Tensor) -> tuple[Tensor, Tenso
     return one, two
 
 
-def goals(
-    agent: Agent, batch: Batch, noise: Tensor, discount: float, squashed: bool = False
-) -> Tensor:
+def goals(agent: Agent, batch: Batch, noise: Tensor, discount: float) -> Tensor:
     """What the critics are drawn to, `[task, sample]`."""
-    actions, likelihood = policy(agent.actor.params, batch.after, noise, squashed)
+    actions, likelihood = policy(agent.actor.params, batch.after, noise)
     lower = torch.minimum(*values(agent.target, batch.after, actions))
-    ahead = lower - agent.temperature["log"].exp().expand(len(lower))[:, None] * likelihood
+    ahead = lower - agent.temperature.params["log"].exp() * likelihood
     return batch.rewards + discount * (1 - batch.over) * ahead
 
 
@@ -159,14 +132,12 @@ def critic_losses(params: Params, batch: tuple[Batch, Tensor]) -> Tensor:
     return mean_of((one - wanted).square() + (two - wanted).square(), drawn.real)
 
 
-def actor_losses(
-    params: Params, batch: tuple[Batch, Tensor, Params, Tensor], squashed: bool = False
-) -> Tensor:
+def actor_losses(params: Params, batch: tuple[Batch, Tensor, Params, Tensor]) -> Tensor:
     """`[task]`: temperature times log-density, minus the lower critic."""
     drawn, noise, critic, temperature = batch
-    actions, likelihood = policy(params, drawn.seen, noise, squashed)
+    actions, likelihood = policy(params, drawn.seen, noise)
     lower = torch.minimum(*values(critic, drawn.seen, actions))
-    return mean_of(temperature[:, None] * likelihood - lower, drawn.real)
+    return mean_of(temperature * likelihood - lower, drawn.real)
 
 
 def temperature_losses(params: Params, surplus: Tensor) -> Tensor:
@@ -185,75 +156,57 @@ class Learner:
         seen: int,
         actions: int,
         hidden: tuple[int, ...],
-        details: Details = OURS,
+        c: float = 0.9,
     ) -> None:
-        probe, rule = probe_and_rule(name, c=details.c)
+        probe, rule = probe_and_rule(name, c=c)
         self.name, self.tasks, self.actions = name, tasks, actions
-        self.width, self.hidden, self.details = seen - tasks, hidden, details
-        self.optimizer = mf.adam(rate)
-        acting = functools.partial(actor_losses, squashed=details.squashed)
-        self.critic = mf.descend(critic_losses, rule, probe, self.optimizer)
-        self.actor = mf.descend(acting, rule, probe, self.optimizer)
-        self.shared_temperature = mf.descend(temperature_losses, rule, probe, self.optimizer)
+        self.width, self.hidden = seen - tasks, hidden
+        self.critic, self.actor, self.temperature = (
+            mf.descend(losses, rule, probe, mf.adam(rate))
+            for losses in (critic_losses, actor_losses, temperature_losses)
+        )
 
     def start(self, key: Tensor) -> Agent:
         """An agent that has learnt nothing."""
 
         def net(i: int, name: str, width: int, outputs: int) -> Params:
-            first = networks.inputs(self.name, width, self.tasks, self.details.coded)
-            return networks.start(
-                mf.random.fold_in(key, i),
-                name,
-                (first, *self.hidden, outputs),
-                self.tasks,
-                self.name,
-                xavier=self.details.xavier,
-            )
+            widths, own = (width, *self.hidden, outputs), mf.random.fold_in(key, i)
+            return networks.start(own, name, widths, self.tasks, self.name, xavier=True)
 
         actor = net(0, "actor", self.width, 2 * self.actions)
         width = self.width + self.actions
         critic = net(1, "one", width, 1) | net(2, "two", width, 1)
-        shape = (self.tasks,) if self.details.temperatures else ()
-        temperature = {"log": torch.zeros(shape, device=key.device)}
+        temperature = {"log": torch.zeros((), device=key.device)}
         seen = torch.zeros(self.tasks, 1, self.width + self.tasks, device=key.device)
         acted, number = seen[..., : self.actions], seen[..., 0]
         batch = Batch(seen, acted, number, seen, number, torch.ones_like(number))
         alone, zeros = mf.random.fold_in(key, 3), number[:, 0]
         return Agent(
-            self.actor.init(actor, (batch, acted, critic, zeros), alone),
+            self.actor.init(actor, (batch, acted, critic, zeros[0]), alone),
             self.critic.init(critic, (batch, number), alone),
             critic,
-            temperature,
-            self.optimizer.init(temperature)
-            if self.details.temperatures
-            else self.shared_temperature.init(temperature, zeros, alone),
+            self.temperature.init(temperature, zeros, alone),
         )
 
     def update(self, agent: Agent, batch: Batch, key: Tensor, discount: float = 0.99) -> Agent:
-        """One step of the critics, the actor, the temperatures and the slow copies."""
-        squashed = self.details.squashed
+        """One step of the critics, the actor, the temperature and the slow copies."""
         noise = mf.random.normal(key, (2, *batch.actions.shape))
         with torch.no_grad():
-            wanted = goals(agent, batch, noise[0], discount, squashed)
+            wanted = goals(agent, batch, noise[0], discount)
         critic, _ = self.critic.update(agent.critic, (batch, wanted))
-        temperature = agent.temperature["log"].exp().expand(self.tasks)
+        temperature = agent.temperature.params["log"].exp()
         actor, _ = self.actor.update(agent.actor, (batch, noise[1], critic.params, temperature))
         with torch.no_grad():
-            _, likelihood = policy(agent.actor.params, batch.seen, noise[1], squashed)
+            _, likelihood = policy(agent.actor.params, batch.seen, noise[1])
             # of -log · (log-density + entropy that is wanted, minus the number of actions)
             surplus = -mean_of(likelihood - self.actions, batch.real)
-        if self.details.temperatures:
-            slope = {"log": surplus}
-            kept, moments = self.optimizer.update(slope, agent.moments, agent.temperature)
-        else:
-            moments, _ = self.shared_temperature.update(agent.moments, surplus)
-            kept = moments.params
+        warmer, _ = self.temperature.update(agent.temperature, surplus)
         with torch.no_grad():
             target = {
                 name: torch.lerp(slow, critic.params[name], SLOW)
                 for name, slow in agent.target.items()
             }
-        return Agent(actor, critic, target, kept, moments)
+        return Agent(actor, critic, target, warmer)
 
 
 class Replay:
@@ -279,14 +232,6 @@ class Replay:
         self.count += 1
 
     def draw(self, key: Tensor, size: int) -> Batch:
-        """`[task, size, ...]`, with replacement, for every task alone."""
-        tasks = len(self.leaves.seen)
-        share = mf.random.uniform(key, (tasks, size), torch.float64)
-        index = (share * min(self.count, self.capacity)).long()
-        rows = torch.arange(tasks, device=index.device)[:, None]
-        return Batch(*(leaf[rows, index] for leaf in self.leaves))
-
-    def draw_shared(self, key: Tensor, size: int) -> Batch:
         """`size` transitions of all tasks together, with replacement, sorted by task.
 
         Returns:
@@ -382,19 +327,17 @@ class Run:
     def __init__(
         self, settings: Settings, cell: Cell, make: Callable[[int], Environments], kept: Path
     ) -> None:
-        """Environments are made by `make(seed)`: one to learn in, one to measure.
-
-        With other goals to measure, where every episode has another one.
+        """Environments are made by `make(seed)`: one to learn in, one to measure, of one seed: the
+        goals that are learnt are measured.
         """
         self.settings, self.cell, self.kept = settings, cell, kept
-        self.envs, details = make(cell.seed), settings.details
-        self.apart = make(cell.seed + 7919 if details.goals else cell.seed)
+        self.envs, self.apart = make(cell.seed), make(cell.seed)
         tasks = self.envs.num_envs
         seen = self.envs.single_observation_space.shape[0]
         actions = self.envs.single_action_space.shape[0]
         self.key = mf.random.key(cell.seed, settings.device)
         self.learner = Learner(
-            cell.method, cell.rate, tasks, seen, actions, settings.hidden, details
+            cell.method, cell.rate, tasks, seen, actions, settings.hidden, settings.c
         )
         self.agent = self.learner.start(mf.random.fold_in(self.key, 0))
         self.replay = Replay(tasks, settings.capacity, seen, actions, settings.device)
@@ -421,9 +364,8 @@ class Run:
             actions = self.act(seen, now)
             after, rewards, over, late, info = self.envs.step(actions)
             last = last_seen(after, np.asarray(over) | np.asarray(late), info)
-            if settings.details.normalised:
-                rewards = self.rewards(np.asarray(rewards))
-            self.replay.add(seen, actions, settings.scale * rewards, last, np.asarray(over))
+            rewards = settings.scale * self.rewards(np.asarray(rewards))
+            self.replay.add(seen, actions, rewards, last, np.asarray(over))
             seen = after
             if self.step >= settings.random:
                 begun = time.process_time()
@@ -432,7 +374,7 @@ class Run:
                     self.scales = networks.scales(seen_so_far, tasks)
                 try:
                     self.learn(now)
-                    if self.step == settings.random and settings.details.caught_up:
+                    if self.step == settings.random:  # as many at once as steps were random
                         for i in range(1, settings.random):
                             self.learn(mf.random.fold_in(now, 2 + i))
                 except ValueError as error:  # a rule that refuses what has diverged
@@ -458,9 +400,7 @@ class Run:
                 f"steps: {settings.steps} are fewer than the {settings.every} between "
                 "two measurements"
             )
-        success, updates = np.array(self.curve), max(1, self.step - settings.random)
-        if settings.details.caught_up and self.step > settings.random:
-            updates += settings.random - 1
+        success, updates = np.array(self.curve), max(1, self.step - 1)
         finite = all(bool(x.isfinite().all()) for x in self.agent.actor.params.values())
         area = float(success.mean()) if finite else math.nan
         return {
@@ -478,8 +418,7 @@ class Run:
     def learn(self, key: Tensor) -> None:
         """One update, from a batch of the replay."""
         settings, own = self.settings, mf.random.fold_in(key, 1)
-        draw = self.replay.draw if settings.details.split else self.replay.draw_shared
-        drawn = draw(own, settings.batch)
+        drawn = self.replay.draw(own, settings.batch)
         batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
         self.agent = self.learner.update(
             self.agent, batch, mf.random.fold_in(key, 2), settings.discount
@@ -497,8 +436,7 @@ class Run:
         if self.step < self.settings.random:
             return (2 * mf.random.uniform(key, shape) - 1)[:, 0].cpu().numpy()
         rows = self.scale(torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None])
-        squashed = self.settings.details.squashed
-        actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape), squashed)
+        actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape))
         return actions[:, 0].cpu().numpy()
 
     def look(self) -> str:
