@@ -30,10 +30,9 @@ from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
 from .report.display import Display, say
-from .report.entry import title
 from .report.findings import QUICK, TENTH, Settings
 from .report.options import folder, meant
-from .report.page import page
+from .report.page import page, title
 from .report.remaining import SLOW, Remaining, expected, in_order, in_words
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import extrapolated, table
@@ -100,7 +99,6 @@ def reproduce(
     *,
     fresh: bool = False,
     workers: int = 1,
-    single_file: bool = False,
 ) -> int:
     """Run the chosen modules; what one found is in place as soon as it is found.
 
@@ -112,7 +110,6 @@ def reproduce(
         fresh: whether to run again what has not changed.
         workers: questions side by side, each in a process of its own; 1 is all in this one, in
             the order of `only`.
-        single_file: whether the page has the figures in it, or links them.
 
     Returns:
         The exit status: 0, 1 where a question failed or nothing more could be written, 130 after
@@ -140,8 +137,7 @@ def reproduce(
                     complete(run, questions, fresh=fresh, workers=workers)
                 finally:
                     with unbroken():
-                        text = page(results, modules, keys, single_file=single_file)
-                        write_whole(out / PAGE, text)
+                        write_whole(out / PAGE, page(results, modules, keys))
             except KeyboardInterrupt as stop:
                 said = f"interrupted {interrupted(run, only)} {out};\n{again} goes on from there"
                 say(f"\n{said}", sys.stderr)
@@ -274,7 +270,6 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
     )
     flag("--fresh", help="run again even what has not changed")
-    flag("--single-file", help="put the figures into report.html, else it links them in its folder")
     parser.add_argument(
         "--out",
         type=folder,
@@ -349,15 +344,7 @@ def perform(arguments: Sequence[str] | None) -> int:
         there = "" if settings.device.type == "cpu" else settings.device.type
         out = options.out or HERE.joinpath("out", *sizes, there, anew)
         workers = options.workers or (cores() if settings.device.type == "cpu" else 1)
-        return reproduce(
-            modules,
-            only,
-            settings,
-            out,
-            fresh=options.fresh,
-            workers=workers,
-            single_file=options.single_file,
-        )
+        return reproduce(modules, only, settings, out, fresh=options.fresh, workers=workers)
     except Refused as error:
         parser.error(str(error))
 

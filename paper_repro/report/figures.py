@@ -161,36 +161,7 @@ def arrow(
 
 
 def _png(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
-    cuts = " ".join(f"{cut:.4f}" for cut in cuts_of(canvas))
-    FigureCanvasAgg(canvas).print_png(file, metadata={**text, CUTS: cuts})
-
-
-CUTS = "Cuts"
-"""The name in a PNG of where it may be cut."""
-NARROWEST = 0.15
-"""Of a canvas: what is narrower stays with what is left of it."""
-
-
-def cuts_of(canvas: Canvas) -> list[float]:
-    """Between a canvas's columns of panels, as shares of its width: for narrow screens.
-
-    Nothing that is drawn, labels and legends among them, crosses one. None in one column.
-    """
-    spans = [(box.x0, box.x1) for box in (one.get_window_extent() for one in canvas.legends)]
-    for panel in canvas.axes:
-        bars = [
-            bar.ax for child in panel.get_children() if (bar := getattr(child, "colorbar", None))
-        ]
-        boxes = [box for one in (panel, *bars) if (box := one.get_tightbbox()) is not None]
-        spans += [(box.x0, max(other.x1 for other in boxes)) for box in boxes]
-    spans.sort()
-    width, found, reached = canvas.bbox.width, [0.0], 0.0
-    for left, right in spans:
-        cut = (reached + left) / 2 / width
-        if 0 < reached < left and min(cut - found[-1], 1 - cut) >= NARROWEST:
-            found.append(cut)
-        reached = max(reached, right)
-    return found[1:]
+    FigureCanvasAgg(canvas).print_png(file, metadata=dict(text))
 
 
 def _svg(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:

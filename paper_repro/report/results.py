@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -21,7 +20,6 @@ from mtlfunc.core.files import write_whole
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins
 from .decisions import KINDS, Row
-from .figures import CUTS
 from .findings import Claim, Figure, Verdict
 
 NOT_RUN = "not run"
@@ -300,23 +298,6 @@ def check_vector(path: Path) -> None:
         raise Unreadable("cannot be read") from error
     if not whole:
         raise Unreadable("is no whole figure of this package")
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG in pixels."""
-    with Image.open(path) as image:
-        return image.size
-
-
-def picture_cuts(path: Path) -> list[float]:
-    """Where a PNG may be cut into columns, as rising shares of its width; none if it is silent."""
-    try:
-        with Image.open(path) as image:
-            cuts = [float(cut) for cut in str(image.info.get(CUTS, "")).split()]
-    except ValueError:
-        return []
-    edges = [0.0, *cuts, 1.0]
-    return cuts if all(a < b for a, b in pairwise(edges)) else []
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -38,18 +38,6 @@ def test_style_is_safe_for_the_colour_blind() -> None:
     assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
 
 
-def test_colours_are_chosen_in_the_style() -> None:
-    """A reproduction names a colour of the cycle, a grey, or one of the cycle's own values."""
-    allowed = {
-        entry["color"]
-        for entry in mpl.rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"]
-    }
-    for path in (ROOT / "paper_repro").rglob("*.py"):
-        for colour in re.findall(r'"(#[0-9a-fA-F]{6})"', path.read_text()):
-            grey = colour[1:3] == colour[3:5] == colour[5:7]
-            assert grey or colour.lower() in allowed, f"{path.name}: {colour}"
-
-
 def test_pages_agree_with_the_ledger() -> None:
     """docs/claims.md has every claim as the ledger states it, and docs/benchmarks.md counts that
     page's verdicts.

@@ -1,12 +1,18 @@
 """What the reproductions' tests share: a paper's questions run once at a tiny budget."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
+import pytest
 from matplotlib import style
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
@@ -17,6 +23,7 @@ from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from paper_repro.report.layout import fit, place_of, room_above, titles
 from paper_repro.report.verdicts import findings as findings_under
+from tests.support import ROOT
 
 Found = Mapping[str, Sequence[Finding]]
 """Findings by the module that yielded them."""
@@ -104,7 +111,92 @@ def check_complete(found: Found) -> None:
                 assert all(isinstance(value, int | float) for value in values), finding.id
 
 
-# ---- fakes ----
+# ---- questions that are made up ----
+
+
+TINY = Settings(seeds=2, shrink=0.0001)
+QUESTION = '''"""What does {name} find?"""
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from tqdm import tqdm
+from matplotlib.figure import Figure as Canvas
+from paper_repro.report.findings import Claim, Figure
+from paper_repro.report.parts import kept
+HERE = Path(__file__).parent
+
+@kept
+def long(number, settings):
+    with (HERE / "calls").open("a") as file:
+        file.write(f"{{number}}\\n")
+    return torch.arange(number), {{"seeds": settings.seeds}}
+
+def claim(identifier, value):
+    return Claim(identifier, "holds", {{"value": float(value)}}, "here")
+
+def figure(name):
+    canvas = Canvas(figsize=(1, 1))
+    canvas.add_subplot().plot([0, 1])
+    return Figure(name, f"caption of {{name}}", canvas)
+
+def run(settings):
+    yield claim("{claim}", long(5, settings)[0].sum())
+{body}
+'''
+RUN = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from paper_repro.__main__ import reproduce
+from paper_repro.report.findings import Settings
+folder, out = map(Path, sys.argv[1:])
+if __name__ == "__main__":
+    sys.path.insert(0, str(folder))
+    modules = {name: import_module(f"question_{name}") for name in ("x", "y", "z")}
+    sys.exit(reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001), out, workers=2))
+"""
+
+
+class Made:
+    """Questions in files that workers can import."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def question(self, name: str, claim: str, *body: str) -> ModuleType:
+        lines = "\n".join(f"    {line}" for line in body)
+        text = QUESTION.format(name=name, claim=claim, body=lines)
+        (self.folder / f"{name}.py").write_text(text)
+        invalidate_caches()
+        sys.modules.pop(name, None)
+        return import_module(name)
+
+    def calls(self) -> list[str]:
+        file = self.folder / "calls"
+        return file.read_text().split() if file.exists() else []
+
+    def workers(self) -> list[int]:
+        """Processes that have said their number."""
+        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+
+    def started(self, out: Path, **options: Any) -> "subprocess.Popen[str]":
+        """A process that runs the questions x, y and z side by side."""
+        (self.folder / "run.py").write_text(RUN)
+        command = ["env", "--default-signal=INT", sys.executable, str(self.folder / "run.py")]
+        paths = os.environ | {"PYTHONPATH": f"{ROOT}:{self.folder}"}
+        options = {"stdout": subprocess.DEVNULL} | options
+        return subprocess.Popen(
+            [*command, str(self.folder), str(out)], env=paths, text=True, **options
+        )
+
+
+@pytest.fixture
+def made(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A folder of questions; their names must differ from those of other tests."""
+    folder = tmp_path_factory.mktemp("questions")
+    monkeypatch.syspath_prepend(str(folder))
+    mpl.use("Agg")
+    return Made(folder)
 
 
 def claims_in(folder: Path) -> list[dict[str, Any]]:
@@ -115,42 +207,19 @@ def found_in(folder: Path) -> list[dict[str, Any]]:
     return [claim for claim in claims_in(folder) if claim["configuration"]]
 
 
-def fake(folder: Path, *findings: Claim | Figure, stop: bool = False) -> ModuleType:
-    """A reproduction that finds these; its source is their text."""
-    module = ModuleType("fake", "A reproduction of nothing.")
-    path = folder / f"source{len(list(folder.iterdir()))}.py"
-    path.write_text(f"text = {str(findings)!r}")
-    module.__file__ = str(path)
-
-    def run(settings: Settings) -> Iterator[Claim | Figure]:
-        # what is drawn is drawn anew
-        yield from (figure(x.name) if isinstance(x, Figure) else x for x in findings)
-        if stop:
-            raise KeyboardInterrupt
-
-    module.run = run  # type: ignore[attr-defined]
-    return module
+def left_in(folder: Path) -> dict[str, Any]:
+    """What a run leaves, without what tells one run from another."""
+    runs = json.loads((folder / "runs.json").read_text())
+    assert all(run.pop("seconds") >= 0 for run in runs.values())
+    figures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    return {"claims": found_in(folder), "runs": runs, "figures": figures}
 
 
-def claim(identifier: str, value: float = 1.0) -> Claim:
-    return Claim(identifier, "holds", {"value": value}, "here")
-
-
-def figure(name: str) -> Figure:
-    canvas = Canvas(figsize=(1, 1))
-    canvas.add_subplot().plot([0, 1])
-    return Figure(name, f"caption of {name}", canvas)
-
-
-def count_runs(module: ModuleType) -> list[Settings]:
-    runs, run = [], module.run
-
-    def counted(settings: Settings) -> Any:
-        runs.append(settings)
-        return run(settings)
-
-    module.run = counted  # type: ignore[attr-defined]
-    return runs
+def until(condition: Any) -> None:
+    limit = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 IDS = [

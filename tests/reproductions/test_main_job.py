@@ -1,0 +1,604 @@
+"""`python -m paper_repro`: what a run finds, writes, keeps and refuses, and what ends it."""
+
+import errno
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.func import vmap
+
+import mtlfunc as mf
+from paper_repro import full
+from paper_repro.__main__ import configuration_of, main, reproduce, reproductions, selected
+from paper_repro.claims import DECISIONS, LEDGER, PAPERS, ROWS
+from paper_repro.report import standins
+from paper_repro.report.cache import key, sources
+from paper_repro.report.decisions import KINDS
+from paper_repro.report.draws import redrawn
+from paper_repro.report.findings import Claim, Settings
+from paper_repro.report.page import title
+from paper_repro.report.remaining import QUICKLY, SLOW, Remaining, expected, in_order
+from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, Results, reserved
+from paper_repro.report.said import filled
+from tests.support import ROOT
+from tests.support.reproductions import (
+    IDS,
+    TINY,
+    Made,
+    claims_in,
+    found_in,
+    left_in,
+    made,
+    until,
+)
+
+__all__ = ["made"]
+MODULES = sorted({row.module for row in ROWS if row.module})
+SHORT = ("cagrad.definitions", "gradnorm.algorithm", "mgda.counterexample", "pcgrad.orders")
+STOP = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
+
+# ---- the ledger ----
+
+
+def test_ledger_has_every_claim_once() -> None:
+    assert [row.id for row in ROWS] == list(LEDGER) == IDS
+    assert {row.paper for row in ROWS} == set(PAPERS)
+    counted = {"synthetic": 90, "exact": 65, "data/RL": 16, "not here": 2}
+    assert Counter(row.kind for row in ROWS) == counted
+    assert counted.keys() == KINDS.keys()
+    for row in ROWS:
+        assert row.statement.endswith((".", "?"))
+        assert "|" not in row.statement  # it stands in a table
+        assert row.kind in ("exact", "synthetic") or not row.module
+        assert row.kind != "data/RL" or row.needs
+
+
+def test_ledger_names_what_decides_each_row() -> None:
+    """Every row's module builds its claim, no other module does, and none builds another one.
+
+    Here as their sources say; that each run yields them, the tests of the papers check.
+    """
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    for name, module in reproductions().items():
+        built = set(re.findall(r'claim\(\s*"([A-Z]+-\d+)"', inspect.getsource(module)))
+        assert built == {row.id for row in ROWS if row.module == name}, name
+        assert title(module).endswith("?"), name
+        assert f'findings_of("{name.split(".")[0]}"' in tests, name
+
+
+def test_findings_name_numbers_that_the_record_has() -> None:
+    kept = json.loads((ROOT / "docs/record/default.json").read_text())["numbers"]
+    said = [filled(row.finding, kept[row.id]) for row in ROWS if row.finding]
+    assert len(said) > 4
+    assert not any("{" in text for text in said)
+
+
+# ---- a run ----
+
+
+def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for name in SHORT for word in ("--only", name)]
+    command = ["--quick", *words, "--out", str(tmp_path)]
+    assert main(command) == 0
+    record = json.loads(QUICKLY.read_text())["verdicts"]
+    claims = claims_in(tmp_path)
+    assert [c["id"] for c in claims] == IDS
+    found = {c["id"]: c["verdict"] for c in claims if c["configuration"]}
+    assert found == {row.id: record[row.id]["verdict"] for row in ROWS if row.module in SHORT}
+    for c in claims:
+        row = LEDGER[c["id"]]
+        assert (c["kind"], c["paper"], c["claim"]) == (row.kind, PAPERS[row.paper], row.statement)
+        assert c["verdict"] in VERDICTS
+        assert c["where"]
+        if not c["configuration"]:
+            needs = row.kind in ("data/RL", "not here")
+            assert c["verdict"] == (standins.verdict(row) if needs else NOT_RUN)
+    page = (tmp_path / "report.html").read_text()
+    assert sorted(re.findall(r'<article id="([^"]+)"', page)) == sorted(IDS)
+    for link in re.findall(r'(?:href|src)="([^"]*)"', page):
+        there = f'id="{link[1:]}"' in page if link[0] == "#" else (tmp_path / link).is_file()
+        assert there, link
+    assert str(ROOT) not in page
+    said = capsys.readouterr().out
+    assert "[mgda.counterexample] SU-34 holds" in said
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(command) == 0
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert capsys.readouterr().out.count("results kept") == len(SHORT)
+
+
+def test_only_takes_names_beginnings_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    pcgrad = [name for name in MODULES if name.startswith("pcgrad.")]
+    assert selected(["PCGrad", "GradNorm.Reach"], MODULES) == [*pcgrad, "gradnorm.reach"]
+    costs = ["mgda.cost_of_gradients", "mgda.cost_of_weights"]
+    found = selected(["GN-21", "su-34", "mgda.c", "gradnorm.reach"], MODULES)
+    assert found == ["gradnorm.reach", "mgda.counterexample", *costs]
+    for word in ("", "nothing", "PC-01"):
+        with pytest.raises(ValueError, match="--only"):
+            selected([word], MODULES)
+    assert main(["--where", "su-34"]) == 0
+    path, line = capsys.readouterr().out.strip().rsplit(":", 1)
+    assert Path(path).read_text().splitlines()[int(line) - 1].strip() == '"SU-34",'
+
+
+def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
+    """Under its own keys, until the run ends; what rules draw stays, in kernels and in lanes."""
+    name, drawn = "pcgrad.dominance", TINY._replace(draw=1)
+    modules = {name: reproductions()[name]}
+    for settings in (TINY, drawn):
+        assert reproduce(modules, [name], settings, tmp_path / str(settings.draw)) == 0
+    first, other = (found_in(tmp_path / draw) for draw in "01")
+    assert all(a["measured"] != b["measured"] for a, b in zip(first, other, strict=True))
+    assert all(claim["configuration"]["draw"] == "1" for claim in other)
+    assert key(modules[name], TINY) != key(modules[name], drawn)
+    step = mf.balance(lambda params, batch: params["x"] ** 2, mf.rlw(), mf.losses_only())
+
+    def weights(seed: torch.Tensor) -> torch.Tensor:
+        params = {"x": torch.ones(3)}
+        return step.update(params, (), step.init(params, (), key=seed))[2].weights
+
+    def numbers() -> list[float]:
+        root = mf.random.key(3)
+        drawn = (mf.random.uniform(root, (2,)), mf.random.normal(root, (2,)))
+        return [*torch.cat(drawn).tolist(), *mf.random.permutation(root, 9).tolist()]
+
+    plain, found = weights(torch.tensor(5)), [numbers()]
+    for draw in (1, 2):
+        with redrawn(draw):
+            found.append(numbers())
+            assert torch.equal(weights(torch.tensor(5)), plain)
+            torch.testing.assert_close(vmap(weights)(torch.tensor([5]))[0], plain)
+    assert numbers() == found[0]
+    assert len({*map(tuple, found)}) == 3
+
+
+def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {str(x.relative_to(ROOT)) for x in sources(ROOT / "paper_repro/pcgrad/ablation.py")}
+    own = {f"paper_repro/pcgrad/{name}.py" for name in ("ablation", "common", "landscape")}
+    assert own | {"paper_repro/report/figures.py", "common/intervals.py"} <= found
+    assert not found & {"paper_repro/claims.py", "paper_repro/pcgrad/theorem1.py"}
+    module = made.question("question_key", "PC-01")
+    first = key(module, TINY)
+    assert key(module, TINY._replace(seeds=3)) != first
+    monkeypatch.setattr("paper_repro.report.cache.versions", lambda: ("torch 1.0",))
+    assert key(module, TINY) != first
+
+
+# ---- side by side, and what ends a run ----
+
+
+def test_workers_find_what_one_process_finds(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And say so in whole lines; what a worker dies of is named, and the others come to an end."""
+    bar = "for _ in tqdm(range(3), desc='steps', leave=False): pass"
+    modules = {
+        "a": made.question("question_a", "PC-01", bar, "yield figure('one')", "print('a word')"),
+        "b": made.question("question_b", "GN-01", "yield claim('GN-02', torch.get_num_threads())"),
+        "c": made.question("question_c", "SU-01", "print('careful', file=sys.stderr)"),
+    }
+    assert reproduce(modules, list(modules), TINY, tmp_path / "one") == 0
+    assert made.calls() == ["5"] * 3  # each has a source of its own
+    capsys.readouterr()
+    assert reproduce(modules, list(modules), TINY, tmp_path / "two", workers=2) == 0
+    one, two = left_in(tmp_path / "one"), left_in(tmp_path / "two")
+    assert one == two
+    assert two["figures"].keys() == {"a-one.png"}
+    assert [c["measured"]["value"] for c in two["claims"] if c["id"] == "GN-02"] == [1.0]
+    shown = capsys.readouterr()
+    assert "\r" not in shown.out + shown.err
+    said = {"[a] PC-01 holds", "[a] figure one", "[a] a word", "[b] GN-02 holds", "[c] careful"}
+    assert said <= set(shown.out.splitlines())
+    assert not (tmp_path / "two" / ".parts").exists()
+
+    dying = made.question("question_dying", "PC-02", "os.kill(os.getpid(), signal.SIGKILL)")
+    raising = made.question("question_raising", "PC-03", "raise ZeroDivisionError('for a reason')")
+    modules |= {"dying": dying, "raising": raising}
+    modules["unknown"] = made.question("question_unknown", "PC-99")
+    order = ["dying", "raising", "unknown", "a", "b"]
+    assert reproduce(modules, order, TINY, tmp_path / "two", workers=2, fresh=True) == 1
+    shown = capsys.readouterr()
+    assert "dying failed: its process ended by signal 9" in shown.err
+    assert "raising failed: ZeroDivisionError: for a reason" in shown.err
+    assert "unknown failed: unknown: there is no claim PC-99" in shown.err
+    left = left_in(tmp_path / "two")
+    assert set(left["runs"]) == {"a", "b", "c"}
+    assert {"PC-02", "PC-03"} < {c["id"] for c in left["claims"]}
+
+
+def test_sigterm_is_a_clean_stop(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found is reported, and the rest goes on later."""
+    wait = "while not (HERE / 'go').exists(): time.sleep(0.01)"
+    stop = f"if not (HERE / 'on').exists(): os.kill({os.getpid()}, signal.SIGTERM); time.sleep(100)"
+    modules = {
+        "long": made.question("question_long", "GN-01", wait, stop),
+        "done": made.question("question_done", "PC-01", "(HERE / 'go').touch()"),
+        "never": made.question("question_never", "SU-01"),
+    }
+    before = signal.getsignal(signal.SIGTERM)
+    assert reproduce(modules, list(modules), TINY, tmp_path, workers=2) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = capsys.readouterr().err
+    assert "long, after 1 claims and 0 figures of it" in said
+    assert "the same command goes on from there" in said
+    assert {"PC-01", "GN-01"} <= {c["id"] for c in found_in(tmp_path)}
+    assert "GN-01" in (tmp_path / "report.html").read_text()
+    (made.folder / "on").touch()
+    count = len(made.calls())
+    assert reproduce(modules, list(modules), TINY, tmp_path, workers=2) == 0
+    assert set(left_in(tmp_path)["runs"]) == {"done", "long", "never"}
+    assert len(made.calls()) - count <= 2  # that of the interrupted question was kept
+    assert not (tmp_path / ".parts").exists()
+
+
+def test_a_killed_run_takes_its_workers_along_and_resumes(made: Made, tmp_path: Path) -> None:
+    wait = "if not (HERE / 'on').exists(): (HERE / str(os.getpid())).touch(); time.sleep(1000)"
+    modules = {
+        "x": made.question("question_x", "PC-01", "yield figure('one')"),
+        "y": made.question("question_y", "GN-01", wait, "yield claim('GN-02', 3)"),
+        "z": made.question("question_z", "SU-01", wait, "yield figure('two')"),
+    }
+    out = tmp_path / "out"
+    with made.started(out, stdout=subprocess.DEVNULL) as process:
+        until(lambda: len(made.workers()) == 2)
+        process.kill()
+    for worker in made.workers():
+        until(lambda worker=worker: not Path(f"/proc/{worker}").exists())
+    assert len(made.calls()) == 3
+    (made.folder / "on").touch()
+    assert reproduce(modules, list(modules), TINY, out) == 0
+    assert len(made.calls()) == 3
+    assert reproduce(modules, list(modules), TINY, tmp_path / "whole") == 0
+    assert left_in(out) == left_in(tmp_path / "whole")
+
+
+def test_more_than_one_ctrl_c_is_one(made: Made, tmp_path: Path) -> None:
+    """Of a terminal, which sends it to the workers, too: the page is written, and nothing else
+    said.
+    """
+    wait = "(HERE / str(os.getpid())).touch(); time.sleep(1000)"
+    for name, claim in {"x": "PC-01", "y": "GN-01", "z": "SU-01"}.items():
+        made.question(f"question_{name}", claim, wait)
+    page = tmp_path / "report.html"
+    with made.started(tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+        until(lambda: len(made.workers()) == 2)
+        while not page.exists() and process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert page.exists()
+    lines = [line for line in said.strip().splitlines() if "; at work: " not in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("interrupted in x, after 1 claims")
+
+
+def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path) -> None:
+    """While torch and others are imported."""
+    (made.folder / "matplotlib.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
+    )
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "paper_repro"]
+    environment = os.environ | {"PYTHONPATH": str(made.folder)}
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("place", "workers"), [("question", 1), ("claims", 2), ("page", 2)])
+def test_a_full_disk_is_a_sentence(
+    workers: int,
+    place: str,
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And no traceback, wherever it is noticed; what is whole stays."""
+    full = "raise OSError(28, 'No space left on device', 'a file')"
+    modules = {
+        "first": made.question(f"question_first_{place}", "PC-01"),
+        "second": made.question(
+            f"question_second_{place}",
+            "GN-01",
+            full if place == "question" else "yield claim('GN-02', 1)",
+        ),
+    }
+    assert reproduce(modules, ["first"], TINY, tmp_path) == 0
+    there = found_in(tmp_path)
+
+    def write(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    if place != "question":
+        where = {"claims": "paper_repro.report.results", "page": "paper_repro.__main__"}[place]
+        monkeypatch.setattr(f"{where}.write_whole", write)
+    capsys.readouterr()
+    assert reproduce(modules, list(modules), TINY, tmp_path, workers=workers, fresh=True) == 1
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    said = rf"stopped: .*No space left on device.* stays in {tmp_path}, and the same command"
+    assert re.search(said, shown.err)
+    assert {c["id"] for c in there} <= {c["id"] for c in found_in(tmp_path)}
+
+
+def test_a_reader_that_is_gone_ends_nothing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        modules = {"deaf": made.question("question_deaf", "PC-01", "print('a word')")}
+        assert reproduce(modules, ["deaf"], TINY, tmp_path) == 0
+    assert (tmp_path / "report.html").exists()
+
+
+# ---- what stays ----
+
+
+def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> None:
+    """And what has changed, was interrupted or is gone runs; what it no longer finds goes."""
+    ran = "with (HERE / 'ran').open('a') as file: file.write('x')"
+    module = made.question("question_again", "PC-01", ran, "yield figure('one')")
+    other = made.question("question_other", "GN-01", "yield figure('two')")
+    modules = {"a": module, "b": other}
+
+    def again(**options: Any) -> int:
+        status = reproduce(modules, ["a"], options.pop("settings", TINY), tmp_path, **options)
+        return len((made.folder / "ran").read_text()) if status == 0 else -status
+
+    assert reproduce(modules, ["b"], TINY, tmp_path) == 0
+    assert [again(), again(), again(fresh=True)] == [1, 1, 2]
+    assert [again(settings=TINY._replace(seeds=3)), again()] == [3, 4]
+    for end in ("png", "svg"):
+        (tmp_path / f"a-one.{end}").unlink()
+        again()
+    assert again() == 6
+    modules["a"] = made.question("question_again", "PC-02", ran, STOP)
+    assert again() == -130
+    assert not Results(tmp_path, {}, modules).kept("a", key(modules["a"], TINY))
+    (made.folder / "on").touch()
+    assert again() == 8
+    assert [c["id"] for c in found_in(tmp_path)] == ["PC-02", "GN-01"]
+    page = (tmp_path / "report.html").read_text()
+    assert "caption of two" in page
+    assert "caption of one" not in page
+    assert [path.name for path in tmp_path.glob("*.png")] == ["b-two.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("claims.json", -40), ("claims.json", b"[3]"), ("runs.json", b"{"), ("a-one.png", b"\x89PNG")],
+)
+def test_damaged_files_are_set_aside_and_computed_again(
+    name: str,
+    content: bytes | int,
+    made: Made,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    modules = {"a": made.question("question_damaged", "PC-01", "yield figure('one')")}
+    assert reproduce(modules, ["a"], TINY, tmp_path) == 0
+    before, whole = left_in(tmp_path), (tmp_path / name).read_bytes()
+    damaged = whole[:content] if isinstance(content, int) else content
+    (tmp_path / name).write_bytes(damaged)
+    capsys.readouterr()
+    assert reproduce(modules, ["a"], TINY, tmp_path) == 0
+    assert f"{name}.unreadable" in capsys.readouterr().out
+    assert (tmp_path / f"{name}.unreadable").read_bytes() == damaged
+    assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": "pcgrad_theory"},
+        {"id": "PC-99"},
+        {"verdict": "true"},
+        {"measured": {"value": "0.5"}},
+        {"configuration": {"seeds": "3", "device": "cpu"}},
+    ],
+)
+def test_claims_of_another_version_are_set_aside(
+    change: dict[str, Any], made: Made, tmp_path: Path
+) -> None:
+    reproduce({"a": made.question("question_old", "PC-01")}, ["a"], TINY, tmp_path)
+    claims = claims_in(tmp_path)
+    claims[0].update(change)
+    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    results = Results(tmp_path, {}, ["a"])
+    assert len(results.notices) == 1
+    assert json.loads((tmp_path / "claims.json.unreadable").read_text()) == claims
+    assert not results.kept("a", results.runs["a"]["key"])
+
+
+def test_files_of_others_stay_and_their_folders_are_refused(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = {"a": made.question("question_mine", "PC-01")}
+    for name in ("report.html", "claims.json", "notes.txt"):
+        theirs = tmp_path / name / name
+        theirs.parent.mkdir()
+        theirs.write_text('["not ours"]')
+        with pytest.raises(Refused, match="none of an earlier run"):
+            reproduce(modules, ["a"], TINY, theirs.parent)
+        assert theirs.read_text() == '["not ours"]'
+        assert list(theirs.parent.iterdir()) == [theirs]
+    others = [tmp_path / "own" / folder / "notes-1" for folder in ("parts", ".parts")]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for fresh in (False, True):
+        assert reproduce(modules, ["a"], TINY, tmp_path / "own", fresh=fresh) == 0
+    assert all(path.exists() for path in others)
+    for place in (theirs, "/proc/nothing"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["--only", "pcgrad.orders", "--out", str(place)])
+        assert stopped.value.code == 2
+        assert "no folder that can be written" in capsys.readouterr().err
+    (tmp_path / "way" / "report.html").mkdir(parents=True)
+    with pytest.raises(Refused, match="move it away"):
+        reproduce(modules, ["a"], TINY, tmp_path / "way")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from paper_repro.report.results import reserved
+with reserved(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
+    """While the other lives; one that was killed leaves nothing that stands in the way."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout
+        try:
+            assert other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(Refused, match=rf"in use by another run \(process {other.pid} on "),
+                reserved(tmp_path),
+            ):
+                pass
+        finally:
+            other.kill()
+    with reserved(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+# ---- how long it takes ----
+
+
+def test_the_time_left_is_that_of_all_that_is_left() -> None:
+    """On a machine three times as slow as the record's, which is seen from what is done."""
+    names = list(reproductions())
+    recorded = expected(names, Settings())
+    assert json.loads(QUICKLY.read_text())["seconds"].keys() == {*names}
+    # README: five to twelve minutes on two cores
+    assert 5 * 60 < (Remaining(recorded, 2).now({}) or 0) < 12 * 60
+    order = in_order(names, SLOW, recorded)
+    assert sorted(order) == sorted(names)
+    assert sum(recorded[name] for name in order[1:7]) < 0.01 * sum(recorded.values())
+    remaining, left, now = Remaining(recorded, 2), list(order), 0.0
+    ends: dict[str, float] = {}
+    looks: list[tuple[float, float]] = []
+    while left or ends:
+        while left and len(ends) < 2:
+            name = left.pop(0)
+            ends[name] = now + 3 * recorded[name]
+        first = min(ends, key=ends.__getitem__)
+        now = ends.pop(first)
+        remaining.end(first, 3 * recorded[first])
+        work = {name: now - end + 3 * recorded[name] for name, end in ends.items()}
+        looks.append((now, remaining.now(work) or 0.0))
+    assert all(abs(said - (now - at)) <= 0.1 * now for at, said in looks if at > 0.6 * now)
+    assert looks[-1][1] == 0
+
+
+def test_a_run_says_at_once_how_long_it_will_take(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its lines what is left."""
+    monkeypatch.setattr("paper_repro.report.display.EVERY", {True: 0.0, False: 0.0})
+    bar = "for _ in tqdm(range(3), desc='steps', mininterval=0): time.sleep(0.1)"
+    modules = {
+        name: made.question(f"question_{name[:4]}_{i}", claim, bar)
+        for i, (name, claim) in enumerate({"pcgrad.race": "PC-32", "mgda.adam": "SU-11"}.items())
+    }
+    assert reproduce(modules, list(modules), TINY, tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("2 questions: about 10 s\n")
+    assert re.match(r"0 of 2 done, about \d+ s left; at work: pcgrad\.race \d+ s", err)
+
+
+# ---- records of runs ----
+
+
+def test_verdicts_that_moved_are_named_with_their_numbers(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers may differ, and open rows; `--keep` puts a run in the record's place."""
+    record, out = tmp_path / "record.json", tmp_path / "out"
+    modules = {"a": made.question("question_kept", "CA-04", "yield claim('CA-24', 1)")}
+    assert reproduce(modules, ["a"], TINY, out) == 0
+    assert main(["compare", "--keep", str(record), str(out)]) == 0
+    claims = claims_in(out)
+    row = next(c for c in claims if c["id"] == "CA-24")
+
+    def compared(verdict: str, value: float) -> int:
+        row.update(verdict=verdict, measured={"value": value, "rate": float("nan")})
+        (out / "claims.json").write_text(json.dumps(claims))
+        return main(["compare", str(record), str(out)])
+
+    assert compared("holds", 2.0) == 0
+    capsys.readouterr()
+    assert compared("does not hold", 2.0) == 1
+    said = capsys.readouterr().out
+    assert "CA-24: holds on record, does not hold now (value 1 → 2)" in said
+    assert re.search(r"of commits \w+\.\.\w+:", said)
+    assert "CA-04" not in said
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps(kept | {"open": {"CA-24": "a nudge of 1e-9 decides"}}))
+    assert compared("inconclusive", 2.0) == 0
+    claims.remove(row)
+    assert compared("", 0.0) == 0
+    record.write_text(json.dumps(kept))
+    assert compared("", 0.0) == 1
+    assert "CA-24: holds on record, not run now" in capsys.readouterr().out
+    assert main(["compare", "--keep", str(record), str(out)]) == 0
+    assert compared("", 0.0) == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": 2}, {"full": False}, {"shrink": 0.5}])
+def test_full_takes_over_a_run_of_its_settings_alone(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged by today's decisions; what the file held of others stays."""
+    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+    monkeypatch.setattr(full, "KEPT", tmp_path / "kept.json")
+    name, decision = "gradnorm.targets", DECISIONS["GN-10"]
+    other = full.Answer(1.0, "2026-01-01", "a machine", {}, {})
+    full.keep({"cagrad.convergence": other})
+    numbers = {condition.name: condition.bound / 2 for condition in decision.conditions}
+    settings = Settings(full=True)._replace(**changes)
+    results = Results(tmp_path, configuration_of(settings), reproductions())
+    found = decision.verdict(numbers)
+    claim = Claim("GN-10", found, numbers, "here")
+    results.add(name, claim)
+    results.finish(name, "", [claim], 6.0)
+    full.main([])
+    kept = full.read()
+    assert kept.pop("cagrad.convergence") == other
+    assert list(kept) == ([] if changes else [name])
+    if not changes:
+        assert (kept[name].seconds, kept[name].verdicts) == (6.0, {"GN-10": "holds"})
+        wrong = {part: 2 * x for part, x in numbers.items()} | {next(iter(numbers)): 9.0}
+        full.keep({name: kept[name]._replace(numbers={"GN-10": wrong})})
+        assert full.read()[name].verdicts == {"GN-10": decision.verdict(wrong)}

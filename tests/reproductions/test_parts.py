@@ -1,0 +1,165 @@
+"""Long computations that are kept, and what a question prints while it runs."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.locks import hold_lock
+from paper_repro.__main__ import reproduce
+from paper_repro.report import parts
+from paper_repro.report.display import caught
+from paper_repro.report.findings import Settings
+from paper_repro.report.parts import Store, kept, read
+from tests.support.reproductions import TINY, Made, made
+
+__all__ = ["made"]
+
+
+@kept
+def squares(x: torch.Tensor, names: dict[str, float], settings: Settings, *, sign: int) -> Any:
+    CALLS.append(sign)
+    return {"x": sign * x**2, "names": names, "array": np.ones(3)}
+
+
+CALLS: list[int] = []
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Store, "folder", tmp_path)
+    CALLS.clear()
+    squares.memory.clear()
+    return tmp_path
+
+
+def test_parts_are_kept_under_all_their_arguments(store: Path) -> None:
+    x = torch.arange(3.0)
+    found = squares(x, {"a": 1.0}, TINY, sign=-1)
+    assert squares(x, {"a": 1.0}, TINY, sign=-1) is found
+    squares.memory.clear()
+    again = squares(x, {"a": 1.0}, TINY, sign=-1)
+    assert torch.equal(again["x"], found["x"])
+    assert CALLS == [-1]
+    squares(x + 1, {"a": 1.0}, TINY, sign=1)
+    squares(x.double(), {"a": 1.0}, TINY, sign=2)
+    squares(x[:, None], {"a": 1.0}, TINY, sign=3)
+    squares(x, {"b": 1.0}, TINY, sign=-1)
+    squares(x, {"a": 1.0}, TINY._replace(seeds=3), sign=-1)
+    assert CALLS == [-1, 1, 2, 3, -1, -1]
+    with pytest.raises(TypeError, match="takes no function"):
+        squares(x, {"a": lambda: 0}, TINY, sign=1)  # pyright: ignore
+
+
+def test_a_question_that_goes_on_counts_what_its_parts_took(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what another question computed for it, nor what this run did."""
+    x, clock = torch.arange(3.0), iter([5.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(parts, "spent", lambda: next(clock))
+    monkeypatch.setattr(Store, "earlier", {})
+    for question, sign in (("a", 1), ("b", 2), ("a", 1)):
+        monkeypatch.setattr(Store, "question", question)
+        squares(x, {}, TINY, sign=sign)
+    assert sum(Store.earlier.values()) == 0
+    squares.memory.clear()  # another run, in which b, which needs all of it, comes first
+    for question, seconds in (("b", 1), ("a", 7)):
+        monkeypatch.setattr(Store, "question", question)
+        monkeypatch.setattr(Store, "earlier", {})
+        for sign in (1, 2, 1):
+            squares(x, {}, TINY, sign=sign)
+        assert sum(Store.earlier.values()) == seconds
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_damaged_parts_are_computed_again(
+    damage: bytes | None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.arange(3.0)
+    found = squares(x, {}, TINY, sign=1)
+    (path,) = store.iterdir()
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 1
+    path.write_bytes(bytes(raw) if damage is None else damage)
+    squares.memory.clear()
+    assert torch.equal(squares(x, {}, TINY, sign=1)["x"], found["x"])
+    assert CALLS == [1, 1]
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_another_process_is_waited_for_after_all_else(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several parts the one that another process is at comes last, and is not computed twice."""
+    x, waits = torch.arange(3.0), []
+    first = squares(x, {}, TINY, sign=1)
+    (path,) = store.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    squares.memory.clear()
+    CALLS.clear()
+
+    def other_finishes(_: float) -> None:
+        path.write_bytes(content)
+        lock.__exit__(None, None, None)
+
+    lock = hold_lock(path.with_suffix(".lock"))
+    lock.__enter__()
+    monkeypatch.setattr(Store, "waits", staticmethod(waits.append))
+    clock = type("time", (), {"sleep": staticmethod(other_finishes)})
+    monkeypatch.setattr(parts, "time", clock)
+    calls = {sign: (lambda sign=sign: squares.now(x, {}, TINY, sign=sign)) for sign in (1, 2, 3)}
+    found = squares.together({str(sign): call for sign, call in calls.items()})
+    assert list(found) == ["1", "2", "3"]
+    assert torch.equal(found["1"]["x"], first["x"])
+    assert sorted(CALLS) == [2, 3]
+    assert True in waits
+    assert waits[-1] is False
+
+
+def test_parts_wait_for_their_own_question_and_settings(made: Made, tmp_path: Path) -> None:
+    """What an interrupted run left, another question or other settings do not take away."""
+    stop = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
+    modules = {
+        "mine": made.question("question_part", "PC-01", stop),
+        "yours": made.question("question_part_2", "GN-01", stop),
+    }
+
+    def left() -> list[str]:
+        """The questions that have begun, and those that did what is kept."""
+        files = sorted((tmp_path / ".parts").iterdir())
+        return [p.name[:-25] if p.name.startswith("begun") else read(p).question for p in files]
+
+    begun = ["begun-mine", "begun-yours"]
+    for name in modules:
+        assert reproduce(modules, [name], TINY, tmp_path) == 130
+    assert sorted(left()) == [*begun, "mine", "yours"]
+    assert reproduce(modules, ["yours"], TINY, tmp_path, fresh=True) == 130
+    assert left() == [*begun, "mine"]  # in this process, its memory has the other
+    (made.folder / "on").touch()
+    for name in modules:
+        assert reproduce(modules, [name], TINY._replace(seeds=3), tmp_path) == 0
+    assert left() == [*begun, "mine"]  # nor do those runs leave anything
+    assert reproduce(modules, list(modules), TINY, tmp_path) == 0
+    assert not (tmp_path / ".parts").exists()
+
+
+def test_bars_and_words_are_told_apart() -> None:
+    from tqdm import tqdm
+
+    lines: list[str] = []
+    bars: list[str] = []
+    with caught(lines.append, bars.append):
+        for i in tqdm(range(4), desc="outer", leave=False):
+            for _ in tqdm(range(2), desc="inner", leave=False):
+                pass
+            if i == 2:
+                print("plain")
+                print("noticed", file=sys.stderr)
+                tqdm.write("written")
+    assert lines == ["plain", "noticed", "written"]
+    assert all(re.fullmatch(r"(outer|inner): \d+%", bar) for bar in bars)
