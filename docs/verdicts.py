@@ -283,7 +283,7 @@ CLAIMS = """# The claims of the papers, and what became of them
 
 Every definition, theorem, experiment and number of four texts in a sentence, and some sentences of
 the field since 2020, with a verdict. `python -m paper_repro` writes a `report.html` with the
-numbers and the figure behind each;
+numbers behind each and with figures;
 `python -m paper_repro --only GN-21` runs what decides one;
 `python -m paper_repro figure --list` names figures that take options of yours. A
 dash in the last column: no

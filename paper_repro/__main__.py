@@ -237,9 +237,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help=f"first verdicts: {QUICK.seeds} seeds, {QUICK.shrink:g} of the steps and draws",
     )
     size.add_argument(
-        "--full",
-        action="store_true",
-        help="the papers' own sizes and budgets as well (hours)",
+        "--full", action="store_true", help="the papers' own sizes and budgets as well (hours)"
     )
     flag("--tenth", help="a tenth of steps and draws: how long would all take, also of --full?")
     parser.add_argument(

@@ -34,9 +34,8 @@ def papers() -> list[str]:
 
 
 def reproductions() -> dict[str, ModuleType]:
-    """Every module of a paper's folder that has `run(settings)`, by its name paper.question.
-
-    A module that steps aside for a figure's function, as `_search`, goes without its underscore.
+    """Every module of a paper's folder that has `run(settings)`, by its name paper.question. A
+    module that steps aside for a figure's function, as `_search`, goes without its underscore.
     """
     found = [
         (f"{paper}.{module.name.removeprefix('_')}", f"{__package__}.{paper}.{module.name}")

@@ -70,11 +70,7 @@ claim = Claims(
 )
 
 
-FIGURES = {
-    "toy": "toy_figures",
-    "surface": "toy_figures",
-    "role_of_c": "_role_of_c",
-}
+FIGURES = {"toy": "toy_figures", "surface": "toy_figures", "role_of_c": "_role_of_c"}
 """The module of every figure that takes options: `python -m paper_repro figure --list`."""
 
 

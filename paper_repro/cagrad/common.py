@@ -28,9 +28,8 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 def rows_of(
     draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0
 ) -> Tensor:
-    """Normal matrices `[draw, task, param]`.
-
-    Lengths spread from 1 to `spread`, plus a common vector.
+    """Normal matrices `[draw, task, param]`. Lengths spread from 1 to `spread`, plus a common
+    vector.
     """
     root = mf.random.fold_in(mf.random.key(11), tag)
     keys = vmap(lambda i: mf.random.fold_in(root, i))(torch.arange(draws))
@@ -82,9 +81,8 @@ def length(g: Tensor, weights: Tensor) -> Tensor:
 
 
 def angle(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Between Jᵀa and Jᵀb, radians.
-
-    By the difference of unit vectors, so that small angles keep their digits.
+    """Between Jᵀa and Jᵀb, radians. By the difference of unit vectors, so that small angles keep
+    their digits.
     """
     a, b = a / length(g, a)[:, None], b / length(g, b)[:, None]
     return 2 * torch.asin((length(g, a - b) / 2).clamp_max(1))

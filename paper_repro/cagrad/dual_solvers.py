@@ -13,10 +13,8 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.decisions import Claims, Measured, Row, decided, named_so
-from ..report.extremes import largest
-from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings, Verdict
-from .common import COLOURS, cagrad, gram, rows_of, unit_of
+from ..report.findings import Findings, Settings, Verdict
+from .common import cagrad, gram, rows_of, unit_of
 
 
 @decided("no solver misses less than 1e-5 in every family at its defaults", trained=False)
@@ -38,7 +36,7 @@ claim = Claims(
         "Standard optimisation libraries solve the dual efficiently.",
         solvers,
         when="of the conic solver and the active set; not of SLSQP and the official softmax",
-    ),
+    )
 )
 
 
@@ -54,12 +52,8 @@ def official_weights(g: Tensor, c: float) -> Tensor:
     count = len(g)
     linear = scaled.mean(1)
     radius = c * (linear.mean() + 1e-4).sqrt()
-    a, velocity, best, lowest = (
-        torch.zeros_like(linear),
-        torch.zeros_like(linear),
-        torch.full_like(linear, 1 / count),
-        torch.inf,
-    )
+    a, velocity = torch.zeros_like(linear), torch.zeros_like(linear)
+    best, lowest = torch.full_like(linear, 1 / count), torch.inf
     for _ in range(21):
         w = torch.softmax(a, 0)
         size = (w @ scaled @ w + 1e-4).sqrt()
@@ -73,9 +67,8 @@ def official_weights(g: Tensor, c: float) -> Tensor:
 
 
 def slsqp_weights(g: Tensor, c: float) -> Tensor:
-    """SciPy's SLSQP on the dual, scaled to a largest gradient of 1.
-
-    Without epsilons inside the root but the one that keeps it smooth.
+    """SciPy's SLSQP on the dual, scaled to a largest gradient of 1. Without epsilons inside the
+    root but the one that keeps it smooth.
     """
     matrix = (g / g.diagonal().amax()).numpy()
     count = len(matrix)
@@ -137,13 +130,7 @@ def run(settings: Settings) -> Findings:
         for name in SOLVERS:
             slow = "conic" in name or (name == "SLSQP" and g.shape[-1] > 10)
             results[name, family] = trial(name, g[: max(2, draws // 4)] if slow else g, 0.5)
-    yield solver_figure(results, list(families), draws)
     official = {family: results["official, softmax", family] for family in families}
-    most = {
-        name: largest(float(np.abs(results[name, family].missed).max()) for family in families)
-        for name in SOLVERS
-    }
-    good = [name for name in SOLVERS if most[name] < 1e-5]
     numbers: dict[str, float] = {}
     for (name, family), t in results.items():
         numbers |= {
@@ -161,48 +148,5 @@ def run(settings: Settings) -> Findings:
         "CA-17",
         numbers,
         f"c = .5, {draws} draws a family (conic, and SLSQP at T = 50: {max(2, draws // 4)}), 100 "
-        "parameters; missed: the worst task's rate below the "
-        "optimum, relative; a solver is good if it misses less than 1e-5 "
-        f"everywhere at its defaults, with time beside: {', '.join(good) or 'none'}. "
-        f"Most missed: {', '.join(f'{name} {value:.1g}' for name, value in most.items())}",
-    )
-
-
-def solver_figure(results: dict[tuple[str, str], Trial], families: list[str], draws: int) -> Figure:
-    canvas, panels = axes(2, 1, (13, 9))
-    width = 0.19
-    for k, (name, colour) in enumerate(zip(SOLVERS, COLOURS, strict=False)):
-        at = np.arange(len(families)) + (k - 1.5) * width
-        picked = [results[name, family] for family in families]
-        middle = np.array([max(np.median(np.abs(t.missed)), 1e-17) for t in picked])
-        top = np.array([max(np.abs(t.missed).max(), 1e-17) for t in picked])
-        panels[0].errorbar(
-            at,
-            middle,
-            [np.zeros_like(middle), top - middle],
-            fmt="osD^"[k],
-            color=colour,
-            capsize=3,
-            label=name,
-        )
-        panels[1].plot(at, [1e3 * t.seconds for t in picked], "osD^"[k], color=colour)
-    for axis in panels:
-        axis.set_xticks(
-            range(len(families)),
-            [f.replace(", ", "\n").replace("lengths ", "lengths\n") for f in families],
-        )
-        axis.set_yscale("log")
-    panels[0].set_ylabel("|worst rate missed| / (‖g₀‖ · shortest gradient)")
-    panels[1].set_ylabel("milliseconds a problem (median)")
-    canvas.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=len(SOLVERS),
-        frameon=False,
-    )
-    return Figure(
-        "solvers",
-        "CAGrad's dual at c = 0.5 by four solvers: what the worst task loses (median, bar to "
-        f"the largest of {draws}; 1e-17 for none) and the time.",
-        canvas,
+        "parameters; missed: the worst task's rate below the optimum, relative; time beside",
     )

@@ -13,15 +13,7 @@ from ..report.decisions import Claims, Measured, Row, decided, ends
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
-from .common import (
-    angle,
-    cagrad,
-    gram,
-    length,
-    rows_of,
-    threshold,
-    unit_of,
-)
+from .common import angle, cagrad, gram, length, rows_of, threshold, unit_of
 
 
 @decided(
@@ -47,7 +39,7 @@ claim = Claims(
         special_cases,
         kind="exact",
         when="of DualProj, and of PCGrad with two tasks, with another c at every step",
-    ),
+    )
 )
 
 

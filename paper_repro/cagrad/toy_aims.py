@@ -101,9 +101,7 @@ def two_aims(toy: Toy) -> Claim:
             },
             toy,
         ),
-        f"{toy.budget}; sum of all rises between points {EVERY} steps apart, after first contact; "
-        "holds if CAGrad (c = .5) raises a loss by more than 1 from the two outer starts "
-        "and MGDA none by more than .1",
+        f"{toy.budget}; sum of all rises between points {EVERY} steps apart, after first contact",
     )
 
 
@@ -137,9 +135,8 @@ def where_pcgrad_rests(toy: Toy, settings: Settings) -> Claim:
 
 
 def convex_pairs(draws: int, steps: int, size: int = 5) -> dict[str, np.ndarray]:
-    """PCGrad on pairs of quadratics ½(x - m_t)ᵀA_t(x - m_t).
-
-    Final excess of the total over its whole fall, and distance to stationarity.
+    """PCGrad on pairs of quadratics ½(x - m_t)ᵀA_t(x - m_t). Final excess of the total over its
+    whole fall, and distance to stationarity.
     """
 
     def problem(key: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,9 +171,8 @@ def convex_pairs(draws: int, steps: int, size: int = 5) -> dict[str, np.ndarray]
 
 
 def first_order(run: Run, name: str) -> tuple[float, float]:
-    """Shares of watched steps at which d, and Adam's step, raise some task to first order.
-
-    From the named starts; of the second share, where d raises none.
+    """Shares of watched steps at which d, and Adam's step, raise some task to first order. From the
+    named starts; of the second share, where d raises none.
     """
     hyper = USUAL[name]
     lanes = [run.lanes.find(start, hyper) for start in STARTS]

@@ -2,24 +2,10 @@
 
 import numpy as np
 
-from common.problems.cagrad_toy import USUAL
-
 from ..report.decisions import Claims, Measured, Row, decided
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import share_interval
-from .toy_runs import (
-    COLOURS,
-    DASHES,
-    WHOLE,
-    Run,
-    Toy,
-    arrivals,
-    random_ends,
-    title_of,
-    toy,
-    with_steps,
-)
+from .toy_runs import WHOLE, Toy, arrivals, random_ends, toy, with_steps
 
 
 @decided("CAGrad neither spreads least nor arrives more often than each of the others")
@@ -42,51 +28,12 @@ claim = Claims(
         "CA-28",
         "CAGrad is the most stable and predictable of the four.",
         steadiest.open_unless(WHOLE),
-    ),
+    )
 )
 
 
-def from_anywhere(runs: dict[str, Run]) -> Figure:
-    """End points and arrival times from random starts."""
-    canvas, (left, right) = axes(1, 2, (12, 4.4))
-    for name in USUAL:
-        ends, arrival = random_ends(runs[name]), arrivals(runs[name])
-        count = len(ends)
-        style = {
-            "color": COLOURS[name],
-            "linestyle": DASHES[name],
-            "label": title_of(name),
-            "linewidth": 1.8,
-        }
-        left.step(np.sort(ends), np.arange(1, count + 1) / count, where="post", **style)
-        got = np.sort(arrival[np.isfinite(arrival)])
-        right.step(
-            np.append(got, runs[name].times[-1]) / 1000,
-            np.append(np.arange(1, len(got) + 1), len(got)) / count,
-            where="post",
-            **style,
-        )
-    left.set(xlabel="mean loss at the end", ylabel="share of starts at or below", ylim=(0, 1.02))
-    right.set(
-        xlabel="thousand steps to within 0.1 of the minimum of the mean",
-        ylabel="share of starts that got there",
-        ylim=(0, 1.02),
-        xlim=(0, None),
-    )
-    left.legend()
-    count = len(runs["GD"].random)
-    return Figure(
-        "random-starts",
-        f"The toy's methods from {count} starts drawn uniformly from [-10, 10]², + in f₂: "
-        "where they end, and when.",
-        canvas,
-    )
-
-
 def run(settings: Settings) -> Findings:
-    found = toy(settings)
-    yield from_anywhere(found.runs)
-    yield stability(found)
+    yield stability(toy(settings))
 
 
 def stability(toy: Toy) -> Claim:

@@ -50,14 +50,6 @@ COLOURS = {
     "CAGrad": "#d55e00",
     "CAGrad, epsilons": "#cc79a7",
 }
-MARKERS = {
-    "GD": "s",
-    "MGDA": "^",
-    "PCGrad": "D",
-    "GradNorm": "v",
-    "CAGrad": "o",
-    "CAGrad, epsilons": "P",
-}
 DASHES: dict[str, Any] = {
     "GD": "-",
     "MGDA": "--",
@@ -96,9 +88,8 @@ def cpp_compiler() -> str:
 
 @kept  # torch's compiler takes seconds to be imported; tried again where another C++ one is found
 def compiler_works(device: torch.device, cpp: str) -> bool:
-    """Whether torch.compile finds its tools, by trying; a notice says why not.
-
-    On another device steps are captured instead, which needs none.
+    """Whether torch.compile finds its tools, by trying; a notice says why not. On another device
+    steps are captured instead, which needs none.
     """
     if device.type != "cpu":
         return True
@@ -176,11 +167,6 @@ class Toy(NamedTuple):
     steps: int
     budget: str
 
-    @property
-    def whole(self) -> bool:
-        """Whether the runs are as long as the paper's."""
-        return self.steps >= STEPS
-
 
 def toy(settings: Settings) -> Toy:
     """Every rule from all of its starts; workers that need it share the rules out."""
@@ -227,9 +213,8 @@ def random_ends(run: Run) -> np.ndarray:
 
 
 def arrivals(run: Run) -> np.ndarray:
-    """Steps to within .1 of the minimum of the mean from random starts.
-
-    Infinite where it was not met.
+    """Steps to within .1 of the minimum of the mean from random starts. Infinite where it was not
+    met.
     """
     there = at(run.points[:, run.random]).mean(-1).cpu().numpy() < minimum_of_mean()[1] + 0.1
     return np.where(there.any(0), run.times[there.argmax(0)], np.inf)
@@ -244,9 +229,8 @@ def off_the_set(points: Tensor) -> np.ndarray:
 
 
 def contact(points: Tensor) -> np.ndarray:
-    """Index `[start]` in time of the first contact with the Pareto set, -1 for none.
-
-    Points `[time, start, 2]`.
+    """Index `[start]` in time of the first contact with the Pareto set, -1 for none. Points `[time,
+    start, 2]`.
     """
     near = off_the_set(points) < CONTACT
     return np.where(near.any(0), near.argmax(0), -1)
@@ -260,9 +244,8 @@ def moved_after_contact(run: Run, hyper: float, sign: float = CODE) -> np.ndarra
 
 
 def rises(run: Run, hyper: float) -> np.ndarray:
-    """What each loss rose by after contact with the Pareto set, summed `[start, task]`.
-
-    Between kept points.
+    """What each loss rose by after contact with the Pareto set, summed `[start, task]`. Between
+    kept points.
     """
     points = run.of(STARTS, hyper)
     change = at(points).diff(dim=0).clamp_min(0).cpu().numpy()

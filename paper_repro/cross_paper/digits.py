@@ -128,9 +128,8 @@ def encode(params: mf.types.Params, x: Tensor) -> Tensor:
 
 
 def losses(params: mf.types.Params, batch: Batch) -> list[Tensor]:
-    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel.
-
-    A scalar a task, from the task's own images, so that each is differentiated through these alone.
+    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel. A
+    scalar a task, from the task's own images, so that each is differentiated through these alone.
     """
 
     def outputs(head: str, images: Tensor) -> Tensor:
@@ -183,10 +182,8 @@ def train(
     settings: Settings,
     label: str,
 ) -> list[Runs]:
-    """All lanes, learning rates and seeds at once.
-
-    Of a lane's rates the one with the best mean accuracy on the other half of the seeds'
-    validation images is kept.
+    """All lanes, learning rates and seeds at once. Of a lane's rates the one with the best mean
+    accuracy on the other half of the seeds' validation images is kept.
     """
     rates, seeds = (
         torch.tensor(RATES, device=settings.device),
@@ -198,12 +195,7 @@ def train(
             entropy, rotation, error = losses(params, batch)
             return [entropy, rotation, lane.scale * error]
 
-        return mf.descend(
-            scaled,
-            rule_of(lane.hyper),
-            mf.jacobian("trunk.*"),
-            mf.adam(lr),
-        )
+        return mf.descend(scaled, rule_of(lane.hyper), mf.jacobian("trunk.*"), mf.adam(lr))
 
     def advance(
         lane: Lanes, lr: Tensor, state: mf.TrainState, batch: Batch

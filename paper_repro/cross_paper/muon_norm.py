@@ -21,7 +21,7 @@ claim = Claims(
         "common descent in Muon's norm do not.",
         remedied,
         when="the polar factors are exact: Muon's own are five steps of an iteration, in bfloat16",
-    ),
+    )
 )
 
 

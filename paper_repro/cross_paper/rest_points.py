@@ -30,7 +30,7 @@ claim = Claims(
             ("rate of task 1, three tasks", "<", 0),
         ),
         kind="exact",
-    ),
+    )
 )
 
 
@@ -42,9 +42,8 @@ HALVINGS, EACH, FIRST = 20, 40, 0.3
 
 
 def exact_rest(rows: tuple[Vector, ...], measured: int) -> tuple[list[Fraction], list[Fraction]]:
-    """Weights `∝ 1/‖∇_W L_t‖` that sum to 1 and the rates ⟨g_t, Σ w_s g_s⟩ over all coordinates.
-
-    W: the first `measured` ones.
+    """Weights `∝ 1/‖∇_W L_t‖` that sum to 1 and the rates ⟨g_t, Σ w_s g_s⟩ over all coordinates. W:
+    the first `measured` ones.
     """
     inverse = []
     for row in rows:
@@ -60,9 +59,8 @@ def exact_rest(rows: tuple[Vector, ...], measured: int) -> tuple[list[Fraction],
 
 
 def rest(gramians: Tensor) -> tuple[Tensor, dict[float, float]]:
-    """Weights `[draw, task]` of gradnorm(0) after steps of halving size, and distances.
-
-    At gradients that stay as they are; a distance after each size.
+    """Weights `[draw, task]` of gradnorm(0) after steps of halving size, and distances. At
+    gradients that stay as they are; a distance after each size.
     """
     tasks = gramians.shape[-1]
     one = torch.ones(tasks, dtype=gramians.dtype)
@@ -169,11 +167,9 @@ def unit_gradients(settings: Settings) -> Claim:
             "sizes": drawn.error / last,
             "W rows 1, 1, the rest 1, -4: rate of task 1 over both": float(rates_outside[0]),
         },
-        "at equilibrium and on W alone: L_grad has its zero where all w_t‖∇_W L_t‖ are equal, "
-        f"and ⟨g_1, u_1 + u_2⟩ = ‖g_1‖(1 + cos) >= 0. {draws} draws of "
-        "lengths from .01 to 100 that stay as they are, through mtlfunc.gradnorm with "
-        f"mtlfunc.optim.multiplicative, step halved {HALVINGS - 1} times; "
-        "holds if the distance stays below ten step sizes and no task of two is raised on W. "
-        "With T = 3 one may be, and with T = 2 by the parameters "
-        "outside W, on which the weighted gradients are not of one length",
+        "at equilibrium and on W alone: L_grad has its zero where all w_t‖∇_W L_t‖ are equal, and "
+        f"⟨g_1, u_1 + u_2⟩ = ‖g_1‖(1 + cos) >= 0. {draws} draws of lengths from .01 to 100 that "
+        "stay as they are, through mtlfunc.gradnorm with mtlfunc.optim.multiplicative, step "
+        f"halved {HALVINGS - 1} times. With T = 3 a task may be raised on W, and with T = 2 by the "
+        "parameters outside W, on which the weighted gradients are not of one length",
     )

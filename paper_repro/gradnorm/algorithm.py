@@ -10,16 +10,7 @@ import mtlfunc as mf
 from ..report.decisions import Claims, Condition, Row, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
-from .common import (
-    ALPHA,
-    LAYERS,
-    Problem,
-    initial_params,
-    linear_maps,
-    losses,
-    norm_of,
-    sample,
-)
+from .common import ALPHA, LAYERS, Problem, initial_params, linear_maps, losses, norm_of, sample
 
 LITERAL = (
     Condition("largest difference of weights", "<", 1e-9),
@@ -126,9 +117,7 @@ def run(settings: Settings) -> Findings:
     }
     where = "three tasks, SGD on model and weights, float64; holds below 1e-9"
     yield claim(
-        "GN-13",
-        numbers,
-        f"the closed form against autograd of the detached target; {where}",
+        "GN-13", numbers, f"the closed form against autograd of the detached target; {where}"
     )
     yield claim(
         "GN-16",

@@ -137,9 +137,8 @@ class Runs(NamedTuple):
         return float(self.judged().mean()) >= self.test.shape[-1]
 
     def untrained(self) -> bool:
-        """Whether every task's L_i/L_i(0) ends above nine tenths.
-
-        Not their mean: a task that another one dominates ends above its first loss.
+        """Whether every task's L_i/L_i(0) ends above nine tenths. Not their mean: a task that
+        another one dominates ends above its first loss.
         """
         return bool((self.of(self.test)[-1].mean(0) > UNTRAINED).all())
 
@@ -148,10 +147,9 @@ class Runs(NamedTuple):
 
 
 def losses_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Mean squared errors of ReLU layers with an affine head a task.
-
-    A scalar a task rather than a stack of them: so each is differentiated through its own head, not
-    through all of them at once, in half of the time at T = 10.
+    """Mean squared errors of ReLU layers with an affine head a task. A scalar a task rather than a
+    stack of them: so each is differentiated through its own head, not through all of them at once,
+    in half of the time at T = 10.
     """
     x, y = batch
     for layer in range(LAYERS):
@@ -265,9 +263,8 @@ def step_of(
 def train(
     method: Method, problem: Problem, variants: Variants, settings: Settings, label: str, seeds: int
 ) -> Runs:
-    """All variants on all seeds as one program.
-
-    Seed s has the same start, data and batches in every variant and method.
+    """All variants on all seeds as one program. Seed s has the same start, data and batches in
+    every variant and method.
     """
     device = settings.device
     roots = torch.arange(seeds, device=device)

@@ -14,14 +14,7 @@ import numpy as np
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, spelled
 from ..report.intervals import Interval, ratio_interval
-from .common import (
-    ALPHA,
-    COLOURS,
-    LAYERS,
-    TWO,
-    UNTRAINED,
-    Problem,
-)
+from .common import ALPHA, COLOURS, LAYERS, TWO, UNTRAINED, Problem
 
 LAST = f"trunk.{LAYERS - 1}."
 MILD = (1.0, 10.0)  # σ
@@ -116,16 +109,14 @@ class Trace(NamedTuple):
         return np.nan_to_num(self.test[-1, self.named(name)].mean(-1), nan=np.inf, posinf=np.inf)
 
     def picked(self, name: str) -> np.ndarray:
-        """For every seed, `[seed]`, the lane of that name that is best on the other seeds.
-
-        That is, on the other half of them, in the mean.
+        """For every seed, `[seed]`, the lane of that name that is best on the other seeds. That is,
+        on the other half of them, in the mean.
         """
         return np.array(self.named(name))[chosen(self.final(name))]
 
     def settles_nothing(self, name: str) -> bool:
-        """Whether its best rate or α is at the edge of its grid, or it learns nothing.
-
-        Of α the upper edge: none is below 0.
+        """Whether its best rate or α is at the edge of its grid, or it learns nothing. Of α the
+        upper edge: none is below 0.
         """
         lanes, picked = self.named(name), self.picked(name)
         rates = sorted({self.lanes[i].lr for i in lanes})
@@ -135,9 +126,8 @@ class Trace(NamedTuple):
         return edge or bool(self.judged(name).mean() > UNTRAINED)
 
     def tied(self, name: str) -> list["Trace"]:
-        """Lanes of that name, each alone, that the seeds do not tell from the best one.
-
-        By the losses at the end, paired by seed. Which of them is picked hangs on the last bits.
+        """Lanes of that name, each alone, that the seeds do not tell from the best one. By the
+        losses at the end, paired by seed. Which of them is picked hangs on the last bits.
         """
         final = self.final(name)
         best = final[final.mean(1).argmin()]

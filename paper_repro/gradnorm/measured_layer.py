@@ -24,7 +24,7 @@ claim = Claims(
             ("smallest relative difference between two choices of W", ">", 1e-9),
         ),
         kind="exact",
-    ),
+    )
 )
 
 

@@ -46,11 +46,10 @@ def runs_at(problem: Problem, seeds: int, settings: Settings, about: str) -> Mor
 
 
 def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[str, Runs]:
-    """Equal, learnt and static weights at the paper's size.
-
-    Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
-    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand. The rates of the
-    other two are refined around the best ones, in at most `ROUNDS`.
+    """Equal, learnt and static weights at the paper's size. Static: GradNorm's average over time,
+    paired with the run of its own learning rate, at T = 2, else 1/L_i(0), which scales alone say;
+    by default at the rate fixed beforehand. The rates of the other two are refined around the best
+    ones, in at most `ROUNDS`.
     """
     problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
     variants = variants_of(problem, seeds, settings)

@@ -98,9 +98,8 @@ def at_own_rates(problem: Problem, equal: Runs, settings: Settings) -> dict[str,
 
 
 def by_rate(results: Mapping[str, Runs]) -> dict[float, Interval]:
-    """GradNorm's final loss over equal weights' at one learning rate for both.
-
-    Not at a rate at which equal weights learn nothing: their loss is not a unit.
+    """GradNorm's final loss over equal weights' at one learning rate for both. Not at a rate at
+    which equal weights learn nothing: their loss is not a unit.
     """
     equal, learnt = results["equal"], results["GradNorm"]
     both = [rate for rate in equal.rates if rate in learnt.rates]
@@ -230,9 +229,7 @@ def reduction(
         for name, pair in beside.items()
     )
     return claim(
-        "GN-21",
-        numbers,
-        f"{beside_equal(one, best, rates)}{readings}. {text}. {INTERVAL}",
+        "GN-21", numbers, f"{beside_equal(one, best, rates)}{readings}. {text}. {INTERVAL}"
     )
 
 

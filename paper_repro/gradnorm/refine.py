@@ -73,9 +73,8 @@ def apart(runs: Runs, best: int, other: int) -> float:
 
 
 def neighbours_apart(runs: Mapping[str, Runs]) -> float:
-    """How far the losses of the rates next to the best ones are from theirs, the largest.
-
-    In half widths of the ratio's interval; infinite for a best rate at an edge.
+    """How far the losses of the rates next to the best ones are from theirs, the largest. In half
+    widths of the ratio's interval; infinite for a best rate at an edge.
     """
     half = half_of(ratio_of(runs))
     most = max(

@@ -28,9 +28,8 @@ from .train_lanes import train
 
 
 def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
-    """Static weights and GradNorm at T = 2.
-
-    Tasks of other scales, of other difficulty, and with few data.
+    """Static weights and GradNorm at T = 2. Tasks of other scales, of other difficulty, and with
+    few data.
     """
     size = size_of(settings)
     plain, sharp = deviation_of(1.0), deviation_of(SHARPER)
@@ -66,10 +65,7 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.mild]
     learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.mild]
     fixed_runs, learnt_runs = train(
-        {
-            "T = 2, static weights": ("weighted", static),
-            "T = 2, GradNorm": ("gradnorm", learnt),
-        },
+        {"T = 2, static weights": ("weighted", static), "T = 2, GradNorm": ("gradnorm", learnt)},
         size,
         settings,
     )
@@ -77,9 +73,8 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
 
 
 def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
-    """Static weights, GradNorm, and GradNorm with normalised targets at T = 10.
-
-    Static: equal, 1/L_i(0) and a random search.
+    """Static weights, GradNorm, and GradNorm with normalised targets at T = 10. Static: equal,
+    1/L_i(0) and a random search.
     """
     size = size_of(settings)
     key = mf.random.key(10)

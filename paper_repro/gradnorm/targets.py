@@ -1,34 +1,20 @@
 """What are the targets Ḡ r_i^α, and can the norms reach them?"""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
 
 from ..report.decisions import Claims, Row, exact
-from ..report.figures import axes, plain_ticks
-from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.intervals import half_width, named, ratio_interval
+from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, ratio_interval
 from .common import ALPHA
-from .lanes import (
-    COLOUR,
-    EQUAL,
-    FIXED,
-    PAIRED,
-    RECIPROCAL,
-    STRONG,
-    STRONG_ALPHA,
-    Size,
-    Trace,
-    size_of,
-)
-from .rivals import ten_tasks, two_tasks
+from .lanes import PAIRED, STRONG, STRONG_ALPHA, Size, Trace, size_of
+from .rivals import ten_tasks
 
 claim = Claims(
     Row(
@@ -39,15 +25,13 @@ claim = Claims(
             ("the same, normalised targets", "<", 1e-9),
         ),
         kind="exact",
-    ),
+    )
 )
 
 
 def run(settings: Settings) -> Findings:
     size, frozen = size_of(settings), still_targets(settings)
-    two, ten = two_tasks(settings), ten_tasks(settings)
-    yield targets_of_the_rule(ten[1], ten[2], frozen, size)
-    yield by_rate([two, ten[:2]], ten[2], frozen, size)
+    yield targets_of_the_rule(*ten_tasks(settings)[1:], frozen, size)
 
 
 class Update(NamedTuple):
@@ -127,17 +111,15 @@ def targets_of_the_rule(
     return claim(
         "GN-10",
         numbers,
-        "random lengths, losses, weights, five tasks, α of 0, .12, .5, 1, 2, float64; holds "
-        "below 1e-9. The targets add up to T·Ḡ only for α of 0 or 1: "
-        "otherwise L_grad has no zero, unless the targets are normalised. "
-        f"Training: {size}; {PAIRED}",
+        "random lengths, losses, weights, five tasks, α of 0, .12, .5, 1, 2, float64. The targets "
+        "add up to T·Ḡ only for α of 0 or 1: otherwise L_grad has no zero, unless the targets are "
+        f"normalised. Training: {size}; {PAIRED}",
     )
 
 
 def still_targets(settings: Settings) -> dict[str, np.ndarray]:
-    """L_grad/Ḡ `[step, draw]` while the rule moves its weights alone.
-
-    Lengths and losses stay as they are; α = .5, five tasks.
+    """L_grad/Ḡ `[step, draw]` while the rule moves its weights alone. Lengths and losses stay as
+    they are; α = .5, five tasks.
     """
     draws, tasks, lr = 32, 5, 0.02
     u = mf.random.uniform(mf.random.key(3), (2, draws, tasks), torch.float64)
@@ -166,90 +148,3 @@ def still_targets(settings: Settings) -> dict[str, np.ndarray]:
             state = move(lengths, rates, state)
         found[name] = torch.stack(left).numpy()
     return found
-
-
-def by_rate(
-    both: Sequence[tuple[Trace, Trace]],
-    normalised: Trace,
-    frozen: dict[str, np.ndarray],
-    size: Size,
-) -> Figure:
-    canvas, panels = axes(1, 3, (13, 4.2))
-    (two, learnt), (static, dynamic) = both
-    arms = [
-        [
-            (EQUAL, two, "static, 1"),
-            ("GradNorm", learnt, f"GradNorm, {ALPHA:g}"),
-            (FIXED, two, f"static, {RECIPROCAL:g}"),
-        ],
-        [
-            (EQUAL, static, EQUAL),
-            ("GradNorm", dynamic, STRONG),
-            ("normalised", normalised, STRONG),
-            (FIXED, static, FIXED),
-        ],
-    ]
-    edges: list[str] = []
-    for panel, rows, rates in zip(panels, arms, (size.two, size.ten), strict=False):
-        edges += ends_by_rate(panel, rows, rates)
-    what_is_left(panels[2], frozen, {"GradNorm": dynamic, "normalised": normalised}, size)
-    return Figure(
-        "rates",
-        "Final loss by learning rate, every method on one grid; best at the edge of its grid: "
-        f"{'; '.join(edges) or 'none'}. Right: what is left of L_grad with plain and normalised "
-        "targets, where only the weights move and in training. "
-        f"{size}. 95 % t intervals over seeds.",
-        canvas,
-    )
-
-
-def ends_by_rate(
-    panel: Axes, rows: Sequence[tuple[str, Trace, str]], rates: Sequence[float]
-) -> list[str]:
-    """Final losses of methods over the learning rate; returns those best at the grid's edge."""
-    edges = []
-    for shift, (label, trace, name) in zip((0.91, 0.97, 1.03, 1.09), rows, strict=False):
-        final = trace.final(name)
-        if trace.best(name).lr in (rates[0], rates[-1]):
-            edges.append(f"{label}, T = {trace.test.shape[-1]}")
-        alpha = "" if label in (EQUAL, FIXED) else f", α = {trace.best(name).alpha:g}"
-        text = "normalised targets" if label == "normalised" else label
-        final[~np.isfinite(final)] = np.nan
-        panel.errorbar(
-            np.array(rates) * shift,
-            final.mean(1),
-            half_width(final),
-            color=COLOUR[label],
-            marker="o",
-            label=text + alpha,
-        )
-    panel.set(
-        xlabel="Adam's learning rate",
-        ylabel="mean of L_i/L_i(0) on test data at the end",
-        xscale="log",
-        title=f"T = {rows[0][1].test.shape[-1]}",
-    )
-    panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
-    panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    panel.minorticks_off()
-    panel.legend()
-    return edges
-
-
-def what_is_left(
-    panel: Axes, frozen: dict[str, np.ndarray], traces: dict[str, Trace], size: Size
-) -> None:
-    """L_grad where only the weights move, and in training."""
-    for label, trace in traces.items():
-        text = "normalised" if label == "normalised" else "Ḡ r^α"
-        colour = COLOUR[label]
-        panel.plot(np.median(frozen[label], 1), color=colour, label=f"{text}, network fixed")
-        values = np.median(trace.excess[trace.picked(STRONG), np.arange(size.seeds)], 0)
-        window = max(1, len(values) // 40)
-        values = values[: len(values) // window * window].reshape(-1, window).mean(1)
-        times = window * (np.arange(len(values)) + 0.5)
-        panel.plot(times, values, ":", color=colour, label=f"{text}, training")
-    panel.set(xlabel="step", ylabel="L_grad/Ḡ, median", title=f"α = {STRONG_ALPHA:g}", yscale="log")
-    panel.set_ylim(top=8 * panel.get_ylim()[1])
-    plain_ticks(panel.yaxis)
-    panel.legend()

@@ -152,15 +152,7 @@ def toy(
     batch: Size = 100,
 ) -> Figure:
     """Losses and weights of regressions that differ in scale (Figure 3)."""
-    problem = Problem(
-        scales=scales,
-        inputs=inputs,
-        outputs=outputs,
-        width=width,
-        rates=rates,
-        steps=steps,
-        batch=batch,
-    )
+    problem = Problem(scales, inputs, outputs, width, rates=rates, steps=steps, batch=batch)
     return losses_and_weights(problem, trained(problem, seeds, (alpha,), methods))
 
 
@@ -182,15 +174,7 @@ def rates(
     batch: Size = 50,
 ) -> Figure:
     """GradNorm's final loss next to equal and static weights', by learning rate."""
-    problem = Problem(
-        scales=scales,
-        inputs=inputs,
-        outputs=outputs,
-        width=width,
-        rates=rates,
-        steps=steps,
-        batch=batch,
-    )
+    problem = Problem(scales, inputs, outputs, width, rates=rates, steps=steps, batch=batch)
     return by_rate(problem, trained(problem, seeds, (alpha,)))
 
 
@@ -268,15 +252,7 @@ def strength(
     batch: Size = 50,
 ) -> Figure:
     """GradNorm's final loss and average weights against α."""
-    problem = Problem(
-        scales=scales,
-        inputs=inputs,
-        outputs=outputs,
-        width=width,
-        rates=(rate,),
-        steps=steps,
-        batch=batch,
-    )
+    problem = Problem(scales, inputs, outputs, width, rates=(rate,), steps=steps, batch=batch)
     learnt = trained(problem, seeds, alphas, ("GradNorm",))["GradNorm"]
     canvas, panels = axes(1, 2, (11, 4.2))
     found = against_alpha(panels, problem, alphas, learnt)

@@ -46,10 +46,8 @@ def lengths_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Options(NamedTuple):
-    """Lanes as tensors, `[lane]` or `[lane, task]`.
-
-    () is a sharpness of 1 in all of them: the targets but for their scale are then the same in
-    every lane, and found once.
+    """Lanes as tensors, `[lane]` or `[lane, task]`. () is a sharpness of 1 in all of them: the
+    targets but for their scale are then the same in every lane, and found once.
     """
 
     lr: Tensor
@@ -189,9 +187,8 @@ def train(
 def blocks_of(
     lanes: Sequence[Lane], size: Size, settings: Settings, label: str
 ) -> Iterator[tuple[Block, str]]:
-    """Every block and its name: as many seeds as keep each tensor of a step within LARGEST.
-
-    On another device than the CPU all of them.
+    """Every block and its name: as many seeds as keep each tensor of a step within LARGEST. On
+    another device than the CPU all of them.
     """
     apart = len({lane._replace(name="") for lane in lanes})
     wide = max(size.width, size.batch)
@@ -213,17 +210,10 @@ def joined(blocks: Sequence[Trace]) -> Trace:
 
 @kept
 def train_block(
-    method: Method,
-    lanes: Sequence[Lane],
-    size: Size,
-    seeds: Block,
-    settings: Settings,
-    label: str,
+    method: Method, lanes: Sequence[Lane], size: Size, seeds: Block, settings: Settings, label: str
 ) -> Trace:
-    """All lanes on these seeds as one program.
-
-    Seed s has the same start, x and maps in every lane and method. Lanes that differ in nothing but
-    their name are run once.
+    """All lanes on these seeds as one program. Seed s has the same start, x and maps in every lane
+    and method. Lanes that differ in nothing but their name are run once.
     """
     alike = [lane._replace(name="") for lane in lanes]
     apart = list(dict.fromkeys(alike))

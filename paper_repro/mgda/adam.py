@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -20,10 +19,9 @@ from common.device import replayed
 
 from ..report.decisions import Claims, Row, exact
 from ..report.extremes import largest
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
-from .common import COLOURS, gram, normalised, rows_of, solved, square
+from .common import gram, normalised, rows_of, solved, square
 
 claim = Claims(
     Row(
@@ -36,7 +34,7 @@ claim = Claims(
             ("active set against projected gradient: largest relative *", "<", 1e-5),
         ),
         kind="exact",
-    ),
+    )
 )
 
 
@@ -124,9 +122,8 @@ class Rates(NamedTuple):
 
 
 def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
-    """The optimizer `OPTIMIZERS[which]`, as a lane of one program.
-
-    All are worked out and one is taken, so that they run side by side in one vmap.
+    """The optimizer `OPTIMIZERS[which]`, as a lane of one program. All are worked out and one is
+    taken, so that they run side by side in one vmap.
     """
     kinds = mf.sgd(LR), mf.sgd(LR / 10, momentum=0.9), mf.adam(adam_lr)
 
@@ -199,56 +196,7 @@ def run(settings: Settings) -> Findings:
     found: dict[tuple[str, str, str], Rates] = {}
     for problem in PROBLEMS:
         found |= followed(problem, seeds, steps)
-    yield shares_figure(found, seeds, steps)
     yield guarantee(found, settings, seeds, steps)
-
-
-def shares_figure(found: dict[tuple[str, str, str], Rates], seeds: int, steps: int) -> Figure:
-    canvas, axis = axes(1, 2, (16, 5.6))
-    for one, problem in zip(axis, PROBLEMS, strict=True):
-        for i, (name, colour, hatch) in enumerate(
-            zip(OPTIMIZERS, COLOURS, ("", "//", ".."), strict=False)
-        ):
-            values = [share(found[problem, rule, name].after < RAISES) for rule in RULES]
-            place, heights = (
-                np.arange(len(RULES)) + 0.27 * (i - 1),
-                np.array([value.mean for value in values]),
-            )
-            error = np.array([[v.mean - v.low, v.high - v.mean] for v in values]).T.clip(0)
-            one.bar(
-                place,
-                heights,
-                0.25,
-                yerr=error,
-                color=colour,
-                label=name,
-                error_kw={"elinewidth": 0.8},
-                hatch=hatch,
-                edgecolor="white",
-            )
-            own = [share(found[problem, rule, name].before < RAISES).mean for rule in RULES]
-            one.plot(
-                place,
-                own,
-                "kD",
-                markersize=4,
-                label="d itself, on the same path" if i == 2 else None,
-            )
-        one.set(
-            title=problem, ylabel="share of steps that raise a task to first order", ylim=(0, 1.05)
-        )
-        one.set_xticks(range(len(RULES)), [name.replace(" ", "\n", 1) for name in RULES])
-    canvas.legend(*axis[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return Figure(
-        "optimizers",
-        f"Share of the first {steps} steps that raise some task to first order (cosine below "
-        "-1e-6), along the step that the optimizer takes (bars) "
-        f"and along the rule's own d on the same path (diamonds); {TASKS} tasks, {seeds} seeds, "
-        f"95 % intervals over seeds (Korn & Graubard's, of shares). SGD with step {LR:g} moves "
-        "along d; momentum and Adam "
-        f"({', '.join(f'{lr:g} on the {name}' for name, lr in ADAM_LR.items())}) do not.",
-        canvas,
-    )
 
 
 # ---- the guarantee ----

@@ -26,9 +26,8 @@ def uniform(tag: int, shape: tuple[int, ...]) -> Tensor:
 def rows_of(
     draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0
 ) -> Tensor:
-    """Normal matrices `[draw, task, param]` plus a common vector.
-
-    Lengths rise from 1 to `spread` over the tasks.
+    """Normal matrices `[draw, task, param]` plus a common vector. Lengths rise from 1 to `spread`
+    over the tasks.
     """
     lengths = torch.logspace(0, 1, tasks, base=spread, dtype=torch.float64)
     return (
@@ -37,9 +36,8 @@ def rows_of(
 
 
 def stationary_rows(draws: int, tasks: int, size: int, tag: int) -> Tensor:
-    """Rows with 0 inside their hull.
-
-    A random convex combination of them, positive in every weight, is subtracted.
+    """Rows with 0 inside their hull. A random convex combination of them, positive in every weight,
+    is subtracted.
     """
     rows = rows_of(draws, tasks, size, tag)
     shares = 0.3 + uniform(tag, (draws, 1, tasks))
@@ -57,7 +55,6 @@ HEIGHT = 0.3
 
 def families(draws: int) -> dict[str, Tensor]:
     """Gramians `[draw, task, task]` of ten tasks, the optimum inside the simplex and on a face.
-
     Tasks conflict in both. Inside: rows with 0 in the interior of their hull, all moved by one
     vector orthogonal to them, which then is the min-norm point.
     """

@@ -120,9 +120,9 @@ def infeasible(costs: Costs) -> Claim:
             for way in WAYS[1:]
         }
         | {"relative difference of the two Gramians, largest": error},
-        f"holds only when rows are stored: {size} shared parameters, {SAMPLES} samples. Their "
-        "memory grows as T·P, while the Gramian layer by layer and the "
-        "weighted gradient need no row; the T backward passes remain",
+        f"{size} shared parameters, {SAMPLES} samples. Their memory grows as T·P, while the "
+        "Gramian layer by layer and the weighted gradient need no row; the T backward passes "
+        "remain",
     )
 
 
@@ -210,7 +210,6 @@ def cheaper(counted: Steps, best: Steps) -> Claim:
             / best["MGDA-UB", place, most]
             for place in HEADS
         },
-        "holds only when the heads are small against the trunk: then the operations of a step "
-        "hardly grow with T (below 1.5 times at T = 32, and half of "
-        "MGDA's); with large heads the T passes through them are what a step costs",
+        "small heads: the operations of a step hardly grow with T (below 1.5 times at T = 32, and "
+        "half of MGDA's); with large heads the T passes through them are what a step costs",
     )

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,9 +13,8 @@ from ..report.bounds import A_FIFTH
 from ..report.counting import operations
 from ..report.decisions import Claims, Measured, Row, decided, exact, named_so
 from ..report.extremes import largest
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
-from .common import COLOURS, DASHES, gram, rows_of
+from ..report.findings import Claim, Findings, Settings, Verdict
+from .common import gram, rows_of
 from .network import SAMPLES, in_turns, losses, network, step_of, trunk_size
 
 
@@ -121,11 +119,10 @@ class Costs(NamedTuple):
 
 
 def counted(turns: int) -> Costs:
-    """Operations of a step's passes and Gramian, and of ways to solve for the weights.
-
-    The step's are counted as it runs (matrix products alone); the solvers' are their formulas: a
-    face solved takes 2T³/3 + 2T², an iteration on the Gramian 2T², one on vectors two products
-    with the Jacobian, 4TP.
+    """Operations of a step's passes and Gramian, and of ways to solve for the weights. The step's
+    are counted as it runs (matrix products alone); the solvers' are their formulas: a face solved
+    takes 2T³/3 + 2T², an iteration on the Gramian 2T², one on vectors two products with the
+    Jacobian, 4TP.
     """
     calls: dict[tuple[str, int, int], Callable[[], Any]] = {}
     shares, larger = ({name: {} for name in (EXACT, LOOP, VECTORS)} for _ in BATCHES)
@@ -150,47 +147,7 @@ def run(settings: Settings) -> Findings:
     yield gramian_once()
     turns = settings.count(5)
     costs = counted(turns)
-    yield figure(costs, turns)
     yield inner_iteration(costs)
-
-
-def figure(costs: Costs, turns: int) -> Figure:
-    canvas, panels = axes(1, 2, (13, 4.8))
-    timed: Shares = {
-        name: {
-            (tasks, width): costs.best[name, tasks, width] / costs.best["step", tasks, width]
-            for tasks, width in itertools.product(TASKS, WIDTHS)
-        }
-        for name in SOLVERS
-    }
-    units = ("operations over the step's passes", "time over the step's")
-    for panel, found, unit in zip(panels, (costs.shares, timed), units, strict=True):
-        for (name, share), colour in zip(found.items(), COLOURS, strict=False):
-            for tasks, style, marker in zip(TASKS, DASHES, "os^", strict=False):
-                panel.plot(
-                    [costs.sizes[width] for width in WIDTHS],
-                    [share[tasks, width] for width in WIDTHS],
-                    color=colour,
-                    linestyle=style,
-                    marker=marker,
-                    label=f"{name}, T = {tasks}",
-                )
-        panel.axhline(CONSIDERABLE, color="#777777", linewidth=1)
-        panel.set(
-            xlabel="shared parameters P", ylabel=f"solver's {unit}", xscale="log", yscale="log"
-        )
-    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return Figure(
-        "solver-share",
-        "What solving for the weights costs beside the backward passes of MGDA's step, a ReLU "
-        f"network, batch of {SAMPLES}. Left: counted operations; line: a fifth. Right: time, "
-        f"eager, {torch.get_num_threads()} thread(s), best of {turns} turns, which for the "
-        "iterations is that of interpreting them op by op.",
-        canvas,
-    )
-
-
-CONSIDERABLE = 0.2
 
 
 def inner_iteration(costs: Costs) -> Claim:
@@ -213,8 +170,8 @@ def inner_iteration(costs: Costs) -> Claim:
     return claim(
         "SU-25",
         numbers,
-        f"holds only when the iteration works on vectors: {ITERATIONS} iterations take {spans[0]} "
-        f"of a step's operations at a batch of {BATCHES[0]}, {spans[1]} at {BATCHES[1]}; on the "
-        "Gramian, and in the exact way, a small part of them at either. "
-        "Considerable: above a fifth; decided by counts, time stands beside",
+        f"{ITERATIONS} iterations take {spans[0]} of a step's operations at a batch of "
+        f"{BATCHES[0]}, {spans[1]} at {BATCHES[1]}; on the Gramian, and in the exact way, a small "
+        "part of them at either. Considerable: above a fifth; decided by counts, time stands "
+        "beside",
     )

@@ -46,11 +46,10 @@ def padded(x: Tensor, *shape: int) -> Tensor:
 def rest_points(
     draws: int, steps: int
 ) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], float]:
-    """Both methods from random starts: how near they end to stationarity, whether a loss rose.
-
-    Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
-    losses that ended higher; and the most by which the distance is above ‖d‖ on MGDA-UB's way.
-    All run side by side; zeros behind the smaller case change nothing.
+    """Both methods from random starts: how near they end to stationarity, whether a loss rose. Of
+    every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
+    losses that ended higher; and the most by which the distance is above ‖d‖ on MGDA-UB's way. All
+    run side by side; zeros behind the smaller case change nothing.
     """
     samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
 

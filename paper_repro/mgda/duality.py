@@ -16,16 +16,7 @@ from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
-from .common import (
-    COLOURS,
-    gram,
-    normal,
-    rows_of,
-    shortest,
-    solved,
-    square,
-    uniform,
-)
+from .common import COLOURS, gram, normal, rows_of, shortest, solved, square, uniform
 
 claim = Claims(
     Row(
@@ -86,9 +77,8 @@ claim = Claims(
 
 
 def primal(rows: np.ndarray) -> float:
-    """The maximum of s - ½‖u‖² with ⟨g_t, u⟩ >= s, in parameter space.
-
-    By sequential quadratic programming: no simplex, no weights.
+    """The maximum of s - ½‖u‖² with ⟨g_t, u⟩ >= s, in parameter space. By sequential quadratic
+    programming: no simplex, no weights.
     """
     size = rows.shape[1]
     answer = optimize.minimize(
@@ -179,9 +169,8 @@ def swap(found: Answers, settings: Settings) -> Claim:
 
 
 def truncated_saddle() -> float:
-    """max min less min max of u + w over intervals of which the inner one is the longer.
-
-    As both grow to the line the first goes to minus infinity and the second to infinity.
+    """max min less min max of u + w over intervals of which the inner one is the longer. As both
+    grow to the line the first goes to minus infinity and the second to infinity.
     """
     short, long = np.linspace(-10, 10, 201), np.linspace(-1000, 1000, 2001)
     lower = (short[:, None] + long).min(1).max()

@@ -25,9 +25,8 @@ COLOURS = {name: METHOD_COLOURS[name] for name in ("MGDA-UB", "MGDA")}
 
 
 def raises(gramian: Tensor, weights: Tensor) -> Tensor:
-    """Whether the direction with these weights raises some task: min_t cos(g_t, d) < 0.
-
-    None is raised where d is 0, and its rates what rounding leaves. Batched over the first axis.
+    """Whether the direction with these weights raises some task: min_t cos(g_t, d) < 0. None is
+    raised where d is 0, and its rates what rounding leaves. Batched over the first axis.
     """
     rates = torch.einsum("dts,ds->dt", gramian, weights)
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -65,9 +64,8 @@ def losses(params: mf.types.Params, batch: Batch) -> Tensor:
 
 
 def draw(key: Tensor, study: Study) -> tuple[mf.types.Params, Batch]:
-    """A random encoder (PyTorch's default law) and correlated tasks.
-
-    y_t = √.5 (common + private), each a random tanh unit of x.
+    """A random encoder (PyTorch's default law) and correlated tasks. y_t = √.5 (common + private),
+    each a random tanh unit of x.
     """
     layers = {
         "trunk.0": (study.hidden, INPUTS),

@@ -31,7 +31,7 @@ claim = Claims(
         same_zeros,
         kind="exact",
         when="common descent is left out: stationary points are found, directions may raise a task",
-    ),
+    )
 )
 
 

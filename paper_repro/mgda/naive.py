@@ -277,10 +277,8 @@ def own_average(own_gap: Tensor, averages: dict[str, Averaged]) -> Claim:
             if len(own_gap)
             else float("nan"),
         },
-        "holds only when τ is computed at the running average, which is Frank–Wolfe with step "
-        "1/(n+1): suboptimality within O(log n/n) on all of "
-        f"{len(found[0].start) * 2} Gramians; averaging the iterates of u ← g_τ itself is wrong, "
-        "exactly so for (2, 0), (0, 1)",
+        f"suboptimality within O(log n/n) on all of {len(found[0].start) * 2} Gramians; averaging "
+        "the iterates of u ← g_τ itself is wrong, exactly so for (2, 0), (0, 1)",
     )
 
 

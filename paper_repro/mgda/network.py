@@ -24,9 +24,8 @@ Encoded = dict[str, Tensor]
 def network(
     tasks: int, width: int, *, code: int = 16, head: int = 0, samples: int = SAMPLES
 ) -> tuple[mf.types.Params, Encoded]:
-    """A ReLU trunk of two layers with `width` units and a code, and a batch.
-
-    A linear head a task, or one with `head` hidden units.
+    """A ReLU trunk of two layers with `width` units and a code, and a batch. A linear head a task,
+    or one with `head` hidden units.
     """
     layers = {"trunk.0": (width, INPUTS), "trunk.1": (width, width), "trunk.2": (code, width)}
     params = {
@@ -68,9 +67,8 @@ def step_of(tasks: int, width: int, probe: mf.Probe, **sizes: int) -> Callable[[
 
 
 def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int, label: str) -> dict[Any, float]:
-    """The best time of each call, one call after the other in every turn.
-
-    So that a busy machine is busy for all.
+    """The best time of each call, one call after the other in every turn. So that a busy machine is
+    busy for all.
     """
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():

@@ -129,17 +129,15 @@ def first_order(settings: Settings) -> Claim:
             "share of quadratics that fall at .99 · 2‖g‖²/gᵀAg": small,
             "share of quadratics that rise at 1.01 · 2‖g‖²/gᵀAg": large,
         },
-        f"holds when the step is small: {draws} sums of squared tanh units and as many "
-        "quadratics, for which a step -ηg lowers L exactly if "
-        f"η < 2‖g‖²/gᵀAg; steepest in the Euclidean norm, against {len(many)} random directions "
-        "at η = 1e-6",
+        f"{draws} sums of squared tanh units and as many quadratics, for which a step -ηg lowers "
+        f"L exactly if η < 2‖g‖²/gᵀAg; steepest in the Euclidean norm, against {len(many)} random "
+        "directions at η = 1e-6",
     )
 
 
 def linear_programs(rows: Tensor, *, weak: bool) -> np.ndarray:
-    """For every draw: is there a Δ ≠ 0 with JΔ <= 0 (weak), or a Δ with JΔ < 0 (strict)?
-
-    By linear programs over the box |Δ_i| <= 1.
+    """For every draw: is there a Δ ≠ 0 with JΔ <= 0 (weak), or a Δ with JΔ < 0 (strict)? By linear
+    programs over the box |Δ_i| <= 1.
     """
     found = []
     for matrix in tqdm(rows.numpy(), desc="linear programs", leave=False):

@@ -15,9 +15,8 @@ SMALL = 1e-6  # the relative gap that counts as reached
 
 
 def softmax_descent(steps: int, rate: float | Tensor) -> mf.types.Solver:
-    """w = softmax(a) and gradient descent on a, `steps` times from a = 0.
-
-    ∇_a ½wᵀGw = w ∘ (Gw - wᵀGw). Not scale-free: `rate` multiplies G.
+    """w = softmax(a) and gradient descent on a, `steps` times from a = 0. ∇_a ½wᵀGw = w ∘ (Gw -
+    wᵀGw). Not scale-free: `rate` multiplies G.
     """
 
     def solve(problem: mf.solvers.MinNorm) -> mf.Solution:

@@ -18,16 +18,7 @@ from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge
 from ..report.intervals import named
-from .common import (
-    COLOURS,
-    DASHES,
-    TASKS,
-    families,
-    relative_gap,
-    scaled,
-    shortest,
-    solved,
-)
+from .common import COLOURS, DASHES, TASKS, families, relative_gap, scaled, shortest, solved
 from .naive import counts_of
 from .softmax import SMALL, Grid, best_rate, softmax_descent, softmax_grid
 
@@ -210,9 +201,8 @@ def _gap_axis(axis: Axes, title: str, x: str) -> None:
 
 
 def reached(found: Trace, part: slice, level: float) -> float:
-    """The first count whose median gap over some draws is at most `level`.
-
-    Infinite if there is none.
+    """The first count whose median gap over some draws is at most `level`. Infinite if there is
+    none.
     """
     middle = found.gaps[:, part].median(1).values
     return next(
@@ -258,10 +248,8 @@ def line_search(traces: dict[str, Trace], gramians: Tensor, draws: int) -> Claim
         "SU-21",
         numbers,
         f"{len(gramians)} Gramians of {TASKS} tasks, {traces['line search'].counts[-1]} "
-        "iterations, seen at the figure's counts; holds if a step "
-        "is the T = 2 problem, iterates stay feasible and the gap falls to 1e-3. On a face the "
-        "search zig-zags, no faster than the fixed steps; "
-        "away and pairwise steps reach rounding",
+        "iterations, seen at the figure's counts. On a face the search zig-zags, no faster than "
+        "the fixed steps; away and pairwise steps reach rounding",
     )
 
 

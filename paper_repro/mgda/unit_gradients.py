@@ -2,12 +2,9 @@
 
 import itertools
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib import rcParams
-from matplotlib.axes import Axes
 from torch import Tensor
 from torch.func import jacrev, vmap
 from tqdm import tqdm
@@ -16,20 +13,9 @@ import mtlfunc as mf
 
 from ..report.bounds import MOST_RUNS, SEEN
 from ..report.decisions import Claims, Row, exact
-from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, named, share_interval
-from .common import (
-    COLOURS,
-    ROUNDING,
-    gram,
-    normal,
-    normalised,
-    rows_of,
-    shortest,
-    square,
-    uniform,
-)
+from .common import ROUNDING, gram, normal, normalised, rows_of, shortest, square, uniform
 from .quadratics import Batch, losses, quadratics
 
 claim = Claims(
@@ -110,12 +96,13 @@ def change_of_scale(rule: mf.Rule, drawn: Drawn) -> tuple[Tensor, Tensor]:
 
 
 def free_of_scales(drawn: Drawn) -> Claim:
-    own = change_of_scale(normalised(), drawn)[1].max()
     draws, tasks = drawn.scale.shape
     return claim(
         "SU-01",
         {
-            "largest change of the unit direction, weights 1/‖g‖": own,
+            "largest change of the unit direction, weights 1/‖g‖": change_of_scale(
+                normalised(), drawn
+            )[1].max(),
             "the same, equal weights": change_of_scale(mf.mean(), drawn)[1].max(),
             "smallest scale": drawn.scale.min(),
             "largest scale": drawn.scale.max(),
@@ -181,9 +168,8 @@ def broken_rates() -> list[Fraction]:
 
 
 def unit_descent(draws: int, tasks: int, dim: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps θ ← θ - Σ g_t/‖g_t‖ · 1/(T(k + 1)).
-
-    Shares of draws with a raised task `[step]`, distance at the end, distance at the start.
+    """Steps θ ← θ - Σ g_t/‖g_t‖ · 1/(T(k + 1)). Shares of draws with a raised task `[step]`,
+    distance at the end, distance at the start.
     """
     params, batch = quadratics(draws, tasks, dim, 270)
     x = params["x"]
@@ -224,7 +210,6 @@ def descends(settings: Settings) -> Findings:
         rates = torch.einsum("dts,ds->dt", g, weights)
         shares[size, count] = share_interval(int((rates < -ROUNDING).any(-1).sum()), len(g))
     runs = {count: unit_descent(settings.count(48), count, 6, steps) for count in (2, 3, 6)}
-    yield figure(shares, runs, settings)
     yield common_descent(shares, runs, formula_error(settings.count(10000)), steps)
 
 
@@ -236,75 +221,6 @@ def formula_error(draws: int) -> float:
     rates = torch.einsum("dtp,dp->dt", rows, u)
     cosine = vmap(mf.diagnostics.cosines)(gram(rows))[:, 0, 1]
     return float(((rates - length * (1 + cosine[:, None])).abs() / length).max())
-
-
-def figure(shares: Shares, runs: Descents, settings: Settings) -> Figure:
-    canvas, panels = axes(1, 3, (16, 5))
-    broken_panel(panels[0])
-    for size, colour, style in zip(SIZES, COLOURS, ("-", "--", "-."), strict=False):
-        found = [shares[size, count] for count in COUNTS]
-        bars = np.array([[s.mean - s.low, s.high - s.mean] for s in found]).T.clip(0)
-        panels[1].errorbar(
-            COUNTS,
-            [share.mean for share in found],
-            bars,
-            color=colour,
-            linestyle=style,
-            marker="o",
-            label=f"{size} parameters",
-        )
-    panels[1].set(
-        xlabel="tasks T",
-        ylabel="share of draws in which u raises a task",
-        ylim=(-0.03, 1.03),
-        xticks=COUNTS,
-    )
-    panels[1].legend()
-    for (count, (raised, _, _)), colour, style in zip(
-        runs.items(), COLOURS, ("-", "--", "-."), strict=False
-    ):
-        at = np.arange(1, len(raised) + 1)
-        panels[2].plot(at, raised, color=colour, linestyle=style, label=f"T = {count}")
-    panels[2].set(
-        xlabel="step",
-        ylabel="share of runs whose step raises a task",
-        xscale="log",
-        ylim=(-0.03, 1.03),
-    )
-    panels[2].legend()
-    return Figure(
-        "unit-gradients",
-        "The sum u of unit gradients. Left: (1, 0) and twice (-.8, .6), with ⟨g_1, u⟩ = "
-        f"{float(broken_rates()[0]):g}. Middle: share of normal matrices for which u "
-        f"raises a task, {settings.count(2000)} draws a point, Wilson's 95 % intervals: none for "
-        f"T = 2. Right: the same along {settings.count(48)} runs on "
-        "convex quadratics in 6 dimensions, steps falling as k^(-3/4).",
-        canvas,
-    )
-
-
-def broken_panel(panel: Axes) -> None:
-    """The three unit gradients whose sum raises the first task."""
-    plane = [[float(x) for x in row] for row in BROKEN]
-    total = np.sum(plane, axis=0).tolist()
-    for (x, y), label, colour, place in (
-        (plane[0], "g_1", COLOURS[0], (4, 6)),
-        (plane[1], "g_2 = g_3", COLOURS[2], (-36, 12)),
-        (total, "u", COLOURS[1], (8, -4)),
-    ):
-        arrow(panel, (0, 0), (x, y), colour)
-        beside: dict[str, Any] = {"xytext": place, "textcoords": "offset points"}
-        panel.annotate(label, (x, y), color=colour, fontsize="medium", **beside)
-    panel.axvline(0, color="#888888", linestyle=":")
-    panel.annotate("⟨g_1, u⟩ < 0", (-0.06, -0.22), ha="right", fontsize=rcParams["legend.fontsize"])
-    panel.annotate("⟨g_1, u⟩ > 0", (0.06, -0.22), fontsize=rcParams["legend.fontsize"])
-    panel.set(
-        xlabel="first coordinate",
-        ylabel="second coordinate",
-        xlim=(-1.1, 1.25),
-        ylim=(-0.35, 1.45),
-        aspect="equal",
-    )
 
 
 def common_descent(shares: Shares, runs: Descents, formula: float, steps: int) -> Claim:

@@ -96,11 +96,7 @@ def conditions(theta: Tensor, following: Tensor) -> Conditions:
         gramian = mf.task_gramian(losses, params, None)[1]
         pair = [
             f(gramian)[0, 1]
-            for f in (
-                mf.diagnostics.cosines,
-                magnitude_similarity,
-                curvature_bound,
-            )
+            for f in (mf.diagnostics.cosines, magnitude_similarity, curvature_bound)
         ]
         pointwise = mf.diagnostics.curvature(losses, params, None) / gramian.sum()
         secant = 2 * (total(after) - total(at) - grad(total)(at) @ move) / move.square().sum()
@@ -262,10 +258,7 @@ def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
         colour = {"sum": "C0"}.get(arm, COLOURS[arm])
         here[0].plot(steps, path.cosine, ".", color=colour, markersize=2)
         here[0].axhline(0, color="black", linewidth=1)
-        here[0].set(
-            ylabel=f"{named_arm(arm)}: cos φ",
-            ylim=(-1.05, 1.05),
-        )
+        here[0].set(ylabel=f"{named_arm(arm)}: cos φ", ylim=(-1.05, 1.05))
         conflict = path.cosine < 0
         here[1].plot(
             steps[conflict],
@@ -340,10 +333,9 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
     return claim(
         "PC-04",
         numbers,
-        f"Adam {ADAM_RATE:g} from {START}{', a short budget' if short else ''}; holds if the sum "
-        "ends with L_2 > 30 and PCGrad with θ_1 < 0 and L_2 < 0. "
-        f"Also {starts} starts within about .05. Natural log; totals on the cusp are noise and "
-        f"are not judged. {WILSON}",
+        f"Adam {ADAM_RATE:g} from {START}{', a short budget' if short else ''}. Also {starts} "
+        "starts within about .05. Natural log; totals on the cusp are noise and are not judged. "
+        f"{WILSON}",
     )
 
 
@@ -372,10 +364,9 @@ def curved(found: Paths, along: dict[str, Conditions]) -> Claim:
     return claim(
         "PC-05",
         numbers,
-        f"Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at {len(found.steps)} "
-        "points of each path; holds if it is positive on most steps, and only when a step crosses "
-        "a cusp if on some. log|·| is concave off its cusp, so that the curvature at a point is "
-        "never positive; across the cusp the slope jumps up, and H is as large as 1 over the "
-        "squared distances from it, which its mean shows. ∇L has no useful Lipschitz constant "
-        "there: where ℓ > ξℒ is met is beside",
+        "Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at "
+        f"{len(found.steps)} points of each path. log|·| is concave off its cusp, so that the "
+        "curvature at a point is never positive; across the cusp the slope jumps up, and H is as "
+        "large as 1 over the squared distances from it, which its mean shows. ∇L has no useful "
+        "Lipschitz constant there: where ℓ > ξℒ is met is beside",
     )

@@ -15,12 +15,11 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.decisions import OPEN, Claims, Row, sided
-from ..report.figures import axes, plain_ticks
-from ..report.findings import Figure, Findings, Settings
+from ..report.findings import Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import Interval, named, ratio_interval
-from .common import ALPHA, ARMS, COLOURS, LINES, STUDENT, arms, either
-from .landscape import ADAM_RATE, LONG, SGD_RATES, Paths, arrival, by_rate, paths, values
+from .common import ALPHA, ARMS, STUDENT, arms, either
+from .landscape import LONG, SGD_RATES, Paths, arrival, by_rate, paths
 from .problems import Batch, regression, regression_batch, regression_start
 
 WORSE = sided(("* over PCGrad's", ">", 1)).open_unless(("steps on the landscape", ">=", LONG))
@@ -61,46 +60,29 @@ def run(settings: Settings) -> Findings:
     steps = {("Adam", arm): arrival(found, arm, sgd=False) + 1.0 for arm in ARMS}
     choice = {arm: chosen(np.log(by_rate(found, arm) + 1.0)) for arm in ARMS}
     steps |= {("SGD", arm): judged(by_rate(found, arm) + 1.0, choice[arm]) for arm in ARMS}
-    rates = {arm: SGD_RATES[int(np.median(choice[arm]))] for arm in ARMS}
-    yield ablation_figure(found, rates, trials)
     every = Arms(found, choice, steps, trials)
-    yield claim(
-        "PC-23",
-        *against_pcgrad("direction only", every),
-    )
-    yield claim(
-        "PC-24",
-        *against_pcgrad("magnitude only", every),
-    )
-    yield claim(
-        "PC-25",
-        *against_pcgrad("GradNorm", every),
-    )
+    yield claim("PC-23", *against_pcgrad("direction only", every))
+    yield claim("PC-24", *against_pcgrad("magnitude only", every))
+    yield claim("PC-25", *against_pcgrad("GradNorm", every))
 
 
 def against_pcgrad(arm: str, arms: Arms) -> tuple[dict[str, float], str]:
     """Numbers and configuration of "this arm is worse than PCGrad"."""
     found, choice, steps, trials = arms
     numbers: dict[str, float] = {"steps on the landscape": float(found.steps[-1])}
-    worse: dict[str, tuple[bool, bool]] = {}
     for optimizer in ("Adam", "SGD"):
-        ratio, label = (
-            ratio_interval(steps[optimizer, arm], steps[optimizer, "PCGrad"]),
-            f"landscape, {optimizer}",
-        )
-        worse[label] = ratio.low > 1, ratio.high < 1
+        label = f"landscape, {optimizer}"
+        ratio = ratio_interval(steps[optimizer, arm], steps[optimizer, "PCGrad"])
         numbers |= {
             f"{label}: mean steps to the common side, {name}": float(steps[optimizer, name].mean())
             for name in (arm, "PCGrad")
         }
         numbers |= named(f"{label}: steps of {arm} over PCGrad's", ratio)
-        there = {
-            name: float((steps[optimizer, name] <= found.steps[-1]).mean())
-            for name in (arm, "PCGrad")
-        }
         numbers |= {
-            f"{label}: share of starts that get there, {name}": share
-            for name, share in there.items()
+            f"{label}: share of starts that get there, {name}": float(
+                (steps[optimizer, name] <= found.steps[-1]).mean()
+            )
+            for name in (arm, "PCGrad")
         }
         if optimizer == "SGD":
             edge = any(at_edge(choice[name], len(SGD_RATES)) for name in (arm, "PCGrad"))
@@ -114,13 +96,9 @@ def against_pcgrad(arm: str, arms: Arms) -> tuple[dict[str, float], str]:
         numbers |= named(f"regression, {optimizer}: loss of {arm} over PCGrad's", ratio)
         edge = any(at_edge(trial.choice(name), len(trial.rates)) for name in (arm, "PCGrad"))
         numbers[f"regression, {optimizer}: loss of {arm} over PCGrad's{OPEN}"] = float(edge)
-        worse[f"regression, {optimizer}"] = ratio.low > 1, ratio.high < 1
     return (
         numbers,
-        f"worse: {'; '.join(name for name, (a, _) in worse.items() if a) or 'nowhere'}; "
-        "better: "
-        f"{'; '.join(name for name, (_, b) in worse.items() if b) or 'nowhere'}. Landscape: "
-        "steps to θ_1 < 0 and L_2 < 0 for good, of "
+        "landscape: steps to θ_1 < 0 and L_2 < 0 for good, of "
         f"{found.steps[-1]:,} (the count for those that do not get there), ratios paired "
         f"over {len(steps['Adam', 'sum'])} starts, "
         f"SGD at each arm's best of {', '.join(f'{r:g}' for r in SGD_RATES)}; regression: "
@@ -128,60 +106,6 @@ def against_pcgrad(arm: str, arms: Arms) -> tuple[dict[str, float], str]:
         "rates, paired over seeds; rates are chosen on the other half of starts or seeds, and one "
         "at the edge of its grid settles nothing; GradNorm with "
         f"α = {ALPHA}, on losses above their floor. {STUDENT}",
-    )
-
-
-def ablation_figure(found: Paths, rates: dict[str, float], trials: dict[str, Trial]) -> Figure:
-    canvas, panels = axes(1, 3, (16, 4.8))
-    for panel, sgd in zip(panels[:2], (False, True), strict=True):
-        for arm in ARMS:
-            lanes = found.chosen(arm, sgd=sgd, lr=rates[arm] if sgd else None)
-            second = values(found.theta[:, lanes])[..., 1].median(1).values.numpy()
-            smooth = np.array(
-                [np.median(second[max(0, i - 15) : i + 16]) for i in range(len(second))]
-            )
-            panel.plot(
-                found.steps,
-                smooth,
-                color=COLOURS[arm],
-                linestyle=LINES[arm],
-                label=f"{arm}, {rates[arm]:g}" if sgd else arm,
-            )
-        panel.set(
-            xlabel="step", ylabel=f"L₂, {'SGD at its best rate' if sgd else f'Adam {ADAM_RATE:g}'}"
-        )
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
-        panel.legend()
-    others = [arm for arm in ARMS if arm != "PCGrad"]
-    for i, (name, trial) in enumerate(trials.items()):
-        for j, arm in enumerate(others):
-            ratio = trial.over(arm, "PCGrad")
-            bars = [[ratio.mean - ratio.low], [ratio.high - ratio.mean]]
-            panels[2].errorbar(
-                [j + 0.24 * i - 0.12],
-                [ratio.mean],
-                bars,
-                color=COLOURS[arm],
-                marker="os"[i],
-                capsize=3,
-            )
-        panels[2].plot([], [], marker="os"[i], color="#444444", linestyle="", label=name)
-    panels[2].axhline(1, color="black", linewidth=1)
-    panels[2].set_xticks(range(len(others)), [arm.replace(" ", "\n") for arm in others])
-    panels[2].set(ylabel="regression: Σ L_i / variance of y_i\nover PCGrad's", yscale="log")
-    plain_ticks(panels[2].yaxis)
-    for axis in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
-        axis(lambda value, _: f"{value:g}")
-    panels[2].legend()
-    starts = len(found.chosen("sum", sgd=False))
-    return Figure(
-        "ablation",
-        "PCGrad taken apart. Left and middle: L₂ on the landscape under Adam and SGD (each arm "
-        f"at its best rate), median of {starts} starts, running median "
-        f"of 31 points. Right: the regression after {trials['Adam'].steps} steps, each arm at "
-        "its best rate: ratios to PCGrad's loss, paired by "
-        "seed, geometric mean and 95 % interval.",
-        canvas,
     )
 
 
@@ -204,10 +128,8 @@ class Trial(NamedTuple):
 
 def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
     """Every arm at every rate on every seed, as lanes of one program; all see the same samples."""
-    seeds, steps = (
-        settings.seeds if settings.full else max(2, settings.seeds // 2),
-        settings.count(3000 if settings.full else 400),
-    )
+    seeds = settings.seeds if settings.full else max(2, settings.seeds // 2)
+    steps = settings.count(3000 if settings.full else 400)
     rates = {"Adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "SGD": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
     every = [
         (arm, name == "SGD", rate, seed)
@@ -247,10 +169,6 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
         if time >= steps - max(1, steps // 10):
             kept.append(losses)
     _, targets = batches(keys, zero + steps)
-    final = (
-        (torch.stack(kept).mean(0) / targets.var(1)[seed])
-        .sum(-1)
-        .reshape(2, len(ARMS), 5, seeds)
-        .numpy()
-    )
+    final = (torch.stack(kept).mean(0) / targets.var(1)[seed]).sum(-1)
+    final = final.reshape(2, len(ARMS), 5, seeds).numpy()
     return {name: Trial(final[i], some, steps) for i, (name, some) in enumerate(rates.items())}

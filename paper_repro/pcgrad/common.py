@@ -42,9 +42,8 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
 def compiled(
     step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
 ) -> Program | None:
-    """`compile_steps`, tried on its example; None, with a notice, without a compiler.
-
-    On another device than the CPU a captured program.
+    """`compile_steps`, tried on its example; None, with a notice, without a compiler. On another
+    device than the CPU a captured program.
     """
     if lanes[0].device.type != "cpu":
         return replayed_steps(step, unroll, leaf)
@@ -62,11 +61,9 @@ def compiled(
 
 
 def arms(arm: Tensor) -> mf.Rule:
-    """The rule of `ARMS[arm]`, as a lane of one program.
-
-    All are worked out and one is taken, so that lanes with different rules make one program.
-    "direction only" is PCGrad's direction at the plain gradient's length, "magnitude only" the
-    plain direction at PCGrad's length.
+    """The rule of `ARMS[arm]`, as a lane of one program. All are worked out and one is taken, so
+    that lanes with different rules make one program. "direction only" is PCGrad's direction at the
+    plain gradient's length, "magnitude only" the plain direction at PCGrad's length.
     """
     learnt, edit = mf.gradnorm(ALPHA), mf.pcgrad()
 

@@ -33,9 +33,8 @@ POINTS = 1000  # of every path
 
 
 def losses(params: mf.types.Params, batch: object = None) -> Tensor:
-    """Both losses **above their floor** of 20 log 5e-6 and 25 log 5e-6.
-
-    The same gradients, and the losses >= 0 that GradNorm needs.
+    """Both losses **above their floor** of 20 log 5e-6 and 25 log 5e-6. The same gradients, and the
+    losses >= 0 that GradNorm needs.
     """
     x, y = params["theta"][0], params["theta"][1]
     inner = torch.stack([x / 2 + torch.tanh(y), x / 2 - torch.tanh(y) + 2])
@@ -66,9 +65,8 @@ class Paths(NamedTuple):
 
 
 def lanes_of(seeds: int) -> Lanes:
-    """Every arm with Adam and with SGD at each rate, from several starts.
-
-    The paper's start and others within about .05 of it.
+    """Every arm with Adam and with SGD at each rate, from several starts. The paper's start and
+    others within about .05 of it.
     """
     key = mf.random.key(0)
     starts = (
@@ -115,10 +113,8 @@ def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: f
 
 @kept
 def walked(lanes: Lanes, last: int) -> Paths:
-    """All lanes side by side, from step 0 to the last.
-
-    `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget without a
-    compiler.
+    """All lanes side by side, from step 0 to the last. `UNROLLED` steps in one compiled graph, or
+    eager ones and a shorter budget without a compiler.
     """
     each = (lanes.arm, lanes.sgd, lanes.lr)
 
@@ -206,10 +202,8 @@ def across(found: Paths, arm: str) -> np.ndarray:
 
 
 def arrival(found: Paths, arm: str, *, sgd: bool, lr: float | None = None) -> np.ndarray:
-    """Steps, `[start]`, to the common side.
-
-    The first recorded point there from which on nine of ten are; the whole length for a path that
-    has none.
+    """Steps, `[start]`, to the common side. The first recorded point there from which on nine of
+    ten are; the whole length for a path that has none.
     """
     theta = found.theta[:, found.chosen(arm, sgd=sgd, lr=lr)]
     there = ((theta[..., 0] < 0) & (values(theta)[..., 1] < 0)).numpy()

@@ -58,9 +58,8 @@ def regression_batch(key: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def moves() -> Tensor:
-    """Transition probabilities `[action, state, state]` of a grid with walls around it.
-
-    a move slips to a random one now and then.
+    """Transition probabilities `[action, state, state]` of a grid with walls around it. a move
+    slips to a random one now and then.
     """
     plain = torch.zeros(4, SIDE * SIDE, SIDE * SIDE, dtype=torch.float64)
     for action, (down, right) in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):

@@ -13,12 +13,11 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.decisions import OPEN, Claims, Row, sided
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
 from . import theorems
-from .common import COLOURS, normal
+from .common import normal
 from .measures import curvature_bound
 from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
 
@@ -42,7 +41,7 @@ claim = Claims(
             "2, to 0.1 of the initial gap: share that gets there, plain} of plain descent's "
             "come within a tenth of the initial gap"
         ),
-    ),
+    )
 )
 
 
@@ -52,9 +51,8 @@ RELATIVE = (0.125, 0.25, 0.5, 1.0, 1.5, 1.9, 3.0, 6.0, 12.0)
 
 
 def race(dim: int, draws: int, steps: int) -> dict[Starts, np.ndarray]:
-    """Excess of the sum over its minimum, in units of its start, `[method, step, pair, rate]`.
-
-    The rates are `RELATIVE`/ℒ. Pairs of all starts (see `pairs`) run side by side.
+    """Excess of the sum over its minimum, in units of its start, `[method, step, pair, rate]`. The
+    rates are `RELATIVE`/ℒ. Pairs of all starts (see `pairs`) run side by side.
     """
     every = {starts: pairs(dim, draws, starts) for starts in get_args(Starts)}
     counts = [len(lipschitz) for _, _, lipschitz, _ in every.values()]
@@ -92,41 +90,8 @@ def run(settings: Settings) -> Findings:
     excess: dict[Starts, dict[int, np.ndarray]] = {
         starts: {dim: found[starts] for dim, found in by_dim.items()} for starts in get_args(Starts)
     }
-    yield race_figure(excess["near"])
     large = {name: x for dim in (2, 10) for name, x in large_steps(dim, draws).items()}
     yield faster(excess, together(long_steps(settings)), large)
-
-
-def race_figure(excess: dict[int, np.ndarray]) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.4))
-    for panel, (dim, found) in zip(panels, excess.items(), strict=True):
-        at = np.arange(found.shape[1]) + 1
-        for values, name, method, style in zip(
-            found, ("sum", "PCGrad"), ("plain", "PCGrad"), ("--", "-"), strict=True
-        ):
-            # [step, pair], the best rate at every step
-            best = np.nanmin(np.where(np.isfinite(values), values, np.inf), -1)
-            middle = np.maximum(np.quantile(best, [0.25, 0.5, 0.75], axis=1), 1e-16)
-            colour = COLOURS[name]
-            panel.plot(at, middle[1], style, color=colour, label=method)
-            panel.fill_between(at, middle[0], middle[2], color=colour, alpha=0.2, linewidth=0)
-        panel.set(
-            xlabel=f"step ({dim} dimensions)",
-            ylabel="(L - min L) / (L at the start - min L)",
-            yscale="log",
-            xscale="log",
-            ylim=(1e-10, 2),
-        )
-        panel.legend()
-    return Figure(
-        "race",
-        "Whole trajectories, each method at its best of the rates "
-        f"{', '.join(f'{r:g}' for r in RELATIVE)} times 1/ℒ, pair by pair and step by step, "
-        f"from starts that meet Theorem 2's conditions (a) and (b); "
-        f"{' and '.join(str(found.shape[2]) for found in excess.values())} convex pairs: median "
-        "and quartiles. PCGrad loses where it stalls at a Pareto point.",
-        canvas,
-    )
 
 
 TRIES = 1000  # starts that are tried for a pair
@@ -142,11 +107,10 @@ def meets(x: Tensor, batch: Batch, lipschitz: Tensor) -> Tensor:
 
 
 def pairs(dim: int, draws: int, starts: Starts) -> tuple[mf.types.Params, Batch, Tensor, Tensor]:
-    """Convex pairs with their starts, ℒ and least sum, of those that meet the conditions there.
-
-    Of `quadratics.convex_pair` from the first of `TRIES` random starts about its minimisers that
-    does ("near"), of `quadratics.draw` with gradients nearly opposite and the top curvature along
-    their sum ("built"), or from its own random start, whether or not it does ("any").
+    """Convex pairs with their starts, ℒ and least sum, of those that meet the conditions there. Of
+    `quadratics.convex_pair` from the first of `TRIES` random starts about its minimisers that does
+    ("near"), of `quadratics.draw` with gradients nearly opposite and the top curvature along their
+    sum ("built"), or from its own random start, whether or not it does ("any").
     """
     keys = torch.arange(draws) + 10_000
     if starts == "built":
@@ -178,9 +142,8 @@ AFTER = (1, 5, 20)
 
 
 def large_steps(dim: int, draws: int) -> dict[str, float]:
-    """Shares of pairs in which PCGrad is lower than descent when both take the same steps.
-
-    Large: t = 2/(ℓ - ξℒ) of Theorem 2 at the start, the smallest that it allows. Stable: t = 1/ℒ.
+    """Shares of pairs in which PCGrad is lower than descent when both take the same steps. Large: t
+    = 2/(ℓ - ξℒ) of Theorem 2 at the start, the smallest that it allows. Stable: t = 1/ℒ.
     """
     numbers: dict[str, float] = {}
     for starts in ("near", "built"):

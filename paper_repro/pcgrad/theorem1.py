@@ -165,9 +165,8 @@ class Ends(NamedTuple):
 
 
 def pair_ends(settings: Settings) -> dict[int, Ends]:
-    """Long PCGrad runs with t = 1/ℒ on random convex pairs with different minimisers.
-
-    From a random start.
+    """Long PCGrad runs with t = 1/ℒ on random convex pairs with different minimisers. From a random
+    start.
     """
     draws, steps = (
         settings.count(800 if settings.full else 96),
@@ -245,8 +244,7 @@ def rare(ends: dict[int, Ends]) -> Claim:
     return claim(
         "PC-18",
         numbers,
-        f"{ends_text(ends)}; holds if in every dimension fewer than 5 % of the pairs end more than "
-        "1 % of the initial gap above the minimum. The angle, beside, decides nothing: cos φ = -1 "
-        "at every Pareto-stationary point with two non-zero gradients, the optimum included when "
-        f"the tasks disagree. X-01 is this sentence on CAGrad's toy. {WILSON}",
+        f"{ends_text(ends)}. The angle, beside, decides nothing: cos φ = -1 at every "
+        "Pareto-stationary point with two non-zero gradients, the optimum included when the tasks "
+        f"disagree. X-01 is this sentence on CAGrad's toy. {WILSON}",
     )

@@ -49,14 +49,13 @@ claim = Claims(
         "2/(ℓ - ξℒ), L(θ^PCGrad) <= L(θ^MT).",
         second_theorem,
         when="(b) reads ℓ > ξℒ and the curvature has the weight 2(1 - s) over the step",
-    ),
+    )
 )
 
 
 def counterexample() -> dict[str, Fraction]:
-    """L(x) = x for x >= -2, x + ½(x + 2)² below: convex, ℒ = 1.
-
-    G_1 = 3, g_2 = -2 at 0, so cos φ = -1, ξ = 0 and PCGrad does not move. t = 4.
+    """L(x) = x for x >= -2, x + ½(x + 2)² below: convex, ℒ = 1. G_1 = 3, g_2 = -2 at 0, so cos φ =
+    -1, ξ = 0 and PCGrad does not move. t = 4.
     """
     loss = lambda x: x + Fraction(1, 2) * min(x + 2, Fraction(0)) ** 2  # noqa: E731
     g, t, kink = Fraction(3) - Fraction(2), Fraction(4), Fraction(-2)
@@ -80,9 +79,8 @@ def counterexample() -> dict[str, Fraction]:
 
 
 def kinked(params: mf.types.Params, batch: Tensor) -> Tensor:
-    """Convex in one variable: x plus bends of random strength at random places.
-
-    G_1 = 3 and g_2 = -2 at 0, so that PCGrad does not move.
+    """Convex in one variable: x plus bends of random strength at random places. G_1 = 3 and g_2 =
+    -2 at 0, so that PCGrad does not move.
     """
     x, (strength, place) = params["x"][0], batch
     bend = 0.25 * (strength * (x + place).clamp_max(0) ** 2).sum()

@@ -209,12 +209,10 @@ class Side(NamedTuple):
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
-    """One verdict from the intervals of several configurations.
-
-    "holds" where all are below, wholly on the claimed side, "holds only when" where some are, "does
-    not hold" where none is and some are above, wholly on the other, else "inconclusive". Each is an
-    interval of 95 %, not widened for their number: of k that are chance alone, one is below with a
-    probability of up to k/40.
+    """One verdict from the intervals of several configurations. "holds" where all are below, wholly
+    on the claimed side, "holds only when" where some are, "does not hold" where none is and some
+    are above, wholly on the other, else "inconclusive". Each is an interval of 95 %, not widened
+    for their number: of k that are chance alone, one is below with a probability of up to k/40.
     """
     if all(below):
         return "holds"
@@ -242,9 +240,8 @@ def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:
 
 
 class Row(NamedTuple):
-    """A row of the ledger: what a claim says, how it can be checked, and what decides it.
-
-    An exact or synthetic one without a decision is open.
+    """A row of the ledger: what a claim says, how it can be checked, and what decides it. An exact
+    or synthetic one without a decision is open.
     """
 
     id: str

@@ -14,9 +14,8 @@ DRAWS = ("uniform", "normal", "permutation")
 
 @contextmanager
 def redrawn(draw: int) -> Iterator[None]:
-    """Fold `draw` into the key of all that `mf.random` is asked for; 0 changes nothing.
-
-    The questions name their keys in some fifty places, so this is done once, beneath them. What the
+    """Fold `draw` into the key of all that `mf.random` is asked for; 0 changes nothing. The
+    questions name their keys in some fifty places, so this is done once, beneath them. What the
     package draws, as PCGrad its orders and `mf.subset` its tasks, stays: it reads the module, which
     only the questions read by way of `mf`, and rules that draw in kernels could not be redirected.
     """

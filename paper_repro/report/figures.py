@@ -72,9 +72,8 @@ def band(
     alpha: float = 0.25,
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """Mean over seeds of `values[time, seed]` and its 95 % band; `geometric`: of logarithms.
-
-    A t interval knows nothing of what a share or a cosine can be: `within` ends the band there.
+    """Mean over seeds of `values[time, seed]` and its 95 % band; `geometric`: of logarithms. A t
+    interval knows nothing of what a share or a cosine can be: `within` ends the band there.
     """
     back = np.exp if geometric else np.asarray
     values = np.log(values) if geometric else values
@@ -85,9 +84,8 @@ def band(
 
 
 def beside_one(panel: Axes, ratio: Interval, y: float) -> None:
-    """A ratio with its interval at height y: blue below 1, vermillion above, grey across.
-
-    What has no interval, as where a run diverged, is said in its row.
+    """A ratio with its interval at height y: blue below 1, vermillion above, grey across. What has
+    no interval, as where a run diverged, is said in its row.
     """
     if not all(map(math.isfinite, ratio)):
         across = panel.get_yaxis_transform()  # from the left edge to the right one, at height y
@@ -136,10 +134,9 @@ def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
 
 
 def separate(heights: np.ndarray, room: float) -> np.ndarray:
-    """The rising places at least `room` from each other that are nearest to `heights`.
-
-    Less what each has below it these are an isotonic regression: neighbours that are too close
-    share their mean.
+    """The rising places at least `room` from each other that are nearest to `heights`. Less what
+    each has below it these are an isotonic regression: neighbours that are too close share their
+    mean.
     """
     steps = room * np.arange(len(heights))
     blocks: list[list[float]] = []

@@ -30,10 +30,7 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing, its caption, and the numbers that it shows.
-
-    In a notebook it shows itself.
-    """
+    """A drawing, its caption, and the numbers that it shows. In a notebook it shows itself."""
 
     name: str  # of the file, after the module's
     caption: str
@@ -128,7 +125,3 @@ QUICK = Settings(seeds=4, shrink=0.2)
 """First verdicts: a quarter of the seeds, a fifth of the steps and draws."""
 TENTH = 0.1
 """Of the steps and draws, from which the time of all is extrapolated."""
-
-
-def yes(condition: bool) -> str:
-    return "yes" if condition else "no"

@@ -45,10 +45,9 @@ def share_interval(hits: int, draws: int) -> Interval:
 
 
 def clustered_share(shares: ArrayLike | Tensor) -> Interval:
-    """Mean of shares, one a seed `[seed]`, with an interval within [0, 1].
-
-    Clopper and Pearson's exact interval at the number of independent draws whose mean would scatter
-    as this one does (Korn & Graubard 1998), at least the number of seeds.
+    """Mean of shares, one a seed `[seed]`, with an interval within [0, 1]. Clopper and Pearson's
+    exact interval at the number of independent draws whose mean would scatter as this one does
+    (Korn & Graubard 1998), at least the number of seeds.
     """
     values = np.asarray(shares, dtype=float)
     seeds, mean = len(values), float(values.mean())

@@ -25,11 +25,10 @@ INDEXED = re.compile(
 
 def fit(canvas: Canvas) -> None:
     """Set a canvas's text: indices as such, nothing over data, no line longer than its panel.
-
-    Legends go above their panels, where nothing is drawn whatever the numbers are. The layout
-    gives labels room across their lines and none along them, so that a label longer than its
-    panel would run into its neighbour or off the canvas: it is broken into lines. What is drawn
-    afterwards stays where it was laid out. One that has been set stays as it is.
+    Legends go above their panels, where nothing is drawn whatever the numbers are. The layout gives
+    labels room across their lines and none along them, so that a label longer than its panel would
+    run into its neighbour or off the canvas: it is broken into lines. What is drawn afterwards
+    stays where it was laid out. One that has been set stays as it is.
     """
     if isinstance(canvas.get_layout_engine(), PlaceHolderLayoutEngine):
         return
@@ -63,7 +62,6 @@ def fit(canvas: Canvas) -> None:
 
 def _tick(canvas: Canvas) -> None:
     """On log axes of less than a decade, where there would be one number or none, more of them.
-
     Ticks with names of their own stay: what is drawn there need not be at its number. An axis on
     which nothing is drawn, as where all runs diverged, keeps the linear one's limits, down to 0 or
     below, which have no logarithm.

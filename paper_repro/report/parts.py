@@ -126,10 +126,9 @@ class Kept(Generic[P, R]):
 
 
 def kept(function: Callable[P, R]) -> Kept[P, R]:
-    """A function of settings, numbers, texts and tensors whose results are kept.
-
-    The key is of the arguments, the function's source and all that it imports, the package and the
-    versions of the libraries. It calls no other such function: what that took would count twice.
+    """A function of settings, numbers, texts and tensors whose results are kept. The key is of the
+    arguments, the function's source and all that it imports, the package and the versions of the
+    libraries. It calls no other such function: what that took would count twice.
     """
     return Kept(function)
 

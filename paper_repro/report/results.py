@@ -56,10 +56,9 @@ def draw(folder: Path, module: str, figure: Figure) -> Drawn:
 
 
 class Results:
-    """Keeps a folder (`reserved`) in step with what was found; what is not run again stays.
-
-    The configuration is kept with every claim that this run decides; `.notices` says which files
-    could not be used and were set aside.
+    """Keeps a folder (`reserved`) in step with what was found; what is not run again stays. The
+    configuration is kept with every claim that this run decides; `.notices` says which files could
+    not be used and were set aside.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, str], modules: Iterable[str]) -> None:
@@ -129,7 +128,6 @@ class Results:
         self, module: str, key: str, findings: Iterable[Claim | Drawn], seconds: float
     ) -> None:
         """Drop what an earlier run of this module left and this complete one did not find.
-
         `seconds` of processor time are kept with it.
         """
         findings = list(findings)
@@ -193,12 +191,7 @@ class Results:
 
 
 def _words(row: Row) -> dict[str, str]:
-    return {
-        "id": row.id,
-        "paper": PAPERS[row.paper],
-        "kind": row.kind,
-        "claim": row.statement,
-    }
+    return {"id": row.id, "paper": PAPERS[row.paper], "kind": row.kind, "claim": row.statement}
 
 
 def _blank(row: Row) -> dict[str, Any]:

@@ -30,11 +30,10 @@ SETTLES_NOTHING = "settles nothing: at an edge of its grid or a gap in it, or no
 
 
 def said(decision: Decision, measured: Measured) -> str:
-    """What a claim's numbers say, without a full stop.
-
-    For every condition and interval that the decision is made of what was found, where the claim
-    has it, and whether it is so: yes, no or open. Of a decision that is a function of its own the
-    numbers that it reads. "" where there are none of these, as in older results.
+    """What a claim's numbers say, without a full stop. For every condition and interval that the
+    decision is made of what was found, where the claim has it, and whether it is so: yes, no or
+    open. Of a decision that is a function of its own the numbers that it reads. "" where there are
+    none of these, as in older results.
     """
     try:
         unmet = [f"open, as {part}" for part in _unmet(decision.enough, measured)]

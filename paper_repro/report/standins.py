@@ -106,14 +106,7 @@ def _lines(row: Row) -> Iterator[list[str]]:
     if not of(row):
         yield [f"**{row.id}**", published, "not testable here", "–", "–", row.needs]
     for found in of(row):
-        yield [
-            f"**{row.id}**",
-            published,
-            said(found),
-            found["holds"],
-            measured(found),
-            row.needs,
-        ]
+        yield [f"**{row.id}**", published, said(found), found["holds"], measured(found), row.needs]
 
 
 def agreement() -> str:

@@ -7,10 +7,9 @@ from .findings import Claim, Findings, Settings
 
 
 def findings(module: ModuleType, settings: Settings) -> Findings:
-    """A reproduction's findings under these settings.
-
-    A run below the default's budget refutes nothing that a longer training, or more draws, could
-    change; and every claim says what its decision says before anything runs.
+    """A reproduction's findings under these settings. A run below the default's budget refutes
+    nothing that a longer training, or more draws, could change; and every claim says what its
+    decision says before anything runs.
     """
     for finding in module.run(settings):
         yield stated(finding, settings) if isinstance(finding, Claim) else finding

@@ -143,10 +143,9 @@ class Run:
             Store.folder = None
 
     def side_by_side(self, questions: Sequence[Question], workers: int) -> None:
-        """Each in a process of its own, `workers` at a time; ended with this one.
-
-        The first imports for itself, and has begun while that which all others are forked from
-        still compiles kernels.
+        """Each in a process of its own, `workers` at a time; ended with this one. The first imports
+        for itself, and has begun while that which all others are forked from still compiles
+        kernels.
         """
         left, work = list(questions), {}
         others = set(multiprocessing.active_children())

@@ -29,7 +29,7 @@ claim = Claims(
         ),
         kind="exact",
         when="the gradients are large against Adam's ε, and of a task's own parameters",
-    ),
+    )
 )
 
 
@@ -43,10 +43,9 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data]:
 
 
 def path(optimizer: mf.Optimizer, steps: int, seeds: int, *, trunk: bool) -> Tensor:
-    """How far a parameter has moved after every step, `[scale, seed, step, entry]`.
-
-    The scale is that of task 1's loss. With `trunk` the parameter is the trunk, which both tasks
-    train; else it is task 1's head, and the trunk is fixed.
+    """How far a parameter has moved after every step, `[scale, seed, step, entry]`. The scale is
+    that of task 1's loss. With `trunk` the parameter is the trunk, which both tasks train; else it
+    is task 1's head, and the trunk is fixed.
     """
 
     def one(scale: Tensor, seed: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ claim = Claims(
             ("mean and *: 1 - cosine of the updates, over that of the directions", "<", CLOSER),
             trained=False,
         ),
-    ),
+    )
 )
 
 
@@ -41,7 +41,6 @@ def flat(grads: mf.types.Params) -> Tensor:
 
 def apart(beta: float, seeds: int, steps: int) -> dict[str, Tensor]:
     """1 - cosine of every rule's direction and of its update with the mean's, `[step, seed, 2]`.
-
     Every rule starts from Adam's state on the path of the mean loss.
     """
     adam, keys = mf.adam(RATE, (beta, 0.999)), torch.arange(seeds)

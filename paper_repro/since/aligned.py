@@ -59,10 +59,7 @@ claim = Claims(
 SHARES = (0.2, 0.5, 0.8)
 SIZE = 5
 ENDS = "share that ends at their optimum"
-NEAR, REST = (
-    0.01,
-    1e-3,
-)  # of the fall: this near is there; of the longer gradient: this is stationary
+NEAR, REST = 0.01, 1e-3  # there: of the fall; stationary: of the longer gradient
 
 
 def aligned(w: Tensor, tolerance: Tensor) -> mf.Rule:
@@ -132,17 +129,6 @@ def condition_number(draws: int) -> Claim:
     )
 
 
-def shown_for(numbers: dict[str, float]) -> str:
-    """Tolerances and weights at which Aligned-MTL ends at that point in almost all draws."""
-    kept = [
-        f"{one:g} and {1 - one:g} at {name}"
-        for name in TOLERANCES
-        for one in SHARES
-        if numbers[f"{title(ALIGNED.format(name), one)}: {ENDS}, low"] > 1 - FEW
-    ]
-    return ", ".join(kept) or "none"
-
-
 def title(name: str, one: float) -> str:
     return f"{name}, weights {one:g} and {1 - one:g}"
 
@@ -168,9 +154,8 @@ def ended(
     pairs: Pairs,
     steps: int,
 ) -> Tensor:
-    """Where a rule ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`.
-
-    All are lanes of one axis: nested ones would cost more than the arithmetic.
+    """Where a rule ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`. All
+    are lanes of one axis: nested ones would cost more than the arithmetic.
     """
     shape = len(tolerances), *lr.shape
     at = [x.flatten() for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij")]
@@ -241,6 +226,5 @@ def preferred(draws: int, steps: int) -> Claim:
         f"the gradients is below {REST:g} of the longer one. Near the Pareto set Aligned-MTL's "
         "step shrinks with the distance from it, and so does what moves along the set; which "
         "eigenvalue counts as 0 decides where it rests. Static "
-        f"weights end there by definition. Shown for the weights {shown_for(numbers)}. "
-        "Wilson's intervals",
+        "weights end there by definition. Wilson's intervals",
     )

@@ -12,15 +12,14 @@ from common.device import replayed
 
 from ..report.bounds import ALIKE, PREDICTS
 from ..report.decisions import Claims, Measured, Row, decided, ends, sided, verdict_of
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
 from .common import Data, losses, network, normal, rank_correlation, sample_losses
 
 
 @decided(
     "conflict has a negative rank correlation with the excess training loss, or one beyond "
-    f"±{PREDICTS} with the excess loss on held-out samples",
+    f"±{PREDICTS} with the excess loss on held-out samples"
 )
 def conflict_and_gap(measured: Measured) -> Verdict:
     training = ends(measured, "rank correlation of conflict with the excess training loss")
@@ -125,7 +124,6 @@ def run(settings: Settings) -> Findings:
     )
     yield of_samples(found, f"{where}; at the start {many} pairs")
     yield predicts(found, f"{where}, and on each task alone")
-    yield scatter(found, where)
 
 
 def of_samples(found: Trained, where: str) -> Claim:
@@ -190,16 +188,3 @@ def predicts(found: Trained, where: str) -> Claim:
         "held-out samples; the gap, test less training, shares a term with the training loss and "
         "is not judged. Spearman's correlations with Fisher's intervals",
     )
-
-
-def scatter(found: Trained, where: str) -> Figure:
-    canvas, panels = axes(1, 3, (13, 4.2))
-    values = excess(found)
-    conflict = values.pop("conflict")
-    for panel, (name, value), colour in zip(
-        panels, values.items(), ("C0", "C2", "C1"), strict=True
-    ):
-        panel.plot(conflict, value, ".", color=colour)
-        panel.axhline(0, color="#777777", linewidth=1)
-        panel.set(xlabel="conflict: minus the mean cosine of the tasks", ylabel=f"log {name}")
-    return Figure("excess", f"What conflict goes with. {where}; a point a pair.", canvas)

@@ -25,8 +25,7 @@ from ..report.decisions import (
     sided,
     verdict_of,
 )
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named
 
 
@@ -153,16 +152,14 @@ def run(settings: Settings) -> Findings:
     yield estimates(found, where)
     yield extends(found, where)
     yield extrapolates(found, where)
-    yield correlations(found, where)
 
 
 def selects(found: dict[str, Trained], where: str) -> Claim:
     """TAG's groupings against random ones of the same sizes."""
     numbers: dict[str, float] = {}
     for family, trained in found.items():
-        numbers |= named(
-            f"{family}: rank correlation of TAG", mean_interval(trained.correlation("TAG"))
-        )
+        score = mean_interval(trained.correlation("TAG"))
+        numbers |= named(f"{family}: rank correlation of TAG", score)
         for most in BUDGETS:
             for name, whose in (("TAG", "TAG's"), ("trained groups", "the trained groups'")):
                 label = f"{family}, at most {most} groups: loss of {whose} grouping"
@@ -216,16 +213,3 @@ def extrapolates(found: dict[str, Trained], where: str) -> Claim:
     for family, trained in found.items():
         numbers |= against_trained(f"{family}, three or more", trained, "averaged pairs", LARGER)
     return claim("SI-28", numbers, f"{where}; here groups of three or more")
-
-
-def correlations(found: dict[str, Trained], where: str) -> Figure:
-    canvas, panels = axes(1, len(found), (5 * len(found), 3.2))
-    for panel, (family, trained) in zip(panels, found.items(), strict=True):
-        for place, name in enumerate(trained.forecasts):
-            mean, low, high = mean_interval(trained.correlation(name))
-            panel.plot([low, high], [-place, -place], color="C0")
-            panel.plot(mean, -place, "o", color="C0")
-        panel.axvline(0, color="#777777", linewidth=1)
-        panel.set_yticks([-x for x in range(len(trained.forecasts))], list(trained.forecasts))
-        panel.set(xlabel="rank correlation with the gains", title=family)
-    return Figure("correlations", f"What tells the gains of a group. {where}.", canvas)

@@ -21,7 +21,7 @@ claim = Claims(
         "and generalises poorly.",
         sided(("*, exact Gauss-Newton over Adam", ">", 1)),
         instead="reversible networks on benchmarks of images",
-    ),
+    )
 )
 
 

@@ -23,8 +23,7 @@ from ..report.decisions import (
     sided,
     verdict_of,
 )
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from .common import normal
 
@@ -115,11 +114,10 @@ def sphere() -> Tensor:
 
 
 def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
-    """How far static weights are from reaching points u `[draw, point, 3]`, from 0 to 1.
-
-    u is stationary for one weighting at most, Σ w_t (u·y_t) y_t ∝ u. There its weighted loss is
-    compared with the best network's and the worst one's. NaN where a weight is negative: no
-    convex combination of the gradients is 0.
+    """How far static weights are from reaching points u `[draw, point, 3]`, from 0 to 1. u is
+    stationary for one weighting at most, Σ w_t (u·y_t) y_t ∝ u. There its weighted loss is compared
+    with the best network's and the worst one's. NaN where a weight is negative: no convex
+    combination of the gradients is 0.
     """
     along = torch.einsum("dti,dpi->dpt", targets, u)
     others = torch.stack([along.roll(-t, -1)[..., 1:].prod(-1) for t in range(TASKS)], -1)
@@ -185,7 +183,6 @@ def run(settings: Settings) -> Findings:
     )
     yield out_of_reach(found, where)
     yield mgda_ends(found, f"{where}; MGDA from {STARTS} starts, {steps} steps of .5")
-    yield drawn(found, where)
 
 
 def out_of_reach(found: dict[int, Ends], where: str) -> Claim:
@@ -211,27 +208,3 @@ def mgda_ends(found: dict[int, Ends], where: str) -> Claim:
         less = Interval(*[nan] * 3) if few else mean_interval((worst - last.worst)[hits])
         numbers |= named(name, less) | {name + OPEN: float(few)}
     return claim("SI-04", numbers, f"{where}. Wilson's intervals of shares, t of differences")
-
-
-def drawn(found: dict[int, Ends], where: str) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.4))
-    for panel, (width, last) in zip(panels, found.items(), strict=True):
-        worst = last.losses.amax(-1)
-        static = last.worst[:, None].expand_as(worst)
-        for mask, colour, label in (
-            (last.optimal & ~last.there, "C0", "within reach of static weights"),
-            (last.there, "C1", "out of their reach"),
-        ):
-            panel.plot(static[mask], worst[mask], ".", color=colour, label=label)
-        panel.plot([0, 1], [0, 1], color="#777777", linewidth=1)
-        panel.set(
-            xlabel="smallest worst loss of static weights",
-            ylabel="worst loss where MGDA ends",
-            title=f"width {width} for three tasks",
-        )
-        panel.legend()
-    return Figure(
-        "narrow",
-        f"Pareto optimal ends of MGDA in networks too narrow for their tasks. {where}.",
-        canvas,
-    )

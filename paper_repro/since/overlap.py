@@ -45,7 +45,7 @@ claim = Claims(
         "gradients are noise; above 40 % they show how the tasks are related.",
         overlap,
         instead="molecules and their measured properties",
-    ),
+    )
 )
 
 
@@ -55,10 +55,9 @@ SIZES, SHIFTS = (20, 200), {"the same inputs": 0.0, "each task's inputs shifted"
 
 
 def cosines(pairs: int, samples: int, percent: int, shift: float) -> tuple[Tensor, Tensor]:
-    """How alike the two teachers of every pair are, and the cosine of its gradients, `[pair]`.
-
-    Each task has `samples` samples, of which some are also the other's; those that are its own may
-    come from a distribution of its own.
+    """How alike the two teachers of every pair are, and the cosine of its gradients, `[pair]`. Each
+    task has `samples` samples, of which some are also the other's; those that are its own may come
+    from a distribution of its own.
     """
     shared = round(samples * percent / 100)
 
@@ -140,7 +139,5 @@ def course(found: Found, where: str) -> Figure:
         )
         panel.legend()
     return Figure(
-        "overlap",
-        f"Do cosines of gradients say how alike two tasks are? {where}.",
-        canvas,
+        "overlap", f"Do cosines of gradients say how alike two tasks are? {where}.", canvas
     )

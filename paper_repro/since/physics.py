@@ -152,7 +152,6 @@ def trained(
     weigh: Weigh = lambda params, points: torch.ones(2, dtype=torch.float64),
 ) -> mf.types.Params:
     """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay.
-
     `method` makes a step of weights, which are found again now and then, and of Adam.
     """
     rates = torch.tensor(RATES, dtype=torch.float64)

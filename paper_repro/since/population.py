@@ -14,9 +14,8 @@ from common.device import replayed
 
 from ..report.bounds import MATCH
 from ..report.decisions import Claims, Row, sided
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.intervals import half_width, named, ratio_interval
+from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
 
 claim = Claims(
@@ -29,7 +28,7 @@ claim = Claims(
             ("T = *: the population's loss over as many draws'", "<", 1),
         ),
         instead="benchmarks of images",
-    ),
+    )
 )
 
 
@@ -151,7 +150,6 @@ def run(settings: Settings) -> Findings:
     steps = max(ROUNDS, settings.count(200) // ROUNDS * ROUNDS)
     found = {tasks: searched(tasks, settings, steps) for tasks in tqdm(TASKS, leave=False)}
     yield fewer_runs(found, steps, settings)
-    yield scores(found, steps, settings)
 
 
 def fewer_runs(found: dict[int, Ends], steps: int, settings: Settings) -> Claim:
@@ -174,40 +172,4 @@ def fewer_runs(found: dict[int, Ends], steps: int, settings: Settings) -> Claim:
         f"{STEP:g}; as many random weights that stay. Mean over tasks of the test loss over the "
         "targets' variance, of the run that is best on validation data. Geometric means of ratios "
         "paired by seed, 95 % t intervals. Judged where the grid takes more runs",
-    )
-
-
-def scores(found: dict[int, Ends], steps: int, settings: Settings) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.4))
-    looks = {"grid": ("C0", "o-"), "population": ("C1", "s--"), "draws": ("C2", "^:")}
-    numbers = []
-    for name, (colour, style) in looks.items():
-        label = "random weights" if name == "draws" else name
-        values = [getattr(ends, name) for ends in found.values()]
-        runs = [ends.runs if name == "grid" else RUNS for ends in found.values()]
-        panels[0].errorbar(
-            list(found),
-            [x.mean() for x in values],
-            [float(half_width(x)) for x in values],
-            fmt=style,
-            color=colour,
-            capsize=3,
-            label=label,
-        )
-        panels[1].plot(list(found), runs, style, color=colour, label=label)
-        numbers += [
-            {"tasks": tasks, "search": label, "runs": count, "test loss": float(x.mean())}
-            for tasks, count, x in zip(found, runs, values, strict=True)
-        ]
-    panels[0].set(ylabel="mean test loss over variance", ylim=(0, None))
-    panels[1].set(ylabel="runs (log axis)", yscale="log")
-    for panel in panels:
-        panel.set(xlabel="tasks T", xticks=list(found))
-        panel.legend()
-    return Figure(
-        "population",
-        "Searches for static weights after Royer et al. 2023. Left: what each finds; right: the "
-        f"runs that it takes. {steps} steps, {settings.seeds} seeds, 95 % t intervals.",
-        canvas,
-        numbers,
     )

@@ -23,7 +23,7 @@ claim = Claims(
         "terms and steps are better aligned than under Adam.",
         sided(("*: alignment of *, SOAP less Adam", ">", 0)),
         instead="differential equations in several dimensions",
-    ),
+    )
 )
 
 

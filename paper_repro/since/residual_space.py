@@ -185,9 +185,8 @@ def newton(
     *,
     fresh: bool = False,
 ) -> np.ndarray:
-    """Relative errors at the end, `[setting, seed]`: of every damping, with every momentum.
-
-    Each step takes the best of six lengths. `fresh`: on new points at every step.
+    """Relative errors at the end, `[setting, seed]`: of every damping, with every momentum. Each
+    step takes the best of six lengths. `fresh`: on new points at every step.
     """
     lengths = 0.5 ** torch.arange(6, dtype=torch.float64)
     grid = itertools.product(DAMPINGS, momenta)

@@ -94,10 +94,8 @@ def covariance(draws: int) -> Claim:
 
 
 def summed(matrix: np.ndarray) -> tuple[int, ...]:
-    """The advantage of `[rollout, reward]` of integers, summed then normalised, as integers.
-
-    (s - mean)/deviation is the same for two groups where n·s - Σs, over its greatest common
-    divisor, is.
+    """The advantage of `[rollout, reward]` of integers, summed then normalised, as integers. (s -
+    mean)/deviation is the same for two groups where n·s - Σs, over its greatest common divisor, is.
     """
     total = matrix.sum(1)
     centred = len(total) * total - total.sum()

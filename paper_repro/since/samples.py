@@ -10,8 +10,7 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.decisions import Claims, Row, sided
-from ..report.figures import axes, band
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, judged
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import normal
@@ -23,7 +22,7 @@ claim = Claims(
         "minimization of their average.",
         sided(("UPGrad on samples over SGD on their mean: *", "<", 1)),
         instead="subsets of image data sets",
-    ),
+    )
 )
 
 
@@ -116,7 +115,6 @@ def run(settings: Settings) -> Findings:
         rates.append(f"{name}: {best.settings}")
         edges.append(best.edge)
     yield better(curves, accuracies, edges, f"{where}; rates: {'; '.join(rates)}")
-    yield courses(curves, steps, where)
 
 
 def better(
@@ -132,13 +130,3 @@ def better(
     numbers |= named("test accuracy, UPGrad less SGD", mean_interval(own - base))
     where += f"; test accuracy, UPGrad less SGD: {mean_interval(own - base)}"
     return claim("SI-08", numbers, f"{where}. Geometric means of paired ratios, 95 % t intervals")
-
-
-def courses(curves: dict[str, Tensor], steps: int, where: str) -> Figure:
-    canvas, (panel,) = axes(1, 1, (7, 4.6))
-    times = torch.tensor(moments(steps)).numpy()
-    for (name, values), colour in zip(curves.items(), ("#444444", "C0"), strict=True):
-        band(panel, times, values.numpy(), colour, name, geometric=True)
-    panel.set(xlabel="step", ylabel="mean training loss, nats", yscale="log")
-    panel.legend()
-    return Figure("samples", f"One loss per sample, or their mean. {where}; 95 % bands.", canvas)

@@ -14,8 +14,7 @@ from common.device import replayed
 
 from ..report.bounds import MATCH
 from ..report.decisions import OPEN, Claims, Row, sided
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
@@ -62,11 +61,7 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
     x = normal(key, 0, TRAIN + TEST, INPUTS)
     clean = (2 * x @ normal(key, 1, INPUTS, 4) / INPUTS**0.5).tanh() @ normal(key, 2, 4, 2)
     y = (clean + NOISE * normal(key, 3, TRAIN + TEST, 2)) * torch.tensor([1.0, 3.0]).to(x)
-    return (
-        network(key, INPUTS, HIDDEN, 2),
-        Data(x[:TRAIN], y[:TRAIN]),
-        Data(x[TRAIN:], y[TRAIN:]),
-    )
+    return (network(key, INPUTS, HIDDEN, 2), Data(x[:TRAIN], y[:TRAIN]), Data(x[TRAIN:], y[TRAIN:]))
 
 
 class Lanes(NamedTuple):
@@ -126,7 +121,6 @@ def run(settings: Settings) -> Findings:
     )
     yield beyond_static(found, static, where)
     yield mean_matches(found, static, where)
-    yield front(found, static, where)
 
 
 def relative(values: np.ndarray, static: np.ndarray) -> np.ndarray:
@@ -182,30 +176,4 @@ def mean_matches(found: dict[str, np.ndarray], static: np.ndarray, where: str) -
         "SI-02",
         numbers,
         f"{where}; loss: the mean over tasks of the loss over the least one of static weights",
-    )
-
-
-def front(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Figure:
-    canvas, (panel,) = axes(1, 1, (7, 5.5))
-    middle = np.exp(np.log(static).mean(1))
-    panel.plot(*middle.T, ".", color="#bbbbbb", label="static weights, every setting")
-    ends = {
-        name: np.exp(np.log(at_best(values, static).losses).mean(0))
-        for name, values in found.items()
-    }
-    for i, (name, own) in enumerate(ends.items()):
-        panel.plot(*own, "os^Dv"[i], color=f"C{i}", label=name)
-    low = middle.min(0)
-    high = np.maximum(2 * low, 1.1 * np.max(list(ends.values()), 0))
-    panel.set(
-        xlabel="test loss of task 1",
-        ylabel="test loss of task 2",
-        xlim=(0.9 * low[0], high[0]),
-        ylim=(0.9 * low[1], high[1]),
-    )
-    panel.legend()
-    return Figure(
-        "front",
-        f"Test losses of rules at their best setting, and of static weights. {where}.",
-        canvas,
     )

@@ -115,9 +115,8 @@ def ntk_weights(problem: Problem) -> Weigh:
 
 
 def apart(problem: Problem, weigh: Weigh | None, draws: int) -> Tensor:
-    """The distance of the logarithms of the terms' falls, `[draw]`, when their sum is a tenth.
-
-    By gradient flow with the kernel of the start, as in the theory: the weighted residuals decay by
+    """The distance of the logarithms of the terms' falls, `[draw]`, when their sum is a tenth. By
+    gradient flow with the kernel of the start, as in the theory: the weighted residuals decay by
     exp(-2 λ t) along the eigenvectors of the weighted kernel.
     """
 

@@ -20,14 +20,7 @@ from hypothesis import strategies as st
 from paper_repro.claims import DECISIONS
 from paper_repro.gradnorm import regression
 from paper_repro.report import bounds
-from paper_repro.report.decisions import (
-    APART,
-    OPEN,
-    Condition,
-    Decision,
-    exact,
-    sided,
-)
+from paper_repro.report.decisions import APART, OPEN, Condition, Decision, exact, sided
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.said import said
 from paper_repro.report.verdicts import stated

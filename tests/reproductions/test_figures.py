@@ -114,7 +114,7 @@ def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     sheet = tmp_path / "mine.mplstyle"
     sheet.write_text("axes.facecolor: 00ff00\nfont.size: 7\n")
     words = SMALL["mgda.temperatures"].split()
-    own = [*words, "--size", "7.5x4", "--out", str(tmp_path / "own.png")]
+    own = [*words, "--size", "15x4", "--out", str(tmp_path / "own.png")]
     assert run("mgda.temperatures", *own) == 0
     look = f"--style {sheet} --colours #ff0000,#0000ff --panels 2,1 --log y --font-size 9".split()
     look += ["--font", "DejaVu Serif"]
@@ -127,7 +127,7 @@ def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with Image.open(out) as image, Image.open(tmp_path / "own.png") as whole:
         seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
         assert {(0, 255, 0), (255, 0, 0), (0, 0, 255)} <= seen
-        assert whole.size == (7.5 * 150, 4 * 150)
+        assert whole.size == (15 * 150, 4 * 150)
         assert image.width < whole.width
     out = tmp_path / "numbers.png"
     assert run("mgda.temperatures", *words, "--data-only", "--out", str(out)) == 0
@@ -383,10 +383,9 @@ def test_orders_of_two_tasks_are_one() -> None:
 
 @pytest.mark.parametrize("crossing", [False, True])
 def test_definition_3_is_the_derivative_of_the_mean_gradient(crossing: bool) -> None:
-    """g·d/dε of the mean of ∇L over the step from θ + εg, by sums over many points of a step.
-
-    With a high floor, so that the sums see it; their error is that of the points' spacing at the
-    jumps of ∇L, and of the difference in ε.
+    """g·d/dε of the mean of ∇L over the step from θ + εg, by sums over many points of a step. With
+    a high floor, so that the sums see it; their error is that of the points' spacing at the jumps
+    of ∇L, and of the difference in ε.
     """
     floor, count = 0.3, 400_001
     start = torch.tensor([0.3, -0.4] if crossing else [2.5, 1.0], dtype=torch.float64)

@@ -96,12 +96,7 @@ def test_what_is_missing_is_not_run(record):
 
 @pytest.mark.parametrize(
     "given",
-    [
-        {"images": "MNIST, not the published files"},
-        {"data": None},
-        {"most": 3_000},
-        {"epochs": 3},
-    ],
+    [{"images": "MNIST, not the published files"}, {"data": None}, {"most": 3_000}, {"epochs": 3}],
 )
 def test_other_runs_are_not_kept(record, given):
     images.keep(results({}, epochs=10))

@@ -31,16 +31,7 @@ from paper_repro.report.remaining import QUICKLY, SLOW, Remaining, expected, in_
 from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, Results, reserved
 from paper_repro.report.said import filled
 from tests.support import ROOT
-from tests.support.reproductions import (
-    IDS,
-    TINY,
-    Made,
-    claims_in,
-    found_in,
-    left_in,
-    made,
-    until,
-)
+from tests.support.reproductions import IDS, TINY, Made, claims_in, found_in, left_in, made, until
 
 __all__ = ["made"]
 MODULES = sorted({row.module for row in ROWS if row.module})
@@ -64,9 +55,8 @@ def test_ledger_has_every_claim_once() -> None:
 
 
 def test_ledger_names_what_decides_each_row() -> None:
-    """Every row's module builds its claim, no other module does, and none builds another one.
-
-    Here as their sources say; that each run yields them, the tests of the papers check.
+    """Every row's module builds its claim, no other module does, and none builds another one. Here
+    as their sources say; that each run yields them, the tests of the papers check.
     """
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for name, module in reproductions().items():
@@ -395,11 +385,7 @@ def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> No
     [("claims.json", -40), ("claims.json", b"[3]"), ("runs.json", b"{"), ("a-one.png", b"\x89PNG")],
 )
 def test_damaged_files_are_set_aside_and_computed_again(
-    name: str,
-    content: bytes | int,
-    made: Made,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, content: bytes | int, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     modules = {"a": made.question("question_damaged", "PC-01", "yield figure('one')")}
     assert reproduce(modules, ["a"], TINY, tmp_path) == 0

@@ -257,14 +257,7 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole(
         for finding in findings
         if module.startswith("cagrad.toy") and isinstance(finding, Figure)
     }
-    assert figures == {
-        "surface",
-        "trajectories",
-        "printed-sign",
-        "losses",
-        "ends",
-        "random-starts",
-    }
+    assert figures == {"surface", "trajectories", "printed-sign", "losses"}
 
 
 def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) -> None:
@@ -277,7 +270,6 @@ def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) 
 
 def test_the_fast_variant_keeps_the_ball_at_any_budget(found: dict[str, Any]) -> None:
     assert found["CA-22"].verdict == "holds"
-    assert {"solvers", "fast"} <= set(found)
 
 
 def test_threshold_of_two_opposed_gradients_is_one() -> None:
@@ -315,9 +307,8 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
 
 
 def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
-    """Twice CAGrad's direction has a larger worst rate than the optimum: it misses, too.
-
-    Once the largest miss was the one to the other side, 0 of the draws that are exact.
+    """Twice CAGrad's direction has a larger worst rate than the optimum: it misses, too. Once the
+    largest miss was the one to the other side, 0 of the draws that are exact.
     """
     best, lengths = dual_solvers.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
     solvers = {"active set": best, "official, softmax": lambda g, c: next(lengths) * best(g, c)}

@@ -35,7 +35,7 @@ def found(every) -> dict[str, Any]:
 
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
-    assert set(by_name(every)) == {"X-03", "X-06", "X-07", "CA-37", "auxiliaries", "metric"}
+    assert set(by_name(every)) == {"X-03", "X-06", "X-07", "CA-37", "auxiliaries"}
 
 
 def test_findings_are_complete(every):
@@ -96,12 +96,7 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     def scaled(params: mf.types.Params, batch: digits.Batch) -> torch.Tensor:
         return scales * torch.stack(digits.losses(params, batch))
 
-    step = mf.descend(
-        scaled,
-        mf.cagrad(c=0.4),
-        mf.jacobian("trunk.*"),
-        mf.adam(1e-2),
-    )
+    step = mf.descend(scaled, mf.cagrad(c=0.4), mf.jacobian("trunk.*"), mf.adam(1e-2))
     state = step.init(digits.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):
         rows = mf.task_gradients(scaled, state.params, batch)[1]

@@ -187,11 +187,7 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
         torch.tensor(1e-3, dtype=torch.float64),
     )
     alone = mf.descend(
-        landscape.losses,
-        rule,
-        mf.jacobian(),
-        mf.sgd(lr) if sgd else mf.adam(lr),
-        reduction="sum",
+        landscape.losses, rule, mf.jacobian(), mf.sgd(lr) if sgd else mf.adam(lr), reduction="sum"
     )
     lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)
     states = [step.init(start, None) for step in (alone, lane)]
