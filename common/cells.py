@@ -129,6 +129,26 @@ def kept_state(path: Path, settings: object, cell: Cell, device: str) -> dict[st
     return state if (made_with, whose) == (settings, cell) else {}
 
 
+class Resumable:
+    """A run whose state is kept as it goes: the attributes that `KEPT` names."""
+
+    KEPT: tuple[str, ...]
+    settings: Any  # with a `device`
+    cell: Cell
+
+    def keep(self, path: Path) -> None:
+        """Write all that `resume` needs, whole."""
+        state = {name: getattr(self, name) for name in self.KEPT}
+        keep_state(path, self.settings, self.cell, state)
+
+    def resume(self, path: Path) -> None:
+        """Go on after what was kept; what was kept with other settings is left."""
+        if path.is_file():
+            kept = kept_state(path, self.settings, self.cell, self.settings.device)
+            for name, value in kept.items():
+                setattr(self, name, value)
+
+
 def package() -> list[Path]:
     """The package's sources: whatever a rule computes may depend on them."""
     return sorted(Path(mf.__file__).parent.rglob("*.py"))

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.arguments import among, at_least, device, existing_folder, seeds
+from common.arguments import among, at_least, device, existing_folder, folder, seeds
 
 from .files import DataError
 from .locks import InUse, hold_lock
@@ -86,6 +86,59 @@ def parser(
     )
     found.set_defaults(counts=tuple(defaults), name=name)
     return found
+
+
+def brief(
+    name: str,
+    description: str,
+    counts: tuple[int, int],
+    steps: tuple[int, int] | None = None,
+    *,
+    least: int = 1,
+    kept: str = "",
+    devices: bool = True,
+) -> argparse.ArgumentParser:
+    """`--quick --seeds --steps --device --out`, of a study in one process.
+
+    Args:
+        name: of the experiment.
+        description: what it does, first in the help.
+        counts: how many seeds `--quick` takes, and the default.
+        steps: likewise; without them the argument is missing.
+        least: steps.
+        kept: what a stop does not lose.
+        devices: whether there is `--device`.
+    """
+    found = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
+    if kept:
+        found.epilog = (
+            f"Every finished {kept} is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
+            f"the {kept} at work, and the same command goes on from there."
+        )
+    add = found.add_argument
+    add("--quick", action="store_true", help="small, within a minute")
+    said = "seeds 0 … N-1, or A … B-1; at least 2 (default: {1}; with --quick {0})".format(*counts)
+    add("--seeds", type=seeds, metavar="N or A:B", help=said)
+    if steps:
+        said = "(default: {1}; with --quick {0})".format(*steps)
+        add("--steps", type=at_least(least), help=said)
+    if devices:
+        add("--device", type=device, default="cpu", help="of torch, say cuda (default: cpu)")
+    add("--out", type=folder, help=f"folder of the results (default: below experiments/{name}/out)")
+    found.set_defaults(counts=counts, lengths=steps)
+    return found
+
+
+def settled(
+    found: argparse.ArgumentParser, argv: Sequence[str] | None, here: Path
+) -> argparse.Namespace:
+    """The arguments of `brief` with their defaults; results go below `here`."""
+    given = found.parse_args(argv)
+    given.seeds = given.seeds or tuple(range(given.counts[not given.quick]))
+    if given.lengths:
+        given.steps = given.steps or given.lengths[not given.quick]
+    given.out = given.out or folder(str(here / ("quick" if given.quick else "default")))
+    return given
 
 
 def size_of(given: argparse.Namespace) -> str:

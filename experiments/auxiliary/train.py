@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from common.cells import Cell, keep_state, kept_state, state_of
+from common.cells import Cell, Resumable, state_of
 from common.files import Source
 from common.progress import Progress, counted
 from common.study import Numbers
@@ -247,8 +247,7 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     unfinished.mkdir(parents=True, exist_ok=True)
     run = Run(settings, cell)
     kept = state_of(unfinished, cell)
-    if kept.is_file():
-        run.resume(kept)
+    run.resume(kept)
     with Progress(settings.steps, str(cell), "steps", run.done) as progress:
         while run.done < settings.steps and not run.failed:
             run.advance()
@@ -258,8 +257,10 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     return run.numbers()
 
 
-class Run:
+class Run(Resumable):
     """The state of one run between two steps."""
+
+    KEPT = ("lane", "done", "seen", "times")
 
     def __init__(self, settings: Settings, cell: Cell) -> None:
         self.settings, self.cell = settings, cell
@@ -316,19 +317,10 @@ class Run:
         seen = _joined(self.seen or [nothing])
         return _numbers(self.program, seen, validation, test, step_ms)
 
-    KEPT = ("lane", "done", "seen", "times")
-
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""
         self.seen = [_joined(self.seen)]  # a file of three tensors a step takes minutes to write
-        state = {name: getattr(self, name) for name in self.KEPT}
-        keep_state(path, self.settings, self.cell, state)
-
-    def resume(self, path: Path) -> None:
-        """Go on from what was kept; what was kept with other settings is left."""
-        kept = kept_state(path, self.settings, self.cell, self.settings.device)
-        for name, value in kept.items():
-            setattr(self, name, value)
+        super().keep(path)
 
 
 def _joined(parts: list[Seen]) -> Seen:

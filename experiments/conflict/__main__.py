@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common.arguments import folder
 from common.progress import counted
-from common.tables import as_dicts, markdown, write_report
+from common.tables import as_dicts, markdown, report
 
 from .coverage import (
     NOISES,
@@ -141,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "networks": as_dicts(tuple(real)),
     }
     written = table(simulated, looked, heavy, real)
-    paths = write_report(given.out, numbers, written, {"conflict": figure(real)})
-    print(written)
-    print(f"written: {', '.join(map(str, paths))}")
+    report(given.out, numbers, written, {"conflict": figure(real)})
     return 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from common import command
-from common.arguments import at_least, device, folder, seeds
+from common.arguments import at_least
 from common.cells import Store, sources_of
 from common.device import on
 from common.grouping.data import FAMILIES, TASKS, questions
@@ -44,46 +44,24 @@ class Program(NamedTuple):
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.grouping",
-        description=f"Trains all {len(GROUPS)} groups of {TASKS} tasks on every seed in one "
-        "vmapped program, and judges what foretells a task's gain in a group: TAG, the linear part "
-        "of ETAP, Grad-TAG, cosines, products without noise (conflict), trained pairs. The default "
-        "takes five minutes of processor time.",
-        epilog="Every finished draw of tasks is kept: Ctrl-C and SIGTERM (exit status 130, 143) "
-        "lose only the draw at work, and the same command goes on from there.",
-    )
-    parser.add_argument("--quick", action="store_true", help="small, within a minute")
-    parser.add_argument(
-        "--seeds", type=seeds, metavar="N or A:B",
-        help="seeds 0 … N-1, or A … B-1; at least 2 (default: 8; with --quick 2)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--draws", type=at_least(2), help="of six tasks, a family (default: 8; with --quick 2)"
-    )
-    parser.add_argument("--steps", type=at_least(1), help="(default: 300; with --quick 40)")
-    parser.add_argument(
-        "--device",
-        type=device,
-        default="cpu",
-        help="of torch, for instance cpu or cuda (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", type=folder, help="folder of the results (default: experiments/grouping/out)"
-    )
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, forecast, judge; the exit status is that of `command.finish`."""
-    given = _parser().parse_args(argv)
-    given.seeds = given.seeds or tuple(range(2 if given.quick else 8))
+    parser = command.brief(
+        "grouping",
+        f"Trains all {len(GROUPS)} groups of {TASKS} tasks on every seed in one vmapped program, "
+        "and judges what foretells a task's gain in a group: TAG, the linear part of ETAP, "
+        "Grad-TAG, cosines, products without noise (conflict), trained pairs. The default takes "
+        "five minutes of processor time.",
+        (2, 8),
+        (40, 300),
+        kept="draw of tasks",
+    )
+    draws = "of six tasks, a family (default: 8; with --quick 2)"
+    parser.add_argument("--draws", type=at_least(2), help=draws)
+    given = command.settled(parser, argv, HERE / "out")
     given.draws = given.draws or (2 if given.quick else 8)
-    given.steps = given.steps or (40 if given.quick else 300)
-    out = given.out or HERE / "out" / ("quick" if given.quick else "default")
     with threads(1), on(given.device):
-        return command.finish(lambda: _run(given, Path(out)), Path(out))
+        return command.finish(lambda: _run(given, given.out), given.out)
 
 
 def drawn(program: Program, seeds: Sequence[int]) -> dict[str, Tensor]:

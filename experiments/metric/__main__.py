@@ -1,6 +1,5 @@
 """`python -m experiments.metric`: rules under many optimizers, with and without their metric."""
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from common.arguments import at_least, device, folder, positive, seeds
+from common import command
+from common.arguments import positive
 from common.device import on
 from common.progress import counted
 from common.tables import as_dicts, report
@@ -50,42 +50,25 @@ def exists(optimizer: str, rule: str, way: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every setting on every seed, and write what the steps did."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.metric",
-        description="Three networks, several optimizers: after how many steps, and by how much, "
-        "does some loss of the step's own batch rise to first order, with rules on J Jᵀ, in the "
-        "optimizer's metric, and made safe? The default takes ten minutes of processor time.",
+    parser = command.brief(
+        "metric",
+        "Three networks, several optimizers: after how many steps, and by how much, does some loss "
+        "of the step's own batch rise to first order, with rules on J Jᵀ, in the optimizer's "
+        "metric, and made safe? The default takes ten minutes of processor time.",
+        (4, 4),
+        (40, 100),
+        least=FIRST + 2,
     )
-    parser.add_argument(
-        "--matrices",
-        action="store_true",
-        help="Muon instead, at the last rate",
-    )
-    parser.add_argument("--quick", action="store_true", help="one network, within a minute")
-    parser.add_argument("--seeds", type=seeds, default="4", help="N or A:B (default: 4)")
+    parser.add_argument("--matrices", action="store_true", help="Muon instead, at the last rate")
     parser.add_argument(
         "--rates", type=positive, nargs="+", default=list(RATES), metavar="RATE",
-        help="learning rates, those of SGD and Muon in tenths; the last one "
-        "for all networks (default: "
-        f"{' '.join(map(str, RATES))})",
+        help="learning rates, those of SGD and Muon in tenths; the last one for all networks "
+        f"(default: {' '.join(map(str, RATES))})",
     )  # fmt: skip
-    parser.add_argument("--steps", type=at_least(FIRST + 2), default=100, help="(default: 100)")
-    parser.add_argument(
-        "--out",
-        type=folder,
-        help="for the results (default: experiments/metric/out/metric, or matrices; quick below)",
-    )
-    parser.add_argument(
-        "--device",
-        type=device,
-        default="cpu",
-        help="of torch, for instance cpu or cuda (default: %(default)s)",
-    )
-    given = parser.parse_args(argv)
+    name = "matrices" if "--matrices" in (sys.argv if argv is None else argv) else "metric"
+    given = command.settled(parser, argv, HERE / "out" / name)
     torch.set_num_threads(1)
-    name = "matrices" if given.matrices else "metric"
-    out = given.out or folder(str(HERE / "out" / name / ("quick" if given.quick else "")))
-    steps = min(40, given.steps) if given.quick else given.steps
+    out, steps = given.out, given.steps
     planned = list(cells(given.rates, matrices=given.matrices, quick=given.quick))
     outcomes: dict[Cell, list[Outcome]] = {}
     with on(given.device):

@@ -4,7 +4,6 @@ The truth is that of leaving a sample out: how much higher a loss on held-out da
 optimizer's next real step where the sample's gradient is not in the batch's mean.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -20,7 +19,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from common.arguments import folder, seeds
+from common import command
 from common.intervals import Estimate, bracket, estimate
 from common.progress import counted
 from common.tables import as_dicts, intervals, markdown, report
@@ -221,21 +220,15 @@ def table(found: Found) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all, and write a table and a figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.metric.influence",
-        description="How well do estimates of a sample's influence on a held-out loss agree with "
-        "leaving it out of the optimizer's next real step? Two networks under Adam and SGD.",
+    parser = command.brief(
+        "metric.influence",
+        "How well do estimates of a sample's influence on a held-out loss agree with leaving it "
+        "out of the optimizer's next real step? Two networks under Adam and SGD.",
+        (6, 6),
+        devices=False,
     )
-    parser.add_argument("--quick", action="store_true", help="the transformer alone, under Adam")
-    parser.add_argument("--seeds", type=seeds, default="6", help="N or A:B (default: 6)")
-    parser.add_argument(
-        "--out",
-        type=folder,
-        help="for the results (default: experiments/metric/out/influence; quick below)",
-    )
-    given = parser.parse_args(argv)
+    given = command.settled(parser, argv, HERE / "out" / "influence")
     torch.set_num_threads(1)
-    out = given.out or folder(str(HERE / "out" / "influence" / ("quick" if given.quick else "")))
     optimizers = [ADAM] if given.quick else [ADAM, "SGD, momentum .9"]
     networks = ["transformer"] if given.quick else list(SIZES)
     looks = (10, 20) if given.quick else (10, 30, 60)
@@ -255,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "correlations": [as_dicts(x) | {"ways": as_dicts(y)} for x, y in found.items()],
     }
     drawn = intervals({", ".join(setting): each for setting, each in found.items()})
-    report(out, numbers, table(found), {"influence": drawn})
+    report(given.out, numbers, table(found), {"influence": drawn})
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from common import command
-from common.arguments import among, at_least, folder, seeds
+from common.arguments import among
 from common.cells import Store, slug, sources_of
 from common.pool import threads, unbroken
 from common.problems.digits import digits
@@ -42,42 +42,27 @@ class Program(NamedTuple):
         return Path(slug(self.problem), f"{name}.json")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.mixing",
-        description="Which of four domains of digits help a target of 40 images? Methods: static "
-        "weights (uniform, and oracle, the best of 35 mixtures), the target's images alone, align, "
-        "and PiKE, which has no target. Rate and setting are chosen on seeds of their own. All "
-        "seeds and settings of a method are one vmapped program. The default takes four minutes on "
-        "an idle core.",
-        epilog="Every finished method is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
-        "the method at work, and the same command goes on from there.",
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every method on every set of domains; the exit status is that of `command.finish`."""
+    parser = command.brief(
+        "mixing",
+        "Which of four domains of digits help a target of 40 images? Methods: static weights "
+        "(uniform, and oracle, the best of 35 mixtures), the target's images alone, align, and "
+        "PiKE, which has no target. Rate and setting are chosen on seeds of their own. All seeds "
+        "and settings of a method are one vmapped program. The default takes four minutes on an "
+        f"idle core; without --quick all methods also run on as many seeds from {BESIDE} on.",
+        (4, 16),
+        (100, 300),
+        kept="method",
+        devices=False,
     )
-    parser.add_argument("--quick", action="store_true", help="few settings, within a minute")
     parser.add_argument(
         "--methods", type=among(list(methods())), default=list(methods()), metavar="A,B,…",
         help=f"comma-separated, from {', '.join(methods())} (default: all)",
     )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=seeds, metavar="N or A:B",
-        help="seeds 0 … N-1, or A … B-1; at least 2 (default: 16; with --quick 4). Without "
-        f"--quick all methods also run on as many seeds from {BESIDE} on",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=at_least(1), help="(default: 300; with --quick 100)")
-    parser.add_argument(
-        "--out", type=folder, help="folder of the results (default: experiments/mixing/out)"
-    )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run every method on every set of domains; the exit status is that of `command.finish`."""
-    given = _parser().parse_args(argv)
-    given.seeds = given.seeds or tuple(range(4 if given.quick else 16))
-    given.steps = given.steps or (100 if given.quick else 300)
-    out = given.out or HERE / "out" / ("quick" if given.quick else "default")
+    given = command.settled(parser, argv, HERE / "out")
     with threads(1):
-        return command.finish(lambda: _run(given, Path(out)), Path(out))
+        return command.finish(lambda: _run(given, given.out), given.out)
 
 
 def _run(given: argparse.Namespace, out: Path) -> None:

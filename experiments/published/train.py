@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, keep_state, kept_state, state_of
+from common.cells import Cell, Resumable, state_of
 from common.files import DataError, Source
 from common.progress import Progress
 from common.study import Numbers
@@ -63,7 +63,7 @@ def optimizer_of(benchmark: Benchmark, rate: float) -> Optimizer:
     return mf.adam(rate) if benchmark.optimizer == "adam" else mf.sgd(rate, 0.9)
 
 
-class Run:
+class Run(Resumable):
     """The state of a run between two epochs."""
 
     KEPT = (
@@ -236,9 +236,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         DataError: for data that cannot be read.
     """
     run, kept = Run(settings, cell), state_of(unfinished, cell)
-    if kept.is_file():
-        for name, value in kept_state(kept, settings, cell, settings.device).items():
-            setattr(run, name, value)
+    run.resume(kept)
     if not run.count(run.data.train):
         raise DataError(f"{settings.data}: there is no training sample")
     with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
@@ -246,6 +244,5 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
             run.one_epoch()
             progress.update()
             if run.epoch < settings.epochs and not run.failed:
-                state = {name: getattr(run, name) for name in Run.KEPT}
-                keep_state(kept, settings, cell, state)
+                run.keep(kept)
     return run.numbers()

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, keep_state, kept_state, state_of
+from common.cells import Cell, Resumable, state_of
 from common.files import DataError, Source
 from common.progress import Progress, counted
 from common.study import Numbers
@@ -157,8 +157,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     """
     run = Run(settings, cell)
     kept = state_of(unfinished, cell)
-    if kept.is_file():
-        run.resume(kept)
+    run.resume(kept)
     with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
         while run.epoch < settings.epochs and not run.failed:
             run.one_epoch()
@@ -204,8 +203,10 @@ class Lane(NamedTuple):
     moments: State
 
 
-class Run:
+class Run(Resumable):
     """The state of a run between two epochs."""
+
+    KEPT = ("lane", "epoch", "times", "weights", "tests", "pooled")
 
     def __init__(self, settings: Settings, cell: Cell) -> None:
         self.settings, self.cell, self.benchmark = settings, cell, benchmark_of(settings)
@@ -339,19 +340,6 @@ class Run:
             "losses": _by_task(self.tasks, self.last),
             "step_ms": 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan,
         }
-
-    KEPT = ("lane", "epoch", "times", "weights", "tests", "pooled")
-
-    def keep(self, path: Path) -> None:
-        """Write all that `resume` needs, whole."""
-        state = {name: getattr(self, name) for name in self.KEPT}
-        keep_state(path, self.settings, self.cell, state)
-
-    def resume(self, path: Path) -> None:
-        """Go on after the last epoch that was kept; what was kept with other settings is left."""
-        kept = kept_state(path, self.settings, self.cell, self.settings.device)
-        for name, value in kept.items():
-            setattr(self, name, value)
 
 
 def score(validation: dict[str, float]) -> float:

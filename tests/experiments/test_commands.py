@@ -76,9 +76,6 @@ def test_a_command_writes_finite_numbers_and_goes_on(name, tmp_path, monkeypatch
     command = import_module(f"experiments.{module}{inside}")
     shrink(name, command, monkeypatch)
     call = [*first, *COMMANDS[name].split(), "--out", str(tmp_path)]
-    if module.startswith("metric"):
-        monkeypatch.setattr(command, "HERE", tmp_path)
-        call = call[:-2]
     assert command.main(call) == 0
     (results,) = tmp_path.rglob("results.json")
     json.loads(results.read_text(encoding="utf-8"), parse_constant=pytest.fail)
