@@ -87,7 +87,7 @@ def where(identifier: str, modules: dict[str, ModuleType]) -> str:
         raise ValueError(f"--where: no reproduction decides {row.id} ({row.kind})")
     path = Path(str(modules[row.module].__file__))
     lines = path.read_text(encoding="utf-8").splitlines()
-    line = next(i for i, text in enumerate(lines, 1) if text.startswith(f'        "{row.id}",'))
+    line = next(i for i, text in enumerate(lines, 1) if text.startswith(f'    "{row.id}": '))
     return f"{path}:{line}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..report.bounds import EQUALLY_HIGH, EQUALLY_LOW, LENGTH, NEARLY_ALL
-from ..report.decisions import Claims, Row, exact, sided
+from ..report.decisions import Claims, Exact, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.figures import axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -29,9 +29,8 @@ from .common import (
     unit_of,
 )
 
-claim = Claims(
-    Row(
-        "CA-11",
+CLAIMS = {
+    "CA-11": Row(
         "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how "
         "much the worst task counts.",
         exact(
@@ -39,8 +38,7 @@ claim = Claims(
             ("least g₀·d/‖g₀‖² - (1 - c)", ">", -1e-9),
         ),
     ),
-    Row(
-        "CA-12",
+    "CA-12": Exact(
         "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
         exact(
             ("c = 0: largest angle to g₀", "<", 1e-7),
@@ -48,11 +46,9 @@ claim = Claims(
             ("angle to MGDA at c = 10 over that at 100, *", "<", EQUALLY_HIGH),
             only_when=("‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median", ">", LENGTH),
         ),
-        kind="exact",
         when="directions are compared; the length grows with c",
     ),
-    Row(
-        "CA-39",
+    "CA-39": Row(
         "CAGrad balances the objectives automatically.",
         sided(
             ("lengths apart by *: least cosine of d with a task, CAGrad less mean", ">", 0),
@@ -60,7 +56,8 @@ claim = Claims(
             trained=False,
         ),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)

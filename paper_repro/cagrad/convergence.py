@@ -42,24 +42,21 @@ def lowest(measured: Measured) -> Verdict:
     return "holds only when" if other < 1 else "does not hold"
 
 
-claim = Claims(
-    Row(
-        "CA-19",
-        "For 0 <= c < 1 the iterates approach stationary points of the mean loss.",
-        approaches,
+CLAIMS = {
+    "CA-19": Row(
+        "For 0 <= c < 1 the iterates approach stationary points of the mean loss.", approaches
     ),
-    Row(
-        "CA-20",
+    "CA-20": Row(
         "Rate: Σ_k ‖g₀(θ_k)‖² <= 2(L₀(θ₀) - inf L₀)/(η(1 - c²)).",
         exact(("*: largest ratio of both sides", "<=", 1)),
     ),
-    Row(
-        "CA-21",
+    "CA-21": Row(
         "CAGrad's theorem shows convergence to the minimum of the mean.",
         lowest,
         when="the start is on the side of the lowest minimum, or the losses are convex",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Descent(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 import mtlfunc as mf
 
 from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS
-from ..report.decisions import Claims, Measured, Row, decided, exact
+from ..report.decisions import Claims, Exact, Measured, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import gram, length, min_norm, rows_of, stationary_rows
 
@@ -25,15 +25,11 @@ def wording(measured: Measured) -> Verdict:
     return "does not hold" if beaten else "holds"
 
 
-claim = Claims(
-    Row(
-        "CA-05",
-        "A point is Pareto optimal when no direction improves all tasks at once.",
-        wording,
-        kind="exact",
+CLAIMS = {
+    "CA-05": Exact(
+        "A point is Pareto optimal when no direction improves all tasks at once.", wording
     ),
-    Row(
-        "CA-09",
+    "CA-09": Exact(
         "Conflict measure R(θ, d) = max_i (L_i(θ - ηd) - L_i(θ))/η ≈ -min_i ⟨g_i, d⟩; "
         "below 0 every loss falls, above 0 some loss rises.",
         exact(
@@ -41,22 +37,18 @@ claim = Claims(
             ("error at η = 1e-4 over that at 1e-6", "<", FIRST_HIGH),
             ("share with the other sign at η = 1e-06", "<", SIGNS),
         ),
-        kind="exact",
     ),
-    Row(
-        "CA-29",
+    "CA-29": Exact(
         "Δm %: mean relative drop against single-task baselines, lower is better.",
         exact(("library less the fractions", "<", 1e-12)),
-        kind="exact",
     ),
-    Row(
-        "X-04",
+    "X-04": Exact(
         "Min-norm weights of orthogonal gradients are proportional to 1/‖g‖²: MGDA "
         "favours small gradients.",
         exact(("largest difference of weights", "<", 1e-12)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -14,9 +14,8 @@ from ..report.decisions import Claims, Row, exact
 from ..report.findings import Findings, Settings
 from .common import gram, quadratic_losses, quadratics, rows_of
 
-claim = Claims(
-    Row(
-        "CA-02",
+CLAIMS = {
+    "CA-02": Row(
         "Main cause: misaligned gradients, so the mean direction hurts some task; also "
         "unequal norms let a few tasks dominate.",
         exact(
@@ -29,7 +28,8 @@ claim = Claims(
         ),
         when="only the first order is asked for; the cosine does not predict the end",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Hurt(NamedTuple):

@@ -7,36 +7,31 @@ import torch
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import BALL, cagrad, gram, rows_of, unit_of
 
 TIMED = True  # a processor's time or memory, which another device has not
-claim = Claims(
-    Row(
-        "CA-10",
+CLAIMS = {
+    "CA-10": Exact(
         "Primal: max over d of min_i ⟨g_i, d⟩ subject to ‖d - g₀‖ <= c‖g₀‖.",
         exact(*BALL, ("best of 100 random points of the sphere above it", "<=", 0)),
-        kind="exact",
     ),
-    Row(
-        "CA-15",
+    "CA-15": Exact(
         "The primal has the model's dimension, the dual only T unknowns.",
         exact(
             ("unknowns of the dual, T = 10, less T", "==", 0),
             ("operations of the dual at P = 100000 over those at P = 1000", "<=", 2),
             ("unknowns of the primal at P = 100000 over those at P = 1000", "==", 100),
         ),
-        kind="exact",
     ),
-    Row(
-        "CA-16",
+    "CA-16": Exact(
         "Dual: min over the simplex of g_w·g₀ + √φ‖g_w‖, φ = c²‖g₀‖²; d = g₀ + (√φ/‖g_w‖) g_w.",
         exact(*BALL, ("largest difference to the conic solver's value", "<", 1e-5)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -34,9 +34,8 @@ def faster(measured: Measured) -> Verdict:
 
 
 TIMED = True  # a processor's time or memory, which another device has not
-claim = Claims(
-    Row(
-        "CA-22",
+CLAIMS = {
+    "CA-22": Row(
         "CAGrad-Fast: gradients for a sampled subset of tasks (plus the mean), and only "
         "those in the minimum.",
         exact(
@@ -44,22 +43,17 @@ claim = Claims(
             ("largest ‖d - g₀‖/(c‖g₀‖) - 1", "<", 1e-9),
         ),
     ),
-    Row(
-        "CA-23",
+    "CA-23": Row(
         "Cost falls from T backward passes plus the solve to the subset's size plus one.",
         exact(
             ("T = *: operations a further row costs over one backward pass", ">", A_PASS_LOW),
             ("T = *: operations a further row costs over one backward pass", "<", A_PASS_HIGH),
         ),
     ),
-    Row(
-        "CA-34",
-        "CAGrad-Fast is about 2× faster on MT10 and 5× on MT50.",
-        faster,
-        instead="Meta-World",
+    "CA-34": Row(
+        "CAGrad-Fast is about 2× faster on MT10 and 5× on MT50.", faster, instead="Meta-World"
     ),
-    Row(
-        "CA-40",
+    "CA-40": Row(
         "A step of CAGrad costs K backward passes and the optimisation, O(KN + T), which does not "
         "depend on the model.",
         exact(
@@ -67,7 +61,8 @@ claim = Claims(
             ("T = *: operations of a step over those of its T backward passes", "<", A_PASS_HIGH),
         ),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Sampled(NamedTuple):

@@ -6,7 +6,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Measured, Row, decided, exact
+from ..report.decisions import Claims, Exact, Measured, decided, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import (
@@ -34,17 +34,14 @@ def judge_stopping(measured: Measured) -> Verdict:
     return "holds" if rest[3] else "holds only when"
 
 
-claim = Claims(
-    Row(
-        "CA-03",
+CLAIMS = {
+    "CA-03": Exact(
         "Earlier methods are heuristics without convergence guarantee and/or may stop at "
         "any Pareto-stationary point.",
         judge_stopping,
-        kind="exact",
         when="of MGDA, and of PCGrad with two tasks; with three it does not even rest",
     ),
-    Row(
-        "CA-18",
+    "CA-18": Exact(
         "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
         exact(
             ("largest distance of 0 from the hull where d = 0", "<", 1e-6),
@@ -52,9 +49,9 @@ claim = Claims(
             ("largest c*", "<", 1 + 1e-9),
             ("c = 1*: draws with d = 0", ">", 0),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -9,7 +9,7 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import NEARLY_ALL
-from ..report.decisions import Claims, Measured, Row, decided, ends
+from ..report.decisions import Claims, Exact, Measured, decided, ends
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
@@ -32,15 +32,14 @@ def special_cases(measured: Measured) -> Verdict:
     return "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "CA-13",
+CLAIMS = {
+    "CA-13": Exact(
         "Earlier methods in general are special cases.",
         special_cases,
-        kind="exact",
         when="of DualProj, and of PCGrad with two tasks, with another c at every step",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Projected(NamedTuple):

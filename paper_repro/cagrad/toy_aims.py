@@ -54,26 +54,24 @@ def guarantee_lost(measured: Measured) -> Verdict:
     return "holds" if safe and lost else "does not hold"
 
 
-claim = Claims(
-    Row(
-        "X-01",
+CLAIMS = {
+    "X-01": Row(
         "PC-18 against CA-04: PCGrad practically reaches the optimum; it stops at Pareto points.",
         which.open_unless(WHOLE),
         when="the pairs are convex; on the toy PCGrad stops short of the optimum",
     ),
-    Row(
-        "X-02",
+    "X-02": Row(
         "Never raising a loss (MGDA) and trading along the Pareto set for a better mean "
         "(CAGrad) are two aims.",
         judge_two_aims.open_unless(WHOLE),
     ),
-    Row(
-        "X-05",
+    "X-05": Row(
         "Descent guarantees are for plain steps along d, while the experiments use Adam: "
         "the guarantee is lost.",
         guarantee_lost.open_unless(WHOLE),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

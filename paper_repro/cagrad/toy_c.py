@@ -28,15 +28,15 @@ def judge_between(measured: Measured) -> Verdict:
     return "holds only when" if min(ordered, ends) > 0 else "does not hold"
 
 
-claim = Claims(
-    Row(
-        "CA-27",
+CLAIMS = {
+    "CA-27": Row(
         "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
         judge_between.open_unless(WHOLE),
         when="from {of these, with a distance that never grows with c} of {starts that can tell} "
         "starts that can tell; elsewhere the distance grows at first",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -54,9 +54,8 @@ def halts(measured: Measured) -> Verdict:
     return "holds only when" if 2 in (now, changed, *late) else "does not hold"
 
 
-claim = Claims(
-    Row(
-        "CA-24",
+CLAIMS = {
+    "CA-24": Row(
         "The 2-D toy is reproducible: gradient descent, MGDA, PCGrad and CAGrad from five "
         "starts, Adam 1e-3, 1e5 steps.",
         judge_reproducible.open_unless(WHOLE),
@@ -65,13 +64,13 @@ claim = Claims(
         "under a nudge} (descent) and {PCGrad: largest change of the mean loss at the end under a "
         "nudge} (PCGrad); with the printed sign MGDA's end also moves in other arithmetic",
     ),
-    Row(
-        "CA-25",
+    "CA-25": Row(
         "Gradient descent halts in 2 of 5 runs.",
         halts.open_unless(WHOLE),
         when="a start of the code replaces a printed one, or after more steps; later none halts",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

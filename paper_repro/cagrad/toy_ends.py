@@ -18,7 +18,7 @@ from common.problems.cagrad_toy import (
 )
 
 from ..report.bounds import ALONG, AT_REST, CLOSE, SETTLED, STATIONARY, WIDE
-from ..report.decisions import Claims, Measured, Row, decided, exact, named_so, verdict_of
+from ..report.decisions import Claims, Exact, Measured, Row, decided, exact, named_so, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .toy_runs import (
     CONTACT,
@@ -93,35 +93,29 @@ def different_ends(measured: Measured) -> Verdict:
     return verdict_of(there, [not one for one in there])
 
 
-claim = Claims(
-    Row(
-        "CA-04",
+CLAIMS = {
+    "CA-04": Row(
         "MGDA and PCGrad stop learning once they meet the Pareto set.",
         judge_stops.open_unless(WHOLE),
         when="of MGDA solved exactly; with the script's 1e-8 it moves on by {MGDA, 1e-8: largest "
         "movement after contact}, and PCGrad creeps on under Adam",
     ),
-    Row(
-        "CA-06",
+    "CA-06": Row(
         "Which Pareto point is reached depends strongly on the start; such runs may end "
         "unbalanced, some tasks good and others poor.",
         exact(("*: spread of x₁ at the end over the set's length", ">", ALONG)).open_unless(WHOLE),
     ),
-    Row(
-        "CA-08",
+    "CA-08": Exact(
         "At a Pareto-stationary point the mean loss is about the same whichever way one moves.",
         level,
-        kind="exact",
     ),
-    Row(
-        "CA-14",
+    "CA-14": Row(
         "MGDA moves only where all agree and halts at disagreement; CAGrad puts the "
         "common good first and does not halt.",
         judge_goes_on.open_unless(WHOLE),
         when="c is below 1, or the problem is solved with the official epsilons",
     ),
-    Row(
-        "CA-26",
+    "CA-26": Row(
         "MGDA and PCGrad end at different Pareto-stationary points by start; CAGrad "
         "reaches the minimum of the mean from all.",
         different_ends.open_unless(WHOLE),
@@ -134,7 +128,8 @@ claim = Claims(
             "at the end}"
         ),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -23,13 +23,12 @@ def steadiest(measured: Measured) -> Verdict:
     return "does not hold" if beaten else "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "CA-28",
-        "CAGrad is the most stable and predictable of the four.",
-        steadiest.open_unless(WHOLE),
+CLAIMS = {
+    "CA-28": Row(
+        "CAGrad is the most stable and predictable of the four.", steadiest.open_unless(WHOLE)
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -36,9 +36,8 @@ def remedied(measured: Measured) -> Verdict:
     return verdict_of(kept, lost)
 
 
-claim = Claims(
-    Row(
-        "X-06",
+CLAIMS = {
+    "X-06": Row(
         "X-05 has a remedy: on the Gramian in Adam's own metric the guarantee of MGDA and UPGrad "
         "is back without momentum, and with it by the least change of the step.",
         remedied,
@@ -46,7 +45,8 @@ claim = Claims(
         "{UPGrad, β₁ = 0.9, on J P Jᵀ, safe: share of steps that raise a loss} of UPGrad's steps "
         "raise a loss",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 RULES: dict[str, Callable[[], mf.Rule]] = {"MGDA": mf.mgda, "UPGrad": mf.upgrad}

@@ -60,16 +60,16 @@ def balance(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "CA-37",
+CLAIMS = {
+    "CA-37": Row(
         "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main "
         "and auxiliary tasks balanced.",
         balance,
         when="the reconstruction error is the mean per pixel",
         instead="CIFAR-10",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 C = 0.4

@@ -11,14 +11,13 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import LAST_STEPS
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 
-claim = Claims(
-    Row(
-        "X-03",
+CLAIMS = {
+    "X-03": Exact(
         "GradNorm with α = 0 at equilibrium weighs by 1/‖∇_W L_t‖: the sum of unit "
         "gradients on W, a common descent direction on W for T = 2.",
         exact(
@@ -29,9 +28,9 @@ claim = Claims(
             ("smallest rate", ">=", 0),
             ("rate of task 1, three tasks", "<", 0),
         ),
-        kind="exact",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 Vector = tuple[int, ...]

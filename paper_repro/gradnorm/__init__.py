@@ -5,20 +5,17 @@ from typing import Any
 from ..report.decisions import MULTIMNIST, Claims, Row
 from ..report.options import exported
 
-claim = Claims(
-    Row(
-        "GN-01",
-        "One network can beat many, but is hard to balance.",
-        kind="data/RL",
-        needs=MULTIMNIST,
+CLAIMS = {
+    "GN-01": Row(
+        "One network can beat many, but is hard to balance.", kind="data/RL", needs=MULTIMNIST
     ),
-    Row(
-        "GN-26",
+    "GN-26": Row(
         "It beats separate networks and other weightings in many settings.",
         kind="data/RL",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 FIGURES = {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Condition, Row, exact
+from ..report.decisions import Claims, Condition, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from .common import ALPHA, LAYERS, Problem, initial_params, linear_maps, losses, norm_of, sample
@@ -17,22 +17,19 @@ LITERAL = (
     Condition("largest difference of parameters", "<", 1e-9),
 )
 
-claim = Claims(
-    Row(
-        "GN-13",
+CLAIMS = {
+    "GN-13": Exact(
         "L_grad = Σ abs(G_i - Ḡ r_i^α) with the target held constant; its slope in w_i is "
         "sign(G_i - target_i)‖∇_W L_i‖.",
         exact(*LITERAL),
-        kind="exact",
     ),
-    Row(
-        "GN-16",
+    "GN-16": Exact(
         "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network "
         "with the old weights, renormalisation.",
         exact(*LITERAL, ("largest deviation of the sum of weights from T", "<", 1e-9)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 LR, WEIGHT_LR = 1e-2, 1e-3

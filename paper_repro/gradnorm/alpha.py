@@ -65,27 +65,25 @@ def strength(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "GN-05",
+CLAIMS = {
+    "GN-05": Row(
         "Acting on gradient lengths balances them, and α controls the dynamics: the final "
         "weights move monotonically with it.",
         controlled,
     ),
-    Row(
-        "GN-12",
+    "GN-12": Row(
         "α sets the strength of the pull back to a common rate: larger for more unequal tasks.",
         strength,
         when="the pull is asked for alone: that the best α is larger for unequal tasks stays open",
     ),
-    Row(
-        "GN-22",
+    "GN-22": Row(
         "Static weights set to GradNorm's time average nearly match a grid search over "
         "static weights.",
         sided(("static average over the grid's best", "<", NEARLY)),
         instead="NYUv2",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Sweeps(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Condition, Row, exact
+from ..report.decisions import Claims, Condition, Exact, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from .common import ALPHA, Problem, initial_params, linear_maps, losses, norm_of, sample
@@ -18,15 +18,12 @@ from .lanes import LAST
 STEPPED = Condition(
     "largest difference of parameters from an SGD step on Σ w_i L_i, w fixed", "<", 1e-9
 )
-claim = Claims(
-    Row(
-        "GN-03",
+CLAIMS = {
+    "GN-03": Exact(
         "The loss is Σ w_i(t) L_i, with weights that are updated at every step.",
         exact(STEPPED, ("smallest change of the weights in a step", ">", 0)),
-        kind="exact",
     ),
-    Row(
-        "GN-09",
+    "GN-09": Exact(
         "G_i = ‖∇_W(w_i L_i)‖, L̃_i = L_i(t)/L_i(0), r_i = L̃_i/mean L̃.",
         exact(
             ("largest difference of w_i‖∇_W L_i‖ from G_i", "<", 1e-9),
@@ -35,16 +32,14 @@ claim = Claims(
             ("L_i(0) = 0 is refused (1: yes)", "==", 1),
             ("reference in place of L_i(0), less log 10", "<", 1e-6),
         ),
-        kind="exact",
     ),
-    Row(
-        "GN-14",
+    "GN-14": Exact(
         "L_grad moves the weights alone; they scale each task's gradient, and no gradient "
         "of L_grad reaches the network.",
         exact(STEPPED, ("length of the gradient of L_grad in the network, *, smallest", ">", 0)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 LR = 1e-2

@@ -46,17 +46,15 @@ def out_of_step(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "GN-02",
+CLAIMS = {
+    "GN-02": Row(
         "Imbalance between tasks shows in unequal gradient lengths, and slows training.",
         sided(
             ("steps at * over steps at *", ">", 1),
             ("ratio of gradient lengths at * over that at *", ">", 1),
         ),
     ),
-    Row(
-        "GN-18",
+    "GN-18": Row(
         "The toy: σ_i tanh((B + ε_i)x), 250 inputs, 100 outputs, B ~ N(0, 10) common and "
         "ε_i ~ N(0, 3.5) private, four layers of 100 and a head per task, α = .12.",
         # the sentence is a definition: what is built is that, and some of it has to be chosen
@@ -67,20 +65,19 @@ claim = Claims(
         ),
         when="it is chosen whether 10 and 3.5 are deviations or variances, and how x is drawn",
     ),
-    Row(
-        "GN-27",
+    "GN-27": Row(
         "GradNorm reduces overfitting.",
         sided(("*GradNorm's gap less equal weights'", "<", 0)),
         instead="NYUv2",
     ),
-    Row(
-        "GN-28",
+    "GN-28": Row(
         "Tasks of different difficulty fall out of step, and GradNorm helps; not scale alone.",
         out_of_step,
         when="one way of being harder is meant: with noisy labels GradNorm's final loss is {noisy} "
         "of equal weights', with a sharper target {sharper}",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

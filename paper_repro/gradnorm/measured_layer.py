@@ -6,7 +6,7 @@ import torch
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
@@ -15,17 +15,16 @@ from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, size_of
 from .rivals import two_tasks
 from .train_lanes import train
 
-claim = Claims(
-    Row(
-        "GN-08",
+CLAIMS = {
+    "GN-08": Exact(
         "Norms are measured on a subset W of the weights, normally the last shared layer.",
         exact(
             ("largest relative difference from autograd", "<", 1e-9),
             ("smallest relative difference between two choices of W", ">", 1e-9),
         ),
-        kind="exact",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -20,9 +20,8 @@ from .paper_size import (
 )
 from .refine import refined
 
-claim = Claims(
-    Row(
-        "GN-21",
+CLAIMS = {
+    "GN-21": Row(
         "Balanced by GradNorm the tasks reach a lower normalised test error than with "
         "equal weights.",
         sided(("GradNorm over equal, *", "<", 1)),
@@ -34,15 +33,15 @@ claim = Claims(
             "untrained network's} times the loss of an untrained network"
         ),
     ),
-    Row(
-        "GN-29",
+    "GN-29": Row(
         "GradNorm works for regression and classification losses alike.",
         sided(
             ("regression: GradNorm over equal, each at its best rate", "<", 1),
             ("classification: GradNorm over equal, each at its best rate", "<", 1),
         ),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def others_of(problem: Problem) -> dict[str, Problem]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..report.bounds import COMPARABLE, FAR_APART, SMOOTH
-from ..report.decisions import OPEN, Claims, Measured, Row, decided, ends, exact, sided
+from ..report.decisions import OPEN, Claims, Exact, Measured, Row, decided, ends, exact, sided
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import INTERVAL, RATE, Problem, Runs
@@ -29,38 +29,31 @@ def separates(measured: Measured) -> Verdict:
     return "holds" if early and smooth else "holds only when"
 
 
-claim = Claims(
-    Row(
-        "GN-04",
-        "Balance means that all tasks train at similar rates.",
-        sided(("their ratio", "<", 1)),
+CLAIMS = {
+    "GN-04": Row(
+        "Balance means that all tasks train at similar rates.", sided(("their ratio", "<", 1))
     ),
-    Row(
-        "GN-15",
+    "GN-15": Exact(
         "After each update the weights are rescaled to sum to T.",
         exact(("largest deviation from T", "<", 1e-5)),
-        kind="exact",
     ),
-    Row(
-        "GN-17",
+    "GN-17": Row(
         "With equal weights the large-scale, large-gradient task dominates: the small one "
         "is left behind.",
         sided(("L̃_1/L̃_2 at the end", ">", 1)),
     ),
-    Row(
-        "GN-19",
+    "GN-19": Exact(
         "Tasks differ only in σ_i, so L_i(0)/σ_i² is the same for all and the sum of loss "
         "ratios is a fair metric.",
         judge_comparable,
-        kind="exact",
     ),
-    Row(
-        "GN-20",
+    "GN-20": Row(
         "From equal weights w_1 rises far above w_2; the curves separate early and stay smooth.",
         separates,
         when="smoothness is left out: the weights part early, and chatter",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

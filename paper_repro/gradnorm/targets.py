@@ -9,24 +9,23 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA
 from .lanes import PAIRED, STRONG, STRONG_ALPHA, Size, Trace, size_of
 from .rivals import ten_tasks
 
-claim = Claims(
-    Row(
-        "GN-10",
+CLAIMS = {
+    "GN-10": Exact(
         "A task's target length is Ḡ r_i^α.",
         exact(
             ("largest difference of the next weights from the formula's", "<", 1e-9),
             ("the same, normalised targets", "<", 1e-9),
         ),
-        kind="exact",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -14,14 +14,14 @@ from .refine import half_of
 from .rivals import five_tasks, ten_tasks, two_tasks
 from .toy_figures import lines
 
-claim = Claims(
-    Row("GN-23", "Ten tasks also gain from GradNorm.", sided(("GradNorm over equal, *", "<", 1))),
-    Row(
-        "GN-24",
+CLAIMS = {
+    "GN-23": Row("Ten tasks also gain from GradNorm.", sided(("GradNorm over equal, *", "<", 1))),
+    "GN-24": Row(
         "The benefit grows with the number of tasks.",
         sided(("ratio at T = * over that at T = *", "<", 1)),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 LEARNT = f"GradNorm, {ALPHA:g}"

@@ -23,20 +23,19 @@ from .lanes import (
 )
 from .rivals import ten_tasks, two_tasks
 
-claim = Claims(
-    Row(
-        "GN-07",
+CLAIMS = {
+    "GN-07": Row(
         "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
         sided((f"T = *, spread of *, α = {ALPHA:g} over equal", "<", 1)),
     ),
-    Row(
-        "GN-11",
+    "GN-11": Row(
         "A slow task has a larger target and so speeds up.",
         sided(("T = *, α = * minus α = 0: correlation of log r_i and log w_i", ">", 0)),
         when="its weight is meant, and ten tasks: that of a slow one rises more at α = 1 than at "
         "α = 0; whether its loss then falls faster decides nothing",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import FEW
-from ..report.decisions import Claims, Measured, Row, decided, ends, exact
+from ..report.decisions import Claims, Exact, Measured, Row, decided, ends, exact
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Impossible, Option, Steps, drawn
@@ -43,16 +43,13 @@ def rests_elsewhere(measured: Measured) -> Verdict:
     return "does not hold" if len(found) == 2 else "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "SU-33",
+CLAIMS = {
+    "SU-33": Exact(
         "The published proof uses a false lemma: for symmetric positive definite M, xᵀMy "
         ">= 0 iff xᵀy >= 0.",
         exact(("smallest leading minor of M", ">", 0), ("xᵀy", ">=", 0), ("xᵀMy", "<", 0)),
-        kind="exact",
     ),
-    Row(
-        "SU-34",
+    "SU-34": Exact(
         "The proof cannot be repaired: even with a full-rank encoder Jacobian the bound's "
         "direction may raise a task.",
         exact(
@@ -62,7 +59,6 @@ claim = Claims(
             ("coefficient of η²", ">=", 0),
             ("library against fractions, largest difference", "<", 1e-12),
         ),
-        kind="exact",
         finding=(
             "an encoder of full rank. Along MGDA-UB's direction the losses of the two tasks "
             "fall at rates of {linear encoder, MGDA-UB: rate of task 1} and {linear encoder, "
@@ -71,8 +67,9 @@ claim = Claims(
             "rises"
         ),
     ),
-    Row("SU-35", "So MGDA-UB may fail to find a Pareto-stationary point.", rests_elsewhere),
-)
+    "SU-35": Row("So MGDA-UB may fail to find a Pareto-stationary point.", rests_elsewhere),
+}
+claim = Claims(CLAIMS)
 
 
 X = [[2, 1], [1, 0]]

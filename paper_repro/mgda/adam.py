@@ -17,15 +17,14 @@ import mtlfunc as mf
 from common.choice import one_of
 from common.device import replayed
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
 from .common import gram, normalised, rows_of, solved, square
 
-claim = Claims(
-    Row(
-        "SU-11",
+CLAIMS = {
+    "SU-11": Exact(
         "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². Where it is "
         "largest min_t ⟨g_t, u⟩ >= ½‖u‖² >= 0, so a non-zero u gives common descent along -u.",
         exact(
@@ -33,9 +32,9 @@ claim = Claims(
             ("largest relative difference of the value from ½‖u*‖²", "<", 1e-9),
             ("active set against projected gradient: largest relative *", "<", 1e-5),
         ),
-        kind="exact",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 RAISES = -1e-6

@@ -6,31 +6,28 @@ from torch.func import jacrev, vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from .encoders import SAMPLES, Batch, Study, decode, drawn, encode, losses, steps_of
 
-claim = Claims(
-    Row(
-        "SU-28",
+CLAIMS = {
+    "SU-28": Exact(
         "∂L_t/∂θ is the pullback of ∂L_t/∂Z, and ‖Σ w_t ∇_θ L_t‖ <= ‖∂Z/∂θ‖·‖Σ w_t ∇_Z L_t‖.",
         exact(
             ("largest relative difference of pullback and direct gradient", "<", 1e-9),
             ("left over right side, largest", "<=", 1 + 1e-9),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-31",
+    "SU-31": Exact(
         "With disjoint labelled sets the encoding gradients are orthogonal and the bound "
         "ignores how tasks relate: w_t is proportional to 1/‖v_t‖².",
         exact(
             ("largest |v_s·v_t| over largest ‖v_t‖²", "==", 0),
             ("largest difference of weights from 1/‖v_t‖² weighting", "<", 1e-9),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

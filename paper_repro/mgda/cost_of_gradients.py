@@ -42,15 +42,13 @@ def judge_infeasible(measured: Measured) -> Verdict:
 
 
 TIMED = True  # a processor's time or memory, which another device has not
-claim = Claims(
-    Row(
-        "SU-27",
+CLAIMS = {
+    "SU-27": Row(
         "For very large models even T separate gradients are infeasible.",
         judge_infeasible,
         when="rows are stored; the layerwise Gramian takes the memory of about one gradient",
     ),
-    Row(
-        "SU-29",
+    "SU-29": Row(
         "Minimise the bound's right-hand side: only gradients with respect to encodings "
         "are needed, which is much cheaper.",
         exact(
@@ -60,7 +58,8 @@ claim = Claims(
         ),
         when="the heads are small against the trunk",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 TASKS, WIDTH = (2, 8, 32), 512

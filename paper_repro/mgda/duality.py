@@ -11,36 +11,31 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
 from .common import COLOURS, gram, normal, rows_of, shortest, solved, square, uniform
 
-claim = Claims(
-    Row(
-        "SU-16",
+CLAIMS = {
+    "SU-16": Exact(
         "The limit is a weighted mean of the g_t, its weights the current best task "
         "weighting; the smoothing route is heuristic, though the result is right.",
         exact(
             ("averaged iteration: largest excess over its bound", "<=", 1e-9),
             ("the same: largest relative difference of their directions", "<", 1e-6),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-17",
+    "SU-17": Exact(
         "The set of T-ary distributions is the simplex, and min_t x_t is the minimum over "
         "it of Σ w_t x_t.",
         exact(
             ("linear program over the simplex against the minimum, *", "<", 1e-9),
             ("smallest Σ w_t x_t - min x over random weights", ">=", -1e-15),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-18",
+    "SU-18": Exact(
         "The objective is concave in u and convex in w, both domains are convex, so by "
         "von Neumann's minimax theorem maximum and minimum swap.",
         exact(
@@ -48,11 +43,9 @@ claim = Claims(
             ("largest ‖u*‖/max ‖g_t‖", "<=", 1),
             only_when=("u + w, both domains convex and growing: max min less min max", "<", 0),
         ),
-        kind="exact",
         when="u is first confined to a ball, which loses nothing; the reason given is not enough",
     ),
-    Row(
-        "SU-19",
+    "SU-19": Exact(
         "In the dual the inner maximum is u = Σ w_t g_t, so the problem is to find the shortest "
         "convex combination: the minimum of ½‖Σ w_t g_t‖².",
         exact(
@@ -61,19 +54,17 @@ claim = Claims(
             ("largest relative gap wᵀGw - min (Gw)_t at the answer", "<", 1e-12),
             ("smallest ‖Jᵀw‖² - ‖Jᵀw*‖² over random weights", ">=", 0),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-20",
+    "SU-20": Exact(
         "T = 2: dropping a perpendicular in a triangle, w_1 = clip((G_22 - G_12)/(G_11 + "
         "G_22 - 2G_12), 0, 1); three cases.",
         exact(
             ("closed form against *: largest difference of directions, *", "<", 1e-9),
             ("draws in which the angles say another case", "==", 0),
         ).open_unless(("draws with the answer *", ">", 0)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def primal(rows: np.ndarray) -> float:

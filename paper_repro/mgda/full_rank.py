@@ -8,7 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Measured, Row, decided
+from ..report.decisions import Claims, Exact, Measured, decided
 from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .encoders import raises
@@ -23,16 +23,15 @@ def same_zeros(measured: Measured) -> Verdict:
     return "holds only when" if raised > 0 else "holds"
 
 
-claim = Claims(
-    Row(
-        "SU-32",
+CLAIMS = {
+    "SU-32": Exact(
         "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points "
         "(and otherwise a direction that lowers all losses).",
         same_zeros,
-        kind="exact",
         when="common descent is left out: stationary points are found, directions may raise a task",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def weights_of(gramian: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import EXPONENT, NEARLY_ALL
-from ..report.decisions import Claims, Measured, Row, decided, exact
+from ..report.decisions import Claims, Exact, Measured, Row, decided, exact
 from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
@@ -49,16 +49,13 @@ def judge_oscillates(measured: Measured) -> Verdict:
     return "holds" if excess <= 0 else "does not hold"
 
 
-claim = Claims(
-    Row(
-        "SU-14",
+CLAIMS = {
+    "SU-14": Exact(
         "If the inner products differ by far more than 1/λ, λ → ∞ gives u = g_τ, τ = "
         "argmin ⟨g_t, u⟩; the naive iteration u ← g_τ will very likely oscillate.",
         judge_oscillates,
-        kind="exact",
     ),
-    Row(
-        "SU-15",
+    "SU-15": Row(
         "The naive iteration oscillates around the optimum, so the running average "
         "u_{n+1} = (n·u_n + g_τ)/(n + 1) converges to it.",
         exact(
@@ -68,14 +65,13 @@ claim = Claims(
         ),
         when="g_τ is computed at the running average, which is Frank–Wolfe; not at the iterates",
     ),
-    Row(
-        "SU-22",
+    "SU-22": Exact(
         "With the fixed step 1/(n+1) in place of the search, Frank–Wolfe coincides with "
         "the averaged smoothing iteration.",
         exact(("largest relative difference of the iterates *", "<", 1e-9)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 MORE_COUNTS = (2154, 4642, 10000)

@@ -15,15 +15,14 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MOST_ORDER, ORDER
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import gram, normal, rows_of, shortest, stationary_rows
 from .quadratics import losses, quadratics
 
-claim = Claims(
-    Row(
-        "SU-03",
+CLAIMS = {
+    "SU-03": Exact(
         "To first order L(θ + Δ) < L(θ) means ⟨∇L, Δ⟩ < 0, an angle of more than 90°; "
         "-η∇L is the natural choice.",
         exact(
@@ -33,11 +32,9 @@ claim = Claims(
             ("share of quadratics that fall at .99 · 2‖g‖²/gᵀAg", "==", 1),
             only_when=("share of quadratics that rise at 1.01 · 2‖g‖²/gᵀAg", "==", 1),
         ),
-        kind="exact",
         when="the step is below 2‖g‖²/gᵀAg",
     ),
-    Row(
-        "SU-05",
+    "SU-05": Exact(
         "Pareto optimality: at θ every change raises some loss; no task can gain "
         "without another's loss.",
         exact(
@@ -45,35 +42,27 @@ claim = Claims(
             ("share of sampled points off the set that their projection dominates", "==", 1),
             only_when=("change of the losses along a coordinate that none depends on", "<=", 0),
         ),
-        kind="exact",
         when="changes that alter no loss are excepted",
     ),
-    Row(
-        "SU-06",
+    "SU-06": Exact(
         "Seek Δ with ⟨g_t, Δ⟩ <= 0 for all t; Δ = 0 is always feasible, so the set is never empty.",
         exact(("linear programs without a solution", "==", 0)),
-        kind="exact",
     ),
-    Row(
-        "SU-07",
+    "SU-07": Exact(
         "If the system has no solution but Δ = 0, the point is Pareto stationary.",
         exact(("of these, with 0 outside the hull", "==", 0)).open_unless(
             ("draws with no solution but Δ = 0", ">", 0)
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-08",
+    "SU-08": Exact(
         "Pareto stationarity is necessary for Pareto optimality but not sufficient.",
         exact(
             ("Pareto optima of convex quadratics: largest distance *", "<", 1e-6),
             ("x² - y², x² - 2y² at 0: distance of 0 from the hull", "<=", 0),
             ("largest change of a loss from 0 to (0, ½)", "<", 0),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-10",
+    "SU-10": Exact(
         "Maximising the smallest inner product, max over u of min_t ⟨g_t, u⟩, yields the "
         "desired direction; without a penalty the maximum is infinite as soon as one good "
         "direction exists.",
@@ -81,9 +70,9 @@ claim = Claims(
             ("draws where the value over the unit box is positive and *", "==", 0),
             ("deviation from linear growth of *", "<", 1e-9),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def first_order(settings: Settings) -> Claim:

@@ -70,22 +70,21 @@ def judge_room_to_move(measured: Measured) -> Verdict:
     return "does not hold" if all(stays) else "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "SU-30",
+CLAIMS = {
+    "SU-30": Row(
         "Minimising the upper bound gives results like minimising the exact norm.",
         judge_like_exact.open_unless(("draws in which MGDA itself raises a task", "==", 0)),
         when="the encoding is wide enough; in the narrow ones directions raise a task",
     ),
-    Row(
-        "SU-36",
+    "SU-36": Row(
         "The bound works well in experiments because deep networks have so many "
         "parameters that there is room to move.",
         judge_room_to_move,
         when="the share is asked to fall with the parameters; in no setting it vanishes",
         instead="deep networks on real data",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)

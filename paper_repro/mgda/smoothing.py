@@ -10,32 +10,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Draws, Option, drawn
 from .common import COLOURS, DASHES, TASKS, families, normal, shortest, square, uniform
 
-claim = Claims(
-    Row(
-        "SU-12",
+CLAIMS = {
+    "SU-12": Exact(
         "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies "
         "between min x - log T/λ and min x.",
         exact(("lowest (smooth minimum - minimum)·λ/log T", ">=", -1), ("highest", "<=", 0)),
-        kind="exact",
     ),
-    Row(
-        "SU-13",
+    "SU-13": Exact(
         "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
         exact(
             ("largest |w - softmax(-λGw)|", "<", 1e-8),
             ("largest difference of dual and primal value, in units of 1/λ", "<", 1e-6),
             ("largest (½‖d*‖² - smoothed optimum)·λ/log T", "<=", 1 + 1e-9),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def smooth_minimum(settings: Settings) -> Claim:

@@ -61,9 +61,8 @@ def judge_learning_rate(measured: Measured) -> Verdict:
 
 
 TIMED = True  # a processor's time or memory, which another device has not
-claim = Claims(
-    Row(
-        "SU-21",
+CLAIMS = {
+    "SU-21": Row(
         "T > 2: Frank–Wolfe, towards τ = argmin ⟨g_t, Σ w g⟩, with a search on the "
         "segment from w to e_τ, which is the T = 2 problem; it suits convex sets.",
         exact(
@@ -71,19 +70,18 @@ claim = Claims(
             ("all steps, largest negative weight or |Σw - 1|", "<", 1e-9),
         ).open_unless(("optimum *, line search: median relative gap at the end", "<=", SEARCHED)),
     ),
-    Row(
-        "SU-23",
+    "SU-23": Row(
         "Gradient descent on w = softmax(a) solves the min-norm problem without constraints.",
         judge_softmax_form,
         when="the optimum lies inside the simplex; on a face it is not reached",
     ),
-    Row(
-        "SU-24",
+    "SU-24": Row(
         "A guess: nobody uses the unconstrained form because its learning rate needs tuning.",
         judge_learning_rate,
         when="the optimum lies inside the simplex; on a face no step is fast enough",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def contenders(rate: float) -> dict[str, Callable[[int], mf.types.Solver]]:

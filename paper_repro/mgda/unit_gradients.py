@@ -12,25 +12,22 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MOST_RUNS, SEEN
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, named, share_interval
 from .common import ROUNDING, gram, normal, normalised, rows_of, shortest, square, uniform
 from .quadratics import Batch, losses, quadratics
 
-claim = Claims(
-    Row(
-        "SU-01",
+CLAIMS = {
+    "SU-01": Exact(
         "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
         "shifting any single loss.",
         exact(
             ("largest change of the unit direction, weights 1/‖g‖", "<", 1e-9),
             ("the same, equal weights", ">", SEEN),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-02",
+    "SU-02": Exact(
         "Weights 1/‖g_t‖ are the same as adding unit task gradients, so designing losses is "
         "at bottom designing gradients.",
         exact(
@@ -41,10 +38,8 @@ claim = Claims(
             ),
             ("gradient of Σ L_t/‖g_t‖, lengths constant, against it", "<", 1e-9),
         ),
-        kind="exact",
     ),
-    Row(
-        "SU-09",
+    "SU-09": Exact(
         "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
         "normalisation reaches Pareto stationarity; with more the normalised sum no "
         "longer suffices.",
@@ -54,9 +49,9 @@ claim = Claims(
             ("T = 2: share of steps that raise a task", "==", 0),
             ("(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩", "<", 0),
         ).open_unless(("T = 2: share of runs that end within 5 % of *, low", ">", MOST_RUNS)),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Drawn(NamedTuple):

@@ -5,40 +5,36 @@ from typing import Any
 from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
 from ..report.options import exported
 
-claim = Claims(
-    Row(
-        "PC-01",
+CLAIMS = {
+    "PC-01": Row(
         "Joint training on shared parameters can end below separate networks.",
         kind="data/RL",
         needs=MULTIMNIST,
     ),
-    Row(
-        "PC-07",
+    "PC-07": Row(
         "PCGrad adds to the gain of other multi-task architectures.",
         kind="data/RL",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
-    Row(
-        "PC-08",
+    "PC-08": Row(
         "PCGrad needs less data, optimises faster and ends better.",
         kind="data/RL",
         needs=META_WORLD,
     ),
-    Row(
-        "PC-21",
+    "PC-21": Row(
         "PCGrad wins on Meta-World MT10 and MT50, on supervised and on goal-conditioned "
         "benchmarks.",
         kind="data/RL",
         needs=f"{META_WORLD}; {MULTIMNIST}",
     ),
-    Row(
-        "PC-22",
+    "PC-22": Row(
         "The baselines there: one policy for all, a head a task, independent policies.",
         kind="data/RL",
         needs="a list of baselines, which no number could refute; the point mass has all three "
         "(`python -m experiments.control --parts points`), and so has Meta-World",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 FIGURES = {

@@ -16,7 +16,7 @@ from torch.func import grad, hessian, vmap
 import mtlfunc as mf
 
 from ..report.bounds import STUCK
-from ..report.decisions import Claims, Measured, Row, decided
+from ..report.decisions import Claims, Exact, Measured, Row, decided
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
@@ -58,21 +58,19 @@ def sharp(measured: Measured) -> Verdict:
     return "holds" if min(shares) > 0.5 else "holds only when"
 
 
-claim = Claims(
-    Row(
-        "PC-04",
+CLAIMS = {
+    "PC-04": Row(
         "Figure 1: in sharp valley walls descent follows task 1's valley and learns task "
         "2 extremely slowly; PCGrad gets out.",
         gets_out,
     ),
-    Row(
-        "PC-05",
+    "PC-05": Exact(
         "Figure 1 is an instance of sharp curvature in the sense of the theory.",
         sharp,
-        kind="exact",
         when="where a step crosses a cusp; elsewhere H is not positive",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Conditions(NamedTuple):
@@ -233,10 +231,7 @@ def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> li
     ]
     height = values(torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)).sum(-1).numpy()
     smooth = gaussian_filter(height, finer, mode="nearest")
-    return [
-        *np.meshgrid(*(line[::finer].numpy() for line in fine)),
-        smooth[::finer, ::finer],
-    ]
+    return [*np.meshgrid(*(line[::finer].numpy() for line in fine)), smooth[::finer, ::finer]]
 
 
 def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:

@@ -24,26 +24,24 @@ from .problems import Batch, regression, regression_batch, regression_start
 
 WORSE = sided(("* over PCGrad's", ">", 1)).open_unless(("steps on the landscape", ">=", LONG))
 
-claim = Claims(
-    Row(
-        "PC-23",
+CLAIMS = {
+    "PC-23": Row(
         "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
         WORSE,
         instead="Meta-World",
     ),
-    Row(
-        "PC-24",
+    "PC-24": Row(
         "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
         WORSE,
         instead="Meta-World",
     ),
-    Row(
-        "PC-25",
+    "PC-25": Row(
         "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
         WORSE,
         instead="Meta-World",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 class Arms(NamedTuple):

@@ -8,37 +8,30 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import jacobians, normal
 from .problems import PROBLEMS, regression, regression_batch, regression_start
 from .rational import FAN, ORDERS, RAISED, exact_coefficients, gramian_of, tensor_of, times
 
-claim = Claims(
-    Row(
-        "PC-06",
+CLAIMS = {
+    "PC-06": Exact(
         "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement "
         "and goal-conditioned problems alike.",
         exact(("*largest relative difference of *", "<", 1e-9)),
-        kind="exact",
     ),
-    Row(
-        "PC-09",
+    "PC-09": Exact(
         "The training loss is the plain sum Σ L_i, T times the expectation over uniform "
         "tasks; a task-conditioned f(y given x, z) has the same gradients.",
         exact(("reduction=*", "<", 1e-12), ("one-hot code against *", "<", 1e-12)),
-        kind="exact",
     ),
-    Row(
-        "PC-15",
+    "PC-15": Exact(
         "Algorithm 1: project a copy of every gradient off the others it conflicts with, "
         "in random order; update with all the edited gradients.",
         exact(("largest *", "<", 1e-12)),
-        kind="exact",
     ),
-    Row(
-        "PC-16",
+    "PC-16": Exact(
         "After its projection a gradient has no component against the one it was "
         "projected on; gradients without conflict are left alone.",
         exact(
@@ -47,10 +40,10 @@ claim = Claims(
             ("120°: task 1 right after its projection on task *", "==", 0),
             only_when=("120°: the same after the next projection, *", "<", 0),
         ),
-        kind="exact",
         when="one projection, or two tasks; with three a later projection restores a conflict",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

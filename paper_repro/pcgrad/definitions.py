@@ -8,25 +8,22 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from .common import jacobians, normal
 from .measures import conflicting, curvature_bound, magnitude_similarity
 from .problems import regression, regression_batch, regression_start
 from .rational import gramian_of, tensor_of
 
-claim = Claims(
-    Row(
-        "PC-10",
+CLAIMS = {
+    "PC-10": Exact(
         "Definition 1: two gradients conflict if cos φ < 0.",
         exact(
             ("pairs in which library and fractions differ", "==", 0),
             ("draws in which conflict and sign of the cosine differ", "==", 0),
         ),
-        kind="exact",
     ),
-    Row(
-        "PC-11",
+    "PC-11": Exact(
         "Definition 2: Φ = 2‖g_i‖‖g_j‖/(‖g_i‖² + ‖g_j‖²).",
         exact(
             ("largest difference from the definition", "<", 1e-12),
@@ -37,28 +34,22 @@ claim = Claims(
             ("unequal lengths with Φ = 1", "==", 0),
             ("two zero gradients: undefined (1: yes)", "==", 1),
         ),
-        kind="exact",
     ),
-    Row(
-        "PC-12",
+    "PC-12": Exact(
         "Definition 3: H = ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds, read as how the curvature "
         "changes over a step.",
         exact(
             ("largest relative difference from gᵀA g, steps 0 to 10", "<", 1e-10),
             only_when=("share of quadratics with H ≠ 0, where curvature never changes", ">", 0.5),
         ),
-        kind="exact",
         when="H is read as the mean curvature along g, not as a change of curvature",
     ),
-    Row(
-        "PC-13",
+    "PC-13": Exact(
         "Definition 4: L = L_1 + L_2, g = g_1 + g_2 with g_i = ∇L_i; θ^MT and θ^PCGrad "
         "are the parameters after one step along g or along PCGrad's sum.",
         exact(("*, largest relative difference", "<", 1e-11)),
-        kind="exact",
     ),
-    Row(
-        "PC-14",
+    "PC-14": Exact(
         "Definition 5: ξ = (1 - cos²φ)‖g_1 - g_2‖²/‖g_1 + g_2‖².",
         exact(
             ("‖PCGrad's sum‖² against *, largest relative difference", "<", 1e-9),
@@ -67,9 +58,9 @@ claim = Claims(
             ("largest ξ - (1 + |cos φ|)²", "<=", 1e-12),
             ("conflicting draws with ξ <= 1 but cos φ > -Φ", "==", 0),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def conflict(settings: Settings) -> Claim:

@@ -28,14 +28,14 @@ def dominance(measured: Measured) -> Verdict:
     return verdict_of(falls, grows)
 
 
-claim = Claims(
-    Row(
-        "PC-02",
+CLAIMS = {
+    "PC-02": Row(
         "The summed gradient can be dominated by the largest one, which is then "
         "over-served while the others are under-served.",
         dominance,
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)

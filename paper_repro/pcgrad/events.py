@@ -30,14 +30,14 @@ def marked(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "PC-29",
+CLAIMS = {
+    "PC-29": Row(
         "Open: some logged quantity marks the step at which the second task starts to be "
         "learnt (curvature and conflict show no visible event).",
         marked,
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 WITHIN = 5  # steps, of the onset

@@ -32,16 +32,16 @@ def judge_factorial(measured: Measured) -> Verdict:
     return verdict_of(alone, contradicted)
 
 
-claim = Claims(
-    Row(
-        "PC-03",
+CLAIMS = {
+    "PC-03": Row(
         "Harmful interference needs three things together: conflict, very unequal "
         "magnitudes, strong curvature.",
         judge_factorial,
         when="against a plain step of PCGrad's length; against the plain step PCGrad also wins in "
         "conflict without the two others",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 DIM = 10

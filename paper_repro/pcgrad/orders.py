@@ -6,23 +6,22 @@ from typing import Annotated, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.figures import arrow, axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
 from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, orders_of, under_all_orders
 
-claim = Claims(
-    Row(
-        "PC-30",
+CLAIMS = {
+    "PC-30": Exact(
         "All theory covers two tasks; projections may clash when there are more.",
         exact(
             ("worst task's rate, largest over orders", "<", 0),
             ("library against fractions, largest difference", "<", 1e-12),
         ),
-        kind="exact",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -21,9 +21,8 @@ from .common import normal
 from .measures import curvature_bound
 from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
 
-claim = Claims(
-    Row(
-        "PC-20",
+CLAIMS = {
+    "PC-20": Row(
         "With conflict, a large gap of magnitudes, high curvature and a large enough step "
         "PCGrad converges faster than plain descent.",
         sided(
@@ -42,7 +41,8 @@ claim = Claims(
             "come within a tenth of the initial gap"
         ),
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 Starts = Literal["near", "built", "any"]

@@ -35,21 +35,20 @@ def first_theorem(measured: Measured) -> Verdict:
     return "holds" if neither == 0 and measured["of these, conflicting"] > 0 else "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "PC-17",
+CLAIMS = {
+    "PC-17": Row(
         "Theorem 1: for convex L_1, L_2 and t <= 1/ℒ PCGrad converges to a point with cos "
         "φ = -1 or to the minimum of L_1 + L_2.",
         first_theorem,
     ),
-    Row(
-        "PC-18",
+    "PC-18": Row(
         "Alternative (a), cos φ = -1, is hard to reach, so that in practice the method "
         "nearly always reaches the optimum.",
         # not the angle: it is 180° also at the minimum of the sum, wherever the tasks disagree
         sided(("dim *: share with an excess above 1 % of the initial gap", "<", EXCEPTION)),
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:

@@ -42,15 +42,15 @@ def second_theorem(measured: Measured) -> Verdict:
     return "holds" if right else "inconclusive"
 
 
-claim = Claims(
-    Row(
-        "PC-19",
+CLAIMS = {
+    "PC-19": Row(
         "Theorem 2: with curvature >= ℓ‖g‖², (a) cos φ <= -Φ, (b) ℓ >= ξ and (c) t >= "
         "2/(ℓ - ξℒ), L(θ^PCGrad) <= L(θ^MT).",
         second_theorem,
         when="(b) reads ℓ > ξℒ and the curvature has the weight 2(1 - s) over the step",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 def counterexample() -> dict[str, Fraction]:

@@ -40,23 +40,22 @@ def unbiased(measured: Measured) -> Verdict:
     return verdict_of(near, [not one for one in near])
 
 
-claim = Claims(
-    Row(
-        "PC-31",
+CLAIMS = {
+    "PC-31": Row(
         "Open: PCGrad rests at a stationary point with three gradients at 120°, and "
         "converges for three tasks.",
         rests,
         when="the steps fall as 1/k: they settle, at the minimum of the sum only with equal "
         "curvatures; under random orders PCGrad moves on from the stationary point",
     ),
-    Row(
-        "PC-32",
+    "PC-32": Row(
         "With many tasks the random order of the projections takes care of the bias that "
         "one order would have.",
         unbiased,
         when="the curvatures are equal",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}

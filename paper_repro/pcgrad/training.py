@@ -38,26 +38,24 @@ def judge_exponential(measured: Measured) -> Verdict:
     return verdict_of(rises, falls)
 
 
-claim = Claims(
-    Row(
-        "PC-26",
+CLAIMS = {
+    "PC-26": Row(
         "Figure 5, left: the multi-task curvature rises about exponentially during training.",
         judge_exponential,
         instead="Meta-World",
     ),
-    Row(
-        "PC-27",
+    "PC-27": Row(
         "Figure 5, middle: conflicts become more frequent as training proceeds.",
         sided(("*: difference", ">", 0)),
         instead="Meta-World",
     ),
-    Row(
-        "PC-28",
+    "PC-28": Row(
         "Figure 5, right: one task's progress dominates while the other is not learnt.",
         sided(("*: share of the larger fall, first tenth", ">", CLEARLY)),
         instead="Meta-World",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 COLOURS, LINES = ("C0", "C1"), ("-", "--")

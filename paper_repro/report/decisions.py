@@ -5,6 +5,7 @@ keeps, so that every verdict can be worked out again from that file. A mean with
 three numbers: `name`, `name, low` and `name, high`.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -244,7 +245,6 @@ class Row(NamedTuple):
     or synthetic one without a decision is open.
     """
 
-    id: str
     statement: str  # one sentence; Δ, w, g, d as in the papers
     decision: Decision | None = None
     # of one that may hold only when: when it does, with `{name}` for a number; where it says
@@ -257,6 +257,7 @@ class Row(NamedTuple):
     published: str = ""  # numbers, of a claim about data that are not here
     # of a claim about those that is decided on made-up problems: what they stand in for
     instead: str = ""
+    id: str = ""
     module: str = ""  # the reproduction that decides it, as in pcgrad.theorem1: see `ROWS`
 
     @property
@@ -265,11 +266,15 @@ class Row(NamedTuple):
         return self.id.split("-")[0]
 
 
+Exact = functools.partial(Row, kind="exact")
+"""A row of that kind."""
+
+
 class Claims:
     """The claims that a question decides, before anything runs; `module.claim` is this."""
 
-    def __init__(self, *rows: Row) -> None:
-        self.rows = {row.id: row for row in rows}
+    def __init__(self, rows: Mapping[str, Row]) -> None:
+        self.rows = {name: row._replace(id=name) for name, row in rows.items()}
 
     def __call__(self, identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
         """A claim that its decision has judged by numbers, or tensors of one; `where` says how they

@@ -7,14 +7,13 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import CHANGES, EPSILON
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from .common import Data, losses, network, normal
 
-claim = Claims(
-    Row(
-        "SI-05",
+CLAIMS = {
+    "SI-05": Exact(
         "Elich et al. 2023: Adam has a partial invariance to the scales of losses: the update of a "
         "task's own parameters does not change.",
         exact(
@@ -27,10 +26,10 @@ claim = Claims(
                 EPSILON,
             ),
         ),
-        kind="exact",
         when="the gradients are large against Adam's ε, and of a task's own parameters",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)

@@ -13,9 +13,8 @@ from ..report.decisions import Claims, Row, sided
 from ..report.findings import Findings, Settings
 from ..report.intervals import mean_interval, named, ratio_interval
 
-claim = Claims(
-    Row(
-        "SI-11",
+CLAIMS = {
+    "SI-11": Row(
         "After Miao et al. 2026 (our words): the gradient of a step is a small part of Adam's "
         "update, so that the updates of two rules are far closer than their directions.",
         sided(
@@ -23,7 +22,8 @@ claim = Claims(
             trained=False,
         ),
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 RIVALS: dict[str, mf.Rule] = {

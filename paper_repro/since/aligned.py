@@ -12,7 +12,17 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import FEW, ILL
-from ..report.decisions import Claims, Measured, Row, decided, ends, exact, named_so, verdict_of
+from ..report.decisions import (
+    Claims,
+    Exact,
+    Measured,
+    Row,
+    decided,
+    ends,
+    exact,
+    named_so,
+    verdict_of,
+)
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
@@ -33,9 +43,8 @@ def judge_preferred(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "SI-09",
+CLAIMS = {
+    "SI-09": Exact(
         "Senushkin et al. 2023: the condition number of the gradients reflects conflict and "
         "dominance.",
         exact(
@@ -43,17 +52,16 @@ claim = Claims(
             ("T = *: largest |cosine| less (κ² - 1)/(κ² + 1)", "<=", 1e-9),
             only_when=("(1, 0), (1, .01): condition number", ">", ILL),
         ),
-        kind="exact",
         when="it is small, which excludes conflict and dominance; a large one says nothing",
     ),
-    Row(
-        "SI-10",
+    "SI-10": Row(
         "Senushkin et al. 2023: Aligned-MTL converges to an optimum of weights that are chosen "
         "beforehand.",
         judge_preferred,
         when="the rank tolerance is that of float32, or both weights are equal",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 SHARES = (0.2, 0.5, 0.8)

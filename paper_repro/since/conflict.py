@@ -30,9 +30,8 @@ def conflict_and_gap(measured: Measured) -> Verdict:
     return verdict_of([shown], [lost])
 
 
-claim = Claims(
-    Row(
-        "SI-06",
+CLAIMS = {
+    "SI-06": Row(
         "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines "
         "of tasks are no lower than those of one task's samples.",
         # not the end: where the mean of both rests its two gradients are opposed
@@ -43,14 +42,14 @@ claim = Claims(
         ),
         instead="networks for scenes and faces",
     ),
-    Row(
-        "SI-07",
+    "SI-07": Row(
         "Mueller et al. 2024: the amount of conflict goes with worse training losses and does not "
         "predict generalization.",
         conflict_and_gap,
         instead="benchmarks of images and text",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2

@@ -47,24 +47,21 @@ def instead_of_training(forecast: str) -> Decision:
     )(judge)
 
 
-claim = Claims(
-    Row(
-        "SI-25",
+CLAIMS = {
+    "SI-25": Row(
         "Fifty et al. 2021: how one task's gradient would affect the other losses, measured in a "
         "single run of all tasks, selects which tasks should train together.",
         # not the correlation: it may be positive, and no choice be better for it
         sided(("*: loss of TAG's grouping less that of as large groups at random", "<", 0)),
         instead="benchmarks of images",
     ),
-    Row(
-        "SI-26",
+    "SI-26": Row(
         "Li et al. 2024: projected gradients of one network of all tasks estimate the affinities "
         "of groups without training them, close to the true ones.",
         instead_of_training("Grad-TAG"),
         instead="graphs and language models",
     ),
-    Row(
-        "SI-27",
+    "SI-27": Row(
         "Ayman et al. 2026: the similarity of the updates of two tasks measures their affinity, "
         "and extends linearly to groups.",
         sided(
@@ -73,14 +70,14 @@ claim = Claims(
         ),
         instead="benchmarks of several domains",
     ),
-    Row(
-        "SI-28",
+    "SI-28": Row(
         "After Standley et al. 2020 (our words): what tasks gain in pairs, averaged, tells what "
         "they gain in larger groups, which then need no training.",
         instead_of_training("averaged pairs"),
         instead="networks for scenes",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 LANES = 16  # seeds of all groups that are trained side by side

@@ -14,15 +14,15 @@ from ..report.intervals import named, ratio_interval
 from .common import flat, normal, unflat
 from .samples import Data, images
 
-claim = Claims(
-    Row(
-        "SI-24",
+CLAIMS = {
+    "SI-24": Row(
         "Buffelli et al. 2024: on minibatches exact Gauss-Newton saturates on the training loss, "
         "and generalises poorly.",
         sided(("*, exact Gauss-Newton over Adam", ">", 1)),
         instead="reversible networks on benchmarks of images",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 HIDDEN, BATCH, TRAIN = 8, 32, (256, 1200)

@@ -47,9 +47,8 @@ def judge_balanced(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "SI-03",
+CLAIMS = {
+    "SI-03": Row(
         "Hu et al. 2023: in a linear network too narrow for its tasks there are Pareto optimal "
         "points that no static weights reach.",
         sided(
@@ -57,13 +56,13 @@ claim = Claims(
             trained=False,
         ),
     ),
-    Row(
-        "SI-04",
+    "SI-04": Row(
         "Hu et al. 2023: rules such as MGDA find balanced solutions there, which static weights "
         "cannot.",
         judge_balanced,
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 TASKS = SIZE = 3

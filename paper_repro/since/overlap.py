@@ -38,15 +38,15 @@ def overlap(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
-claim = Claims(
-    Row(
-        "SI-12",
+CLAIMS = {
+    "SI-12": Row(
         "Zhang & Cheng 2026: where tasks share less than 30 % of their samples, cosines of "
         "gradients are noise; above 40 % they show how the tasks are related.",
         overlap,
         instead="molecules and their measured properties",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 INPUTS, HIDDEN, NOISE = 8, 16, 0.3

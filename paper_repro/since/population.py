@@ -18,9 +18,8 @@ from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
 
-claim = Claims(
-    Row(
-        "SI-15",
+CLAIMS = {
+    "SI-15": Row(
         "Royer et al. 2023: population-based training searches efficiently for the weights of a "
         "scalarization when there are many tasks: it finds a grid's best with fewer runs.",
         sided(
@@ -29,7 +28,8 @@ claim = Claims(
         ),
         instead="benchmarks of images",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 TASKS = (2, 3, 4)

@@ -16,15 +16,15 @@ from ..report.intervals import mean_interval, named
 from .common import flat
 from .physics import ABOUT, PROBLEMS, STEPS, Problem, begun, others
 
-claim = Claims(
-    Row(
-        "SI-23",
+CLAIMS = {
+    "SI-23": Row(
         "Wang et al. 2025: second-order methods, SOAP above all, mitigate conflicts of gradients: "
         "terms and steps are better aligned than under Adam.",
         sided(("*: alignment of *, SOAP less Adam", ">", 0)),
         instead="differential equations in several dimensions",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 RATE, FIRST, SECOND, FLOOR = 3e-3, 0.95, 0.95, 1e-8

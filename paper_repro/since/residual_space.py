@@ -12,7 +12,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MAGNITUDE
-from ..report.decisions import OPEN, Claims, Row, exact, sided
+from ..report.decisions import OPEN, Claims, Exact, Row, exact, sided
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, spelled
@@ -32,9 +32,8 @@ from .physics import (
     with_adam,
 )
 
-claim = Claims(
-    Row(
-        "SI-16",
+CLAIMS = {
+    "SI-16": Exact(
         "Guzmán-Cordero et al. 2025: Woodbury's identity gives the step of energy natural gradient "
         "descent with far less computation.",
         exact(
@@ -42,26 +41,24 @@ claim = Claims(
             ("5 parameters a residual: work in *", ">", MAGNITUDE),
             only_when=("0.5 parameters a residual: work in *", "<", 1),
         ),
-        kind="exact",
         when="there are several times more parameters than residuals (5: "
         "{5 parameters a residual: work in parameters' space over residuals'} times fewer "
         "multiplications; 2: {2 parameters a residual: work in parameters' space over residuals'})",
     ),
-    Row(
-        "SI-17",
+    "SI-17": Row(
         "Guzmán-Cordero et al. 2025: SPRING's momentum accelerates the convergence of energy "
         "natural gradient descent.",
         sided(("*: error with SPRING's momentum over that without", "<", 1)),
         instead="differential equations in several dimensions",
     ),
-    Row(
-        "SI-18",
+    "SI-18": Row(
         "Jnini & Vella 2025: natural gradients in the space of residuals end at an L2 error that "
         "is one to three orders of magnitude below that of Adam and of quasi-Newton methods.",
         sided(("*'s error over Gauss-Newton's", ">", MAGNITUDE)),
         instead="differential equations in several dimensions",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 DAMPINGS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)

@@ -11,14 +11,13 @@ from torch.func import jacrev, vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, exact
+from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .common import normal
 
-claim = Claims(
-    Row(
-        "SI-13",
+CLAIMS = {
+    "SI-13": Exact(
         "2026 (our words): a reward rises to first order where its covariance with the scalarised "
         "advantage is positive.",
         exact(
@@ -29,20 +28,18 @@ claim = Claims(
                 0.0,
             ),
         ),
-        kind="exact",
         when="the step is along the natural gradient",
     ),
-    Row(
-        "SI-14",
+    "SI-14": Exact(
         "Liu et al. 2026: to sum rewards and then normalise maps different rewards to one "
         "advantage; to normalise each before the sum keeps more of them apart.",
         exact(
             ("*: advantages that more than one reward shares, sum first", ">", 0),
             ("*: advantages, each first less sum first", ">", 0),
         ),
-        kind="exact",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 ACTIONS, REWARDS = 6, 3

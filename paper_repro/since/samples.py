@@ -15,15 +15,15 @@ from ..report.grids import at_best, judged
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import normal
 
-claim = Claims(
-    Row(
-        "SI-08",
+CLAIMS = {
+    "SI-08": Row(
         "Quinton & Rey 2024: with a loss a sample UPGrad trains better than the direct "
         "minimization of their average.",
         sided(("UPGrad on samples over SGD on their mean: *", "<", 1)),
         instead="subsets of image data sets",
     )
-)
+}
+claim = Claims(CLAIMS)
 
 
 IMAGES, TEST, BATCH, HIDDEN = 256, 512, 16, 16

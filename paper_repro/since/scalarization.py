@@ -19,9 +19,8 @@ from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
 
-claim = Claims(
-    Row(
-        "SI-01",
+CLAIMS = {
+    "SI-01": Row(
         "Xin et al. 2022: rules for several tasks reach nothing beyond what static weights reach "
         "that are tuned as well.",
         sided(("*: nearest static weights' loss over the rule's", "<", MATCH)),
@@ -34,14 +33,14 @@ claim = Claims(
             for rule in ("MGDA", "CAGrad", "PCGrad and UPGrad")
         ),
     ),
-    Row(
-        "SI-02",
+    "SI-02": Row(
         "Kurin et al. 2022: the plain mean, with the regularisation and the search of a single "
         "task, matches or improves upon the rules.",
         sided(("*: the mean's loss over the rule's", "<", MATCH)),
         instead="benchmarks of images and reinforcement learning",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 RULES: dict[str, mf.Rule] = {

@@ -8,7 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import OPEN, Claims, Row, exact, sided
+from ..report.decisions import OPEN, Claims, Exact, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import Best, at_best
@@ -29,9 +29,8 @@ from .physics import (
     with_adam,
 )
 
-claim = Claims(
-    Row(
-        "SI-19",
+CLAIMS = {
+    "SI-19": Exact(
         "Liu et al. 2025: ConFIG's update has a positive product with every term's gradient, and "
         "one rate for all terms.",
         exact(
@@ -39,29 +38,26 @@ claim = Claims(
             ("*: largest difference of two cosines", "<", 1e-6),
             only_when=("*: share of updates against one of them", ">", 0),
         ),
-        kind="exact",
         when="there are fewer gradients than dimensions; else some updates point against one",
     ),
-    Row(
-        "SI-20",
+    "SI-20": Row(
         "Liu et al. 2025: ConFIG is consistently better than other methods on physics losses.",
         sided(("*: error of ConFIG over that of *", "<", 1)),
         instead="differential equations in several dimensions",
     ),
-    Row(
-        "SI-21",
+    "SI-21": Row(
         "Wang et al. 2022: the terms of a physics loss converge at rates far apart, and weights "
         "from the neural tangent kernel balance them.",
         sided(("*: difference of the falls' logarithms, NTK weights over equal ones", "<", 1)),
     ),
-    Row(
-        "SI-22",
+    "SI-22": Row(
         "Wang et al. 2022: weights from the neural tangent kernel make physics-informed networks "
         "more accurate.",
         sided(("*: error of NTK weights over that of *", "<", 1)),
         instead="differential equations in several dimensions",
     ),
-)
+}
+claim = Claims(CLAIMS)
 
 
 CROWDED = 3  # dimensions, for five gradients

@@ -120,7 +120,7 @@ def test_only_takes_names_beginnings_and_ids(capsys: pytest.CaptureFixture[str])
             selected([word], MODULES)
     assert main(["--where", "su-34"]) == 0
     path, line = capsys.readouterr().out.strip().rsplit(":", 1)
-    assert Path(path).read_text().splitlines()[int(line) - 1].strip() == '"SU-34",'
+    assert Path(path).read_text().splitlines()[int(line) - 1] == '    "SU-34": Exact('
 
 
 def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
