@@ -254,16 +254,17 @@ def test_pareto_mtl_in_its_region_is_mgda():
 
 
 def test_pareto_mtl_searches_until_a_point_is_found():
-    """Once a point of the region was seen, the tasks' own gradients count for good."""
+    """Then the tasks' own gradients count for good; a batch without tasks is not counted."""
     J, others = jacobian("gaussian", 2), torch.eye(2, dtype=F64)
     rule = mf.pareto_mtl(torch.tensor([1.0, 1.0], dtype=F64), others, 10)
     outside, inside = torch.tensor([1.0, 9.0], dtype=F64), torch.ones(2, dtype=F64)
     state = rule.init(outside, mf.random.key(0))
     seen = []
-    for losses in (outside, outside, inside, outside):
-        _, state = rule.update(geometry(J @ J.mT, losses), state)
+    for losses, some in ((outside, 1), (outside, 0), (outside, 1), (inside, 1), (outside, 1)):
+        given = geometry(J @ J.mT, losses)
+        _, state = rule.update(given._replace(present=given.present & bool(some)), state)
         seen.append(int(state.search))
-    assert seen == [9, 8, 0, 0]
+    assert seen == [9, 9, 8, 0, 0]
 
 
 def test_pareto_mtl_covers_the_front():
