@@ -84,7 +84,7 @@ def test_pages_have_what_is_kept():
         assert ledger.table(row for row in ROWS if row.paper == paper) in claims, (
             "run python docs/results.py ledger"
         )
-    studies = (results.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    studies = (results.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert ledger.agreement() in studies
 
 
