@@ -23,6 +23,7 @@ import torch
 
 from common.device import shown
 from common.pool import Terminated, cores, terminable, unbroken
+from common.progress import duration
 from mtlfunc.core.files import write_whole
 
 from .claims import HERE, LEDGER, papers, reproductions
@@ -30,12 +31,12 @@ from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
 from .report.display import Display, say
-from .report.findings import QUICK, TENTH, Settings
+from .report.findings import QUICK, Settings
 from .report.options import folder, meant
 from .report.page import page, title
-from .report.remaining import SLOW, Remaining, expected, in_order, in_words
+from .report.remaining import SLOW, Remaining, expected, in_order
 from .report.results import PAGE, PARTS, Refused, Results, reserved
-from .report.summary import extrapolated, table
+from .report.summary import table
 from .report.workers import Question, Run, described, question_of
 
 
@@ -100,23 +101,12 @@ def reproduce(
     fresh: bool = False,
     workers: int = 1,
 ) -> int:
-    """Run the chosen modules; what one found is in place as soon as it is found.
+    """Run the chosen modules (`only`); what one found is in place as soon as it is found. `fresh`
+    also runs what has not changed; one worker is this process, in the order of `only`.
 
-    Args:
-        modules: all that there are, by name.
-        only: names of those to run.
-        settings: how much to compute.
-        out: the folder of the results.
-        fresh: whether to run again what has not changed.
-        workers: questions side by side, each in a process of its own; 1 is all in this one, in
-            the order of `only`.
-
-    Returns:
-        The exit status: 0, 1 where a question failed or nothing more could be written, 130 after
-        Ctrl-C and 143 after SIGTERM.
-
-    Raises:
-        Refused: before anything runs, where `out` cannot be used.
+    Returns the exit status: 0, 1 where a question failed or nothing more could be written, 130
+    after Ctrl-C and 143 after SIGTERM. Raises Refused, before anything runs, where `out` cannot be
+    used.
     """
     # before any runs: a source may be edited meanwhile
     keys = {name: key(module, settings) for name, module in modules.items()}
@@ -149,8 +139,6 @@ def reproduce(
         )
         return 1
     run.display.line(f"\n{table(results, only)}\n\n{out / PAGE}")
-    if settings.shrink == TENTH:
-        run.display.line(f"\n{extrapolated(results, run.done)}")
     for name, text in run.failed.items():
         say(f"{name} failed: {text}", sys.stderr)
     return 1 if run.failed else 0
@@ -167,7 +155,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     total = run.display.remaining.now({})
     if total is not None and left:
         side = f", {workers} side by side" if workers > 1 else ""
-        run.display.line(f"{len(left)} questions{side}: {in_words(total)}")
+        run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
     if workers == 1 or len(left) < 2:
         run.one_by_one(left)
     else:
@@ -239,7 +227,6 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     size.add_argument(
         "--full", action="store_true", help="the papers' own sizes and budgets as well (hours)"
     )
-    flag("--tenth", help="a tenth of steps and draws: how long would all take, also of --full?")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -280,10 +267,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """How much the command line says to compute. Raises ValueError for what cannot be."""
-    if options.quick and options.tenth:
-        raise ValueError("--tenth: not allowed with argument --quick")
-    shrink = TENTH if options.tenth else 1.0
-    settings = QUICK if options.quick else Settings(full=options.full, shrink=shrink)
+    settings = QUICK if options.quick else Settings(full=options.full)
     if options.seeds is not None:
         if options.seeds < 2:
             raise ValueError(
@@ -336,7 +320,7 @@ def perform(arguments: Sequence[str] | None) -> int:
         settings = settings_of(options)
     except ValueError as error:
         parser.error(str(error))
-    sizes = ("quick" * options.quick, "full" * options.full, "tenth" * options.tenth)
+    sizes = ("quick" * options.quick, "full" * options.full)
     try:
         anew = f"draw-{options.draw}" if options.draw else ""
         there = "" if settings.device.type == "cpu" else settings.device.type

@@ -126,9 +126,7 @@ def described() -> tuple[str, str]:
     machines = "; ".join(sorted({answer.machine for answer in answers.values()}))
     line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
         question ({machines}), one thread each.
-        What several questions share counts for whichever computed it. `python -m paper_repro
-        --full --tenth --only gradnorm` runs a tenth of the steps and draws of GradNorm's, and says
-        how long all of them would take here, or with `--device cuda` on a device."""
+        What several questions share counts for whichever computed it."""
     if missing:
         line += f" Not run: {', '.join(f'`{name}`' for name in missing)}."
     lines = [

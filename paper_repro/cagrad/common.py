@@ -20,7 +20,6 @@ BALL = (
     Condition("largest |‖d - g₀‖/(c‖g₀‖) - 1|", "<", 1e-9),
 )
 """Of a direction that is the best one of the ball, whatever computes it."""
-PAPER = "CAGrad (Liu et al. 2021)"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#444444")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 

@@ -134,11 +134,9 @@ def conflict_measure(draws: int) -> Claim:
 
 
 def delta_m() -> Claim:
-    metrics, baselines, higher = (
-        {"accuracy": 0.75, "error": 1.0},
-        {"accuracy": 1.0, "error": 0.5},
-        {"accuracy": True, "error": False},
-    )
+    metrics = {"accuracy": 0.75, "error": 1.0}
+    baselines = {"accuracy": 1.0, "error": 0.5}
+    higher = {"accuracy": True, "error": False}
     by_hand = Fraction(100, 2) * (-(Fraction(3, 4) - 1) / 1 + (1 - Fraction(1, 2)) / Fraction(1, 2))
     library = mf.diagnostics.delta_m(metrics, baselines, higher)
     five = {f"a{i}": 1.2 for i in range(5)} | {"b": 1.0}

@@ -41,12 +41,9 @@ claim = Claims(CLAIMS)
 
 
 def official_weights(g: Tensor, c: float) -> Tensor:
-    """The official approximate solver: softmax weights by 20 momentum steps.
-
-    Rate 25 (50 for T = 50), the best of 21 objectives, 1e-4 in every root.
-
-    Returns:
-        weights `[task]` of d at the paper's scale, that is without the code's division by 1 + c².
+    """The official approximate solver: softmax weights by 20 momentum steps, rate 25 (50 for T =
+    50), the best of 21 objectives, 1e-4 in every root. Weights `[task]` of d at the paper's scale,
+    that is without the code's division by 1 + c².
     """
     scaled = g / (g.diagonal() + 1e-4).sqrt().mean() ** 2
     count = len(g)

@@ -79,10 +79,8 @@ def batch_of(data: Data, step: int, size: int = BATCH) -> Batch:
     key = mf.random.fold_in(mf.random.fold_in(mf.random.key(5, seeds.device), 1), step)
     u = mf.random.uniform(key, (3, len(seeds), size))
     labelled = (u[0] * data.labelled[1].shape[1]).long()
-    plain, turns = (
-        data.unlabelled[seeds, (u[1] * data.unlabelled.shape[1]).long()],
-        (4 * u[2]).long(),
-    )
+    plain = data.unlabelled[seeds, (u[1] * data.unlabelled.shape[1]).long()]
+    turns = (4 * u[2]).long()
     return Batch(
         data.labelled[0][seeds, labelled],
         data.labelled[1][seeds, labelled],
@@ -185,10 +183,8 @@ def train(
     """All lanes, learning rates and seeds at once. Of a lane's rates the one with the best mean
     accuracy on the other half of the seeds' validation images is kept.
     """
-    rates, seeds = (
-        torch.tensor(RATES, device=settings.device),
-        torch.arange(settings.seeds, device=settings.device),
-    )
+    rates = torch.tensor(RATES, device=settings.device)
+    seeds = torch.arange(settings.seeds, device=settings.device)
 
     def method(lane: Lanes, lr: Tensor) -> mf.Step:
         def scaled(params: mf.types.Params, batch: Batch) -> list[Tensor]:

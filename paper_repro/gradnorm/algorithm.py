@@ -10,7 +10,7 @@ import mtlfunc as mf
 from ..report.decisions import Claims, Condition, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Findings, Settings
-from .common import ALPHA, LAYERS, Problem, initial_params, linear_maps, losses, norm_of, sample
+from .common import ALPHA, LAYERS, losses, norm_of, three_tasks
 
 LITERAL = (
     Condition("largest difference of weights", "<", 1e-9),
@@ -69,15 +69,7 @@ def literal_step(
 
 def against_literal() -> Gaps:
     """The library's step against the box, in float64."""
-    problem = Problem(scales=(1.0, 5.0, 2.0), inputs=6, outputs=3)
-    root = mf.random.key(0)
-    params = {
-        name: leaf.double()
-        for name, leaf in initial_params(mf.random.fold_in(root, 0), problem).items()
-    }
-    maps = linear_maps(mf.random.fold_in(root, 1), problem)
-    drawn = [sample(mf.random.fold_in(root, 2 + t), maps, problem, 20) for t in range(30)]
-    batches = [(x.double(), y.double()) for x, y in drawn]
+    params, batches = three_tasks(30)
     step = mf.descend(
         losses,
         mf.gradnorm(ALPHA, WEIGHT_LR, optimizer=mf.sgd),

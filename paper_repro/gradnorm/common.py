@@ -24,7 +24,6 @@ from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.parts import kept
 
-PAPER = "GradNorm (Chen et al. 2018)"
 ALPHA = 0.12
 UNTRAINED = 0.9  # of the first losses: a method that ends above it has learnt nothing
 TEST, LAYERS, MOMENTS = 500, 4, 10
@@ -339,6 +338,16 @@ def variants_of(
 
 def few(settings: Settings) -> int:
     return max(2, settings.seeds // 4)
+
+
+def three_tasks(steps: int) -> tuple[mf.types.Params, list[tuple[Tensor, Tensor]]]:
+    """A small problem in float64, for literal loops: its start and a batch a step."""
+    problem, root = Problem(scales=(1.0, 5.0, 2.0), inputs=6, outputs=3), mf.random.key(0)
+    params = initial_params(mf.random.fold_in(root, 0), problem)
+    maps = linear_maps(mf.random.fold_in(root, 1), problem)
+    drawn = [sample(mf.random.fold_in(root, 2 + t), maps, problem, 20) for t in range(steps)]
+    batches = [(x.double(), y.double()) for x, y in drawn]
+    return {name: leaf.double() for name, leaf in params.items()}, batches
 
 
 def numpy_of(x: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import mtlfunc as mf
 from ..report.decisions import Claims, Condition, Exact, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
-from .common import ALPHA, Problem, initial_params, linear_maps, losses, norm_of, sample
+from .common import ALPHA, losses, norm_of, three_tasks
 from .lanes import LAST
 
 STEPPED = Condition(
@@ -73,15 +73,7 @@ class Steps(NamedTuple):
 
 def followed() -> Steps:
     """Twenty steps of GradNorm in float64."""
-    problem = Problem(scales=(1.0, 5.0, 2.0), inputs=6, outputs=3)
-    root = mf.random.key(0)
-    params = {
-        name: leaf.double()
-        for name, leaf in initial_params(mf.random.fold_in(root, 0), problem).items()
-    }
-    maps = linear_maps(mf.random.fold_in(root, 1), problem)
-    drawn = [sample(mf.random.fold_in(root, 2 + t), maps, problem, 20) for t in range(20)]
-    batches = [(x.double(), y.double()) for x, y in drawn]
+    params, batches = three_tasks(20)
     probe = mf.jacobian(f"{LAST}*", heads="weighted")
     step = mf.descend(losses, mf.gradnorm(ALPHA, 1e-2), probe, mf.sgd(LR), reduction="sum")
     state = step.init(params, batches[0])

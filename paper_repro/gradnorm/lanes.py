@@ -188,11 +188,6 @@ def unsettled(compare: Callable[..., Interval], bound: float, *arms: Arm) -> boo
     So where one settles nothing, and where settings that the seeds do not tell from the best ones
     put the interval on another side of the bound. It is for what is compared besides the loss by
     which settings are chosen: that the losses are alike does not make it alike.
-
-    Args:
-        compare: the interval, of as many arms.
-        bound: what it is to leave out.
-        arms: those compared.
     """
     if any(trace.settles_nothing(name) for trace, name in arms):
         return True

@@ -18,14 +18,6 @@ def refined(runs: Mapping[str, Runs], more: More, rounds: int) -> dict[str, Runs
     A rate is added on a side where there is none yet, or where the next one's loss differs from the
     best one's by more than `GAP` half widths of the ratio's interval. No round begins without
     such a side.
-
-    Args:
-        runs: "equal" and "GradNorm" on a coarse grid; others pass.
-        more: runs of a method at further rates.
-        rounds: how many at most.
-
-    Returns:
-        the same by method, rates in their order.
     """
     found, before = dict(runs), ratio_of(runs)
     for number in range(1, rounds + 1):

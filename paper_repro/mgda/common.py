@@ -6,7 +6,6 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-PAPER = "Multi-task learning from gradients (essay, Su 2022)"
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
 ROUNDING = 1e-9
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))

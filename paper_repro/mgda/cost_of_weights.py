@@ -92,11 +92,9 @@ def gramian_once() -> Claim:
 
 
 TASKS, WIDTHS, ITERATIONS = (2, 8, 32), (32, 128, 512), 100
-EXACT, LOOP, VECTORS = (
-    "exact, on the Gramian",
-    f"Frank–Wolfe on the Gramian, {ITERATIONS} iterations",
-    f"Frank–Wolfe on vectors, {ITERATIONS} iterations",
-)
+EXACT = "exact, on the Gramian"
+LOOP = f"Frank–Wolfe on the Gramian, {ITERATIONS} iterations"
+VECTORS = f"Frank–Wolfe on vectors, {ITERATIONS} iterations"
 SOLVERS = {EXACT: mf.solvers.auto(), LOOP: mf.solvers.frank_wolfe(ITERATIONS)}
 BATCHES = (SAMPLES, 512)
 Cell = tuple[int, int]

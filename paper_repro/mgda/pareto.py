@@ -273,15 +273,11 @@ def scale_of_the_best(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
 
 def front(settings: Settings) -> Claim:
     """L_t = ½‖x - c_t‖² in the plane: the Pareto set is the triangle of the c_t."""
-    draws, corners = (
-        settings.count(300),
-        torch.tensor([[0.0, 0.0], [3.0, 0.0], [1.0, 2.0]], dtype=torch.float64),
-    )
+    draws = settings.count(300)
+    corners = torch.tensor([[0.0, 0.0], [3.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
     shares = torch.softmax(2 * normal(250, (draws, 3)), -1)
-    inside, sampled = (
-        shares @ corners,
-        torch.tensor([1.5, 1.0], dtype=torch.float64) + 3 * normal(251, (20 * draws, 2)),
-    )
+    inside = shares @ corners
+    sampled = torch.tensor([1.5, 1.0], dtype=torch.float64) + 3 * normal(251, (20 * draws, 2))
     at = lambda points: 0.5 * (points[:, None] - corners).square().sum(-1)  # noqa: E731
     dominates = lambda a, b: (a <= b + 1e-12).all(-1) & (a < b - 1e-9).any(-1)  # noqa: E731
     on_front = int(dominates(at(sampled)[:, None], at(inside)[None]).sum())

@@ -91,10 +91,8 @@ TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
 
 
 def run(settings: Settings) -> Findings:
-    draws, count = (
-        settings.count(4000 if settings.full else 300),
-        settings.count(1000 if settings.full else 100),
-    )
+    draws = settings.count(4000 if settings.full else 300)
+    count = settings.count(1000 if settings.full else 100)
     few = max(1, draws // 3)  # of them are trained
     cells = studied(TASKS, WIDTHS, draws, count, settings)
     shares = shares_of(cells)

@@ -63,10 +63,8 @@ class Grid(NamedTuple):
 
 
 def softmax_grid(gramians: Tensor, steps: int) -> Grid:
-    scales, rates = (
-        torch.logspace(-4, 4, 3, dtype=torch.float64),
-        torch.logspace(-4, 8, 25, dtype=torch.float64),
-    )
+    scales = torch.logspace(-4, 4, 3, dtype=torch.float64)
+    rates = torch.logspace(-4, 8, 25, dtype=torch.float64)
     g = scaled(gramians)
     # only scale times step enters: one matrix a draw serves all of both
     moves = (scales[:, None] * rates).reshape(-1, 1)

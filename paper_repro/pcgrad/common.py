@@ -14,7 +14,6 @@ from common.regions import Program, compile_steps, replayed_steps
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 
-PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
     "sum": METHOD_COLOURS["mean"],
     "PCGrad": METHOD_COLOURS["PCGrad"],
@@ -22,11 +21,8 @@ COLOURS = {
     "magnitude only": "C4",
     "GradNorm": METHOD_COLOURS["GradNorm"],
 }
-LINES = {"sum": "-", "PCGrad": "-", "direction only": "--", "magnitude only": "-.", "GradNorm": ":"}
 ARMS = tuple(COLOURS)
 ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
-EXACT = 1e-12
-"""What float64 identities may differ by, relative to their terms."""
 WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
 
 

@@ -130,10 +130,8 @@ def curvature(settings: Settings) -> Claim:
 
     def one(key: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
         root = normal(key, 1, (2, 4, 4))
-        batch, params = (
-            (normal(key, 0, (2, 4)), root + root.mT),
-            {"x": torch.zeros(4, dtype=torch.float64)},
-        )
+        batch = (normal(key, 0, (2, 4)), root + root.mT)
+        params = {"x": torch.zeros(4, dtype=torch.float64)}
         g = batch[0].sum(0)
         return mf.diagnostics.curvature(losses, params, batch, lr=lr), g @ batch[1].sum(0) @ g
 

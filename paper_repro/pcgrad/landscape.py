@@ -157,12 +157,6 @@ def definition_3(
     L_t is φ_t(u_t) with φ = a log max(|u|, floor), so that ∇²L is φ''∇u∇uᵀ + φ'∇²u. On each piece
     the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) next to the cusp and across
     it: positive where u changes sign, for any `floor`. ∇u and ∇²u are those of the piece's middle.
-
-    Args:
-        theta: points `[..., 2]`.
-        following: the points one step later.
-        floor: of |u|.
-        pieces: of the step.
     """
     scale = torch.tensor([20.0, 25.0], dtype=theta.dtype)
     sign = torch.tensor([1.0, -1.0], dtype=theta.dtype)

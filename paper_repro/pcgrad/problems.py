@@ -64,10 +64,8 @@ def moves() -> Tensor:
     plain = torch.zeros(4, SIDE * SIDE, SIDE * SIDE, dtype=torch.float64)
     for action, (down, right) in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):
         for state in range(SIDE * SIDE):
-            row, column = (
-                min(max(state // SIDE + down, 0), SIDE - 1),
-                min(max(state % SIDE + right, 0), SIDE - 1),
-            )
+            row = min(max(state // SIDE + down, 0), SIDE - 1)
+            column = min(max(state % SIDE + right, 0), SIDE - 1)
             plain[action, state, row * SIDE + column] = 1
     return (1 - SLIP) * plain + SLIP * plain.mean(0)
 

@@ -167,10 +167,8 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
     """Long PCGrad runs with t = 1/ℒ on random convex pairs with different minimisers. From a random
     start.
     """
-    draws, steps = (
-        settings.count(800 if settings.full else 96),
-        settings.count(3000 if settings.full else 2000),
-    )
+    draws = settings.count(800 if settings.full else 96)
+    steps = settings.count(3000 if settings.full else 2000)
     found = {
         dim: vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws))
         for dim in (2, 10, 50)

@@ -24,11 +24,8 @@ from .measures import curvature_bound, magnitude_similarity
 class Descent(NamedTuple):
     """A descent theorem at one point."""
 
-    # whether the step length (and the radius) are such that the theorem speaks
-    applies: Bool[Tensor, ""]
-    # what the loss then falls by, at least; 0 only at the points where the theorem lets the method
-    # rest
-    decrease: Float[Tensor, ""]
+    applies: Bool[Tensor, ""]  # the step is short enough for the theorem to speak
+    decrease: Float[Tensor, ""]  # what the loss then falls by, at least
 
 
 class Overshoot(NamedTuple):
@@ -39,8 +36,7 @@ class Overshoot(NamedTuple):
     long: Bool[Tensor, ""]  # (c) t >= shortest
     applies: Bool[Tensor, ""]  # all three
     shortest: Float[Tensor, ""]  # 2 / (ℓ - ξℒ)
-    # a lower bound of L(θ^MT) - L(θ^PCGrad) for a conflicting pair, whatever (a) to (c)
-    difference: Float[Tensor, ""]
+    difference: Float[Tensor, ""]  # a lower bound of L(θ^MT) - L(θ^PCGrad), in conflict
 
 
 def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: Scalar) -> Descent:
@@ -52,24 +48,6 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
     serves only to make a point with g = 0 a minimum. cos φ = -1 holds at **every**
     Pareto-stationary point with two non-zero gradients, so alternative (a) is the usual end and
     not a rare one.
-
-    Args:
-        gramian: G `[2, 2]` of the two gradients.
-        lr: the step's length t > 0.
-        lipschitz: ℒ > 0, a Lipschitz constant of ∇(L_1 + L_2).
-
-    Returns:
-        whether t <= 1/ℒ, and the promised decrease of L_1 + L_2.
-
-    Raises:
-        ValueError: for another number of tasks than two.
-
-    Source:
-        Yu et al. 2020, Theorem 1.
-
-    Examples:
-        >>> pcgrad_theorem1(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]), 0.5, 2.0)
-        Descent(applies=tensor(True), decrease=tensor(0.5625))
     """
     _check_pair(gramian)
     share = 1 - _conflict_cosine(gramian) ** 2
@@ -97,31 +75,9 @@ def pcgrad_theorem2(
     conclusion; and at ℓ = ξℒ (c) has no meaning. (a) follows from (b). What it says is little: t >=
     2/ℓ makes the plain step not lower L at all, and t <= 1/ℒ of Theorem 1 is out of reach.
 
-    Args:
-        gramian: G `[2, 2]` of the two gradients.
-        lr: the step's length t > 0.
-        lipschitz: ℒ > 0, a Lipschitz constant of ∇(L_1 + L_2).
-        curvature: of the step from θ to θ^MT, from `secant_curvature(..., lr=t)`; ℓ is this over
-            ‖g‖².
-        printed: read (b) as in the notes, ℓ >= ξ.
-
-    Returns:
-        the three conditions; `difference` >= 0 is the sharp form of (c), t >= shortest·(1 - (1 -
-        cos²φ)(‖g_1‖² + ‖g_2‖²)/‖g‖²). All False for a pair with a zero gradient, `difference` NaN
-        for one without conflict.
-
-    Raises:
-        ValueError: for another number of tasks than two.
-
-    Source:
-        Yu et al. 2020, Theorem 2, corrected as above.
-
-    Examples:
-        >>> opposed = torch.tensor([[1.0, -3.5], [-3.5, 16.0]])
-        >>> bool(pcgrad_theorem2(opposed, lr=1.0, lipschitz=10.0, curvature=80.0).applies)
-        True
-        >>> bool(pcgrad_theorem2(opposed, lr=0.5, lipschitz=10.0, curvature=80.0).applies)
-        False
+    `curvature` is that of `secant_curvature(..., lr=t)`, ℓ this over ‖g‖²; `printed` reads (b) as
+    in the notes. `difference` >= 0 is the sharp form of (c). All are False for a pair with a zero
+    gradient, and `difference` is NaN for one without conflict.
     """
     _check_pair(gramian)
     total = gramian.sum()
@@ -152,20 +108,6 @@ def secant_curvature(
     2∫₀¹ (1 - s) gᵀ∇²L(θ - s·lr·g) g ds of the total loss L = Σ L_t, g = ∇L(θ); by Taylor's formula
     2(L(θ - lr·g) - L(θ) + lr‖g‖²)/lr²: two losses and a gradient, exact across kinks too. Take
     float64: a short step loses ε|L|/lr² to cancellation.
-
-    Args:
-        losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
-        params: where the step starts, `{name: tensor}`.
-        batch: whatever `losses_fn` takes.
-        lr: length of the step along -g, > 0; for the limit 0 use `diagnostics.curvature`.
-
-    Returns:
-        a 0-d tensor.
-
-    Examples:
-        >>> at = {"x": torch.tensor([3.0], dtype=torch.float64)}
-        >>> secant_curvature(lambda params, batch: params["x"] ** 2, at, None, lr=0.25).item()
-        72.0
     """
 
     def total(params: Params) -> Tensor:

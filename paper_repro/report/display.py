@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO
 
-from .remaining import Remaining, in_words
+from common.progress import duration
+
+from .remaining import Remaining
 
 EVERY = {True: 0.5, False: 30.0}
 """Seconds between two looks at what is at work, on a terminal and elsewhere."""
@@ -70,7 +72,7 @@ class Display:
             for name, (start, text) in self.work.items()
         ]
         left = self.remaining.now({name: now - start for name, (start, _) in self.work.items()})
-        said = "" if left is None else f", {in_words(left)} left"
+        said = "" if left is None else f", about {duration(left)} left"
         text = f"{self.done} of {self.total} done{said}; at work: {', '.join(parts)}"
         if not self.terminal:
             say(text, self.err)

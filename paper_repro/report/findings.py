@@ -40,15 +40,9 @@ class Figure(NamedTuple):
     arguments: Mapping[str, Any] = {}  # of the function that drew it
 
     def save(self, path: str | Path) -> None:
-        """Write the figure, and its numbers as JSON next to it.
-
-        Args:
-            path: ends in .png, .svg or .pdf; the other file ends in .json. What is not a number, as
-                of a run that diverged, is null there.
-
-        Raises:
-            ValueError: for another ending.
-            OSError: where a file cannot be written.
+        """Write the figure to a path that ends in .png, .svg or .pdf, and its numbers as JSON next
+        to it; what is not a number, as of a run that diverged, is null there. Raises ValueError for
+        another ending, OSError.
         """
         path = Path(path)
         if path.suffix[1:] not in FORMS:
@@ -123,5 +117,3 @@ class Settings(NamedTuple):
 
 QUICK = Settings(seeds=4, shrink=0.2)
 """First verdicts: a quarter of the seeds, a fifth of the steps and draws."""
-TENTH = 0.1
-"""Of the steps and draws, from which the time of all is extrapolated."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ..claims import DECISIONS, LEDGER, ROWS
 from . import of_record, standins
-from .findings import QUICK, TENTH, Settings
+from .findings import QUICK, Settings
 from .layout import INDEXED
 from .results import VERDICTS, Results, check_figure
 from .said import filled, said
@@ -195,9 +195,7 @@ def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
     usual, words = Settings(), ["python -m paper_repro"]
     if configuration["sizes"] != "reduced":
         words.append("--full")
-    if configuration.get("budget", "").startswith(f"{TENTH:g} "):
-        words.append("--tenth")
-    elif "budget" in configuration:
+    if "budget" in configuration:
         usual = QUICK
         words.append("--quick")
     if configuration["seeds"] != str(usual.seeds):

@@ -77,11 +77,3 @@ class Remaining:
         pace = self.took / self.recorded if self.recorded else 1.0
         rest = [abs(pace * x - work.get(name, 0.0)) for name, x in self.left.items()]
         return max(sum(rest) / self.workers, *rest, 0.0)
-
-
-def in_words(seconds: float) -> str:
-    """About how long."""
-    if seconds < 90:
-        return f"about {max(round(seconds, -1), 10):.0f} s"
-    minutes = seconds / 60
-    return f"about {minutes:.0f} minutes" if minutes < 90 else f"about {minutes / 60:.1f} hours"

@@ -6,7 +6,7 @@ aside before anything runs, with a notice, and what it held is computed again.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -209,43 +209,30 @@ def _blank(row: Row) -> dict[str, Any]:
 # ---- reading what is there ----
 
 
-NUMBER = int | float
-ROW = {
-    **dict.fromkeys(("id", "paper", "kind", "claim", "verdict", "where", "module"), str),
-    "measured": {str: NUMBER},
-    "configuration": {str: str},
-}
-"""What a row of claims.json is made of, as `_fits` says; an entry of runs.json is of `RUN`."""
-RUN = {"key": str, "claims": [str], "figures": [str], "seconds": NUMBER}
+ROW = {**dict.fromkeys(("id", "paper", "kind", "claim", "verdict", "where", "module"), str)}
+ROW |= {"measured": dict, "configuration": dict}
+RUN = {"key": str, "claims": list, "figures": list, "seconds": (int, float)}
 CONFIGURATION = {"seeds", "sizes", "device"}
 """What a finding's configuration has in any case: the command that finds it again needs them."""
 
 
-def _fits(x: Any, form: Any) -> bool:
-    """Whether JSON has a form: a type, a list of one form, a table of any names or of these."""
-    if isinstance(form, list):
-        return isinstance(x, list) and all(_fits(value, form[0]) for value in x)
-    if isinstance(form, dict):
-        forms = dict.fromkeys(x, form[str]) if isinstance(x, dict) and str in form else form
-        return (
-            isinstance(x, dict)
-            and x.keys() == forms.keys()
-            and all(_fits(x[name], forms[name]) for name in forms)
-        )
-    # a whole number that no float holds cannot be shown
-    return isinstance(x, form) and not (isinstance(x, int) and x.bit_length() > 64)
+def _fits(x: Any, form: Mapping[str, Any]) -> bool:
+    """Whether an entry has these fields, of these types."""
+    return (
+        isinstance(x, dict)
+        and x.keys() == form.keys()
+        and all(isinstance(x[name], kind) for name, kind in form.items())
+    )
 
 
 def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a claims.json, none without such a file.
-
-    Raises:
-        Unreadable: where it is damaged, or of another version: fields, their types, ids, verdicts
-            or modules.
+    """The rows of a claims.json, none without such a file. Raises Unreadable where it is damaged,
+    or of another version: fields, their types, ids, verdicts or modules.
     """
     rows = _read(path, list)
     for row in rows:
-        if not _fits(row, ROW) or not row["claim"].strip():
+        numbers = row.get("measured", {}).values() if _fits(row, ROW) else [None]
+        if not all(isinstance(x, int | float) for x in numbers):
             raise _another("its rows have other fields, or other values in them")
         if row["id"] not in LEDGER or row["verdict"] not in VERDICTS:
             raise _another(f"{row['id']}, {row['verdict']!r}: no such claim or verdict")
@@ -257,18 +244,11 @@ def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What complete runs left, by module; empty without such a file.
-
-    Raises:
-        Unreadable: where it is damaged, or its fields, their types or modules are not this
-            version's.
-    """
+    """What complete runs left, by module; empty without such a file. Raises Unreadable likewise."""
     runs = _read(path, dict)
     for module, run in runs.items():
-        if module not in modules:
-            raise _another(f"there is no reproduction {module}")
-        if not _fits(run, RUN):
-            raise _another(f"{module}: other fields, or other values in them")
+        if module not in modules or not _fits(run, RUN):
+            raise _another(f"{module}: no reproduction, other fields, or other values in them")
     return runs
 
 
@@ -285,11 +265,7 @@ def check_figure(path: Path) -> str:
 
 def check_vector(path: Path) -> None:
     """Raises Unreadable where a drawing as SVG is not whole."""
-    try:
-        whole = path.read_bytes().rstrip().endswith(b"</svg>")
-    except OSError as error:
-        raise Unreadable("cannot be read") from error
-    if not whole:
+    if not path.read_bytes().rstrip().endswith(b"</svg>"):
         raise Unreadable("is no whole figure of this package")
 
 

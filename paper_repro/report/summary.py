@@ -6,7 +6,6 @@ from typing import Any
 
 from ..claims import PAPERS
 from . import of_record
-from .findings import TENTH
 from .results import VERDICTS, Results
 
 
@@ -16,17 +15,6 @@ def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     for claim in claims:
         found[paper_of(claim)][claim["verdict"]] += 1
     return found
-
-
-def extrapolated(results: Results, modules: Iterable[str]) -> str:
-    """Minutes that these modules would take, of which a tenth of the steps and draws ran."""
-    minutes = {name: results.runs[name]["seconds"] / TENTH / 60 for name in modules}
-    longest = sorted(minutes, key=lambda name: -minutes[name])
-    lines = [f"{name:<26}{minutes[name]:6.1f}" for name in longest]
-    return "\n".join(
-        ["Minutes of processor time of all, from a tenth of the steps and draws:", *lines]
-        + [f"{'together':<26}{sum(minutes.values()):6.1f}"] * (len(lines) > 1)
-    )
 
 
 def paper_of(claim: dict[str, Any]) -> str:

@@ -121,10 +121,8 @@ def apart(problem: Problem, weigh: Weigh | None, draws: int) -> Tensor:
         root = torch.cat([w[i].expand(len(x)) for i, x in enumerate(points)]).sqrt()
         rows = root[:, None] * problem.rows(params, points)
         values, vectors = torch.linalg.eigh(rows @ rows.mT)
-        turned, before = (
-            vectors.mT @ (root * problem.stacked(params, points)),
-            torch.stack(problem.terms(params, points)),
-        )
+        turned = vectors.mT @ (root * problem.stacked(params, points))
+        before = torch.stack(problem.terms(params, points))
 
         def terms(exponent: Tensor) -> Tensor:
             decay = (-2 * 10**exponent * (values / values[-1]).clamp_min(0)).exp()

@@ -18,8 +18,8 @@ from common.problems import cagrad_toy as toy
 from experiments.benchmarks import toy as benchmark
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
 from paper_repro.cagrad.toy_ends import STOPPED
-from paper_repro.claims import DECISIONS, ROWS
-from paper_repro.report.findings import Claim, Figure, Finding, Settings
+from paper_repro.claims import DECISIONS
+from paper_repro.report.findings import Claim, Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.0002)
@@ -57,15 +57,6 @@ def test_losses_are_the_plain_formula(sign: float) -> None:
     np.testing.assert_allclose(
         found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
     )
-
-
-def test_the_signs_differ_above_the_axis_only() -> None:
-    above, below = (
-        torch.tensor([3.0, 4.0], dtype=torch.float64),
-        torch.tensor([3.0, -4.0], dtype=torch.float64),
-    )
-    assert not torch.equal(toy.at(above, 1.0), toy.at(above, -1.0))
-    assert torch.equal(toy.at(below, 1.0), toy.at(below, -1.0))
 
 
 def test_minimum_of_the_mean_by_scipy() -> None:
@@ -151,16 +142,6 @@ def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None
         torch.testing.assert_close(found, x.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_random_starts_get_a_lane_of_their_own() -> None:
-    starts = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=torch.float64)
-    lanes, random, nudged = toy.lanes_of("CAGrad", starts)
-    assert torch.equal(lanes.start[random], starts)
-    named = torch.tensor(toy.STARTS, dtype=torch.float64)
-    torch.testing.assert_close(lanes.start[nudged], named + toy.NUDGE, rtol=0, atol=1e-12)
-    assert lanes.hyper[random].tolist() == [0.5, 0.5]
-    assert len(lanes.sign) == len(toy.CS) * 2 * len(toy.STARTS) + 2 + len(toy.STARTS)
-
-
 @pytest.mark.parametrize("c", [0.5, 1.0, 10.0])
 def test_epsilons_are_those_of_the_official_search(c: float) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -174,14 +155,6 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
         torch.testing.assert_close(found, benchmark.script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
 
 
-def test_epsilons_allow_equal_gradients() -> None:
-    rows = torch.tensor([[0.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
-    found = (
-        mf.weights(toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT) @ rows
-    )
-    torch.testing.assert_close(found, rows[0], rtol=1e-3, atol=1e-3)
-
-
 def test_the_transcribed_script_takes_the_same_first_steps() -> None:
     points = benchmark.script_run("GD", (9.0, 9.0), 20)
     alone = torch.zeros(0, 2, dtype=torch.float64)
@@ -189,20 +162,6 @@ def test_the_transcribed_script_takes_the_same_first_steps() -> None:
     torch.testing.assert_close(
         points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
     )
-
-
-def test_contact_and_way_along_the_set() -> None:
-    front = toy.pareto_set()
-    points = torch.tensor(
-        [
-            [[8.0, -8.0]],
-            [[8.0, front[-1, 1]]],
-            [[7.0, front[-1, 1]]],
-            [[4.0, np.interp(4.0, *front.T)]],
-        ]
-    )
-    assert toy_runs.contact(points).tolist() == [2]
-    np.testing.assert_allclose(toy_runs.off_the_set(points)[1], [1.0], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -230,46 +189,12 @@ def test_findings_are_complete(every: dict[str, list[Finding]]) -> None:
     check_complete(every)
 
 
-def test_a_short_toy_decides_nothing_that_needs_the_whole(
-    every: dict[str, list[Finding]], found: dict[str, Any]
-) -> None:
-    of_the_toy = {row.id for row in ROWS if row.module.startswith("cagrad.toy")}
-    assert of_the_toy == {
-        "CA-04",
-        "CA-06",
-        "CA-08",
-        "CA-14",
-        "CA-24",
-        "CA-25",
-        "CA-26",
-        "CA-27",
-        "CA-28",
-        "X-01",
-        "X-02",
-        "X-05",
-    }
-    for name in of_the_toy:
-        expected = "does not hold" if name == "CA-08" else "inconclusive"
-        assert found[name].verdict == expected, name
-    figures = {
-        finding.name
-        for module, findings in every.items()
-        for finding in findings
-        if module.startswith("cagrad.toy") and isinstance(finding, Figure)
-    }
-    assert figures == {"surface", "trajectories", "printed-sign", "losses"}
-
-
 def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) -> None:
-    for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-29", "X-04"):
+    for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-22", "CA-29", "X-04"):
         assert found[name].verdict == "holds", name
     for name in ("CA-03", "CA-12", "CA-13"):
         assert found[name].verdict == "holds only when", name
     assert found["CA-05"].verdict == "does not hold"
-
-
-def test_the_fast_variant_keeps_the_ball_at_any_budget(found: dict[str, Any]) -> None:
-    assert found["CA-22"].verdict == "holds"
 
 
 def test_threshold_of_two_opposed_gradients_is_one() -> None:
@@ -333,18 +258,16 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
     c, steps = 0.5, 15
     found = convergence.descend(problem, (0.2, c), steps, "test")[1]
     for i in range(2):
-        matrix, middle, x = (
-            problem.matrix[i].numpy(),
-            problem.middle[i].numpy(),
-            problem.start[i].numpy(),
-        )
+        matrix = problem.matrix[i].numpy()
+        middle = problem.middle[i].numpy()
+        x = problem.start[i].numpy()
         eta = 0.9 / max(np.linalg.eigvalsh(m).max() for m in matrix)
-        total, mean = (
-            0.0,
-            lambda x, a=matrix, m=middle: np.mean(
-                [0.5 * (x - mt) @ at @ (x - mt) for at, mt in zip(a, m, strict=True)]
-            ),
-        )
+        total = 0.0
+
+        def mean(x: np.ndarray, a: Any = matrix, m: Any = middle) -> float:
+            each = [0.5 * (x - mt) @ at @ (x - mt) for at, mt in zip(a, m, strict=True)]
+            return float(np.mean(each))
+
         first = mean(x)
         for _ in range(steps):
             rows = np.einsum("tij,tj->ti", matrix, x - middle)

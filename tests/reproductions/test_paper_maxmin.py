@@ -121,11 +121,6 @@ def test_naive_iteration_follows_the_smallest_product():
             u = matrix[at]
 
 
-def test_cycle_lengths():
-    visited = torch.tensor([[0, 1, 2], [1, 1, 0], [2, 1, 1], [1, 1, 0], [2, 1, 1]])
-    assert naive.cycles(visited).tolist() == [2, 1, 2]
-
-
 @pytest.mark.parametrize("sharpness", [0.1, 10.0, 1e3])
 def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
     g = common.gram(common.rows_of(3, 4, 6, 2))
@@ -141,14 +136,6 @@ def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
     nearby = logits + 0.1 * common.normal(9, (50, 3, 4))
     values = vmap(lambda a: vmap(objective)(a, g))(nearby)
     assert (values >= vmap(objective)(logits, g) - 1e-12).all()
-
-
-def test_families_are_what_they_are_called():
-    for name, g in common.families(40).items():
-        support = (common.shortest(g) > 1e-9).all(-1)
-        assert support.all() == (name == "interior")
-        assert not support.any() or name == "interior"
-        assert ((g < 0).any((-1, -2))).all()  # some tasks conflict in every draw
 
 
 def test_softmax_descent_is_gradient_descent_on_the_logits():

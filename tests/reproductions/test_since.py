@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.linalg import expm
 from scipy.optimize import brentq
-from scipy.stats import rankdata
 
 import mtlfunc as mf
 from paper_repro.report.findings import Finding, Settings
@@ -22,7 +21,6 @@ from paper_repro.since import (
     population,
     residual_space,
     rewards,
-    samples,
     scalarization,
     terms,
 )
@@ -140,23 +138,6 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
     tasks = matrix.unflatten(0, (-1, 2)).mean(0)
     cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
     assert float(found.cosine[1, 0]) == pytest.approx(float(cosine))
-
-
-def test_rank_correlation_is_pearson_s_of_ranks():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 40))
-    found = common.rank_correlation(x, x + y)
-    expected = np.corrcoef(rankdata(x), rankdata(x + y))[0, 1]
-    assert found.mean == pytest.approx(expected)
-    assert found.low < expected < found.high
-
-
-def test_a_batch_of_samples_has_a_loss_each():
-    params = samples.network(mf.random.key(0))
-    (x, y), _ = samples.images(1)
-    losses = samples.losses(params, (x[0, :5], y[0, :5]))
-    expected = -samples.logits(params, x[0, :5]).log_softmax(-1)[torch.arange(5), y[0, :5]]
-    torch.testing.assert_close(losses, expected)
 
 
 # ---- Aligned-MTL, rewards ----
