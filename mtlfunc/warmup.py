@@ -6,8 +6,6 @@ with interpreted kernels until the compiled ones are in numba's cache. The cache
 be written) in the user's own.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

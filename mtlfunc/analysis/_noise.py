@@ -1,7 +1,5 @@
 """How much of a batch's gradient is noise: the parts of its length, and the noise scale."""
 
-from __future__ import annotations
-
 from numbers import Integral
 
 import torch

@@ -1,7 +1,5 @@
 """`python -m mtlfunc.audit module:rule`, or `--solver module:solver`: one table in a shell."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

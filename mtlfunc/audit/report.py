@@ -1,7 +1,5 @@
 """The table of an audit: in a terminal, in a notebook, and as records for a data frame."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """All properties of one rule."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Hooks that bring back what nodes have saved, as checkpoints do, and hooks on derivatives."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import Any

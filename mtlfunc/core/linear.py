@@ -4,8 +4,6 @@ On a CUDA device torch's `cholesky_solve` of a batch runs through MAGMA, and `ei
 host whether it converged. Neither can be captured.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

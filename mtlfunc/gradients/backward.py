@@ -1,7 +1,5 @@
 """Backward passes from the losses of one forward to leaves and to the nodes that read them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One backward pass a row: for all tasks at once, in chunks, in a loop, or each loss alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What `engine="auto"` does with every layer, and what each form of its part of G costs."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Losses, parsed once where they enter: from a `losses_fn`, or from the user's own forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 

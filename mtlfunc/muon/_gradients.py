@@ -4,8 +4,6 @@ A matrix moves by -rate·polar(a·g + b·B) - decay·θ, B being the buffer of i
 the orthogonal factor: U V of the singular value decomposition U diag(s) V.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Steepest common descent where the length of a step is its largest singular value."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Gauss-Newton in sample space: the losses are residuals, and the step makes them all zero."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

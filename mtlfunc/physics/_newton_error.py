@@ -1,7 +1,5 @@
 """How exactly a Gauss-Newton step solves its equations."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """NTK weights: every term of a physics loss converges at about the same rate."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..core.checks import poison

@@ -5,8 +5,6 @@ loss. Tensors (any device) and arrays are both taken. Functions draw on matplotl
 them; nothing is shown, and rcParams stay as they are.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence

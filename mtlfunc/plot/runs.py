@@ -1,7 +1,5 @@
 """Pictures of runs: weights over time, fronts of losses, solvers' gaps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Excess risks: how far each task is from convergence, by its accumulated gradients (ExcessMTL)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Rows averaged over steps: the geometry of tracked gradients (MoCo, DB-MTL)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Edits of the rows coordinate by coordinate: `mask=` of `mtlfunc.jacobian`, for rule `mean()`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Several processes that train on one batch together: which, and what they compare at the start."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping, Sequence

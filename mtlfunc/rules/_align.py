@@ -1,7 +1,5 @@
 """Exponentiated weights for the tasks whose gradients lower a target loss: DoGE, DGA."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """Aligned-MTL: all singular values of the Jacobian made equal, then the mean of its rows."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

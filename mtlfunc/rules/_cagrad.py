@@ -1,7 +1,5 @@
 """CAGrad: the best worst-task rate in a ball around the mean gradient."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from jaxtyping import Float

@@ -1,7 +1,5 @@
 """ConFIG: the direction at one angle to all gradients, as long as these agree with it."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """ConicGrad: the best worst-task rate in a cone around the mean gradient."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """COSMOS: the weighted sum of the losses, less their cosine with the preference."""
 
-from __future__ import annotations
-
 from jaxtyping import Float
 from torch import Tensor
 

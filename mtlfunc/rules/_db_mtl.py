@@ -1,7 +1,5 @@
 """DB-MTL: every task's tracked log-gradient at the length of the longest one."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..core.checks import poison

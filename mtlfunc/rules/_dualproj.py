@@ -1,7 +1,5 @@
 """DualProj: the mean gradient, projected on the cone of directions that hurt no task."""
 
-from __future__ import annotations
-
 from jaxtyping import Float
 from torch import Tensor
 

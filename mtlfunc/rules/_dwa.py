@@ -1,7 +1,5 @@
 """DWA: weigh most the tasks whose loss fell least from one epoch to the next."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

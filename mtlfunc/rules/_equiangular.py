@@ -1,7 +1,5 @@
 """The direction with given cosines to all gradients, for IMTL-G and ConFIG."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from jaxtyping import Float

@@ -1,7 +1,5 @@
 """ExcessMTL: exponentiated weights for the tasks that are farthest from convergence."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """FairGrad: the direction that is α-fair in the tasks' rates of progress."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

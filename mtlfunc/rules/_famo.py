@@ -1,7 +1,5 @@
 """FAMO: raise the weights of the tasks whose losses the last step lowered least, relatively."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """GLS: descend the geometric mean of the losses."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """GradNorm: learn the weights that give every task's gradient the length its progress calls for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

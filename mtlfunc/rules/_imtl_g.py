@@ -1,7 +1,5 @@
 """IMTL-G: the direction with the same projection on every unit gradient."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """IMTL-L: learn the scale that brings every loss to 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

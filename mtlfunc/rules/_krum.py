@@ -1,7 +1,5 @@
 """Krum: trust the gradients that have the closest neighbours."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Least-distance programming on a Gramian: the shortest vector that meets linear inequalities."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The mean of the task gradients, or a weighted one: scalarisation."""
 
-from __future__ import annotations
-
 from jaxtyping import Float
 from torch import Tensor
 

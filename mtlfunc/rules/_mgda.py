@@ -1,7 +1,5 @@
 """MGDA: the shortest convex combination of the task gradients."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..core.expect import expect_solver

@@ -1,7 +1,5 @@
 """MoCo: one projected gradient step a batch towards the min-norm weights, on tracked gradients."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """MoDo: a projected gradient step a batch towards min-norm weights, on two independent batches."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

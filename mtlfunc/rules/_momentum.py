@@ -1,7 +1,5 @@
 """Momentum on the weights of any rule: they depend less on the batch that they are applied to."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Nash-MTL: the direction on which the tasks would settle if they bargained for it."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """α-fair bargaining on the Gramian by Newton's method, for Nash-MTL and FairGrad."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Any rule on normalised gradients: of length 1, relative to their losses, or both."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """Pareto MTL: MGDA in the cone of loss vectors that are closest to one of several rays."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

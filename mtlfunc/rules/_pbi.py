@@ -1,7 +1,5 @@
 """PBI: the distance along the preference direction, and a penalty on the distance from it."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

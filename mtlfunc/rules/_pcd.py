@@ -1,7 +1,5 @@
 """PCD: follow the primary task as closely as its obligations to the others allow."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

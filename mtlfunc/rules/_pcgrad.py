@@ -1,7 +1,5 @@
 """PCGrad: project every task gradient off the ones it conflicts with, one after the other."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

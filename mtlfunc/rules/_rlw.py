@@ -1,7 +1,5 @@
 """RLW: random weights, new ones at every step; the litmus test for every other rule."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Any rule, with the least change of the optimizer's step after which no loss rises."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

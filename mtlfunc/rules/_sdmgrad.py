@@ -1,7 +1,5 @@
 """SDMGrad: min-norm weights pulled towards a preferred direction, on independent batches."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -8,8 +8,6 @@ exact. Nothing is divided by a difference of eigenvalues except in `eigenvalue`,
 allowed. Eigenvalues of very different sizes do not cancel each other either.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """UPGrad: every gradient projected on the cone of directions that hurt no task, then the mean."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

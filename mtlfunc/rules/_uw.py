@@ -1,7 +1,5 @@
 """UW: weigh every loss by the inverse of its learned noise variance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A rule applied once: to a Gramian, or to a plain Jacobian."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

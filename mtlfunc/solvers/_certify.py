@@ -1,7 +1,5 @@
 """How good given weights are, wherever they come from: gap, margin and residuals."""
 
-from __future__ import annotations
-
 from math import isnan
 from typing import NamedTuple
 

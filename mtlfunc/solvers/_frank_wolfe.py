@@ -1,7 +1,5 @@
 """Frank–Wolfe on the simplex, with the step rules that the literature compares."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

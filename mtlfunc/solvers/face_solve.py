@@ -7,8 +7,6 @@ different norms are solved equally well. A ridge keeps the systems definite wher
 face depend on each other; refinement takes its effect out again where it is resolved.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Two tasks: the answers are formulas."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

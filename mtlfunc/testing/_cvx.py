@@ -2,8 +2,6 @@
 fast ones.
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import cache, partial
 from typing import Any

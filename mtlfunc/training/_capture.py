@@ -1,7 +1,5 @@
 """A step recorded once on the device, then replayed: one launch for hundreds."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast

@@ -1,7 +1,5 @@
 """A training step with an optimizer: a pure function from state and batch to state."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..core.expect import expect_optimizer, expect_state

@@ -1,7 +1,5 @@
 """Nested arguments as a list of leaves and a form: torch's own pytrees in a fifth of the time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Losses as functions: each is called, differentiated and freed before the next is called."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What records a step on a device, and what a recording cannot hold."""
 
-from __future__ import annotations
-
 import gc
 import os
 import warnings

@@ -13,8 +13,6 @@ of tasks that are weightings A of samples are A R:
     mixed     G = (A R)(A R)ᵀ, where the others give A G Aᵀ
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import reduce

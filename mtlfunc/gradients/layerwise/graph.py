@@ -3,8 +3,6 @@
 Who uses a leaf, which losses a call serves, and which calls have no batched backward.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

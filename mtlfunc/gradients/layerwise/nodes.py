@@ -5,8 +5,6 @@ A row says which of a node's inputs may be a leaf, and who reads it there (`prod
 node without a row nothing is known: its leaves get rows, its output depends on all of its inputs.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Set
 from types import MappingProxyType

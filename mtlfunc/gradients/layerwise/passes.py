@@ -4,8 +4,6 @@ T single passes pay every node's overhead once for every loss that it serves. On
 it once, with that of the batching; its numbers leave the cache, and it holds those of all rows.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

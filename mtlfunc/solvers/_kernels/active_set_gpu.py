@@ -16,8 +16,6 @@ A literal is exact only as operand of a float64 value: alone it is a float32. Sc
 carries therefore start as float64 tensors.
 """
 
-from __future__ import annotations
-
 from typing import Any, no_type_check
 
 import torch

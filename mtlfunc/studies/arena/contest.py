@@ -1,7 +1,5 @@
 """`arena(rule)`: a rule against the others and a tuned static search, in less than a minute."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
