@@ -132,8 +132,7 @@ def _measured(
         )
     last = (state.losses, now.where(state.present, 0.0), state.present)
     extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
-    # Laid out as before: a state of other strides would make the compiler start twice. The losses
-    # as they came: the geometry's may be their logarithms, which will not be evaluated again.
+    # Laid out as before: a state of other strides would make the compiler start twice.
     kept = (
         torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
         torch.zeros_like(state.present) | geometry.present,
