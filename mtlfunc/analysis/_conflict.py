@@ -1,7 +1,5 @@
 """Whether the conflict of two tasks is real, or the noise of a batch."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

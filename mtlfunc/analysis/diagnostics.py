@@ -1,7 +1,5 @@
 """Numbers that the literature reads off task gradients: conflict, curvature, affinity, Δm, …"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ An operator lies below autograd and takes detached tensors only, so that no tran
 wrong derivative from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

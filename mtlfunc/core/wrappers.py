@@ -1,7 +1,5 @@
 """Modules and parameters of several processes, by name, and where they are refused."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -141,8 +141,8 @@ def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
     return dtype or (own if own.itemsize > 4 else torch.float32)
 
 
-def recording(*backwards: Backward) -> AbstractContextManager[Any]:
-    return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
+def recording(backward: Backward) -> AbstractContextManager[Any]:
+    return nullcontext() if backward.record else torch.no_grad()
 
 
 def stacked(found: list[list[Tensor]]) -> list[Tensor]:

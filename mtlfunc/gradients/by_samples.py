@@ -7,8 +7,6 @@ of the samples have the rows A R, and their combination with weights w is one pr
 Σ_i v_i X_iᵀΔ_i with v = Aᵀw.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +35,7 @@ class BySamples:
     groups: tuple[Deltas, ...]  # the plan's
     dtype: torch.dtype | None  # of a Gramian; None is the parameters' own, at least float32
 
-    def with_plan(self, plan: Plan) -> BySamples:
+    def with_plan(self, plan: Plan) -> "BySamples":
         """The same pass under a plan of some of its groups."""
         found = {each.group.name: each for each in self.groups}
         return replace(self, plan=plan, groups=tuple(found[group.name] for group, _ in plan.tapped))

@@ -29,13 +29,13 @@ def excess_risk(
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's squares stand still where it is absent. None is all.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; `"weighted"`, since
-            the method weighs losses (with groups, `"plain"` or `"own"`).
+            the method weighs losses.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
             same memory.
 
     Returns:
-        a probe with T rows of squares to remember; `geometry.extra["excess_risk"]` is e, `[task]`
-        or `[group, task]`. It is homogeneous, like a gradient's length.
+        a probe with T rows of squares to remember; `geometry.extra["excess_risk"]` is e `[task]`,
+        homogeneous like a gradient's length.
 
     Raises:
         ValueError: for what `mtlfunc.jacobian` refuses.
@@ -62,11 +62,5 @@ def excess_risk(
         risks = [(rows[name].square() / x).reshape(len(x), -1).sum(1) for name, x in roots.items()]
         return rows, {"excess_risk": torch.stack(risks).sum(0)}, squares
 
-    options = RowOptions(
-        shared,
-        edit=Edit(lambda zeros: zeros, update, frozenset({"excess_risk"})),
-        present=present,
-        heads=heads,
-        group=group,
-    )
-    return row_probe(options)
+    edit = Edit(lambda zeros: zeros, update, frozenset({"excess_risk"}))
+    return row_probe(RowOptions(shared, edit=edit, present=present, heads=heads, group=group))

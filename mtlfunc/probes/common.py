@@ -1,7 +1,5 @@
 """What several probes share: the runs of one step, the first forward pass, and absent tasks."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -120,7 +118,7 @@ class Run:
         """The losses alone."""
         return self.parse(self.losses_fn(self.params, batch))
 
-    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
+    def edited(self, edit: Callable[[Losses], Losses]) -> "Run":
         """The same forward passes with other losses made of theirs."""
         run = Run(
             self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)), self.facts

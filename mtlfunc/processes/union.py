@@ -5,8 +5,6 @@ every derivative is a sum over the ranks of that of the scaled local losses. A `
 process has the same methods and exchanges nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +72,7 @@ class Ranks(NamedTuple):
         (found,) = self.add(torch.tensor([float(name in mine) for name in every]))
         return {name for name, count in zip(every, found.tolist(), strict=True) if count}
 
-    def shares(self, counts: Tensor | None) -> Shares:
+    def shares(self, counts: Tensor | None) -> "Shares":
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
         or equal parts without any.
         """
@@ -91,7 +89,7 @@ class Ranks(NamedTuple):
         told = share.where(total > 0, 1 / self.size)
         return Shares(self, share, told, mine > 0, total > 0)
 
-    def sums(self) -> Shares:
+    def sums(self) -> "Shares":
         """All of every process's losses: the union's are their sums."""
         return Shares(self, 1.0, 1.0, None, None)
 
@@ -179,7 +177,7 @@ class Shares(NamedTuple):
         told, mixed, *found = self.union.add(losses * share, linear.mixed, *more)
         return linear._replace(losses=told, mixed=mixed), found
 
-    def labelled(self, linear: Any) -> Labelled:
+    def labelled(self, linear: Any) -> "Labelled":
         """What a rule learns of the labels, next to what `linear` has."""
         if self.present is None or all_present(self.present):
             mask = all_rows_mask(linear.mixed) if self.present is None else self.present

@@ -2,8 +2,6 @@
 the rules' own loops in torch run.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Exact for any number of tasks: a kernel finds the face, a closed form carries derivatives."""
 
+from __future__ import annotations
+
 from importlib.util import find_spec
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The default solver of every rule."""
 
+from __future__ import annotations
+
 import torch
 from jaxtyping import Float
 from torch import Tensor

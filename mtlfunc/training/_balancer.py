@@ -1,7 +1,5 @@
 """The same rules, probes and engine on losses that exist already, in a stock training loop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -358,7 +356,7 @@ class Balancer:
         loaded = {name: leaf.clone() for name, leaf in flat.items()}
         self._kept = Kept(tasks, None, loaded) if started else Kept()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Balancer":
         other = memo[id(self)] = object.__new__(type(self))
         other.__dict__.update(deepcopy(self.__dict__, memo))
         return other

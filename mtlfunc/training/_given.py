@@ -1,7 +1,5 @@
 """What a Balancer is given, checked; and its rule under a gradient scaler, its state in a dict."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What a `Balancer` does with the user's own forward passes, and with `.grad`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -110,7 +108,7 @@ def live_run(
     combines: bool,
     keeps: bool,
     optimizer: Optimizer | None,
-) -> LiveRun:
+) -> "LiveRun":
     """The forward passes behind losses, whose tasks are `known` after the first step."""
     if (functions := functions_of(losses)) and weightings is not None:
         raise ValueError(f"weightings: {IN_TURN}")

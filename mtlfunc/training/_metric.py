@@ -5,8 +5,6 @@ put g itself into the running mean of squares that P is made of: the difference 
 in the share 1 - β₂ that g has there, and large in the first steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

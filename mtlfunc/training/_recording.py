@@ -1,7 +1,5 @@
 """The memory of a recorded step: read and written at fixed addresses, and handed out."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter, is_

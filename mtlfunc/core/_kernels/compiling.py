@@ -6,8 +6,6 @@ empty starts it, and meanwhile answers come from the interpreter. The cache is `
 that is set, else next to this package, else in the user's cache folder.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import subprocess
