@@ -11,7 +11,7 @@ from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, intervals, page, said
 
 from .tasks import MAIN
-from .train import ALONE, RULES, WINDOWS
+from .train import ALONE, RULES
 
 CAGRAD, MGDA, MEAN = "cagrad", "mgda", "mean"
 
@@ -160,7 +160,6 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
     return {
         "settings": dict(settings),
         "plan": plan._asdict(),
-        "parts of a course": WINDOWS,
         "CA-36": highest(every),
         "CA-37": neglected(every),
         "problems": {

@@ -25,8 +25,6 @@ from .tasks import MAIN, Task, tasks
 
 ALONE = "main alone"
 RULES = ("mean", "mgda", "pcgrad", "cagrad", "gradnorm")
-WINDOWS = 20
-"""Parts of a run, of which the weights are kept as means."""
 
 
 class Settings(NamedTuple):
@@ -239,10 +237,9 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
 
     Returns:
         `score` (accuracy on validation images, NaN for a run whose numbers stop being finite),
-        `test` (accuracy), and by task `weights` (mean over steps, sum 1), `course` (the same in
-        parts of the run), `losses` (of the last steps), `descends` (share of the steps whose
-        direction lowers the task's loss to first order, NaN where no gradients are measured);
-        `step_ms`, median processor time of a step.
+        `test` (accuracy), and by task `weights` (mean over steps, sum 1), `losses` (of the last
+        steps), `descends` (share of the steps whose direction lowers the task's loss to first
+        order, NaN where no gradients are measured); `step_ms`, median processor time of a step.
     """
     unfinished.mkdir(parents=True, exist_ok=True)
     run = Run(settings, cell)
@@ -355,16 +352,11 @@ def _numbers(
     def by_task(rows: Tensor) -> dict[str, float]:
         return dict(zip(program.learnt, rows.double().mean(0).tolist(), strict=True))
 
-    parts = seen.weights.tensor_split(min(WINDOWS, len(seen.weights)))
     return {
         "score": validation if good else math.nan,
         "test": test if good else math.nan,
         "weights": by_task(seen.weights),
-        "course": {
-            name: [float(part[:, i].mean()) for part in parts]
-            for i, name in enumerate(program.learnt)
-        },
-        "losses": by_task(seen.losses[-max(len(seen.losses) // WINDOWS, 1) :]),
+        "losses": by_task(seen.losses[-max(len(seen.losses) // 20, 1) :]),
         "descends": by_task(seen.descent),
         "step_ms": step_ms,
     }

@@ -26,8 +26,6 @@ from .methods import SCALES_UNDONE, probe_and_rule
 SIDE, ACTIONS, TASKS, WIDTH = 5, 4, 4, 3
 DISCOUNT, SLIP = 0.9, 0.2
 SCALES = (10.0, 1.0, 1.0, 0.1)
-SEEN = 10
-"""Steps between two looks at curvature and conflict."""
 
 
 class Settings(NamedTuple):
@@ -131,42 +129,19 @@ def losses(params: Params, batch: Mazes) -> Tensor:
     return gaps(params, batch) * torch.tensor(SCALES).to(batch.best)
 
 
-class Run(NamedTuple):
-    """One run; looks are every `SEEN` steps."""
-
-    gaps: Tensor  # [step + 1, task]
-    curvature: Tensor  # [look]: gᵀ∇²L g / ‖g‖² of the total loss L with gradient g
-    conflict: Tensor  # [look]: share of pairs of tasks whose gradients have an obtuse angle
-    similarity: Tensor  # [look]: of the gradients' lengths, mean over pairs
-
-
-def train(key: Tensor, rate: Tensor, *, name: str, steps: int) -> Run:
-    """One run: a pure function of key and rate, which may be batched."""
+def train(key: Tensor, rate: Tensor, *, name: str, steps: int) -> Tensor:
+    """The gaps `[step + 1, task]` of a run, a pure function of key and rate that may be batched."""
     batch, params = mazes(key), start(key)
     probe, rule = probe_and_rule(name)
     learnt = gaps if name == SCALES_UNDONE else losses
     step = mf.descend(learnt, rule, probe, mf.adam(rate))
     state = step.init(params, batch, key=mf.random.fold_in(key, 2))
-    seen, looks = [], []
-    for i in counted(range(steps), name, "steps"):
-        if i % SEEN == 0:
-            looks.append(_look(state.params, batch))
+    seen = []
+    for _ in counted(range(steps), name, "steps"):
         seen.append(gaps(state.params, batch))
         state, _ = step.update(state, batch)
     seen.append(gaps(state.params, batch))
-    return Run(torch.stack(seen), *torch.stack(looks).unbind(-1))
-
-
-def _look(params: Params, batch: Mazes) -> Tensor:
-    """Curvature, conflict and similarity of lengths, as in PCGrad's Figure 5."""
-    _, gramian = mf.task_gramian(losses, params, batch)
-    pairs = torch.triu_indices(TASKS, TASKS, 1, device=gramian.device)
-    conflict = (gramian < 0)[pairs[0], pairs[1]].to(gramian.dtype)
-    square = gramian.diagonal()
-    one, other = square[pairs[0]], square[pairs[1]]
-    similarity = 2 * (one * other).sqrt() / (one + other)
-    curvature = mf.diagnostics.curvature(losses, params, batch) / gramian.sum()
-    return torch.stack([curvature, conflict.mean(), similarity.mean()])
+    return torch.stack(seen)
 
 
 def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
@@ -175,9 +150,8 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     Returns:
         for each: `score` (minus the area), `area` (mean gap over tasks and steps), `final` (mean
         gap at the end), `worst` (largest gap of a task at the end), `curve` (mean gap over tasks
-        `[step + 1]`), `tasks` (gap at the end by task), `curvature`, `conflict` and `similarity`
-        `[look]`, `first` (share of the first tenth's progress, scaled as in the losses, that the
-        foremost task makes), `step_ms` (processor time of a step, one of these runs).
+        `[step + 1]`), `tasks` (gap at the end by task), `step_ms` (processor time of a step, one of
+        these runs).
     """
     keys = torch.tensor([cell.seed for cell in cells], device=settings.device)
     rates = torch.tensor([cell.rate for cell in cells], dtype=torch.float64, device=settings.device)
@@ -186,23 +160,17 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         keys, rates
     )
     step_ms = 1e3 * (time.process_time() - begun) / settings.steps / len(cells)
-    return [_numbers(Run(*(leaf[i] for leaf in runs)), step_ms) for i in range(len(cells))]
+    return [_numbers(run, step_ms) for run in runs]
 
 
-def _numbers(run: Run, step_ms: float) -> Numbers:
-    area = float(run.gaps.mean())
-    early = run.gaps[0] - run.gaps[max(1, (len(run.gaps) - 1) // 10)]
-    gain = (early * torch.tensor(SCALES).to(early)).clamp_min(0)
+def _numbers(gaps: Tensor, step_ms: float) -> Numbers:
+    area = float(gaps.mean())
     return {
         "score": -area,
         "area": area,
-        "final": float(run.gaps[-1].mean()),
-        "worst": float(run.gaps[-1].max()),
-        "curve": run.gaps.mean(-1).tolist(),
-        "tasks": run.gaps[-1].tolist(),
-        "curvature": run.curvature.tolist(),
-        "conflict": run.conflict.tolist(),
-        "similarity": run.similarity.tolist(),
-        "first": float(gain.max() / gain.sum()),
+        "final": float(gaps[-1].mean()),
+        "worst": float(gaps[-1].max()),
+        "curve": gaps.mean(-1).tolist(),
+        "tasks": gaps[-1].tolist(),
         "step_ms": step_ms,
     }

@@ -29,8 +29,6 @@ class Part(NamedTuple):
     shown: report.Shown
     perform: Any  # `study.Together` where cells go side by side, else `study.Perform`
     together: bool
-    looks: dict[str, str] = {}  # noqa: RUF012  further series that the figure shows, by key
-    looked: int = 1  # steps between two of their entries
     unfinished: Path | None = None  # where runs keep their state as they go
 
     def sources(self) -> list[Path]:
@@ -40,13 +38,11 @@ class Part(NamedTuple):
 
     def table(self, found: Found) -> str:
         """Markdown."""
-        notes = report.landscape(found, self.looked) if self.looks else []
-        shown = self.shown._replace(notes=(*notes, *self.shown.notes))
-        return report.table(found, self.plan, shown)
+        return report.table(found, self.plan, self.shown)
 
     def figure(self, found: Found) -> Figure:
-        """Curves, differences, looks."""
-        return report.figure(found, self.shown, self.looks, self.looked)
+        """Curves and differences."""
+        return report.figure(found, self.shown)
 
 
 def _plan(
@@ -138,8 +134,6 @@ def grids_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: 
         GRIDS,
         functools.partial(grids.perform, settings),
         True,
-        {"curvature": "Curvature gᵀ∇²L g / ‖g‖²", "conflict": "Share of pairs in conflict"},
-        grids.SEEN,
     )
 
 

@@ -1,6 +1,5 @@
 """From runs of a part to its table, JSON and figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,82 +100,14 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
     return page(columns, lines, lead, notes)
 
 
-class Along(NamedTuple):
-    """How a quantity goes along a run, over seeds."""
-
-    slope: Estimate  # of its logarithm, a step
-    fit: float  # R² of the straight line through the logarithm, mean over seeds
-    positive: float  # share of looks at which it is above 0; the others have no logarithm
-    change: Estimate  # mean over the last third less that over the first
-
-
-def along(series: Sequence[Sequence[float]], every: int) -> Along:
-    """Of a quantity that was looked at in regular steps, one series per seed.
-
-    Returns:
-        slope and fit over the looks at which the quantity is above 0, NaN where a seed has fewer
-        than three.
-    """
-    slopes, fits, changes, above = [], [], [], []
-    for values in series:
-        y = np.array(values)
-        above.append(float((y > 0).mean()))
-        third = max(1, len(y) // 3)
-        changes.append(float(y[-third:].mean() - y[:third].mean()))
-        x = every * np.arange(len(y))[y > 0]
-        if len(x) < 3:
-            slopes.append(math.nan)
-            fits.append(math.nan)
-            continue
-        log = np.log(y[y > 0])
-        slope, level = np.polyfit(x, log, 1)
-        slopes.append(float(slope))
-        spread = float(((log - log.mean()) ** 2).sum())
-        left = float(((log - level - slope * x) ** 2).sum())
-        fits.append(1 - left / spread if spread else math.nan)
-    return Along(estimate(slopes), float(np.mean(fits)), float(np.mean(above)), estimate(changes))
-
-
-def landscape(found: Found, every: int) -> list[str]:
-    """What exact gradients show of PCGrad's Figure 5, of the method that has the middle of it."""
+def figure(found: Found, shown: Shown) -> Figure:
+    """Curves, and differences to the mean."""
     (runs,) = found.runs.values()
-    name = "mean" if "mean" in runs else next(iter(runs))
-    curvature = along([run["curvature"] for run in runs[name]], every)
-    conflict = along([run["conflict"] for run in runs[name]], every)
-    first = estimate([run["first"] for run in runs[name]])
-    rises = "yes" if curvature.slope.low > 0 and curvature.fit > 0.8 else "no"
-    line = f"log-slope {bracket(curvature.slope, 4)} a step, R² {curvature.fit:.2f}"
-    if math.isnan(curvature.slope.mean):
-        rises, line = "not known", "no line with fewer than three looks above 0 in a run"
-    more = "yes" if conflict.change.low > 0 else "no" if conflict.change.high < 0 else "not shown"
-    alone = "yes" if first.low > 0.8 else "no" if first.high < 0.8 else "not shown"
-    return [
-        f"Along training by {name}, as in PCGrad's Figure 5, 95 % intervals over seeds — "
-        f"curvature gᵀ∇²L g/‖g‖² rises exponentially: {rises} ({line}, above 0 at "
-        f"{100 * curvature.positive:.0f} % of the looks). Conflicts become more frequent: {more} "
-        f"(share of conflicting pairs, last third less first: {bracket(conflict.change)}). One "
-        f"task makes over 80 % of the early progress: {alone} (share {bracket(first)}).",
-    ]
-
-
-def figure(found: Found, shown: Shown, looks: Mapping[str, str], every: int) -> Figure:
-    """Curves, differences to the mean, and what was looked at on the way.
-
-    Args:
-        found: the study.
-        shown: how the part is shown.
-        looks: further series of a run, by key, each with its title.
-        every: steps between two of their entries.
-    """
-    (runs,) = found.runs.values()
-    count = 2 + len(looks)
-    fig = Figure(figsize=(5.2 * count, 4.4), layout="constrained")
-    axes: list[Any] = list(fig.subplots(1, count))
+    fig = Figure(figsize=(10.4, 4.4), layout="constrained")
+    axes: list[Any] = list(fig.subplots(1, 2))
     for i, (name, of) in enumerate(runs.items()):
         curves = [run["curve"] for run in of]
         _curve(axes[0], curves, shown.first, shown.every, f"C{i}", name)
-        for ax, key in zip(axes[2:], looks, strict=True):
-            _curve(ax, [run[key] for run in of], 0, every, f"C{i}", name)
     axes[0].set(title=shown.curve, xlabel=shown.unit)
     axes[0].legend(fontsize="small")
     metric = shown.metrics[0]
@@ -187,8 +118,6 @@ def figure(found: Found, shown: Shown, looks: Mapping[str, str], every: int) -> 
     axes[1].axvline(0, color="0.6", lw=1)
     way = "lower" if metric.lower_is_better else "higher"
     axes[1].set(title="Against the mean", xlabel=f"{metric.title}, difference ({way} is better)")
-    for ax, title in zip(axes[2:], looks.values(), strict=True):
-        ax.set(title=title, xlabel="steps")
     for ax in axes:
         ax.grid(alpha=0.3)
     return fig

@@ -66,17 +66,8 @@ def optimizer_of(benchmark: Benchmark, rate: float) -> Optimizer:
 class Run(Resumable):
     """The state of a run between two epochs."""
 
-    KEPT = (
-        "params",
-        "buffers",
-        "balanced",
-        "moments",
-        "epoch",
-        "seconds",
-        "steps",
-        "curve",
-        "best",
-    )
+    KEPT = ("params", "buffers", "balanced", "moments", "epoch", "seconds", "steps")
+    KEPT += ("curve", "best")
 
     def __init__(self, settings: Settings, cell: Cell) -> None:
         self.settings, self.cell = settings, cell
