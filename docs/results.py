@@ -73,8 +73,8 @@ from experiments.benchmarks import (
     record,
     routes,
     rules,
-    scale_report,
-    solvers_report,
+    scale,
+    solvers,
     steps,
     weightings,
 )
@@ -128,9 +128,9 @@ def _solver_cell(row: record.Row | None) -> str:
     if row is None or not row["median"]:
         return "–"
     time = 1e6 * row["median"]
-    failed = solvers_report.count(row, "failed")
-    zero = solvers_report.count(row, "zero")
-    said = f"{solvers_report.worst(row, 'gap'):.0e}" + (f", {failed} failed" if failed else "")
+    failed = solvers.count(row, "failed")
+    zero = solvers.count(row, "zero")
+    said = f"{solvers.worst(row, 'gap'):.0e}" + (f", {failed} failed" if failed else "")
     said += f", {zero} zero" if zero else ""
     return f"{f'{time:,.3g}' if time < 1000 else f'{time:,.0f}'} ({said})"
 
@@ -365,7 +365,7 @@ def scale_block() -> str:
         float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
         says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
     picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
-    return marked("scale", line, picture, scale_report.table(rows, "").strip(), paragraph(errors))
+    return marked("scale", line, picture, scale.table(rows, "").strip(), paragraph(errors))
 
 
 def solvers_block() -> str:

@@ -19,6 +19,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -28,14 +29,93 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from common.arguments import at_least, positive
-from experiments.benchmarks import gramian_ways, runner
+from experiments.benchmarks import gramian, runner
 from experiments.benchmarks.families import gramians
 from experiments.benchmarks.measuring import ROUNDS, Call, in_shares, timed
 from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
-from experiments.benchmarks.record import Row
-from experiments.benchmarks.scale_report import CURVES, figure, table
+from experiments.benchmarks.record import Row, markdown
 from experiments.benchmarks.solvers import measure as certified
 from experiments.benchmarks.solvers_peers import SOLVERS
+from mtlfunc.core.files import write_whole
+
+CURVES = {
+    "mgda": ("MGDA's problem", "tasks"),
+    "cagrad": ("CAGrad's problem", "tasks"),
+    "upgrad": ("UPGrad's T problems", "tasks"),
+    "tasks": ("Gramian, 10⁶ parameters", "tasks"),
+    "parameters": ("Gramian, 4 tasks", "parameters"),
+    "samples": ("Gramian of samples, 10⁵ parameters", "samples"),
+    "lanes": ("study of a CAGrad run", "lanes"),
+}
+"""What a curve shows, and what grows along it."""
+COLOURS = {"ours": "C0", "ours, a step": "C9", "by hand": "C7", "TorchJD": "C1", "cvxpy": "C2"}
+
+
+def units(rows: Sequence[Row]) -> dict[tuple[str, int, str], float]:
+    """Times by curve, size and way, in units of the size's own unit."""
+    unit = {(row["curve"], row["size"]): row["seconds"] for row in rows if row["way"] == "unit"}
+    return {
+        (row["curve"], row["size"], row["way"]): row["seconds"] / unit[row["curve"], row["size"]]
+        for row in rows
+        if row["seconds"] is not None
+    }
+
+
+def table(rows: Sequence[Row], line: str) -> str:
+    """Markdown: a line a size, every way's time in units; then the worst error of each curve."""
+    found, lines = units(rows), []
+    for row in rows:
+        if row["way"] == "unit":
+            times = [found.get((row["curve"], row["size"], way)) for way in COLOURS]
+            cells = [CURVES[row["curve"]][0], f"{row['size']:,}", f"{1e3 * row['seconds']:.3g}"]
+            cells += ["–" if time is None else f"{time:.3g}" for time in times]
+            lines.append(cells)
+    errors: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "error" in row:
+            worst = errors.setdefault(CURVES[row["curve"]][0], {})
+            worst[row["way"]] = max(worst.get(row["way"], 0.0), row["error"])
+    said = [
+        f"{title}: {', '.join(f'{way} {error:.0e}' for way, error in worst.items())}"
+        for title, worst in errors.items()
+    ]
+    page = markdown(line, ["what", "size", "unit, ms", *COLOURS], lines)
+    return f"{page}\n\nWorst errors. {'; '.join(said)}.\n"
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """A panel a curve, all axes logarithmic and those of time alike."""
+    from matplotlib.figure import Figure
+
+    found = units(rows)
+    curves = [name for name in CURVES if any(row["curve"] == name for row in rows)]
+    across = min(4, len(curves))
+    down = -(-len(curves) // across)
+    panels = Figure(figsize=(2.9 * across, 3.0 * down + 0.5), layout="constrained")
+    grid = panels.subplots(down, across, squeeze=False, sharey=True)
+    handles = {}
+    for axis, name in zip(grid.flat, curves, strict=False):
+        for way, colour in COLOURS.items():
+            points = sorted((n, t) for (c, n, w), t in found.items() if (c, w) == (name, way))
+            if points:
+                style = "-o" if way.startswith("ours") else "--s"
+                drawn = axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4)
+                handles.setdefault(way, drawn[0])
+        axis.axhline(1, color="0.5", linewidth=0.8)
+        title, what = CURVES[name]
+        axis.set(xscale="log", yscale="log", xlabel=what)
+        axis.set_title(title, fontsize="medium")
+        axis.grid(alpha=0.25)
+    for axis in grid.flat[len(curves) :]:
+        axis.axis("off")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("mean gradients (studies: runs alone)", fontsize="small")
+    named = [way for way in COLOURS if way in handles]
+    panels.legend(
+        [handles[way] for way in named], named, loc="outside lower center", ncols=5, frameon=False
+    )
+    write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))
+
 
 FAMILIES = ("gaussian", "conflicting", "weakly stationary, float32")
 BATCH, STEPS = 64, 20
@@ -72,7 +152,7 @@ def solving(kind: str, tasks: int) -> Cell:
         return lambda: torch.stack([weigh(g) for g in problems])
 
     return Cell(
-        gramian_ways.mean_gradient(network(1e6, tasks)),
+        gramian.mean_gradient(network(1e6, tasks)),
         {way: lambda n=n: solve(n) for way, n in named if kind in SOLVERS[n].kinds},
         lambda answer: certified(kind, torch.stack(problems), answer.detach())["gap"],
         len(FAMILIES),
@@ -85,7 +165,7 @@ def checked(task: Problem) -> Callable[[Any], float]:
     losses, leaves = exact.module(exact.batch), list(exact.module.parameters())
     some = torch.linspace(0, len(losses) - 1, min(4, len(losses))).long()
     rows = [torch.autograd.grad(losses[i], leaves, retain_graph=True) for i in some]
-    h = gramian_ways.gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
+    h = gramian.gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
     scale = h.diagonal().sqrt()
 
     def error(answer: Any) -> float:
@@ -97,12 +177,12 @@ def checked(task: Problem) -> Callable[[Any], float]:
 
 def multiplying(task: Problem, *, step: bool = False) -> Cell:
     """From parameters and batch to a Gramian."""
-    hand = gramian_ways.vmap_grad if task.per_sample else gramian_ways.loop
-    ways: dict[str, Callable[[], Call]] = {"ours": lambda: gramian_ways.ours(task)}
+    hand = gramian.vmap_grad if task.per_sample else gramian.loop
+    ways: dict[str, Callable[[], Call]] = {"ours": lambda: gramian.ours(task)}
     if step:
-        ways["ours, a step"] = lambda: gramian_ways.our_step(task)
-    ways |= {"by hand": lambda: hand(task), "TorchJD": lambda: gramian_ways.autogram(task)}
-    return Cell(gramian_ways.mean_gradient(task), ways, checked(task))
+        ways["ours, a step"] = lambda: gramian.our_step(task)
+    ways |= {"by hand": lambda: hand(task), "TorchJD": lambda: gramian.autogram(task)}
+    return Cell(gramian.mean_gradient(task), ways, checked(task))
 
 
 def studying(lanes: int) -> Cell:

@@ -14,7 +14,6 @@ from experiments.benchmarks import (
     gpu_cases,
     gpu_report,
     gramian,
-    gramian_ways,
     memory,
     record,
     rules,
@@ -22,7 +21,6 @@ from experiments.benchmarks import (
     scale,
     solvers,
     solvers_peers,
-    solvers_report,
     steps,
     toy,
 )
@@ -133,7 +131,7 @@ def test_accuracy_is_measured_with_every_time(tmp_path):
     peers = ["active_set", "cvxpy (DPP, 1e-8)", "quadprog"]
     solvers.main([*call, *peers])
     _, rows = record.only(tmp_path / "solvers.json")
-    worst = {row["solver"]: solvers_report.worst(row, "gap") for row in rows}
+    worst = {row["solver"]: solvers.worst(row, "gap") for row in rows}
     assert worst["active_set"] < 1e-14
     assert worst["cvxpy (DPP, 1e-8)"] < 1e-3
     # quadprog gives up on singular Gramians
@@ -182,7 +180,7 @@ def test_functions_hold_one_graph_and_a_row_for_each():
 def test_the_reference_is_the_gramian_of_autograds_rows(family):
     task = problem(family, 2, 3, 8).to("cpu", torch.float64)
     truth, _ = gramian.reference(task)
-    torch.testing.assert_close(gramian_ways.vmap_vjp(task)(), truth, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gramian.vmap_vjp(task)(), truth, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", LAPLACIANS)
@@ -192,7 +190,7 @@ def test_residuals_are_the_same_by_every_way_and_their_gramian_is_of_rows(way):
     torch.testing.assert_close(task.module(task.batch), jets.module(jets.batch))
     truth, _ = gramian.reference(jets)
     for engine in ("auto", "rows"):
-        found = gramian_ways.ours(task, engine)()
+        found = gramian.ours(task, engine)()
         torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12 * float(truth.max()))
 
 
