@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from common.arguments import folder, positive
-from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
+from experiments.benchmarks import gpu_cases, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.gpu_cases import ENDED, FAILED, found, guarded
 from experiments.benchmarks.measuring import in_turns
@@ -212,13 +212,13 @@ class Part(NamedTuple):
 
 PARTS = {
     "tests": Part(device_tests, 0.1, "the tests that need a device"),
-    "steps": Part(gpu_eager.step_times, 0.1, "steps beside the shortest loop's and TorchJD's"),
-    "launches": Part(gpu_eager.step_launches, 0.05, "what those steps launch"),
-    "capture": Part(gpu_graphs.capture, 0.12, "every rule's captured step against the eager one"),
-    "lanes": Part(gpu_graphs.lanes, 0.05, "captured lanes: 1, 64, 1,024 and 4,096 runs"),
-    "routes": Part(gpu_eager.routes, 0.06, "a trunk's rows: T passes, one batched pass"),
+    "steps": Part(gpu_cases.step_times, 0.1, "steps beside the shortest loop's and TorchJD's"),
+    "launches": Part(gpu_cases.step_launches, 0.05, "what those steps launch"),
+    "capture": Part(gpu_cases.capture, 0.12, "every rule's captured step against the eager one"),
+    "lanes": Part(gpu_cases.lanes, 0.05, "captured lanes: 1, 64, 1,024 and 4,096 runs"),
+    "routes": Part(gpu_cases.routes, 0.06, "a trunk's rows: T passes, one batched pass"),
     "weightings": Part(
-        gpu_eager.weighting_times, 0.19, "weightings: MLP, GPT-2 small, LoRA, Llama-shaped 1.1 B"
+        gpu_cases.weighting_times, 0.19, "weightings: MLP, GPT-2 small, LoRA, Llama-shaped 1.1 B"
     ),
     "kernel": Part(
         kernel, 0.08, f"the Triton kernel against the CPU kernel, {len(FAMILIES)} families"
@@ -228,7 +228,7 @@ PARTS = {
         gramian_times, 0.08, "Gramians beside TorchJD's: ResNet-18 T = 40, MLP, decoders"
     ),
     "toy": Part(toy_times, 0.05, "CAGrad's toy, compiled"),
-    "compiler": Part(gpu_graphs.compiler, 0.06, "torch.compile by its modes"),
+    "compiler": Part(gpu_cases.compiler, 0.06, "torch.compile by its modes"),
 }
 
 

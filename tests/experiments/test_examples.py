@@ -101,62 +101,6 @@ def test_one_graph_and_one_gramian_are_the_full_batch(sizes, rule):
             torch.testing.assert_close(found[way][name], full, rtol=1e-9, atol=1e-11)
 
 
-def test_micro_batches_one_by_one_are_the_mean_of_their_own_steps():
-    sizes = (5, 1, 3)
-    found = accumulation.main(sizes, mf.mgda())
-    net = Net(dtype=torch.float64)
-    ((x, y),) = batches(1, sum(sizes), dtype=torch.float64)
-    trunk, heads = torch.zeros(()), torch.zeros(())
-    for micro in zip(x.split(sizes), y.split(sizes), strict=True):
-        rows, own = rows_of(net, micro)
-        share = len(micro[0]) / sum(sizes)
-        weights = mf.mgda().update(
-            mf.Geometry(
-                torch.ones(3, dtype=torch.float64),
-                rows @ rows.mT,
-                torch.full((3,), 1 / 3, dtype=torch.float64),
-                torch.ones(3, dtype=torch.bool),
-                {},
-            ),
-            (),
-        )[0]
-        # the nearest point to nought of the convex hull of the rows
-        step = weights @ rows
-        assert (rows @ step).min() >= step @ step - 1e-10
-        trunk, heads = trunk + share * step, heads + share * own
-    got = found["one by one"]
-    for part, expected in (("trunk", trunk), ("heads", heads)):
-        flat = torch.cat([leaf.flatten() for name, leaf in got.items() if name.startswith(part)])
-        torch.testing.assert_close(flat, expected, rtol=1e-9, atol=1e-11)
-    full = found["full batch"]["trunk.0.weight"]
-    assert (full - got["trunk.0.weight"]).norm() > 0.01 * full.norm()
-
-
-def test_a_frozen_layer_a_copy_and_a_bias_that_one_loss_does_not_see():
-    """What loops do to a network between two steps."""
-    net, ((x, y), *_) = Net(), batches(1, SIZE)
-    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
-    balancer.weigh(on(x, y)(net))
-    net.trunk[0].weight.requires_grad_(False)
-    info = balancer.backward(on(x, y)(net))
-    assert net.trunk[0].weight.grad is None
-    left = [leaf for leaf in net.trunk.parameters() if leaf.requires_grad]
-    rows = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(loss, left, retain_graph=True)])
-        for loss in on(x, y)(net)
-    ]
-    torch.testing.assert_close(info.gramian, torch.stack(rows) @ torch.stack(rows).mT)
-    other, again = copy.deepcopy((net, balancer))
-    other.zero_grad()
-    weights = again.backward(on(x, y)(other)).weights
-    torch.testing.assert_close(weights, info.weights)
-    assert all(
-        torch.allclose(a.grad, b.grad)
-        for a, b in zip(other.parameters(), net.parameters(), strict=True)
-        if a.grad is not None and b.grad is not None
-    )
-
-
 HALVES = {torch.bfloat16: 0.02, torch.float16: 0.003}
 
 
@@ -168,25 +112,6 @@ def test_mixed_precision(half):
     assert torch.equal(plain[0], seen[0])
     falls(plain)
     falls(seen)
-
-
-def test_float16_measures_faint_gradients_where_the_losses_are_scaled():
-    """Residuals and heads of 1e-3: what reaches the trunk is below 6e-8, where float16 ends."""
-    net, ((x, y),) = Net(), batches(1, 8)
-    with torch.no_grad():
-        for leaf in net.heads.parameters():
-            leaf.mul_(1e-3)
-    y, double = 1e-3 * y, copy.deepcopy(net).double()
-    rows, _ = rows_of(double, (x.double(), y.double()))
-    exact, error = rows @ rows.mT, {}
-    for scale in (None, 2.0**14):
-        balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")
-        with torch.autocast("cpu", torch.float16):
-            losses = (net(x).float() - y).square().mean(0)
-        gramian = balancer.measure(losses * (scale or 1)).gramian / (scale or 1) ** 2
-        error[scale] = float((gramian - exact).norm() / exact.norm())
-    assert error[2.0**14] < 0.01, error
-    assert error[None] > 3 * error[2.0**14], error
 
 
 LIGHTNING = [

@@ -7,10 +7,9 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from common.problems.digits import digits
 from experiments.metric import influence, steps
 from experiments.metric.run import Cell, perform
-from experiments.mixing import data, study
+from experiments.mixing import study
 
 
 def test_muon_by_exact_factors_keeps_its_promise():
@@ -66,31 +65,6 @@ def test_influence_is_a_product_of_rows_in_the_optimizers_metric(optimizer):
     known = influence.products(made.rows(batch), {x: scale[x] * aim[x] for x in aim}, list(aim))
     seen = known.abs().max()
     assert (influence.influence(made, batch, made.target) - known).abs().max() <= 1e-9 * seen
-
-
-@pytest.mark.parametrize("problem", data.PROBLEMS)
-def test_parts_share_no_image_and_domains_are_what_they_are_called(problem):
-    source = digits()
-    task = data.task(problem, source, torch.tensor(3))
-    used = sum(len(part.labels) for part in (task.target, task.validation, task.test))
-    assert used + data.TRAIN == len(source.labels)
-    seen = {tuple(image.tolist()) for part in task[1:] for image in part.images}
-    assert len(seen) == used
-    if problem == "one helps":
-        noisy, plain, turned, also = task.domains.images
-        _, flipped, labels, anything = task.domains.labels
-        assert torch.equal(plain, also)
-        assert not {tuple(image.tolist()) for image in plain} & seen
-        assert torch.equal(flipped, 9 - labels)
-        whole = turned.unflatten(1, (8, 8)).rot90(-1, (1, 2)).flatten(1)
-        assert torch.equal(whole, plain)
-        # within five standard deviations
-        right = (task.domains.labels[0] == labels).float().mean()
-        assert abs(float(right) - (1 - 0.9 * data.WRONG)) < 5 * 0.5 / data.TRAIN**0.5
-        assert abs(float((anything == labels).float().mean()) - 0.1) < 5 * 0.3 / data.TRAIN**0.5
-        assert abs(float((noisy - plain).std()) - data.NOISE) < 0.01
-    else:
-        assert task.domains.images.shape == (data.COUNT, data.TRAIN // data.COUNT, 64)
 
 
 def test_pike_equals_a_loop():
