@@ -61,7 +61,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 FIGURES = {"toy": "toy_figures", "surface": "toy_figures", "role_of_c": "_role_of_c"}
 """The module of every figure that takes options: `python -m paper_repro figure --list`."""
 

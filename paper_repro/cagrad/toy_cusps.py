@@ -9,18 +9,7 @@ import torch
 from matplotlib.figure import Figure as Canvas
 
 import mtlfunc as mf
-from common.problems.cagrad_toy import (
-    CODE,
-    NUDGE,
-    PAPER_SIGN,
-    PRINTED,
-    SCRIPT,
-    STARTS,
-    USUAL,
-    at,
-    losses,
-    ramp,
-)
+from common.problems import cagrad_toy as problem
 
 from ..report.bounds import MOVED
 from ..report.decisions import Claims, Measured, Row, decided, named_so
@@ -84,27 +73,27 @@ def run(settings: Settings) -> Findings:
 
 def trajectories(runs: dict[str, Run]) -> Findings:
     """Maps by either sign."""
-    usual = {title_of(name): (runs[name], hyper) for name, hyper in USUAL.items()}
+    usual = {title_of(name): (runs[name], hyper) for name, hyper in problem.USUAL.items()}
     panels = usual | {"CAGrad, c = 0.8": (runs["CAGrad"], 0.8)}
     yield Figure(
         "trajectories",
         "Trajectories from each start (Figure 3 of Liu et al. 2021, with GradNorm beside), + in "
         f"f₂. {LEGEND}",
-        maps(panels, CODE, 3),
+        maps(panels, problem.CODE, 3),
     )
     yield Figure(
         "printed-sign",
         "Trajectories from each start as in Figure 3 of Liu et al. 2021, with the sign that the "
         f"paper prints in f₂. {LEGEND}",
-        maps(panels, PAPER_SIGN, 3),
+        maps(panels, problem.PAPER_SIGN, 3),
     )
 
 
 def loss_curves(runs: dict[str, Run]) -> Figure:
     canvas = Canvas(figsize=(13, 7), layout="constrained")
-    for i, start in enumerate(STARTS):
+    for i, start in enumerate(problem.STARTS):
         axis = canvas.add_subplot(2, 3, i + 1)
-        for name, hyper in (USUAL | {"CAGrad, epsilons": 10.0}).items():
+        for name, hyper in (problem.USUAL | {"CAGrad, epsilons": 10.0}).items():
             label = "CAGrad, c = 10 with epsilons" if "eps" in name else title_of(name)
             value = runs[name].mean_loss([start], hyper)[:, 0]
             axis.plot(
@@ -135,9 +124,9 @@ def steepest_at_kink() -> dict[str, float]:
     """The longest gradient at (0, 0) by the subderivative of max(tanh, 0) there."""
     kink = torch.zeros(2, dtype=torch.float64)
     found = {}
-    for slope, at_0 in {"1": ramp, "0": torch.relu}.items():
-        loss = functools.partial(losses, ramp=at_0)
-        gramian = mf.task_gramian(loss, {"x": kink}, kink.new_tensor(CODE))[1]
+    for slope, at_0 in {"1": problem.ramp, "0": torch.relu}.items():
+        loss = functools.partial(problem.losses, ramp=at_0)
+        gramian = mf.task_gramian(loss, {"x": kink}, kink.new_tensor(problem.CODE))[1]
         found[f"longest gradient at (0, 0) with subderivative {slope}"] = float(
             gramian.diagonal().max().sqrt()
         )
@@ -191,7 +180,7 @@ def stuck_later() -> dict[str, float]:
     descend = compiled_descent()
     return {
         f"stuck, printed starts, after {steps} steps (a literal loop)": float(
-            sum(descend(x, y, steps) > 0 for x, y in PRINTED)
+            sum(descend(x, y, steps) > 0 for x, y in problem.PRINTED)
         )
         for steps in (100_000, 300_000, 1_000_000)
     }
@@ -199,12 +188,12 @@ def stuck_later() -> dict[str, float]:
 
 def stuck(toy: Toy) -> Claim:
     descent = toy.runs["GD"]
-    exchanged = [SCRIPT[1] if start == (-8.5, 5.0) else start for start in PRINTED]
+    exchanged = [problem.SCRIPT[1] if start == (-8.5, 5.0) else start for start in problem.PRINTED]
     ends = {
-        "printed starts": descent.mean_loss(PRINTED, 0.0),
-        "printed starts, printed sign": descent.mean_loss(PRINTED, 0.0, PAPER_SIGN),
+        "printed starts": descent.mean_loss(problem.PRINTED, 0.0),
+        "printed starts, printed sign": descent.mean_loss(problem.PRINTED, 0.0, problem.PAPER_SIGN),
         "(-8.5, -5) for (-8.5, 5)": descent.mean_loss(exchanged, 0.0),
-        "the script's three": descent.mean_loss(SCRIPT, 0.0),
+        "the script's three": descent.mean_loss(problem.SCRIPT, 0.0),
     }
     counts = {
         name: float("nan") if np.isnan(loss[-1]).any() else int((loss[-1] > 0).sum())
@@ -217,7 +206,7 @@ def stuck(toy: Toy) -> Claim:
             {"stuck, published": 2.0}
             | {f"stuck, {name}": float(count) for name, count in counts.items()}
             | stuck_later()
-            | of("mean loss at the end", descent.mean_loss(STARTS, 0.0)[-1]),
+            | of("mean loss at the end", descent.mean_loss(problem.STARTS, 0.0)[-1]),
             toy,
         ),
         f"{toy.budget}; stuck: mean loss above 0 at the end. "
@@ -231,23 +220,23 @@ def stuck(toy: Toy) -> Claim:
 def reproducible(toy: Toy) -> Claim:
     numbers = {
         f"{name}{', printed sign' if sign < 0 else ''}: mean loss at the end from ({start[0]:g}, "
-        f"{start[1]:g})": float(toy.runs[name].mean_loss([start], USUAL[name], sign)[-1, 0])
+        f"{start[1]:g})": float(toy.runs[name].mean_loss([start], problem.USUAL[name], sign)[-1, 0])
         for name in ("GD", "MGDA", "PCGrad", "CAGrad")
-        for sign in (CODE, PAPER_SIGN)
-        for start in STARTS
+        for sign in (problem.CODE, problem.PAPER_SIGN)
+        for start in problem.STARTS
     }
     moved = float(toy.runs["GD"].of([(0.0, 0.0)], 0.0)[-1].norm())
     nudges = {}
     for name in ("GD", "MGDA", "PCGrad", "CAGrad"):
         run = toy.runs[name]
-        beside = at(run.points[-1, run.nudged]).mean(-1).cpu().numpy()
-        change = np.abs(beside - run.mean_loss(STARTS, USUAL[name])[-1]).max()
+        beside = problem.at(run.points[-1, run.nudged]).mean(-1).cpu().numpy()
+        change = np.abs(beside - run.mean_loss(problem.STARTS, problem.USUAL[name])[-1]).max()
         nudges[f"{name}: largest change of the mean loss at the end under a nudge"] = float(change)
     return claim(
         "CA-24",
         with_steps(nudges | steepest_at_kink() | {"GD's way from (0, 0)": moved} | numbers, toy),
-        f"{toy.budget}; reproducible: a nudge of {NUDGE:g} at the start changes no mean loss at "
-        "the end by 1e-2; nothing is random. Starts printed and scripted, "
-        "both signs. At (0, 0) the subderivative of max(tanh, 0) decides: "
-        "clamp's 1 is used, with 0 both gradients vanish and nothing moves",
+        f"{toy.budget}; reproducible: a nudge of {problem.NUDGE:g} at the start changes no mean "
+        "loss at the end by 1e-2; nothing is random. Starts printed and scripted, both signs. At "
+        "(0, 0) the subderivative of max(tanh, 0) decides: clamp's 1 is used, with 0 both "
+        "gradients vanish and nothing moves",
     )

@@ -3,19 +3,7 @@
 import numpy as np
 import torch
 
-from common.problems.cagrad_toy import (
-    CODE,
-    CS,
-    PAPER_SIGN,
-    RULES,
-    STARTS,
-    USUAL,
-    at,
-    distance_to_stationarity,
-    gramians,
-    minimum_of_mean,
-    pareto_set,
-)
+from common.problems import cagrad_toy as problem
 
 from ..report.bounds import ALONG, AT_REST, CLOSE, SETTLED, STATIONARY, WIDE
 from ..report.decisions import Claims, Exact, Measured, Row, decided, exact, named_so, verdict_of
@@ -141,13 +129,13 @@ def run(settings: Settings) -> Findings:
 
 def not_flat() -> Claim:
     """What is read off the Pareto set without a run."""
-    front = torch.tensor(pareto_set())
-    values, g = at(front), gramians(front)
+    front = torch.tensor(problem.pareto_set())
+    values, g = problem.at(front), problem.gramians(front)
     mean = values.mean(-1).numpy()
     length = g.diagonal(dim1=-2, dim2=-1).sqrt()
     flatness = (g.sum((1, 2)).sqrt() / 2 / length.amax(-1)).numpy()
     off_minimum = np.abs(front[:, 0].numpy()) > 0.5
-    stationary = float(distance_to_stationarity(front).max())
+    stationary = float(problem.distance_to_stationarity(front).max())
     return claim(
         "CA-08",
         {
@@ -163,14 +151,14 @@ def not_flat() -> Claim:
 
 
 def arriving(toy: Toy) -> Claim:
-    runs, value = toy.runs, minimum_of_mean()[1]
+    runs, value = toy.runs, problem.minimum_of_mean()[1]
     run = runs["CAGrad"]
     at_70k = int(np.searchsorted(run.times, DECIDED))
     at_70k = min(at_70k, len(run.times) - 1)
     numbers: dict[str, float] = {"minimum of the mean": value}
     for c in (0.2, 0.5, 0.8):
-        for sign in (CODE, PAPER_SIGN):
-            excess = run.mean_loss(STARTS, c, sign) - value
+        for sign in (problem.CODE, problem.PAPER_SIGN):
+            excess = run.mean_loss(problem.STARTS, c, sign) - value
             name = f"c = {c:g}{', printed sign' if sign < 0 else ''}"
             late = np.array(
                 [run.times[np.argmax(e < CLOSE)] if (e < CLOSE).any() else np.inf for e in excess.T]
@@ -182,10 +170,10 @@ def arriving(toy: Toy) -> Claim:
             if np.isfinite(late).all():
                 numbers[f"{name}: steps until all are within {CLOSE:g}"] = float(late.max())
     for name in ("MGDA", "PCGrad"):
-        end = runs[name].of(STARTS, USUAL[name])[-1]
+        end = runs[name].of(problem.STARTS, problem.USUAL[name])[-1]
         numbers[f"{name}: spread of x₁ at the end"] = float(np.ptp(end[:, 0].cpu().numpy()))
         far = f"{name}: largest distance of 0 from the gradients' hull at the end, over the longest"
-        numbers[far] = float(distance_to_stationarity(end).max())
+        numbers[far] = float(problem.distance_to_stationarity(end).max())
     return claim(
         "CA-26",
         with_steps(numbers, toy),
@@ -217,17 +205,20 @@ def stops(toy: Toy) -> Claim:
 
 def depends_on_start(toy: Toy) -> Claim:
     arms = ("MGDA", "PCGrad")
-    points = {name: toy.runs[name].of(STARTS, 0.0)[-1] for name in arms}
+    points = {name: toy.runs[name].of(problem.STARTS, 0.0)[-1] for name in arms}
     far = {name: float(np.ptp(x[:, 0].cpu().numpy())) / 14 for name, x in points.items()}
-    apart = {name: float(at(x).diff(dim=-1).abs().max()) for name, x in points.items()}
-    worst = {name: float(toy.runs[name].mean_loss(STARTS, USUAL[name])[-1].max()) for name in arms}
+    apart = {name: float(problem.at(x).diff(dim=-1).abs().max()) for name, x in points.items()}
+    worst = {
+        name: float(toy.runs[name].mean_loss(problem.STARTS, problem.USUAL[name])[-1].max())
+        for name in arms
+    }
     return claim(
         "CA-06",
         with_steps(
             {f"{name}: spread of x₁ at the end over the set's length": x for name, x in far.items()}
             | {f"{name}: largest |L₁ - L₂| at the end": x for name, x in apart.items()}
             | {f"{name}: worst mean loss at the end": x for name, x in worst.items()}
-            | {"minimum of the mean": minimum_of_mean()[1]},
+            | {"minimum of the mean": problem.minimum_of_mean()[1]},
             toy,
         ),
         f"{toy.budget}, six starts",
@@ -235,14 +226,16 @@ def depends_on_start(toy: Toy) -> Claim:
 
 
 def goes_on(toy: Toy) -> Claim:
-    value = minimum_of_mean()[1]
+    value = problem.minimum_of_mean()[1]
     exact, eps = (
-        {c: toy.runs[name].mean_loss(STARTS, c)[-1] - value for c in RULES[name][1]}
+        {c: toy.runs[name].mean_loss(problem.STARTS, c)[-1] - value for c in problem.RULES[name][1]}
         for name in ("CAGrad", "CAGrad, epsilons")
     )
     # (0, 0) runs down the middle and meets the set at the minimum of the mean whatever the rule.
-    side = [i for i, start in enumerate(STARTS) if start[0] != 0]
-    halts = {c: largest_finite(moved_after_contact(toy.runs["CAGrad"], c)) for c in CS if c >= 1}
+    side = [i for i, start in enumerate(problem.STARTS) if start[0] != 0]
+    halts = {
+        c: largest_finite(moved_after_contact(toy.runs["CAGrad"], c)) for c in problem.CS if c >= 1
+    }
     return claim(
         "CA-14",
         with_steps(
@@ -254,7 +247,7 @@ def goes_on(toy: Toy) -> Claim:
                 f"exact, c = {c:g}: smallest excess at the end, (0, 0) aside": float(
                     exact[c][side].min()
                 )
-                for c in CS
+                for c in problem.CS
                 if c >= 1
             }
             | {

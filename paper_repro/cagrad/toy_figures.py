@@ -9,16 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 
-from common.problems.cagrad_toy import (
-    CODE,
-    LR,
-    PAPER_SIGN,
-    PRINTED,
-    RULES,
-    Lanes,
-    at,
-    minimum_of_mean,
-)
+from common.problems import cagrad_toy as problem
 
 from ..report.findings import Figure
 from ..report.options import Impossible, Option, Rate, Starts, Steps, drawn
@@ -31,29 +22,29 @@ Sign = Annotated[
     Literal["code", "printed"], Option("sign of tanh in f₂: + as in the code, or - as printed")
 ]
 COMPILED = 2000  # steps from which compiling pays, with few lanes
-SIGNS = {"code": CODE, "printed": PAPER_SIGN}
+SIGNS = {"code": problem.CODE, "printed": problem.PAPER_SIGN}
 
 
 def lanes_from(
     names: Sequence[str], panels: Sequence[tuple[str, float]], starts: Starts, sign: float
-) -> Lanes:
+) -> problem.Lanes:
     """A lane a panel and start, panel by panel."""
     rows = [(start, hyper, names.index(name)) for name, hyper in panels for start in starts]
     start, hyper, which = (torch.tensor(column) for column in zip(*rows, strict=True))
     start, hyper = start.double(), hyper.double()
-    return Lanes(start, torch.full_like(hyper, sign), hyper, which)
+    return problem.Lanes(start, torch.full_like(hyper, sign), hyper, which)
 
 
 @drawn
 def toy(
-    starts: Starts = PRINTED,
+    starts: Starts = problem.PRINTED,
     methods: Annotated[tuple[Name, ...], Option("methods")] = ("GD", "MGDA", "PCGrad", "CAGrad"),
     c: Annotated[tuple[float, ...], Option("CAGrad's radius; from 1 on it halts", 0.0, 1e6)] = (
         0.5,
     ),
     alpha: Annotated[float, Option("GradNorm's strength α", 0.0, 10.0)] = 0.12,
     steps: Steps = 100_000,
-    rate: Rate = LR,
+    rate: Rate = problem.LR,
     sign: Sign = "code",
 ) -> Figure:
     """Where each method goes from each start, and the mean loss on the way (Figures 1 and 3)."""
@@ -66,7 +57,7 @@ def toy(
             panels |= {f"{name}, c = {value:g}": (name, value) for value in c}
         else:
             label = f"GradNorm, α = {alpha:g}" if name == "GradNorm" else name
-            panels[label] = name, alpha if name == "GradNorm" else RULES[name][1][0]
+            panels[label] = name, alpha if name == "GradNorm" else problem.RULES[name][1][0]
     compiled = steps >= COMPILED and compiler_works(torch.device("cpu"), cpp_compiler())
     names = tuple(dict.fromkeys(name for name, _ in panels.values()))
     lanes = lanes_from(names, list(panels.values()), starts, SIGNS[sign])
@@ -76,7 +67,7 @@ def toy(
     rows = -(-len(runs) // columns)
     canvas = Canvas(figsize=(3.5 * columns + 1, 3.6 * rows + 3.4), layout="constrained")
     grid = canvas.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.9])
-    best, _ = minimum_of_mean()
+    best, _ = problem.minimum_of_mean()
     last = float(times[-1])
     axes = []
     for i, (label, run) in enumerate(runs.items()):
@@ -88,7 +79,7 @@ def toy(
     found = records(panels, times, runs, starts, SIGNS[sign])
     panel = canvas.add_subplot(grid[rows, :])
     for label, (name, hyper) in panels.items():
-        values = at(runs[label], SIGNS[sign]).mean(-1).numpy()
+        values = problem.at(runs[label], SIGNS[sign]).mean(-1).numpy()
         one = len(c) < 2 or not name.startswith("CAGrad")
         shade = 1.0 if one else 0.35 + 0.65 * c.index(hyper) / len(c)
         look: dict[str, Any] = {"color": COLOURS.get(name, "C4"), "alpha": shade}
@@ -120,7 +111,7 @@ def records(
     found = []
     for label, (name, hyper) in panels.items():
         points = runs[label][chosen]
-        both = at(points, sign)
+        both = problem.at(points, sign)
         found += [
             {
                 "method": name,
@@ -149,7 +140,7 @@ def surface(
     canvas = Canvas(figsize=(13, 4.2), layout="constrained")
     side = torch.linspace(-extent, extent, points, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
-    values = at(grid, SIGNS[sign])
+    values = problem.at(grid, SIGNS[sign])
     whole = extent == 11.0
     for i, (name, z) in enumerate(
         {"L₁": values[..., 0], "L₂": values[..., 1], "mean loss": values.mean(-1)}.items()

@@ -13,21 +13,7 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
-from common.problems.cagrad_toy import (
-    CODE,
-    LR,
-    RULES,
-    STARTS,
-    Lanes,
-    advance,
-    at,
-    compile_steps,
-    lanes_of,
-    minimum_of_mean,
-    pareto_set,
-    replay,
-    start_of,
-)
+from common.problems import cagrad_toy as problem
 from common.regions import OPTIONS
 
 from ..report.decisions import Condition
@@ -63,22 +49,24 @@ DASHES: dict[str, Any] = {
 class Run(NamedTuple):
     """One rule from all of its starts."""
 
-    lanes: Lanes
+    lanes: problem.Lanes
     random: list[int]  # lanes that started at random points
     nudged: list[int]  # lanes that started near `STARTS`, one each
     times: np.ndarray  # [time], steps taken
     points: Tensor  # [time, lane, 2]
     watched: Tensor  # [step, lane, 2], every point from the start on
 
-    def of(self, starts: Sequence[Sequence[float]], hyper: float, sign: float = CODE) -> Tensor:
+    def of(
+        self, starts: Sequence[Sequence[float]], hyper: float, sign: float = problem.CODE
+    ) -> Tensor:
         """Points `[time, start, 2]`."""
         return self.points[:, [self.lanes.find(start, hyper, sign) for start in starts]]
 
     def mean_loss(
-        self, starts: Sequence[Sequence[float]], hyper: float, sign: float = CODE
+        self, starts: Sequence[Sequence[float]], hyper: float, sign: float = problem.CODE
     ) -> np.ndarray:
         """`[time, start]`."""
-        return at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
+        return problem.at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
 
 
 def cpp_compiler() -> str:
@@ -110,12 +98,12 @@ def trajectories(
     names: tuple[str, ...], random_starts: Tensor, steps: int, *, compiled: bool
 ) -> dict[str, Run]:
     """Adam from all starts by every rule, as one program."""
-    apart = [lanes_of(name, random_starts) for name in names]
-    lanes = Lanes(*map(torch.cat, zip(*(part[0] for part in apart), strict=True)))
+    apart = [problem.lanes_of(name, random_starts) for name in names]
+    lanes = problem.Lanes(*map(torch.cat, zip(*(part[0] for part in apart), strict=True)))
     counts = [len(part[0].start) for part in apart]
     index = torch.arange(len(names), device=lanes.which.device)
     lanes = lanes._replace(which=index.repeat_interleave(torch.tensor(counts).to(index)))
-    times, points, watched = stepped(names, lanes, steps, LR, compiled=compiled)
+    times, points, watched = stepped(names, lanes, steps, problem.LR, compiled=compiled)
     runs = {}
     for name, (own, random, nudged), where, trail in zip(
         names, apart, points.split(counts, 1), watched.split(counts, 1), strict=True
@@ -126,18 +114,18 @@ def trajectories(
 
 
 def stepped(
-    names: Sequence[str], lanes: Lanes, steps: int, rate: float, *, compiled: bool
+    names: Sequence[str], lanes: problem.Lanes, steps: int, rate: float, *, compiled: bool
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Moments that are kept, the points `[time, lane, 2]` then, and each of the first steps."""
-    state, each = start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
+    state, each = problem.start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
     unroll = UNROLL if compiled else 1
     if lanes.start.device.type != "cpu":
-        program = replay(names, unroll, rate)
+        program = problem.replay(names, unroll, rate)
     elif compiled:
         torch.compiler.reset()  # programs of another run must not count against the limit
-        program = compile_steps(names, unroll, lanes, state, rate=rate)
+        program = problem.compile_steps(names, unroll, lanes, state, rate=rate)
     else:
-        program = advance(names, unroll, rate)
+        program = problem.advance(names, unroll, rate)
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
     label = ", ".join(names)
     bar = tqdm(range(unroll, steps + unroll, unroll), desc=label, leave=False, mininterval=1.0)
@@ -154,7 +142,7 @@ def stepped(
 
 @kept
 def ways(
-    names: tuple[str, ...], lanes: Lanes, steps: int, rate: float, *, compiled: bool
+    names: tuple[str, ...], lanes: problem.Lanes, steps: int, rate: float, *, compiled: bool
 ) -> tuple[np.ndarray, Tensor]:
     """Moments, and points `[time, lane, 2]`: rules as one program from starts of one's own."""
     return stepped(names, lanes, steps, rate, compiled=compiled)[:2]
@@ -182,7 +170,7 @@ def toy(settings: Settings) -> Toy:
     )
     random_starts = 20 * uniform(keys) - 10
     # GradNorm has a state and other losses, the others make one program
-    groups = tuple(name for name in RULES if name != "GradNorm"), ("GradNorm",)
+    groups = tuple(name for name in problem.RULES if name != "GradNorm"), ("GradNorm",)
     found = trajectories.together(
         {
             names[0]: functools.partial(
@@ -192,9 +180,9 @@ def toy(settings: Settings) -> Toy:
         }
     )
     every = {name: run for runs in found.values() for name, run in runs.items()}
-    runs = {name: every[name] for name in RULES}
+    runs = {name: every[name] for name in problem.RULES}
     last = int(runs["GD"].times[-1])
-    budget = f"Adam {LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
+    budget = f"Adam {problem.LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
     return Toy(runs, last, budget)
 
 
@@ -209,20 +197,23 @@ def title_of(name: str) -> str:
 
 def random_ends(run: Run) -> np.ndarray:
     """Mean loss at the end from random starts."""
-    return at(run.points[-1, run.random]).mean(-1).cpu().numpy()
+    return problem.at(run.points[-1, run.random]).mean(-1).cpu().numpy()
 
 
 def arrivals(run: Run) -> np.ndarray:
     """Steps to within .1 of the minimum of the mean from random starts. Infinite where it was not
     met.
     """
-    there = at(run.points[:, run.random]).mean(-1).cpu().numpy() < minimum_of_mean()[1] + 0.1
+    there = (
+        problem.at(run.points[:, run.random]).mean(-1).cpu().numpy()
+        < problem.minimum_of_mean()[1] + 0.1
+    )
     return np.where(there.any(0), run.times[there.argmax(0)], np.inf)
 
 
 def off_the_set(points: Tensor) -> np.ndarray:
     """Distance `[...]` from the Pareto set of points `[..., 2]`."""
-    front = pareto_set()
+    front = problem.pareto_set()
     x = points.cpu().numpy()
     at_x = np.clip(x[..., 0], front[0, 0], front[-1, 0])
     return np.hypot(x[..., 0] - at_x, x[..., 1] - np.interp(at_x, *front.T))
@@ -236,10 +227,10 @@ def contact(points: Tensor) -> np.ndarray:
     return np.where(near.any(0), near.argmax(0), -1)
 
 
-def moved_after_contact(run: Run, hyper: float, sign: float = CODE) -> np.ndarray:
+def moved_after_contact(run: Run, hyper: float, sign: float = problem.CODE) -> np.ndarray:
     """Way `[start]` along the Pareto set between first contact and end; NaN without contact."""
-    points = run.of(STARTS, hyper, sign)
-    first, x = contact(points), points[..., 0].cpu().numpy().clip(*pareto_set()[[0, -1], 0])
+    points = run.of(problem.STARTS, hyper, sign)
+    first, x = contact(points), points[..., 0].cpu().numpy().clip(*problem.pareto_set()[[0, -1], 0])
     return np.array([abs(x[-1, i] - x[k, i]) if k >= 0 else np.nan for i, k in enumerate(first)])
 
 
@@ -247,8 +238,8 @@ def rises(run: Run, hyper: float) -> np.ndarray:
     """What each loss rose by after contact with the Pareto set, summed `[start, task]`. Between
     kept points.
     """
-    points = run.of(STARTS, hyper)
-    change = at(points).diff(dim=0).clamp_min(0).cpu().numpy()
+    points = run.of(problem.STARTS, hyper)
+    change = problem.at(points).diff(dim=0).clamp_min(0).cpu().numpy()
     first = contact(points)
     return np.stack(
         [change[k:, i].sum(0) if k >= 0 else np.full(2, np.nan) for i, k in enumerate(first)]
@@ -262,7 +253,7 @@ def largest_finite(values: np.ndarray) -> float:
 
 
 def of(
-    name: str, values: np.ndarray, starts: Sequence[Sequence[float]] = STARTS
+    name: str, values: np.ndarray, starts: Sequence[Sequence[float]] = problem.STARTS
 ) -> dict[str, float]:
     return {
         f"{name} from ({start[0]:g}, {start[1]:g})": float(value)

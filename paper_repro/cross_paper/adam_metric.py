@@ -48,7 +48,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 RULES: dict[str, Callable[[], mf.Rule]] = {"MGDA": mf.mgda, "UPGrad": mf.upgrad}
 WAYS = ("J Jᵀ", "J P Jᵀ", "J P Jᵀ, safe")
 REMEDY = {0.0: "J P Jᵀ", 0.9: "J P Jᵀ, safe"}

@@ -16,19 +16,7 @@ from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge
 from ..report.intervals import mean_interval, named
 from ..report.options import Option, Seeds, drawn
-from .digits import (
-    HIDDEN,
-    LABELS,
-    MOMENTS,
-    RATES,
-    SCALES,
-    TASKS,
-    Lanes,
-    Runs,
-    moments,
-    split,
-    train,
-)
+from . import digits
 
 
 @decided(
@@ -71,22 +59,21 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 C = 0.4
 
 
 class Trained(NamedTuple):
     """All that is trained for the claim and its figure."""
 
-    runs: dict[str, dict[str, Runs]]  # by scale of the reconstruction error, then by method
-    alone: Runs  # the main task alone
+    runs: dict[str, dict[str, digits.Runs]]  # by scale of the reconstruction error, then by method
+    alone: digits.Runs  # the main task alone
     where: str
 
 
 def trained(settings: Settings, steps: int, c: float) -> Trained:
-    data, scales = split(settings), list(SCALES.values())
+    data, scales = digits.split(settings), list(digits.SCALES.values())
     main, equal = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
-    alone, *means = train(
+    alone, *means = digits.train(
         lambda p: mf.mean(preference=p),
         lanes_of([1.0, *scales], [main, *[equal] * len(scales)], settings),
         data,
@@ -97,13 +84,15 @@ def trained(settings: Settings, steps: int, c: float) -> Trained:
     rules = {"MGDA": lambda _: mf.mgda(), "CAGrad": lambda c: mf.cagrad(c=c)}
     both = lanes_of(scales, [c] * len(scales), settings)
     every = {"mean": means} | {
-        m: train(rule, both, data, steps, settings, m) for m, rule in rules.items()
+        m: digits.train(rule, both, data, steps, settings, m) for m, rule in rules.items()
     }
-    runs = {name: {m: found[i] for m, found in every.items()} for i, name in enumerate(SCALES)}
+    runs = {
+        name: {m: found[i] for m, found in every.items()} for i, name in enumerate(digits.SCALES)
+    }
     where = (
-        f"digits, {LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
-        f"{HIDDEN}-{HIDDEN}, {steps} steps of Adam at the best of {len(RATES)} "
-        f"rates, {settings.seeds} seeds, 95 % t intervals, paired"
+        f"digits, {digits.LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
+        f"{digits.HIDDEN}-{digits.HIDDEN}, {steps} steps of Adam at the best of "
+        f"{len(digits.RATES)} rates, {settings.seeds} seeds, 95 % t intervals, paired"
     )
     return Trained(runs, alone, where)
 
@@ -111,7 +100,7 @@ def trained(settings: Settings, steps: int, c: float) -> Trained:
 @drawn
 def main_task(
     c: Annotated[float, Option("CAGrad's c", 0.0, 1e3)] = C,
-    steps: Annotated[int, Option("steps of Adam", low=MOMENTS)] = 300,
+    steps: Annotated[int, Option("steps of Adam", low=digits.MOMENTS)] = 300,
     seeds: Seeds = 16,
 ) -> Figure:
     """What MGDA and CAGrad do to a main task among auxiliary ones."""
@@ -124,14 +113,14 @@ def run(settings: Settings) -> Findings:
     yield course(found)
 
 
-def lanes_of(scales: Sequence[float], hypers: Sequence[Any], settings: Settings) -> Lanes:
-    return Lanes(*(torch.tensor(x, device=settings.device) for x in (scales, hypers)))
+def lanes_of(scales: Sequence[float], hypers: Sequence[Any], settings: Settings) -> digits.Lanes:
+    return digits.Lanes(*(torch.tensor(x, device=settings.device) for x in (scales, hypers)))
 
 
 WINDOWS = 20
 
 
-def described(name: str, methods: dict[str, Runs], alone: Runs) -> dict[str, float]:
+def described(name: str, methods: dict[str, digits.Runs], alone: digits.Runs) -> dict[str, float]:
     """Numbers of every method at one scale of the reconstruction error."""
     base = methods["mean"]
     numbers = named(f"{name}: equal weights, accuracy", mean_interval(base.accuracy))
@@ -141,7 +130,7 @@ def described(name: str, methods: dict[str, Runs], alone: Runs) -> dict[str, flo
             mean_interval(run.accuracy - alone.accuracy),
         )
         numbers[f"{name}: {m}'s best rate"] = run.lr
-        for t, task in enumerate(TASKS):
+        for t, task in enumerate(digits.TASKS):
             cosine, loss = run.cosines[..., t], (run.held_out / base.held_out)[:, t]
             numbers |= {
                 f"{name}: {m}, mean cosine of d with {task}": float(cosine.mean()),
@@ -155,10 +144,10 @@ def described(name: str, methods: dict[str, Runs], alone: Runs) -> dict[str, flo
     return numbers
 
 
-def part(label: str, methods: dict[str, Runs], end: int) -> dict[str, float]:
+def part(label: str, methods: dict[str, digits.Runs], end: int) -> dict[str, float]:
     """Numbers up to the moment of index `end`."""
     base = methods["mean"]
-    steps = moments(len(base.weights))[end]
+    steps = digits.moments(len(base.weights))[end]
     label = f"{label}, {steps} steps"
     share = mean_interval(methods["MGDA"].weights[:steps, :, 0].mean(0))
     mgda, cagrad = (
@@ -173,12 +162,14 @@ def part(label: str, methods: dict[str, Runs], end: int) -> dict[str, float]:
         | named(f"{label}: CAGrad minus equal weights, accuracy", cagrad)
         | named(f"{label}: least cosine of d with a task, CAGrad minus equal weights", balance)
     )
-    edge = any(at_edge(run.choice[[end, -1]].ravel(), len(RATES)) for run in methods.values())
+    edge = any(
+        at_edge(run.choice[[end, -1]].ravel(), len(digits.RATES)) for run in methods.values()
+    )
     numbers[f"{label}: a best rate at the edge of its grid (1: yes)"] = float(edge)
     return numbers
 
 
-def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
+def judge(runs: dict[str, dict[str, digits.Runs]], alone: digits.Runs, where: str) -> Claim:
     numbers = named("main task alone: accuracy", mean_interval(alone.accuracy))
     for name, methods in runs.items():
         numbers |= described(name, methods, alone)
@@ -202,7 +193,7 @@ def course(found: Trained) -> Figure:
     canvas, panels = axes(3, len(found.runs), (14, 11.5))
     numbers: list[dict[str, Any]] = []
     for column, (scale, methods) in enumerate(found.runs.items()):
-        times = np.array(moments(len(found.alone.weights)))
+        times = np.array(digits.moments(len(found.alone.weights)))
         for row, (what, values, within) in enumerate(
             (
                 ("weight on the main task (sum 1)", weight_of, (0, 1)),
@@ -241,15 +232,15 @@ Series = tuple[np.ndarray, np.ndarray]
 """Steps, and values `[time, seed]`."""
 
 
-def weight_of(run: Runs, times: np.ndarray) -> Series:
+def weight_of(run: digits.Runs, times: np.ndarray) -> Series:
     return windows(run.weights[..., 0] / run.weights.sum(-1))
 
 
-def accuracy_of(run: Runs, times: np.ndarray) -> Series:
+def accuracy_of(run: digits.Runs, times: np.ndarray) -> Series:
     return times, 100 * run.curve.numpy()
 
 
-def least_of(run: Runs, times: np.ndarray) -> Series:
+def least_of(run: digits.Runs, times: np.ndarray) -> Series:
     return windows(run.cosines.amin(-1))
 
 

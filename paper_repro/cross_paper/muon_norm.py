@@ -24,7 +24,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 SEEDS, RATE, ADAMS_RATE = 8, 3e-2, 3e-3
 WAYS = ("J Jᵀ", "the nuclear norm")
 FACTORS = {"exact polar factors": 25, "Muon's Newton-Schulz steps": 100}

@@ -32,7 +32,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 Vector = tuple[int, ...]
 PAIR: tuple[Vector, ...] = ((3, 4), (-5, 12))  # lengths 5 and 13
 TRIPLE: tuple[Vector, ...] = ((5, 0), (-4, 3), (-8, 6))  # lengths 5, 5 and 10

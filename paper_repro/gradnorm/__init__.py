@@ -17,7 +17,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 FIGURES = {
     "toy": "toy_figures",
     "rates": "toy_figures",

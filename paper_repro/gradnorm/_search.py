@@ -10,27 +10,13 @@ from matplotlib.ticker import MaxNLocator
 import mtlfunc as mf
 
 from ..report.bounds import EXPONENTIAL, STATIC
-from ..report.decisions import OPEN, Claims, Exact, Measured, Row, decided, named_so, sided
+from ..report.decisions import Claims, Exact, Measured, Row, decided, named_so, sided
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import half_width, mean_interval, named, ratio_interval, share_interval
 from ..report.options import Option, Seeds, Steps, drawn
+from . import lanes
 from .common import TEN
-from .lanes import (
-    COLOUR,
-    EQUAL,
-    EVERY_ALPHA,
-    FIXED,
-    PAIRED,
-    RECIPROCAL,
-    SEARCH,
-    SECOND,
-    TEN_ALPHAS,
-    TRIED,
-    Lane,
-    Trace,
-    size_of,
-)
 from .lanes import Size as Sizes
 from .rivals import ten_tasks, two_tasks
 from .toy_figures import Scales, Size
@@ -60,34 +46,35 @@ claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
-    size, (two, learnt) = size_of(settings), two_tasks(settings)
+    size, (two, learnt) = lanes.size_of(settings), two_tasks(settings)
     static, dynamic, _ = ten_tasks(settings)
     yield matches(two, learnt, static, dynamic, size)
     yield few_runs(static, dynamic, size)
 
 
-def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Sizes) -> Claim:
-    simple = {2: two.judged(f"static, {RECIPROCAL:g}"), 10: static.judged(FIXED)}
+def matches(
+    two: lanes.Trace, learnt: lanes.Trace, static: lanes.Trace, dynamic: lanes.Trace, size: Sizes
+) -> Claim:
+    simple = {2: two.judged(f"static, {lanes.RECIPROCAL:g}"), 10: static.judged(lanes.FIXED)}
     sides = {
         2: (learnt.judged("GradNorm"), two.judged("static")),
-        10: (dynamic.judged("GradNorm"), static.judged(TRIED)),
+        10: (dynamic.judged("GradNorm"), static.judged(lanes.TRIED)),
     }
     edges = {
         2: learnt.settles_nothing("GradNorm")
         or two.settles_nothing("static")
-        or any(two.lanes[i].weights[1] == SECOND[-1] for i in two.picked("static")),
-        10: dynamic.settles_nothing("GradNorm") or static.settles_nothing(TRIED),
+        or any(two.lanes[i].weights[1] == lanes.SECOND[-1] for i in two.picked("static")),
+        10: dynamic.settles_nothing("GradNorm") or static.settles_nothing(lanes.TRIED),
     }
     ratios = {count: ratio_interval(*side) for count, side in sides.items()}
     runs = {
         2: (len(learnt.named("GradNorm")), len(two.named("static"))),
-        10: (len(dynamic.named("GradNorm")), len(static.named(TRIED))),
+        10: (len(dynamic.named("GradNorm")), len(static.named(lanes.TRIED))),
     }
     numbers: dict[str, float] = {}
     for count, ratio in ratios.items():
         name = f"T = {count}, GradNorm over the best static weights"
-        numbers |= named(name, ratio)
-        numbers[name + OPEN] = float(edges[count])
+        numbers |= named(name, ratio, unsettled=edges[count])
         numbers |= named(
             f"T = {count}, GradNorm over static weights 1/L_i(0)",
             ratio_interval(sides[count][0], simple[count]),
@@ -105,23 +92,25 @@ def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size
         "GN-06",
         numbers,
         "final loss, learning rates searched along by both; T = 2: grid of w_2/w_1 from 1 to "
-        f"{SECOND[-1]:g}; T = 10: {size.draws} log-uniform random weights and 1/L_i(0), which "
-        "needs no search; open where the best rate or α is at the edge of its grid; "
-        f"{size}; {PAIRED}",
+        f"{lanes.SECOND[-1]:g}; T = 10: {size.draws} log-uniform random weights and 1/L_i(0), "
+        "which needs no search; open where the best rate or α is at the edge of its grid; "
+        f"{size}; {lanes.PAIRED}",
     )
 
 
-def few_runs(static: Trace, dynamic: Trace, size: Sizes) -> Claim:
+def few_runs(static: lanes.Trace, dynamic: lanes.Trace, size: Sizes) -> Claim:
     # a draw is as good if it is in the mean over seeds: draws are independent of each other
     target = float(dynamic.judged("GradNorm").mean())
-    good = int((static.final(SEARCH).mean(1) <= target).sum())
+    good = int((static.final(lanes.SEARCH).mean(1) <= target).sum())
     share = share_interval(good, size.draws)
-    against = ratio_interval(dynamic.judged("GradNorm"), static.judged(SEARCH))
+    against = ratio_interval(dynamic.judged("GradNorm"), static.judged(lanes.SEARCH))
     name = "T = 10: GradNorm over the best of as many random draws"
-    edge = dynamic.settles_nothing("GradNorm") or static.settles_nothing(SEARCH)
-    per_axis = len(SECOND) + 1
+    edge = dynamic.settles_nothing("GradNorm") or static.settles_nothing(lanes.SEARCH)
+    per_axis = len(lanes.SECOND) + 1
     grid = {count: per_axis ** (count - 1) for count in (2, 5, 10)}
-    learnt_runs = {count: len(alphas) for count, alphas in ((2, EVERY_ALPHA), (10, TEN_ALPHAS))}
+    learnt_runs = {
+        count: len(alphas) for count, alphas in ((2, lanes.EVERY_ALPHA), (10, lanes.TEN_ALPHAS))
+    }
     return claim(
         "GN-25",
         {
@@ -135,29 +124,28 @@ def few_runs(static: Trace, dynamic: Trace, size: Sizes) -> Claim:
                 share,
             ),
             "T = 10: runs of GradNorm (α and rate)": len(dynamic.named("GradNorm")),
-            **named(name, against),
-            name + OPEN: float(edge),
+            **named(name, against, unsettled=edge),
         },
         "full grids and values of α by their counts, which is arithmetic; a learning rate "
         "multiplies both. They alone decide. Beside them stands what random draws find: "
         f"{size.draws} of weights and rate, as many as GradNorm has runs, log-uniform over three "
         "decades; the share is of draws that are as good in the mean over seeds, Wilson's "
-        f"interval; {size}; {PAIRED}",
+        f"interval; {size}; {lanes.PAIRED}",
     )
 
 
-def random_draws(panel: Axes, static: Trace, learnt: Trace) -> list[dict[str, Any]]:
+def random_draws(panel: Axes, static: lanes.Trace, learnt: lanes.Trace) -> list[dict[str, Any]]:
     """Random static weights from the best on, and lines of what competes; returns the records."""
-    drawn = static.final(SEARCH)
+    drawn = static.final(lanes.SEARCH)
     order = drawn.mean(1).argsort()
     panel.errorbar(
         np.arange(1, len(drawn) + 1),
         drawn[order].mean(1),
         half_width(drawn[order]),
-        color=COLOUR[SEARCH],
+        color=lanes.COLOUR[lanes.SEARCH],
         marker="o",
         linestyle="",
-        label=SEARCH,
+        label=lanes.SEARCH,
     )
     _line(
         panel,
@@ -165,7 +153,7 @@ def random_draws(panel: Axes, static: Trace, learnt: Trace) -> list[dict[str, An
         "GradNorm",
         f"GradNorm, best of {len(learnt.named('GradNorm'))} runs",
     )
-    for name in (EQUAL, FIXED):
+    for name in (lanes.EQUAL, lanes.FIXED):
         _line(panel, static.judged(name), name, f"{name}, best of {len(static.named(name))} rates")
     panel.set(
         xlabel="random draw, best first",
@@ -182,9 +170,9 @@ def random_draws(panel: Axes, static: Trace, learnt: Trace) -> list[dict[str, An
             "final": float(values.mean()),
         }
         for name, trace in (
-            (SEARCH, static),
-            (EQUAL, static),
-            (FIXED, static),
+            (lanes.SEARCH, static),
+            (lanes.EQUAL, static),
+            (lanes.FIXED, static),
             ("GradNorm", learnt),
         )
         for i, values in zip(trace.named(name), trace.final(name), strict=True)
@@ -197,7 +185,9 @@ def search(
     draws: Annotated[
         int, Option("random static weights, each with one of the rates", 1, 10_000)
     ] = 20,
-    alphas: Annotated[tuple[float, ...], Option("strengths α of GradNorm", 0.0, 10.0)] = TEN_ALPHAS,
+    alphas: Annotated[
+        tuple[float, ...], Option("strengths α of GradNorm", 0.0, 10.0)
+    ] = lanes.TEN_ALPHAS,
     rates: Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)] = (
         1e-3,
         3e-3,
@@ -215,13 +205,16 @@ def search(
     key = mf.random.key(10)
     weights = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))
     which = (mf.random.uniform(mf.random.fold_in(key, 1), (draws,)) * len(rates)).long()
-    static = [Lane(EQUAL, lr, scales=scales) for lr in rates]
-    static += [Lane(FIXED, lr, scales=scales, weights=tuple(x**-2 for x in scales)) for lr in rates]
+    static = [lanes.Lane(lanes.EQUAL, lr, scales=scales) for lr in rates]
     static += [
-        Lane(SEARCH, rates[int(i)], scales=scales, weights=tuple(w.tolist()))
+        lanes.Lane(lanes.FIXED, lr, scales=scales, weights=tuple(x**-2 for x in scales))
+        for lr in rates
+    ]
+    static += [
+        lanes.Lane(lanes.SEARCH, rates[int(i)], scales=scales, weights=tuple(w.tolist()))
         for w, i in zip(weights, which, strict=True)
     ]
-    learnt = [Lane(f"GradNorm, {a:g}", lr, a, scales=scales) for a in alphas for lr in rates]
+    learnt = [lanes.Lane(f"GradNorm, {a:g}", lr, a, scales=scales) for a in alphas for lr in rates]
     settings = Settings(seeds=seeds)
     label = f"T = {len(scales)}"
     fixed, dynamic = train(
@@ -239,7 +232,7 @@ def search(
     return Figure(
         "search",
         f"GradNorm beside {draws} random static weights, log-uniform over three decades; σ of "
-        f"{', '.join(f'{x:g}' for x in scales)}. {size}. {PAIRED}.",
+        f"{', '.join(f'{x:g}' for x in scales)}. {size}. {lanes.PAIRED}.",
         canvas,
         found,
     )
@@ -247,5 +240,5 @@ def search(
 
 def _line(axis: Axes, values: np.ndarray, name: str, label: str) -> None:
     interval = mean_interval(values)
-    axis.axhline(interval.mean, color=COLOUR[name], linestyle="--", label=label)
-    axis.axhspan(interval.low, interval.high, color=COLOUR[name], alpha=0.15, linewidth=0)
+    axis.axhline(interval.mean, color=lanes.COLOUR[name], linestyle="--", label=label)
+    axis.axhspan(interval.low, interval.high, color=lanes.COLOUR[name], alpha=0.15, linewidth=0)

@@ -31,7 +31,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 LR, WEIGHT_LR = 1e-2, 1e-3
 Batch = tuple[Tensor, Tensor]
 

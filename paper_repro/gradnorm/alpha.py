@@ -209,8 +209,7 @@ def degrees(sweeps: Sweeps, learnt: Trace, size: Size) -> Claim:
             **named("spread at α = 2 over α = 0", effect),
             **named("final loss at α = 2 over α = 0", loss),
             **{f"σ_2/σ_1 = {ratio:g}: mean best α": float(x.mean()) for ratio, x in best.items()},
-            **named(largest, grows),
-            largest + OPEN: float(any(edges)),
+            **named(largest, grows, unsettled=any(edges)),
         },
         f"spread: {sweeps.setting}; smaller at α = 2 than at 0. Best α: of "
         f"{', '.join(f'{alpha:g}' for alpha in EVERY_ALPHA)} in every seed, at the learning rate "
@@ -232,8 +231,7 @@ def kept_fixed(sweeps: Sweeps, results: dict[str, Runs]) -> Claim:
         {
             "best w_2 of the grid": float(sweeps.second[int(np.median(tops))]),
             "final loss at the grid's best": float(best.mean()),
-            **named("static average over the grid's best", near_grid),
-            f"static average over the grid's best{OPEN}": float(edge or untrained),
+            **named("static average over the grid's best", near_grid, unsettled=edge or untrained),
             **named("GradNorm over the grid's best", against),
             **named(f"the paper's size: static over GradNorm, both at Adam {RATE:g}", dynamic),
         },

@@ -41,7 +41,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 LR = 1e-2
 
 

@@ -13,21 +13,8 @@ from ..report.bounds import FLOAT32
 from ..report.decisions import OPEN, Claims, Measured, Row, decided, ends, exact, sided, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
+from . import lanes
 from .common import ALPHA, Problem, initial_params, linear_maps, sample
-from .lanes import (
-    CHUNKS,
-    EQUAL,
-    MILD,
-    NOISE,
-    PAIRED,
-    RATIOS,
-    SHARPER,
-    Arm,
-    Size,
-    Trace,
-    size_of,
-    unsettled,
-)
 from .rivals import ten_tasks, two_tasks
 
 
@@ -81,7 +68,7 @@ claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
-    size = size_of(settings)
+    size = lanes.size_of(settings)
     yield toy(size)
     two, learnt = two_tasks(settings)
     yield imbalance(two, size)
@@ -89,7 +76,7 @@ def run(settings: Settings) -> Findings:
     yield overfitting({2: (two, learnt), 10: ten_tasks(settings)[:2]}, size)
 
 
-def toy(size: Size) -> Claim:
+def toy(size: lanes.Size) -> Claim:
     """The printed problem: 250 inputs, 100 outputs, T = 2, by every reading of what is open."""
     numbers: dict[str, float] = {}
     roots = torch.arange(size.seeds)
@@ -144,18 +131,19 @@ def literal(problem: Problem) -> float:
     return worst
 
 
-def imbalance(two: Trace, size: Size) -> Claim:
+def imbalance(two: lanes.Trace, size: lanes.Size) -> Claim:
     names = {
-        ratio: "static, 1" if ratio == RATIOS[-1] else f"scales, {ratio:g}" for ratio in RATIOS
+        ratio: "static, 1" if ratio == lanes.RATIOS[-1] else f"scales, {ratio:g}"
+        for ratio in lanes.RATIOS
     }
     curves = {ratio: two.curve(name) for ratio, name in names.items()}
     level = np.max([curve.min(0) for curve in curves.values()], axis=0)
     reached = {ratio: crossing(two.times, curve, level) for ratio, curve in curves.items()}
-    slower = [ratio_interval(reached[b], reached[a]) for a, b in pairwise(RATIOS)]
+    slower = [ratio_interval(reached[b], reached[a]) for a, b in pairwise(lanes.RATIOS)]
     first = {ratio: two.of(two.lengths, name)[0] for ratio, name in names.items()}
     unequal = {ratio: lengths[:, 1] / lengths[:, 0] for ratio, lengths in first.items()}
     numbers: dict[str, float] = {}
-    for a, b in pairwise(RATIOS):
+    for a, b in pairwise(lanes.RATIOS):
         apart = ratio_interval(unequal[b], unequal[a])
         numbers |= named(f"ratio of gradient lengths at {b:g} over that at {a:g}", apart)
     for ratio, name in names.items():
@@ -165,31 +153,31 @@ def imbalance(two: Trace, size: Size) -> Claim:
         numbers[f"steps to the level, σ_2/σ_1 = {ratio:g}"] = float(reached[ratio].mean())
         numbers[f"best learning rate over all seeds, σ_2/σ_1 = {ratio:g}"] = two.best(name).lr
     numbers["level of the mean of L_i/L_i(0)"] = float(level.mean())
-    for (a, b), interval in zip(pairwise(RATIOS), slower, strict=True):
+    for (a, b), interval in zip(pairwise(lanes.RATIOS), slower, strict=True):
         name = f"steps at {b:g} over steps at {a:g}"
-        numbers |= named(name, interval)
-        numbers[name + OPEN] = float(any(two.settles_nothing(names[ratio]) for ratio in (a, b)))
+        numbers |= named(
+            name, interval, unsettled=any(two.settles_nothing(names[ratio]) for ratio in (a, b))
+        )
     return claim(
         "GN-02",
         numbers,
         "equal weights, T = 2, each ratio of scales at its best learning rate; level: seed by "
-        f"seed the lowest that all reach; {size}; {PAIRED}",
+        f"seed the lowest that all reach; {size}; {lanes.PAIRED}",
     )
 
 
-def difficulty(two: Trace, learnt: Trace, size: Size) -> Claim:
+def difficulty(two: lanes.Trace, learnt: lanes.Trace, size: lanes.Size) -> Claim:
     gains = {
         name: ratio_interval(learnt.judged(name), two.judged(name)) for name in ("sharper", "noisy")
     }
     scale = ratio_interval(learnt.judged(f"GradNorm, {ALPHA:g}"), two.judged("static, 1"))
     numbers = named("σ of 1 and 100", scale)
     for name, gain in gains.items():
-        numbers |= named(name, gain)
+        nothing = two.settles_nothing(name) or learnt.settles_nothing(name)
+        numbers |= named(name, gain, unsettled=nothing)
         ends = two.of(two.test, name)[-1]
         parted = ratio_interval(ends[:, 1], ends[:, 0])
         numbers |= named(f"{name}: hard over easy task's L̃, equal weights", parted)
-        nothing = two.settles_nothing(name) or learnt.settles_nothing(name)
-        numbers[name + OPEN] = float(nothing)
         numbers[f"{name}: the hard task's weight, mean over time"] = float(
             learnt.of(learnt.weights, name)[..., 1].mean()
         )
@@ -200,13 +188,13 @@ def difficulty(two: Trace, learnt: Trace, size: Size) -> Claim:
     return claim(
         "GN-28",
         numbers,
-        f"targets of deviation 1 for both tasks; sharper: one has {SHARPER:g} times the argument "
-        f"of tanh; noisy: label noise of {NOISE:g} deviations in "
-        f"training; final loss of GradNorm (α = {ALPHA}) over equal weights; {size}; {PAIRED}",
+        f"targets of deviation 1 for both tasks; sharper: one has {lanes.SHARPER:g} times the "
+        f"argument of tanh; noisy: label noise of {lanes.NOISE:g} deviations in training; final "
+        f"loss of GradNorm (α = {ALPHA}) over equal weights; {size}; {lanes.PAIRED}",
     )
 
 
-def overfitting(both: dict[int, tuple[Trace, Trace]], size: Size) -> Claim:
+def overfitting(both: dict[int, tuple[lanes.Trace, lanes.Trace]], size: lanes.Size) -> Claim:
     """Test minus train loss where both methods have the same train loss, T = 2 and T = 10."""
     numbers: dict[str, float] = {}
     for count, pair in both.items():
@@ -214,39 +202,38 @@ def overfitting(both: dict[int, tuple[Trace, Trace]], size: Size) -> Claim:
         curves = [trained(arm) for arm in arms]
         level, gaps = gaps_of(*arms)
         numbers[f"T = {count}: train loss at which the gaps are compared"] = float(level.mean())
-        for name, gap, (train, test) in zip((EQUAL, "GradNorm"), gaps, curves, strict=True):
+        for name, gap, (train, test) in zip((lanes.EQUAL, "GradNorm"), gaps, curves, strict=True):
             numbers |= named(f"T = {count}, {name}: test minus train loss", mean_interval(gap))
             end = mean_interval(test[-1] - train[-1])
             numbers |= named(f"T = {count}, {name}: the same at the end", end)
         less = f"T = {count}: GradNorm's gap less equal weights'"
-        numbers |= named(less, smaller_gap(*arms))
-        numbers[less + OPEN] = float(unsettled(smaller_gap, 0, *arms))
+        numbers |= named(less, smaller_gap(*arms), unsettled=lanes.unsettled(smaller_gap, 0, *arms))
         final = ratio_interval(*(trace.judged("finite") for trace in reversed(pair)))
         numbers |= named(f"T = {count}: final test loss, GradNorm over equal", final)
-        for name, trace in zip((EQUAL, "GradNorm"), pair, strict=True):
+        for name, trace in zip((lanes.EQUAL, "GradNorm"), pair, strict=True):
             numbers[f"T = {count}: best rate over all seeds, {name}"] = trace.best("finite").lr
     return claim(
         "GN-27",
         numbers,
-        f"σ = {MILD}, and the ten scales; {CHUNKS * size.batch} samples in training, losses are "
-        f"means of L_i/L_i(0); {size}; {PAIRED}",
+        f"σ = {lanes.MILD}, and the ten scales; {lanes.CHUNKS * size.batch} samples in training, "
+        f"losses are means of L_i/L_i(0); {size}; {lanes.PAIRED}",
     )
 
 
-def trained(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
+def trained(arm: lanes.Arm) -> tuple[np.ndarray, np.ndarray]:
     """Train and test losses over time, `[time, seed]`."""
     trace, name = arm
     return trace.of(trace.train, name).mean(-1), trace.of(trace.test, name).mean(-1)
 
 
-def gaps_of(*arms: Arm) -> tuple[np.ndarray, list[np.ndarray]]:
+def gaps_of(*arms: lanes.Arm) -> tuple[np.ndarray, list[np.ndarray]]:
     """The lowest train loss that all reach, and their test losses there less that, `[seed]`."""
     curves, times = [trained(arm) for arm in arms], arms[0][0].times
     level = np.max([train.min(0) for train, _ in curves], axis=0)
     return level, [at(crossing(times, train, level), times, test) - level for train, test in curves]
 
 
-def smaller_gap(*arms: Arm) -> Interval:
+def smaller_gap(*arms: lanes.Arm) -> Interval:
     """The second arm's gap less the first one's."""
     first, second = gaps_of(*arms)[1]
     return mean_interval(second - first)

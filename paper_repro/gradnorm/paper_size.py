@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..report.decisions import APART, OPEN, settles_nothing
+from ..report.decisions import APART, settles_nothing
 from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
@@ -106,7 +106,7 @@ class Pair(NamedTuple):
         """The ratio, as a claim's numbers; of weights that learn nothing their loss instead."""
         if not self.trained:
             return {f"{name}: equal weights learn nothing, mean loss": float(self.equal.mean())}
-        found = {**named(name, self.ratio), name + OPEN: float(self.open)}
+        found = named(name, self.ratio, unsettled=self.open)
         return found if self.apart is None else {**found, name + APART: self.apart}
 
 

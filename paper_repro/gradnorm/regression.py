@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..report.bounds import COMPARABLE, FAR_APART, SMOOTH
-from ..report.decisions import OPEN, Claims, Exact, Measured, Row, decided, ends, exact, sided
+from ..report.decisions import Claims, Exact, Measured, Row, decided, ends, exact, sided
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import INTERVAL, RATE, Problem, Runs
@@ -85,10 +85,7 @@ def comparable(problem: Problem, runs: Runs) -> Claim:
 def dominated(runs: Runs, problem: Problem) -> Claim:
     final = runs.test[-1, 0]
     ratio = ratio_interval(final[:, 0], final[:, 1])
-    numbers = {
-        **named("L̃_1/L̃_2 at the end", ratio),
-        f"L̃_1/L̃_2 at the end{OPEN}": float(runs.settles_nothing()),
-    }
+    numbers = named("L̃_1/L̃_2 at the end", ratio, unsettled=runs.settles_nothing())
     numbers |= {f"L̃_{task + 1} at the end": float(final[:, task].mean()) for task in (0, 1)}
     return claim(
         "GN-17",
@@ -123,15 +120,13 @@ def similar_rates(results: dict[str, Runs], problem: Problem) -> Claim:
         for name, values in both.items()
     }
     spread = ratio_interval(unequal["GradNorm"], unequal["equal"])
+    edge = any(results[name].settles_nothing() for name in ("equal", "GradNorm"))
     return claim(
         "GN-04",
         {
             "spread, equal weights": float(unequal["equal"].mean()),
             "spread, GradNorm": float(unequal["GradNorm"].mean()),
-            **named("their ratio", spread),
-            f"their ratio{OPEN}": float(
-                any(results[name].settles_nothing() for name in ("equal", "GradNorm"))
-            ),
+            **named("their ratio", spread, unsettled=edge),
         },
         f"spread: larger over smaller L̃_i, geometric mean over the run; Adam {RATE:g}, "
         f"{setting(problem, results['GradNorm'])}; {INTERVAL}",

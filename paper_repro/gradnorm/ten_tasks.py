@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..report.decisions import APART, OPEN, Claims, Row, sided
+from ..report.decisions import APART, Claims, Row, sided
 from ..report.figures import axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, ratio_interval
@@ -22,7 +22,6 @@ CLAIMS = {
     ),
 }
 claim = Claims(CLAIMS)
-
 
 LEARNT = f"GradNorm, {ALPHA:g}"
 OF_TEN = f"of ten, {AT_BEST}"
@@ -94,8 +93,7 @@ def gain_grows(pairs: Pairs, text: str, size: Size) -> Claim:
         seeds = min(len(few.equal), len(many.equal))
         ratios = [(pair.learnt / pair.equal)[:seeds] for pair in (many, few)]
         name = f"ratio at T = {max(found)} over that at T = {min(found)}, {how}"
-        numbers |= named(name, ratio_interval(*ratios))
-        numbers[name + OPEN] = float(few.open or many.open)
+        numbers |= named(name, ratio_interval(*ratios), unsettled=few.open or many.open)
         if few.apart is not None and many.apart is not None:
             numbers[name + APART] = max(few.apart, many.apart)
     return claim(

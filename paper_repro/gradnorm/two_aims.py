@@ -5,22 +5,11 @@ from functools import partial
 
 import numpy as np
 
-from ..report.decisions import OPEN, Claims, Row, sided
+from ..report.decisions import Claims, Row, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
+from . import lanes
 from .common import ALPHA
-from .lanes import (
-    EQUAL,
-    EVERY_ALPHA,
-    PAIRED,
-    TEN_ALPHAS,
-    WINDOWS,
-    Arm,
-    Size,
-    Trace,
-    size_of,
-    unsettled,
-)
 from .rivals import ten_tasks, two_tasks
 
 CLAIMS = {
@@ -39,17 +28,17 @@ claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
-    size, both = size_of(settings), [two_tasks(settings), ten_tasks(settings)[:2]]
+    size, both = lanes.size_of(settings), [two_tasks(settings), ten_tasks(settings)[:2]]
     yield two_aims(both, size)
     yield slow_tasks(both, size)
 
 
-def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
+def two_aims(both: Sequence[tuple[lanes.Trace, lanes.Trace]], size: lanes.Size) -> Claim:
     numbers: dict[str, float] = {}
     for static, learnt in both:
         count = static.test.shape[-1]
-        arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)}
-        alphas = EVERY_ALPHA if count == 2 else TEN_ALPHAS
+        arms = {lanes.EQUAL: (static, "static, 1" if count == 2 else lanes.EQUAL)}
+        alphas = lanes.EVERY_ALPHA if count == 2 else lanes.TEN_ALPHAS
         arms |= {f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas}
         own, first, last = (arms[f"α = {alpha:g}"] for alpha in (ALPHA, alphas[0], alphas[-1]))
         for what in ("G_i", "L̃_i"):
@@ -60,8 +49,11 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
             over = partial(over_spread, what)
             name = f"T = {count}, spread of {what}, α = "
             equal = f"{name}{ALPHA} over equal"
-            numbers |= named(equal, over(own, arms[EQUAL]))
-            numbers[equal + OPEN] = float(unsettled(over, 1, own, arms[EQUAL]))
+            numbers |= named(
+                equal,
+                over(own, arms[lanes.EQUAL]),
+                unsettled=lanes.unsettled(over, 1, own, arms[lanes.EQUAL]),
+            )
             numbers |= named(f"{name}{alphas[-1]:g} over 0", over(last, first))
     return claim(
         "GN-07",
@@ -70,28 +62,28 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
         "test data. "
         "One settles nothing where rates that the seeds do not tell from the best one put it on "
         "another side. Where α lowers one spread and raises the other they are two aims, not one. "
-        f"{size}; {PAIRED}",
+        f"{size}; {lanes.PAIRED}",
     )
 
 
-def spread(what: str, arm: Arm) -> np.ndarray:
+def spread(what: str, arm: lanes.Arm) -> np.ndarray:
     """Of the tasks' G_i or L̃_i, mean over the run, `[seed]`."""
     trace, name = arm
     values = trace.of(trace.test if what == "L̃_i" else trace.weights * trace.lengths, name)
     return np.exp(np.log(values[1:]).std(-1).mean(0))
 
 
-def over_spread(what: str, *arms: Arm) -> Interval:
+def over_spread(what: str, *arms: lanes.Arm) -> Interval:
     """The ratio of two arms' spreads."""
     return ratio_interval(*(spread(what, arm) for arm in arms))
 
 
-def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
+def slow_tasks(both: Sequence[tuple[lanes.Trace, lanes.Trace]], size: lanes.Size) -> Claim:
     numbers: dict[str, float] = {}
     for static, learnt in both:
         count = static.test.shape[-1]
-        alphas = EVERY_ALPHA if count == 2 else TEN_ALPHAS
-        arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)} | {
+        alphas = lanes.EVERY_ALPHA if count == 2 else lanes.TEN_ALPHAS
+        arms = {lanes.EQUAL: (static, "static, 1" if count == 2 else lanes.EQUAL)} | {
             f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas
         }
         found = {
@@ -101,32 +93,33 @@ def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
         answer = {
             label: answered(trace.of(trace.test, name), trace.of(trace.weights, name))
             for label, (trace, name) in arms.items()
-            if label != EQUAL
+            if label != lanes.EQUAL
         }
         name = f"T = {count}, {last} minus α = 0: correlation of log r_i and log w_i"
         both_ends = arms[last], arms["α = 0"]
-        numbers |= named(name, less_answered(*both_ends))
-        numbers[name + OPEN] = float(unsettled(less_answered, 0, *both_ends))
+        numbers |= named(
+            name, less_answered(*both_ends), unsettled=lanes.unsettled(less_answered, 0, *both_ends)
+        )
         for label, values in answer.items():
             which = f"T = {count}, {label}: correlation of log r_i with the next change of log w_i"
             numbers |= named(which, mean_interval(values))
         for label, values in found.items():
             numbers |= named(f"T = {count}, correlation, {label}", mean_interval(values))
-        for other in (EQUAL, "α = 0"):
+        for other in (lanes.EQUAL, "α = 0"):
             name = f"T = {count}, {last} minus {other}"
-            numbers |= named(name, mean_interval(found[last] - found[other]))
-            edges = [trace.settles_nothing(lane) for trace, lane in (arms[last], arms[other])]
-            numbers[name + OPEN] = float(any(edges))
+            edge = any(trace.settles_nothing(lane) for trace, lane in (arms[last], arms[other]))
+            numbers |= named(name, mean_interval(found[last] - found[other]), unsettled=edge)
     return claim(
         "GN-11",
         numbers,
-        f"correlation over tasks of log r_i with the change of log w_i in the next of {WINDOWS} "
-        "windows. The same with the fall of log L̃_i stands beside: a task that is behind by "
-        f"chance falls back to the others with equal weights, too; {size}; {PAIRED}",
+        "correlation over tasks of log r_i with the change of log w_i in the next of "
+        f"{lanes.WINDOWS} windows. The same with the fall of log L̃_i stands beside: a task that "
+        f"is behind by chance falls back to the others with equal weights, too; {size}; "
+        f"{lanes.PAIRED}",
     )
 
 
-def less_answered(*arms: Arm) -> Interval:
+def less_answered(*arms: lanes.Arm) -> Interval:
     """How much more the first arm's weights answer the ratios than the second's."""
     more, less = (
         answered(trace.of(trace.test, name), trace.of(trace.weights, name)) for trace, name in arms

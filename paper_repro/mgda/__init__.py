@@ -22,7 +22,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 FIGURES = {
     "two_tasks": "duality",
     "counterexample": "_counterexample",

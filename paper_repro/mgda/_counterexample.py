@@ -71,7 +71,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 X = [[2, 1], [1, 0]]
 Y = [[-1, -1], [1, -1]]
 Vector = list[Fraction]
@@ -101,7 +100,7 @@ def min_norm_weights(x: Vector, y: Vector) -> Vector:
     return [first, 1 - first]
 
 
-class Exact(NamedTuple):
+class ExactStep(NamedTuple):
     """A step in fractions."""
 
     weights: Vector
@@ -109,12 +108,12 @@ class Exact(NamedTuple):
     rates: Vector
 
 
-def exact_step(jacobian: Matrix, v: Matrix, *, bound: bool) -> Exact:
+def exact_step(jacobian: Matrix, v: Matrix, *, bound: bool) -> ExactStep:
     """MGDA-UB's (or MGDA's) weights, direction d and rates ⟨g_t, d⟩ for A and v_1, v_2."""
     g = [times(transposed(jacobian), row) for row in v]
     weights = min_norm_weights(*(v if bound else g))
     direction = times(transposed(g), weights)
-    return Exact(weights, direction, times(g, direction))
+    return ExactStep(weights, direction, times(g, direction))
 
 
 def encode_linear(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -36,7 +36,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 RAISES = -1e-6
 TASKS = 3
 OPTIMIZERS = ("SGD", "SGD, momentum .9", "Adam")

@@ -61,7 +61,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 TASKS, WIDTH = (2, 8, 32), 512
 ONE, ROWS, LAYERS = WAYS = ("one gradient", "T rows", "layerwise Gramian, chunks of 4")
 

@@ -73,7 +73,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 MORE_COUNTS = (2154, 4642, 10000)
 COUNTS = (1, 2, 5, 10, 22, 46, 100, 215, 464, 1000)
 

@@ -86,7 +86,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
 
 

@@ -36,7 +36,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 FIGURES = {
     "figure1": "_figure1",
     "conditions_along": "_figure1",

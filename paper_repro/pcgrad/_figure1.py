@@ -21,33 +21,22 @@ from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Option, Rate, Steps, drawn
+from . import landscape
 from .common import COLOURS, WILSON
-from .landscape import (
-    ADAM_RATE,
-    BUDGET,
-    LONG,
-    START,
-    Paths,
-    across,
-    definition_3,
-    losses,
-    paths,
-    paths_from,
-    values,
-)
+from .landscape import paths
 from .measures import curvature_bound, magnitude_similarity
 
 
 @decided(
-    f"after {LONG} steps or more descent on the sum has learnt task 2 (L_2 at most 30), or PCGrad "
-    "is not on the side where θ_1 < 0 and L_2 < 0"
+    f"after {landscape.LONG} steps or more descent on the sum has learnt task 2 (L_2 at most 30), "
+    "or PCGrad is not on the side where θ_1 < 0 and L_2 < 0"
 )
 def gets_out(measured: Measured) -> Verdict:
     stuck = measured["sum: L_2 at the end"] > STUCK.now
     passed = measured["PCGrad: θ_1 at the end"] < 0 and measured["PCGrad: L_2 at the end"] < 0
     if stuck and passed:
         return "holds"
-    return "does not hold" if measured["steps"] >= LONG else "inconclusive"
+    return "does not hold" if measured["steps"] >= landscape.LONG else "inconclusive"
 
 
 @decided("Definition 3's H is positive on no recorded step of either path", trained=False)
@@ -87,18 +76,18 @@ class Conditions(NamedTuple):
 
 def conditions(theta: Tensor, following: Tensor) -> Conditions:
     def total(at: Tensor) -> Tensor:
-        return losses({"theta": at}).sum()
+        return landscape.losses({"theta": at}).sum()
 
     def one(at: Tensor, after: Tensor) -> tuple[Tensor, ...]:
         params, move = {"theta": at}, after - at
-        gramian = mf.task_gramian(losses, params, None)[1]
+        gramian = mf.task_gramian(landscape.losses, params, None)[1]
         pair = [
             f(gramian)[0, 1]
             for f in (mf.diagnostics.cosines, magnitude_similarity, curvature_bound)
         ]
-        pointwise = mf.diagnostics.curvature(losses, params, None) / gramian.sum()
+        pointwise = mf.diagnostics.curvature(landscape.losses, params, None) / gramian.sum()
         secant = 2 * (total(after) - total(at) - grad(total)(at) @ move) / move.square().sum()
-        averaged = definition_3(at, after)
+        averaged = landscape.definition_3(at, after)
         return (*pair, pointwise, averaged, secant, torch.linalg.matrix_norm(hessian(total)(at), 2))
 
     return Conditions(*(x.numpy() for x in vmap(one)(theta, following)))
@@ -121,31 +110,31 @@ Methods = Annotated[
 Start = Annotated[tuple[float, float], Option("start θ_1,θ_2", -1e3, 1e3)]
 
 
-def lanes_in(found: Paths, methods: Sequence[str]) -> dict[str, int]:
+def lanes_in(found: landscape.Paths, methods: Sequence[str]) -> dict[str, int]:
     """Adam's lane of every method from the first start."""
     return {arm: int(found.chosen(arm, sgd=False)[0]) for arm in methods}
 
 
 @drawn
 def figure1(
-    start: Start = START,
+    start: Start = landscape.START,
     methods: Methods = ("sum", "PCGrad"),
-    steps: Steps = BUDGET,
-    rate: Rate = ADAM_RATE,
+    steps: Steps = landscape.BUDGET,
+    rate: Rate = landscape.ADAM_RATE,
 ) -> Figure:
     """The landscape, each task's part of it, and every method's path (Figure 1)."""
-    return figure_1(paths_from(start, methods, steps, rate), methods)
+    return figure_1(landscape.paths_from(start, methods, steps, rate), methods)
 
 
 @drawn
 def conditions_along(
-    start: Start = START,
+    start: Start = landscape.START,
     methods: Methods = ("sum", "PCGrad"),
-    steps: Steps = BUDGET,
-    rate: Rate = ADAM_RATE,
+    steps: Steps = landscape.BUDGET,
+    rate: Rate = landscape.ADAM_RATE,
 ) -> Figure:
     """Conflict, dominance and curvature along every method's path over the landscape."""
-    found = paths_from(start, methods, steps, rate)
+    found = landscape.paths_from(start, methods, steps, rate)
     lane = lanes_in(found, methods)
     along = {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
     return condition_curves(found, along)
@@ -155,7 +144,7 @@ def named_arm(arm: str) -> str:
     return "Adam on the sum" if arm == "sum" else f"Adam with {arm}"
 
 
-def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
+def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
     """The surface of the sum, both tasks' contours, and the sum's with one path a method."""
     lane = lanes_in(found, methods)
     columns = max(2, len(methods))
@@ -167,7 +156,7 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
         torch.linspace(float(low) - 0.0, float(high), count, dtype=torch.float64)
         for low, high, count in zip(reach.min(0), reach.max(0), (161, 221), strict=True)
     )
-    each = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
+    each = landscape.values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
     surface = canvas.add_subplot(grid[:, 0], projection="3d")
     assert isinstance(surface, Axes3D)
     surface.plot_surface(
@@ -213,7 +202,7 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
             {"method": arm, "step": int(step), "theta": at.tolist(), "losses": loss.tolist()}
             for arm, i in lane.items()
             for step, at, loss in zip(
-                found.steps, found.theta[:, i], values(found.theta[:, i]), strict=True
+                found.steps, found.theta[:, i], landscape.values(found.theta[:, i]), strict=True
             )
         ],
     )
@@ -229,14 +218,14 @@ def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> li
         torch.linspace(float(line[0]), float(line[-1]), finer * (count - 1) + 1, dtype=line.dtype)
         for line in (x, y)
     ]
-    height = values(torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)).sum(-1).numpy()
+    height = landscape.values(torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)).sum(-1).numpy()
     smooth = gaussian_filter(height, finer, mode="nearest")
     return [*np.meshgrid(*(line[::finer].numpy() for line in fine)), smooth[::finer, ::finer]]
 
 
 def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:
     """The directions of steepest descent of each task at a point, of one length."""
-    gradients = mf.task_gradients(losses, {"theta": at}, None)[1]["theta"].numpy()
+    gradients = mf.task_gradients(landscape.losses, {"theta": at}, None)[1]["theta"].numpy()
     point = at.numpy()
     for task, colour in ((0, "C1"), (1, "C4")):
         norm, name = np.linalg.norm(gradients[task]), "₁₂"[task]
@@ -246,7 +235,7 @@ def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:
     panel.legend()
 
 
-def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
+def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Figure:
     canvas, panels = axes(len(along), 3, (15, 3.6 * len(along)))
     for row, (arm, path) in enumerate(along.items()):
         here, steps = panels[3 * row : 3 * row + 3], np.maximum(found.steps, 1)
@@ -292,16 +281,18 @@ def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
     )
 
 
-def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int]) -> Claim:
+def gets_through(
+    found: landscape.Paths, along: dict[str, Conditions], lane: dict[str, int]
+) -> Claim:
     ends = {
-        arm: (found.theta[-1, i].tolist(), values(found.theta[-1, i]).tolist())
+        arm: (found.theta[-1, i].tolist(), landscape.values(found.theta[-1, i]).tolist())
         for arm, i in lane.items()
     }
     plain = found.chosen("sum", sgd=False)
     starts = len(plain)
     others = (
-        share_interval(int((values(found.theta[-1, plain])[:, 1] > 30).sum()), starts),
-        share_interval(int(across(found, "PCGrad").sum()), starts),
+        share_interval(int((landscape.values(found.theta[-1, plain])[:, 1] > 30).sum()), starts),
+        share_interval(int(landscape.across(found, "PCGrad").sum()), starts),
     )
     numbers: dict[str, float] = {"steps": int(found.steps[-1])}
     for arm, (theta, loss) in ends.items():
@@ -324,17 +315,17 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
                 ((path.cosine <= -path.similarity) & (path.bound <= 1))[conflict].mean()
             )
         }
-    short = int(found.steps[-1]) < LONG
+    short = int(found.steps[-1]) < landscape.LONG
     return claim(
         "PC-04",
         numbers,
-        f"Adam {ADAM_RATE:g} from {START}{', a short budget' if short else ''}. Also {starts} "
-        "starts within about .05. Natural log; totals on the cusp are noise and are not judged. "
-        f"{WILSON}",
+        f"Adam {landscape.ADAM_RATE:g} from "
+        f"{landscape.START}{', a short budget' if short else ''}. Also {starts} starts within "
+        f"about .05. Natural log; totals on the cusp are noise and are not judged. {WILSON}",
     )
 
 
-def curved(found: Paths, along: dict[str, Conditions]) -> Claim:
+def curved(found: landscape.Paths, along: dict[str, Conditions]) -> Claim:
     numbers: dict[str, float] = {}
     for arm, path in along.items():
         needed = path.bound * np.nanmax(path.sharpest)

@@ -90,10 +90,9 @@ def against_pcgrad(arm: str, arms: Arms) -> tuple[dict[str, float], str]:
                 for name in (arm, "PCGrad")
             }
         trial = trials[optimizer]
-        ratio = trial.over(arm, "PCGrad")
-        numbers |= named(f"regression, {optimizer}: loss of {arm} over PCGrad's", ratio)
         edge = any(at_edge(trial.choice(name), len(trial.rates)) for name in (arm, "PCGrad"))
-        numbers[f"regression, {optimizer}: loss of {arm} over PCGrad's{OPEN}"] = float(edge)
+        label = f"regression, {optimizer}: loss of {arm} over PCGrad's"
+        numbers |= named(label, trial.over(arm, "PCGrad"), unsettled=edge)
     return (
         numbers,
         "landscape: steps to θ_1 < 0 and L_2 < 0 for good, of "

@@ -37,7 +37,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 

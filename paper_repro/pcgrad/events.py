@@ -39,7 +39,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 WITHIN = 5  # steps, of the onset
 
 

@@ -43,7 +43,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 DIM = 10
 Cell = tuple[bool, ...]
 """Conflict, gap and curvature, on or off."""

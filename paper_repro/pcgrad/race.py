@@ -44,7 +44,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 Starts = Literal["near", "built", "any"]
 LEVELS = (0.1, 0.01, 0.001)
 RELATIVE = (0.125, 0.25, 0.5, 1.0, 1.5, 1.9, 3.0, 6.0, 12.0)
@@ -194,10 +193,9 @@ def compared(prefix: str, excess: dict[int, np.ndarray]) -> dict[str, float]:
         for at, name in zip(when, ("plain", "PCGrad"), strict=True):
             share = float((at <= found.shape[1]).mean())
             numbers[f"{label}: share that gets there, {name}"] = share
-        ratio = f"{label}: steps of PCGrad over plain"
-        numbers |= named(ratio, ratio_interval(when[1], when[0]))
         edge = any(at_edge(choice, len(RELATIVE)) for choice in choices)
-        numbers[ratio + OPEN] = float(edge)
+        ratio = ratio_interval(when[1], when[0])
+        numbers |= named(f"{label}: steps of PCGrad over plain", ratio, unsettled=edge)
     return numbers
 
 

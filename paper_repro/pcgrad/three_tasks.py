@@ -57,7 +57,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}
 CONSTANT = (0.1, 0.03, 0.01)
 STARTS = 6

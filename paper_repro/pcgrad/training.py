@@ -57,7 +57,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 COLOURS, LINES = ("C0", "C1"), ("-", "--")
 
 

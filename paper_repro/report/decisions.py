@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 from .bounds import GAP, at
 from .findings import Claim, Verdict
+from .intervals import OPEN
 
 Measured = Mapping[str, float]
 Relation = Literal["<", "<=", ">", ">=", "=="]
@@ -37,12 +38,6 @@ MISSED: dict[Relation, str] = {
     ">=": "is below {}",
     "==": "is not {}",
 }
-OPEN = ", settles nothing"
-"""Ends the name of a number that is 1 where a configuration decides neither way: the best setting
-lies at the edge of its grid, or neither side has learnt anything.
-"""
-
-
 APART = ", rates beside the best, in half widths"
 """Ends the name of a number beside one that speaks of a best rate: how far the losses at the rates
 next to the best ones are from theirs, in half widths of the interval. Above `GAP` the grid has a

@@ -62,6 +62,13 @@ def clustered_share(shares: ArrayLike | Tensor) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def named(name: str, interval: Interval) -> dict[str, float]:
-    """A mean and its two ends as three entries of `Claim.measured`."""
-    return {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}
+OPEN = ", settles nothing"
+"""Ends the name of a number that is 1 where a configuration decides neither way: the best setting
+lies at the edge of its grid, or neither side has learnt anything.
+"""
+
+
+def named(name: str, interval: Interval, *, unsettled: bool | None = None) -> dict[str, float]:
+    """A mean and its two ends as three entries of `Claim.measured`, and whether it is `OPEN`."""
+    ends = {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}
+    return ends if unsettled is None else ends | {name + OPEN: float(unsettled)}

@@ -31,7 +31,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
 
 

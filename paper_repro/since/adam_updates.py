@@ -25,7 +25,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 RIVALS: dict[str, mf.Rule] = {
     "MGDA": mf.mgda(),
     "CAGrad": mf.cagrad(0.5),

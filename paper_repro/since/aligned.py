@@ -63,7 +63,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 SHARES = (0.2, 0.5, 0.8)
 SIZE = 5
 ENDS = "share that ends at their optimum"

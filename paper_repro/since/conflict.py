@@ -51,7 +51,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2
 MOMENTS = ("start", "middle", "end")
 

@@ -79,7 +79,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 LANES = 16  # seeds of all groups that are trained side by side
 FIRST = 30_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
 FORECASTS = {

@@ -64,7 +64,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 TASKS = SIZE = 3
 STARTS, POINTS, TRIED, CLEAR = 8, 4000, 500, 1e-2
 WIDTHS = {1: 1.0, 2: -1.0}
@@ -205,5 +204,5 @@ def mgda_ends(found: dict[int, Ends], where: str) -> Claim:
         name = f"width {width}: MGDA's worst loss less that of the best static weights there"
         few = int(hits.sum()) < 2
         less = Interval(*[nan] * 3) if few else mean_interval((worst - last.worst)[hits])
-        numbers |= named(name, less) | {name + OPEN: float(few)}
+        numbers |= named(name, less, unsettled=few)
     return claim("SI-04", numbers, f"{where}. Wilson's intervals of shares, t of differences")

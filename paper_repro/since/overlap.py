@@ -48,7 +48,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 INPUTS, HIDDEN, NOISE = 8, 16, 0.3
 PERCENT = (0, 10, 20, 30, 40, 50, 75, 100)
 SIZES, SHIFTS = (20, 200), {"the same inputs": 0.0, "each task's inputs shifted": 1.0}

@@ -31,7 +31,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 TASKS = (2, 3, 4)
 INPUTS, HIDDEN = 8, 4
 SPLIT = (64, 256, 256)  # samples to train on, to choose by and to test

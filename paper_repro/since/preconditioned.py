@@ -26,7 +26,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 RATE, FIRST, SECOND, FLOOR = 3e-3, 0.95, 0.95, 1e-8
 Params = dict[str, Tensor]
 

@@ -12,25 +12,13 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MAGNITUDE
-from ..report.decisions import OPEN, Claims, Exact, Row, exact, sided
+from ..report.decisions import Claims, Exact, Row, exact, sided
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, spelled
 from ..report.intervals import named, ratio_interval
+from . import physics
 from .common import flat, normal, unflat
-from .physics import (
-    ABOUT,
-    PROBLEMS,
-    RATES,
-    STEPS,
-    Points,
-    Problem,
-    begun,
-    errors,
-    others,
-    repeated,
-    with_adam,
-)
 
 CLAIMS = {
     "SI-16": Exact(
@@ -60,7 +48,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 DAMPINGS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 WORTH = 10
 """Gradients that a step of Gauss-Newton counts as. In multiplications it is less: of n residuals
@@ -73,9 +60,9 @@ SHARES = (0.5, 2.0, 5.0, 10.0)  # parameters a residual
 
 def run(settings: Settings) -> Findings:
     yield same_step(settings.count(200))
-    seeds, steps = max(2, settings.seeds * 3 // 8), settings.count(STEPS // WORTH)
+    seeds, steps = max(2, settings.seeds * 3 // 8), settings.count(physics.STEPS // WORTH)
     where = (
-        f"{ABOUT}; "
+        f"{physics.ABOUT}; "
         f"{seeds} seeds; relative L2 errors after {steps} steps, geometric means of paired "
         "ratios, 95 % t intervals; every setting chosen on the other half of the seeds"
     )
@@ -87,7 +74,7 @@ def accelerated(seeds: int, steps: int, where: str) -> Claim:
     """SPRING's momentum, as published on new points at every step."""
     numbers: dict[str, float] = {}
     picked = []
-    for name, problem in PROBLEMS.items():
+    for name, problem in physics.PROBLEMS.items():
         plain, spring = (
             at_best(
                 newton(problem, seeds, steps, momenta, fresh=True),
@@ -97,8 +84,9 @@ def accelerated(seeds: int, steps: int, where: str) -> Claim:
         )
         momentum = spelled(np.tile(MOMENTA, len(DAMPINGS))[spring.choice])
         label = f"{name}: error with SPRING's momentum over that without"
-        numbers |= named(label, ratio_interval(spring.scores, plain.scores))
-        numbers[label + OPEN] = float(plain.edge or spring.edge)
+        numbers |= named(
+            label, ratio_interval(spring.scores, plain.scores), unsettled=plain.edge or spring.edge
+        )
         picked.append(
             f"{name} {plain.settings} without, {spring.settings}, momentum {momentum} with"
         )
@@ -114,17 +102,20 @@ def orders_lower(seeds: int, steps: int, where: str) -> Claim:
     """Gauss-Newton against Adam and L-BFGS on points that stay, at equal work."""
     numbers: dict[str, float] = {}
     picked = []
-    for name, problem in PROBLEMS.items():
+    for name, problem in physics.PROBLEMS.items():
         own = at_best(newton(problem, seeds, steps), DAMPINGS)
-        adam = at_best(errors(problem, with_adam(name, seeds, WORTH * steps)), RATES)
+        adam = at_best(
+            physics.errors(problem, physics.with_adam(name, seeds, WORTH * steps)), physics.RATES
+        )
         rivals = {
             "Adam": adam,
             "L-BFGS": at_best(quasi_newton(problem, seeds, WORTH * steps)[None], (1.0,)),
         }
         for rival, found in rivals.items():
             label = f"{name}: {rival}'s error over Gauss-Newton's"
-            numbers |= named(label, ratio_interval(found.scores, own.scores))
-            numbers[label + OPEN] = float(found.edge or own.edge)
+            numbers |= named(
+                label, ratio_interval(found.scores, own.scores), unsettled=found.edge or own.edge
+            )
         numbers |= {f"{name}: Gauss-Newton's error": float(np.exp(np.log(own.scores).mean()))}
         picked.append(f"{name} damping {own.settings}, Adam's rate {adam.settings}")
     return claim(
@@ -175,7 +166,7 @@ def work(unknowns: float, summed: float) -> float:
 
 
 def newton(
-    problem: Problem,
+    problem: physics.Problem,
     seeds: int,
     steps: int,
     momenta: tuple[float, ...] = (0.0,),
@@ -189,48 +180,58 @@ def newton(
     grid = itertools.product(DAMPINGS, momenta)
     dampings, mu = torch.tensor(list(grid), dtype=torch.float64).repeat_interleave(seeds, 0).T
 
-    def objective(params: mf.types.Params, points: Points) -> Tensor:
+    def objective(params: mf.types.Params, points: physics.Points) -> Tensor:
         return problem.stacked(params, points).square().sum()
 
     def one(
-        damping: Tensor, mu: Tensor, params: mf.types.Params, before: Tensor, points: Points
+        damping: Tensor, mu: Tensor, params: mf.types.Params, before: Tensor, points: physics.Points
     ) -> tuple[mf.types.Params, Tensor]:
         d = direction(problem, damping, params, mu * before, points)
         found = mf.physics.line_search(objective, params, unflat(d, params), points, lengths)
         return found.params, d
 
-    first, fixed = begun(problem, seeds)
+    first, fixed = physics.begun(problem, seeds)
     count = len(dampings) // seeds
-    params, points = (tree_map(lambda x: repeated(x, count), part) for part in (first, fixed))
+    params, points = (
+        tree_map(lambda x: physics.repeated(x, count), part) for part in (first, fixed)
+    )
     before = torch.zeros_like(vmap(flat)(params))
     every = vmap(one)
     for moment in tqdm(range(steps), desc="Gauss-Newton", leave=False):
         if fresh:
-            points = tree_map(lambda x: repeated(x, count), others(problem, seeds, moment))
+            points = tree_map(
+                lambda x: physics.repeated(x, count), physics.others(problem, seeds, moment)
+            )
         params, before = every(dampings, mu, params, before, points)
-    return errors(problem, {name: x.unflatten(0, (count, seeds)) for name, x in params.items()})
+    return physics.errors(
+        problem, {name: x.unflatten(0, (count, seeds)) for name, x in params.items()}
+    )
 
 
 def direction(
-    problem: Problem, damping: Tensor, params: mf.types.Params, carried: Tensor, points: Points
+    problem: physics.Problem,
+    damping: Tensor,
+    params: mf.types.Params,
+    carried: Tensor,
+    points: physics.Points,
 ) -> Tensor:
     """Of Gauss-Newton, or of SPRING that carries a part of its last direction along."""
     rows, r = problem.rows(params, points), problem.stacked(params, points)
     return carried + mf.aggregate(mf.physics.gauss_newton(damping), rows, losses=r - rows @ carried)
 
 
-def quasi_newton(problem: Problem, seeds: int, evaluations: int) -> np.ndarray:
+def quasi_newton(problem: physics.Problem, seeds: int, evaluations: int) -> np.ndarray:
     """L-BFGS with the strong Wolfe conditions, `[seed]`."""
-    first, every = begun(problem, seeds)
+    first, every = physics.begun(problem, seeds)
     found = []
     for seed in tqdm(range(seeds), desc="L-BFGS", leave=False):
         params = {name: leaf[seed].clone().requires_grad_() for name, leaf in first.items()}
-        points = Points(*(part[seed] for part in every))
+        points = physics.Points(*(part[seed] for part in every))
         optimizer = torch.optim.LBFGS(
             list(params.values()), 1.0, evaluations, evaluations, 0.0, 0.0, 50, "strong_wolfe"
         )
 
-        def closure(params: mf.types.Params = params, points: Points = points) -> Tensor:
+        def closure(params: mf.types.Params = params, points: physics.Points = points) -> Tensor:
             loss = problem.stacked(params, points).square().sum()
             for leaf, g in zip(
                 params.values(), torch.autograd.grad(loss, list(params.values())), strict=True

@@ -41,7 +41,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 ACTIONS, REWARDS = 6, 3
 
 

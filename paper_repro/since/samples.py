@@ -25,7 +25,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 IMAGES, TEST, BATCH, HIDDEN = 256, 512, 16, 16
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 RULES: dict[str, mf.Rule] = {"SGD on the mean": mf.mean(), "UPGrad on samples": mf.upgrad()}

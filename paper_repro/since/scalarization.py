@@ -13,7 +13,7 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import MATCH
-from ..report.decisions import OPEN, Claims, Row, sided
+from ..report.decisions import Claims, Row, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
@@ -41,7 +41,6 @@ CLAIMS = {
     ),
 }
 claim = Claims(CLAIMS)
-
 
 RULES: dict[str, mf.Rule] = {
     "MGDA": mf.mgda(),
@@ -152,7 +151,7 @@ def beyond_static(found: dict[str, np.ndarray], static: np.ndarray, where: str) 
             rival = judged(static[..., task], choice)
             ratio = ratio_interval(rival, own[:, task])
             label = f"{name}, task {task + 1}: nearest static weights' loss over the rule's"
-            numbers |= named(label, ratio) | {label + OPEN: float(edge)}
+            numbers |= named(label, ratio, unsettled=edge)
     return claim(
         "SI-01",
         numbers,
@@ -169,8 +168,7 @@ def mean_matches(found: dict[str, np.ndarray], static: np.ndarray, where: str) -
     for name, values in found.items():
         own, label = at_best(values, static), f"{name}: the mean's loss over the rule's"
         two = ((x.losses / static.mean(1).min(0)).mean(-1) for x in (base, own))
-        numbers |= named(label, ratio_interval(*two))
-        numbers[label + OPEN] = float(base.edge or own.edge)
+        numbers |= named(label, ratio_interval(*two), unsettled=base.edge or own.edge)
     return claim(
         "SI-02",
         numbers,

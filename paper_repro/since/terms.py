@@ -8,26 +8,13 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import OPEN, Claims, Exact, Row, exact, sided
+from ..report.decisions import Claims, Exact, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import Best, at_best
 from ..report.intervals import named, ratio_interval, share_interval
+from . import physics
 from .common import normal
-from .physics import (
-    ABOUT,
-    PROBLEMS,
-    RATES,
-    STEPS,
-    Points,
-    Problem,
-    Weigh,
-    begun,
-    errors,
-    trained,
-    weighted,
-    with_adam,
-)
 
 CLAIMS = {
     "SI-19": Exact(
@@ -59,16 +46,15 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-
 CROWDED = 3  # dimensions, for five gradients
 
 
 def run(settings: Settings) -> Findings:
     yield no_conflict(settings.count(1000))
-    seeds, steps = max(2, settings.seeds * 3 // 8), settings.count(STEPS)
-    where = f"{ABOUT}; geometric means of paired ratios, 95 % t intervals"
+    seeds, steps = max(2, settings.seeds * 3 // 8), settings.count(physics.STEPS)
+    where = f"{physics.ABOUT}; geometric means of paired ratios, 95 % t intervals"
     yield balanced(8 * seeds, where)
-    found = {name: ended(name, seeds, steps) for name in PROBLEMS}
+    found = {name: ended(name, seeds, steps) for name in physics.PROBLEMS}
     yield from lower(found, f"{where}; {seeds} seeds, {steps} steps")
 
 
@@ -103,20 +89,20 @@ def no_conflict(draws: int) -> Claim:
     )
 
 
-def ntk_weights(problem: Problem) -> Weigh:
+def ntk_weights(problem: physics.Problem) -> physics.Weigh:
     """Residuals are over the roots of their numbers, so that the traces are means, as the terms."""
     probe = mf.physics.kernel_traces([problem.inner, problem.outer], mf.losses_only())
     step = mf.balance(problem.terms, mf.physics.ntk(), probe)
     return lambda params, points: step.update(params, points, step.init(params, points))[2].weights
 
 
-def apart(problem: Problem, weigh: Weigh | None, draws: int) -> Tensor:
+def apart(problem: physics.Problem, weigh: physics.Weigh | None, draws: int) -> Tensor:
     """The distance of the logarithms of the terms' falls, `[draw]`, when their sum is a tenth. By
     gradient flow with the kernel of the start, as in the theory: the weighted residuals decay by
     exp(-2 λ t) along the eigenvectors of the weighted kernel.
     """
 
-    def one(params: mf.types.Params, points: Points) -> Tensor:
+    def one(params: mf.types.Params, points: physics.Points) -> Tensor:
         w = torch.ones(2).double() if weigh is None else weigh(params, points)
         root = torch.cat([w[i].expand(len(x)) for i, x in enumerate(points)]).sqrt()
         rows = root[:, None] * problem.rows(params, points)
@@ -137,13 +123,13 @@ def apart(problem: Problem, weigh: Weigh | None, draws: int) -> Tensor:
         then = terms(high)
         return ((then / before).log() * torch.tensor([1.0, -1.0])).sum().abs()
 
-    return vmap(one)(*begun(problem, draws))
+    return vmap(one)(*physics.begun(problem, draws))
 
 
 def balanced(draws: int, where: str) -> Claim:
     """The distance of the terms' falls, with and without the weights."""
     numbers: dict[str, float] = {}
-    for name, problem in PROBLEMS.items():
+    for name, problem in physics.PROBLEMS.items():
         equal, ntk = (apart(problem, w, draws).cpu() for w in (None, ntk_weights(problem)))
         label = f"{name}: difference of the falls' logarithms, NTK weights over equal ones"
         numbers |= named(label, ratio_interval(ntk, equal))
@@ -160,17 +146,21 @@ def balanced(draws: int, where: str) -> Claim:
 
 def ended(name: str, seeds: int, steps: int) -> dict[str, Best]:
     """Errors of Adam on equal weights, NTK weights and ConFIG."""
-    problem = PROBLEMS[name]
+    problem = physics.PROBLEMS[name]
 
     def config(w: Tensor, optimizer: mf.Optimizer) -> mf.Step:
         return mf.descend(problem.terms, mf.config(), mf.jacobian(), optimizer)
 
     ends = {
-        "equal weights": with_adam(name, seeds, steps),
-        "NTK weights": trained(problem, weighted(problem), seeds, steps, ntk_weights(problem)),
-        "ConFIG": trained(problem, config, seeds, steps),
+        "equal weights": physics.with_adam(name, seeds, steps),
+        "NTK weights": physics.trained(
+            problem, physics.weighted(problem), seeds, steps, ntk_weights(problem)
+        ),
+        "ConFIG": physics.trained(problem, config, seeds, steps),
     }
-    return {way: at_best(errors(problem, params), RATES) for way, params in ends.items()}
+    return {
+        way: at_best(physics.errors(problem, params), physics.RATES) for way, params in ends.items()
+    }
 
 
 def lower(found: dict[str, dict[str, Best]], where: str) -> Iterator[Claim]:
@@ -189,6 +179,9 @@ def _ratios(found: dict[str, dict[str, Best]], own: str, *rivals: str) -> dict[s
     for name, ways in found.items():
         for rival in rivals:
             label = f"{name}: error of {own} over that of {rival}"
-            numbers |= named(label, ratio_interval(ways[own].scores, ways[rival].scores))
-            numbers[label + OPEN] = float(ways[own].edge or ways[rival].edge)
+            numbers |= named(
+                label,
+                ratio_interval(ways[own].scores, ways[rival].scores),
+                unsettled=ways[own].edge or ways[rival].edge,
+            )
     return numbers

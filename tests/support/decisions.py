@@ -375,13 +375,7 @@ CAGRAD: dict[str, Cases] = {
             },
             WON,
         ),
-        (
-            {
-                "smallest where |x₁| > 0.5": 0.1,
-                "largest ‖g₀‖ over the longest gradient": 0.5,
-            },
-            LOST,
-        ),
+        ({"smallest where |x₁| > 0.5": 0.1, "largest ‖g₀‖ over the longest gradient": 0.5}, LOST),
     ],
     "CA-13": [
         (
@@ -552,10 +546,7 @@ OTHERS: dict[str, Cases] = {
         (between(OVERLAP.format(ABOVE[0]), 0.2, 0.6), OPEN),
     ],
     "GN-05": [
-        (
-            between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 1.1) | between(TREND, 0.4, 0.8),
-            WON,
-        ),
+        (between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 1.1) | between(TREND, 0.4, 0.8), WON),
         (between(FALLS, 1.1, 1.2), PART),
         (between(TREND, 0.9, 1.2), PART),
         (between(GAMMA, 5, 9) | between(FALLS, 1.1, 1.2), LOST),
