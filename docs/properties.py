@@ -76,19 +76,18 @@ HEADS = {
     "linear under scaling": "linear",
     "continuity": "continuous",
     "differentiability": "smooth",
-    "T = 1": "T = 1",
 }
 LEGEND = """\
 ✓ holds over all instances of the audit; ✗ fails; (✗) fails only where gradients are linearly
 dependent; – not applicable. *order*: equivariant to the order of the tasks, for one key of a random
 rule; *scale*: d(sJ) = s·d(J); *task scale*: the direction does not turn when one task is
 multiplied; *loss shift*: it does not change when a constant is added to a loss; *identical*: d = g
-if all tasks are one; *duplicates*: a task listed twice changes nothing; *preference*: twice the
-preference for a task is the task listed twice; *no conflict*: no task is ever raised to first
-order; *identity*: the mean if nothing conflicts; *convex*: weights >= 0 that sum to 1; *rests*:
-d = 0 if a positive combination of the gradients is 0; *linear*: d(diag(c)J) is linear in c > 0;
-*continuous*: no jump between close gradients; *smooth*: right first and second derivatives away
-from kinks; *T = 1*: d = g; *computes*: finite weights at every T that is tried up to 128, in
+if all tasks are one, also for T = 1; *duplicates*: a task listed twice changes nothing;
+*preference*: twice the preference for a task is the task listed twice; *no conflict*: no task is
+ever raised to first order; *identity*: the mean if nothing conflicts; *convex*: weights >= 0 that
+sum to 1; *rests*: d = 0 if a positive combination of the gradients is 0; *linear*: d(diag(c)J) is
+linear in c > 0; *continuous*: no jump between close gradients; *smooth*: right first and second
+derivatives away from kinks; *computes*: finite weights at every T that is tried up to 128, in
 float32, for zero gradients and for losses of 0 or below (or a refusal), NaN for NaN, vmap equals
 loop, pure, states that can be saved, no weight for absent tasks. T is 1 to 8, two numbers between
 and 128. A rule with state is tested over three updates, its weights for finite numbers over

@@ -39,7 +39,6 @@ TEXTBOOK = {
     "cagrad": {
         "non-conflict": "fails",
         "identical tasks": "fails",
-        "T = 1": "fails",
         "linear under scaling": "fails",
         "permutation equivariance": "holds",
         "Pareto-stationary fixed points": "fails",
