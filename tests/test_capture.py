@@ -516,16 +516,15 @@ FAULTS = {
     "item": (lambda x: x * x[0].item(), "_local_scalar_dense.*on the host"),
     "if": (lambda x: x if x[0] > 1e9 else -x, "on the host"),
     "mask": (lambda x: x + x[x > 0].sum(), "boolean index"),
+    "bytes": (lambda x: x + x[(x > 0).byte()].sum(), "boolean index"),
     "nonzero": (lambda x: x * x.nonzero().shape[0], "nonzero.*on the host"),
     "moved": (lambda x: x + x.to("meta").numel(), "copies between devices"),
-    "repeats": (
-        lambda x: x + x.repeat_interleave(torch.tensor([1, 2])).sum(),
-        "repeat_interleave.*output_size",
-    ),
+    "repeats": (lambda x: x.repeat_interleave(torch.arange(2)), "repeat_interleave.*output_size"),
     "eigh": (lambda x: x + torch.linalg.eigh(x.outer(x)).eigenvalues, "_linalg_eigh.*wait"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_cannot_be_recorded_is_named(made, monkeypatch, capsys, name):
     edit, message = FAULTS[name]

@@ -215,9 +215,11 @@ def test_grid_interrupted_hands_over_what_is_finished():
     with pytest.raises(Unfinished) as early:
         grid(Counted(train, at=1), AXES)
     assert dict(early.value.dataset.sizes) == {"seed": 4, "c": 3}
-    with pytest.raises(Unfinished) as integers:
-        grid(Counted(lambda k: k, at=2), {"k": torch.arange(3)}, points_at_once=1)
-    np.testing.assert_array_equal(integers.value.dataset["value"].values, [0.0, np.nan, np.nan])
+    turned = Counted(lambda k: {"whole": k, "turned": (k + 2) * 1j}, at=2)
+    with pytest.raises(Unfinished) as numbers:
+        grid(turned, {"k": torch.arange(3)}, points_at_once=1)
+    for name, first in (("whole", 0.0), ("turned", 2j)):
+        np.testing.assert_array_equal(numbers.value.dataset[name].values, [first, np.nan, np.nan])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -280,9 +280,7 @@ LAYERS = {
     "pad reflect 2d": op(lambda x: F.pad(x, (1, 1, 1, 0), mode="reflect"), (1, 2, 3, 3)),
     "pad replicate 3d": op(lambda x: F.pad(x, (1,) * 6, mode="replicate"), (1, 1, 2, 2, 2)),
     "embedding": op(lambda w: F.embedding(torch.tensor([[0, 2, 2], [1, 0, 3]]), w), (4, 3)),
-    "embedding padding": op(
-        lambda w: F.embedding(torch.tensor([0, 2, 3]), w, padding_idx=2), (4, 3)
-    ),
+    "embedding padding": op(lambda w: F.embedding(torch.tensor([0, 2, 3]), w, -2), (4, 3)),
     "embedding torch": op(lambda w: torch.embedding(w, torch.tensor([0, 2, 2]), 2), (4, 3)),
     "embedding by frequency": op(
         lambda w: F.embedding(torch.tensor([0, 2, 2]), w, scale_grad_by_freq=True), (4, 3)
