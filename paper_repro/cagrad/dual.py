@@ -67,7 +67,7 @@ def run(settings: Settings) -> Findings:
             "largest |‖d - g₀‖/(c‖g₀‖) - 1|": tight,
             "best of 100 random points of the sphere above it": sampled,
         },
-        f"{setting}",
+        setting,
     )
     yield claim(
         "CA-16",
