@@ -46,7 +46,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from docs import front, physics, versions
+from docs import front, images, physics, versions
 from docs.blocks import day, marked, paragraph, replaced, row_of
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
@@ -80,7 +80,8 @@ from experiments.benchmarks import (
 )
 from paper_repro import full
 from paper_repro.gradnorm.paper_size import AT_BEST
-from paper_repro.report import images, standins
+from paper_repro.report import images as judged_images
+from paper_repro.report import standins
 
 DIGITS = ROOT / "experiments" / "multimnist" / "out" / "rules"
 ARENA = ROOT / "experiments" / "arena" / "out"
@@ -648,7 +649,8 @@ def main() -> None:
     elif part == "device":
         keep_device(given.run or REPRODUCTIONS / "cuda")
     elif part == "images":
-        images.keep(load((given.run or MULTIMNIST) / "results.json"))
+        judged_images.keep(load((given.run or MULTIMNIST) / "results.json"))
+        images.write(given.run or MULTIMNIST)
     elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)
