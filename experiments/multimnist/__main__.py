@@ -188,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.runs is not None:
             assert files is not None
             store = Recorded(given.runs, out / "cells", own, settings, files)
-        # a lane of whole data sets takes longer than a run alone
-        by = (lambda cell: cell) if settings.data else alike
+        # on a CPU a lane of whole data sets takes longer than a run alone
+        by = (lambda cell: cell) if settings.data and settings.device == "cpu" else alike
         run = functools.partial(together, settings)
         found = conduct_together(plan, run, by, store, given.workers)
         counts = [f"{len(part.labels):,}" for part in parts]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from common.cells import Cell
+from common.device import replayed
 from common.files import DataError, Source
 from common.problems import digits as overlaid
 from common.study import Numbers
@@ -312,7 +313,9 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
                 chosen = order[:, i * batch_size : (i + 1) * batch_size]
                 yield batch_of(chosen, step), rates * rate_at(settings, step / total)
 
-    state, finite, times = _learn(lift(update), state, batches())
+    # a device waits for Python unless steps are recorded
+    advance = lift(update) if device == "cpu" else replayed(lift(update))
+    state, finite, times = _learn(advance, state, batches())
     shared = {
         "steps": total,
         "step_ms": 1e3 * sorted(times)[len(times) // 2] / len(cells),
