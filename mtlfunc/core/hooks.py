@@ -42,12 +42,14 @@ def has_checkpoint(nodes: Collection[Node]) -> bool:
 
 
 def _hooks(nodes: Iterable[Node]) -> Iterator[Any]:
-    found = [getattr(node, name) for node in nodes for name in _saved_names(type(node))]
-    for saved in found:  # it grows while it is read
-        if type(saved) is tuple:
-            found.extend(saved)
-        elif (hook := saved.unpack_hook) is not None:
-            yield hook
+    for node, name in [(x, name) for x in nodes for name in _saved_names(type(x))]:
+        try:
+            found = getattr(node, name)
+            for saved in found if type(found) is tuple else (found,):
+                if (hook := saved.unpack_hook) is not None:
+                    yield hook
+        except RuntimeError:  # freed, or what torch cannot show, as cuDNN's weights of a GRU
+            continue
 
 
 @cache
@@ -59,9 +61,9 @@ def _saved_names(kind: type) -> list[str]:
 class Handles:
     """Whether hooks can have been put on derivatives, at any time since it was made.
 
-    Every hook on a tensor, a node of the graph or a module has a handle with a number of its own.
-    Nodes of the graph are also numbered: on those from before `since` hooks may have been put
-    earlier. That a tensor retains its gradient has no number, and changes no derivative.
+    Every hook on a tensor, a node or a module has a handle with a number of its own. Nodes are also
+    numbered: on those from before `since` hooks may have been put earlier. That a tensor retains
+    its gradient has no number, and changes no derivative.
     """
 
     def __init__(self) -> None:
