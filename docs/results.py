@@ -528,10 +528,10 @@ def summary(page: str) -> str:
         {count["judged, stand-in"]} judged on other data than the paper's
         {count["holds, stand-in"]} hold, {count[f"{PART}, stand-in"]} under a condition,
         {count["does not hold, stand-in"]} do not, {count["inconclusive, stand-in"]} stay open.""",
-        f"""**GradNorm on its own toy problem** ({length}, both at their best learning rates): its
-        test loss is {ratio} times that of equal weights, between {interval.replace(", ", " and ")}
-        with 95 % confidence, so {"they differ" if settled else "the problem tells no difference"}.
-        """,
+        f"""**GradNorm on its own toy problem** ({length}, best learning rates): its test loss is
+        {ratio} [{interval}] times that of equal weights, so {"they" if settled else "nothing"}
+        {"differ" if settled else "is decided"}.""",
+        images.sentence(judged_images.kept()["mnist"]),
         f"""**An arena of {contestants} methods** on small problems, each at its best learning rate:
         {who} significantly better than the mean loss, and {first} has the best average rank.""",
     ]

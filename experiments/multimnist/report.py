@@ -239,23 +239,18 @@ def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
 
 
 def figures(found: Found) -> dict[str, Figure]:
-    """By name: intervals by setting; MGDA's picture, left against right; the fronts."""
-    every = {
-        f"{setting}, {name}": row
-        for setting, methods in rows(found).items()
-        for name, row in methods.items()
-        if row.delta_m is not None
-    }
+    """By name: intervals of each setting; MGDA's picture, left against right; the fronts."""
     panels = {
         "Δm against one task alone, % (lower is better)": "delta_m",
         "accuracy less the mean loss's, points": "against_mean",
         "training − test accuracy, less that alone, points": "gap_above",
     }
-    drawn = {
-        "multimnist": intervals(
-            {what: {k: getattr(x, own) for k, x in every.items()} for what, own in panels.items()}
+    drawn = {}
+    for i, (setting, methods) in enumerate(rows(found).items()):
+        rules = {name: row for name, row in methods.items() if row.delta_m is not None}
+        drawn["multimnist" + f"-{setting}".replace(" ", "-") * (i > 0)] = intervals(
+            {what: {k: getattr(x, own) for k, x in rules.items()} for what, own in panels.items()}
         )
-    }
     if BASE in found.runs:
         drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100.0)
     if found.fronts:
@@ -286,7 +281,7 @@ def _scatter(
             line(mean(points[0], task), color="0.6", lw=1, ls="--", label=name)
         else:
             left, right = ([mean(runs, task) for runs in points] for task in TASKS)
-            style = "o-" if len(points) > 1 else "osD^v"[i % 5]
+            style = "o-" if len(points) > 1 else "osD^vPX"[i % 7]
             ax.plot(left, right, style, color=f"C{i % 10}", label=name, ms=5)
     ax.set(xlabel=f"left, {what}", ylabel=f"right, {what}")
     ax.grid(alpha=0.3)
