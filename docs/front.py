@@ -8,7 +8,7 @@ from docs.blocks import marked, part, row_of
 from experiments.benchmarks import gpu_report, record
 
 DOCS = Path(__file__).parent
-GPT = "GPT-2 small, 163 M, 16 × 512 tokens, bf16 autocast, K = 64"
+GPT = "GPT-2 small, 163 M, 16 × 512 tokens, bf16 autocast, K = 16"
 MGDA, SAMPLES = "min-norm (MGDA) | 32", "MLP 3×512, 128 samples"
 Line = tuple[str, str, str, str]
 """What, how much, the command, and where and when."""
@@ -47,7 +47,7 @@ def of_device(kept: Kept) -> Iterator[Line]:
     }
     text = "; ".join(f"{said} {_number(row)}" for said, row in others.items())
     yield line(
-        "GPT-2 small, 64 weightings of its 16 samples as tasks",
+        "GPT-2 small, 16 weightings of its 16 samples as tasks",
         f"{_number(ours)} plain steps ({text})",
         *(ours, *others.values()),
     )

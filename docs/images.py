@@ -57,6 +57,6 @@ def sentence(found: dict[str, Any]) -> str:
     seeds, epochs = len(found["seeds"]), found["settings"]["epochs"]
     return (
         f"**MultiMNIST from the published MNIST** ({epochs} epochs, {seeds} seeds, each rule at "
-        f"its own rate): of {len(rivals)} rules {', '.join(shown) or 'none'} is shown to differ from "
-        "the mean loss."
+        f"its own rate): of {len(rivals)} rules {', '.join(shown) or 'none'} is shown to differ "
+        "from the mean loss."
     )
