@@ -44,8 +44,7 @@ def has_checkpoint(nodes: Collection[Node]) -> bool:
 def _hooks(nodes: Iterable[Node]) -> Iterator[Any]:
     for node, name in [(x, name) for x in nodes for name in _saved_names(type(x))]:
         try:
-            found = getattr(node, name)
-            for saved in found if type(found) is tuple else (found,):
+            for saved in found if type(found := getattr(node, name)) is tuple else (found,):
                 if (hook := saved.unpack_hook) is not None:
                     yield hook
         except RuntimeError:  # freed, or what torch cannot show, as cuDNN's weights of a GRU
