@@ -3,6 +3,7 @@
 import datetime
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -16,6 +17,16 @@ def paragraph(text: str, first: str = "", others: str = "") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list, its lines wrapped."""
+    return "\n".join(paragraph(line, "- ", "  ") for line in lines)
+
+
+def listed(text: str) -> list[str]:
+    """The lines of a list in Markdown."""
+    return text.removeprefix("- ").split("\n- ")
 
 
 def day(path: Path) -> str:

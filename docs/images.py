@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.intervals import paired
-from docs.blocks import day, marked, paragraph, replaced
+from docs.blocks import bullets, day, listed, marked, paragraph, replaced
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
@@ -30,10 +30,7 @@ def block(left: Path, seen: dict[str, str]) -> str:
 def _wrapped(part: str) -> str:
     if part.startswith("|"):
         return part
-    if part.startswith("- "):
-        each = part.removeprefix("- ").split("\n- ")
-        return "\n".join(paragraph(line, "- ", "  ") for line in each)
-    return paragraph(part)
+    return bullets(listed(part)) if part.startswith("- ") else paragraph(part)
 
 
 def write(left: Path) -> None:

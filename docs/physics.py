@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from docs.blocks import day, marked, paragraph, replaced
+from docs.blocks import bullets, day, listed, marked, paragraph, replaced
 
 ROOT = Path(__file__).parent.parent
 LEFT = ROOT / "experiments" / "physics" / "out" / "default"
@@ -16,10 +16,8 @@ def block() -> str:
     except OSError as error:
         raise SystemExit(f"{error}; run python -m experiments.physics") from error
     said, table, notes, _ = page.split("\n\n", maxsplit=3)
-    each = notes.removeprefix("- ").split("\n- ")
-    notes = "\n".join(paragraph(line, "- ", "  ") for line in each)
     said = f"Taken on {day(LEFT / 'table.md')}. {said}"
-    return marked("physics", paragraph(said), table, notes)
+    return marked("physics", paragraph(said), table, bullets(listed(notes)))
 
 
 def write() -> None:

@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any
 
 from docs import front, images, physics, versions
-from docs.blocks import day, marked, paragraph, replaced, row_of
+from docs.blocks import bullets, day, marked, paragraph, replaced, row_of
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
     PART,
@@ -535,8 +535,7 @@ def summary(page: str) -> str:
         f"""**An arena of {contestants} methods** on small problems, each at its best learning rate:
         {who} significantly better than the mean loss, and {first} has the best average rank.""",
     ]
-    bullets = "\n".join(paragraph(line, "- ", "  ") for line in lines)
-    return marked("summary", bullets)
+    return marked("summary", bullets(lines))
 
 
 def write_front() -> None:
