@@ -74,10 +74,11 @@ from experiments.benchmarks import (
     routes,
     rules,
     scale,
-    solvers,
     steps,
     weightings,
 )
+from experiments.benchmarks.networks import PROBLEMS
+from experiments.benchmarks.record import described
 from paper_repro import full
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images as judged_images
@@ -87,7 +88,7 @@ DIGITS = ROOT / "experiments" / "multimnist" / "out" / "rules"
 ARENA = ROOT / "experiments" / "arena" / "out"
 MULTIMNIST = ROOT / "experiments" / "multimnist" / "out" / "default"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
-PROBLEMS = {
+KINDS = {
     "min_norm": "min-norm (MGDA)",
     "cagrad": "CAGrad",
     "dual_cone": "dual cone (DualProj)",
@@ -119,7 +120,7 @@ def solver_table(rows: list[record.Row]) -> str:
     found = {(row["kind"], row["tasks"], row["solver"], row["batch"]): row for row in rows}
     lines = [
         [name, str(tasks), *(_solver_cell(found.get((kind, tasks, *column))) for column in SOLVERS)]
-        for kind, name in PROBLEMS.items()
+        for kind, name in KINDS.items()
         for tasks in sorted({row["tasks"] for row in rows})
     ]
     return record.markdown("", ["problem", "T", *SOLVERS.values()], lines)
@@ -129,10 +130,9 @@ def _solver_cell(row: record.Row | None) -> str:
     if row is None or not row["median"]:
         return "–"
     time = 1e6 * row["median"]
-    failed = solvers.count(row, "failed")
-    zero = solvers.count(row, "zero")
-    said = f"{solvers.worst(row, 'gap'):.0e}" + (f", {failed} failed" if failed else "")
-    said += f", {zero} zero" if zero else ""
+    said = ", ".join(
+        [f"{row['gap']:.0e}", *(f"{row[x]} {x}" for x in ("failed", "zero") if row[x])]
+    )
     return f"{f'{time:,.3g}' if time < 1000 else f'{time:,.0f}'} ({said})"
 
 
@@ -145,9 +145,7 @@ def slower_solvers(rows: list[record.Row]) -> str:
         if ours and solver in {name for name, _ in SOLVERS} and row["median"]:
             ratio = ours["median"] / row["median"]
             if ratio > 1:
-                said.append(
-                    f"{PROBLEMS[kind]}, T = {tasks} ({solver}, ours takes {ratio:.1f} times)"
-                )
+                said.append(f"{KINDS[kind]}, T = {tasks} ({solver}, ours takes {ratio:.1f} times)")
     return f"A peer is faster on: {'; '.join(said) or 'none'}."
 
 
@@ -157,11 +155,11 @@ WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram"
 def gramian_table(rows: list[record.Row]) -> str:
     """Time of a Gramian in units of one mean gradient, and the peak memory."""
     lines = []
-    for family, (tasks, batch) in gramian.CASES.items():
+    for family, each in PROBLEMS.items():
         case = [
             row
             for row in rows
-            if (row["family"], row["tasks"], row["batch"]) == (family, tasks, batch)
+            if (row["family"], row["tasks"], row["batch"]) == (family, *each.size)
             and "median" in row
         ]
         if not case:
@@ -204,7 +202,7 @@ def rules_table(rows: list[record.Row]) -> str:
         ]
         if not found:
             return "–"
-        ours, theirs = (found[0][side]["fastest"] for side in ("ours", "TorchJD"))
+        ours, theirs = (found[0][side] for side in ("ours", "TorchJD"))
         times = f"{theirs / ours:,.0f}" if theirs >= 10 * ours else f"{theirs / ours:.2g}"
         return (
             (f"{ours:,.0f} ({times})" if ours >= 10 else f"{ours:.1f} ({times})")
@@ -226,8 +224,8 @@ def rules_table(rows: list[record.Row]) -> str:
     ]
     own = ["a fresh rule, once", *(f"T = {count}" for count in rules.FEW)]
     bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
-    slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})
-    kept = sum(bar["fastest"] <= bar["limit"] for bar in bars)
+    slow = sorted({bar["rule"] for bar in bars if bar["ratio"] > bar["limit"]})
+    kept = sum(bar["ratio"] <= bar["limit"] for bar in bars)
     return (
         f"{record.markdown('', heads, lines)}\n\n{record.markdown('', own, few)}"
         f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
@@ -435,11 +433,6 @@ def metric_block() -> str:
         forms are far cheaper than rows:"""
     said = f"The bar is missed on: {'; '.join(metric.missed(rows)) or 'none'}."
     return marked("metric", metric.table(rows, paragraph(line)), paragraph(said))
-
-
-def described(chosen: record.Settings, rows: list[record.Row]) -> str:
-    """What a table was taken on, in one line."""
-    return f"{record.describe(chosen)}, {record.load_of(rows)}"
 
 
 def benchmark_parts() -> list[str]:

@@ -438,7 +438,7 @@ def test_budgets_of_a_live_step(name):
 @pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])
 def test_budgets_of_a_gramian_of_samples(tasks, most):
     """Of 128 samples, or of weightings of them: in operations, the passes' own among them."""
-    net, x = weightings.Dense((64, 512, 512, 512, 8)), torch.randn(128, 64)
+    net, x = weightings.dense(64, 512, 512, 512, 8), torch.randn(128, 64)
     matrix, params = torch.randn(tasks, len(x)), mf.parameters(net)
 
     def losses_fn(params, x):

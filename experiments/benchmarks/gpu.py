@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -75,13 +76,11 @@ def _on_device(path: Path) -> bool:
 
 def kernel(device: str, tiny: bool) -> Iterator[Row]:
     """Worst certified gap on the hard families, next to the CPU kernel's on the same problems."""
-    for tasks in (
-        (2, 3) if tiny else (2, 3, 5, 8, 32, 128)
-    ):  # the kernel compiles for each power of 2
+    # the kernel compiles for each power of 2
+    for tasks in (2, 3) if tiny else (2, 3, 5, 8, 32, 128):
         for kind in KINDS[:3]:
-            case = f"{kind}, T = {tasks}: worst gap"
-            each = 1 if tiny else 8
-            yield from guarded(case, lambda k=kind, t=tasks, n=each: _gaps(k, t, n, device))
+            measure = partial(_gaps, kind, tasks, 1 if tiny else 8, device)
+            yield from guarded(f"{kind}, T = {tasks}: worst gap", measure)
 
 
 def _gaps(kind: str, tasks: int, each: int, device: str) -> Iterator[Row]:
@@ -93,7 +92,7 @@ def _gaps(kind: str, tasks: int, each: int, device: str) -> Iterator[Row]:
         apart = here - there
         off = torch.einsum("bi,bij,bj->b", apart, g, apart).clamp_min(0)
         off = (off / g.diagonal(dim1=1, dim2=2).amax(-1)).sqrt().amax()
-        gap, own = (solvers.measure(kind, g, w)["gap"] for w in (there, here))
+        gap, own = (solvers.gap(kind, g, w) for w in (there, here))
         worst[family] = (gap, own, float(off))
     family = max(worst, key=lambda name: worst[name][0])
     gap, own, off = (max(column) for column in zip(*worst.values(), strict=True))
@@ -112,9 +111,8 @@ def times(device: str, tiny: bool) -> Iterator[Row]:
     # what has a target first, then from small to large, so that a budget cuts what takes longest
     cells.sort(key=lambda cell: (_name(*cell) not in TARGETS, cell[2] * cell[1] ** 2))
     for cell in cells:
-        seconds = 0.02 if tiny else 0.4
-        name = _name(*cell)
-        yield from guarded(name, lambda c=cell, s=seconds: _time(*c, device, s), TARGETS.get(name))
+        name, measure = _name(*cell), partial(_time, *cell, device, 0.02 if tiny else 0.4)
+        yield from guarded(name, measure, TARGETS.get(name))
 
 
 def _name(kind: str, tasks: int, batch: int) -> str:
@@ -160,7 +158,7 @@ def gramian_times(device: str, tiny: bool) -> Iterator[Row]:
     }
     for family, (tasks, batch) in shapes.items():
         case = gramian.Case(family, tasks, batch, image, device)
-        yield from guarded(case.name(), lambda c=case: _gramian(c, 0.01 if tiny else 1.0))
+        yield from guarded(case.name(), partial(_gramian, case, 0.01 if tiny else 1.0))
 
 
 def _gramian(case: gramian.Case, seconds: float) -> Iterator[Row]:
@@ -190,16 +188,15 @@ def _gramian(case: gramian.Case, seconds: float) -> Iterator[Row]:
 def toy_times(device: str, tiny: bool) -> Iterator[Row]:
     """CAGrad's toy, all runs side by side in one compiled program."""
     script = toy.script_microseconds("CAGrad", 5 if tiny else 500)
-    steps = 2 if tiny else 500
     for lanes in toy.lanes_of("CAGrad", device):
         case = f"CAGrad's toy, {len(lanes.sign)} runs"
+        yield from guarded(case, partial(_toy, case, lanes, script, tiny))
 
-        def measure(lanes: toy.cagrad_toy.Lanes = lanes, case: str = case) -> Iterator[Row]:
-            row = toy.measure("CAGrad", lanes, 1, steps, script, compiled=not tiny)
-            note = f"compiled in {row['compilation_s']:.0f} s; the script {script:,.0f} on a CPU"
-            yield found(case, row["library_us"], "µs a step and run", note)
 
-        yield from guarded(case, measure)
+def _toy(case: str, lanes: toy.cagrad_toy.Lanes, script: float, tiny: bool) -> Iterator[Row]:
+    row = toy.measure(lanes, 1, 2 if tiny else 500, compiled=not tiny)
+    note = f"compiled in {row['compilation_s']:.0f} s; the script {script:,.0f} on a CPU"
+    yield found(case, row["library_us"], "µs a step and run", note)
 
 
 class Part(NamedTuple):
@@ -314,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
         said += f", but {len(failed)} cases failed" if failed else ""
         about = {"part": name, "day": datetime.date.today().isoformat()}
         record.keep(about | found(ENDED, time.perf_counter() - start, "s", said))
-        record.write_tables(given.out / "gpu.md", plain)
+        record.write_tables(plain)
         print(f"{name}: {said}", flush=True)
     if path.exists():
         print((given.out / "gpu.md").read_text(encoding="utf-8"))

@@ -172,11 +172,11 @@ def made(case: steps.Case | weightings.Case, device: str) -> tuple[Any, Tensor]:
 def step_times(device: str, tiny: bool) -> Iterator[Row]:
     """Every network's step, in plain steps."""
     for case in _step_cases(tiny):
-        yield from guarded(case.what, lambda c=case: _steps(c, device, 0.01 if tiny else 0.5))
+        measure = partial(_steps, case, device, 0.01 if tiny else 0.5)
+        yield from guarded(case.what, measure)
         if case is not LARGE:
-            label = f"{case.what}: captured"
-            each = 0.01 if tiny else 0.2
-            yield from guarded(label, lambda c=case, s=each: _captured(c, device, s))
+            measure = partial(_captured, case, device, 0.01 if tiny else 0.2)
+            yield from guarded(f"{case.what}: captured", measure)
 
 
 def _step_cases(tiny: bool) -> list[steps.Case]:
@@ -194,7 +194,7 @@ def step_launches(device: str, tiny: bool) -> Iterator[Row]:
         with tf32(case is LARGE):
             for name, call in _chosen(case, device).items():
                 label = f"{case.what}: {name}"
-                yield from guarded(label, lambda c=call, s=label: _launches(c, s, device))
+                yield from guarded(label, partial(_launches, call, label, device))
 
 
 def _launches(call: Call, label: str, device: str) -> Iterator[Row]:
@@ -222,17 +222,14 @@ def _captured(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
     yield from ratios(case.what, take(calls, device, seconds), "plain with SGD")
 
 
-ROUTES: dict[str, steps.Case] = {
-    "lenet": steps.CASES["lenet"],
-    "resnet": steps.CASES["resnet"],
-    "large": LARGE,
-}
+ROUTES = (steps.CASES["lenet"], steps.CASES["resnet"], LARGE)
 
 
 def routes(device: str, tiny: bool) -> Iterator[Row]:
     """The rows of a trunk by T passes and by one batched pass, forward included."""
-    for case in list(ROUTES.values())[: 1 if tiny else None]:
-        yield from guarded(case.what, lambda c=case: _routes(c, device, 0.01 if tiny else 0.6))
+    for case in ROUTES[: 1 if tiny else None]:
+        measure = partial(_routes, case, device, 0.01 if tiny else 0.6)
+        yield from guarded(case.what, measure)
 
 
 def _routes(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
@@ -318,9 +315,7 @@ def weighting_times(device: str, tiny: bool) -> Iterator[Row]:
     seconds = 0.01 if tiny else 1.0
     for case, tasks, without in _cells(tiny):
         label = f"{case.what}, K = {tasks}"
-        yield from guarded(
-            label, lambda c=case, t=tasks, w=without: _weighting(c, t, w, device, seconds)
-        )
+        yield from guarded(label, partial(_weighting, case, tasks, without, device, seconds))
         if case is SMALL:
             captured = partial(_captured_weighting, label, tasks, device, seconds)
             yield from guarded(f"{label}: captured", captured, CAPTURED_LIMIT)
@@ -496,8 +491,7 @@ def compiler(device: str, tiny: bool) -> Iterator[Row]:
     modes = ("default",) if tiny else ("default", "reduce-overhead")
     for rule in ("mean",) if tiny else ("mgda", "mean", "pcgrad"):
         for mode in modes:
-            label = f"{rule}, {mode}"
-            yield from guarded(label, lambda r=rule, m=mode: _compiled(r, m, device, tiny))
+            yield from guarded(f"{rule}, {mode}", partial(_compiled, rule, mode, device, tiny))
 
 
 def _compiled(rule: str, mode: str, device: str, tiny: bool) -> Iterator[Row]:

@@ -1,16 +1,13 @@
 """Gramians of task and sample gradients: time, peak memory and error of every way to compute them.
 
     python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks T] [--batch B]
-    [--seconds S] [--clock cpu] [--out DIR]
+    [--seconds S] [--clock cpu]
 
-Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures
-again) and gramian.md. A case is reused only where machine, versions, sources and settings are the
-same.
+Writes gramian.json and gramian.md.
 
 Time: one call from parameters and batch to the Gramian, or to Gramian and combined gradient (a
 step). All contenders of a case take turns, in random order, so that what else the machine does hits
-all of them alike; compare ratios, not milliseconds. The least is one gradient of the mean loss. On
-a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's time instead of the wall's.
+all of them alike; compare ratios, not milliseconds. The least is one gradient of the mean loss.
 Memory: the most that one call holds beyond what was there before it, as the allocator counts it.
 Error: worst |G_ij - H_ij| / √(H_ii H_jj) against a float64 Gramian H from a loop of backward
 passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
@@ -19,6 +16,7 @@ passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
 import importlib.util
 import math
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
@@ -31,10 +29,10 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import Call, in_shares, with_memory
-from experiments.benchmarks.networks import BUILDERS, LAPLACIANS, Problem, describe, problem
+from experiments.benchmarks.networks import PROBLEMS, Problem, problem
 from experiments.benchmarks.record import Row
+from experiments.benchmarks.runner import Axis, command
 
 
 def losses_of(task: Problem) -> Callable[[mf.types.Params, Any], Any]:
@@ -186,15 +184,6 @@ def contenders(task: Problem) -> Iterator[tuple[str, str, Callable[[Problem], Ca
             yield "step", "ours, auto, stacked", partial(our_step, stacked=True)
 
 
-CASES = {
-    "mlp-sample": (1, 128),
-    "mlp-task": (40, 128),
-    "resnet18": (4, 8),
-    "decoders": (4, 8),
-    "own-inputs": (8, 64),
-    **{name: (1, 256) for name in BUILDERS if name.split("-")[0] in LAPLACIANS},
-}
-"""Tasks and batch of every family of problems, as the page shows them."""
 IMAGES = {"cpu": 32, "cuda": 64}  # sides in pixels
 
 
@@ -208,7 +197,8 @@ class Case(NamedTuple):
     device: str
 
     def name(self) -> str:
-        return describe(*self[:4])
+        tasks, batch, image = self[1:4]
+        return PROBLEMS[self.family].what.format(tasks=tasks, batch=batch, image=image)
 
 
 def reference(task: Problem) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,11 +252,11 @@ def measure(
     truth = reference(double)
     rows: dict[tuple[str, str], Row] = {}
     calls: dict[tuple[str, str], Call] = {}
-    common = {"family": family, "case": case.name(), "tasks": count, "batch": batch}
+    common = {"case": case.name()}
     for quantity, method, make in contenders(task):
         if methods and quantity != "gradient" and method not in methods:
             continue
-        row: Row = common | {"device": device, "quantity": quantity, "method": method}
+        row: Row = common | {"quantity": quantity, "method": method}
         rows[quantity, method] = row
         try:
             with warnings.catch_warnings():
@@ -285,7 +275,7 @@ def measure(
         warnings.simplefilter("ignore")
         times = in_shares(calls, seconds, clock, device)
     for name, taken in times.items():
-        rows[name] |= {"median": median(taken), "fastest": min(taken), "calls": len(taken)}
+        rows[name]["median"] = median(taken)
     return list(rows.values())
 
 
@@ -325,42 +315,48 @@ def against_bars(rows: Sequence[Row]) -> list[Row]:
         case = [
             row
             for row in rows
-            if (row["family"], row["tasks"], row["batch"]) == (family, *CASES[family])
-            and "fastest" in row
+            if (row["family"], row["tasks"], row["batch"]) == (family, *PROBLEMS[family].size)
+            and "median" in row
             and row["quantity"] in (quantity, "gradient")
         ]
         mine = [row for row in case if (row["quantity"], row["method"]) == (quantity, method)]
         rivals = [row for row in case if row["method"] in others]
         if mine and rivals:
-            best = min(rivals, key=lambda row: row["fastest"])
-            ratios = {key: mine[0][key] / best[key] for key in ("median", "fastest")}
+            best = min(rivals, key=lambda row: row["median"])
             said = {"case": f"{mine[0]['case']}, {quantity}", "method": method}
-            found.append(said | {"against": best["method"], "limit": limit} | ratios)
+            said |= {"against": best["method"], "limit": limit}
+            found.append(said | {"median": mine[0]["median"] / best["median"]})
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser = runner.parser(__doc__, 1.0, "wall", "time for each contender of a case")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--tasks", type=at_least(1), help="instead of each case's own")
-    parser.add_argument("--batch", type=at_least(1), help="instead of each case's own")
-    given = parser.parse_args(arguments)
-    wanted = [
-        Case(family, given.tasks or tasks, given.batch or batch, IMAGES["cpu"], "cpu")
-        for family, (tasks, batch) in CASES.items()
-        if family in given.cases
-    ]
-    cases = {(case.name(),): case for case in wanted}
+def measured(given: Namespace, family: str, tasks: int, batch: int) -> list[Row]:
+    """The rows of a case on the CPU."""
+    case = Case(family, tasks, batch, IMAGES["cpu"], "cpu")
+    return measure(case, given.seconds, given.clock)
 
-    def one(name: str) -> list[Row]:
-        return measure(cases[name,], given.seconds, given.clock)
 
-    record = runner.record_of(
-        given, "gramian", ("case",), lambda row: list(CASES).index(row["family"])
-    )
-    runner.run(given, record, cases, one)
+def cells(given: Namespace) -> list[tuple[str, int, int]]:
+    """Every case at its own size, or at another one."""
+    own = [(family, *PROBLEMS[family].size) for family in given.cases]
+    return [(family, given.tasks or tasks, given.batch or batch) for family, tasks, batch in own]
 
+
+OTHER: dict[str, Any] = {"type": at_least(1), "help": "instead of each case's own"}
+main = command(
+    "gramian",
+    __doc__,
+    {
+        "family": Axis("cases", list(PROBLEMS)),
+        "tasks": Axis("", (), int),
+        "batch": Axis("", (), int),
+    },
+    measured,
+    seconds=1.0,
+    clock="wall",
+    what="for each contender of a case",
+    more={"tasks": OTHER, "batch": OTHER},
+    cells=cells,
+)
 
 if __name__ == "__main__":
     main()

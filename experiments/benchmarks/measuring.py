@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Call = Callable[[], Any]
 Name = TypeVar("Name")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CLOCK_HELP = "cpu: the processor's time; for one thread of a busy machine"
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -54,6 +54,40 @@ def in_turns(
             found[name].append(timed(calls[name], clock, device, times))
         turn += 1
     return found
+
+
+def by_name(
+    calls: Mapping[str, Call],
+    seconds: float,
+    clock: str,
+    by: Callable[[list[float]], float] = median,
+    *,
+    unit: str = "",
+    least: int = 7,
+) -> dict[str, float]:
+    """A time of every contender that runs; a peer that does not is left out with a line.
+
+    Args:
+        calls: these take turns, after three calls each.
+        seconds: for all.
+        clock: one of `CLOCKS`.
+        by: of the turns' times.
+        unit: of which as many calls are a turn as fill two milliseconds; without it one call is.
+        least: turns.
+    """
+    able = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(3):
+                call()
+            able[name] = call
+        except Exception as error:
+            if name != "TorchJD":
+                raise
+            print(f"TorchJD left out: {str(error).splitlines()[0]}")
+    times = max(1, int(2e-3 / timed(able[unit], clock))) if unit else 1
+    taken = in_turns(able, seconds, clock, times=times, least=least)
+    return {name: by(each) for name, each in taken.items()}
 
 
 ROUNDS = 9

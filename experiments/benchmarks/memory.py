@@ -1,6 +1,6 @@
 """Memory of a step of ResNet-18 for small images with a head for each task.
 
-    python -m experiments.benchmarks.memory [--cases steps-2 ...] [--out DIR]
+    python -m experiments.benchmarks.memory [--cases steps-2 ...]
 
 Writes memory.json and memory.md. Counted are the bytes of all storages that operations return and
 that are alive at once in the second of two steps, those of parameters aside: the same on every
@@ -8,6 +8,7 @@ machine. `steps-T`: the contenders of `experiments.benchmarks.steps` on 8 images
 `functions-T`: tasks with 16 images of their own each, whose losses are functions or live together.
 """
 
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 import mtlfunc as mf
 from common import memory
-from experiments.benchmarks import runner, steps
+from experiments.benchmarks import steps
 from experiments.benchmarks.networks import resnet18
 from experiments.benchmarks.record import Row, markdown
+from experiments.benchmarks.runner import Axis, command
 
 
 def peak(net: nn.Module, step: Callable[[], Any]) -> float:
@@ -75,9 +77,9 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
 }
 
 
-def measured(case: str) -> list[Row]:
+def measured(given: Namespace, case: str) -> list[Row]:
     """A row of the record."""
-    return [{"case": case, "MiB": CASES[case][1]()}]
+    return [{"MiB": CASES[case][1]()}]
 
 
 def tables(rows: list[Row], line: str) -> str:
@@ -95,15 +97,8 @@ def tables(rows: list[Row], line: str) -> str:
     return "\n".join(parts)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    given = parser.parse_args(arguments)
-    record = runner.record_of(
-        given, "memory", ("case",), lambda row: list(CASES).index(row["case"])
-    )
-    runner.run(given, record, [(case,) for case in given.cases], measured, tables)
-
+AXES = {"case": Axis("cases", list(CASES))}
+main = command("memory", __doc__, AXES, measured, tables)
 
 if __name__ == "__main__":
     main()

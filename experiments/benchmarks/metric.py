@@ -1,7 +1,6 @@
 """What a step costs that is measured in its optimizer's metric, in plain balanced steps.
 
     python -m experiments.benchmarks.metric [--batches 64 ...] [--seconds S] [--clock cpu]
-    [--out DIR]
 
 Writes metric.json and metric.md. A step is that of a stock loop: forward pass, `mf.Balancer` with
 MGDA on the trunk, Adam's step. Both take turns, each with a network of its own; medians of the
@@ -9,22 +8,21 @@ processor's time on one thread. With Adam's metric the rows of the Jacobian are 
 one the layers' own forms are cheaper where samples are few.
 """
 
-from statistics import median
+from argparse import Namespace
 
 import torch
 from torch import nn
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks import runner
-from experiments.benchmarks.measuring import Call, in_turns
-from experiments.benchmarks.record import Row, markdown
+from experiments.benchmarks.measuring import Call, by_name
+from experiments.benchmarks.record import Row, markdown, units
+from experiments.benchmarks.runner import Axis, command
 from experiments.benchmarks.steps import Shared
 
-TASKS, WIDTH, FIRST = 4, 512, 12
-"""A balancer stops recording after eight steps, if it does; the first ones are not timed."""
-BATCHES = (64, 128, 256)
-BARS = {("Adam", 128): 1.30}
+TASKS, WIDTH = 4, 512
+BARS = {128: 1.30}
+"""By batch."""
 
 
 def step(batch: int, *, metric: bool) -> Call:
@@ -44,11 +42,10 @@ def step(batch: int, *, metric: bool) -> Call:
     return call
 
 
-def measure(batch: int, seconds: float, clock: str) -> dict[str, float]:
+def measure(given: Namespace, optimizer: str, batch: int) -> list[Row]:
     """Median seconds of both steps."""
     calls = {"plain": step(batch, metric=False), "metric": step(batch, metric=True)}
-    found = in_turns(calls, seconds, clock, least=FIRST + 7)
-    return {name: median(taken[FIRST:]) for name, taken in found.items()}
+    return [{"seconds": by_name(calls, given.seconds, given.clock)}]
 
 
 def table(rows: list[Row], line: str) -> str:
@@ -56,37 +53,28 @@ def table(rows: list[Row], line: str) -> str:
     heads = "optimizer", "samples", "balanced step, ms", "with its metric, ms", "ratio", "bar"
     lines = []
     for row in rows:
-        plain, metric = row["seconds"]["plain"], row["seconds"]["metric"]
-        bar = BARS.get((row["optimizer"], row["batch"]))
-        cells = [row["optimizer"], str(row["batch"]), f"{1e3 * plain:.3g}", f"{1e3 * metric:.3g}"]
-        lines.append([*cells, f"{metric / plain:.2f}", "–" if bar is None else f"{bar:.2f}"])
+        times = [f"{1e3 * row['seconds'][name]:.3g}" for name in ("plain", "metric")]
+        bar = f"{BARS[row['batch']]:.2f}" if row["batch"] in BARS else "–"
+        ratio = units(row["seconds"], ["metric"])
+        lines.append([row["optimizer"], str(row["batch"]), *times, *ratio, bar])
     return markdown(line, heads, lines)
 
 
 def missed(rows: list[Row]) -> list[str]:
     """Where a step is above its bar."""
-    found = []
-    for row in rows:
-        cell, ratio = (row["optimizer"], row["batch"]), row["seconds"]["metric"]
-        ratio /= row["seconds"]["plain"]
-        if ratio > BARS.get(cell, ratio):
-            found.append(f"{cell[0]}, {cell[1]} samples ({ratio:.2f})")
-    return found
+    ratios = [(row, row["seconds"]["metric"] / row["seconds"]["plain"]) for row in rows]
+    return [
+        f"{row['optimizer']}, {row['batch']} samples ({ratio:.2f})"
+        for row, ratio in ratios
+        if ratio > BARS.get(row["batch"], ratio)
+    ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__, 10.0)
-    parser.add_argument("--batches", nargs="+", type=at_least(1), default=BATCHES)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    record = runner.record_of(given, "metric", ("optimizer", "batch"))
-
-    def one(name: str, batch: int) -> list[Row]:
-        taken = measure(batch, given.seconds, given.clock)
-        return [{"optimizer": name, "batch": batch, "seconds": taken}]
-
-    runner.run(given, record, [("Adam", batch) for batch in given.batches], one, table)
-
+AXES = {
+    "optimizer": Axis("", ("Adam",)),
+    "batch": Axis("batches", (64, 128, 256), at_least(1)),
+}
+main = command("metric", __doc__, AXES, measure, table, seconds=10.0)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,13 @@ CLASSES = 10
 class Problem(NamedTuple):
     module: nn.Module  # module(batch) -> losses [task], [sample], or a tuple of T scalars
     batch: tuple[Tensor, ...]
-    shared: str  # the glob that the Gramian sums over
-    trunk: nn.Module  # the same parameters, as a module
-    per_sample: bool
+    shared: str = "*"  # the glob that the Gramian sums over
+    per_sample: bool = False
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The parameters that the Gramian sums over, as a module."""
+        return self.module.get_submodule(self.shared.removesuffix("*").removesuffix("."))
 
     def to(self, device: str, dtype: torch.dtype = torch.float32) -> "Problem":
         """A copy elsewhere, in another precision."""
@@ -29,13 +33,7 @@ class Problem(NamedTuple):
             x.to(device=device, dtype=dtype) if x.is_floating_point() else x.to(device)
             for x in self.batch
         )
-        return self._replace(
-            module=module,
-            batch=batch,
-            trunk=module
-            if self.shared == "*"
-            else module.get_submodule(self.shared.removesuffix(".*")),
-        )
+        return self._replace(module=module, batch=batch)
 
 
 class Outputs(nn.Module):
@@ -46,20 +44,14 @@ class Outputs(nn.Module):
         self.net = net
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return (self.net(x) - y).square().mean(0)
+        return (self.net(batch[0]) - batch[1]).square().mean(0)
 
 
-class Samples(nn.Module):
+class Samples(Outputs):
     """Cross-entropy of every sample."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.net(x), y, reduction="none")
+        return F.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
 
 
 class Heads(nn.Module):
@@ -102,14 +94,10 @@ class Block(nn.Module):
         self.norm1 = nn.GroupNorm(32, after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norm2 = nn.GroupNorm(32, after)
-        same = before == after and stride == 1
-        self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(32, after)
-            )
-        )
+        self.shortcut = nn.Sequential()  # nothing
+        if before != after or stride > 1:
+            across = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(across, nn.GroupNorm(32, after))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -118,11 +106,7 @@ class Block(nn.Module):
 
 def resnet18(outputs: int) -> nn.Sequential:
     """ResNet-18 for small images: a 3×3 stem without pooling, 11.2 million parameters."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 3, 1, 1, bias=False),
-        nn.GroupNorm(32, 64),
-        nn.ReLU(),
-    ]
+    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(32, 64), nn.ReLU()]
     for before, after in pairwise((64, 64, 128, 256, 512)):
         layers += [Block(before, after, 1 if before == after else 2), Block(after, after, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs))
@@ -130,13 +114,8 @@ def resnet18(outputs: int) -> nn.Sequential:
 
 def decoder() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(32, 16, 2, 2),
-        nn.ReLU(),
-        nn.Conv2d(16, 1, 1),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.ConvTranspose2d(32, 16, 2, 2), nn.ReLU(), nn.Conv2d(16, 1, 1)),
     )
 
 
@@ -163,9 +142,8 @@ class Residuals(nn.Module):
 
     def __init__(self, width: int, way: str) -> None:
         super().__init__()
-        sizes, layers = (2, width, width, width), []
-        for a, b in pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.Tanh()]
+        pairs = pairwise((2, width, width, width))
+        layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.Tanh())]
         # a last bias would not enter
         self.net = nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
         self.laplacian = LAPLACIANS[way]
@@ -177,25 +155,22 @@ class Residuals(nn.Module):
 
 def residuals(way: str, width: int, tasks: int, batch: int, image: int) -> Problem:
     module = Residuals(width, way)
-    return Problem(module, (torch.rand(batch, 2), torch.randn(batch)), "*", module, True)
+    return Problem(module, (torch.rand(batch, 2), torch.randn(batch)), per_sample=True)
 
 
 def mlp_samples(tasks: int, batch: int, image: int) -> Problem:
     module = Samples(mlp(512, CLASSES))
     x, y = torch.randn(batch, 512), torch.randint(CLASSES, (batch,))
-    return Problem(module, (x, y), "*", module, True)
+    return Problem(module, (x, y), per_sample=True)
 
 
 def mlp_tasks(tasks: int, batch: int, image: int) -> Problem:
-    module = Outputs(mlp(1024, tasks))
-    x, y = torch.randn(batch, 1024), torch.randn(batch, tasks)
-    return Problem(module, (x, y), "*", module, False)
+    return Problem(Outputs(mlp(1024, tasks)), (torch.randn(batch, 1024), torch.randn(batch, tasks)))
 
 
 def resnet(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(resnet18(tasks))
-    x, y = torch.randn(batch, 3, image, image), torch.randn(batch, tasks)
-    return Problem(module, (x, y), "*", module, False)
+    return Problem(module, (torch.randn(batch, 3, image, image), torch.randn(batch, tasks)))
 
 
 def decoders(tasks: int, batch: int, image: int) -> Problem:
@@ -204,28 +179,40 @@ def decoders(tasks: int, batch: int, image: int) -> Problem:
     )
     module = Heads(trunk, [decoder() for _ in range(tasks)])
     x, y = torch.randn(batch, 3, image, image), torch.randn(tasks, batch, 1, image, image)
-    return Problem(module, (x, y), "trunk.*", trunk, False)
+    return Problem(module, (x, y), "trunk.*")
 
 
 def own_inputs(tasks: int, batch: int, image: int) -> Problem:
     trunk = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
     module = OwnInputs(trunk, [nn.Linear(256, 1) for _ in range(tasks)])
     x, y = torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)
-    return Problem(module, (x, y), "trunk.*", trunk, False)
+    return Problem(module, (x, y), "trunk.*")
 
 
-Build = Callable[[int, int, int], Problem]
-BUILDERS: dict[str, Build] = {
-    "mlp-sample": mlp_samples,
-    "mlp-task": mlp_tasks,
-    "resnet18": resnet,
-    "decoders": decoders,
-    "own-inputs": own_inputs,
-    **{
-        f"{way}-{width}-sample": partial(residuals, way, width)
-        for way in LAPLACIANS
-        for width in WIDTHS
-    },
+class Family(NamedTuple):
+    """Problems of any size."""
+
+    make: Callable[[int, int, int], Problem]  # of tasks, batch and the images' side
+    what: str
+    size: tuple[int, int]  # tasks and batch, as the page shows them
+
+
+PROBLEMS = {
+    "mlp-sample": Family(mlp_samples, "MLP 3×512, {batch} samples", (1, 128)),
+    "mlp-task": Family(mlp_tasks, "MLP 3×1024, {tasks} tasks, batch {batch}", (40, 128)),
+    "resnet18": Family(resnet, "ResNet-18, {image}×{image}, {tasks} tasks, batch {batch}", (4, 8)),
+    "decoders": Family(decoders, "{tasks} dense decoders, {image}×{image}, batch {batch}", (4, 8)),
+    "own-inputs": Family(
+        own_inputs, "{tasks} tasks with inputs of their own, batch {batch}", (8, 64)
+    ),
+} | {
+    f"{way}-{width}-sample": Family(
+        partial(residuals, way, width),
+        f"Laplacian by {way}, 3×{width}, {{batch}} points",
+        (1, 256),
+    )
+    for way in LAPLACIANS
+    for width in WIDTHS
 }
 
 
@@ -233,20 +220,4 @@ def problem(family: str, tasks: int, batch: int, image: int, seed: int = 0) -> P
     """A problem in float32 on the CPU; the caller's random numbers are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BUILDERS[family](tasks, batch, image)
-
-
-def describe(family: str, tasks: int, batch: int, image: int) -> str:
-    words: dict[str, Any] = {
-        "mlp-sample": f"MLP 3×512, {batch} samples",
-        "mlp-task": f"MLP 3×1024, {tasks} tasks, batch {batch}",
-        "resnet18": f"ResNet-18, {image}×{image}, {tasks} tasks, batch {batch}",
-        "decoders": f"{tasks} dense decoders, {image}×{image}, batch {batch}",
-        "own-inputs": f"{tasks} tasks with inputs of their own, batch {batch}",
-        **{
-            f"{way}-{width}-sample": f"Laplacian by {way}, 3×{width}, {batch} points"
-            for way in LAPLACIANS
-            for width in WIDTHS
-        },
-    }
-    return words[family]
+        return PROBLEMS[family].make(tasks, batch, image)

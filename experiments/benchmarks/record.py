@@ -3,8 +3,9 @@
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,7 +38,7 @@ def settings(**given: Any) -> Settings:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **{name: installed for name in ("torchjd", "cvxpy") if (installed := _version(name))},
+        **{name: version(name) for name in ("torchjd", "cvxpy") if find_spec(name)},
         "sources": digest(sources)[:12],
     }
     if torch.cuda.is_available():
@@ -50,40 +51,20 @@ def _load() -> float | None:
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def describe(chosen: Settings) -> str:
-    """Settings in one line."""
-    return ", ".join(
-        str(value) if key in ("processor", "GPU") else f"{key} {value}"
-        for key, value in chosen.items()
-    )
-
-
-def load_of(rows: Iterable[Row]) -> str:
-    """How busy the machine was when these rows were taken, and on which days, in words."""
+def described(chosen: Settings, rows: Iterable[Row]) -> str:
+    """Settings, how busy the machine was and on which days, in one line."""
     rows = list(rows)
-    found = sorted(row["load"] for row in rows if row.get("load") is not None)
-    days = sorted({row["day"] for row in rows if row.get("day")})
-    busy = (
-        f"load {median(found):.0f} (median), at most {found[-1]:.0f}" if found else "load unknown"
-    )
-    return ", ".join([busy, *days])
+    said = [str(x) if k in ("processor", "GPU") else f"{k} {x}" for k, x in chosen.items()]
+    load = sorted(row["load"] for row in rows if row.get("load") is not None)
+    busy = f"load {median(load):.0f} (median), at most {load[-1]:.0f}" if load else "load unknown"
+    return ", ".join([*said, busy, *sorted({row["day"] for row in rows if row.get("day")})])
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a record; none without a file.
-
-    Args:
-        path: of the JSON file.
+    """The rows of a file; none without one.
 
     Raises:
-        SystemExit: where the file is damaged, or was written by another version.
+        SystemExit: where it is damaged, or was written by another version.
     """
     if not path.exists():
         return []
@@ -112,14 +93,7 @@ def groups(rows: Iterable[Row]) -> list[tuple[Settings, list[Row]]]:
 
 
 def only(path: Path) -> tuple[Settings, list[Row]]:
-    """Settings and rows of a record whose rows were all taken alike.
-
-    Args:
-        path: of the JSON file.
-
-    Raises:
-        SystemExit: without rows, or for rows under several settings.
-    """
+    """Settings and rows of a file. Raises SystemExit without rows, and for several settings."""
     found = groups(read(path))
     if len(found) != 1:
         many = f"has rows under {len(found)} different settings" if found else "has no rows"
@@ -145,17 +119,21 @@ def plain(rows: Iterable[Row], line: str) -> str:
 
 
 def _flat(row: Row) -> dict[str, str]:
-    """Texts of a row's entries and of what its dictionaries hold, but for those within these."""
+    """Texts of a row's entries, and of what its dictionaries hold."""
     found: Row = {}
     for key, value in row.items():
-        inside = value.items() if isinstance(value, dict) else ()
-        found |= {f"{key} {name}": held for name, held in inside if not isinstance(held, dict)}
-        found |= {key: value} if not isinstance(value, dict) else {}
+        if key not in ABOUT:
+            several = isinstance(value, dict)
+            found |= {f"{key} {k}": x for k, x in value.items()} if several else {key: value}
     return {
         key: f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
         for key, value in found.items()
-        if key.split(" ")[0] not in ABOUT
     }
+
+
+def units(seconds: Mapping[str, float], names: Iterable[str], unit: str = "plain") -> list[str]:
+    """For a line of a table: the times of these contenders in units of another one's."""
+    return [f"{seconds[x] / seconds[unit]:.2f}" if x in seconds else "–" for x in names]
 
 
 class Record:
@@ -197,18 +175,13 @@ class Record:
         self.rows = sorted([*self.rows, *(row | about for row in found)], key=self.order)
         write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
-    def write_tables(self, path: Path, table: Callable[[list[Row], str], str]) -> None:
-        """Markdown, the rows of each settings under a heading of their own.
-
-        Args:
-            path: of the Markdown file.
-            table: makes a part of it, from rows and the line that describes their settings.
+    def write_tables(self, table: Callable[[list[Row], str], str]) -> str:
+        """Markdown, also next to the file: a `table` for each settings, of rows and the line that
+        describes these.
         """
-        parts = [
-            table(rows, f"{describe(chosen)}, {load_of(rows)}")
-            for chosen, rows in groups(self.rows)
-        ]
-        write_whole(path, "\n".join(parts))
+        page = "\n".join(table(rows, described(chosen, rows)) for chosen, rows in groups(self.rows))
+        write_whole(self.path.with_suffix(".md"), page)
+        return page
 
     def here(self) -> list[Row]:
         """The rows under this run's settings."""

@@ -1,7 +1,6 @@
 """What `engine="auto"` costs next to every way that can be asked for by hand.
 
     python -m experiments.benchmarks.routes [--widths W ...] [--tasks T ...] [--seconds S]
-    [--clock cpu] [--out DIR]
 
 Writes routes.json and routes.md. A perceptron 64-W-W-W-T; T tasks as a vector of losses, or K
 weightings of 128 samples' losses. Times of whole balanced steps with the mean as rule, on one
@@ -11,8 +10,8 @@ over the fastest of all ways, which has to be found by trying: rows by one batch
 single passes as well.
 """
 
+from argparse import Namespace
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,13 +20,12 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks import runner
-from experiments.benchmarks.measuring import Call, in_turns, timed
+from experiments.benchmarks.measuring import Call, by_name
 from experiments.benchmarks.record import Row, markdown
+from experiments.benchmarks.runner import Axis, command
 
 BAR = 1.10
 SAMPLES = 128
-WIDTHS, TASKS = (16, 64, 128, 256, 512, 1024), (2, 3, 8, 16, 64)
 WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
     "auto": lambda tasks: {},
     "rows": lambda tasks: {"engine": "rows"},
@@ -56,14 +54,11 @@ def contenders(width: int, tasks: int, weighted: bool) -> dict[str, Call]:
     return {name: step(options(tasks)) for name, options in WAYS.items()}
 
 
-def measure(width: int, tasks: int, weighted: bool, seconds: float, clock: str) -> dict[str, float]:
+def measure(given: Namespace, weighted: bool, width: int, tasks: int) -> list[Row]:
     """Median seconds of every way."""
     torch.manual_seed(0)
     calls = contenders(width, tasks, weighted)
-    for call in calls.values():
-        call()
-    times = max(1, int(2e-3 / timed(calls["auto"], clock)))
-    return {name: median(x) for name, x in in_turns(calls, seconds, clock, times=times).items()}
+    return [{"seconds": by_name(calls, given.seconds, given.clock, unit="auto")}]
 
 
 def ratio(row: Row, ways: tuple[str, ...] = ("rows", "products")) -> float:
@@ -89,31 +84,20 @@ def table(rows: list[Row], line: str) -> str:
 
 def missed(rows: list[Row]) -> list[str]:
     """The cells above the bar."""
-    found = []
-    for row in rows:
-        if ratio(row) > BAR:
-            what = "weightings" if row["weighted"] else "vector"
-            found.append(f"{what}, width {row['width']}, {row['tasks']} ({ratio(row):.2f})")
-    return found
+    return [
+        f"{'weightings' if row['weighted'] else 'vector'}, width {row['width']}, {row['tasks']} "
+        f"({ratio(row):.2f})"
+        for row in rows
+        if ratio(row) > BAR
+    ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__, 4.0)
-    parser.add_argument("--widths", nargs="+", type=at_least(1), default=list(WIDTHS))
-    parser.add_argument("--tasks", nargs="+", type=at_least(2), default=list(TASKS))
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    fields = ("weighted", "width", "tasks")
-    record = runner.record_of(given, "routes", fields, lambda row: [row[name] for name in fields])
-
-    def one(weighted: bool, width: int, tasks: int) -> list[Row]:
-        seconds = measure(width, tasks, weighted, given.seconds, given.clock)
-        return [{"weighted": weighted, "width": width, "tasks": tasks, "seconds": seconds}]
-
-    cells = [(kind, w, t) for kind in (False, True) for w in given.widths for t in given.tasks]
-    rows = runner.run(given, record, cells, one, table)
-    print(f"above {BAR}: {'; '.join(missed(rows)) or 'none'}")
-
+AXES = {
+    "weighted": Axis("", (False, True), bool),
+    "width": Axis("widths", (16, 64, 128, 256, 512, 1024), at_least(1)),
+    "tasks": Axis("tasks", (2, 3, 8, 16, 64), at_least(2)),
+}
+main = command("routes", __doc__, AXES, measure, table, seconds=4.0)
 
 if __name__ == "__main__":
     main()

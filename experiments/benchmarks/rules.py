@@ -1,11 +1,9 @@
 """Every rule's time from Gramian to weights, alone and in a batch, against TorchJD's.
 
     python -m experiments.benchmarks.rules [--rules mgda ...] [--tasks 2 8 ...] [--batch 1024]
-    [--seconds S] [--clock cpu] [--out DIR]
+    [--seconds S] [--clock cpu]
 
-Writes rules.json (after every cell; a run that was stopped goes on where it was, --again measures
-again) and rules.md. A row is reused only where machine, versions, sources and settings are the
-same.
+Writes rules.json and rules.md.
 
 Problems: Jacobians [T, 2T] of independent normal entries in float32, half of whose pairs of rows
 conflict; losses uniform in [.5, 1.5]. One call of ours is `rule.update` with the state that the
@@ -16,17 +14,15 @@ the optimizer's step where they learn, since ours takes it too. A batch is one `
 TorchJD too where that runs and gives what a loop gives, else a loop. Both take turns, so that what
 else the machine does hits both alike: compare ratios. `mf.weights(mf.mgda(), G)` and
 `mf.aggregate(mf.mgda(), J)`, which check all that they are given, stand against TorchJD's at two
-and three tasks. `apart` is the distance of the two unit directions Jᵀw at the first step, where no
-random numbers enter: whether the same thing was timed.
-On a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's time instead of the
-wall's.
+and three tasks.
 """
 
-import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from statistics import median
+from importlib import import_module
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +31,9 @@ from torch.func import grad, vmap
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import in_shares
 from experiments.benchmarks.record import Row
+from experiments.benchmarks.runner import Axis, Cell, command
 
 
 class Problem(NamedTuple):
@@ -74,7 +70,7 @@ def on_gramian(name: str, *args: Any, **options: Any) -> Peer:
     """A weighting that takes the Gramian."""
 
     def make(count: int) -> Call:
-        weigh = _peer("aggregation", name, *args, **options)
+        weigh = _peer(name, *args, **options)
         return lambda problem: weigh(problem.gramian)
 
     return Peer(name, "Gramian", make, make)
@@ -84,7 +80,7 @@ def on_jacobian(name: str, make: Callable[[int], Callable[[Tensor], Tensor]] | N
     """A weighting or an aggregator that takes the Jacobian."""
 
     def of(count: int) -> Call:
-        weigh = make(count) if make else _peer("aggregation", name)
+        weigh = make(count) if make else _peer(name)
         return lambda problem: weigh(problem.jacobian)
 
     return Peer(name, "Jacobian", of, of)
@@ -92,13 +88,13 @@ def on_jacobian(name: str, make: Callable[[int], Callable[[Tensor], Tensor]] | N
 
 def on_losses(
     name: str,
-    make: Callable[[int], Any] | None = None,
+    given: Callable[[int], tuple[Any, ...]] = lambda count: (),
     after: Callable[[Any], Callable[[Tensor], Any]] | None = None,
 ) -> Peer:
-    """A scalarizer; `after(scalarizer)` is called with the losses at the end of each step."""
+    """A scalarizer, `given` these; `after(scalarizer)` is called with the losses at each step."""
 
     def scalarizer(count: int) -> Any:
-        return make(count) if make else _peer("scalarization", name)
+        return _peer(name, *given(count), module="scalarization")
 
     def of(count: int) -> Call:
         scalarize = scalarizer(count)
@@ -121,11 +117,8 @@ def on_losses(
     return Peer(name, "losses", of, of if after else pure)
 
 
-def _peer(module: str, name: str, *args: Any, **options: Any) -> Any:
-    import torchjd.aggregation  # a test dependency
-    import torchjd.scalarization
-
-    return getattr(getattr(torchjd, module), name)(*args, **options)
+def _peer(name: str, *args: Any, module: str = "aggregation", **options: Any) -> Any:
+    return getattr(import_module(f"torchjd.{module}"), name)(*args, **options)
 
 
 def _learned(scalarizer: Any) -> Callable[[Tensor], None]:
@@ -160,8 +153,8 @@ def accumulated(rule: mf.Rule) -> mf.Rule:
     return mf.Rule(init, update)
 
 
-def _smoothed() -> Call:
-    weigh = _peer("aggregation", "CRMOGMWeighting", _peer("aggregation", "MGDAWeighting"))
+def _smoothed(count: int) -> Call:
+    weigh = _peer("CRMOGMWeighting", _peer("MGDAWeighting"))
     return lambda problem: weigh(problem.gramian)
 
 
@@ -182,7 +175,7 @@ RULES: dict[str, Entry] = {
     "conicgrad": Entry(mf.conicgrad),
     "nash_mtl": Entry(
         lambda: mf.nash_mtl(max_norm=1.0),
-        on_jacobian("NashMTL", lambda count: _peer("aggregation", "NashMTL", count).weighting),
+        on_jacobian("NashMTL", lambda count: _peer("NashMTL", count).weighting),
     ),
     "fairgrad": Entry(lambda: mf.fairgrad(2.0), on_gramian("FairGradWeighting", 2.0)),
     "krum": Entry(mf.krum, on_gramian("KrumWeighting", 0)),
@@ -192,37 +185,18 @@ RULES: dict[str, Entry] = {
     "excess_mtl": Entry(lambda: accumulated(mf.excess_mtl(1.0)), on_jacobian("ExcessMTLWeighting")),
     "align": Entry(lambda: mf.align(0.1, "mean")),
     "momentum": Entry(
-        lambda: mf.momentum(mf.mgda()),
-        Peer("CRMOGMWeighting", "Gramian", lambda count: _smoothed(), lambda count: _smoothed()),
+        lambda: mf.momentum(mf.mgda()), Peer("CRMOGMWeighting", "Gramian", _smoothed, _smoothed)
     ),
-    "uw": Entry(
-        lambda: mf.uw(0.01),
-        on_losses("UW", lambda count: _peer("scalarization", "UW", count), _learned),
-    ),
-    "imtl_l": Entry(
-        lambda: mf.imtl_l(0.01),
-        on_losses("IMTLL", lambda count: _peer("scalarization", "IMTLL", count), _learned),
-    ),
-    "dwa": Entry(
-        lambda: mf.dwa(1),
-        on_losses("DWA", None, lambda scalarizer: lambda losses: scalarizer.step()),
-    ),
+    "uw": Entry(lambda: mf.uw(0.01), on_losses("UW", lambda count: (count,), _learned)),
+    "imtl_l": Entry(lambda: mf.imtl_l(0.01), on_losses("IMTLL", lambda count: (count,), _learned)),
+    "dwa": Entry(lambda: mf.dwa(1), on_losses("DWA", after=lambda dwa: lambda losses: dwa.step())),
     "gls": Entry(mf.gls, on_losses("GeometricMean")),
-    "stch": Entry(
-        lambda: mf.stch(0.3), on_losses("STCH", lambda count: _peer("scalarization", "STCH", 0.3))
-    ),
-    "cosmos": Entry(
-        lambda: mf.cosmos(0.3),
-        on_losses("COSMOS", lambda count: _peer("scalarization", "COSMOS", 0.3, equal(count))),
-    ),
-    "pbi": Entry(
-        mf.pbi, on_losses("PBI", lambda count: _peer("scalarization", "PBI", 5.0, equal(count)))
-    ),
+    "stch": Entry(lambda: mf.stch(0.3), on_losses("STCH", lambda count: (0.3,))),
+    "cosmos": Entry(lambda: mf.cosmos(0.3), on_losses("COSMOS", lambda count: (0.3, equal(count)))),
+    "pbi": Entry(mf.pbi, on_losses("PBI", lambda count: (5.0, equal(count)))),
     "famo": Entry(
         lambda: mf.famo(full_batch=True),
-        on_losses(
-            "FAMO", lambda count: _peer("scalarization", "FAMO", count), lambda famo: famo.update
-        ),
+        on_losses("FAMO", lambda count: (count,), lambda famo: famo.update),
     ),
     "gradnorm": Entry(lambda: mf.gradnorm(0.12)),
     "db_mtl": Entry(mf.db_mtl),
@@ -250,7 +224,6 @@ DOORS: dict[str, Entry] = {
 
 
 POOL = 8  # different problems that single calls go through in turn
-TASKS = [2, 8, 32, 128]
 ENTRIES = RULES | DOORS
 WIDE = 2**27  # entries that one vmap of a rule that needs T Gramians a problem may take
 
@@ -268,44 +241,34 @@ def one(given: Problem, at: int) -> Problem:
 
 
 def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
-    """A call on all problems of a batch at once, with the state that the last call left."""
-    rule = entry.make()
+    """A call on the next problem, or on all of a batch, with the state that the last call left."""
+    rule, door, size = entry.make(), entry.door, len(given.losses)
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
+        if door:
+            return door(rule, problem), state
         extra = {"jacobian": problem.jacobian}
         geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
-    size, door = len(given.losses), entry.door
-    pool, turn = [one(given, at) for at in range(min(size, POOL))], 0
-    if door:
+    if size > POOL:
+        chunk = max(1, min(size, WIDE // count**3)) if entry.wide else None
+        step, state = (
+            vmap(update, chunk_size=chunk),
+            vmap(rule.init)(given.losses, torch.arange(size)),
+        )
+        several = cycle([given])
+    else:
+        step, state = update, rule.init(given.losses[0], mf.random.key(0))
+        several = cycle([one(given, at) for at in range(size)])
 
-        def through() -> Tensor:
-            nonlocal turn
-            turn = (turn + 1) % len(pool)
-            return door(rule, pool[turn - 1])
-
-        return through
-    if size <= POOL:
-        state = rule.init(given.losses[0], mf.random.key(0))
-
-        def call() -> Tensor:
-            nonlocal state, turn
-            turn = (turn + 1) % size
-            weights, state = update(pool[turn - 1], state)
-            return weights
-
-        return call
-    states = vmap(rule.init)(given.losses, torch.arange(size))
-    step = vmap(update, chunk_size=max(1, min(size, WIDE // count**3)) if entry.wide else None)
-
-    def together() -> Tensor:
-        nonlocal states
-        weights, states = step(given, states)
+    def call() -> Tensor:
+        nonlocal state
+        weights, state = step(next(several), state)
         return weights
 
-    return together
+    return call
 
 
 def theirs(entry: Entry, count: int, given: Problem) -> tuple[Callable[[], Tensor], bool]:
@@ -325,15 +288,9 @@ def theirs(entry: Entry, count: int, given: Problem) -> tuple[Callable[[], Tenso
                 return lambda: batched(given), True
         except Exception:  # most branch on values, or keep what they saw inside of vmap
             pass
-    weigh, turn = entry.peer.make(count), 0
-    pool = [one(given, at) for at in range(min(size, POOL))]
-
-    def call() -> Tensor:
-        nonlocal turn
-        turn = (turn + 1) % len(pool)
-        return weigh(pool[turn - 1])
-
-    return call, False
+    weigh = entry.peer.make(count)
+    several = cycle([one(given, at) for at in range(min(size, POOL))])
+    return lambda: weigh(next(several)), False
 
 
 def _second(weigh: Call, problem: Problem) -> Tensor:
@@ -341,31 +298,23 @@ def _second(weigh: Call, problem: Problem) -> Tensor:
     return weigh(problem)
 
 
-def measure(rule: str, count: int, batch: int, seconds: float, clock: str) -> Row:
-    """One cell: microseconds a problem."""
-    entry, given = ENTRIES[rule], problems(count, POOL if batch == 1 else batch)
-    row: Row = {"rule": rule, "tasks": count, "batch": batch}
-    calls: dict[str, Callable[[], Any]] = {"ours": ours(entry, count, given)}
-    first = calls["ours"]()
-    sizes = {"ours": batch}
-    if entry.peer:
-        row |= {"peer": entry.peer.name, "takes": entry.peer.takes}
-        try:
-            calls["TorchJD"], together = theirs(entry, count, given)
-            calls["TorchJD"]()
-            sizes["TorchJD"] = batch if together else 1
-            row["together"] = together
-            if batch == 1 and not entry.random:
-                row["apart"] = apart(
-                    first, entry.peer.make(count)(one(given, 0)), given.jacobian[0]
-                )
-        except Exception as error:  # what it cannot do is a result, too
-            calls.pop("TorchJD", None)
-            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    for name, taken in in_shares(calls, seconds, clock, block=2e-3).items():
-        scaled = [1e6 * t / sizes[name] for t in taken]
-        row[name] = {"median": median(scaled), "fastest": min(scaled), "blocks": len(scaled)}
-    return row
+def measure(given: Namespace, rule: str, tasks: int, batch: int) -> list[Row]:
+    """One cell: microseconds a problem, of the fastest block."""
+    entry, some = ENTRIES[rule], problems(tasks, POOL if batch == 1 else batch)
+    calls: dict[str, Callable[[], Any]] = {"ours": ours(entry, tasks, some)}
+    sizes, row = {"ours": batch}, Row()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if entry.peer:
+            row |= {"peer": entry.peer.name, "takes": entry.peer.takes}
+            try:
+                call, row["together"] = theirs(entry, tasks, some)
+                call()
+                calls["TorchJD"], sizes["TorchJD"] = call, batch if row["together"] else 1
+            except Exception as error:  # what it cannot do is a result, too
+                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        taken = in_shares(calls, given.seconds, given.clock, block=2e-3)
+    return [row | {name: 1e6 * min(each) / sizes[name] for name, each in taken.items()}]
 
 
 def apart(weights: Tensor, other: Tensor, jacobian: Tensor) -> float:
@@ -383,56 +332,43 @@ def against_bars(rows: Sequence[Row]) -> list[Row]:
     found = []
     for row in rows:
         if "TorchJD" in row:
-            single = row["batch"] == 1
             far = row["rule"] in ("pcgrad", "gradvac") and row["tasks"] == 32
-            limit = (1 / 20 if single else 1 / 100) if far else 1.0
+            limit = (1 / 20 if row["batch"] == 1 else 1 / 100) if far else 1.0
             limit = 1.2 if row["rule"] in DOORS else limit
-            ratios = {key: row["ours"][key] / row["TorchJD"][key] for key in ("median", "fastest")}
-            found.append(
-                {key: row[key] for key in ("rule", "tasks", "batch")} | ratios | {"limit": limit}
-            )
+            found.append(row | {"ratio": row["ours"] / row["TorchJD"], "limit": limit})
     return found
 
 
 def _batch(text: str) -> int:
     value = at_least(1)(text)
     if 1 < value <= POOL:
-        raise argparse.ArgumentTypeError(f"expected 1, or more than {POOL}, got {value}")
+        raise ArgumentTypeError(f"expected 1, or more than {POOL}, got {value}")
     return value
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser = runner.parser(__doc__, 0.3, "wall", "time for each side of a cell")
-    every = list(ENTRIES)
-    names = "of " + ", ".join(every)
-    parser.add_argument(
-        "--rules", nargs="+", default=every, choices=every, metavar="RULE", help=names
-    )
-    parser.add_argument("--tasks", type=at_least(2), nargs="+", default=TASKS)
-    at_once = f"problems at once: 1, or more than {POOL}"
-    parser.add_argument("--batch", type=_batch, nargs="+", default=[1, 1024], help=at_once)
-    given = parser.parse_args(arguments)
+def cells(given: Namespace) -> Iterator[Cell]:
+    """Rules on all numbers of tasks that are asked for; the functions on few."""
+    for tasks, batch, rule in product(
+        dict.fromkeys([*given.tasks, *FEW]), given.batch, given.rules
+    ):
+        if batch == 1 and tasks in FEW if rule in DOORS else tasks in given.tasks:
+            yield rule, tasks, batch
 
-    def order(row: Row) -> tuple[int, int, int]:
-        return row["batch"], list(ENTRIES).index(row["rule"]), row["tasks"]
 
-    record = runner.record_of(given, "rules", ("rule", "tasks", "batch"), order)
-
-    def one(rule: str, tasks: int, batch: int) -> list[Row]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [measure(rule, tasks, batch, given.seconds, given.clock)]
-
-    cells = [
-        (rule, t, b)
-        for t in [*given.tasks, *(t for t in FEW if t not in given.tasks)]
-        for b in given.batch
-        for rule in given.rules
-        if (b == 1 and t in FEW if rule in DOORS else t in given.tasks)
-    ]
-    runner.run(given, record, cells, one)
-
+main = command(
+    "rules",
+    __doc__,
+    {
+        "rule": Axis("rules", list(ENTRIES)),
+        "tasks": Axis("tasks", (2, 8, 32, 128), at_least(2)),
+        "batch": Axis("batch", (1, 1024), _batch),
+    },
+    measure,
+    seconds=0.3,
+    clock="wall",
+    what="for each side of a cell",
+    cells=cells,
+)
 
 if __name__ == "__main__":
     main()

@@ -1,82 +1,111 @@
 """How a benchmark runs: what the record lacks is measured and kept, and its table printed."""
 
 import argparse
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from common.arguments import folder, positive
 from common.progress import counted
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS
+from experiments.benchmarks.measuring import CLOCKS
 from experiments.benchmarks.record import Record, Row, plain, settings
 
 OUT = Path(__file__).parent / "out"
+Cell = tuple[Any, ...]
 
 
-def parser(
-    doc: str | None, seconds: float | None = None, clock: str = "cpu", what: str = "for every cell"
-) -> argparse.ArgumentParser:
-    """`--seconds --clock --out --again`; the first two where a default is given.
+class Axis(NamedTuple):
+    """An entry of a cell. Its option takes the values' type, of names these names alone."""
 
-    Args:
-        doc: of the benchmark, whose first line describes it.
-        seconds: the default time.
-        clock: the default one of `CLOCKS`.
-        what: the time is for.
-    """
-    found = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    if seconds is not None:
-        found.add_argument("--seconds", type=positive, default=seconds, help=what)
-        found.add_argument("--clock", choices=list(CLOCKS), default=clock, help=CLOCK_HELP)
-    found.add_argument("--out", type=folder, default=str(OUT), help="folder of the files")
-    again = "measure anew what the record already has"
-    found.add_argument("--again", action="store_true", help=again)
-    return found
+    option: str  # "" for values that no option chooses
+    values: Sequence[Any]  # that run by default
+    type: Callable[[str], Any] = str
 
 
-def record_of(
-    given: argparse.Namespace,
+def command(
     name: str,
-    fields: tuple[str, ...],
-    order: Callable[[Row], Any] = lambda row: 0,
-    **about: Any,
-) -> Record:
-    """The file of a benchmark under this command's settings; `about` are further ones."""
-    timing = {key: vars(given)[key] for key in ("seconds", "clock") if key in given}
-    return Record(given.out / f"{name}.json", fields, settings(**timing, **about), order)
-
-
-def run(
-    given: argparse.Namespace,
-    record: Record,
-    cells: Iterable[tuple[Any, ...]],
+    doc: str | None,
+    axes: Mapping[str, Axis],
     measure: Callable[..., Iterable[Row]],
     table: Callable[[list[Row], str], str] = plain,
+    *,
+    seconds: float | None = None,
+    clock: str = "cpu",
+    what: str = "for every cell",
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    about: Sequence[str] = (),
+    cells: Callable[[argparse.Namespace], Iterable[Cell]] | None = None,
+    only: Callable[..., bool] | None = None,
     figure: Callable[[list[Row], Path], None] | None = None,
-) -> list[Row]:
-    """Measure what is missing; Ctrl-C loses the cell at work alone.
+) -> Callable[..., list[Row]]:
+    """The `main` of a benchmark: on one thread, and Ctrl-C loses the cell at work alone.
+
+    It returns the rows under the settings of its command line: `--seconds`, `--clock`, `--out`,
+    `--again` and those of the axes and of `more`.
 
     Args:
-        given: the command line.
-        record: where rows are kept.
-        cells: all that the command line asks for.
-        measure: from a cell's entries to its rows.
+        name: of the files.
+        doc: of the benchmark, whose first line describes it.
+        axes: by the entry of a row, in the order that rows have.
+        measure: from the command line, which has the `record`, and a cell's entries to its rows,
+            to which these are added.
         table: of rows under one line of settings, in Markdown; next to the record.
+        seconds: the default time; None has neither `--seconds` nor `--clock`.
+        clock: the default one of `CLOCKS`.
+        what: the time is for.
+        more: further options, by name, with what argparse is told.
+        about: options that a time depends on.
+        cells: other ones than all combinations of what the axes have.
+        only: which of the cells there are.
         figure: draws rows into a file; next to the record.
-
-    Returns:
-        The rows under these settings.
     """
-    left = list(cells) if given.again else record.missing(cells)
-    try:
-        for cell in counted(left, record.path.stem, "cells"):
-            record.keep(*measure(*cell))
-    except KeyboardInterrupt:
-        print(f"stopped; {record.path} has {len(record.rows)} rows, and the next run goes on")
-    page = record.path.with_suffix(".md")
-    record.write_tables(page, table)
-    rows = record.here()
-    if rows and figure is not None:
-        figure(rows, record.path.with_suffix(".png"))
-    print(page.read_text(encoding="utf-8"))
-    return rows
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    add = parser.add_argument
+    if seconds is not None:
+        add("--seconds", type=positive, default=seconds, help=f"time {what}")
+        said = "cpu: the processor's time; for one thread of a busy machine"
+        add("--clock", choices=list(CLOCKS), default=clock, help=said)
+    add("--out", type=folder, default=str(OUT), help="folder of the files")
+    add("--again", action="store_true", help="measure anew what the record already has")
+    for axis in axes.values():
+        if axis.option:
+            known: dict[str, Any] = {"choices": axis.values} if axis.type is str else {}
+            default = list(axis.values)
+            add(f"--{axis.option}", nargs="+", type=axis.type, default=default, **known)
+    for option, told in (more or {}).items():
+        add(f"--{option.replace('_', '-')}", **told)
+
+    def order(row: Row) -> list[Any]:
+        return [
+            axis.values.index(row[field]) if axis.type is str else row[field]
+            for field, axis in axes.items()
+        ]
+
+    def main(arguments: list[str] | None = None) -> list[Row]:
+        given = parser.parse_args(arguments)
+        torch.set_num_threads(1)
+        timing = {x: vars(given)[x] for x in ("seconds", "clock", *about) if x in given}
+        path = given.out / f"{name}.json"
+        given.record = record = Record(path, tuple(axes), settings(**timing), order)
+        chosen = [vars(given).get(axis.option, axis.values) for axis in axes.values()]
+        every = cells(given) if cells else itertools.product(*chosen)
+        wanted = [cell for cell in every if only is None or only(*cell)]
+        if not wanted:
+            parser.error("there is nothing to measure under these options")
+        try:
+            left = wanted if given.again else record.missing(wanted)
+            for cell in counted(left, name, "cells"):
+                entries = dict(zip(axes, cell, strict=True))
+                record.keep(*(entries | row for row in measure(given, *cell)))
+        except KeyboardInterrupt:
+            print(f"stopped; {path} has {len(record.rows)} rows, and the next run goes on")
+        print(record.write_tables(table))
+        rows = record.here()
+        if rows and figure is not None:
+            figure(rows, path.with_suffix(".png"))
+        return rows
+
+    return main

@@ -1,13 +1,13 @@
 """How cost grows with tasks, parameters, samples and lanes, next to what else computes the same.
 
     python -m experiments.benchmarks.scale [--curves mgda ...] [--sizes N ...] [--seconds S]
-    [--longest S] [--clock wall] [--out DIR]
+    [--longest S] [--clock wall]
 
-Writes scale.json (after every size; a run that was stopped goes on where it was), scale.md and
-scale.png. One thread, medians; all ways of a size take turns, among them the unit: one gradient of
-the mean loss, for studies one run alone. A way whose next call would take longer than --longest, by
-how it grew between the last two sizes, is left out from there on. The default ends at ten million
-parameters; `--curves parameters --sizes 100000000` adds a hundred million (rows of 1.6 GB).
+Writes scale.json, scale.md and scale.png. Medians; all ways of a size take turns, among them the
+unit: one gradient of the mean loss, for studies one run alone. A way whose next call would take
+longer than --longest, by how it grew between the last two sizes, is left out from there on. The
+default ends at ten million parameters; `--curves parameters --sizes 100000000` adds a hundred
+million (rows of 1.6 GB).
 
 By hand: `torch.autograd.grad` of every loss, for samples `vmap(grad)`; a study's loop over its
 runs. TorchJD: its weighting, its autogram, its `backward` run after run. cvxpy: the parametrised
@@ -15,9 +15,9 @@ program at 1e-8. Solvers: the mean over a problem of each of FAMILIES. Errors: t
 weights certify; four rows of a Gramian against float64; the first run against itself alone.
 """
 
-import argparse
 import copy
 import math
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -29,12 +29,13 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from common.arguments import at_least, positive
-from experiments.benchmarks import gramian, runner
+from experiments.benchmarks import gramian
 from experiments.benchmarks.families import gramians
 from experiments.benchmarks.measuring import ROUNDS, Call, in_shares, timed
 from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
 from experiments.benchmarks.record import Row, markdown
-from experiments.benchmarks.solvers import measure as certified
+from experiments.benchmarks.runner import Axis, command
+from experiments.benchmarks.solvers import gap
 from experiments.benchmarks.solvers_peers import SOLVERS
 from mtlfunc.core.files import write_whole
 
@@ -138,7 +139,7 @@ def network(params: float, outputs: int, samples: int = 0) -> Problem:
         net, x = mlp(width, outputs), torch.randn(samples or BATCH, width)
         y = torch.randint(outputs, (samples,)) if samples else torch.randn(BATCH, outputs)
     module = Samples(net) if samples else Outputs(net)
-    return Problem(module, (x, y), "*", module, bool(samples))
+    return Problem(module, (x, y), per_sample=bool(samples))
 
 
 def solving(kind: str, tasks: int) -> Cell:
@@ -154,7 +155,7 @@ def solving(kind: str, tasks: int) -> Cell:
     return Cell(
         gramian.mean_gradient(network(1e6, tasks)),
         {way: lambda n=n: solve(n) for way, n in named if kind in SOLVERS[n].kinds},
-        lambda answer: certified(kind, torch.stack(problems), answer.detach())["gap"],
+        lambda answer: gap(kind, torch.stack(problems), answer.detach()),
         len(FAMILIES),
     )
 
@@ -254,10 +255,10 @@ def expected(rows: Sequence[Row], curve: str, way: str, size: int) -> float:
     return taken[-1] ** 2 / taken[-2] if len(taken) > 1 else 0.0
 
 
-def measure(curve: str, size: int, rows: Sequence[Row], given: argparse.Namespace) -> list[Row]:
+def measure(curve: str, size: int, rows: Sequence[Row], given: Namespace) -> list[Row]:
     """A row a way of one size, the unit first; `rows` has those of smaller sizes, in order."""
     cell = CELLS[curve][1](size)
-    common = {"curve": curve, "size": size, "seconds": None, "problems": 1}
+    common = {"seconds": None, "problems": 1}
     found: dict[str, Row] = {"unit": common | {"way": "unit"}}
     calls = {"unit": cell.unit}
     for way, make in cell.ways.items():
@@ -281,7 +282,7 @@ def measure(curve: str, size: int, rows: Sequence[Row], given: argparse.Namespac
     return list(found.values())
 
 
-def take_turns(calls: dict[str, Call], given: argparse.Namespace) -> dict[str, list[float]]:
+def take_turns(calls: dict[str, Call], given: Namespace) -> dict[str, list[float]]:
     """Seconds of every call, in random turns; a single one of what takes a quarter of --longest."""
     once = {way: timed(call, given.clock) for way, call in calls.items()}
     slow = {way: [time] for way, time in once.items() if time > given.longest / 4}
@@ -289,27 +290,30 @@ def take_turns(calls: dict[str, Call], given: argparse.Namespace) -> dict[str, l
     return slow | in_shares(quick, given.seconds, given.clock, block=given.seconds / ROUNDS)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__, 0.5, what="for every way of a size")
-    add = parser.add_argument
-    add("--curves", nargs="+", choices=list(CURVES), default=list(CURVES))
-    add("--sizes", nargs="+", type=at_least(2), help="instead of each curve's own, growing")
-    add("--longest", type=positive, default=10.0, help="seconds that a call may take")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    place = {curve: i for i, curve in enumerate(CURVES)}
+def measured(given: Namespace, curve: str, size: int) -> list[Row]:
+    """The rows of one size, after those of smaller ones."""
+    return measure(curve, size, given.record.here(), given)
 
-    def order(row: Row) -> tuple[int, int]:
-        return place[row["curve"]], row["size"]
 
-    record = runner.record_of(given, "scale", ("curve", "size"), order, longest=given.longest)
-
-    def one(curve: str, size: int) -> list[Row]:
-        return measure(curve, size, record.here(), given)
-
-    wanted = [(c, n) for c in given.curves for n in sorted(given.sizes or CELLS[c][0])]
-    runner.run(given, record, wanted, one, table, figure)
-
+LONGEST: dict[str, Any] = {
+    "type": positive,
+    "default": 10.0,
+    "help": "seconds that a call may take",
+}
+SIZES = {"nargs": "+", "type": at_least(2), "help": "instead of each curve's own, growing"}
+main = command(
+    "scale",
+    __doc__,
+    {"curve": Axis("curves", list(CURVES)), "size": Axis("", (), int)},
+    measured,
+    table,
+    seconds=0.5,
+    what="for every way of a size",
+    more={"sizes": SIZES, "longest": LONGEST},
+    about=("longest",),
+    cells=lambda given: [(c, n) for c in given.curves for n in sorted(given.sizes or CELLS[c][0])],
+    figure=figure,
+)
 
 if __name__ == "__main__":
     main()

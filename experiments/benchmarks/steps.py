@@ -1,7 +1,6 @@
 """The time of one step of a stock loop, in units of the plain mean-loss step.
 
     python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S] [--clock cpu]
-    [--out DIR]
 
 Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
@@ -16,10 +15,10 @@ gradient, and does what the plain step does.
 """
 
 import math
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +27,10 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 import mtlfunc as mf
-from experiments.benchmarks import runner
-from experiments.benchmarks.measuring import Call, in_turns, timed
+from experiments.benchmarks.measuring import Call, by_name
 from experiments.benchmarks.networks import resnet18
-from experiments.benchmarks.record import Row, markdown
+from experiments.benchmarks.record import Row, markdown, units
+from experiments.benchmarks.runner import Axis, command
 
 
 class Shared(nn.Module):
@@ -165,6 +164,12 @@ def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tenso
     return w
 
 
+def write(direction: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Parts of a vector into `.grad`."""
+    for part, leaf in zip(direction.split([x.numel() for x in leaves]), leaves, strict=True):
+        leaf.grad = part.view_as(leaf)
+
+
 def libmtl_style(net: Net, x: Tensor) -> None:
     """One `backward()` a task, `.grad` of the trunk copied into a matrix, and Frank-Wolfe."""
     net.zero_grad()
@@ -195,11 +200,14 @@ def shortest_loop(
         for leaf in trunk:
             leaf.grad = None
     jacobian = torch.stack(rows)
-    direction = mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian
-    for part, leaf in zip(direction.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
-        leaf.grad = part.view_as(leaf)
+    write(mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian, trunk)
     for grad in [leaf.grad for leaf in heads if leaf.grad is not None]:
         grad.div_(len(losses))
+
+
+def losses_of(net: Net) -> Callable[[dict[str, Tensor], Tensor], tuple[Tensor, ...]]:
+    """As a function of parameters and batch."""
+    return lambda params, x: tuple(functional_call(net, params, (x,)))
 
 
 def contenders(net: Net, x: Tensor) -> dict[str, Call]:
@@ -239,11 +247,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         net.zero_grad()
         weighted.backward(net(x))
 
-    step = mf.balance(
-        lambda params, x: tuple(functional_call(net, params, (x,))),
-        mf.mgda(),
-        mf.jacobian("trunk.*"),
-    )
+    step = mf.balance(losses_of(net), mf.mgda(), mf.jacobian("trunk.*"))
     state = step.init(mf.parameters(net), x)
 
     def pure() -> None:
@@ -296,11 +300,7 @@ def plain_with_sgd(net: Net, x: Tensor) -> Call:
 
 def pure_step(net: Net, rule: mf.Rule, optimizer: mf.Optimizer | None = None) -> mf.Step:
     """A step with its optimizer as a pure function."""
-
-    def losses_fn(params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(functional_call(net, params, (x,)))
-
-    return mf.descend(losses_fn, rule, mf.jacobian("trunk.*"), optimizer or mf.sgd(1e-3))
+    return mf.descend(losses_of(net), rule, mf.jacobian("trunk.*"), optimizer or mf.sgd(1e-3))
 
 
 def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
@@ -313,35 +313,20 @@ def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
     return pure
 
 
-def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
+def measure(given: Namespace, network: str) -> list[Row]:
     """Median seconds of every contender that runs."""
     torch.manual_seed(0)
-    net, x = case.make()
-    calls = contenders(net, x)
-    for name, call in list(calls.items()):
-        try:
-            for _ in range(3):
-                call()
-        except Exception as error:
-            if name != "TorchJD":
-                raise
-            print(f"TorchJD left out: {error}")
-            del calls[name]
-    times = max(1, int(2e-3 / timed(calls["plain"], clock)))
-    found = in_turns(calls, seconds, clock, times=times)
-    return {name: median(taken) for name, taken in found.items()}
+    calls = contenders(*CASES[network].make())
+    return [{"seconds": by_name(calls, given.seconds, given.clock, unit="plain")}]
 
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
     names, lines = [*PEERS, *OURS, ALONE], []
     for row in rows:
-        seconds = row["seconds"]
-        ratios = [
-            f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in names
-        ]
-        ratios += [f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
-        lines.append([CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios])
+        plain = f"{1e3 * row['seconds']['plain']:.3g}"
+        ratios = [*units(row["seconds"], names), f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
+        lines.append([CASES[row["network"]].what, plain, *ratios])
     heads = ["network", "mean-loss step, ms", *names, f"mf.Balancer / {PEERS[0]}", "bar"]
     return markdown(line, heads, lines)
 
@@ -360,12 +345,11 @@ def behind(rows: list[Row]) -> list[str]:
 
 def missed(rows: list[Row]) -> list[str]:
     """Where `mf.Balancer` is above its bar."""
-    return [
-        f"{_brief(row)} ({over:.2f})" for row in rows if (over := _over_shortest(row)) > _bar(row)
-    ]
+    over = [(_brief(row), _over_shortest(row), _bar(row)) for row in rows]
+    return [f"{what} ({ratio:.2f})" for what, ratio, bar in over if ratio > bar]
 
 
-def _bar(row: dict[str, Any]) -> float:
+def _bar(row: Row) -> float:
     """Of `mf.Balancer` against the shortest loop."""
     return 1.10 if row["seconds"]["plain"] >= LONG else 1.45
 
@@ -378,18 +362,8 @@ def _brief(row: Row) -> str:
     return CASES[row["network"]].what.split(", batch")[0]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__, 10.0, what="for every network")
-    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    record = runner.record_of(given, "steps", ("network",))
-
-    def one(name: str) -> list[Row]:
-        return [{"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)}]
-
-    runner.run(given, record, [(name,) for name in given.networks], one, table)
-
+AXES = {"network": Axis("networks", list(CASES))}
+main = command("steps", __doc__, AXES, measure, table, seconds=10.0, what="for every network")
 
 if __name__ == "__main__":
     main()

@@ -9,8 +9,10 @@ Writes toy.json.
 """
 
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +21,9 @@ from torch import Tensor
 
 from common.arguments import at_least
 from common.problems import cagrad_toy
-from experiments.benchmarks import runner
 from experiments.benchmarks.measuring import synchronize
 from experiments.benchmarks.record import Row
-
-BAR = 100  # times as fast as the script
+from experiments.benchmarks.runner import Axis, command
 
 
 def script_losses(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +89,7 @@ def script_run(name: str, start: tuple[float, float], steps: int) -> Tensor:
     return torch.stack(points)
 
 
+@cache
 def script_microseconds(name: str, steps: int) -> float:
     """A step of one start."""
     script_run(name, (-8.5, 7.5), 20)
@@ -131,60 +132,39 @@ def lanes_of(name: str, device: str = "cpu") -> Iterator[cagrad_toy.Lanes]:
         yield every
 
 
-def measure(
-    name: str,
-    lanes: cagrad_toy.Lanes,
-    unroll: int,
-    steps: int,
-    script: float,
-    *,
-    compiled: bool = True,
-) -> Row:
-    """A row of the record; `script` is the script's time of a step."""
-    compilation, library = library_microseconds(name, unroll, lanes, steps, compiled=compiled)
-    return {
-        "rule": name,
-        "lanes": len(lanes.sign),
-        "unrolled": unroll,
-        "compilation_s": compilation,
-        "library_us": library,
-        "script_us": script,
-    }
+def measure(lanes: cagrad_toy.Lanes, unroll: int, steps: int, *, compiled: bool = True) -> Row:
+    """A row of the record."""
+    compilation, library = library_microseconds("CAGrad", unroll, lanes, steps, compiled=compiled)
+    return {"compilation_s": compilation, "library_us": library}
 
 
-def line(row: Row) -> str:
-    """A row in words."""
-    times = row["script_us"] / row["library_us"]
-    return (
-        f"{row['rule']:<7} {row['lanes']:>4} lanes, {row['unrolled']:>2} steps a call: "
-        f"{row['library_us']:8.3f} µs a step and start (compiled in {row['compilation_s']:.0f} s), "
-        f"script {row['script_us']:.0f} µs: {times:.0f}×{'' if times >= BAR else f', below {BAR}×'}"
-    )
+def cell(given: Namespace, rule: str, lanes: int, unrolled: int) -> list[Row]:
+    """That and the script's time of a step, which is taken once."""
+    (some,) = (each for each in lanes_of(rule) if len(each.sign) == lanes)
+    script = script_microseconds(rule, given.script_steps)
+    return [measure(some, unrolled, given.steps) | {"script_us": script}]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
-    parser, count = runner.parser(__doc__), at_least(1)
-    add = parser.add_argument
-    library = "steps of the library's programs that are timed (default: 20000)"
-    add("--steps", type=count, default=20_000, help=library)
-    script = "steps of the script that are timed (default: 2000)"
-    add("--script-steps", type=count, default=2_000, help=script)
-    unroll = "steps a compiled call (default: 1 2 10)"
-    add("--unroll", type=count, nargs="+", default=[1, 2, 10], help=unroll)
-    given = parser.parse_args(arguments)
-    about = {"steps": given.steps, "script_steps": given.script_steps}
-    record = runner.record_of(given, "toy", ("rule", "lanes", "unrolled"), **about)
-    lanes = {(name, len(some.sign)): some for name in SCRIPT for some in lanes_of(name)}
-    of_script = cache(lambda name: script_microseconds(name, given.script_steps))
+def _steps(default: int, of: str) -> dict[str, Any]:
+    said = f"steps of {of} that are timed (default: {default})"
+    return {"type": at_least(1), "default": default, "help": said}
 
-    def one(name: str, count: int, unroll: int) -> list[Row]:
-        return [measure(name, lanes[name, count], unroll, given.steps, of_script(name))]
 
-    cells = [(*cell, unroll) for cell in lanes for unroll in given.unroll]
-    for row in runner.run(given, record, cells, one):
-        print(line(row))
-
+main = command(
+    "toy",
+    __doc__,
+    {
+        "rule": Axis("", ("CAGrad",)),
+        "lanes": Axis("", [len(some.sign) for some in lanes_of("CAGrad")], int),
+        "unrolled": Axis("unroll", (1, 2, 10), at_least(1)),
+    },
+    cell,
+    more={
+        "steps": _steps(20_000, "the library's programs"),
+        "script_steps": _steps(2_000, "the script"),
+    },
+    about=("steps", "script_steps"),
+)
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,6 @@
 """The time of the Gramian and combined gradient of K weightings of samples, in plain steps.
 
     python -m experiments.benchmarks.weightings [--networks mlp ...] [--tasks K ...] [--seconds S]
-    [--clock cpu] [--out DIR]
 
 Writes weightings.json and weightings.md. A plain step is one forward pass and one `backward()` of
 the samples' mean loss. Every contender makes the losses, the Gramian of K tasks A ℓ with normal
@@ -12,6 +11,7 @@ TorchJD where it is installed, its Gramian without rows and one more `backward()
 """
 
 import copy
+from argparse import Namespace
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,41 +23,40 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks import runner
-from experiments.benchmarks.measuring import Call, in_turns
-from experiments.benchmarks.record import Row, markdown
+from experiments.benchmarks.measuring import Call, by_name
+from experiments.benchmarks.record import Row, markdown, units
+from experiments.benchmarks.runner import Axis, command
+from experiments.benchmarks.steps import write
 from mtlfunc.types import Balance
 
 VOCABULARY = 64
 
 
-class Dense(nn.Module):
-    """Squared errors of samples by a network of linear layers."""
+class Squares(nn.Module):
+    """Squared errors of samples."""
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.net = nn.Sequential(*layers[:-1])
+        self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).square().mean(1)
 
 
-class Convolutions(nn.Module):
-    """Squared errors of samples by a small convolutional network."""
+def dense(*widths: int) -> Squares:
+    """Linear layers."""
+    pairs = pairwise(widths)
+    layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+    return Squares(nn.Sequential(*layers[:-1]))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(32 * 64, 10),
-        )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).square().mean(1)
+def convolutions() -> Squares:
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 64, 10),
+    )  # fmt: skip
+    return Squares(net)
 
 
 class Adapted(nn.Module):
@@ -138,12 +137,12 @@ class Case(NamedTuple):
 
 CASES = {
     "mlp": Case(
-        lambda: (Dense((512, 512, 512, 512)), torch.randn(128, 512)),
+        lambda: (dense(512, 512, 512, 512), torch.randn(128, 512)),
         "MLP 3 × 512, 128 samples",
         {64: 3.0},
     ),
     "convolutions": Case(
-        lambda: (Convolutions(), torch.randn(32, 3, 32, 32)), "convolutions, 32 images", {}
+        lambda: (convolutions(), torch.randn(32, 3, 32, 32)), "convolutions, 32 images", {}
     ),
     "gpt": Case(
         lambda: (GPT(3, 128, 64), _tokens(24, 64)),
@@ -186,9 +185,7 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
         rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
         jacobian = torch.stack([torch.cat([grad.flatten() for grad in row]) for row in rows])
         gramian = jacobian @ jacobian.T
-        direction = weights.to(gramian) @ jacobian
-        for leaf, part in zip(leaves, direction.split([p.numel() for p in leaves]), strict=True):
-            leaf.grad = part.view_as(leaf)
+        write(weights.to(gramian) @ jacobian, leaves)
 
     balancer = mf.Balancer(net, mf.mean())
 
@@ -220,21 +217,11 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
     return found | {"TorchJD": peer}
 
 
-def measure(case: Case, tasks: int, seconds: float, clock: str) -> dict[str, float]:
+def measure(given: Namespace, network: str, tasks: int) -> list[Row]:
     """Smallest seconds of every contender that runs."""
     torch.manual_seed(0)
-    net, x = case.make()
-    calls = contenders(net, x, tasks)
-    for name, call in list(calls.items()):
-        try:
-            for _ in range(3 if name != LOOP else 1):
-                call()
-        except Exception as error:
-            if name != "TorchJD":
-                raise
-            print(f"TorchJD left out: {str(error).splitlines()[0]}")
-            del calls[name]
-    return {name: min(taken) for name, taken in in_turns(calls, seconds, clock, least=5).items()}
+    calls = contenders(*CASES[network].make(), tasks)
+    return [{"seconds": by_name(calls, given.seconds, given.clock, min, least=5)}]
 
 
 def table(rows: list[Row], line: str) -> str:
@@ -242,11 +229,8 @@ def table(rows: list[Row], line: str) -> str:
     lines = []
     for row in rows:
         seconds, bar = row["seconds"], bar_of(row)
-        ratios = [
-            f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in NAMES
-        ]
         cells = [CASES[row["network"]].what, str(row["tasks"]), f"{1e3 * seconds['plain']:.3g}"]
-        lines.append([*cells, *ratios, f"{bar:.2f}" if bar else "–"])
+        lines.append([*cells, *units(seconds, NAMES), f"{bar:.2f}" if bar else "–"])
     return markdown(line, ["network", "K", "plain step, ms", *NAMES, "bar"], lines)
 
 
@@ -259,30 +243,19 @@ def bar_of(row: Row) -> float | None:
 
 def missed(rows: list[Row]) -> list[str]:
     """Where one of ours is above its bar."""
-    found = []
-    for row in rows:
-        bar, seconds = bar_of(row), row["seconds"]
-        for name in OURS:
-            if bar is not None and seconds[name] > bar * seconds["plain"]:
-                found.append(f"{row['network']}, K = {row['tasks']}: {name}")
-    return found
+    return [
+        f"{row['network']}, K = {row['tasks']}: {name}"
+        for row in rows
+        for name in OURS
+        if (bar := bar_of(row)) and row["seconds"][name] > bar * row["seconds"]["plain"]
+    ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = runner.parser(__doc__, 8.0, what="for every network and K")
-    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--tasks", nargs="+", type=at_least(1), default=[2, 4, 16, 64])
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    record = runner.record_of(given, "weightings", ("network", "tasks"))
-
-    def one(name: str, tasks: int) -> list[Row]:
-        seconds = measure(CASES[name], tasks, given.seconds, given.clock)
-        return [{"network": name, "tasks": tasks, "seconds": seconds}]
-
-    cells = [(name, tasks) for name in given.networks for tasks in given.tasks]
-    runner.run(given, record, cells, one, table)
-
+AXES = {
+    "network": Axis("networks", list(CASES)),
+    "tasks": Axis("tasks", [2, 4, 16, 64], at_least(1)),
+}
+main = command("weightings", __doc__, AXES, measure, table, seconds=8.0)
 
 if __name__ == "__main__":
     main()

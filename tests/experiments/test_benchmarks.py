@@ -60,18 +60,17 @@ def test_a_command_writes_and_measures_nothing_twice(name, tmp_path, capsys, mon
 
 
 def test_ctrl_c_loses_the_cell_at_work_alone(tmp_path):
-    given = runner.parser("A benchmark.").parse_args(["--out", str(tmp_path)])
     done = []
 
-    def measure(cell):
+    def measure(given, cell):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(cell)
-        return [{"cell": cell, "value": 2.0}]
+        return [{"value": 2.0}]
 
     def go_on():
-        kept = runner.record_of(given, "toy", ("cell",))
-        return runner.run(given, kept, [("a",), ("b",), ("c",)], measure)
+        axes = {"cell": runner.Axis("cells", ["a", "b", "c"])}
+        return runner.command("toy", "A benchmark.", axes, measure)(["--out", str(tmp_path)])
 
     assert [row["cell"] for row in go_on()] == ["a", "b"]
     done.clear()
@@ -131,12 +130,13 @@ def test_accuracy_is_measured_with_every_time(tmp_path):
     peers = ["active_set", "cvxpy (DPP, 1e-8)", "quadprog"]
     solvers.main([*call, *peers])
     _, rows = record.only(tmp_path / "solvers.json")
-    worst = {row["solver"]: solvers.worst(row, "gap") for row in rows}
+    worst = {row["solver"]: row["gap"] for row in rows}
     assert worst["active_set"] < 1e-14
     assert worst["cvxpy (DPP, 1e-8)"] < 1e-3
     # quadprog gives up on singular Gramians
-    (found,) = [row["families"]["duplicates"] for row in rows if row["solver"] == "quadprog"]
-    assert found == {"solved": 0, "failed": 1, "zero": 0}
+    weigh = solvers_peers.SOLVERS["quadprog"].make("min_norm")
+    found = solvers.audit(weigh, "min_norm", False, gramians("duplicates", 2, 1, 2), 1.0)
+    assert [found[key] for key in ("solved", "failed", "zero")] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("network", ["mlp", "pinn"])
