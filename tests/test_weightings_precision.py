@@ -78,13 +78,14 @@ def exact_rows(net, x, matrix):
     return rows_of(wide, matrix.double() @ wide(x).double())
 
 
-def balanced(net, x, matrix, engine: Any = "layerwise"):
+def balanced(net, x, matrix, engine: Any = "layerwise", *, cast=False):
     """A step whose calls are all known by now."""
     balancer = mf.Balancer(net, mf.mean(), mf.jacobian(engine=engine))
 
     def step():
         net.zero_grad()
-        losses = net(x)
+        with torch.autocast("cpu", HALVES[0], enabled=cast):
+            losses = net(x)
         return balancer.backward(losses, weightings=matrix)
 
     for _ in range(2):
@@ -92,30 +93,32 @@ def balanced(net, x, matrix, engine: Any = "layerwise"):
     return step
 
 
-@pytest.mark.parametrize("tasks", [2, 4, 16])
-def test_what_a_language_model_costs(tasks, device_path):
+@pytest.mark.parametrize(("tasks", "cast"), [(2, False), (4, False), (16, False), (4, True)])
+def test_what_a_language_model_costs(tasks, cast, device_path):
     """In bfloat16 no product is upcast, none is an outer product, and one pass is enough."""
-    net, x, matrix = problem(torch.bfloat16, tasks)
+    net, x, matrix = problem(torch.float32 if cast else torch.bfloat16, tasks)
 
     def plain():
         net.zero_grad()
-        net(x).mean().backward()
+        with torch.autocast("cpu", HALVES[0], enabled=cast):
+            loss = net(x).mean()
+        loss.backward()
 
     plain()
-    step = balanced(net, x, matrix)
+    step = balanced(net, x, matrix, cast=cast)
     net.zero_grad()
     with Watched() as single:
         plain()
     with Watched() as ours:
         step()
     assert ours.flops <= 1.5 * single.flops
-    # `loss.backward()` frees the graph on its way, a step by one visit after the pass
-    assert ours.peak <= 1.65 * single.peak
+    assert ours.peak <= 1.3 * single.peak  # the pass frees the graph on its way, as a plain one's
     assert all(a[-1] > 1 for _, a, _ in ours.products)
     wide = [(a, b) for dtype, a, b in ours.products if dtype not in HALVES]
-    # of weightings with the samples' Gramian, and of the rows of norms, which work in float32
+    # of weightings with the samples' Gramian, and of the rows of norms, which work in float32, as
+    # an embedding does under autocast
     norms = sum(leaf.numel() for leaf in net.parameters() if leaf.ndim == 1)
-    assert all(max(*a, *b) <= max(len(x), tasks, norms) for a, b in wide)
+    assert cast or all(max(*a, *b) <= max(len(x), tasks, norms) for a, b in wide)
     assert sum(ours.products.values()) <= 3 * sum(single.products.values())
 
 

@@ -46,6 +46,7 @@ class Backward:
     graph: Graph  # what it says of itself
     record: bool  # whether something outside may differentiate the passes
     left_out: frozenset[int] = frozenset()  # separate losses that no pass may enter: may be NaN
+    keep: bool = True  # the graph, for another pass
 
     def __post_init__(self) -> None:
         edges = self.edges
@@ -76,15 +77,10 @@ class Backward:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
-        places = {target.key: target.place for target in targets}
-        grads = self.bare(root, cotangent, tuple(places.values()))
-        if len(places) < len(targets):
-            found = dict(zip(places, grads, strict=True))
-            grads = [found[target.key] for target in targets]
-        return [
-            target.like() if grad is None else grad
-            for grad, target in zip(grads, targets, strict=True)
-        ]
+        places = {target.key: target.place for target in targets}  # one may be asked for twice
+        found = dict(zip(places, self.bare(root, cotangent, tuple(places.values())), strict=True))
+        pairs = [(target, found[target.key]) for target in targets]
+        return [target.like() if grad is None else grad for target, grad in pairs]
 
     def bare(
         self,
@@ -93,8 +89,8 @@ class Backward:
         places: tuple[Place, ...],
     ) -> Sequence[Tensor | None]:
         """One pass, None where `root` does not depend on a place."""
-        record = self.record or self.anyway
-        grads = run_backward(root, cotangent, places + self.asked, record=record)[: len(places)]
+        record, keep, every = self.record or self.anyway, self.keep, places + self.asked
+        grads = run_backward(root, cotangent, every, keep=keep, record=record)[: len(places)]
         # it was recorded for its own sake
         return grads if self.record else detached(grads)
 

@@ -290,13 +290,7 @@ class _Changes(TorchDispatchMode):
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.made: set[int] = set()  # memory
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         norm = "batch_norm" in func.__name__  # its schema does not admit the change
         arguments = func._schema.arguments

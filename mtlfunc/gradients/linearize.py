@@ -182,6 +182,8 @@ def _opened(forward: Forward, request: Request, matrix: Tensor | None) -> ByTask
         forward.params, forward.places, forward.root, forward.edges, forward.graph, record, left_out
     )
     if request.weightings and (plan := plan_weightings(forward, request)) is not None:
+        # of its deltas and the plan's inputs all is made: no pass follows
+        backward.keep = bool(not forward.frees or plan.rows or record or forward.samples[1:])
         return split(backward, value, forward.samples[0], plan, request.gramian_dtype)
     rows = len(value if matrix is None else matrix)
     plan = plan_tasks(forward, request, rows, mixed=matrix is not None, record=record)

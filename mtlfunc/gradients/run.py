@@ -54,6 +54,7 @@ class Forward:
     # as they were returned, does what it does.
     hooked: bool = False
     recorded: bool = False  # whether something outside may differentiate the losses' derivatives
+    frees: bool = False  # whether the graph is freed: by the last pass on its way, or after it
     reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
     unread: frozenset[str] = frozenset()  # plain leaves on which no loss depends, by the graph
 
@@ -243,7 +244,11 @@ def release(forwards: list[Forward]) -> None:
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
         # one may have been frozen since
         places = tuple([x for x in every.values() if x.requires_grad])
-        run_backward(nothing, nothing.detach(), places, keep=False)
+        try:
+            run_backward(nothing, nothing.detach(), places, keep=False)
+        except RuntimeError as error:
+            if "second time" not in str(error):  # a pass has freed it on its way
+                raise
 
 
 def detached(values: Any) -> Any:

@@ -209,7 +209,8 @@ class Balancer:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
                 are not finite; at the first step also for a task that depends on no shared
                 parameter. After these, and after an error of the rule or about gradients that are
-                not finite, `.grad`, the rule's state and the graph are as they were.
+                not finite, `.grad`, the rule's state and the graph are as they were (but with
+                `weightings` the graph may be freed).
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """

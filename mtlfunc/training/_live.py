@@ -70,19 +70,21 @@ class Held:
         return self.params
 
     def forwards(
-        self, parsed: list[Losses], weightings: Tensor | None
+        self, parsed: list[Losses], weightings: Tensor | None, *, keeps: bool
     ) -> tuple[Params, tuple[Forward, ...]]:
-        """The leaves, and the forward passes behind losses."""
+        """The leaves, and the forward passes behind losses, whose graphs this step `keeps`."""
         leaves = self.leaves()
         found = [live(each, leaves) for each in parsed]
         if any(foreign_parameters(x.graph, leaves) for x in found):
             leaves = self.leaves(again=True)
             found = [live(each, leaves) for each in parsed]
             check_outside(found, leaves)
-        return leaves, tuple([self._looked_at(x, leaves, weightings) for x in found])
+        return leaves, tuple([self._looked_at(x, leaves, weightings, keeps) for x in found])
 
-    def _looked_at(self, forward: Forward, leaves: Params, weightings: Tensor | None) -> Forward:
-        """With whether hooks may sit on derivatives, and whether the graph is asked."""
+    def _looked_at(
+        self, forward: Forward, leaves: Params, weightings: Tensor | None, keeps: bool
+    ) -> Forward:
+        """With whether hooks may sit on derivatives, and whether the graph is asked, and freed."""
         graph, handles, watches = forward.graph, self.handles, self.probe.watches
         on_leaves = [x._backward_hooks for x in graph.variables.values()]
         hooked = handles.hooked or any(on_leaves) or graph.has_node_before(handles.since)
@@ -94,7 +96,7 @@ class Held:
             if self.watched is None:
                 self.watched = watches(leaves, len(forward.value))
             watched = self.watched
-        return replace(forward, hooked=hooked, watched=watched)
+        return replace(forward, hooked=hooked, watched=watched, frees=not (keeps or hooked))
 
 
 def live_run(
@@ -136,7 +138,7 @@ def live_run(
             functions, leaves, select(leaves, options_of(held.probe).shared), tasks, present
         )
         batches = [parsed(in_turn.losses, tasks, STEP)]
-    leaves, forwards = held.forwards(batches, weightings)
+    leaves, forwards = held.forwards(batches, weightings, keeps=keeps)
     reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.several or in_turn) and present is not None and not bool(present.any())
@@ -149,14 +151,12 @@ def live_run(
         )
     # what somebody's own backward or hook returns may be kept by them
     custom = any(x.graph.has_custom_backward for x in forwards)
-    hooked = any(x.hooked for x in forwards)
     return LiveRun(
         params=leaves, union=union, tasks=tasks,
         batch=forwards if several else forwards[0], forwards=forwards, present=present,
         weighted=weightings, reached=reached, combines=combines, custom=custom, in_turn=in_turn,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves),
-        fresh=in_turn is not None or not (custom or hooked),
-        releases=not (keeps or hooked),
+        fresh=in_turn is not None or not (custom or any(x.hooked for x in forwards)),
     )  # fmt: skip
 
 
@@ -202,7 +202,6 @@ class LiveRun(Run):
     combines: bool
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
-    releases: bool  # whether the graphs are freed after the step
     in_turn: Taken | None  # what is left of losses that came as functions
     edit: Callable[[Losses], Losses] = lambda losses: losses
     facts: Callable[[], dict[str, Any]] = dict
@@ -242,7 +241,7 @@ class LiveRun(Run):
 
     def release(self) -> None:
         """Free the graphs, if they may be."""
-        if self.releases:
+        if all(x.frees for x in self.forwards):  # they may have parts in common
             release(list(self.forwards))
 
     def no_writes(self) -> AbstractContextManager[Any]:
