@@ -1,11 +1,9 @@
 """The command line that the studies share, and how they end."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from common.arguments import among, at_least, device, existing_folder, folder, s
 
 from .files import DataError
 from .locks import InUse, hold_lock
-from .pool import Terminated, terminable
+from .pool import FULL, Died, Terminated, terminable
 
 
 def parser(
@@ -221,9 +219,9 @@ def finish(body: Callable[[], None], out: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in FULL:
             raise
         return say(f"stopped: {error.strerror}", 1)
-    except BrokenProcessPool:
+    except Died:
         return say("stopped: a worker died (out of memory?); fewer --workers may help", 1)
     return 0

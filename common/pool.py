@@ -1,6 +1,7 @@
 """Many calls of one function, in this process or side by side in several."""
 
 import ctypes
+import errno
 import functools
 import multiprocessing
 import os
@@ -8,17 +9,20 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from types import FrameType, SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import torch
+from tqdm import tqdm
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the system says where nothing more can be written."""
 RETURNED = 30.0
 """Seconds between two moments at which a process gives back what memory it does not use."""
 
@@ -94,43 +98,174 @@ def unbroken() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def perform_all(
-    perform: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[Job, Result]]:
-    """Every job with its result, as they are finished.
+class Died(RuntimeError):
+    """A worker was ended, for memory perhaps; the text says how."""
 
-    What is at work when the caller stops (an exception, Ctrl-C, a generator that is closed) is
-    ended at once and lost. Each process has one torch thread: the tensors are small, and threads
-    that wait for one another cost more than they save.
+
+def _raise(job: Any, error: Died) -> None:
+    raise error
+
+
+_job = SimpleNamespace(send=lambda kind, what: None)
+"""Of the job at work in this process: what takes the things that it says."""
+
+
+def say(what: Any) -> None:
+    """Inside of a job: let the caller of `perform_all` hear this."""
+    _job.send("said", what)
+
+
+def waits(now: bool) -> None:
+    """Inside of a job: whether it has nothing to do until another one is done; a further one is at
+    work meanwhile.
+    """
+    _job.send("waits", now)
+
+
+def perform_all(
+    perform: Callable[[Job], Any],
+    jobs: Sequence[Job],
+    workers: int,
+    hear: Callable[[Job, Any], object],
+    *,
+    died: Callable[[Job, Died], object] = _raise,
+    tick: Callable[[], object] = lambda: None,
+) -> None:
+    """Every job. What is at work when something is raised, Ctrl-C say, is ended at once and lost.
+    Each process has one torch thread: the tensors are small, and threads that wait for one another
+    cost more than they save.
 
     Args:
         perform: from a job to its result; with several workers it and both ends are pickled.
         jobs: what to do.
         workers: processes side by side; with 1 all is done in this one.
-
-    Yields:
-        pairs of a job and its result, in the order in which they are finished.
+        hear: gets a job and what it says, in the end its result; Ctrl-C waits for it.
+        died: gets a job whose worker was ended.
+        tick: called twice a second while workers are at work.
     """
-    if workers == 1 or len(jobs) < 2:
-        keep_memory()
+    if workers > 1 and len(jobs) > 1:
+        _side_by_side(perform, list(jobs), workers, hear, died, tick)
+        return
+    keep_memory()
+    before, heard = _job.send, unbroken()(hear)
+    try:
         with threads(1):
             for job in jobs:
-                yield job, perform(job)
-        return
-    context = multiprocessing.get_context("spawn")
+                _job.send = lambda kind, what, job=job: kind == "said" and heard(job, what)
+                heard(job, perform(job))
+    finally:
+        _job.send = before
+
+
+def _side_by_side(
+    perform: Callable[[Job], Any],
+    left: list[Job],
+    workers: int,
+    hear: Callable[[Job, Any], object],
+    died: Callable[[Job, Died], object],
+    tick: Callable[[], object],
+) -> None:
+    """As `perform_all` says, in processes."""
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, prepare) as pool:
-        finished = False
-        try:
-            pending = {pool.submit(perform, job): job for job in jobs}
-            for done in as_completed(pending):
-                yield pending[done], done.result()
-            finished = True
-        finally:
-            if not finished:
-                for process in set(multiprocessing.active_children()) - others:
-                    process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+    work: dict[Any, tuple[Any, Job]] = {}  # by the link to a process: that, and its job
+    waiting: set[Any] = set()  # of these
+    try:
+        while left or work:
+            while left and len(work) - len(waiting) < workers:
+                link, process = _started(perform)
+                work[link] = process, left.pop(0)
+                link.send(work[link][1])
+            ready: list[Any] = wait(list(work), timeout=0.5)
+            for link in ready:
+                with unbroken():
+                    process, job = work[link]
+                    kind, what = "died", cast(Any, None)
+                    with suppress(EOFError, OSError):
+                        kind, what = link.recv()
+                    (waiting.add if kind == "waits" and what else waiting.discard)(link)
+                    if kind in ("said", "done"):
+                        hear(job, what)
+                    elif kind == "raised":
+                        raise what
+                    elif kind == "died":
+                        process.join()
+                        died(job, Died(_said_of(process.exitcode)))
+                    if kind == "done" and left and len(work) - len(waiting) <= workers:
+                        work[link] = process, left.pop(0)
+                        link.send(work[link][1])
+                    elif kind in ("done", "died"):
+                        del work[link]
+                        link.close()
+            tick()
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        for link, (process, job) in work.items():
+            process.join()
+            with suppress(EOFError, OSError):  # nor of a full disk, which is known
+                while link.poll():
+                    kind, what = link.recv()
+                    if kind in ("said", "done"):
+                        hear(job, what)
+
+
+def _started(perform: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The link to a new process, and that. It has one thread, and so have its compilers; it does
+    not hear Ctrl-C, not even while it imports.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    ours = dict.fromkeys((*names, "TORCHINDUCTOR_COMPILE_THREADS"), "1")
+    before = {name: os.environ[name] for name in ours if name in os.environ}
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ |= ours
+    try:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(perform, there), daemon=True)
+        process.start()
+        there.close()
+        return here, process
+    finally:
+        for name in ours:
+            del os.environ[name]
+        os.environ |= before
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _work(perform: Callable[[Any], Any], link: Any) -> None:
+    """What a worker does. Signals are its parent's matter, without whom it has no life."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent, number = multiprocessing.parent_process(), os.getppid()
+    assert parent is not None
+
+    def follow() -> None:
+        while os.getppid() == number and parent.is_alive():  # Windows keeps the number
+            parent.join(1.0)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    keep_memory()
+    torch.set_num_threads(1)
+    # else a semaphore of the system, whose loss Python would report when this process is killed
+    tqdm.set_lock(threading.RLock())
+    _job.send = lambda kind, what: link.send((kind, what))
+    with suppress(EOFError):
+        while True:
+            job = link.recv()
+            try:
+                last = "done", perform(job)
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                last = "raised", error
+            link.send(last)
+
+
+def _said_of(status: int | None) -> str:
+    how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
+    return f"its process ended {how}, killed for memory perhaps"
 
 
 @contextmanager
@@ -142,37 +277,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def prepare() -> None:
-    """In a new worker: one thread; Ctrl-C is the parent's matter, without whom it has no life."""
-    keep_memory()
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    follow_parent(os.getpid())
-
-
-@functools.cache
-def follow_parent(process: int) -> None:
-    """End this process within a second of the one that started it, even if that was killed.
-
-    The workers of a process pool hold both ends of the pipes that they read, so nothing else tells
-    them that the parent is gone.
-
-    Args:
-        process: `os.getpid()`, since a forked process has the parent's cache and not its threads.
-    """
-    parent, number = multiprocessing.parent_process(), os.getppid()
-    assert parent is not None
-
-    def follow() -> None:
-        # a forked sibling may keep the pipe open that `join` waits for; Windows keeps the number;
-        # loky's workers have no such pipe
-        while os.getppid() == number and (parent.sentinel is None or parent.is_alive()):
-            time.sleep(1.0) if parent.sentinel is None else parent.join(1.0)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 @functools.cache  # once a process

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .cells import Cell, Store
-from .pool import perform_all, unbroken
+from .pool import perform_all
 from .progress import Progress
 
 Numbers = dict[str, Any]
@@ -243,12 +243,14 @@ def _fill(
             else:
                 known[cell] = kept
                 progress.skip()
-    for group, found in perform_all(perform, list(missing.values()), workers):
-        with unbroken():
-            for cell, numbers in zip(group, found, strict=True):
-                store.write(cell, numbers)
-                known[cell] = numbers
+
+    def keep(group: Sequence[Cell], found: list[Numbers]) -> None:
+        for cell, numbers in zip(group, found, strict=True):
+            store.write(cell, numbers)
+            known[cell] = numbers
         progress.update(len(group))
+
+    perform_all(perform, list(missing.values()), workers, keep)
 
 
 def _mean(scores: Sequence[float]) -> float:

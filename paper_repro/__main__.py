@@ -110,7 +110,7 @@ def reproduce(
     """
     # before any runs: a source may be edited meanwhile
     keys = {name: key(module, settings) for name, module in modules.items()}
-    questions = [Question(name, modules[name], keys[name]) for name in only]
+    questions = [Question(name, modules[name].__name__, keys[name]) for name in only]
     again = "the same command without --fresh" if fresh else "the same command"
     try:
         with terminable(), reserved(out):
@@ -156,11 +156,10 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     if total is not None and left:
         side = f", {workers} side by side" if workers > 1 else ""
         run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
-    if workers == 1 or len(left) < 2:
-        run.one_by_one(left)
-    else:
+    if workers > 1:
         order = in_order([q.name for q in left], SLOW, seconds)
-        run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
+        left.sort(key=lambda q: order.index(q.name))
+    run.perform(left, workers)
     if not list(run.parts.glob("begun-*")):  # no process comes back for the rest
         run.drop()
     elif not run.failed:  # but for that of other settings

@@ -12,11 +12,11 @@ import torch
 
 from common import command
 from common.arguments import among, at_least, device, positive
-from common.pool import Terminated, unbroken
+from common.pool import Terminated, perform_all
 from common.progress import Progress
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
-from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of
+from .cells import SPECIAL, Entrant, Task, load, perform, problem_of, source_of
 from .contestants import CONTESTANTS
 from .report import write
 from .store import Store
@@ -107,18 +107,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, jobs: int) -> int:
     """Run and keep what is missing; 0, or the exit status of an interruption."""
-    threads = torch.get_num_threads()
-    try:
-        with Progress(len(todo), "arena", "cells") as bar:
-            for task, cell in perform_all(todo, min(jobs, max(1, len(todo)))):
-                with unbroken():
-                    found[task.problem][task.entrant.name] = cell
-                    store.write(task.problem, task.entrant.name, task.entrant.source, cell)
-                bar.update(note=f"{task.entrant.name} on {task.problem}")
-    except KeyboardInterrupt as stop:
-        return 143 if isinstance(stop, Terminated) else 130
-    finally:
-        torch.set_num_threads(threads)
+    with Progress(len(todo), "arena", "cells") as bar:
+
+        def keep(task: Task, cell: Cell) -> None:
+            found[task.problem][task.entrant.name] = cell
+            store.write(task.problem, task.entrant.name, task.entrant.source, cell)
+            bar.update(note=f"{task.entrant.name} on {task.problem}")
+
+        try:
+            perform_all(perform, todo, jobs, keep)
+        except KeyboardInterrupt as stop:
+            return 143 if isinstance(stop, Terminated) else 130
     return 0
 
 

@@ -3,13 +3,12 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from common import pool
 from common.device import on
 from mtlfunc.studies.arena import (
     STATIC,
@@ -83,17 +82,9 @@ def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:
 
 
 def perform(task: Task) -> Cell:
-    """One cell, with one thread: the tensors are small, and threads that wait for one another cost
-    more than they save.
-    """
-    torch.set_num_threads(1)
+    """One cell."""
     with on(task.device):
         problem = problem_of(task.problem, afresh=task.device.type != "cpu")
         cell = compete(problem, contestant_of(task.entrant), task.settings)
     on_host: list[Any] = [x.cpu() if isinstance(x, torch.Tensor) else x for x in cell]
     return Cell(*on_host)
-
-
-def perform_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Cell]]:
-    """Every task with its result, as they are finished."""
-    return pool.perform_all(perform, tasks, jobs)

@@ -51,7 +51,8 @@ class Display:
 
     def end(self, name: str) -> float:
         """Seconds since the beginning."""
-        wall = time.monotonic() - self.work.pop(name)[0]
+        now = time.monotonic()
+        wall = now - self.work.pop(name, (now, ""))[0]
         self.done += 1
         self.remaining.end(name, wall)
         return wall

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from common.locks import InUse, digest, hold_lock
+from common.pool import waits
 from mtlfunc.core.files import write_whole
 
 from .cache import base, sources
@@ -37,8 +38,6 @@ class Store:
     question: str = ""  # at work in this process
     # what it computed: by key, seconds that it took in an earlier run
     earlier: ClassVar[dict[str, float]] = {}
-    waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
-    """Called with True where nothing is left to do until another process is done, then False."""
 
 
 class Part(NamedTuple):
@@ -75,20 +74,15 @@ class Kept(Generic[P, R]):
         process is at is waited for last.
         """
         found: dict[K, R] = {}
-        try:
-            while len(found) < len(calls):
-                count = len(found)
-                for name in [name for name in calls if name not in found]:
-                    try:
-                        found[name] = calls[name]()
-                    except InUse:
-                        continue
-                    Store.waits(False)
-                if len(found) == count:
-                    Store.waits(True)
-                    time.sleep(0.2)
-        finally:
-            Store.waits(False)
+        while len(found) < len(calls):
+            count = len(found)
+            for name in [name for name in calls if name not in found]:
+                with suppress(InUse):
+                    found[name] = calls[name]()
+            if len(found) == count:
+                waits(True)
+                time.sleep(0.2)
+                waits(False)
         return {name: found[name] for name in calls}
 
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -9,7 +9,7 @@ from .findings import QUICK, Settings
 QUICKLY = Path(__file__).parent.parent / "quick.json"
 """The record of the quick run, with the seconds of processor time of each question."""
 SLOW = (
-    "gradnorm.reach",  # the first, as it needs no kernel, while all others wait for them
+    "gradnorm.reach",
     "gradnorm.ten_tasks",
     "cagrad.toy_aims",
     "gradnorm.difficulty",

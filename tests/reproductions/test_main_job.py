@@ -273,9 +273,9 @@ def test_more_than_one_ctrl_c_is_one(made: Made, tmp_path: Path) -> None:
         said = process.stderr.read()
     assert process.returncode == 130, said
     assert page.exists()
-    lines = [line for line in said.strip().splitlines() if "; at work: " not in line]
+    lines = [line for line in said.splitlines() if line and "; at work: " not in line]
     assert len(lines) == 2
-    assert lines[0].startswith("interrupted in x, after 1 claims")
+    assert re.match("interrupted in [xy], after 1 claims", lines[0])
 
 
 def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path) -> None:

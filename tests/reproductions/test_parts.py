@@ -109,7 +109,7 @@ def test_another_process_is_waited_for_after_all_else(
 
     lock = hold_lock(path.with_suffix(".lock"))
     lock.__enter__()
-    monkeypatch.setattr(Store, "waits", staticmethod(waits.append))
+    monkeypatch.setattr(parts, "waits", waits.append)
     clock = type("time", (), {"sleep": staticmethod(other_finishes)})
     monkeypatch.setattr(parts, "time", clock)
     calls = {sign: (lambda sign=sign: squares.now(x, {}, TINY, sign=sign)) for sign in (1, 2, 3)}
