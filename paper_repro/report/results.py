@@ -6,11 +6,12 @@ aside before anything runs, with a notice, and what it held is computed again.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import msgspec
 from PIL import Image
 
 from common.locks import InUse
@@ -209,46 +210,39 @@ def _blank(row: Row) -> dict[str, Any]:
 # ---- reading what is there ----
 
 
-ROW = {**dict.fromkeys(("id", "paper", "kind", "claim", "verdict", "where", "module"), str)}
-ROW |= {"measured": dict, "configuration": dict}
-RUN = {"key": str, "claims": list, "figures": list, "seconds": (int, float)}
+ROW: Any = msgspec.defstruct(
+    "Row",
+    [
+        *dict.fromkeys(("id", "paper", "kind", "claim", "where", "module"), str).items(),
+        ("verdict", Literal[Verdict, "not run"]),
+        ("measured", dict[str, float]),
+        ("configuration", dict[str, str]),
+    ],
+)
+RUN: Any = msgspec.defstruct(
+    "Run", [("key", str), ("claims", list[str]), ("figures", list[str]), ("seconds", float)]
+)
 CONFIGURATION = {"seeds", "sizes", "device"}
 """What a finding's configuration has in any case: the command that finds it again needs them."""
-
-
-def _fits(x: Any, form: Mapping[str, Any]) -> bool:
-    """Whether an entry has these fields, of these types."""
-    return (
-        isinstance(x, dict)
-        and x.keys() == form.keys()
-        and all(isinstance(x[name], kind) for name, kind in form.items())
-    )
 
 
 def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a claims.json, none without such a file. Raises Unreadable where it is damaged,
     or of another version: fields, their types, ids, verdicts or modules.
     """
-    rows = _read(path, list)
+    rows = _read(path, list[ROW])
     for row in rows:
-        numbers = row.get("measured", {}).values() if _fits(row, ROW) else [None]
-        if not all(isinstance(x, int | float) for x in numbers):
-            raise _another("its rows have other fields, or other values in them")
-        if row["id"] not in LEDGER or row["verdict"] not in VERDICTS:
-            raise _another(f"{row['id']}, {row['verdict']!r}: no such claim or verdict")
-        if row["configuration"] and not row["configuration"].keys() >= CONFIGURATION:
-            raise _another(f"{row['id']}: its configuration lacks something")
-        if row["configuration"] and row["module"] not in modules:
-            raise _another(f"there is no reproduction {row['module']}")
+        whole = row["configuration"].keys() >= CONFIGURATION and row["module"] in modules
+        if row["id"] not in LEDGER or (row["configuration"] and not whole):
+            raise Unreadable(f"was written by another version ({row['id']})")
     return rows
 
 
 def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What complete runs left, by module; empty without such a file. Raises Unreadable likewise."""
-    runs = _read(path, dict)
-    for module, run in runs.items():
-        if module not in modules or not _fits(run, RUN):
-            raise _another(f"{module}: no reproduction, other fields, or other values in them")
+    runs = _read(path, dict[str, RUN])
+    for module in runs.keys() - {*modules}:
+        raise Unreadable(f"was written by another version (there is no {module})")
     return runs
 
 
@@ -269,21 +263,16 @@ def check_vector(path: Path) -> None:
         raise Unreadable("is no whole figure of this package")
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read(path: Path, kind: Any) -> Any:
     if not path.exists():
-        return kind()
+        return get_origin(kind)()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(content, ensure_ascii=False).encode()  # no half of a character: it is rewritten
+        msgspec.convert(content, kind)
+        return content
     except (OSError, ValueError, RecursionError) as error:
-        raise Unreadable("cannot be read as JSON") from error
-    if not isinstance(content, kind):
-        raise _another(f"no {kind.__name__}")
-    return content
-
-
-def _another(why: str) -> Unreadable:
-    return Unreadable(f"was written by another version ({why})")
+        raise Unreadable(f"cannot be used ({error})") from error
 
 
 # ---- one run a folder ----
@@ -330,11 +319,9 @@ def _own(folder: Path) -> bool:
     """Whether a run may write there: it holds no visible file, or what a run left, whole or not."""
     if not any(not path.name.startswith(".") for path in folder.iterdir()):
         return True
-    for name, kind, mark in (("claims.json", list, "verdict"), ("runs.json", dict, "claims")):
-        with suppress(Unreadable):
-            found = _read(folder / name, kind)
-            entries = list(found.values() if kind is dict else found)
-            if any(isinstance(entry, dict) and mark in entry for entry in entries):
+    for name, mark in (("claims.json", '"verdict"'), ("runs.json", '"claims"')):
+        with suppress(OSError):
+            if mark in (folder / name).read_text(encoding="utf-8", errors="replace"):
                 return True
     return (folder / LOCK).exists() or (folder / PARTS).exists()  # one that was killed early
 
