@@ -14,6 +14,7 @@ from common.locks import digest
 from mtlfunc.core.files import write_whole
 
 from .files import Files
+from .progress import Progress
 
 
 class Cell(NamedTuple):
@@ -130,11 +131,37 @@ def kept_state(path: Path, settings: object, cell: Cell, device: str) -> dict[st
 
 
 class Resumable:
-    """A run whose state is kept as it goes: the attributes that `KEPT` names."""
+    """A run whose state is kept as it goes: the attributes that `KEPT` names, `done` among them."""
 
     KEPT: tuple[str, ...]
     settings: Any  # with a `device`
     cell: Cell
+    done = 0
+    failed = False
+
+    def advance(self) -> None:
+        """Add one to `done`, or say that the run `failed`."""
+        raise NotImplementedError
+
+    def numbers(self) -> dict[str, Any]:
+        """What the run leaves."""
+        raise NotImplementedError
+
+    def to_end(self, unfinished: Path, length: int, what: str, every: int = 1) -> dict[str, Any]:
+        """The numbers of a run to its end, `length` of what is counted.
+
+        It goes on where an earlier one was stopped: the state is kept in a folder each time that
+        `every` more are done; 0 is never.
+        """
+        kept = state_of(unfinished, self.cell)
+        self.resume(kept)
+        with Progress(length, str(self.cell), what, self.done) as progress:
+            while self.done < length and not self.failed:
+                self.advance()
+                progress.update()
+                if every and self.done % every == 0 and self.done < length and not self.failed:
+                    self.keep(kept)
+        return self.numbers()
 
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""

@@ -42,6 +42,12 @@ def on(device: torch.device) -> Iterator[None]:
         yield
 
 
+def there(device: torch.device, perform: Callable[..., Any], *given: Any) -> Any:
+    """`perform(*given)` on a device."""
+    with on(device):
+        return perform(*given)
+
+
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of another one's dtype and device.
 

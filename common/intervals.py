@@ -1,7 +1,7 @@
 """Means over seeds with Student's t intervals, alone and several at once."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,17 @@ def _reach(count: int, comparisons: int = 1, level: float = 0.95) -> float:
 def paired(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Estimate:
     """The estimate of ours less theirs, seed by seed."""
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)], comparisons)
+
+
+def against(
+    values: Mapping[str, Sequence[float]], rival: str, comparisons: int = 0
+) -> dict[str, Estimate]:
+    """Of every other name the estimate of its values less the rival's, seed by seed; all of them
+    hold together, or as many comparisons as there are. Nothing without the rival.
+    """
+    others = [name for name in values if name != rival] if rival in values else []
+    count = comparisons or len(others)
+    return {name: paired(values[name], values[rival], count) for name in others}
 
 
 def verdicts(found: dict[str, Estimate], *, lower_is_better: bool = True) -> dict[str, list[str]]:

@@ -24,84 +24,42 @@ from .store import Store
 HERE = Path(__file__).parent
 
 
-DESCRIPTION = (
-    "Every rule, and yours, on small problems with known answers: quadratics, "
-    "the papers' landscapes, test problems of multi-objective "
-    "optimisation, small networks. Each has the learning rate, from one grid a problem, that "
-    "is best on other seeds; so does a static search over "
-    "constant weights, the baseline to beat. Writes ranks.png, "
-    "results.json and table.md, and prints the table."
-)
-
-
 def _parser() -> argparse.ArgumentParser:
-    every = [*standard(), *SPECIAL]
+    every, usual = [*standard(), *SPECIAL], Settings()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.arena",
-        description=DESCRIPTION,
+        description="Every rule, and yours, on small problems with known answers: quadratics, the "
+        "papers' landscapes, test problems of multi-objective optimisation, small networks. Each "
+        "has the learning rate, from one grid a problem, that is best on other seeds; so does a "
+        "static search over constant weights, the baseline to beat. Writes ranks.png, results.json "
+        "and table.md, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
         "on the problems that every rule has met, and the same command goes on from there.",
     )
-    parser.add_argument(
-        "--rule",
-        action="append",
-        default=[],
-        metavar="MODULE:NAME",
-        help="a rule of yours: anything mf.arena takes; repeatable",
-    )
-    parser.add_argument(
-        "--against",
-        type=among([*CONTESTANTS, STATIC]),
-        metavar="A,B,…",
-        help=f"whom to meet, of {', '.join([*CONTESTANTS, STATIC])} (default: all)",
-    )
-    parser.add_argument(
-        "--only",
-        type=among(every),
-        action="extend",
-        metavar="A,B,…",
-        help=f"these problems alone, of {', '.join(every)}",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{', '.join(QUICK)} alone, with {SHORT.seeds} seeds and {SHORT.budget:g} of the "
-        "steps",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=at_least(2),
-        metavar="N",
-        help=f"seeds that results are taken on (default: {Settings().seeds})",
-    )
-    parser.add_argument(
-        "--tuning",
-        type=at_least(1),
-        metavar="N",
-        help=f"other seeds, that choose rates and weights (default: {Settings().tuning})",
-    )
-    parser.add_argument(
-        "--budget", type=positive, metavar="X", help="times the usual steps (default: 1)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=at_least(1),
-        metavar="N",
-        help=f"processes side by side (default: {min(2, os.cpu_count() or 1)}; 1 on another device "
-        "than the CPU)",
-    )
-    parser.add_argument(
-        "--device", type=device, default="cpu", help="a torch device (default: cpu)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where results go (default: experiments/arena/out; its folders quick for --quick, and "
-        "in them cuda for a device)",
-    )
+    add = parser.add_argument
+    said = "a rule of yours: anything mf.arena takes; repeatable"
+    add("--rule", action="append", default=[], metavar="MODULE:NAME", help=said)
+    rules = [*CONTESTANTS, STATIC]
+    said = f"whom to meet, of {', '.join(rules)} (default: all)"
+    add("--against", type=among(rules), metavar="A,B,…", help=said)
+    said = f"these problems alone, of {', '.join(every)}"
+    add("--only", type=among(every), action="extend", metavar="A,B,…", help=said)
+    said = f"with {SHORT.seeds} seeds and {SHORT.budget:g} of the steps"
+    add("--quick", action="store_true", help=f"{', '.join(QUICK)} alone, {said}")
+    said = f"seeds that results are taken on (default: {usual.seeds})"
+    add("--seeds", type=at_least(2), metavar="N", help=said)
+    said = f"other seeds, that choose rates and weights (default: {usual.tuning})"
+    add("--tuning", type=at_least(1), metavar="N", help=said)
+    add("--budget", type=positive, metavar="X", help="times the usual steps (default: 1)")
+    said = f"{min(2, os.cpu_count() or 1)}; 1 on another device than the CPU"
+    said = f"processes side by side (default: {said})"
+    add("--jobs", type=at_least(1), metavar="N", help=said)
+    add("--device", type=device, default="cpu", help="a torch device (default: cpu)")
+    add("--fresh", action="store_true", help="run again even what has not changed")
+    said = "where results go (default: experiments/arena/out; its folders quick for --quick, and "
+    said += "in them cuda for a device)"
+    add("--out", type=Path, metavar="DIR", help=said)
     return parser
 
 
@@ -126,13 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(argv)
     settings = SHORT if asked.quick else Settings()
-    settings = settings._replace(
-        **{
-            name: getattr(asked, name)
-            for name in ("seeds", "tuning", "budget")
-            if getattr(asked, name) is not None
-        }
-    )
+    given = {name: getattr(asked, name) for name in ("seeds", "tuning", "budget")}
+    settings = settings._replace(**{k: x for k, x in given.items() if x is not None})
     names = list(dict.fromkeys(asked.only or (QUICK if asked.quick else [*standard(), *SPECIAL])))
     entrants = [Entrant(name, "", b"") for name in asked.against or [*CONTESTANTS, STATIC]]
     for spec in asked.rule:

@@ -147,35 +147,54 @@ def read(folder: Path) -> tuple[Labelled, Labelled]:
 
 
 def _batch(path: Path) -> Labelled:
+    images, labels = arrays(path, {"labels": CLASSES}, "fine_labels", "CIFAR-100")
+    return images, torch.from_numpy(labels)
+
+
+def arrays(path: Path, classes: dict[str, int], another: str, others: str) -> list[Any]:
+    """The images of one of CIFAR's files, a tensor, and its labels, arrays.
+
+    Args:
+        path: of the file.
+        classes: how many there are, by the name of the labels.
+        another: a name that files of `others`, another data set, have.
+        others: what that is called.
+
+    Raises:
+        DataError: for a file that holds something else.
+    """
     held = unpickled(path)
-    if not isinstance(held, dict):
-        raise DataError(f"{path}: holds a {type(held).__name__}; expected a dictionary")
+    items = held.items() if isinstance(held, dict) else ()
     # files of Python 2 have keys of bytes
-    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in held.items()}
-    if "data" not in named or "labels" not in named:
-        more = " (fine_labels: is this CIFAR-100?)" if "fine_labels" in named else ""
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in items}
+    if not {"data", *classes} <= {*named}:
+        more = f" ({another}: is this {others}?)" if another in named else ""
         raise DataError(
-            f"{path}: looked for data and labels, found {', '.join(map(str, named))}{more}"
+            f"{path}: looked for {', '.join(('data', *classes))}, found "
+            f"{', '.join(map(str, named)) or 'no dictionary'}{more}"
         )
-    pixels, labels = np.asarray(named["data"]), np.asarray(named["labels"])
+    pixels = np.asarray(named["data"])
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
         raise DataError(
             f"{path}: data of shape {pixels.shape} and {pixels.dtype}; expected [image, 3072] of "
             "uint8, images of 3 x 32 x 32"
         )
-    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: labels of shape {labels.shape} and {labels.dtype}; expected {len(pixels)} "
-            "integers, one an image"
-        )
-    outside = sorted({int(x) for x in labels[(labels < 0) | (labels >= CLASSES)]})
-    if outside:
-        raise DataError(
-            f"{path}: labels {', '.join(map(str, outside[:5]))} outside the classes; expected 0 to "
-            f"{CLASSES - 1}"
-        )
-    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
-    return images, torch.from_numpy(labels.astype(np.int64))
+    found: list[Any] = [torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())]
+    for name, count in classes.items():
+        labels = np.asarray(named[name])
+        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{path}: {name} of shape {labels.shape} and {labels.dtype}; expected "
+                f"{len(pixels)} integers, one an image"
+            )
+        outside = sorted({int(x) for x in labels[(labels < 0) | (labels >= count)]})
+        if outside:
+            raise DataError(
+                f"{path}: {name} {', '.join(map(str, outside[:5]))} outside the classes; expected "
+                f"0 to {count - 1}"
+            )
+        found.append(labels.astype(np.int64))
+    return found
 
 
 ARRAYS = {

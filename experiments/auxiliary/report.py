@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, all_above, bracket, estimate, paired, pm
+from common.intervals import Estimate, against, all_above, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, intervals, page, said
 
@@ -34,20 +34,16 @@ def rows(found: Found) -> dict[str, dict[str, Row]]:
 
 def _rows(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Row]:
     test = {name: [100 * run["test"] for run in each] for name, each in runs.items()}
-    rivals = len(runs) - 1  # the main task alone is one
-
-    def against(ours: str, theirs: str) -> Estimate | None:
-        both = ours != theirs and ours in test and theirs in test
-        return paired(test[ours], test[theirs], rivals) if both else None
-
+    # the main task alone is a rival
+    less, above = against(test, MEAN), against(test, CAGRAD)
     result = {}
     for name, each in runs.items():
         learnt = each[0]["weights"]
         descends = {t: estimate([100 * run["descends"][t] for run in each]) for t in learnt}
         result[name] = Row(
             accuracy=estimate(test[name]),
-            against_mean=against(name, MEAN),
-            cagrad_above=against(CAGRAD, name),
+            against_mean=less.get(name),
+            cagrad_above=paired(test[CAGRAD], test[name], len(above)) if name in above else None,
             weights={t: estimate([run["weights"][t] for run in each]) for t in learnt},
             descends=descends if math.isfinite(descends[MAIN].mean) else None,
             step_ms=sorted(run["step_ms"] for run in each)[len(each) // 2],

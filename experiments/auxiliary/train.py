@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable, state_of
+from common.cells import Cell, Resumable
 from common.files import Source
-from common.progress import Progress, counted
+from common.progress import counted
 from common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Balance, BalanceState, Params, State
@@ -241,17 +241,7 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         steps), `descends` (share of the steps whose direction lowers the task's loss to first
         order, NaN where no gradients are measured); `step_ms`, median processor time of a step.
     """
-    unfinished.mkdir(parents=True, exist_ok=True)
-    run = Run(settings, cell)
-    kept = state_of(unfinished, cell)
-    run.resume(kept)
-    with Progress(settings.steps, str(cell), "steps", run.done) as progress:
-        while run.done < settings.steps and not run.failed:
-            run.advance()
-            progress.update()
-            if settings.keep_every and run.done % settings.keep_every == 0:
-                run.keep(kept)
-    return run.numbers()
+    return Run(settings, cell).to_end(unfinished, settings.steps, "steps", settings.keep_every)
 
 
 class Run(Resumable):
@@ -267,7 +257,6 @@ class Run(Resumable):
         buffers = {name: value.clone() for name, value in net.named_buffers()}
         self.key = torch.tensor(cell.seed, device=settings.device)
         self.lane = self.program.init(mf.parameters(net), buffers, self._batch(0), self.key)
-        self.done, self.failed = 0, False
         self.seen: list[Seen] = []  # each of some steps, the step first
         self.times: list[float] = []
 

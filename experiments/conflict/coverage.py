@@ -35,6 +35,11 @@ SETTINGS = tuple(
 )
 
 
+def share(x: Tensor) -> float:
+    """Of ones, or the mean."""
+    return x.to(torch.float64).mean().item()
+
+
 class Covered(NamedTuple):
     """Shares of the replicates of one setting."""
 
@@ -66,9 +71,6 @@ def covered(setting: Setting, replicates: int, seed: int = 0) -> Covered:
     inner, low, high = (x[:, 0, 1] for x in (found.inner, found.low, found.high))
     verdict, truth = found.verdict[:, 0, 1], setting.cosine
     plain = drawn.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))[:, :, 0, :, 1].mean((1, 2))
-
-    def share(x: Tensor) -> float:
-        return x.to(torch.float64).mean().item()
 
     return Covered(
         share((low <= truth) & (truth <= high)),
@@ -153,9 +155,6 @@ def tails(family: str, samples: int, replicates: int, seed: int = 0) -> Tails:
     rows, truth = vectors.flatten(1, 2), TAILED[family]
     found = vmap(lambda x: mf.diagnostics.conflict(x, tasks=2, level=1 - RATE))(rows @ rows.mT)
     low, high, verdict = (x[:, 0, 1] for x in (found.low, found.high, found.verdict))
-
-    def share(x: Tensor) -> float:
-        return x.to(torch.float64).mean().item()
 
     return Tails(
         share((low <= truth) & (truth <= high)),

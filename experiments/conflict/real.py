@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 import mtlfunc as mf
 from experiments.metric.networks import NETWORKS
+
+from .coverage import share
 
 
 class Wrong(NamedTuple):
@@ -27,33 +29,17 @@ class Wrong(NamedTuple):
 BATCH = 32
 
 
-def sample_losses(name: str, seed: int):
-    """`(params, batch) -> [sample, task]`, the parameters, the data and which are shared."""
-    problem = NETWORKS[name](seed)
-
-    def losses(params: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        out = functional_call(problem.module, params, (batch[0],))
-        if isinstance(out, tuple):
-            each = [
-                torch.nn.functional.cross_entropy(x, batch[1][:, k], reduction="none")
-                for k, x in enumerate(out)
-            ]
-            return torch.stack(each, 1)
-        return (out - batch[1]).square()
-
-    return losses, mf.parameters(problem.module), problem.data, problem.shared
-
-
 def measure(name: str, steps: tuple[int, ...], batches: int, seed: int = 0) -> list[Wrong]:
     """What batches of 32 say after some steps of Adam on the mean loss."""
-    losses, params, data, shared = sample_losses(name, seed)
-    data = tuple(x[:512] for x in data)
+    problem = NETWORKS[name](seed)
+    losses, params = problem.by_sample, mf.parameters(problem.module)
+    data = tuple(x[:512] for x in problem.data)
     count, found, key = len(data[0]), [], mf.random.key(seed)
     step = mf.descend(lambda p, b: losses(p, b).mean(0), mf.mean(), mf.losses_only(), mf.adam(3e-3))
     state = step.init(params, data)
     for done in range(max(steps) + 1):
         if done in steps:
-            values, gramian = mf.sample_gramian(losses, state.params, data, shared=shared)
+            values, gramian = mf.sample_gramian(losses, state.params, data, shared=problem.shared)
             found += _wrong(name, done, gramian, values.shape[1], count, batches, key)
         order = mf.random.permutation(mf.random.fold_in(key, done), count)[:BATCH]
         state, _ = step.update(state, tuple(x[order] for x in data))
@@ -70,7 +56,6 @@ def _wrong(
     some = torch.stack([blocks[i][:, :, i] for i in index])
     said = vmap(lambda g: mf.diagnostics.conflict(g.reshape(BATCH * tasks, -1), tasks))(some)
     naive = some.mean((1, 3))
-    share = lambda x: x.double().mean().item()  # noqa: E731
     rows = []
     for s in range(tasks):
         for t in range(s + 1, tasks):

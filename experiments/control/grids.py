@@ -21,7 +21,7 @@ from common.progress import counted
 from common.study import Numbers
 from mtlfunc.types import Params
 
-from .methods import SCALES_UNDONE, probe_and_rule
+from .methods import SCALES_UNDONE, measured, probe_and_rule
 
 SIDE, ACTIONS, TASKS, WIDTH = 5, 4, 4, 3
 DISCOUNT, SLIP = 0.9, 0.2
@@ -148,10 +148,8 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     """Cells of one method, seeds and rates side by side in one vmapped program.
 
     Returns:
-        for each: `score` (minus the area), `area` (mean gap over tasks and steps), `final` (mean
-        gap at the end), `worst` (largest gap of a task at the end), `curve` (mean gap over tasks
-        `[step + 1]`), `tasks` (gap at the end by task), `step_ms` (processor time of a step, one of
-        these runs).
+        for each what `measured` says of the gaps after every step; `step_ms` is the processor time
+        of a step, one of these runs.
     """
     keys = torch.tensor([cell.seed for cell in cells], device=settings.device)
     rates = torch.tensor([cell.rate for cell in cells], dtype=torch.float64, device=settings.device)
@@ -160,17 +158,4 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         keys, rates
     )
     step_ms = 1e3 * (time.process_time() - begun) / settings.steps / len(cells)
-    return [_numbers(run, step_ms) for run in runs]
-
-
-def _numbers(gaps: Tensor, step_ms: float) -> Numbers:
-    area = float(gaps.mean())
-    return {
-        "score": -area,
-        "area": area,
-        "final": float(gaps[-1].mean()),
-        "worst": float(gaps[-1].max()),
-        "curve": gaps.mean(-1).tolist(),
-        "tasks": gaps[-1].tolist(),
-        "step_ms": step_ms,
-    }
+    return [measured(run, step_ms, lower=True) for run in runs]

@@ -36,6 +36,26 @@ def probe_and_rule(name: str, probe: Probe | None = None, c: float = 0.5) -> tup
     return mf.losses_only(), mf.mean()
 
 
+def measured(curve: Tensor, step_ms: float, *, lower: bool = False) -> dict[str, Any]:
+    """The numbers of a run whose tasks were measured some times, `curve` `[measurement, task]`.
+
+    Returns:
+        `area` (mean over measurements and tasks) and `score` (the same, or minus it where `lower`
+        is better), `final` (mean at the end), `worst` (of the worst task), `curve` (mean over
+        tasks), `tasks` (at the end), `step_ms`.
+    """
+    area, last = float(curve.mean()), curve[-1]
+    return {
+        "score": -area if lower else area,
+        "area": area,
+        "final": float(last.mean()),
+        "worst": float(last.max() if lower else last.min()),
+        "curve": curve.mean(-1).tolist(),
+        "tasks": last.tolist(),
+        "step_ms": step_ms,
+    }
+
+
 def copies(tasks: int) -> Probe:
     """`mf.jacobian()` for small networks and losses each of which reads episodes of its own.
 

@@ -122,35 +122,34 @@ def _robots(what: str, benchmark: str, reward: str) -> str:
     return f"Meta-World ({tasks}), rewards {reward}: {what}."
 
 
+def _together(
+    module: ModuleType,
+    settings: Any,
+    compared: Sequence[str],
+    rates: tuple[float, ...],
+    tuning: int,
+    seeds: tuple[int, ...],
+    shown: report.Shown,
+) -> Part:
+    name = module.__name__.rpartition(".")[2]
+    plan = _plan(name, compared, rates, tuning, seeds)
+    perform = functools.partial(module.perform, settings)
+    return Part(name, module, settings, plan, shown, perform, True)
+
+
 def grids_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
     """Exact policy gradients."""
-    level = SIZES.index(size)
-    settings = grids.Settings((30, 150, 600)[level], device)
-    return Part(
-        "grids",
-        grids,
-        settings,
-        _plan("grids", (*rules, SCALES_UNDONE), (3e-2, 1e-1, 3e-1, 1.0), (2, 8, 16)[level], seeds),
-        GRIDS,
-        functools.partial(grids.perform, settings),
-        True,
-    )
+    level, rates = SIZES.index(size), (3e-2, 1e-1, 3e-1, 1.0)
+    settings, tuning = grids.Settings((30, 150, 600)[level], device), (2, 8, 16)[level]
+    return _together(grids, settings, (*rules, SCALES_UNDONE), rates, tuning, seeds, GRIDS)
 
 
 def points_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
     """Proximal policy optimisation of a point mass."""
-    level = SIZES.index(size)
-    settings = points.Settings((8, 24, 96)[level], device)
-    compared, rates = (*rules, HEADS, BLIND, INDEPENDENT), (5e-3, 1e-2, 2e-2, 4e-2)
-    return Part(
-        "points",
-        points,
-        settings,
-        _plan("points", compared, rates, (1, 3, 16)[level], seeds),
-        POINTS,
-        functools.partial(points.perform, settings),
-        True,
-    )
+    level, rates = SIZES.index(size), (5e-3, 1e-2, 2e-2, 4e-2)
+    settings, tuning = points.Settings((8, 24, 96)[level], device), (1, 3, 16)[level]
+    compared = (*rules, HEADS, BLIND, INDEPENDENT)
+    return _together(points, settings, compared, rates, tuning, seeds, POINTS)
 
 
 def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:

@@ -23,7 +23,7 @@ from common.study import Numbers
 from mtlfunc.types import Params
 
 from . import networks
-from .methods import HEADS, INDEPENDENT, copies, probe_and_rule
+from .methods import HEADS, INDEPENDENT, copies, measured, probe_and_rule
 
 TASKS, EPISODES, HORIZON = 10, 8, 32
 PUSH, DRAG, TIME = 1.0, 0.8, 0.15
@@ -234,10 +234,8 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     """Cells of one method, seeds and rates side by side in one vmapped program.
 
     Returns:
-        for each: `score` and `area` (mean success over measurements and tasks), `final` (mean
-        success at the end), `worst` (of the worst task), `curve` (mean over tasks
-        `[measurement]`), `tasks` (at the end), `step_ms` (processor time of a step of the
-        optimizer with its share of the episodes, one of these runs).
+        for each what `measured` says of successes; `step_ms` is the processor time of a step of the
+        optimizer with its share of the episodes, one of these runs.
     """
     keys = torch.tensor([cell.seed for cell in cells], device=settings.device)
     rates = torch.tensor([cell.rate for cell in cells], device=settings.device)
@@ -246,15 +244,5 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         lambda key, rate: train(key, rate, name=cells[0].method, iterations=settings.iterations)
     )(keys, rates)
     spent = time.process_time() - begun
-    return [
-        {
-            "score": float(curve.mean()),
-            "area": float(curve.mean()),
-            "final": float(curve[-1].mean()),
-            "worst": float(curve[-1].min()),
-            "curve": curve.mean(-1).tolist(),
-            "tasks": curve[-1].tolist(),
-            "step_ms": 1e3 * spent / len(cells) / settings.iterations / PASSES,
-        }
-        for curve in curves
-    ]
+    step_ms = 1e3 * spent / len(cells) / settings.iterations / PASSES
+    return [measured(curve, step_ms) for curve in curves]

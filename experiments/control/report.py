@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, bracket, estimate, paired, pm
+from common.intervals import Estimate, against, bracket, estimate, pm
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import bar, by_method, page, said
 
@@ -48,15 +48,11 @@ def rows(found: Found, metrics: Sequence[Metric]) -> dict[str, Row]:
     def of(name: str, key: str) -> list[float]:
         return [run[key] for run in every[name]]
 
-    def against(name: str, key: str) -> Estimate | None:
-        if name == "mean" or "mean" not in every:
-            return None
-        return paired(of(name, key), of("mean", key), len(every) - 1)
-
+    less = {m.key: against({name: of(name, m.key) for name in every}, "mean") for m in metrics}
     return {
         name: Row(
             {metric.key: estimate(of(name, metric.key)) for metric in metrics},
-            {metric.key: against(name, metric.key) for metric in metrics},
+            {key: each.get(name) for key, each in less.items()},
             estimate(of(name, "worst")),
             sorted(of(name, "step_ms"))[len(runs) // 2],
         )

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from common.cells import Cell, keep_state, kept_state, state_of
+from common.cells import Cell, Resumable, state_of
 from common.progress import Progress
 from common.study import Numbers
 from mtlfunc.types import Params, TrainState
 
 from . import networks
-from .methods import probe_and_rule
+from .methods import measured, probe_and_rule
 
 SLOW = 0.005
 """Share of the critics that their slow copies take over a step."""
@@ -213,14 +213,9 @@ class Replay:
     """The last transitions of every task."""
 
     def __init__(self, tasks: int, capacity: int, seen: int, actions: int, device: str) -> None:
-        widths = {"seen": seen, "actions": actions, "rewards": 0, "after": seen, "over": 0}
-        widths["real"] = 0
-        self.leaves = Batch(
-            *(
-                torch.zeros(tasks, capacity, *([w] if w else []), device=device)
-                for w in widths.values()
-            )
-        )
+        shapes = (seen,), (actions,), (), (seen,), (), ()
+        empty = [torch.zeros(tasks, capacity, *shape, device=device) for shape in shapes]
+        self.leaves = Batch(*empty)
         self.capacity, self.count = capacity, 0
 
     def add(self, *values: np.ndarray) -> None:
@@ -319,10 +314,10 @@ def measure(
     return reached / episodes, returns / episodes
 
 
-class Run:
-    """The state of a run; `go` ends it."""
+class Run(Resumable):
+    """The state of a run; `go` ends it. Environments begin again where one goes on."""
 
-    KEPT = ("agent", "step", "scales", "rewards", "curve", "returns", "spent")
+    KEPT = ("agent", "step", "scales", "rewards", "curve", "returns", "spent", "held")
 
     def __init__(
         self, settings: Settings, cell: Cell, make: Callable[[int], Environments], kept: Path
@@ -350,8 +345,7 @@ class Run:
         self.kept_at, self.keeping = time.monotonic(), 0.0
         self.curve: list[list[float]] = []
         self.returns: list[list[float]] = []
-        if kept.is_file():
-            self.resume()
+        self.resume(kept)
 
     def go(self) -> Numbers:
         """Learn to the end; the state is kept at every measurement, and by time between them."""
@@ -392,7 +386,10 @@ class Run:
                 note = self.look()
             late = time.monotonic() - self.kept_at > max(KEPT_EVERY, 100 * self.keeping)
             if self.step < settings.steps and (looked or late):
-                self.keep()
+                begun = time.monotonic()
+                self.keep(self.kept)
+                self.kept_at = time.monotonic()
+                self.keeping = self.kept_at - begun
             progress.update(note=note)
         progress.close()
         if not self.curve:
@@ -400,20 +397,13 @@ class Run:
                 f"steps: {settings.steps} are fewer than the {settings.every} between "
                 "two measurements"
             )
-        success, updates = np.array(self.curve), max(1, self.step - 1)
-        finite = all(bool(x.isfinite().all()) for x in self.agent.actor.params.values())
-        area = float(success.mean()) if finite else math.nan
-        return {
-            "score": area,
-            "area": area,
-            "final": float(success[-1].mean()) if finite else math.nan,
-            "worst": float(success[-1].min()) if finite else math.nan,
-            "return": float(np.mean(self.returns[-1])) if finite else math.nan,
-            "curve": success.mean(1).tolist(),
-            "tasks": success[-1].tolist(),
-            "returns": [sum(each) / tasks for each in self.returns],
-            "step_ms": 1e3 * self.spent / updates,
-        }
+        step_ms = 1e3 * self.spent / max(1, self.step - 1)
+        found = measured(torch.tensor(self.curve, dtype=torch.float64), step_ms)
+        found["return"] = float(np.mean(self.returns[-1]))
+        found["returns"] = [sum(each) / tasks for each in self.returns]
+        if not all(bool(x.isfinite().all()) for x in self.agent.actor.params.values()):
+            return found | dict.fromkeys(("score", "area", "final", "worst", "return"), math.nan)
+        return found
 
     def learn(self, key: Tensor) -> None:
         """One update, from a batch of the replay."""
@@ -455,30 +445,17 @@ class Run:
         self.returns.append(returns.tolist())
         return f"success {success.mean():.2f}, return {returns.mean():.0f}"
 
-    def keep(self) -> None:
-        """Write all that `resume` needs, whole."""
+    @property
+    def held(self) -> tuple[int, list[Tensor]]:
+        """What the replay holds."""
         count = min(self.replay.count, self.replay.capacity)
-        filled = [leaf[:, :count].clone() for leaf in self.replay.leaves]
-        state = {name: getattr(self, name) for name in self.KEPT}
-        replay = {"filled": filled, "count": self.replay.count}
-        begun = time.monotonic()
-        keep_state(self.kept, self.settings, self.cell, {"run": state, "replay": replay})
-        self.kept_at = time.monotonic()
-        self.keeping = self.kept_at - begun
+        return self.replay.count, [leaf[:, :count].clone() for leaf in self.replay.leaves]
 
-    def resume(self) -> None:
-        """Go on after the last state that was kept; environments begin again there.
-
-        What other settings left is not read.
-        """
-        kept = kept_state(self.kept, self.settings, self.cell, self.settings.device)
-        if not kept:
-            return
-        for name, value in kept["run"].items():
-            setattr(self, name, value)
-        for leaf, part in zip(self.replay.leaves, kept["replay"]["filled"], strict=True):
+    @held.setter
+    def held(self, kept: tuple[int, list[Tensor]]) -> None:
+        self.replay.count, filled = kept
+        for leaf, part in zip(self.replay.leaves, filled, strict=True):
             leaf[:, : part.shape[1]] = part
-        self.replay.count = kept["replay"]["count"]
 
 
 def perform(
@@ -493,9 +470,8 @@ def perform(
         cell: method, rate and seed.
 
     Returns:
-        `score` and `area` (mean success over measurements and tasks), `final`, `worst` (success at
-        the end: mean over tasks, least of them), `return` (at the end), `curve` and `returns` (mean
-        over tasks `[measurement]`), `tasks` (success at the end), `step_ms` (processor time of one
-        update). NaN where the parameters stopped being finite.
+        what `measured` says of successes, with the processor time of one update, `returns` (mean
+        over tasks `[measurement]`) and the last `return`. NaN where the parameters stopped being
+        finite.
     """
     return Run(settings, cell, make, state_of(unfinished, cell)).go()

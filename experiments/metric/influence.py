@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
@@ -24,7 +23,7 @@ from common.intervals import Estimate, bracket, estimate
 from common.progress import counted
 from common.tables import as_dicts, intervals, markdown, report
 
-from .networks import NETWORKS, Problem
+from .networks import NETWORKS
 from .steps import DIAGONAL, Make
 
 HERE = Path(__file__).parent
@@ -46,21 +45,11 @@ class Setting(NamedTuple):
     optimizer: str
 
 
-def losses_of(network: str, module: nn.Module, params: Params, batch: Batch) -> Tensor:
-    """Of every sample, the mean over tasks."""
-    found, y = functional_call(module, params, (batch[0],)), batch[1]
-    if network == "digits":
-        pairs = zip(found, y.unbind(1), strict=True)
-        both = [F.cross_entropy(scores, label, reduction="none") for scores, label in pairs]
-        return torch.stack(both).mean(0)
-    return (found - y).square().mean(1)
-
-
 class Run:
     """One network in training, and data that it is not trained on."""
 
     def __init__(self, network: str, make: Make, rate: float, seed: int) -> None:
-        problem: Problem = NETWORKS[network](seed)
+        self.problem = problem = NETWORKS[network](seed)
         self.network, self.seed, self.module = network, seed, problem.module.double()
         self.make: Callable[[nn.Module], torch.optim.Optimizer]
         self.make = lambda module: make(module.parameters(), rate)
@@ -75,7 +64,8 @@ class Run:
         return tuple(x[order] for x in self.data)
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
-        return losses_of(self.network, self.module, params, batch)
+        """Of every sample, the mean over tasks."""
+        return self.problem.by_sample(params, batch).mean(1)
 
     def target(self, params: Params) -> Tensor:
         """The loss on held-out data."""

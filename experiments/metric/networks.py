@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import mtlfunc as mf
 from common.problems.digits import digits, splits
 from experiments.multimnist.architectures import HardSharing, dense
+from mtlfunc.types import Params
 
 Losses = list[Tensor]
 
@@ -27,6 +29,14 @@ class Problem(NamedTuple):
         """Of the parameters that the tasks share."""
         names = (name for name, _ in self.module.named_parameters())
         return tuple(x for x in names if self.shared == "*" or x.startswith("trunk"))
+
+    def by_sample(self, params: Params, batch: tuple[Tensor, ...]) -> Tensor:
+        """Losses `[sample, task]` at other parameters: cross-entropies, or squared errors."""
+        out = functional_call(self.module, params, (batch[0],))
+        if not isinstance(out, tuple):
+            return (out - batch[1]).square()
+        pairs = zip(out, batch[1].unbind(1), strict=True)
+        return torch.stack([F.cross_entropy(x, y, reduction="none") for x, y in pairs], 1)
 
     def to(self, device: torch.device) -> "Problem":
         """The same there: what is drawn does not depend on the device."""

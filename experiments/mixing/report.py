@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, against, bracket, estimate, paired, pm, verdicts
 from common.tables import markdown
 
 from .data import PROBLEMS
@@ -26,12 +26,7 @@ LINES = {
 
 def compared(outcomes: Mapping[str, Outcome], rival: str) -> dict[str, Estimate]:
     """Errors less the rival's, seed by seed, with intervals that hold together."""
-    if rival not in outcomes:
-        return {}
-    others = [name for name in outcomes if name != rival]
-    return {
-        name: paired(outcomes[name].error, outcomes[rival].error, len(others)) for name in others
-    }
+    return against({name: x.error for name, x in outcomes.items()}, rival)
 
 
 def of(found: Found, problem: str, seeds: str) -> dict[str, Outcome]:
@@ -46,11 +41,11 @@ def words(found: Found) -> str:
         if "align" not in outcomes:
             continue
         others = [name for name in outcomes if name != "align"]
-        against = {
+        less = {
             name: paired(outcomes["align"].error, outcomes[name].error, len(others))
             for name in others
         }
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in verdicts(against).items())
+        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in verdicts(less).items())
         lines.append(
             f"{problem}, seeds {seeds}, errors of align on the target's test images against those "
             f"of the others: {said}."

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
-from common.intervals import Estimate, bracket, estimate, paired, pm
+from common.intervals import Estimate, against, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, intervals, markdown, page
 
@@ -64,7 +64,8 @@ def rows(found: Found) -> dict[str, dict[str, Row]]:
 
 def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
     rules = [name for name in methods if name not in ALONE.values()]
-    result = {}
+    result, own = {}, {name: both(methods, name, "test") for name in rules}
+    less = against(own, MEAN)
     for name, runs in methods.items():
         joint = name in rules
         learnt = list(runs[0]["test"])
@@ -74,13 +75,10 @@ def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
             sum(100 * (run["train"][t] - run["test"][t]) for t in learnt) / len(learnt)
             for run in runs
         ]
-        own = both(methods, name, "test") if joint else []
         result[name] = Row(
             test={task: estimate(values) for task, values in test.items()},
             delta_m=estimate(_deltas(test, alone), len(rules)) if joint else None,
-            against_mean=paired(own, both(methods, MEAN, "test"), len(rules) - 1)
-            if joint and name != MEAN and MEAN in rules
-            else None,
+            against_mean=less.get(name),
             against_alone={t: paired(test[t], alone[t], len(TASKS)) for t in learnt}
             if joint
             else {},

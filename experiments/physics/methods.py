@@ -34,12 +34,18 @@ def _leaves(net: Net) -> Params:
     return dict(net.named_parameters())
 
 
-def _adam(problem: Problem, net: Net, batches: Iterator[Points], rate: float) -> Steps:
-    """On the sum of the terms."""
+def _by_adam(
+    problem: Problem,
+    net: Net,
+    batches: Iterator[Points],
+    rate: float,
+    backward: Callable[[Tensor, Points], object] = lambda squares, _: squares.sum().backward(),
+) -> Steps:
+    """On the sum of the terms, or by what makes gradients of the residuals' squares."""
     optimizer = torch.optim.Adam(net.parameters(), rate)
     for points in batches:
         optimizer.zero_grad()
-        problem.residuals(net, _leaves(net), points).square().sum().backward()
+        backward(problem.residuals(net, _leaves(net), points).square(), points)
         optimizer.step()
         yield _leaves(net)
 
@@ -69,29 +75,25 @@ def _balanced(
     rate: float,
 ) -> Steps:
     """A rule on the terms' gradients, then Adam."""
-    optimizer = torch.optim.Adam(net.parameters(), rate)
     balancer = mf.Balancer(net, rule())
-    for points in batches:
-        optimizer.zero_grad()
-        terms = problem.residuals(net, _leaves(net), points).square() @ points.member
-        balancer.backward(terms)
-        optimizer.step()
-        yield _leaves(net)
+
+    def backward(squares: Tensor, points: Points) -> None:
+        balancer.backward(squares @ points.member)
+
+    return _by_adam(problem, net, batches, rate, backward)
 
 
 def _ntk(problem: Problem, net: Net, batches: Iterator[Points], rate: float) -> Steps:
     """Weights from the traces of the terms' kernels, now and then, and Adam."""
-    optimizer = torch.optim.Adam(net.parameters(), rate)
-    weights = torch.ones(())
-    for i, points in enumerate(batches):
-        if i % KEPT == 0:
-            params = {name: leaf.detach() for name, leaf in _leaves(net).items()}
-            weights = ntk_weights(problem, net, params, points)
-        optimizer.zero_grad()
-        terms = problem.residuals(net, _leaves(net), points).square() @ points.member
-        (weights * terms).sum().backward()
-        optimizer.step()
-        yield _leaves(net)
+    weights, steps = torch.ones(()), itertools.count()
+
+    def backward(squares: Tensor, points: Points) -> None:
+        nonlocal weights
+        if next(steps) % KEPT == 0:
+            weights = ntk_weights(problem, net, mf.parameters(net), points)
+        (weights * (squares @ points.member)).sum().backward()
+
+    return _by_adam(problem, net, batches, rate, backward)
 
 
 def ntk_weights(problem: Problem, net: Net, params: Params, points: Points) -> Tensor:
@@ -113,10 +115,8 @@ def _newton(
 ) -> Steps:
     """Gauss-Newton on the residuals, the best of some lengths of its step; SPRING's momentum."""
     residuals = functools.partial(problem.residuals, net)
-    rule, probe = (
-        mf.physics.gauss_newton(damping, momentum=momentum),
-        mf.jacobian(weightings=_identity),
-    )
+    rule = mf.physics.gauss_newton(damping, momentum=momentum)
+    probe = mf.jacobian(weightings=_identity)
     carried = mf.sgd(1.0, momentum=MOMENTUM if momentum else None)
     step = mf.descend(residuals, rule, probe, carried, metric=momentum)
     first = next(batches)
@@ -144,7 +144,7 @@ def _with_adam(way: Way) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "Adam": _with_adam(_adam),
+    "Adam": _with_adam(_by_adam),
     "L-BFGS": Method(_lbfgs, "first length", (0.25, 0.5, 1.0)),
     "ConFIG": _with_adam(functools.partial(_balanced, mf.config)),
     "MGDA": _with_adam(functools.partial(_balanced, mf.mgda)),

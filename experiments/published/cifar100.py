@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import mtlfunc as mf
 from common.files import DataError, listed, names_in
-from experiments.auxiliary.data import unpickled
+from experiments.auxiliary.data import arrays
 
 from .benchmark import Batch, Benchmark, Splits
 
@@ -77,41 +77,10 @@ def files(folder: Path) -> list[Path]:
     return [place / name for name in NAMES]
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels `[image, 3072]`, fine and coarse labels `[image]`, checked."""
-    held = unpickled(path)
-    held = held if isinstance(held, dict) else {}
-    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in held.items()}
-    wanted = ("data", "fine_labels", "coarse_labels")
-    if any(name not in named for name in wanted):
-        more = " (labels: is this CIFAR-10?)" if "labels" in named else ""
-        raise DataError(
-            f"{path}: looked for {', '.join(wanted)}, found "
-            f"{', '.join(map(str, named)) or 'no dictionary'}{more}"
-        )
-    pixels, fine, coarse = (np.asarray(named[name]) for name in wanted)
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
-        raise DataError(
-            f"{path}: data of shape {pixels.shape} and {pixels.dtype}; expected [image, 3072] of "
-            "uint8, images of 3 x 32 x 32"
-        )
-    for name, labels, most in (("fine", fine, TASKS * CLASSES), ("coarse", coarse, TASKS)):
-        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"{path}: {name}_labels of shape {labels.shape} and {labels.dtype}; expected "
-                f"{len(pixels)} integers, one per image"
-            )
-        if labels.min() < 0 or labels.max() >= most:
-            raise DataError(
-                f"{path}: {name}_labels from {labels.min()} to {labels.max()}; expected 0 to "
-                f"{most - 1}"
-            )
-    return pixels, fine.astype(np.int64), coarse.astype(np.int64)
-
-
 def _by_task(path: Path, classes: list[list[int]] | None) -> tuple[Tensor, Tensor, list[list[int]]]:
     """Images and labels `[task, image, …]`, and the fine classes of every task."""
-    pixels, fine, coarse = _arrays(path)
+    counts = {"fine_labels": TASKS * CLASSES, "coarse_labels": TASKS}
+    images, fine, coarse = arrays(path, counts, "labels", "CIFAR-10")
     own = [sorted({int(x) for x in fine[coarse == task]}) for task in range(TASKS)]
     for task, found in enumerate(own):
         if len(found) != CLASSES or (classes is not None and found != classes[task]):
@@ -128,7 +97,6 @@ def _by_task(path: Path, classes: list[list[int]] | None) -> tuple[Tensor, Tenso
         )
     order = np.argsort(coarse, kind="stable").reshape(TASKS, -1)
     labels = np.stack([np.searchsorted(own[task], fine[order[task]]) for task in range(TASKS)])
-    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     return images[torch.from_numpy(order)], torch.from_numpy(labels), own
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mtlfunc as mf
-from common.intervals import Estimate, bracket, estimate, paired, pm
+from common.intervals import Estimate, against, bracket, estimate, pm
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, page, said
 
@@ -49,7 +49,7 @@ def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
             return deltas(name, published)
         return [sum(run["test"].values()) / len(run["test"]) for run in runs[name]]
 
-    result = {}
+    result, less = {}, against({name: compared(name) for name in rules}, MEAN)
     for name, each in runs.items():
         joint, alike = name in rules, not benchmark.base
         worst = min if benchmark.higher_is_better else max
@@ -59,9 +59,7 @@ def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
             worst=estimate([worst(run["test"].values()) for run in each]) if alike else None,
             delta_m=estimate(deltas(name, base), len(rules)) if joint and single else None,
             published=None if alike or not joint else estimate(compared(name), len(rules)),
-            against_mean=paired(compared(name), compared(MEAN), len(rules) - 1)
-            if joint and name != MEAN and MEAN in rules
-            else None,
+            against_mean=less.get(name),
             epoch=sum(run["epoch"] for run in each) / len(each),
             step_ms=sorted(run["step_ms"] for run in each)[len(each) // 2],
         )

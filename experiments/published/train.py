@@ -13,9 +13,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable, state_of
+from common.cells import Cell, Resumable
 from common.files import DataError, Source
-from common.progress import Progress
 from common.study import Numbers
 from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.types import Optimizer, Params
@@ -66,7 +65,7 @@ def optimizer_of(benchmark: Benchmark, rate: float) -> Optimizer:
 class Run(Resumable):
     """The state of a run between two epochs."""
 
-    KEPT = ("params", "buffers", "balanced", "moments", "epoch", "seconds", "steps")
+    KEPT = ("params", "buffers", "balanced", "moments", "done", "seconds", "steps")
     KEPT += ("curve", "best")
 
     def __init__(self, settings: Settings, cell: Cell) -> None:
@@ -92,7 +91,7 @@ class Run(Resumable):
         self.balance = mf.balance(self.losses, rule, probe, has_aux=True)
         self.moments = optimizer_of(benchmark, cell.rate).init(self.params)
         self.balanced: Any = None
-        self.epoch, self.seconds, self.steps, self.failed = 0, 0.0, 0, False
+        self.seconds, self.steps = 0.0, 0
         self.curve: list[float] = []  # validation score after every epoch
         self.best: dict[str, Any] = {}
 
@@ -119,16 +118,16 @@ class Run(Resumable):
         schedule, epochs = self.benchmark.schedule, self.settings.epochs
         rate = plateau(self.curve, self.cell.rate) if schedule == "plateau" else self.cell.rate
         if schedule == "cosine":
-            return lambda share: rate * (1 + math.cos(math.pi * (self.epoch + share) / epochs)) / 2
+            return lambda share: rate * (1 + math.cos(math.pi * (self.done + share) / epochs)) / 2
         return lambda share: rate
 
-    def one_epoch(self) -> None:
+    def advance(self) -> None:
         """Every training sample once, in an order of the seed and the epoch; then validation.
 
         Rules that ask for several batches get others, drawn with replacement.
         """
         self.net.train()
-        generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.epoch)
+        generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.done)
         count, size = self.count(self.data.train), self.settings.batch
         order, rate = torch.randperm(count, generator=generator).tolist(), self.rates()
         for first in range(0, count, size):
@@ -158,9 +157,9 @@ class Run(Resumable):
         self.failed = not math.isfinite(score)
         if not self.failed and (not self.curve or score > max(self.curve)):
             test = self.measure(self.data.test)
-            self.best = {"epoch": self.epoch + 1, "validation": values, "test": test}
+            self.best = {"epoch": self.done + 1, "validation": values, "test": test}
         self.curve.append(score)
-        self.epoch += 1
+        self.done += 1
 
     def score(self, values: list[float]) -> float:
         """Of validation metrics, higher is better: of one task, where it is learnt alone."""
@@ -226,14 +225,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     Raises:
         DataError: for data that cannot be read.
     """
-    run, kept = Run(settings, cell), state_of(unfinished, cell)
-    run.resume(kept)
+    run = Run(settings, cell)
     if not run.count(run.data.train):
         raise DataError(f"{settings.data}: there is no training sample")
-    with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
-        while run.epoch < settings.epochs and not run.failed:
-            run.one_epoch()
-            progress.update()
-            if run.epoch < settings.epochs and not run.failed:
-                run.keep(kept)
-    return run.numbers()
+    return run.to_end(unfinished, settings.epochs, "epochs")

@@ -2,16 +2,15 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common import command
 from common.arguments import positive
 from common.cells import Store, sources_of
-from common.device import on
+from common.device import there
 from common.study import Plan, alike, conduct, conduct_together
 from common.tables import report
 
@@ -49,12 +48,6 @@ def _parser():
     return found
 
 
-def _there(device: torch.device, perform: Callable[..., Any], *given: Any) -> Any:
-    """`perform(*given)` on a device."""
-    with on(device):
-        return perform(*given)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
@@ -68,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods: dict[str, tuple[str, ...]] = dict.fromkeys(given.rules, ("",))
         own = sources_of(HERE)
         known = Plan(methods, (EXACT_RATE,), (), seeds, tuple(exact.PROBLEMS))
-        every = functools.partial(_there, given.device, exact.together, steps)
+        every = functools.partial(there, given.device, exact.together, steps)
         store = Store(cells / "exact", own, steps)
         closed = conduct_together(known, every, alike, store, given.workers)
         plan = Plan(methods, (given.rate,), (), seeds, train.PROBLEMS)
-        one = functools.partial(_there, given.device, train.perform, settings)
+        one = functools.partial(there, given.device, train.perform, settings)
         sampled = conduct(plan, one, Store(cells, own, settings), given.workers)
         results = Results(sampled.runs, closed.runs, seeds, settings, given.rate)
         text = table(results)

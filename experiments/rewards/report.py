@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, against, bracket, estimate, paired, pm, verdicts
 from common.tables import markdown
 
 from . import exact
@@ -45,13 +45,7 @@ def worst(runs: Sequence[dict[str, Any]]) -> Estimate:
 
 def gains(methods: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Estimate]:
     """The rewards' sum less that of the method `sum`, paired by seed, all together at 95 %."""
-    if "sum" not in methods:
-        return {}
-    base = [run["score"] for run in methods["sum"]]
-    others = [name for name in methods if name != "sum"]
-    return {
-        name: paired([run["score"] for run in methods[name]], base, len(others)) for name in others
-    }
+    return against({name: [run["score"] for run in runs] for name, runs in methods.items()}, "sum")
 
 
 def words(results: Results) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, bracket, estimate, paired, pm
+from common.intervals import Estimate, against, bracket, estimate, pm
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, intervals, page, said
 
@@ -57,31 +57,23 @@ def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
             for test, one in zip(tests_of(found, method, average), base[average], strict=True)
         ]
 
+    every, count = benchmark.tasks, len(rules) - 1
+
+    def less(tasks: tuple[str, ...], comparisons: int) -> dict[str, Estimate]:
+        return against({name: deltas(name, flat, tasks) for name in rules}, "mean", comparisons)
+
+    whole = less(every, count)
+    by_itself = {task: less((task,), count * len(every)) for task in every}
     result = {}
     for name, runs in found.runs[""].items():
         tests, joint = tests_of(found, name, "test"), name in rules
-        compared = joint and name != "mean" and "mean" in rules
-        every = benchmark.tasks
         metrics = {k: estimate([test[k] for test in tests]) for k in tests[0]}
         result[name] = Row(
             metrics=metrics,
             flat=estimate(deltas(name, flat, every), len(rules)) if joint else None,
             by_task=estimate(deltas(name, by_task, every), len(rules)) if joint else None,
-            against_mean=paired(
-                deltas(name, flat, every), deltas("mean", flat, every), len(rules) - 1
-            )
-            if compared
-            else None,
-            tasks={
-                task: paired(
-                    deltas(name, flat, (task,)),
-                    deltas("mean", flat, (task,)),
-                    (len(rules) - 1) * len(every),
-                )
-                for task in every
-            }
-            if compared
-            else {},
+            against_mean=whole.get(name),
+            tasks={task: each[name] for task, each in by_itself.items() if name in each},
             weights={t: sum(r["weights"][t] for r in runs) / len(runs) for t in runs[0]["weights"]},
             step_ms=sorted(run["step_ms"] for run in runs)[len(runs) // 2],
             published_base=flat({k: v.mean for k, v in metrics.items()}, published.base)

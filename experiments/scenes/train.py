@@ -14,9 +14,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable, state_of
+from common.cells import Cell, Resumable
 from common.files import DataError, Source
-from common.progress import Progress, counted
+from common.progress import counted
 from common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import BalanceState, Params, State
@@ -155,17 +155,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         (training loss of the last epoch by task). A run whose numbers stop being finite has NaN
         everywhere.
     """
-    run = Run(settings, cell)
-    kept = state_of(unfinished, cell)
-    run.resume(kept)
-    with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
-        while run.epoch < settings.epochs and not run.failed:
-            run.one_epoch()
-            progress.update()
-            if not settings.width and run.epoch < settings.epochs:
-                unfinished.mkdir(parents=True, exist_ok=True)
-                run.keep(kept)
-    return run.numbers()
+    return Run(settings, cell).to_end(unfinished, settings.epochs, "epochs", not settings.width)
 
 
 def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> list[Numbers]:
@@ -173,7 +163,7 @@ def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> lis
     if len(cells) == 1:  # faster than one lane
         return [perform(settings, unfinished, cells[0])]
     runs = [Run(settings, cell) for cell in cells]
-    lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].advance)
+    lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].step)
     doing = f"{cells[0].method}, {len(cells)} runs together"
     for _ in counted(range(settings.epochs), doing, "epochs"):
         for drawn in zip(*(run.batches() for run in runs), strict=True):
@@ -206,7 +196,7 @@ class Lane(NamedTuple):
 class Run(Resumable):
     """The state of a run between two epochs."""
 
-    KEPT = ("lane", "epoch", "times", "weights", "tests", "pooled")
+    KEPT = ("lane", "done", "times", "weights", "tests", "pooled")
 
     def __init__(self, settings: Settings, cell: Cell) -> None:
         self.settings, self.cell, self.benchmark = settings, cell, benchmark_of(settings)
@@ -220,7 +210,6 @@ class Run(Resumable):
         self.balance = mf.balance(self.losses, rule, probe, has_aux=True)
         state = self.balance.init(params, (self.batch([0, 1]), buffers), cell.seed)
         self.lane = Lane(params, buffers, state, mf.adam(cell.rate).init(params))
-        self.epoch, self.failed = 0, False
         self.times: list[float] = []
         self.weights: list[list[float]] = []
         self.last: list[list[float]] = []
@@ -242,13 +231,13 @@ class Run(Resumable):
         """The learning rate after a share of an epoch."""
         settings = self.settings
         if settings.halved_every:
-            return self.cell.rate * 0.5 ** (self.epoch // settings.halved_every)
-        return self.cell.rate * (1 + math.cos(math.pi * (self.epoch + share) / settings.epochs)) / 2
+            return self.cell.rate * 0.5 ** (self.done // settings.halved_every)
+        return self.cell.rate * (1 + math.cos(math.pi * (self.done + share) / settings.epochs)) / 2
 
     def batches(self) -> Iterator[tuple[Views, float]]:
         """Every training image once, in an order that the seed and the epoch fix, and the rate."""
         self.net.train()
-        generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.epoch)
+        generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.done)
         order = torch.randperm(len(self.data.train), generator=generator).tolist()
         size, self.last = self.benchmark.batch, []
         for first in range(0, len(order), size):
@@ -257,7 +246,7 @@ class Run(Resumable):
                 seen = augment(seen, generator)
             yield seen, self.rate(first / len(order))
 
-    def advance(
+    def step(
         self, lane: Lane, seen: Views, rate: float | Tensor
     ) -> tuple[Lane, Float[Tensor, " task"], Float[Tensor, " task"]]:
         """One step of Adam along the rule's direction: the run after it, weights and losses."""
@@ -271,12 +260,12 @@ class Run(Resumable):
         self.last.append(losses.tolist())
         self.times.append(seconds)
 
-    def one_epoch(self) -> None:
+    def advance(self) -> None:
         """Every training image once."""
         for seen, rate in self.batches():
             start = time.process_time()
             try:
-                self.lane, weights, found = self.advance(self.lane, seen, rate)
+                self.lane, weights, found = self.step(self.lane, seen, rate)
             except ValueError as error:
                 if "NaN" not in str(error):
                     raise
@@ -287,9 +276,9 @@ class Run(Resumable):
 
     def ends_epoch(self) -> None:
         """Measure on test images where the epoch is among those that are averaged."""
-        self.epoch += 1
+        self.done += 1
         self.failed |= not all(math.isfinite(x) for step in self.last for x in step)
-        if not self.failed and self.epoch > self.settings.epochs - self.settings.averaged:
+        if not self.failed and self.done > self.settings.epochs - self.settings.averaged:
             scores = self.scores(self.data.test)
             self.tests.append(scores.result())
             self.pooled.append(scores.pooled())

@@ -292,7 +292,7 @@ def test_a_run_in_the_published_set_up_goes_on_where_it_was_stopped(tmp_path, mo
     stop = 45
     with pytest.raises(KeyboardInterrupt):
         sac.perform(make, tmp_path, settings, cell)
-    state = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")["run"]
+    state = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")
     assert state["step"] == 40
     assert (state["rewards"].variance != 1).all()
     stop = -1

@@ -393,7 +393,7 @@ def test_the_mean_learns_as_a_stock_loop(name, tmp_path, in_double):
     )
     count = len(run.data.train)
     for epoch in range(2):
-        run.one_epoch()
+        run.advance()
         net.train()
         generator = torch.Generator().manual_seed(1_000_003 * 3 + epoch)
         order = torch.randperm(count, generator=generator).tolist()
@@ -416,18 +416,18 @@ def test_the_mean_learns_as_a_stock_loop(name, tmp_path, in_double):
 
 def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
     settings = settings_of("celeba", tmp_path / "data", epochs=3)
-    cell, real = Cell("", "cagrad", "", 1e-2, 0), train.Run.one_epoch
+    cell, real = Cell("", "cagrad", "", 1e-2, 0), train.Run.advance
     whole = train.perform(settings, tmp_path / "a", cell)
 
     def stopping(self: train.Run) -> None:
-        if self.epoch == 2:
+        if self.done == 2:
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(train.Run, "one_epoch", stopping)
+    monkeypatch.setattr(train.Run, "advance", stopping)
     with pytest.raises(KeyboardInterrupt):
         train.perform(settings, tmp_path / "b", cell)
-    monkeypatch.setattr(train.Run, "one_epoch", real)
+    monkeypatch.setattr(train.Run, "advance", real)
     assert state_of(tmp_path / "b", cell).is_file()
     rest = train.perform(settings, tmp_path / "b", cell)
     assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}

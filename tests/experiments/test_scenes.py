@@ -236,7 +236,7 @@ def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
     net = train.network(settings, data.CITYSCAPES, data.CITYSCAPES.tasks, 0).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for epoch in range(2):
-        run.one_epoch()
+        run.advance()
         optimizer.param_groups[0]["lr"] = 0.01 * 0.5**epoch
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(4, generator=generator).tolist()
@@ -258,8 +258,8 @@ def test_a_long_run_goes_on_after_its_last_epoch(thin, tmp_path):
     cell = Cell("", "gradnorm", "", 1e-3, 4)
     whole = train.perform(settings, tmp_path / "a", cell)
     run = train.Run(settings, cell)
-    run.one_epoch()
-    run.one_epoch()
+    run.advance()
+    run.advance()
     (tmp_path / "b").mkdir()
     run.keep(state_of(tmp_path / "b", cell))
     rest = train.perform(settings, tmp_path / "b", cell)
