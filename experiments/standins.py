@@ -91,10 +91,7 @@ STUDIES = {
         ("auxiliary/out/default", "auxiliary/out/fresh"),
     ),
     "scenes": Study(
-        "rendered rooms",
-        "scenes",
-        scenes.RULES,
-        ("scenes/out/default", "scenes/out/fresh"),
+        "rendered rooms", "scenes", scenes.RULES, ("scenes/out/default", "scenes/out/fresh")
     ),
     "mazes": Study(
         "mazes with exact gradients",
@@ -270,9 +267,7 @@ STANDINS = (
         "CA-36",
         "auxiliary",
         "CAGrad is above the main task alone and every other rule for every number of labels",
-        lambda v: every_one(
-            over(v, list(v), "cagrad", list(next(iter(v.values())))),
-        ),
+        lambda v: every_one(over(v, list(v), "cagrad", list(next(iter(v.values()))))),
     ),
     *(
         StandIn(

@@ -65,10 +65,7 @@ def method_of(name: str, net: Net) -> tuple[Probe, Rule]:
         "mgda": lambda: (mf.jacobian(trunk), mf.mgda()),
         "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
         "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
-        "gradnorm": lambda: (
-            mf.jacobian(measured, heads="weighted"),
-            mf.gradnorm(1.0),
-        ),
+        "gradnorm": lambda: (mf.jacobian(measured, heads="weighted"), mf.gradnorm(1.0)),
     }[name]()
 
 

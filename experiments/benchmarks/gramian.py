@@ -202,42 +202,21 @@ class Case(NamedTuple):
 
 
 def reference(task: Problem) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gramian and a step's gradient in float64, a few leaves at a time."""
-    shared, heads = leaves_of(task)
-    losses = losses_of(task)(shared | heads, task.batch)
-    count = len(losses)
-    gramian = vector(losses).new_zeros(count, count)
-    names, most = list(shared), 2**27 // count  # a gigabyte of rows
-    while names:
-        some = [names.pop(0)]
-        while names and sum(shared[n].numel() for n in [*some, names[0]]) <= most:
-            some.append(names.pop(0))
-        rows = [
-            torch.autograd.grad(losses[i], [shared[n] for n in some], retain_graph=True)
-            for i in range(count)
-        ]
-        gramian += gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
-    weighted = (some_weights(count, gramian) * vector(losses)).sum()
-    pulled = torch.autograd.grad(weighted, list(shared.values()), retain_graph=True)
-    step = dict(zip(shared, pulled, strict=True))
-    if heads:
-        own = torch.autograd.grad(vector(losses).mean(), list(heads.values()))
-        step |= dict(zip(heads, own, strict=True))
+    """Gramian and a step's gradient, for a problem in float64."""
+    gramian, step = loop(task, step=True)()
     return gramian.detach(), step
 
 
 def error(quantity: str, answer: Any, truth: tuple[Tensor, dict[str, Tensor]]) -> float:
     """Worst relative error of a Gramian, and of a step's gradient; NaN for a mean gradient."""
     if quantity == "gradient":
-        return float("nan")
-    gramian, step = answer if quantity == "step" else (answer, None)
+        return math.nan
+    gramian, step = answer if quantity == "step" else (answer, truth[1])
     scale = truth[0].diagonal().sqrt()
     worst = float(((gramian.double() - truth[0]).abs() / (scale[:, None] * scale)).amax())
-    if step is not None:
-        assert step.keys() == truth[1].keys()
-        off = sum(float((step[n].double() - x).square().sum()) for n, x in truth[1].items())
-        worst = max(worst, math.sqrt(off / sum(float(x.square().sum()) for x in truth[1].values())))
-    return worst
+    assert step.keys() == truth[1].keys()
+    g, h = (torch.cat([x[n].flatten().double() for n in truth[1]]) for x in (step, truth[1]))
+    return max(worst, float((g - h).norm() / h.norm()))
 
 
 def measure(
@@ -252,30 +231,26 @@ def measure(
     truth = reference(double)
     rows: dict[tuple[str, str], Row] = {}
     calls: dict[tuple[str, str], Call] = {}
-    common = {"case": case.name()}
-    for quantity, method, make in contenders(task):
-        if methods and quantity != "gradient" and method not in methods:
-            continue
-        row: Row = common | {"quantity": quantity, "method": method}
-        rows[quantity, method] = row
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                call = make(task)
-                answer, row["memory"] = with_memory(call, device)
-            row["error"] = error(quantity, answer, truth)
-            del answer
-            calls[quantity, method] = call
-        except Exception as reason:  # a peer that cannot do this is a result too
-            row["failed"] = f"{type(reason).__name__}: {reason}"
-            first = row["failed"].splitlines()[0]
-            tqdm.write(f"{case.name()} {device}: {quantity}, {method} failed: {first}")
-    del truth, double
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        times = in_shares(calls, seconds, clock, device)
-    for name, taken in times.items():
-        rows[name]["median"] = median(taken)
+        for quantity, method, make in contenders(task):
+            if methods and quantity != "gradient" and method not in methods:
+                continue
+            row: Row = {"case": case.name(), "quantity": quantity, "method": method}
+            rows[quantity, method] = row
+            try:
+                call = make(task)
+                answer, row["memory"] = with_memory(call, device)
+                row["error"] = error(quantity, answer, truth)
+                del answer
+                calls[quantity, method] = call
+            except Exception as reason:  # a peer that cannot do this is a result too
+                row["failed"] = f"{type(reason).__name__}: {reason}"
+                first = row["failed"].splitlines()[0]
+                tqdm.write(f"{case.name()} {device}: {quantity}, {method} failed: {first}")
+        del truth, double
+        for name, taken in in_shares(calls, seconds, clock, device).items():
+            rows[name]["median"] = median(taken)
     return list(rows.values())
 
 

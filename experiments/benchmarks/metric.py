@@ -70,10 +70,7 @@ def missed(rows: list[Row]) -> list[str]:
     ]
 
 
-AXES = {
-    "optimizer": Axis("", ("Adam",)),
-    "batch": Axis("batches", (64, 128, 256), at_least(1)),
-}
+AXES = {"optimizer": Axis("", ("Adam",)), "batch": Axis("batches", (64, 128, 256), at_least(1))}
 main = command("metric", __doc__, AXES, measure, table, seconds=10.0)
 
 if __name__ == "__main__":

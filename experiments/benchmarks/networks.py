@@ -207,9 +207,7 @@ PROBLEMS = {
     ),
 } | {
     f"{way}-{width}-sample": Family(
-        partial(residuals, way, width),
-        f"Laplacian by {way}, 3×{width}, {{batch}} points",
-        (1, 256),
+        partial(residuals, way, width), f"Laplacian by {way}, 3×{width}, {{batch}} points", (1, 256)
     )
     for way in LAPLACIANS
     for width in WIDTHS

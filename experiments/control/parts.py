@@ -183,10 +183,7 @@ def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device
             notes=(_robots(what, benchmark, robots.REWARD), BASELINES),
         ),
         functools.partial(
-            cloning.perform,
-            robots.Environments(benchmark),
-            robots.Expert(benchmark),
-            settings,
+            cloning.perform, robots.Environments(benchmark), robots.Expert(benchmark), settings
         ),
         False,
     )

@@ -68,11 +68,7 @@ def _lbfgs(problem: Problem, net: Net, batches: Iterator[Points], rate: float) -
 
 
 def _balanced(
-    rule: Callable[[], mf.Rule],
-    problem: Problem,
-    net: Net,
-    batches: Iterator[Points],
-    rate: float,
+    rule: Callable[[], mf.Rule], problem: Problem, net: Net, batches: Iterator[Points], rate: float
 ) -> Steps:
     """A rule on the terms' gradients, then Adam."""
     balancer = mf.Balancer(net, rule())

@@ -172,14 +172,7 @@ def _elliptic(
     faces = tuple(itertools.product(range(len(box)), (0, 1)))
     solution = _grid(box, u) if len(box) == 2 else _cloud(len(box), u)
     return Problem(
-        about,
-        box,
-        _laplacian(own),
-        lambda x: factor * u(x),
-        u,
-        {"edge": faces},
-        solution,
-        **more,
+        about, box, _laplacian(own), lambda x: factor * u(x), u, {"edge": faces}, solution, **more
     )
 
 

@@ -144,10 +144,9 @@ class Folder:
 
     def _checked(self, kind: str, number: int) -> np.ndarray:
         array = self._read(kind, number)
-        shapes = {
-            "label": [self.size],
-            "depth": [(*self.size, 1), self.size],
-        }.get(kind, [(*self.size, 3)])
+        shapes = {"label": [self.size], "depth": [(*self.size, 1), self.size]}.get(
+            kind, [(*self.size, 3)]
+        )
         if array.shape not in shapes:
             raise DataError(
                 f"{self._file(kind, number)}: shape {array.shape}; expected "

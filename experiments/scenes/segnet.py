@@ -93,10 +93,7 @@ class Attention(nn.Module):
         self.predict = _predict(widths[0], channels)
 
     def forward(
-        self,
-        shared: Shared,
-        down: list[tuple[Tensor, Tensor]],
-        up: list[tuple[Tensor, Tensor]],
+        self, shared: Shared, down: list[tuple[Tensor, Tensor]], up: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         x = down[0][0][:, :0]  # of the task there is nothing yet
         for mask, bring, (first, last) in zip(self.encode, shared.task_down, down, strict=True):

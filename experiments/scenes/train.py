@@ -74,10 +74,7 @@ def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tup
         "mgda_ub": lambda: (_at_representation(net, trunk), mf.mgda()),
         "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
         "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
-        "gradnorm": lambda: (
-            mf.jacobian(measured, heads="weighted"),
-            mf.gradnorm(1.5),
-        ),
+        "gradnorm": lambda: (mf.jacobian(measured, heads="weighted"), mf.gradnorm(1.5)),
         "nash_mtl": lambda: (mf.jacobian(trunk), mf.nash_mtl(rescale="sum")),
         "famo": lambda: (mf.second_evaluation(mf.losses_only()), mf.famo()),
     }
