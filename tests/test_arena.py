@@ -298,12 +298,7 @@ def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     for rule, final in losses.items():
         start = torch.ones(final.shape[1], 1).double()
         found[rule] = Cell(
-            torch.arange(1.0, len(final) + 1).double(),
-            None,
-            start,
-            final[..., None],
-            1.0,
-            "",
+            torch.arange(1.0, len(final) + 1).double(), None, start, final[..., None], 1.0, ""
         )
     return Result(
         {"p": problem},

@@ -210,9 +210,7 @@ MISTAKES = {
     "tripled under nested vmaps": Mistake(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
     "tripled under vmap at T = 7": Mistake(at_depth(1, 7), "vmapped == loop", "in a loop"),
     "doubled in large batches": Mistake(
-        lambda gramian: ManyMixed.apply(by_norm(gramian)),
-        "vmapped == loop",
-        "instances, ",
+        lambda gramian: ManyMixed.apply(by_norm(gramian)), "vmapped == loop", "instances, "
     ),
     "an inner task counts double": Mistake(
         only(5, inner_swap), "permutation equivariance", "the order"

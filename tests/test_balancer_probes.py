@@ -52,10 +52,7 @@ METHODS = {
         lambda **more: mf.moving_average(TRUNK, corrected=True, heads="own", **more),
     ),
     "excess_mtl": (mf.excess_mtl, lambda **more: mf.excess_risk(TRUNK, **more)),
-    "db_mtl": (
-        mf.db_mtl,
-        lambda **more: mf.moving_average(TRUNK, rate=decaying, **more),
-    ),
+    "db_mtl": (mf.db_mtl, lambda **more: mf.moving_average(TRUNK, rate=decaying, **more)),
     "graddrop": (mf.mean, lambda **more: mf.jacobian(TRUNK, mask=mf.graddrop(), **more)),
     "subset": (lambda: mf.cagrad(0.4), lambda: mf.jacobian(TRUNK, mix=mf.subset(2))),
     "modo": (mf.modo, lambda: mf.double_sampling(TRUNK)),
@@ -230,9 +227,7 @@ def test_losses_in_a_dict_are_paired_by_name_from_the_first_two_batches_on(net):
     def named(balancer, order):
         first, second = (losses_of(net(batch(k)[0]), batch(k)[1], "tuple") for k in (1, 2))
         net.zero_grad()
-        info = balancer.backward(
-            ({k: first[k] for k in range(3)}, {k: second[k] for k in order}),
-        )
+        info = balancer.backward(({k: first[k] for k in range(3)}, {k: second[k] for k in order}))
         return info, [leaf.grad.clone() for leaf in net.parameters()]
 
     info, grads = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (2, 0, 1))

@@ -649,9 +649,7 @@ def test_too_little_memory_says_what_to_do(made, monkeypatch):
     assert torch.equal(after.params["x"], X / 8)
 
 
-def test_bad_steps_and_limits_are_refused():
+def test_a_function_in_place_of_a_step_is_refused():
     # the second where annotations are enforced, which refuse it first
     with pytest.raises(TypeError, match=r"step: .*_replace\(update=function\)|parameter 'step'"):
         mf.capture(lambda state, batch: None)  # pyright: ignore
-    with pytest.raises(ValueError, match="graphs"):
-        mf.capture(decay(), graphs=0)

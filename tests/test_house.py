@@ -205,11 +205,7 @@ def test_no_module_is_hidden_by_a_function():
 
 
 @pytest.mark.parametrize(
-    "room",
-    [
-        *("diagnostics", "physics", "optim", "plot", "random", "solvers", "testing"),
-        "",
-    ],
+    "room", [*("diagnostics", "physics", "optim", "plot", "random", "solvers", "testing"), ""]
 )
 def test_completion_offers_public_names_alone(room):
     module = getattr(mf, room) if room else mf
@@ -318,10 +314,7 @@ def test_package_draws_no_global_random_numbers():
 # ---- docstrings ----------------------------------------------------------------------------------
 
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
-PUBLIC_ROOMS = (
-    "",
-    *["solvers", "testing", "diagnostics", "plot", "optim", "random", "physics"],
-)
+PUBLIC_ROOMS = ("", *["solvers", "testing", "diagnostics", "plot", "optim", "random", "physics"])
 
 
 def public_functions() -> dict[str, griffe.Function]:

@@ -365,10 +365,7 @@ EXPERTS = {
     ),
     "bilinear": (lambda: Reads(lambda x, w: nn.functional.bilinear(x, x, w), (2, 5, 5)), (5,)),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), (5,)),
-    "encoder": (
-        lambda: nn.TransformerEncoderLayer(5, 1, 7, dropout=0.0, batch_first=True),
-        (1, 5),
-    ),
+    "encoder": (lambda: nn.TransformerEncoderLayer(5, 1, 7, dropout=0.0, batch_first=True), (1, 5)),
     "linear": (lambda: nn.Linear(5, 3), (5,)),
     "conv": (lambda: nn.Conv1d(1, 2, 3), (1, 5)),
     "transposed conv": (lambda: nn.ConvTranspose1d(1, 2, 3), (1, 5)),

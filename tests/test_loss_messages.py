@@ -81,8 +81,5 @@ def test_a_bracket_in_a_name_is_said_to_want_escaping(name, several):
     with pytest.raises(ValueError, match=r"matches no parameter .*as \[ begins a set") as error:
         mf.Balancer(module, mf.mgda(), [glob, "head.bias"] if several else glob)
     cure = str(error.value).partition("use '")[2].partition("', as")[0]
-    assert select(dict(module.named_parameters()), cure) == (
-        f"{name}.weight",
-        f"{name}.bias",
-    )
+    assert select(dict(module.named_parameters()), cure) == (f"{name}.weight", f"{name}.bias")
     mf.Balancer(module, mf.mgda(), [cure, "head.bias"] if several else cure)

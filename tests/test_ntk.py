@@ -40,10 +40,7 @@ def literal_traces(params, mean: bool):
         return functional_call(NET, params, (x,))[0]
 
     found = []
-    for points, r in (
-        (INSIDE, lambda params, x: hessian(u, 1)(params, x).trace()),
-        (EDGE, u),
-    ):
+    for points, r in ((INSIDE, lambda params, x: hessian(u, 1)(params, x).trace()), (EDGE, u)):
         squares = [sum((g**2).sum() for g in grad(r)(params, x).values()) for x in points]
         found.append(sum(squares) / (len(points) if mean else 1))
     return torch.stack(found)

@@ -9,12 +9,7 @@ from torch.func import grad
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.support.problems import (
-    BATCH,
-    PARAMS,
-    TrunkAndHeads,
-    vector,
-)
+from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, vector
 
 SHARED = "trunk.*"
 
@@ -112,13 +107,6 @@ def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
         mf.assign_gradients(module, {"w": torch.ones(1, 2)})
     with pytest.raises(ValueError, match=r"grads\['weight'\]: \[2\]"):
         mf.assign_gradients(module, {"weight": torch.ones(2)})
-
-
-def test_stack_refuses_other_shapes():
-    with pytest.raises(ValueError, match="modules: names or shapes"):
-        mf.stack([nn.Linear(2, 1), nn.Linear(3, 1)])
-    with pytest.raises(ValueError, match="at least one"):
-        mf.stack([])
 
 
 def test_half_precision_parameters_train_as_in_torch_optim():

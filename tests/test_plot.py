@@ -297,115 +297,55 @@ STEP = mf.Info(ONES, ONES, ONES, ONES, (), {})
 
 BAD = {
     "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
-    "portrait axes": (
-        lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)),
-        "ax: expected as many Axes as panels, 4, got 1",
-    ),
+    "portrait axes": (lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)), "ax:"),
     "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
-    "steps that are not stacked": (
-        lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax),
-        r"record: expected one array of numbers, got a list.*stack the steps",
-    ),
-    "portrait losses": (
-        lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]),
-        r"losses: expected numbers of shape \[2\]",
-    ),
-    "portrait weights": (
-        lambda ax: plot.portrait(lambda g: g.sum(), ("length",)),
-        r"rule: expected weights of shape \[2\], one a task, got shape \[\]",
-    ),
+    "steps that are not stacked": (lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax), "record:"),
+    "portrait losses": (lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]), "losses:"),
+    "portrait weights": (lambda ax: plot.portrait(lambda g: g.sum(), ("length",)), "rule:"),
     "portrait type": (
         lambda ax: plot.portrait(
             mf.Rule(lambda losses, key: (), cast(Any, lambda geometry, state: ([0.5, 0.5], state))),
             ("length",),
         ),
-        "rule: expected weights .* got list",
+        "rule:",
     ),
-    "simplex shape": (
-        lambda ax: plot.simplex(torch.eye(4), ax=ax),
-        r"gramian: expected numbers of shape \[3, 3\], got shape \[4, 4\]",
-    ),
-    "simplex NaN": (
-        lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax),
-        "gramian: NaN or infinite entries",
-    ),
-    "simplex value": (
-        lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"),
-        "value='best': expected",
-    ),
-    "simplex values": (
-        lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w),
-        "value: expected one number",
-    ),
+    "simplex shape": (lambda ax: plot.simplex(torch.eye(4), ax=ax), "gramian:"),
+    "simplex NaN": (lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax), "gramian:"),
+    "simplex value": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"), "value="),
+    "simplex values": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w), "value:"),
     "simplex value NaN": (
         lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w[0].log() * w[1]),
-        "value: expected finite",
+        "value:",
     ),
     "simplex sum": (
         lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax),
-        r"rules\['odd'\]: weights .* no positive sum",
+        r"rules\['odd'\]:",
     ),
-    "simplex names": (
-        lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]),
-        "names: expected 3 strings",
-    ),
+    "simplex names": (lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]), "names:"),
     "simplex resolution": (
         lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
-        "resolution: expected",
+        "resolution:",
     ),
-    "heatmap square": (
-        lambda ax: plot.heatmap(torch.ones(2, 3), ax),
-        "gramian: expected a square matrix",
-    ),
-    "heatmap names": (
-        lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"),
-        "names: expected 2 strings",
-    ),
-    "weights shape": (
-        lambda ax: plot.weights(torch.ones(3), ax),
-        r"record: expected numbers of shape \[n, n\] or \[n, n, n\]",
-    ),
-    "weights NaN": (
-        lambda ax: plot.weights(torch.tensor([[1.0, 1.0], [NAN, 1.0]]), ax),
-        r"record: NaN .* the first at \[1, 0\]",
-    ),
-    "weights steps": (
-        lambda ax: plot.weights(torch.ones(3, 2), ax, steps=[1, 2]),
-        r"steps: expected numbers of shape \[3\]",
-    ),
+    "heatmap square": (lambda ax: plot.heatmap(torch.ones(2, 3), ax), "gramian:"),
+    "heatmap names": (lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"), "names:"),
+    "weights shape": (lambda ax: plot.weights(torch.ones(3), ax), "record:"),
+    "weights NaN": (lambda ax: plot.weights(torch.tensor([[1.0, 1.0], [NAN, 1.0]]), ax), "record:"),
+    "weights steps": (lambda ax: plot.weights(torch.ones(3, 2), ax, steps=[1, 2]), "steps:"),
     "weights band": (lambda ax: plot.weights(torch.ones(3, 2), ax, band=0.0), "band: expected"),
-    "front shape": (
-        lambda ax: plot.front(torch.ones(4, 5), ax),
-        r"points: expected numbers of shape \[n, 2 or 3\]",
-    ),
-    "front true": (
-        lambda ax: plot.front(torch.ones(4, 2), ax, true=torch.ones(4, 3)),
-        r"true: expected numbers of shape \[n, 2\]",
-    ),
+    "front shape": (lambda ax: plot.front(torch.ones(4, 5), ax), "points:"),
+    "front true": (lambda ax: plot.front(torch.ones(4, 2), ax, true=torch.ones(4, 3)), "true:"),
     "front NaN": (lambda ax: plot.front([[1.0, NAN]], ax), "points: NaN"),
-    "front axes": (
-        lambda ax: plot.front(torch.ones(4, 3), ax),
-        "ax: expected three-dimensional Axes",
-    ),
+    "front axes": (lambda ax: plot.front(torch.ones(4, 3), ax), "ax:"),
     "gap none": (lambda ax: plot.gap({}, ax), "curves: expected a dict of .* got none"),
     "gap shape": (
         lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
         r"x of curves\['a'\]: expected numbers of shape",
     ),
-    "gap negative": (
-        lambda ax: plot.gap({"a": ([1], [-0.1])}, ax),
-        r"curves\['a'\]: a logarithmic axis needs",
-    ),
-    "gap x": (
-        lambda ax: plot.gap({"a": ([0], [0.1])}, ax),
-        r"curves\['a'\]: a logarithmic axis needs x > 0",
-    ),
-    "gap entry": (
-        lambda ax: plot.gap({"a": []}, ax),
-        r"curves\['a'\]: expected a Solution, a list",
-    ),
+    "gap negative": (lambda ax: plot.gap({"a": ([1], [-0.1])}, ax), r"curves\['a'\]:"),
+    "gap x": (lambda ax: plot.gap({"a": ([0], [0.1])}, ax), r"curves\['a'\]:"),
+    "gap entry": (lambda ax: plot.gap({"a": []}, ax), r"curves\['a'\]:"),
     "gap band": (lambda ax: plot.gap({"a": ([1], [0.1])}, ax, band=2.0), "band: expected"),
 }
 

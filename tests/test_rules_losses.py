@@ -14,16 +14,7 @@ import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
 from tests.support.losses import RULES, SERIES, _generator, weights_of
-from tests.support.problems import (
-    BATCH,
-    PARAMS,
-    TASKS,
-    flatten,
-    nets,
-    opaque,
-    scalars,
-    vector,
-)
+from tests.support.problems import BATCH, PARAMS, TASKS, flatten, nets, opaque, scalars, vector
 
 F64 = torch.float64
 SHARED = "trunk.*"

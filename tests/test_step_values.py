@@ -170,10 +170,7 @@ def test_autocast_around_a_step_is_refused_and_inside_works():
     state = step.init(params, batch)
     _, info = step.update(state, batch)
     assert info.gramian.dtype == torch.float32
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(RuntimeError, match="autocast is active around the step"),
-    ):
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
         step.update(state, batch)
 
 

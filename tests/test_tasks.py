@@ -138,16 +138,8 @@ CHANGES = {
         lambda p, b: {name.replace(" ", "_"): x for name, x in named(p, b).items()},
         "no loss at this step for 'task 0', 'task 1', 'task 2'",
     ),
-    "shorter vector": (
-        vector,
-        lambda p, b: vector(p, b)[:2],
-        "losses_fn: 3 losses at init, 2 at this step",
-    ),
-    "longer tuple": (
-        lambda p, b: scalars(p, b)[:2],
-        scalars,
-        "losses_fn: 2 losses at init, 3 at this step",
-    ),
+    "shorter vector": (vector, lambda p, b: vector(p, b)[:2], "losses_fn:"),
+    "longer tuple": (lambda p, b: scalars(p, b)[:2], scalars, "losses_fn:"),
     "names lost": (named, vector, "the losses were a dict at init and are without names"),
     "names gained": (vector, named, "the losses were without names at init and are a dict"),
 }

@@ -129,10 +129,7 @@ def test_rules_are_sent_to_workers(pool):
 
 @ONE_PROCESSOR
 def test_what_finished_before_a_worker_died_is_kept(whole, tmp_path):
-    with (
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-        pytest.raises(BrokenExecutor),
-    ):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool, pytest.raises(BrokenExecutor):
         grid(dies, AXES, points_at_once=6, executor=pool, path=tmp_path)
     again = grid(weights, AXES, points_at_once=6, path=tmp_path)
     same(again, grid(weights, AXES, points_at_once=6))

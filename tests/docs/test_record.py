@@ -144,10 +144,7 @@ def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
 
 
 def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatch):
-    runs = {
-        verdicts.REPRODUCTIONS: {"GN-21": claim(0.5)},
-        tmp_path: {"GN-21": claim(0.5)},
-    }
+    runs = {verdicts.REPRODUCTIONS: {"GN-21": claim(0.5)}, tmp_path: {"GN-21": claim(0.5)}}
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     monkeypatch.setattr(verdicts, "check_code", lambda folder, settings: None)
     monkeypatch.setattr(verdicts, "judged", lambda folder=verdicts.REPRODUCTIONS: runs[folder])

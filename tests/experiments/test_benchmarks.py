@@ -14,7 +14,6 @@ from experiments.benchmarks import (
     gpu_cases,
     gpu_report,
     gramian,
-    memory,
     record,
     rules,
     runner,
@@ -171,11 +170,6 @@ def test_the_shortest_loop_leaves_the_same_gradient_everywhere(network):
     torch.testing.assert_close(found["shortest loop"], found["mf.Balancer"])
 
 
-def test_functions_hold_one_graph_and_a_row_for_each():
-    one, rows, functions, together = memory.of_functions(3, batch=2, image=16).values()
-    assert functions <= 1.1 * (one + rows) < together + rows
-
-
 @pytest.mark.parametrize("family", ["mlp-sample", "mlp-task", "decoders"])
 def test_the_reference_is_the_gramian_of_autograds_rows(family):
     task = problem(family, 2, 3, 8).to("cpu", torch.float64)
@@ -266,17 +260,6 @@ def test_a_part_measures_all_of_its_cases(name, kept, tmp_path):
         assert cases["configurations not captured, or not equal to eager"]["value"] == 0
 
 
-def test_what_was_measured_before_a_crash_is_kept(monkeypatch, kept, tmp_path):
-    def crashes(device, tiny):
-        yield gpu.found("first", 1.0, "s")
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(gpu.PARTS, "toy", gpu.PARTS["toy"]._replace(run=crashes))
-    with pytest.raises(KeyboardInterrupt):
-        gpu.run_part("toy", "cpu", True, kept)
-    assert [row["case"] for row in record.read(tmp_path / "gpu.json")] == ["first"]
-
-
 @pytest.mark.slow
 def test_the_device_tests_are_found_and_run():
     (row,) = gpu.device_tests("cpu", True)
@@ -311,15 +294,6 @@ def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
         f"| net | 2 | 4 (1,200, 3 GiB) | {first}; {second} |",
     ]
     assert gpu_report.missed(rows) == ["net: loop: 4 plain steps, at most 3"]
-
-
-def test_what_no_device_measured_is_not_kept(tmp_path):
-    rows = [device_row("net: plain", 2.0, "2026-01-01")]
-    rows[0]["settings"]["device"] = "cpu"
-    run = written(tmp_path / "gpu.json", rows)
-    with pytest.raises(SystemExit, match="no rows of a CUDA device"):
-        gpu_report.take_over(run, tmp_path / "kept.json")
-    assert not (tmp_path / "kept.json").exists()
 
 
 def test_the_page_has_every_part_and_what_is_kept_is_of_a_device():

@@ -9,17 +9,8 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from common import cells
-from common.cells import Cell, state_of
-from experiments.control import (
-    cloning,
-    grids,
-    methods,
-    networks,
-    parts,
-    points,
-    sac,
-)
+from common.cells import Cell
+from experiments.control import cloning, grids, methods, points, sac
 
 # ---- mazes ---------------------------------------------------------------------------------------
 
@@ -44,9 +35,7 @@ def test_values_and_best_values_are_those_of_sweeps():
         goal, moves = int(mazes.goals[task].argmax()), mazes.moves[task]
         chances = policy[task].tolist()
         expected = literal_values(
-            lambda s, ahead, chances=chances: float(np.dot(chances[s], ahead)),
-            moves,
-            goal,
+            lambda s, ahead, chances=chances: float(np.dot(chances[s], ahead)), moves, goal
         )
         assert found[task].tolist() == pytest.approx(expected, abs=1e-12)
         best = literal_values(lambda _, ahead: max(ahead), moves, goal)
@@ -183,17 +172,6 @@ def agent() -> tuple[sac.Learner, sac.Agent, sac.Batch]:
     return learner, found._replace(temperature=warm), batch
 
 
-@pytest.fixture(scope="module")
-def mixed() -> tuple[sac.Replay, sac.Batch]:
-    """A replay of three tasks, transition i of task t worth 100 t + i, and a shared batch."""
-    replay = sac.Replay(3, 16, 2, 1, "cpu")
-    for i in range(11):
-        worth = 100.0 * np.arange(3) + i
-        two = np.stack([worth, worth], 1)
-        replay.add(two, np.full((3, 1), 0.1 * i), worth, two + 1, np.zeros(3))
-    return replay, replay.draw(mf.random.key(7), 12)
-
-
 def test_squashed_density_is_torchs(agent):
     _, found, batch = agent
     params = {name: leaf.double() for name, leaf in found.actor.params.items()}
@@ -230,76 +208,6 @@ def test_goals_and_losses_of_the_critic_are_written_out(agent):
             assert float(wanted[task, i]) == pytest.approx(expected, abs=1e-5)
             errors.append(sum((float(q[task, i]) - expected) ** 2 for q in now))
         assert float(losses[task]) == pytest.approx(sum(errors) / 4, rel=1e-4)
-
-
-def test_losses_over_a_shared_batch_are_means_over_each_tasks_own(mixed):
-    _, batch = mixed
-    # codes stand last, and are not seen
-    padded = batch._replace(seen=torch.cat([batch.seen / 100, networks.codes(batch.seen)], -1))
-    learner = sac.Learner("cagrad", 1e-2, 3, 5, 1, (4,))
-    agent = learner.start(mf.random.key(1))
-    assert agent.actor.params["actor.0.weight"].shape == (4, 2)  # no code
-    generator = torch.Generator().manual_seed(3)
-    wanted = torch.randn(batch.real.shape, generator=generator)
-    noise = torch.randn(batch.actions.shape, generator=generator)
-    warm = torch.tensor(0.3)
-    critic = sac.critic_losses(agent.critic.params, (padded, wanted))
-    actor = sac.actor_losses(agent.actor.params, (padded, noise, agent.critic.params, warm))
-    one, two = sac.values(agent.critic.params, padded.seen, padded.actions)
-    actions, likelihood = sac.policy(agent.actor.params, padded.seen, noise)
-    lower = torch.minimum(*sac.values(agent.critic.params, padded.seen, actions))
-    for task in range(3):
-        own = [i for i in range(batch.real.shape[1]) if batch.real[task, i]]
-        errors = [float((q[task, i] - wanted[task, i]) ** 2) for i in own for q in (one, two)]
-        assert float(critic[task]) == pytest.approx(sum(errors) / len(own), rel=1e-5)
-        terms = [float(0.3 * likelihood[task, i] - lower[task, i]) for i in own]
-        assert float(actor[task]) == pytest.approx(sum(terms) / len(own), rel=1e-5)
-    absent = padded._replace(real=padded.real * torch.tensor([[1.0], [0.0], [1.0]]))
-    assert float(sac.critic_losses(agent.critic.params, (absent, wanted))[1]) == 0
-
-
-def test_the_published_set_up_is_that_of_cagrads_command(tmp_path):
-    """Values as its repository's `run.sh` and the configuration files that it names have them."""
-    for name, tasks, c in (("mt10", 10, 0.9), ("mt50", 50, 0.5)):
-        part = parts.sac_part(name, "full", ("mean", "cagrad"), (0, 1), "cpu", tmp_path)
-        found = part.settings
-        assert (found.batch, found.steps, found.random) == (1_280, 2_000_000, 1_500)
-        assert (found.hidden, found.discount, found.horizon) == ((400, 400, 400), 0.99, 150)
-        assert found.capacity * tasks == 1_000_000
-        assert (found.every, found.episodes, found.reward, found.scaled) == (10_000, 1, "v1", False)
-        assert found.c == c
-        assert part.plan.rates == (3e-4,)
-        assert list(part.plan.methods) == ["mean", "cagrad", methods.HEADS, methods.INDEPENDENT]
-
-
-def test_a_run_in_the_published_set_up_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    """Ten updates follow the ten random steps at once; rewards' deviations are kept."""
-    cell, settings = Cell("sac", "cagrad", "", 1e-3, 0), settings_of_sac(steps=60)
-    made: list[int] = []
-    real, calls = sac.Learner.update, []
-
-    def make(seed: int) -> Lines:
-        made.append(seed)
-        return Lines(seed)
-
-    def stopping(self, *rest):
-        calls.append(1)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return real(self, *rest)
-
-    monkeypatch.setattr(sac.Learner, "update", stopping)
-    stop = 45
-    with pytest.raises(KeyboardInterrupt):
-        sac.perform(make, tmp_path, settings, cell)
-    state = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")
-    assert state["step"] == 40
-    assert (state["rewards"].variance != 1).all()
-    stop = -1
-    sac.perform(make, tmp_path, settings, cell)
-    # 10 at once, 29 to step 40, the five that were lost, 20 more
-    assert len(calls) == (10 + 29) + 6 + 20
-    assert set(made) == {0}  # the goals that are learnt are those that are measured
 
 
 def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):

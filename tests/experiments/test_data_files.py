@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,38 +151,3 @@ def test_data_that_change_while_a_study_runs_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte has changed while the study ran"):
         study.conduct(plan, perform, store)
     assert [path.name for path in (tmp_path / "cells").rglob("*.json")] == ["rate 0.1 seed 0.json"]
-
-
-# ---- what cannot be read -------------------------------------------------------------------------
-
-
-def as_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def dangling(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.parent / "gone")
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-@pytest.mark.parametrize("spoil", [as_folder, dangling, pipe])
-def test_files_that_are_none_are_refused(spoil, tmp_path):
-    if spoil is pipe and not hasattr(os, "mkfifo"):
-        pytest.skip("no pipes here")
-    (tmp_path / "data").mkdir()
-    write_pairs(tmp_path / "data")
-    spoil(tmp_path / "data" / "train-labels-idx1-ubyte")
-    watch = threading.Timer(60, os._exit, (1,))  # a pipe that is opened waits for ever
-    watch.start()
-    call = ["--data", str(tmp_path / "data"), "--quick", "--out", str(tmp_path / "out")]
-    assert multimnist.main(call) == 2
-    watch.cancel()
-
-
-# ---- progress ------------------------------------------------------------------------------------

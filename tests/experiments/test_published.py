@@ -14,11 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, state_of
-from common.files import DataError, Files
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
 
@@ -230,110 +227,6 @@ def test_errors_are_in_the_datas_units(tmp_path):
     assert qm9.score(found.tolist()) == pytest.approx(-delta)
 
 
-def test_messages_are_those_of_every_edge(tmp_path):
-    """NNConv edge by edge, torch's GRU and LSTM, a softmax over each molecule's own atoms."""
-    batch = qm9.read(write_qm9(tmp_path), 0).train.take([0, 1, 2, 3, 4])
-    torch.manual_seed(0)
-    net = qm9.Network(16)
-    width, trunk = net.width, net.trunk
-    gru, lstm = nn.GRU(width, width), nn.LSTM(2 * width, width)
-    for cell, whole in ((trunk["round"], gru), (trunk["reading"], lstm)):
-        for name, leaf in cell.named_parameters():
-            whole.get_parameter(f"{name}_l0").data.copy_(leaf.data)
-    found, expected = net(batch.inputs), []
-    for atoms, pairs, real in zip(*batch.inputs, strict=True):
-        n = int(real.sum())
-        z = trunk["first"](atoms[:n]).relu()
-        h = z[None]
-        for _ in range(3):
-            received = []
-            for i in range(n):
-                own = []
-                for j in range(n):
-                    if j != i:
-                        matrix = trunk["matrix"](trunk["edge"](pairs[i, j]).relu())
-                        own.append(z[j] @ matrix.view(width, width))
-                received.append(trunk["own"](z[i]) + torch.stack(own).mean(0))
-            out, h = gru(torch.stack(received).relu()[None], h)
-            z = out[0]
-        star, state = torch.zeros(1, 1, 2 * width), None
-        for _ in range(3):
-            asked, state = lstm(star, state)
-            share = (z @ asked[0, 0]).softmax(0)
-            star = torch.cat([asked[0, 0], share @ z])[None, None]
-        last = trunk["last"](star[0, 0]).relu()
-        expected.append(torch.cat([head(last) for head in net.heads]))
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
-
-
-# ---- what is wrong with a folder -----------------------------------------------------------------
-
-
-def without(name: str):
-    return lambda folder: (folder / name).unlink()
-
-
-def edited(name: Path, old: str, new: str):
-    """Replaces the first place of a text in one file."""
-
-    def change(folder: Path) -> None:
-        text = (folder / name).read_text(encoding="utf-8")
-        assert old in text
-        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
-
-    return change
-
-
-def spoilt(**changes: object):
-    """Writes molecules of which number 3 has other entries; those that are None it lacks."""
-
-    def write(folder: Path) -> None:
-        held = molecules()
-        held[3] = {k: v for k, v in (held[3] | changes).items() if v is not None}
-        write_qm9(folder, held)
-
-    return write
-
-
-def alike(folder: Path) -> None:
-    write_qm9(folder, [each | {"y": torch.ones(1, 19)} for each in molecules()])
-
-
-TRAIN = f"{cifar100.INNER}/train"
-FAULTS = [
-    (celeba, without(str(celeba.LABELS))),
-    (celeba, edited(celeba.LABELS, " A5", "")),
-    (celeba, edited(celeba.LABELS, "  -1", "  0")),
-    (celeba, edited(celeba.PARTS, "000002.jpg 0\n", "")),
-    (celeba, edited(celeba.PARTS, "02.jpg 0", "02.jpg 4")),
-    (celeba, without(str(celeba.IMAGES / "000003.jpg"))),
-    (cifar100, without(f"{cifar100.INNER}/test")),
-    (cifar100, lambda folder: write_cifar(folder, data=np.zeros((400, 3000), np.uint8))),
-    (cifar100, lambda folder: write_cifar(folder, fine_labels=[100] * 400)),
-    (cifar100, lambda folder: write_cifar(folder, coarse_labels=[3] * 400)),
-    (cifar100, lambda folder: write_cifar(folder, coarse_labels=[3] * 399)),
-    (cifar100, lambda folder: (folder / TRAIN).write_bytes(pickle.dumps({b"labels": [1]}))),
-    (cifar100, lambda folder: (folder / TRAIN).write_bytes(b"x")),
-    (qm9, without(f"raw/{qm9.FILE}")),
-    (qm9, lambda folder: (folder / "raw" / qm9.FILE).write_bytes(b"PK")),
-    (qm9, lambda folder: write_qm9(folder, molecules(9))),
-    (qm9, spoilt(y=None)),
-    (qm9, spoilt(y=torch.zeros(1, 12))),
-    (qm9, spoilt(edge_index=torch.full((2, 12), 9))),
-    (qm9, spoilt(x=torch.full((6, 11), torch.nan))),
-    (qm9, alike),
-]
-
-
-@pytest.mark.parametrize(("module", "spoil"), FAULTS)
-def test_a_bad_folder_is_refused(module, spoil, tmp_path):
-    {celeba: write_celeba, cifar100: write_cifar, qm9: write_qm9}[module](tmp_path)
-    module.read(tmp_path, 0)
-    spoil(tmp_path)
-    with pytest.raises(DataError):
-        module.read(tmp_path, 0)
-
-
 # ---- networks and runs ---------------------------------------------------------------------------
 
 
@@ -350,87 +243,6 @@ def test_networks_have_the_published_sizes():
     message = 6 * 128 + 129 * 64**2 + 64 * 64 + 64  # NNConv: its network, its root, its bias
     recurrent = 3 * 64 * (64 + 64 + 2) + 4 * 64 * (128 + 64 + 2)
     assert count(qm9.Network()) == 12 * 64 + message + recurrent + 129 * 64 + 11 * 65
-
-
-def settings_of(name: str, folder: Path, **changes: object) -> train.Settings:
-    write = {"celeba": write_celeba, "cifar100": write_cifar, "qm9": write_qm9}[name]
-    write(folder)
-    files = Files(folder, train.BENCHMARKS[name].files(folder))
-    settings = train.Settings(name, files.source, 2, 4, 16, 0, "cpu")
-    return settings._replace(**changes)  # type: ignore
-
-
-@pytest.fixture
-def in_double(monkeypatch):
-    """Batch norm of two samples is nearly a sign: two processors part by .01 in float32."""
-
-    def wide(take):
-        def taken(self, index):
-            found = take(self, index)
-            return tree_map(lambda x: x.double() if x.is_floating_point() else x, found)
-
-        return taken
-
-    for kind in (celeba.Faces, cifar100.Images):
-        monkeypatch.setattr(kind, "take", wide(kind.take))
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("name", ["celeba", "cifar100"])
-def test_the_mean_learns_as_a_stock_loop(name, tmp_path, in_double):
-    """Two epochs: parameters and batch norm's statistics of a loop in plain PyTorch."""
-    settings = settings_of(name, tmp_path)
-    benchmark = train.BENCHMARKS[name]
-    run = train.Run(settings, Cell("", "mean", "", 1e-2, 3))
-    torch.manual_seed(3)
-    net = benchmark.network(16).train()
-    optimizer = (
-        torch.optim.Adam(net.parameters(), lr=1e-2)
-        if name == "celeba"
-        else torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
-    )
-    count = len(run.data.train)
-    for epoch in range(2):
-        run.advance()
-        net.train()
-        generator = torch.Generator().manual_seed(1_000_003 * 3 + epoch)
-        order = torch.randperm(count, generator=generator).tolist()
-        for first in range(0, count, 4):
-            share = (epoch + first / count) / 2
-            if name == "cifar100":
-                optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * share)) / 2
-            seen = run.data.train.take(order[first : first + 4])
-            optimizer.zero_grad()
-            benchmark.losses(net(seen.inputs), seen.targets).mean().backward()
-            optimizer.step()
-    for key, leaf in (*net.named_parameters(), *net.named_buffers()):
-        own = (run.params | run.buffers)[key]
-        torch.testing.assert_close(own, leaf, rtol=1e-6, atol=1e-7, msg=key)
-    seen = run.data.test.take(range(len(run.data.test)))
-    net.eval()
-    expected = benchmark.measured(benchmark.tally(net(seen.inputs), seen.targets))
-    assert run.measure(run.data.test) == pytest.approx(expected.tolist(), abs=0.35)
-
-
-def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
-    settings = settings_of("celeba", tmp_path / "data", epochs=3)
-    cell, real = Cell("", "cagrad", "", 1e-2, 0), train.Run.advance
-    whole = train.perform(settings, tmp_path / "a", cell)
-
-    def stopping(self: train.Run) -> None:
-        if self.done == 2:
-            raise KeyboardInterrupt
-        real(self)
-
-    monkeypatch.setattr(train.Run, "advance", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train.perform(settings, tmp_path / "b", cell)
-    monkeypatch.setattr(train.Run, "advance", real)
-    assert state_of(tmp_path / "b", cell).is_file()
-    rest = train.perform(settings, tmp_path / "b", cell)
-    assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}
 
 
 # ---- the command ---------------------------------------------------------------------------------

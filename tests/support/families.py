@@ -28,10 +28,7 @@ def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def jacobians(
-    least: int = 1,
-    most: int = 6,
-    families: tuple[str, ...] = tuple(FAMILIES),
-    scales: bool = True,
+    least: int = 1, most: int = 6, families: tuple[str, ...] = tuple(FAMILIES), scales: bool = True
 ):
     """Any family, T from `least` to `most`, overall scale from 1e-10 to 1e10, float64."""
     ends = (-10, 10) if scales else (0, 0)

@@ -63,10 +63,7 @@ READS = {
     "addmm from the left": (lambda z, w, b: torch.addmm(b[:, None], w, z.T).T, SQUARE, VECTOR),
     "bmm": (lambda z, w: (z.expand(2, -1, -1) @ w).tanh().sum(0), (2, 4, 4)),
     "bmm from the left": (lambda z, w: (w @ z.T.expand(2, -1, -1)).sin().sum(0).T, (2, 4, 4)),
-    "bmm both ways": (
-        lambda z, w: ((z.expand(2, -1, -1) @ w).tanh() @ w.mT).sum(0),
-        (2, 4, 4),
-    ),
+    "bmm both ways": (lambda z, w: ((z.expand(2, -1, -1) @ w).tanh() @ w.mT).sum(0), (2, 4, 4)),
     "baddbmm": (
         lambda z, w, b: torch.baddbmm(b, z.expand(2, -1, -1), w, beta=2).tanh().sum(0),
         *((2, 4, 4), VECTOR),
@@ -127,10 +124,7 @@ READS = {
         lambda z, w: F.conv_transpose1d(z.view(-1, 2, 2), w, None, 2, 1, 0, 2, 1).square().sum(2),
         (2, 2, 2),
     ),
-    "layer norm": (
-        lambda z, w, b: F.layer_norm(z + 1e3, (4,), w, b, 1e-12),
-        *(VECTOR, VECTOR),
-    ),
+    "layer norm": (lambda z, w, b: F.layer_norm(z + 1e3, (4,), w, b, 1e-12), *(VECTOR, VECTOR)),
     "rms norm": (lambda z, w: F.rms_norm(_several(z), (3, 4), w).sum(1), TABLE),
     "group norm": (
         lambda z, w, b: F.group_norm(_several(z).mT, 2, w, b).square().sum(2),

@@ -84,11 +84,7 @@ def same(found: list[Any], wanted: list[Any], dtype: torch.dtype, what: str = ""
     for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
         scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
         torch.testing.assert_close(
-            one,
-            other,
-            rtol=0,
-            atol=tolerance * scale,
-            msg=lambda text, i=i: f"{what} {i}: {text}",
+            one, other, rtol=0, atol=tolerance * scale, msg=lambda text, i=i: f"{what} {i}: {text}"
         )
 
 

@@ -16,17 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads
-from tests.support.ranks import (
-    TRUNK,
-    alone,
-    bits,
-    fails,
-    labels_in,
-    losses_of,
-    means,
-    same,
-    world,
-)
+from tests.support.ranks import TRUNK, alone, bits, fails, labels_in, losses_of, means, same, world
 
 
 def losses(net: nn.Module, batch: Any = BATCH) -> list[Tensor]:

@@ -148,25 +148,17 @@ RULES: dict[str, RuleCase] = {
     ),
     "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative)),
     "uw": RuleCase(lambda: mf.uw(0.1), convex=False, shared_sum=None),
-    "imtl_l": RuleCase(
-        lambda: mf.imtl_l(0.1),
-        convex=False,
-        shared_sum=None,
-    ),
+    "imtl_l": RuleCase(lambda: mf.imtl_l(0.1), convex=False, shared_sum=None),
     "dwa": RuleCase(lambda: mf.dwa(1)),
     "gls": RuleCase(mf.gls, convex=False),
     "cosmos": RuleCase(lambda: mf.cosmos(0.3), convex=False),
     "pbi": RuleCase(mf.pbi, convex=False),
     "stch": RuleCase(lambda: mf.stch(0.3)),
-    "stch-warmup": RuleCase(
-        lambda: mf.stch(0.3, warmup=(1, 1)),
-        convex=False,
-        shared_sum=None,
-    ),
+    "stch-warmup": RuleCase(lambda: mf.stch(0.3, warmup=(1, 1)), convex=False, shared_sum=None),
     "famo-full-batch": RuleCase(lambda: mf.famo(full_batch=True)),
     "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch)),
     "excess_mtl": RuleCase(
-        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
+        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses})
     ),
     "ntk": RuleCase(
         lambda: _fed(mf.physics.ntk(), lambda geometry: {"trace": geometry.losses}),
@@ -189,9 +181,7 @@ RULES: dict[str, RuleCase] = {
     "pareto_mtl": RuleCase(mf.pareto_mtl, convex=False),
     "normalize-norm": RuleCase(lambda: mf.normalize(mf.mgda()), convex=False),
     "normalize-loss": RuleCase(
-        lambda: mf.normalize(mf.cagrad(0.4), "loss"),
-        convex=False,
-        shared_sum=1.4,
+        lambda: mf.normalize(mf.cagrad(0.4), "loss"), convex=False, shared_sum=1.4
     ),
     "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),

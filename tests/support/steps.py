@@ -26,10 +26,7 @@ METHODS = {
         mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
         mf.losses_only(),
     ),
-    "gradnorm": lambda: (
-        mf.gradnorm(0.12, 0.025),
-        mf.jacobian("trunk.2.*", heads="weighted"),
-    ),
+    "gradnorm": lambda: (mf.gradnorm(0.12, 0.025), mf.jacobian("trunk.2.*", heads="weighted")),
     "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
     "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
     "pcgrad": lambda: (mf.pcgrad(), mf.jacobian(SHARED, heads="own")),
