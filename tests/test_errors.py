@@ -216,6 +216,10 @@ VALUES = {
     "preference of cagrad": (lambda: mf.solvers.cagrad(G, 0.4, preference=-G[0]), "preference: "),
     "modules of other shapes": (lambda: mf.stack([NET, nn.Linear(3, 2)]), "modules: "),
     "no modules": (lambda: mf.stack([]), "at least one"),
+    "weights that are nan": (
+        lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
+        "weights",
+    ),
     "curves in a list": (lambda: mf.plot.gap([1.0]), "curves: "),
     "frozen": (lambda: mf.Balancer(FROZEN, mf.mgda()), "shared:"),
     "meta": (lambda: made(list, META), "params: on the meta device.*to_empty"),

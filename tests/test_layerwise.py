@@ -310,17 +310,6 @@ def _batch_norm():
     return net, mf.parameters(net), torch.randn(SAMPLES, 4, dtype=torch.float64)
 
 
-def test_train_mode_batch_norm_by_task():
-    net, params, x = _batch_norm()
-    got, expected = (
-        mf.task_gramian(
-            lambda p, x: functional_call(net, p, x).square().mean(0), params, x, engine=engine
-        )[1]
-        for engine in ("layerwise", "rows")
-    )
-    agree(got, expected, 1e-12)
-
-
 def _contrastive(params, x):
     z = functional_call(MLP.module, params, x)
     return F.cross_entropy(z @ z.mT, torch.arange(len(z)), reduction="none")

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
-from torchjd.aggregation import ExcessMTLWeighting, MoDoWeighting, SDMGradWeighting
 
 import mtlfunc as mf
 from mtlfunc.probes.common import fixed
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
-from tests.support.families import gramian, jacobian
+from tests.support.families import gramian
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -212,46 +211,6 @@ def test_excess_mtl_equals_its_loop(form):
 def geometry(gramian: torch.Tensor) -> Geometry:
     ones = torch.ones_like(gramian[0])
     return Geometry(ones, gramian, ones / len(ones), ones > 0, {})
-
-
-@pytest.mark.parametrize("count", [2, 3, 8])
-def test_modo_and_sdmgrad_equal_torchjd(count):
-    """Over five pairs of Jacobians; a weighting of TorchJD has no zero scale, hence its 1e-8."""
-    pairs = [
-        (jacobian("gaussian", count, seed), jacobian("gaussian", count, seed + 50))
-        for seed in range(5)
-    ]
-    for ours, theirs, tolerance in (
-        (mf.modo(0.05, 0.2), MoDoWeighting(gamma=0.05, rho=0.2), 1e-12),
-        (
-            mf.sdmgrad(0.3, lr=0.2, momentum=0.5, steps=20),
-            SDMGradWeighting(lr=0.2, momentum=0.5, n_iter=20, lambda_=0.3),
-            1e-7,
-        ),
-    ):
-        state = ours.init(torch.ones(count, dtype=F64), mf.random.key(0))
-        for first, second in pairs:
-            noisy = first @ (first + 0.1 * second).T
-            weights, state = ours.update(geometry(noisy), state)
-            torch.testing.assert_close(weights, theirs(noisy), rtol=0, atol=tolerance)
-
-
-def test_excess_mtl_equals_torchjd_after_a_warm_up_of_one_step():
-    """Without one its first call exponentiates raw excess risks, ours relative ones, all 1."""
-    theirs, unwarmed = (
-        ExcessMTLWeighting(robust_step_size=0.2, n_warmup_steps=1),
-        ExcessMTLWeighting(robust_step_size=0.2),
-    )
-    ours = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.2), mf.excess_risk())
-    params, first = {"x": torch.zeros(6, dtype=F64)}, jacobian("gaussian", 3, width=6)
-    state = ours.init(params, first)
-    for step in range(4):
-        rows = first * (1 + 0.3 * step * torch.arange(3, dtype=F64)[:, None])
-        _, state, info = ours.update(params, rows, state)
-        # 1e-7 under its roots and divisions
-        torch.testing.assert_close(info.weights, theirs(rows), rtol=0, atol=1e-6)
-        if step == 0:
-            assert float((unwarmed(rows) - info.weights).abs().max()) > 0.01
 
 
 # What the methods are for

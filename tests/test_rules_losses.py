@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
-from tests.support.losses import RULES, SERIES, _generator, weights_of
+from tests.support.losses import SERIES, _generator, weights_of
 from tests.support.problems import BATCH, PARAMS, TASKS, flatten, nets, opaque, scalars, vector
 
 F64 = torch.float64
@@ -92,19 +92,6 @@ def test_learned_scales_equal_autograd_of_the_objective(name, probe, ours, their
     assert s.detach().abs().min() > 1e-3  # it moved, and by far more than the tolerance
 
 
-@pytest.mark.parametrize("name", ["uw", "imtl_l"])
-def test_learned_scales_equal_torchjd(name):
-    scalarization = pytest.importorskip("torchjd.scalarization")
-    theirs = {"uw": scalarization.UW, "imtl_l": scalarization.IMTLL}[name](TASKS).double()
-    optimizer = torch.optim.Adam(theirs.parameters(), lr=0.1)
-    expected = literal(
-        theirs, BATCHES, list(theirs.parameters()), lambda before, now: optimizer.step()
-    )
-    torch.testing.assert_close(
-        train(RULES[name](), mf.losses_only(), BATCHES), expected, rtol=1e-9, atol=1e-12
-    )
-
-
 def test_learned_scales_rest_where_the_docstrings_say():
     losses = torch.tensor([0.01, 1.0, 50.0], dtype=F64)
     for rule, rest in (
@@ -117,13 +104,6 @@ def test_learned_scales_rest_where_the_docstrings_say():
         weights_of(mf.uw(0.1, initial=-0.5), losses[None])[0][0],
         torch.full((3,), 0.5 * 2.718281828459045**0.5 / 3, dtype=F64),
     )
-
-
-def test_imtl_l_is_uw_with_the_sign_of_s_turned_and_twice_its_objective():
-    """By plain gradient steps on s: half the slope, twice the rate."""
-    uw, _ = weights_of(mf.uw(0.02, optimizer=optim.sgd), SERIES)
-    imtl, _ = weights_of(mf.imtl_l(0.01, optimizer=optim.sgd), SERIES)
-    torch.testing.assert_close(imtl, 2 * uw, rtol=1e-12, atol=0)
 
 
 # --- DWA ----------------------------------------------------------------------------------------
@@ -351,18 +331,6 @@ def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay):
         train(mf.famo(decay=decay, full_batch=True), PROBES[probe](), BATCHES, reduction="mean")[-1]
         - expected[-1]
     ).abs().max() > 1e-5
-
-
-def test_famo_equals_torchjd():
-    """Up to the 1e-8 that is added to every loss there."""
-    theirs = pytest.importorskip("torchjd.scalarization").FAMO(TASKS).double()
-    expected = literal(theirs, BATCHES, after=lambda before, now: theirs.update(now))
-    torch.testing.assert_close(
-        train(mf.famo(), mf.second_evaluation(mf.losses_only()), BATCHES, reduction="mean"),
-        expected,
-        rtol=1e-5,
-        atol=1e-7,
-    )
 
 
 def test_famo_of_a_full_batch_needs_no_second_forward():

@@ -297,18 +297,6 @@ def test_graddrop_equals_the_algorithm_coordinate_by_coordinate():
     assert not torch.equal(edited["x"].reshape(5, 40), edited["y"])
 
 
-def test_graddrop_expectation_and_scale():
-    """P·g⁺ + (1 - P)·g⁻ over many draws; a common gradient passes whole."""
-    J = rows(3, 20)
-    edited = vmap(lambda key: mf.graddrop()(key, {"x": J})["x"])(torch.arange(4000))
-    purity = 0.5 * (1 + J.sum(0) / J.abs().sum(0)).nan_to_num(0.5)
-    expected = purity * J.clamp_min(0) + (1 - purity) * J.clamp_max(0)
-    deviation = (purity * (1 - purity)).sqrt() * J.abs() / 4000**0.5
-    assert ((edited.mean(0) - expected).abs() <= 5 * deviation + 1e-12).all()
-    same = J[:1].expand(3, 20)
-    assert torch.equal(mf.graddrop()(mf.random.key(1), {"x": same})["x"], same)
-
-
 @pytest.mark.parametrize("mask", [mf.graddrop(0.2)], ids=["graddrop"])
 def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
     step = mf.balance(opaque, mf.mean(), mf.jacobian(SHARED, mask=mask))

@@ -3,8 +3,6 @@
 import copy
 from functools import partial
 
-import cvxpy as cp
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,6 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.support.loops import rollout
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -25,7 +22,6 @@ from tests.support.problems import (
     encode,
     flatten,
     literal_rows,
-    net,
     nets,
     opaque,
     vector,
@@ -33,7 +29,6 @@ from tests.support.problems import (
 from tests.support.steps import METHODS, step_of
 
 SHARED = "trunk.*"
-ORDERS = torch.tensor([[1, 2, 0], [0, 2, 1], [2, 1, 0]])
 
 
 def run(name: str, params, seed, lr, steps: int = 4):
@@ -296,122 +291,6 @@ def test_update_runs_one_forward_and_init_at_most_two():
 # Against the papers' algorithms, literally, on concatenated vectors
 
 
-def literal_pcgrad(rows: np.ndarray) -> np.ndarray:
-    edited = []
-    for i in range(len(rows)):
-        p = rows[i].copy()
-        for j in ORDERS[i].tolist():
-            if j != i and p @ rows[j] < 0:
-                p -= (p @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
-        edited.append(p)
-    return np.mean(edited, 0)
-
-
-def literal_mgda(rows: np.ndarray) -> np.ndarray:
-    """Frank–Wolfe with away steps on vectors, to a duality gap at rounding."""
-    w = np.full(len(rows), 1 / len(rows))
-    for _ in range(20_000):
-        d = w @ rows
-        rates = rows @ d
-        toward, away = rates.argmin(), np.where(w > 0, rates, -np.inf).argmax()
-        if d @ d - rates[toward] < 1e-15 * (rows**2).sum():
-            break
-        direction = np.zeros_like(w)
-        direction[toward], direction[away] = 1, -1
-        slope = direction @ rows
-        w = w + min(w[away], -(d @ slope) / (slope @ slope)) * direction
-    return w @ rows
-
-
-def literal_cagrad(rows: np.ndarray, c: float = 0.4) -> np.ndarray:
-    """The primal as the paper writes it, over d itself, by a conic solver."""
-    g0 = rows.mean(0)
-    d, worst = cp.Variable(rows.shape[1]), cp.Variable()
-    constraints = [rows @ d >= worst, cp.norm(d - g0) <= c * np.linalg.norm(g0)]
-    cp.Problem(cp.Maximize(worst), constraints).solve(
-        solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11
-    )
-    assert d.value is not None
-    return np.asarray(d.value)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("rule", "literal", "rtol"),
-    [
-        (lambda: mf.pcgrad(ORDERS), literal_pcgrad, 1e-10),
-        (mf.mgda, literal_mgda, 1e-6),  # the literal loop's gap of 1e-15 bounds d by its root
-        # Clarabel's primal d is good to the root of 1e-11
-        (lambda: mf.cagrad(0.4), literal_cagrad, 1e-4),
-    ],
-    ids=["pcgrad", "mgda", "cagrad"],
-)
-def test_descend_equals_literal_loop(rule, literal, rtol, form):
-    lr = 0.1
-    step = mf.descend(FORMS[form], rule(), mf.jacobian(SHARED), mf.sgd(lr))
-    state = step.init(PARAMS, BATCH)
-    params = {name: leaf.clone() for name, leaf in PARAMS.items()}
-    for _ in range(3):
-        before = flatten(state.params, TRUNK)
-        state, _ = step.update(state, BATCH)
-        _, rows = literal_rows(params, BATCH, TRUNK)
-        direction = torch.from_numpy(literal(rows.numpy()))
-        moved = (before - flatten(state.params, TRUNK)) / lr
-        torch.testing.assert_close(moved, direction, rtol=0.0, atol=rtol * float(rows.norm()))
-        params = state.params
-
-
-def test_gradnorm_equals_literal_double_backward_loop():
-    """Algorithm 1 of Chen et al., L_grad by autograd through the norms, with Adam on w."""
-    alpha, lr = 0.8, 0.05
-    step = mf.descend(
-        vector,
-        mf.gradnorm(alpha, lr),
-        mf.jacobian("trunk.2.*", heads="weighted"),
-        mf.sgd(0.1),
-        reduction="sum",
-    )
-    state = step.init(PARAMS, BATCH)
-
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
-    w = torch.ones(TASKS, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([w], lr=lr, eps=0.0)
-    initial = vector(leaves, BATCH).detach()
-    for _ in range(6):
-        losses = vector(leaves, BATCH)
-        last = [leaves["trunk.2.weight"], leaves["trunk.2.bias"]]
-        norms = torch.stack(
-            [
-                torch.cat(
-                    [
-                        g.flatten()
-                        for g in torch.autograd.grad(
-                            w[i] * losses[i], last, create_graph=True, retain_graph=True
-                        )
-                    ]
-                ).norm()
-                for i in range(TASKS)
-            ]
-        )
-        ratio = (losses / initial).detach()
-        target = (norms.mean() * (ratio / ratio.mean()) ** alpha).detach()
-        (w_grad,) = torch.autograd.grad((norms - target).abs().sum(), w, retain_graph=True)
-        model_grads = torch.autograd.grad((w.detach() * losses).sum(), list(leaves.values()))
-        used = w.detach().clone()
-        w.grad = w_grad
-        optimizer.step()
-        with torch.no_grad():
-            w.clamp_(min=1e-3).mul_(TASKS / w.sum())
-            for leaf, g in zip(leaves.values(), model_grads, strict=True):
-                leaf.sub_(0.1 * g)
-        state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.weights, used, rtol=1e-9, atol=0.0)
-        for name in PARAMS:
-            torch.testing.assert_close(
-                state.params[name], leaves[name].detach(), rtol=1e-9, atol=1e-12
-            )
-
-
 # State
 
 
@@ -521,30 +400,6 @@ def test_train_mode_batch_norm():
         )
     )
     assert both(mf.stack([module, module]), stacked)["1.running_mean"].shape == (2, 5)
-
-
-def test_shared_takes_modules_parameters_and_lists_of_globs():
-    """Each names the same leaves as the glob; an iterator of parameters serves every step."""
-    several = {
-        "module": lambda: net.trunk,
-        "parameters": lambda: net.trunk.parameters(),
-        "list": lambda: list(net.trunk.parameters()),
-        "globs": lambda: ["trunk.0.*", "trunk.2.*"],
-    }
-    wanted = rollout(
-        *_run(mf.jacobian(SHARED)), [BATCH, BATCH], record=lambda state, info: state.params
-    )
-    for shared in several.values():
-        got = rollout(
-            *_run(mf.jacobian(shared())), [BATCH, BATCH], record=lambda state, info: state.params
-        )
-        for one, other in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def _run(probe):
-    step = mf.descend(vector, mf.mgda(), probe, mf.sgd(0.1))
-    return step, step.init(PARAMS, BATCH)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
