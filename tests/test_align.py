@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
+from tests.support.oracles import rows_of
 from tests.support.problems import BATCH, PARAMS, TASKS, opaque
 from tests.support.steps import SHARED
 
@@ -19,22 +20,7 @@ TRUNK = tuple(name for name in PARAMS if name.startswith("trunk."))
 def gradients(losses_fn, params, names):
     """[loss, parameter] over the named leaves, one backward pass a loss."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
-    chosen = [leaves[name] for name in names]
-    rows = [
-        torch.autograd.grad(loss, chosen, retain_graph=True, allow_unused=True)
-        for loss in losses_fn(leaves)
-    ]
-    return torch.stack(
-        [
-            torch.cat(
-                [
-                    (torch.zeros_like(x) if g is None else g).flatten()
-                    for g, x in zip(row, chosen, strict=True)
-                ]
-            )
-            for row in rows
-        ]
-    )
+    return rows_of(losses_fn(leaves), [leaves[name] for name in names])
 
 
 def aimed(params, batch):

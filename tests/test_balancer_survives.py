@@ -17,6 +17,7 @@ import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from mtlfunc.gradients.losses import parse_losses
 from mtlfunc.gradients.run import live
+from tests.support.oracles import rows_of
 
 F64 = torch.float64
 X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
@@ -26,24 +27,6 @@ X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
 def small_networks_stand_for_large_ones(monkeypatch):
     monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     torch.manual_seed(0)
-
-
-def rows_of(losses, leaves):
-    """[task, parameter] in the order of `leaves`, zeros where a loss does not depend on one."""
-    found = [
-        torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True) for loss in losses
-    ]
-    return torch.stack(
-        [
-            torch.cat(
-                [
-                    (torch.zeros_like(leaf) if g is None else g).flatten()
-                    for leaf, g in zip(leaves, grads, strict=True)
-                ]
-            )
-            for grads in found
-        ]
-    )
 
 
 def gradient(leaves):
@@ -606,11 +589,7 @@ def test_heads_of_several_losses_and_leaves_without_numbers():
     info = balancer.backward(losses())
     found = losses()
     trunk = [leaf for name, leaf in net.named_parameters() if name.startswith("trunk")]
-    rows = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(loss, trunk, retain_graph=True)])
-        for loss in found
-    ]
-    jac = torch.stack(rows)
+    jac = rows_of(found, trunk)
     torch.testing.assert_close(info.gramian, jac @ jac.T)
     direction = info.weights @ jac
     own = torch.cat([leaf.grad.flatten() for leaf in trunk if leaf.grad is not None])

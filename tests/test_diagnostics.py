@@ -149,37 +149,6 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
     torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
 
 
-def kinked(params, batch):
-    """L(x) = x for x >= -2 and x + ½(x + 2)² below, split into 3x and the rest: g = (3, -2) at 0,
-    cos = -1, so PCGrad's step is 0.
-    """
-    x = params["x"]
-    return torch.stack([3 * x, -2 * x + 0.5 * (-x - 2).clamp_min(0) ** 2])
-
-
-def test_curvature_uniform_weight_breaks_theorem_two():
-    """The published H on [0, 4] is ½, so that a step of 2/(½ - 0) = 4 qualifies; yet the plain step
-    ends lower than PCGrad's.
-    """
-    params, step = {"x": torch.zeros((), dtype=torch.float64)}, 4.0
-    nodes = 64
-    uniform = float(diagnostics.curvature(kinked, params, (), lr=step, nodes=nodes))
-    # a jump at s = ½: off by at most about one node's weight, π/2·1/64
-    assert uniform == pytest.approx(0.5, abs=1 / nodes)
-    assert step >= 2 / 0.5
-    plain, projected = (
-        float(kinked({"x": torch.tensor(x, dtype=torch.float64)}, ()).sum()) for x in (-step, 0.0)
-    )
-    assert plain == -2
-    assert projected == 0
-    assert plain < projected  # L(θ^PC) <= L(θ^MT) fails
-    # With the weight 2(1 - s), Taylor's exact remainder 2(L(θ - tg) - L(θ) + t‖g‖²)/t², it is ¼:
-    # then 8 would be needed, and 4 proves nothing.
-    end = kinked({"x": torch.tensor(-step, dtype=torch.float64)}, ()).sum()
-    taylor = 2 * (end - kinked(params, ()).sum() + step) / step**2
-    assert float(taylor) == pytest.approx(0.25, abs=4 * EPS)
-
-
 # --- stationarity -------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise.plan import Engine
+from tests.support.oracles import rows_of
 
 ENGINES: tuple[Engine, ...] = ("layerwise", "rows", "auto")
 
@@ -32,10 +33,7 @@ def inputs(count: int = 7) -> Tensor:
 
 def literal(losses: Tensor, net: nn.Module) -> Tensor:
     """Rows [task, parameter]."""
-    parameters = list(net.parameters())
-    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
-    flat = [torch.cat([grad.flatten() for grad in row]) for row in rows]
-    return torch.stack(flat).as_subclass(Tensor)
+    return rows_of(losses, net.parameters()).as_subclass(Tensor)
 
 
 def gradient(leaf: Tensor) -> Tensor:

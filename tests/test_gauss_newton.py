@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
+from tests.support.oracles import rows_of
 
 F64 = torch.float64
 SHAPES = {"fewer": (5, 9), "square": (6, 6), "more": (9, 4), "one": (1, 3)}
@@ -105,8 +106,7 @@ def _rows(params) -> tuple[Tensor, Tensor]:
     """Residuals and their Jacobian [n, P], a literal loop of single passes."""
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
     r = residuals(leaves, POINTS)
-    each = [torch.autograd.grad(x, list(leaves.values()), retain_graph=True) for x in r]
-    return r.detach(), torch.stack([torch.cat([g.flatten() for g in row]) for row in each])
+    return r.detach(), rows_of(r, leaves.values())
 
 
 def _flat(params) -> Tensor:

@@ -20,14 +20,6 @@ FORMS = {
     "dict": lambda losses: {f"task {k}": loss for k, loss in enumerate(losses)},
     "vector": torch.stack,
 }
-SHARED = {
-    "a glob": lambda net: "trunk.*",
-    "a module": lambda net: net.trunk,
-    "a parameter": lambda net: next(net.trunk.parameters()),
-    "several": lambda net: list(net.trunk.parameters())[:2],
-    "globs": lambda net: ("trunk.*0*", "trunk.*"),
-    "a predicate": lambda net: lambda name: name.startswith("trunk"),
-}
 
 
 class Net(nn.Module):
@@ -121,40 +113,6 @@ def test_steps_are_those_of_a_plain_loop(trunk, form):
                 for leaf in net.parameters():
                     if leaf.grad is not None:
                         leaf.sub_(leaf.grad, alpha=0.1)
-
-
-@every("shared", SHARED)
-def test_what_is_shared_can_be_said_in_all_ways(shared):
-    torch.manual_seed(9)
-    net = Net(TRUNKS["layers"]())
-    balancer = mf.Balancer(net, mf.mgda(), SHARED[shared](net))
-    held = names(net)
-    if shared in ("a parameter", "several"):
-        held = {"trunk.0.weight", *(["trunk.0.bias"] if shared == "several" else [])}
-    for _ in range(3):
-        check_step(net, balancer, batch("layers"), held)
-
-
-def test_what_is_shared_may_change():
-    torch.manual_seed(8)
-    net, part = Net(TRUNKS["layers"]()), ["trunk.0"]
-    balancer = mf.Balancer(net, mf.mgda(), lambda name: name.startswith(part[0]))
-    for prefix in ("trunk.0", "trunk.0", "trunk.2", "trunk"):
-        part[0] = prefix
-        check_step(net, balancer, batch("layers"), names(net, prefix))
-
-
-def test_the_mean_of_losses_alone_is_the_stock_step():
-    torch.manual_seed(7)
-    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
-    balancer = mf.Balancer(net, mf.mean(), None)
-    for _ in range(2):
-        net.zero_grad()
-        balancer.backward(net(x))
-    found = [leaf.grad for leaf in net.trunk.parameters()]
-    net.zero_grad()
-    torch.stack(net(x)).mean().backward()
-    torch.testing.assert_close(found, [leaf.grad for leaf in net.trunk.parameters()])
 
 
 def test_what_is_kept_follows_the_module():
@@ -309,36 +267,6 @@ def test_rows_are_made_in_one_matrix(case, monkeypatch):
     balancer = mf.Balancer(net.to(dtype), mf.mgda(), mf.jacobian("trunk.*", **options))
     balancer.backward(net(x.to(dtype)), **given)
     assert [len(matrix) for matrix in made] == [3]
-
-
-def test_errors_leave_gradients_and_graph_alone():
-    torch.manual_seed(5)
-    net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    balancer.backward(net(x))
-    losses = net(x)
-    with pytest.raises(ValueError, match="losses"):
-        balancer.backward([losses[0], losses[1] * float("nan"), losses[2]])
-    torch.autograd.grad(losses[0], net.trunk[0].weight)  # the graph is as it was
-    with pytest.raises(ValueError, match="2 at this step"):
-        balancer.backward(net(x)[:2])
-    losses = net(x)
-    balancer.backward(losses)
-    with pytest.raises(RuntimeError, match="has freed their graph"):
-        balancer.backward(losses)
-    grads = [leaf.grad.clone() for leaf in net.trunk.parameters()]
-    stranger = nn.Parameter(torch.ones(()))
-    with pytest.raises(ValueError, match="not in it"):
-        balancer.backward([loss * stranger for loss in net(x)])
-    losses = net(x)
-    with torch.no_grad():
-        net.trunk[2].weight += 1
-    with pytest.raises(RuntimeError, match="compute the losses anew"):
-        balancer.backward(losses)
-    inputs = torch.ones(3, requires_grad=True)
-    with pytest.raises(ValueError, match="depend on no parameter"):
-        balancer.backward(list(inputs.square()))
-    assert all(map(torch.equal, grads, [leaf.grad for leaf in net.trunk.parameters()]))
 
 
 def test_a_checkpoint_runs_once_a_task():

@@ -107,33 +107,6 @@ def test_rates_are_those_of_the_real_step(exact, options, walked):
         assert (change.actual + solution.rates).abs().max() <= 1e-6 * size
 
 
-def test_no_loss_rises_with_momentum(exact):
-    """The mean of the losses, stepping from the same places, would raise some."""
-    net = network()
-    optimizer = make(net, lr=0.03, weight_decay=0.0)
-    walk(net, optimizer, 15)
-    risen = 0
-    for _ in range(12):
-        rows = rows_at(net)
-        solution, grads = mf.muon.gradients(optimizer, net, rows)
-        assert solution.rates.min() > 0
-        assert solution.gap <= 1e-6 * solution.value
-        plain, _ = mf.muon.gradients(
-            optimizer, net, rows, weights=torch.full((3,), 1 / 3, dtype=F64)
-        )
-        assert plain.rates.min() <= solution.rates.min() + solution.gap
-        torch.testing.assert_close(plain.value, solution.value)
-        change = change_of(net, optimizer, grads)
-        assert (change.predicted < 0).all()
-        risen += int(plain.rates.min() < 0)
-        mf.assign_gradients(net, grads)
-        optimizer.step()
-        buffers = [optimizer.state[x]["momentum_buffer"].norm() for x in net.parameters()]
-        longest = max(x.flatten(1).norm(dim=1).max() for x in rows.values())
-        assert max(buffers) <= 3 * longest
-    assert risen
-
-
 SIZES = [(1.0, 1.0, 1.0), (1.0, 10.0, 100.0), (1.0, 1e-2, 1e-4), (1.0, 1e3)]
 
 

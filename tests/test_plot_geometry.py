@@ -10,13 +10,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.contour import ContourSet
 from matplotlib.path import Path as Outline
 from torch import Tensor
-from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import plot
 from mtlfunc.core.random import normal
 from mtlfunc.plot._common import RISES
-from tests.support.oracles import cagrad_threshold
 from tests.support.plots import axes, labels, rows
 
 RULES = {
@@ -86,31 +84,6 @@ def test_portrait_of_the_mean_is_its_formula():
     )
 
 
-def test_portrait_of_mgda_is_the_shortest_combination():
-    _, length, first, second = (meshed(panel) for panel in plot.portrait(mf.mgda(), cells=(40, 21)))
-    phi, r = cells(40, 21)
-    mean = 0.5 * np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
-    inside = np.cos(phi) < np.minimum(r, 1 / r)
-    shortest = np.where(
-        inside, r * np.sin(phi) / np.sqrt(1 + r**2 - 2 * r * np.cos(phi)), np.minimum(r, 1)
-    )
-    np.testing.assert_allclose(length, shortest / mean, rtol=1e-9)
-    # g_t·d = ‖d‖² for both inside the face, for the shorter one elsewhere.
-    np.testing.assert_allclose(first[inside], (shortest**2 / mean)[inside], rtol=1e-7)
-    np.testing.assert_allclose(second[inside], (shortest**2 / mean / r)[inside], rtol=1e-7)
-
-
-def test_portrait_of_pcgrad_has_rates_of_one_minus_squared_cosine():
-    first, second = (
-        meshed(panel) for panel in plot.portrait(mf.pcgrad(), ("rate 1", "rate 2"), cells=(40, 21))
-    )
-    phi, r = cells(40, 21)
-    mean = np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
-    conflict = np.cos(phi) < 0
-    np.testing.assert_allclose(first[conflict], (np.sin(phi) ** 2 / mean)[conflict], rtol=1e-9)
-    np.testing.assert_allclose(second[conflict], (np.sin(phi) ** 2 * r / mean)[conflict], rtol=1e-9)
-
-
 @pytest.mark.parametrize("name", list(RULES))
 def test_portrait_equals_single_calls(name):
     phi, r = cells(7, 5)
@@ -153,43 +126,6 @@ def test_portrait_hatches_nothing_for_rules_that_raise_no_loss(rule):
     for panel in plot.portrait(rule, cells=(40, 21)):
         assert not contours(panel, filled=True)
         assert not contours(panel, filled=False)
-
-
-def test_portrait_of_cagrad_raises_a_loss_below_the_threshold_of_its_theory():
-    first, second = (
-        meshed(panel)
-        for panel in plot.portrait(mf.cagrad(0.4), ("rate 1", "rate 2"), cells=(40, 21))
-    )
-    phi, r = (torch.from_numpy(x.ravel()) for x in cells(40, 21))
-    jacobian = torch.stack(
-        [
-            torch.stack([torch.ones_like(r), torch.zeros_like(r)], -1),
-            r[:, None] * torch.stack([phi.cos(), phi.sin()], -1),
-        ],
-        1,
-    )
-    threshold = vmap(cagrad_threshold)(jacobian @ jacobian.mT).numpy()
-    apart = np.abs(threshold - 0.4) > 1e-6
-    np.testing.assert_array_equal(
-        (np.minimum(first, second).ravel() < RISES)[apart], (threshold > 0.4)[apart]
-    )
-
-
-def test_portrait_of_gradnorm_settles_at_equal_lengths():
-    limits = (0.25, 4.0)
-    fresh, settled = (
-        # angles up to 90°
-        meshed(
-            plot.portrait(
-                mf.gradnorm(0.0), ("direction",), ratios=limits, cells=(10, 9), steps=steps
-            )[0]
-        )[:, :5]
-        for steps in (1, 150)
-    )
-    assert np.abs(fresh - 0.5).max() > 0.2
-    # Weights ∝ 1/‖g_t‖ make d the bisector; they move by 0.025 a step around 2/(1 + 4) and 2/(1 +
-    # 1/4).
-    assert np.abs(settled - 0.5).max() < 0.025
 
 
 def test_portrait_takes_functions_and_rules_that_cannot_be_vmapped():

@@ -8,7 +8,6 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.probes.common import fixed
 from mtlfunc.rules.common import gramian_of
-from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
 from tests.support.problems import (
@@ -59,12 +58,6 @@ def projected(point: torch.Tensor) -> torch.Tensor:
         middle = (low + high) / 2
         low, high = (middle, high) if (point - middle).clamp_min(0).sum() > 1 else (low, middle)
     return (point - low).clamp_min(0)
-
-
-def test_bisection_and_sorting_project_alike():
-    for seed in range(5):
-        point = gramian("gaussian", 6, seed)[0]
-        torch.testing.assert_close(simplex.project(point), projected(point), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("batches", [PAIR, BATCHES], ids=["two", "three"])

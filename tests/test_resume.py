@@ -8,45 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from tests.support import ROOT
-from tests.support.families import gramian
 from tests.support.problems import BATCH, PARAMS, decode, encode, named
-from tests.support.registry import RULES
-from tests.support.rules import trajectory
 
 COUNT, BEFORE, AFTER = 4, 3, 4
-
-RESUME = f"""
-import sys, torch
-from tests.support.registry import RULES
-from tests.support.rules import trajectory
-
-states, G = torch.load(sys.argv[1])
-weights = {{}}
-for name, state in states.items():
-    rule = RULES[name].make()
-    weights[name] = trajectory(rule, G, steps={AFTER}, start={BEFORE}, state=state)[0]
-torch.save(weights, sys.argv[2])
-"""
-
-
-def test_stateful_rules_resume_in_a_fresh_process(tmp_path):
-    G = gramian("gaussian", COUNT)
-    states, expected = {}, {}
-    for name, case in RULES.items():
-        state = trajectory(case.make(), G, steps=BEFORE, key=7)[1]
-        if state != ():
-            states[name] = state
-            expected[name] = trajectory(case.make(), G, steps=BEFORE + AFTER, key=7)[0][BEFORE:]
-    assert {"pcgrad", "gradnorm"} <= set(states)
-    torch.save((states, G), tmp_path / "states.pt")
-    subprocess.run(
-        [sys.executable, "-c", RESUME, str(tmp_path / "states.pt"), str(tmp_path / "weights.pt")],
-        cwd=ROOT,
-        check=True,
-    )
-    resumed = torch.load(tmp_path / "weights.pt")
-    for name in states:
-        assert torch.equal(resumed[name], expected[name]), name
 
 
 LOADED = """

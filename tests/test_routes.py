@@ -25,6 +25,7 @@ from mtlfunc.gradients.linearize import Request
 from mtlfunc.gradients.losses import Losses
 from mtlfunc.types import Params
 from tests.support import visits
+from tests.support.oracles import rows_of
 
 
 def resnet_forward(tasks, images, pixels):
@@ -118,8 +119,7 @@ def test_a_step_holds_what_a_loop_of_passes_does(net, x, tasks):
 
     def loop():
         losses = net(x).square().mean(0)
-        rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
-        matrix = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+        matrix = rows_of(losses, leaves)
         return matrix @ matrix.T
 
     def gramian(**options):

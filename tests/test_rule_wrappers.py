@@ -1,20 +1,15 @@
 """Rules around rules: normalised rows, momentum on the weights, and their compositions."""
 
-import io
-
 import cvxpy as cp
-import numpy as np
 import pytest
 import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc.rules._gradnorm import GradNormState
-from mtlfunc.rules._momentum import MomentumState
 from mtlfunc.types import Geometry
-from tests.support.families import gramian, jacobian
+from tests.support.families import jacobian
 from tests.support.problems import BATCH, PARAMS, vector
-from tests.support.rules import geometry, losses_of, trajectory
+from tests.support.rules import losses_of
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 
@@ -123,18 +118,6 @@ def test_normalize_zero_sizes():
         ).tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_normalised_weights_on_raw_gradients_are_another_method():
-    """What LibMTL and the official MGDA do: with row lengths of 1 and 100 the small task all but
-    vanishes from their direction.
-    """
-    J = torch.tensor([[1.0, 0.0], [0.0, 100.0]], dtype=F64)
-    n = J.norm(dim=1)
-    raw = mf.weights(mf.mgda(), (J / n[:, None]) @ (J / n[:, None]).mT) @ J
-    ours = mf.aggregate(mf.normalize(mf.mgda()), J)
-    assert float(raw[0] / raw[1]) == pytest.approx(0.01)
-    assert float(ours[0] / ours[1]) == pytest.approx(1.0)
-
-
 def test_normalize_by_losses_needs_no_gramian():
     state_rule = mf.normalize(mf.mean(), "loss")
     step = mf.balance(vector, state_rule, mf.losses_only())
@@ -168,21 +151,6 @@ def test_momentum_is_the_moving_average(inner):
     torch.testing.assert_close(smooth, torch.stack(expected), rtol=1e-12, atol=1e-14)
 
 
-def test_momentum_equals_torchjd():
-    """Around PCGrad of two tasks, where no order matters; TorchJD's sums."""
-    peer, rule = (
-        torchjd.CRMOGMWeighting(torchjd.PCGradWeighting(), alpha=0.8),
-        mf.momentum(mf.pcgrad(), 0.8),
-    )
-    state = rule.init(losses_of(2), mf.random.key(0))
-    for step in range(5):
-        J = jacobian("antiparallel" if step % 2 else "gaussian", 2, step) + 0.1 * jacobian(
-            "gaussian", 2, 9
-        )
-        weights, state = rule.update(geometry(J @ J.mT, losses_of(2)), state)
-        torch.testing.assert_close(2 * weights, peer(J @ J.mT), rtol=1e-10, atol=0)
-
-
 def test_momentum_over_a_batch_of_factors():
     factors = torch.tensor([0.0, 0.5, 0.9], dtype=F64)
     together = vmap(lambda a: drive(mf.momentum(mf.mgda(), a))[0])(factors)
@@ -203,42 +171,3 @@ def test_momentum_stays_for_absent_tasks():
     assert states[1].weights[1] == states[0].weights[1] == plain[0, 1]
     torch.testing.assert_close(smooth[2, 2], plain[2, 2])
     torch.testing.assert_close(smooth[2, 1], (plain[0, 1] + plain[2, 1]) / 2)
-
-
-# --- together -----------------------------------------------------------------------------------
-
-
-def test_wrappers_compose_and_resume():
-    """Six steps at once, or three, a state through torch.save, and three more."""
-
-    def make():
-        return mf.momentum(mf.normalize(mf.gradnorm(1.5), "loss"), 0.6)
-
-    G = gramian("gaussian", 4)
-    whole, state = trajectory(make(), G, steps=6)
-    assert isinstance(state, MomentumState)
-    assert isinstance(state.rule, GradNormState)
-    begun, state = trajectory(make(), G, steps=3)
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    resumed, _ = trajectory(make(), G, steps=3, start=3, state=loaded)
-    assert torch.equal(torch.cat([begun, resumed]), whole)
-
-
-def test_momentum_calms_random_weights():
-    """What it is for: the variance of PCGrad's random orders falls by (1 - a)/(1 + a)."""
-    G, a, steps = gramian("antiparallel", 6, 2), 0.8, 400
-    losses = losses_of(6)
-
-    def spread(rule):
-        state, kept = rule.init(losses, mf.random.key(0)), []
-        for _ in range(steps):
-            weights, state = rule.update(geometry(G, losses), state)
-            kept.append(weights)
-        return float(torch.stack(kept[50:]).var(0).sum())
-
-    ratio = spread(mf.momentum(mf.pcgrad(), a)) / spread(mf.pcgrad())
-    assert ratio == pytest.approx((1 - a) / (1 + a), rel=0.35)
-    assert np.isfinite(ratio)

@@ -3,7 +3,6 @@
 from itertools import product
 
 import cvxpy as cp
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -77,76 +76,6 @@ def test_nash_mtl_two_tasks_in_closed_form(cosine):
             rtol=1e-13 + 16 * EPS / known,
             atol=0,
         )
-
-
-def test_nash_mtl_and_fairgrad_equal_fifty_digits():
-    """Three tasks by mpmath's Newton on G w = w^(-1/α) in logarithms."""
-    with mpmath.workdps(50):
-        for seed, alpha in product(range(3), (0.5, 1.0, 3.0)):
-            G = gramian("gaussian", 3, seed)
-            exact = [[mpmath.mpf(float(x)) for x in row] for row in G]
-
-            def equations(*logs, exact=exact, alpha=alpha):
-                w = [mpmath.e**x for x in logs]
-                return [
-                    sum(exact[i][j] * w[j] for j in range(3)) - w[i] ** (-1 / mpmath.mpf(alpha))
-                    for i in range(3)
-                ]
-
-            w = mf.weights(mf.fairgrad(alpha), G)
-            found = mpmath.findroot(equations, [float(x) for x in w.log()])
-            expected = torch.tensor([float(mpmath.e**x) for x in found], dtype=F64)
-            torch.testing.assert_close(w, expected, rtol=1e-13, atol=0)
-            if alpha == 1:
-                torch.testing.assert_close(
-                    mf.weights(mf.nash_mtl(), G), expected, rtol=1e-13, atol=0
-                )
-
-
-def test_nash_mtl_maximises_the_product_of_rates():
-    """cvxpy on max Σ p log(g_t·d) over the unit ball, in the space of the parameters."""
-    for seed in range(3):
-        J, p = jacobian("gaussian", 4, seed), preferences(4, seed)
-        d = cp.Variable(J.shape[1])
-        cp.Problem(cp.Maximize(p.numpy() @ cp.log(J.numpy() @ d)), [cp.norm(d) <= 1]).solve(
-            solver=cp.CLARABEL
-        )
-        ours = mf.aggregate(mf.nash_mtl(preference=p), J)
-        assert float(ours.norm()) == pytest.approx(2, rel=1e-12)
-        np.testing.assert_allclose((ours / 2).numpy(), np.asarray(d.value), rtol=0, atol=1e-5)
-
-
-def test_nash_mtl_ignores_lengths_and_fairgrad_at_one_is_nash():
-    J, s = jacobian("gaussian", 4), torch.tensor([1e-12, 1.0, 1e3, 1e12], dtype=F64)
-    d = mf.aggregate(mf.nash_mtl(), J)
-    torch.testing.assert_close(
-        mf.aggregate(mf.nash_mtl(), s[:, None] * J), d, rtol=0, atol=1e-12 * float(d.norm())
-    )
-    torch.testing.assert_close(
-        mf.weights(mf.fairgrad(1.0), J @ J.mT),
-        mf.weights(mf.nash_mtl(), J @ J.mT),
-        rtol=4 * EPS,
-        atol=0,
-    )
-
-
-def test_fairgrad_between_the_sum_and_the_best_worst_rate():
-    J = jacobian("gaussian", 4)
-    G = J @ J.mT
-    torch.testing.assert_close(
-        mf.weights(mf.fairgrad(1e-6), G), torch.ones(4, dtype=F64), rtol=2e-5, atol=0
-    )
-    shortest = torch.nn.functional.normalize(mf.aggregate(mf.mgda(), J), dim=0)
-    best = (J @ shortest).min()
-    worst = [
-        float(
-            (J @ torch.nn.functional.normalize(mf.aggregate(mf.fairgrad(alpha), J), dim=0)).min()
-            / best
-        )
-        for alpha in (0.5, 1.0, 2.0, 8.0, 20.0)
-    ]
-    assert worst == sorted(worst)
-    assert 0.95 <= worst[-1] <= 1
 
 
 @pytest.mark.parametrize("rule", ["nash", "fair"])

@@ -7,6 +7,7 @@ from torch import nn
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
+from tests.support.oracles import rows_of
 
 SAMPLES, WIDTH = 6, 5
 
@@ -70,14 +71,6 @@ MIXED = {  # how, the value that keeps samples apart, one that mixes them
 }  # fmt: skip
 
 
-def rows_of(net, losses):
-    leaves = [leaf for leaf in net.parameters() if leaf.requires_grad]
-    rows = [
-        torch.autograd.grad(x, leaves, retain_graph=True, materialize_grads=True) for x in losses
-    ]
-    return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
-
-
 @pytest.mark.parametrize("engine", ["auto", "layerwise"])
 @pytest.mark.parametrize("name", MIXED)
 def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monkeypatch):
@@ -91,7 +84,7 @@ def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monke
     for t in (apart, apart, apart, together, apart, together):
         net.zero_grad()
         losses = net(x, t)
-        jacobian = rows_of(net, matrix @ net(x, t))
+        jacobian = rows_of(matrix @ net(x, t), net.parameters())
         info = balancer.backward(losses, weightings=matrix)
         scale = float(jacobian.abs().max())
         gramian = jacobian @ jacobian.T
@@ -139,8 +132,8 @@ def test_as_many_places_as_samples(dtype, scale):
     matrix = torch.randn(3, 16)
     exact = Sequences(no_mixing).double()
     exact.load_state_dict(net.state_dict())
-    jacobian = rows_of(exact, matrix.double() @ (scale * exact(x.double())).double())
-    looped = rows_of(net, matrix @ (scale * net(x))).double()
+    jacobian = rows_of(matrix.double() @ (scale * exact(x.double())).double(), exact.parameters())
+    looped = rows_of(matrix @ (scale * net(x)), net.parameters()).double()
     _, gramian = mf.task_gramian(
         lambda params, x: scale * torch.func.functional_call(net, params, (x,)),
         mf.parameters(net), x, weightings=matrix, engine="layerwise",

@@ -156,32 +156,6 @@ def test_graph_proves_common_networks_apart():
             assert (owners(losses, [x])[0] == expected).all()
 
 
-@pytest.mark.parametrize("where", ["tensor", "node after", "node before"])
-def test_hook_on_an_activation_is_differentiated_row_by_row(where):
-    """A hook may mix what the graph keeps apart; ordinary differentiation does what it does."""
-    x, w = torch.randn(4, 3, dtype=F64), torch.randn(3, 2, dtype=F64)
-
-    def losses(params, batch):
-        h = batch @ params["w"]
-        if where == "tensor":
-            h.register_hook(lambda g: g + g.mean(0))
-        elif where == "node after":
-            h.grad_fn.register_hook(
-                lambda after, before: tuple(None if x is None else 3 * x for x in after)
-            )
-        else:
-            h.grad_fn.register_prehook(lambda before: (before[0] + before[0].mean(0),))
-        return h.square().sum(1)
-
-    leaf = w.clone().requires_grad_()
-    out = losses({"w": leaf}, x)
-    rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten() for one in out]
-    expected = torch.stack(rows) @ torch.stack(rows).mT
-    for engine in ("auto", "layerwise", "rows"):
-        got = mf.sample_gramian(losses, {"w": w}, x, engine=engine)[1]
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
-
-
 def test_as_many_ensembles_as_samples():
     """vmap over parameters, N of them: their axis is not taken for the samples'."""
     x = torch.randn(N, 4, dtype=F64)

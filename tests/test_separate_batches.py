@@ -295,41 +295,6 @@ def test_composes_with_vmap_and_grad(name):
         close(got[leaf], expected)
 
 
-def test_hook_after_the_forward_is_run_for_every_task():
-    """It may mix the tasks, and no mode has seen it."""
-    module = torch.nn.Linear(200, 200).double()
-    balancer = mf.Balancer(module, mf.mgda())
-    h = module(tensor(1, T, 3, 200)).tanh()
-    losses = h.square().mean((1, 2))
-    h.register_hook(lambda g: g + g.flip(0))
-    leaves = list(module.parameters())
-    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
-    found = balancer.measure(losses).gramian
-    flat = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
-    close(found, flat @ flat.mT)
-
-
-def test_mixtures_of_separate_losses_are_mixed_after_their_passes():
-    params = {"w": tensor(0, 200, 200), "b": tensor(1, 200)}
-    x = tensor(2, 6, 30, 200)
-
-    def f(p, x):
-        return tuple(F.linear(one, p["w"], p["b"]).tanh().square().mean() for one in x)
-
-    def answer(engine, losses_fn):
-        balance = mf.balance(
-            losses_fn, mf.cagrad(0.4), mf.jacobian(engine=engine, mix=mf.subset(3))
-        )
-        return balance.update(params, x, balance.init(params, x, 5))
-
-    expected = answer("rows", lambda p, x: torch.stack(f(p, x)) * 1)
-    for engine in ("auto", "layerwise", "rows"):
-        got = answer(engine, f)
-        close(got[2].gramian, expected[2].gramian)
-        for name in params:
-            torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-6, atol=1e-9)
-
-
 # ---- what the graph is said to prove -------------------------------------------------------------
 
 N = 3

@@ -2,37 +2,16 @@
 finite differences.
 """
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, hessian, vmap
+from torch.func import grad, hessian
 
 import mtlfunc as mf
 from mtlfunc.analysis import diagnostics
 from paper_repro.pcgrad import theorems as theory
 from tests.support.families import gramian
 from tests.support.oracles import cagrad_threshold
-
-PRINTED_PAIR = [Fraction(3), Fraction(-2)]
-
-
-def kinked(params, batch=None):
-    """L_1 + L_2 is x for x >= -2 and x + ½(x + 2)² below: convex, ∇L 1-Lipschitz; g_1 = 3 and g_2 =
-    -2 at 0.
-    """
-    x = params["x"][0]
-    bend = 0.25 * (x + 2).clamp_max(0) ** 2
-    return torch.stack([3 * x + bend, -2 * x + bend])
-
-
-def kinked_exactly(x: Fraction) -> Fraction:
-    return x + Fraction(1, 2) * min(x + 2, Fraction(0)) ** 2
-
-
-AT_ZERO = {"x": torch.zeros(1, dtype=torch.float64)}
-PAIR = torch.tensor([[9.0, -6.0], [-6.0, 4.0]], dtype=torch.float64)
 
 
 def rows(seed: int, size: int = 3, tasks: int = 2) -> torch.Tensor:
@@ -71,18 +50,6 @@ def test_theorem1_bounds_the_decrease_of_literal_steps(relative):
         fallen = -loss(J, A, -t * literal_pcgrad(J))
         assert fallen >= promised.decrease - 1e-12 * (abs(fallen) + 1)
     assert met >= 190  # a few are lost to the rounding of t·ℒ at 1
-
-
-def test_theorem1_in_fractions():
-    g, h, t = [Fraction(1), Fraction(0)], [Fraction(-2), Fraction(1)], Fraction(1, 4)
-    inner, a, b = Fraction(-2), Fraction(1), Fraction(5)
-    total = sum((x + y) ** 2 for x, y in zip(g, h, strict=True))
-    expected = t / 2 * (1 - inner**2 / (a * b)) * total
-    J = torch.tensor([[float(x) for x in row] for row in (g, h)], dtype=torch.float64)
-    answer = theory.pcgrad_theorem1(J @ J.mT, float(t), 4.0)
-    assert float(answer.decrease) == pytest.approx(float(expected), rel=1e-15)
-    assert bool(answer.applies)
-    assert not theory.pcgrad_theorem1(J @ J.mT, float(t), 4.1).applies
 
 
 def test_theorem1_allows_rest_only_at_its_two_alternatives():
@@ -127,31 +94,6 @@ def test_theorem2_applies_somewhere():
     assert answer.applies
     assert answer.shortest < 3
     assert loss(J, A, -3 * literal_pcgrad(J)) < loss(J, A, -3 * J.sum(0))
-
-
-def test_uniform_weight_makes_theorem2_false():
-    """θ^MT = -4 has the loss -2, θ^PCGrad = 0 (the gradients are opposite) has 0, and yet every
-    printed condition holds.
-    """
-    t = Fraction(4)
-    plain = kinked_exactly(-t * sum(PRINTED_PAIR))
-    assert plain == -2
-    # gᵀ∇²L g along the step is 0 for s < ½ and 1 for s > ½.
-    uniform, weighted = Fraction(1, 2), 2 * (Fraction(1, 2) - Fraction(3, 8))
-    assert diagnostics.curvature(kinked, AT_ZERO, None, lr=4.0) == pytest.approx(
-        float(uniform), abs=1e-15
-    )
-    assert theory.secant_curvature(kinked, AT_ZERO, None, lr=4.0) == float(weighted)
-    false = theory.pcgrad_theorem2(PAIR, 4.0, 1.0, float(uniform))
-    assert false.applies
-    assert false.shortest == 4
-    assert plain < kinked_exactly(Fraction(0))
-    true = theory.pcgrad_theorem2(PAIR, 4.0, 1.0, float(weighted))
-    assert not true.applies
-    assert true.shortest == 8
-    at_eight = theory.secant_curvature(kinked, AT_ZERO, None, lr=8.0)
-    assert kinked_exactly(Fraction(-8)) > 0
-    assert theory.pcgrad_theorem2(PAIR, 8.0, 1.0, at_eight).applies
 
 
 def test_printed_condition_compares_a_curvature_with_a_number():
@@ -238,65 +180,7 @@ def test_cagrad_threshold_separates_conflict_from_none():
         torch.testing.assert_close(at, projected, rtol=1e-6, atol=1e-8)
 
 
-def test_cagrad_threshold_closed_forms():
-    assert cagrad_threshold(torch.eye(3)) == 0
-    assert cagrad_threshold(torch.zeros(2, 2)) == 0
-    opposite = torch.tensor([[1.0, -3.0], [-3.0, 9.0]], dtype=torch.float64)
-    assert cagrad_threshold(opposite) == pytest.approx(1, abs=1e-12)
-    # Only g_1 is against g₀ = (g_1 + g_2)/2: the projection takes off g₀'s component along g_1.
-    G = torch.tensor([[1.0, -2.0], [-2.0, 16.0]], dtype=torch.float64)
-    expected = Fraction(1, 4) * (1 - 2) ** 2 / (Fraction(1, 4) * 13)
-    assert float(cagrad_threshold(G)) ** 2 == pytest.approx(float(expected), rel=1e-12)
-
-
 # ---- as functions ----
-
-
-def test_everything_maps_over_a_batch():
-    G = torch.stack([gramian("gaussian", 2, seed) for seed in range(6)])
-    lr = torch.linspace(0.1, 2, 6, dtype=torch.float64)
-    for f in (
-        lambda g, t: theory.pcgrad_theorem1(g, t, 1.0),
-        lambda g, t: theory.pcgrad_theorem2(g, t, 1.0, 0.7 * g.sum()),
-        lambda g, t: (theory.secant_curvature(smooth, {"x": g[0]}, None, lr=t),),
-    ):
-        together = vmap(f)(G, lr)
-        alone = [f(g, t) for g, t in zip(G, lr, strict=True)]
-        for got, *each in zip(together, *alone, strict=True):
-            torch.testing.assert_close(
-                got, torch.stack(each), rtol=1e-9, atol=1e-12, equal_nan=True
-            )
-
-
-@pytest.mark.parametrize(
-    "f",
-    [
-        lambda g: theory.pcgrad_theorem1(g, 0.3, 1.0).decrease,
-        lambda g: theory.pcgrad_theorem2(g, 0.3, 1.0, 2.0).difference,
-        lambda g: theory.secant_curvature(smooth, {"x": g[0]}, None, lr=0.4),
-    ],
-)
-def test_derivatives_equal_central_differences(f):
-    G, step = torch.tensor([[1.0, -0.8], [-0.8, 3.0]], dtype=torch.float64), 1e-5
-    slope = grad(f)(G)
-    for i in range(2):
-        for j in range(2):
-            change = torch.zeros_like(G)
-            change[i, j] = step
-            assert float(slope[i, j]) == pytest.approx(
-                float((f(G + change) - f(G - change)) / (2 * step)), rel=1e-6, abs=1e-8
-            )
-
-
-def test_derivative_with_respect_to_the_step_and_at_a_zero_gradient():
-    t = torch.tensor(0.5, dtype=torch.float64)
-    G = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
-    assert grad(lambda t: theory.pcgrad_theorem1(G, t, 1.0).decrease)(t) == pytest.approx(0.375)
-    assert (
-        grad(lambda g: theory.pcgrad_theorem1(g, 1.0, 1.0).decrease)(torch.zeros(2, 2))
-        .isfinite()
-        .all()
-    )
 
 
 def test_theorems_are_about_two_tasks():

@@ -11,6 +11,7 @@ from mtlfunc.core import VERSION
 from mtlfunc.gradients import linearize as engine
 from mtlfunc.gradients.by_samples import BySamples
 from mtlfunc.gradients.layerwise import formulas, plan
+from tests.support.oracles import rows_of
 
 RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
 
@@ -151,12 +152,7 @@ def loop(losses_fn, params, batch):
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
     entries = losses_fn(leaves, batch)
     losses = [(row * entries).sum() for row in batch["A"]]
-    rows = [
-        torch.autograd.grad(x, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        for x in losses
-    ]
-    jacobian = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
-    return torch.stack(losses).detach(), jacobian
+    return torch.stack(losses).detach(), rows_of(losses, leaves.values())
 
 
 def close(found, wanted, what="", scale=None):

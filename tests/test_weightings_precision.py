@@ -18,6 +18,7 @@ import mtlfunc as mf
 from common.memory import Alive
 from experiments.benchmarks.llama import Llama, Size
 from mtlfunc.core import tree
+from tests.support.oracles import rows_of
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -66,16 +67,10 @@ def grad_of(leaf):
     return leaf.grad.flatten()
 
 
-def rows_of(net, losses):
-    leaves = list(net.parameters())
-    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
-    return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows]).double()
-
-
 def exact_rows(net, x, matrix):
     wide = Llama(SIZE).double()
     wide.load_state_dict(net.state_dict())
-    return rows_of(wide, matrix.double() @ wide(x).double())
+    return rows_of(matrix.double() @ wide(x).double(), wide.parameters()).double()
 
 
 def balanced(net, x, matrix, engine: Any = "layerwise", *, cast=False):
@@ -131,7 +126,7 @@ def test_rows_in_half_precision_are_multiplied_as_they_are(engine, device_path):
         info = step()
     wide = [(a, b) for dtype, a, b in ours.products if dtype not in HALVES]
     assert all(max(*a, *b) <= len(x) for a, b in wide), wide
-    exact, looped = exact_rows(net, x, matrix), rows_of(net, matrix @ net(x))
+    exact, looped = exact_rows(net, x, matrix), rows_of(matrix @ net(x), net.parameters()).double()
     wanted = exact @ exact.T
     assert info.gramian.dtype == torch.float32
     assert (info.gramian - wanted).norm() <= 1.1 * (looped @ looped.T - wanted).norm()
@@ -174,7 +169,7 @@ def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path
         wanted = exact @ exact.T, exact.mean(0)
         info = balanced(net, x, matrix)()
         found = torch.cat([grad_of(leaf) for leaf in net.parameters()]).double()
-        looped = rows_of(net, matrix @ net(x))
+        looped = rows_of(matrix @ net(x), net.parameters()).double()
         ours += torch.tensor([*map(off, (info.gramian.double(), found), wanted)])
         theirs += torch.tensor([*map(off, (looped @ looped.T, looped.mean(0)), wanted)])
     assert (ours <= 1.1 * theirs).all(), (ours, theirs)
@@ -185,7 +180,7 @@ def test_without_a_device_it_is_the_same():
     net, x, matrix = problem(torch.bfloat16, 5)
     exact = exact_rows(net, x, matrix)
     found = balanced(net, x, matrix)().gramian.double()
-    looped = rows_of(net, matrix @ net(x))
+    looped = rows_of(matrix @ net(x), net.parameters()).double()
     wanted = exact @ exact.T
     assert (found - wanted).norm() <= 1.1 * (looped @ looped.T - wanted).norm()
 
@@ -199,7 +194,7 @@ def test_a_word_that_comes_often(device_path):
     balanced(net, x, matrix[:, :2])()
     at = net.tokens.weight.numel()
     found, wanted = grad_of(net.tokens.weight).double(), exact.mean(0)[:at]
-    looped = rows_of(net, matrix[:, :2] @ net(x)).mean(0)[:at]
+    looped = rows_of(matrix[:, :2] @ net(x), net.parameters()).double().mean(0)[:at]
     assert (found - wanted).norm() <= 1.1 * (looped - wanted).norm()
 
 
@@ -228,7 +223,7 @@ def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
     """What weightings cancel is not lost to the products of samples, and leaves a Gramian."""
     for seed, spread in enumerate((0.0, 1e-7, 1e-6, 1e-4, 1e-2, 1.0)):
         net, x, matrix = collapsed(dtype, spread, prompts, tasks, positions, seed)
-        looped = rows_of(net, matrix @ of_samples(net, x))
+        looped = rows_of(matrix @ of_samples(net, x), net.parameters()).double()
         balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine="layerwise"))
         gramian = matrix
         for _ in range(2):  # UPGrad refuses what is no Gramian
@@ -236,10 +231,10 @@ def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
             losses = of_samples(net, x)
             gramian = balancer.backward(losses, weightings=matrix).gramian.double()
         wide = net.double()
-        exact = rows_of(wide, matrix.double() @ of_samples(wide, x.double()))
+        exact = rows_of(matrix.double() @ of_samples(wide, x.double()), wide.parameters()).double()
         wanted = exact @ exact.T
         # rounding of a loop's sums, in the dtype of the sums, which it may not show
-        samples = rows_of(wide, of_samples(wide, x.double())).norm(dim=1)
+        samples = rows_of(of_samples(wide, x.double()), wide.parameters()).double().norm(dim=1)
         lost = 8 * torch.finfo(matrix.dtype).eps * (matrix.abs().double() @ samples).norm()
         least = lost * wanted.norm().sqrt() + lost.square()
         assert (gramian - wanted).norm() <= 2 * (looped @ looped.T - wanted).norm() + least

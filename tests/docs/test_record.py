@@ -143,25 +143,6 @@ def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
     assert other.machine == "one"
 
 
-def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatch):
-    runs = {verdicts.REPRODUCTIONS: {"GN-21": claim(0.5)}, tmp_path: {"GN-21": claim(0.5)}}
-    monkeypatch.setattr(record, "FOLDER", tmp_path)
-    monkeypatch.setattr(verdicts, "check_code", lambda folder, settings: None)
-    monkeypatch.setattr(verdicts, "judged", lambda folder=verdicts.REPRODUCTIONS: runs[folder])
-    monkeypatch.setitem(record.DECISIONS, "GN-21", Below)
-    with pytest.raises(SystemExit, match="GN-21 has the default run's numbers"):
-        verdicts.keep_arithmetic(tmp_path)
-    runs[tmp_path]["GN-21"]["measured"] = {"x": 0.501, "steps": 10.0}
-    with pytest.raises(SystemExit, match="GN-21 took other numbers of steps"):
-        verdicts.keep_arithmetic(tmp_path)
-    runs[tmp_path]["GN-21"]["measured"] = {"x": 0.501}
-    verdicts.keep_arithmetic(tmp_path)
-    kept = record.read("other arithmetic")
-    assert kept
-    assert kept.numbers == {"GN-21": {"x": 0.501}}
-    assert kept.machine.endswith("MKL_CBWR=COMPATIBLE")
-
-
 def test_runs_are_compared_with_the_verdicts_of_record():
     """record.json is what docs/claims.md was made of: else `python docs/results.py ledger`."""
     assert json.loads(of_record.PATH.read_text()) == record.claims()

@@ -15,20 +15,20 @@ def agree(got, expected, relative):
     assert float(((got - expected).abs() / scale).amax()) <= relative
 
 
+def rows_of(losses: Any, leaves: Any) -> Tensor:
+    """[task, parameter], one backward pass a loss; zeros where it does not read a leaf."""
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    rows = [
+        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        for loss in losses
+    ]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
 def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
     """Rows [entry, parameter], one backward pass each."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
-    rows = []
-    for loss in losses_fn(leaves, batch).flatten():
-        grads = torch.autograd.grad(
-            loss, list(leaves.values()), retain_graph=True, allow_unused=True
-        )
-        whole = [
-            torch.zeros_like(leaf) if g is None else g
-            for g, leaf in zip(grads, leaves.values(), strict=True)
-        ]
-        rows.append(torch.cat([g.flatten() for g in whole]))
-    return torch.stack(rows)
+    return rows_of(losses_fn(leaves, batch).flatten(), leaves.values())
 
 
 def agree_across(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-12) -> None:

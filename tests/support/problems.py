@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from mtlfunc.types import Params
+from tests.support.oracles import rows_of
 
 TASKS = 3
 
@@ -86,20 +87,7 @@ def literal_rows(params: Params, batch: Any, names: tuple[str, ...]) -> tuple[Te
     """Losses and the Jacobian [task, parameter] over the named leaves, by torch.autograd.grad."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     losses = scalars(leaves, batch)
-    rows = []
-    for loss in losses:
-        grads = torch.autograd.grad(
-            loss, [leaves[name] for name in names], retain_graph=True, allow_unused=True
-        )
-        rows.append(
-            torch.cat(
-                [
-                    (torch.zeros_like(leaves[name]) if g is None else g).flatten()
-                    for name, g in zip(names, grads, strict=True)
-                ]
-            )
-        )
-    return torch.stack(losses).detach(), torch.stack(rows)
+    return torch.stack(losses).detach(), rows_of(losses, [leaves[name] for name in names])
 
 
 def flatten(tree: Params, names: tuple[str, ...] | None = None) -> Tensor:
