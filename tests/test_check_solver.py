@@ -593,32 +593,17 @@ def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
 
 
 SCRIPT = """
-import time
+import sys
+import mtlfunc
 import torch
 from mtlfunc import solvers, testing
 
 def uniform(problem):
     return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
 
-def wrong_frank_wolfe(problem):
-    w = uniform(problem)
-    for k in range(100):
-        away = torch.zeros_like(w)
-        away[problem.gradient(w).argmax()] = 1
-        w = w + 2 / (k + 2) * (away - w)
-    return w
-
-def wrong_when_large(problem):
-    large = problem.gramian.diagonal().amax().sqrt() > 1e6
-    return uniform(problem) if large else solvers.faces()(problem)
-
-for solver in (uniform, wrong_frank_wolfe, wrong_when_large, solvers.faces()):
-    start = time.perf_counter()
-    report = testing.check_solver(solver, ["min_norm"], tasks=(1, 6))
-    sizes = [len(example.jacobian) for example in report.counterexamples.values()]
-    print(report.solver, report.sound, max(sizes, default=0), round(time.perf_counter() - start))
-import sys
-print("hypothesis", "hypothesis" in sys.modules)
+for solver in (uniform, solvers.faces()):
+    print(testing.check_solver(solver, ["min_norm"], tasks=(1, 6)).sound)
+print("hypothesis" in sys.modules, mtlfunc.__file__.startswith(sys.path[0]))
 """
 
 
@@ -632,20 +617,11 @@ def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
     with zipfile.ZipFile(path) as wheel:
         wheel.extractall(installed)
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{SCRIPT}"
-    code += f"import mtlfunc; assert mtlfunc.__file__.startswith({str(installed)!r})\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[:2] for line in lines] == [
-        ["uniform", "False"],
-        ["wrong_frank_wolfe", "False"],
-        ["wrong_when_large", "False"],
-        ["faces", "True"],
-        ["hypothesis", "False"],
-    ]
-    assert all(1 <= int(line[2]) <= 3 for line in lines[:3])
+    assert done.stdout.split() == ["False", "True", "False", "True"]
 
 
 def only_one_task(problem):

@@ -11,7 +11,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.func import vmap
 
@@ -123,61 +122,6 @@ def test_weights_of_a_rollout():
     assert labels(panel) == ["near", "far"]
 
 
-def test_weights_of_named_tasks_have_their_names():
-    step = mf.descend(
-        lambda p, batch: {"near": (p["x"] - 1) ** 2, "far": 4 * (p["x"] + 1) ** 2},
-        mf.mgda(),
-        mf.jacobian(),
-        mf.sgd(0.01),
-    )
-    _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
-    panel = plot.weights(info, axes())
-    assert labels(panel) == ["near", "far"]
-    assert labels(plot.weights(info, axes(), names=["a", "b"])) == ["a", "b"]
-    panel.figure.canvas.draw()
-    assert all(float(tick).is_integer() for tick in panel.get_xticks())
-
-
-@pytest.mark.parametrize("tasks", [8, 30])
-def test_weights_of_many_tasks_leave_room_for_the_lines(tasks):
-    figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = plot.weights(torch.softmax(rows(0, 20, tasks), -1), figure.add_subplot())
-    figure.canvas.draw()
-    legend = panel.get_legend()
-    assert legend is not None
-    box, inside = legend.get_window_extent(), panel.get_window_extent()
-    assert box.x0 >= inside.x1
-    assert box.y0 >= 0
-    assert inside.width > 0.5 * figure.bbox.width
-    assert inside.height > 0.8 * figure.bbox.height
-
-
-@pytest.mark.parametrize("record", [torch.ones(1, 2), rows(4, 5, 1, 2)])
-def test_weights_of_one_step_are_seen(record):
-    """A mark a task, and over seeds a bar each: a line or an area of one step has no ink."""
-    figure = Figure(figsize=(2, 2))
-    panel = plot.weights(record, figure.add_subplot())
-    assert all(line.get_marker() not in ("", "None") for line in panel.get_lines())
-    for task, line in enumerate(panel.get_lines()):
-        assert line.get_ydata() == pytest.approx([float(record[..., task].mean())])
-    ends = [
-        bar.get_segments()[0][:, 1].tolist()  # pyright: ignore[reportAttributeAccessIssue]
-        for bar in panel.collections
-    ]
-    if record.ndim == 3:
-        assert ends == [
-            pytest.approx(np.quantile(record[:, 0, task], [0.1, 0.9])) for task in range(2)
-        ]
-    legend = panel.get_legend()
-    assert legend is not None
-    legend.remove()
-    panel.set_axis_off()
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    assert (np.asarray(canvas.buffer_rgba())[..., :3] < 200).any(-1).sum() > 20
-
-
 # ---- front ----
 
 
@@ -193,30 +137,6 @@ def test_front_highlights_what_no_point_dominates():
     edge = np.asarray(panel.collections[0].get_paths()[0].vertices)
     x, y = edge.T
     assert abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2 == pytest.approx(6.0)  # the shaded area
-
-
-def test_front_ignores_what_lies_beyond_the_reference():
-    panel = plot.front([[1.0, 1.0], [0.5, 9.0], [9.0, 0.5]], axes(), reference=[2.0, 3.0])
-    assert labels(panel) == ["non-dominated, HV = 2.000"]
-    edge = np.asarray(panel.collections[0].get_paths()[0].vertices)
-    assert edge.min(0).tolist() == [1, 1]
-    assert edge.max(0).tolist() == [2, 3]
-    assert labels(plot.front([[5.0, 5.0]], axes(), reference=[2.0, 3.0])) == [
-        "non-dominated, HV = 0.000"
-    ]
-
-
-def test_front_compares_on_the_same_axes():
-    panel = axes()
-    for i in range(3):
-        plot.front(rows(i, 8, 2), panel, label=f"rule {i}", reference=[5.0, 5.0])
-    drawn = [line for line in panel.get_lines() if str(line.get_label()).startswith("rule")]
-    assert (
-        len({line.get_color() for line in drawn})
-        == len({str(line.get_marker()) for line in drawn})
-        == 3
-    )
-    assert sum(line.get_label() == "_reference" for line in panel.get_lines()) == 1
 
 
 def test_front_in_three_dimensions():
@@ -277,16 +197,6 @@ def test_gap_over_problems_is_the_median_and_a_band():
         for step, row in zip((2, 8), gaps, strict=True):
             ends = edge[edge[:, 0] == step, 1]
             assert (ends.min(), ends.max()) == pytest.approx((float(row.min()), float(row.max())))
-
-
-def test_gap_of_zero_is_drawn_hollow_below_all_others():
-    panel = plot.gap(
-        {"exact": ([1, 2, 4], [1e-2, 0.0, 0.0]), "other": ([1, 2], [1e-3, 1e-5])}, axes()
-    )
-    line, hollow, _ = panel.get_lines()
-    np.testing.assert_allclose(np.asarray(line.get_ydata()), [1e-2, 1e-6, 1e-6])
-    np.testing.assert_allclose(np.asarray(hollow.get_xydata()), [[2, 1e-6], [4, 1e-6]])
-    assert hollow.get_markerfacecolor() == "white"
 
 
 # ---- all of them ----

@@ -121,13 +121,6 @@ def test_portrait_hatches_where_the_mean_raises_a_loss():
     assert np.abs(vertices[:, 1] * np.cos(np.deg2rad(vertices[:, 0])) + 1).max() < 0.06
 
 
-@pytest.mark.parametrize("rule", [mf.mgda(), mf.pcgrad(), mf.cagrad(1.0)])
-def test_portrait_hatches_nothing_for_rules_that_raise_no_loss(rule):
-    for panel in plot.portrait(rule, cells=(40, 21)):
-        assert not contours(panel, filled=True)
-        assert not contours(panel, filled=False)
-
-
 def test_portrait_takes_functions_and_rules_that_cannot_be_vmapped():
     calls = []
 
@@ -264,26 +257,6 @@ def test_simplex_says_that_a_point_is_pareto_stationary():
     assert labels(panel)[0].endswith("Pareto stationary")
     weights, worst = mapped(panel)
     assert (worst[np.abs(weights - [0.2, 0.4, 0.4]).max(1) > 1e-9] < 0).all()
-
-
-def test_simplex_draws_categories_and_functions():
-    gramian = rows(2, 3, 4)
-    gramian = gramian @ gramian.mT
-    panel = plot.simplex(gramian, ax=axes(), value=lambda w: (gramian @ w).argmin(), resolution=10)
-    collection = panel.collections[0]
-    middles = np.stack([np.asarray(path.vertices)[:3].mean(0) for path in collection.get_paths()])
-    expected = (shares(middles) @ gramian.numpy()).argmin(1)
-    values = collection.get_array()
-    assert values is not None
-    np.testing.assert_array_equal(np.asarray(values), expected)
-    assert len(middles) == 100
-    weights, entropy = mapped(
-        plot.simplex(
-            gramian, ax=axes(), value=lambda w: -torch.special.xlogy(w, w).sum(), resolution=10
-        )
-    )
-    positive = np.clip(weights, 1e-300, None)
-    np.testing.assert_allclose(entropy, -(positive * np.log(positive)).sum(1), atol=1e-9)
 
 
 def test_simplex_takes_a_zero_gradient():

@@ -73,13 +73,6 @@ def test_grid_of_hypergradients_equals_differences():
             assert found[i, j] == pytest.approx(float((high - low) / (2 * h)), rel=1e-5, abs=1e-9)
 
 
-def test_grid_equals_nested_vmap():
-    nested = vmap(vmap(train, (None, 0)), (0, None))(AXES["seed"], AXES["c"])
-    np.testing.assert_allclose(
-        grid(train, AXES)["losses"].values, nested["losses"].numpy(), rtol=1e-9
-    )
-
-
 def test_grid_loops_over_rules_between_vmapped_axes():
     """Looped axes stay where the caller put them, among vmapped ones; a rule is handed over as it
     is.
@@ -159,27 +152,12 @@ def test_grid_outputs_nested_of_every_kind():
     assert grid(one, {"seed": torch.arange(2)})["gramian"].shape == (2, 2, 2)
 
 
-def test_grid_axes_of_any_name():
-    found = grid(
-        lambda flat, points, self: flat + points * self,
-        {"flat": torch.arange(2), "points": [10, 20], "self": torch.arange(2)},
-        points_at_once=1,
-    )
-    assert found["value"].values.tolist() == [[[0, 10], [0, 20]], [[1, 11], [1, 21]]]
-
-
 def test_grid_leaves_no_graph_behind():
     w = torch.ones(2, requires_grad=True)
     assert grid(lambda k: w * k, {"k": torch.arange(2)})["value"].values.tolist() == [
         [0.0, 0.0],
         [1.0, 1.0],
     ]
-
-
-def test_grid_coordinates_of_float32_are_what_was_typed():
-    found = grid(lambda c: c, {"c": torch.tensor([0.1, 0.4, 1e-3])})
-    assert found["c"].values.tolist() == [0.1, 0.4, 1e-3]
-    assert float(found["value"].sel(c=0.4)) == float(np.float32(0.4))
 
 
 def test_grid_shows_progress_and_is_silent_inside(capsys):
@@ -238,21 +216,6 @@ def test_grid_resumes_only_what_is_missing(tmp_path, error):
     assert grid(third, AXES, path=str(path)).equals(found)
     assert third.calls == 0
     assert not [file for file in path.iterdir() if file.name.startswith(".")]
-
-
-def test_grid_resumes_between_looped_axes(tmp_path):
-    axes = {"seed": torch.arange(3), "power": [1, 2], "c": RADII}
-
-    def f(seed, power, c):
-        return (seed + c) ** power
-
-    whole = grid(f, axes)
-    for at in range(1, 7):
-        with pytest.raises(Unfinished):
-            grid(Counted(f, at=at), axes, points_at_once=4, path=tmp_path / str(at))
-        rest = Counted(f)
-        assert grid(rest, axes, points_at_once=4, path=tmp_path / str(at)).equals(whole)
-        assert rest.calls == 7 - at  # 2 powers of 9 points: 3 chunks each
 
 
 def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
@@ -357,13 +320,6 @@ def test_grid_names_broken_files(begun):
         [1, 2],
         [2, 4],
     ]
-
-
-@pytest.mark.parametrize("header", ["{", "3", "null", '{"a": [0, 1, 2], "b": [1, 2]}'])
-def test_grid_refuses_a_header_of_another_kind(begun, header):
-    (begun / "axes.json").write_text(header)
-    with pytest.raises(ValueError, match=r"path: .*axes\.json says other axes"):
-        grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -478,21 +434,6 @@ def test_an_error_of_files_in_f_is_its_own(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="no data"):
         grid(f, {"x": torch.arange(2.0)}, path=tmp_path / "kept")
-
-
-def test_points_outlive_dimensions_that_do_not_fit(tmp_path):
-    calls = []
-
-    def f(a):
-        calls.append(a)
-        return {"x": a * torch.ones(2)}
-
-    axes = {"a": [1.0, 2.0]}
-    with pytest.raises(ValueError):
-        mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one", "two"]})
-    found = mf.grid(f, axes, path=tmp_path / "out", dims={"x": ["one"]})
-    assert len(calls) == 2
-    assert found["x"].values.tolist() == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def test_two_values_of_one_name_are_refused():

@@ -3,7 +3,6 @@
 import html.parser
 import importlib.util
 import json
-import math
 import os
 import re
 import subprocess
@@ -113,97 +112,6 @@ def test_every_rule_with_a_paper_is_in_the_bibliography():
     without = {"mean", "normalize", "stateless"}
     assert set(pages.RULES) - without <= set(pages.papers())
     assert set(pages.papers()) <= {*mf.__all__, *pages.PHYSICS}
-
-
-def test_papers_without_a_function_are_what_the_bibliography_says():
-    """DCGD for two losses, DiBS-MTL, NTKMTL, the Chebyshev centre, as their code has them."""
-    page = (DOCS / "methods" / "bibliography.md").read_text(encoding="utf-8")
-    *_, last = outputs.run(page, "bibliography.md")
-    dibs = last.scope["dibs"]
-    dice = torch.Generator().manual_seed(0)
-    drawn = torch.randn(20, 5, 6, generator=dice, dtype=torch.float64)
-    for rows in drawn:
-        a, b = two = rows[:2]
-        total, bisector = a + b, a / a.norm() + b / b.norm()
-        centre = (bisector @ total) / (bisector @ bisector) * bisector
-        torch.testing.assert_close(2 * mf.aggregate(mf.config(), two), centre)
-        projected = total
-        for one, other in ((a, b), (b, a)):
-            if total @ one < 0:
-                projected = other - (a @ b) / (one @ one) * one
-        torch.testing.assert_close(2 * mf.aggregate(mf.dualproj(), two), projected)
-
-        unit = rows / rows.norm(dim=1, keepdim=True)
-        for steps in (1, 4):
-            moved = torch.zeros_like(rows[0])
-            for _ in range(steps):
-                moved = moved - 0.1 * (moved + 0.5 * unit).norm(dim=1) @ unit
-            found = dibs(rows @ rows.T, 0.5, 0.1, steps)
-            torch.testing.assert_close(-found @ rows, moved)
-            if steps == 1:
-                plain = mf.weights(mf.normalize(mf.mean()), rows @ rows.T)
-                torch.testing.assert_close(found / found.sum(), plain / plain.sum())
-                ntk = (rows.square().sum() / rows.square().sum(1)).sqrt()
-                torch.testing.assert_close(ntk / ntk.sum(), plain / plain.sum())
-
-        d = mf.weights(mf.normalize(mf.mgda()), rows @ rows.T) @ rows
-        others = torch.randn(
-            500, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-        )
-        others = others / others.norm(dim=1, keepdim=True)
-        best = (others @ unit.T).amin(1).max()
-        assert (unit @ d).min() >= best * d.norm()
-
-
-def test_uw_so_is_what_the_bibliography_says():
-    tau, losses = 0.5, torch.tensor([0.4, 1.0, 3.0])
-    rule = mf.stateless(lambda gramian, losses: torch.softmax(1 / (tau * losses), 0))
-    powers = [math.exp(1 / x / tau) for x in losses.tolist()]
-    expected = torch.tensor([power / sum(powers) for power in powers])
-    torch.testing.assert_close(mf.weights(rule, torch.eye(3), losses), expected)
-
-
-def test_weights_of_physics_libraries_are_what_the_bibliography_says():
-    """jaxpi's gradient norms, averaged over steps, and SoftAdapt, which sees the present losses."""
-    drawn = torch.rand(6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def lines(params, rows):  # the losses at 0 are the rows' first entries, all positive
-        return rows[:, 0] + rows @ params["x"]
-
-    params = {"x": torch.zeros(5, dtype=torch.float64)}
-    rule = mf.momentum(mf.normalize(mf.mean()), 0.9)
-    norms = mf.balance(lines, rule, mf.jacobian(), reduction="sum")
-    soft = mf.balance(lines, mf.dwa(1, 1.0), mf.losses_only())
-    states = [step.init(params, drawn[0]) for step in (norms, soft)]
-    expected, before = None, []
-    for rows in drawn:
-        length = rows.norm(dim=1)
-        now = length.mean() / length
-        expected = now if expected is None else 0.9 * expected + 0.1 * now
-        _, states[0], info = norms.update(params, rows, states[0])
-        torch.testing.assert_close(info.weights, expected)
-
-        _, states[1], info = soft.update(params, rows, states[1])
-        if len(before) > 1:
-            torch.testing.assert_close(info.weights, torch.softmax(before[-1] / before[-2], 0))
-        before.append(rows[:, 0])
-
-
-def test_modular_gradient_surgery_is_what_the_bibliography_says():
-    """MGS for two tasks: PCGrad for each tensor separately, then the sum."""
-
-    def losses(params, rows):
-        return rows @ torch.cat([params["a"], params["b"]])
-
-    params = {"a": torch.zeros(2), "b": torch.zeros(4)}
-    drawn = torch.randn(20, 2, 6, generator=torch.Generator().manual_seed(0))
-    for rows in drawn:
-        _, found = mf.task_gradients(losses, params, rows)
-        grads = {n: 2 * mf.weights(mf.pcgrad(), x @ x.mT) @ x for n, x in found.items()}
-        for name, (p, q) in zip("ab", rows.split([2, 4], dim=1), strict=True):
-            conflict = (p @ q).clamp_max(0)
-            expected = p - conflict / (q @ q) * q + q - conflict / (p @ p) * p
-            torch.testing.assert_close(grads[name], expected)
 
 
 def test_reference_has_every_public_name():

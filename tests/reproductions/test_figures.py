@@ -3,27 +3,19 @@
 import json
 import math
 import re
-import subprocess
-import sys
-import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
 
-import paper_repro
 from paper_repro import __main__ as program
 from paper_repro import cagrad, gradnorm, pcgrad
-from paper_repro.gradnorm import common, toy_figures
+from paper_repro.gradnorm import common
 from paper_repro.pcgrad import landscape
-from paper_repro.report import parts
 from paper_repro.report.commands import Catalogue, parser_of
-from paper_repro.report.figures import separate
 from paper_repro.report.layout import fit
 from paper_repro.report.looks import WIDTHS
 from paper_repro.report.options import parameters, read, written
@@ -109,33 +101,6 @@ def test_a_seed_draws_other_numbers_and_the_same_again(name: str, tmp_path: Path
     assert [each["arguments"].get("seed") for each in found] == [None, 1, 1]
 
 
-def test_a_look_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Style, font, colours, panels and axes reach the drawing, and no number."""
-    sheet = tmp_path / "mine.mplstyle"
-    sheet.write_text("axes.facecolor: 00ff00\nfont.size: 7\n")
-    words = SMALL["mgda.temperatures"].split()
-    own = [*words, "--size", "15x4", "--out", str(tmp_path / "own.png")]
-    assert run("mgda.temperatures", *own) == 0
-    look = f"--style {sheet} --colours #ff0000,#0000ff --panels 2,1 --log y --font-size 9".split()
-    look += ["--font", "DejaVu Serif"]
-    out = tmp_path / "other.pdf"
-    assert run("mgda.temperatures", *words, *look, "--out", str(out)) == 0
-    assert b"DejaVuSerif" in out.read_bytes()
-    assert records(out)["numbers"] == records(tmp_path / "own.png")["numbers"]
-    out = tmp_path / "other.png"
-    assert run("mgda.temperatures", *words, *look, "--out", str(out)) == 0
-    with Image.open(out) as image, Image.open(tmp_path / "own.png") as whole:
-        seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
-        assert {(0, 255, 0), (255, 0, 0), (0, 0, 255)} <= seen
-        assert whole.size == (15 * 150, 4 * 150)
-        assert image.width < whole.width
-    out = tmp_path / "numbers.png"
-    assert run("mgda.temperatures", *words, "--data-only", "--out", str(out)) == 0
-    assert not out.exists()
-    assert records(out)["numbers"] == records(tmp_path / "own.png")["numbers"]
-    assert "numbers.png" not in capsys.readouterr().out.splitlines()[-2]
-
-
 @pytest.mark.parametrize("entries", [1, 6])
 @pytest.mark.parametrize("aspect", ["auto", "equal"])
 def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
@@ -153,17 +118,6 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
         panel.legend(loc="center")
     fit(canvas)
     assert not misplaced(canvas)
-
-
-def test_names_may_hold_commas() -> None:
-    kind = parameters(FIGURES["cagrad.toy"])["methods"].kind
-    names = get_args(get_args(kind)[0])
-    assert any("," in name for name in names)
-    for text in (", ".join(names), " ".join(names), ",".join(reversed(names))):
-        assert set(read("methods", kind, text)) == set(names)
-        assert len(read("methods", kind, text)) == len(names)
-    said = parser_of("cagrad.toy", FIGURES["cagrad.toy"]).format_help()
-    assert "MGDA, 'MGDA, epsilon', PCGrad" in " ".join(said.split())
 
 
 def test_the_paper_s_values_are_the_defaults() -> None:
@@ -229,48 +183,6 @@ def test_what_cannot_be_is_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"numbers": []}', b"\xff"])
-def test_a_file_of_others_in_place_of_the_numbers_stays(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    out, others = tmp_path / "toy.pdf", tmp_path / "toy.json"
-    others.write_bytes(content)
-    monkeypatch.setattr("paper_repro.report.commands.draw", None)  # nothing is computed
-    assert run("cagrad.toy", "--out", str(out)) == 2
-    assert f"go to {others}, which holds something else; give" in capsys.readouterr().err
-    assert others.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [others]
-
-
-def test_a_stopped_figure_goes_on_from_what_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C after one of two methods: the first is kept, and not computed again."""
-    words = [*SMALL["gradnorm.toy"].split(), "--out", str(tmp_path / "toy.png")]
-    calls: list[str] = []
-    real, stop = toy_figures.train.function, [True]
-
-    def counted(method: str, *rest: Any) -> Any:
-        if calls and stop[0]:
-            raise KeyboardInterrupt
-        calls.append(method)
-        return real(method, *rest)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(toy_figures.train, "function", counted)
-    monkeypatch.setattr(toy_figures.train, "memory", {})
-    assert run("gradnorm.toy", *words) == 130
-    error = capsys.readouterr().err
-    assert "1 finished computation kept in" in error
-    assert "the same command goes on from there" in error
-    assert not (tmp_path / "toy.png").exists()
-    stop[0] = False
-    monkeypatch.setattr(toy_figures.train, "memory", {})
-    assert run("gradnorm.toy", *words) == 0
-    assert calls == ["weighted", "gradnorm", "weighted"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.json", "toy.png"]
-    assert parts.Store.folder is None
-
-
 # ---- what is drawn is what is computed ----
 
 
@@ -290,51 +202,6 @@ def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
     found.draw(tmp_path / "toy.png")
     assert not misplaced(found.figure)
-
-
-@pytest.mark.parametrize("c", [(0.0, 0.4), (0.5, 0.6), (0.0, 0.2, 1.0)])
-def test_c_stands_where_it_is_drawn(c: tuple[float, ...], tmp_path: Path) -> None:
-    """Once the tick at c = 0, which a log axis draws elsewhere, had the number of that place."""
-    found = cagrad.role_of_c(c=c, tasks=(2, 3), parameters=4, draws=4)
-    found.draw(tmp_path / "c.png")
-    for panel in found.figure.axes[:3]:
-        names = [text.get_text() for text in panel.get_xticklabels()]
-        assert set(map(float, names)) <= set(c)
-        assert len(names) > 1
-        places = dict(zip(names, panel.get_xticks(), strict=True))
-        assert all(math.isclose(at, float(name)) for name, at in places.items() if name != "0")
-        assert ("leftmost: 0" in panel.get_xlabel()) == ("0" in names) == (c[0] == 0)
-
-
-@pytest.mark.parametrize("draw", ["rates", "strength"])
-def test_a_figure_of_runs_that_diverged_says_so(draw: str, tmp_path: Path) -> None:
-    """Once a log axis without a number, or an empty panel."""
-    rate = {"rates": {"rates": (1e3,)}, "strength": {"rate": 1e3, "alphas": (0.0,)}}[draw]
-    size = {"steps": 20, "seeds": 2, "inputs": 5, "outputs": 3, "width": 8, "batch": 4}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = getattr(gradnorm, draw)(**rate, **size)
-    found.draw(tmp_path / "figure.png")
-    said = [text.get_text() for text in found.figure.axes[0].texts]
-    assert said == ["no finite number to draw"]
-
-
-def test_numbers_beside_gradnorm_s_toy_are_those_drawn() -> None:
-    found = gradnorm.toy(
-        methods=("equal",), rates=(1e-3, 1e-2), steps=8, seeds=3, inputs=5, outputs=3, width=8
-    )
-    panel, drawn = found.figure.axes[1], {}
-    for line in panel.get_lines()[:2]:  # a task each, at the best rate
-        drawn[line.get_color()] = line.get_ydata()
-    (fill, _) = panel.collections[:2]
-    label = found.figure.axes[0].get_lines()[0].get_label()
-    rate = float(str(label).rpartition(" ")[2])
-    rows = [row for row in found.numbers if row["rate"] == rate and row["task"] == 1]
-    np.testing.assert_allclose([row["L/L(0)"] for row in rows], next(iter(drawn.values())))
-    heights = np.asarray(fill.get_paths()[0].vertices)[:, 1]
-    assert max(heights) == pytest.approx(max(row["L/L(0), high"] for row in rows))
-    assert min(heights) == pytest.approx(min(row["L/L(0), low"] for row in rows))
-    assert "which is the best of 2 by these losses" in found.caption
 
 
 def test_classification_losses_are_scaled_cross_entropies() -> None:
@@ -410,23 +277,3 @@ def test_definition_3_is_the_derivative_of_the_mean_gradient(crossing: bool) -> 
     expected = (mean(step) - mean(-step)) / (2 * step) / (g @ g)
     found = landscape.definition_3(start, after, floor, pieces=4000)
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
-
-
-def test_a_command_without_streams_does_its_work(tmp_path: Path) -> None:
-    """As some schedulers start one: it ended where it asked whether it has a terminal."""
-    root, out = Path(paper_repro.__file__).parents[1], tmp_path / "two.svg"
-    command = f"exec {sys.executable} -m paper_repro figure mgda.two_tasks --out {out} >&- 2>&-"
-    done = subprocess.run(["sh", "-c", command], cwd=root, timeout=300, check=False)
-    assert done.returncode == 0
-    assert records(out)["numbers"]
-
-
-def test_names_of_lines_stand_as_near_to_their_ends_as_they_can() -> None:
-    """The nearest places with room between them, by cvxpy."""
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        heights = np.sort(rng.random(5))
-        x = cvxpy.Variable(5)
-        least = cvxpy.Minimize(cvxpy.sum_squares(x - heights))
-        cvxpy.Problem(least, [x[1:] - x[:-1] >= 0.1]).solve(solver=cvxpy.CLARABEL)
-        assert np.abs(separate(heights, 0.1) - x.value).max() < 1e-4

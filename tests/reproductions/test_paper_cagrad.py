@@ -35,21 +35,6 @@ def plain_losses(x: float, y: float, sign: float) -> tuple[float, float]:
     return c1 * f1 + c2 * q1, c1 * f2 + c2 * q2
 
 
-def plain_rows(x: np.ndarray, sign: float) -> np.ndarray:
-    """Central differences of the plain formula."""
-    h = 1e-6
-    return np.array(
-        [
-            (
-                np.array(plain_losses(x[0] + e[0], x[1] + e[1], sign))
-                - np.array(plain_losses(x[0] - e[0], x[1] - e[1], sign))
-            )
-            / (2 * h)
-            for e in h * np.eye(2)
-        ]
-    ).T
-
-
 @pytest.mark.parametrize("sign", [toy.CODE, toy.PAPER_SIGN])
 def test_losses_are_the_plain_formula(sign: float) -> None:
     points = [*toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
@@ -71,21 +56,6 @@ def test_minimum_of_the_mean_by_scipy() -> None:
     np.testing.assert_allclose(where, found.x, atol=1e-4)
     assert value == pytest.approx(-15.0916, abs=1e-4)
     np.testing.assert_allclose(where, [0, -8.3551], atol=1e-3)
-
-
-def test_pareto_set_has_opposed_gradients() -> None:
-    for point in toy.pareto_set()[5:-5:10]:
-        g1, g2 = plain_rows(point, 1.0)
-        assert g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2) == pytest.approx(-1, abs=1e-4)
-
-
-@pytest.mark.parametrize(("slope", "moves"), [(toy.ramp, True), (torch.relu, False)])
-def test_the_kink_decides_whether_the_origin_moves(slope: Any, moves: bool) -> None:
-    zero = torch.zeros(2, dtype=torch.float64)
-    rows = mf.task_gradients(
-        lambda params, sign: toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0)
-    )[1]["x"]
-    assert bool(rows.abs().sum() > 0) == moves
 
 
 def min_norm(g1: Tensor, g2: Tensor) -> Tensor:
@@ -153,15 +123,6 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
         )
         # the search stops at 1e-5 of the weight
         torch.testing.assert_close(found, benchmark.script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
-
-
-def test_the_transcribed_script_takes_the_same_first_steps() -> None:
-    points = benchmark.script_run("GD", (9.0, 9.0), 20)
-    alone = torch.zeros(0, 2, dtype=torch.float64)
-    run = toy_runs.trajectories(("GD",), alone, 20, compiled=False)["GD"]
-    torch.testing.assert_close(
-        points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
-    )
 
 
 @pytest.fixture(scope="module")
@@ -244,15 +205,6 @@ def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
     assert min(value for name, value in found.measured.items() if name.endswith("most")) < -0.1
 
 
-def test_slsqp_finds_the_exact_dual_value() -> None:
-    rows = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    g = rows @ rows.mT
-    w = dual_solvers.slsqp_weights(g, 0.5) - 1 / 6
-    w = w / w.sum()
-    value = w @ g.mean(1) + 0.5 * g.mean().sqrt() * (w @ g @ w).sqrt()
-    assert float(value) == pytest.approx(float(common.cagrad(g[None], 0.5).value[0]), rel=1e-5)
-
-
 def test_sum_of_squares_against_a_literal_loop() -> None:
     problem = common.quadratics(2, 3, 3, 5)
     c, steps = 0.5, 15
@@ -277,13 +229,6 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
         assert float(found.ratio[i]) == pytest.approx(
             total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6
         )
-
-
-def test_all_rows_are_the_full_method() -> None:
-    rows = common.rows_of(1, 6, 20, 4)[0]
-    full = fast.sampled(rows, 6, 0.5, 8)
-    assert max(full.bias, full.deviation, abs(full.missed), full.mean_error) < 1e-9
-    assert fast.sampled(rows, 2, 0.5, 8).deviation > 0.01
 
 
 def test_a_way_of_one_kick_of_adam_is_rest() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, train_lanes, two_aims
+from paper_repro.gradnorm import common, difficulty, lanes, targets, train_lanes
 from paper_repro.report import grids
 from paper_repro.report.findings import Finding, Settings
 from paper_repro.report.intervals import Interval, ratio_interval
@@ -66,19 +66,6 @@ def test_the_target_check_sees_another_rule(monkeypatch):
     ones = np.ones((2, 1, 3, 2))
     trace = lanes.Trace(chosen, np.arange(2), ones, ones, ones, ones, np.zeros((1, 3, 0)))
     assert targets.targets_of_the_rule(trace, trace, frozen, SMALL).verdict == "does not hold"
-
-
-def test_normalised_targets_settle_and_plain_ones_do_not():
-    left = targets.still_targets(Settings())
-    assert np.median(left["normalised"][-1]) < 0.1
-    plain = left["GradNorm"][-1]
-    u = mf.random.uniform(mf.random.key(3), (2, 32, 5), torch.float64)
-    relative = 10 ** (2 * u[1] - 1)
-    relative = relative / relative.mean(1, keepdim=True)
-    bound = (5 - relative.sqrt().sum(1)).abs().numpy()
-    # whatever the weights, the distances cannot add up to less
-    assert (plain >= bound - 1e-9).all()
-    assert np.median(bound) > 0.1
 
 
 @pytest.mark.parametrize("method", ["weighted", "gradnorm", "normalised"])
@@ -159,55 +146,6 @@ def test_training_is_a_plain_loop_of_one_seed(law):
     np.testing.assert_allclose(runs.test[-1, 1, 2], ratio.numpy(), rtol=1e-4)
 
 
-def test_a_finite_training_set_comes_round():
-    """Training loss there falls below test loss, which ends above that of fresh batches; both lanes
-    share their start. Fresh batches have no training set to be measured on.
-    """
-    size = SMALL._replace(steps=120, width=30)
-    both = [
-        lanes.Lane("fresh", 3e-3, scales=(1.0, 1.0)),
-        lanes.Lane("few", 3e-3, scales=(1.0, 1.0), finite=True),
-    ]
-    (trace,) = train_lanes.train({"t": ("weighted", both)}, size, Settings())
-    assert np.isnan(trace.of(trace.train, "fresh")).all()
-    assert (trace.of(trace.train, "few")[0] == 1).all()
-    assert trace.of(trace.train, "few")[-1].mean() < 0.9 * trace.of(trace.test, "few")[-1].mean()
-    assert trace.judged("few").mean() > trace.judged("fresh").mean()
-
-
-def test_lanes_that_are_the_same_run_once():
-    """Under each of their names they are what they are alone."""
-    named = [lanes.Lane(name, lr) for name, lr in (("a", 1e-3), ("b", 1e-2), ("c", 1e-3))]
-    whole, alone = train_lanes.train(
-        {"t": ("gradnorm", named), "u": ("gradnorm", named[1:])}, SMALL, Settings()
-    )
-    for values, other in zip(whole[2:], alone[2:], strict=True):
-        axis = 0 if values.ndim == 3 else 1  # excess has no time
-        first, second, third = (values.take(i, axis) for i in range(3))
-        np.testing.assert_array_equal(first, third)
-        np.testing.assert_allclose(second, other.take(0, axis), rtol=1e-3)
-        np.testing.assert_allclose(third, other.take(1, axis), rtol=1e-3)
-
-
-@pytest.mark.parametrize("method", ["weighted", "gradnorm"])
-def test_seeds_in_blocks_are_all_seeds_at_once(method, monkeypatch):
-    size = SMALL._replace(seeds=5)
-    programs = {
-        "t": (method, [lanes.Lane("a", 1e-3), lanes.Lane("b", 1e-2, finite=True)]),
-        "u": (method, [lanes.Lane("c", 1e-2)]),
-    }
-    whole = train_lanes.train(programs, size, Settings())
-    monkeypatch.setattr(train_lanes, "LARGEST", 4 * 10 * 25 * 2 * 2)
-    blocks = train_lanes.blocks_of(programs["t"][1], size, Settings(), "t")
-    assert [name for _, name in blocks] == [
-        f"t, {part} of 5" for part in ("seeds 1 to 2", "seeds 3 to 4", "seed 5")
-    ]
-    for one, other in zip(whole, train_lanes.train(programs, size, Settings()), strict=True):
-        assert one.lanes == other.lanes
-        for values, again in zip(one[1:], other[1:], strict=True):
-            np.testing.assert_allclose(values, again, rtol=1e-3)
-
-
 def test_settings_are_chosen_on_the_other_seeds():
     """Seeds 0 and 2 prefer lane 0, seeds 1 and 3 lane 1: each is judged in the lane that the others
     prefer.
@@ -274,18 +212,3 @@ def test_crossing_and_reading_off():
     assert moments.tolist() == pytest.approx([5, 20])
     assert difficulty.at(moments, times, curves).tolist() == pytest.approx([10**-0.5, 0.5])
     assert difficulty.crossing(times, curves, np.array([1.0, 1.0])).tolist() == [0, 0]
-
-
-def test_catching_up_and_falling_behind():
-    """Two seeds whose spread of rates shrinks by half in each window, and doubles."""
-    gap = np.stack([0.5 ** np.arange(5.0), 2.0 ** np.arange(5.0)], 1)
-    ratios = np.exp(np.stack([gap, -gap], -1) - np.arange(5.0)[:, None, None])
-    assert two_aims.catching_up(ratios).tolist() == pytest.approx([1, -1])
-
-
-def test_deviation_of_the_targets():
-    z = mf.random.normal(mf.random.key(0), (200_000,), torch.float64)
-    for sharpness in (1.0, lanes.SHARPER):
-        assert rivals.deviation_of(sharpness) == pytest.approx(
-            float(torch.tanh(sharpness * z).std()), rel=5e-3
-        )

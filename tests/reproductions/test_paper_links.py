@@ -75,13 +75,6 @@ def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
     assert rest_points.unit_gradients(TINY).verdict == "holds"
 
 
-def test_images_are_turned_each_by_its_own_number():
-    images = torch.arange(2 * 4 * 64.0).reshape(2, 4, 64)
-    turned = digits.turn(images, torch.tensor([[0, 1, 2, 3], [3, 3, 0, 2]]))
-    assert torch.equal(turned[0, 0], images[0, 0])
-    assert torch.equal(turned[1, 1].reshape(8, 8), torch.rot90(images[1, 1].reshape(8, 8), 3))
-
-
 def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     """One seed of the study against the same run put together by itself."""
     monkeypatch.setattr(digits, "RATES", (1e-2,))

@@ -6,7 +6,6 @@ import re
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -28,7 +27,6 @@ from paper_repro.mgda import (
     softmax,
     unit_gradients,
 )
-from paper_repro.report.counting import operations
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -138,24 +136,6 @@ def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
     assert (values >= vmap(objective)(logits, g) - 1e-12).all()
 
 
-def test_softmax_descent_is_gradient_descent_on_the_logits():
-    g = common.scaled(common.families(1)["face"])[0]
-
-    def objective(a: torch.Tensor) -> torch.Tensor:
-        w = torch.softmax(a, -1)
-        return 0.5 * w @ g @ w
-
-    a = torch.zeros(len(g), dtype=torch.float64)
-    for _ in range(5):
-        a = a - 3.0 * grad(objective)(a)
-    torch.testing.assert_close(
-        softmax.softmax_descent(5, 3.0)(mf.solvers.min_norm(g)).weights,
-        torch.softmax(a, -1),
-        rtol=1e-12,
-        atol=0,
-    )
-
-
 def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
     g = common.families(3)["interior"]
     grid = softmax.softmax_grid(g, 30)
@@ -169,12 +149,6 @@ def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
         float(grid.rates[16] / grid.rates[8])
     )
     torch.testing.assert_close(grid.gaps[0, 16], grid.gaps[1, 8], rtol=1e-8, atol=1e-12)
-
-
-def test_stationary_rows_are_stationary():
-    rows = common.stationary_rows(20, 4, 7, 5)
-    assert pareto.stationary(rows).all()
-    assert not pareto.stationary(common.rows_of(20, 3, 9, 5)).any()
 
 
 # ---- premises and duality ----
@@ -204,18 +178,6 @@ def test_weak_system_at_the_boundary_of_the_hull():
     assert not pareto.linear_programs(around, weak=True).any()
 
 
-def test_primal_of_orthogonal_gradients():
-    rows = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    # weights ∝ 1/‖g‖²: (.8, .4), squared length .8
-    assert duality.primal(rows) == pytest.approx(0.5 * 0.8, rel=1e-9)
-
-
-def test_two_unit_gradients_never_raise_a_task():
-    raised, end, start = unit_gradients.unit_descent(8, 2, 6, 60)
-    assert raised.max() == 0
-    assert (end < start).all()
-
-
 def test_closed_form_of_equal_gradients():
     rows = torch.tensor(
         [[[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]],
@@ -225,21 +187,6 @@ def test_closed_form_of_equal_gradients():
 
 
 # ---- the optimizer, and costs ----
-
-
-@pytest.mark.parametrize("index", range(3))
-def test_lanes_are_the_optimizers_they_stand_for(index):
-    alone = (mf.sgd(adam.LR), mf.sgd(adam.LR / 10, momentum=0.9), mf.adam(0.05))[index]
-    losses, draw = adam.PROBLEMS["convex quadratics"]
-    params, batch = draw(torch.tensor(0))
-    steps = [
-        mf.descend(losses, mf.mgda(), mf.jacobian(), optimizer)
-        for optimizer in (alone, adam.lane(torch.tensor(index), 0.05))
-    ]
-    states = [step.init(params, batch) for step in steps]
-    for _ in range(4):
-        states = [step.update(state, batch)[0] for step, state in zip(steps, states, strict=True)]
-    torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
 
 
 def test_lanes_are_the_rules_they_stand_for():
@@ -271,25 +218,7 @@ def test_no_task_is_raised_where_the_direction_is_rounding():
     assert encoders.raises(rows @ rows.mT, weights).all()  # a small direction, and no rounding
 
 
-def test_rates_along_a_plain_step_are_those_of_the_direction():
-    found = adam.followed("tanh network", 3, 10)
-    rates = {name: found["tanh network", "MGDA", name] for name in adam.OPTIMIZERS}
-    torch.testing.assert_close(rates["SGD"].before, rates["SGD"].after, rtol=1e-7, atol=1e-9)
-    assert not rates["SGD"].lost.any()
-    assert rates["Adam"].before.shape == rates["Adam"].rise.shape == (10, 3)
-    assert (rates["Adam"].before[0] == rates["SGD"].before[0]).all()  # the same starts
-    assert not torch.equal(rates["Adam"].after, rates["Adam"].before)
-
-
 def test_frank_wolfe_on_vectors_is_that_on_the_gramian():
     rows = common.rows_of(1, 5, 40, 1)[0]
     solved = mf.solvers.frank_wolfe(50, "1/(n+1)")(mf.solvers.min_norm(rows @ rows.mT)).weights
     torch.testing.assert_close(cost_of_weights.on_vectors(rows, 50), solved, rtol=1e-9, atol=1e-12)
-
-
-def test_operations_and_bytes_are_counted():
-    a, b = torch.ones(30, 40), torch.ones(40, 50)
-    assert operations(lambda: a @ b) == 2 * 30 * 40 * 50
-    assert network.peak_bytes(
-        lambda: (torch.ones(1000, 1000), torch.ones(500, 1000))
-    ) == pytest.approx(6e6, rel=0.01)

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.func import hessian, vmap
 
 import mtlfunc as mf
-from paper_repro.pcgrad import _figure1 as figure1
 from paper_repro.pcgrad import (
     common,
     events,
@@ -21,7 +19,6 @@ from paper_repro.pcgrad import (
     theorem2,
     training,
 )
-from paper_repro.pcgrad import theorems as theory
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -92,19 +89,6 @@ def test_study_is_not_vacuous():
     assert not (steps.first.applies & steps.second.applies).any()
 
 
-def test_study_steps_equal_the_written_out_ones():
-    key = torch.tensor(7)
-    found = quadratics.one_step(key, 5, aligned=False, decades=(-1, 1))
-    (g, h), hessians = quadratics.draw(key, 5, aligned=False)
-    A = hessians.sum(0)
-    t = found.relative / torch.linalg.eigvalsh(A)[-1]
-    inner = (g @ h).clamp_max(0)
-    d = g + h - inner / (h @ h) * h - inner / (g @ g) * g
-    for fall, direction in ((found.fall, d), (found.plain_fall, g + h)):
-        expected = t * (g + h) @ direction - t**2 / 2 * direction @ A @ direction
-        torch.testing.assert_close(fall, expected, rtol=1e-10, atol=1e-12)
-
-
 # ---- three tasks ----
 
 
@@ -134,15 +118,6 @@ def test_landscape_is_the_papers():
     )
     on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
     assert float(landscape.values(on_the_cusp)[0]) == pytest.approx(20 * np.log(5e-6), rel=1e-9)
-
-
-def test_log_of_a_modulus_is_concave_off_its_cusp():
-    for theta in torch.tensor([[0.5, -3.0], [1.8, -1.5], [-1.0, 0.4]], dtype=torch.float64):
-        point = figure1.conditions(theta[None], theta[None] + 1e-4)
-        assert point.pointwise[0] < 0
-        g = mf.task_gradients(landscape.losses, {"theta": theta}, None)[1]["theta"].sum(0)
-        direct = g @ hessian(lambda at: landscape.losses({"theta": at}).sum())(theta) @ g / (g @ g)
-        assert point.pointwise[0] == pytest.approx(float(direct), rel=1e-9)
 
 
 def test_arms_are_what_they_are_called():
@@ -186,21 +161,6 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
     torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("last", [3, 10, 27])
-def test_a_path_has_all_the_steps_that_are_asked_for(last):
-    found = landscape.paths_from(landscape.START, ["sum"], last, 1e-3)
-    assert (found.steps[0], found.steps[-1]) == (0, last)
-    theta = torch.tensor(landscape.START, dtype=torch.float64, requires_grad=True)
-    adam, at = torch.optim.Adam([theta], 1e-3), [theta.detach().clone()]
-    for _ in range(last + 1):
-        adam.zero_grad()
-        landscape.losses({"theta": theta}).sum().backward()
-        adam.step()
-        at.append(theta.detach().clone())
-    torch.testing.assert_close(found.theta[:, 0], torch.stack(at)[found.steps])
-    torch.testing.assert_close(found.following[:, 0], torch.stack(at)[found.steps + 1])
-
-
 # ---- training ----
 
 
@@ -230,11 +190,3 @@ def test_exponential_fit_and_change_points():
     assert training.exponential(steps, np.where(steps % 2, 1.0, -1.0))[2] == 0.5
     assert events.knee(np.clip(steps - 80.0, 0, None)) == 80
     assert events.shift((steps >= 120).astype(float)) == 120
-
-
-def test_random_quadratics_do_not_depend_on_how_many_there_are():
-    few, many = (
-        vmap(lambda key: quadratics.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5)
-    )
-    torch.testing.assert_close(few, tuple(part[:2] for part in many))
-    assert theory.pcgrad_theorem1(few[0][0] @ few[0][0].mT, 1.0, 1.0).decrease >= 0

@@ -15,7 +15,6 @@ from paper_repro.claims import LEDGER, PAPERS
 from paper_repro.gradnorm import common as gradnorm
 from paper_repro.mgda import _counterexample as counterexample
 from paper_repro.report.figures import METHOD_COLOURS, STYLE
-from paper_repro.report.findings import Settings
 from paper_repro.report.grids import at_edge, chosen, judged
 from paper_repro.report.intervals import (
     clustered_share,
@@ -95,20 +94,6 @@ def test_counterexample_in_fractions() -> None:
     assert exact.rates == [Fraction(1, 5), Fraction(1, 5)]
 
 
-@pytest.mark.parametrize(("name", "rates"), [("MGDA-UB", [3.0, -1.0]), ("MGDA", [0.2, 0.2])])
-def test_counterexample_through_the_library(name: str, rates: list[float]) -> None:
-    assert counterexample.through_library(counterexample.probes()[name])[1] == pytest.approx(
-        rates, abs=1e-12
-    )
-
-
-@pytest.mark.parametrize(("name", "end"), [("MGDA-UB", [0.0, 2.0]), ("MGDA", [0.5, 0.5])])
-def test_counterexample_iterated(name: str, end: list[float]) -> None:
-    path = counterexample.trajectory(counterexample.probes()[name], 100, lr=0.2)
-    assert path.losses[0].tolist() == [1, 1]
-    assert path.losses[-1] == pytest.approx(end, abs=2e-2)
-
-
 def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None:
     """The experiment names the measured layer as the only shared one; with weighted heads that is
     the same method.
@@ -143,22 +128,6 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
     torch.testing.assert_close(
         states[0].balance.rule.weights, states[1].balance.rule.weights, rtol=1e-4, atol=1e-5
     )
-
-
-def test_seeds_do_not_depend_on_how_many_there_are() -> None:
-    problem = gradnorm.Problem(rates=(1e-3,), steps=4)
-    two, three = (
-        gradnorm.train(
-            "weighted",
-            problem,
-            gradnorm.variants_of(problem, seeds, Settings()),
-            Settings(),
-            "test",
-            seeds,
-        )
-        for seeds in (2, 3)
-    )
-    np.testing.assert_allclose(two.test, three.test[:, :, :2], rtol=1e-4)
 
 
 def test_diverged_runs_are_never_best() -> None:

@@ -19,7 +19,6 @@ from paper_repro.since import (
     narrow,
     physics,
     population,
-    residual_space,
     rewards,
     scalarization,
     terms,
@@ -79,18 +78,6 @@ def test_out_of_reach_is_what_no_weights_on_a_grid_reach(sign):
                 assert gap < 0.03
                 decided += 1
     assert decided > 40
-
-
-def test_a_narrow_network_s_loss_is_that_of_its_best_heads():
-    targets, u = narrow.targets_of(1)[0], narrow.sphere()[123]
-    one = narrow.losses({"u": 3 * u}, (targets, torch.tensor(1.0)))
-    two = narrow.losses({"u": 3 * u}, (targets, torch.tensor(-1.0)))
-    line = u[:, None]
-    plane = torch.linalg.svd(u[None])[2][1:].mT  # what is at a right angle to u
-    for directions, value in ((line, one), (plane, two)):
-        head = torch.linalg.lstsq(directions, targets.mT).solution
-        rest = (targets.mT - directions @ head).square().sum(0)
-        torch.testing.assert_close(value, rest, rtol=1e-9, atol=1e-12)
 
 
 # ---- training ----
@@ -242,24 +229,6 @@ def test_a_good_choice_has_less_loss_than_a_random_one_and_orders_the_gains():
         assert found.correlation("reversed", kept) == pytest.approx(-1)
 
 
-def test_a_lane_is_its_seed_of_its_draw():
-    """Seed 1 of draw 1, among others, is what that seed alone says of the draw's tasks."""
-    found, lane, source = grouping.train("planted", 2, 2, 4, first=0), 3, grouping.digits()
-    draw = torch.tensor(grouping.FIRST + 1)
-    data = torch.func.vmap(lambda seed: grouping.questions("planted", source, draw, seed))(
-        torch.tensor([lane])
-    )
-    alone = grouping.measured([lane], data, 4, lambda _: None, ("TAG",))
-    for name, values in (("gains", found.gains), ("TAG", found.forecasts["TAG"])):
-        torch.testing.assert_close(
-            torch.tensor(values[1][1]),
-            alone[name][0].double(),
-            equal_nan=True,
-            rtol=1e-3,
-            atol=1e-4,
-        )
-
-
 # ---- differential equations ----
 
 
@@ -289,27 +258,6 @@ def test_residuals_are_those_of_the_equation(equation):
     expected = torch.cat([leaf.flatten(1) for leaf in rows.values()], 1)
     torch.testing.assert_close(problem.rows(params, points), expected)
     assert ((x + 1) * len(x) / 2).floor().flatten().tolist() == list(range(len(x)))
-
-
-def test_spring_is_the_library_s(equation):
-    """Two steps of length 1 with momentum, whose second carries the first one's direction."""
-    problem, params, points = equation
-    damping, mu = 0.1, 0.9
-    rule, probe = mf.physics.gauss_newton(damping, momentum=True), mf.jacobian()
-    step = mf.descend(
-        lambda p, b: problem.stacked(p, b), rule, probe, mf.sgd(1.0, momentum=mu),
-        metric=True,
-    )  # fmt: skip
-    state = step.init(params, points)
-    at, before = params, torch.zeros_like(common.flat(params))
-    for _ in range(2):
-        lam = torch.tensor(damping)
-        d = residual_space.direction(problem, lam, at, mu * before, points)
-        moved = common.unflat(d, at)
-        at, before = {name: leaf - moved[name] for name, leaf in at.items()}, d
-        state, _ = step.update(state, points)
-        for name, leaf in at.items():
-            torch.testing.assert_close(state.params[name], leaf, rtol=1e-6, atol=1e-9)
 
 
 def test_falls_in_gradient_flow_are_those_of_a_matrix_exponential(equation):
