@@ -34,10 +34,11 @@ from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.options import folder, meant
 from .report.page import page, title
+from .report.parts import drop
 from .report.remaining import SLOW, Remaining, expected, in_order
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import table
-from .report.workers import Question, Run, described, question_of
+from .report.workers import Question, Run, described, owner
 
 
 def listed(name: str, module: ModuleType) -> str:
@@ -119,8 +120,7 @@ def reproduce(
             for notice in results.notices:
                 run.display.line(notice)
             if fresh:
-                every = len(only) == len(modules)
-                run.drop(lambda path: every or question_of(path) in only)
+                drop(run.parts, (f"{name}-" for name in only))
             run.parts.mkdir(exist_ok=True)
             try:
                 try:
@@ -160,10 +160,8 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
         order = in_order([q.name for q in left], SLOW, seconds)
         left.sort(key=lambda q: order.index(q.name))
     run.perform(left, workers)
-    if not list(run.parts.glob("begun-*")):  # no process comes back for the rest
-        run.drop()
-    elif not run.failed:  # but for that of other settings
-        run.drop(run.own)
+    if not run.failed:
+        drop(run.parts, (owner(name, run.settings) for name in run.done))
 
 
 def configuration_of(settings: Settings) -> dict[str, str]:

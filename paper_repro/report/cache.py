@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-import mtlfunc as mf
+from common.cells import package
 from common.locks import digest
 
 from .figures import STYLE
@@ -31,9 +31,8 @@ LIBRARIES = (
 
 def key(module: ModuleType, settings: Settings) -> str:
     """Of a module, all that it imports here, the package, the style, settings and libraries."""
-    package = Path(mf.__file__).parent
-    files = [*sorted(sources(Path(str(module.__file__)))), STYLE, *sorted(package.rglob("*.py"))]
-    return digest(files, settings, *versions())
+    files = [*sorted(sources(Path(str(module.__file__)))), STYLE]
+    return digest(files, settings, *versions(), base())
 
 
 @functools.cache
@@ -51,7 +50,7 @@ def versions() -> tuple[str, ...]:
 @functools.cache
 def base() -> str:
     """Of the package and of the libraries, as they were when this was first asked."""
-    return digest(sorted(Path(mf.__file__).parent.rglob("*.py")), *versions())
+    return digest(package(), *versions())
 
 
 def sources(path: Path) -> set[Path]:

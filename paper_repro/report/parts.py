@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
@@ -35,7 +35,7 @@ class Store:
 
     folder: Path | None = None
     draw: int = 0  # see `draws`
-    question: str = ""  # at work in this process
+    owner: str = ""  # the question at work in this process, with its settings
     # what it computed: by key, seconds that it took in an earlier run
     earlier: ClassVar[dict[str, float]] = {}
 
@@ -43,7 +43,7 @@ class Store:
 class Part(NamedTuple):
     """What a file holds."""
 
-    question: str  # that computed it
+    owner: str  # that computed it
     seconds: float  # of processor time that it took
     result: Any
 
@@ -91,7 +91,7 @@ class Kept(Generic[P, R]):
         if key not in self.memory:
             self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
         part = self.memory[key]
-        if part.question == Store.question:
+        if part.owner == Store.owner:
             Store.earlier.setdefault(key, part.seconds)
         return part.result
 
@@ -102,15 +102,20 @@ class Kept(Generic[P, R]):
             begin = spent()
             result = function()
             Store.earlier[key] = 0.0
-            return Part(Store.question, spent() - begin, result)
+            return Part(Store.owner, spent() - begin, result)
 
         if Store.folder is None:
             return compute()
-        path = Store.folder / f"{self.function.__name__}-{key[:24]}"
-        if not path.exists():
-            with hold_lock(path.with_suffix(".lock")):
-                if not path.exists():  # nor has another process just finished it
-                    _write(path, compute())
+        folder, end = Store.folder, f"{self.function.__name__}-{key[:24]}"
+
+        def place() -> Path:
+            return next(folder.glob(f"*-{end}"), folder / f"{Store.owner}-{end}")
+
+        if not place().exists():
+            with hold_lock(folder / f"{end}.lock"):
+                if not place().exists():  # nor has another process just finished it
+                    _write(place(), compute())
+        path = place()
         try:
             return read(path)
         except Exception as error:  # whatever pickle says of a damaged file
@@ -127,14 +132,17 @@ def kept(function: Callable[P, R]) -> Kept[P, R]:
     return Kept(function)
 
 
-OURS = re.compile(r"(begun-)?[\w.]+-[0-9a-f]{24}(\.lock)?")
+OURS = re.compile(r"([\w.]*-)*\w+-[0-9a-f]{24}(\.lock)?")
 """Names of what runs write into a folder of long computations."""
 
 
-def drop(folder: Path, which: Callable[[Path], bool] = lambda path: True) -> None:
-    """Take away these long computations, or all, and an empty folder; what no run wrote stays."""
+def drop(folder: Path, owners: Iterable[str] = ("",)) -> None:
+    """Take away the long computations of those whose names begin so, or all, and an empty folder;
+    what no run wrote stays.
+    """
+    begins = tuple(owners)
     for path in filter(Path.is_file, folder.glob("*")):
-        if OURS.fullmatch(path.name) and which(path):
+        if OURS.fullmatch(path.name) and (path.suffix == ".lock" or path.name.startswith(begins)):
             path.unlink()
     with suppress(OSError):  # not empty
         folder.rmdir()

@@ -2,9 +2,8 @@
 
 import functools
 import importlib
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
-from .parts import Store, drop, read, spent
+from .parts import Store, spent
 from .results import Drawn, Results, draw
 from .verdicts import findings
 
@@ -41,25 +40,9 @@ class Run:
         self.found: dict[str, list[Claim | Drawn]] = {}  # by question that has begun
         self.done: list[str] = []
         self.failed: dict[str, str] = {}  # what ended them
-        self.start = time.time()
-
-    def begun(self, name: str) -> Path:
-        """A file that is there while a question has begun and is not finished, in any run of these
-        settings.
-        """
-        return self.parts / f"begun-{name}-{digest([], self.settings)[:24]}"
-
-    def drop(self, which: Callable[[Path], bool] = lambda path: True) -> None:
-        """Take away these long computations, or all; what no run wrote stays."""
-        drop(self.parts, which)
-
-    def own(self, path: Path) -> bool:
-        """Whether a file holds a computation of this run."""
-        return not path.name.startswith("begun-") and path.stat().st_mtime >= self.start
 
     def skip(self, name: str) -> None:
         """Its results are those of an earlier run."""
-        self.begun(name).unlink(missing_ok=True)
         self.done.append(name)
         self.display.done += 1
         self.display.line(
@@ -83,7 +66,6 @@ class Run:
             return  # its last words
         if kind == "begun":
             self.results.start(name)
-            self.begun(name).touch()
             self.found[name] = []
             self.display.begin(name)
         elif kind == "line":
@@ -100,7 +82,6 @@ class Run:
             self.display.line(f"[{name}] {text}")
         elif kind == "done":
             self.results.finish(name, question.key, self.found[name], what)
-            self.begun(name).unlink(missing_ok=True)
             self.done.append(name)
             wall = self.display.end(name)
             self.display.line(f"[{name}] finished in {wall:.0f} s, {what:.0f} s of processor time")
@@ -117,7 +98,7 @@ def answer(settings: Settings, folder: Path, parts: Path, question: Question) ->
     """Run a question, which says its findings one by one; that it is done, or what it died of."""
     mpl.use("Agg")
     module, name = importlib.import_module(question.module), question.name
-    Store.folder, Store.question, Store.earlier, begin = parts, name, {}, spent()
+    Store.folder, Store.owner, Store.earlier, begin = parts, owner(name, settings), {}, spent()
     if getattr(module, "TIMED", False):
         settings = settings._replace(device=torch.device("cpu"))
     say(("begun", None))
@@ -144,12 +125,9 @@ def answer(settings: Settings, folder: Path, parts: Path, question: Question) ->
     return "done", spent() - begin + sum(Store.earlier.values())
 
 
-def question_of(path: Path) -> str:
-    """That did a long computation; none of a file that holds none, or not whole."""
-    try:
-        return read(path).question
-    except Exception:  # as where it is used
-        return ""
+def owner(name: str, settings: Settings) -> str:
+    """A question with its settings, as the names of its long computations begin."""
+    return f"{name}-{digest([], settings)[:8]}"
 
 
 def described(run: Run) -> str:

@@ -14,7 +14,7 @@ from paper_repro.__main__ import reproduce
 from paper_repro.report import parts
 from paper_repro.report.display import caught
 from paper_repro.report.findings import Settings
-from paper_repro.report.parts import Store, kept, read
+from paper_repro.report.parts import Store, kept
 from tests.support.reproductions import TINY, Made, made
 
 __all__ = ["made"]
@@ -63,12 +63,12 @@ def test_a_question_that_goes_on_counts_what_its_parts_took(
     monkeypatch.setattr(parts, "spent", lambda: next(clock))
     monkeypatch.setattr(Store, "earlier", {})
     for question, sign in (("a", 1), ("b", 2), ("a", 1)):
-        monkeypatch.setattr(Store, "question", question)
+        monkeypatch.setattr(Store, "owner", question)
         squares(x, {}, TINY, sign=sign)
     assert sum(Store.earlier.values()) == 0
     squares.memory.clear()  # another run, in which b, which needs all of it, comes first
     for question, seconds in (("b", 1), ("a", 7)):
-        monkeypatch.setattr(Store, "question", question)
+        monkeypatch.setattr(Store, "owner", question)
         monkeypatch.setattr(Store, "earlier", {})
         for sign in (1, 2, 1):
             squares(x, {}, TINY, sign=sign)
@@ -107,7 +107,7 @@ def test_another_process_is_waited_for_after_all_else(
         path.write_bytes(content)
         lock.__exit__(None, None, None)
 
-    lock = hold_lock(path.with_suffix(".lock"))
+    lock = hold_lock(store / f"{path.name.removeprefix('-')}.lock")
     lock.__enter__()
     monkeypatch.setattr(parts, "waits", waits.append)
     clock = type("time", (), {"sleep": staticmethod(other_finishes)})
@@ -130,20 +130,18 @@ def test_parts_wait_for_their_own_question_and_settings(made: Made, tmp_path: Pa
     }
 
     def left() -> list[str]:
-        """The questions that have begun, and those that did what is kept."""
-        files = sorted((tmp_path / ".parts").iterdir())
-        return [p.name[:-25] if p.name.startswith("begun") else read(p).question for p in files]
+        """The questions that did what is kept."""
+        return sorted(path.name.split("-")[0] for path in (tmp_path / ".parts").iterdir())
 
-    begun = ["begun-mine", "begun-yours"]
     for name in modules:
         assert reproduce(modules, [name], TINY, tmp_path) == 130
-    assert sorted(left()) == [*begun, "mine", "yours"]
+    assert left() == ["mine", "yours"]
     assert reproduce(modules, ["yours"], TINY, tmp_path, fresh=True) == 130
-    assert left() == [*begun, "mine"]  # in this process, its memory has the other
+    assert left() == ["mine"]  # in this process, its memory has the other
     (made.folder / "on").touch()
     for name in modules:
         assert reproduce(modules, [name], TINY._replace(seeds=3), tmp_path) == 0
-    assert left() == [*begun, "mine"]  # nor do those runs leave anything
+    assert left() == ["mine"]  # nor do those runs leave anything
     assert reproduce(modules, list(modules), TINY, tmp_path) == 0
     assert not (tmp_path / ".parts").exists()
 
