@@ -180,10 +180,7 @@ def alone_in(out: Path) -> Iterator[None]:
         with hold_lock(out / ".lock"), terminable():
             yield
     except InUse as error:
-        raise DataError(
-            f"{out} is in use by another study ({error.holder}); wait for it, or name another "
-            f"folder with --out{error.cure}"
-        ) from error
+        raise DataError(str(error)) from error
 
 
 def finish(body: Callable[[], None], out: Path) -> int:

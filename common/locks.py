@@ -21,7 +21,9 @@ def digest(files: Iterable[Path], *others: object) -> str:
 
 
 class InUse(Exception):
-    """Another process, `.holder` in words, has the lock; `.cure` is what to do if it has not."""
+    """Another process, `.holder` in words, has the lock; `.cure` is what to do if it has not. The
+    text is for who wants the lock's folder.
+    """
 
     def __init__(self, lock: Path) -> None:
         record: list[str] = []
@@ -31,7 +33,10 @@ class InUse(Exception):
         self.holder: str = f"process {process} on {node}" if node else "another process"
         here = node in ("", platform.node())
         self.cure: str = "" if here else f"; if it no longer runs, delete {lock}"
-        super().__init__(f"{lock} is held by {self.holder}")
+        super().__init__(
+            f"{lock.parent} is in use by another run ({self.holder}); wait for it, or name another "
+            f"folder with --out{self.cure}"
+        )
 
 
 @contextmanager

@@ -35,10 +35,10 @@ from .report.findings import QUICK, Settings
 from .report.options import folder, meant
 from .report.page import page, title
 from .report.parts import drop
-from .report.remaining import SLOW, Remaining, expected, in_order
-from .report.results import PAGE, PARTS, Refused, Results, reserved
+from .report.remaining import Remaining, expected, in_order
+from .report.results import PAGE, PARTS, Drawn, Refused, Results, reserved
 from .report.summary import table
-from .report.workers import Question, Run, described, owner
+from .report.workers import Question, Run, owner
 
 
 def listed(name: str, module: ModuleType) -> str:
@@ -129,8 +129,7 @@ def reproduce(
                     with unbroken():
                         write_whole(out / PAGE, page(results, modules, keys))
             except KeyboardInterrupt as stop:
-                said = f"interrupted {interrupted(run, only)} {out};\n{again} goes on from there"
-                say(f"\n{said}", sys.stderr)
+                say(f"\n{interrupted(run, only)} {out};\n{again} goes on from there", sys.stderr)
                 return 143 if isinstance(stop, Terminated) else 130
     except OSError as error:
         say(
@@ -157,7 +156,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
         side = f", {workers} side by side" if workers > 1 else ""
         run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
     if workers > 1:
-        order = in_order([q.name for q in left], SLOW, seconds)
+        order = in_order([q.name for q in left])
         left.sort(key=lambda q: order.index(q.name))
     run.perform(left, workers)
     if not run.failed:
@@ -182,9 +181,14 @@ def configuration_of(settings: Settings) -> dict[str, str]:
 
 def interrupted(run: Run, only: Sequence[str]) -> str:
     """Where a run was interrupted, and what it leaves."""
-    where = described(run)
+    texts = []
+    for name in run.display.work:
+        figures = sum(isinstance(finding, Drawn) for finding in run.found[name])
+        claims = len(run.found[name]) - figures
+        texts.append(f"in {name}, after {claims} claims and {figures} figures of it")
     done = ", ".join(name for name in only if name in run.done) or "none"
-    return f"{where or 'at the end'}; finished before: {done}. All of that is in"
+    where = "; ".join(texts) or "at the end"
+    return f"interrupted {where}; finished before: {done}. All of that is in"
 
 
 EPILOG = (

@@ -7,6 +7,7 @@ three numbers: `name`, `name, low` and `name, high`.
 
 import functools
 import math
+import operator as op
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, SupportsFloat
@@ -31,6 +32,7 @@ META_WORLD = (
     "Meta-World: `python -m experiments.control --full --parts mt10` or `mt50`, months at one "
     "rate, not run"
 )
+RELATIONS = {"<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge, "==": op.eq}
 MISSED: dict[Relation, str] = {
     "<": "is {} or more",
     "<=": "is above {}",
@@ -65,7 +67,8 @@ class Condition(NamedTuple):
 
     def met(self, measured: Measured) -> bool:
         """Whether it is; NaN never does."""
-        return all(compare(value, self.relation, at(self.bound)) for value in self.of(measured))
+        bound = at(self.bound)
+        return all(RELATIONS[self.relation](value, bound) for value in self.of(measured))
 
     def of(self, measured: Measured) -> list[float]:
         """The numbers of that name. Raises LookupError for none: that would check nothing."""
@@ -74,16 +77,6 @@ class Condition(NamedTuple):
     def missed(self) -> str:
         """What it looks like where it is not met."""
         return f"{self.name.replace('*', '…')} {MISSED[self.relation].format(f'{self.bound:g}')}"
-
-
-def compare(value: float, relation: Relation, bound: float) -> bool:
-    return {
-        "<": value < bound,
-        "<=": value <= bound,
-        ">": value > bound,
-        ">=": value >= bound,
-        "==": value == bound,
-    }[relation]
 
 
 def named_so(measured: Measured, pattern: str) -> list[str]:
@@ -176,12 +169,10 @@ class Side(NamedTuple):
     relation: Literal["<", ">"]
     bound: float
 
-    def cases(self, measured: Measured) -> Iterator[tuple[bool, bool]]:
-        """For each: whether it is wholly on the claimed side, and wholly on the other one."""
-        return (case for _, case in self.named_cases(measured))
-
-    def named_cases(self, measured: Measured) -> Iterator[tuple[str, tuple[bool, bool]]]:
-        """The same, each with its number's name; what stands in its place settles nothing."""
+    def cases(self, measured: Measured) -> Iterator[tuple[str, tuple[bool, bool]]]:
+        """For each, by its number's name: whether it is wholly on the claimed side, and wholly on
+        the other one; what stands in its place settles nothing.
+        """
         try:
             lows = named_so(measured, f"{self.name}, low")
         except LookupError:
@@ -222,7 +213,7 @@ def sided(*sides: tuple[str, Literal["<", ">"], float], trained: bool = True) ->
     parts = tuple(Side(*each) for each in sides)
 
     def judge(measured: Measured) -> Verdict:
-        cases = [case for side in parts for case in side.cases(measured)]
+        cases = [case for side in parts for _, case in side.cases(measured)]
         return verdict_of([shown for shown, _ in cases], [lost for _, lost in cases])
 
     text = "; or ".join(side.lost() for side in parts)

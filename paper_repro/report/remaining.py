@@ -8,26 +8,6 @@ from .findings import QUICK, Settings
 
 QUICKLY = Path(__file__).parent.parent / "quick.json"
 """The record of the quick run, with the seconds of processor time of each question."""
-SLOW = (
-    "gradnorm.reach",
-    "gradnorm.ten_tasks",
-    "cagrad.toy_aims",
-    "gradnorm.difficulty",
-    "since.grouping",
-    "pcgrad.ablation",
-    "cross_paper.auxiliaries",
-    "pcgrad.training",
-    "gradnorm.alpha",
-    "pcgrad.theorem1",
-    "mgda.random_encoders",
-    "mgda.solvers",
-    "pcgrad.three_tasks",
-    "cagrad.convergence",
-    "cagrad.toy_cusps",
-    "mgda.adam",
-    "pcgrad.race",
-)
-"""Questions that take longest: they begin early, so that none is waited for alone at the end."""
 EARLY = 6
 """Short questions that come first, so that some are soon answered."""
 
@@ -43,14 +23,13 @@ def expected(names: Sequence[str], settings: Settings) -> dict[str, float]:
     return {name: factor * seconds.get(name, mean) for name in names}
 
 
-def in_order(names: Sequence[str], slow: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
-    """The slowest, a few short ones, then the slow ones in their order and the others in theirs: so
-    something is soon found, and no slow one is last.
+def in_order(names: Sequence[str]) -> list[str]:
+    """The slowest, a few short ones, then the others, slow ones first: so something is soon found,
+    and no slow one is last.
     """
-    first, *most = [name for name in slow if name in names] or [""]
-    short = sorted((x for x in names if x in seconds and x not in slow), key=seconds.__getitem__)
-    order = dict.fromkeys([first, *short[:EARLY], *most, *names])
-    return [name for name in order if name in names]
+    seconds = expected(names, QUICK)
+    short, long = (sorted(names, key=seconds.__getitem__, reverse=down) for down in (False, True))
+    return list(dict.fromkeys([*long[:1], *short[:EARLY], *long]))
 
 
 class Remaining:

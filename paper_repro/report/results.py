@@ -309,10 +309,7 @@ def reserved(folder: Path) -> Iterator[None]:
             yield
             _tidy(folder)
     except InUse as error:
-        raise Refused(
-            f"{folder} is in use by another run ({error.holder}); wait for it, or name another "
-            f"folder with --out{error.cure}"
-        ) from error
+        raise Refused(str(error)) from error
 
 
 def _own(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def when(row: Row, measured: Measured) -> str:
     shown = [
         name
         for side in row.decision.sides
-        for name, (on_side, _) in side.named_cases(measured)
+        for name, (on_side, _) in side.cases(measured)
         if on_side
     ]
     more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
@@ -124,8 +124,7 @@ def asked(part: Condition | Side) -> str:
 
 
 def _side(side: Side, measured: Measured) -> Iterator[tuple[str, str]]:
-    names = [end.removesuffix(", low") for end in named_so(measured, f"{side.name}, low")]
-    for name, (on_side, lost) in zip(names, side.cases(measured), strict=True):
+    for name, (on_side, lost) in side.cases(measured):
         answer = "yes" if on_side else "no" if lost else "open"
         yield f"{name}: {shown(measured, name)}, holds if {asked(side)}", answer
 

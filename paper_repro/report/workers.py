@@ -128,13 +128,3 @@ def answer(settings: Settings, folder: Path, parts: Path, question: Question) ->
 def owner(name: str, settings: Settings) -> str:
     """A question with its settings, as the names of its long computations begin."""
     return f"{name}-{digest([], settings)[:8]}"
-
-
-def described(run: Run) -> str:
-    """What questions that were interrupted had found."""
-    texts = []
-    for name in run.display.work:
-        found = run.found[name]
-        figures = sum(isinstance(finding, Drawn) for finding in found)
-        texts.append(f"in {name}, after {len(found) - figures} claims and {figures} figures of it")
-    return "; ".join(texts)

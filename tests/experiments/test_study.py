@@ -220,7 +220,7 @@ def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     (tmp_path / "cells").mkdir()
     with command.alone_in(tmp_path):
         assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2
-        assert f"{tmp_path} is in use by another study" in capsys.readouterr().err
+        assert f"{tmp_path} is in use by another run" in capsys.readouterr().err
         assert sorted(x.name for x in tmp_path.rglob("*")) == [".lock", "cells"]
     assert command.finish(lambda: None, tmp_path) == 0
     assert not (tmp_path / ".lock").exists()

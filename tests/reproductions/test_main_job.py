@@ -27,7 +27,7 @@ from paper_repro.report.decisions import KINDS
 from paper_repro.report.draws import redrawn
 from paper_repro.report.findings import Claim, Settings
 from paper_repro.report.page import title
-from paper_repro.report.remaining import QUICKLY, SLOW, Remaining, expected, in_order
+from paper_repro.report.remaining import QUICKLY, Remaining, expected, in_order
 from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, Results, reserved
 from paper_repro.report.said import filled
 from tests.support import ROOT
@@ -489,7 +489,7 @@ def test_the_time_left_is_that_of_all_that_is_left() -> None:
     assert json.loads(QUICKLY.read_text())["seconds"].keys() == {*names}
     # README: five to twelve minutes on two cores
     assert 5 * 60 < (Remaining(recorded, 2).now({}) or 0) < 12 * 60
-    order = in_order(names, SLOW, recorded)
+    order = in_order(names)
     assert sorted(order) == sorted(names)
     assert sum(recorded[name] for name in order[1:7]) < 0.01 * sum(recorded.values())
     remaining, left, now = Remaining(recorded, 2), list(order), 0.0
