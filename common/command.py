@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.arguments import among, at_least, device, existing_folder, folder, seeds
+from common.arguments import among, at_least, device, existing_folder, seeds
 
 from .files import DataError
 from .locks import InUse, hold_lock
@@ -32,69 +32,30 @@ def parser(
         data: what the folder of `--data` holds; without it the argument is missing.
         chosen: the rules that run where none are named; all of them by default.
     """
-    found = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=description,
-        epilog="Every finished run is kept: Ctrl-C, SIGTERM (exit status 130, 143) or a full disk "
-        "lose only the runs at work, and the same command goes on from there.",
-    )
-    size = found.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="at most a minute on two cores")
-    size.add_argument(
-        "--full",
-        action="store_true",
-        help="longer, with more seeds: hours or days"
-        + (" (with --data the papers' schedule and network)" if data else ""),
-    )
+    full = "longer, with more seeds: hours or days"
+    full += " (with --data the papers' schedule and network)" if data else ""
+    found = brief(name, description, defaults, kept="run", full=full)
+    add = found.add_argument
     if data:
-        found.add_argument("--data", type=existing_folder, metavar="FOLDER", help=data)
-    found.add_argument(
-        "--rules",
-        type=among(rules),
-        default=list(chosen or rules),
-        metavar="A,B,…",
-        help=f"comma-separated, from {', '.join(rules)} (default: {', '.join(chosen) or 'all'})",
-    )
-    found.add_argument(
-        "--seeds",
-        type=seeds,
-        metavar="N or A:B",
-        help="seeds 0 … N-1, or A … B-1; at least 2 (default: {1}; with --quick "
-        "{0}, with --full {2})".format(*defaults),
-    )
-    found.add_argument(
-        "--workers",
-        type=at_least(1),
-        default=min(2, os.cpu_count() or 1),
-        metavar="N",
-        help="processes side by side, one thread each (default: %(default)s)",
-    )
-    found.add_argument(
-        "--device",
-        type=device,
-        default="cpu",
-        help="of torch, for instance cpu or cuda (default: %(default)s)",
-    )
-    found.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="for results.json, table.md, figures if the study draws any, and the finished runs "
-        f"(default: below experiments/{name}/out, in quick, default or full)",
-    )
-    found.set_defaults(counts=tuple(defaults), name=name)
+        add("--data", type=existing_folder, metavar="FOLDER", help=data)
+    said = f"comma-separated, from {', '.join(rules)} (default: {', '.join(chosen) or 'all'})"
+    usual = list(chosen or rules)
+    add("--rules", type=among(rules), default=usual, metavar="A,B,…", help=said)
+    said, usual = "processes side by side, one thread each (default: %(default)s)", os.cpu_count()
+    add("--workers", type=at_least(1), default=min(2, usual or 1), metavar="N", help=said)
     return found
 
 
 def brief(
     name: str,
     description: str,
-    counts: tuple[int, int],
+    counts: Sequence[int],
     steps: tuple[int, int] | None = None,
     *,
     least: int = 1,
     kept: str = "",
     devices: bool = True,
+    full: str = "",
 ) -> argparse.ArgumentParser:
     """`--quick --seeds --steps --device --out`, of a study in one process.
 
@@ -106,24 +67,29 @@ def brief(
         least: steps.
         kept: what a stop does not lose.
         devices: whether there is `--device`.
+        full: the help of `--full`; without it the argument is missing.
     """
     found = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
     if kept:
         found.epilog = (
-            f"Every finished {kept} is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
-            f"the {kept} at work, and the same command goes on from there."
+            f"Every finished {kept} is kept: Ctrl-C, SIGTERM (exit status 130, 143) or a full disk "
+            f"lose only the {kept} at work, and the same command goes on from there."
         )
-    add = found.add_argument
-    add("--quick", action="store_true", help="small, within a minute")
-    said = "seeds 0 … N-1, or A … B-1; at least 2 (default: {1}; with --quick {0})".format(*counts)
-    add("--seeds", type=seeds, metavar="N or A:B", help=said)
+    add, size = found.add_argument, found.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="at most a minute on two cores")
+    said = "seeds 0 … N-1, or A … B-1; at least 2 (default: {1}; with --quick {0}"
+    if full:
+        size.add_argument("--full", action="store_true", help=full)
+        said += ", with --full {2}"
+    add("--seeds", type=seeds, metavar="N or A:B", help=said.format(*counts) + ")")
     if steps:
         said = "(default: {1}; with --quick {0})".format(*steps)
         add("--steps", type=at_least(least), help=said)
     if devices:
         add("--device", type=device, default="cpu", help="of torch, say cuda (default: cpu)")
-    add("--out", type=folder, help=f"folder of the results (default: below experiments/{name}/out)")
-    found.set_defaults(counts=counts, lengths=steps)
+    said = f"for tables, numbers, figures, finished runs (default: below experiments/{name}/out)"
+    add("--out", type=Path, metavar="FOLDER", help=said)
+    found.set_defaults(counts=tuple(counts), lengths=steps, name=name)
     return found
 
 
@@ -135,7 +101,7 @@ def settled(
     given.seeds = given.seeds or tuple(range(given.counts[not given.quick]))
     if given.lengths:
         given.steps = given.steps or given.lengths[not given.quick]
-    given.out = given.out or folder(str(here / ("quick" if given.quick else "default")))
+    given.out = usable(given.out or here / ("quick" if given.quick else "default"), found)
     return given
 
 
@@ -159,11 +125,11 @@ def out_of(given: argparse.Namespace, found: argparse.ArgumentParser) -> Path:
 def usable(out: Path, found: argparse.ArgumentParser) -> Path:
     """A folder of results; one that cannot be used fails now rather than after the first cell."""
     try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         found.error(f"argument --out: {out} cannot be made a folder: {error.strerror}")
-    if not os.access(out / "cells", os.W_OK):
-        found.error(f"argument --out: nothing can be written into {out / 'cells'}")
+    if not os.access(out, os.W_OK):
+        found.error(f"argument --out: nothing can be written into {out}")
     return out
 
 
