@@ -94,7 +94,7 @@ def device(text: str) -> torch.device:
     """A device of torch that works here, as the `type` of an argument."""
     try:
         found = torch.device(text)
-        torch.zeros((), device=found)
+        torch.zeros((), device=found).tolist()  # meta has no numbers
     # a CPU build of torch answers with an assertion
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(

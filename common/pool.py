@@ -101,6 +101,10 @@ def unbroken() -> Iterator[None]:
 class Died(RuntimeError):
     """A worker was ended, for memory perhaps; the text says how."""
 
+    def __init__(self, status: int | None) -> None:
+        how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
+        super().__init__(f"its process ended {how}, killed for memory perhaps")
+
 
 def _raise(job: Any, error: Died) -> None:
     raise error
@@ -189,7 +193,7 @@ def _side_by_side(
                         raise what
                     elif kind == "died":
                         process.join()
-                        died(job, Died(_said_of(process.exitcode)))
+                        died(job, Died(process.exitcode))
                     if kind == "done" and left and len(work) - len(waiting) <= workers:
                         work[link] = process, left.pop(0)
                         link.send(work[link][1])
@@ -261,11 +265,6 @@ def _work(perform: Callable[[Any], Any], link: Any) -> None:
                 error.add_note(traceback.format_exc())
                 last = "raised", error
             link.send(last)
-
-
-def _said_of(status: int | None) -> str:
-    how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
-    return f"its process ended {how}, killed for memory perhaps"
 
 
 @contextmanager

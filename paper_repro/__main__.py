@@ -21,6 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import matplotlib as mpl
 import torch
 
+from common.arguments import at_least, device
 from common.device import shown
 from common.pool import Terminated, cores, terminable, unbroken
 from common.progress import duration
@@ -230,13 +231,13 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=at_least(2),
         metavar="N",
         help=f"seeds of every experiment, at least 2 (default: {Settings().seeds})",
     )
     parser.add_argument(
         "--draw",
-        type=int,
+        type=at_least(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="other random numbers for the whole run; verdicts that change with N hang on the draw "
@@ -244,13 +245,14 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device",
+        type=device,
         default="cpu",
         help="a torch device, where sweeps are captured; what is about a processor's time stays on "
         "the CPU (default: cpu)",
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="questions side by side, each in a process with one thread (default: as many as this "
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
@@ -267,25 +269,10 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """How much the command line says to compute. Raises ValueError for what cannot be."""
-    settings = QUICK if options.quick else Settings(full=options.full)
-    if options.seeds is not None:
-        if options.seeds < 2:
-            raise ValueError(
-                f"--seeds: {options.seeds} is too few; every interval is over seeds, so at least "
-                "2 are needed"
-            )
-        settings = settings._replace(seeds=options.seeds)
-    if not 0 <= options.draw < 2**63:
-        raise ValueError(f"--draw: expected 0 to 2**63 - 1, got {options.draw}")
-    settings = settings._replace(draw=options.draw)
-    try:
-        settings = settings._replace(device=torch.device(options.device))
-        torch.zeros(1, device=settings.device).tolist()  # meta has no numbers
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: {options.device!r} cannot be used here: {reason}") from error
-    return settings
+    """How much the command line says to compute."""
+    usual = QUICK if options.quick else Settings(full=options.full)
+    seeds = options.seeds or usual.seeds
+    return usual._replace(seeds=seeds, draw=options.draw, device=options.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -316,11 +303,9 @@ def perform(arguments: Sequence[str] | None) -> int:
             say(where(options.where, modules), sys.stdout)
             return 0
         only = selected(options.only or list(modules), list(modules))
-        if options.workers is not None and options.workers < 1:
-            raise ValueError(f"--workers: expected at least 1, got {options.workers}")
-        settings = settings_of(options)
     except ValueError as error:
         parser.error(str(error))
+    settings = settings_of(options)
     sizes = ("quick" * options.quick, "full" * options.full)
     try:
         anew = f"draw-{options.draw}" if options.draw else ""
