@@ -130,6 +130,21 @@ def kept_state(path: Path, settings: object, cell: Cell, device: str) -> dict[st
     return state if (made_with, whose) == (settings, cell) else {}
 
 
+class Refusal:
+    """Around a step: a rule refuses what has diverged, and then `came` is true and the rest of the
+    block is left out.
+    """
+
+    came = False
+
+    def __enter__(self) -> "Refusal":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self.came = isinstance(error, ValueError) and "NaN" in str(error)
+        return self.came
+
+
 class Resumable:
     """A run whose state is kept as it goes: the attributes that `KEPT` names, `done` among them."""
 

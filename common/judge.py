@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import mtlfunc as mf
+
 from .intervals import Estimate, all_above, paired
 
 ARCHITECTURES = ("hard sharing", "task-conditioned", "soft attention", "cross-stitch")
@@ -19,6 +21,17 @@ class Judged(NamedTuple):
     gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
     decisive: str  # the gain on which the verdict hangs
     levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands next to published numbers
+
+
+def delta_m(
+    test: Mapping[str, float], base: Mapping[str, float], higher_is_better: bool = True
+) -> float:
+    """Δm flat over metrics that are alike, lower is better, in per cent; NaN where a base is 0 or a
+    run has failed.
+    """
+    if not all(base.values()) or not all(map(math.isfinite, (*test.values(), *base.values()))):
+        return math.nan
+    return mf.diagnostics.delta_m(dict(test), dict(base), dict.fromkeys(test, higher_is_better))
 
 
 def columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

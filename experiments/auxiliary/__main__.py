@@ -41,21 +41,15 @@ def _parser():
         "CIFAR-10, torchvision's Python files, unpacked: data_batch_1 … data_batch_5, test_batch, "
         "or cifar-10-batches-py with them (default: scikit-learn's digits)",
     )
-    found.add_argument(
-        "--tasks",
-        type=among(AUXILIARIES),
-        default=list(CHOSEN),
-        metavar="A,B,…",
-        help=f"auxiliary tasks, comma-separated, from {', '.join(AUXILIARIES)} (default: "
-        f"{', '.join(CHOSEN)})",
+    add, usual = found.add_argument, list(CHOSEN)
+    said = f"auxiliary tasks, comma-separated, from {', '.join(AUXILIARIES)} (default: "
+    said += f"{', '.join(usual)})"
+    add("--tasks", type=among(AUXILIARIES), default=usual, metavar="A,B,…", help=said)
+    said = (
+        "which auxiliary tasks help: each of them and two sets, by the mean loss, with 50 labels "
     )
-    found.add_argument(
-        "--search",
-        action="store_true",
-        help="which auxiliary tasks help: each of them and two sets, by the mean loss, with 50 "
-        f"labels on digits, on seeds {search.SEEDS[0]} to {search.SEEDS[-1]} by default; without "
-        "--data, --rules, --tasks",
-    )
+    said += f"on digits, on seeds {search.SEEDS[0]} to {search.SEEDS[-1]} by default; without "
+    add("--search", action="store_true", help=f"{said}--data, --rules, --tasks")
     return found
 
 

@@ -56,19 +56,10 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
     lines, every = [], rows(found)
     for problem, methods in every.items():
         for name, row in methods.items():
-            lines.append(
-                [
-                    problem.split()[0],
-                    name,
-                    pm(row.accuracy),
-                    bracket(row.against_mean, 1),
-                    bracket(row.cagrad_above, 1),
-                    pm(row.weights[MAIN], 3),
-                    "–" if row.descends is None else pm(row.descends[MAIN], 1),
-                    rate_of(found.choices[problem][name]),
-                    f"{row.step_ms:.1f}",
-                ]
-            )
+            line = [problem.split()[0], name, pm(row.accuracy), bracket(row.against_mean, 1)]
+            line += [bracket(row.cagrad_above, 1), pm(row.weights[MAIN], 3)]
+            line.append("–" if row.descends is None else pm(row.descends[MAIN], 1))
+            lines.append([*line, rate_of(found.choices[problem][name]), f"{row.step_ms:.1f}"])
     columns = ["labels", "method", "accuracy, %", "less mean's", "CAGrad's less its"]
     columns += ["weight on the main task", "main task falls, % of steps", "rate", "step, ms"]
     notes = _notes(found, plan, settings)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable
+from common.cells import Cell, Refusal, Resumable
 from common.files import Source
 from common.progress import counted
 from common.study import Numbers
@@ -267,18 +267,13 @@ class Run(Resumable):
         rate = self.cell.rate * rate_at(settings, self.done / settings.steps)
         self.program.net.train()
         start = time.process_time()
-        try:
-            self.lane, seen = self.program.step(
-                self.lane, batch, torch.tensor(rate, device=settings.device)
-            )
-        except ValueError as error:
-            if "NaN" not in str(error):
-                raise
-            self.failed = True
-            return
-        self.times.append(time.process_time() - start)
-        self.seen.append(Seen(*(leaf.cpu()[None] for leaf in seen)))
-        self.done += 1
+        with Refusal() as refusal:
+            now = torch.tensor(rate, device=settings.device)
+            self.lane, seen = self.program.step(self.lane, batch, now)
+            self.times.append(time.process_time() - start)
+            self.seen.append(Seen(*(leaf.cpu()[None] for leaf in seen)))
+            self.done += 1
+        self.failed = refusal.came
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> float:

@@ -60,37 +60,26 @@ class Taken(NamedTuple):
 
     seconds: float
     memory: int | None  # peak, in bytes, beyond what was held before
-    operators: int | None = None
-
-    def note(self) -> str:
-        """In words."""
-        said = [] if self.operators is None else [f"{self.operators:,} operators"]
-        said += [size(self.memory)] if self.memory is not None else []
-        return ", ".join([f"{1e3 * self.seconds:.3g} ms", *said])
 
     def row(self, case: str, value: float, unit: str, target: float | None) -> Row:
-        """As a measurement, with what else was counted."""
-        return found(case, value, unit, self.note(), target) | {"memory": self.memory}
+        """As a measurement."""
+        note = f"{1e3 * self.seconds:.3g} ms"
+        note += "" if self.memory is None else f", {size(self.memory)}"
+        return found(case, value, unit, note, target) | {"memory": self.memory}
 
 
 def take(
-    calls: Mapping[str, Call], device: str, seconds: float, *, count: bool = True, least: int = 7
+    calls: Mapping[str, Call], device: str, seconds: float, least: int = 7
 ) -> dict[str, Taken | Exception]:
-    """Every call warmed up and measured, in turns; or why it cannot run.
-
-    Args:
-        calls: what is measured, by name.
-        device: that they run on.
-        seconds: for the turns of all.
-        count, also operators; a compiled call would be compiled again for that.
-        least: turns at least.
+    """Every call warmed up and measured, in `least` turns or more, `seconds` of all; or why it
+    cannot run.
     """
     done: dict[str, Taken | Exception] = {}
     for name, call in calls.items():
         try:
             call()
             memory = None if name in GRAPHS else with_memory(call, device)[1]
-            done[name] = Taken(0.0, memory, operators(call) if count else None)
+            done[name] = Taken(0.0, memory)
         except Exception as error:
             done[name] = error.with_traceback(None)  # whose frames hold tensors
             gc.collect()
@@ -327,7 +316,7 @@ def _weighting(
     net, x = made(case, device)
     calls, bar = weightings.contenders(net, x, tasks), case.bars.get(tasks)
     calls = {name: call for name, call in calls.items() if name not in ("mf.balance", without)}
-    done = take(calls, device, seconds, count=case is SMALL, least=3)
+    done = take(calls, device, seconds, least=3)
     label = f"{case.what}, K = {tasks}"
     yield from ratios(label, done, targets={} if bar is None else {LIVE: bar})
     if case.what.startswith("Llama"):
@@ -404,9 +393,7 @@ def _capture(
     reads = syncs(lambda: step.update(start, x)) if device == "cuda" else None
     captured = _states(program.update, start, batches)
     apart = [n for n in range(BATCHES) if not _same(eager[n], captured[n])]
-    done = take(
-        {"captured": steps.repeated(program.update, start, x)}, device, seconds, count=False
-    )
+    done = take({"captured": steps.repeated(program.update, start, x)}, device, seconds)
     taken = done["captured"]
     if isinstance(taken, Exception):
         raise taken
@@ -512,7 +499,7 @@ def _compiled(rule: str, mode: str, device: str, tiny: bool) -> Iterator[Row]:
         "eager": steps.repeated(step.update, state, x),
         "compiled": compiled,
     }
-    done = take(calls, device, 0.01 if tiny else 0.5, count=False)
+    done = take(calls, device, 0.01 if tiny else 0.5)
     for row in ratios(f"{rule}, {mode}", done, "plain with SGD"):
         said = f", compiled in {first:.0f} s" if row["case"].endswith("compiled") else ""
         yield row | {"note": row["note"] + said}

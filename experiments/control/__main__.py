@@ -41,13 +41,9 @@ def _parser():
         RULES,
         SEEDS,
     )
-    found.add_argument(
-        "--parts",
-        type=among(PARTS),
-        metavar="A,B,…",
-        help=f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
-        "also cloning and sac)",
-    )
+    said = f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
+    said += "also cloning and sac)"
+    found.add_argument("--parts", type=among(PARTS), metavar="A,B,…", help=said)
     return found
 
 

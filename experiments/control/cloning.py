@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from common.cells import Cell
+from common.cells import Cell, Refusal
 from common.progress import counted
 from common.study import Numbers
 from mtlfunc.types import Params
@@ -147,11 +147,10 @@ def perform(
     data = data._replace(seen=(data.seen - mean) / deviation)
     begun = time.process_time()
     key = mf.random.key(cell.seed, settings.device)
-    try:
+    params: Params = {}
+    with Refusal() as refusal:
         params = train(cell.method, cell.rate, settings, data, key)
-    except ValueError as error:  # a rule that refuses what has diverged
-        if "NaN" not in str(error):
-            raise
+    if refusal.came:
         nothing = [math.nan] * len(data.seen)
         numbers = dict.fromkeys(("score", "final", "worst", "error", "step_ms"), math.nan)
         return numbers | {"tasks": nothing, "curve": nothing, "samples": math.nan}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable, state_of
+from common.cells import Cell, Refusal, Resumable, state_of
 from common.progress import Progress
 from common.study import Numbers
 from mtlfunc.types import Params, TrainState
@@ -366,14 +366,12 @@ class Run(Resumable):
                 if self.step == settings.random and settings.scaled:
                     seen_so_far = self.replay.leaves.seen[:, : self.replay.count].flatten(0, 1)
                     self.scales = networks.scales(seen_so_far, tasks)
-                try:
+                with Refusal() as refusal:
                     self.learn(now)
                     if self.step == settings.random:  # as many at once as steps were random
                         for i in range(1, settings.random):
                             self.learn(mf.random.fold_in(now, 2 + i))
-                except ValueError as error:  # a rule that refuses what has diverged
-                    if "NaN" not in str(error):
-                        raise
+                if refusal.came:
                     nothing = [math.nan] * tasks
                     missing = settings.steps // settings.every - len(self.curve)
                     self.curve += [nothing] * missing

@@ -91,18 +91,9 @@ def table(found: Found, steps: int) -> str:
                     bracket(less[most][name], 1),
                 )
             ]
-            lines.append(
-                [
-                    where,
-                    name,
-                    f"{costs(steps)[name]:.1f}",
-                    bracket(over_draws(one[name].r2)),
-                    bracket(over_draws(one[name].rank)),
-                    bracket(over_seeds(one[name].rank)),
-                    bracket(over_draws(half[name].rank)),
-                    *regrets,
-                ]
-            )
+            line = [where, name, f"{costs(steps)[name]:.1f}", bracket(over_draws(one[name].r2))]
+            line += [bracket(over_draws(one[name].rank)), bracket(over_seeds(one[name].rank))]
+            lines.append([*line, bracket(over_draws(half[name].rank)), *regrets])
         for name in family.unmeasured[BUDGETS[0]]:
             regret = [over_draws(family.unmeasured[most][name], 100) for most in BUDGETS]
             shown_as = [cell for x in regret for cell in (bracket(x, 1), "–")]

@@ -104,22 +104,10 @@ def table(outcomes: Outcomes, met: Mapping[str, Met]) -> str:
                 [100 * a.loss / b.loss for a, b in zip(runs, plain, strict=True)],
                 [100.0] * len(runs),
             )
-        told = cell.way != "G"
-        lines.append(
-            [
-                cell.network,
-                cell.optimizer,
-                f"{cell.rate:g}",
-                str(cell.batch) if cell.batch else "all",
-                cell.rule,
-                NAMES[cell.way],
-                pm(column(runs, "risen")),
-                pm(column(runs, "rise"), 3),
-                pm(column(runs, "correlation")) if told else "–",
-                pm(column(runs, "error"), 3) if told else "–",
-                pm(worse, 1),
-            ]
-        )
+        told = [pm(column(runs, "correlation")), pm(column(runs, "error"), 3)]
+        line = [cell.network, cell.optimizer, f"{cell.rate:g}", str(cell.batch or "all"), cell.rule]
+        line += [NAMES[cell.way], pm(column(runs, "risen")), pm(column(runs, "rise"), 3)]
+        lines.append([*line, *(told if cell.way != "G" else ["–", "–"]), pm(worse, 1)])
     names = (
         "network", "optimizer", "rate", "batch", "rule", "on", "steps with a rise",
         "largest rise / change", "predicted ~ real", "metric error", "final loss, %",

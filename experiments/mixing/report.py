@@ -65,20 +65,12 @@ def table(found: Found, choices: Mapping[tuple[str, str], Choice]) -> str:
                 shares = ", ".join(
                     f"{domain} {w:.2f}" for domain, w in zip(domains, last, strict=True)
                 )
-                lines.append(
-                    [
-                        problem,
-                        name,
-                        seeds,
-                        pm(estimate(outcome.error), 1),
-                        bracket(compared(outcomes, "uniform").get(name), 1),
-                        bracket(compared(outcomes, "oracle").get(name), 1),
-                        "–" if name == "target alone" else shares,
-                        f"{choice.rate:g}"
-                        + (f"; {', '.join(f'{x:g}' for x in choice.setting)}"
-                           if name in ("align", "PiKE") else ""),
-                    ]
-                )  # fmt: skip
+                line = [problem, name, seeds, pm(estimate(outcome.error), 1)]
+                for rival in ("uniform", "oracle"):
+                    line.append(bracket(compared(outcomes, rival).get(name), 1))
+                setting = f"; {', '.join(f'{x:g}' for x in choice.setting)}"
+                setting = f"{choice.rate:g}{setting if name in ('align', 'PiKE') else ''}"
+                lines.append([*line, "–" if name == "target alone" else shares, setting])
     names = (
         "domains", "method", "seeds", "wrong on the target, %", "less uniform", "less oracle",
         "weights at the end", "rate; setting",

@@ -189,17 +189,8 @@ def runs(
             nets.append(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)))
 
     def one(params: Params, seed: Tensor, lr: Tensor, setting: Tensor) -> Run:
-        return train(
-            params,
-            seed,
-            lr,
-            setting,
-            source,
-            problem=problem,
-            method=method,
-            steps=steps,
-            tick=tick,
-        )
+        own, common = (params, seed, lr, setting), {"problem": problem, "method": method}
+        return train(*own, source, steps=steps, tick=tick, **common)
 
     rates = torch.tensor([rate for rate, _ in settings])
     chosen = torch.tensor([setting for _, setting in settings])

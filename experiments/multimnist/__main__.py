@@ -68,30 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     found.formatter_class = argparse.RawDescriptionHelpFormatter
     about = [textwrap.fill(text or "", 100) for text in (found.description, found.epilog)]
     found.description, found.epilog = about[0], f"{about[1]}\n\n{mnist.GET}"
-    found.add_argument(
-        "--set", choices=list(mnist.MIXTURES), default="mnist", help="of --data (default: mnist)"
-    )
-    found.add_argument(
-        "--settings",
-        type=among([*SETTINGS, *OF_DATA]),
-        metavar="A,B,…",
-        help=f"from {', '.join([*SETTINGS, *OF_DATA])} (default: the first and the last with "
-        "--data, the first with --data and --quick, else all that there are); outside the first "
-        f"{', '.join(RULES)} run",
-    )
-    found.add_argument(
-        "--epochs", type=at_least(1), metavar="N", help="other than the size's own number"
-    )
-    found.add_argument(
-        "--rate", type=positive, metavar="R", help="one learning rate for all, none is chosen"
-    )
-    found.add_argument(
-        "--runs",
-        type=Path,
-        metavar="FILE",
-        help="of the published files: finished runs that others made count, and new ones are added "
-        "(docs/record/multimnist.json has those of the claims)",
-    )
+    add, every = found.add_argument, [*SETTINGS, *OF_DATA]
+    add("--set", choices=list(mnist.MIXTURES), default="mnist", help="of --data (default: mnist)")
+    said = f"from {', '.join(every)} (default: the first and the last with --data, the first with "
+    said += "--data and --quick, else all that there are); outside the first "
+    said += f"{', '.join(RULES)} run"
+    add("--settings", type=among(every), metavar="A,B,…", help=said)
+    add("--epochs", type=at_least(1), metavar="N", help="other than the size's own number")
+    add("--rate", type=positive, metavar="R", help="one learning rate for all, none is chosen")
+    said = "of the published files: finished runs that others made count, and new ones are added "
+    said += "(docs/record/multimnist.json has those of the claims)"
+    add("--runs", type=Path, metavar="FILE", help=said)
     return found
 
 

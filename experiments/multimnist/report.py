@@ -1,14 +1,13 @@
 """From runs to a table, a JSON file and a figure."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-import mtlfunc as mf
 from common.intervals import Estimate, against, bracket, estimate, paired, pm
+from common.judge import delta_m
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, intervals, markdown, page
 
@@ -91,17 +90,13 @@ def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
 
 
 def _deltas(test: Mapping[str, list[float]], alone: Mapping[str, list[float]]) -> list[float]:
-    """Δm of every seed, lower is better; NaN where a network alone is never right."""
-    higher: dict[str, bool] = dict.fromkeys(TASKS, True)
-    seeds = range(len(test[TASKS[0]]))
+    """Δm of every seed; NaN where a network alone is never right."""
 
-    def of(values: Mapping[str, list[float]], seed: int) -> dict[str, float]:
-        return {task: values[task][seed] for task in TASKS}
+    def by_seed(values: Mapping[str, list[float]]) -> list[dict[str, float]]:
+        columns = zip(*(values[task] for task in TASKS), strict=True)
+        return [dict(zip(TASKS, each, strict=True)) for each in columns]
 
-    every = [x for values in (*test.values(), *alone.values()) for x in values]
-    if not all(map(math.isfinite, every)) or not all(x for v in alone.values() for x in v):
-        return [math.nan] * len(seeds)
-    return [mf.diagnostics.delta_m(of(test, s), of(alone, s), higher) for s in seeds]
+    return list(map(delta_m, by_seed(test), by_seed(alone)))
 
 
 def _gaps(methods: Mapping[str, Runs], name: str) -> list[float]:
@@ -114,19 +109,10 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
     lines, every = [], rows(found)
     for setting, methods in every.items():
         for name, row in methods.items():
-            lines.append(
-                [
-                    setting,
-                    name,
-                    *(pm(row.test.get(task)) for task in TASKS),
-                    bracket(row.delta_m, 1),
-                    bracket(row.against_mean),
-                    pm(row.gap, 1),
-                    rate_of(found.choices[setting][name]),
-                    f"{row.parameters:,}",
-                    f"{row.step_ms:.2f}",
-                ]
-            )
+            line = [setting, name, *(pm(row.test.get(task)) for task in TASKS)]
+            line += [bracket(row.delta_m, 1), bracket(row.against_mean), pm(row.gap, 1)]
+            line.append(rate_of(found.choices[setting][name]))
+            lines.append([*line, f"{row.parameters:,}", f"{row.step_ms:.2f}"])
     columns = ["setting", "method", "left, %", "right, %", "Δm, %", "less mean's, points"]
     columns += ["training − test, points", "rate", "parameters", "step, ms"]
     theirs = [

@@ -39,12 +39,8 @@ def _parser():
         list(METHODS),
         SEEDS,
     )
-    found.add_argument(
-        "--problems",
-        type=among(list(PROBLEMS)),
-        metavar="A,B,…",
-        help=f"comma-separated, from {', '.join(PROBLEMS)} (default: all; with --quick two)",
-    )
+    said = f"comma-separated, from {', '.join(PROBLEMS)} (default: all; with --quick two)"
+    found.add_argument("--problems", type=among(list(PROBLEMS)), metavar="A,B,…", help=said)
     found.add_argument("--seconds", type=positive, help="of a run, instead of the size's")
     return found
 

@@ -34,16 +34,10 @@ def _parser():
         "; ".join(benchmark.expected for benchmark in BENCHMARKS.values()),
         CHOSEN,
     )
-    found.add_argument(
-        "benchmark",
-        choices=list(BENCHMARKS),
-        help="the data set, whose name the default folder of --out also has",
-    )
-    found.add_argument(
-        "--alone",
-        action="store_true",
-        help="one network per task as well, which Δm needs: 40, 20 or 11 runs more per seed",
-    )
+    said = "the data set, whose name the default folder of --out also has"
+    found.add_argument("benchmark", choices=list(BENCHMARKS), help=said)
+    said = "one network per task as well, which Δm needs: 40, 20 or 11 runs more per seed"
+    found.add_argument("--alone", action="store_true", help=said)
     return found
 
 

@@ -1,11 +1,10 @@
 """From runs to a table and a JSON file."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import mtlfunc as mf
 from common.intervals import Estimate, against, bracket, estimate, pm
+from common.judge import delta_m
 from common.study import Found, Plan, about_rates, rate_of
 from common.tables import by_method, page, said
 
@@ -31,16 +30,16 @@ class Row(NamedTuple):
 
 def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
     """One row per method."""
-    runs, higher = found.runs[""], dict.fromkeys(benchmark.tasks, benchmark.higher_is_better)
+    runs = found.runs[""]
     rules = [name for name in runs if name not in alone(benchmark)]
     single = [runs[name] for name in alone(benchmark) if name in runs]
     seeds = range(len(next(iter(runs.values()))))
     base = [{k: v for each in single for k, v in each[seed]["test"].items()} for seed in seeds]
 
     def deltas(name: str, bases: list[dict[str, float]]) -> list[float]:
-        return [
-            _delta(run["test"], one, higher) for run, one in zip(runs[name], bases, strict=True)
-        ]
+        higher = benchmark.higher_is_better
+        pairs = zip(runs[name], bases, strict=True)
+        return [delta_m(run["test"], one, higher) for run, one in pairs]
 
     published = [dict(zip(benchmark.tasks, benchmark.base, strict=False))] * len(seeds)
 
@@ -64,15 +63,6 @@ def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
             step_ms=sorted(run["step_ms"] for run in each)[len(each) // 2],
         )
     return result
-
-
-def _delta(
-    test: Mapping[str, float], base: Mapping[str, float], higher: Mapping[str, bool]
-) -> float:
-    """Δm in per cent; NaN where a base is 0, or a run has failed."""
-    if not all(base.values()) or any(map(math.isnan, (*test.values(), *base.values()))):
-        return math.nan
-    return mf.diagnostics.delta_m(dict(test), dict(base), dict(higher))
 
 
 def table(found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable
+from common.cells import Cell, Refusal, Resumable
 from common.files import DataError, Source
 from common.study import Numbers
 from experiments.arena.contestants import CONTESTANTS
@@ -137,21 +137,19 @@ class Run(Resumable):
             every = tuple((self.batch(self.data.train, i), self.buffers) for i in chosen)
             seen = every if self.batches > 1 else every[0]
             begun = time.process_time()
-            try:
+            with Refusal() as refusal:
                 if self.balanced is None:
                     self.balanced = self.balance.init(self.params, seen, self.cell.seed)
                 grads, self.balanced, info = self.balance.update(self.params, seen, self.balanced)
-            except ValueError as error:  # a rule that refuses what has diverged
-                if "NaN" not in str(error):
-                    raise
+                optimizer = optimizer_of(self.benchmark, rate(first / count))
+                self.params, self.moments = optimizer.update(grads, self.moments, self.params)
+                # of several batches the statistics of the first are kept
+                self.buffers = info.aux if self.batches == 1 else info.aux[0]
+                self.seconds += time.process_time() - begun
+                self.steps += 1
+            if refusal.came:
                 self.failed = True
                 return
-            optimizer = optimizer_of(self.benchmark, rate(first / count))
-            self.params, self.moments = optimizer.update(grads, self.moments, self.params)
-            # of several batches the statistics of the first are kept
-            self.buffers = info.aux if self.batches == 1 else info.aux[0]
-            self.seconds += time.process_time() - begun
-            self.steps += 1
         values = self.measure(self.data.validation)
         score = self.score(values)
         self.failed = not math.isfinite(score)

@@ -73,19 +73,11 @@ def sampled_table(results: Results) -> str:
         gained = gains(methods)
         for name, runs in methods.items():
             ends = zip(*(lists(run["last"]) for run in runs), strict=True)
-            lines.append(
-                [
-                    problem,
-                    name,
-                    *(pm(estimate(list(each))) for each in ends),
-                    bracket(gained.get(name)),
-                    bracket(worst(runs)),
-                    f"{estimate([run['apart'] for run in runs]).mean:.0%}",
-                ]
-            )
-    return markdown(
-        ("problem", "method", *REWARDS, "sum, less that of sum", "least rise", "steps apart"), lines
-    )
+            line = [problem, name, *(pm(estimate(list(each))) for each in ends)]
+            apart = f"{estimate([run['apart'] for run in runs]).mean:.0%}"
+            lines.append([*line, bracket(gained.get(name)), bracket(worst(runs)), apart])
+    columns = ("sum, less that of sum", "least rise", "steps apart")
+    return markdown(("problem", "method", *REWARDS, *columns), lines)
 
 
 def closed_table(results: Results) -> str:
@@ -94,22 +86,11 @@ def closed_table(results: Results) -> str:
         gained = gains(methods)
         for name, runs in methods.items():
             each = {key: estimate([run[key] for run in runs]) for key in ("room", "fell", "apart")}
-            lines.append(
-                [
-                    problem,
-                    name,
-                    bracket(gained.get(name)),
-                    bracket(worst(runs)),
-                    bracket(each["room"], 3),
-                    f"{each['fell'].mean:.0%}",
-                    f"{each['apart'].mean:.0%}",
-                ]
-            )
-    return markdown(
-        ("problem", "method", "sum, less that of sum", "least rise", "room to the front",
-         "steps with a fall", "steps apart"),
-        lines,
-    )  # fmt: skip
+            line = [problem, name, bracket(gained.get(name)), bracket(worst(runs))]
+            shares = [f"{each[key].mean:.0%}" for key in ("fell", "apart")]
+            lines.append([*line, bracket(each["room"], 3), *shares])
+    columns = ["problem", "method", "sum, less that of sum", "least rise", "room to the front"]
+    return markdown([*columns, "steps with a fall", "steps apart"], lines)
 
 
 def published(results: Results) -> str:

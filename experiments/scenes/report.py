@@ -90,24 +90,12 @@ def table(
     lines, names = [], list(metrics_of(benchmark.tasks))
     found_rows, choices = rows(found, benchmark), found.choices[""]
     for name, row in found_rows.items():
-        lines.append(
-            [
-                name,
-                *(_shown(k, row.metrics.get(k)) for k in names),
-                bracket(row.flat, 1),
-                bracket(row.against_mean, 1),
-                bracket(row.by_task, 1),
-                rate_of(choices[name]),
-                f"{row.step_ms:.0f}",
-            ]
-        )
+        deltas = [bracket(value, 1) for value in (row.flat, row.against_mean, row.by_task)]
+        metrics = [_shown(k, row.metrics.get(k)) for k in names]
+        lines.append([name, *metrics, *deltas, rate_of(choices[name]), f"{row.step_ms:.0f}"])
     columns = ["rule", *(SHORT[k] for k in names), "Δm flat (lower is better), %"]
-    columns += [
-        "Δm flat − that of mean",
-        "LibMTL's Δm, by task (higher is better), %",
-        "rate",
-        "step, ms",
-    ]
+    columns += ["Δm flat − that of mean", "LibMTL's Δm, by task (higher is better), %"]
+    columns += ["rate", "step, ms"]
     before = [*_verdicts(found_rows, benchmark), *_beside(found_rows, benchmark, size)]
     return page(columns, lines, before, _notes(found_rows, found, plan, benchmark, settings))
 

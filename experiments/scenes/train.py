@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from common.cells import Cell, Resumable
+from common.cells import Cell, Refusal, Resumable
 from common.files import DataError, Source
 from common.progress import counted
 from common.study import Numbers
@@ -261,14 +261,12 @@ class Run(Resumable):
         """Every training image once."""
         for seen, rate in self.batches():
             start = time.process_time()
-            try:
+            with Refusal() as refusal:
                 self.lane, weights, found = self.step(self.lane, seen, rate)
-            except ValueError as error:
-                if "NaN" not in str(error):
-                    raise
+                self.took(weights, found, time.process_time() - start)
+            if refusal.came:
                 self.failed = True
                 return
-            self.took(weights, found, time.process_time() - start)
         self.ends_epoch()
 
     def ends_epoch(self) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import mtlfunc as mf
 from common.cells import Cell
-from experiments.rewards import adding, exact
+from experiments.rewards import __main__, adding, exact
 from experiments.rewards.methods import advantages
 
 
@@ -103,10 +103,10 @@ def test_room_is_nought_on_the_front_and_cvxpys_elsewhere():
 
 def test_exact_runs_are_those_of_a_plain_loop():
     """The sum and MGDA, one seed, against gradient descent by autograd and a closed form."""
+    assert __main__.there.__module__ == "common.device"  # a worker has no `__main__` of a study
     for method in ("sum", "MGDA"):
         cell = Cell("two opposed", method, "", 5.0, 4)
-        both = [cell, cell._replace(seed=5)]
-        found = exact.together(20, both)[0]
+        found = exact.together(20, [cell, cell._replace(seed=5)])[0]
         rewards = exact.drawn(exact.PROBLEMS["two opposed"], 4)
         gradients = torch.func.jacrev(exact.expected)
         scores = torch.zeros(exact.QUESTIONS, exact.ANSWERS, dtype=torch.float64)
