@@ -64,23 +64,6 @@ def test_mean_squares_over_draws_give_the_population_exactly():
     torch.testing.assert_close(noise_scale(gramians)[0], known)
 
 
-def test_gaussian_gradients():
-    """A loss that is linear in the parameters has its inputs as gradients: x ~ N(μ, σ² I)."""
-    sigma, count = 2.0, 4000
-    mu = torch.tensor([1.0, -1.0, 0.5], dtype=F64)
-    x = mu + sigma * gradients(1, count, 3)
-    _, gramian = mf.sample_gramian(lambda p, x: x @ p["w"], {"w": torch.zeros(3, dtype=F64)}, x)
-    known = 3 * sigma**2 / float(mu.square().sum())
-    # Relative standard errors: √(2/3n) of the trace, 2σ/(‖μ‖√n) of ‖μ‖²; four of both.
-    spread = 4 * ((2 / (3 * count)) ** 0.5 + 2 * sigma / (float(mu.norm()) * count**0.5))
-    assert noise_scale(gramian).item() == pytest.approx(known, rel=spread)
-    # Micro-batches of 8: still in samples.
-    means = x.unflatten(0, (-1, 8)).mean(1)
-    found = noise_scale(means.norm(dim=1), means.mean(0).norm(), size=8)
-    assert found.item() == pytest.approx(known, rel=8**0.5 * spread)
-    assert noise_scale(means @ means.mT, size=8)[0] == pytest.approx(found.item())
-
-
 def test_hidden_gradients_have_no_finite_scale():
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     assert noise_scale(rows @ rows.mT).item() == float("inf")

@@ -1,4 +1,4 @@
-"""Probes with a memory or several batches, and their rules: against loops and peers."""
+"""Probes with a memory or several batches, and their rules: against loops."""
 
 import pytest
 import torch
@@ -196,9 +196,6 @@ def test_excess_mtl_equals_its_loop(form):
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
         torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
-
-
-# Against TorchJD 0.18
 
 
 def geometry(gramian: torch.Tensor) -> Geometry:

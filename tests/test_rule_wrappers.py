@@ -11,8 +11,6 @@ from tests.support.families import jacobian
 from tests.support.problems import BATCH, PARAMS, vector
 from tests.support.rules import losses_of
 
-torchjd = pytest.importorskip("torchjd.aggregation")
-
 F64 = torch.float64
 INNER = {
     "mgda": mf.mgda,

@@ -327,9 +327,6 @@ def test_states_hold_tensors_only_and_runs_are_pure(name):
 
 
 def test_keys_decide_what_random_rules_do():
-    weights = [run("pcgrad", PARAMS, seed, 0.02)[1][0].weights for seed in range(6)]
-    # Seeds draw orders, and some orders differ on these conflicting tasks.
-    assert len({tuple(w.tolist()) for w in weights}) >= 1
     masks = [
         flatten(run("mean, masked", PARAMS, seed, 0.02, steps=1)[0].params) for seed in range(3)
     ]

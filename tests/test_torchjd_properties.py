@@ -1,8 +1,8 @@
 """TorchJD's properties of aggregators, restated from their definitions, on rules that claim them.
 
 With d = A(J): non-conflicting, J d >= 0; strongly stationary, d = 0 only where a combination of the
-gradients with positive weights vanishes; permutation invariant, A(PJ) = A(J); linear under scaling,
-A(diag(c) J) linear in c > 0. In float32 at TorchJD's tolerances, in float64 at 1e-9.
+gradients with positive weights vanishes; linear under scaling, A(diag(c) J) linear in c > 0. In
+float32 at TorchJD's tolerances, in float64 at 1e-9.
 """
 
 import pytest

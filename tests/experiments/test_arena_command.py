@@ -10,16 +10,7 @@ import torch
 import mtlfunc as mf
 from experiments.arena import __main__ as command
 from experiments.arena.contestants import CONTESTANTS
-from mtlfunc.studies.arena import (
-    STATIC,
-    Contestant,
-    Settings,
-    arena,
-    compete,
-    contest,
-    contestants,
-    standard,
-)
+from mtlfunc.studies.arena import STATIC, Settings, arena, compete, contest, contestants, standard
 from tests.support.arena import TINY
 
 # ---- from a notebook ----
@@ -95,26 +86,6 @@ def test_arena_of_a_rule_shows_it():
     plt.close("all")
     with pytest.raises(ValueError, match="by='best': expected one of 'mean', 'worst', 'front'"):
         found.ranks("best")
-
-
-def test_built_in_rules_are_remembered():
-    arena(soft, problems=["vlmop2"], settings=TINY, progress=False)
-    before = contest._run_cached.cache_info()
-    again = arena({"other": soft}, problems=["vlmop2"], settings=TINY, progress=False)
-    after = contest._run_cached.cache_info()
-    assert after.misses == before.misses
-    assert after.hits == before.hits + 6
-    mine = arena(
-        soft,
-        against={"mean": Contestant(mf.mgda, mf.jacobian)},
-        problems=["vlmop2"],
-        settings=TINY,
-        progress=False,
-    )
-    # a name is not a rule
-    assert not torch.equal(
-        mine.cells["vlmop2"]["mean"].losses, again.cells["vlmop2"]["mean"].losses
-    )
 
 
 def test_what_counts_as_a_rule():

@@ -157,59 +157,6 @@ def settings_of_sac(**changes) -> sac.Settings:
     return settings._replace(**changes)
 
 
-@pytest.fixture(scope="module")
-def agent() -> tuple[sac.Learner, sac.Agent, sac.Batch]:
-    learner = sac.Learner("cagrad", 1e-2, 2, 5, 2, (6, 6))
-    found = learner.start(mf.random.key(0))
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(2, 4, *shape, generator=generator)
-
-    over, real = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2), torch.ones(2, 4)
-    batch = sac.Batch(drawn(5), drawn(2).tanh(), drawn(), drawn(5), over, real)
-    warm = found.temperature._replace(params={"log": torch.tensor(-0.5)})
-    return learner, found._replace(temperature=warm), batch
-
-
-def test_squashed_density_is_torchs(agent):
-    _, found, batch = agent
-    params = {name: leaf.double() for name, leaf in found.actor.params.items()}
-    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(1)).double()
-    actions, likelihood = sac.policy(params, batch.seen.double(), noise)
-    x = batch.seen[..., :3].double()  # without the code
-    for layer in range(3):
-        x = x @ params[f"actor.{layer}.weight"].mT + params[f"actor.{layer}.bias"]
-        x = x.relu() if layer < 2 else x
-    mean, spread = x.chunk(2, -1)
-    spread = -9 + 11 * spread.tanh()  # from -20 to 2
-    normal = torch.distributions.Normal(mean, spread.exp())
-    squashed = torch.distributions.TransformedDistribution(
-        normal, torch.distributions.TanhTransform(cache_size=1)
-    )
-    torch.testing.assert_close(actions, torch.tanh(mean + spread.exp() * noise))
-    torch.testing.assert_close(likelihood, squashed.log_prob(actions).sum(-1), rtol=1e-6, atol=1e-6)
-
-
-def test_goals_and_losses_of_the_critic_are_written_out(agent):
-    _, found, batch = agent
-    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
-    wanted = sac.goals(found, batch, noise, 0.99)
-    actions, likelihood = sac.policy(found.actor.params, batch.after, noise)
-    ahead = sac.values(found.target, batch.after, actions)
-    now = sac.values(found.critic.params, batch.seen, batch.actions)
-    losses = sac.critic_losses(found.critic.params, (batch, wanted))
-    for task in range(2):
-        temperature, errors = math.exp(-0.5), []
-        for i in range(4):
-            lower = min(float(q[task, i]) for q in ahead)
-            soft = lower - temperature * float(likelihood[task, i])
-            expected = float(batch.rewards[task, i]) + (0 if i == 1 else 0.99 * soft)
-            assert float(wanted[task, i]) == pytest.approx(expected, abs=1e-5)
-            errors.append(sum((float(q[task, i]) - expected) ** 2 for q in now))
-        assert float(losses[task]) == pytest.approx(sum(errors) / 4, rel=1e-4)
-
-
 def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):
     settings = settings_of_sac(steps=600, random=300, batch=64, hidden=(32,), capacity=600)
     settings = settings._replace(every=600, episodes=4, discount=0.8)

@@ -341,6 +341,3 @@ def test_a_small_budget_refutes_nothing_that_training_could_change():
         assert DECISIONS["GN-04"].fails in found.where
     counterexample = Claim("PC-30", "does not hold", {}, "here")
     assert stated(counterexample, QUICK).verdict == "does not hold"
-
-
-# ---- the same in words ----
