@@ -19,7 +19,6 @@ CLAIMS = {
         "So it is under Muon: steps by MGDA's weights on J Jᵀ raise losses, those of the steepest "
         "common descent in Muon's norm do not.",
         remedied,
-        when="the polar factors are exact: Muon's own are five steps of an iteration, in bfloat16",
     )
 }
 claim = Claims(CLAIMS)
