@@ -173,12 +173,16 @@ def _side_by_side(
     others = set(multiprocessing.active_children())
     work: dict[Any, tuple[Any, Job]] = {}  # by the link to a process: that, and its job
     waiting: set[Any] = set()  # of these
+
+    def give(link: Any, process: Any) -> None:
+        work[link] = process, left.pop(0)
+        with suppress(OSError):  # of one that is gone, which is seen next
+            link.send(work[link][1])
+
     try:
         while left or work:
             while left and len(work) - len(waiting) < workers:
-                link, process = _started(perform)
-                work[link] = process, left.pop(0)
-                link.send(work[link][1])
+                give(*_started(perform))
             ready: list[Any] = wait(list(work), timeout=0.5)
             for link in ready:
                 with unbroken():
@@ -195,8 +199,7 @@ def _side_by_side(
                         process.join()
                         died(job, Died(process.exitcode))
                     if kind == "done" and left and len(work) - len(waiting) <= workers:
-                        work[link] = process, left.pop(0)
-                        link.send(work[link][1])
+                        give(link, process)
                     elif kind in ("done", "died"):
                         del work[link]
                         link.close()
