@@ -69,11 +69,8 @@ class Results:
         self.found = {row["id"]: row for row in rows if row["configuration"]}
         # of complete ones: their key and what they left
         self.runs = self._read(read_runs, folder / "runs.json", modules) or {}
-        for module in modules:
-            for path in folder.glob(f"{module}-*.png"):
-                self._read(check_figure, path)
-            for path in folder.glob(f"{module}-*.svg"):
-                self._read(check_vector, path)
+        for path in [path for module in modules for path in folder.glob(f"{module}-*.[ps][nv]g")]:
+            self._read(check_figure, path)
 
     def _read(self, read: Callable[..., Any], path: Path, *arguments: Any) -> Any:
         """What is in a file; None where it cannot be used, and then it is set aside."""
@@ -247,20 +244,17 @@ def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_figure(path: Path) -> str:
-    """The caption of a figure. Raises Unreadable where the file is damaged or has none."""
+    """The caption of a PNG; "" of an SVG. Raises Unreadable where it is damaged, or has none."""
     try:
+        if path.suffix == ".svg":
+            path.read_bytes().rindex(b"</svg>", -9)
+            return ""
         with Image.open(path) as image:
             caption = str(image.info["Description"])
             image.verify()
             return caption
     except Exception as error:  # whatever Pillow says of a damaged file, or of a vast one
         raise Unreadable("is no whole figure of this package") from error
-
-
-def check_vector(path: Path) -> None:
-    """Raises Unreadable where a drawing as SVG is not whole."""
-    if not path.read_bytes().rstrip().endswith(b"</svg>"):
-        raise Unreadable("is no whole figure of this package")
 
 
 def _read(path: Path, kind: Any) -> Any:
