@@ -283,15 +283,18 @@ def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path)
     (made.folder / "matplotlib.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
     )
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "paper_repro"]
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "-m",
+        "paper_repro",
+        "--out",
+        tmp_path,
+    ]
     environment = os.environ | {"PYTHONPATH": str(made.folder)}
     ended = subprocess.run(
-        [*command, "--out", str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, "")
     assert not list(tmp_path.iterdir())
@@ -308,13 +311,10 @@ def test_a_full_disk_is_a_sentence(
 ) -> None:
     """And no traceback, wherever it is noticed; what is whole stays."""
     full = "raise OSError(28, 'No space left on device', 'a file')"
+    body = full if place == "question" else "yield claim('GN-02', 1)"
     modules = {
         "first": made.question(f"question_first_{place}", "PC-01"),
-        "second": made.question(
-            f"question_second_{place}",
-            "GN-01",
-            full if place == "question" else "yield claim('GN-02', 1)",
-        ),
+        "second": made.question(f"question_second_{place}", "GN-01", body),
     }
     assert reproduce(modules, ["first"], TINY, tmp_path) == 0
     there = found_in(tmp_path)
@@ -402,11 +402,8 @@ def test_damaged_files_are_set_aside_and_computed_again(
 @pytest.mark.parametrize(
     "change",
     [
-        {"module": "pcgrad_theory"},
-        {"id": "PC-99"},
-        {"verdict": "true"},
-        {"measured": {"value": "0.5"}},
-        {"configuration": {"seeds": "3", "device": "cpu"}},
+        *({"module": "pcgrad_theory"}, {"id": "PC-99"}, {"verdict": "true"}),
+        *({"measured": {"value": "0.5"}}, {"configuration": {"seeds": "3", "device": "cpu"}}),
     ],
 )
 def test_claims_of_another_version_are_set_aside(
@@ -575,8 +572,7 @@ def test_full_takes_over_a_run_of_its_settings_alone(
     numbers = {condition.name: condition.bound / 2 for condition in decision.conditions}
     settings = Settings(full=True)._replace(**changes)
     results = Results(tmp_path, configuration_of(settings), reproductions())
-    found = decision.verdict(numbers)
-    claim = Claim("GN-10", found, numbers, "here")
+    claim = Claim("GN-10", decision.verdict(numbers), numbers, "here")
     results.add(name, claim)
     results.finish(name, "", [claim], 6.0)
     full.main([])

@@ -182,12 +182,10 @@ class Made:
     def started(self, out: Path, **options: Any) -> "subprocess.Popen[str]":
         """A process that runs the questions x, y and z side by side."""
         (self.folder / "run.py").write_text(RUN)
-        command = ["env", "--default-signal=INT", sys.executable, str(self.folder / "run.py")]
+        command = ["env", "--default-signal=INT", sys.executable, self.folder / "run.py"]
         paths = os.environ | {"PYTHONPATH": f"{ROOT}:{self.folder}"}
         options = {"stdout": subprocess.DEVNULL} | options
-        return subprocess.Popen(
-            [*command, str(self.folder), str(out)], env=paths, text=True, **options
-        )
+        return subprocess.Popen([*command, self.folder, out], env=paths, text=True, **options)
 
 
 @pytest.fixture
