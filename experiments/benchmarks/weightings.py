@@ -13,6 +13,7 @@ TorchJD where it is installed, its Gramian without rows and one more `backward()
 import copy
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -181,18 +182,18 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
 
     def loop() -> None:
         net.zero_grad()
-        losses = matrix @ net(x)
-        rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in matrix @ net(x)]
         jacobian = torch.stack([torch.cat([grad.flatten() for grad in row]) for row in rows])
         gramian = jacobian @ jacobian.T
         write(weights.to(gramian) @ jacobian, leaves)
 
-    balancer = mf.Balancer(net, mf.mean())
+    @cache  # at the first step: a Balancer takes TorchJD's hooks, if they come later, for its own
+    def balancer() -> mf.Balancer:
+        return mf.Balancer(net, mf.mean())
 
     def live() -> None:
         net.zero_grad()
-        losses = net(x)
-        balancer.backward(losses, weightings=matrix)
+        balancer().backward(net(x), weightings=matrix)
 
     step = pure_step(net, matrix)
     state = step.init(mf.parameters(net), x)
@@ -205,8 +206,7 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
         from torchjd.autogram import Engine
     except ImportError:
         return found
-    apart = copy.deepcopy(net)  # its hooks stay on the modules
-    engine = Engine(apart, batch_dim=None)
+    engine = Engine(apart := copy.deepcopy(net), batch_dim=None)  # its hooks stay on the modules
 
     def peer() -> None:
         apart.zero_grad()
