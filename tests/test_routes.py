@@ -134,6 +134,38 @@ def test_a_step_holds_what_a_loop_of_passes_does(net, x, tasks):
     torch.testing.assert_close(gramian(), loop(), rtol=1e-4, atol=1e-4 * float(loop().max()))
 
 
+@pytest.mark.parametrize("way", ["rows", "gramian", "balance", "Balancer", "weightings", "hooked"])
+def test_large_rows_are_held_once(way):
+    """A row is written where it stays; a list of rows that is stacked holds all of them twice."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 256), nn.Linear(256, 16))
+    x, eye, params = torch.randn(16, 64), torch.eye(16), mf.parameters(net)
+    matrix = 4 * 16 * sum(leaf.numel() for leaf in net.parameters())
+    probe = mf.jacobian(engine="auto" if way == "hooked" else "rows")
+    balancer = mf.Balancer(net, mf.pcgrad(), probe)
+
+    def scalars(params, x):
+        return list(functional_call(net, params, (x,)).square().mean(0).unbind())
+
+    def live():
+        net.zero_grad()
+        out = net(x)
+        if way == "hooked":
+            out.register_hook(lambda grad: None)
+        given = {} if way == "Balancer" else {"weightings": eye}
+        losses = list(out.square().mean(0).unbind()) if way == "Balancer" else out.square().mean(1)
+        balancer.backward(losses, **given)
+
+    step = mf.balance(scalars, mf.pcgrad(), probe)
+    state = step.init(params, x)
+    calls = {
+        "rows": lambda: mf.task_gradients(scalars, params, x),
+        "gramian": lambda: mf.task_gramian(scalars, params, x, engine="rows"),
+        "balance": lambda: step.update(params, x, state),
+    }
+    assert peak(calls.get(way, live)) <= 1.35 * matrix
+
+
 @pytest.mark.parametrize(
     ("width", "samples", "tasks", "lanes", "together"),
     # a loop's processor time over that of a batched pass, in a whole step: 1.2, 2.1, 1.3; .8, .4,

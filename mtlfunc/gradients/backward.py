@@ -1,6 +1,6 @@
 """Backward passes from the losses of one forward to leaves and to the nodes that read them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -104,15 +104,13 @@ class Backward:
         if not targets:
             return []
         if len(cotangents) == 1:
-            return stacked([self(self.root, cotangents[0], targets)])
+            return [x[None] for x in self(self.root, cotangents[0], targets)]
         if chunk_size == 1:
-            return stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
+            passes = (self(self.root, cotangent, targets) for cotangent in cotangents)
+            return stacked(passes, len(cotangents), written=not (self.record or depth()))
         try:
-            return list(
-                vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)(
-                    cotangents
-                )
-            )
+            several = vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)
+            return list(several(cotangents))
         except RuntimeError as error:
             if not is_batching_error(error):
                 raise
@@ -122,13 +120,12 @@ class Backward:
         """One pass: the gradients of the named leaves."""
         if not names:
             return {}
-        targets = [self.leaf(name) for name in names]
         root, cotangents = self.root, cotangent
         if self.some is not None:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
             root = tuple([edge for edge, _ in pairs]) or None
             cotangents = tuple([value for _, value in pairs])
-        return dict(zip(names, self(root, cotangents, targets), strict=True))
+        return dict(zip(names, self(root, cotangents, [*map(self.leaf, names)]), strict=True))
 
 
 def wide_of(params: Params, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -141,12 +138,29 @@ def recording(backward: Backward) -> AbstractContextManager[Any]:
     return nullcontext() if backward.record else torch.no_grad()
 
 
-def stacked(found: list[list[Tensor]]) -> list[Tensor]:
-    """The passes' answers, place by place; one pass's without a copy."""
-    return [
-        answers[0][None] if len(answers) == 1 else torch.stack(answers)
-        for answers in zip(*found, strict=True)
-    ]
+SMALL = 1 << 20
+"""Entries of rows that may be held twice for a moment."""
+
+
+def stacked(
+    passes: Iterable[list[Tensor]], count: int, into: Tensor | None = None, *, written: bool
+) -> list[Tensor]:
+    """The answers of so many passes, place by place; one pass's without a copy. Small ones are
+    stacked, in fewer calls; large ones are `written` where they stay, if they may be, side by side
+    `into` a matrix or alone.
+    """
+    found, rows = list[list[Tensor]](), list[Tensor]() if into is None else [into]
+    for i, answers in enumerate(passes):
+        if into is not None:
+            torch.cat([x.flatten() for x in answers], out=into[i])
+            answers.clear()  # the next pass takes their memory
+        elif count == 1 or not written or count * sum([x.numel() for x in answers]) <= SMALL:
+            found.append(answers)
+        else:
+            rows = rows or [x.new_empty(count, *x.shape) for x in answers]
+            for row in rows:
+                row[i] = answers.pop(0)
+    return rows or [x[0][None] if count == 1 else torch.stack(x) for x in zip(*found, strict=True)]
 
 
 def detached(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

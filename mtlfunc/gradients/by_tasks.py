@@ -1,6 +1,6 @@
 """One backward pass a row: for all tasks at once, in chunks, in a loop, or each loss alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
-from .backward import Backward, recording, stacked, wide_of
+from .backward import SMALL, Backward, recording, stacked, wide_of
 from .layerwise.formulas import Deltas
 from .layerwise.plan import Plan
 from .run import PLAIN
@@ -61,30 +61,34 @@ class ByTasks:
         edges = backward.some or backward.edges or ()
         one, nowhere = self.value.new_ones(()), [None] * len(places)
         width = sum([x.numel() for x in leaves]) if views and self._is_plain(leaves) else 0
-        # small rows are stacked, in fewer calls; large ones are written where they stay
-        matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > _SMALL else None
-        found: list[list[Tensor]] = []
+        matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > SMALL else None
         total: Params = {}
-        for task, edge in enumerate(edges):
-            cotangent = one if self.scale is None else self.scale[task]
-            grads = nowhere if edge is None else backward.bare(edge, cotangent, places)
-            for name, grad in zip(heads, grads[count:], strict=True):
-                if grad is not None:
-                    total[name] = total[name] + grad if name in total else grad
-            parts = [self._zeros(i) if x is None else x for i, x in enumerate(grads[:count])]
-            del grads  # the next pass takes their memory
-            if width:
-                parts = _row(parts, width, None if matrix is None else matrix[task])
-            found.append(parts)
-            if self.matrix is not None:
-                found = [self._mixed(found, self.matrix[:, task])]
-        for name in heads:
-            if name not in total:
-                total[name] = torch.zeros_like(backward.params[name])
+
+        def passes() -> Iterator[list[Tensor]]:
+            for task, edge in enumerate(edges):
+                cotangent = one if self.scale is None else self.scale[task]
+                grads = nowhere if edge is None else backward.bare(edge, cotangent, places)
+                for name, grad in zip(heads, grads[count:], strict=True):
+                    if grad is not None:
+                        total[name] = total[name] + grad if name in total else grad
+                parts = [self._zeros(i) if x is None else x for i, x in enumerate(grads[:count])]
+                del grads  # the next pass takes their memory
+                if width and sum([x.numel() for x in parts]) != width:
+                    raise RuntimeError(
+                        "params: .data of one got another shape after the forward pass; compute "
+                        "the losses anew"
+                    )
+                yield (
+                    [torch.cat([x.flatten() for x in parts])] if width and matrix is None else parts
+                )
+
+        if self.matrix is None:
+            every = stacked(passes(), len(edges), matrix, written=not (backward.record or depth()))
+        else:
+            every = self._mixed(passes(), self.matrix)
+        total |= {x: torch.zeros_like(backward.params[x]) for x in heads if x not in total}
         if width:
-            matrix = stacked(found)[0] if matrix is None else matrix
-            return Found((), rows_of(matrix, backward.params, names), total, matrix)
-        every = stacked(found) if self.matrix is None else found[0]
+            return Found((), rows_of(every[0], backward.params, names), total, every[0])
         rows = dict(zip(names, every[len(uses) :], strict=True))
         return Found(self.plan.groups(every), rows, total)
 
@@ -103,13 +107,13 @@ class ByTasks:
         plain = len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
         return plain and not (backward.anyway or backward.asked)
 
-    def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
-        """The last of `found`, times its weight in every row, added to the sum before it."""
-        *before, last = found
-        rows = [weights.to(x.dtype).reshape(-1, *(1,) * x.ndim) * x for x in last]
-        if not before:
-            return rows
-        return [total + row for total, row in zip(before[0], rows, strict=True)]
+    def _mixed(self, passes: Iterable[list[Tensor]], matrix: Tensor) -> list[Tensor]:
+        """C times the passes' answers."""
+        total: list[Tensor] = []
+        for parts, weights in zip(passes, matrix.unbind(1), strict=True):
+            rows = [weights.to(x.dtype).reshape(-1, *(1,) * x.ndim) * x for x in parts]
+            total = [sum_ + row for sum_, row in zip(total, rows, strict=True)] if total else rows
+        return total
 
     def gramian(self, found: Found, dtype: torch.dtype | None) -> Tensor:
         """Inner products of the rows over the shared leaves."""
@@ -130,21 +134,6 @@ class ByTasks:
         """The gradient of Σ v L, v [task], in these leaves, by one more pass."""
         self.backward.record = record
         return self.backward.leaves(names, weights)
-
-
-_SMALL = 1 << 20
-"""Entries of a matrix that may be held twice for a moment."""
-
-
-def _row(parts: list[Tensor], width: int, out: Tensor | None) -> list[Tensor]:
-    """One task's gradients side by side, in `out` if there is one."""
-    if sum([x.numel() for x in parts]) != width:  # `cat` would write elsewhere
-        raise RuntimeError(
-            "params: the .data of a parameter got another shape after the forward pass; "
-            "compute the losses anew"
-        )
-    found = torch.cat([x.flatten() for x in parts], out=out)
-    return [found] if out is None else []
 
 
 def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:
