@@ -115,6 +115,15 @@ def test_steps_are_those_of_a_plain_loop(trunk, form):
                         leaf.sub_(leaf.grad, alpha=0.1)
 
 
+def test_what_is_shared_may_change():
+    torch.manual_seed(8)
+    net, part = Net(TRUNKS["layers"]()), ["trunk.0"]
+    balancer = mf.Balancer(net, mf.mgda(), lambda name: name.startswith(part[0]))
+    for prefix in ("trunk.0", "trunk.0", "trunk.2", "trunk"):
+        part[0] = prefix
+        check_step(net, balancer, batch("layers"), names(net, prefix))
+
+
 def test_what_is_kept_follows_the_module():
     torch.manual_seed(1)
     net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
