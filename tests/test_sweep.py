@@ -160,6 +160,11 @@ def test_grid_leaves_no_graph_behind():
     ]
 
 
+def test_grid_coordinates_of_float32_are_what_was_typed():
+    found = grid(lambda c: c, {"c": torch.tensor([0.1, 0.4, 1e-3])})
+    assert found["c"].values.tolist() == [0.1, 0.4, 1e-3]
+
+
 def test_grid_shows_progress_and_is_silent_inside(capsys):
     grid(train, {"seed": torch.arange(2), "c": RADII[:1]}, points_at_once=2)
     shown = capsys.readouterr()
