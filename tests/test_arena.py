@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from torch.func import hessian, jacrev, vmap
+from scipy import optimize, stats
+from torch.func import grad_and_value, hessian, jacrev, vmap
 
 import mtlfunc as mf
 from common.problems import cagrad_toy
@@ -109,6 +109,29 @@ def test_no_sampled_point_dominates_the_front(name):
     assert not dominated.any()
 
 
+# the cusps of PCGrad's landscape stop a quasi-Newton method
+@pytest.mark.parametrize("name", [name for name in FRONTS if name != "pcgrad landscape"])
+def test_front_supports_what_a_quasi_newton_method_finds(name):
+    """The least weighted loss is that of the front, but for its spacing and its limits."""
+    problem = standard()[name]
+    assert problem.front is not None
+    scale = problem.nadir - problem.ideal
+    weights = torch.arange(1, len(scale) + 1) / scale
+    found = []
+    for seed in range(6):
+        params, data = drawn(problem, seed)
+        ((leaf, start),) = params.items()
+        slope = grad_and_value(lambda x, leaf=leaf, d=data: weights @ problem.losses({leaf: x}, d))
+
+        def loss(x, slope=slope):
+            rows, value = slope(torch.from_numpy(x))
+            return float(value), rows.numpy()
+
+        found.append(optimize.minimize(loss, start.numpy(), jac=True, tol=1e-12).fun)
+    apart = min(found) - float((problem.front @ weights).min())
+    assert -2e-4 < apart / float(weights @ scale) < 2e-3
+
+
 def test_fronts_are_reached_where_they_are_said_to_be():
     known = standard()
     t = torch.linspace(-1, 1, 1001, dtype=torch.float64)
@@ -141,6 +164,19 @@ def test_landscapes_are_those_of_the_reproductions():
     ours = vmap(lambda x: standard()["pcgrad landscape"].losses({"x": x}, x))(points)
     theirs = vmap(lambda x: pcgrad_landscape.losses({"theta": x}))(points)
     torch.testing.assert_close(ours, theirs)
+
+
+def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promise():
+    keys = torch.arange(64)
+    _, (_, (x, y)) = vmap(standard()["difficulty"].draw)(keys)
+    assert y.var((0, 1)).tolist() == pytest.approx([1, 1, 1], abs=0.06)
+    residual = y[..., ::2] - x @ torch.linalg.lstsq(x, y[..., ::2]).solution
+    unexplained = residual.square().sum((0, 1)) / (64 * (256 - 8))
+    # four standard errors of a variance
+    assert unexplained.tolist() == pytest.approx([0, 0.7], abs=4 * 0.7 * (2 / (64 * 248)) ** 0.5)
+    _, (_, y) = vmap(standard()["regression"].draw)(keys)
+    nadir = standard()["regression"].nadir.float().expand(64, -1)
+    torch.testing.assert_close(y.square().mean((1, 2)), nadir, rtol=0.01, atol=0)
 
 
 # ---- the study ----
@@ -193,6 +229,13 @@ def test_static_search_is_the_mean_with_each_weight_vector():
     )
     assert torch.equal(cell.weights[config], study.static_grid(2)[2])
     torch.testing.assert_close(cell.losses[config], alone.losses[5])
+
+
+def test_static_weights_have_ratios_of_a_hundred_both_ways():
+    for tasks in (2, 3):
+        grid = study.static_grid(tasks)
+        ratios = grid[:, :-1] / grid[:, -1:]
+        assert (float(ratios.amin()), float(ratios.amax())) == pytest.approx((0.01, 100))
 
 
 def test_seeds_of_tuning_and_reporting_differ():

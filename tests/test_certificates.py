@@ -39,8 +39,11 @@ def test_what_is_called_optimal_is():
         best = solvers.active_set()(problem).weights
         assert str(solvers.certify(problem, best)).startswith("optimal to rounding")
     problem = solvers.min_norm(torch.eye(2))
-    near = torch.tensor([0.5005, 0.4995])
+    near, even = torch.tensor([0.5005, 0.4995]), torch.full((2,), 0.5)
     assert str(solvers.certify(problem, near)).startswith("not optimal: task 1")
+    assert str(solvers.certify(problem, torch.ones(2))).startswith("infeasible")
+    opposite = solvers.min_norm(2 * torch.eye(2) - 1)
+    assert str(solvers.certify(opposite, even)).startswith("numerically Pareto stationary")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -109,17 +109,28 @@ def test_weights_are_means_and_quantiles_over_seeds():
 
 def test_weights_of_a_rollout():
     step = mf.descend(
-        lambda p, batch: torch.stack([(p["x"] - 1) ** 2, 4 * (p["x"] + 1) ** 2]),
+        lambda p, batch: {"near": (p["x"] - 1) ** 2, "far": 4 * (p["x"] + 1) ** 2},
         mf.mgda(),
         mf.jacobian(),
         mf.sgd(0.01),
     )
-    _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 6)
-    panel = plot.weights(info, axes(), names=["near", "far"])
+    _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
+    panel = plot.weights(info, axes())
     assert not panel.collections  # one run has no band
     for task, line in enumerate(panel.get_lines()):
         np.testing.assert_allclose(np.asarray(line.get_ydata()), info.weights[:, task])
     assert labels(panel) == ["near", "far"]
+    assert labels(plot.weights(info, axes(), names=["a", "b"])) == ["a", "b"]
+    assert all(float(tick).is_integer() for tick in panel.get_xticks())
+
+
+def test_weights_of_thirty_tasks_at_one_step():
+    """A line of one step has no ink without marks, nor room beside thirty names inside."""
+    panel = plot.weights(torch.ones(1, 30), axes())
+    assert all(line.get_marker() not in ("", "None") for line in panel.get_lines())
+    legend = panel.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().x0 >= panel.get_window_extent().x1
 
 
 # ---- front ----
@@ -137,6 +148,12 @@ def test_front_highlights_what_no_point_dominates():
     edge = np.asarray(panel.collections[0].get_paths()[0].vertices)
     x, y = edge.T
     assert abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2 == pytest.approx(6.0)  # the shaded area
+    plot.front(points + 1, panel, reference=[4.0, 4.0])  # two of its best are not below it
+    assert labels(panel)[1] == "non-dominated, HV = 1.000"
+    edge = np.asarray(panel.collections[1].get_paths()[0].vertices)
+    assert [*edge.min(0), *edge.max(0)] == [3, 3, 4, 4]
+    best, _, _, other, _ = panel.get_lines()  # and one reference
+    assert best.get_color() != other.get_color()
 
 
 def test_front_in_three_dimensions():
@@ -197,6 +214,14 @@ def test_gap_over_problems_is_the_median_and_a_band():
         for step, row in zip((2, 8), gaps, strict=True):
             ends = edge[edge[:, 0] == step, 1]
             assert (ends.min(), ends.max()) == pytest.approx((float(row.min()), float(row.max())))
+
+
+def test_gap_of_zero_is_drawn_hollow_below_all_others():
+    panel = plot.gap({"a": ([1, 2, 4], [1e-2, 0.0, 0.0]), "b": ([1, 2], [1e-3, 1e-5])}, axes())
+    line, hollow, _ = panel.get_lines()
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), [1e-2, 1e-6, 1e-6])
+    np.testing.assert_allclose(np.asarray(hollow.get_xydata()), [[2, 1e-6], [4, 1e-6]])
+    assert hollow.get_markerfacecolor() == "white"
 
 
 # ---- all of them ----

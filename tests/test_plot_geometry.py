@@ -221,6 +221,11 @@ def test_simplex_map_is_the_worst_cosine_and_the_length():
     np.testing.assert_allclose(
         length, np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max(), atol=1e-10
     )
+    best = lambda w: (torch.from_numpy(jacobian @ jacobian.T) @ w).argmin()  # noqa: E731
+    drawn = plot.simplex(jacobian @ jacobian.T, ax=axes(), value=best, resolution=10).collections[0]
+    middles = np.stack([np.asarray(path.vertices)[:3].mean(0) for path in drawn.get_paths()])
+    expected = (shares(middles) @ jacobian @ jacobian.T).argmin(1)
+    np.testing.assert_array_equal(np.asarray(drawn.get_array()), expected)
 
 
 def test_simplex_hatches_where_a_loss_rises():

@@ -77,6 +77,13 @@ def test_compiled_numbers_equal_torchs_in_every_bit(dtype):
         )
 
 
+def test_numbers_are_the_same_in_every_process():
+    """Those of key 0, as splitmix64 in Python's whole numbers gives them."""
+    assert int(random.draw(random.stream(random.key(0)))[0]) == 7450421197402424322
+    first, second = random.uniform(random.key(0), (2,), torch.float64).tolist()
+    assert (first, second) == (0.6524484863740322, 0.7012121095215252)
+
+
 def test_compiled_keys_and_permutations_equal_torchs():
     for key in KEYS:
         root = random.key(key)

@@ -10,9 +10,6 @@ import mtlfunc as mf
 from tests.support import ROOT
 from tests.support.problems import BATCH, PARAMS, decode, encode, named
 
-COUNT, BEFORE, AFTER = 4, 3, 4
-
-
 LOADED = """
 import sys, torch, mtlfunc
 from torch.utils._pytree import tree_leaves
