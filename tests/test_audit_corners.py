@@ -183,6 +183,9 @@ MISTAKES = {
         "weights are (inf) where",
     ),
     # their relatives
+    "NaN read as 0 for many tasks": Mistake(
+        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
+    ),
     "NaN of the last loss": Mistake(loss_nan_dropped, "NaN", "although the loss of task"),
     "edited in place at conflict": Mistake(in_place_at_conflict, "purity", "the gramian in place"),
     "gradients left off": Mistake(gradients_off, "purity", "leaves gradients turned off"),
@@ -193,6 +196,9 @@ MISTAKES = {
     "tripled under nested vmaps": Mistake(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
     "doubled in large batches": Mistake(
         lambda gramian: ManyMixed.apply(by_norm(gramian)), "vmapped == loop", "instances, "
+    ),
+    "1e6 too large from T = 16 on": Mistake(
+        lambda g: (1e6 if len(g) >= 16 else 1) * by_norm(g), "T = 128", "of 16 orthonormal"
     ),
     "1/l turns a weight round": Mistake(
         lambda gramian, losses: 1 / torch.where(losses == 0, 1.0, losses) + 0 * gramian[0],
