@@ -24,10 +24,11 @@ from mtlfunc.solvers import (
 )
 from mtlfunc.solvers._active_set import run
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
-from mtlfunc.solvers.problems import DualCone, resolution
+from mtlfunc.solvers.problems import CAGrad, DualCone, resolution
 from mtlfunc.testing.families import weakly_stationary
 
 SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
+SEPARABLE = [name for name in FAMILIES if name not in ("zero gradient", "stationary")]
 solve = active_set()
 
 
@@ -108,6 +109,32 @@ def test_dual_cone_never_conflicts_and_is_optimal(name):
         assert (answer.weights >= given).all()
         assert (answer.rates >= -1e-12 * n * magnitude[:, None]).all()
         assert (dot(answer.dual, answer.rates.abs()) <= 1e-12 * magnitude**2).all()
+
+
+def test_min_norm_and_cagrad_agree_with_clarabel():
+    reference = cvx()
+    for name in SEPARABLE:
+        for count in (2, 5, 16):
+            for g in gramians(name, count, 2, count):
+                for problem in (min_norm(g), cagrad(g, 0.5), cagrad(g, 1.5)):
+                    ours, theirs = solve(problem), reference(problem)
+                    scale = float(g.diagonal().max())
+                    above = 1e-9 * scale  # never above
+                    if isinstance(problem, CAGrad):
+                        # But where 0 is in the hull as far as G resolves it. There `dual` is the
+                        # shortest g_w instead of the minimiser of F = g_w·g₀ + c‖g₀‖‖g_w‖, and as
+                        # d = the projection on the dual cone has no negative rate, 0 <= min F; so
+                        # F(dual) - min F <= (1 + c)‖g₀‖‖g_w‖, of which G knows ‖g_w‖² to the
+                        # rounding of T² products and 2T sums, 2(T + 1)ε(Σ w_t‖g_t‖)².
+                        w, eps = ours.dual, torch.finfo(g.dtype).eps
+                        magnitude, square = (lengths(g) @ w) ** 2, w @ g @ w
+                        if square <= resolution(count, eps) * magnitude:
+                            shortest = square.clamp_min(0) + 2 * (count + 1) * eps * magnitude
+                            centre = problem.preference @ problem.linear
+                            above += float((1 + problem.c) * (centre * shortest).sqrt())
+                    assert float(ours.value - theirs.value) <= above
+                    # below by no more than Clarabel's own gap
+                    assert float(theirs.value - ours.value) <= float(theirs.gap) + 1e-12 * scale
 
 
 def test_dual_cone_agrees_with_quadprog():
@@ -277,6 +304,13 @@ def test_derivatives_are_those_of_finite_differences(problem, count):
     torch.testing.assert_close(
         grad(lambda batch: vmap(loss)(batch).sum())(batch), each, rtol=1e-10, atol=1e-12
     )
+
+
+def test_derivative_in_the_radius():
+    g = spd(5, 3)
+    f = lambda c: (solve(cagrad(g, c)).weights * torch.arange(5)).sum()  # noqa: E731
+    c = torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(grad(f)(c), (f(c + 1e-6) - f(c - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
