@@ -46,7 +46,8 @@ CLAIMS = {
     "SU-27": Row(
         "For very large models even T separate gradients are infeasible.",
         judge_infeasible,
-        when="rows are stored; the layerwise Gramian takes the memory of about one gradient",
+        when="rows are stored; the layerwise Gramian of 32 tasks takes the memory of {layerwise "
+        "Gramian, chunks of 4, T = 32: peak memory over one gradient's} gradients",
     ),
     "SU-29": Row(
         "Minimise the bound's right-hand side: only gradients with respect to encodings "
