@@ -1,5 +1,6 @@
 """What `python -m experiments.multimnist --data FOLDER` found, for docs/benchmarks.md."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ FIGURES = {
 }
 
 
-def block(left: Path, seen: dict[str, str]) -> str:
+def block(name: str, left: Path, seen: dict[str, str]) -> str:
     """The study's tables, sentences, notes and figures."""
     parts = (left / "table.md").read_text(encoding="utf-8").strip().split("\n\n")
     return marked(
-        "images",
+        name,
         f"Taken until {day(left / 'table.md')}.",
         *map(_wrapped, parts),
-        *(f"![{seen[name]}](images-{name}.png)" for name in seen),
+        *(f"![{seen[figure]}]({name}-{figure}.png)" for figure in seen),
     )
 
 
@@ -34,12 +35,14 @@ def _wrapped(part: str) -> str:
 
 
 def write(left: Path) -> None:
-    """The block and the figures that the study drew."""
-    page = ROOT / "docs" / "benchmarks.md"
-    seen = {name: said for name, said in FIGURES.items() if (left / f"{name}.png").exists()}
-    page.write_text(replaced(page.read_text(), "images", block(left, seen)))
-    for name in seen:
-        shutil.copy(left / f"{name}.png", page.parent / f"images-{name}.png")
+    """The block of the study's set and the figures that it drew."""
+    page, results = ROOT / "docs" / "benchmarks.md", (left / "results.json").read_text("utf-8")
+    kind = json.loads(results)["settings"]["set"]
+    name = "images" if kind == "mnist" else f"images-{kind}"
+    seen = {figure: said for figure, said in FIGURES.items() if (left / f"{figure}.png").exists()}
+    page.write_text(replaced(page.read_text(), name, block(name, left, seen)))
+    for figure in seen:
+        shutil.copy(left / f"{figure}.png", page.parent / f"{name}-{figure}.png")
 
 
 def sentence(found: dict[str, Any]) -> str:
