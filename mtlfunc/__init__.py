@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .studies import grid
     from .studies.arena import arena
 
-__version__ = "1.0.0rc2"
+__version__ = "1.0.0"
 
 _allow_loading(__name__)
 
