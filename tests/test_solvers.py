@@ -14,6 +14,8 @@ from torch.func import vmap
 
 from mtlfunc import solvers
 from mtlfunc.solvers.problems import resolution
+from mtlfunc.solvers.problems import solver as of_weights
+from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
 from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
@@ -227,8 +229,8 @@ def test_min_norm_two_tasks_closed_form(J):
     )
     w = torch.stack([w1, 1 - w1])
     n = lengths(G)
-    for name in ("faces", "auto"):
-        solution = SOLVERS[name].make()(solvers.min_norm(G))
+    for solve in (solvers.faces(), solvers.auto(), of_weights(two_tasks)):
+        solution = solve(solvers.min_norm(G))
         # Rounding in the denominator moves w₁ by ε n_max²/denominator, but the objective is flat
         # there by the same factor.
         assert abs(solution.value - w @ G @ w / 2) <= 16 * EPS * n.max() ** 2
@@ -251,12 +253,14 @@ def test_cagrad_two_tasks_closed_form(J, c):
     x = x.clamp(0, 1)
     w = torch.stack([x, 1 - x])
     problem = solvers.cagrad(G, c)
-    solution = solvers.faces()(problem)
-    # A convex F: neither value is below the optimum; both carry the √ε of ‖g_w‖ where it vanishes.
-    noise = rounding("cagrad", G, solution, c) + rounding(
-        "cagrad", G, solution._replace(weights=problem.recover(w), dual=w), c
-    )
-    assert abs(solution.value - problem.objective(w)) <= noise
+    for solve in (solvers.faces(), of_weights(two_tasks)):
+        solution = solve(problem)
+        # A convex F: neither value is below the optimum; both carry the √ε of ‖g_w‖ where it
+        # vanishes.
+        noise = rounding("cagrad", G, solution, c) + rounding(
+            "cagrad", G, solution._replace(weights=problem.recover(w), dual=w), c
+        )
+        assert abs(solution.value - problem.objective(w)) <= noise
 
 
 @pytest.mark.parametrize("family", [*REGULAR, "spread", "rank_deficient", "zero_row", "duplicates"])
