@@ -32,6 +32,7 @@ CALLS: list[int] = []
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Store, "folder", tmp_path)
+    monkeypatch.setattr(Store, "owner", "")  # which another test's questions leave
     CALLS.clear()
     squares.memory.clear()
     return tmp_path
