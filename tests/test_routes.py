@@ -152,9 +152,10 @@ def test_large_rows_are_held_once(way):
         out = net(x)
         if way == "hooked":
             out.register_hook(lambda grad: None)
-        given = {} if way == "Balancer" else {"weightings": eye}
-        losses = list(out.square().mean(0).unbind()) if way == "Balancer" else out.square().mean(1)
-        balancer.backward(losses, **given)
+        if way == "Balancer":
+            balancer.backward(list(out.square().mean(0).unbind()))
+        else:
+            balancer.backward(out.square().mean(1), weightings=eye)
 
     step = mf.balance(scalars, mf.pcgrad(), probe)
     state = step.init(params, x)
