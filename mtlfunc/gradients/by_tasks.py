@@ -75,12 +75,12 @@ class ByTasks:
                 del grads  # the next pass takes their memory
                 if width and sum([x.numel() for x in parts]) != width:
                     raise RuntimeError(
-                        "params: .data of one got another shape after the forward pass; compute "
-                        "the losses anew"
+                        "params: the .data of a parameter got another shape after the forward "
+                        "pass; compute the losses anew"
                     )
-                yield (
-                    [torch.cat([x.flatten() for x in parts])] if width and matrix is None else parts
-                )
+                if width and matrix is None:
+                    parts = [torch.cat([x.flatten() for x in parts])]
+                yield parts
 
         if self.matrix is None:
             every = stacked(passes(), len(edges), matrix, written=not (backward.record or depth()))
