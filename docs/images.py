@@ -1,6 +1,5 @@
 """What `python -m experiments.multimnist --data FOLDER` found, for docs/benchmarks.md."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,9 @@ def _wrapped(part: str) -> str:
     return bullets(listed(part)) if part.startswith("- ") else paragraph(part)
 
 
-def write(left: Path) -> None:
-    """The block of the study's set and the figures that it drew."""
-    page, results = ROOT / "docs" / "benchmarks.md", (left / "results.json").read_text("utf-8")
-    kind = json.loads(results)["settings"]["set"]
+def write(left: Path, kind: str) -> None:
+    """The block of the study's set, "mnist" say, and the figures that it drew."""
+    page = ROOT / "docs" / "benchmarks.md"
     name = "images" if kind == "mnist" else f"images-{kind}"
     seen = {figure: said for figure, said in FIGURES.items() if (left / f"{figure}.png").exists()}
     page.write_text(replaced(page.read_text(), name, block(name, left, seen)))

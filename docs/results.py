@@ -641,8 +641,10 @@ def main() -> None:
     elif part == "device":
         keep_device(given.run or REPRODUCTIONS / "cuda")
     elif part == "images":
-        judged_images.keep(load((given.run or MULTIMNIST) / "results.json"))
-        images.write(given.run or MULTIMNIST)
+        folder = given.run or MULTIMNIST
+        found = load(folder / "results.json")
+        judged_images.keep(found)
+        images.write(folder, found["settings"]["set"])
     elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)
