@@ -4,7 +4,6 @@ Digits with few class labels; how far an image was turned and the image itself a
 on the others. A method's learning rate is the one that is best on validation images.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +16,11 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
-from ..report.findings import Settings
 from ..report.grids import chosen
 
 LABELS, VALIDATION, TEST = 200, 400, 400
 HIDDEN, BATCH = 32, 32
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TASKS = ("class", "rotation", "image")
 SCALES = {"per pixel": 1.0, "summed over pixels": 64.0}
 """What the error of reconstruction is multiplied by: two conventions, between which min-norm
 weights are not indifferent.
@@ -49,20 +46,13 @@ class Batch(NamedTuple):
     turns: Tensor
 
 
-def split(settings: Settings) -> Data:
+def split(seeds: int) -> Data:
     from sklearn.datasets import load_digits
 
-    pixels, digits = load_digits(return_X_y=True)
-    images, labels = (torch.as_tensor(part, device=settings.device) for part in (pixels, digits))
-    images = images.float() / 16
-    order = torch.stack(
-        [
-            mf.random.permutation(
-                mf.random.fold_in(mf.random.key(s, settings.device), 0), len(labels)
-            )
-            for s in range(settings.seeds)
-        ]
-    )
+    pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    images = pixels.float() / 16
+    keys = (mf.random.fold_in(mf.random.key(s), 0) for s in range(seeds))
+    order = torch.stack([mf.random.permutation(key, len(labels)) for key in keys])
     test, validation, others = order.split((TEST, VALIDATION, len(labels) - TEST - VALIDATION), 1)
     few = others[:, :LABELS]
     return Data(
@@ -73,30 +63,24 @@ def split(settings: Settings) -> Data:
     )
 
 
-def batch_of(data: Data, step: int, size: int = BATCH) -> Batch:
+def batch_of(data: Data, step: int) -> Batch:
     """Images of one step for all seeds, drawn with replacement."""
-    seeds = torch.arange(len(data.unlabelled), device=data.unlabelled.device)[:, None]
-    key = mf.random.fold_in(mf.random.fold_in(mf.random.key(5, seeds.device), 1), step)
-    u = mf.random.uniform(key, (3, len(seeds), size))
+    seeds = torch.arange(len(data.unlabelled))[:, None]
+    key = mf.random.fold_in(mf.random.fold_in(mf.random.key(5), 1), step)
+    u = mf.random.uniform(key, (3, len(seeds), BATCH))
     labelled = (u[0] * data.labelled[1].shape[1]).long()
     plain = data.unlabelled[seeds, (u[1] * data.unlabelled.shape[1]).long()]
     turns = (4 * u[2]).long()
-    return Batch(
-        data.labelled[0][seeds, labelled],
-        data.labelled[1][seeds, labelled],
-        plain,
-        turn(plain, turns),
-        turns,
-    )
+    images, labels = (part[seeds, labelled] for part in data.labelled)
+    return Batch(images, labels, plain, turn(plain, turns), turns)
 
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:
     """Each of `[seed, image, pixel]` by its own number of quarter turns."""
     square = images.unflatten(-1, (8, 8))
     every = torch.stack([torch.rot90(square, k, (-2, -1)) for k in range(4)])
-    return torch.gather(every, 0, turns[None, :, :, None, None].expand(1, *square.shape))[
-        0
-    ].flatten(-2)
+    index = turns[None, :, :, None, None].expand(1, *square.shape)
+    return every.gather(0, index)[0].flatten(-2)
 
 
 def network(key: Tensor) -> mf.types.Params:
@@ -110,10 +94,9 @@ def network(key: Tensor) -> mf.types.Params:
     params = {}
     for i, (name, shape) in enumerate(widths.items()):
         gain = 2.0 if name.startswith("trunk") else 1.0
-        params[f"{name}.weight"] = (gain / shape[0]) ** 0.5 * mf.random.normal(
-            mf.random.fold_in(key, i), shape
-        )
-        params[f"{name}.bias"] = 0 * params[f"{name}.weight"][0]
+        own = mf.random.normal(mf.random.fold_in(key, i), shape)
+        params[f"{name}.weight"] = (gain / shape[0]) ** 0.5 * own
+        params[f"{name}.bias"] = 0 * own[0]
     return params
 
 
@@ -121,121 +104,83 @@ def linear(params: mf.types.Params, name: str, x: Tensor) -> Tensor:
     return x @ params[f"{name}.weight"] + params[f"{name}.bias"]
 
 
-def encode(params: mf.types.Params, x: Tensor) -> Tensor:
-    return F.relu(linear(params, "trunk.1", F.relu(linear(params, "trunk.0", x))))
+def outputs(params: mf.types.Params, head: str, x: Tensor) -> Tensor:
+    trunk = F.relu(linear(params, "trunk.1", F.relu(linear(params, "trunk.0", x))))
+    return linear(params, head, trunk)
 
 
 def losses(params: mf.types.Params, batch: Batch) -> list[Tensor]:
     """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel. A
     scalar a task, from the task's own images, so that each is differentiated through these alone.
     """
-
-    def outputs(head: str, images: Tensor) -> Tensor:
-        return linear(params, head, encode(params, images))
-
     return [
-        F.cross_entropy(outputs("class", batch.images), batch.labels),
-        F.cross_entropy(outputs("rotation", batch.turned), batch.turns),
-        (outputs("image", batch.plain) - batch.plain).square().mean(),
+        F.cross_entropy(outputs(params, "class", batch.images), batch.labels),
+        F.cross_entropy(outputs(params, "rotation", batch.turned), batch.turns),
+        (outputs(params, "image", batch.plain) - batch.plain).square().mean(),
     ]
 
 
 def accuracy(params: mf.types.Params, images: Tensor, labels: Tensor) -> Tensor:
-    return (linear(params, "class", encode(params, images)).argmax(-1) == labels).double().mean()
+    return (outputs(params, "class", images).argmax(-1) == labels).double().mean()
 
 
 class Runs(NamedTuple):
     """Of one method at its best rate, by the validation images of the other half of the seeds."""
 
     choice: np.ndarray  # [moment, seed], index of `RATES` that is best there
-    # [moment, seed], accuracy of the main task on test images, had training stopped there: at the
-    # rate that is best there
-    curve: Tensor
-    held_out: Tensor  # [seed, task], losses on test images
+    curve: Tensor  # [moment, seed], accuracy of the main task on test images, at that rate
     weights: Tensor  # [step, seed, task], scaled to sum 1
     cosines: Tensor  # [step, seed, task], of g_t and d over the trunk
 
-    @property
-    def lr(self) -> float:
-        """Of the median seed."""
-        return RATES[int(np.median(self.choice[-1]))]
 
-    @property
-    def accuracy(self) -> Tensor:
-        return self.curve[-1]
-
-
-class Lanes(NamedTuple):
-    """What is trained side by side with rates and seeds."""
-
-    scale: Tensor  # [lane], of the error of reconstruction
-    hyper: Tensor  # [lane, ...], what the rule is made of
-
-
-def train(
-    rule_of: Callable[[Tensor], mf.Rule],
-    lanes: Lanes,
-    data: Data,
-    steps: int,
-    settings: Settings,
-    label: str,
-) -> list[Runs]:
-    """All lanes, learning rates and seeds at once. Of a lane's rates the one with the best mean
-    accuracy on the other half of the seeds' validation images is kept.
+def train(rule: mf.Rule, scales: Tensor, data: Data, steps: int, label: str) -> list[Runs]:
+    """All scales of the error of reconstruction, learning rates and seeds at once. Of the rates the
+    one with the best mean accuracy on the other half of the seeds' validation images is kept.
     """
-    rates = torch.tensor(RATES, device=settings.device)
-    seeds = torch.arange(settings.seeds, device=settings.device)
+    rates, seeds = torch.tensor(RATES), torch.arange(len(data.unlabelled))
 
-    def method(lane: Lanes, lr: Tensor) -> mf.Step:
+    def method(scale: Tensor, lr: Tensor) -> mf.Step:
         def scaled(params: mf.types.Params, batch: Batch) -> list[Tensor]:
             entropy, rotation, error = losses(params, batch)
-            return [entropy, rotation, lane.scale * error]
+            return [entropy, rotation, scale * error]
 
-        return mf.descend(scaled, rule_of(lane.hyper), mf.jacobian("trunk.*"), mf.adam(lr))
+        return mf.descend(scaled, rule, mf.jacobian("trunk.*"), mf.adam(lr))
 
     def advance(
-        lane: Lanes, lr: Tensor, state: mf.TrainState, batch: Batch
+        scale: Tensor, lr: Tensor, state: mf.TrainState, batch: Batch
     ) -> tuple[mf.TrainState, Tensor, Tensor]:
-        state, info = method(lane, lr).update(state, batch)
+        state, info = method(scale, lr).update(state, batch)
         length = (info.weights @ info.rates).clamp_min(0).sqrt() * info.gramian.diagonal().sqrt()
         return state, info.weights / info.weights.sum(), info.rates / length.clamp_min(1e-30)
 
-    def first(lane: Lanes, lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
-        return method(lane, lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
+    def first(scale: Tensor, lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
+        return method(scale, lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
 
-    # over seeds, then rates, then lanes
+    # over seeds, then rates, then scales
     start = vmap(
         vmap(vmap(first, (None, None, 0, 0)), (None, 0, None, None)), (0, None, None, None)
     )
     every = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
-    move = replayed(lambda state, batch: every(lanes, rates, state, batch))
-    score = vmap(vmap(vmap(accuracy), (0, None, None)), (0, None, None))
-    state = start(lanes, rates, seeds, batch_of(data, 0))
-    rows = torch.arange(len(lanes.scale), device=settings.device)[:, None]
-    weights, cosines, curve, every_choice = [], [], [], []
-    best = {}
+    move = replayed(lambda state, batch: every(scales, rates, state, batch))
+    score = vmap(vmap(accuracy), (0, None, None))
+    state = start(scales, rates, seeds, batch_of(data, 0))
+    rows = torch.arange(len(scales))[:, None]
+    weights, cosines, curve, choices = [], [], [], []
     for step in tqdm(range(steps), desc=label, leave=False):
         state, w, c = move(state, batch_of(data, step))
         weights.append(w)
         cosines.append(c)
         if step + 1 in moments(steps):
-            errors = 1 - score(state.params, *data.validation).cpu().numpy()
-            choices = torch.as_tensor(np.stack([chosen(part) for part in errors]))
-            best = {name: leaf[rows, choices, seeds] for name, leaf in state.params.items()}
-            every_choice.append(choices.numpy())
-            curve.append(vmap(vmap(accuracy), (0, None, None))(best, *data.test).cpu())
-    test = batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
-    held_out = (
-        vmap(vmap(lambda params, batch: torch.stack(losses(params, batch))), (0, None))(best, test)
-        .double()
-        .cpu()
-    )
+            errors = 1 - vmap(score, (0, None, None))(state.params, *data.validation).cpu().numpy()
+            choices.append(np.stack([chosen(part) for part in errors]))
+            best = torch.as_tensor(choices[-1])
+            there = {name: leaf[rows, best, seeds] for name, leaf in state.params.items()}
+            curve.append(score(there, *data.test).cpu())
     both, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
-    taken = np.stack(every_choice, 1)  # [lane, moment, seed]
     runs = []
-    for i, choice in enumerate(taken):
+    for i, choice in enumerate(np.stack(choices, 1)):  # [scale, moment, seed]
         kept = (part[:, i, choice[-1], seeds].double().cpu() for part in both)
-        runs.append(Runs(choice, curves[:, i], held_out[i], *kept))
+        runs.append(Runs(choice, curves[:, i], *kept))
     return runs
 
 
