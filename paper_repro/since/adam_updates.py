@@ -7,11 +7,12 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..cross_paper.adam_metric import BATCH, RATE, SAMPLES, Data, losses, problem
+from ..cross_paper.adam_metric import BATCH, RATE, Data, batch_of, losses, problem
 from ..report.bounds import CLOSER
 from ..report.decisions import Claims, Row, sided
 from ..report.findings import Findings, Settings
-from ..report.intervals import mean_interval, named, ratio_interval
+from ..report.intervals import named, ratio_interval
+from .common import flat
 
 CLAIMS = {
     "SI-11": Row(
@@ -25,7 +26,8 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-RIVALS: dict[str, mf.Rule] = {
+RULES: dict[str, mf.Rule] = {
+    "mean": mf.mean(),
     "MGDA": mf.mgda(),
     "CAGrad": mf.cagrad(0.5),
     "UPGrad": mf.upgrad(),
@@ -34,69 +36,46 @@ RIVALS: dict[str, mf.Rule] = {
 FIRST = 10  # steps before it is measured: Adam's first step has no past
 
 
-def flat(grads: mf.types.Params) -> Tensor:
-    return torch.cat([grads[name].flatten() for name in sorted(grads)])
-
-
-def apart(beta: float, seeds: int, steps: int) -> dict[str, Tensor]:
-    """1 - cosine of every rule's direction and of its update with the mean's, `[step, seed, 2]`.
-    Every rule starts from Adam's state on the path of the mean loss.
+def apart(seeds: int, steps: int) -> Tensor:
+    """1 - cosine of every rule's direction and of its update with the mean's, `[step, seed, rule,
+    2]`. Every rule starts from Adam's state on the path of the mean loss.
     """
-    adam, keys = mf.adam(RATE, (beta, 0.999)), torch.arange(seeds)
-    rules = {"mean": mf.mean()} | RIVALS
-    balances = {name: mf.balance(losses, rule, mf.jacobian()) for name, rule in rules.items()}
-    params, data = vmap(lambda seed: problem(mf.random.key(seed)))(keys)
+    adam, keys = mf.adam(RATE), torch.arange(seeds)
+    balances = [mf.balance(losses, rule, mf.jacobian()) for rule in RULES.values()]
 
     def move(
         params: mf.types.Params, state: mf.types.Params, seed: Tensor, data: Data, moment: int
-    ) -> tuple[mf.types.Params, mf.types.Params, dict[str, Tensor]]:
-        key = mf.random.fold_in(mf.random.fold_in(mf.random.key(seed), 4), moment)
-        order = mf.random.permutation(key, SAMPLES)[:BATCH]
-        batch = data[0][order], data[1][order]
-        grads = {
-            name: step.update(params, batch, step.init(params, batch, seed))[0]
-            for name, step in balances.items()
-        }
-        moved = {name: adam.update(g, state, params) for name, g in grads.items()}
-        updates = {name: flat(params) - flat(after) for name, (after, _) in moved.items()}
-        cosine = torch.nn.functional.cosine_similarity
-        found = {
-            name: torch.stack(
-                [
-                    1 - cosine(flat(grads[name]), flat(grads["mean"]), dim=0),
-                    1 - cosine(updates[name], updates["mean"], dim=0),
-                ]
-            )
-            for name in RIVALS
-        }
-        return *moved["mean"], found
+    ) -> tuple[mf.types.Params, mf.types.Params, Tensor]:
+        batch = batch_of(seed, data, moment)
+        grads = [step.update(params, batch, step.init(params, batch, seed))[0] for step in balances]
+        moved = [adam.update(g, state, params) for g in grads]
+        both = [map(flat, grads), (flat(params) - flat(after) for after, _ in moved)]
+        rows = torch.stack([torch.stack([*each]) for each in both], 1)  # [rule, 2, parameter]
+        cosines = torch.nn.functional.cosine_similarity(rows, rows[:1], dim=-1)
+        return *moved[0], 1 - cosines
 
-    state, rows = vmap(adam.init)(params), []
-    for moment in tqdm(range(steps), desc=f"Adam's updates, β₁ = {beta:g}", leave=False):
-        params, state, found = vmap(lambda p, s, k, d, moment=moment: move(p, s, k, d, moment))(
-            params, state, keys, data
-        )
-        rows.append(found)
-    return {name: torch.stack([row[name] for row in rows[FIRST:]]) for name in RIVALS}
+    params, data = vmap(lambda seed: problem(mf.random.key(seed)))(keys)
+    state, found, every = vmap(adam.init)(params), [], vmap(move, (0, 0, 0, 0, None))
+    for moment in tqdm(range(steps), desc="Adam's updates", leave=False):
+        params, state, rows = every(params, state, keys, data, moment)
+        found.append(rows)
+    return torch.stack(found[FIRST:])
 
 
 def run(settings: Settings) -> Findings:
-    steps, numbers = FIRST + settings.count(50), {}
-    for beta in (0.9, 0.0):
-        for name, found in apart(beta, settings.seeds, steps).items():
-            directions, updates = found.mean(0).unbind(-1)
-            label = f"mean and {name}" if beta else f"without momentum, {name}"
-            if beta:
-                about = "1 - cosine of the directions"
-                numbers |= named(f"{label}: {about}", mean_interval(directions))
-            about = "1 - cosine of the updates, over that of the directions"
-            numbers |= named(f"{label}: {about}", ratio_interval(updates, directions))
+    steps = FIRST + settings.count(50)
+    directions, updates = apart(settings.seeds, steps).mean(0).unbind(-1)
+    numbers: dict[str, float] = {}
+    for i, name in enumerate(RULES):
+        if i:
+            label = f"mean and {name}: 1 - cosine of the updates, over that of the directions"
+            numbers |= named(label, ratio_interval(updates[:, i], directions[:, i]))
     yield claim(
         "SI-11",
         numbers,
         f"three conflicting tasks, a network of one output, Adam by {RATE:g} on batches of "
         f"{BATCH}, steps {FIRST} to {steps} of the mean's own path, {settings.seeds} seeds: from "
         "the same state of Adam, how far another rule's direction and update are from the mean's. "
-        "Far closer: less than half as far. What a rule does to the state itself, step after step, "
-        "is not in it. Geometric means with 95 % t intervals",
+        "Far closer: less than half as far. What a rule does to the state itself is not in it. "
+        "Geometric means with 95 % t intervals",
     )

@@ -1,6 +1,6 @@
 """What does the condition number say, and where does Aligned-MTL end?"""
 
-from collections.abc import Callable, Sequence
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,6 @@ from ..report.decisions import (
     named_so,
     verdict_of,
 )
-from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import normal
@@ -63,10 +62,13 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-SHARES = (0.2, 0.5, 0.8)
-SIZE = 5
-ENDS = "share that ends at their optimum"
+SHARES, SIZE = (0.2, 0.5, 0.8), 5
 NEAR, REST = 0.01, 1e-3  # there: of the fall; stationary: of the longer gradient
+TOLERANCES = {
+    "0": 0.0,
+    "4 ε of float64": 4 * torch.finfo(torch.float64).eps,  # the library's at T = 2
+    "4 ε of float32": 4 * torch.finfo(torch.float32).eps,  # the official code's dtype
+}
 
 
 def aligned(w: Tensor, tolerance: Tensor) -> mf.Rule:
@@ -82,21 +84,6 @@ def aligned(w: Tensor, tolerance: Tensor) -> mf.Rule:
     return mf.stateless(weights)
 
 
-TOLERANCES = {
-    "0": 0.0,
-    "4 ε of float64": 4 * torch.finfo(torch.float64).eps,  # the library's at T = 2
-    "4 ε of float32": 4 * torch.finfo(torch.float32).eps,  # the official code's dtype
-}
-ALIGNED = "Aligned-MTL, rank tolerance {}"
-RULES: dict[Callable[[Tensor, Tensor], mf.Rule], dict[str, float]] = {
-    aligned: {ALIGNED.format(name): value for name, value in TOLERANCES.items()},
-    lambda w, _: mf.cagrad(0.5, preference=w): {"CAGrad": 0.0},
-    lambda w, _: mf.pcgrad(preference=w): {"PCGrad": 0.0},
-    lambda w, _: mf.mgda(): {"MGDA": 0.0},
-}
-"""A rule of weights and a tolerance: each name that it is run as, and its tolerance then."""
-
-
 def run(settings: Settings) -> Findings:
     yield condition_number(settings.count(2000))
     yield preferred(settings.count(200), settings.count(1000))
@@ -105,24 +92,20 @@ def run(settings: Settings) -> Findings:
 def condition_number(draws: int) -> Claim:
     numbers: dict[str, float] = {}
     for tasks in (2, 3, 5):
-        rows = vmap(lambda k, tasks=tasks: normal(mf.random.key(k), tasks, tasks, 10))(
-            torch.arange(draws)
-        )
-        lengths = vmap(lambda k, tasks=tasks: normal(mf.random.key(k), 9, tasks, 1))(
-            torch.arange(draws)
-        )
-        rows = rows * lengths.exp()
-        kappa = torch.linalg.cond(rows)
-        size = rows.norm(dim=-1)
-        unlike = size.amax(-1) / size.amin(-1)
-        g = rows @ rows.mT
-        cosine = (g / size[:, None] / size[..., None] - torch.eye(tasks)).abs().amax((-2, -1))
+
+        def one(seed: Tensor, tasks: int = tasks) -> Tensor:
+            key = mf.random.key(seed)
+            return normal(key, tasks, tasks, 10) * normal(key, 9, tasks, 1).exp()
+
+        rows = vmap(one)(torch.arange(draws))
+        kappa, size = torch.linalg.cond(rows), rows.norm(dim=-1)
+        units = rows / size[..., None]
+        cosine = (units @ units.mT - torch.eye(tasks)).abs().amax((-2, -1))
         bound = (kappa.square() - 1) / (kappa.square() + 1)
+        ratio = (size.amax(-1) / size.amin(-1) / kappa).max()
         numbers |= {
-            f"T = {tasks}: largest ratio of two lengths over the condition number": largest(
-                unlike / kappa
-            ),
-            f"T = {tasks}: largest |cosine| less (κ² - 1)/(κ² + 1)": largest(cosine - bound),
+            f"T = {tasks}: largest ratio of two lengths over the condition number": float(ratio),
+            f"T = {tasks}: largest |cosine| less (κ² - 1)/(κ² + 1)": float((cosine - bound).max()),
         }
     parallel = torch.tensor([[1.0, 0.0], [1.0, 0.01]], dtype=torch.float64)
     numbers["(1, 0), (1, .01): condition number"] = float(torch.linalg.cond(parallel))
@@ -136,46 +119,41 @@ def condition_number(draws: int) -> Claim:
     )
 
 
-def title(name: str, one: float) -> str:
-    return f"{name}, weights {one:g} and {1 - one:g}"
-
-
 class Pairs(NamedTuple):
     """Pairs of convex quadratics."""
 
-    hessians: Tensor  # [draw, task, 5, 5]
-    middle: Tensor  # [draw, task, 5], their minima
-    start: Tensor  # [draw, 5]
+    hessians: Tensor  # [..., task, 5, 5]
+    middle: Tensor  # [..., task, 5], their minima
+    start: Tensor  # [..., 5]
 
 
-def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-    off = params["x"] - batch[1]
-    return 0.5 * torch.einsum("ti,tij,tj->t", off, batch[0], off)
+def problem(seed: Tensor) -> Pairs:
+    key = mf.random.key(seed)
+    root = normal(key, 0, 2, SIZE, SIZE)
+    hessians = root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
+    return Pairs(hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE))
 
 
-def ended(
-    rule_of: Callable[[Tensor, Tensor], mf.Rule],
-    tolerances: Sequence[float],
-    w: Tensor,
-    lr: Tensor,
-    pairs: Pairs,
-    steps: int,
-) -> Tensor:
-    """Where a rule ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`. All
-    are lanes of one axis: nested ones would cost more than the arithmetic.
+def losses(params: mf.types.Params, batch: Pairs) -> Tensor:
+    off = params["x"] - batch.middle
+    return 0.5 * torch.einsum("ti,tij,tj->t", off, batch.hessians, off)
+
+
+def ended(w: Tensor, lr: Tensor, pairs: Pairs, steps: int) -> Tensor:
+    """Where Aligned-MTL ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`.
+    All are lanes of one axis: nested ones would cost more than the arithmetic.
     """
-    shape = len(tolerances), *lr.shape
-    at = [x.flatten() for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij")]
-    own = w[at[1]], torch.tensor(tolerances, dtype=w.dtype)[at[0]], lr[at[1], at[2]]
-    batch = pairs.hessians[at[2]], pairs.middle[at[2]]
+    shape = len(TOLERANCES), *lr.shape
+    i, j, k = (x.flatten() for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+    tolerance = torch.tensor([*TOLERANCES.values()], dtype=w.dtype)
+    own, batch = (w[j], tolerance[i], lr[j, k]), Pairs(*(part[k] for part in pairs))
 
     def step_of(w: Tensor, tolerance: Tensor, lr: Tensor) -> mf.Step:
-        return mf.descend(losses, rule_of(w, tolerance), mf.jacobian(), mf.sgd(lr))
+        return mf.descend(losses, aligned(w, tolerance), mf.jacobian(), mf.sgd(lr))
 
-    first = vmap(lambda w, tolerance, lr, x, b: step_of(w, tolerance, lr).init({"x": x}, b))
-    every = vmap(lambda w, tolerance, lr, s, b: step_of(w, tolerance, lr).update(s, b)[:1])
-    state = first(*own, pairs.start[at[2]], batch)
-    move = replayed(lambda state, b: every(*own, state, b))
+    state = vmap(lambda own, b: step_of(*own).init({"x": b.start}, b))(own, batch)
+    every = vmap(lambda own, s, b: step_of(*own).update(s, b)[:1])
+    move = replayed(lambda state, b: every(own, state, b))
     for _ in tqdm(range(steps), desc="to preferred weights", leave=False):
         (state,) = move(state, batch)
     return state.params["x"].unflatten(0, shape)
@@ -183,15 +161,7 @@ def ended(
 
 def preferred(draws: int, steps: int) -> Claim:
     """Two convex quadratics in five dimensions, weights chosen beforehand."""
-
-    def problem(seed: Tensor) -> Pairs:
-        key = mf.random.key(seed)
-        root = normal(key, 0, 2, SIZE, SIZE)
-        hessians = root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
-        return Pairs(hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE))
-
     hessians, middle, start = pairs = vmap(problem)(torch.arange(draws))
-
     share = torch.tensor(SHARES, dtype=torch.float64)
     w = torch.stack([share, 1 - share], -1)
     total = torch.einsum("wt,dtij->wdij", w, hessians)
@@ -205,26 +175,18 @@ def preferred(draws: int, steps: int) -> Claim:
 
     fall = at(start.expand_as(lowest)) - at(lowest)
     numbers: dict[str, float] = {}
-    found = {
-        name: x
-        for rule_of, names in RULES.items()
-        for name, x in zip(
-            names, ended(rule_of, [*names.values()], w, lr, pairs, steps), strict=True
-        )
-    }
-    for name, x in found.items():
-        excess = (at(x) - at(lowest)) / fall
+    for name, x in zip(TOLERANCES, ended(w, lr, pairs, steps), strict=True):
+        there = (at(x) - at(lowest)) / fall < NEAR
         rows = (hessians @ (x[:, :, None] - middle)[..., None])[..., 0]
         g = rows @ rows.mT
         far = vmap(vmap(lambda g: mf.diagnostics.stationarity(g).length))(g)
-        rests = (far < REST * g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()) & (excess >= NEAR)
-        for i, one in enumerate(SHARES):
-            label = title(name, one)
-            there, other = (
-                share_interval(int(hits[i].sum()), draws) for hits in (excess < NEAR, rests)
+        rests = (far < REST * g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()) & ~there
+        both = {"ends at their optimum": there, "rests at another Pareto point": rests}
+        for (i, one), (what, hits) in itertools.product(enumerate(SHARES), both.items()):
+            label = f"Aligned-MTL, rank tolerance {name}, weights {one:g} and {1 - one:g}"
+            numbers |= named(
+                f"{label}: share that {what}", share_interval(int(hits[i].sum()), draws)
             )
-            numbers |= named(f"{label}: {ENDS}", there)
-            numbers |= named(f"{label}: share that rests at another Pareto point", other)
     return claim(
         "SI-10",
         numbers,
@@ -232,6 +194,5 @@ def preferred(draws: int, steps: int) -> Claim:
         f"the weighted loss; there: within {NEAR:g} of its fall; at rest: a convex combination of "
         f"the gradients is below {REST:g} of the longer one. Near the Pareto set Aligned-MTL's "
         "step shrinks with the distance from it, and so does what moves along the set; which "
-        "eigenvalue counts as 0 decides where it rests. Static "
-        "weights end there by definition. Wilson's intervals",
+        "eigenvalue counts as 0 decides where it rests. Wilson's intervals",
     )

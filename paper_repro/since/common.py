@@ -50,13 +50,13 @@ class Data(NamedTuple):
     y: Tensor  # [sample, task]
 
 
-def losses(params: mf.types.Params, data: Data) -> Tensor:
-    return (outputs(params, data.x) - data.y).square().mean(0)
-
-
 def sample_losses(params: mf.types.Params, data: Data) -> Tensor:
     """`[sample, task]`."""
     return (outputs(params, data.x) - data.y).square()
+
+
+def losses(params: mf.types.Params, data: Data) -> Tensor:
+    return sample_losses(params, data).mean(0)
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:

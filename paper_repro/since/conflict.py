@@ -52,7 +52,6 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2
-MOMENTS = ("start", "middle", "end")
 
 
 def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
@@ -67,13 +66,19 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
     return params, Data(x[:TRAIN], y[:TRAIN]), Data(x[TRAIN:], y[TRAIN:])
 
 
+def gramians(params: mf.types.Params, data: Data) -> Tensor:
+    """Of samples over the trunk, `[pair, 2n, 2n]`."""
+    one = vmap(lambda p, d: mf.sample_gramian(sample_losses, p, d, shared="trunk.*")[1])
+    return one(params, data)
+
+
 class Trained(NamedTuple):
     """What training left of every pair of tasks."""
 
     cosine: Tensor  # [pair, step], of the two over the trunk, on the way of both
     train: Tensor  # [pair, arm, task], losses at the end; arms: both, task 1 alone, task 2 alone
     test: Tensor
-    gramians: list[Tensor]  # a moment [pair, 2n, 2n], of samples, on the way of both
+    middle: Tensor  # [pair, 2n, 2n], `gramians` on the way of both
 
 
 def train(pairs: int, steps: int) -> Trained:
@@ -85,104 +90,77 @@ def train(pairs: int, steps: int) -> Trained:
         return mf.descend(losses, rule, mf.jacobian("trunk.*"), mf.adam(RATE))
 
     params, data, test = vmap(drawn)(torch.arange(pairs))
-    state = vmap(vmap(lambda s, p, d: step_of(s).init(p, d), (0, None, None)), (None, 0, 0))(
-        arms, params, data
-    )
+    first = vmap(lambda s, p, d: step_of(s).init(p, d), (0, None, None))
+    state = vmap(first, (None, 0, 0))(arms, params, data)
     every = vmap(vmap(lambda s, x, d: step_of(s).update(x, d), (0, 0, None)), (None, 0, 0))
     move = replayed(lambda state, data: every(arms, state, data))
-    samples = vmap(lambda p, d: mf.sample_gramian(sample_losses, p, d, shared="trunk.*")[1])
-    cosines, gramians = [], []
+    found, middle = [], torch.empty(0)
     for moment in tqdm(range(steps), desc="pairs of tasks", leave=False):
-        if moment in (0, steps // 2, steps - 1):
+        if moment == steps // 2:
             both = {name: leaf[:, 0] for name, leaf in state.params.items()}
-            gramians.append(samples(both, data))
+            middle = gramians(both, data)
         state, info = move(state, data)
-        g = info.gramian[:, 0]
-        cosines.append(g[:, 0, 1] / (g[:, 0, 0] * g[:, 1, 1]).sqrt())
+        found.append(cosines(info.gramian[:, 0])[:, 0, 1])
     measure = vmap(vmap(losses, (0, None)))
-    ends, held_out = measure(state.params, data), measure(state.params, test)
-    return Trained(torch.stack(cosines, 1), ends, held_out, gramians)
+    ended, held_out = measure(state.params, data), measure(state.params, test)
+    return Trained(torch.stack(found, 1), ended, held_out, middle)
 
 
-def at_start(pairs: int) -> Tensor:
-    """Gramians of samples before any step, `[pair, 2n, 2n]`."""
-    one = vmap(lambda p, d: mf.sample_gramian(sample_losses, p, d, shared="trunk.*")[1])
-    blocks = torch.arange(pairs).split(256)
-    return torch.cat([one(*vmap(drawn)(block)[:2]) for block in blocks])
-
-
-def run(settings: Settings) -> Findings:
-    pairs, steps = 16 * settings.seeds, settings.count(150)
-    found = train(pairs, steps)
-    many = settings.count(16 * pairs)
-    found.gramians[0] = at_start(many)
-    where = (
-        f"{pairs} pairs of tasks, alike to degrees from -1 to 1, a trunk of {HIDDEN} units, "
-        f"{TRAIN} samples, {steps} steps of Adam by {RATE:g} on the mean of both"
-    )
-    yield of_samples(found, f"{where}; at the start {many} pairs")
-    yield predicts(found, f"{where}, and on each task alone")
-
-
-def of_samples(found: Trained, where: str) -> Claim:
-    """Cosines of two tasks, of two samples of one task, and of two halves of its samples."""
-    numbers: dict[str, float] = {}
-    for moment, gramian in zip(MOMENTS, found.gramians, strict=True):
-        g = gramian.unflatten(1, (TRAIN, 2)).unflatten(3, (TRAIN, 2))  # [pair, n, task, n, task]
-        tasks = cosine(g.mean((1, 3)))[:, 0, 1]
-        own = g.diagonal(dim1=2, dim2=4).movedim(-1, 1)  # [pair, task, n, n]
-        each = cosine(own)
-        samples = (each.sum((-2, -1)) - TRAIN) / (TRAIN * (TRAIN - 1))
-        blocks = own.unflatten(2, (2, -1)).unflatten(4, (2, -1)).mean((3, 5))
-        halves = cosine(blocks)[..., 0, 1]
-        for label, rival in (("samples of one", samples), ("halves of one's samples", halves)):
-            less = mean_interval((tasks - rival.mean(1)).numpy())
-            numbers |= named(f"cosine of two tasks less that of two {label}, {moment}", less)
-            numbers[f"cosine of two {label}, {moment}"] = float(rival.mean())
-        numbers[f"cosine of two tasks, {moment}"] = float(tasks.mean())
-    return claim(
-        "SI-06",
-        numbers,
-        f"{where}; gradients over the trunk at the start, in the middle and at the end. Tasks by "
-        "their means over all samples. Where the mean of both comes to rest its two gradients sum "
-        "to 0 over the trunk, whatever the tasks. Two samples are also noisier than two means: "
-        f"so two halves of one task's samples as well. No lower: by no more than {-ALIKE:g}. 95 % "
-        "t intervals over pairs",
-    )
-
-
-def cosine(gramian: Tensor) -> Tensor:
+def cosines(gramian: Tensor) -> Tensor:
     length = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     return gramian / length[..., None] / length[..., None, :]
 
 
-def excess(found: Trained) -> dict[str, Tensor]:
-    """The conflict of every pair, and the loss of training both over training each alone."""
+def run(settings: Settings) -> Findings:
+    pairs, steps = 16 * settings.seeds, settings.count(150)
+    many = settings.count(16 * pairs)
+    found = train(pairs, steps)
+    blocks = torch.arange(many).split(256)
+    start = torch.cat([gramians(*vmap(drawn)(block)[:2]) for block in blocks])
+    where = (
+        f"{pairs} pairs of tasks, alike to degrees from -1 to 1, a trunk of {HIDDEN} units, "
+        f"{TRAIN} samples, {steps} steps of Adam by {RATE:g} on the mean of both"
+    )
+    moments = {"start": start, "middle": found.middle}
+    yield of_samples(moments, f"{where}; at the start {many} pairs")
+    yield predicts(found, f"{where}, and on each task alone")
 
-    def cost(losses: Tensor) -> Tensor:
-        alone = torch.stack([losses[:, 1, 0], losses[:, 2, 1]], -1)
-        return (losses[:, 0] / alone).log().mean(-1)
 
-    training = cost(found.train)
-    return {
-        "conflict": -found.cosine.mean(-1),
-        "excess training loss": training,
-        "excess test loss": cost(found.test),
-        "excess generalization gap": cost(found.test) - training,
-    }
+def of_samples(moments: dict[str, Tensor], where: str) -> Claim:
+    """Cosines of two tasks, of two samples of one task, and of two halves of its samples."""
+    numbers: dict[str, float] = {}
+    for moment, gramian in moments.items():
+        g = gramian.unflatten(1, (TRAIN, 2)).unflatten(3, (TRAIN, 2))  # [pair, n, task, n, task]
+        tasks = cosines(g.mean((1, 3)))[:, 0, 1]
+        own = g.diagonal(dim1=2, dim2=4).movedim(-1, 1)  # [pair, task, n, n]
+        samples = (cosines(own).sum((-2, -1)) - TRAIN) / (TRAIN * (TRAIN - 1))
+        blocks = own.unflatten(2, (2, -1)).unflatten(4, (2, -1)).mean((3, 5))
+        halves = cosines(blocks)[..., 0, 1]
+        for label, rival in (("samples of one", samples), ("halves of one's samples", halves)):
+            less = mean_interval(tasks - rival.mean(1))
+            numbers |= named(f"cosine of two tasks less that of two {label}, {moment}", less)
+    return claim(
+        "SI-06",
+        numbers,
+        f"{where}; gradients over the trunk at the start and in the middle. Tasks by their means "
+        "over all samples. Two samples are also noisier than two means: so two halves of one "
+        f"task's samples as well. No lower: by no more than {-ALIKE:g}. 95 % t intervals over "
+        "pairs",
+    )
 
 
 def predicts(found: Trained, where: str) -> Claim:
-    conflict, *others = (values := excess(found)).items()
-    numbers = {f"median {name}": float(x.median()) for name, x in values.items()}
-    for name, value in others:
-        label = f"rank correlation of conflict with the {name}"
-        numbers |= named(label, rank_correlation(conflict[1].numpy(), value.numpy()))
+    numbers: dict[str, float] = {}
+    for name, end in (("training", found.train), ("test", found.test)):
+        alone = torch.stack([end[:, 1, 0], end[:, 2, 1]], -1)
+        excess = (end[:, 0] / alone).log().mean(-1)
+        label = f"rank correlation of conflict with the excess {name} loss"
+        numbers |= named(label, rank_correlation(-found.cosine.mean(-1), excess))
     return claim(
         "SI-07",
         numbers,
         f"{where}; conflict: minus the mean cosine over the steps; excess: of the log losses of "
-        "both over those of each alone, mean of the tasks; the test loss is that of "
-        "held-out samples; the gap, test less training, shares a term with the training loss and "
-        "is not judged. Spearman's correlations with Fisher's intervals",
+        "both over those of each alone, mean of the tasks; the test loss is that of held-out "
+        "samples, and not the gap, which shares a term with the training loss. Spearman's "
+        "correlations with Fisher's intervals",
     )

@@ -25,7 +25,7 @@ from ..report.decisions import (
     sided,
     verdict_of,
 )
-from ..report.findings import Claim, Findings, Settings, Verdict
+from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named
 
 
@@ -83,12 +83,12 @@ LANES = 16  # seeds of all groups that are trained side by side
 FIRST = 30_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
 FORECASTS = {
     "TAG": "TAG",
-    "ETAP, linear part": "ETAP's linear part",
+    "ETAP's linear part": "ETAP, linear part",
     "Grad-TAG": "Grad-TAG",
-    "pairs": "averaged pairs",
-    "every group": "trained groups",
+    "averaged pairs": "pairs",
+    "trained groups": "every group",
 }
-"""As the study calls them, and as numbers are called here."""
+"""As numbers are called here, and as the study calls them."""
 PAIRS, LARGER = shown(2, 2), shown(3)
 
 
@@ -98,17 +98,22 @@ class Trained(NamedTuple):
     gains: list[np.ndarray]  # of a draw, [seed, group, task]
     forecasts: dict[str, list[np.ndarray]]
 
-    def correlation(self, name: str, kept: np.ndarray | None = None) -> np.ndarray:
+    def correlation(self, name: str, kept: np.ndarray) -> np.ndarray:
         """`[draw]`, of forecasts from one seed with the mean gains of the draw's other seeds."""
-        kept = shown() if kept is None else kept
         parts = folds(len(self.gains[0]))["one seed"]
         return ranks(self.forecasts[name], self.gains, parts, kept).mean(1)
 
     def less_random(self, name: str, most: int) -> Interval:
         """The log loss of the chosen grouping less that of groups as large, at random."""
         parts = folds(len(self.gains[0]))["one seed"]
-        found = above_random(self.forecasts[name], self.gains, parts, most)
-        return mean_interval(found.mean(1))
+        return mean_interval(above_random(self.forecasts[name], self.gains, parts, most).mean(1))
+
+    def against_trained(self, label: str, name: str, kept: np.ndarray) -> dict[str, float]:
+        """A forecast, and what it has less than the groups trained on the same seed, paired."""
+        own, real = (self.correlation(x, kept) for x in (name, "trained groups"))
+        label = f"{label}: rank correlation of {name}"
+        less = named(f"{label} less that of trained groups", mean_interval(own - real))
+        return named(label, mean_interval(own)) | less
 
 
 def train(family: str, draws: int, seeds: int, steps: int, first: int) -> Trained:
@@ -127,14 +132,29 @@ def train(family: str, draws: int, seeds: int, steps: int, first: int) -> Traine
         every = torch.cat([each[name] for each in found])
         return list(every.unflatten(0, (draws, seeds)).double().cpu().numpy())
 
-    return Trained(by_draw("gains"), {said: by_draw(name) for name, said in FORECASTS.items()})
+    return Trained(by_draw("gains"), {name: by_draw(said) for name, said in FORECASTS.items()})
 
 
 def run(settings: Settings) -> Findings:
     draws, seeds = max(2, settings.seeds // 2), 8 if settings.full else 2
     steps = settings.count(300 if settings.full else 200)
     first = 500 + 1000 * settings.draw  # torch draws the first weights, by the seeds alone
-    found = {name: train(name, draws, seeds, steps, first) for name in FAMILIES}
+    selects: dict[str, float] = {}
+    estimates: dict[str, float] = {}
+    extends: dict[str, float] = {}
+    extrapolates: dict[str, float] = {}
+    for family in FAMILIES:
+        found = train(family, draws, seeds, steps, first)
+        for most in BUDGETS:
+            label = f"{family}, at most {most} groups: loss of TAG's grouping less that of as large"
+            selects |= named(f"{label} groups at random", found.less_random("TAG", most))
+        estimates |= found.against_trained(family, "Grad-TAG", shown())
+        for size, kept in (("pairs", PAIRS), ("larger groups", LARGER)):
+            label = f"{family}, {size}: rank correlation of ETAP's linear part"
+            score = found.correlation("ETAP's linear part", kept)
+            extends |= named(label, mean_interval(score))
+        label = f"{family}, three or more"
+        extrapolates |= found.against_trained(label, "averaged pairs", LARGER)
     where = (
         f"all {len(GROUPS)} groups of {TASKS} yes-or-no questions, trained for {steps} steps of "
         f"Adam, {seeds} seeds of each of {draws} draws of tasks: questions about digits, and "
@@ -142,70 +162,22 @@ def run(settings: Settings) -> Findings:
         "gain is the log of its test loss alone over that in the group; a forecast from one seed "
         "is judged by the mean gains of the draw's other seeds, as a group that is trained on one "
         "seed is. Spearman's correlations over the members of all groups of two or more, 95 % t "
-        "intervals over draws, each with seeds of its own"
+        "intervals over draws"
     )
-    yield selects(found, where)
-    yield estimates(found, where)
-    yield extends(found, where)
-    yield extrapolates(found, where)
-
-
-def selects(found: dict[str, Trained], where: str) -> Claim:
-    """TAG's groupings against random ones of the same sizes."""
-    numbers: dict[str, float] = {}
-    for family, trained in found.items():
-        score = mean_interval(trained.correlation("TAG"))
-        numbers |= named(f"{family}: rank correlation of TAG", score)
-        for most in BUDGETS:
-            for name, whose in (("TAG", "TAG's"), ("trained groups", "the trained groups'")):
-                label = f"{family}, at most {most} groups: loss of {whose} grouping"
-                label += " less that of as large groups at random"
-                numbers |= named(label, trained.less_random(name, most))
-    return claim(
+    yield claim(
         "SI-25",
-        numbers,
+        selects,
         f"{where}. The chosen grouping has the largest sum of forecasts; its mean log loss over "
         "tasks is compared with the mean over all groupings whose groups are as large, so that "
         "which tasks go together counts, and not how many",
     )
-
-
-def against_trained(family: str, trained: Trained, name: str, kept: np.ndarray) -> dict[str, float]:
-    """A forecast, the groups trained on the same seed, and their difference, paired by draw."""
-    own, real = (trained.correlation(x, kept) for x in (name, "trained groups"))
-    label = f"{family}: rank correlation of {name}"
-    return {
-        **named(label, mean_interval(own)),
-        **named(f"{family}: rank correlation of trained groups", mean_interval(real)),
-        **named(f"{label} less that of trained groups", mean_interval(own - real)),
-    }
-
-
-def estimates(found: dict[str, Trained], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for family, trained in found.items():
-        numbers |= against_trained(family, trained, "Grad-TAG", shown())
-    return claim("SI-26", numbers, f"{where}. Grad-TAG's ridge is the best on validation data")
-
-
-def extends(found: dict[str, Trained], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    name = "ETAP's linear part"
-    for family, trained in found.items():
-        for size, kept in (("pairs", PAIRS), ("larger groups", LARGER)):
-            label = f"{family}, {size}: rank correlation of {name}"
-            numbers |= named(label, mean_interval(trained.correlation(name, kept)))
-    return claim(
+    ridge = "Grad-TAG's ridge is the best on validation data"
+    yield claim("SI-26", estimates, f"{where}. {ridge}")
+    yield claim(
         "SI-27",
-        numbers,
+        extends,
         f"{where}. The affinity of a pair is the product of the two gradients over the trunk, over "
         "the loss; that of a group the mean over its others. ETAP's other part, which learns from "
         "trained groups, is left out",
     )
-
-
-def extrapolates(found: dict[str, Trained], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for family, trained in found.items():
-        numbers |= against_trained(f"{family}, three or more", trained, "averaged pairs", LARGER)
-    return claim("SI-28", numbers, f"{where}; here groups of three or more")
+    yield claim("SI-28", extrapolates, f"{where}; here groups of three or more")

@@ -1,7 +1,6 @@
 """Are there Pareto points that no static weights reach, and does MGDA end at them?"""
 
 from math import nan
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from ..report.decisions import (
     sided,
     verdict_of,
 )
-from ..report.findings import Claim, Findings, Settings, Verdict
+from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from .common import normal
 
@@ -111,6 +110,11 @@ def sphere() -> Tensor:
     return torch.stack([r * around.cos(), r * around.sin(), z], -1)
 
 
+def products(targets: Tensor) -> Tensor:
+    """y_t y_tᵀ, `[draw, task, 3, 3]`."""
+    return targets[..., None] * targets[..., None, :]
+
+
 def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
     """How far static weights are from reaching points u `[draw, point, 3]`, from 0 to 1. u is
     stationary for one weighting at most, Σ w_t (u·y_t) y_t ∝ u. There its weighted loss is compared
@@ -121,88 +125,71 @@ def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
     others = torch.stack([along.roll(-t, -1)[..., 1:].prod(-1) for t in range(TASKS)], -1)
     w = torch.linalg.solve(targets.mT, u.mT).mT * others  # over (u·y_t), times all of them
     w = w / w.abs().sum(-1, keepdim=True) * w.sum(-1, keepdim=True).sign()
-    outer = sign * torch.einsum("dti,dtj->dtij", targets, targets)
+    outer = sign * products(targets)
     levels = torch.linalg.eigvalsh(torch.einsum("dpt,dtij->dpij", w, outer))
     own = sign * (w * along.square()).sum(-1)
     missed = (levels[..., -1] - own) / (levels[..., -1] - levels[..., 0])
     return missed.where((w >= 0).all(-1), torch.nan)
 
 
-def optimal(targets: Tensor, sign: float, u: Tensor) -> Tensor:
-    """Whether no network on a grid is better in all tasks than u, `[draw, point]`."""
+def out_of_reach(targets: Tensor, sign: float, u: Tensor) -> Tensor:
+    """Whether u is far from what static weights reach, and no network on a grid is better in all
+    tasks, `[draw, point]`.
+    """
     every = torch.einsum("dti,gi->dgt", targets, sphere()).square() * sign
     own = torch.einsum("dti,dpi->dpt", targets, u).square() * sign
     better = [(every > own[:, i, None]).all(-1).any(-1) for i in range(own.shape[1])]
-    return ~torch.stack(better, 1)
-
-
-class Ends(NamedTuple):
-    """Where the runs of one width end."""
-
-    losses: Tensor  # [draw, start, task]
-    optimal: Tensor  # [draw, start]
-    there: Tensor  # [draw, start], optimal and out of reach
-    some: Tensor  # [draw], whether some optimum on the grid is out of reach
-    worst: Tensor  # [draw], the smallest largest loss of static weights
-
-
-def ends_of(targets: Tensor, sign: float, steps: int) -> Ends:
-    u = descended(targets, sign, steps)
-    values = vmap(vmap(lambda u, y: losses({"u": u}, (y, torch.tensor(sign))), (0, None)))(
-        u, targets
-    )
-    few = sphere()[:: POINTS // TRIED].expand(len(targets), -1, -1)
-    free = (beyond(targets, sign, few) > CLEAR) & optimal(targets, sign, few)
-    best = optimal(targets, sign, u)
-    there = best & (beyond(targets, sign, u) > CLEAR)
-    return Ends(values, best, there, free.any(-1), balanced(targets, sign))
+    return (beyond(targets, sign, u) > CLEAR) & ~torch.stack(better, 1)
 
 
 def balanced(targets: Tensor, sign: float) -> Tensor:
-    """The smallest largest loss of the networks that are best for some static weights."""
+    """The smallest largest loss of the networks that are best for some static weights, `[draw]`."""
     share = torch.linspace(0, 1, 31, dtype=targets.dtype)
     two = torch.cartesian_prod(share, share)
     two = two[two.sum(-1) <= 1 + 1e-9]
     w = torch.cat([two, 1 - two.sum(-1, keepdim=True)], -1)
-    outer = sign * torch.einsum("dti,dtj->dtij", targets, targets)
-    u = torch.linalg.eigh(torch.einsum("wt,dtij->dwij", w, outer))[1][..., -1]
-    explained = torch.einsum("dti,dwi->dwt", targets, u).square()
-    return ((1 + sign) / 2 - sign * explained).amax(-1).amin(-1)
+    sums = torch.einsum("wt,dtij->dwij", w, sign * products(targets))
+    u = torch.linalg.eigh(sums)[1][..., -1]
+    return worst(targets, sign, u).amin(-1)
+
+
+def worst(targets: Tensor, sign: float, u: Tensor) -> Tensor:
+    """The largest loss of points of length 1, `[draw, point]`."""
+    explained = torch.einsum("dti,dpi->dpt", targets, u).square()
+    return ((1 + sign) / 2 - sign * explained).amax(-1)
 
 
 def run(settings: Settings) -> Findings:
     targets, steps = targets_of(settings.count(100)), settings.count(300)
-    found = {width: ends_of(targets, sign, steps) for width, sign in WIDTHS.items()}
+    points: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    for width, sign in WIDTHS.items():
+        few = sphere()[:: POINTS // TRIED].expand(len(targets), -1, -1)
+        some = out_of_reach(targets, sign, few).any(-1)
+        share = share_interval(int(some.sum()), len(targets))
+        name = f"width {width}: share of draws with a Pareto optimum out of reach"
+        points |= named(name, share)
+        u = descended(targets, sign, steps)
+        there = out_of_reach(targets, sign, u)
+        hits = there.any(-1)
+        name = f"width {width}: share of draws in which MGDA ends at one"
+        ended |= named(name, share_interval(int(hits.sum()), len(hits)))
+        own = worst(targets, sign, u).where(there, torch.inf).amin(-1)
+        less = own - balanced(targets, sign)
+        single = int(hits.sum()) < 2
+        less = Interval(nan, nan, nan) if single else mean_interval(less[hits])
+        name = f"width {width}: MGDA's worst loss less that of the best static weights there"
+        ended |= named(name, less, unsettled=single)
     where = (
         f"{len(targets)} draws of three unit targets, a linear network with its best heads; Pareto "
         f"optimal: none of {POINTS} networks is better in all tasks; out of reach: for the one "
         "static weighting at which it is stationary another network is better, by more than "
         f"{CLEAR:g} of what lies between the best one and the worst"
     )
-    yield out_of_reach(found, where)
-    yield mgda_ends(found, f"{where}; MGDA from {STARTS} starts, {steps} steps of .5")
-
-
-def out_of_reach(found: dict[int, Ends], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for width, last in found.items():
-        share = share_interval(int(last.some.sum()), len(last.some))
-        numbers |= named(f"width {width}: share of draws with a Pareto optimum out of reach", share)
-    return claim("SI-03", numbers, f"{where}; sought among {TRIED} networks. Wilson's intervals")
-
-
-def mgda_ends(found: dict[int, Ends], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for width, last in found.items():
-        hits = last.there.any(-1)
-        name = f"width {width}: share of draws in which MGDA ends at one"
-        numbers |= named(name, share_interval(int(hits.sum()), len(hits)))
-        numbers[f"width {width}: share of its ends that are Pareto optimal"] = float(
-            last.optimal.double().mean()
-        )
-        worst = last.losses.amax(-1).where(last.there, torch.inf).amin(-1)
-        name = f"width {width}: MGDA's worst loss less that of the best static weights there"
-        few = int(hits.sum()) < 2
-        less = Interval(*[nan] * 3) if few else mean_interval((worst - last.worst)[hits])
-        numbers |= named(name, less, unsettled=few)
-    return claim("SI-04", numbers, f"{where}. Wilson's intervals of shares, t of differences")
+    yield claim("SI-03", points, f"{where}; sought among {TRIED} networks. Wilson's intervals")
+    yield claim(
+        "SI-04",
+        ended,
+        f"{where}; MGDA from {STARTS} starts, {steps} steps of .5. Wilson's intervals of shares, t "
+        "of differences",
+    )

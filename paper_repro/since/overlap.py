@@ -1,5 +1,6 @@
 """Do cosines of gradients need tasks that share samples?"""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -9,7 +10,7 @@ import mtlfunc as mf
 from ..report.bounds import PREDICTS
 from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, named
 from .common import network, normal, outputs, rank_correlation
 
@@ -58,25 +59,22 @@ def cosines(pairs: int, samples: int, percent: int, shift: float) -> tuple[Tenso
     task has `samples` samples, of which some are also the other's; those that are its own may come
     from a distribution of its own.
     """
-    shared = round(samples * percent / 100)
+    shared = torch.arange(samples)[:, None] < round(samples * percent / 100)
 
     def one(seed: Tensor) -> tuple[Tensor, Tensor]:
         key = mf.random.key(seed)
         like = 2 * mf.random.uniform(mf.random.fold_in(key, 9), (), torch.float64) - 1
-        teachers = normal(key, 0, 2, INPUTS) / INPUTS**0.5
-        second = like * teachers[0] + (1 - like.square()).sqrt() * teachers[1]
-        both = torch.stack([teachers[0], second])
+        first, other = normal(key, 0, 2, INPUTS) / INPUTS**0.5
+        teachers = torch.stack([first, like * first + (1 - like.square()).sqrt() * other])
         own = normal(key, 1, 2, samples, INPUTS) + shift * normal(key, 2, 2, 1, INPUTS)
-        common = normal(key, 3, 1, samples, INPUTS).expand(2, -1, -1)
-        mask = torch.arange(samples) < shared
-        x = torch.where(mask[:, None], common, own)
-        y = (2 * torch.einsum("tni,ti->tn", x, both)).tanh() + NOISE * normal(key, 4, 2, samples)
-        params = network(key, INPUTS, HIDDEN, 1)
+        x = torch.where(shared, normal(key, 3, 1, samples, INPUTS), own)
+        y = (2 * torch.einsum("tni,ti->tn", x, teachers)).tanh()
+        y = y + NOISE * normal(key, 4, 2, samples)
 
         def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
             return (outputs(params, batch[0])[..., 0] - batch[1]).square().mean(-1)
 
-        _, gramian = mf.task_gramian(losses, params, (x, y))
+        _, gramian = mf.task_gramian(losses, network(key, INPUTS, HIDDEN, 1), (x, y))
         return like, mf.diagnostics.cosines(gramian)[0, 1]
 
     return vmap(one)(torch.arange(pairs))
@@ -85,10 +83,9 @@ def cosines(pairs: int, samples: int, percent: int, shift: float) -> tuple[Tenso
 def run(settings: Settings) -> Findings:
     pairs = 25 * settings.seeds
     found = {
-        (size, kind): {
-            percent: rank_correlation(*(x.numpy() for x in cosines(pairs, size, percent, shift)))
-            for percent in PERCENT
-        }
+        f"{size} samples, {kind}": [
+            rank_correlation(*cosines(pairs, size, percent, shift)) for percent in PERCENT
+        ]
         for size in SIZES
         for kind, shift in SHIFTS.items()
     }
@@ -96,20 +93,11 @@ def run(settings: Settings) -> Findings:
         f"{pairs} pairs of tasks, teachers alike to degrees from -1 to 1, gradients of a network "
         f"of {INPUTS}-{HIDDEN}-1 at its start; Spearman's correlations with Fisher's intervals"
     )
-    yield threshold(found, where)
-    yield course(found, where)
-
-
-Found = dict[tuple[int, str], dict[int, Interval]]
-
-
-def threshold(found: Found, where: str) -> Claim:
     numbers: dict[str, float] = {}
-    for (size, kind), row in found.items():
-        for percent, value in row.items():
-            label = f"{size} samples, {kind}: rank correlation at overlap {percent}"
-            numbers |= named(label, value)
-    return claim(
+    for case, row in found.items():
+        for percent, value in zip(PERCENT, row, strict=True):
+            numbers |= named(f"{case}: rank correlation at overlap {percent}", value)
+    yield claim(
         "SI-12",
         numbers,
         f"{where}, of the cosine of the gradients with how alike the teachers are. Noise: the "
@@ -117,15 +105,15 @@ def threshold(found: Found, where: str) -> Claim:
         f"{PREDICTS:g} at 50, 75 and 100 %. Shifted: each task's own inputs have a mean of their "
         "own",
     )
+    yield course(found, where)
 
 
-def course(found: Found, where: str) -> Figure:
+def course(found: dict[str, list[Interval]], where: str) -> Figure:
     canvas, panels = axes(1, len(SIZES), (11, 4.4))
     for panel, size in zip(panels, SIZES, strict=True):
         for kind, look in zip(SHIFTS, ("C0o-", "C1s--"), strict=True):
-            row = found[size, kind]
-            middle = [x.mean for x in row.values()]
-            bars = [[x.mean - x.low for x in row.values()], [x.high - x.mean for x in row.values()]]
+            middle, low, high = np.array(found[f"{size} samples, {kind}"]).T
+            bars = [middle - low, high - middle]
             panel.errorbar(
                 PERCENT, middle, bars, color=look[:2], fmt=look[2:], label=kind, capsize=3
             )

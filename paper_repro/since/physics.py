@@ -14,8 +14,10 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
+from ..report.grids import Best
+from ..report.intervals import named, ratio_interval
 from ..report.parts import kept
-from .common import normal
+from .common import flat, normal
 
 INSIDE, WIDTH = 30, 10
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -65,15 +67,13 @@ class Problem(NamedTuple):
     def rows(self, params: mf.types.Params, points: Points) -> Tensor:
         """The gradients of the residuals, `[n + m, parameter]`."""
 
-        def matrix(term: Callable[[mf.types.Params, Points], Tensor], x: Tensor) -> Tensor:
-            def one(params: mf.types.Params, x: Tensor) -> Tensor:
-                return term(params, Points(x[None], x[None]))[0] / n**0.5
+        def each(term: Callable[[mf.types.Params, Points], Tensor], x: Tensor) -> Tensor:
+            def one(params: mf.types.Params, point: Tensor) -> Tensor:
+                return term(params, Points(point[None], point[None]))[0] / len(x) ** 0.5
 
-            n = len(x)
-            leaves = vmap(grad(one), (None, 0))(params, x)
-            return torch.cat([leaf.flatten(1) for leaf in leaves.values()], 1)
+            return vmap(flat)(vmap(grad(one), (None, 0))(params, x))
 
-        return torch.cat([matrix(self.inner, points.inside), matrix(self.outer, points.edge)])
+        return torch.cat([each(self.inner, points.inside), each(self.outer, points.edge)])
 
     def error(self, params: mf.types.Params) -> Tensor:
         """‖u - u*‖ / ‖u*‖ on an even grid of 201 points."""
@@ -144,12 +144,16 @@ Weigh = Callable[[mf.types.Params, Points], Tensor]
 """The weights of the two terms, `[2]`."""
 
 
+def equal(params: mf.types.Params, points: Points) -> Tensor:
+    return torch.ones(2, dtype=torch.float64)
+
+
 def trained(
     problem: Problem,
     method: Callable[[Tensor, mf.Optimizer], mf.Step],
     seeds: int,
     steps: int,
-    weigh: Weigh = lambda params, points: torch.ones(2, dtype=torch.float64),
+    weigh: Weigh = equal,
 ) -> mf.types.Params:
     """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay.
     `method` makes a step of weights, which are found again now and then, and of Adam.
@@ -192,3 +196,8 @@ def repeated(x: Tensor, settings: int) -> Tensor:
 def errors(problem: Problem, params: mf.types.Params) -> np.ndarray:
     """Of `[setting, seed, ...]`."""
     return vmap(vmap(problem.error))(params).cpu().numpy()
+
+
+def compared(name: str, own: Best, rival: Best) -> dict[str, float]:
+    """A ratio of errors, each at its best settings."""
+    return named(name, ratio_interval(own.scores, rival.scores), unsettled=own.edge or rival.edge)

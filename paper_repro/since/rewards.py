@@ -67,29 +67,19 @@ def covariance(draws: int) -> Claim:
     expected, plain, natural = vmap(one)(torch.arange(draws))
     rises = expected > 1e-9
     share = share_interval(int((rises & (plain < -1e-9)).sum()), int(rises.sum()))
-    kept = share_interval(int((rises & (natural > 0)).sum()), int(rises.sum()))
+    off = (natural - expected).abs().max()
+    label = "plain gradient: share of rewards that fall though their covariance is positive"
     return claim(
         "SI-13",
-        {
-            "natural gradient: largest difference of the rate from the covariance": (
-                natural - expected
-            )
-            .abs()
-            .max(),
-            **named("natural gradient: share of those with a positive one that rise", kept),
-            **named(
-                "plain gradient: share of rewards that fall though their covariance is positive",
-                share,
-            ),
-        },
+        {"natural gradient: largest difference of the rate from the covariance": off}
+        | named(label, share),
         f"{draws} draws of a softmax policy over {ACTIONS} actions with {REWARDS} rewards; the "
-        "advantage is the sum of the rewards, each normalised under the policy. Only along the "
-        "natural gradient is a reward's rate its covariance with the advantage: along the plain "
-        "one every action's part has its probability once more. Wilson's intervals",
+        "advantage is the sum of the rewards, each normalised under the policy. Along the plain "
+        "gradient every action's part has its probability once more. Wilson's interval",
     )
 
 
-def summed(matrix: np.ndarray) -> tuple[int, ...]:
+def summed(matrix: np.ndarray) -> tuple[float, ...]:
     """The advantage of `[rollout, reward]` of integers, summed then normalised, as integers. (s -
     mean)/deviation is the same for two groups where n·s - Σs, over its greatest common divisor, is.
     """
@@ -105,30 +95,29 @@ def each_first(matrix: np.ndarray) -> tuple[float, ...]:
     return tuple((np.round(parts.sum(1), 9) + 0.0).tolist())
 
 
+def advantages(rollouts: int, rewards: int) -> tuple[Counter, Counter]:
+    """How many different groups of binary rewards, up to the order of the rollouts and a reward
+    that all have, each advantage stands for: of the sum first, and of each reward first.
+    """
+    vectors = itertools.product((0, 1), repeat=rewards)
+    groups = map(np.array, itertools.combinations_with_replacement(vectors, rollouts))
+    kinds = {str(sorted((x - x.min(0)).tolist())): x for x in groups}
+    first, later = (
+        Counter(tuple(sorted(way(group))) for group in kinds.values())
+        for way in (summed, each_first)
+    )
+    return first, later
+
+
 def collisions() -> Claim:
-    """Every group of rollouts with binary rewards, up to the order of the rollouts."""
     numbers: dict[str, float] = {}
     for rollouts, rewards in ((2, 2), (4, 2), (4, 3), (6, 2)):
-        vectors = list(itertools.product((0, 1), repeat=rewards))
-        groups = [
-            np.array(group) for group in itertools.combinations_with_replacement(vectors, rollouts)
-        ]
-        # rewards with the same order up to a common offset are one
-        kinds = {
-            tuple(sorted(map(tuple, (group - group.min(0)).tolist()))): group for group in groups
-        }
-        first = Counter(tuple(sorted(summed(group))) for group in kinds.values())
-        later = Counter(tuple(sorted(each_first(group))) for group in kinds.values())
-        label = f"{rollouts} rollouts, {rewards} rewards"
+        first, later = advantages(rollouts, rewards)
+        label = f"{rollouts} rollouts, {rewards} rewards: advantages"
+        shared = sum(count > 1 for count in first.values())
         numbers |= {
-            f"{label}: different groups": len(kinds),
-            f"{label}: advantages, sum first": len(first),
-            f"{label}: advantages, each first": len(later),
-            f"{label}: advantages that more than one reward shares, sum first": sum(
-                count > 1 for count in first.values()
-            ),
-            f"{label}: the same, each first": sum(count > 1 for count in later.values()),
-            f"{label}: advantages, each first less sum first": len(later) - len(first),
+            f"{label} that more than one reward shares, sum first": shared,
+            f"{label}, each first less sum first": len(later) - len(first),
         }
     return claim(
         "SI-14",

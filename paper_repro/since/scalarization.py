@@ -1,6 +1,7 @@
 """Do rules reach anything beyond static weights that are tuned as well, or beyond the mean?"""
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from common.device import replayed
 
 from ..report.bounds import MATCH
 from ..report.decisions import Claims, Row, sided
-from ..report.findings import Claim, Findings, Settings
+from ..report.findings import Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
@@ -42,15 +43,21 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-RULES: dict[str, mf.Rule] = {
-    "MGDA": mf.mgda(),
-    "CAGrad": mf.cagrad(0.5),
-    "PCGrad and UPGrad": mf.pcgrad(),  # the same at T = 2
-    "IMTL-G": mf.imtl_g(),
+Rules = Callable[[Tensor], mf.Rule]
+"""A rule by task 1's share of static weights, which the others do not read."""
+RULES: dict[str, Rules] = {
+    "MGDA": lambda _: mf.mgda(),
+    "CAGrad": lambda _: mf.cagrad(0.5),
+    "PCGrad and UPGrad": lambda _: mf.pcgrad(),  # the same at T = 2
+    "IMTL-G": lambda _: mf.imtl_g(),
 }
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)  # of task 1, static
 RATES, DECAYS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (0.0, 0.3, 1.0, 3.0)
 INPUTS, HIDDEN, TRAIN, TEST, NOISE = 8, 3, 48, 256, 0.3
+
+
+def static(share: Tensor) -> mf.Rule:
+    return mf.mean(preference=torch.stack([share, 1 - share]))
 
 
 def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
@@ -62,115 +69,76 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
     return (network(key, INPUTS, HIDDEN, 2), Data(x[:TRAIN], y[:TRAIN]), Data(x[TRAIN:], y[TRAIN:]))
 
 
-class Lanes(NamedTuple):
-    """Every rate with every decay, `[lane]`."""
+def ended(rule_of: Rules, seeds: int, steps: int, shares: tuple[float, ...] = (0.5,)) -> np.ndarray:
+    """Test losses at the end, `[lane, seed, task]`, of every share at every rate and decay."""
+    grid = torch.tensor(list(itertools.product(shares, RATES, DECAYS)), dtype=torch.float64)
 
-    lr: Tensor
-    decay: Tensor
+    def method(lane: Tensor) -> mf.Step:
+        return mf.descend(losses, rule_of(lane[0]), mf.jacobian("trunk.*"), mf.adam(lane[1]))
 
-
-def lanes() -> Lanes:
-    pairs = torch.tensor(list(itertools.product(RATES, DECAYS)), dtype=torch.float64)
-    return Lanes(*pairs.unbind(1))
-
-
-def ended(rule: mf.Rule, settings: Settings, steps: int, share: Tensor | None = None) -> Tensor:
-    """Test losses at the end of all lanes, `[lane, seed, task]`; `share`: of static weights."""
-
-    def method(lane: Lanes, share: Tensor | None) -> mf.Step:
-        static = None if share is None else torch.stack([share, 1 - share])
-        chosen = rule if static is None else mf.mean(preference=static)
-        return mf.descend(losses, chosen, mf.jacobian("trunk.*"), mf.adam(lane.lr))
-
-    def move(lane: Lanes, share: Tensor | None, state: mf.TrainState, data: Data) -> mf.TrainState:
-        state, _ = method(lane, share).update(state, data)
-        kept = 1 - lane.lr * lane.decay  # as AdamW's
+    def move(lane: Tensor, state: mf.TrainState, data: Data) -> mf.TrainState:
+        state, _ = method(lane).update(state, data)
+        kept = 1 - lane[1] * lane[2]  # as AdamW's
         return state._replace(params={name: kept * x for name, x in state.params.items()})
 
-    grid, seeds = lanes(), torch.arange(settings.seeds)
-    if share is not None:  # the shares are lanes, too
-        count = len(share)
-        share = share.repeat_interleave(len(grid.lr))
-        grid = Lanes(*(part.repeat(count) for part in grid))
-    params, train, test = vmap(drawn)(seeds)
-    along = None if share is None else 0
-    state = vmap(
-        vmap(lambda lane, s, p, d: method(lane, s).init(p, d), (None, None, 0, 0)),
-        (0, along, None, None),
-    )(grid, share, params, train)
-    every = vmap(vmap(move, (None, None, 0, 0)), (0, along, 0, None))
-    step = replayed(lambda state: (every(grid, share, state, train),))
+    params, train, test = vmap(drawn)(torch.arange(seeds))
+    first = vmap(lambda lane, p, d: method(lane).init(p, d), (None, 0, 0))
+    state = vmap(first, (0, None, None))(grid, params, train)
+    every = vmap(vmap(move, (None, 0, 0)), (0, 0, None))
+    step = replayed(lambda state: (every(grid, state, train),))
     for _ in tqdm(range(steps), desc="rules and static weights", leave=False):
         (state,) = step(state)
-    return vmap(vmap(losses), (0, None))(state.params, test)
-
-
-def run(settings: Settings) -> Findings:
-    steps = settings.count(150)
-    found = {name: ended(rule, settings, steps).numpy() for name, rule in RULES.items()}
-    shares = torch.tensor(SHARES, dtype=torch.float64)
-    static = ended(mf.mean(), settings, steps, shares).numpy()
-    where = (
-        f"two tasks of unlike size, a trunk of {HIDDEN} units, {TRAIN} samples to train on and "
-        f"{TEST} to test, {steps} steps of Adam at {len(RATES)} rates and {len(DECAYS)} weight "
-        f"decays, {settings.seeds} seeds; every setting chosen on the other half of the seeds by "
-        f"the test losses. A match: no more than {MATCH:g} times as high. Geometric means of "
-        "paired ratios, 95 % t intervals"
-    )
-    yield beyond_static(found, static, where)
-    yield mean_matches(found, static, where)
-
-
-def relative(values: np.ndarray, static: np.ndarray) -> np.ndarray:
-    """Mean over the tasks of losses `[lane, seed, task]` over a task's best static ones."""
-    return (values / static.mean(1).min(0)).mean(-1)
+    return vmap(vmap(losses), (0, None))(state.params, test).numpy()
 
 
 class Best(NamedTuple):
-    """At the lane that is best on the other half of the seeds."""
+    """At the lane whose losses, over each task's least of static weights, are best in the mean on
+    the other half of the seeds.
+    """
 
     losses: np.ndarray  # [seed, task]
+    over: np.ndarray  # [seed], their mean over the least of static weights
     edge: bool  # the rate is the least or the largest, or the decay the largest
 
 
-def at_best(values: np.ndarray, static: np.ndarray) -> Best:
-    choice = chosen(relative(values, static))
+def at_best(values: np.ndarray, least: np.ndarray) -> Best:
+    choice = chosen((values / least).mean(-1))
     rates, decays = choice // len(DECAYS), choice % len(DECAYS)
     edge = at_edge(rates, len(RATES)) or bool((decays == len(DECAYS) - 1).any())
-    return Best(values[choice, np.arange(values.shape[1])], edge)
+    own = values[choice, np.arange(values.shape[1])]
+    return Best(own, (own / least).mean(-1), edge)
 
 
-def beyond_static(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, values in found.items():
-        own, edge = at_best(values, static)
-        # the nearest: the least worst task
-        score = np.log(static / own).max(-1)
-        choice = chosen(score)
+def run(settings: Settings) -> Findings:
+    steps, seeds = settings.count(150), settings.seeds
+    weighted = ended(static, seeds, steps, SHARES)
+    least, count = weighted.mean(1).min(0), len(RATES) * len(DECAYS)
+    base = at_best(weighted[SHARES.index(0.5) * count :][:count], least)
+    beyond: dict[str, float] = {}
+    matches: dict[str, float] = {}
+    for name, rule_of in RULES.items():
+        own = at_best(ended(rule_of, seeds, steps), least)
+        # the nearest static weights: the least worst ratio
+        nearest = chosen(np.log(weighted / own.losses).max(-1))
         for task in range(2):
-            rival = judged(static[..., task], choice)
-            ratio = ratio_interval(rival, own[:, task])
+            ratio = ratio_interval(judged(weighted[..., task], nearest), own.losses[:, task])
             label = f"{name}, task {task + 1}: nearest static weights' loss over the rule's"
-            numbers |= named(label, ratio, unsettled=edge)
-    return claim(
+            beyond |= named(label, ratio, unsettled=own.edge)
+        ratio = ratio_interval(base.over, own.over)
+        label = f"{name}: the mean's loss over the rule's"
+        matches |= named(label, ratio, unsettled=base.edge or own.edge)
+    where = (
+        f"two tasks of unlike size, a trunk of {HIDDEN} units, {TRAIN} samples to train on and "
+        f"{TEST} to test, {steps} steps of Adam at {len(RATES)} rates and {len(DECAYS)} weight "
+        f"decays, {seeds} seeds; every setting chosen on the other half of the seeds by the test "
+        f"losses. A match: no more than {MATCH:g} times as high. Geometric means of paired ratios, "
+        "95 % t intervals"
+    )
+    yield claim(
         "SI-01",
-        numbers,
+        beyond,
         f"{where}; {len(SHARES)} static weights at every rate and decay, of which the nearest has "
         "the least worst ratio. A rule lies beyond them where they match it in no setting",
     )
-
-
-def mean_matches(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Claim:
-    count = len(RATES) * len(DECAYS)
-    equal = static[SHARES.index(0.5) * count :][:count]
-    numbers: dict[str, float] = {}
-    base = at_best(equal, static)
-    for name, values in found.items():
-        own, label = at_best(values, static), f"{name}: the mean's loss over the rule's"
-        two = ((x.losses / static.mean(1).min(0)).mean(-1) for x in (base, own))
-        numbers |= named(label, ratio_interval(*two), unsettled=base.edge or own.edge)
-    return claim(
-        "SI-02",
-        numbers,
-        f"{where}; loss: the mean over tasks of the loss over the least one of static weights",
-    )
+    over = "loss: the mean over tasks of the loss over the least one of static weights"
+    yield claim("SI-02", matches, f"{where}; {over}")
