@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.intervals import paired
+from common.intervals import against
 from docs.blocks import bullets, day, listed, marked, paragraph, replaced
 
 ROOT = Path(__file__).parent.parent
@@ -50,11 +50,11 @@ def sentence(found: dict[str, Any]) -> str:
     own = {
         name: [sum(x) / len(x) for x in zip(*base[name].values(), strict=True)] for name in rules
     }
-    rivals = {name: paired(own[name], own["mean"], len(rules) - 1) for name in rules[1:]}
+    rivals = against(own, "mean")
     shown = [name for name, gain in rivals.items() if gain.low > 0 or gain.high < 0]
     seeds, epochs = len(found["seeds"]), found["settings"]["epochs"]
     return (
         f"**MultiMNIST from the published MNIST** ({epochs} epochs, {seeds} seeds, each rule at "
-        f"its own rate): of {len(rivals)} rules {', '.join(shown) or 'none'} is shown to differ "
-        "from the mean loss."
+        f"its own rate): of {len(rivals)} rules {', '.join(shown) or 'none'} "
+        f"{'are' if len(shown) > 1 else 'is'} shown to differ from the mean loss."
     )

@@ -1,0 +1,57 @@
+"""What docs/results.py and docs/images.py make of rows and runs."""
+
+import pytest
+
+from docs import images, results
+from docs.blocks import marked, part, replaced, row_of
+
+SPREAD = (-0.002, -0.001, 0.0, 0.001, 0.002)
+
+
+def solved(solver: str, time: float, batch: int = 1, failed: int = 0) -> dict:
+    about = {"kind": "min_norm", "tasks": 32, "solver": solver, "batch": batch}
+    return about | {"median": time, "gap": 2e-9, "failed": failed, "zero": 0}
+
+
+def test_solvers_that_are_faster_than_ours_are_named():
+    rows = [solved("active_set", 2e-5), solved("active_set", 1.5e-6, batch=4096)]
+    rows += [solved("cvxpy (DPP, 1e-8)", 1e-5, failed=3), solved("TorchJD (defaults)", 1.5e-3)]
+    found = row_of(results.solver_table(rows), "min-norm (MGDA) | 32")
+    shown = ["20 (2e-09)", "1.5 (2e-09)", "10 (2e-09, 3 failed)", "–", "1,500 (2e-09)"]
+    assert list(found.values())[2:] == shown
+    peer = "min-norm (MGDA), T = 32 (cvxpy (DPP, 1e-8), ours takes 2.0 times)"
+    assert results.slower_solvers(rows) == f"A peer is faster on: {peer}."
+
+
+def test_times_of_torchjd_over_ours_and_the_bars():
+    cells = [("mgda", 2, 1, 5.0, 40.0), ("mgda", 32, 1024, 2.0, 1.0), ("pcgrad", 32, 1, 90.0, 1e3)]
+    rows: list[dict] = [
+        dict(zip(("rule", "tasks", "batch", "ours", "TorchJD"), x, strict=True)) for x in cells
+    ]
+    text = results.rules_table(rows)
+    found = row_of(text, "`mgda`")
+    assert (found["T = 2"], found["batch of 1,024, T = 32"]) == ("5.0 (8)", "0.5")
+    assert row_of(text, "`pcgrad`")["T = 32"] == "90 (11)"
+    assert "Of these 3 comparisons 1 keep their bar; slower than TorchJD: mgda, pcgrad." in text
+    toy = [{"rule": "CAGrad", "lanes": n, "library_us": x, "script_us": 1e3}
+           for n, x in ((1, 50.0), (512, 2.0))]  # fmt: skip
+    assert "512 runs side by side take 2 µs (500×), 1 runs 50 µs (20×)." in results.toy_line(toy)
+
+
+@pytest.mark.parametrize(("shift", "shown"), [(0.01, "up, down are"), (0.0, "none is")])
+def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
+    levels = {"mean": 0.9, "up": 0.9 + shift, "same": 0.9, "down": 0.9 - shift}
+    base = {n: {"left": [x + s for s in SPREAD], "right": [x - s / 3 for s in SPREAD]}
+            for n, x in levels.items()}  # fmt: skip
+    found = {"accuracies": {"hard sharing": {"left alone": {"left": SPREAD}} | base}}
+    found |= {"seeds": SPREAD, "settings": {"epochs": 10}}
+    assert f"of 3 rules {shown} shown to differ" in images.sentence(found)
+
+
+def test_a_part_of_a_page_is_exchanged():
+    page = f"before\n{marked('a', 'old', 'text')}\n{marked('b', 'other')}\n"
+    found = replaced(page, "a", marked("a", r"new \1"))
+    assert "old" not in part(found, "a")
+    assert found == page.replace("old\n\ntext", r"new \1")
+    with pytest.raises(SystemExit, match="are missing"):
+        replaced(page, "c", "")
