@@ -210,9 +210,11 @@ def ragged(rank: int, size: int) -> None:
         "mask": with_labels(partial(mf.jacobian, TRUNK, mask=mf.graddrop())),
         "tracked": with_labels(partial(mf.moving_average, TRUNK)),
         "risk": with_labels(partial(mf.excess_risk, TRUNK)),
+        "after": lambda group: mf.second_evaluation(with_labels(mf.losses_only)(group)),
     }
+    rules: dict[str, mf.Rule] = {"mask": mf.mean(), "after": mf.famo()}
     for name, probe in probes.items():
-        rule = mf.mean() if name == "mask" else mf.mgda()
+        rule = rules.get(name, mf.mgda())
         wanted = run(mf.descend(labelled, rule, probe(alone()), mf.sgd(0.1)), PARAMS, whole)
         found = run(mf.descend(labelled, rule, probe(world()), mf.sgd(0.1)), PARAMS, mine)
         same(found, wanted, torch.float64, name)
