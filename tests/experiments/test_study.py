@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common import cells, command, intervals, pool, study
+from common import cells, command, intervals, pool, progress, study, tables
 from tests.support import ROOT
 
 PLAN = study.Plan(
@@ -49,6 +49,25 @@ def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(t
         )
     assert [run["rate"] for run in found.runs[""]["one"]] == [0.2, 0.2]
     assert study.rate_of([two]) == "0.8, b"
+
+
+def test_every_seed_may_choose_for_itself_and_fronts_take_the_leaders_rate(tmp_path):
+    """Below the grid, too; a rate at which one run failed is never best."""
+    best = {0: 0.05, 1: 0.2, "p": 0.1, "q": 0.4}
+
+    def perform(cell):
+        score = -abs(math.log(cell.rate / best[cell.problem or cell.seed]))
+        return {"score": score if cell.rate > 0.04 else math.nan, "rate": cell.rate}
+
+    plan = PLAN._replace(methods={"one": ("",)}, tuning=())
+    found = study.conduct(plan, perform, store_in(tmp_path / "own"))
+    first, second = found.choices[""]["one"]
+    assert (first.rate, first.widened, first.edge, second.rate) == (0.05, (0.05, 0.025), False, 0.2)
+    assert first.scores[""][0.025] == -math.inf
+    assert [run["rate"] for run in found.runs[""]["one"]] == [0.05, 0.2]
+    plan = plan._replace(problems=("p", "q"), fronts={"f": ("a", "b")}, leader="one", tuning=(8,))
+    found = study.conduct(plan._replace(front_seeds=(5,)), perform, store_in(tmp_path / "fronts"))
+    assert [[run["rate"] for run in runs] for runs in found.fronts["f"].values()] == [[0.1]] * 2
 
 
 def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
@@ -121,6 +140,14 @@ def test_what_ends_a_worker_is_raised_here():
     for ends, error in ((os._exit, pool.Died), (math.sqrt, ValueError)):
         with pytest.raises(error):
             pool.perform_all(ends, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
+
+
+def test_jobs_have_one_thread_and_the_caller_its_own():
+    heard: list[tuple[int, int]] = []
+    with pool.threads(2):
+        count = lambda job: torch.get_num_threads()  # noqa: E731
+        pool.perform_all(count, [7], 1, lambda *said: heard.append(said))
+        assert (torch.get_num_threads(), heard) == (2, [(7, 1)])
 
 
 SLOW = """
@@ -239,12 +266,14 @@ def test_a_state_goes_when_the_numbers_are_kept(tmp_path, monkeypatch):
     store = cells.Store(tmp_path / "cells", [], "", own)
     cell = cells.Cell("1:4", "a/b", "", 0.1, 0)
     state = cells.state_of(own, cell)
-    state.parent.mkdir(parents=True)
-    state.touch()
+    cells.keep_state(state, "settings", cell, {"done": 3})
+    assert cells.kept_state(state, "settings", cell, "cpu") == {"done": 3}
+    assert cells.kept_state(state, "others", cell, "cpu") == {}
     write = cells.write_whole
     monkeypatch.setattr(cells, "write_whole", lambda *rest: (state.stat(), write(*rest)))
     store.write(cell, {"score": 1.0})
     assert not state.exists()
+    assert ROOT / "common" / "problems" / "digits.py" in cells.sources_of(ROOT / "experiments")
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
@@ -280,10 +309,21 @@ def test_estimate_is_the_t_interval():
     both = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert intervals.paired(ours, theirs)[2:4] == pytest.approx((both.low, both.high))
     assert all(math.isnan(x) for x in intervals.estimate([1.0, math.nan])[:4])
+    up, down = intervals.estimate([1.0, 1.1, 1.2]), intervals.estimate([-1.0, -2.0, -3.0, -2.0])
+    assert intervals.all_above([up, down, None]) == "does not hold"
+    assert intervals.all_above([up] * 7 + [down]) == "inconclusive"  # by chance, of so many
+    assert tables.said("x", {"a": up}, lower_is_better=False) == ["**x** — better: a.", ""]
     with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
         intervals.estimate([1.0])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         intervals.estimate(values, 0)
+
+
+def test_the_time_that_is_left_is_of_what_this_run_did():
+    shown = progress.Progress(10, "all", "runs", done=2)
+    shown.begun -= 60
+    shown.done += 2
+    assert shown.line() == "all: 4 of 10 runs after 1 min, about 3 min left"
 
 
 @pytest.mark.usefixtures("interruptible")
