@@ -1,8 +1,6 @@
 """Is a sum of unit gradients free of scales, and does it descend on every task?"""
 
-import itertools
 from fractions import Fraction
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ import mtlfunc as mf
 from ..report.bounds import MOST_RUNS, SEEN
 from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
-from ..report.intervals import Interval, named, share_interval
+from ..report.intervals import named, share_interval
 from .common import ROUNDING, gram, normal, normalised, rows_of, shortest, square, uniform
 from .quadratics import Batch, losses, quadratics
 
@@ -54,99 +52,66 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 
-class Drawn(NamedTuple):
-    """Random quadratics, and what their losses are multiplied by and shifted by."""
-
-    params: mf.types.Params
-    batch: Batch
-    scale: Tensor  # [draw, task]
-    shift: Tensor  # [draw, task]
-
-
 def run(settings: Settings) -> Findings:
     draws, tasks = settings.count(500), 4
-    scale = 10 ** (20 * uniform(210, (draws, tasks)) - 10)
-    drawn = Drawn(*quadratics(draws, tasks, 12, 200), scale, normal(211, (draws, tasks)))
-    yield free_of_scales(drawn)
-    yield sum_of_units(drawn)
-    yield from descends(settings)
+    yield from designed(*quadratics(draws, tasks, 12, 200))
+    yield common_descent(settings)
 
 
-def direction(
-    rule: mf.Rule, params: mf.types.Params, batch: Batch, scale: Tensor, shift: Tensor
-) -> Tensor:
-    step = mf.balance(lambda p, b: scale * losses(p, b) + shift, rule, mf.jacobian())
+# ---- scales, and what is designed ----
+
+
+def direction(rule: mf.Rule, params: mf.types.Params, batch: Batch, a: Tensor, b: Tensor) -> Tensor:
+    """Of the losses a·L_t + b."""
+    step = mf.balance(lambda p, data: a * losses(p, data) + b, rule, mf.jacobian())
     return step.update(params, batch, step.init(params, batch))[0]["x"]
 
 
-def change_of_scale(rule: mf.Rule, drawn: Drawn) -> tuple[Tensor, Tensor]:
-    """The direction, and how far its unit vector moves under scales and shifts, `[draw]`."""
-    one, none = torch.ones_like(drawn.scale), torch.zeros_like(drawn.shift)
-    plain, moved = (
-        vmap(lambda p, b, s, c: direction(rule, p, b, s, c))(drawn.params, drawn.batch, *change)
-        for change in ((one, none), (drawn.scale, drawn.shift))
-    )
-    units = (u / u.norm(dim=-1, keepdim=True) for u in (plain, moved))
-    return plain, (next(units) - next(units)).norm(dim=-1)
-
-
-def free_of_scales(drawn: Drawn) -> Claim:
-    draws, tasks = drawn.scale.shape
-    return claim(
+def designed(params: mf.types.Params, batch: Batch) -> Findings:
+    draws, tasks, _ = batch[0].shape
+    scale = 10 ** (20 * uniform(210, (draws, tasks)) - 10)
+    shift = normal(211, (draws, tasks))
+    plain, change = {}, {}
+    for name, rule in {"1/‖g‖": normalised(), "equal": mf.mean()}.items():
+        plain[name], moved = (
+            vmap(lambda p, data, a, b, rule=rule: direction(rule, p, data, a, b))(
+                params, batch, a, b
+            )
+            for a, b in ((torch.ones_like(scale), torch.zeros_like(shift)), (scale, shift))
+        )
+        units = [u / u.norm(dim=-1, keepdim=True) for u in (plain[name], moved)]
+        change[name] = (units[0] - units[1]).norm(dim=-1).max()
+    yield claim(
         "SU-01",
         {
-            "largest change of the unit direction, weights 1/‖g‖": change_of_scale(
-                normalised(), drawn
-            )[1].max(),
-            "the same, equal weights": change_of_scale(mf.mean(), drawn)[1].max(),
-            "smallest scale": drawn.scale.min(),
-            "largest scale": drawn.scale.max(),
+            "largest change of the unit direction, weights 1/‖g‖": change["1/‖g‖"],
+            "the same, equal weights": change["equal"],
         },
         f"{draws} draws of {tasks} quadratics, L_t replaced by a·L_t + b with a from 1e-10 to "
-        "1e10, through mtlfunc.balance; while no gradient is zero: "
-        "there 1/‖g‖ is infinite",
+        "1e10; while no gradient is zero: there 1/‖g‖ is infinite",
     )
 
-
-def designed(x: Tensor, batch: Batch, *, constant: bool) -> Tensor:
-    """The gradient of Σ L_t/‖g_t‖, the lengths held constant or not."""
-
-    def total(y: Tensor) -> Tensor:
-        at = x if constant else y
-        lengths = mf.task_gradients(losses, {"x": at}, batch)[1]["x"].norm(dim=-1)
-        return (losses({"x": y}, batch) / lengths).sum()
-
-    return jacrev(total)(x)
-
-
-def sum_of_units(drawn: Drawn) -> Claim:
-    params, batch = drawn.params, drawn.batch
-    draws, tasks = drawn.scale.shape
     rows = vmap(lambda p, b: mf.task_gradients(losses, p, b)[1]["x"])(params, batch)
-    units = (rows / rows.norm(dim=-1, keepdim=True)).sum(1)
-    difference = (change_of_scale(normalised(), drawn)[0] - units).norm(dim=-1) / units.norm(dim=-1)
-    held = vmap(lambda x, b: designed(x, b, constant=True))(params["x"], batch)
-    free = vmap(lambda x, b: designed(x, b, constant=False))(params["x"], batch)
-    # A field is a gradient only if its Jacobian is symmetric.
-    field = vmap(jacrev(lambda x, b: designed(x, b, constant=True)))(params["x"], batch)
-    curl = (field - field.mT).flatten(1).norm(dim=-1) / field.flatten(1).norm(dim=-1)
-    return claim(
+    lengths = rows.norm(dim=-1)
+    units = (rows / lengths[..., None]).sum(1)
+    held = vmap(jacrev(lambda x, b, n: (losses({"x": x}, b) / n).sum()))(
+        params["x"], batch, lengths
+    )
+    weighted, divided = (
+        ((u - units).norm(dim=-1) / units.norm(dim=-1)).max() for u in (plain["1/‖g‖"], held)
+    )
+    yield claim(
         "SU-02",
         {
             "weights 1/‖g‖ against the sum of unit gradients, largest relative "
-            "difference": difference.max(),
-            "gradient of Σ L_t/‖g_t‖, lengths constant, against it": (
-                (held - units).norm(dim=-1) / units.norm(dim=-1)
-            ).max(),
-            "the same, lengths differentiated too, median": (
-                (free - units).norm(dim=-1) / units.norm(dim=-1)
-            ).median(),
-            "antisymmetric part of the field's Jacobian, median relative size": curl.median(),
+            "difference": weighted,
+            "gradient of Σ L_t/‖g_t‖, lengths constant, against it": divided,
         },
-        f"{draws} draws of {tasks} quadratics; up to a common factor, with the lengths held "
-        "constant. The Jacobian of the field is not symmetric: the sum of "
-        "unit gradients is the gradient of no loss, so that gradients are designed and not losses",
+        f"{draws} draws of {tasks} quadratics; up to a common factor",
     )
+
+
+# ---- common descent ----
 
 
 BROKEN = [
@@ -162,90 +127,67 @@ def broken_rates() -> list[Fraction]:
     return [sum((a * b for a, b in zip(row, u, strict=True)), Fraction(0)) for row in BROKEN]
 
 
-def unit_descent(draws: int, tasks: int, dim: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps θ ← θ - Σ g_t/‖g_t‖ · 1/(T(k + 1)). Shares of draws with a raised task `[step]`,
-    distance at the end, distance at the start.
-    """
-    params, batch = quadratics(draws, tasks, dim, 270)
-    x = params["x"]
-    raised = []
-    weigh = vmap(lambda g: mf.weights(normalised(), g))
+def unit_sum(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """u = Σ g_t/‖g_t‖ `[draw, param]` and the rates ⟨g_t, u⟩ `[draw, task]`."""
+    weights = vmap(lambda g: mf.weights(normalised(), g))(gram(rows))
+    u = torch.einsum("dt,dtp->dp", weights, rows)
+    return u, torch.einsum("dtp,dp->dt", rows, u)
 
-    def measure(x: Tensor) -> Tensor:
-        centres, hessians = batch
+
+def unit_descent(draws: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Steps θ ← θ - Σ g_t/‖g_t‖ · 1/(T(k + 1)^.75) for two tasks. Share of draws with a raised
+    task, over all steps; distance of 0 from the hull, end over start `[draw]`.
+    """
+    params, (centres, hessians) = quadratics(draws, 2, 6, 270)
+    x, raised = params["x"], []
+
+    def rows_at(x: Tensor) -> Tensor:
         return (hessians @ (x[:, None] - centres)[..., None])[..., 0]
 
     def distance(x: Tensor) -> Tensor:
-        g = gram(measure(x))
+        g = gram(rows_at(x))
         return square(g, shortest(g)).sqrt()
 
     start = distance(x)
-    for k in tqdm(range(steps), desc=f"normalised gradients, T = {tasks}", leave=False):
-        rows = measure(x)
-        u = torch.einsum("dt,dtp->dp", weigh(gram(rows)), rows)
-        rates = torch.einsum("dtp,dp->dt", rows, u) / rows.norm(dim=-1)
-        raised.append((rates < -ROUNDING).any(-1).double().mean())
-        x = x - u / (tasks * (k + 1) ** 0.75)
-    return torch.stack(raised), distance(x), start
+    for k in tqdm(range(steps), desc="normalised gradients", leave=False):
+        rows = rows_at(x)
+        u, rates = unit_sum(rows)
+        raised.append((rates / rows.norm(dim=-1) < -ROUNDING).any(-1).double().mean())
+        x = x - u / (2 * (k + 1) ** 0.75)
+    return torch.stack(raised).mean(), distance(x) / start
 
 
-Shares = dict[tuple[int, int], Interval]
-"""Of draws in which the sum raises a task, by (parameters, tasks)."""
-Descents = dict[int, tuple[Tensor, Tensor, Tensor]]
-"""What `unit_descent` found, by tasks."""
-COUNTS, SIZES = (2, 3, 5, 10, 20), (5, 20, 100)
-
-
-def descends(settings: Settings) -> Findings:
+def common_descent(settings: Settings) -> Claim:
     draws, steps = settings.count(2000), settings.count(1000)
-    shares: Shares = {}
-    for size, count in itertools.product(SIZES, COUNTS):
-        g = gram(rows_of(draws, count, size, 290))
-        weights = vmap(lambda g: mf.weights(normalised(), g))(g)
-        rates = torch.einsum("dts,ds->dt", g, weights)
-        shares[size, count] = share_interval(int((rates < -ROUNDING).any(-1).sum()), len(g))
-    runs = {count: unit_descent(settings.count(48), count, 6, steps) for count in (2, 3, 6)}
-    yield common_descent(shares, runs, formula_error(settings.count(10000)), steps)
-
-
-def formula_error(draws: int) -> float:
-    """Of ⟨g_t, u⟩ = ‖g_t‖(1 + cos) for two tasks, relative."""
-    rows = rows_of(draws, 2, 5, 280, spread=100.0)
-    length = rows.norm(dim=-1)
-    u = (rows / rows.norm(dim=-1, keepdim=True)).sum(1)
-    rates = torch.einsum("dtp,dp->dt", rows, u)
-    cosine = vmap(mf.diagnostics.cosines)(gram(rows))[:, 0, 1]
-    return float(((rates - length * (1 + cosine[:, None])).abs() / length).max())
-
-
-def common_descent(shares: Shares, runs: Descents, formula: float, steps: int) -> Claim:
-    exact = broken_rates()
-    ends = {count: float((end / start).median()) for count, (_, end, start) in runs.items()}
-    close = runs[2][1] < 0.05 * runs[2][2]
-    arrived = share_interval(int(close.sum()), len(close))
-    two = max(shares[size, 2].mean for size in SIZES)
-    more = max(shares[size, 3].mean for size in SIZES)
+    negative = {
+        tasks: max(
+            float(
+                (unit_sum(rows_of(draws, tasks, size, 290))[1] < -ROUNDING).any(-1).double().mean()
+            )
+            for size in (5, 20, 100)
+        )
+        for tasks in (2, 3)
+    }
+    raised, left = unit_descent(settings.count(48), steps)
+    pairs = rows_of(settings.count(10000), 2, 5, 280, spread=100.0)
+    length = pairs.norm(dim=-1)
+    rates = torch.einsum("dtp,dp->dt", pairs, (pairs / length[..., None]).sum(1))
+    cosine = vmap(mf.diagnostics.cosines)(gram(pairs))[:, 0, 1]
+    formula = ((rates - length * (1 + cosine[:, None])).abs() / length).max()
     return claim(
         "SU-09",
         {
             "T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖": formula,
-            "T = 2: share of draws with a negative rate": two,
-            "T = 2: share of steps that raise a task": runs[2][0].mean(),
+            "T = 2: share of draws with a negative rate": negative[2],
+            "T = 2: share of steps that raise a task": raised,
             **named(
                 "T = 2: share of runs that end within 5 % of the start's distance of 0 from the "
                 "hull",
-                arrived,
+                share_interval(int((left < 0.05).sum()), len(left)),
             ),
-            "T = 3: largest share of draws with a negative rate": more,
-            "T = 3: share of steps that raise a task": runs[3][0].mean(),
-            "(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩": float(exact[0]),
-        }
-        | {
-            f"T = {count}: median distance of 0 from the hull at the end, relative to the "
-            "start": end
-            for count, end in ends.items()
+            "T = 3: largest share of draws with a negative rate": negative[3],
+            "(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩": float(broken_rates()[0]),
         },
-        f"normal matrices, {steps} steps on random convex quadratics, and in fractions; small "
-        "steps, non-zero gradients. For T >= 3 it is common descent that "
-        "is lost: where the sum rests, Σ g_t/‖g_t‖ = 0 puts 0 in the hull for any T",
+        f"normal matrices, {steps} steps on random convex quadratics, and in fractions. For "
+        "T >= 3 common descent is lost; where the sum rests, 0 is in the hull for any T",
     )
