@@ -1,12 +1,11 @@
 """Is the best direction the shortest convex combination of the gradients?"""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor
-from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -16,7 +15,7 @@ from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
-from .common import COLOURS, gram, normal, rows_of, shortest, solved, square, uniform
+from .common import COLOURS, gram, normal, relative_gap, rows_of, shortest, solved, square, uniform
 
 CLAIMS = {
     "SU-16": Exact(
@@ -87,143 +86,110 @@ def primal(rows: np.ndarray) -> float:
     return -float(answer.fun)
 
 
-class Answers(NamedTuple):
-    """Random matrices and their shortest convex combinations."""
-
-    rows: Tensor  # [draw, task, param]
-    g: Tensor  # [draw, task, task]
-    w: Tensor  # [draw, task]
-    u: Tensor  # [draw, param]
-    anyhow: Tensor  # [draw, task], random weights
-
-
 def run(settings: Settings) -> Findings:
     draws, tasks = settings.count(1000), 6
     rows = rows_of(draws, tasks, 10, 300, spread=5.0, common=0.4)
-    g = gram(rows)
-    w = shortest(g)
+    found = shortest(gram(rows))
     anyhow = torch.softmax(3 * normal(311, (draws, tasks)), -1)
-    found = Answers(rows, g, w, torch.einsum("dt,dtp->dp", w, rows), anyhow)
     yield simplex(anyhow, settings)
-    yield swap(found, settings)
-    yield inner_maximum(found)
-    yield weighted_mean(found, settings)
+    yield swap(rows, found, settings)
+    yield inner_maximum(rows, found, anyhow)
+    yield weighted_mean(rows, found, settings)
     yield two_tasks()
     yield perpendicular(settings)
+
+
+def mixed(weights: Tensor, rows: Tensor) -> Tensor:
+    """Jᵀw `[draw, param]`."""
+    return torch.einsum("dt,dtp->dp", weights, rows)
 
 
 def simplex(anyhow: Tensor, settings: Settings) -> Claim:
     """The minimum of the x_t is the minimum over the simplex of Σ w_t x_t."""
     draws, tasks = anyhow.shape
     x = normal(310, (draws, tasks))
-    programs = np.array(
-        [
-            optimize.linprog(row, A_eq=np.ones((1, tasks)), b_eq=[1.0]).fun
-            for row in x[: settings.count(50)].numpy()
-        ]
-    )
-    difference = float(np.abs(programs - x[: len(programs)].amin(-1).numpy()).max())
-    excess = float(((anyhow * x).sum(-1) - x.amin(-1)).min())
+    few = x[: settings.count(50)].numpy()
+    programs = [optimize.linprog(row, A_eq=np.ones((1, tasks)), b_eq=[1.0]).fun for row in few]
+    excess = (anyhow * x).sum(-1) - x.amin(-1)
+    off = np.abs(programs - few.min(-1)).max()
     return claim(
         "SU-17",
         {
-            "linear program over the simplex against the minimum, largest difference": difference,
-            "smallest Σ w_t x_t - min x over random weights": excess,
+            "linear program over the simplex against the minimum, largest difference": off,
+            "smallest Σ w_t x_t - min x over random weights": excess.min(),
         },
         f"{len(programs)} linear programs and {draws} random weights, T = {tasks}",
     )
 
 
-def swap(found: Answers, settings: Settings) -> Claim:
-    rows, g, u, value = found.rows, found.g, found.u, 0.5 * square(found.g, found.w)
-    few = settings.count(60)
-    primals = np.array(
-        [primal(row) for row in tqdm(rows[:few].numpy(), desc="primal problems", leave=False)]
-    )
-    scale = g.diagonal(dim1=-2, dim2=-1).amin(-1)
-    off = float((np.abs(primals - value[:few].numpy()) / scale[:few].numpy()).max())
-    reach = float((u.norm(dim=-1) / rows.norm(dim=-1).amax(-1)).max())
+def swap(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
+    few, g = settings.count(60), gram(rows)
+    primals = [primal(row) for row in tqdm(rows[:few].numpy(), desc="primal problems", leave=False)]
+    off = np.abs(primals - 0.5 * square(g, w)[:few].numpy())
+    shortest_square = g.diagonal(dim1=-2, dim2=-1).amin(-1)[:few].numpy()
+    reach = mixed(w, rows).norm(dim=-1) / rows.norm(dim=-1).amax(-1)
+    # u + w over intervals of which the inner one is the longer: as both grow to the line, the first
+    # goes to minus infinity and the second to infinity
+    short, long = np.linspace(-10, 10, 201), np.linspace(-1000, 1000, 2001)
+    saddle = (short[:, None] + long).min(1).max() - (long[:, None] + short).max(0).min()
     return claim(
         "SU-18",
         {
-            "largest |primal - dual value| / min ‖g‖²": off,
-            "largest ‖u*‖/max ‖g_t‖": reach,
-            "u + w, both domains convex and growing: max min less min max": truncated_saddle(),
+            "largest |primal - dual value| / min ‖g‖²": (off / shortest_square).max(),
+            "largest ‖u*‖/max ‖g_t‖": reach.max(),
+            "u + w, both domains convex and growing: max min less min max": saddle,
         },
-        f"the result is right: {few} random matrices, primal by SLSQP in parameter space, dual "
-        "by mtlfunc.solvers. Concave in u, convex in w and two convex domains alone do not make "
-        "them swap, by a counterexample that no draw can change: u + w over the whole lines, from "
-        "its values over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. The reason holds only when u "
-        "is first confined to the ball of radius max ‖g_t‖, which loses nothing: von Neumann asks "
-        "for two compact sets and u is unbounded; Sion's theorem asks for one",
+        f"the result is right: {few} random matrices, primal by SLSQP in parameter space. Concave "
+        "in u, convex in w and two convex domains are not enough: u + w over the whole lines, from "
+        "its values over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. Confined to the ball of "
+        "radius max ‖g_t‖, u loses nothing: von Neumann asks for two compact sets, Sion for one",
     )
 
 
-def truncated_saddle() -> float:
-    """max min less min max of u + w over intervals of which the inner one is the longer. As both
-    grow to the line the first goes to minus infinity and the second to infinity.
-    """
-    short, long = np.linspace(-10, 10, 201), np.linspace(-1000, 1000, 2001)
-    lower = (short[:, None] + long).min(1).max()
-    upper = (long[:, None] + short).max(0).min()
-    return float(lower - upper)
-
-
-def inner_maximum(found: Answers) -> Claim:
-    rows, g, w, anyhow = found.rows, found.g, found.w, found.anyhow
+def inner_maximum(rows: Tensor, w: Tensor, anyhow: Tensor) -> Claim:
     draws, tasks, size = rows.shape
+    g, best = gram(rows), mixed(anyhow, rows)
 
-    def inner(v: Tensor, w: Tensor) -> Tensor:
-        return torch.einsum("dt,dtp,dp->d", w, rows, v) - 0.5 * (v * v).sum(-1)
+    def inner(v: Tensor) -> Tensor:
+        return torch.einsum("dt,dtp,dp->d", anyhow, rows, v) - 0.5 * (v * v).sum(-1)
 
-    gw = torch.einsum("dt,dtp->dp", anyhow, rows)
-    top = inner(gw, anyhow)
-    better = largest(
-        float((inner(gw + size_ * normal(312, (draws, size)), anyhow) - top).max())
-        for size_ in (1e-3, 0.1, 10.0)
-    )
-    at_top = float((top - 0.5 * square(g, anyhow)).abs().max())
-    gap = float(
-        vmap(lambda g, w: mf.solvers.certify(mf.solvers.min_norm(g), w).relative_gap)(g, w).max()
-    )
-    longer = float((square(g, anyhow) - square(g, w)).min())
+    top = inner(best)
+    gain = [
+        (inner(best + far * normal(312, (draws, size))) - top).max() for far in (1e-3, 0.1, 10.0)
+    ]
+    longer = square(g, anyhow) - square(g, w)
     return claim(
         "SU-19",
         {
-            "largest gain of a move away from u = Jᵀw": better,
-            "inner maximum less ½‖Jᵀw‖²": at_top,
-            "largest relative gap wᵀGw - min (Gw)_t at the answer": gap,
-            "smallest ‖Jᵀw‖² - ‖Jᵀw*‖² over random weights": longer,
+            "largest gain of a move away from u = Jᵀw": largest(gain),
+            "inner maximum less ½‖Jᵀw‖²": (top - 0.5 * square(g, anyhow)).abs().max(),
+            "largest relative gap wᵀGw - min (Gw)_t at the answer": relative_gap(g, w).max(),
+            "smallest ‖Jᵀw‖² - ‖Jᵀw*‖² over random weights": longer.min(),
         },
         f"{draws} random matrices of {tasks} gradients with {size} parameters",
     )
 
 
-def weighted_mean(found: Answers, settings: Settings) -> Claim:
-    rows, g, w, u = found.rows, found.g, found.w, found.u
-    draws = len(rows)
-    last = solved(mf.solvers.frank_wolfe(settings.count(2000), "1/(n+1)"), g)
-    distance = square(g, last.weights - w) / square(g, w)
-    bound = last.gap / square(g, w)
+def weighted_mean(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
+    g, steps = gram(rows), settings.count(2000)
+    last = solved(mf.solvers.frank_wolfe(steps, "1/(n+1)"), g)
+    excess = (square(g, last.weights - w) - last.gap) / square(g, w)
     twice = torch.cat([rows, rows[:, :1]], 1)
     alike = shortest(gram(twice))
     both = alike[:, [0, -1]].sum(-1, keepdim=True)  # to be shared between the two copies at will
     other = torch.cat([0.25 * both, alike[:, 1:-1], 0.75 * both], 1)
-    same = torch.einsum("dt,dtp->dp", alike - other, twice).norm(dim=-1) / u.norm(dim=-1)
-    apart = (alike - other).abs().amax(-1)
+    apart = (alike - other).abs().max()
+    moved = mixed(alike - other, twice).norm(dim=-1) / mixed(w, rows).norm(dim=-1)
     return claim(
         "SU-16",
         {
-            "averaged iteration: largest ‖u_n - u*‖²/‖u*‖²": distance.max(),
-            "its bound, the duality gap over ‖u*‖², largest": bound.max(),
-            "averaged iteration: largest excess over its bound": (distance - bound).max(),
-            "smallest weight": min(float(last.weights.min()), float(w.min())),
-            "first gradient repeated: largest difference of two optimal weightings": apart.max(),
-            "the same: largest relative difference of their directions": same.max(),
+            "averaged iteration: largest excess over its bound": excess.max(),
+            "first gradient repeated: largest difference of two optimal weightings": apart,
+            "the same: largest relative difference of their directions": moved.max(),
         },
-        f"{draws} random matrices, step 1/(n+1), {settings.count(2000)} iterations, against the "
-        "exact dual solution; weights are unique only if the gradients "
-        "are affinely independent, the direction always is",
+        f"{len(rows)} random matrices, step 1/(n+1), {steps} iterations; ‖u_n - u*‖² is at most "
+        "the duality gap. Weights are unique only if the gradients are affinely independent, the "
+        "direction always is",
     )
 
 
@@ -292,37 +258,25 @@ def perpendicular(settings: Settings) -> Claim:
     rows = rows_of(draws, 2, 3, 320) * (10 ** (2 * uniform(321, (draws, 2, 1)) - 1))
     # equal gradients
     rows = torch.cat([rows, rows[:, :1].expand(-1, 2, -1)[: max(4, draws // 100)]])
-    mine = closed_form(rows)
-    direction = torch.einsum("dt,dtp->dp", mine, rows)
-    off = {}
-    for name, solver in {
-        "active set": mf.solvers.active_set(),
-        "all faces": mf.solvers.faces(),
-    }.items():
-        theirs = torch.einsum("dt,dtp->dp", solved(solver, gram(rows)).weights, rows)
-        off[name] = float(((theirs - direction).norm(dim=-1) / rows.norm(dim=-1).amax(-1)).max())
-    cases = {
-        "first end": mine[:, 0] >= 1,
-        "second end": mine[:, 0] <= 0,
-        "inside": (mine[:, 0] > 0) & (mine[:, 0] < 1),
-    }
-    # By angles: the foot of the perpendicular is inside unless the angle at one end is not acute.
-    g = gram(rows)
-    ends = torch.where(g[:, 0, 1] >= g[:, 0, 0], 0, torch.where(g[:, 0, 1] >= g[:, 1, 1], 1, 2))
-    ends = torch.where((g[:, 0, 0] == g[:, 1, 1]) & (g[:, 0, 1] == g[:, 0, 0]), 2, ends)
-    counted = torch.stack(list(cases.values()), -1).to(torch.int8).argmax(-1)
+    g, mine = gram(rows), closed_form(rows)
+    numbers = {}
+    for name, solver in (
+        ("active set", mf.solvers.active_set()),
+        ("all faces", mf.solvers.faces()),
+    ):
+        theirs = mixed(solved(solver, g).weights, rows)
+        off = (theirs - mixed(mine, rows)).norm(dim=-1)
+        numbers[
+            f"closed form against {name}: largest difference of directions, units of max ‖g‖"
+        ] = (off / rows.norm(dim=-1).amax(-1)).max()
+    cases = torch.where(mine[:, 0] >= 1, 0, torch.where(mine[:, 0] <= 0, 1, 2))
+    for i, where in enumerate(("at the first end", "at the second end", "inside")):
+        numbers[f"draws with the answer {where}"] = (cases == i).sum()
+    # by angles: the foot of the perpendicular is inside unless the angle at one end is not acute
+    one, across, two = g[:, 0, 0], g[:, 0, 1], g[:, 1, 1]
+    angles = torch.where(across >= one, 0, torch.where(across >= two, 1, 2))
+    angles = torch.where((one == two) & (across == one), 2, angles)
+    numbers["draws in which the angles say another case"] = (angles != cases).sum()
     return claim(
-        "SU-20",
-        {
-            f"closed form against {name}: largest difference of directions, units of max ‖g‖": value
-            for name, value in off.items()
-        }
-        | {
-            f"draws with the answer at the {name}"
-            if "end" in name
-            else "draws with the answer inside": float(x.sum())
-            for name, x in cases.items()
-        }
-        | {"draws in which the angles say another case": float((ends != counted).sum())},
-        f"{len(rows)} pairs, lengths spread over two decades, some of them equal",
+        "SU-20", numbers, f"{len(rows)} pairs, lengths spread over two decades, some of them equal"
     )
