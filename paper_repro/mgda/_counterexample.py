@@ -14,10 +14,11 @@ import mtlfunc as mf
 
 from ..report.bounds import FEW
 from ..report.decisions import Claims, Exact, Measured, Row, decided, ends, exact
+from ..report.extremes import largest
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Impossible, Option, Steps, drawn
-from .curved import CASES, DEFICIENT, FULL, rest_points
+from .curved import DEFICIENT, FULL, rest_points
 from .encoders import COLOURS
 
 
@@ -116,55 +117,49 @@ def exact_step(jacobian: Matrix, v: Matrix, *, bound: bool) -> ExactStep:
     return ExactStep(weights, direction, times(g, direction))
 
 
-def encode_linear(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+Batch = tuple[Tensor, Tensor]
+"""Samples X and targets of two tasks, `[task, sample]`."""
+Example = tuple[mf.types.Params, Batch]
+
+
+def encode(params: mf.types.Params, batch: Batch) -> Tensor:
     return batch[0] @ params["w"]
 
 
-def decode_linear(params: mf.types.Params, z: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+def decode(params: mf.types.Params, z: Tensor, batch: Batch) -> Tensor:
     return 0.5 * (z - batch[1]).square().sum(1)
 
 
-def losses_linear(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return decode_linear(params, encode_linear(params, batch), batch)
+def losses(params: mf.types.Params, batch: Batch) -> Tensor:
+    return decode(params, encode(params, batch), batch)
 
 
 def probes() -> dict[str, mf.Probe]:
-    return {"MGDA-UB": mf.representation(encode_linear, decode_linear), "MGDA": mf.jacobian()}
+    return {"MGDA-UB": mf.representation(encode, decode), "MGDA": mf.jacobian()}
 
 
-def through_library(probe: mf.Probe) -> tuple[list[float], list[float]]:
-    """Weights and rates of one step at w = 0, by the library's probe."""
-    params, batch = start_linear()
-    step = mf.balance(losses_linear, mf.mgda(), probe)
-    direction, _, info = step.update(params, batch, step.init(params, batch))
-    rows = mf.task_gradients(losses_linear, params, batch)[1]
-    return info.weights.tolist(), (rows["w"] @ direction["w"]).tolist()
-
-
-def start_linear() -> tuple[mf.types.Params, tuple[Tensor, Tensor]]:
-    return {"w": torch.zeros(2, dtype=torch.float64)}, (
-        torch.tensor(X, dtype=torch.float64),
-        torch.tensor(Y, dtype=torch.float64),
-    )
+def example() -> Example:
+    x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (X, Y))
+    return {"w": torch.zeros(2, dtype=torch.float64)}, (x, y)
 
 
 def run(settings: Settings) -> Findings:
     yield lemma()
     yield descent_fails()
-    paths = {name: trajectory(probe, settings.count(400)) for name, probe in probes().items()}
-    yield trajectories(paths, start_linear())
-    yield end_points(paths, settings)
+    steps = settings.count(400)
+    paths = {name: trajectory(probe, steps, 0.1, example()) for name, probe in probes().items()}
+    yield trajectories(paths, example())
+    yield end_points(settings)
 
 
 def lemma() -> Claim:
-    m, x, y = fractions([[1, -1], [-1, 2]]), fractions([[1, 0]])[0], fractions([[1, 2]])[0]
-    plain, through = dot(x, y), dot(x, times(m, y))
+    m, (x, y) = fractions([[1, -1], [-1, 2]]), fractions([[1, 0], [1, 2]])
     minors = m[0][0], m[0][0] * m[1][1] - m[0][1] * m[1][0]
     return claim(
         "SU-33",
         {
-            "xᵀy": float(plain),
-            "xᵀMy": float(through),
+            "xᵀy": float(dot(x, y)),
+            "xᵀMy": float(dot(x, times(m, y))),
             "smallest leading minor of M": float(min(minors)),
         },
         "exact fractions; M = [[1, -1], [-1, 2]], x = (1, 0), y = (1, 2)",
@@ -172,35 +167,27 @@ def lemma() -> Claim:
 
 
 def descent_fails() -> Claim:
-    small = fractions([[1, 0], [1, 1]]), fractions([[1, 2], [1, -2]])
-    x = fractions(X)
-    linear = x, [[-target for target in row] for row in fractions(Y)]  # v_t = z - y_t at z = 0
-    numbers: dict[str, float] = {}
-    worst, difference = [], 0.0
-    for name, (jacobian, v) in {"A = [[1, 0], [1, 1]]": small, "linear encoder": linear}.items():
-        for method in ("MGDA-UB", "MGDA"):
-            step = exact_step(jacobian, v, bound=method == "MGDA-UB")
-            numbers |= {
-                f"{name}, {method}: rate of task {task + 1}": float(rate)
-                for task, rate in enumerate(step.rates)
-            }
-            if method == "MGDA-UB":
-                worst.append(min(step.rates))
-            if jacobian is x:
-                weights, rates = through_library(probes()[method])
-                difference = max(
-                    difference,
-                    *(
-                        abs(a - float(b))
-                        for a, b in zip(weights + rates, step.weights + step.rates, strict=True)
-                    ),
-                )
-    # L_2(w - ηd) = L_2 - η⟨g_2, d⟩ + η²‖X d‖²/2 is exact for this loss.
-    d = exact_step(*linear, bound=True)
-    slope, curvature = -d.rates[1], dot(times(x, d.direction), times(x, d.direction))
+    small = exact_step(fractions([[1, 0], [1, 1]]), fractions([[1, 2], [1, -2]]), bound=True)
+    numbers = {"A = [[1, 0], [1, 1]], MGDA-UB: rate of task 2": float(small.rates[1])}
+    x, v = fractions(X), [[-target for target in row] for row in fractions(Y)]  # at z = 0
+    params, batch = example()
+    rows = mf.task_gradients(losses, params, batch)[1]["w"]
+    difference = 0.0
+    for method, probe in probes().items():
+        exactly = exact_step(x, v, bound=method == "MGDA-UB")
+        for task, rate in enumerate(exactly.rates, 1):
+            numbers[f"linear encoder, {method}: rate of task {task}"] = float(rate)
+        step = mf.balance(losses, mf.mgda(), probe)
+        direction, _, info = step.update(params, batch, step.init(params, batch))
+        found = [*info.weights.tolist(), *(rows @ direction["w"]).tolist()]
+        wanted = [float(number) for number in exactly.weights + exactly.rates]
+        difference = largest(difference, np.abs(np.subtract(found, wanted)))
+    # L_2(w - ηd) = L_2 - η⟨g_2, d⟩ + η²‖X d‖²/2 is exact for this loss
+    d = exact_step(x, v, bound=True)
+    moved = times(x, d.direction)
     numbers |= {
-        "L_2 along the step, coefficient of η": float(slope),
-        "coefficient of η²": float(curvature / 2),
+        "L_2 along the step, coefficient of η": float(-d.rates[1]),
+        "coefficient of η²": float(dot(moved, moved) / 2),
         "library against fractions, largest difference": difference,
     }
     return claim(
@@ -211,33 +198,41 @@ def descent_fails() -> Claim:
     )
 
 
+def end_points(settings: Settings) -> Claim:
+    """Whether ends are stationary, on random encoders with curved heads."""
+    draws, steps = settings.count(300), settings.count(1500)
+    ends, held = rest_points(draws, steps)
+    less = "distance of 0 from the gradients' hull less ‖d‖ of MGDA-UB, over the longest gradient"
+    numbers = {less: held}
+    for case, distance in ends.items():
+        numbers |= named(case, share_interval(int((distance > 1e-2).sum()), draws))
+    return claim(
+        "SU-35",
+        numbers,
+        f"{draws} random linear encoders a case with two curved quadratic heads, {steps} plain "
+        "steps of falling length from the same starts; with identity heads, as in the "
+        "counterexample, MGDA-UB would descend on a distance and could not fail. Stationary: 0 is "
+        "within 1 % of its starting distance from the gradients' hull. MGDA-UB cannot rest "
+        "elsewhere: its direction is a convex combination of the g_t = Aᵀv_t, and 0 is never "
+        "further from their hull than ‖d‖. So the draws ask only whether it comes to rest. "
+        "Wilson intervals",
+    )
+
+
 class Path(NamedTuple):
     losses: np.ndarray  # [time, task]
     params: np.ndarray  # [time, 2]
-    distance: float  # of 0 from conv{g_t} at the end, an upper bound
-    start_distance: float
 
 
-Example = tuple[mf.types.Params, tuple[Tensor, Tensor]]
-
-
-def trajectory(
-    probe: mf.Probe, steps: int, lr: float = 0.1, example: Example | None = None
-) -> Path:
-    params, batch = example or start_linear()
-    step = mf.descend(losses_linear, mf.mgda(), probe, mf.sgd(lr))
-
-    end, kept = step.init(params, batch), []
+def trajectory(probe: mf.Probe, steps: int, lr: float, example: Example) -> Path:
+    params, batch = example
+    step = mf.descend(losses, mf.mgda(), probe, mf.sgd(lr))
+    state, places = step.init(params, batch), [params["w"]]
     for _ in range(steps):
-        end, _ = step.update(end, batch)
-        kept.append((losses_linear(end.params, batch), end.params["w"]))
-    passed, places = map(torch.stack, zip(*kept, strict=True))
-    distances = [
-        float(mf.diagnostics.stationarity(mf.task_gramian(losses_linear, at, batch)[1]).length)
-        for at in (end.params, params)
-    ]
-    losses = torch.cat([losses_linear(params, batch)[None], passed])
-    return Path(losses.numpy(), torch.cat([params["w"][None], places]).numpy(), *distances)
+        state, _ = step.update(state, batch)
+        places.append(state.params["w"])
+    passed = torch.stack([losses({"w": w}, batch) for w in places])
+    return Path(passed.numpy(), torch.stack(places).numpy())
 
 
 @drawn
@@ -262,12 +257,12 @@ def counterexample(
     most = 2 / float(torch.linalg.matrix_norm(x, 2)) ** 2
     if rate > most:
         raise Impossible(f"rate: {rate:g} is too large, as descent diverges above {most:.3g}")
-    example = {"w": torch.tensor(start, dtype=torch.float64)}, (x, y)
+    from_there = {"w": torch.tensor(start, dtype=torch.float64)}, (x, y)
     paths = {
-        name: trajectory(probe, steps, rate, example)
+        name: trajectory(probe, steps, rate, from_there)
         for name, probe in tqdm(probes().items(), desc="descent", leave=False)
     }
-    return trajectories(paths, example)
+    return trajectories(paths, from_there)
 
 
 def trajectories(paths: dict[str, Path], example: Example) -> Figure:
@@ -277,7 +272,7 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     share = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
     # minimisers of s L_1 + (1 - s) L_2
     optimal = torch.linalg.lstsq(x, (share * y[0] + (1 - share) * y[1]).T).solution.T
-    front = torch.stack([losses_linear({"w": w}, (x, y)) for w in optimal])
+    front = torch.stack([losses({"w": w}, (x, y)) for w in optimal])
     loss_space.plot(
         front[:, 0], front[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto front"
     )
@@ -292,7 +287,7 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
         for a, b in zip(low, high, strict=True)
     ]
     grid = torch.stack(torch.meshgrid(*side, indexing="xy"), -1)
-    both = vmap(vmap(lambda w: losses_linear({"w": w}, (x, y))))(grid)
+    both = vmap(vmap(lambda w: losses({"w": w}, (x, y))))(grid)
     for task, style in enumerate(("solid", "dotted")):
         parameter_space.contour(
             *side,
@@ -337,37 +332,4 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
             for name, path in paths.items()
             for i, (loss, w) in enumerate(zip(path.losses, path.params, strict=True))
         ],
-    )
-
-
-def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
-    """Whether ends are stationary: on the example, and on random encoders with curved heads."""
-    draws, steps = settings.count(300), settings.count(1500)
-    numbers = {
-        f"counterexample, {name}: distance of 0 from the hull, end over start": path.distance
-        / path.start_distance
-        for name, path in paths.items()
-    }
-    ends, held = rest_points(draws, steps)
-    less = "distance of 0 from the gradients' hull less ‖d‖ of MGDA-UB, over the longest gradient"
-    numbers[less] = held
-    for case in CASES:
-        for name in paths:
-            distance, worse = ends[name][case]
-            label = case.format(name)
-            missed = share_interval(int((distance > 1e-2).sum()), draws)
-            numbers |= named(label, missed)
-            above = share_interval(int(worse.sum()), draws)
-            numbers |= named(f"{label.split(':')[0]}: share with a loss above its start", above)
-    return claim(
-        "SU-35",
-        numbers,
-        f"{draws} random linear encoders a case with two curved quadratic heads, plain steps, "
-        f"{steps} of them, of falling length, MGDA-UB and MGDA alike from the same starts; with "
-        "identity heads, as in the counterexample, MGDA-UB would descend on a distance and could "
-        "not fail. Stationary: 0 is within 1 % of its starting distance from the gradients' hull. "
-        "That MGDA-UB cannot rest elsewhere is a proof: its direction is Aᵀ of a convex "
-        "combination of the v_t, and so a convex combination of the g_t = Aᵀv_t; where it is 0 the "
-        "point is stationary, whatever the rank of A (0 is never further from the hull than ‖d‖). "
-        "So the draws ask only whether it comes to rest. What fails is descent. Wilson intervals",
     )

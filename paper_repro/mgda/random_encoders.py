@@ -19,7 +19,7 @@ from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, v
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from ..report.options import Draws, Option, Steps, drawn
-from .encoders import SAMPLES, Geometry, Study, geometry, losses, steps_of, trained
+from .encoders import SAMPLES, Study, losses, raised, steps_of, trained
 from .encoders import drawn as drawn_encoders
 
 
@@ -87,52 +87,38 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
+Shares = dict[str, dict[Study, Interval]]
+"""Of encoders whose bound raises a task, by when."""
 
 
 def run(settings: Settings) -> Findings:
     draws = settings.count(4000 if settings.full else 300)
     count = settings.count(1000 if settings.full else 100)
-    few = max(1, draws // 3)  # of them are trained
-    cells = studied(TASKS, WIDTHS, draws, count, settings)
-    shares = shares_of(cells)
-    own = raised_by_mgda(cells)
-    yield heat_map(shares, f"{draws} draws a cell, {few} of them trained", own)
-    yield like_exact(cells, shares, own, draws, settings)
+    shares, own = studied(TASKS, WIDTHS, draws, count, settings)
+    yield heat_map(shares, own, draws)
+    yield like_exact(shares, own, draws, count, settings)
     yield from room_to_move(settings)
-
-
-Cells = dict[str, dict[Study, Geometry]]
 
 
 def studied(
     tasks: Sequence[int], widths: Sequence[int], draws: int, steps: int, settings: Settings
-) -> Cells:
-    """Directions at random encoders of every size, before and after some of them are trained."""
-    cells: Cells = {"at initialisation": {}, f"after {steps} steps on the mean loss": {}}
-    plain = mf.descend(losses, mf.mean(), mf.losses_only(), mf.adam(1e-2))
+) -> tuple[Shares, int]:
+    """Random encoders of every size, before and after a third of them is trained; and the number of
+    draws in which MGDA's own direction raises a task.
+    """
+    first, last = "at initialisation", f"after {steps} steps on the mean loss"
+    shares: Shares = {first: {}, last: {}}
+    own, plain = 0, mf.descend(losses, mf.mean(), mf.losses_only(), mf.adam(1e-2))
     for count, width in itertools.product(tasks, widths):
         study = Study(count, width)
-        params, batch = drawn_encoders(study, draws, settings)
-        first, last = cells.values()
-        first[study] = geometry(params, batch)
-        params, batch = tree_map(lambda x: x[: max(1, draws // 3)], (params, batch))
-        moved = trained(plain, params, batch, steps, f"T = {count}, q = {width}")
-        last[study] = geometry(moved, batch)
-    return cells
-
-
-def shares_of(cells: Cells) -> dict[str, dict[Study, Interval]]:
-    """Of encoders whose bound raises a task."""
-    return {
-        when: {
-            study: share_interval(int(g.raises.sum()), len(g.raises)) for study, g in found.items()
-        }
-        for when, found in cells.items()
-    }
-
-
-def raised_by_mgda(cells: Cells) -> int:
-    return sum(int(g.exact_raises.sum()) for found in cells.values() for g in found.values())
+        points = drawn_encoders(study, draws, settings)
+        some, batch = tree_map(lambda x: x[: max(1, draws // 3)], points)
+        moved = trained(plain, some, batch, steps, f"T = {count}, q = {width}")
+        for when, there in ((first, points), (last, (moved, batch))):
+            bound, exact = raised(*there)
+            shares[when][study] = share_interval(int(bound.sum()), len(bound))
+            own += int(exact.sum())
+    return shares, own
 
 
 @drawn
@@ -143,47 +129,40 @@ def raised_tasks(
     steps: Steps = 100,
 ) -> Figure:
     """How often MGDA-UB's direction raises a task of a random encoder."""
-    cells = studied(tasks, widths, draws, steps, Settings())
-    sizes = f"{draws} draws a cell, {max(1, draws // 3)} of them trained"
-    return heat_map(shares_of(cells), sizes, raised_by_mgda(cells))
+    return heat_map(*studied(tasks, widths, draws, steps, Settings()), draws)
 
 
-def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> Figure:
+def heat_map(shares: Shares, own: int, draws: int) -> Figure:
     studies = next(iter(shares.values()))
     all_tasks = list(dict.fromkeys(study.tasks for study in studies))
     widths = list(dict.fromkeys(study.width for study in studies))
-    size = (3 + 2 * len(widths), 1.6 + 0.8 * len(all_tasks))
-    canvas = Canvas(figsize=(max(8, size[0]), size[1]), layout="constrained")
+    size = (max(8, 3 + 2 * len(widths)), 1.6 + 0.8 * len(all_tasks))
+    canvas = Canvas(figsize=size, layout="constrained")
     image = None
     for i, (when, found) in enumerate(shares.items()):
         axis = canvas.add_subplot(1, 2, i + 1)
-        values = np.array(
-            [[found[Study(tasks, width)].mean for width in widths] for tasks in all_tasks]
-        )
+        values = np.array([[found[Study(t, q)].mean for q in widths] for t in all_tasks])
         image = axis.imshow(values, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            interval = found[Study(all_tasks[row], widths[column])]
+        for study, share in found.items():
             axis.text(
-                column,
-                row,
-                f"{value:.3f}\n[{interval.low:.2f}, {interval.high:.2f}]",
+                widths.index(study.width),
+                all_tasks.index(study.tasks),
+                f"{share.mean:.3f}\n[{share.low:.2f}, {share.high:.2f}]",
                 ha="center",
                 va="center",
                 fontsize=0.75 * rcParams["font.size"],
-                color="white" if value > 0.65 else "black",
+                color="white" if share.mean > 0.65 else "black",
             )
         axis.set(title=when, xlabel="width q of the representation", ylabel="tasks T")
         axis.set_xticks(range(len(widths)), [str(width) for width in widths])
         axis.set_yticks(range(len(all_tasks)), [str(tasks) for tasks in all_tasks])
     assert image is not None
     canvas.colorbar(image, ax=canvas.axes, label="share of encoders")
-    caption = (
-        f"Share of random ReLU encoders whose MGDA-UB direction raises some task; {sizes}, "
-        "Wilson's 95 % intervals. "
-    )
     return Figure(
         "shares",
-        f"{caption}MGDA itself raised a task in {own} draws.",
+        f"Share of random ReLU encoders whose MGDA-UB direction raises some task; {draws} draws a "
+        f"cell, {max(1, draws // 3)} of them trained, Wilson's 95 % intervals. MGDA itself raised "
+        f"a task in {own} draws.",
         canvas,
         [
             {"when": when, "tasks": study.tasks, "width": study.width} | share._asdict()
@@ -193,38 +172,27 @@ def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> 
     )
 
 
-def like_exact(
-    cells: dict[str, dict[Study, Geometry]],
-    shares: dict[str, dict[Study, Interval]],
-    own: int,
-    draws: int,
-    settings: Settings,
-) -> Claim:
+def like_exact(shares: Shares, own: int, draws: int, count: int, settings: Settings) -> Claim:
     """Directions and end losses of the two methods."""
-    count = settings.count(1000 if settings.full else 100)
     few = max(2, draws // 4)
     numbers: dict[str, float] = {}
     for study in (Study(2, 1), Study(2, 8), Study(5, 1), Study(5, 8)):
-        name = f"T = {study.tasks}, q = {study.width}"
-        when, found = next(iter(cells.items()))
-        numbers[f"{name}: median cosine of the directions"] = float(found[study].cosine.nanmedian())
+        name, when = f"T = {study.tasks}, q = {study.width}", "at initialisation"
         numbers |= named(f"{name}: share raising a task {when}", shares[when][study])
         params, batch = drawn_encoders(study, few, settings)
-        ends = {
-            method: vmap(losses)(trained(step, params, batch, count, f"{method}, {name}"), batch)
+        bound, exact = (
+            vmap(losses)(trained(step, params, batch, count, f"{method}, {name}"), batch)
             for method, step in steps_of(mf.adam(1e-2)).items()
-        }
-        start = vmap(losses)(params, batch)
-        gap = mean_interval(((ends["MGDA-UB"] - ends["MGDA"]) / start).mean(1).cpu())
+        )
+        gap = mean_interval(((bound - exact) / vmap(losses)(params, batch)).mean(1).cpu())
         numbers |= named(f"{name}: mean normalised end loss, MGDA-UB less MGDA", gap)
-    numbers["draws in which MGDA itself raises a task"] = float(own)
+    numbers["draws in which MGDA itself raises a task"] = own
     return claim(
         "SU-30",
         numbers,
         f"random ReLU encoders at initialisation; {few} draws trained by either method, Adam "
-        f"1e-2, {count} steps on one batch "
-        f"of {SAMPLES}; like: end losses within .05 of the start's "
-        "and fewer than 5 % of directions raise a task. T intervals over draws for losses, "
+        f"1e-2, {count} steps on one batch of {SAMPLES}; like: end losses within .05 of the "
+        "start's and fewer than 5 % of directions raise a task. T intervals over draws for losses, "
         "Wilson's for shares",
     )
 
@@ -237,23 +205,15 @@ def room_to_move(settings: Settings) -> Findings:
     axis = canvas.add_subplot()
     numbers: dict[str, float] = {}
     for tasks, width in ((2, 1), (2, 2), (5, 2), (5, 8)):
-        counts, found = [], []
-        for hidden in tqdm(sizes, desc=f"T = {tasks}, q = {width}", leave=False):
+        name, points = f"T = {tasks}, q = {width}", []
+        for hidden in tqdm(sizes, desc=name, leave=False):
             params, batch = drawn_encoders(Study(tasks, width, hidden), draws, settings)
-            counts.append(
-                sum(leaf[0].numel() for name, leaf in params.items() if name.startswith("trunk"))
-            )
-            found.append(share_interval(int(geometry(params, batch).raises.sum()), draws))
-            numbers |= named(f"T = {tasks}, q = {width}, P = {counts[-1]}", found[-1])
-        bars = np.array([[share.mean - share.low, share.high - share.mean] for share in found]).T
-        axis.errorbar(
-            counts,
-            [share.mean for share in found],
-            bars,
-            marker="o",
-            capsize=3,
-            label=f"T = {tasks}, q = {width}",
-        )
+            size = sum(x[0].numel() for part, x in params.items() if part.startswith("trunk"))
+            share = share_interval(int(raised(params, batch)[0].sum()), draws)
+            numbers |= named(f"{name}, P = {size}", share)
+            points.append((size, *share))
+        x, mean, low, high = np.array(points).T
+        axis.errorbar(x, mean, (mean - low, high - mean), marker="o", capsize=3, label=name)
     axis.set(
         xlabel="trunk parameters P",
         ylabel="share of encoders raising a task",
@@ -261,11 +221,12 @@ def room_to_move(settings: Settings) -> Findings:
         ylim=(-0.02, 1),
     )
     axis.legend()
-    caption = (
-        "Share of random encoders whose MGDA-UB direction raises a task against the "
-        f"number of trunk parameters; {draws} draws a point, "
+    yield Figure(
+        "parameters",
+        "Does room to move help? Share of random encoders whose MGDA-UB direction raises a task "
+        f"against the number of trunk parameters; {draws} draws a point, Wilson's 95 % intervals.",
+        canvas,
     )
-    yield Figure("parameters", f"Does room to move help? {caption}Wilson's 95 % intervals.", canvas)
     yield claim(
         "SU-36",
         numbers,
