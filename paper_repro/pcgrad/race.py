@@ -1,8 +1,6 @@
 """Does PCGrad converge faster than plain descent under Theorem 2's conditions?"""
 
-import functools
-import itertools
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +9,15 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from mtlfunc.types import Balance
 
-from ..report.decisions import OPEN, Claims, Row, sided
-from ..report.findings import Claim, Findings, Settings
+from ..report.decisions import Claims, Row, sided
+from ..report.findings import Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
-from . import theorems
 from .common import normal
-from .measures import curvature_bound
-from .quadratics import Batch, Steps, convex_pair, draw, long_steps, losses, together
+from .quadratics import Batch, convex_pair, draw, losses
+from .theorems import Overshoot, pcgrad_theorem2
 
 CLAIMS = {
     "PC-20": Row(
@@ -44,89 +42,67 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-Starts = Literal["near", "built", "any"]
+DIMS = (2, 10)
 LEVELS = (0.1, 0.01, 0.001)
 RELATIVE = (0.125, 0.25, 0.5, 1.0, 1.5, 1.9, 3.0, 6.0, 12.0)
-
-
-def race(dim: int, draws: int, steps: int) -> dict[Starts, np.ndarray]:
-    """Excess of the sum over its minimum, in units of its start, `[method, step, pair, rate]`. The
-    rates are `RELATIVE`/ℒ. Pairs of all starts (see `pairs`) run side by side.
-    """
-    every = {starts: pairs(dim, draws, starts) for starts in get_args(Starts)}
-    counts = [len(lipschitz) for _, _, lipschitz, _ in every.values()]
-    params, batch, lipschitz, least = together(every)
-    rates = torch.tensor(RELATIVE, dtype=torch.float64)
-    start = vmap(losses)(params, batch).sum(-1)
-    trails = []
-    for rule in (mf.mean(), mf.pcgrad()):
-        move = mf.balance(losses, rule, mf.jacobian(), reduction="sum")
-        # the same for all: neither rule keeps anything or draws orders for two tasks
-        first = move.init({"x": params["x"][0]}, (batch[0][0], batch[1][0]))
-        update = functools.partial(move.update, state=first)
-
-        def advance(
-            x: Tensor, rate: Tensor, batch: Batch, lipschitz: Tensor, update: Any = update
-        ) -> tuple[Tensor, Tensor]:
-            direction, _, info = update({"x": x}, batch)
-            return x - rate / lipschitz * direction["x"], info.losses.sum()
-
-        forward = vmap(vmap(advance, (0, 0, None, None)), (0, None, 0, 0))
-        x, trail = params["x"][:, None].expand(-1, len(rates), -1), []
-        for _ in tqdm(range(steps), desc=f"race in dim {dim}", leave=False):
-            x, loss = forward(x, rates, batch, lipschitz)
-            x = x.clamp(-1e8, 1e8)  # a diverging run must not end the others
-            trail.append((loss - least[:, None]) / (start - least)[:, None])
-        trails.append(torch.stack(trail))
-    found = torch.stack(trails).split(counts, 2)
-    return {starts: part.numpy() for starts, part in zip(every, found, strict=True)}
+AFTER = (1, 5, 20)
+TRIES = 1000  # starts that are tried for a pair
 
 
 def run(settings: Settings) -> Findings:
     draws = max(40, settings.count(400 if settings.full else 120))
-    count = settings.count(300)
-    by_dim = {dim: race(dim, draws, count) for dim in (2, 10)}
-    excess: dict[Starts, dict[int, np.ndarray]] = {
-        starts: {dim: found[starts] for dim, found in by_dim.items()} for starts in get_args(Starts)
-    }
-    large = {name: x for dim in (2, 10) for name, x in large_steps(dim, draws).items()}
-    yield faster(excess, together(long_steps(settings)), large)
+    steps = settings.count(300)
+    numbers: dict[str, float] = {}
+    for dim in DIMS:
+        for name, pairs in (("near", near(dim, draws)), ("built", built(dim, draws))):
+            label = f"{name}, dim {dim}"
+            numbers |= at_best_steps(label, pairs, steps) | at_the_same_steps(label, pairs)
+    yield claim(
+        "PC-20",
+        numbers,
+        f"at most {draws} convex pairs a case in 2 and 10 dimensions, from starts with cos φ <= -Φ "
+        "and ℓ > ξℒ: random pairs near their minimisers (near), and gradients nearly opposite with "
+        "the largest curvature along their sum (built). "
+        f"{steps} steps, each method at the best of {len(RELATIVE)} rates by the other half of the "
+        f"pairs; a pair that does not get there counts as {steps + 1} steps. With one step for "
+        "both, t = 2/(ℓ - ξℒ) (large; open where PCGrad ends above its own start in most pairs) or "
+        "t = 1/ℒ (stable, not judged): which is lower. 95 % t intervals of log ratios, paired; "
+        "Wilson's of shares",
+    )
 
 
-TRIES = 1000  # starts that are tried for a pair
+class Pairs(NamedTuple):
+    """Convex pairs that meet Theorem 2's conditions at their starts."""
+
+    x: Tensor  # [pair, dim]
+    batch: Batch
+    lipschitz: Tensor  # [pair], ℒ
+    least: Tensor  # [pair], the minimum of the sum
 
 
-def meets(x: Tensor, batch: Batch, lipschitz: Tensor) -> Tensor:
-    """Whether cos φ <= -Φ and ℓ > ξℒ there, with ℓ the curvature along the summed gradient."""
+def theorem2(x: Tensor, batch: Batch, lipschitz: Tensor) -> Overshoot:
+    """At x, with ℓ the curvature along the summed gradient."""
     rows = mf.task_gradients(losses, {"x": x}, batch)[1]["x"]
     g = rows.sum(0)
     curvature = g @ batch[1].sum(0) @ g
-    two = theorems.pcgrad_theorem2(rows @ rows.mT, 2 / lipschitz, lipschitz, curvature)
-    return two.dominated & two.curved & ((rows[0] @ rows[1]) < 0)
+    return pcgrad_theorem2(rows @ rows.mT, 2 / lipschitz, lipschitz, curvature)
 
 
-def pairs(dim: int, draws: int, starts: Starts) -> tuple[mf.types.Params, Batch, Tensor, Tensor]:
-    """Convex pairs with their starts, ℒ and least sum, of those that meet the conditions there. Of
-    `quadratics.convex_pair` from the first of `TRIES` random starts about its minimisers that does
-    ("near"), of `quadratics.draw` with gradients nearly opposite and the top curvature along their
-    sum ("built"), or from its own random start, whether or not it does ("any").
+def meets(x: Tensor, batch: Batch, lipschitz: Tensor) -> Tensor:
+    found = theorem2(x, batch, lipschitz)
+    return found.dominated & found.curved
+
+
+def near(dim: int, draws: int) -> Pairs:
+    """`quadratics.convex_pair` from the first of `TRIES` random starts about its minimisers that
+    meets the conditions.
     """
-    keys = torch.arange(draws) + 10_000
-    if starts == "built":
-        batch = vmap(lambda key: draw(key, dim, aligned=True))(keys)
-        matrix, g = batch[1].sum(1), batch[0].sum(1)
-        lipschitz, x = torch.linalg.eigvalsh(matrix)[:, -1], torch.zeros_like(g)
-        kept = vmap(meets)(x, batch, lipschitz).nonzero().flatten()
-        least = -0.5 * (g * torch.linalg.solve(matrix, g)).sum(-1)
-        return {"x": x[kept]}, (batch[0][kept], batch[1][kept]), lipschitz[kept], least[kept]
-    found = vmap(lambda key: convex_pair(key, dim))(keys)
-    if starts == "any":
-        return found
-    _, batch, lipschitz, least = found
+    keys = torch.arange(draws)
+    _, batch, lipschitz, least = vmap(lambda key: convex_pair(key, dim))(keys + 10_000)
     # around the segment between the minimisers, at many distances: far from it tasks agree
     centres = torch.linalg.solve(batch[1], -batch[0][..., None])[..., 0]
     share, radius, noise = (
-        vmap(lambda key, i=i, size=size: normal(key, 30 + i, (TRIES, size)))(torch.arange(draws))
+        vmap(lambda key, i=i, size=size: normal(key, 30 + i, (TRIES, size)))(keys)
         for i, size in enumerate((1, 1, dim))
     )
     middle = torch.lerp(centres[:, None, 0], centres[:, None, 1], 0.5 + 0.5 * share)
@@ -134,102 +110,81 @@ def pairs(dim: int, draws: int, starts: Starts) -> tuple[mf.types.Params, Batch,
     good = vmap(vmap(meets, (0, None, None)))(points, batch, lipschitz)
     kept = good.any(1).nonzero().flatten()
     x = points[kept, good[kept].int().argmax(1)]
-    return {"x": x}, (batch[0][kept], batch[1][kept]), lipschitz[kept], least[kept]
+    return Pairs(x, (batch[0][kept], batch[1][kept]), lipschitz[kept], least[kept])
 
 
-AFTER = (1, 5, 20)
+def built(dim: int, draws: int) -> Pairs:
+    """`quadratics.draw` with gradients nearly opposite and the top curvature along their sum."""
+    batch = vmap(lambda key: draw(key, dim, aligned=True))(torch.arange(draws) + 10_000)
+    matrix, g = batch[1].sum(1), batch[0].sum(1)
+    lipschitz, x = torch.linalg.eigvalsh(matrix)[:, -1], torch.zeros_like(g)
+    kept = vmap(meets)(x, batch, lipschitz).nonzero().flatten()
+    least = -0.5 * (g * torch.linalg.solve(matrix, g)).sum(-1)
+    return Pairs(x[kept], (batch[0][kept], batch[1][kept]), lipschitz[kept], least[kept])
 
 
-def large_steps(dim: int, draws: int) -> dict[str, float]:
-    """Shares of pairs in which PCGrad is lower than descent when both take the same steps. Large: t
-    = 2/(ℓ - ξℒ) of Theorem 2 at the start, the smallest that it allows. Stable: t = 1/ℒ.
+def sums(pairs: Pairs, lengths: Tensor, points: int, bound: float) -> np.ndarray:
+    """The sum of the losses under plain descent and under PCGrad, `[method, point, pair, length]`,
+    from the start on. Every pair takes steps of each of its `lengths`, `[pair, length]`; no
+    coordinate leaves ±bound, so that a diverging run does not end the others.
     """
-    numbers: dict[str, float] = {}
-    for starts in ("near", "built"):
-        params, batch, lipschitz, _ = pairs(dim, draws, starts)
-        x = params["x"]
-        rows = batch[0] + (batch[1] @ x[:, None, :, None])[..., 0]
-        g, gramian = rows.sum(1), rows @ rows.mT
-        least = torch.einsum("di,dij,dj->d", g, batch[1].sum(1), g) / g.square().sum(-1)
-        bound = vmap(curvature_bound)(gramian)[:, 0, 1]
-        lengths = {"large": 2 / (least - bound * lipschitz), "stable": 1 / lipschitz}
-        for kind, t in lengths.items():
-            ends = []
-            for rule in (mf.mean(), mf.pcgrad()):
-                move = mf.balance(losses, rule, mf.jacobian(), reduction="sum")
-                first = move.init({"x": x[0]}, (batch[0][0], batch[1][0]))
-                update = vmap(lambda at, b, move=move, first=first: move.update(at, b, first)[0])
-                at, trail = x, []
-                for _ in range(AFTER[-1]):
-                    at = (at - t[:, None] * update({"x": at}, batch)["x"]).clamp(-1e100, 1e100)
-                    trail.append(vmap(losses)({"x": at}, batch).sum(-1))
-                ends.append(torch.stack(trail))
-            begin = vmap(losses)({"x": x}, batch).sum(-1)
-            for after in AFTER:
-                lower = ends[1][after - 1] < ends[0][after - 1]
-                risen = share_interval(int((ends[1][after - 1] > begin).sum()), len(begin))
-                case = f"{starts}, dim {dim}, {kind} steps: share of pairs in which PCGrad is"
-                name = f"{case} lower after {after}"
-                numbers |= named(name, share_interval(int(lower.sum()), len(lower)))
-                numbers |= named(f"{case} above its own start after {after}", risen)
-                numbers[name + OPEN] = float(risen.low > 0.5)  # it diverges: none converges
-    return numbers
+    found = []
+    for rule in (mf.mean(), mf.pcgrad()):
+        move = mf.balance(losses, rule, mf.jacobian(), reduction="sum")
+        # the same for all: neither rule keeps anything or draws orders for two tasks
+        first = move.init({"x": pairs.x[0]}, (pairs.batch[0][0], pairs.batch[1][0]))
+
+        def advance(
+            x: Tensor, length: Tensor, batch: Batch, move: Balance = move, first: Any = first
+        ) -> tuple[Tensor, Tensor]:
+            direction, _, info = move.update({"x": x}, batch, first)
+            return x - length * direction["x"], info.losses.sum()
+
+        forward = vmap(vmap(advance, (0, 0, None)))
+        x, trail = pairs.x[:, None].expand(-1, lengths.shape[1], -1), []
+        for _ in tqdm(range(points), desc="race of quadratics", leave=False):
+            x, loss = forward(x, lengths, pairs.batch)
+            x = x.clamp(-bound, bound)
+            trail.append(loss)
+        found.append(torch.stack(trail))
+    return torch.stack(found).numpy()
 
 
-def arrivals(found: np.ndarray, level: float) -> np.ndarray:
-    """Steps to a level, `[method, rate, pair]`; one more than all for a run that never is there."""
-    reached = found <= level
-    when = np.where(reached.any(1), reached.argmax(1), found.shape[1])
-    return np.moveaxis(when, -1, 1) + 1.0
-
-
-def compared(prefix: str, excess: dict[int, np.ndarray]) -> dict[str, float]:
+def at_best_steps(label: str, pairs: Pairs, steps: int) -> dict[str, float]:
     """PCGrad's steps over plain ones, each method's rate chosen on the other half of the pairs."""
     numbers: dict[str, float] = {}
-    for (dim, found), level in itertools.product(excess.items(), LEVELS):
-        label, steps = f"{prefix}dim {dim}, to {level:g} of the initial gap", arrivals(found, level)
-        choices = [chosen(np.log(part)) for part in steps]
-        when = [judged(part, choice) for part, choice in zip(steps, choices, strict=True)]
-        for at, name in zip(when, ("plain", "PCGrad"), strict=True):
-            share = float((at <= found.shape[1]).mean())
-            numbers[f"{label}: share that gets there, {name}"] = share
+    lengths = torch.tensor(RELATIVE, dtype=torch.float64) / pairs.lipschitz[:, None]
+    loss, least = sums(pairs, lengths, steps, 1e8), pairs.least.numpy()[:, None]
+    excess = (loss - least) / (loss[:, :1] - least)
+    for level in LEVELS:
+        reached = excess <= level
+        when = np.where(reached.any(1), reached.argmax(1), steps).swapaxes(1, 2) + 1.0
+        choices = [chosen(np.log(part)) for part in when]
+        plain, edited = map(judged, when, choices)
+        name = f"{label}, to {level:g} of the initial gap"
+        if level == LEVELS[0]:
+            for method, at in (("plain", plain), ("PCGrad", edited)):
+                share = float((at <= steps).mean())
+                numbers[f"{name}: share that gets there, {method}"] = share
         edge = any(at_edge(choice, len(RELATIVE)) for choice in choices)
-        ratio = ratio_interval(when[1], when[0])
-        numbers |= named(f"{label}: steps of PCGrad over plain", ratio, unsettled=edge)
+        ratio = ratio_interval(edited, plain)
+        numbers |= named(f"{name}: steps of PCGrad over plain", ratio, unsettled=edge)
     return numbers
 
 
-def faster(
-    excess: dict[Starts, dict[int, np.ndarray]], steps: Steps, large: dict[str, float]
-) -> Claim:
-    dropped = steps.second.applies & (steps.plain_fall > steps.rounding)
-    numbers: dict[str, float] = {
-        f"pairs in {dim} dimensions, {starts}": found.shape[2]
-        for starts, both in excess.items()
-        for dim, found in both.items()
-    }
-    for starts, both in excess.items():
-        numbers |= compared(f"{starts}, ", both)
-    numbers |= large
-    numbers |= {
-        "draws that meet Theorem 2": int(steps.second.applies.sum()),
-        "of these, the plain step lowers L": int(dropped.sum()),
-        "of these, t <= 1/ℒ (Theorem 1 applies)": int(
-            (steps.second.applies & steps.first.applies).sum()
-        ),
-    }
-    count = excess["any"][2].shape[1]
-    return claim(
-        "PC-20",
-        numbers,
-        "convex pairs in 2 and 10 dimensions from starts that meet cos φ <= -Φ and ℓ > ξℒ: random "
-        "ones, started about their minimisers (near), and ones built so, with gradients nearly "
-        "opposite and the largest curvature along their sum (built); "
-        f"{count} steps, each method at the best of {len(RELATIVE)} rates by the other half of the "
-        f"pairs; a pair that does not get there counts as {count + 1} steps. From any "
-        "start the numbers stand beside, and are not judged. Also with one step for both, the "
-        "smallest that Theorem 2 allows, t = 2/(ℓ - ξℒ) (large steps; plain descent does not lower "
-        "L with it; where PCGrad is above its own start in most pairs nothing is settled), "
-        "and with t = 1/ℒ (stable steps, not judged): "
-        "which of the two is lower. 95 % t intervals of log ratios, paired; Wilson's of shares",
-    )
+def at_the_same_steps(label: str, pairs: Pairs) -> dict[str, float]:
+    """Shares of pairs in which PCGrad is lower than descent when both take the same steps. Large:
+    the smallest that Theorem 2 allows at the start. Stable: t = 1/ℒ.
+    """
+    numbers: dict[str, float] = {}
+    large = vmap(theorem2)(pairs.x, pairs.batch, pairs.lipschitz).shortest
+    loss = sums(pairs, torch.stack([large, 1 / pairs.lipschitz], -1), AFTER[-1] + 1, 1e100)
+    for i, (kind, times) in enumerate((("large", AFTER), ("stable", AFTER[:1]))):
+        for after in times:
+            plain, edited = loss[:, after, :, i]
+            name = f"{label}, {kind} steps: share of pairs in which PCGrad is lower after {after}"
+            lower = share_interval(int((edited < plain).sum()), len(plain))
+            risen = share_interval(int((edited > loss[1, 0, :, i]).sum()), len(plain))
+            # where it diverges, none converges
+            numbers |= named(name, lower, unsettled=risen.low > 0.5)
+    return numbers

@@ -1,11 +1,8 @@
 """PCGrad's theorems as conditions to check, and what they promise of one step.
 
-The definitions behind them are in `mtlfunc.diagnostics`: conflict (1:
-`conflicting`, `cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task
-curvature (3: `curvature`), curvature bounding measure (5: `curvature_bound`). Definition 4 is
-notation: L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after
-one step along g and along d, the **sum** of the projected gradients (`pcgrad` with
-`reduction="sum"`). Lipschitz constants are of ∇L for that same sum.
+The definitions behind them are in `measures` and in `mtlfunc.diagnostics` (`cosines`, `curvature`).
+L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after one step
+along g and along d, the **sum** of the projected gradients. Lipschitz constants are of ∇L.
 """
 
 from typing import NamedTuple
@@ -36,7 +33,6 @@ class Overshoot(NamedTuple):
     long: Bool[Tensor, ""]  # (c) t >= shortest
     applies: Bool[Tensor, ""]  # all three
     shortest: Float[Tensor, ""]  # 2 / (ℓ - ξℒ)
-    difference: Float[Tensor, ""]  # a lower bound of L(θ^MT) - L(θ^PCGrad), in conflict
 
 
 def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: Scalar) -> Descent:
@@ -46,13 +42,13 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
     PCGrad stops falling only where cos φ = -1 or g = 0: the theorem's two alternatives. "Converges"
     holds in that sense, along a subsequence and with L bounded below. Convexity of L_1 and L_2
     serves only to make a point with g = 0 a minimum. cos φ = -1 holds at **every**
-    Pareto-stationary point with two non-zero gradients, so alternative (a) is the usual end and
-    not a rare one.
+    Pareto-stationary point with two non-zero gradients, so alternative (a) is the usual end.
     """
     _check_pair(gramian)
-    share = 1 - _conflict_cosine(gramian) ** 2
+    # a pair without conflict, as one with a zero gradient, counts as one at a right angle
+    cos = mf.diagnostics.cosines(gramian)[0, 1].where(gramian[0, 1] < 0, 0.0)
     applies = torch.as_tensor(lr * lipschitz <= 1, device=gramian.device)
-    return Descent(applies, lr / 2 * share * gramian.sum())
+    return Descent(applies, lr / 2 * (1 - cos**2) * gramian.sum())
 
 
 def pcgrad_theorem2(
@@ -76,28 +72,17 @@ def pcgrad_theorem2(
     2/ℓ makes the plain step not lower L at all, and t <= 1/ℒ of Theorem 1 is out of reach.
 
     `curvature` is that of `secant_curvature(..., lr=t)`, ℓ this over ‖g‖²; `printed` reads (b) as
-    in the notes. `difference` >= 0 is the sharp form of (c). All are False for a pair with a zero
-    gradient, and `difference` is NaN for one without conflict.
+    in the notes. All are False for a pair with a zero gradient.
     """
     _check_pair(gramian)
-    total = gramian.sum()
-    cos = mf.diagnostics.cosines(gramian)[0, 1]
     bound = curvature_bound(gramian)[0, 1]
-    least = curvature / total  # ℓ
+    least = curvature / gramian.sum()  # ℓ
     margin = least - bound * lipschitz
     shortest = 2 / margin
-    dominated = cos <= -magnitude_similarity(gramian)[0, 1]
+    dominated = mf.diagnostics.cosines(gramian)[0, 1] <= -magnitude_similarity(gramian)[0, 1]
     curved = (least >= bound) if printed else (margin > 0)
     long = lr >= shortest
-    difference = lr**2 / 2 * margin * total - lr * (total - (1 - cos**2) * gramian.trace())
-    return Overshoot(
-        dominated,
-        curved,
-        long,
-        dominated & curved & long,
-        shortest,
-        difference.where(gramian[0, 1] < 0, float("nan")),
-    )
+    return Overshoot(dominated, curved, long, dominated & curved & long, shortest)
 
 
 def secant_curvature(
@@ -124,9 +109,3 @@ def _check_pair(gramian: Tensor) -> None:
         raise ValueError(
             f"gramian: PCGrad's theorems are about two tasks, [2, 2], got {list(gramian.shape)}"
         )
-
-
-def _conflict_cosine(gramian: Tensor) -> Tensor:
-    """cos φ of a conflicting pair, 0 for another: zero gradients are none."""
-    identity = torch.eye(2, dtype=gramian.dtype, device=gramian.device)
-    return mf.diagnostics.cosines(torch.where(gramian[0, 1] < 0, gramian, identity))[0, 1]
