@@ -8,9 +8,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ..report.decisions import Claims, Exact, exact
 from ..report.figures import arrow, axes, shades
-from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.findings import Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
-from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, orders_of, under_all_orders
+from .rational import FAN, RAISED, Outcome, gramian_of, orders_of, under_all_orders
 
 CLAIMS = {
     "PC-30": Exact(
@@ -26,28 +26,21 @@ claim = Claims(CLAIMS)
 
 def run(settings: Settings) -> Findings:
     found = under_all_orders(gramian_of(RAISED))
-    yield raised(found)
+    worst = [min(rates) for rates in found.rates]
+    yield claim(
+        "PC-30",
+        {
+            "orders under which some task is raised": sum(rate < 0 for rate in worst),
+            "worst task's rate, largest over orders": max(worst),
+            "library against fractions, largest difference": found.difference,
+        },
+        "gradients (-2, -2), (-2, 0), (2, 1) in exact fractions and through "
+        f"mtlfunc.pcgrad(orders), all {len(worst)} orders, d the sum of the projected gradients",
+    )
     angle = np.pi / 2 + 2 * np.pi / 3 * np.arange(3)
     fan = np.stack([np.cos(angle), np.sin(angle)], 1)  # stationary: they sum to 0
     yield under_orders("fan", under_all_orders(FAN), fan)
     yield under_orders("orders", found, np.array(RAISED, dtype=float))
-
-
-def raised(found: Outcome) -> Claim:
-    worst = [min(rates) for rates in found.rates]
-    numbers = {
-        "orders": len(ORDERS),
-        "orders under which some task is raised": sum(rate < 0 for rate in worst),
-        "worst task's rate, largest over orders": float(max(worst)),
-        "worst task's rate, smallest over orders": float(min(worst)),
-        "library against fractions, largest difference": found.difference,
-    }
-    return claim(
-        "PC-30",
-        numbers,
-        "gradients (-2, -2), (-2, 0), (2, 1) in exact fractions and through "
-        "mtlfunc.pcgrad(orders), all 8 orders, d the sum of the projected gradients",
-    )
 
 
 @drawn
@@ -70,8 +63,7 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
     """The directions in the plane, and each task's rate, orders from the worst to the best."""
     canvas, (plane, panel) = axes(1, 2, (12, 4.8))
     count, reach = len(gradients), float(np.abs(gradients).max())
-    coefficients = np.array([[float(x) for x in row] for row in found.coefficients])
-    directions = coefficients @ gradients
+    directions = np.array(found.coefficients, dtype=float) @ gradients
     for task, (colour, g) in enumerate(zip(shades(count), gradients, strict=True)):
         arrow(plane, np.zeros(2), g, colour)
         x, y = g + 0.09 * reach * g / np.linalg.norm(g)
@@ -82,8 +74,8 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
         if np.linalg.norm(d) > 1e-9 * reach:
             arrow(plane, np.zeros(2), d, "black", "--", 1.2)
     zero = sum(square == 0 for square in found.squares)
-    label = "PCGrad's direction d, an order each"
-    plane.plot([], [], "--", color="black", linewidth=1.2, label=label)
+    every = "PCGrad's direction d, an order each"
+    plane.plot([], [], "--", color="black", linewidth=1.2, label=every)
     if zero:
         plane.plot(0, 0, "o", color="black", label=f"d = 0, under {zero} of the orders")
     both = np.concatenate([gradients, directions, [[0, 0]]])
@@ -96,7 +88,7 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
         aspect="equal",
     )
     plane.legend()
-    rates = np.array([[float(rate) for rate in row] for row in found.rates])
+    rates = np.array(found.rates, dtype=float)
     order = rates.min(1).argsort(kind="stable")
     for task, colour in enumerate(shades(count)):
         label = f"task {task + 1}, g = ({gradients[task][0]:.3g}, {gradients[task][1]:.3g})"

@@ -22,21 +22,24 @@ BEGIN, GOALS = (2, 2), ((2, 4), (5, 0))
 Batch = Any
 
 
+def trunk(params: mf.types.Params, x: Tensor) -> Tensor:
+    for layer in ("trunk.0", "trunk.1"):
+        x = torch.tanh(x @ params[f"{layer}.weight"].mT + params[f"{layer}.bias"])
+    return x
+
+
 def regression(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean squared errors `[2]` of a tanh network with two shared layers."""
     x, y = batch
-    for layer in ("trunk.0", "trunk.1"):
-        x = torch.tanh(x @ params[f"{layer}.weight"].mT + params[f"{layer}.bias"])
-    return (x @ params["heads.weight"].mT + params["heads.bias"] - y).square().mean(0)
+    out = trunk(params, x) @ params["heads.weight"].mT + params["heads.bias"]
+    return (out - y).square().mean(0)
 
 
 def network(key: Tensor, widths: tuple[int, ...], names: tuple[str, ...]) -> mf.types.Params:
     params: mf.types.Params = {}
     for i, name in enumerate(names):
         params[f"{name}.weight"] = normal(key, 2 * i, (widths[i + 1], widths[i])) / widths[i] ** 0.5
-        params[f"{name}.bias"] = torch.zeros(widths[i + 1], dtype=torch.float64) + 0 * normal(
-            key, 2 * i + 1, (widths[i + 1],)
-        )
+        params[f"{name}.bias"] = 0 * normal(key, 2 * i + 1, (widths[i + 1],))
     return params
 
 
@@ -48,12 +51,9 @@ def regression_batch(key: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Fresh samples of y = (3 tanh(a·x), tanh(2b·x) tanh(2c·x)), a, b, c of unit length."""
     directions = normal(key, 50, (3, INPUTS))
     a, b, c = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-    x = mf.random.normal(
-        mf.random.fold_in(mf.random.fold_in(key, 52), step), (SAMPLES, INPUTS), torch.float64
-    )
-    return x, torch.stack(
-        [3 * torch.tanh(x @ a), torch.tanh(2 * (x @ b)) * torch.tanh(2 * (x @ c))], -1
-    )
+    x = normal(mf.random.fold_in(key, 52), step, (SAMPLES, INPUTS))
+    product = torch.tanh(2 * (x @ b)) * torch.tanh(2 * (x @ c))
+    return x, torch.stack([3 * torch.tanh(x @ a), product], -1)
 
 
 @functools.cache

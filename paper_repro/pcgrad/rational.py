@@ -56,9 +56,8 @@ def gramian_of(gradients: Sequence[Sequence[Fraction | int]]) -> Matrix:
 
 
 def library_coefficients(gramian: Matrix, orders: Orders) -> Tensor:
-    matrix = torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)
     rows = torch.tensor([[task, *order] for task, order in enumerate(orders)])
-    return len(gramian) * mf.weights(mf.pcgrad(rows), matrix)
+    return len(gramian) * mf.weights(mf.pcgrad(rows), tensor_of(gramian))
 
 
 class Outcome(NamedTuple):
@@ -79,10 +78,10 @@ def under_all_orders(gramian: Matrix) -> Outcome:
         for c, r in zip(coefficients, rates, strict=True)
     ]
     library = torch.stack([library_coefficients(gramian, orders) for orders in every])
-    exact = torch.tensor([[float(x) for x in c] for c in coefficients], dtype=torch.float64)
-    return Outcome(coefficients, rates, squares, float((library - exact).abs().max()))
+    difference = float((library - tensor_of(coefficients)).abs().max())
+    return Outcome(coefficients, rates, squares, difference)
 
 
-def tensor_of(gramian: Matrix) -> Tensor:
-    """A Gramian of fractions in float64."""
-    return torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)
+def tensor_of(matrix: Matrix) -> Tensor:
+    """Fractions in float64."""
+    return torch.tensor([[float(x) for x in row] for row in matrix], dtype=torch.float64)

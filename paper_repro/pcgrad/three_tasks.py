@@ -1,6 +1,5 @@
 """Where does PCGrad rest with three tasks, and does the order matter?"""
 
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +14,8 @@ from mtlfunc.types import Balance
 
 from ..report.bounds import AT_REST, NEAR_MINIMUM, SETTLED
 from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Claim, Findings, Settings, Verdict
-from ..report.intervals import mean_interval, named
-from .rational import FAN, Outcome, Vector, under_all_orders
+from ..report.findings import Findings, Settings, Verdict
+from .rational import FAN, under_all_orders
 
 
 @decided(
@@ -72,21 +70,14 @@ def losses(params: mf.types.Params, curvatures: Tensor) -> Tensor:
     return 0.5 * curvatures * (params["x"] - centres()).square().sum(-1)
 
 
-def minimum(curvatures: tuple[float, ...]) -> np.ndarray:
-    """Of the sum."""
-    a = np.array(curvatures)
-    return a @ centres().numpy() / a.sum()
-
-
 class Runs(NamedTuple):
-    """Ends and paths of all settings, side by side. Axes: curvatures, fixed or random order, step
-    rule (constant ones, then 1/k), start, seed, and time where there is one.
+    """Ends of all settings, side by side. Axes: curvatures, fixed or random order, step rule
+    (constant ones, then 1/k), start, seed, coordinate.
     """
 
     steps: int
-    ball: np.ndarray  # [...], mean distance from the minimum of the sum over the second half
-    centre: np.ndarray  # [..., 2], mean over the second half
-    end: np.ndarray  # [..., 2]
+    centre: np.ndarray  # mean over the second half
+    end: np.ndarray
 
 
 def runs(settings: Settings) -> Runs:
@@ -99,8 +90,6 @@ def runs(settings: Settings) -> Runs:
     angle = 2 * torch.pi * (start + 0.25) / STARTS
     x = 2 * torch.stack([angle.cos(), angle.sin()], -1)
     constant = torch.tensor([*CONSTANT, 0.0], dtype=torch.float64)[rule]
-    least = torch.tensor(np.stack([minimum(a) for a in CURVATURES.values()]))[lanes[:, 0]]
-
     fixed = torch.arange(3).expand(3, 3)
 
     def move(orders: Tensor) -> Balance:
@@ -126,100 +115,37 @@ def runs(settings: Settings) -> Runs:
 
     forward = replayed(moved)
     keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
-    distance, middle = torch.zeros(len(lanes), dtype=torch.float64), torch.zeros_like(x)
-    half = steps - steps // 2
+    middle, late = torch.zeros_like(x), steps // 2
     for time in tqdm(range(steps), desc="three quadratics", leave=False):
         (x,) = forward(x, keys, zero + time)
-        if time >= half:
-            distance, middle = distance + (x - least).norm(dim=-1), middle + x
-    late = steps - half
-    final = x.reshape(*shape, 2).numpy()
-    return Runs(
-        steps,
-        (distance / late).reshape(shape).numpy(),
-        (middle / late).reshape(*shape, 2).numpy(),
-        final,
-    )
-
-
-def spread(points: np.ndarray) -> float:
-    """Largest distance of `[..., 2]` from their mean."""
-    flat = points.reshape(-1, 2)
-    return float(np.linalg.norm(flat - flat.mean(0), axis=1).max())
-
-
-def rest(fan: Outcome, found: Runs) -> Claim:
-    numbers: dict[str, float] = {
-        "120°: orders of 8 with d = 0": sum(square == 0 for square in fan.squares),
-        "120°: ‖d‖² under the other orders, smallest": float(
-            min(square for square in fan.squares if square)
-        ),
-        "120°: ‖d‖² under the other orders, largest": float(max(fan.squares)),
-        "120°: largest coefficient of the mean direction, less their mean": float(
-            max(_centred(fan))
-        ),
-        "library against fractions, largest difference": fan.difference,
-    }
-    for row, (name, curvatures) in enumerate(CURVATURES.items()):
-        ends = found.end[row, 1, -1]
-        numbers |= {f"{name}, random order, 1/k: spread of the end points": spread(ends)}
-        numbers |= {
-            f"{name}, random order, 1/k: mean end, θ_{i + 1}": float(ends.reshape(-1, 2).mean(0)[i])
-            for i in (0, 1)
-        }
-        numbers |= {
-            f"{name}: minimum of the sum, θ_{i + 1}": float(minimum(curvatures)[i]) for i in (0, 1)
-        }
-        for i, step in enumerate(CONSTANT):
-            around = float(
-                np.linalg.norm(found.end[row, 1, i] - found.centre[row, 1, i], axis=-1).mean()
-            )
-            numbers |= {
-                f"{name}, random order, step {step:g}: distance of the last iterate from the "
-                "run's mean": around
-            }
-    return claim(
-        "PC-31",
-        numbers,
-        f"all 8 orders in exact fractions; three quadratics, {STARTS} starts, "
-        f"{found.end.shape[4]} seeds, {found.steps:,} steps. Under random orders it "
-        "moves on by a random walk with mean 0; constant steps leave a ball that shrinks with "
-        "the step, steps of 1/k settle (end points within .1) at one "
-        "point, which is the minimum of the sum only in the symmetric case",
-    )
-
-
-def _centred(fan: Outcome) -> Vector:
-    """The direction's mean over orders, less a constant that g_1 + g_2 + g_3 = 0 makes void."""
-    mean = [
-        sum((c[i] for c in fan.coefficients), Fraction(0)) / len(fan.coefficients) for i in range(3)
-    ]
-    return [abs(x - sum(mean, Fraction(0)) / 3) for x in mean]
-
-
-def order_matters(found: Runs) -> Claim:
-    numbers: dict[str, float] = {}
-    for row, (name, curvatures) in enumerate(CURVATURES.items()):
-        for column, kind in enumerate(("fixed", "random")):
-            ends = found.end[row, column, -1]  # [start, seed, 2]
-            off = np.linalg.norm(ends.mean(0) - minimum(curvatures), axis=-1)
-            distance = float(np.linalg.norm(ends.reshape(-1, 2).mean(0) - minimum(curvatures)))
-            label = f"{name}, {kind} order"
-            numbers[f"{label}: distance of the mean end point"] = distance
-            numbers[f"{label}: spread over starts"] = spread(ends.mean(1))
-            if column:
-                numbers |= named(
-                    f"{label}: distance of a seed's mean end point", mean_interval(off)
-                )
-    return claim(
-        "PC-32",
-        numbers,
-        f"three quadratics, steps 1/k, {STARTS} starts, {found.end.shape[4]} seeds. 95 % t "
-        "intervals over seeds",
-    )
+        if time >= steps - late:
+            middle = middle + x
+    centre, end = (at.reshape(*shape, 2).numpy() for at in (middle / late, x))
+    return Runs(steps, centre, end)
 
 
 def run(settings: Settings) -> Findings:
     found = runs(settings)
-    yield rest(under_all_orders(FAN), found)
-    yield order_matters(found)
+    squares = under_all_orders(FAN).squares
+    rests: dict[str, float] = {"120°: orders of 8 with d = 0": sum(x == 0 for x in squares)}
+    bias: dict[str, float] = {}
+    for row, (name, curvatures) in enumerate(CURVATURES.items()):
+        ends = found.end[row, 1, -1].reshape(-1, 2)
+        spread = np.linalg.norm(ends - ends.mean(0), axis=1).max()
+        rests[f"{name}, random order, 1/k: spread of the end points"] = float(spread)
+        for i, step in enumerate(CONSTANT):
+            around = np.linalg.norm(found.end[row, 1, i] - found.centre[row, 1, i], axis=-1).mean()
+            label = f"{name}, random order, step {step:g}"
+            rests[f"{label}: distance of the last iterate from the run's mean"] = float(around)
+        minimum = np.array(curvatures) @ centres().numpy() / sum(curvatures)  # of the sum
+        for column, kind in enumerate(("fixed", "random")):
+            distance = np.linalg.norm(found.end[row, column, -1].mean((0, 1)) - minimum)
+            bias[f"{name}, {kind} order: distance of the mean end point"] = float(distance)
+    where = f"{STARTS} starts, {found.end.shape[4]} seeds, {found.steps:,} steps"
+    yield claim(
+        "PC-31",
+        rests,
+        f"all 8 orders in exact fractions; three quadratics, {where}. Constant steps leave a ball "
+        "that shrinks with the step, steps of 1/k settle (end points within .1) at one point",
+    )
+    yield claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; from the minimum of the sum")
