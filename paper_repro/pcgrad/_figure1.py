@@ -1,7 +1,7 @@
 """Figure 1: does PCGrad get through where Adam on the sum is stuck, and is it curved?"""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,20 +11,18 @@ from matplotlib.ticker import SymmetricalLogLocator
 from mpl_toolkits.mplot3d import Axes3D
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.func import grad, hessian, vmap
+from torch.func import vmap
 
 import mtlfunc as mf
 
 from ..report.bounds import STUCK
 from ..report.decisions import Claims, Exact, Measured, Row, decided
 from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
-from ..report.intervals import named, share_interval
+from ..report.findings import Figure, Findings, Settings, Verdict
 from ..report.options import Option, Rate, Steps, drawn
 from . import landscape
-from .common import COLOURS, WILSON
-from .landscape import paths
-from .measures import curvature_bound, magnitude_similarity
+from .common import COLOURS
+from .measures import magnitude_similarity
 
 
 @decided(
@@ -67,40 +65,50 @@ class Conditions(NamedTuple):
 
     cosine: np.ndarray
     similarity: np.ndarray  # Φ
-    bound: np.ndarray  # ξ
     pointwise: np.ndarray  # gᵀ∇²L g / ‖g‖²
     averaged: np.ndarray  # Definition 3's, over the step that was taken, over ‖g‖²
-    secant: np.ndarray  # 2 (L(θ + Δ) - L - g·Δ) / ‖Δ‖² over the step Δ that was taken
-    sharpest: np.ndarray  # ‖∇²L‖
 
 
 def conditions(theta: Tensor, following: Tensor) -> Conditions:
-    def total(at: Tensor) -> Tensor:
-        return landscape.losses({"theta": at}).sum()
-
     def one(at: Tensor, after: Tensor) -> tuple[Tensor, ...]:
-        params, move = {"theta": at}, after - at
+        params = {"theta": at}
         gramian = mf.task_gramian(landscape.losses, params, None)[1]
-        pair = [
-            f(gramian)[0, 1]
-            for f in (mf.diagnostics.cosines, magnitude_similarity, curvature_bound)
-        ]
         pointwise = mf.diagnostics.curvature(landscape.losses, params, None) / gramian.sum()
-        secant = 2 * (total(after) - total(at) - grad(total)(at) @ move) / move.square().sum()
-        averaged = landscape.definition_3(at, after)
-        return (*pair, pointwise, averaged, secant, torch.linalg.matrix_norm(hessian(total)(at), 2))
+        pair = mf.diagnostics.cosines(gramian)[0, 1], magnitude_similarity(gramian)[0, 1]
+        return (*pair, pointwise, landscape.definition_3(at, after))
 
     return Conditions(*(x.numpy() for x in vmap(one)(theta, following)))
 
 
 def run(settings: Settings) -> Findings:
-    found = paths(settings)
-    yield figure_1(found, ("sum", "PCGrad"))
-    lane = lanes_in(found, ("sum", "PCGrad"))
-    along = {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
+    found, methods = landscape.paths(settings), ("sum", "PCGrad")
+    along = conditions_of(found, methods)
+    yield figure_1(found, methods)
     yield condition_curves(found, along)
-    yield gets_through(found, along, lane)
-    yield curved(found, along)
+    steps = int(found.steps[-1])
+    numbers: dict[str, float] = {"steps": steps}
+    for arm, i in lanes_in(found, methods).items():
+        numbers[f"{arm}: θ_1 at the end"] = float(found.theta[-1, i, 0])
+        numbers[f"{arm}: L_2 at the end"] = float(landscape.values(found.theta[-1, i])[1])
+    yield claim(
+        "PC-04",
+        numbers,
+        f"Adam {landscape.ADAM_RATE:g} from {landscape.START}"
+        f"{', a short budget' if steps < landscape.LONG else ''}. Natural log; totals on the cusp "
+        "are noise and are not judged",
+    )
+    curved: dict[str, float] = {}
+    for arm, path in along.items():
+        curved[f"{arm}: share of steps with H > 0"] = float((path.averaged > 0).mean())
+        positive = float((path.pointwise > 0).mean())
+        curved[f"{arm}: share of points with gᵀ∇²L g > 0"] = positive
+    yield claim(
+        "PC-05",
+        curved,
+        "Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at "
+        f"{len(found.steps)} points of each path. log|·| is concave off its cusp, so that the "
+        "curvature at a point is never positive; across the cusp the slope jumps up",
+    )
 
 
 Methods = Annotated[
@@ -113,6 +121,11 @@ Start = Annotated[tuple[float, float], Option("start θ_1,θ_2", -1e3, 1e3)]
 def lanes_in(found: landscape.Paths, methods: Sequence[str]) -> dict[str, int]:
     """Adam's lane of every method from the first start."""
     return {arm: int(found.chosen(arm, sgd=False)[0]) for arm in methods}
+
+
+def conditions_of(found: landscape.Paths, methods: Sequence[str]) -> dict[str, Conditions]:
+    lane = lanes_in(found, methods)
+    return {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
 
 
 @drawn
@@ -135,9 +148,7 @@ def conditions_along(
 ) -> Figure:
     """Conflict, dominance and curvature along every method's path over the landscape."""
     found = landscape.paths_from(start, methods, steps, rate)
-    lane = lanes_in(found, methods)
-    along = {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
-    return condition_curves(found, along)
+    return condition_curves(found, conditions_of(found, methods))
 
 
 def named_arm(arm: str) -> str:
@@ -146,14 +157,13 @@ def named_arm(arm: str) -> str:
 
 def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
     """The surface of the sum, both tasks' contours, and the sum's with one path a method."""
-    lane = lanes_in(found, methods)
+    paths = {arm: found.theta[:, i].numpy() for arm, i in lanes_in(found, methods).items()}
     columns = max(2, len(methods))
     canvas = Canvas(figsize=(7.4 + 3.9 * columns, 9.2), layout="constrained")
     grid = canvas.add_gridspec(2, 1 + columns, width_ratios=[1.9] + [1.0] * columns)
-    paths = {arm: found.theta[:, i].numpy() for arm, i in lane.items()}
     reach = np.concatenate([*paths.values(), [[-4, -4], [4, 7]]])
     x, y = (
-        torch.linspace(float(low) - 0.0, float(high), count, dtype=torch.float64)
+        torch.linspace(float(low), float(high), count, dtype=torch.float64)
         for low, high, count in zip(reach.min(0), reach.max(0), (161, 221), strict=True)
     )
     each = landscape.values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
@@ -166,43 +176,47 @@ def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
     surface.zaxis.labelpad = 8
     surface.set_box_aspect((4, 5, 4), zoom=0.9)  # pyright: ignore[reportArgumentType]
-    shown = [("L₁", each[..., 0]), ("L₂", each[..., 1])]
-    shown += [(named_arm(arm), each.sum(-1)) for arm in methods]
-    panels: list[Axes] = []
-    for i, (title, heights) in enumerate(shown):
-        panel = canvas.add_subplot(grid[0, 1 + i] if i < 2 else grid[1, i - 1])
-        panels.append(panel)
-        levels = np.linspace(-160, 80, 13) * (1 if i > 1 else 0.5)
-        filled = panel.contourf(x, y, heights, levels, cmap="viridis", extend="both", zorder=-2)
-        if i == len(shown) - 1:
-            canvas.colorbar(filled, ax=panel, label="L₁ + L₂")
-        if i == 1:  # whose levels have half the distance
-            canvas.colorbar(filled, ax=panel, label="L₁, and L₂")
-        panel.set(xlabel="θ₁", ylabel="θ₂", title=title)
-        if i > 1:
-            theta = paths[methods[i - 2]]
-            panel.plot(theta[:, 0], theta[:, 1], color="white", linewidth=2.6)
-            panel.plot(theta[:, 0], theta[:, 1], color="black", linewidth=1.4)
-            panel.plot(*theta[-1], "o", color="black", markerfacecolor="white", markersize=8)
-        first = next(iter(paths.values()))[0]
-        panel.plot(*first, "*", color="white", markeredgecolor="black", markersize=13)
-    stuck = found.theta[-1, lane[methods[0]]]
-    steepest(panels[2], stuck, min(x[-1] - x[0], y[-1] - y[0]) / 5)
-    steps = int(found.steps[-1])
+    start, stuck = paths[methods[0]][0], torch.from_numpy(paths[methods[0]][-1])
+
+    def panel(place: Any, title: str, heights: np.ndarray, height: float, bar: str = "") -> Axes:
+        """Contours down to -160 and up to 80, times `height`."""
+        here = canvas.add_subplot(place)
+        levels = np.linspace(-160, 80, 13) * height
+        filled = here.contourf(x, y, heights, levels, cmap="viridis", extend="both", zorder=-2)
+        if bar:
+            canvas.colorbar(filled, ax=here, label=bar)
+        here.set(xlabel="θ₁", ylabel="θ₂", title=title)
+        return here
+
+    tasks = [
+        panel(grid[0, 1], "L₁", each[..., 0], 0.5),
+        panel(grid[0, 2], "L₂", each[..., 1], 0.5, "L₁, and L₂"),
+    ]
+    sums = []
+    for i, (arm, theta) in enumerate(paths.items()):
+        bar = "L₁ + L₂" if i == len(paths) - 1 else ""
+        here = panel(grid[1, 1 + i], named_arm(arm), each.sum(-1), 1.0, bar)
+        here.plot(theta[:, 0], theta[:, 1], color="white", linewidth=2.6)
+        here.plot(theta[:, 0], theta[:, 1], color="black", linewidth=1.4)
+        here.plot(*theta[-1], "o", color="black", markerfacecolor="white", markersize=8)
+        sums.append(here)
+    for here in (*tasks, *sums):
+        here.plot(*start, "*", color="white", markeredgecolor="black", markersize=13)
+    steepest(sums[0], stuck, float(min(x[-1] - x[0], y[-1] - y[0])) / 5)
     ends = ", ".join(f"{arm} ({path[-1][0]:.2f}, {path[-1][1]:.2f})" for arm, path in paths.items())
-    rate = float(found.lanes.lr[lane[methods[0]]])
+    rate = float(found.lanes.lr[lanes_in(found, methods)[methods[0]]])
     return Figure(
         "figure1",
         "Figure 1 of Yu et al. 2020: the surface of the sum of the losses, the losses of either "
-        f"task, and the sum with the paths of {steps:,} steps of Adam {rate:g} from the star to "
-        f"the circle: {ends}. The arrows at the end of the first path are the directions of "
-        "steepest descent of both tasks (of one length; true lengths in the legend).",
+        f"task, and the sum with the paths of {int(found.steps[-1]):,} steps of Adam {rate:g} from "
+        f"the star to the circle: {ends}. The arrows at the end of the first path are the "
+        "directions of steepest descent of both tasks (of one length; true lengths in the legend).",
         canvas,
         [
             {"method": arm, "step": int(step), "theta": at.tolist(), "losses": loss.tolist()}
-            for arm, i in lane.items()
+            for arm, path in paths.items()
             for step, at, loss in zip(
-                found.steps, found.theta[:, i], landscape.values(found.theta[:, i]), strict=True
+                found.steps, path, landscape.values(torch.from_numpy(path)), strict=True
             )
         ],
     )
@@ -223,47 +237,45 @@ def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> li
     return [*np.meshgrid(*(line[::finer].numpy() for line in fine)), smooth[::finer, ::finer]]
 
 
-def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:
+def steepest(panel: Axes, at: Tensor, length: float) -> None:
     """The directions of steepest descent of each task at a point, of one length."""
     gradients = mf.task_gradients(landscape.losses, {"theta": at}, None)[1]["theta"].numpy()
     point = at.numpy()
     for task, colour in ((0, "C1"), (1, "C4")):
         norm, name = np.linalg.norm(gradients[task]), "₁₂"[task]
         if norm > 0:  # on a cusp's floor there is none
-            arrow(panel, point, point - float(length) * gradients[task] / norm, colour, width=2.5)
+            arrow(panel, point, point - length * gradients[task] / norm, colour, width=2.5)
         panel.plot([], [], color=colour, label=f"-g{name}, length {norm:.2g}")
     panel.legend()
 
 
 def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Figure:
     canvas, panels = axes(len(along), 3, (15, 3.6 * len(along)))
+    steps = np.maximum(found.steps, 1)
+
+    def points(panel: Axes, where: Any, values: np.ndarray, colour: str, **look: Any) -> None:
+        panel.plot(steps[where], values[where], ".", color=colour, **{"markersize": 2, **look})
+
+    every = slice(None)
     for row, (arm, path) in enumerate(along.items()):
-        here, steps = panels[3 * row : 3 * row + 3], np.maximum(found.steps, 1)
+        angles, dominance, curvature = here = panels[3 * row : 3 * row + 3]
         colour = {"sum": "C0"}.get(arm, COLOURS[arm])
-        here[0].plot(steps, path.cosine, ".", color=colour, markersize=2)
-        here[0].axhline(0, color="black", linewidth=1)
-        here[0].set(ylabel=f"{named_arm(arm)}: cos φ", ylim=(-1.05, 1.05))
-        conflict = path.cosine < 0
-        here[1].plot(
-            steps[conflict],
-            -path.cosine[conflict],
-            ".",
-            color="#444444",
-            markersize=2,
-            label="-cos φ where < 0",
-        )
-        here[1].plot(steps, path.similarity, ".", color=colour, markersize=2, label="Φ")
-        here[1].set(ylabel="dominance: Φ <= -cos φ", yscale="log")
-        here[2].plot(steps, path.averaged, ".", color="C4", markersize=3, label="H, over the step")
-        here[2].plot(steps, path.pointwise, ".", color=colour, markersize=2, label="at the point")
-        here[2].axhline(0, color="black", linewidth=1)
-        here[2].set(ylabel="curvature gᵀ∇²L g/‖g‖²")
-        here[2].set_yscale("symlog", linthresh=1.0)
-        here[2].yaxis.set_major_locator(SymmetricalLogLocator(base=10**4, linthresh=1.0))
+        points(angles, every, path.cosine, colour)
+        angles.set(ylabel=f"{named_arm(arm)}: cos φ", ylim=(-1.05, 1.05))
+        points(dominance, path.cosine < 0, -path.cosine, "#444444", label="-cos φ where < 0")
+        points(dominance, every, path.similarity, colour, label="Φ")
+        dominance.set(ylabel="dominance: Φ <= -cos φ", yscale="log")
+        points(curvature, every, path.averaged, "C4", markersize=3, label="H, over the step")
+        points(curvature, every, path.pointwise, colour, label="at the point")
+        curvature.set(ylabel="curvature gᵀ∇²L g/‖g‖²")
+        curvature.set_yscale("symlog", linthresh=1.0)
+        curvature.yaxis.set_major_locator(SymmetricalLogLocator(base=10**4, linthresh=1.0))
+        for panel in (angles, curvature):
+            panel.axhline(0, color="black", linewidth=1)
         for panel in here:
             panel.set(xlabel="step")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
-        for panel in here[1:]:
+        for panel in (dominance, curvature):
             panel.legend(markerscale=5)
     return Figure(
         "conditions",
@@ -278,81 +290,4 @@ def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Fi
             for arm, path in along.items()
             for i, step in enumerate(found.steps)
         ],
-    )
-
-
-def gets_through(
-    found: landscape.Paths, along: dict[str, Conditions], lane: dict[str, int]
-) -> Claim:
-    ends = {
-        arm: (found.theta[-1, i].tolist(), landscape.values(found.theta[-1, i]).tolist())
-        for arm, i in lane.items()
-    }
-    plain = found.chosen("sum", sgd=False)
-    starts = len(plain)
-    others = (
-        share_interval(int((landscape.values(found.theta[-1, plain])[:, 1] > 30).sum()), starts),
-        share_interval(int(landscape.across(found, "PCGrad").sum()), starts),
-    )
-    numbers: dict[str, float] = {"steps": int(found.steps[-1])}
-    for arm, (theta, loss) in ends.items():
-        numbers |= {
-            f"{arm}: θ_1 at the end": theta[0],
-            f"{arm}: θ_2 at the end": theta[1],
-            f"{arm}: L_2 at the end": loss[1],
-        }
-    numbers |= named("starts near the paper's with L_2 > 30 at the end, sum", others[0]) | named(
-        "with θ_1 < 0 and L_2 < 0, PCGrad", others[1]
-    )
-    for arm, path in along.items():
-        conflict = path.cosine < 0
-        numbers |= {
-            f"{arm}: share of points in conflict": float(conflict.mean()),
-            f"{arm}: median Φ": float(np.nanmedian(path.similarity)),
-        }
-        numbers |= {
-            f"{arm}: of these, cos φ <= -Φ and ξ <= 1": float(
-                ((path.cosine <= -path.similarity) & (path.bound <= 1))[conflict].mean()
-            )
-        }
-    short = int(found.steps[-1]) < landscape.LONG
-    return claim(
-        "PC-04",
-        numbers,
-        f"Adam {landscape.ADAM_RATE:g} from "
-        f"{landscape.START}{', a short budget' if short else ''}. Also {starts} starts within "
-        f"about .05. Natural log; totals on the cusp are noise and are not judged. {WILSON}",
-    )
-
-
-def curved(found: landscape.Paths, along: dict[str, Conditions]) -> Claim:
-    numbers: dict[str, float] = {}
-    for arm, path in along.items():
-        needed = path.bound * np.nanmax(path.sharpest)
-        numbers |= {
-            f"{arm}: share of steps with H > 0": float((path.averaged > 0).mean()),
-            f"{arm}: mean H/‖g‖²": float(np.nanmean(path.averaged)),
-            f"{arm}: median H/‖g‖²": float(np.nanmedian(path.averaged)),
-            f"{arm}: share of steps with H > 0 and ℓ > ξℒ": float(
-                ((path.cosine < 0) & (path.averaged > needed)).mean()
-            ),
-            f"{arm}: share of points with gᵀ∇²L g > 0": float((path.pointwise > 0).mean()),
-            f"{arm}: largest gᵀ∇²L g/‖g‖²": float(np.nanmax(path.pointwise)),
-            f"{arm}: share of steps with a positive secant curvature": float(
-                (path.secant > 0).mean()
-            ),
-            f"{arm}: median secant curvature": float(np.nanmedian(path.secant)),
-            f"{arm}: largest ‖∇²L‖ met, at most ℒ": float(np.nanmax(path.sharpest)),
-            f"{arm}: share of steps with ℓ > ξℒ by these": float(
-                ((path.cosine < 0) & (path.secant > needed)).mean()
-            ),
-        }
-    return claim(
-        "PC-05",
-        numbers,
-        "Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at "
-        f"{len(found.steps)} points of each path. log|·| is concave off its cusp, so that the "
-        "curvature at a point is never positive; across the cusp the slope jumps up, and H is as "
-        "large as 1 over the squared distances from it, which its mean shows. ∇L has no useful "
-        "Lipschitz constant there: where ℓ > ξℒ is met is beside",
     )

@@ -26,7 +26,7 @@ ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
 WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
 
 
-def normal(key: Tensor, tag: int, shape: tuple[int, ...]) -> Tensor:
+def normal(key: Tensor, tag: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
 
 
@@ -57,28 +57,24 @@ def compiled(
 
 
 def arms(arm: Tensor) -> mf.Rule:
-    """The rule of `ARMS[arm]`, as a lane of one program. All are worked out and one is taken, so
-    that lanes with different rules make one program. "direction only" is PCGrad's direction at the
-    plain gradient's length, "magnitude only" the plain direction at PCGrad's length.
+    """The rule of `ARMS[arm]`. All are worked out and one is taken, so that lanes with different
+    rules make one program. "direction only" is PCGrad's direction at the plain gradient's length,
+    "magnitude only" the plain direction at PCGrad's length.
     """
     learnt, edit = mf.gradnorm(ALPHA), mf.pcgrad()
 
     def update(geometry: mf.Geometry, state: Any) -> tuple[Tensor, Any]:
         plain, (edited, _) = geometry.preference, edit.update(geometry, ())
         weights, state = learnt.update(geometry, state)
-        assert geometry.gramian is not None
-        ratio = length_ratio(geometry.gramian, edited, plain)
+        gramian = geometry.gramian
+        assert gramian is not None
+        own, other = edited @ gramian @ edited, plain @ gramian @ plain
+        some = (own > 0) & (other > 0)  # else the ratio counts as 1
+        ratio = (own.where(some, 1.0) / other.where(some, 1.0)).sqrt()
         choices = torch.stack([plain, edited, edited / ratio, plain * ratio, weights])
         return choices.index_select(0, arm.reshape(1))[0], state
 
     return mf.Rule(learnt.init, update)
-
-
-def length_ratio(gramian: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """‖Jᵀabove‖/‖Jᵀbelow‖, 1 where one of them is 0."""
-    squares = [w @ gramian @ w for w in (above, below)]
-    ok = (squares[0] > 0) & (squares[1] > 0)
-    return (squares[0].where(ok, 1.0) / squares[1].where(ok, 1.0)).sqrt()
 
 
 Moved = tuple[mf.types.Params, Any]  # torch's compiler cannot subscript it within `either`
@@ -89,10 +85,8 @@ def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
     adam, plain = mf.adam(lr), mf.sgd(lr)
 
     def update(grads: mf.types.Params, state: Any, params: mf.types.Params) -> Moved:
-        (moved, state), (straight, _) = (
-            adam.update(grads, state, params),
-            plain.update(grads, (), params),
-        )
+        moved, state = adam.update(grads, state, params)
+        straight, _ = plain.update(grads, (), params)
         return {name: torch.where(sgd, straight[name], leaf) for name, leaf in moved.items()}, state
 
     return mf.Optimizer(adam.init, update)

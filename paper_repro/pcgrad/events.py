@@ -8,7 +8,7 @@ import torch
 
 from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Figure, Findings, Settings, Verdict
 from ..report.grids import judged
 from ..report.intervals import named, share_interval
 from ..report.options import Seeds, drawn
@@ -83,34 +83,27 @@ class Marks(NamedTuple):
         """By quantity, whether its change lies near the onset, `[seed]`."""
         return {name: abs(at - self.onset) <= WITHIN for name, at in self.changes.items()}
 
-    @property
-    def best(self) -> str:
-        close = self.close
-        return max(close, key=lambda label: close[label].mean())
-
-    @property
-    def hits(self) -> np.ndarray:
-        """Of the closest quantity, `[seed]`: in each half of the seeds that of the other half."""
-        return judged(1.0 - np.array(list(self.close.values()))) < 0.5
-
 
 def marks(name: str, whole: Log) -> Marks:
     log = shortened(whole)
     series = {"cos φ": log.cosine, "Φ": log.similarity, "ξ": log.bound, "H": log.curvature}
-    leaves = list(PROBLEMS[name].start(torch.tensor(0)))
-    # heads are each one task's
-    series |= {
-        f"cos φ of {leaf}": log.layers[:, :, i]
-        for i, leaf in enumerate(leaves)
-        if np.ptp(log.layers[:, :, i]) > 0
-    }
-    seeds = log.cosine.shape[1]
-    onset = np.array([knee(rolling(log.losses[:, seed, 1], 5)) for seed in range(seeds)])
+    for i, leaf in enumerate(PROBLEMS[name].start(torch.tensor(0))):
+        if np.ptp(log.layers[:, :, i]) > 0:  # heads are each one task's
+            series[f"cos φ of {leaf}"] = log.layers[:, :, i]
+    onset = np.array([knee(loss) for loss in rolling(log.losses[:, :, 1], 5).T])
     changes = {
-        label: np.array([shift(values[:, seed]) for seed in range(seeds)])
+        label: np.array([shift(of_seed) for of_seed in values.T])
         for label, values in series.items()
     }
     return Marks(onset, (2 * WITHIN + 1) / len(log.cosine), changes)
+
+
+def shortened(log: Log) -> Log:
+    """Up to the step at which 90 % of task 2's fall is done in the median seed."""
+    loss = np.median(rolling(log.losses[:, :, 1], 5), 1)
+    target = loss[0] - 0.9 * (loss[0] - loss.min())
+    stop = max(10, int((loss <= target).argmax()) + 1)
+    return Log(*(part[:stop] for part in log))
 
 
 def all_marks(logs: Mapping[str, Log]) -> dict[str, Marks]:
@@ -132,7 +125,14 @@ def run(settings: Settings) -> Findings:
     logs = logs_of(settings)
     found = all_marks(logs)
     yield events_figure(found)
-    yield change_points(found, settings_of(logs))
+    numbers: dict[str, float] = {}
+    for name, mark in found.items():
+        # of each half of the seeds the quantity that is closest in the other half
+        hits = judged(1.0 - np.array(list(mark.close.values()))) < 0.5
+        numbers[f"{name}: share by chance, about"] = mark.chance
+        share = share_interval(int(hits.sum()), len(hits))
+        numbers |= named(f"{name}: closest quantity, share of seeds", share)
+    yield claim("PC-29", numbers, settings_of(logs))
 
 
 SPELLED = {"cos φ": "cosine φ", "Φ": "similarity Φ", "ξ": "bound ξ", "H": "curvature H"}
@@ -141,40 +141,30 @@ SPELLED = {"cos φ": "cosine φ", "Φ": "similarity Φ", "ξ": "bound ξ", "H": 
 def events_figure(found: Mapping[str, Marks]) -> Figure:
     canvas, panels = axes(1, len(found), (7.5 * len(found), 4.8))
     for panel, (name, mark) in zip(panels, found.items(), strict=True):
-        order = np.arange(len(mark.changes))[::-1]
+        order, close = np.arange(len(mark.changes))[::-1], mark.close
         panel.axvspan(-WITHIN, WITHIN, color="C0", alpha=0.2, linewidth=0)
         panel.axvline(0, color="black", linewidth=1)
+        right = panel.get_yaxis_transform()  # from the left edge to the right one, at height y
         for y, (label, at) in zip(order, mark.changes.items(), strict=True):
-            near = mark.close[label]
+            near, apart = close[label], at - mark.onset
             for chosen, colour in ((near, "C0"), (~near, "#999999")):
-                panel.plot(
-                    (at - mark.onset)[chosen], y + 0 * at[chosen], "o", color=colour, alpha=0.6
-                )
-            panel.text(
-                1.02,
-                y,
-                f"{near.sum()} of {len(near)}",
-                transform=panel.get_yaxis_transform(),
-                va="center",
-            )
+                panel.plot(apart[chosen], y + 0 * at[chosen], "o", color=colour, alpha=0.6)
+            count = f"{near.sum()} of {len(near)}"
+            panel.text(1.02, y, count, transform=right, va="center")
         labels = [SPELLED.get(label, label.replace("cos φ of", "φ in")) for label in mark.changes]
         panel.set_yticks(order, labels)
-        panel.set(
-            xlabel="steps from the onset of task 2 to the change",
-            title=f"{name}: most seeds are not within {WITHIN} steps"
-            if all(near.mean() <= 0.5 for near in mark.close.values())
-            else f"{name}: {mark.best} is within {WITHIN} steps in most seeds",
-        )
+        best = max(close, key=lambda label: close[label].mean())
+        title = f"{best} is within {WITHIN} steps in most seeds"
+        if close[best].mean() <= 0.5:
+            title = f"most seeds are not within {WITHIN} steps"
+        panel.set(xlabel="steps from the onset of task 2 to the change", title=f"{name}: {title}")
+    chance = [f"{mark.chance * len(mark.onset):.1f} in {name}" for name, mark in found.items()]
     return Figure(
         "events",
         "Does a logged quantity mark the step at which the second task sets in? A point a seed: "
         "steps from the knee in task 2's loss (0) to the largest shift of the quantity's ranks, "
         f"over the part of the run up to 90 % of that loss's fall. Blue: within {WITHIN} steps; at "
-        "the right, their number (by chance, about "
-        + ", ".join(
-            f"{mark.chance * len(mark.onset):.1f} in {name}" for name, mark in found.items()
-        )
-        + ").",
+        f"the right, their number (by chance, about {', '.join(chance)}).",
         canvas,
         [
             {
@@ -189,27 +179,3 @@ def events_figure(found: Mapping[str, Marks]) -> Figure:
             for i, (onset, step) in enumerate(zip(mark.onset, at, strict=True))
         ],
     )
-
-
-def change_points(found: dict[str, Marks], where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, mark in found.items():
-        numbers |= {
-            f"{name}: median onset of task 2, step": float(np.median(mark.onset)),
-            f"{name}: share by chance, about": mark.chance,
-        }
-        numbers |= {
-            f"{name}, {label}: share of seeds within 5 steps": float(values.mean())
-            for label, values in mark.close.items()
-        }
-        share = share_interval(int(mark.hits.sum()), len(mark.hits))
-        numbers |= named(f"{name}: closest quantity, share of seeds", share)
-    return claim("PC-29", numbers, where)
-
-
-def shortened(log: Log) -> Log:
-    """Up to the step at which 90 % of task 2's fall is done in the median seed."""
-    loss = np.median(rolling(log.losses[:, :, 1], 5), 1)
-    target = loss[0] - 0.9 * (loss[0] - loss.min())
-    stop = max(10, int((loss <= target).argmax()) + 1)
-    return Log(*(part[: min(len(part), stop)] for part in log))

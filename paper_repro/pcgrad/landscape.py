@@ -68,25 +68,12 @@ def lanes_of(seeds: int) -> Lanes:
     """Every arm with Adam and with SGD at each rate, from several starts. The paper's start and
     others within about .05 of it.
     """
-    key = mf.random.key(0)
-    starts = (
-        torch.tensor(START, dtype=torch.float64)
-        + 0.05 * normal(key, 0, (seeds, 2)) * (torch.arange(seeds) > 0)[:, None]
-    )
-    rates = [(False, ADAM_RATE), *((True, rate) for rate in SGD_RATES)]
-    every = [
-        (arm, sgd, rate, start)
-        for arm in range(len(ARMS))
-        for sgd, rate in rates
-        for start in starts
-    ]
-    arm, sgd, lr, start = zip(*every, strict=True)
-    return Lanes(
-        torch.tensor(arm),
-        torch.tensor(sgd),
-        torch.tensor(lr, dtype=torch.float64),
-        torch.stack(start),
-    )
+    noise = 0.05 * normal(mf.random.key(0), 0, (seeds, 2)) * (torch.arange(seeds) > 0)[:, None]
+    starts = torch.tensor(START, dtype=torch.float64) + noise
+    rates = torch.tensor([ADAM_RATE, *SGD_RATES], dtype=torch.float64)
+    counts = len(ARMS), len(rates), seeds
+    arm, rate, start = torch.cartesian_prod(*(torch.arange(count) for count in counts)).unbind(1)
+    return Lanes(arm, rate > 0, rates[rate], starts[start])
 
 
 def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
@@ -158,12 +145,10 @@ def definition_3(
     the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) next to the cusp and across
     it: positive where u changes sign, for any `floor`. ∇u and ∇²u are those of the piece's middle.
     """
-    scale = torch.tensor([20.0, 25.0], dtype=theta.dtype)
-    sign = torch.tensor([1.0, -1.0], dtype=theta.dtype)
+    scale, sign, offset = theta.new_tensor([[20.0, 25.0], [1.0, -1.0], [0.0, 2.0]])
 
     def inner(at: Tensor) -> Tensor:
-        x, y = at[..., 0, None], at[..., 1, None]
-        return x / 2 + sign * torch.tanh(y) + torch.tensor([0.0, 2.0], dtype=theta.dtype)
+        return at[..., 0, None] / 2 + sign * torch.tanh(at[..., 1, None]) + offset
 
     def slope(u: Tensor) -> Tensor:
         return torch.where(u.abs() > floor, scale / u, 0.0)
@@ -189,15 +174,9 @@ def definition_3(
     return parts.sum(-1).mean(-1) / (g_x.square() + g_y.square())
 
 
-def across(found: Paths, arm: str) -> np.ndarray:
-    """Whether each Adam lane ends on the common side, θ_1 < 0 and L_2 < 0."""
-    end = found.theta[-1, found.chosen(arm, sgd=False)]
-    return ((end[:, 0] < 0) & (values(end)[:, 1] < 0)).numpy()
-
-
 def arrival(found: Paths, arm: str, *, sgd: bool, lr: float | None = None) -> np.ndarray:
-    """Steps, `[start]`, to the common side. The first recorded point there from which on nine of
-    ten are; the whole length for a path that has none.
+    """Steps, `[start]`, to the common side, θ_1 < 0 and L_2 < 0. The first recorded point there
+    from which on nine of ten are; the whole length for a path that has none.
     """
     theta = found.theta[:, found.chosen(arm, sgd=sgd, lr=lr)]
     there = ((theta[..., 0] < 0) & (values(theta)[..., 1] < 0)).numpy()

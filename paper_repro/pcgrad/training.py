@@ -15,13 +15,13 @@ from common.device import constant, replayed
 from ..report.bounds import CLEARLY
 from ..report.decisions import Claims, Measured, Row, decided, named_so, sided, verdict_of
 from ..report.figures import axes, band
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Figure, Findings, Settings, Verdict
 from ..report.intervals import clustered_share, mean_interval, named
 from ..report.options import Option, Seeds, drawn
 from ..report.parts import kept
 from .common import STUDENT
 from .measures import curvature_bound, magnitude_similarity
-from .problems import PROBLEMS, Problem
+from .problems import PROBLEMS
 
 
 @decided(
@@ -57,8 +57,6 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-COLOURS, LINES = ("C0", "C1"), ("-", "--")
-
 
 class Log(NamedTuple):
     """Of a training run, every step; the first axes are time and seed."""
@@ -69,13 +67,13 @@ class Log(NamedTuple):
     bound: np.ndarray  # [time, seed], ξ
     curvature: np.ndarray  # [time, seed], gᵀ∇²L g
     averaged: np.ndarray  # [time, seed], the paper's H: its mean over the step that Adam takes
-    square: np.ndarray  # [time, seed], ‖g‖²
     layers: np.ndarray  # [time, seed, layer], cosine of the two gradients of one leaf
 
 
-def train(problem: Problem, settings: Settings, label: str) -> Log:
-    """Adam on the sum of the losses."""
-    optimizer, keys = mf.adam(problem.lr), torch.arange(settings.seeds)
+@kept
+def log_of(name: str, steps: int, rate: float, settings: Settings) -> Log:
+    """Of Adam on the sum of a problem's losses."""
+    problem, optimizer, keys = PROBLEMS[name], mf.adam(rate), torch.arange(settings.seeds)
 
     def advance(
         key: Tensor, time: Tensor, state: tuple[mf.types.Params, Any]
@@ -84,29 +82,23 @@ def train(problem: Problem, settings: Settings, label: str) -> Log:
         losses, rows = mf.task_gradients(problem.losses, params, batch)
         flat = {name: leaf.flatten(1) for name, leaf in rows.items()}
         gramian = torch.stack([leaf @ leaf.mT for leaf in flat.values()]).sum(0)
-        pair = [
-            f(gramian)[0, 1]
-            for f in (mf.diagnostics.cosines, magnitude_similarity, curvature_bound)
-        ]
-        layers = torch.stack(
-            [torch.cosine_similarity(leaf[0], leaf[1], 0) for leaf in flat.values()]
-        )
+        measures = mf.diagnostics.cosines, magnitude_similarity, curvature_bound
+        pair = [measure(gramian)[0, 1] for measure in measures]
+        leaves = [torch.cosine_similarity(leaf[0], leaf[1], 0) for leaf in flat.values()]
         g = {name: leaf.sum(0) for name, leaf in rows.items()}
         state = optimizer.update(g, state[1], params)
         bent = curvatures(lambda p: problem.losses(p, batch).sum(), params, state[0], g)
-        return state, (losses, *pair, *bent, gramian.sum(), layers)
+        return state, (losses, *pair, *bent, torch.stack(leaves))
 
     zero = torch.zeros((), dtype=torch.int64)
     params = vmap(problem.start)(keys)
     state, every_key = (params, vmap(optimizer.init)(params)), vmap(advance, (0, None, 0))
     forward = replayed(lambda state, keys, time: every_key(keys, time, state))
-    kept = []
-    for time in tqdm(
-        range(settings.count(problem.steps)), desc=f"{label}, sum of the losses", leave=False
-    ):
+    every = []
+    for time in tqdm(range(settings.count(steps)), desc=f"training on the {name}", leave=False):
         state, logged = forward(state, keys, zero + time)
-        kept.append(logged)
-    return Log(*(torch.stack(parts).numpy() for parts in zip(*kept, strict=True)))
+        every.append(logged)
+    return Log(*(torch.stack(parts).numpy() for parts in zip(*every, strict=True)))
 
 
 NODES, SHARES = (x.tolist() for x in np.polynomial.legendre.leggauss(3))
@@ -130,12 +122,6 @@ def curvatures(
     nodes, shares = (constant(x, next(iter(g.values()))) for x in (NODES, SHARES))
     found = vmap(at)(torch.cat([torch.zeros_like(nodes[:1]), 0.5 + nodes / 2]))
     return found[0], shares / 2 @ found[1:]
-
-
-@kept
-def log_of(name: str, steps: int, rate: float, settings: Settings) -> Log:
-    """Of one problem."""
-    return train(PROBLEMS[name]._replace(steps=steps, lr=rate), settings, name)
 
 
 def logs_of(
@@ -167,13 +153,57 @@ def curvature(
 def run(settings: Settings) -> Findings:
     logs = logs_of(settings)
     yield training_figure(logs)
-    yield curvature_rises(logs)
-    yield conflict_grows(logs)
-    yield one_task_first(logs)
+    rises: dict[str, float] = {}
+    grows: dict[str, float] = {}
+    larger: dict[str, float] = {}
+    for name, log in logs.items():
+        slopes, quality = np.array([exponential(values) for values in log.averaged.T]).T
+        rises |= named(f"{name}: slope of log H, per 100 steps", mean_interval(100 * slopes))
+        rises |= named(f"{name}: R²", mean_interval(quality))
+        third = max(1, len(log.cosine) // 3)
+        first, last = (log.cosine[:third] < 0).mean(0), (log.cosine[-third:] < 0).mean(0)
+        grows |= named(f"{name}: difference", mean_interval(last - first))
+        tenth = max(1, len(log.losses) // 10)
+        # three steps each, against the noise of batches
+        fall = np.clip(log.losses[:3].mean(0) - log.losses[tenth : tenth + 3].mean(0), 0, None)
+        share = np.where(fall.sum(-1) > 0, fall[:, 0] / np.maximum(fall.sum(-1), 1e-300), 0.5)
+        of_larger = clustered_share(np.maximum(share, 1 - share))
+        larger |= named(f"{name}: share of the larger fall, first tenth", of_larger)
+    where = f"{settings_of(logs)}. {STUDENT}"
+    yield claim(
+        "PC-26",
+        rises,
+        "H by the paper's definition, over the step that Adam takes; least squares of log H on the "
+        f"step where H > 0; {where}",
+    )
+    yield claim(
+        "PC-27",
+        grows,
+        f"share of steps with cos φ < 0, last against first third, paired by seed; {where}",
+    )
+    yield claim(
+        "PC-28",
+        larger,
+        "fall of each loss over the first tenth of the steps; the tasks were made unequal: a tanh "
+        "unit of size 3 and a product of size 1, goals 2 and 5 moves away; " + where,
+    )
 
 
-def _numbered(logs: dict[str, Log]) -> list[tuple[str, Log, np.ndarray]]:
-    return [(name, log, np.arange(len(log.cosine))) for name, log in logs.items()]
+def exponential(values: np.ndarray) -> tuple[float, float]:
+    """Slope and R² of a straight line through the logarithms of positive values, by their index."""
+    steps = np.flatnonzero(np.isfinite(values) & (values > 0))
+    if len(steps) < 3:
+        return 0.0, 0.0
+    y = np.log(values[steps])
+    slope, intercept = np.polyfit(steps, y, 1)
+    scatter = ((y - y.mean()) ** 2).sum()
+    rest = ((y - slope * steps - intercept) ** 2).sum()
+    return float(slope), float(1 - rest / scatter) if scatter else 0.0
+
+
+def settings_of(logs: dict[str, Log]) -> str:
+    lengths = ", ".join(f"{name} {len(log.cosine)} steps" for name, log in logs.items())
+    return f"{next(iter(logs.values())).cosine.shape[1]} seeds, Adam on the sum, {lengths}"
 
 
 ABOUT = {"regression": "a regression", "maze": "a maze with two goals"}
@@ -181,36 +211,31 @@ ABOUT = {"regression": "a regression", "maze": "a maze with two goals"}
 
 def training_figure(logs: dict[str, Log]) -> Figure:
     canvas, panels = axes(len(logs), 4, (16, 3.6 * len(logs)))
-    for row, (name, log, steps) in enumerate(_numbered(logs)):
-        here = panels[4 * row : 4 * row + 4]
-        for task in (0, 1):
-            label = f"task {task + 1}"
-            values, dash = log.losses[:, :, task], LINES[task]
-            band(here[0], steps, values, COLOURS[task], label, dash=dash, alpha=0.2)
+    for row, (name, log) in enumerate(logs.items()):
+        here, steps = panels[4 * row : 4 * row + 4], np.arange(len(log.cosine))
+        for task, (colour, dash) in enumerate((("C0", "-"), ("C1", "--"))):
+            values, label = log.losses[:, :, task], f"task {task + 1}"
+            band(here[0], steps, values, colour, label, dash=dash, alpha=0.2)
         here[0].set(ylabel=f"{name}: {PROBLEMS[name].unit}")
-        here[0].legend()
         conflict = rolling((log.cosine < 0).astype(float))
         band(here[1], steps, conflict, "#444444", within=(0, 1))
         here[1].set(ylabel="share of steps with cos φ < 0", ylim=(-0.05, 1.05))
-        for values, colour, style, label in (
-            (log.similarity, "C0", "-", "Φ"),
-            (log.bound, "C3", "--", "ξ"),
-        ):
-            here[2].plot(np.nanmedian(values, 1), color=colour, linestyle=style, label=label)
+        here[2].plot(np.nanmedian(log.similarity, 1), "-", color="C0", label="Φ")
+        here[2].plot(np.nanmedian(log.bound, 1), "--", color="C3", label="ξ")
         here[2].set(ylabel="magnitude similarity Φ, bound ξ", ylim=(0, 1.5))
-        here[2].legend()
-        for values, colour, style, label in (
+        for values, colour, dash, label in (
             (log.averaged, "C1", "-", "the paper's H, over Adam's step"),
             (log.curvature, "C0", "--", "at the point"),
         ):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
-            here[3].plot(middle, color=colour, linestyle=style, label=label)
+            here[3].plot(middle, dash, color=colour, label=label)
             here[3].fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         here[3].set_yscale("symlog", linthresh=1e-6)
         here[3].set(ylabel="multi-task curvature $g^T\\nabla^2 L\\,g$")
-        here[3].legend()
         for panel in here:
             panel.set(xlabel="step")
+        for i in (0, 2, 3):
+            here[i].legend()
     seeds = next(iter(logs.values())).cosine.shape[1]
     return Figure(
         "training",
@@ -225,7 +250,7 @@ def training_figure(logs: dict[str, Log]) -> Figure:
         [
             {
                 "problem": name,
-                "step": int(step),
+                "step": i,
                 "losses": log.losses[i].mean(0).tolist(),
                 "conflict": float((log.cosine[i] < 0).mean()),
                 "similarity": float(np.nanmedian(log.similarity[i])),
@@ -233,8 +258,8 @@ def training_figure(logs: dict[str, Log]) -> Figure:
                 "H": float(np.median(log.averaged[i])),
                 "curvature at the point": float(np.median(log.curvature[i])),
             }
-            for name, log, steps in _numbered(logs)
-            for i, step in enumerate(steps)
+            for name, log in logs.items()
+            for i in range(len(log.cosine))
         ],
     )
 
@@ -245,86 +270,3 @@ def rolling(values: np.ndarray, width: int = 20) -> np.ndarray:
     stop = np.arange(1, len(values) + 1)
     begin = np.maximum(stop - width, 0)
     return (total[stop] - total[begin]) / (stop - begin).reshape(-1, *[1] * (values.ndim - 1))
-
-
-def curvature_rises(logs: dict[str, Log]) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, log, steps in _numbered(logs):
-        fits = [exponential(steps, log.averaged[:, seed]) for seed in range(log.averaged.shape[1])]
-        slopes, quality, positive = (np.array(x) for x in zip(*fits, strict=True))
-        numbers |= named(f"{name}: slope of log H, per 100 steps", mean_interval(100 * slopes))
-        numbers |= named(f"{name}: R²", mean_interval(quality))
-        numbers[f"{name}: share of steps with H > 0"] = float(positive.mean())
-        beside = {"log H/‖g‖²": log.averaged / log.square, "gᵀ∇²L g, at the point": log.curvature}
-        for what, values in beside.items():
-            found = [100 * exponential(steps, values[:, i])[0] for i in range(values.shape[1])]
-            label = f"{name}: slope of {what}, per 100 steps"
-            numbers |= named(label, mean_interval(found))
-    return claim(
-        "PC-26",
-        numbers,
-        "H by the paper's definition, over the step that Adam takes (at the point alone, beside); "
-        f"least squares of log H on the step where H > 0; {settings_of(logs)}. {STUDENT}",
-    )
-
-
-def exponential(steps: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """Slope and R² of a straight line through log values, and the share where they are positive.
-    The line goes through the positive ones alone.
-    """
-    good = np.isfinite(values) & (values > 0)
-    if good.sum() < 3:
-        return 0.0, 0.0, float(good.mean())
-    x, y = steps[good], np.log(values[good])
-    slope, intercept = np.polyfit(x, y, 1)
-    scatter = ((y - y.mean()) ** 2).sum()
-    return (
-        float(slope),
-        float(1 - ((y - slope * x - intercept) ** 2).sum() / scatter) if scatter else 0.0,
-        float(good.mean()),
-    )
-
-
-def settings_of(logs: dict[str, Log]) -> str:
-    lengths = ", ".join(f"{name} {len(log.cosine)} steps" for name, log in logs.items())
-    return f"{next(iter(logs.values())).cosine.shape[1]} seeds, Adam on the sum, {lengths}"
-
-
-def conflict_grows(logs: dict[str, Log]) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, log, _ in _numbered(logs):
-        third = max(1, len(log.cosine) // 3)
-        first, last = (log.cosine[:third] < 0).mean(0), (log.cosine[-third:] < 0).mean(0)
-        middle = (
-            (log.cosine[third:-third] < 0).mean() if len(log.cosine) > 2 * third else first.mean()
-        )
-        thirds = zip(("first", "middle", "last"), (first.mean(), middle, last.mean()), strict=True)
-        numbers |= {
-            f"{name}: share of conflict, {which} third": float(share) for which, share in thirds
-        }
-        numbers |= named(f"{name}: difference", mean_interval(last - first))
-    return claim(
-        "PC-27",
-        numbers,
-        "share of steps with cos φ < 0, last against first third, paired by seed; "
-        f"{settings_of(logs)}. {STUDENT}",
-    )
-
-
-def one_task_first(logs: dict[str, Log]) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, log, _ in _numbered(logs):
-        early = max(1, len(log.losses) // 10)
-        # three steps each, against the noise of batches
-        fall = np.clip(log.losses[:3].mean(0) - log.losses[early : early + 3].mean(0), 0, None)
-        share = np.where(fall.sum(-1) > 0, fall[:, 0] / np.maximum(fall.sum(-1), 1e-300), 0.5)
-        larger = clustered_share(np.maximum(share, 1 - share))
-        numbers |= named(f"{name}: share of the larger fall, first tenth", larger)
-        numbers |= {f"{name}: of the seeds, task 1 is the faster": float((share > 0.5).mean())}
-    return claim(
-        "PC-28",
-        numbers,
-        f"fall of each loss over the first tenth of the steps; {settings_of(logs)}. The tasks "
-        "were made unequal (a tanh unit of size 3 against a product of size 1, goals 2 and 5 "
-        f"moves away). {STUDENT}",
-    )
