@@ -1,6 +1,6 @@
 """Does MGDA neglect a main task among auxiliary ones, and does CAGrad keep the balance?"""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -61,14 +61,12 @@ claim = Claims(CLAIMS)
 C = 0.4
 
 
-class Trained(NamedTuple):
-    """All that is trained for the claim and its figure."""
-
-    runs: dict[str, dict[str, digits.Runs]]  # by scale of the reconstruction error, then by method
-    where: str
+Found = dict[str, dict[str, digits.Runs]]
+"""By scale of the reconstruction error, then by method."""
 
 
-def trained(settings: Settings, steps: int, c: float) -> Trained:
+def trained(settings: Settings, steps: int, c: float) -> tuple[Found, str]:
+    """All that the claim and its figure show, and how it was trained."""
     data, scales = digits.split(settings.seeds), torch.tensor([*digits.SCALES.values()])
     rules = {"mean": mf.mean(), "MGDA": mf.mgda(), "CAGrad": mf.cagrad(c=torch.tensor(c))}
     every = {name: digits.train(rule, scales, data, steps, name) for name, rule in rules.items()}
@@ -77,11 +75,9 @@ def trained(settings: Settings, steps: int, c: float) -> Trained:
         f"{digits.HIDDEN}-{digits.HIDDEN}, {steps} steps of Adam at the best of "
         f"{len(digits.RATES)} rates, {settings.seeds} seeds, 95 % t intervals, paired"
     )
-    runs = {
-        scale: {name: found[i] for name, found in every.items()}
-        for i, scale in enumerate(digits.SCALES)
-    }
-    return Trained(runs, where)
+    runs = zip(*every.values(), strict=True)
+    found = (dict(zip(rules, each, strict=True)) for each in runs)
+    return dict(zip(digits.SCALES, found, strict=True)), where
 
 
 @drawn
@@ -91,16 +87,13 @@ def main_task(
     seeds: Seeds = 16,
 ) -> Figure:
     """What MGDA and CAGrad do to a main task among auxiliary ones."""
-    return course(trained(Settings(seeds=seeds), steps, c))
+    return course(*trained(Settings(seeds=seeds), steps, c))
 
 
 def run(settings: Settings) -> Findings:
     found = trained(settings, settings.count(300), C)
-    yield judge(found)
-    yield course(found)
-
-
-WINDOWS = 20
+    yield judge(*found)
+    yield course(*found)
 
 
 def part(label: str, methods: dict[str, digits.Runs], end: int) -> dict[str, float]:
@@ -126,9 +119,9 @@ def part(label: str, methods: dict[str, digits.Runs], end: int) -> dict[str, flo
     }
 
 
-def judge(found: Trained) -> Claim:
+def judge(found: Found, where: str) -> Claim:
     numbers: dict[str, float] = {}
-    for name, methods in found.runs.items():
+    for name, methods in found.items():
         count = len(methods["mean"].curve)
         for end in (count // 3 - 1, count - 1):
             numbers |= part(name, methods, end)
@@ -139,36 +132,38 @@ def judge(found: Trained) -> Claim:
         "accuracies at the rate that is best then, the rest at the rate that is best at the end. "
         "Judged: MGDA's mean weight on the main task is below 1/3; its accuracy is more than "
         f"{FAR:g} below that of equal weights; CAGrad's is at most {NEAR:g} below, and the task "
-        f"that d serves least has a larger cosine. {found.where}",
+        f"that d serves least has a larger cosine. {where}",
     )
 
 
-def course(found: Trained) -> Figure:
+WINDOWS = 20
+ROWS = (
+    ("weight on the main task (sum 1)", (0, 1), (-0.03, 1.03)),
+    ("accuracy of the main task, %", (0, 100), (0, 103)),
+    ("cosine of d with the task that it serves least", (-1, 1), (-0.2, 0.7)),
+)
+"""Of the figure: what it shows, what that can be, and the axis."""
+
+
+def course(found: Found, where: str) -> Figure:
     """Columns are scales, rows quantities, lines methods."""
-    canvas, panels = axes(3, len(found.runs), (14, 11.5))
+    canvas, panels = axes(3, len(found), (14, 11.5))
     numbers: list[dict[str, Any]] = []
-    for column, (scale, methods) in enumerate(found.runs.items()):
-        times = np.array(digits.moments(len(methods["mean"].weights)))
-        for row, (what, values, within) in enumerate(
-            (
-                ("weight on the main task (sum 1)", weight_of, (0, 1)),
-                ("accuracy of the main task, %", accuracy_of, (0, 100)),
-                ("cosine of d with the task that it serves least", least_of, (-1, 1)),
-            )
-        ):
-            panel, ends = panels[len(found.runs) * row + column], []
+    for column, (scale, methods) in enumerate(found.items()):
+        for row, (what, within, limits) in enumerate(ROWS):
+            panel, ends = panels[len(found) * row + column], []
             for m, run in methods.items():
-                label = "equal weights" if m == "mean" else m
-                at, here = values(run, times)
-                colour = METHOD_COLOURS[m]
+                label, colour = "equal weights" if m == "mean" else m, METHOD_COLOURS[m]
+                at, here = courses(run)[row]
                 band(panel, at, here, colour, alpha=0.2, within=within)
                 ends.append((float(here[-1].mean()), label, colour))
                 numbers += [
                     {"scale": scale, "method": label, "quantity": what, "step": float(x), "mean": y}
                     for x, y in zip(at, here.mean(1).tolist(), strict=True)
                 ]
-            panel.set(xlabel="step", ylabel=what, xlim=(0, times[-1]))
-            panel.set_ylim(*{0: (-0.03, 1.03), 1: (0, 103), 2: (-0.2, 0.7)}[row])
+            panel.set(
+                xlabel="step", ylabel=what, xlim=(0, len(methods["mean"].weights)), ylim=limits
+            )
             if not row:
                 panel.set_title(f"reconstruction error {scale}")
             name_lines(panel, ends)
@@ -177,31 +172,21 @@ def course(found: Trained) -> Figure:
         "A main task with few labels among auxiliary ones, under two scales of an auxiliary loss. "
         "Top: the weight of the main task. Middle: its accuracy on test images. Bottom: the "
         "smallest over tasks of the cosine between the direction and the task's gradient over the "
-        f"trunk. Linear axes; bands: 95 % intervals over seeds. {found.where}.",
+        f"trunk. Linear axes; bands: 95 % intervals over seeds. {where}.",
         canvas,
         numbers,
     )
 
 
-Series = tuple[np.ndarray, np.ndarray]
-"""Steps, and values `[time, seed]`."""
-
-
-def weight_of(run: digits.Runs, times: np.ndarray) -> Series:
-    return windows(run.weights[..., 0] / run.weights.sum(-1))
-
-
-def accuracy_of(run: digits.Runs, times: np.ndarray) -> Series:
-    return times, 100 * run.curve.numpy()
-
-
-def least_of(run: digits.Runs, times: np.ndarray) -> Series:
-    return windows(run.cosines.amin(-1))
+def courses(run: digits.Runs) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each of `ROWS` steps, and values `[time, seed]`: those of every step in windows."""
+    times = np.array(digits.moments(len(run.weights)))
+    weight = windows(run.weights[..., 0] / run.weights.sum(-1))
+    return [weight, (times, 100 * run.curve.numpy()), windows(run.cosines.amin(-1))]
 
 
 def windows(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Middles of windows of training and means in them, `[window, seed]`, of `[step, seed]`."""
     parts = values.tensor_split(min(WINDOWS, len(values)))
-    return len(values) * (np.arange(len(parts)) + 0.5) / len(parts), torch.stack(
-        [part.mean(0) for part in parts]
-    ).numpy()
+    middles = len(values) * (np.arange(len(parts)) + 0.5) / len(parts)
+    return middles, torch.stack([part.mean(0) for part in parts]).numpy()
