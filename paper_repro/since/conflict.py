@@ -1,7 +1,5 @@
 """Is conflict a matter of several tasks, and what does it predict?"""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -72,17 +70,12 @@ def gramians(params: mf.types.Params, data: Data) -> Tensor:
     return one(params, data)
 
 
-class Trained(NamedTuple):
-    """What training left of every pair of tasks."""
+def train(pairs: int, steps: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Train both tasks and each alone, as three lanes of one program over all pairs.
 
-    cosine: Tensor  # [pair, step], of the two over the trunk, on the way of both
-    train: Tensor  # [pair, arm, task], losses at the end; arms: both, task 1 alone, task 2 alone
-    test: Tensor
-    middle: Tensor  # [pair, 2n, 2n], `gramians` on the way of both
-
-
-def train(pairs: int, steps: int) -> Trained:
-    """Train both tasks and each alone, as three lanes of one program over all pairs."""
+    Returns, on the way of both, their cosine over the trunk `[pair, step]` and `gramians` halfway;
+    training and test losses at the end, each `[pair, arm, task]` of both, task 1 and task 2 alone.
+    """
     arms = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 
     def step_of(share: Tensor) -> mf.Step:
@@ -102,8 +95,7 @@ def train(pairs: int, steps: int) -> Trained:
         state, info = move(state, data)
         found.append(cosines(info.gramian[:, 0])[:, 0, 1])
     measure = vmap(vmap(losses, (0, None)))
-    ended, held_out = measure(state.params, data), measure(state.params, test)
-    return Trained(torch.stack(found, 1), ended, held_out, middle)
+    return torch.stack(found, 1), middle, [measure(state.params, part) for part in (data, test)]
 
 
 def cosines(gramian: Tensor) -> Tensor:
@@ -114,16 +106,15 @@ def cosines(gramian: Tensor) -> Tensor:
 def run(settings: Settings) -> Findings:
     pairs, steps = 16 * settings.seeds, settings.count(150)
     many = settings.count(16 * pairs)
-    found = train(pairs, steps)
+    cosine, middle, ended = train(pairs, steps)
     blocks = torch.arange(many).split(256)
     start = torch.cat([gramians(*vmap(drawn)(block)[:2]) for block in blocks])
     where = (
         f"{pairs} pairs of tasks, alike to degrees from -1 to 1, a trunk of {HIDDEN} units, "
         f"{TRAIN} samples, {steps} steps of Adam by {RATE:g} on the mean of both"
     )
-    moments = {"start": start, "middle": found.middle}
-    yield of_samples(moments, f"{where}; at the start {many} pairs")
-    yield predicts(found, f"{where}, and on each task alone")
+    yield of_samples({"start": start, "middle": middle}, f"{where}; at the start {many} pairs")
+    yield predicts(-cosine.mean(-1), ended, f"{where}, and on each task alone")
 
 
 def of_samples(moments: dict[str, Tensor], where: str) -> Claim:
@@ -149,13 +140,13 @@ def of_samples(moments: dict[str, Tensor], where: str) -> Claim:
     )
 
 
-def predicts(found: Trained, where: str) -> Claim:
+def predicts(conflict: Tensor, ended: list[Tensor], where: str) -> Claim:
     numbers: dict[str, float] = {}
-    for name, end in (("training", found.train), ("test", found.test)):
+    for name, end in zip(("training", "test"), ended, strict=True):
         alone = torch.stack([end[:, 1, 0], end[:, 2, 1]], -1)
         excess = (end[:, 0] / alone).log().mean(-1)
         label = f"rank correlation of conflict with the excess {name} loss"
-        numbers |= named(label, rank_correlation(-found.cosine.mean(-1), excess))
+        numbers |= named(label, rank_correlation(conflict, excess))
     return claim(
         "SI-07",
         numbers,

@@ -126,11 +126,11 @@ ABOUT = (
 
 def begun(problem: Problem, seeds: int) -> tuple[mf.types.Params, Points]:
     """First weights and points of every seed, `[seed, ...]`."""
-    keys = torch.arange(seeds)
-    return (
-        vmap(lambda k: start(mf.random.key(k)))(keys),
-        vmap(lambda k: problem.draw(mf.random.key(k)))(keys),
-    )
+
+    def one(seed: Tensor) -> tuple[mf.types.Params, Points]:
+        return start(mf.random.key(seed)), problem.draw(mf.random.key(seed))
+
+    return vmap(one)(torch.arange(seeds))
 
 
 def others(problem: Problem, seeds: int, moment: int) -> Points:
@@ -149,22 +149,25 @@ def equal(params: mf.types.Params, points: Points) -> Tensor:
 
 
 def trained(
-    problem: Problem,
-    method: Callable[[Tensor, mf.Optimizer], mf.Step],
-    seeds: int,
-    steps: int,
-    weigh: Weigh = equal,
+    problem: Problem, seeds: int, steps: int, weigh: Weigh = equal, *, config: bool = False
 ) -> mf.types.Params:
-    """Where a method with Adam ends at all rates, `[rate, seed, ...]`, on points that stay.
-    `method` makes a step of weights, which are found again now and then, and of Adam.
+    """Where Adam ends at all rates, `[rate, seed, ...]`, on points that stay: on the sum of the
+    terms by weights that are found again now and then, or by ConFIG.
     """
+
+    def step_of(w: Tensor, lr: Tensor) -> mf.Step:
+        rule, probe = mf.mean(preference=w), mf.losses_only()
+        if config:
+            rule, probe = mf.config(), mf.jacobian()
+        return mf.descend(problem.terms, rule, probe, mf.adam(lr))
+
     rates = torch.tensor(RATES, dtype=torch.float64)
     lr = rates.repeat_interleave(seeds)
     params, points = tree_map(lambda x: repeated(x, len(rates)), begun(problem, seeds))
     every = vmap(weigh)
     w = every(params, points)
-    state = vmap(lambda w, lr, p, b: method(w, mf.adam(lr)).init(p, b))(w, lr, params, points)
-    moved = vmap(lambda w, lr, state, b: method(w, mf.adam(lr)).update(state, b)[:1])
+    state = vmap(lambda w, lr, p, b: step_of(w, lr).init(p, b))(w, lr, params, points)
+    moved = vmap(lambda w, lr, state, b: step_of(w, lr).update(state, b)[:1])
     move = replayed(lambda state, w: moved(w, lr, state, points))
     for moment in tqdm(range(steps), desc="differential equations", leave=False):
         if moment and moment % KEPT == 0:
@@ -176,16 +179,7 @@ def trained(
 @kept
 def with_adam(name: str, seeds: int, steps: int) -> mf.types.Params:
     """Where Adam ends on the sum of a problem's terms."""
-    return trained(PROBLEMS[name], weighted(PROBLEMS[name]), seeds, steps)
-
-
-def weighted(problem: Problem) -> Callable[[Tensor, mf.Optimizer], mf.Step]:
-    """A method that descends on the weighted terms."""
-
-    def method(w: Tensor, optimizer: mf.Optimizer) -> mf.Step:
-        return mf.descend(problem.terms, mf.mean(preference=w), mf.losses_only(), optimizer)
-
-    return method
+    return trained(PROBLEMS[name], seeds, steps)
 
 
 def repeated(x: Tensor, settings: int) -> Tensor:

@@ -142,17 +142,10 @@ def lower(seeds: int, steps: int, where: str) -> Iterator[Claim]:
     ntk: dict[str, float] = {}
     rates = []
     for name, problem in physics.PROBLEMS.items():
-
-        def by_config(
-            w: Tensor, optimizer: mf.Optimizer, problem: physics.Problem = problem
-        ) -> mf.Step:
-            return mf.descend(problem.terms, mf.config(), mf.jacobian(), optimizer)
-
-        weighted = physics.weighted(problem)
         ends = {
             "equal weights": physics.with_adam(name, seeds, steps),
-            "NTK weights": physics.trained(problem, weighted, seeds, steps, ntk_weights(problem)),
-            "ConFIG": physics.trained(problem, by_config, seeds, steps),
+            "NTK weights": physics.trained(problem, seeds, steps, ntk_weights(problem)),
+            "ConFIG": physics.trained(problem, seeds, steps, config=True),
         }
         best = {
             way: at_best(physics.errors(problem, params), physics.RATES)

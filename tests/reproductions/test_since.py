@@ -123,7 +123,7 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
     torch.testing.assert_close(gramians[1], matrix @ matrix.T, rtol=1e-9, atol=1e-12)
     tasks = matrix.unflatten(0, (-1, 2)).mean(0)
     cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
-    assert float(conflict.train(2, 3).cosine[1, 0]) == pytest.approx(float(cosine))
+    assert float(conflict.train(2, 3)[0][1, 0]) == pytest.approx(float(cosine))
 
 
 # ---- Aligned-MTL, rewards ----
