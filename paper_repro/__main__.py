@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +31,7 @@ from .claims import HERE, LEDGER, papers, reproductions
 from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
+from .report.decisions import Row
 from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.options import folder, meant
@@ -40,12 +41,6 @@ from .report.remaining import Remaining, expected, in_order
 from .report.results import PAGE, PARTS, Drawn, Refused, Results, reserved
 from .report.summary import table
 from .report.workers import Question, Run, owner
-
-
-def listed(name: str, module: ModuleType) -> str:
-    """A line of --list: name, question, and the claims that it decides."""
-    ids = ", ".join(row.id for row in LEDGER.values() if row.module == name)
-    return f"{name:<26}{title(module)} {ids}"
 
 
 def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
@@ -60,12 +55,10 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
         if not word:
             raise ValueError("--only: an empty word names no reproduction")
         row = LEDGER.get(word.upper())
-        if row is not None and row.module not in modules:
-            raise ValueError(f"--only: no reproduction decides {row.id} ({row.kind})")
         if word in modules:
             matching = [word]
         elif row is not None:
-            matching = [row.module]
+            matching = [decided_in(row, modules, "--only")]
         else:
             matching = [name for name in modules if name.startswith(word)]
         if not matching:
@@ -78,6 +71,13 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def decided_in(row: Row, modules: Collection[str], option: str) -> str:
+    """The module that decides a claim. Raises ValueError for none."""
+    if row.module not in modules:
+        raise ValueError(f"{option}: no reproduction decides {row.id} ({row.kind})")
+    return row.module
+
+
 def where(identifier: str, modules: dict[str, ModuleType]) -> str:
     """The file and line where a claim and its decision stand. Raises ValueError for none."""
     row = LEDGER.get(identifier.upper())
@@ -86,9 +86,7 @@ def where(identifier: str, modules: dict[str, ModuleType]) -> str:
             f"--where: there is no claim {identifier}; {meant(identifier, LEDGER)}ids are like "
             "GN-21"
         )
-    if row.module not in modules:
-        raise ValueError(f"--where: no reproduction decides {row.id} ({row.kind})")
-    path = Path(str(modules[row.module].__file__))
+    path = Path(str(modules[decided_in(row, modules, "--where")].__file__))
     lines = path.read_text(encoding="utf-8").splitlines()
     line = next(i for i, text in enumerate(lines, 1) if text.startswith(f'    "{row.id}": '))
     return f"{path}:{line}"
@@ -150,15 +148,15 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     for question in questions:
         if question not in left:
             run.skip(question.name)
-    seconds = expected([q.name for q in left], run.settings)
-    run.display.remaining = Remaining(seconds, workers)
+    names = [question.name for question in left]
+    run.display.remaining = Remaining(expected(names, run.settings), workers)
     total = run.display.remaining.now({})
     if total is not None and left:
         side = f", {workers} side by side" if workers > 1 else ""
         run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
     if workers > 1:
-        order = in_order([q.name for q in left])
-        left.sort(key=lambda q: order.index(q.name))
+        order = in_order(names)
+        left.sort(key=lambda question: order.index(question.name))
     run.perform(left, workers)
     if not run.failed:
         drop(run.parts, (owner(name, run.settings) for name in run.done))
@@ -268,13 +266,6 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """How much the command line says to compute."""
-    usual = QUICK if options.quick else Settings(full=options.full)
-    seeds = options.seeds or usual.seeds
-    return usual._replace(seeds=seeds, draw=options.draw, device=options.device)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
@@ -296,7 +287,9 @@ def perform(arguments: Sequence[str] | None) -> int:
     parser = parser_of(list(modules := reproductions()))
     options = parser.parse_args(words)
     if options.list:
-        say("\n".join(map(listed, modules, modules.values())), sys.stdout)
+        for name, module in modules.items():  # with its question, and the claims that it decides
+            ids = ", ".join(row.id for row in LEDGER.values() if row.module == name)
+            say(f"{name:<26}{title(module)} {ids}", sys.stdout)
         return 0
     try:
         if options.where is not None:
@@ -305,7 +298,9 @@ def perform(arguments: Sequence[str] | None) -> int:
         only = selected(options.only or list(modules), list(modules))
     except ValueError as error:
         parser.error(str(error))
-    settings = settings_of(options)
+    usual = QUICK if options.quick else Settings(full=options.full)
+    seeds = options.seeds or usual.seeds
+    settings = usual._replace(seeds=seeds, draw=options.draw, device=options.device)
     sizes = ("quick" * options.quick, "full" * options.full)
     try:
         anew = f"draw-{options.draw}" if options.draw else ""

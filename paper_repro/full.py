@@ -24,6 +24,7 @@ from mtlfunc.core.files import write_whole
 
 from .__main__ import configuration_of, reproductions
 from .claims import DECISIONS
+from .report.compare import SIZE
 from .report.findings import Settings
 from .report.results import Unreadable, read_claims, read_runs
 
@@ -40,7 +41,7 @@ class Answer(NamedTuple):
     day: str
     machine: str
     verdicts: dict[str, str]  # by claim
-    numbers: dict[str, dict[str, float]]  # by claim; empty for runs of before they were kept
+    numbers: dict[str, dict[str, float]]  # by claim
 
 
 def read() -> dict[str, Answer]:
@@ -51,7 +52,7 @@ def read() -> dict[str, Answer]:
     """
     try:
         kept = json.loads(KEPT.read_text(encoding="utf-8"))
-        return {name: judged(Answer(**{"numbers": {}} | answer)) for name, answer in kept.items()}
+        return {name: judged(Answer(**answer)) for name, answer in kept.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
@@ -59,10 +60,9 @@ def read() -> dict[str, Answer]:
 
 
 def judged(answer: Answer) -> Answer:
-    """What today's decisions say, if the numbers were kept; none where they are not enough."""
+    """What today's decisions say; none where the numbers are not enough."""
     rows = ({"id": name, "measured": found} for name, found in answer.numbers.items())
-    older = {name: x for name, x in answer.verdicts.items() if name not in answer.numbers}
-    return answer._replace(verdicts=older | dict(decided(rows)))
+    return answer._replace(verdicts=dict(decided(rows)))
 
 
 def keep(answers: dict[str, Answer]) -> None:
@@ -101,10 +101,7 @@ def finished() -> dict[str, Answer]:
     others = {
         row["module"]
         for row in rows
-        if any(
-            row["configuration"].get(name) != usual.get(name)
-            for name in ("seeds", "sizes", "device", "budget", "draw")
-        )
+        if any(row["configuration"].get(name) != usual.get(name) for name in SIZE)
     }
     return {
         name: Answer(

@@ -34,7 +34,10 @@ def compare(words: Sequence[str]) -> int:
         old = None
         if given.record.exists() or not given.keep:
             old = json.loads(given.record.read_text(encoding="utf-8"))
-        new = kept(rows, old["open"] if old else {}) | {"seconds": seconds_of(path)}
+        runs = path.with_name("runs.json")  # none beside a file of claims alone
+        took = json.loads(runs.read_text(encoding="utf-8")) if runs.exists() else {}
+        seconds = {name: run["seconds"] for name, run in sorted(took.items())}
+        new = kept(rows, old["open"] if old else {}) | {"seconds": seconds}
         if given.keep or old is None:
             write_whole(given.record, written(new))
             return 0
@@ -68,13 +71,6 @@ def kept(rows: Sequence[Mapping[str, Any]], undecided: Mapping[str, str]) -> dic
         for row in rows
     }
     return {"commit": head(), "size": sizes[0], "open": dict(undecided), "verdicts": verdicts}
-
-
-def seconds_of(path: Path) -> dict[str, float]:
-    """What the questions took whose claims are in this file; none without their runs."""
-    runs = path.with_name("runs.json")
-    found = json.loads(runs.read_text(encoding="utf-8")) if runs.exists() else {}
-    return {name: run["seconds"] for name, run in sorted(found.items())}
 
 
 def written(record: Mapping[str, Any]) -> str:

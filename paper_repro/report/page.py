@@ -14,7 +14,7 @@ from . import of_record, standins
 from .findings import QUICK, Settings
 from .layout import INDEXED
 from .results import VERDICTS, Results, check_figure
-from .said import filled, said
+from .said import filled, said, shown
 from .summary import counts
 
 ROOT = Path(__file__).parents[2]
@@ -209,13 +209,11 @@ def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
 
 def _numbers(measured: dict[str, float]) -> str:
     """A row a number; a mean and the two ends of its interval make one."""
-    rows = []
-    for name, value in measured.items():
-        low, high = measured.get(f"{name}, low"), measured.get(f"{name}, high")
-        if low is not None and high is not None:
-            rows.append([typeset(name), f"{value:.3g} [{low:.3g}, {high:.3g}]"])
-        elif not name.endswith((", low", ", high")):
-            rows.append([typeset(name), f"{value:.4g}"])
+    rows = [
+        [typeset(name), typeset(shown(measured, name))]
+        for name in measured
+        if not name.endswith((", low", ", high"))
+    ]
     return f"<details><summary>{len(rows)} numbers</summary>{_table(rows)}</details>"
 
 

@@ -45,7 +45,6 @@ class Drawn(NamedTuple):
     """A figure that is in its file."""
 
     name: str
-    caption: str
 
 
 def draw(folder: Path, module: str, figure: Figure) -> Drawn:
@@ -53,7 +52,7 @@ def draw(folder: Path, module: str, figure: Figure) -> Drawn:
     # the caption rides in the PNG, so that a later run of another module can rebuild the page
     for form in ("png", "svg"):
         figure.draw(folder / f"{module}-{figure.name}.{form}")
-    return Drawn(figure.name, figure.caption)
+    return Drawn(figure.name)
 
 
 class Results:

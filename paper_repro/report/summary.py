@@ -13,13 +13,8 @@ def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Number of claims by paper and verdict."""
     found = {paper: dict.fromkeys(VERDICTS, 0) for paper in PAPERS}
     for claim in claims:
-        found[paper_of(claim)][claim["verdict"]] += 1
+        found[claim["id"].split("-")[0]][claim["verdict"]] += 1
     return found
-
-
-def paper_of(claim: dict[str, Any]) -> str:
-    """The letters that its id starts with."""
-    return claim["id"].split("-")[0]
 
 
 def table(results: Results, modules: Iterable[str]) -> str:
