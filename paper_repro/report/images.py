@@ -45,7 +45,6 @@ ALIKE = ("epochs", "batch", "papers", "set", "most", "images", "optimizer")
 class Criterion(NamedTuple):
     """How a claim is decided."""
 
-    claim: str
     holds: str  # the claim, where …
     needed: dict[str, tuple[str, ...]]  # methods by setting, next to the networks alone
     judge: Callable[[Values], Judged]
@@ -72,61 +71,48 @@ def balanced(found: Values) -> Judged:
 
 
 CRITERIA = {
-    row.claim: row
-    for row in (
-        Criterion(
-            "SU-37",
-            "the bound is above the mean loss, and not below two networks",
-            {BASE: ("mean", "mgda-ub")},
-            bound,
-        ),
-        Criterion(
-            "PC-01",
-            "some task ends below its own network by the mean loss",
-            {BASE: ("mean",)},
-            lambda v: some_one(alone(v, [BASE])),
-        ),
-        Criterion(
-            "PC-07",
-            "PCGrad is above the mean loss in all four architectures",
-            dict.fromkeys(ARCHITECTURES, ("mean", "pcgrad")),
-            lambda v: every_one(over(v, ARCHITECTURES, "pcgrad", ["mean"])),
-        ),
-        Criterion(
-            "PC-08",
-            "PCGrad ends above the mean loss with a tenth of the images and with all of them; how "
-            "fast it gets there is not judged",
-            dict.fromkeys((BASE, TENTH), ("mean", "pcgrad")),
-            lambda v: every_one(over(v, (BASE, TENTH), "pcgrad", ["mean"])),
-        ),
-        Criterion(
-            "CA-01",
-            "both tasks end below their own networks by the mean loss",
-            {BASE: ("mean",)},
-            lambda v: every_one(alone(v, [BASE])),
-        ),
-        Criterion(
-            "CA-38",
-            f"CAGrad is above {', '.join(EARLIER)}",
-            {BASE: ("cagrad", *EARLIER)},
-            lambda v: every_one(above(v, BASE, "cagrad", EARLIER)),
-        ),
-        Criterion(
-            "GN-01",
-            "one network, by some of fourteen rules, is above two",
-            {BASE: RULES},
-            one_network,
-        ),
-        Criterion(
-            "GN-26",
-            "GradNorm is above two networks and every other weighting in all four architectures",
-            {
-                BASE: ("gradnorm", *WEIGHTINGS),
-                **dict.fromkeys(ARCHITECTURES[1:], ("gradnorm", "mean", "uw", "dwa")),
-            },
-            balanced,
-        ),
-    )
+    "SU-37": Criterion(
+        "the bound is above the mean loss, and not below two networks",
+        {BASE: ("mean", "mgda-ub")},
+        bound,
+    ),
+    "PC-01": Criterion(
+        "some task ends below its own network by the mean loss",
+        {BASE: ("mean",)},
+        lambda v: some_one(alone(v, [BASE])),
+    ),
+    "PC-07": Criterion(
+        "PCGrad is above the mean loss in all four architectures",
+        dict.fromkeys(ARCHITECTURES, ("mean", "pcgrad")),
+        lambda v: every_one(over(v, ARCHITECTURES, "pcgrad", ["mean"])),
+    ),
+    "PC-08": Criterion(
+        "PCGrad ends above the mean loss with a tenth of the images and with all of them; how "
+        "fast it gets there is not judged",
+        dict.fromkeys((BASE, TENTH), ("mean", "pcgrad")),
+        lambda v: every_one(over(v, (BASE, TENTH), "pcgrad", ["mean"])),
+    ),
+    "CA-01": Criterion(
+        "both tasks end below their own networks by the mean loss",
+        {BASE: ("mean",)},
+        lambda v: every_one(alone(v, [BASE])),
+    ),
+    "CA-38": Criterion(
+        f"CAGrad is above {', '.join(EARLIER)}",
+        {BASE: ("cagrad", *EARLIER)},
+        lambda v: every_one(above(v, BASE, "cagrad", EARLIER)),
+    ),
+    "GN-01": Criterion(
+        "one network, by some of fourteen rules, is above two", {BASE: RULES}, one_network
+    ),
+    "GN-26": Criterion(
+        "GradNorm is above two networks and every other weighting in all four architectures",
+        {
+            BASE: ("gradnorm", *WEIGHTINGS),
+            **dict.fromkeys(ARCHITECTURES[1:], ("gradnorm", "mean", "uw", "dwa")),
+        },
+        balanced,
+    ),
 }
 
 

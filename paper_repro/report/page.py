@@ -17,7 +17,6 @@ from .results import VERDICTS, Results, check_figure
 from .said import filled, said, shown
 from .summary import counts
 
-ROOT = Path(__file__).parents[2]
 STYLE = Path(__file__).with_name("page.css")
 ORDER = {row.id: number for number, row in enumerate(ROWS)}
 
@@ -74,13 +73,10 @@ def _questions(
             notice = "This question has not come to its end; some of what is here may be older."
         elif run["key"] != keys[name]:
             notice = "Found by an earlier run, of other code, settings or libraries."
-        source = Path(str(module.__file__))
-        if source.is_relative_to(ROOT):  # nothing of the machine
-            source = source.relative_to(ROOT)
+        source = f"{module.__name__.replace('.', '/')}.py"  # nothing of the machine
         text = (
             f'<h2 id="{name}">{typeset(title(module))}</h2><p class="quiet">{notice} Measured and '
-            f"decided in <code>{escaped(source if not source.is_absolute() else source.name)}"
-            f"</code>.</p>{''.join(map(figure, figures))}"
+            f"decided in <code>{escaped(source)}</code>.</p>{''.join(map(figure, figures))}"
             f"{''.join(article(claim, figures, results.configuration) for claim in own)}"
         )
         found.append((min((ORDER[claim["id"]] for claim in own), default=len(ORDER)), text))
