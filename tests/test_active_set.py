@@ -332,6 +332,26 @@ def test_derivatives_at_a_pareto_stationary_point_are_finite():
         )
 
 
+@pytest.mark.parametrize(("solver", "count"), [(active_set(), 16), (faces(), 6)])
+def test_derivatives_of_a_projection_are_those_of_its_closed_form(solver, count):
+    """Two opposed gradients leave a plane, and there the mean hurts one of the others."""
+    generator = torch.Generator().manual_seed(0)
+    rest = 0.5 + torch.rand(count - 2, 3, generator=generator, dtype=torch.float64)
+    rest[0, 1:] = torch.tensor([-1.0, 0.2])
+    opposed = torch.tensor([[1.0, 0, 0], [-2.0, 0, 0]], dtype=torch.float64)
+
+    def direction(rest):
+        rows = torch.cat([opposed, rest])
+        return solver(cagrad(rows @ rows.mT, 1.0)).weights @ rows
+
+    def closed(rest):
+        mean, hurt = rest[:, 1:].sum(0) / count, rest[0, 1:]
+        return torch.cat([torch.zeros(1), mean - (mean @ hurt) / (hurt @ hurt) * hurt])
+
+    for of in (lambda f: f, jacrev):
+        torch.testing.assert_close(of(direction)(rest), of(closed)(rest), rtol=1e-6, atol=1e-7)
+
+
 def test_an_indefinite_matrix_has_no_answer_under_vmap():
     g = torch.tensor([[1.0, -2.0], [-2.0, 1.0]], dtype=torch.float64)
     assert vmap(lambda g: solve(min_norm(g)).weights)(g[None]).isnan().all()

@@ -3,7 +3,7 @@
 import pytest
 
 from docs import images, results
-from docs.blocks import marked, part, replaced, row_of
+from docs.blocks import row_of
 
 SPREAD = (-0.002, -0.001, 0.0, 0.001, 0.002)
 
@@ -46,12 +46,3 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
     found = {"accuracies": {"hard sharing": {"left alone": {"left": SPREAD}} | base}}
     found |= {"seeds": SPREAD, "settings": {"epochs": 10}}
     assert f"of 3 rules {shown} shown to differ" in images.sentence(found)
-
-
-def test_a_part_of_a_page_is_exchanged():
-    page = f"before\n{marked('a', 'old', 'text')}\n{marked('b', 'other')}\n"
-    found = replaced(page, "a", marked("a", r"new \1"))
-    assert "old" not in part(found, "a")
-    assert found == page.replace("old\n\ntext", r"new \1")
-    with pytest.raises(SystemExit, match="are missing"):
-        replaced(page, "c", "")

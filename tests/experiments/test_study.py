@@ -142,14 +142,6 @@ def test_what_ends_a_worker_is_raised_here():
             pool.perform_all(ends, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
 
 
-def test_jobs_have_one_thread_and_the_caller_its_own():
-    heard: list[tuple[int, int]] = []
-    with pool.threads(2):
-        count = lambda job: torch.get_num_threads()  # noqa: E731
-        pool.perform_all(count, [7], 1, lambda *said: heard.append(said))
-        assert (torch.get_num_threads(), heard) == (2, [(7, 1)])
-
-
 SLOW = """
 import sys, time
 from pathlib import Path
