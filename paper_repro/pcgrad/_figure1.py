@@ -69,7 +69,7 @@ class Conditions(NamedTuple):
     averaged: np.ndarray  # Definition 3's, over the step that was taken, over ‖g‖²
 
 
-def conditions(theta: Tensor, following: Tensor) -> Conditions:
+def conditions(found: landscape.Paths, methods: Sequence[str]) -> dict[str, Conditions]:
     def one(at: Tensor, after: Tensor) -> tuple[Tensor, ...]:
         params = {"theta": at}
         gramian = mf.task_gramian(landscape.losses, params, None)[1]
@@ -77,12 +77,15 @@ def conditions(theta: Tensor, following: Tensor) -> Conditions:
         pair = mf.diagnostics.cosines(gramian)[0, 1], magnitude_similarity(gramian)[0, 1]
         return (*pair, pointwise, landscape.definition_3(at, after))
 
-    return Conditions(*(x.numpy() for x in vmap(one)(theta, following)))
+    return {
+        arm: Conditions(*(x.numpy() for x in vmap(one)(found.theta[:, i], found.following[:, i])))
+        for arm, i in lanes_in(found, methods).items()
+    }
 
 
 def run(settings: Settings) -> Findings:
     found, methods = landscape.paths(settings), ("sum", "PCGrad")
-    along = conditions_of(found, methods)
+    along = conditions(found, methods)
     yield figure_1(found, methods)
     yield condition_curves(found, along)
     steps = int(found.steps[-1])
@@ -97,14 +100,13 @@ def run(settings: Settings) -> Findings:
         f"{', a short budget' if steps < landscape.LONG else ''}. Natural log; totals on the cusp "
         "are noise and are not judged",
     )
-    curved: dict[str, float] = {}
+    positive: dict[str, float] = {}
     for arm, path in along.items():
-        curved[f"{arm}: share of steps with H > 0"] = float((path.averaged > 0).mean())
-        positive = float((path.pointwise > 0).mean())
-        curved[f"{arm}: share of points with gᵀ∇²L g > 0"] = positive
+        positive[f"{arm}: share of steps with H > 0"] = (path.averaged > 0).mean()
+        positive[f"{arm}: share of points with gᵀ∇²L g > 0"] = (path.pointwise > 0).mean()
     yield claim(
         "PC-05",
-        curved,
+        positive,
         "Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at "
         f"{len(found.steps)} points of each path. log|·| is concave off its cusp, so that the "
         "curvature at a point is never positive; across the cusp the slope jumps up",
@@ -121,11 +123,6 @@ Start = Annotated[tuple[float, float], Option("start θ_1,θ_2", -1e3, 1e3)]
 def lanes_in(found: landscape.Paths, methods: Sequence[str]) -> dict[str, int]:
     """Adam's lane of every method from the first start."""
     return {arm: int(found.chosen(arm, sgd=False)[0]) for arm in methods}
-
-
-def conditions_of(found: landscape.Paths, methods: Sequence[str]) -> dict[str, Conditions]:
-    lane = lanes_in(found, methods)
-    return {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
 
 
 @drawn
@@ -148,7 +145,7 @@ def conditions_along(
 ) -> Figure:
     """Conflict, dominance and curvature along every method's path over the landscape."""
     found = landscape.paths_from(start, methods, steps, rate)
-    return condition_curves(found, conditions_of(found, methods))
+    return condition_curves(found, conditions(found, methods))
 
 
 def named_arm(arm: str) -> str:
@@ -166,7 +163,7 @@ def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
         torch.linspace(float(low), float(high), count, dtype=torch.float64)
         for low, high, count in zip(reach.min(0), reach.max(0), (161, 221), strict=True)
     )
-    each = landscape.values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
+    each = over(x, y)
     surface = canvas.add_subplot(grid[:, 0], projection="3d")
     assert isinstance(surface, Axes3D)
     surface.plot_surface(
@@ -176,7 +173,6 @@ def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
     surface.zaxis.labelpad = 8
     surface.set_box_aspect((4, 5, 4), zoom=0.9)  # pyright: ignore[reportArgumentType]
-    start, stuck = paths[methods[0]][0], torch.from_numpy(paths[methods[0]][-1])
 
     def panel(place: Any, title: str, heights: np.ndarray, height: float, bar: str = "") -> Axes:
         """Contours down to -160 and up to 80, times `height`."""
@@ -200,10 +196,12 @@ def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
         here.plot(theta[:, 0], theta[:, 1], color="black", linewidth=1.4)
         here.plot(*theta[-1], "o", color="black", markerfacecolor="white", markersize=8)
         sums.append(here)
+    first = paths[methods[0]]
     for here in (*tasks, *sums):
-        here.plot(*start, "*", color="white", markeredgecolor="black", markersize=13)
-    steepest(sums[0], stuck, float(min(x[-1] - x[0], y[-1] - y[0])) / 5)
+        here.plot(*first[0], "*", color="white", markeredgecolor="black", markersize=13)
+    steepest(sums[0], first[-1], float(min(x[-1] - x[0], y[-1] - y[0])) / 5)
     ends = ", ".join(f"{arm} ({path[-1][0]:.2f}, {path[-1][1]:.2f})" for arm, path in paths.items())
+    values = {arm: landscape.values(torch.from_numpy(path)) for arm, path in paths.items()}
     rate = float(found.lanes.lr[lanes_in(found, methods)[methods[0]]])
     return Figure(
         "figure1",
@@ -215,11 +213,14 @@ def figure_1(found: landscape.Paths, methods: Sequence[str]) -> Figure:
         [
             {"method": arm, "step": int(step), "theta": at.tolist(), "losses": loss.tolist()}
             for arm, path in paths.items()
-            for step, at, loss in zip(
-                found.steps, path, landscape.values(torch.from_numpy(path)), strict=True
-            )
+            for step, at, loss in zip(found.steps, path, values[arm], strict=True)
         ],
     )
+
+
+def over(*lines: Tensor) -> np.ndarray:
+    """Both losses on a mesh, `[y, x, task]`."""
+    return landscape.values(torch.stack(torch.meshgrid(*lines, indexing="xy"), -1)).numpy()
 
 
 def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> list[np.ndarray]:
@@ -232,15 +233,14 @@ def smooth_surface(x: Tensor, y: Tensor, count: int = 110, finer: int = 8) -> li
         torch.linspace(float(line[0]), float(line[-1]), finer * (count - 1) + 1, dtype=line.dtype)
         for line in (x, y)
     ]
-    height = landscape.values(torch.stack(torch.meshgrid(*fine, indexing="xy"), -1)).sum(-1).numpy()
-    smooth = gaussian_filter(height, finer, mode="nearest")
+    smooth = gaussian_filter(over(*fine).sum(-1), finer, mode="nearest")
     return [*np.meshgrid(*(line[::finer].numpy() for line in fine)), smooth[::finer, ::finer]]
 
 
-def steepest(panel: Axes, at: Tensor, length: float) -> None:
+def steepest(panel: Axes, point: np.ndarray, length: float) -> None:
     """The directions of steepest descent of each task at a point, of one length."""
-    gradients = mf.task_gradients(landscape.losses, {"theta": at}, None)[1]["theta"].numpy()
-    point = at.numpy()
+    params = {"theta": torch.from_numpy(point)}
+    gradients = mf.task_gradients(landscape.losses, params, None)[1]["theta"].numpy()
     for task, colour in ((0, "C1"), (1, "C4")):
         norm, name = np.linalg.norm(gradients[task]), "₁₂"[task]
         if norm > 0:  # on a cusp's floor there is none
@@ -251,22 +251,22 @@ def steepest(panel: Axes, at: Tensor, length: float) -> None:
 
 def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Figure:
     canvas, panels = axes(len(along), 3, (15, 3.6 * len(along)))
-    steps = np.maximum(found.steps, 1)
 
-    def points(panel: Axes, where: Any, values: np.ndarray, colour: str, **look: Any) -> None:
-        panel.plot(steps[where], values[where], ".", color=colour, **{"markersize": 2, **look})
+    def points(panel: Axes, values: np.ndarray, colour: str, label: str, size: int = 2) -> None:
+        steps = np.maximum(found.steps, 1)
+        panel.plot(steps, values, ".", color=colour, markersize=size, label=label)
 
-    every = slice(None)
     for row, (arm, path) in enumerate(along.items()):
         angles, dominance, curvature = here = panels[3 * row : 3 * row + 3]
         colour = {"sum": "C0"}.get(arm, COLOURS[arm])
-        points(angles, every, path.cosine, colour)
+        points(angles, path.cosine, colour, "cos φ")
         angles.set(ylabel=f"{named_arm(arm)}: cos φ", ylim=(-1.05, 1.05))
-        points(dominance, path.cosine < 0, -path.cosine, "#444444", label="-cos φ where < 0")
-        points(dominance, every, path.similarity, colour, label="Φ")
+        conflict = np.where(path.cosine < 0, -path.cosine, np.nan)
+        points(dominance, conflict, "#444444", "-cos φ where < 0")
+        points(dominance, path.similarity, colour, "Φ")
         dominance.set(ylabel="dominance: Φ <= -cos φ", yscale="log")
-        points(curvature, every, path.averaged, "C4", markersize=3, label="H, over the step")
-        points(curvature, every, path.pointwise, colour, label="at the point")
+        points(curvature, path.averaged, "C4", "H, over the step", 3)
+        points(curvature, path.pointwise, colour, "at the point")
         curvature.set(ylabel="curvature gᵀ∇²L g/‖g‖²")
         curvature.set_yscale("symlog", linthresh=1.0)
         curvature.yaxis.set_major_locator(SymmetricalLogLocator(base=10**4, linthresh=1.0))

@@ -16,7 +16,7 @@ from ..report.decisions import OPEN, Claims, Row, sided
 from ..report.findings import Findings, Settings
 from ..report.grids import at_best, at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
-from .common import ALPHA, ARMS, STUDENT, arms, either
+from .common import ALPHA, ARMS, STUDENT, arm_step
 from .landscape import LONG, SGD_RATES, arrival, by_rate, paths
 from .problems import Batch, regression, regression_batch, regression_start
 
@@ -91,15 +91,13 @@ def on_regression(seeds: int, steps: int) -> np.ndarray:
     which, arm, rate, seed = torch.cartesian_prod(*(torch.arange(n) for n in counts)).unbind(1)
     sgd, lr = which > 0, torch.tensor(list(RATES.values()), dtype=torch.float64)[which, rate]
 
-    def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
-        return mf.descend(
-            regression, arms(arm), mf.jacobian("trunk.*"), either(sgd, lr), reduction="sum"
-        )
+    def lane(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
+        return arm_step(regression, arm, sgd, lr, "trunk.*")
 
     def advance(
         arm: Tensor, sgd: Tensor, lr: Tensor, batch: Batch, state: mf.TrainState
     ) -> tuple[mf.TrainState, Tensor]:
-        state, info = step_of(arm, sgd, lr).update(state, batch)
+        state, info = lane(arm, sgd, lr).update(state, batch)
         return state, info.losses
 
     keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
@@ -107,7 +105,7 @@ def on_regression(seeds: int, steps: int) -> np.ndarray:
     batch = tuple(part[seed] for part in batches(keys, zero))
     params = vmap(regression_start)(keys)
     start = {name: leaf[seed] for name, leaf in params.items()}
-    state = vmap(lambda arm, sgd, lr, params, batch: step_of(arm, sgd, lr).init(params, batch))(
+    state = vmap(lambda arm, sgd, lr, params, batch: lane(arm, sgd, lr).init(params, batch))(
         arm, sgd, lr, start, batch
     )
     every: Callable[..., Any] = vmap(advance)

@@ -1,15 +1,13 @@
-"""What PCGrad's questions share: names, colours, the ablation's arms, the compiler."""
+"""What PCGrad's questions share: names, colours, the ablation's arms."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from tqdm import tqdm
 
 import mtlfunc as mf
-from common.regions import Program, compile_steps, replayed_steps
+from mtlfunc.types import LossesFn
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
@@ -33,27 +31,6 @@ def normal(key: Tensor, tag: int | Tensor, shape: tuple[int, ...]) -> Tensor:
 def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
     """One number in [low, high)."""
     return low + (high - low) * mf.random.uniform(mf.random.fold_in(key, tag), (), torch.float64)
-
-
-def compiled(
-    step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
-) -> Program | None:
-    """`compile_steps`, tried on its example; None, with a notice, without a compiler. On another
-    device than the CPU a captured program.
-    """
-    if lanes[0].device.type != "cpu":
-        return replayed_steps(step, unroll, leaf)
-    try:
-        return compile_steps(step, unroll, lanes, state, leaf)
-    except Exception as error:  # no C++ compiler, or a torch that cannot trace this
-        tqdm.write(
-            f"torch.compile is of no use here ({type(error).__name__}): eager steps and a "
-            "shorter budget instead"
-        )
-        return None
-
-
-# ---- the arms of the ablation, as lanes of one program ----
 
 
 def arms(arm: Tensor) -> mf.Rule:
@@ -90,6 +67,11 @@ def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
         return {name: torch.where(sgd, straight[name], leaf) for name, leaf in moved.items()}, state
 
     return mf.Optimizer(adam.init, update)
+
+
+def arm_step(losses: LossesFn, arm: Tensor, sgd: Tensor, lr: Tensor, shared: str = "*") -> mf.Step:
+    """A step of one lane."""
+    return mf.descend(losses, arms(arm), mf.jacobian(shared), either(sgd, lr), reduction="sum")
 
 
 def jacobians(settings: Settings, tasks: int, size: int) -> Tensor:

@@ -111,7 +111,7 @@ def similarity(J: Tensor) -> Claim:
 
 
 def curvature(settings: Settings) -> Claim:
-    """On quadratics H = gᵀA g for every step, so that it cannot measure a change of curvature."""
+    """On quadratics H = gᵀA g for every step."""
     keys = torch.arange(settings.count(500))
 
     def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -174,10 +174,8 @@ def bound(J: Tensor) -> Claim:
     inner = (J[:, 0] * J[:, 1]).sum(-1)
     J = torch.stack([J[:, 0], torch.where((inner < 0)[:, None], J[:, 1], -J[:, 1])], 1)
     gramian = J @ J.mT
-    xi, cos, phi = (
-        of_pairs(measure, J)
-        for measure in (curvature_bound, mf.diagnostics.cosines, magnitude_similarity)
-    )
+    measures = curvature_bound, mf.diagnostics.cosines, magnitude_similarity
+    xi, cos, phi = (of_pairs(measure, J) for measure in measures)
     weights = 2 * vmap(lambda G: mf.weights(mf.pcgrad(), G))(gramian)
     length = torch.einsum("ds,dst,dt->d", weights, gramian, weights)
     error = length / (xi * gramian.sum((-1, -2))) - 1

@@ -84,30 +84,24 @@ class Marks(NamedTuple):
         return {name: abs(at - self.onset) <= WITHIN for name, at in self.changes.items()}
 
 
-def marks(name: str, whole: Log) -> Marks:
-    log = shortened(whole)
-    series = {"cos φ": log.cosine, "Φ": log.similarity, "ξ": log.bound, "H": log.curvature}
-    for i, leaf in enumerate(PROBLEMS[name].start(torch.tensor(0))):
-        if np.ptp(log.layers[:, :, i]) > 0:  # heads are each one task's
-            series[f"cos φ of {leaf}"] = log.layers[:, :, i]
-    onset = np.array([knee(loss) for loss in rolling(log.losses[:, :, 1], 5).T])
-    changes = {
-        label: np.array([shift(of_seed) for of_seed in values.T])
-        for label, values in series.items()
-    }
-    return Marks(onset, (2 * WITHIN + 1) / len(log.cosine), changes)
-
-
-def shortened(log: Log) -> Log:
-    """Up to the step at which 90 % of task 2's fall is done in the median seed."""
-    loss = np.median(rolling(log.losses[:, :, 1], 5), 1)
-    target = loss[0] - 0.9 * (loss[0] - loss.min())
-    stop = max(10, int((loss <= target).argmax()) + 1)
-    return Log(*(part[:stop] for part in log))
-
-
-def all_marks(logs: Mapping[str, Log]) -> dict[str, Marks]:
-    return {name: marks(name, log) for name, log in logs.items()}
+def marks(logs: Mapping[str, Log]) -> dict[str, Marks]:
+    """By problem, over the steps up to which 90 % of task 2's fall is done in the median seed."""
+    found = {}
+    for name, whole in logs.items():
+        loss = np.median(rolling(whole.losses[:, :, 1], 5), 1)
+        target = loss[0] - 0.9 * (loss[0] - loss.min())
+        stop = max(10, int((loss <= target).argmax()) + 1)
+        log = Log(*(part[:stop] for part in whole))
+        series = {"cos φ": log.cosine, "Φ": log.similarity, "ξ": log.bound, "H": log.curvature}
+        for i, leaf in enumerate(PROBLEMS[name].start(torch.tensor(0))):
+            if np.ptp(log.layers[:, :, i]) > 0:  # heads are each one task's
+                series[f"cos φ of {leaf}"] = log.layers[:, :, i]
+        onset = np.array([knee(loss) for loss in rolling(log.losses[:, :, 1], 5).T])
+        changes = {
+            label: np.array([shift(one) for one in values.T]) for label, values in series.items()
+        }
+        found[name] = Marks(onset, (2 * WITHIN + 1) / len(log.cosine), changes)
+    return found
 
 
 @drawn
@@ -118,12 +112,12 @@ def onsets(
     seeds: Seeds = 16,
 ) -> Figure:
     """How far every logged quantity's change is from the step at which task 2 sets in."""
-    return events_figure(all_marks(logs_of(Settings(seeds=seeds), problems, steps, rate)))
+    return events_figure(marks(logs_of(Settings(seeds=seeds), problems, steps, rate)))
 
 
 def run(settings: Settings) -> Findings:
     logs = logs_of(settings)
-    found = all_marks(logs)
+    found = marks(logs)
     yield events_figure(found)
     numbers: dict[str, float] = {}
     for name, mark in found.items():
@@ -167,15 +161,9 @@ def events_figure(found: Mapping[str, Marks]) -> Figure:
         f"the right, their number (by chance, about {', '.join(chance)}).",
         canvas,
         [
-            {
-                "problem": name,
-                "quantity": label,
-                "seed": i,
-                "onset": int(onset),
-                "change": int(step),
-            }
+            {"problem": name, "quantity": label, "seed": i, "onset": int(on), "change": int(step)}
             for name, mark in found.items()
             for label, at in mark.changes.items()
-            for i, (onset, step) in enumerate(zip(mark.onset, at, strict=True))
+            for i, (on, step) in enumerate(zip(mark.onset, at, strict=True))
         ],
     )

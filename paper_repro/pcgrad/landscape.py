@@ -6,7 +6,7 @@ it is noise: end states are judged by the side they are on and by averages over 
 totals."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from common.device import constant
-from common.regions import plain_steps
+from common.regions import Program, compile_steps, plain_steps, replayed_steps
 
 from ..report.findings import Settings
 from ..report.parts import kept
-from .common import ARMS, arms, compiled, either, normal
+from .common import ARMS, arm_step, normal
 
 START = (0.5, -3.0)
 FLOOR = 5e-6
@@ -77,7 +77,7 @@ def lanes_of(seeds: int) -> Lanes:
 
 
 def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
-    return mf.descend(losses, arms(arm), mf.jacobian(), either(sgd, lr), reduction="sum")
+    return arm_step(losses, arm, sgd, lr)
 
 
 def paths(settings: Settings) -> Paths:
@@ -88,14 +88,22 @@ def paths(settings: Settings) -> Paths:
 
 def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: float) -> Paths:
     """Adam with some of the arms from one start."""
-    count = len(names)
-    lanes = Lanes(
-        torch.tensor([ARMS.index(name) for name in names]),
-        torch.zeros(count, dtype=torch.bool),
-        torch.full((count,), rate, dtype=torch.float64),
-        torch.tensor([list(start)] * count, dtype=torch.float64),
-    )
-    return walked(lanes, steps)
+    arm = torch.tensor([ARMS.index(name) for name in names])
+    lr = torch.full((len(names),), rate, dtype=torch.float64)
+    starts = torch.tensor([list(start)] * len(names), dtype=torch.float64)
+    return walked(Lanes(arm, torch.zeros(len(names), dtype=torch.bool), lr, starts), steps)
+
+
+def compiled(step: Callable[..., Any], lanes: tuple[Tensor, ...], state: Any) -> Program | None:
+    """`UNROLLED` steps as one program; None, with a notice, without a compiler."""
+    if lanes[0].device.type != "cpu":
+        return replayed_steps(step, UNROLLED, "theta")
+    try:
+        return compile_steps(step, UNROLLED, lanes, state, "theta")
+    except Exception as error:  # no C++ compiler, or a torch that cannot trace this
+        why = f"torch.compile is of no use here ({type(error).__name__})"
+        tqdm.write(f"{why}: eager steps and a shorter budget instead")
+        return None
 
 
 @kept
@@ -112,7 +120,7 @@ def walked(lanes: Lanes, last: int) -> Paths:
     state = vmap(lambda arm, sgd, lr, start: step_of(arm, sgd, lr).init({"theta": start}, None))(
         *each, lanes.start
     )
-    program = compiled(step, UNROLLED, each, state, "theta") if last > COMPILED else None
+    program = compiled(step, each, state) if last > COMPILED else None
     if program is None:
         program, last = plain_steps(step, UNROLLED, "theta"), min(last, EAGER_STEPS)
     blocks, rest = last // UNROLLED + 1, last % UNROLLED

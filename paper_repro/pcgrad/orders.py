@@ -66,9 +66,14 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
     directions = np.array(found.coefficients, dtype=float) @ gradients
     for task, (colour, g) in enumerate(zip(shades(count), gradients, strict=True)):
         arrow(plane, np.zeros(2), g, colour)
+        look: dict[str, Any] = {
+            "color": colour,
+            "ha": "center",
+            "va": "center",
+            "fontsize": "large",
+        }
         x, y = g + 0.09 * reach * g / np.linalg.norm(g)
-        text = f"$g_{task + 1}$"
-        plane.text(x, y, text, color=colour, ha="center", va="center", fontsize="large")
+        plane.text(x, y, f"$g_{task + 1}$", **look)
     apart = np.unique(directions.round(9), axis=0)
     for d in apart:
         if np.linalg.norm(d) > 1e-9 * reach:
@@ -79,23 +84,17 @@ def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
     if zero:
         plane.plot(0, 0, "o", color="black", label=f"d = 0, under {zero} of the orders")
     both = np.concatenate([gradients, directions, [[0, 0]]])
-    low, high, margin = both.min(0), both.max(0), 0.2 * reach
-    plane.set(
-        xlabel="θ₁",
-        ylabel="θ₂",
-        xlim=(low[0] - margin, high[0] + margin),
-        ylim=(low[1] - margin, high[1] + margin),
-        aspect="equal",
-    )
+    low, high = both.min(0) - 0.2 * reach, both.max(0) + 0.2 * reach
+    plane.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    plane.set(xlabel="θ₁", ylabel="θ₂", aspect="equal")
     plane.legend()
     rates = np.array(found.rates, dtype=float)
     order = rates.min(1).argsort(kind="stable")
     for task, colour in enumerate(shades(count)):
         label = f"task {task + 1}, g = ({gradients[task][0]:.3g}, {gradients[task][1]:.3g})"
         at = np.arange(1, len(order) + 1) + 0.12 * (task - (count - 1) / 2)  # side by side
-        few = len(order) <= 20
-        look: dict[str, Any] = {"color": colour, "markersize": 7 if few else 2}
-        panel.plot(at, rates[order, task], "osD^"[task], label=label, **look)
+        size = 7 if len(order) <= 20 else 2
+        panel.plot(at, rates[order, task], "osD^"[task], color=colour, markersize=size, label=label)
     panel.axhline(0, color="black", linewidth=1)
     raised = int((rates.min(1) < 0).sum())
     panel.set(

@@ -1,8 +1,7 @@
 """A regression and a maze with two goals, exact policy gradients (Yu et al. 2020, section 4).
 
 A regression on a tanh unit and on a smaller product of two, which is flat at first; and a maze with
-a near goal and a far one in another direction: a policy that gets its task as a one-hot code, exact
-values and exact policy gradients. Both are trained on the sum of the losses."""
+a near goal and a far one in another direction, whose policy gets its task as a one-hot code."""
 
 import functools
 from collections.abc import Callable
@@ -73,10 +72,8 @@ def moves() -> Tensor:
 def maze(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Minus the value `[task]` of the start under the policy: 1 at the goal, discounted.
 
-    Solved exactly, so gradients are exact policy gradients.
-
-    batch: transition probabilities `[action, state, state]`, and the goals' states `[task, state]`
-    as one-hot rows.
+    Solved exactly, so gradients are exact policy gradients. A batch is transition probabilities
+    `[action, state, state]`, and the goals' states `[task, state]` as one-hot rows.
     """
     transition, goals = batch
     count, states = goals.shape
@@ -84,9 +81,8 @@ def maze(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     codes = torch.eye(count, dtype=goals.dtype).repeat_interleave(states, 0)
     x = torch.cat([torch.eye(states, dtype=goals.dtype).repeat(count, 1), codes], -1)
     hidden = torch.tanh(x @ params["trunk.weight"].mT + params["trunk.bias"])
-    policy = torch.softmax(hidden @ params["policy.weight"].mT + params["policy.bias"], -1).reshape(
-        count, states, 4
-    )
+    scores = hidden @ params["policy.weight"].mT + params["policy.bias"]
+    policy = torch.softmax(scores, -1).reshape(count, states, 4)
     walk = torch.einsum("tsa,asn->tsn", policy, transition)
     # A goal absorbs: its value is 1, and nothing flows out of it.
     walk = DISCOUNT * walk * (1 - goals)[:, :, None]

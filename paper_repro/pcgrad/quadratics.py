@@ -126,11 +126,20 @@ def study(draws: int, decades: tuple[float, float]) -> Steps:
     return tree_map(lambda *leaves: torch.cat(leaves), *found)
 
 
-def convex_pair(key: Tensor, dim: int) -> tuple[mf.types.Params, Batch, Tensor, Tensor]:
-    """Start, a pair with Wishart Hessians and normal minimisers, ℒ, and the minimum of the sum."""
+class Pairs(NamedTuple):
+    """Convex pairs and starts; all have the axis `[pair]`."""
+
+    x: Tensor  # [pair, dim], the start
+    batch: Batch
+    lipschitz: Tensor  # ℒ
+    least: Tensor  # the minimum of the sum
+
+
+def convex_pair(key: Tensor, dim: int) -> Pairs:
+    """One with Wishart Hessians and normal minimisers."""
     factors, centres = normal(key, 0, (2, dim, dim)), normal(key, 1, (2, dim))
     hessians = factors @ factors.mT / dim + 1e-2 * torch.eye(dim, dtype=torch.float64)
     batch = (-torch.einsum("tij,tj->ti", hessians, centres), hessians)
     best = torch.linalg.solve(hessians.sum(0), -batch[0].sum(0))
     lipschitz = torch.linalg.eigvalsh(hessians.sum(0))[-1]
-    return {"x": 2 * normal(key, 2, (dim,))}, batch, lipschitz, losses({"x": best}, batch).sum()
+    return Pairs(2 * normal(key, 2, (dim,)), batch, lipschitz, losses({"x": best}, batch).sum())

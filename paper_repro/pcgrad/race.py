@@ -1,6 +1,6 @@
 """Does PCGrad converge faster than plain descent under Theorem 2's conditions?"""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..report.findings import Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
 from .common import normal
-from .quadratics import Batch, convex_pair, draw, losses
+from .quadratics import Batch, Pairs, convex_pair, draw, losses
 from .theorems import Overshoot, pcgrad_theorem2
 
 CLAIMS = {
@@ -71,15 +71,6 @@ def run(settings: Settings) -> Findings:
     )
 
 
-class Pairs(NamedTuple):
-    """Convex pairs that meet Theorem 2's conditions at their starts."""
-
-    x: Tensor  # [pair, dim]
-    batch: Batch
-    lipschitz: Tensor  # [pair], ℒ
-    least: Tensor  # [pair], the minimum of the sum
-
-
 def theorem2(x: Tensor, batch: Batch, lipschitz: Tensor) -> Overshoot:
     """At x, with ℓ the curvature along the summed gradient."""
     rows = mf.task_gradients(losses, {"x": x}, batch)[1]["x"]
@@ -98,13 +89,12 @@ def near(dim: int, draws: int) -> Pairs:
     meets the conditions.
     """
     keys = torch.arange(draws)
-    _, batch, lipschitz, least = vmap(lambda key: convex_pair(key, dim))(keys + 10_000)
+    _, batch, lipschitz, least = vmap(convex_pair, (0, None))(keys + 10_000, dim)
     # around the segment between the minimisers, at many distances: far from it tasks agree
     centres = torch.linalg.solve(batch[1], -batch[0][..., None])[..., 0]
-    share, radius, noise = (
-        vmap(lambda key, i=i, size=size: normal(key, 30 + i, (TRIES, size)))(keys)
-        for i, size in enumerate((1, 1, dim))
-    )
+    normals = vmap(normal, (0, None, None))
+    share, radius = normals(keys, 30, (TRIES, 1)), normals(keys, 31, (TRIES, 1))
+    noise = normals(keys, 32, (TRIES, dim))
     middle = torch.lerp(centres[:, None, 0], centres[:, None, 1], 0.5 + 0.5 * share)
     points = middle + 10 ** (0.5 * radius - 0.5) * noise
     good = vmap(vmap(meets, (0, None, None)))(points, batch, lipschitz)

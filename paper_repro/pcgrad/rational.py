@@ -24,10 +24,7 @@ Orders = tuple[tuple[int, ...], ...]
 def orders_of(tasks: int) -> list[Orders]:
     """All choices of each task's order of the others: ((T - 1)!)^T."""
     others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
-    return list(itertools.product(*(list(itertools.permutations(other)) for other in others)))
-
-
-ORDERS = orders_of(3)
+    return list(itertools.product(*(itertools.permutations(other) for other in others)))
 
 
 def times(matrix: Matrix, x: Vector) -> Vector:

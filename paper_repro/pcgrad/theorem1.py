@@ -1,7 +1,6 @@
 """Theorem 1: does PCGrad reach the optimum, or opposed gradients?"""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -53,6 +52,7 @@ def run(settings: Settings) -> Findings:
     draws = settings.count(800 if settings.full else 96)
     steps = settings.count(3000 if settings.full else 2000)
     ends = {dim: ends_in(dim, draws, steps) for dim in (2, 10, 50)}
+    runs = ends_text(ends, draws, steps)
     applies = short.first.applies
     violations = applies & (short.first.decrease - short.fall > short.rounding)
     neither = [((end.cosine > -0.999) & (end.excess > 1e-6)).sum() for end in ends.values()]
@@ -65,14 +65,14 @@ def run(settings: Settings) -> Findings:
             "long runs that end with neither cos < -.999 nor excess < 1e-6": sum(neither),
         },
         f"random pairs of convex quadratics in {', '.join(map(str, DIMENSIONS))} dimensions, "
-        f"conditioning 1 to 1e4, t·ℒ from 1e-3 to 1; long runs: {ends_text(ends)}. Two tasks, L "
+        f"conditioning 1 to 1e4, t·ℒ from 1e-3 to 1; long runs: {runs}. Two tasks, L "
         "bounded below, convergence in the sense of a subsequence",
     )
     numbers: dict[str, float] = {}
     for dim, end in ends.items():
         share = share_interval(int((end.excess > 0.01).sum()), len(end.excess))
         numbers |= named(f"dim {dim}: share with an excess above 1 % of the initial gap", share)
-    yield claim("PC-18", numbers, f"{ends_text(ends)}. {WILSON}")
+    yield claim("PC-18", numbers, f"{runs}. {WILSON}")
 
 
 @drawn
@@ -100,9 +100,9 @@ def ends(
         panel.legend()
     return Figure(
         "ends",
-        f"PCGrad with steps of 1/ℒ on random convex pairs: {ends_text(found)}. Left: where they "
-        "end; dashed: 1 % of the initial gap. Right: cos φ there; it is -1 at the minimum of the "
-        "sum, too, wherever the tasks disagree.",
+        "PCGrad with steps of 1/ℒ on random convex pairs: "
+        f"{ends_text(found, draws, steps)}. Left: where they end; dashed: 1 % of the initial gap. "
+        "Right: cos φ there; it is -1 at the minimum of the sum, too, wherever the tasks disagree.",
         canvas,
         [
             {"dimensions": dim, "excess": float(excess), "cosine": float(cosine)}
@@ -117,34 +117,33 @@ class Ends(NamedTuple):
 
     cosine: Tensor  # [draw]
     excess: Tensor  # [draw], over the minimum of the sum, relative to the start
-    steps: int
 
 
 @kept
 def ends_in(dim: int, draws: int, steps: int) -> Ends:
     """Of PCGrad with t = 1/ℒ from a random start, on random pairs in `dim` dimensions."""
-    params, batch, lipschitz, least = vmap(lambda key: convex_pair(key, dim))(torch.arange(draws))
+    x, batch, lipschitz, least = vmap(convex_pair, (0, None))(torch.arange(draws), dim)
     move = edited()
     # the same for all: two tasks need no random order
-    first = move.init({"x": params["x"][0]}, (batch[0][0], batch[1][0]))
+    first = move.init({"x": x[0]}, (batch[0][0], batch[1][0]))
 
-    def advance(params: mf.types.Params, batch: Batch, lipschitz: Tensor) -> mf.types.Params:
-        direction, _, _ = move.update(params, batch, first)
-        return {"x": params["x"] - direction["x"] / lipschitz}
+    def advance(x: Tensor, batch: Batch, lipschitz: Tensor) -> Tensor:
+        return x - move.update({"x": x}, batch, first)[0]["x"] / lipschitz
 
-    every = vmap(advance)
-    forward = replayed(lambda params, *rest: (every(params, *rest),))
-    start = vmap(losses)(params, batch).sum(-1)
+    def of_all(x: Tensor) -> tuple[Tensor, Tensor]:
+        total = vmap(lambda x, batch: losses({"x": x}, batch).sum())(x, batch)
+        gramian = vmap(lambda x, batch: mf.task_gramian(losses, {"x": x}, batch)[1])(x, batch)
+        return total - least, vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1]
+
+    start = of_all(x)[0]
+    forward = replayed(lambda x, *rest: (vmap(advance)(x, *rest),))
     for _ in tqdm(range(steps), desc=f"pairs of quadratics in dim {dim}", leave=False):
-        (params,) = forward(params, batch, lipschitz)
-    gramian = vmap(lambda p, b: mf.task_gramian(losses, p, b)[1])(params, batch)
-    excess = (vmap(losses)(params, batch).sum(-1) - least) / (start - least)
-    return Ends(vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1], excess, steps)
+        (x,) = forward(x, batch, lipschitz)
+    end, cosine = of_all(x)
+    return Ends(cosine, end / start)
 
 
-def ends_text(ends: dict[int, Ends]) -> str:
-    end = next(iter(ends.values()))
-    return (
-        f"{len(end.excess)} random pairs in each of {', '.join(map(str, ends))} dimensions, "
-        f"{end.steps} steps of 1/ℒ"
-    )
+def ends_text(dimensions: Iterable[int], draws: int, steps: int) -> str:
+    """Of `ends_in`."""
+    dims = ", ".join(map(str, dimensions))
+    return f"{draws} random pairs in each of {dims} dimensions, {steps} steps of 1/ℒ"

@@ -1,6 +1,5 @@
 """PCGrad's theorems as conditions to check, and what they promise of one step.
 
-The definitions behind them are in `measures` and in `mtlfunc.diagnostics` (`cosines`, `curvature`).
 L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after one step
 along g and along d, the **sum** of the projected gradients. Lipschitz constants are of ∇L.
 """
@@ -67,9 +66,8 @@ def pcgrad_theorem2(
     Three corrections. The curvature must weigh the segment by 2(1 - s), as `secant_curvature` does:
     with the published uniform weight (`diagnostics.curvature`) the theorem is false already for
     convex functions of one variable; on quadratics the two agree. (b) reads ℓ >= ξ in circulated
-    notes, where a curvature is compared with a number: most pairs that meet that violate the
-    conclusion; and at ℓ = ξℒ (c) has no meaning. (a) follows from (b). What it says is little: t >=
-    2/ℓ makes the plain step not lower L at all, and t <= 1/ℒ of Theorem 1 is out of reach.
+    notes, a curvature against a number: most pairs that meet that violate the conclusion. (a)
+    follows from (b). With t >= 2/ℓ the plain step does not lower L at all.
 
     `curvature` is that of `secant_curvature(..., lr=t)`, ℓ this over ‖g‖²; `printed` reads (b) as
     in the notes. All are False for a pair with a zero gradient.

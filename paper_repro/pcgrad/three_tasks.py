@@ -1,7 +1,5 @@
 """Where does PCGrad rest with three tasks, and does the order matter?"""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,23 +68,15 @@ def losses(params: mf.types.Params, curvatures: Tensor) -> Tensor:
     return 0.5 * curvatures * (params["x"] - centres()).square().sum(-1)
 
 
-class Runs(NamedTuple):
-    """Ends of all settings, side by side. Axes: curvatures, fixed or random order, step rule
-    (constant ones, then 1/k), start, seed, coordinate.
+def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the second half and the end of every run, all side by side; `[curvatures, fixed
+    or random order, step rule, start, seed, coordinate]`. The step rules are `CONSTANT` and 1/k,
+    the fixed order 1, 2, 3, as in the official code.
     """
-
-    steps: int
-    centre: np.ndarray  # mean over the second half
-    end: np.ndarray
-
-
-def runs(settings: Settings) -> Runs:
-    """Every combination as a lane; the fixed order is 1, 2, 3, as in the official code."""
-    seeds, steps = max(2, settings.seeds // 4), settings.count(30000 if settings.full else 3000)
     shape = (len(CURVATURES), 2, len(CONSTANT) + 1, STARTS, seeds)
     lanes = torch.cartesian_prod(*(torch.arange(n) for n in shape))
     curvatures = torch.tensor(list(CURVATURES.values()), dtype=torch.float64)[lanes[:, 0]]
-    random, rule, start, seed = lanes[:, 1].bool(), lanes[:, 2], lanes[:, 3], lanes[:, 4]
+    random, (rule, start, seed) = lanes[:, 1, None, None].bool(), lanes[:, 2:].unbind(1)
     angle = 2 * torch.pi * (start + 0.25) / STARTS
     x = 2 * torch.stack([angle.cos(), angle.sin()], -1)
     constant = torch.tensor([*CONSTANT, 0.0], dtype=torch.float64)[rule]
@@ -97,21 +87,16 @@ def runs(settings: Settings) -> Runs:
 
     first = move(fixed).init({"x": x[0]}, curvatures[0])  # given orders leave nothing to keep
 
-    def advance(
-        x: Tensor, curvatures: Tensor, orders: Tensor, constant: Tensor, time: Tensor
-    ) -> Tensor:
-        direction, _, _ = move(orders).update({"x": x}, curvatures, first)
-        return x - torch.where(constant > 0, constant, 1 / (time + 5)) * direction["x"]
+    def advance(x: Tensor, curvatures: Tensor, orders: Tensor, length: Tensor) -> Tensor:
+        return x - length * move(orders).update({"x": x}, curvatures, first)[0]["x"]
 
     def drawn(key: Tensor, time: Tensor) -> Tensor:
         return mf.random.permutation(mf.random.fold_in(key, time), 3, rows=3)
 
-    every = vmap(advance, (0, 0, 0, 0, None))
-    draw = vmap(drawn, (0, None))
-
     def moved(x: Tensor, keys: Tensor, time: Tensor) -> tuple[Tensor]:
-        orders = torch.where(random[:, None, None], draw(keys, time)[seed], fixed)
-        return (every(x, curvatures, orders, constant, time),)
+        orders = vmap(drawn, (0, None))(keys, time)[seed]
+        lengths = torch.where(constant > 0, constant, 1 / (time + 5))
+        return (vmap(advance)(x, curvatures, orders.where(random, fixed), lengths),)
 
     forward = replayed(moved)
     keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
@@ -121,27 +106,28 @@ def runs(settings: Settings) -> Runs:
         if time >= steps - late:
             middle = middle + x
     centre, end = (at.reshape(*shape, 2).numpy() for at in (middle / late, x))
-    return Runs(steps, centre, end)
+    return centre, end
 
 
 def run(settings: Settings) -> Findings:
-    found = runs(settings)
+    seeds, steps = max(2, settings.seeds // 4), settings.count(30000 if settings.full else 3000)
+    centre, end = runs(seeds, steps)
     squares = under_all_orders(FAN).squares
     rests: dict[str, float] = {"120°: orders of 8 with d = 0": sum(x == 0 for x in squares)}
     bias: dict[str, float] = {}
     for row, (name, curvatures) in enumerate(CURVATURES.items()):
-        ends = found.end[row, 1, -1].reshape(-1, 2)
+        ends = end[row, 1, -1].reshape(-1, 2)
         spread = np.linalg.norm(ends - ends.mean(0), axis=1).max()
         rests[f"{name}, random order, 1/k: spread of the end points"] = float(spread)
         for i, step in enumerate(CONSTANT):
-            around = np.linalg.norm(found.end[row, 1, i] - found.centre[row, 1, i], axis=-1).mean()
+            around = np.linalg.norm((end - centre)[row, 1, i], axis=-1).mean()
             label = f"{name}, random order, step {step:g}"
             rests[f"{label}: distance of the last iterate from the run's mean"] = float(around)
         minimum = np.array(curvatures) @ centres().numpy() / sum(curvatures)  # of the sum
         for column, kind in enumerate(("fixed", "random")):
-            distance = np.linalg.norm(found.end[row, column, -1].mean((0, 1)) - minimum)
+            distance = np.linalg.norm(end[row, column, -1].mean((0, 1)) - minimum)
             bias[f"{name}, {kind} order: distance of the mean end point"] = float(distance)
-    where = f"{STARTS} starts, {found.end.shape[4]} seeds, {found.steps:,} steps"
+    where = f"{STARTS} starts, {seeds} seeds, {steps:,} steps"
     yield claim(
         "PC-31",
         rests,
