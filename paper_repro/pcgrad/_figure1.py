@@ -267,11 +267,11 @@ def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Fi
         dominance.set(ylabel="dominance: Φ <= -cos φ", yscale="log")
         points(curvature, path.averaged, "C4", "H, over the step", 3)
         points(curvature, path.pointwise, colour, "at the point")
+        for panel in (angles, curvature):
+            panel.axhline(0, color="black", linewidth=1)
         curvature.set(ylabel="curvature gᵀ∇²L g/‖g‖²")
         curvature.set_yscale("symlog", linthresh=1.0)
         curvature.yaxis.set_major_locator(SymmetricalLogLocator(base=10**4, linthresh=1.0))
-        for panel in (angles, curvature):
-            panel.axhline(0, color="black", linewidth=1)
         for panel in here:
             panel.set(xlabel="step")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
