@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from common.device import replayed
+from common.problems.digits import digits
 
 from ..report.grids import chosen
 
@@ -47,10 +48,8 @@ class Batch(NamedTuple):
 
 
 def split(seeds: int) -> Data:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-    images = pixels.float() / 16
+    source = digits(torch.get_default_device())
+    images, labels = source.images.flatten(1), source.labels
     keys = (mf.random.fold_in(mf.random.key(s), 0) for s in range(seeds))
     order = torch.stack([mf.random.permutation(key, len(labels)) for key in keys])
     test, validation, others = order.split((TEST, VALIDATION, len(labels) - TEST - VALIDATION), 1)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from common.device import replayed
+from common.problems.digits import digits
 
 from ..report.decisions import Claims, Row, sided
 from ..report.findings import Findings, Settings
@@ -34,14 +35,12 @@ Data = tuple[Tensor, Tensor]
 
 def images(seeds: int, train: int = IMAGES) -> tuple[Data, Data]:
     """Digits of 8 by 8 pixels and their labels to train on and to test, one split per seed."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    source = digits(torch.get_default_device(), torch.float64)
+    x, labels = source.images.flatten(1), source.labels
     order = torch.stack(
         [mf.random.permutation(mf.random.key(s), len(labels)) for s in range(seeds)]
     )
     first, second = order[:, :train], order[:, train : train + TEST]
-    x = pixels.double() / 16
     return (x[first], labels[first]), (x[second], labels[second])
 
 
