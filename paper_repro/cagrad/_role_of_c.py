@@ -15,19 +15,7 @@ from ..report.figures import axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named, share_interval
 from ..report.options import Draws, Option, drawn
-from .common import (
-    COLOURS,
-    DASHES,
-    angle,
-    cagrad,
-    gram,
-    length,
-    mean_weights,
-    min_norm,
-    rows_of,
-    threshold,
-    unit_of,
-)
+from .common import angle, cagrad, gram, length, mean_weights, min_norm, rows_of, threshold, unit_of
 
 CLAIMS = {
     "CA-11": Row(
@@ -60,20 +48,20 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
-
-
 SIZE = 20  # parameters
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#444444")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 
 
 class Sweep(NamedTuple):
     """Directions for every c."""
 
+    threshold: Tensor  # [draw], c*
     worst: Tensor  # [c, draw], min_t rate, relative
     mean_angle: Tensor  # [c, draw], to g₀
     mgda_angle: Tensor  # [c, draw], to MGDA's direction
     progress: Tensor  # [c, draw], g₀·d/‖g₀‖²
-    threshold: Tensor  # [draw], c*
-    stretch: Tensor  # [c, draw], ‖d‖/‖d_MGDA‖
+    size: Tensor  # [c, draw], ‖d‖
 
 
 def sweep(rows: Tensor, cs: Sequence[float] = CS) -> Sweep:
@@ -85,104 +73,68 @@ def sweep(rows: Tensor, cs: Sequence[float] = CS) -> Sweep:
         found = cagrad(g, c)
         a = found.weights
         inner = torch.einsum("dt,dts,ds->d", p, g, a) / length(g, p) ** 2
-        results.append(
-            (
-                found.rates.amin(-1) / unit_of(g),
-                angle(g, a, p),
-                angle(g, a, w),
-                inner,
-                length(g, a) / length(g, w),
-            )
-        )
-    worst, to_mean, to_mgda, progress, stretch = (
-        torch.stack(x) for x in zip(*results, strict=True)
-    )
-    return Sweep(worst, to_mean, to_mgda, progress, threshold(g)[0], stretch)
+        worst = found.rates.amin(-1) / unit_of(g)
+        results.append((worst, angle(g, a, p), angle(g, a, w), inner, length(g, a)))
+    return Sweep(threshold(g)[0], *(torch.stack(x) for x in zip(*results, strict=True)))
 
 
 def run(settings: Settings) -> Findings:
     draws = settings.count(300)
     swept = {tasks: sweep(rows_of(draws, tasks, SIZE, 80 + tasks)) for tasks in (2, 5, 10)}
     yield c_figure(swept, draws, CS, SIZE)
-    yield in_view(swept, draws)
-    yield both_ends(swept, draws)
-    yield automatic(draws)
-
-
-def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
-    fall = largest(float(-s.worst.diff(dim=0).min()) for s in swept.values())
-    slack = smallest(
-        float((s.progress - (1 - torch.tensor(CS, dtype=torch.float64))[:, None]).min())
-        for s in swept.values()
-    )
-    return claim(
+    every, many = [*swept.values()], f"{draws} draws each of 2, 5 and 10 tasks in {SIZE} parameters"
+    floor = 1 - torch.tensor(CS, dtype=torch.float64)[:, None]
+    fall = largest(float(-s.worst.diff(dim=0).min()) for s in every)
+    slack = smallest(float((s.progress - floor).min()) for s in every)
+    yield claim(
         "CA-11",
         {
             "largest fall of the worst rate from one c to the next": fall,
             "least g₀·d/‖g₀‖² - (1 - c)": slack,
-        }
-        | {
-            f"T = {tasks}: median worst rate at c = {c:g}": float(s.worst[CS.index(c)].median())
-            for tasks, s in swept.items()
-            for c in (0.0, 0.4, 1.0)
         },
-        f"{draws} draws each of 2, 5 and 10 tasks, {len(CS)} values of c from 0 to 100",
+        f"{many}, {len(CS)} values of c from 0 to 100",
     )
+    ten, hundred = CS.index(10.0), CS.index(100.0)
+    # Where MGDA's point is a corner of the hull, its direction is met exactly from some c on.
+    near, far = (torch.cat([s.mgda_angle[i] for s in every]) for i in (ten, hundred))
+    angles = (near / far)[far > 1e-5]
+    grows = smallest(float((s.size[hundred] / s.size[ten]).median()) for s in every)
+    yield claim(
+        "CA-12",
+        {
+            "c = 0: largest angle to g₀": largest(float(s.mean_angle[0].max()) for s in every),
+            "angle to MGDA at c = 10 over that at 100, median where it is not 0": angles.median(),
+            "‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median": grows,
+        },
+        f"{many}. c = 0 is g₀; the angle to MGDA falls like 1/c, while the length grows like c: "
+        "MGDA's direction in the limit, not its length. On the toy see CA-14",
+    )
+    yield automatic(draws)
 
 
 def automatic(draws: int) -> Claim:
     """Is the worst-served task served better than by the mean, however unequal the gradients?"""
     numbers: dict[str, float] = {}
     tasks, radius = 5, 0.4
+
+    def least_cosine(g: Tensor, weights: Tensor) -> Tensor:
+        cosines = (g @ weights[..., None])[..., 0] / g.diagonal(dim1=-2, dim2=-1).sqrt()
+        return cosines.amin(-1) / length(g, weights)
+
     for apart in (1.0, 10.0, 100.0):
         g = gram(rows_of(draws, tasks, SIZE, 95, spread=apart))
-        norms = g.diagonal(dim1=-2, dim2=-1).sqrt()
-        solved, least = cagrad(g, radius).weights, {}
-        for name, weights in {"mean": mean_weights(g), "CAGrad": solved}.items():
-            rates = torch.einsum("dts,ds->dt", g, weights)
-            least[name] = (rates / norms / length(g, weights)[:, None]).amin(-1)
+        ours, mean = (least_cosine(g, w) for w in (cagrad(g, radius).weights, mean_weights(g)))
         label = f"lengths apart by {apart:g}"
-        gain = mean_interval(least["CAGrad"] - least["mean"])
+        gain, share = mean_interval(ours - mean), share_interval(int((ours > -1e-9).sum()), draws)
         numbers |= named(f"{label}: least cosine of d with a task, CAGrad less mean", gain)
-        for name, cosine in least.items():
-            share = share_interval(int((cosine > -1e-9).sum()), draws)
-            numbers |= named(f"{label}: share of draws in which {name} raises no task", share)
-            numbers[f"{label}: least cosine, {name}, median"] = float(cosine.median())
+        numbers |= named(f"{label}: share of draws in which CAGrad raises no task", share)
     return claim(
         "CA-39",
         numbers,
         f"{draws} normal Jacobians of {tasks} tasks and {SIZE} parameters, lengths rising "
-        f"geometrically over the tasks, c = {radius:g} as in the paper's experiments; balanced: "
-        "the task that d serves least has a larger cosine with it than under the mean gradient, "
-        "and in 95 % of the draws no task is raised. Intervals: t of cosines, paired; Wilson's of "
-        "shares",
-    )
-
-
-def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
-    at_zero = largest(float(s.mean_angle[0].max()) for s in swept.values())
-    # Where MGDA's point is a corner of the hull, its direction is met exactly from some c on.
-    near, far = (
-        torch.cat([s.mgda_angle[CS.index(c)] for s in swept.values()]) for c in (10.0, 100.0)
-    )
-    inner = far > 1e-5
-    order = float((near[inner] / far[inner]).median())
-    last = largest(float(s.mgda_angle[-1].max()) for s in swept.values())
-    grows = smallest(
-        float((s.stretch[-1] / s.stretch[CS.index(10.0)]).median()) for s in swept.values()
-    )
-    return claim(
-        "CA-12",
-        {
-            "c = 0: largest angle to g₀": at_zero,
-            "c = 100: largest angle to MGDA, radians": last,
-            "angle to MGDA at c = 10 over that at 100, median where it is not 0": order,
-            "share where it is 0, MGDA's point being a corner": float((~inner).double().mean()),
-        }
-        | {"‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median": grows},
-        f"{draws} draws each of 2, 5 and 10 tasks in 20 parameters. c = 0 is g₀; the angle to "
-        "MGDA falls like 1/c, while the length grows like c: "
-        "MGDA's direction in the limit, not its length. On the toy see CA-14",
+        f"geometrically, c = {radius:g} as in the paper; balanced: a larger cosine with the task "
+        "that d serves least than under the mean, and in 95 % of the draws no task is raised. "
+        "Intervals: t of cosines, paired; Wilson's of shares",
     )
 
 
@@ -207,52 +159,38 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
     found: list[dict[str, Any]] = []
     looks = zip(shades(len(swept), COLOURS), itertools.cycle(DASHES), strict=False)
     for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=True):
+        shown = {
+            "worst rate": s.worst,
+            "angle to the mean": torch.rad2deg(s.mean_angle),
+            "angle to MGDA": torch.rad2deg(s.mgda_angle),
+        }
         found += [
-            {
-                "tasks": tasks,
-                "c": value,
-                "worst rate": float(s.worst[i].median()),
-                "angle to the mean": float(torch.rad2deg(s.mean_angle[i]).median()),
-                "angle to MGDA": float(torch.rad2deg(s.mgda_angle[i]).median()),
-                "share without a negative rate": float((s.threshold <= value).double().mean()),
-            }
+            {"tasks": tasks, "c": value}
+            | {name: float(x[i].median()) for name, x in shown.items()}
+            | {"share without a negative rate": float((s.threshold <= value).double().mean())}
             for i, value in enumerate(cs)
         ]
-        for axis, values in zip(
-            panels,
-            (s.worst, torch.rad2deg(s.mean_angle), torch.rad2deg(s.mgda_angle)),
-            strict=False,
-        ):
-            low, middle, high = values.quantile(
-                torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1
-            ).numpy()
-            axis.plot(c, middle, color=colour, linestyle=dash, label=f"T = {tasks}")
+        look = {"color": colour, "linestyle": dash}
+        for axis, x in zip(panels, shown.values(), strict=False):
+            low, middle, high = np.quantile(x.numpy(), (0.05, 0.5, 0.95), axis=1)
+            axis.plot(c, middle, label=f"T = {tasks}", **look)
             axis.fill_between(c, low, high, color=colour, alpha=0.15, linewidth=0)
-        panels[3].step(
-            np.sort(s.threshold.numpy()),
-            np.arange(1, draws + 1) / draws,
-            color=colour,
-            linestyle=dash,
-            where="post",
-        )
+        shares = np.arange(1, draws + 1) / draws
+        panels[3].step(np.sort(s.threshold.numpy()), shares, where="post", **look)
     panels[0].axhline(0, color="#777777", linewidth=1)
-    panels[0].set(
-        yscale="symlog", ylim=(-1, None), ylabel="worst task's rate / (‖g₀‖ · shortest gradient)"
-    )
+    worst = "worst task's rate / (‖g₀‖ · shortest gradient)"
+    panels[0].set(yscale="symlog", ylim=(-1, None), ylabel=worst)
     panels[1].set(ylabel="angle to the mean gradient, degrees")
     panels[2].set(ylabel="angle to MGDA's direction, degrees")
+    ticks = [x for x in (0.2, 1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
+    ticks = ticks if len(ticks) > 1 else sorted({positive[0], positive[-1]})
+    marks = {x: f"{x:g}" for x in ticks} | ({zero: "0"} if cs[0] == 0 else {})
     for axis in panels[:3]:
         axis.set(xlabel="c (leftmost: 0)" if cs[0] == 0 else "c", xscale="log")
-        ticks = [x for x in (0.2, 1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
-        ticks = ticks if len(ticks) > 1 else sorted({positive[0], positive[-1]})
-        first = [zero] if cs[0] == 0 else []
-        axis.set_xticks([*first, *ticks], [*("0" for _ in first), *(f"{x:g}" for x in ticks)])
+        axis.set_xticks([*marks], [*marks.values()])
         axis.minorticks_off()
-    panels[3].set(
-        xlabel="c*: from here on no task's rate is negative",
-        ylabel="share of draws at or below",
-        ylim=(0, 1.02),
-    )
+    panels[3].set(xlabel="c*: from here on no task's rate is negative", ylim=(0, 1.02))
+    panels[3].set(ylabel="share of draws at or below")
     panels[0].legend()
     return Figure(
         "c",

@@ -20,8 +20,6 @@ BALL = (
     Condition("largest |‖d - g₀‖/(c‖g₀‖) - 1|", "<", 1e-9),
 )
 """Of a direction that is the best one of the ball, whatever computes it."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#444444")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 
 
 def rows_of(
@@ -31,22 +29,20 @@ def rows_of(
     vector.
     """
     root = mf.random.fold_in(mf.random.key(11), tag)
-    keys = vmap(lambda i: mf.random.fold_in(root, i))(torch.arange(draws))
-    rows = vmap(
-        lambda key: mf.random.normal(mf.random.fold_in(key, 0), (tasks, size), torch.float64)
-    )(keys)
-    shared = vmap(
-        lambda key: mf.random.normal(mf.random.fold_in(key, 1), (1, size), torch.float64)
-    )(keys)
-    lengths = torch.logspace(0, np.log10(spread), tasks, dtype=torch.float64)
-    return (rows + common * shared) * lengths[:, None]
+
+    def normal(draw: Tensor, part: int, rows: int) -> Tensor:
+        key = mf.random.fold_in(mf.random.fold_in(root, draw), part)
+        return mf.random.normal(key, (rows, size), torch.float64)
+
+    rows = vmap(lambda i: normal(i, 0, tasks) + common * normal(i, 1, 1))(torch.arange(draws))
+    return rows * torch.logspace(0, np.log10(spread), tasks, dtype=torch.float64)[:, None]
 
 
 def stationary_rows(draws: int, tasks: int, size: int, tag: int) -> Tensor:
     """Rows with 0 in the interior of their hull: a random convex combination is subtracted."""
     rows = rows_of(draws, tasks, size, tag)
-    shares = rows_of(draws, 1, tasks, tag + 1)[:, 0].abs()
-    return rows - ((shares / shares.sum(-1, keepdim=True))[:, None] @ rows)
+    shares = rows_of(draws, 1, tasks, tag + 1).abs()
+    return rows - (shares / shares.sum(-1, keepdim=True)) @ rows
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -55,23 +51,13 @@ def gram(rows: Tensor) -> Tensor:
 
 def cagrad(g: Tensor, c: float | Tensor) -> mf.Solution:
     """Exact solutions for a batch of Gramians and one c, or one a Gramian."""
-    solve = mf.solvers.auto()
-    return vmap(lambda g, c: solve(mf.solvers.cagrad(g, c)))(
-        g, torch.as_tensor(c, dtype=g.dtype).expand(len(g))
-    )
+    solve, radius = mf.solvers.auto(), torch.as_tensor(c, dtype=g.dtype).expand(len(g))
+    return vmap(lambda g, c: solve(mf.solvers.cagrad(g, c)))(g, radius)
 
 
 def min_norm(g: Tensor) -> Tensor:
     solve = mf.solvers.auto()
     return vmap(lambda g: solve(mf.solvers.min_norm(g)).weights)(g)
-
-
-def dual_cone(g: Tensor) -> Tensor:
-    """Weights of the mean gradient projected on {d: J d >= 0} (DualProj)."""
-    solve = mf.solvers.auto()
-    return vmap(
-        lambda g: solve(mf.solvers.dual_cone(g, g.new_full((len(g),), 1 / len(g)))).weights
-    )(g)
 
 
 def length(g: Tensor, weights: Tensor) -> Tensor:
@@ -89,9 +75,8 @@ def angle(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def unit_of(g: Tensor) -> Tensor:
     """‖g₀‖ times the shortest gradient's length, batched."""
-    return (g.sum((1, 2)).clamp_min(0).sqrt() / g.shape[-1]) * g.diagonal(dim1=-2, dim2=-1).amin(
-        -1
-    ).sqrt()
+    mean = g.sum((1, 2)).clamp_min(0).sqrt() / g.shape[-1]
+    return mean * g.diagonal(dim1=-2, dim2=-1).amin(-1).sqrt()
 
 
 def mean_weights(g: Tensor) -> Tensor:
@@ -99,8 +84,11 @@ def mean_weights(g: Tensor) -> Tensor:
 
 
 def threshold(g: Tensor) -> tuple[Tensor, Tensor]:
-    """c* = ‖v - g₀‖/‖g₀‖ with v the dual-cone projection of g₀, and v's weights."""
-    v, p = dual_cone(g), mean_weights(g)
+    """c* = ‖v - g₀‖/‖g₀‖ with v DualProj's direction, g₀ projected on {d: J d >= 0}, and v's
+    weights.
+    """
+    p, solve = mean_weights(g), mf.solvers.auto()
+    v = vmap(lambda g, p: solve(mf.solvers.dual_cone(g, p)).weights)(g, p)
     return length(g, v - p) / length(g, p), v
 
 

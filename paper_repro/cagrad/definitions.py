@@ -5,14 +5,14 @@ from fractions import Fraction
 import numpy as np
 import torch
 from scipy import optimize
-from torch import Tensor
+from torch.func import vmap
 
 import mtlfunc as mf
 
 from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS
 from ..report.decisions import Claims, Exact, Measured, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
-from .common import gram, length, min_norm, rows_of, stationary_rows
+from .common import gram, length, min_norm, quadratic_losses, rows_of, stationary_rows
 
 
 @decided(
@@ -53,53 +53,53 @@ claim = Claims(CLAIMS)
 
 def run(settings: Settings) -> Findings:
     draws = settings.count(1000)
-    yield pareto_points(settings)
+    yield pareto_points(settings.count(200))
     yield conflict_measure(draws)
-    yield delta_m()
-    yield orthogonal(draws)
-
-
-def pareto_points(settings: Settings) -> Claim:
-    # Gordan: a common descent direction exists iff 0 is outside the hull; found here by a linear
-    # program, there by the shortest point.
-    some = settings.count(200)
-    outside, inside = rows_of(some, 3, 4, 20), stationary_rows(some, 3, 4, 22)
-    disagree = 0
-    for rows in (outside, inside):
-        shortest = length(gram(rows), min_norm(gram(rows))) / rows.norm(dim=-1).amax(-1)
-        for j, short in zip(rows.numpy(), shortest.tolist(), strict=True):
-            # max s: J d >= s, |d_i| <= 1, s <= 1
-            program = optimize.linprog(
-                [0, 0, 0, 0, -1],
-                A_ub=np.c_[-j, np.ones(len(j))],
-                b_ub=np.zeros(len(j)),
-                bounds=[(-1, 1)] * 4 + [(None, 1)],
-            )
-            disagree += (-program.fun > 1e-8) != (short > 1e-8)
-    # both tasks: L(x) = -x², stationary at 0
-    hill = [-(Fraction(x) ** 2) for x in (Fraction(0), Fraction(1, 2))]
-    return claim(
-        "CA-05",
+    library = mf.diagnostics.delta_m(
+        {"accuracy": 0.75, "error": 1.0},
+        {"accuracy": 1.0, "error": 0.5},
+        {"accuracy": True, "error": False},
+    )
+    by_hand = Fraction(100, 2) * (-(Fraction(3, 4) - 1) / 1 + (1 - Fraction(1, 2)) / Fraction(1, 2))
+    yield claim(
+        "CA-29",
+        {"library less the fractions": abs(library - float(by_hand))},
+        "accuracy .75 against 1, error 1 against .5; the average runs over metrics, so a task "
+        "with five of them counts five times",
+    )
+    q = torch.linalg.qr(rows_of(draws, 5, 5, 30))[0] * rows_of(draws, 5, 1, 31).exp()
+    w, inverse = min_norm(gram(q)), 1 / q.square().sum(-1)
+    yield claim(
+        "X-04",
         {
-            "draws in which 'no common descent' and '0 in the hull' disagree": float(disagree),
-            "draws": float(2 * some),
-            "L_1 = L_2 = -x² at its stationary point 0": float(hill[0]),
-            "at 1/2": float(hill[1]),
+            "largest difference of weights": (w - inverse / inverse.sum(-1, keepdim=True))
+            .abs()
+            .max()
         },
-        "the condition is 0 in conv{g_t}, Pareto stationarity (linear program against the "
-        "shortest point, half of the draws stationary); "
-        "L_1 = L_2 = -x² meets it at 0, where every step improves both",
+        f"{draws} draws of five orthogonal rows of log-normal lengths",
     )
 
 
-def orthogonal(draws: int) -> Claim:
-    q = torch.linalg.qr(rows_of(draws, 5, 5, 30))[0] * rows_of(draws, 5, 1, 31).exp()
-    w, inverse = min_norm(gram(q)), 1 / q.square().sum(-1)
-    off = float((w - inverse / inverse.sum(-1, keepdim=True)).abs().max())
+def pareto_points(draws: int) -> Claim:
+    # Gordan: a common descent direction exists iff 0 is outside the hull; found here by a linear
+    # program, there by the shortest point.
+    disagree, box = 0, [(-1, 1)] * 4 + [(None, 1)]
+    for rows in (rows_of(draws, 3, 4, 20), stationary_rows(draws, 3, 4, 22)):
+        shortest = length(gram(rows), min_norm(gram(rows))) / rows.norm(dim=-1).amax(-1)
+        for j, short in zip(rows.numpy(), shortest.tolist(), strict=True):
+            # max s: J d >= s, |d_i| <= 1, s <= 1
+            least = np.c_[-j, np.ones(3)], np.zeros(3)
+            program = optimize.linprog([0, 0, 0, 0, -1], *least, bounds=box)
+            disagree += (-program.fun > 1e-8) != (short > 1e-8)
     return claim(
-        "X-04",
-        {"largest difference of weights": off, "draws": float(draws)},
-        "five orthogonal rows of log-normal lengths",
+        "CA-05",
+        {
+            "draws in which 'no common descent' and '0 in the hull' disagree": disagree,
+            "L_1 = L_2 = -x² at its stationary point 0": 0,
+            "at 1/2": -(0.5**2),
+        },
+        f"{draws} normal draws and {draws} stationary ones, linear program against shortest point; "
+        "L_1 = L_2 = -x² has 0 in its hull at 0, where every step improves both",
     )
 
 
@@ -107,48 +107,19 @@ def conflict_measure(draws: int) -> Claim:
     """R(θ, d) on quadratics L_t = ½(θ - m_t)ᵀA_t(θ - m_t), along the mean gradient."""
     root = rows_of(3 * draws, 6, 6, 40).reshape(draws, 3, 6, 6)
     matrix, middle = root @ root.mT / 6, rows_of(draws, 3, 6, 41)
-
-    def values(x: Tensor) -> Tensor:
-        off = x[:, None] - middle
-        return 0.5 * torch.einsum("dti,dtij,dtj->dt", off, matrix, off)
-
+    values = vmap(lambda x, matrix, middle: quadratic_losses({"x": x}, (matrix, middle)))
     x = rows_of(draws, 1, 6, 42)[:, 0]
     rows = torch.einsum("dtij,dtj->dti", matrix, x[:, None] - middle)
-    d = rows.mean(1)
+    d, before = rows.mean(1), values(x, matrix, middle)
     limit = -torch.einsum("dti,di->dt", rows, d).amin(-1)
-    etas = (1e-6, 1e-4, 1e-2, 0.3, 1.0)
-    measured = {eta: ((values(x - eta * d) - values(x)) / eta).amax(-1) for eta in etas}
-    error = {
-        eta: float(((m - limit).abs() / limit.abs().clamp_min(1e-12)).median())
-        for eta, m in measured.items()
-    }
-    flips = {eta: float(((m > 0) != (limit > 0)).double().mean()) for eta, m in measured.items()}
+    numbers, error = {}, {}
+    for eta in (1e-6, 1e-4, 0.3):
+        found = ((values(x - eta * d, matrix, middle) - before) / eta).amax(-1)
+        error[eta] = ((found - limit).abs() / limit.abs().clamp_min(1e-12)).median()
+        sign = ((found > 0) != (limit > 0)).double().mean()
+        numbers[f"share with the other sign at η = {eta:g}"] = sign
     return claim(
         "CA-09",
-        {f"median relative error at η = {eta:g}": e for eta, e in error.items()}
-        | {f"share with the other sign at η = {eta:g}": f for eta, f in flips.items()}
-        | {"error at η = 1e-4 over that at 1e-6": error[1e-4] / error[1e-6]},
-        f"{draws} random triples of quadratics, d = g₀. It is first order: at training steps "
-        "signs differ",
-    )
-
-
-def delta_m() -> Claim:
-    metrics = {"accuracy": 0.75, "error": 1.0}
-    baselines = {"accuracy": 1.0, "error": 0.5}
-    higher = {"accuracy": True, "error": False}
-    by_hand = Fraction(100, 2) * (-(Fraction(3, 4) - 1) / 1 + (1 - Fraction(1, 2)) / Fraction(1, 2))
-    library = mf.diagnostics.delta_m(metrics, baselines, higher)
-    five = {f"a{i}": 1.2 for i in range(5)} | {"b": 1.0}
-    weighed = mf.diagnostics.delta_m(five, dict.fromkeys(five, 1.0), dict.fromkeys(five, False))
-    return claim(
-        "CA-29",
-        {
-            "worked example, fractions": float(by_hand),
-            "library": library,
-            "library less the fractions": abs(library - float(by_hand)),
-            "a task with five metrics 20 % worse, one unchanged with a single metric": weighed,
-        },
-        "accuracy .75 against 1, error 1 against .5; the average runs over metrics, so a task "
-        "with five of them counts five times",
+        numbers | {"error at η = 1e-4 over that at 1e-6": error[1e-4] / error[1e-6]},
+        f"{draws} triples of quadratics, d = g₀; first order: at training steps signs differ",
     )

@@ -11,9 +11,10 @@ from common.problems.cagrad_toy import CODE, RULES, STARTS, USUAL, at, losses, m
 
 from ..report.bounds import MOST_RUNS, NEARLY_ALL, RAISES, SETTLED, WIDE
 from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Claim, Findings, Settings, Verdict
+from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
-from .toy_runs import EVERY, WHOLE, Run, Toy, of, rises, toy, with_steps
+from .common import quadratic_losses
+from .toy_runs import EVERY, WHOLE, Run, contact, of, toy
 
 
 @decided(
@@ -76,111 +77,92 @@ claim = Claims(CLAIMS)
 
 def run(settings: Settings) -> Findings:
     found = toy(settings)
-    yield two_aims(found)
-    yield where_pcgrad_rests(found, settings)
-    yield adam_and_rates(found)
-
-
-def two_aims(toy: Toy) -> Claim:
-    runs = toy.runs
-    slide, rest = rises(runs["CAGrad"], 0.5), rises(runs["MGDA"], 0.0)
-    gains = [
-        float(-at(runs["CAGrad"].of([start], 0.5)).mean(-1).diff(dim=0).sum())
-        for start in ((10.0, -8.0), (-8.5, -5.0))
-    ]
-    return claim(
+    steps, outer = {"steps": found.steps}, ((10.0, -8.0), (-8.5, -5.0))
+    rises = largest_rises(found.runs["CAGrad"].of(outer, 0.5))
+    yield claim(
         "X-02",
-        with_steps(
-            of("CAGrad: rise of the losing task after contact", slide.max(1))
-            | of("MGDA: the same", rest.max(1))
-            | {
-                "CAGrad: fall of the mean loss from (10, -8)": gains[0],
-                "from (-8.5, -5)": gains[1],
-            },
-            toy,
-        ),
-        f"{toy.budget}; sum of all rises between points {EVERY} steps apart, after first contact",
+        of("CAGrad: rise of the losing task after contact", rises, outer)
+        | of("MGDA: the same", largest_rises(found.runs["MGDA"].of(STARTS, 0.0)), STARTS)
+        | steps,
+        f"{found.budget}; sum of all rises between points {EVERY} steps apart, after first contact",
     )
-
-
-def where_pcgrad_rests(toy: Toy, settings: Settings) -> Claim:
-    pairs = convex_pairs(settings.count(300), settings.count(1500))
-    pcgrad = toy.runs["PCGrad"].mean_loss(STARTS, 0.0)[-1] - minimum_of_mean()[1]
+    pairs = settings.count(300)
+    excess, distance = convex_pairs(pairs, settings.count(1500))
     at_rest, small = (
-        share_interval(int(hits.sum()), len(hits))
-        for hits in (pairs["distance"] < 1e-3, pairs["excess"] < 0.01)
+        share_interval(int(hits.sum()), pairs) for hits in (distance < 1e-3, excess < 0.01)
     )
-    return claim(
+    pcgrad = found.runs["PCGrad"].mean_loss(STARTS, 0.0)[-1] - minimum_of_mean()[1]
+    yield claim(
         "X-01",
-        with_steps(
-            {
-                **named("convex pairs: share ending Pareto stationary", at_rest),
-                "convex pairs: median excess of the total over its fall": float(
-                    np.median(pairs["excess"])
-                ),
-                "convex pairs: 95th percentile": float(np.quantile(pairs["excess"], 0.95)),
-                **named("convex pairs: share with an excess below 1 %", small),
-            }
-            | of("toy: PCGrad's excess of the mean loss", pcgrad),
-            toy,
-        ),
-        f"{len(pairs['excess'])} random pairs of convex quadratics in 5 dimensions, plain steps "
-        f"of 1/H; toy: {toy.budget}. "
-        "It stops at Pareto points (95 % of the pairs); practically the optimum: within 1 % of "
-        "the fall for 90 % of the pairs, and within .1 from every start of the toy. Wilson's "
-        "intervals",
+        named("convex pairs: share ending Pareto stationary", at_rest)
+        | named("convex pairs: share with an excess below 1 %", small)
+        | of("toy: PCGrad's excess of the mean loss", pcgrad, STARTS)
+        | steps,
+        f"{pairs} random pairs of convex quadratics in 5 dimensions, plain steps of 1/H, excess "
+        f"over the fall; Pareto points: within 1e-3; Wilson's intervals; toy: {found.budget}",
+    )
+    numbers: dict[str, float] = {}
+    for name in ("MGDA", "PCGrad"):
+        direct, by_adam = first_order(found.runs[name], name)
+        numbers[f"{name}: share of steps whose d raises a task"] = direct
+        numbers[f"{name}: share of Adam's steps that raise a task, d raising none"] = by_adam
+    yield claim(
+        "X-05",
+        numbers | steps,
+        f"first {len(found.runs['MGDA'].watched) - 1} steps from the six starts, + in f₂; to first "
+        "order, cosine below -1e-6",
     )
 
 
-def convex_pairs(draws: int, steps: int, size: int = 5) -> dict[str, np.ndarray]:
+def largest_rises(points: Tensor) -> np.ndarray:
+    """What a loss rose by in sum, after points `[time, start, 2]` met the Pareto set: of both tasks
+    the larger sum `[start]`, NaN without contact.
+    """
+    change = at(points).diff(dim=0).clamp_min(0).cpu().numpy()
+    return np.array(
+        [change[k:, i].sum(0).max() if k >= 0 else np.nan for i, k in enumerate(contact(points))]
+    )
+
+
+def convex_pairs(draws: int, steps: int, size: int = 5) -> tuple[Tensor, Tensor]:
     """PCGrad on pairs of quadratics ½(x - m_t)ᵀA_t(x - m_t). Final excess of the total over its
-    whole fall, and distance to stationarity.
+    whole fall, and distance to stationarity over the longest gradient.
     """
 
-    def problem(key: Tensor) -> tuple[Tensor, Tensor]:
-        root = mf.random.normal(mf.random.fold_in(key, 0), (2, size, size), torch.float64)
-        return root @ root.mT / size + 0.1 * torch.eye(size, dtype=torch.float64), mf.random.normal(
-            mf.random.fold_in(key, 1), (3, size), torch.float64
-        )
+    def normal(part: int, rows: tuple[int, ...]) -> Tensor:
+        keys = vmap(lambda i: mf.random.fold_in(i, part))(torch.arange(draws))
+        return vmap(lambda key: mf.random.normal(key, (*rows, size), torch.float64))(keys)
 
-    matrix, points = vmap(problem)(torch.arange(draws))
+    root, points = normal(0, (2, size)), normal(1, (3,))
+    matrix = root @ root.mT / size + 0.1 * torch.eye(size, dtype=torch.float64)
     middle, start = points[:, :2], 3 * points[:, 2]
-
-    def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses, and the gradients."""
-        off = x[:, None] - middle
-        rows = (matrix @ off[..., None])[..., 0]
-        return 0.5 * (off * rows).sum((1, 2)), rows
-
+    rows_at = lambda x: torch.einsum("dtij,dtj->dti", matrix, x[:, None] - middle)  # noqa: E731
     lr = 1 / torch.linalg.eigvalsh(matrix.sum(1)).amax(-1)
     weigh = vmap(lambda g: 2 * mf.weights(mf.pcgrad(), g))  # of the sum
     x = start
     for _ in tqdm(range(steps), desc="convex pairs", leave=False):
-        rows = both(x)[1]
-        x = x - lr[:, None] * (weigh(rows @ rows.mT)[:, None] @ rows)[:, 0]
+        rows = rows_at(x)
+        x = x - lr[:, None] * torch.einsum("dt,dti->di", weigh(rows @ rows.mT), rows)
     lowest = torch.linalg.solve(matrix.sum(1), torch.einsum("dtij,dtj->di", matrix, middle))
-    (first, _), (end, rows), (least, _) = both(start), both(x), both(lowest)
-    g = rows @ rows.mT
-    length = (
-        vmap(lambda g: mf.diagnostics.stationarity(g).length)(g)
-        / g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()
+    first, end, least = (
+        vmap(quadratic_losses)({"x": x}, (matrix, middle)).sum(-1) for x in (start, x, lowest)
     )
-    return {"excess": ((end - least) / (first - least)).numpy(), "distance": length.numpy()}
+    rows = rows_at(x)
+    length = vmap(lambda g: mf.diagnostics.stationarity(g).length)(rows @ rows.mT)
+    return (end - least) / (first - least), length / rows.norm(dim=-1).amax(-1)
 
 
 def first_order(run: Run, name: str) -> tuple[float, float]:
     """Shares of watched steps at which d, and Adam's step, raise some task to first order. From the
     named starts; of the second share, where d raises none.
     """
-    hyper = USUAL[name]
-    lanes = [run.lanes.find(start, hyper) for start in STARTS]
-    points = run.watched[:, lanes]
+    points = run.watched[:, [run.lanes.find(start, USUAL[name]) for start in STARTS]]
     taken = (points[:-1] - points[1:]).reshape(-1, 2)  # along -θ̇, as d is
     before = points[:-1].reshape(-1, 2)
     rows = vmap(lambda x: mf.task_gradients(losses, {"x": x}, x.new_tensor(CODE))[1]["x"])(before)
     g = rows @ rows.mT
     length = g.diagonal(dim1=-2, dim2=-1).sqrt()
-    rule = RULES[name][0](torch.tensor(hyper, dtype=torch.float64, device=g.device))
+    rule = RULES[name][0](torch.tensor(USUAL[name], dtype=torch.float64, device=g.device))
     d = torch.einsum("nt,ntp->np", vmap(lambda g: mf.weights(rule, g))(g), rows)
 
     def raises(step: Tensor) -> Tensor:
@@ -188,26 +170,6 @@ def first_order(run: Run, name: str) -> tuple[float, float]:
         return (rates < -1e-6 * length * step.norm(dim=-1, keepdim=True)).any(-1)
 
     moving = (length > 0).all(-1) & (d.norm(dim=-1) > 1e-9 * length.amax(-1))
-    quiet = moving & ~raises(d)
-    return float((moving & raises(d)).sum() / moving.sum()), float(
-        (quiet & raises(taken)).sum() / quiet.sum().clamp_min(1)
-    )
-
-
-def adam_and_rates(toy: Toy) -> Claim:
-    runs = toy.runs
-    shares = {name: first_order(runs[name], name) for name in ("MGDA", "PCGrad", "CAGrad")}
-    return claim(
-        "X-05",
-        with_steps(
-            {f"{name}: share of steps whose d raises a task": x for name, (x, _) in shares.items()}
-            | {
-                f"{name}: share of Adam's steps that raise a task, d raising none": x
-                for name, (_, x) in shares.items()
-            },
-            toy,
-        ),
-        f"first {len(runs['MGDA'].watched) - 1} steps from the six starts, + in f₂; to first "
-        "order, cosine below -1e-6; "
-        "CAGrad with c = .5, which may raise a task by itself",
-    )
+    direct = raises(d)[moving]
+    by_adam = raises(taken)[moving][~direct]
+    return float(direct.double().mean()), float(by_adam.sum() / max(1, len(by_adam)))

@@ -1,13 +1,12 @@
 """The toy: does CAGrad go from gradient descent's behaviour to MGDA's as c grows?"""
 
 import numpy as np
-from torch import Tensor
 
 from common.problems.cagrad_toy import CS, STARTS
 
 from ..report.decisions import Claims, Measured, Row, decided
-from ..report.findings import Claim, Findings, Settings, Verdict
-from .toy_runs import CONTACT, WHOLE, Toy, contact, toy, with_steps
+from ..report.findings import Findings, Settings, Verdict
+from .toy_runs import CONTACT, WHOLE, contact, toy
 
 SOME_STARTS = 5  # that tell: two or three have one order by chance
 
@@ -40,43 +39,29 @@ claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
-    yield between(toy(settings))
-
-
-def between(toy: Toy) -> Claim:
     """From how far along the set each rule meets it; x₁ there, NaN for one that does not."""
-    runs = toy.runs
+    found = toy(settings)
 
-    def met_at(path: Tensor) -> np.ndarray:
-        first = contact(path)
-        at = path[..., 0].cpu().numpy()
-        return np.array([at[k, i] if k >= 0 else np.nan for i, k in enumerate(first)])
+    def met_at(name: str, hyper: float) -> np.ndarray:
+        path = found.runs[name].of(STARTS, hyper)
+        x = path[..., 0].cpu().numpy()
+        return np.array([x[k, i] if k >= 0 else np.nan for i, k in enumerate(contact(path))])
 
-    mgda, descent = (met_at(runs[name].of(STARTS, 0.0)) for name in ("MGDA", "GD"))
-    points = np.array([met_at(runs["CAGrad"].of(STARTS, c)) for c in CS])
-    # [c, start], GD first as c = 0
-    table = np.abs(np.concatenate([descent[None], points]) - mgda)
-    telling = np.isfinite(table[0]) & (table[0] > 10 * CONTACT)
-    ordered = (np.diff(table, axis=0) <= CONTACT).all(0)  # never with a NaN
-    arrives = table[-1] <= 0.1 * table[0]
-    rows = dict(zip(("GD", *(f"c = {c:g}" for c in CS)), table, strict=True))
-    numbers = {
-        f"{name}: distance of contact from MGDA's, from ({start[0]:g}, {start[1]:g})": float(x)
-        for name, row in rows.items()
-        for start, x in zip(STARTS, row, strict=True)
-    }
-    numbers |= {
-        "starts that can tell": float(telling.sum()),
-        "of these, with a distance that never grows with c": float((ordered & telling).sum()),
-        "of these, with the largest c's contact within a tenth of the way": float(
-            (arrives & telling).sum()
-        ),
-    }
-    return claim(
+    points = np.stack([met_at("GD", 0.0), *(met_at("CAGrad", c) for c in CS)])
+    away = np.abs(points - met_at("MGDA", 0.0))  # [c, start], GD as c = 0
+    telling = np.isfinite(away[0]) & (away[0] > 10 * CONTACT)
+    ordered = (np.diff(away, axis=0) <= CONTACT).all(0)  # never with a NaN
+    arrives = telling & (away[-1] <= 0.1 * away[0])
+    yield claim(
         "CA-27",
-        with_steps(numbers, toy),
-        f"{toy.budget}; distance in x₁ between the first contacts with the Pareto set. A start "
-        "can tell if GD meets the set, and elsewhere than MGDA (by more than "
-        f"{10 * CONTACT:g}); never growing: by at most {CONTACT:g} from one c to the next, GD "
-        "before the first",
+        {
+            "starts that can tell": telling.sum(),
+            "of these, with a distance that never grows with c": (ordered & telling).sum(),
+            "of these, with the largest c's contact within a tenth of the way": arrives.sum(),
+            "steps": found.steps,
+        },
+        f"{found.budget}; distance in x₁ of the first contact with the Pareto set from MGDA's, "
+        f"for c from {CS[0]:g} to {CS[-1]:g}. A start can tell if GD meets the set, and more than "
+        f"{10 * CONTACT:g} from MGDA; never growing: by at most {CONTACT:g} from one c to the "
+        "next, GD before the first",
     )

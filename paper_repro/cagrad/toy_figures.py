@@ -1,11 +1,15 @@
 """CAGrad's toy (Liu et al. 2021, Figures 1 and 3) with starts, methods and c of one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
+from matplotlib.gridspec import GridSpec
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 
@@ -13,9 +17,7 @@ from common.problems import cagrad_toy as problem
 
 from ..report.findings import Figure
 from ..report.options import Impossible, Option, Rate, Starts, Steps, drawn
-from .toy_maps import SIGNS as LEGEND
-from .toy_maps import lane_map, shaded
-from .toy_runs import COLOURS, DASHES, compiler_works, cpp_compiler, ways
+from .toy_runs import compiler_works, cpp_compiler, ways
 
 Name = Literal["GD", "MGDA", "MGDA, epsilon", "PCGrad", "GradNorm", "CAGrad", "CAGrad, epsilons"]
 Sign = Annotated[
@@ -23,16 +25,58 @@ Sign = Annotated[
 ]
 COMPILED = 2000  # steps from which compiling pays, with few lanes
 SIGNS = {"code": problem.CODE, "printed": problem.PAPER_SIGN}
+LOOKS: dict[str, dict[str, Any]] = {
+    "GD": {"color": "#444444", "linestyle": "-"},
+    "MGDA": {"color": "#0072b2", "linestyle": "--"},
+    "MGDA, epsilon": {"color": "C4", "linestyle": "--"},
+    "PCGrad": {"color": "#e69f00", "linestyle": "-."},
+    "GradNorm": {"color": "#009e73", "linestyle": ":"},
+    "CAGrad": {"color": "#d55e00", "linestyle": "-"},
+    "CAGrad, epsilons": {"color": "#cc79a7", "linestyle": (0, (1, 2))},
+}
+LEGEND = (
+    "Colour: steps taken, on a log scale; dots: starts; crosses: ends; green: Pareto set; star: "
+    "minimum of the mean; contours: mean loss."
+)
 
 
-def lanes_from(
-    names: Sequence[str], panels: Sequence[tuple[str, float]], starts: Starts, sign: float
-) -> problem.Lanes:
-    """A lane a panel and start, panel by panel."""
-    rows = [(start, hyper, names.index(name)) for name, hyper in panels for start in starts]
-    start, hyper, which = (torch.tensor(column) for column in zip(*rows, strict=True))
-    start, hyper = start.double(), hyper.double()
-    return problem.Lanes(start, torch.full_like(hyper, sign), hyper, which)
+def square(extent: float, points: int) -> Tensor:
+    """Points `[side, side, 2]` of a square around 0."""
+    side = torch.linspace(-extent, extent, points, dtype=torch.float64)
+    return torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+
+
+def maps(
+    canvas: Canvas, grid: GridSpec, times: np.ndarray, paths: Mapping[str, Tensor], sign: float
+) -> None:
+    """A map a place of the grid: the path `points[time, start]` over contours of the mean loss, the
+    Pareto set, the minimum of the mean; it grows with starts off it. And the colour bar of steps.
+    """
+    last = float(times[-1])
+    # in the first hundredth all go the same way
+    steps = LogNorm(max(last / 100, 0.5), max(last, 1.0))
+    front, best = problem.pareto_set(9), problem.minimum_of_mean()[0]
+    for i, (title, points) in enumerate(paths.items()):
+        axis = canvas.add_subplot(grid[divmod(i, grid.ncols)])
+        extent = max(11.0, 1.1 * float(points[0].abs().max()))
+        side = np.linspace(-extent, extent, 181)
+        mean = problem.at(square(extent, 181), sign).mean(-1)
+        # light: the trajectories are to be seen
+        light = {"cmap": "Greys_r", "vmin": -45, "vmax": 10, "extend": "both"}
+        axis.contourf(side, side, mean, levels=np.linspace(-16, 10, 14), **light)
+        axis.plot(*front.T, color="C2", alpha=0.6, linewidth=7, solid_capstyle="round", zorder=2)
+        axis.plot(*best, "*", color="white", markeredgecolor="black", markersize=13, zorder=6)
+        look = {"cmap": "plasma", "norm": steps, "s": 3, "zorder": 3, "linewidths": 0}
+        for path in points.unbind(1):
+            axis.scatter(*path.T, c=np.maximum(times, 1), rasterized=True, **look)
+        axis.plot(*points[0].T, "o", color="black", markersize=5, zorder=5)
+        ends = {"color": "white", "markeredgecolor": "black", "markersize": 8, "zorder": 7}
+        axis.plot(*points[-1].T, "X", **ends)
+        limits, ticks = (-extent, extent), [-10, 0, 10]
+        axis.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
+        axis.set(title=title, xlabel="x₁", ylabel="x₂", aspect="equal")
+    shades = ScalarMappable(steps, colormaps["plasma"])
+    canvas.colorbar(shades, ax=canvas.axes, label="steps taken", shrink=0.7, extend="min")
 
 
 @drawn
@@ -55,77 +99,58 @@ def toy(
     for name in methods:
         if name.startswith("CAGrad"):
             panels |= {f"{name}, c = {value:g}": (name, value) for value in c}
+        elif name == "GradNorm":
+            panels[f"GradNorm, α = {alpha:g}"] = name, alpha
         else:
-            label = f"GradNorm, α = {alpha:g}" if name == "GradNorm" else name
-            panels[label] = name, alpha if name == "GradNorm" else problem.RULES[name][1][0]
+            panels[name] = name, problem.RULES[name][1][0]
+    # a lane a panel and start, panel by panel
+    table = [(start, x, methods.index(name)) for name, x in panels.values() for start in starts]
+    start, hyper, which = (torch.tensor(column) for column in zip(*table, strict=True))
+    start, hyper = start.double(), hyper.double()
+    lanes = problem.Lanes(start, torch.full_like(hyper, SIGNS[sign]), hyper, which)
     compiled = steps >= COMPILED and compiler_works(torch.device("cpu"), cpp_compiler())
-    names = tuple(dict.fromkeys(name for name, _ in panels.values()))
-    lanes = lanes_from(names, list(panels.values()), starts, SIGNS[sign])
-    times, points = ways(names, lanes, steps, rate, compiled=compiled)
+    times, points = ways(tuple(methods), lanes, steps, rate, compiled=compiled)
     runs = dict(zip(panels, points.split(len(starts), 1), strict=True))
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
     canvas = Canvas(figsize=(3.5 * columns + 1, 3.6 * rows + 3.4), layout="constrained")
     grid = canvas.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.9])
-    best, _ = problem.minimum_of_mean()
-    last = float(times[-1])
-    axes = []
-    for i, (label, run) in enumerate(runs.items()):
-        axis = canvas.add_subplot(grid[i // columns, i % columns])
-        lane_map(axis, times, run, SIGNS[sign], best, last)
-        axis.set_title(label)
-        axes.append(axis)
-    shaded(canvas, axes, last)
-    found = records(panels, times, runs, starts, SIGNS[sign])
+    maps(canvas, grid, times, runs, SIGNS[sign])
     panel = canvas.add_subplot(grid[rows, :])
+    # some two hundred points of every way are kept, the last one among them
+    chosen = sorted({*range(0, len(times), max(1, len(times) // 200)), len(times) - 1})
+    found: list[dict[str, Any]] = []
     for label, (name, hyper) in panels.items():
-        values = problem.at(runs[label], SIGNS[sign]).mean(-1).numpy()
-        one = len(c) < 2 or not name.startswith("CAGrad")
-        shade = 1.0 if one else 0.35 + 0.65 * c.index(hyper) / len(c)
-        look: dict[str, Any] = {"color": COLOURS.get(name, "C4"), "alpha": shade}
-        look["linestyle"] = DASHES.get(name, "--")
-        lines = panel.plot(np.maximum(times, 1), values, **look)
+        both = problem.at(runs[label], SIGNS[sign])
+        of_c = name.startswith("CAGrad")
+        look = dict(LOOKS[name])
+        if of_c and len(c) > 1:
+            look["alpha"] = 0.35 + 0.65 * c.index(hyper) / len(c)
+        lines = panel.plot(np.maximum(times, 1), both.mean(-1).numpy(), **look)
         lines[0].set_label(label)
+        found += [
+            {
+                "method": name,
+                "c": hyper if of_c else None,
+                "start": list(start),
+                "step": int(times[moment]),
+                "x": runs[label][moment, lane].tolist(),
+                "losses": both[moment, lane].tolist(),
+                "mean loss": float(both[moment, lane].mean()),
+            }
+            for lane, start in enumerate(starts)
+            for moment in chosen
+        ]
     panel.set(xlabel="steps taken", ylabel="mean loss, one line a start", xscale="log")
     panel.grid()
     panel.legend()
     return Figure(
         "toy",
         f"The toy of Liu et al. 2021 (Figures 1 and 3), {'+' if sign == 'code' else '-'} in f₂, "
-        f"Adam {rate:g}, {last:,.0f} steps. {LEGEND}",
+        f"Adam {rate:g}, {times[-1]:,.0f} steps. {LEGEND}",
         canvas,
         found,
     )
-
-
-def records(
-    panels: dict[str, tuple[str, float]],
-    times: np.ndarray,
-    runs: dict[str, Tensor],
-    starts: Starts,
-    sign: float,
-) -> list[dict[str, Any]]:
-    """Of every method and start some two hundred points of the way, the last one among them."""
-    every = max(1, len(times) // 200)
-    chosen = sorted({*range(0, len(times), every), len(times) - 1})
-    found = []
-    for label, (name, hyper) in panels.items():
-        points = runs[label][chosen]
-        both = problem.at(points, sign)
-        found += [
-            {
-                "method": name,
-                "c": hyper if name.startswith("CAGrad") else None,
-                "start": list(start),
-                "step": int(times[moment]),
-                "x": points[i, lane].tolist(),
-                "losses": both[i, lane].tolist(),
-                "mean loss": float(both[i, lane].mean()),
-            }
-            for lane, start in enumerate(starts)
-            for i, moment in enumerate(chosen)
-        ]
-    return found
 
 
 @drawn
@@ -138,27 +163,16 @@ def surface(
 ) -> Figure:
     """The surfaces of the toy's two losses and of their mean (Figure 1)."""
     canvas = Canvas(figsize=(13, 4.2), layout="constrained")
-    side = torch.linspace(-extent, extent, points, dtype=torch.float64)
-    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+    grid = square(extent, points)
     values = problem.at(grid, SIGNS[sign])
-    whole = extent == 11.0
+    x, y = grid.numpy().transpose(2, 0, 1)
+    look = {"cmap": "viridis", "vmin": -20, "vmax": 10, "linewidth": 0, "rasterized": True}
     for i, (name, z) in enumerate(
         {"L₁": values[..., 0], "L₂": values[..., 1], "mean loss": values.mean(-1)}.items()
     ):
         axis = canvas.add_subplot(1, 3, i + 1, projection="3d")
         assert isinstance(axis, Axes3D)
-        axis.plot_surface(
-            grid[..., 0].numpy(),
-            grid[..., 1].numpy(),
-            z.numpy(),
-            cmap="viridis",
-            rcount=110,
-            ccount=110,
-            linewidth=0,
-            vmin=-20,
-            vmax=10,
-            rasterized=True,
-        )
+        axis.plot_surface(x, y, z.numpy(), rcount=110, ccount=110, **look)
         # a title would stand at the top of the box that holds the cube, far above the surface
         axis.text2D(0.5, 0.86, name, transform=axis.transAxes, ha="center")
         axis.view_init(elevation, azimuth)
@@ -166,16 +180,12 @@ def surface(
         # room for the label of the z axis
         axis.set_box_aspect(None, zoom=0.72)  # pyright: ignore[reportArgumentType]
         axis.set(xlabel="x₁", ylabel="x₂", zlabel="loss")
-        if whole:
+        if extent == 11.0:
             ticks = [-10, 0, 10]
             axis.set(zlim=(-21, 11), xticks=ticks, yticks=ticks, zticks=[-20, *ticks])
     few = slice(None, None, max(1, points // 40))
-    found = [
-        {"x": x.tolist(), "losses": both.tolist()}
-        for x, both in zip(
-            grid[few, few].reshape(-1, 2), values[few, few].reshape(-1, 2), strict=True
-        )
-    ]
+    where, losses = (each[few, few].reshape(-1, 2).tolist() for each in (grid, values))
+    found = [{"x": at, "losses": both} for at, both in zip(where, losses, strict=True)]
     return Figure(
         "surface",
         "The toy's two losses and their mean (the surfaces of Figure 1 of Liu et al. 2021); "

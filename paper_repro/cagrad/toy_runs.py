@@ -4,7 +4,7 @@ import functools
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,22 +28,6 @@ EVERY = 50  # steps between the points kept of the whole run
 UNROLL = 10
 COMPILE_FROM = 5_000  # steps from which compiling pays
 CONTACT = 0.01  # the Pareto set is met at this distance
-COLOURS = {
-    "GD": "#444444",
-    "MGDA": "#0072b2",
-    "PCGrad": "#e69f00",
-    "GradNorm": "#009e73",
-    "CAGrad": "#d55e00",
-    "CAGrad, epsilons": "#cc79a7",
-}
-DASHES: dict[str, Any] = {
-    "GD": "-",
-    "MGDA": "--",
-    "PCGrad": "-.",
-    "GradNorm": ":",
-    "CAGrad": "-",
-    "CAGrad, epsilons": (0, (1, 2)),
-}
 
 
 class Run(NamedTuple):
@@ -168,94 +152,31 @@ def toy(settings: Settings) -> Toy:
     uniform = vmap(
         lambda key: mf.random.uniform(mf.random.fold_in(mf.random.key(7), key), (2,), torch.float64)
     )
-    random_starts = 20 * uniform(keys) - 10
+    starts = 20 * uniform(keys) - 10
     # GradNorm has a state and other losses, the others make one program
     groups = tuple(name for name in problem.RULES if name != "GradNorm"), ("GradNorm",)
-    found = trajectories.together(
-        {
-            names[0]: functools.partial(
-                trajectories.now, names, random_starts, steps, compiled=compiled
-            )
-            for names in groups
-        }
-    )
-    every = {name: run for runs in found.values() for name, run in runs.items()}
-    runs = {name: every[name] for name in problem.RULES}
+    parts = {
+        names[0]: functools.partial(trajectories.now, names, starts, steps, compiled=compiled)
+        for names in groups
+    }
+    others, gradnorm = trajectories.together(parts).values()
+    runs = others | gradnorm
     last = int(runs["GD"].times[-1])
     budget = f"Adam {problem.LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
     return Toy(runs, last, budget)
 
 
-def with_steps(numbers: dict[str, float], toy: Toy) -> dict[str, float]:
-    """Numbers of a claim, and that of steps. NaN stays: a run that diverged settles nothing."""
-    return numbers | {"steps": toy.steps}
-
-
-def title_of(name: str) -> str:
-    return {"GradNorm": "GradNorm, α = 0.12", "CAGrad": "CAGrad, c = 0.5"}.get(name, name)
-
-
-def random_ends(run: Run) -> np.ndarray:
-    """Mean loss at the end from random starts."""
-    return problem.at(run.points[-1, run.random]).mean(-1).cpu().numpy()
-
-
-def arrivals(run: Run) -> np.ndarray:
-    """Steps to within .1 of the minimum of the mean from random starts. Infinite where it was not
-    met.
-    """
-    there = (
-        problem.at(run.points[:, run.random]).mean(-1).cpu().numpy()
-        < problem.minimum_of_mean()[1] + 0.1
-    )
-    return np.where(there.any(0), run.times[there.argmax(0)], np.inf)
-
-
-def off_the_set(points: Tensor) -> np.ndarray:
-    """Distance `[...]` from the Pareto set of points `[..., 2]`."""
-    front = problem.pareto_set()
-    x = points.cpu().numpy()
-    at_x = np.clip(x[..., 0], front[0, 0], front[-1, 0])
-    return np.hypot(x[..., 0] - at_x, x[..., 1] - np.interp(at_x, *front.T))
-
-
 def contact(points: Tensor) -> np.ndarray:
-    """Index `[start]` in time of the first contact with the Pareto set, -1 for none. Points `[time,
-    start, 2]`.
+    """Index `[start]` in time of the first contact of points `[time, start, 2]` with the Pareto
+    set, -1 for none.
     """
-    near = off_the_set(points) < CONTACT
+    front, x = problem.pareto_set(), points.cpu().numpy()
+    at_x = np.clip(x[..., 0], front[0, 0], front[-1, 0])
+    near = np.hypot(x[..., 0] - at_x, x[..., 1] - np.interp(at_x, *front.T)) < CONTACT
     return np.where(near.any(0), near.argmax(0), -1)
 
 
-def moved_after_contact(run: Run, hyper: float, sign: float = problem.CODE) -> np.ndarray:
-    """Way `[start]` along the Pareto set between first contact and end; NaN without contact."""
-    points = run.of(problem.STARTS, hyper, sign)
-    first, x = contact(points), points[..., 0].cpu().numpy().clip(*problem.pareto_set()[[0, -1], 0])
-    return np.array([abs(x[-1, i] - x[k, i]) if k >= 0 else np.nan for i, k in enumerate(first)])
-
-
-def rises(run: Run, hyper: float) -> np.ndarray:
-    """What each loss rose by after contact with the Pareto set, summed `[start, task]`. Between
-    kept points.
-    """
-    points = run.of(problem.STARTS, hyper)
-    change = problem.at(points).diff(dim=0).clamp_min(0).cpu().numpy()
-    first = contact(points)
-    return np.stack(
-        [change[k:, i].sum(0) if k >= 0 else np.full(2, np.nan) for i, k in enumerate(first)]
-    )
-
-
-def largest_finite(values: np.ndarray) -> float:
-    """The largest finite value; NaN for none, as where nothing met the Pareto set."""
-    values = values[np.isfinite(values)]
-    return float(values.max()) if values.size else float("nan")
-
-
-def of(
-    name: str, values: np.ndarray, starts: Sequence[Sequence[float]] = problem.STARTS
-) -> dict[str, float]:
+def of(name: str, values: np.ndarray, starts: Sequence[Sequence[float]]) -> dict[str, float]:
     return {
-        f"{name} from ({start[0]:g}, {start[1]:g})": float(value)
-        for start, value in zip(starts, values, strict=True)
+        f"{name} from ({x:g}, {y:g})": value for (x, y), value in zip(starts, values, strict=True)
     }
