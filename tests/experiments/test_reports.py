@@ -13,8 +13,6 @@ from common.study import Found
 from experiments.auxiliary import report as auxiliary
 from experiments.auxiliary import tasks
 from experiments.grouping import report as grouping
-from experiments.mixing import report as mixing
-from experiments.mixing.study import Outcome as Mixed
 from experiments.multimnist import report as multimnist
 from experiments.physics import report as physics
 from experiments.published import report as published
@@ -128,17 +126,13 @@ def test_physics_says_whose_error_is_lower():
     assert physics.against(row) == {"higher": ["b"], "open": ["d"], "lower": ["a", "c"]}
 
 
-def test_rewards_mixing_and_grouping_are_paired():
+def test_rewards_and_grouping_are_paired():
     ends = {n: RNG.uniform(size=(SEEDS, 2, 3)) for n in ("sum", "MGDA", "align")}
     runs = {
         n: [{"first": a, "last": b, "score": float(b.sum())} for a, b in x] for n, x in ends.items()
     }
     check(rewards.worst(runs["MGDA"]), (ends["MGDA"][:, 1] - ends["MGDA"][:, 0]).min(1))
     check(rewards.gains(runs)["MGDA"], (ends["MGDA"] - ends["sum"])[:, 1].sum(1), 2)
-    level = {"align": 0.1, "uniform": 0.2, "oracle": 0.05}
-    curves = {n: [[0.9, x + 0.001 * RNG.uniform()] for _ in range(SEEDS)] for n, x in level.items()}
-    found = {("p", "0-3", n): Mixed(x, []) for n, x in curves.items()}
-    assert "better: uniform; worse: oracle." in mixing.words(found)
     regret, even = RNG.uniform(size=(2, 5, 3))
     family = grouping.Family(
         [], {grouping.ONE: {"a": Score(regret, regret, {2: regret})}}, {2: {EVEN: even}}

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest, norm, sem, t
 
 import mtlfunc as mf
 from paper_repro.claims import LEDGER, PAPERS
@@ -19,6 +19,7 @@ from paper_repro.report.grids import at_edge, chosen, judged
 from paper_repro.report.intervals import (
     clustered_share,
     mean_interval,
+    named,
     ratio_interval,
     share_interval,
 )
@@ -169,6 +170,13 @@ def test_clustered_shares_stay_possible_and_widen_with_clusters() -> None:
     assert none[:2] == (0, 0)
     assert whole[0] == whole[2] == 1
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 8))
+    v = np.array([0.2, 0.5, 0.3, 0.4])
+    n = (norm.ppf(0.975) / t.ppf(0.975, 3)) ** 2 * v.mean() * (1 - v.mean()) / sem(v) ** 2
+    hits = n * v.mean()  # of as many independent draws
+    ends = beta.ppf(0.025, hits, n - hits + 1), beta.ppf(0.975, hits + 1, n - hits)
+    assert named("x", clustered_share(v)) == pytest.approx(
+        {"x": v.mean(), "x, low": ends[0], "x, high": ends[1]}
+    )
     near = clustered_share([0.9, 1.0, 1.0, 1.0])
     assert 0 < near.low < near.mean < near.high <= 1
     rng = np.random.default_rng(0)

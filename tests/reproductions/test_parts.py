@@ -38,7 +38,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_parts_are_kept_under_all_their_arguments(store: Path) -> None:
+def test_parts_are_kept_under_all_their_arguments(store: Path, monkeypatch) -> None:
     x = torch.arange(3.0)
     found = squares(x, {"a": 1.0}, TINY, sign=-1)
     assert squares(x, {"a": 1.0}, TINY, sign=-1) is found
@@ -51,7 +51,10 @@ def test_parts_are_kept_under_all_their_arguments(store: Path) -> None:
     squares(x[:, None], {"a": 1.0}, TINY, sign=3)
     squares(x, {"b": 1.0}, TINY, sign=-1)
     squares(x, {"a": 1.0}, TINY._replace(seeds=3), sign=-1)
-    assert CALLS == [-1, 1, 2, 3, -1, -1]
+    monkeypatch.setattr(Store, "draw", 1)
+    squares(x, {"a": 1.0}, TINY, sign=-1)
+    assert CALLS == [-1, 1, 2, 3, -1, -1, -1]
+    assert parts._texts([["a"], "b"]) != parts._texts([["a", "b"]])
     with pytest.raises(TypeError, match="takes no function"):
         squares(x, {"a": lambda: 0}, TINY, sign=1)  # pyright: ignore
 

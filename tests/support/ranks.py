@@ -75,7 +75,7 @@ def run(step: mf.Step, params: Any, batches: list[Any]) -> list[Any]:
     state, seen = step.init(params, batches[0], key=3), []
     for batch in batches:
         state, info = step.update(state, batch)
-        seen += [info.losses, info.gramian, info.weights]
+        seen += [info.losses.nan_to_num(), info.gramian, info.weights]
     return [*seen, *state.params.values()]
 
 
@@ -168,13 +168,13 @@ def modules(rank: int, size: int) -> None:
 
 def labelled(params: dict[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
     """Means over the labels that there are; the others are NaN."""
-    return means(functional_call(net, params, (batch[0],)), batch[1])
+    return means(functional_call(net, params, (batch[0],)), batch[1], 0)
 
 
-def means(out: Any, y: Tensor) -> tuple[Tensor, ...]:
+def means(out: Any, y: Tensor, least: int = 1) -> tuple[Tensor, ...]:
     here = ~y.isnan()
     return tuple(
-        (one - y[:, t]).where(here[:, t], 0.0).square().sum() / here[:, t].sum().clamp_min(1)
+        (one - y[:, t]).where(here[:, t], 0.0).square().sum() / here[:, t].sum().clamp_min(least)
         for t, one in enumerate(out)
     )
 
