@@ -4,8 +4,8 @@ import re
 
 from docs.blocks import paragraph
 from paper_repro import full
-from paper_repro.gradnorm.common import Problem
-from paper_repro.gradnorm.paper_size import AT_BEST
+from paper_repro.gradnorm.common import OWN_RATE
+from paper_repro.gradnorm.paper_size import AT_BEST, AT_ONE
 from paper_repro.report.bounds import GAP
 from paper_repro.report.decisions import APART, settles_nothing
 
@@ -36,7 +36,7 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
     title = f"""**GradNorm's synthetic regression** ({sizes[1]}, {sizes[2]}), σ = (1, 100):
         final test loss over that of an untrained network, and GradNorm's over equal weights'
         (geometric mean of ratios paired by seed, 95 % t intervals). Rates are refined around the
-        best of each; the rate of GradNorm's weights is {Problem().own:g} throughout, fixed
+        best of each; the rate of GradNorm's weights is {OWN_RATE:g} throughout, fixed
         beforehand (the paper states none for this problem). No ratio where equal weights learn
         nothing, that is where they end at 1 or more:"""
     curve = "{} at Adam {}, loss over an untrained network's"
@@ -56,7 +56,10 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
         settled += " No run of this question at the paper's length (`--full`) is kept."
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    gap, one = ", which settles nothing" * settles_nothing(ten, ratio), "both at Adam 0.001"
+    gap, one = (
+        ", which settles nothing" * settles_nothing(ten, ratio),
+        f"GradNorm over equal, {AT_ONE}",
+    )
     simple = interval(ten, "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
         (T = 2, both at Adam 0.001), and in a reduced problem at {searched} of the loss of the best

@@ -1,11 +1,10 @@
 """What does α do, and what are its average weights worth kept fixed?"""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..report.bounds import BALANCED, NEARLY
 from ..report.decisions import OPEN, Claims, Measured, Row, decided, named_so, sided, verdict_of
@@ -13,20 +12,8 @@ from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
-from .common import (
-    ALPHA,
-    COLOURS,
-    INTERVAL,
-    RATE,
-    REDUCED,
-    UNTRAINED,
-    Problem,
-    Runs,
-    Variants,
-    few,
-    train,
-)
-from .lanes import EVERY_ALPHA, RATIOS, Size, Trace, size_of
+from .common import ALPHA, COLOURS, INTERVAL, RATE, REDUCED, UNTRAINED, Runs, Variants, few, train
+from .lanes import EVERY_ALPHA, RATIOS, size_of
 from .paper_size import default_runs, problem_of
 from .rivals import two_tasks
 from .toy_figures import against_alpha
@@ -86,59 +73,32 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 
-class Sweeps(NamedTuple):
-    """At one learning rate and a quarter of the seeds; by default of a reduced problem."""
-
-    alphas: list[str]
-    learnt: Runs  # one variant an α
-    last: np.ndarray  # [alpha, seed], the large task's weight in the last quarter
-    second: Tensor  # [weight], w_2 of the static grid
-    static: Runs  # one variant a grid weight, then GradNorm's average at α = .12
-    problem: Problem
-    setting: str
-
-
-def swept(settings: Settings) -> Sweeps:
-    """α, and a grid of static weights."""
-    seeds, device = few(settings), settings.device
-    problem = (problem_of(settings) if settings.full else REDUCED)._replace(rates=(RATE,))
-    alphas = torch.tensor([0.0, ALPHA, 0.5, 1.0, 2.0], device=device)
-    lr = torch.full_like(alphas, problem.rates[0])
-    every = Variants(lr, alphas, torch.ones(len(alphas), seeds, 2, device=device))
-    learnt = train("gradnorm", problem, every, settings, "sweep of α", seeds)
-    second = torch.tensor([1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4], device=device)
-    fixed = torch.stack([2 - second, second], -1)[:, None].expand(-1, seeds, -1)
-    one = lr[:1].expand(len(second) + 1)
-    grid = Variants(one, one, torch.cat([fixed, learnt.average[1:2]]))
-    static = train("weighted", problem, grid, settings, "grid of static weights", seeds)
-    return Sweeps(
-        [f"{alpha:g}" for alpha in alphas.tolist()],
-        learnt,
-        learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0),
-        second,
-        static,
-        problem,
-        f"{problem}, Adam {RATE:g}, {settings.count(problem.steps)} steps, {seeds} seeds",
-    )
+GRID = (1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
+"""w_2 of the static grid."""
 
 
 def run(settings: Settings) -> Findings:
-    sweeps = swept(settings)
-    yield figure(sweeps)
-    yield balanced(sweeps)
-    yield degrees(sweeps, two_tasks(settings)[1], size_of(settings))
-    yield kept_fixed(sweeps, default_runs(settings))
+    """Sweeps at one learning rate and a quarter of the seeds; by default of a reduced problem."""
+    seeds, device = few(settings), settings.device
+    problem = (problem_of(settings) if settings.full else REDUCED)._replace(rates=(RATE,))
+    alphas = torch.tensor(EVERY_ALPHA, device=device)
+    lr = torch.full_like(alphas, RATE)
+    every = Variants(lr, alphas, torch.ones(len(alphas), seeds, 2, device=device))
+    learnt = train("gradnorm", problem, every, settings, "sweep of α", seeds)
+    second = torch.tensor(GRID, device=device)
+    fixed = torch.stack([2 - second, second], -1)[:, None].expand(-1, seeds, -1)
+    one = lr[:1].expand(len(GRID) + 1)
+    grid = Variants(one, one, torch.cat([fixed, learnt.average[1:2]]))
+    static = train("weighted", problem, grid, settings, "grid of static weights", seeds)
+    where = f"{problem}, Adam {RATE:g}, {settings.count(problem.steps)} steps, {seeds} seeds"
 
-
-def figure(sweeps: Sweeps) -> Figure:
-    final, grid = (runs.final() / 2 for runs in (sweeps.learnt, sweeps.static))
-    second = sweeps.second.tolist()
-    average = [float(sweeps.learnt.average[1:2][..., 1].mean())]
+    final, ends = learnt.final() / 2, static.final() / 2
     canvas, panels = axes(1, 3, (13, 4.2))
-    against_alpha(panels, sweeps.problem, [float(alpha) for alpha in sweeps.alphas], sweeps.learnt)
-    fixed: dict[str, Any] = {"color": COLOURS["static"], "marker": "o", "label": "static grid"}
+    against_alpha(panels, problem, EVERY_ALPHA, learnt)
+    look: dict[str, Any] = {"color": COLOURS["static"], "marker": "o", "label": "static grid"}
     own: dict[str, Any] = {"color": "#000000", "marker": "s", "label": "GradNorm's average"}
-    for at, values, style in ((second, grid[:-1], fixed), (average, grid[-1:], own)):
+    average = [float(learnt.average[1, :, 1].mean())]
+    for at, values, style in ((GRID, ends[:-1], look), (average, ends[-1:], own)):
         panels[2].errorbar(at, values.mean(1), half_width(values), **style)
     panels[2].axhline(
         final[1].mean(), color=COLOURS["GradNorm"], linestyle="--", label=f"GradNorm, α = {ALPHA}"
@@ -150,91 +110,67 @@ def figure(sweeps: Sweeps) -> Figure:
         ylim=(0, None),
     )
     panels[2].legend()
-    caption = f"Sweep of α and grid of static weights; {sweeps.setting}. {INTERVAL}."
-    return Figure("sweeps", caption, canvas)
+    caption = f"Sweep of α and grid of static weights; {where}. {INTERVAL}."
+    yield Figure("sweeps", caption, canvas)
+    yield balanced(learnt, where)
+    yield degrees(learnt, settings, where)
+    yield kept_fixed(static, default_runs(settings), where)
 
 
-def balanced(sweeps: Sweeps) -> Claim:
-    learnt, last, names = sweeps.learnt, sweeps.last, sweeps.alphas
+def balanced(learnt: Runs, where: str) -> Claim:
+    last = learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0)  # [alpha, seed]
     halves = learnt.weights * learnt.lengths
-    halves = halves[len(halves) // 2 :]
-    # [alpha, seed]
-    unequal = np.exp(np.median(np.abs(np.log(halves[..., 0]) - np.log(halves[..., 1])), axis=0))
-    plain = learnt.lengths[0, 0]
-    changes = [ratio_interval(last[i + 1], last[i]) for i in range(len(names) - 1)]
+    halves = np.log(halves[len(halves) // 2 :])
+    unequal = np.exp(np.median(np.abs(halves[..., 0] - halves[..., 1]), axis=0))
+    first = learnt.lengths[0, 0]
+    begin = float((first[:, 1] / first[:, 0]).mean())
+    numbers = {"larger over smaller length, unweighted, at the start": begin}
+    numbers |= named(f"larger over smaller G_i, α = {ALPHA}", mean_interval(unequal[1]))
+    numbers |= named("w_2, α = 2 over α = 0", ratio_interval(last[-1], last[0]))
+    for (a, sooner), (b, later) in pairwise(zip(EVERY_ALPHA, last, strict=True)):
+        numbers |= named(f"w_2 at α = {b:g} over {a:g}", ratio_interval(later, sooner))
     return claim(
         "GN-05",
-        {
-            "larger over smaller length, unweighted, at the start": float(
-                np.mean(plain[:, 1] / plain[:, 0])
-            ),
-            **named(f"larger over smaller G_i, α = {ALPHA}", mean_interval(unequal[1])),
-            **{
-                f"w_2 at α = {name}": float(value)
-                for name, value in zip(names, last.mean(1), strict=True)
-            },
-            **named("w_2, α = 2 over α = 0", ratio_interval(last[-1], last[0])),
-            **{
-                key: value
-                for (a, b), change in zip(pairwise(names), changes, strict=True)
-                for key, value in named(f"w_2 at α = {b} over {a}", change).items()
-            },
-        },
-        f"{sweeps.setting}; lengths: their ratio, the median of the second half; {INTERVAL}",
+        numbers,
+        "lengths: the median over the second half; w_2: the mean over the last quarter; "
+        f"{where}; {INTERVAL}",
     )
 
 
-def degrees(sweeps: Sweeps, learnt: Trace, size: Size) -> Claim:
-    final, names = sweeps.learnt.final(), sweeps.alphas
-    rates = sweeps.learnt.test[1:]
-    spread = np.exp(np.abs(np.log(rates[..., 0]) - np.log(rates[..., 1])).mean(0))
-    effect = ratio_interval(spread[-1], spread[0])
-    loss = ratio_interval(final[-1], final[0])
-    ends = (RATIOS[0], RATIOS[-1])
-    best = {ratio: learnt.judged_alpha(f"ratio {ratio:g}") for ratio in ends}
-    grows = mean_interval(np.sqrt(best[ends[1]]) - np.sqrt(best[ends[0]]))
-    edges = [
-        learnt.settles_nothing(f"ratio {ratio:g}, {alpha:g}")
-        for ratio in ends
+def degrees(learnt: Runs, settings: Settings, where: str) -> Claim:
+    rates = np.log(learnt.test[1:])
+    spread = np.exp(np.abs(rates[..., 0] - rates[..., 1]).mean(0))  # [alpha, seed]
+    ratios, (_, trace), size = (RATIOS[0], RATIOS[-1]), two_tasks(settings), size_of(settings)
+    best = {ratio: trace.judged_alpha(f"ratio {ratio:g}") for ratio in ratios}
+    edge = any((alphas == max(EVERY_ALPHA)).mean() >= 0.5 for alphas in best.values()) or any(
+        trace.settles_nothing(f"ratio {ratio:g}, {alpha:g}")
+        for ratio in ratios
         for alpha in EVERY_ALPHA
-    ] + [(alphas == max(EVERY_ALPHA)).mean() >= 0.5 for alphas in best.values()]
-    largest = "best α, √ scale, at the largest ratio less at 1"
+    )
+    grows = mean_interval(np.sqrt(best[ratios[1]]) - np.sqrt(best[ratios[0]]))
     return claim(
         "GN-12",
         {
-            **{
-                f"spread of L̃ at α = {name}": float(value)
-                for name, value in zip(names, spread.mean(1), strict=True)
-            },
-            **named("spread at α = 2 over α = 0", effect),
-            **named("final loss at α = 2 over α = 0", loss),
-            **{f"σ_2/σ_1 = {ratio:g}: mean best α": float(x.mean()) for ratio, x in best.items()},
-            **named(largest, grows, unsettled=any(edges)),
+            **named("spread at α = 2 over α = 0", ratio_interval(spread[-1], spread[0])),
+            **{f"σ_2/σ_1 = {ratio:g}: mean best α": x.mean() for ratio, x in best.items()},
+            **named("best α, √ scale, at the largest ratio less at 1", grows, unsettled=edge),
         },
-        f"spread: {sweeps.setting}; smaller at α = 2 than at 0. Best α: of "
-        f"{', '.join(f'{alpha:g}' for alpha in EVERY_ALPHA)} in every seed, at the learning rate "
-        f"that is best for it on the other half of the seeds, σ_2/σ_1 of "
-        f"{', '.join(f'{ratio:g}' for ratio in ends)}; larger at the last than at the first; "
-        f"{size}; {INTERVAL}",
+        f"spread: larger over smaller L̃_i, {where}. Best α of every seed, at the learning rate "
+        f"that is best for it on the other half of the seeds: {size}; {INTERVAL}",
     )
 
 
-def kept_fixed(sweeps: Sweeps, results: dict[str, Runs]) -> Claim:
-    final, grid = sweeps.learnt.final(), sweeps.static.final()
-    tops = chosen(grid[:-1])
-    best, edge = judged(grid[:-1], tops), at_edge(tops, len(grid) - 1)
-    untrained = grid[-1].mean() > 2 * UNTRAINED
-    near_grid, against = ratio_interval(grid[-1], best), ratio_interval(final[1], best)
+def kept_fixed(static: Runs, results: dict[str, Runs], where: str) -> Claim:
+    grid, average = static.final()[:-1], static.final()[-1]
+    picked = chosen(grid)
+    unsettled = at_edge(picked, len(grid)) or average.mean() > 2 * UNTRAINED
+    near = ratio_interval(average, judged(grid, picked))
     dynamic = ratio_interval(*(results[name].at(RATE).judged() for name in ("static", "GradNorm")))
     return claim(
         "GN-22",
         {
-            "best w_2 of the grid": float(sweeps.second[int(np.median(tops))]),
-            "final loss at the grid's best": float(best.mean()),
-            **named("static average over the grid's best", near_grid, unsettled=edge or untrained),
-            **named("GradNorm over the grid's best", against),
+            **named("static average over the grid's best", near, unsettled=unsettled),
             **named(f"the paper's size: static over GradNorm, both at Adam {RATE:g}", dynamic),
         },
-        f"{sweeps.setting}, one learning rate; nearly: the ratio's interval is below 1.1; the "
-        f"grid's best is chosen on the other half of the seeds; {INTERVAL}",
+        f"{where}; the grid's best is chosen on the other half of the seeds; {INTERVAL}",
     )

@@ -7,23 +7,19 @@ by chance."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..report.findings import Settings
-from ..report.grids import at_edge, chosen, spelled
+from ..report.grids import at_edge, chosen
 from ..report.intervals import Interval, ratio_interval
-from .common import ALPHA, COLOURS, LAYERS, TWO, UNTRAINED, Problem
+from .common import ALPHA, COLOURS, TWO, UNTRAINED, Problem
 
-LAST = f"trunk.{LAYERS - 1}."
 MILD = (1.0, 10.0)  # σ
 EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
 TEN_ALPHAS = EVERY_ALPHA[:-1]
-STRONG_ALPHA = 0.5
-STRONG = f"GradNorm, {STRONG_ALPHA:g}"
 SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 next to 1
-RECIPROCAL = (TWO[0] / TWO[1]) ** 2  # w_2/w_1 of weights 1/L_i(0): tasks differ in scale alone
 RATIOS = (1.0, 10.0, 100.0)  # σ_2/σ_1
 # the hard task's factor inside tanh; its label noise in units of its targets' deviation
 SHARPER, NOISE = 6.0, 2.0
@@ -33,15 +29,13 @@ PAIRED = (
     "95 % t intervals over seeds, ratios paired by seed; settings chosen on the other half "
     "of the seeds"
 )
-EQUAL, FIXED, SEARCH, TRIED = "equal", "1/L_i(0)", "random weights", "tried"
+EQUAL, FIXED, SEARCH = "equal", "1/L_i(0)", "random weights"
 COLOUR = {
     EQUAL: COLOURS["equal"],
     "GradNorm": COLOURS["GradNorm"],
-    "normalised": "C5",
     FIXED: COLOURS["static"],
     SEARCH: "C3",
 }
-Method = Literal["weighted", "gradnorm", "normalised", "trunk"]
 
 
 class Size(NamedTuple):
@@ -89,12 +83,11 @@ class Trace(NamedTuple):
     """One program's runs; lanes in the order given."""
 
     lanes: Sequence[Lane]
-    times: np.ndarray  # [time] steps at which the next four were taken
+    times: np.ndarray  # [time] steps at which the others were taken
     test: np.ndarray  # [time, lane, seed, task], L_i(t)/L_i(0) on noise-free test data
     train: np.ndarray  # [time, lane, seed, task], the same on the finite training set; else NaN
     lengths: np.ndarray  # [time, lane, seed, task], ‖∇_W L_i‖ on test data, W the last shared layer
     weights: np.ndarray  # [time, lane, seed, task], summing to T
-    excess: np.ndarray  # [lane, seed, step], L_grad/Ḡ on the training batch; empty for "weighted"
 
     def named(self, name: str) -> list[int]:
         """Lanes of that name or, of a longer one, of its part before a comma."""
@@ -136,10 +129,8 @@ class Trace(NamedTuple):
 
     def alone(self, lane: int) -> "Trace":
         """With one lane."""
-        test, train = self.test[:, [lane]], self.train[:, [lane]]
-        lengths, weights = self.lengths[:, [lane]], self.weights[:, [lane]]
-        excess = self.excess[[lane]]
-        return Trace([self.lanes[lane]], self.times, test, train, lengths, weights, excess)
+        parts = (self.test, self.train, self.lengths, self.weights)
+        return Trace([self.lanes[lane]], self.times, *(part[:, [lane]] for part in parts))
 
     def apart(self, name: str) -> float:
         """|log| of the ratio of losses next to the best rates to theirs, the largest."""
@@ -164,18 +155,6 @@ class Trace(NamedTuple):
     def judged(self, name: str) -> np.ndarray:
         """Mean over tasks of L_i/L_i(0) at the end in the picked lanes, `[seed]`."""
         return np.nan_to_num(self.of(self.test, name)[-1].mean(-1), nan=np.inf, posinf=np.inf)
-
-    def rates(self, name: str) -> str:
-        """The learning rates of the picked lanes."""
-        return spelled(self.lanes[i].lr for i in self.picked(name))
-
-    def curve(self, name: str) -> np.ndarray:
-        """The same over time, `[time, seed]`."""
-        return self.of(self.test, name).mean(-1)
-
-    def best(self, name: str) -> Lane:
-        """The lane of that name with the smallest mean over all seeds."""
-        return self.lanes[self.named(name)[int(self.final(name).mean(1).argmin())]]
 
 
 Arm = tuple[Trace, str]

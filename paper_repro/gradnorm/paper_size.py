@@ -1,16 +1,16 @@
 """The regressions at the paper's size: the runs that several questions share, and what they say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..report.decisions import APART, settles_nothing
+from ..report.decisions import APART
 from ..report.findings import Settings
 from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
-from .common import ALPHA, METHODS, RATE, TWO, Method, Problem, Runs, Variants, train, variants_of
+from .common import ALPHA, METHODS, OWN_RATE, RATE, TWO, Problem, Runs, Variants, train, variants_of
 from .refine import More, neighbours_apart, refined
 
 # at T = 10, and at T = 2; by default, and with --full
@@ -35,12 +35,11 @@ def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
 
 def runs_at(problem: Problem, seeds: int, settings: Settings, about: str) -> More:
     """What trains a method, by its name of METHODS, at any rates."""
-    methods: dict[str, Method] = {name: method for method, name in METHODS.items()}
 
     def at(name: str, rates: tuple[float, ...]) -> Runs:
         one = problem._replace(rates=rates)
         variants = variants_of(one, seeds, settings)
-        return train(methods[name], one, variants, settings, f"{name}: {about}", seeds)
+        return train(METHODS[name], one, variants, settings, f"{name}: {about}", seeds)
 
     return at
 
@@ -55,23 +54,23 @@ def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[st
     variants = variants_of(problem, seeds, settings)
     count = f"T = {len(scales)}"
     more = runs_at(problem, seeds, settings, count)
-    runs = {name: more(name, problem.rates) for name in METHODS.values()}
-    learnt = runs["GradNorm"]
+    runs = {name: more(name, problem.rates) for name in METHODS}
+    weights = runs["GradNorm"].average
+    if len(scales) != 2:
+        weights = (torch.tensor(scales, device=settings.device) ** -2).expand_as(weights)
     at = slice(None) if settings.full else problem.rates.index(RATE)
-    reciprocal = torch.tensor(scales, device=settings.device) ** -2
-    weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
     fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
     static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
     rounds = ROUNDS[settings.full][scales == TWO]
-    return {**(refined(runs, more, rounds) if rounds else runs), "static": static}
+    return {**refined(runs, more, rounds), "static": static}
 
 
 def setting(problem: Problem, runs: Runs) -> str:
     """What a row says of its runs."""
     return (
         f"T = {len(problem.scales)}, {problem}, α = {ALPHA}, {runs.steps[-1]} steps, "
-        f"{runs.test.shape[2]} seeds; {RATE:g} is Adam's own default, fixed beforehand; so is the "
-        f"rate of GradNorm's weights, {problem.own:g}, of which the paper states none here"
+        f"{runs.test.shape[2]} seeds; fixed beforehand: {RATE:g}, Adam's own default, and "
+        f"{OWN_RATE:g}, the rate of GradNorm's weights, of which the paper states none here"
     )
 
 
@@ -80,27 +79,17 @@ class Pair(NamedTuple):
 
     equal: np.ndarray
     learnt: np.ndarray
-    equal_rates: Sequence[float]
-    learnt_rates: Sequence[float]
     # a rate at the edge of its grid, or neither has learnt anything
     open: bool
     # of the losses of rates next to the best ones, in half widths of the ratio's interval; None at
     # a rate that was not searched
     apart: float | None = None
     trained: bool = True  # equal weights end below an untrained network's loss
+    rates: str = ""  # in words, of one at searched rates
 
     @property
     def ratio(self) -> Interval:
         return ratio_interval(self.learnt, self.equal)
-
-    @property
-    def rates(self) -> str:
-        return f"equal {spelled(self.equal_rates)}, GradNorm {spelled(self.learnt_rates)}"
-
-    @property
-    def settles_nothing(self) -> bool:
-        """Of one at searched rates; also of weights that learn nothing."""
-        return not self.trained or settles_nothing(self.named(AT_BEST), AT_BEST)
 
     def named(self, name: str) -> dict[str, float]:
         """The ratio, as a claim's numbers; of weights that learn nothing their loss instead."""
@@ -113,14 +102,14 @@ class Pair(NamedTuple):
 def pair_of(results: Mapping[str, Runs]) -> Pair:
     """Each at its best rate."""
     both = equal, learnt = results["equal"], results["GradNorm"]
+    rates = [spelled(runs.rates[i] for i in runs.choice()) for runs in both]
     return Pair(
         equal.judged(),
         learnt.judged(),
-        equal.judged_rates(),
-        learnt.judged_rates(),
         any(runs.at_edge() for runs in both) or all(runs.untrained() for runs in both),
         neighbours_apart(results) if len(equal.rates) > 1 else None,
         not equal.learns_nothing(),
+        f"equal {rates[0]}, GradNorm {rates[1]}",
     )
 
 

@@ -1,13 +1,13 @@
 """Learning rates refined around each contender's best, until the ratio of both is settled."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from ..report.bounds import GAP
 from ..report.intervals import Interval, ratio_interval
-from .common import Runs
+from .common import METHODS, Runs
 
 More = Callable[[str, tuple[float, ...]], Runs]
 
@@ -22,7 +22,7 @@ def refined(runs: Mapping[str, Runs], more: More, rounds: int) -> dict[str, Runs
     found, before = dict(runs), ratio_of(runs)
     for number in range(1, rounds + 1):
         half = half_of(before)
-        wanted = {name: added(found[name], 2**0.5**number, half) for name in CONTENDERS}
+        wanted = {name: added(found[name], 2**0.5**number, half) for name in METHODS}
         if not any(wanted.values()):
             break
         for name, rates in wanted.items():
@@ -32,12 +32,9 @@ def refined(runs: Mapping[str, Runs], more: More, rounds: int) -> dict[str, Runs
     return found
 
 
-CONTENDERS = ("equal", "GradNorm")
-
-
 def ratio_of(runs: Mapping[str, Runs]) -> Interval:
     """GradNorm's loss over equal weights', each at its best rate."""
-    return ratio_interval(*(runs[name].judged() for name in reversed(CONTENDERS)))
+    return ratio_interval(*(runs[name].judged() for name in reversed(METHODS)))
 
 
 def half_of(ratio: Interval) -> float:
@@ -71,7 +68,7 @@ def neighbours_apart(runs: Mapping[str, Runs]) -> float:
     half = half_of(ratio_of(runs))
     most = max(
         apart(one, best, best + step)
-        for one in (runs[name] for name in CONTENDERS)
+        for one in (runs[name] for name in METHODS)
         for best in set(one.choice().tolist())
         for step in (-1, 1)
     )
@@ -81,17 +78,11 @@ def neighbours_apart(runs: Mapping[str, Runs]) -> float:
 
 def together(*parts: Runs) -> Runs:
     """Runs of one method at several sets of rates, rates in their order."""
-    rates: Sequence[float] = [rate for part in parts for rate in part.rates]
+    rates = [rate for part in parts for rate in part.rates]
     order = np.argsort(rates)
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts], 1)[:, order]
-
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts], 1)[:, order]
+        for name in ("test", "weights", "lengths")
+    }
     average = torch.cat([part.average for part in parts])[torch.as_tensor(order)]
-    return parts[0]._replace(
-        test=joined("test"),
-        weights=joined("weights"),
-        lengths=joined("lengths"),
-        average=average,
-        rates=[rates[i] for i in order],
-    )
+    return parts[0]._replace(average=average, rates=[rates[i] for i in order], **joined)

@@ -9,39 +9,39 @@ from matplotlib.axes import Axes
 
 from ..report.figures import axes, band, name_lines, plain_ticks, shades
 from ..report.findings import Figure, Settings
-from ..report.intervals import half_width, mean_interval, named, ratio_interval
+from ..report.intervals import Interval, half_width, mean_interval, named, ratio_interval
 from ..report.options import Option, Rate, Seeds, Steps, drawn
 from .common import ALPHA, COLOURS, INTERVAL, Problem, Runs, Variants, train
+from .lanes import EVERY_ALPHA
 
 Scales = Annotated[tuple[float, ...], Option("σ of every task", 1e-6, 1e6, 2, twice=True)]
 Size = Annotated[int, Option("size", low=1, high=100_000)]
 Alpha = Annotated[float, Option("strength α of GradNorm", low=0.0, high=10.0)]
+Rates = Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)]
 Named = Literal["equal", "GradNorm", "static"]
+METHODS: tuple[Named, ...] = ("equal", "GradNorm", "static")
 
 
 def trained(
     problem: Problem,
     seeds: int,
     alphas: Sequence[float] = (ALPHA,),
-    methods: Sequence[str] = ("equal", "GradNorm", "static"),
+    methods: Sequence[str] = METHODS,
 ) -> dict[str, Runs]:
     """By method; of GradNorm a variant a rate and α, of static weights at its average over time."""
     settings = Settings(seeds=seeds)
     pairs = [(rate, alpha) for rate in problem.rates for alpha in alphas]
     lr, alpha = (torch.tensor(column) for column in zip(*pairs, strict=True))
     ones = torch.ones(len(pairs), seeds, len(problem.scales))
-    found: dict[str, Runs] = {}
+    variants, found = Variants(lr, alpha, ones), {}
     if "equal" in methods:
-        plain = Variants(lr[:: len(alphas)], alpha[:: len(alphas)], ones[:: len(alphas)])
+        plain = Variants(*(leaf[:: len(alphas)] for leaf in variants))
         found["equal"] = train("weighted", problem, plain, settings, "equal weights", seeds)
-    if "GradNorm" in methods or "static" in methods:
-        variants = Variants(lr, alpha, ones)
-        learnt = train("gradnorm", problem, variants, settings, "GradNorm", seeds)
-        if "GradNorm" in methods:
-            found["GradNorm"] = learnt
-        if "static" in methods:
-            fixed = variants._replace(weights=learnt.average)
-            found["static"] = train("weighted", problem, fixed, settings, "static weights", seeds)
+    if {"GradNorm", "static"} & {*methods}:
+        found["GradNorm"] = train("gradnorm", problem, variants, settings, "GradNorm", seeds)
+    if "static" in methods:
+        fixed = variants._replace(weights=found["GradNorm"].average)
+        found["static"] = train("weighted", problem, fixed, settings, "static weights", seeds)
     return {name: found[name] for name in methods}
 
 
@@ -63,63 +63,38 @@ def lines(
     return ends
 
 
-def size_said(problem: Problem) -> str:
-    return f"{len(problem.scales)} tasks, {problem}"
-
-
-def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
+def losses_and_weights(
+    problem: Problem, runs: dict[str, Runs], static: str = "GradNorm's average over time"
+) -> Figure:
     """Normalised test losses by method and by task, and the weights that GradNorm learns."""
     canvas, panels = axes(1, 3, (15.5, 4.4))
+    shown = next(name for name in ("GradNorm", *runs) if name in runs)
+    tips = []
     for method, one in runs.items():
         best = one.best()
-        label = f"{method}, Adam {one.rates[best]:g}"
-        total = one.test[:, best].mean(-1)
-        band(panels[0], one.steps, total, COLOURS[method], label, geometric=True)
-    panels[0].set(xlabel="step", ylabel="mean of L_i/L_i(0) on test data", yscale="log")
-    plain_ticks(panels[0].yaxis)
-    panels[0].axhline(1, color="#999999", linewidth=1, label="untrained")
-    panels[0].legend()
-    shown = next(name for name in ("GradNorm", *runs) if name in runs)
-    learnt, named = runs[shown], []
-    for method, one in runs.items():
+        label, test = f"{method}, Adam {one.rates[best]:g}", one.test[:, best]
+        band(panels[0], one.steps, test.mean(-1), COLOURS[method], label, geometric=True)
         if method in (shown, "equal"):
-            dash = "-" if method == shown else ":"
-            test = one.test[:, one.best()]
-            ends = lines(
-                panels[1], one.steps, test, problem.scales, dash=dash, geometric=True, alpha=0.15
-            )
-            if method == shown:
-                named = ends
+            look: dict[str, Any] = {"geometric": True, "alpha": 0.15}
+            look["dash"] = "-" if method == shown else ":"
+            ends = lines(panels[1], one.steps, test, problem.scales, **look)
+            tips = ends if method == shown else tips
     dotted = "; dotted: equal" if "equal" in runs and shown != "equal" else ""
-    panels[1].set(xlabel="step", ylabel=f"L_i/L_i(0) on test data, {shown}{dotted}", yscale="log")
-    panels[1].axhline(1, color="#999999", linewidth=1)  # untrained, as on the left
-    plain_ticks(panels[1].yaxis)
-    name_lines(panels[1], named)
-    best = learnt.best()
-    weights = learnt.weights[:, best]
+    titles = "mean of L_i/L_i(0) on test data", f"L_i/L_i(0) on test data, {shown}{dotted}"
+    for panel, title in zip(panels, titles, strict=False):
+        panel.set(xlabel="step", ylabel=title, yscale="log")
+        panel.axhline(1, color="#999999", linewidth=1, label="untrained")
+        plain_ticks(panel.yaxis)
+    panels[0].legend()
+    name_lines(panels[1], tips)
+    learnt = runs[shown]
+    weights = learnt.weights[:, learnt.best()]
     ends = lines(panels[2], np.arange(1, len(weights) + 1), weights, problem.scales)
     panels[2].set(
         xlabel="step", ylabel=f"weight w_i, {shown} (sum {len(problem.scales)})", ylim=(0, None)
     )
     name_lines(panels[2], ends)
-    seeds = learnt.test.shape[2]
-    # not on other seeds, as in the claims
-    chosen = f"which is the best of {len(learnt.rates)} by these losses, " * (len(learnt.rates) > 1)
-    return Figure(
-        "curves",
-        "The toy of Chen et al. 2018 (Figure 3; there, 250 inputs, 100 outputs, four layers of "
-        f"100; here, {size_said(problem)}), Adam: test losses in "
-        "units of their initial values, each method at the learning rate named, "
-        f"{chosen}and GradNorm's weights; mean (of losses geometric) and 95 % band over {seeds} "
-        "seeds. Static weights are GradNorm's average over time, seed by seed.",
-        canvas,
-        records(problem, runs),
-    )
-
-
-def records(problem: Problem, runs: dict[str, Runs]) -> list[dict[str, Any]]:
-    """Of every method, rate, moment and task: the loss and the weight, as they are drawn."""
-    return [
+    found = [
         {
             "method": method,
             "rate": rate,
@@ -134,12 +109,24 @@ def records(problem: Problem, runs: dict[str, Runs]) -> list[dict[str, Any]]:
         for i, step in enumerate(one.steps)
         for task, scale in enumerate(problem.scales)
     ]
+    # not on other seeds, as in the claims
+    chosen = f"which is the best of {len(learnt.rates)} by these losses, " * (len(learnt.rates) > 1)
+    return Figure(
+        "curves",
+        "The toy of Chen et al. 2018 (Figure 3; there, 250 inputs, 100 outputs, four layers of "
+        f"100; here, {len(problem.scales)} tasks, {problem}), Adam: test losses in "
+        "units of their initial values, each method at the learning rate named, "
+        f"{chosen}and GradNorm's weights; mean (of losses geometric) and 95 % band over "
+        f"{learnt.test.shape[2]} seeds. Static weights are {static}, seed by seed.",
+        canvas,
+        found,
+    )
 
 
 @drawn
 def toy(
     scales: Scales = (1.0, 100.0),
-    methods: Annotated[tuple[Named, ...], Option("methods")] = ("equal", "GradNorm", "static"),
+    methods: Annotated[tuple[Named, ...], Option("methods")] = METHODS,
     alpha: Alpha = ALPHA,
     rates: Annotated[
         tuple[float, ...], Option("learning rates of Adam; the best is drawn", 1e-12, 1e3)
@@ -160,12 +147,7 @@ def toy(
 def rates(
     scales: Scales = (1.0, 100.0),
     alpha: Alpha = ALPHA,
-    rates: Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)] = (
-        3e-4,
-        1e-3,
-        3e-3,
-        1e-2,
-    ),
+    rates: Rates = (3e-4, 1e-3, 3e-3, 1e-2),
     steps: Steps = 1000,
     seeds: Seeds = 8,
     inputs: Size = 25,
@@ -181,43 +163,43 @@ def rates(
 RATIO = ("over equal", "low", "high")
 
 
+def over_equal(equal: Runs, other: Runs) -> dict[float, Interval]:
+    """A method's final loss over equal weights' at one learning rate for both. Not at a rate at
+    which equal weights learn nothing: their loss is not a unit.
+    """
+    return {
+        rate: ratio_interval(other.at(rate).judged(), equal.at(rate).judged())
+        for rate in equal.rates
+        if rate in other.rates and not equal.at(rate).learns_nothing()
+    }
+
+
 def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     """Final losses, and their ratio to equal weights' at the same rate."""
     canvas, panels = axes(1, 2, (11, 4.2))
-    offsets = dict(zip(results, (0.94, 1.0, 1.06), strict=False))
-    equal, found, tasks = results["equal"], [], len(problem.scales)
-    for method, runs in results.items():
-        final, at = runs.final() / tasks, np.array(runs.rates) * offsets[method]
+    offsets, found, tasks = (0.94, 1.0, 1.06), [], len(problem.scales)
+    for (method, runs), offset in zip(results.items(), offsets, strict=False):
+        final, ratios = runs.final() / tasks, over_equal(results["equal"], runs)
         style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
+        at = np.array(runs.rates) * offset
         panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
-        # not where equal weights learn nothing: their loss is not a unit
-        units = {
-            rate: end / tasks
-            for rate, end in zip(equal.rates, equal.final(), strict=True)
-            if not equal.at(rate).learns_nothing()
-        }
-        common = [i for i, rate in enumerate(runs.rates) if rate in units]
-        ratios = {i: ratio_interval(final[i], units[runs.rates[i]]) for i in common}
         found += [
             {
                 "method": method,
                 "rate": rate,
                 "final": float(end.mean()),
-                **(dict(zip(RATIO, ratios[i], strict=True)) if i in ratios else {}),
+                **(dict(zip(RATIO, ratios[rate], strict=True)) if rate in ratios else {}),
             }
-            for i, (rate, end) in enumerate(zip(runs.rates, final, strict=True))
+            for rate, end in zip(runs.rates, final, strict=True)
         ]
         if method != "equal" and ratios:
-            middle = np.array([r.mean for r in ratios.values()])
-            bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios.values()]).T
-            panels[1].errorbar(at[common], middle, bars, label=f"{method} / equal", **style)
+            middle, low, high = np.array(list(ratios.values())).T
+            at, bars = np.array(list(ratios)) * offset, (middle - low, high - middle)
+            panels[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
     panels[0].axhline(1, color="#999999", linewidth=1, label="untrained")
     panels[1].axhline(1, color="#999999", linewidth=1)
-    for axis, label in zip(
-        panels,
-        ("mean of L_i/L_i(0) on test data at the end", "ratio at the same learning rate"),
-        strict=True,
-    ):
+    titles = "mean of L_i/L_i(0) on test data at the end", "ratio at the same learning rate"
+    for axis, label in zip(panels, titles, strict=True):
         axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
         axis.set_xticks(problem.rates, [f"{rate:g}" for rate in problem.rates])
         axis.minorticks_off()
@@ -226,8 +208,8 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     return Figure(
         "rates",
         "The learning rate beside the weighting: final normalised test loss by rate and method. "
-        f"{size_said(problem)}. {INTERVAL}. A bar of the right panel that crosses 1 shows no "
-        "difference.",
+        f"{len(problem.scales)} tasks, {problem}. {INTERVAL}. A bar of the right panel that "
+        "crosses 1 shows no difference.",
         canvas,
         found,
     )
@@ -235,13 +217,7 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
 
 @drawn
 def strength(
-    alphas: Annotated[tuple[float, ...], Option("strengths α", low=0.0, high=10.0)] = (
-        0.0,
-        ALPHA,
-        0.5,
-        1.0,
-        2.0,
-    ),
+    alphas: Annotated[tuple[float, ...], Option("strengths α", low=0.0, high=10.0)] = EVERY_ALPHA,
     scales: Scales = (1.0, 100.0),
     rate: Rate = 3e-3,
     steps: Steps = 500,
@@ -256,7 +232,9 @@ def strength(
     learnt = trained(problem, seeds, alphas, ("GradNorm",))["GradNorm"]
     canvas, panels = axes(1, 2, (11, 4.2))
     found = against_alpha(panels, problem, alphas, learnt)
-    caption = f"Sweep of α, Adam {rate:g}, {steps} steps, {size_said(problem)}. {INTERVAL}."
+    caption = (
+        f"Sweep of α, Adam {rate:g}, {steps} steps, {len(scales)} tasks, {problem}. {INTERVAL}."
+    )
     return Figure("strength", caption, canvas, found)
 
 

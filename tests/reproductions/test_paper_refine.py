@@ -9,9 +9,10 @@ import torch
 from paper_repro.gradnorm import refine
 from paper_repro.gradnorm.common import Runs
 from paper_repro.gradnorm.paper_size import pair_of
-from paper_repro.gradnorm.reach import by_rate, curves
+from paper_repro.gradnorm.reach import curves
+from paper_repro.gradnorm.toy_figures import over_equal
 from paper_repro.report.bounds import GAP
-from paper_repro.report.decisions import APART
+from paper_repro.report.decisions import APART, settles_nothing
 
 SEEDS = 6
 NOISE = 0.02 * np.cos(np.arange(SEEDS))  # more of it the further the loss is above 1
@@ -54,7 +55,7 @@ def test_a_gap_in_the_grid_is_closed():
     assert before.mean > 1.1
     assert abs(after.mean - 0.98) < 0.01 < abs(before.mean - 0.98)
     assert refine.neighbours_apart(start) > GAP
-    assert pair_of(start).settles_nothing
+    assert settles_nothing(pair_of(start).named("a best rate"), "a best rate")
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -83,7 +84,7 @@ def test_flat_valleys_are_not_searched():
     assert asked == []
     assert all(found[name] is start[name] for name in start)
     assert refine.neighbours_apart(start) < GAP
-    assert not pair_of(start).settles_nothing
+    assert not settles_nothing(pair_of(start).named("a best rate"), "a best rate")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_weights_that_learn_nothing_are_no_denominator():
         "equal": runs_of(lambda rate: 2.1 if rate < 2e-3 else 1.5, COARSE),
         "GradNorm": runs_of(lambda rate: 1.7, COARSE),
     }
-    assert list(by_rate(runs)) == [3e-3, 1e-2]
+    assert list(over_equal(runs["equal"], runs["GradNorm"])) == [3e-3, 1e-2]
     numbers = curves(runs)
     name = "equal at Adam {}, loss over an untrained network's"
     assert numbers[name.format("0.001")] > 1 > numbers[name.format("0.003")]

@@ -109,7 +109,7 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
         20,
     )
     lr, alpha = torch.tensor(1e-3), torch.tensor(gradnorm.ALPHA)
-    short = gradnorm.step_of("gradnorm", problem, lr, alpha, torch.ones(2))
+    short = gradnorm.step_of("gradnorm", lr, alpha, torch.ones(2))
     whole = mf.descend(
         gradnorm.losses,
         mf.gradnorm(alpha),
