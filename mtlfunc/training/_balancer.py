@@ -199,8 +199,8 @@ class Balancer:
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present`.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`; one with a checkpoint, with custom functions (compiled modules
-                too) or where hooks may be stays until the losses are dropped.
+                `loss.backward()`; without `weightings`, one with a checkpoint, with custom functions
+                (compiled modules too) or where hooks may be stays until the losses are dropped.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.
