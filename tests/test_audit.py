@@ -591,26 +591,41 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["mtlfunc:mean", "--only", "convex weights", "--require", "non-conflict"], 1,
-            "Audit of mean: 1 hold, 1 fail"),
-        (["tests.support.broken_rules:mutates", "--only", "purity"], 1,
-            "changes the gramian in place"),
+        (
+            ["mtlfunc:mean", "--only", "convex weights", "--require", "non-conflict"],
+            1,
+            "Audit of mean: 1 hold, 1 fail",
+        ),
+        (
+            ["tests.support.broken_rules:mutates", "--only", "purity"],
+            1,
+            "changes the gramian in place",
+        ),
         (["--help"], 0, "exit status:"),
-        (["nowhere:rule"], 2,
-            "'nowhere:rule': raises ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            ["nowhere:rule"],
+            2,
+            "'nowhere:rule': raises ModuleNotFoundError: No module named 'nowhere'",
+        ),
         (["mtlfunc:nothing"], 2, "raises NameError: name 'nothing' is not defined"),
         (["mtlfunc"], 2, "expected module:name"),
-        (["tests.support.broken_rules:no_factory"], 2,
-            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today"),
-        (["--solver", "tests.support.broken_rules:no_factory"], 2,
-            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today"),
+        (
+            ["tests.support.broken_rules:no_factory"],
+            2,
+            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today",
+        ),
+        (
+            ["--solver", "tests.support.broken_rules:no_factory"],
+            2,
+            "'tests.support.broken_rules:no_factory': raises RuntimeError: no rule today",
+        ),
         (["tests.support.broken_rules:no_rule"], 2, "function of the Gramian [T, T], got int"),
         (["mtlfunc:cagrad(-1)"], 2, "c: expected a finite number >= 0"),
         (["mtlfunc:cagrad(torch)"], 2, "name 'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "cagrad makes rules and needs arguments"),
         (["mtlfunc:mean", "--only", "beauty"], 2, "--only: invalid choice: 'beauty'"),
     ],
-)  # fmt: skip
+)
 def test_main_in_this_process(arguments, status, text, capsys):
     try:
         code = main(arguments)

@@ -163,42 +163,60 @@ class Mistake(NamedTuple):
 MISTAKES = {
     # what came out sound, or broke the audit, once
     "counts calls at T = 5": Mistake(counting_dict(), "purity", "remembered outside the state"),
-    "NaN read as 0 on tasks 2, …": Mistake(nan_dropped(lambda count: range(1, count)), "NaN",
-        "although the gradient of task 1 is NaN"),
-    **{f"a Gramian edited in place at T = {count}": Mistake(only(count, in_place), "purity",
-        "changes the gramian in place") for count in (1, 5, 6, 8, 128)},
+    "NaN read as 0 on tasks 2, …": Mistake(
+        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 1 is NaN"
+    ),
+    **{
+        f"a Gramian edited in place at T = {count}": Mistake(
+            only(count, in_place), "purity", "changes the gramian in place"
+        )
+        for count in (1, 5, 6, 8, 128)
+    },
     "tripled under vmap at T = 4": Mistake(at_depth(1, 4), "vmapped == loop", "in a loop"),
     "order at T = 4": Mistake(only(4, first_preferred), "permutation equivariance", "the order"),
-    "1e6 too large at T = 128": Mistake(only(128, lambda g: 1e6 * by_norm(g)), "T = 128",
-        "add up to 1e+06"),
-    "1/l": Mistake(lambda gramian, losses: 1 / losses + 0 * gramian[0], "losses of 0 or below",
-        "weights are (inf) where"),
+    "1e6 too large at T = 128": Mistake(
+        only(128, lambda g: 1e6 * by_norm(g)), "T = 128", "add up to 1e+06"
+    ),
+    "1/l": Mistake(
+        lambda gramian, losses: 1 / losses + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (inf) where",
+    ),
     # their relatives
-    "NaN read as 0 for many tasks": Mistake(only(128, nan_dropped(lambda count: [127])), "NaN",
-        "gradient of task 127 is NaN"),
+    "NaN read as 0 for many tasks": Mistake(
+        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
+    ),
     "NaN of the last loss": Mistake(loss_nan_dropped, "NaN", "although the loss of task"),
     "edited in place at conflict": Mistake(in_place_at_conflict, "purity", "the gramian in place"),
     "gradients left off": Mistake(gradients_off, "purity", "leaves gradients turned off"),
     "losses edited in place at T = 4": Mistake(losses_in_place, "purity", "the losses in place"),
-    "edited at the second update": Mistake(stateful(writes_at_the_second_update), "purity",
-        "the gramian in place"),
+    "edited at the second update": Mistake(
+        stateful(writes_at_the_second_update), "purity", "the gramian in place"
+    ),
     "tripled under nested vmaps": Mistake(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
-    "doubled in large batches": Mistake(lambda gramian: ManyMixed.apply(by_norm(gramian)),
-        "vmapped == loop", "instances, "),
-    "1e6 too large from T = 16 on": Mistake(lambda g: (1e6 if len(g) >= 16 else 1) * by_norm(g),
-        "T = 128", "of 16 orthonormal"),
-    "1/l turns a weight round": Mistake(lambda gramian, losses: 1 / torch.where(losses == 0, 1.0,
-        losses) + 0 * gramian[0], "losses of 0 or below",
-        "weights are (-1) where the losses are (-1)"),
-    "reads an inner loss": Mistake(shift_of_the_second, "invariance to shifting a loss",
-        "the loss of task 1"),
+    "doubled in large batches": Mistake(
+        lambda gramian: ManyMixed.apply(by_norm(gramian)), "vmapped == loop", "instances, "
+    ),
+    "1e6 too large from T = 16 on": Mistake(
+        lambda g: (1e6 if len(g) >= 16 else 1) * by_norm(g), "T = 128", "of 16 orthonormal"
+    ),
+    "1/l turns a weight round": Mistake(
+        lambda gramian, losses: 1 / torch.where(losses == 0, 1.0, losses) + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (-1) where the losses are (-1)",
+    ),
+    "reads an inner loss": Mistake(
+        shift_of_the_second, "invariance to shifting a loss", "the loss of task 1"
+    ),
     "float64 at T = 4": Mistake(only(4, always_wide), "float32", "returned float64 weights"),
     "a state that grows at T = 4": Mistake(stateful(growing), "state round-trip", "after init"),
-    "1/0 at T = 4": Mistake(only(4, lambda g: 1 / g.diagonal()), "zero gradients",
-        "weights are (inf, inf, inf, inf)"),
-    "two absent tasks": Mistake(stateful(ignores_two_absent), "absent tasks",
-        "with tasks 0 and 2 absent"),
-}  # fmt: skip
+    "1/0 at T = 4": Mistake(
+        only(4, lambda g: 1 / g.diagonal()), "zero gradients", "weights are (inf, inf, inf, inf)"
+    ),
+    "two absent tasks": Mistake(
+        stateful(ignores_two_absent), "absent tasks", "with tasks 0 and 2 absent"
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -208,11 +208,15 @@ FAULTS = {
     "mask": (lambda found: found + found[found.detach() > 0].sum(), "boolean index"),
     "nonzero": (lambda found: found * found.detach().nonzero().shape[0], "nonzero.*host"),
     "moved": (lambda found: torch.eye(3, dtype=found.dtype).to(found) @ found, "copies between"),
-    "eigh": (lambda found: found + torch.linalg.eigvalsh(found.detach().outer(found.detach())).sum()
-        * 0, "eigh"),
-    "synchronize": (lambda found: (torch.cuda.synchronize(), found)[1],
-        "synchronize.*go on without"),
-}  # fmt: skip
+    "eigh": (
+        lambda found: found + torch.linalg.eigvalsh(found.detach().outer(found.detach())).sum() * 0,
+        "eigh",
+    ),
+    "synchronize": (
+        lambda found: (torch.cuda.synchronize(), found)[1],
+        "synchronize.*go on without",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -31,14 +31,20 @@ def policy(_, op, *args, **kwargs):
 
 KINDS = {
     "checkpoint": lambda part, x: checkpoint(part, x, use_reentrant=False),
-    "nested": lambda part, x: checkpoint(lambda x: checkpoint(part, x, use_reentrant=False), x,
-        use_reentrant=False),
-    "sequential": lambda part, x: checkpoint_sequential([part, nn.Identity()], 2, x,
-        use_reentrant=False),
-    "policy": lambda part, x: checkpoint(part, x, use_reentrant=False,
-        context_fn=partial(create_selective_checkpoint_contexts, policy)),
+    "nested": lambda part, x: checkpoint(
+        lambda x: checkpoint(part, x, use_reentrant=False), x, use_reentrant=False
+    ),
+    "sequential": lambda part, x: checkpoint_sequential(
+        [part, nn.Identity()], 2, x, use_reentrant=False
+    ),
+    "policy": lambda part, x: checkpoint(
+        part,
+        x,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, policy),
+    ),
     "reentrant": lambda part, x: checkpoint(part, x, use_reentrant=True),
-}  # fmt: skip
+}
 LAYERS = {
     "linear": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
     "hardsigmoid": lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid()),

@@ -161,10 +161,14 @@ def at(rule, losses=(1.0, 1.0)):
 VALUES = {
     "beta of gradvac": (lambda: mf.gradvac(1.0), "beta: "),
     "beta below 0": (lambda: mf.gradvac(-0.1), "beta: "),
-    "orders of gradvac": (lambda: mf.gradvac(orders=torch.zeros(2, 2, dtype=torch.int64)),
-        "orders: "),
-    "orders of other tasks": (lambda: at(mf.gradvac(orders=torch.arange(3).expand(3, 3))),
-        "orders: "),
+    "orders of gradvac": (
+        lambda: mf.gradvac(orders=torch.zeros(2, 2, dtype=torch.int64)),
+        "orders: ",
+    ),
+    "orders of other tasks": (
+        lambda: at(mf.gradvac(orders=torch.arange(3).expand(3, 3))),
+        "orders: ",
+    ),
     "orders of floats": (lambda: mf.pcgrad(torch.zeros(2, 2)), "orders: "),
     "too many byzantine": (lambda: mf.weights(mf.krum(2), torch.eye(6)), "byzantine: "),
     "tau below 0": (lambda: at(mf.pcd(tau=-0.1)), "tau: "),
@@ -176,8 +180,10 @@ VALUES = {
     "others of nothing": (lambda: at(mf.pareto_mtl(others=torch.zeros(1, 2))), "others: "),
     "others of other tasks": (lambda: at(mf.pareto_mtl(others=torch.ones(1, 3))), "others: "),
     "ray below 0": (lambda: at(mf.pareto_mtl(ray=torch.tensor([1.0, -1.0]))), "ray: "),
-    "reference of 0": (lambda: at(mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0]))),
-        "initial loss"),
+    "reference of 0": (
+        lambda: at(mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0]))),
+        "initial loss",
+    ),
     "eta": (lambda: mf.align(0.0), "eta: "),
     "preference of align": (lambda: mf.align(0.1, preference=torch.ones(3)), "preference: "),
     "seed too large": (lambda: mf.random.key(2**63), "key: "),
@@ -210,30 +216,44 @@ VALUES = {
     "preference of cagrad": (lambda: mf.solvers.cagrad(G, 0.4, preference=-G[0]), "preference: "),
     "modules of other shapes": (lambda: mf.stack([NET, nn.Linear(3, 2)]), "modules: "),
     "no modules": (lambda: mf.stack([]), "at least one"),
-    "weights that are nan": (lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
-        "weights"),
+    "weights that are nan": (
+        lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
+        "weights",
+    ),
     "curves in a list": (lambda: mf.plot.gap([1.0]), "curves: "),
     "frozen": (lambda: mf.Balancer(FROZEN, mf.mgda()), "shared:"),
     "meta": (lambda: made(list, META), "params: on the meta device.*to_empty"),
     "meta, pure": (lambda: pure(list, mf.parameters(META)), "on the meta device"),
     "shared of another": (lambda: mf.Balancer(NET, mf.mgda(), OTHER), "shared:"),
-    "shared of another's parameters": (lambda: mf.Balancer(NET, mf.mgda(),
-        list(OTHER.parameters())), "shared:"),
+    "shared of another's parameters": (
+        lambda: mf.Balancer(NET, mf.mgda(), list(OTHER.parameters())),
+        "shared:",
+    ),
     "seed shape": (lambda: mf.random.key(torch.arange(2)), "key: .*vmap"),
     "gramian shape": (lambda: mf.weights(mf.mgda(), torch.ones(2, 3)), "gramian:"),
     "gramian empty": (lambda: mf.weights(mf.mgda(), torch.ones(0, 0)), "gramian:"),
     "gramian batched": (lambda: mf.weights(mf.mgda(), torch.ones(3, 2, 2)), "gramian: .*vmap"),
     "gramian nan": (lambda: mf.weights(mf.mgda(), G * float("nan")), "gramian:"),
-    "gramian asymmetric": (lambda: mf.solvers.min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]])),
-        "gramian:"),
+    "gramian asymmetric": (
+        lambda: mf.solvers.min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]])),
+        "gramian:",
+    ),
     "losses dtype": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(2)), "losses"),
-    "losses shape": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(3, dtype=torch.float64)),
-        "losses:"),
-    "losses nan": (lambda: mf.weights(mf.gradnorm(1.0), G,
-        torch.tensor([1.0, float("nan")], dtype=torch.float64)), "losses:"),
+    "losses shape": (
+        lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(3, dtype=torch.float64)),
+        "losses:",
+    ),
+    "losses nan": (
+        lambda: mf.weights(
+            mf.gradnorm(1.0), G, torch.tensor([1.0, float("nan")], dtype=torch.float64)
+        ),
+        "losses:",
+    ),
     "jacobian shape": (lambda: mf.aggregate(mf.mgda(), torch.ones(3)), r"jacobian: .*\[3\]"),
-    "jacobian inf": (lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
-        "jacobian:"),
+    "jacobian inf": (
+        lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
+        "jacobian:",
+    ),
     "c negative": (lambda: mf.cagrad(-0.1), "c:"),
     "c nan": (lambda: mf.cagrad(float("nan")), "c: .*nan"),
     "c vector": (lambda: mf.cagrad(torch.ones(2)), "c: .*vmap"),
@@ -242,16 +262,26 @@ VALUES = {
     "alpha": (lambda: mf.gradnorm(-1.0), "alpha: "),
     "gradnorm lr": (lambda: mf.gradnorm(1.0, 0.0), "lr: expected a finite number > 0"),
     "floor": (lambda: mf.gradnorm(1.0, floor=0.0), "floor: "),
-    "initial losses": (lambda: mf.weights(mf.gradnorm(1.0), G,
-        torch.tensor([1.0, 0.0], dtype=torch.float64)), "initial losses > 0, got .*reference="),
-    "reference": (lambda: mf.weights(mf.gradnorm(1.0, reference=torch.ones(3)), G,
-        torch.ones(2, dtype=torch.float64)), "reference:"),
-    "preference negative": (lambda: mf.weights(mf.mean(preference=torch.tensor([1.0, -1.0])), G),
-        "preference:"),
+    "initial losses": (
+        lambda: mf.weights(mf.gradnorm(1.0), G, torch.tensor([1.0, 0.0], dtype=torch.float64)),
+        "initial losses > 0, got .*reference=",
+    ),
+    "reference": (
+        lambda: mf.weights(
+            mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=torch.float64)
+        ),
+        "reference:",
+    ),
+    "preference negative": (
+        lambda: mf.weights(mf.mean(preference=torch.tensor([1.0, -1.0])), G),
+        "preference:",
+    ),
     "preference zero": (lambda: mf.weights(mf.mean(preference=torch.zeros(2)), G), "preference:"),
     "preference shape": (lambda: mf.weights(mf.mean(preference=torch.ones(3)), G), "preference:"),
-    "preference integer": (lambda: mf.weights(mf.mean(preference=torch.ones(2, dtype=torch.int64)),
-        G), "preference"),
+    "preference integer": (
+        lambda: mf.weights(mf.mean(preference=torch.ones(2, dtype=torch.int64)), G),
+        "preference",
+    ),
     "orders shape": (lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)), "orders: "),
     "orders rows": (lambda: mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64)), "orders:"),
     "orders tasks": (lambda: mf.weights(mf.pcgrad(torch.arange(3).expand(3, 3)), G), "orders:"),
@@ -262,99 +292,173 @@ VALUES = {
     "engine": (lambda: mf.jacobian("*", engine="layers"), "engine='layers'"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),
-    "weights of another shape": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
-        "rule:"),
-    "complex weights": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
-        "rule:"),
-    "a rule reads a name that nothing measures": (lambda: mf.balance(vector,
-        mf.mean()._replace(reads=frozenset({"grammian"})), mf.jacobian()),
-        "a probe of your own that measures 'grammian'"),
-    "reduction": (lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
-        "reduction="),
-    "has_aux missing": (lambda: mf.descend(lambda p, b: (vector(p, b), 1), mf.mean(),
-        mf.losses_only(), mf.sgd(0.1)).init(PARAMS, BATCH), "pass has_aux=True"),
-    "has_aux wrong": (lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1),
-        has_aux=True).init(PARAMS, BATCH), "has_aux="),
+    "weights of another shape": (
+        lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
+        "rule:",
+    ),
+    "complex weights": (
+        lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
+        "rule:",
+    ),
+    "a rule reads a name that nothing measures": (
+        lambda: mf.balance(
+            vector, mf.mean()._replace(reads=frozenset({"grammian"})), mf.jacobian()
+        ),
+        "a probe of your own that measures 'grammian'",
+    ),
+    "reduction": (
+        lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
+        "reduction=",
+    ),
+    "has_aux missing": (
+        lambda: mf.descend(
+            lambda p, b: (vector(p, b), 1), mf.mean(), mf.losses_only(), mf.sgd(0.1)
+        ).init(PARAMS, BATCH),
+        "pass has_aux=True",
+    ),
+    "has_aux wrong": (
+        lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1), has_aux=True).init(
+            PARAMS, BATCH
+        ),
+        "has_aux=",
+    ),
     "delta_m": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True}), "same names"),
-    "delta_m zero": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
-        "baselines:"),
+    "delta_m zero": (
+        lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
+        "baselines:",
+    ),
     "not a Gramian": (lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)), "gramian:"),
-    "not symmetric": (lambda: mf.weights(mf.imtl_g(), G.triu() + torch.ones_like(G).triu()),
-        "gramian:"),
+    "not symmetric": (
+        lambda: mf.weights(mf.imtl_g(), G.triu() + torch.ones_like(G).triu()),
+        "gramian:",
+    ),
     "no tasks": (lambda: mf.task_gramian(lambda p, b: [], PARAMS, BATCH), "losses_fn:"),
-    "no samples": (lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
-        "losses_fn:"),
-    "vmap over no Gramians": (lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
-        "gramian:"),
-    "vmap over no networks": (lambda: vmap(lambda w: mf.task_gramian(lambda p, b: p["w"] ** 2,
-        {"w": w}, ()))(G[:0]), "losses_fn:"),
-}  # fmt: skip
+    "no samples": (
+        lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
+        "losses_fn:",
+    ),
+    "vmap over no Gramians": (
+        lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
+        "gramian:",
+    ),
+    "vmap over no networks": (
+        lambda: vmap(lambda w: mf.task_gramian(lambda p, b: p["w"] ** 2, {"w": w}, ()))(G[:0]),
+        "losses_fn:",
+    ),
+}
 TYPES = {
     "seed of words": (lambda: mf.random.key("0"), "key: "),
     "seed of truth": (lambda: mf.random.key(True), "key: "),
     "seed of a tensor of truth": (lambda: mf.random.key(torch.tensor(True)), "key: "),
-    "weightings in a list": (lambda: mf.task_gramian(vector, PARAMS, BATCH,
-        weightings=[[1.0, 2.0, 3.0]]), "weightings: "),
+    "weightings in a list": (
+        lambda: mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]]),
+        "weightings: ",
+    ),
     "reads of a name": (lambda: reads_of(mf.mgda()._replace(reads="gramian")), "rule: reads is"),
     "reads in a list": (lambda: reads_of(mf.mgda()._replace(reads=["gramian"])), "rule: reads is"),
-    "a state of another dtype": (lambda: mf.adam(0.1).update({"a": G},
-        mf.adam(0.1).init({"a": G.float()}), {"a": G}), "state: "),
-    "an optimizer as rule": (lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
-        "rule:"),
+    "a state of another dtype": (
+        lambda: mf.adam(0.1).update({"a": G}, mf.adam(0.1).init({"a": G.float()}), {"a": G}),
+        "state: ",
+    ),
+    "an optimizer as rule": (
+        lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
+        "rule:",
+    ),
     "frozen, pure": (lambda: pure(list, mf.parameters(FROZEN)), "params: .*frozen"),
-    "batch first": (lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),
-        "losses_fn:"),
-    "batch first in init": (lambda: mf.balance(vector, mf.mgda(), mf.jacobian()).init(BATCH,
-        PARAMS), "params:"),
+    "batch first": (
+        lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),
+        "losses_fn:",
+    ),
+    "batch first in init": (
+        lambda: mf.balance(vector, mf.mgda(), mf.jacobian()).init(BATCH, PARAMS),
+        "params:",
+    ),
     "names": (lambda: pure(list, dict(enumerate(mf.parameters(NET).values()))), "params:"),
     "a tensordict": (lambda: mf.task_gramian(vector, Nested(PARAMS), BATCH), "params:"),
     "axes": (lambda: mf.grid(lambda a: a, [1, 2]), "axes, dims: expected dicts by name"),
     "optimizer": (lambda: mf.Balancer(nn.Linear(2, 2), mf.mgda(), metric=mf.adam(1e-3)), "metric:"),
     "seed": (lambda: mf.random.key(1.5), "key: expected an integer seed, got float"),
     "seed tensor": (lambda: mf.random.key(torch.ones(2)), "key: .*float32"),
-    "gramian integer": (lambda: mf.weights(mf.mgda(), torch.ones(2, 2, dtype=torch.int64)),
-        "gramian:"),
+    "gramian integer": (
+        lambda: mf.weights(mf.mgda(), torch.ones(2, 2, dtype=torch.int64)),
+        "gramian:",
+    ),
     "c string": (lambda: mf.cagrad("0.4"), "c: .*str"),
-    "wrong problem": (lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),
-        "frank_wolfe takes min_norm and cagrad"),
+    "wrong problem": (
+        lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),
+        "frank_wolfe takes min_norm and cagrad",
+    ),
     "rows of no layer": (lambda: mf.muon.nuclear(G), "rows: expected .*dict"),
-    "rates of no tensor": (lambda: mf.muon.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),
-        "carried:"),
+    "rates of no tensor": (
+        lambda: mf.muon.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),
+        "carried:",
+    ),
     "not a problem": (lambda: mf.solvers.faces()(G), "problem: expected min_norm"),
     "stateless": (lambda: mf.stateless(lambda: G), r"stateless: expected f\(gramian\)"),
     "params": (lambda: mf.task_gradients(vector, torch.nn.Linear(2, 1), BATCH), "params:"),
     "params leaf": (lambda: mf.task_gradients(vector, {"w": 1.0}, BATCH), r"params\['w'\]:"),
     "sparse Gramian": (lambda: mf.weights(mf.mean(), G.to_sparse()), "gramian:"),
-}  # fmt: skip
+}
 CASES = {
     **{name: (call, ValueError, words) for name, (call, words) in VALUES.items()},
     **{name: (call, TypeError, words) for name, (call, words) in TYPES.items()},
-    **{f"a state with {kind}": (partial(one_step, remembering(state, ())), TypeError,
-        message) for kind, (state, message) in STATES.items()},
-    **{f"a next state with {kind}": (partial(one_step, remembering(first, following)), ValueError,
-        "rule:") for kind, (first, following) in FORMS_AFTER.items()},
-    **{f"solver of {name}: {kind}": (partial(make, value), TypeError, "^solver:") for name,
-        make in SOLVED.items() for kind,
-        value in (("a preference", torch.ones(2)), ("a name", "exact"), ("a rule", mf.mgda()),
-        ("not called", mf.solvers.auto))},
-    **{f"{name} that is a {type(value).__name__}, {number}": (partial(call, value), TypeError,
-        f"^{name}: ") for number,
-        (name,
-        call) in enumerate((("jacobian", partial(mf.aggregate, mf.mgda())),
-        ("gramian", partial(mf.weights, mf.mgda())), ("losses", partial(mf.weights, mf.mean(), G)),
-        ("losses", partial(mf.aggregate, mf.mean(), G)),
-        ("weights", partial(mf.solvers.dual_cone, G)),
-        ("preference", lambda p: mf.weights(mf.mean(preference=p), G)))) for value in ([[1.0, 0.0],
-        [0.0, 1.0]], np.eye(2))},
-    **{f"{name} of {count!r}, {number}": (partial(make, count), ValueError, f"^{name}: ") for name,
-        makers in COUNTS.items() for number,
-        make in enumerate(makers) for count in (-1, 1.5, True, "3", torch.tensor(2.0))},
-    **{f"losses {name}, {kind.__name__}": (partial(kind, form), ValueError,
-        f"losses.*{words}") for name, (form, words) in FORMS.items() for kind in (made, pure)},
-    "log_dict of several": (lambda:
-        vmap(lambda x: mf.log_dict(INFO._replace(losses=x)))(torch.ones(2, 2)), RuntimeError,
-        "log_dict:"),
-}  # fmt: skip
+    **{
+        f"a state with {kind}": (partial(one_step, remembering(state, ())), TypeError, message)
+        for kind, (state, message) in STATES.items()
+    },
+    **{
+        f"a next state with {kind}": (
+            partial(one_step, remembering(first, following)),
+            ValueError,
+            "rule:",
+        )
+        for kind, (first, following) in FORMS_AFTER.items()
+    },
+    **{
+        f"solver of {name}: {kind}": (partial(make, value), TypeError, "^solver:")
+        for name, make in SOLVED.items()
+        for kind, value in (
+            ("a preference", torch.ones(2)),
+            ("a name", "exact"),
+            ("a rule", mf.mgda()),
+            ("not called", mf.solvers.auto),
+        )
+    },
+    **{
+        f"{name} that is a {type(value).__name__}, {number}": (
+            partial(call, value),
+            TypeError,
+            f"^{name}: ",
+        )
+        for number, (name, call) in enumerate(
+            (
+                ("jacobian", partial(mf.aggregate, mf.mgda())),
+                ("gramian", partial(mf.weights, mf.mgda())),
+                ("losses", partial(mf.weights, mf.mean(), G)),
+                ("losses", partial(mf.aggregate, mf.mean(), G)),
+                ("weights", partial(mf.solvers.dual_cone, G)),
+                ("preference", lambda p: mf.weights(mf.mean(preference=p), G)),
+            )
+        )
+        for value in ([[1.0, 0.0], [0.0, 1.0]], np.eye(2))
+    },
+    **{
+        f"{name} of {count!r}, {number}": (partial(make, count), ValueError, f"^{name}: ")
+        for name, makers in COUNTS.items()
+        for number, make in enumerate(makers)
+        for count in (-1, 1.5, True, "3", torch.tensor(2.0))
+    },
+    **{
+        f"losses {name}, {kind.__name__}": (partial(kind, form), ValueError, f"losses.*{words}")
+        for name, (form, words) in FORMS.items()
+        for kind in (made, pure)
+    },
+    "log_dict of several": (
+        lambda: vmap(lambda x: mf.log_dict(INFO._replace(losses=x)))(torch.ones(2, 2)),
+        RuntimeError,
+        "log_dict:",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -361,14 +361,20 @@ class Symmetric(nn.Module):
 
 
 ADJUSTED = {
-    "forward hook that hooks": lambda n: n[2].register_forward_hook(lambda module, ins, out:
-        hooked(out)),
-    "forward hook that doubles": lambda n: n[2].register_forward_hook(lambda module, ins, out: 2 *
-        out),
-    "forward hook before": lambda n: n[2].register_forward_pre_hook(lambda module, ins:
-        (hooked(ins[0]),)),
-    "hook that only looks": lambda n: n[2].register_forward_hook(lambda module, ins, out:
-        (torch.autograd.graph.register_multi_grad_hook([out, ins[0]], lambda g: None) and None)),
+    "forward hook that hooks": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: hooked(out)
+    ),
+    "forward hook that doubles": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: 2 * out
+    ),
+    "forward hook before": lambda n: n[2].register_forward_pre_hook(
+        lambda module, ins: (hooked(ins[0]),)
+    ),
+    "hook that only looks": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: (
+            torch.autograd.graph.register_multi_grad_hook([out, ins[0]], lambda g: None) and None
+        )
+    ),
     "tied": lambda n: setattr(n[2], "weight", n[0].weight),
     "parametrized": lambda n: parametrize.register_parametrization(n[0], "weight", Symmetric()),
     "weight norm": lambda n: parametrizations.weight_norm(n[0]),
@@ -376,7 +382,7 @@ ADJUSTED = {
     "pruned": lambda n: prune.l1_unstructured(n[0], "weight", amount=0.3),
     "frozen": lambda n: n[0].weight.requires_grad_(False),
     "hook on the module's own leaf": lambda n: n[0].weight.register_hook(lambda g: 5 * g),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADJUSTED)

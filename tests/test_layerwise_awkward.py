@@ -111,22 +111,27 @@ def gramian_of(losses_fn, leaves):
 
 
 TWICE_IN_ONE_CALL = {
-    "linear(W, W)": lambda p: (F.linear(X,
-        p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()),
+    "linear(W, W)": lambda p: (
+        F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()
+    ),
     "linear of two cuts": lambda p: F.linear(*p["w"].chunk(2)).sin().mean(0),
     "linear(W.T, W)": lambda p: F.linear(p["w"].T, p["w"]).square().mean(0)[:3],
     "addmm(W, x, W)": lambda p: torch.addmm(p["w"][:5], X, p["w"]).square().mean(0)[:3],
     "addmm(W, W, W)": lambda p: torch.addmm(p["w"], p["w"], p["w"]).square().mean(0)[:3],
-    "einsum with a broadcast letter": lambda p: (torch.einsum("bi,oi->bo", X[:, :1],
-        p["w"]).square().mean(0)[:3]),
-    "einsum with a letter of length one in W": lambda p: (torch.einsum("bi,oi->bo", X,
-        p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]),
+    "einsum with a broadcast letter": lambda p: (
+        torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3]
+    ),
+    "einsum with a letter of length one in W": lambda p: (
+        torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]
+    ),
     "cdist": lambda p: torch.cdist(F.linear(X, p["w"]), X).mean(1)[:3],
-    "keyword spellings": lambda p: ((torch.mm(X,
-        mat2=p["w"].transpose(dim0=0,
-        dim1=1)) @ p["w"].chunk(chunks=2)[0].mT) .square() .mean(0)[:3]),
+    "keyword spellings": lambda p: (
+        (torch.mm(X, mat2=p["w"].transpose(dim0=0, dim1=1)) @ p["w"].chunk(chunks=2)[0].mT)
+        .square()
+        .mean(0)[:3]
+    ),
     "hook on the leaf's transpose": lambda p: (X @ _hooked(p["w"].T)).square().mean(0)[:3],
-}  # fmt: skip
+}
 
 
 def _hooked(x):
@@ -164,18 +169,28 @@ def test_one_task_is_one_single_pass(engine):
 
 
 AWKWARD_SAMPLES = {
-    "bias of length one": (lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1),
-        {"w": W, "b": W[0]}),
-    "bias that is no vector": (lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
-        {"w": W, "b": X}),
-    "bias of one number": (lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
-        {"w": W, "b": W[0, :1]}),
-    "scale of one number": (lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
-        {"w": W, "s": W[0, 0]}),
-    "spectral scale": (lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
-        {"b": W[0, :4]}),
+    "bias of length one": (
+        lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1),
+        {"w": W, "b": W[0]},
+    ),
+    "bias that is no vector": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": X},
+    ),
+    "bias of one number": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": W[0, :1]},
+    ),
+    "scale of one number": (
+        lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
+        {"w": W, "s": W[0, 0]},
+    ),
+    "spectral scale": (
+        lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
+        {"b": W[0, :4]},
+    ),
     "cdist": (lambda p: torch.cdist(F.linear(X, p["w"]), X[:3]).mean(1), {"w": W}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", AWKWARD_SAMPLES)

@@ -339,12 +339,16 @@ class Recurrent(nn.Module):
 
 NETWORKS = {
     "layers": (lambda: nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32)), (64, 8)),
-    "convolutions": (lambda: nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Flatten(2), nn.Linear(36, 32)), (16, 3, 8, 8)),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 32)
+        ),
+        (16, 3, 8, 8),
+    ),
     "attention": (lambda: nn.TransformerEncoderLayer(32, 2, 32, batch_first=True), (8, 5, 32)),
     "a recurrence": (Recurrent, (16, 4, 8)),
     "norms": (lambda: nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.GELU()), (64, 8)),
-}  # fmt: skip
+}
 
 
 def bytes_saved(losses):

@@ -299,8 +299,12 @@ def test_not_finite():
         ({"b": torch.zeros(2, 3)}, {}, TypeError, "not matrices go into gramian="),
         ({"b": torch.zeros(2, 3, 4).long()}, {}, TypeError, "floating"),
         ({"b": torch.zeros(0, 3, 4)}, {}, TypeError, "a gradient a task"),
-        ({"a": torch.zeros(2, 3, 4), "b": torch.zeros(3, 3, 4)}, {}, ValueError,
-            "expected 2 tasks"),
+        (
+            {"a": torch.zeros(2, 3, 4), "b": torch.zeros(3, 3, 4)},
+            {},
+            ValueError,
+            "expected 2 tasks",
+        ),
         ({"a": torch.ones(2, 3, 4)}, {"gramian": torch.eye(3)}, ValueError, "expected 2 tasks"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(3)}, ValueError, r"carried.*\[2\]"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": torch.ones(2) / 0}, ValueError, "carried: NaN"),
@@ -310,7 +314,7 @@ def test_not_finite():
         ({"a": torch.ones(2, 3, 4)}, {"gramian": DIFFERENTIATED}, NotImplementedError, "detach"),
         ({"a": torch.ones(2, 3, 4)}, {"carried": DIFFERENTIATED[0]}, NotImplementedError, "detach"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(rows, more, error, words):
     with pytest.raises(error, match=words):
         nuclear(rows, **more)

@@ -63,14 +63,18 @@ PROBES = {
     "rows": lambda present: mf.jacobian(SHARED, present=present, engine="rows", chunk_size=1),
     "own": lambda present: mf.jacobian(SHARED, present=present, heads="own"),
     "weighted": lambda present: mf.jacobian(SHARED, present=present, heads="weighted"),
-    "masked": lambda present: mf.jacobian(SHARED, present=present,
-        mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()}),
+    "masked": lambda present: mf.jacobian(
+        SHARED,
+        present=present,
+        mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()},
+    ),
     "losses only": lambda present: mf.losses_only(present=present),
-    "representation": lambda present: mf.representation(encode, decode, shared=SHARED,
-        present=present),
+    "representation": lambda present: mf.representation(
+        encode, decode, shared=SHARED, present=present
+    ),
     "tracked": lambda present: mf.moving_average(SHARED, rate=0.3, corrected=True, present=present),
     "excess": lambda present: mf.excess_risk(SHARED, present=present),
-}  # fmt: skip
+}
 RULES = {
     "mean": mf.mean,
     "mgda": mf.mgda,

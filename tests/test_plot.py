@@ -239,19 +239,30 @@ BAD = {
     "steps that are not stacked": (lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax), "record:"),
     "portrait losses": (lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]), "losses:"),
     "portrait weights": (lambda ax: plot.portrait(lambda g: g.sum(), ("length",)), "rule:"),
-    "portrait type": (lambda ax: plot.portrait(mf.Rule(lambda losses, key: (),
-        cast(Any, lambda geometry, state: ([0.5, 0.5], state))), ("length",)), "rule:"),
+    "portrait type": (
+        lambda ax: plot.portrait(
+            mf.Rule(lambda losses, key: (), cast(Any, lambda geometry, state: ([0.5, 0.5], state))),
+            ("length",),
+        ),
+        "rule:",
+    ),
     "simplex shape": (lambda ax: plot.simplex(torch.eye(4), ax=ax), "gramian:"),
     "simplex NaN": (lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax), "gramian:"),
     "simplex value": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"), "value="),
     "simplex values": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w), "value:"),
-    "simplex value NaN": (lambda ax: plot.simplex(torch.eye(3), ax=ax,
-        value=lambda w: w[0].log() * w[1]), "value:"),
-    "simplex sum": (lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax),
-        r"rules\['odd'\]:"),
+    "simplex value NaN": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w[0].log() * w[1]),
+        "value:",
+    ),
+    "simplex sum": (
+        lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax),
+        r"rules\['odd'\]:",
+    ),
     "simplex names": (lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]), "names:"),
-    "simplex resolution": (lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
-        "resolution:"),
+    "simplex resolution": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
+        "resolution:",
+    ),
     "heatmap square": (lambda ax: plot.heatmap(torch.ones(2, 3), ax), "gramian:"),
     "heatmap names": (lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"), "names:"),
     "weights shape": (lambda ax: plot.weights(torch.ones(3), ax), "record:"),
@@ -263,13 +274,15 @@ BAD = {
     "front NaN": (lambda ax: plot.front([[1.0, NAN]], ax), "points: NaN"),
     "front axes": (lambda ax: plot.front(torch.ones(4, 3), ax), "ax:"),
     "gap none": (lambda ax: plot.gap({}, ax), "curves: expected a dict of .* got none"),
-    "gap shape": (lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
-        r"x of curves\['a'\]: expected numbers of shape"),
+    "gap shape": (
+        lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
+        r"x of curves\['a'\]: expected numbers of shape",
+    ),
     "gap negative": (lambda ax: plot.gap({"a": ([1], [-0.1])}, ax), r"curves\['a'\]:"),
     "gap x": (lambda ax: plot.gap({"a": ([0], [0.1])}, ax), r"curves\['a'\]:"),
     "gap entry": (lambda ax: plot.gap({"a": []}, ax), r"curves\['a'\]:"),
     "gap band": (lambda ax: plot.gap({"a": ([1], [0.1])}, ax, band=2.0), "band: expected"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", list(BAD))

@@ -186,18 +186,29 @@ GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
 FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
 AIM, PART = "a-target-loss", "a-gramian-over-a-part-of-the-trunk"
 GONE = {
-    "Balancer": (lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
-        dict.fromkeys(["measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"],
-        OPTIONS)),
-    **{name: (getattr(mf, name),
-        {"param_groups": GROUPS, "gramian_dtype": DTYPE,
-        "target": AIM} | (dict.fromkeys(["gramian_over", "measure"], PART) if i < 2 else {})) for i,
-        name in enumerate(("jacobian", "moving_average", "excess_risk", "double_sampling"))},
-    "Balancer.backward": (lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)),
-        **gone), {"features": FEATURES, "scale": SCALE, "target": AIM}),
-    "Balancer.weigh": (lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
-        {"features": FEATURES, "scale": SCALE, "target": AIM}),
-}  # fmt: skip
+    "Balancer": (
+        lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
+        dict.fromkeys(
+            ["measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"], OPTIONS
+        ),
+    ),
+    **{
+        name: (
+            getattr(mf, name),
+            {"param_groups": GROUPS, "gramian_dtype": DTYPE, "target": AIM}
+            | (dict.fromkeys(["gramian_over", "measure"], PART) if i < 2 else {}),
+        )
+        for i, name in enumerate(("jacobian", "moving_average", "excess_risk", "double_sampling"))
+    },
+    "Balancer.backward": (
+        lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
+        {"features": FEATURES, "scale": SCALE, "target": AIM},
+    ),
+    "Balancer.weigh": (
+        lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
+        {"features": FEATURES, "scale": SCALE, "target": AIM},
+    ),
+}
 
 
 @every("call", GONE)

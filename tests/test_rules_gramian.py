@@ -433,22 +433,28 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "dualproj": Peer(lambda p, _: mf.dualproj(preference=p),
-        lambda p: torchjd.DualProj(p, unregularised())),
-    "upgrad": Peer(lambda p, _: mf.upgrad(preference=p),
-        lambda p: torchjd.UPGrad(p, unregularised())),
+    "dualproj": Peer(
+        lambda p, _: mf.dualproj(preference=p), lambda p: torchjd.DualProj(p, unregularised())
+    ),
+    "upgrad": Peer(
+        lambda p, _: mf.upgrad(preference=p), lambda p: torchjd.UPGrad(p, unregularised())
+    ),
     "imtl_g": Peer(lambda p, _: mf.imtl_g(), lambda p: torchjd.IMTLG()),
     # the sum of the projections, the paper's
     "config": Peer(lambda p, _: mf.config(preference=p), lambda p: torchjd.ConFIG(p), float),
     "aligned_mtl": Peer(lambda p, _: mf.aligned_mtl(preference=p), lambda p: torchjd.AlignedMTL(p)),
-    "aligned_mtl-median": Peer(lambda p, _: mf.aligned_mtl(preference=p, scale="median"),
-        lambda p: torchjd.AlignedMTL(p, "median")),
-    "aligned_mtl-rmse": Peer(lambda p, _: mf.aligned_mtl(preference=p, scale="rmse"),
-        lambda p: torchjd.AlignedMTL(p, "rmse")),
+    "aligned_mtl-median": Peer(
+        lambda p, _: mf.aligned_mtl(preference=p, scale="median"),
+        lambda p: torchjd.AlignedMTL(p, "median"),
+    ),
+    "aligned_mtl-rmse": Peer(
+        lambda p, _: mf.aligned_mtl(preference=p, scale="rmse"),
+        lambda p: torchjd.AlignedMTL(p, "rmse"),
+    ),
     "fairgrad-0.5": Peer(lambda p, _: mf.fairgrad(0.5), lambda p: torchjd.FairGrad(0.5)),
     "fairgrad-1": Peer(lambda p, _: mf.fairgrad(1.0), lambda p: torchjd.FairGrad(1.0)),
     "fairgrad-2": Peer(lambda p, _: mf.fairgrad(2.0), lambda p: torchjd.FairGrad(2.0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", REGULAR)

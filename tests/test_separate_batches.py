@@ -104,26 +104,35 @@ APART = {
     "stacked again": lambda p: torch.stack([h.square().mean() for h in net(p, X)]),
     "separate scalars": lambda p: tuple(h.exp().mean() for h in net(p, X)),
     "chunks": lambda p: tuple(h.exp().mean() for h in net(p, X.flatten(0, 1)).chunk(T)),
-    "slices": lambda p: torch.stack([net(p,
-        X.flatten(0, 1))[B * t : B * (t + 1)].square().sum() for t in range(T)]),
+    "slices": lambda p: torch.stack(
+        [net(p, X.flatten(0, 1))[B * t : B * (t + 1)].square().sum() for t in range(T)]
+    ),
     "matmul": lambda p: error(torch.tanh(X @ p["w"] + p["b"]) @ p["v"].T * p["c"]),
-    "einsum": lambda p: error(torch.einsum("tbi,oi->tbo",
-        torch.einsum("tbi,oi->tbo", X, p["w"]).relu(), p["v"]) + p["b"] - p["c"]),
+    "einsum": lambda p: error(
+        torch.einsum("tbi,oi->tbo", torch.einsum("tbi,oi->tbo", X, p["w"]).relu(), p["v"])
+        + p["b"]
+        - p["c"]
+    ),
     "attention inside": lambda p: error(F.linear(attention(net(p, X)), p["w"])),
     "norms": lambda p: error(F.linear(F.layer_norm(net(p, X), (D,), p["b"], p["c"]), p["w"])),
     "convolution": conv,
     "two reads of one weight": lambda p: error(net(p, net(p, X) + X)),
-    "a task's two slices": lambda p: error(net(p, torch.cat([X, X.flip(1)])).unflatten(0,
-        (2, T)).sum(0)),
+    "a task's two slices": lambda p: error(
+        net(p, torch.cat([X, X.flip(1)])).unflatten(0, (2, T)).sum(0)
+    ),
     "twins": lambda p: error(net(p, X)) + error(net(p, X.flip(1))),
     "statistic of a task": lambda p: error(net(p, X) - net(p, X).mean(1, keepdim=True)),
     "detached statistic of all": lambda p: error(net(p, X) * net(p, X).detach().std()),
-    "cross-entropy": lambda p: (F.cross_entropy(net(p, X).flatten(0, 1), torch.arange(T * B) % D,
-        reduction="none") .view(T, B) .mean(1)),
+    "cross-entropy": lambda p: (
+        F.cross_entropy(net(p, X).flatten(0, 1), torch.arange(T * B) % D, reduction="none")
+        .view(T, B)
+        .mean(1)
+    ),
     "weighted": lambda p: error(net(p, X)) * torch.arange(1.0, T + 1, dtype=F64),
     "a call that no loss reads": lambda p: (net(p, X + 1), error(net(p, X)))[1],
-    "embedding": lambda p: error(net(p,
-        F.embedding(torch.arange(T * B).reshape(T, B) % D, p["w"]))),
+    "embedding": lambda p: error(
+        net(p, F.embedding(torch.arange(T * B).reshape(T, B) % D, p["w"]))
+    ),
     "in place": lambda p: error((2 * net(p, X)).mul_(2).tanh_()),
     "beside a constant": lambda p: torch.cat([Y, net(p, X)], -1).square().mean((1, 2)),
     "all of it": lambda p: error(net(p, X)[..., :D]),
@@ -131,10 +140,11 @@ APART = {
     "a call along the samples": lambda p: (net(p, X) ** 2).mean((0, 2)) + error(net(p, X)),
     "vmap inside": lambda p: vmap(lambda x: net(p, x).square().mean())(X),
     "vmap over samples": lambda p: vmap(lambda x: net(p, x).square().mean(), in_dims=1)(X),
-}  # fmt: skip
+}
 LOOK_ALIKES = {
-    "batch norm": lambda p: error(F.batch_norm(net(p, X.flatten(0, 1)), None, None,
-        training=True).reshape(T, B, D)),
+    "batch norm": lambda p: error(
+        F.batch_norm(net(p, X.flatten(0, 1)), None, None, training=True).reshape(T, B, D)
+    ),
     "attention across": lambda p: error(attention(net(p, X).transpose(0, 1)).transpose(0, 1)),
     "shared statistic": lambda p: error(net(p, X) - net(p, X).mean()),
     "shared statistic of tasks": lambda p: error(net(p, X) - net(p, X).mean(0)),
@@ -145,13 +155,16 @@ LOOK_ALIKES = {
     "a normaliser": lambda p: error(net(p, X)) / error(net(p, X)).sum(),
     "permuted": lambda p: error(net(p, X))[torch.tensor([1, 0, 3, 2])],
     "permuted, stacked": lambda p: torch.stack([error(net(p, X))[t] for t in (1, 0, 3, 2)]),
-    "a neighbour": lambda p: torch.stack([error(net(p, X))[t] + error(net(p,
-        X))[t - 1] for t in range(T)]),
+    "a neighbour": lambda p: torch.stack(
+        [error(net(p, X))[t] + error(net(p, X))[t - 1] for t in range(T)]
+    ),
     "one loss twice": lambda p: torch.stack([error(net(p, X))[t] for t in (0, 1, 2, 2)]),
-    "ragged": lambda p: torch.stack([h.square().mean() for h in net(p,
-        X.flatten(0, 1)).split([1, 7, 3, 5])]),
-    "overlapping": lambda p: torch.stack([net(p,
-        X.flatten(0, 1))[2 * t : 2 * t + 4].square().mean() for t in range(T)]),
+    "ragged": lambda p: torch.stack(
+        [h.square().mean() for h in net(p, X.flatten(0, 1)).split([1, 7, 3, 5])]
+    ),
+    "overlapping": lambda p: torch.stack(
+        [net(p, X.flatten(0, 1))[2 * t : 2 * t + 4].square().mean() for t in range(T)]
+    ),
     "features": lambda p: net(p, X).square().mean((0, 1)),
     "samples, too": both,
     "in place on a view": lambda p: error(net(p, X).mul_(2)),
@@ -165,7 +178,7 @@ LOOK_ALIKES = {
     "written in place": written,
     "coupled by zero": lambda p: error(net(p, X) + 0 * net(p, X).flip(0)),
     "separate passes": lambda p: tuple(net(p, X[t]).square().mean() for t in range(T)),
-}  # fmt: skip
+}
 EVERY = {**APART, **LOOK_ALIKES}
 CALLED_APART = {"a trunk", "separate passes"}  # every task calls the layers anew
 

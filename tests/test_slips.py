@@ -49,72 +49,119 @@ PARTS = {
     "a glob for a probe": (lambda: mf.balance(vector, RULE, "trunk.*"), "probe="),
     "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
     "probe and optimizer swapped": (lambda: mf.descend(vector, RULE, SGD, PROBE), "probe:"),
-    "torch's optimizer": (lambda: mf.descend(vector, RULE, PROBE,
-        torch.optim.Adam(net.parameters())), f"optimizer: {TORCH}.*{re.escape(LOOP)}"),
-    "torch's optimizer, the class": (lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam),
-        f"optimizer: {TORCH}"),
+    "torch's optimizer": (
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam(net.parameters())),
+        f"optimizer: {TORCH}.*{re.escape(LOOP)}",
+    ),
+    "torch's optimizer, the class": (
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam),
+        f"optimizer: {TORCH}",
+    ),
     "a rule of no functions": (lambda: mf.balance(vector, mf.Rule(None, None), PROBE), "rule:"),
     "the module for its losses": (lambda: mf.balance(net, RULE, PROBE), "losses_fn:"),
     "losses for losses_fn": (lambda: mf.balance(torch.ones(3), RULE, PROBE), "losses_fn:"),
-    "losses_fn of the parameters alone": (lambda: mf.balance(lambda params: params, RULE, PROBE),
-        "losses_fn:"),
+    "losses_fn of the parameters alone": (
+        lambda: mf.balance(lambda params: params, RULE, PROBE),
+        "losses_fn:",
+    ),
     "a probe of a probe not called": (lambda: mf.second_evaluation(mf.jacobian), "probe:"),
     "a rule evaluated twice": (lambda: mf.second_evaluation(mf.famo()), "probe: .*got a rule"),
     "a mask not called": (lambda: mf.jacobian(mask=mf.graddrop), r"mask: .*mtlfunc\.graddrop\(\)"),
     "a mask's name": (lambda: mf.jacobian(mask="graddrop"), r"mask: .* of \(key, rows\), got an"),
     "a mix not called": (lambda: mf.jacobian(mix=mf.subset), "mix: .* but subset takes"),
     "a number for a mix": (lambda: mf.jacobian(mix=2), r"mix: expected a function of \(key, coun"),
-    "a mask for present": (lambda: mf.losses_only(present=torch.ones(TASKS, dtype=torch.bool)),
-        "present:"),
+    "a mask for present": (
+        lambda: mf.losses_only(present=torch.ones(TASKS, dtype=torch.bool)),
+        "present:",
+    ),
     "a rate of nothing": (lambda: mf.moving_average(rate=lambda: 0.1), "rate:"),
     "a module for encode": (lambda: mf.representation(net.trunk, decode), "encode:"),
     "decode without parameters": (lambda: mf.representation(encode, lambda z, batch: z), "decode:"),
     "one beta": (lambda: mf.adam(1e-3, betas=0.9), r"betas: expected a pair.* got 0\.9"),
-    "a tuple without state": (lambda: stepped(mf.Rule(lambda losses, key: (),
-        lambda geometry, state: geometry.losses)), "rule:"),
+    "a tuple without state": (
+        lambda: stepped(mf.Rule(lambda losses, key: (), lambda geometry, state: geometry.losses)),
+        "rule:",
+    ),
     "text in aux": (lambda: started(losses_fn=with_aux({"name": "x"}), has_aux=True), "losses_fn:"),
     "no state": (lambda: started()[0].update(PARAMS, BATCH, None), "state:"),
     "parameters for a state": (lambda: PLAIN.update(PARAMS, BATCH), "state: .* type dict; start"),
-    "state and info for a state": (lambda: PLAIN.update(PLAIN.update(PLAIN.init(PARAMS, BATCH),
-        BATCH), BATCH), "state:"),
-    "a step's state in a balance": (lambda: started()[0].update(PARAMS, BATCH,
-        PLAIN.init(PARAMS, BATCH)), "state:"),
+    "state and info for a state": (
+        lambda: PLAIN.update(PLAIN.update(PLAIN.init(PARAMS, BATCH), BATCH), BATCH),
+        "state:",
+    ),
+    "a step's state in a balance": (
+        lambda: started()[0].update(PARAMS, BATCH, PLAIN.init(PARAMS, BATCH)),
+        "state:",
+    ),
     "a balance's state in a step": (lambda: PLAIN.update(started()[1], BATCH), "state:"),
     "batch and state swapped": (lambda: PLAIN.update(BATCH, PLAIN.init(PARAMS, BATCH)), "state:"),
     "a module for parameters": (lambda: started()[0].update(net, BATCH, started()[1]), "params:"),
-}  # fmt: skip
+}
 
 VALUES = {
-    "a state of another rule": (lambda: LEARNING.update(PLAIN.init(PARAMS, BATCH), BATCH),
-        "state:"),
-    "a state of a rule with memory": (lambda: PLAIN.update(LEARNING.init(PARAMS, BATCH), BATCH),
-        "state:"),
-    "a state of other tasks": (lambda: LEARNING.update(TWO.init(PARAMS, BATCH), BATCH),
-        "losses_fn:"),
-    "a rule's state of other tasks": (lambda: LEARNING.update(LEARNING.init(PARAMS,
-        BATCH)._replace(balance=TWO.init(PARAMS, BATCH).balance._replace(tasks=((),) * 3)), BATCH),
-        "state:"),
-    "a state made by hand": (lambda: LEARNING.update(TrainState(PARAMS, BalanceState((), (), ()),
-        ()), BATCH), "state:"),
-    "a state of another optimizer": (lambda: LEARNING.update(LEARNING.init(PARAMS,
-        BATCH)._replace(optimizer=()), BATCH), "state:"),
-    "an optimizer's state of other parameters": (lambda: mf.sgd(0.1, 0.9).update(PARAMS,
-        {"x": torch.ones(2)}, PARAMS), "state:"),
-    "an optimizer's state of other shapes": (lambda: mf.adam(0.1).update({"x": torch.ones(2)},
-        mf.adam(0.1).init({"x": torch.ones(1)}), {"x": torch.ones(2)}), "state:"),
+    "a state of another rule": (
+        lambda: LEARNING.update(PLAIN.init(PARAMS, BATCH), BATCH),
+        "state:",
+    ),
+    "a state of a rule with memory": (
+        lambda: PLAIN.update(LEARNING.init(PARAMS, BATCH), BATCH),
+        "state:",
+    ),
+    "a state of other tasks": (
+        lambda: LEARNING.update(TWO.init(PARAMS, BATCH), BATCH),
+        "losses_fn:",
+    ),
+    "a rule's state of other tasks": (
+        lambda: LEARNING.update(
+            LEARNING.init(PARAMS, BATCH)._replace(
+                balance=TWO.init(PARAMS, BATCH).balance._replace(tasks=((),) * 3)
+            ),
+            BATCH,
+        ),
+        "state:",
+    ),
+    "a state made by hand": (
+        lambda: LEARNING.update(TrainState(PARAMS, BalanceState((), (), ()), ()), BATCH),
+        "state:",
+    ),
+    "a state of another optimizer": (
+        lambda: LEARNING.update(LEARNING.init(PARAMS, BATCH)._replace(optimizer=()), BATCH),
+        "state:",
+    ),
+    "an optimizer's state of other parameters": (
+        lambda: mf.sgd(0.1, 0.9).update(PARAMS, {"x": torch.ones(2)}, PARAMS),
+        "state:",
+    ),
+    "an optimizer's state of other shapes": (
+        lambda: mf.adam(0.1).update(
+            {"x": torch.ones(2)}, mf.adam(0.1).init({"x": torch.ones(1)}), {"x": torch.ones(2)}
+        ),
+        "state:",
+    ),
     "weights of another shape": (lambda: stepped(mf.stateless(lambda gramian: gramian)), "rule:"),
-    "weights that are a list": (lambda: stepped(mf.stateless(lambda gramian: [1.0, 2.0, 3.0])),
-        "rule:"),
-    "a mix without preference": (lambda: started(probe=mf.jacobian(SHARED,
-        mix=lambda key, count: torch.eye(2))), "mix:"),
-    "a mask that drops a leaf": (lambda: stepped(mf.mean(),
-        mf.jacobian(SHARED, mask=lambda key, rows: dict([*rows.items()][1:]))), "mask:"),
-    "a detached representation": (lambda:
-        started(probe=mf.representation(lambda params, batch: encode(params, batch).detach(),
-        decode)), "encode:"),
+    "weights that are a list": (
+        lambda: stepped(mf.stateless(lambda gramian: [1.0, 2.0, 3.0])),
+        "rule:",
+    ),
+    "a mix without preference": (
+        lambda: started(probe=mf.jacobian(SHARED, mix=lambda key, count: torch.eye(2))),
+        "mix:",
+    ),
+    "a mask that drops a leaf": (
+        lambda: stepped(
+            mf.mean(), mf.jacobian(SHARED, mask=lambda key, rows: dict([*rows.items()][1:]))
+        ),
+        "mask:",
+    ),
+    "a detached representation": (
+        lambda: started(
+            probe=mf.representation(lambda params, batch: encode(params, batch).detach(), decode)
+        ),
+        "encode:",
+    ),
     "half a row": (lambda: mf.subset(1.5), "n: expected a whole number >= 1"),
     "reduction": (lambda: started(reduction="none"), "reduction='none': expected one of 'mean', "),
-}  # fmt: skip
+}
 
 PAIR = r"rule: expected \(weights, state\) from update, got Tensor"
 FORGETFUL = RULE._replace(update=lambda geometry, state: torch.ones(2))
@@ -125,20 +172,32 @@ NOTEBOOK = {
     "a rule for a function": (lambda: mf.stateless(RULE), "stateless:"),
     "parameters of parameters": (lambda: mf.parameters(PARAMS), "module:"),
     "a stack of parameters": (lambda: mf.stack([PARAMS, PARAMS]), "module:"),
-    "normal numbers of a device": (lambda: mf.random.normal(mf.random.key(0), (2,),
-        torch.device("cpu")), "dtype:"),
-    "normal numbers without digits": (lambda: mf.random.normal(mf.random.key(0), (2,), torch.int64),
-        "dtype:"),
-    "uniform numbers of nothing": (lambda: mf.random.uniform(mf.random.key(0), (2,), None),
-        "dtype:"),
+    "normal numbers of a device": (
+        lambda: mf.random.normal(mf.random.key(0), (2,), torch.device("cpu")),
+        "dtype:",
+    ),
+    "normal numbers without digits": (
+        lambda: mf.random.normal(mf.random.key(0), (2,), torch.int64),
+        "dtype:",
+    ),
+    "uniform numbers of nothing": (
+        lambda: mf.random.uniform(mf.random.key(0), (2,), None),
+        "dtype:",
+    ),
     "a figure for axes": (lambda: mf.plot.heatmap(torch.eye(2), Figure()), "ax:"),
-    "several axes for one": (lambda: mf.plot.heatmap(torch.eye(2),
-        np.array([Figure().add_subplot()])), "ax:"),
-    "a figure for a portrait's axes": (lambda: mf.plot.portrait(RULE, ["length"], Figure(),
-        cells=(2, 2)), "ax:"),
-    "dimensions without their variable": (lambda: mf.grid(lambda k: torch.ones(2), {"k": [1, 2]},
-        dims=["task"]), "axes, dims: expected dicts by name"),
-}  # fmt: skip
+    "several axes for one": (
+        lambda: mf.plot.heatmap(torch.eye(2), np.array([Figure().add_subplot()])),
+        "ax:",
+    ),
+    "a figure for a portrait's axes": (
+        lambda: mf.plot.portrait(RULE, ["length"], Figure(), cells=(2, 2)),
+        "ax:",
+    ),
+    "dimensions without their variable": (
+        lambda: mf.grid(lambda k: torch.ones(2), {"k": [1, 2]}, dims=["task"]),
+        "axes, dims: expected dicts by name",
+    ),
+}
 
 
 @pytest.mark.parametrize("slip", NOTEBOOK)

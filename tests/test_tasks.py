@@ -37,18 +37,27 @@ def named_decode(params, z, batch):
 
 METHODS = {
     "jacobian": lambda losses: (mf.pcgrad(), mf.jacobian(SHARED), BATCH),
-    "gradnorm": lambda losses: (mf.gradnorm(0.5), mf.jacobian("trunk.2.*", heads="weighted"),
-        BATCH),
-    "present": lambda losses: (mf.mgda(),
-        mf.jacobian(SHARED, present=lambda batch: torch.tensor([True, False, True])), BATCH),
+    "gradnorm": lambda losses: (
+        mf.gradnorm(0.5),
+        mf.jacobian("trunk.2.*", heads="weighted"),
+        BATCH,
+    ),
+    "present": lambda losses: (
+        mf.mgda(),
+        mf.jacobian(SHARED, present=lambda batch: torch.tensor([True, False, True])),
+        BATCH,
+    ),
     "losses only": lambda losses: (mf.stch(0.3), mf.losses_only(), BATCH),
-    "representation": lambda losses: (mf.mgda(),
-        mf.representation(encode, losses(named_decode), shared=SHARED), BATCH),
+    "representation": lambda losses: (
+        mf.mgda(),
+        mf.representation(encode, losses(named_decode), shared=SHARED),
+        BATCH,
+    ),
     "two batches": lambda losses: (mf.modo(), mf.double_sampling(SHARED), (BATCH, BATCH)),
     "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
     "averages": lambda losses: (mf.moco(), mf.moving_average(SHARED), BATCH),
     "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
-}  # fmt: skip
+}
 
 
 def run(name, wrap, params=PARAMS, steps=3):

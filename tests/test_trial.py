@@ -175,35 +175,58 @@ FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing, first inside a transform": (first_inside_a_transform, ""),
     "no folder that can be written": (no_folder, ""),
     "no folder that can be read": (a_name_that_cannot_be_asked_for, ""),
-    "an engine of other numbers": (lambda: plant("autograd_engine",
-        engine(lambda found: [None if x is None else 2 * x for x in found])), "passes ("),
-    "an engine of other arguments": (lambda: plant("autograd_engine",
-        SimpleNamespace(run_backward=refuse)),
-        "passes (TypeError: this takes other arguments now)"),
-    "no engine": (lambda: plant("autograd_engine", SimpleNamespace()),
-        "passes (AttributeError: 'types.SimpleNamespace' object has no attribute 'run_backward')"),
+    "an engine of other numbers": (
+        lambda: plant(
+            "autograd_engine", engine(lambda found: [None if x is None else 2 * x for x in found])
+        ),
+        "passes (",
+    ),
+    "an engine of other arguments": (
+        lambda: plant("autograd_engine", SimpleNamespace(run_backward=refuse)),
+        "passes (TypeError: this takes other arguments now)",
+    ),
+    "no engine": (
+        lambda: plant("autograd_engine", SimpleNamespace()),
+        "passes (AttributeError: 'types.SimpleNamespace' object has no attribute 'run_backward')",
+    ),
     "a graph that cannot be freed": (lambda: plant("undefined_grad", refuse), "freed graphs ("),
     "nodes without numbers": (lambda: plant("nodes_made", lambda: 0), "numbers of nodes ("),
     "numbers that raise": (lambda: plant("nodes_made", refuse), "numbers of nodes (TypeError"),
-    "hooks without numbers": (lambda: setattr(hooks.Handles, "hooked", property(lambda _: False)),
-        "hooks (other numbers)"),
+    "hooks without numbers": (
+        lambda: setattr(hooks.Handles, "hooked", property(lambda _: False)),
+        "hooks (other numbers)",
+    ),
     "modes unseen": (lambda: plant("is_traced", lambda: 0), "modes (other numbers)"),
-    "saved tensors without their hook": (lambda: setattr(hooks, "is_hooked", lambda _: False),
-        "saved tensors ("),
-    "batches of other numbers": (lambda: setattr(backward, "vmap", wrong_vmap),
-        "batched passes (other numbers)"),
-    "batches refused": (lambda: setattr(backward, "vmap", lambda *_, **__: refuse),
-        "batched passes (TypeError"),
-    **{f"other values of {name}": (partial(change, f"{name}Backward0", doubled),
-        "layers (other") for name in ("Embedding", "Convolution", "Mm", "Addmm", "Mul", *NORMS)},
-    **{f"a name of {name} gone": (partial(gone, f"{name}Backward0"),
-        f"a '{name}Backward0' object") for name in ("Embedding", "Addmm", "NativeGroupNorm")},
-    "names that tell samples gone": (lambda: other_rule("NativeGroupNormBackward0"),
-        "'NativeGroupNormBackward0' object has no attribute '_saved_no_more'"),
+    "saved tensors without their hook": (
+        lambda: setattr(hooks, "is_hooked", lambda _: False),
+        "saved tensors (",
+    ),
+    "batches of other numbers": (
+        lambda: setattr(backward, "vmap", wrong_vmap),
+        "batched passes (other numbers)",
+    ),
+    "batches refused": (
+        lambda: setattr(backward, "vmap", lambda *_, **__: refuse),
+        "batched passes (TypeError",
+    ),
+    **{
+        f"other values of {name}": (partial(change, f"{name}Backward0", doubled), "layers (other")
+        for name in ("Embedding", "Convolution", "Mm", "Addmm", "Mul", *NORMS)
+    },
+    **{
+        f"a name of {name} gone": (partial(gone, f"{name}Backward0"), f"a '{name}Backward0' object")
+        for name in ("Embedding", "Addmm", "NativeGroupNorm")
+    },
+    "names that tell samples gone": (
+        lambda: other_rule("NativeGroupNormBackward0"),
+        "'NativeGroupNormBackward0' object has no attribute '_saved_no_more'",
+    ),
     "samples in another order": (lambda: turned("ConvolutionBackward0"), "layers ("),
-    "a name that is looked up gone": (lambda: _torch.GONE.append("torch._foreach_copy_"),
-        "torch._foreach_copy_ (it is gone)"),
-}  # fmt: skip
+    "a name that is looked up gone": (
+        lambda: _torch.GONE.append("torch._foreach_copy_"),
+        "torch._foreach_copy_ (it is gone)",
+    ),
+}
 
 
 def outcome(fault: str) -> list[str]:

@@ -30,22 +30,36 @@ def _both_ways(p, x):
 
 
 BIASES = {
-    "products with a factor": (lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2).square().sum(1),
-        {"b": draw(O), "w": draw(A, O)}),
-    "bias with a factor": (lambda p, x: torch.addmm(p["b"], x, p["w"], beta=2).square().sum(1),
-        {"b": draw(O), "w": draw(A, O)}),
-    "one bias of several products": (lambda p, x: torch.baddbmm(p["b"], x.expand(3, -1, -1),
-        p["w"]).square().sum((0, 2)), {"b": draw(O), "w": draw(3, A, O)}),
+    "products with a factor": (
+        lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2).square().sum(1),
+        {"b": draw(O), "w": draw(A, O)},
+    ),
+    "bias with a factor": (
+        lambda p, x: torch.addmm(p["b"], x, p["w"], beta=2).square().sum(1),
+        {"b": draw(O), "w": draw(A, O)},
+    ),
+    "one bias of several products": (
+        lambda p, x: torch.baddbmm(p["b"], x.expand(3, -1, -1), p["w"]).square().sum((0, 2)),
+        {"b": draw(O), "w": draw(3, A, O)},
+    ),
     "a weight and its transpose": (_both_ways, {"b": draw(A), "w": 0.1 * draw(A, A)}),
-    "a bias by position": (lambda p, x: torch.addmm(p["b"], x, p["w"]).view(2, 2,
-        O).square().sum((1, 2)), {"b": draw(N, O), "w": draw(A, O)}),
-    "a number that no axis of a layer counts": (lambda p, x: (F.linear(x,
-        p["w"]) * p["b"]).square().sum(1), {"b": draw(), "w": draw(O, A)}),
-    "a number in a mean": (lambda p, x: F.linear(x, p["w"]).square().sum(1) * p["b"].exp(),
-        {"b": draw(), "w": draw(O, A)}),
-    "a mask of bytes": (lambda p, x: (x @ p["w"])[:,
-        :5] @ p["b"][torch.ones(5, dtype=torch.uint8)].sum(1), {"b": draw(5, 3), "w": draw(A, O)}),
-}  # fmt: skip
+    "a bias by position": (
+        lambda p, x: torch.addmm(p["b"], x, p["w"]).view(2, 2, O).square().sum((1, 2)),
+        {"b": draw(N, O), "w": draw(A, O)},
+    ),
+    "a number that no axis of a layer counts": (
+        lambda p, x: (F.linear(x, p["w"]) * p["b"]).square().sum(1),
+        {"b": draw(), "w": draw(O, A)},
+    ),
+    "a number in a mean": (
+        lambda p, x: F.linear(x, p["w"]).square().sum(1) * p["b"].exp(),
+        {"b": draw(), "w": draw(O, A)},
+    ),
+    "a mask of bytes": (
+        lambda p, x: (x @ p["w"])[:, :5] @ p["b"][torch.ones(5, dtype=torch.uint8)].sum(1),
+        {"b": draw(5, 3), "w": draw(A, O)},
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")

@@ -80,12 +80,16 @@ def test_a_forward_of_a_data_parallel_module_is_refused():
 
 WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "fully_shard": (fully_shard, "FSDPModule: by fully_shard"),
-    "fully_shard inside": (lambda net: nn.ModuleDict({"net": fully_shard(net)}),
-        r"module\.net is wrapped in FSDPModule: by fully_shard"),
-    "FSDP1": (lambda net: FullyShardedDataParallel(net, device_id=torch.device("cpu")),
-        "FullyShardedDataParallel:"),
+    "fully_shard inside": (
+        lambda net: nn.ModuleDict({"net": fully_shard(net)}),
+        r"module\.net is wrapped in FSDPModule: by fully_shard",
+    ),
+    "FSDP1": (
+        lambda net: FullyShardedDataParallel(net, device_id=torch.device("cpu")),
+        "FullyShardedDataParallel:",
+    ),
     "DataParallel": (nn.DataParallel, "DataParallel: each forward runs new copies"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("group")

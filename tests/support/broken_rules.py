@@ -104,10 +104,6 @@ def moves_the_generator(gramian):
     return torch.full_like(gramian[0], 1 / len(gramian))
 
 
-def numpys_noise(gramian):
-    return torch.from_numpy(np.random.rand(len(gramian))).to(gramian)  # noqa: NPY002
-
-
 def numpy_noise():
     rng = np.random.default_rng(0)
     return lambda gramian: torch.from_numpy(rng.dirichlet(np.ones(len(gramian)))).to(gramian)
@@ -337,95 +333,173 @@ def reversed_from(count):
 
 
 BROKEN = {
-    **{f"wrong for {count} tasks": Broken(only(count, first_preferred), "permutation equivariance",
-        "the order", count) for count in range(4, 9)},
-    "edits its input for 6 tasks": Broken(edits_its_input, "purity",
-        "the rule changes the gramian in place", 6),
-    "edits its input at the third call": Broken(edits_at_call(3), "purity",
-        "the rule changes the gramian in place"),
-    **{f"wrong in batches of {size}": Broken(lambda g, size=size: WrongInBatches.apply(by_norm(g),
-        size), "vmapped == loop", f"under vmap over {size} instances") for size in range(1, 6)},
-    "wrong if one loss is negative": Broken(one_negative_loss, "losses of 0 or below",
-        "where the losses are (-1", 1),
-    "ignores the preference": Broken(mean_without_preference(), "preference",
-        "with twice the preference for it", 2),
-    "wrong second derivative": Broken(once_differentiable, "differentiability",
-        "gives a second derivative of", 2),
-    "NaN from the fifth update on": Broken(breaks_at_update(5), "valid weights",
-        "weights are (nan) (at update 5)", 1),
-    "NaN for absent tasks": Broken(nan_if_absent(), "absent tasks",
-        "weights are (nan, nan) with task 0 absent", 2),
-    "a state that cannot be saved": Broken(unsaved_note(), "state round-trip",
-        "the state holds a Note; only tensors"),
-    "in the wrong order from 9 tasks on": Broken(reversed_from(9), "non-conflict",
-        "a task with a negative rate rises"),
-    "absolute epsilon": Broken(lambda g: inverse_norms(g, 1e-8), "positive homogeneity",
-        "when all gradients are multiplied by 1.2e-10", 2),
-    "a temperature with a unit": Broken(softmin, "positive homogeneity",
-        "when all gradients are multiplied by", 2),
+    **{
+        f"wrong for {count} tasks": Broken(
+            only(count, first_preferred), "permutation equivariance", "the order", count
+        )
+        for count in range(4, 9)
+    },
+    "edits its input for 6 tasks": Broken(
+        edits_its_input, "purity", "the rule changes the gramian in place", 6
+    ),
+    "edits its input at the third call": Broken(
+        edits_at_call(3), "purity", "the rule changes the gramian in place"
+    ),
+    **{
+        f"wrong in batches of {size}": Broken(
+            lambda g, size=size: WrongInBatches.apply(by_norm(g), size),
+            "vmapped == loop",
+            f"under vmap over {size} instances",
+        )
+        for size in range(1, 6)
+    },
+    "wrong if one loss is negative": Broken(
+        one_negative_loss, "losses of 0 or below", "where the losses are (-1", 1
+    ),
+    "ignores the preference": Broken(
+        mean_without_preference(), "preference", "with twice the preference for it", 2
+    ),
+    "wrong second derivative": Broken(
+        once_differentiable, "differentiability", "gives a second derivative of", 2
+    ),
+    "NaN from the fifth update on": Broken(
+        breaks_at_update(5), "valid weights", "weights are (nan) (at update 5)", 1
+    ),
+    "NaN for absent tasks": Broken(
+        nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 0 absent", 2
+    ),
+    "a state that cannot be saved": Broken(
+        unsaved_note(), "state round-trip", "the state holds a Note; only tensors"
+    ),
+    "in the wrong order from 9 tasks on": Broken(
+        reversed_from(9), "non-conflict", "a task with a negative rate rises"
+    ),
+    "absolute epsilon": Broken(
+        lambda g: inverse_norms(g, 1e-8),
+        "positive homogeneity",
+        "when all gradients are multiplied by 1.2e-10",
+        2,
+    ),
+    "a temperature with a unit": Broken(
+        softmin, "positive homogeneity", "when all gradients are multiplied by", 2
+    ),
     "hidden state": Broken(hidden_state(), "purity", "something is remembered outside the state"),
-    "NumPy's random numbers": Broken(numpys_noise, "purity", "or drawn without the key"),
-    "hidden memory of the last call": Broken(remembers_the_last(), "purity",
-        "something is remembered outside the state"),
+    "NumPy's random numbers": Broken(
+        lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
+        "purity",
+        "or drawn without the key",
+    ),
+    "hidden memory of the last call": Broken(
+        remembers_the_last(), "purity", "something is remembered outside the state"
+    ),
     "a Python branch on a value": Broken(branch, "vmapped == loop", "data-dependent control flow"),
-    ".item()": Broken(lambda g: torch.full_like(g[0], g.trace().item() / len(g)), "vmapped == loop",
-        "under torch.func.vmap it raises RuntimeError"),
-    "NumPy": Broken(lambda g: torch.from_numpy(np.diag(g.numpy()).copy()), "vmapped == loop",
-        "under torch.func.vmap it raises"),
+    ".item()": Broken(
+        lambda g: torch.full_like(g[0], g.trace().item() / len(g)),
+        "vmapped == loop",
+        "under torch.func.vmap it raises RuntimeError",
+    ),
+    "NumPy": Broken(
+        lambda g: torch.from_numpy(np.diag(g.numpy()).copy()),
+        "vmapped == loop",
+        "under torch.func.vmap it raises",
+    ),
     "batching that mixes": Broken(batch_mean, "vmapped == loop", "in a loop"),
-    "a swapped index": Broken(swapped, "permutation equivariance", "with the tasks in the order",
-        3),
-    "the first task preferred": Broken(lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g),
-        -1), "permutation equivariance", "order 1, 0", 2),
+    "a swapped index": Broken(
+        swapped, "permutation equivariance", "with the tasks in the order", 3
+    ),
+    "the first task preferred": Broken(
+        lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g), -1),
+        "permutation equivariance",
+        "order 1, 0",
+        2,
+    ),
     "raises": Broken(raises, "valid weights", "raises RuntimeError: no good", 1),
     "raises sometimes": Broken(raises_at_conflict, "valid weights", "raises ArithmeticError", 2),
-    "a matrix": Broken(lambda g: g, "valid weights", "returned weights of shape [1, 1] for 1 task",
-        1),
-    "one weight too few": Broken(lambda g: g[0, 1:], "valid weights",
-        "returned weights of shape [0] for 1 task", 1),
+    "a matrix": Broken(
+        lambda g: g, "valid weights", "returned weights of shape [1, 1] for 1 task", 1
+    ),
+    "one weight too few": Broken(
+        lambda g: g[0, 1:], "valid weights", "returned weights of shape [0] for 1 task", 1
+    ),
     "T hard-coded": Broken(hard_coded, "valid weights", "raises IndexError", 1),
     "NaN": Broken(lambda g: g[0] * float("nan"), "valid weights", "weights are (nan)", 1),
     "NaN at a zero gradient": Broken(cosine_nan, "valid weights", "weights are (nan, nan)", 2),
     "infinity": Broken(lambda g: 1 / g.diagonal() ** 2, "zero gradients", "weights are (inf)", 1),
-    "integers": Broken(lambda g: torch.ones(len(g), dtype=torch.int64), "valid weights",
-        "returned int64 weights for a float64 Gramian", 1),
-    "always float64": Broken(lambda g: torch.full((len(g),), 1 / len(g), dtype=F64), "float32",
-        "returned float64 weights for a float32 Gramian"),
-    "a Python float": Broken(lambda g: 0.5, "valid weights",
-        "returned a float in place of a tensor [1]", 1),
+    "integers": Broken(
+        lambda g: torch.ones(len(g), dtype=torch.int64),
+        "valid weights",
+        "returned int64 weights for a float64 Gramian",
+        1,
+    ),
+    "always float64": Broken(
+        lambda g: torch.full((len(g),), 1 / len(g), dtype=F64),
+        "float32",
+        "returned float64 weights for a float32 Gramian",
+    ),
+    "a Python float": Broken(
+        lambda g: 0.5, "valid weights", "returned a float in place of a tensor [1]", 1
+    ),
     "None": Broken(lambda g: None, "valid weights", "returned None in place of a tensor [1]", 1),
-    "update without state": Broken(stateful(lambda geometry, state: state), "valid weights",
-        "update returned a Tensor in place of (weights, state)", 1),
+    "update without state": Broken(
+        stateful(lambda geometry, state: state),
+        "valid weights",
+        "update returned a Tensor in place of (weights, state)",
+        1,
+    ),
     "changes the Gramian": Broken(mutates, "purity", "the rule changes the gramian in place"),
     "changes the losses": Broken(mutates_losses, "purity", "the rule changes the losses in place"),
-    "changes its state": Broken(stateful(lambda geometry, state: (state.add_(1) / len(state),
-        state)), "purity", "the rule changes its state in place"),
+    "changes its state": Broken(
+        stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
+        "purity",
+        "the rule changes its state in place",
+    ),
     "global generator": Broken(global_noise, "purity", "draws from torch's global generator"),
-    "global generator for nothing": Broken(moves_the_generator, "purity",
-        "draws from torch's global generator"),
-    "NumPy's generator": Broken(numpy_noise(), "purity",
-        "something is remembered outside the state"),
-    "drops its random state": Broken(drops_its_stream, "state round-trip",
-        "the state is Stream(key=int64[], drawn=int64[]) after init, but () after an update"),
-    "key not advanced": Broken(forgets_to_advance, "state round-trip",
-        "every step draws the same numbers"),
-    **{f"{name} that keeps its old state": Broken(keeps_the_old_state(rule), "state round-trip",
-        "no update changed the state") for name,
-        rule in {"GradNorm": mf.gradnorm(0.5), "uncertainty weighting": mf.uw(0.1),
-        "DWA": mf.dwa(1)}.items()},
-    "NaN from the 21st update on": Broken(breaks_at_update(21), "valid weights",
-        "weights are (nan) (at update 21)", 1),
-    "a Python number in the state": Broken(counts_in_python, "state round-trip",
-        "the state holds a int"),
-    "a generator in the state": Broken(generator_in_the_state, "state round-trip",
-        "the state holds a Generator; only tensors"),
+    "global generator for nothing": Broken(
+        moves_the_generator, "purity", "draws from torch's global generator"
+    ),
+    "NumPy's generator": Broken(
+        numpy_noise(), "purity", "something is remembered outside the state"
+    ),
+    "drops its random state": Broken(
+        drops_its_stream,
+        "state round-trip",
+        "the state is Stream(key=int64[], drawn=int64[]) after init, but () after an update",
+    ),
+    "key not advanced": Broken(
+        forgets_to_advance, "state round-trip", "every step draws the same numbers"
+    ),
+    **{
+        f"{name} that keeps its old state": Broken(
+            keeps_the_old_state(rule), "state round-trip", "no update changed the state"
+        )
+        for name, rule in {
+            "GradNorm": mf.gradnorm(0.5),
+            "uncertainty weighting": mf.uw(0.1),
+            "DWA": mf.dwa(1),
+        }.items()
+    },
+    "NaN from the 21st update on": Broken(
+        breaks_at_update(21), "valid weights", "weights are (nan) (at update 21)", 1
+    ),
+    "a Python number in the state": Broken(
+        counts_in_python, "state round-trip", "the state holds a int"
+    ),
+    "a generator in the state": Broken(
+        generator_in_the_state, "state round-trip", "the state holds a Generator; only tensors"
+    ),
     "a state that grows": Broken(grows, "state round-trip", "after an update"),
-    "no derivative": Broken(detached, "differentiability",
-        "torch.func.grad gives a slope of 0 along one line", 2),
+    "no derivative": Broken(
+        detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2
+    ),
     "a jump": Broken(halves, "continuity", "the direction jumps from", 2),
     "NaN swallowed": Broken(nan_dropped, "NaN", "although the gradient of task 0 is NaN", 2),
-    "negative weights": Broken(lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights",
-        "weights (-1) sum to -1", 1),
-    "a sum": Broken(lambda g: torch.ones_like(g[0]), "identical tasks",
-        "all gradients are (1), but the direction is (2)", 2),
-}  # fmt: skip
+    "negative weights": Broken(
+        lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1
+    ),
+    "a sum": Broken(
+        lambda g: torch.ones_like(g[0]),
+        "identical tasks",
+        "all gradients are (1), but the direction is (2)",
+        2,
+    ),
+}

@@ -24,29 +24,44 @@ COARSE: dict[str, float] = dict.fromkeys(
 # What torch cannot do, and says so: kinds of modes in the sweep, and words of the error.
 _NO_FORWARD, _NO_SECOND = "forward AD with", "derivative for .* is not implemented"
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    **dict.fromkeys(("zeta", "conv_tbc", "grid_sample", "grid_sample border", "grid_sample 3d",
-        "soft_margin", "cholesky torch", "index_reduce mean", "index_reduce amax",
-        "index_reduce amin"), (("forward",), _NO_FORWARD)),
-    **dict.fromkeys(("embedding_bag offsets", "embedding_bag sum", "embedding_bag mean",
-        "embedding_bag max", "embedding_bag weights", "multi_margin", "multilabel_margin", "ctc",
-        "segment_reduce"), (("again",), f"{_NO_FORWARD}|{_NO_SECOND}")),
-    **dict.fromkeys(("rnn", "lstm", "gru", "lstm_cell"),
-        (("inside",), "rule not implemented for aten::")),
-    **dict.fromkeys(("hfft", "conj"),
-        (("vmap", "inside"), "rule not implemented for aten::_neg_view")),
-    **dict.fromkeys(("glu", "glu axis", "huber mean", "huber none"),
-        (("forward, forward",), _NO_FORWARD)),
-    **dict.fromkeys(("eig", "eigvals"),
-        (("again, forward, forward",), "torch's derivatives of its forward")),
-    **dict.fromkeys(("lu_solve", "lu_solve constant", "lu_solve adjoint", "lu_solve torch"),
-        (("vmap", "inside", "again"), "lu_solve: torch's batched derivatives are wrong")),
-    **dict.fromkeys(("batch_norm torch", "batch_norm native", "instance_norm torch"),
-        (("vmap", "inside", "again"), "_norm: torch's batched second derivatives")),
+    **dict.fromkeys(
+        ("zeta", "conv_tbc", "grid_sample", "grid_sample border", "grid_sample 3d", "soft_margin",
+         "cholesky torch", "index_reduce mean", "index_reduce amax", "index_reduce amin"),
+        (("forward",), _NO_FORWARD),
+    ),
+    **dict.fromkeys(
+        ("embedding_bag offsets", "embedding_bag sum", "embedding_bag mean", "embedding_bag max",
+         "embedding_bag weights", "multi_margin", "multilabel_margin", "ctc", "segment_reduce"),
+        (("again",), f"{_NO_FORWARD}|{_NO_SECOND}"),
+    ),
+    **dict.fromkeys(
+        ("rnn", "lstm", "gru", "lstm_cell"), (("inside",), "rule not implemented for aten::")
+    ),
+    **dict.fromkeys(
+        ("hfft", "conj"), (("vmap", "inside"), "rule not implemented for aten::_neg_view")
+    ),
+    **dict.fromkeys(
+        ("glu", "glu axis", "huber mean", "huber none"), (("forward, forward",), _NO_FORWARD)
+    ),
+    **dict.fromkeys(
+        ("eig", "eigvals"),
+        (("again, forward, forward",), "torch's derivatives of its forward"),
+    ),
+    **dict.fromkeys(
+        ("lu_solve", "lu_solve constant", "lu_solve adjoint", "lu_solve torch"),
+        (("vmap", "inside", "again"), "lu_solve: torch's batched derivatives are wrong"),
+    ),
+    **dict.fromkeys(
+        ("batch_norm torch", "batch_norm native", "instance_norm torch"),
+        (("vmap", "inside", "again"), "_norm: torch's batched second derivatives"),
+    ),
     "embedding by frequency": (("vmap", "inside", "again"), "scale_grad_by_freq"),
     "conv_transpose1d": (("third",), "output_padding is not supported"),
     "as_strided_scatter": (("vmap", "inside", "again"), "as_strided_scatter"),
-    **dict.fromkeys(("scatter_reduce prod", "index_reduce prod"),
-        (("inside", "again"), "_reduce: torch's second|vmap: It looks like")),
+    **dict.fromkeys(
+        ("scatter_reduce prod", "index_reduce prod"),
+        (("inside", "again"), "_reduce: torch's second|vmap: It looks like"),
+    ),
 }  # fmt: skip
 
 if tuple(map(int, torch.__version__.split(".")[:2])) < (

@@ -36,32 +36,51 @@ LINALG = {
     "solve three batches": op(torch.linalg.solve, X33, (3, 3, 1), kind="matrix"),
     "solve for two": op(torch.linalg.solve, (2, 3, 3), (3, 2), kind="matrix"),
     "solve constant": op(lambda A: torch.linalg.solve(A, constant(3, 2)), X33, kind="matrix"),
-    "solve right": op(lambda A, B: torch.linalg.solve(A, B, left=False), X33, (2, 3),
-        kind="matrix"),
+    "solve right": op(
+        lambda A, B: torch.linalg.solve(A, B, left=False), X33, (2, 3), kind="matrix"
+    ),
     "solve_ex": op(lambda A, B: torch.linalg.solve_ex(A, B)[0], X33, (3, 2), kind="matrix"),
-    "lu_solve": op(lambda A, B: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B), X33, (3, 2),
-        kind="matrix"),
-    "lu_solve constant": op(lambda B: torch.linalg.lu_solve(*torch.linalg.lu_factor(constant(3, 3)),
-        B), (3, 2)),
-    "lu_solve adjoint": op(lambda A, B: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B,
-        left=False, adjoint=True), X33, (2, 3), kind="matrix"),
-    "lu_solve torch": op(lambda A, B: torch.lu_solve(B, *torch.linalg.lu_factor(A)), X33, (3, 2),
-        kind="matrix"),
-    "solve_triangular": op(lambda A, B: torch.linalg.solve_triangular(A, B, upper=True), X33,
-        (3, 2), kind="matrix"),
-    "solve_triangular unit": op(lambda A, B: torch.linalg.solve_triangular(A, B, upper=False,
-        left=False, unitriangular=True), X33, (2, 3), kind="matrix"),
-    "triangular_solve": op(lambda A, B: torch.linalg.solve_triangular(A.mT, B, upper=False), X33,
-        (3, 1), kind="matrix"),
+    "lu_solve": op(
+        lambda A, B: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B), X33, (3, 2),
+        kind="matrix",
+    ),
+    "lu_solve constant": op(
+        lambda B: torch.linalg.lu_solve(*torch.linalg.lu_factor(constant(3, 3)), B), (3, 2)
+    ),
+    "lu_solve adjoint": op(
+        lambda A, B: torch.linalg.lu_solve(
+            *torch.linalg.lu_factor(A), B, left=False, adjoint=True
+        ),
+        X33, (2, 3), kind="matrix",
+    ),
+    "lu_solve torch": op(
+        lambda A, B: torch.lu_solve(B, *torch.linalg.lu_factor(A)), X33, (3, 2), kind="matrix"
+    ),
+    "solve_triangular": op(
+        lambda A, B: torch.linalg.solve_triangular(A, B, upper=True), X33, (3, 2), kind="matrix"
+    ),
+    "solve_triangular unit": op(
+        lambda A, B: torch.linalg.solve_triangular(
+            A, B, upper=False, left=False, unitriangular=True
+        ),
+        X33, (2, 3), kind="matrix",
+    ),
+    "triangular_solve": op(
+        lambda A, B: torch.linalg.solve_triangular(A.mT, B, upper=False), X33, (3, 1), kind="matrix"
+    ),
     "cholesky": op(lambda A: torch.linalg.cholesky(spd(A)), X33),
     "cholesky torch": op(lambda A: torch.cholesky(spd(A)), X33),
     "cholesky upper": op(lambda A: torch.linalg.cholesky(spd(A), upper=True), X33),
     "cholesky_ex": op(lambda A: torch.linalg.cholesky_ex(spd(A))[0], X33),
-    "cholesky_solve": op(lambda A, B: torch.cholesky_solve(B, torch.linalg.cholesky(spd(A))), X33,
-        (3, 2)),
-    "cholesky_inverse": op(lambda A: torch.cholesky_inverse(torch.linalg.cholesky(spd(A))), X33),
-    "cholesky_inverse upper": op(lambda A: torch.linalg.cholesky(spd(A),
-        upper=True).cholesky_inverse(True), X33),
+    "cholesky_solve": op(
+        lambda A, B: torch.cholesky_solve(B, torch.linalg.cholesky(spd(A))), X33, (3, 2)
+    ),
+    "cholesky_inverse": op(
+        lambda A: torch.cholesky_inverse(torch.linalg.cholesky(spd(A))), X33
+    ),
+    "cholesky_inverse upper": op(
+        lambda A: torch.linalg.cholesky(spd(A), upper=True).cholesky_inverse(True), X33
+    ),
     "det": op(torch.det, X33),
     "det linalg": op(torch.linalg.det, (2, 3, 3)),
     "det method": op(Tensor.det, X33),
@@ -73,9 +92,13 @@ LINALG = {
     "inv": op(torch.linalg.inv, X33, kind="matrix"),
     "inverse": op(torch.inverse, (2, 2, 2), kind="matrix"),
     "inv_ex": op(lambda A: torch.linalg.inv_ex(A)[0], X33, kind="matrix"),
-    "tensorinv": op(lambda A: torch.linalg.tensorinv(A.reshape(2, 2, 4), 2), (4, 4), kind="matrix"),
-    "tensorsolve": op(lambda A, b: torch.linalg.tensorsolve(A.reshape(2, 2, 4), b), (4, 4), (2, 2),
-        kind="matrix"),
+    "tensorinv": op(
+        lambda A: torch.linalg.tensorinv(A.reshape(2, 2, 4), 2), (4, 4), kind="matrix"
+    ),
+    "tensorsolve": op(
+        lambda A, b: torch.linalg.tensorsolve(A.reshape(2, 2, 4), b), (4, 4), (2, 2),
+        kind="matrix",
+    ),
     "pinv": op(torch.linalg.pinv, X23),
     "pinv hermitian": op(lambda A: torch.linalg.pinv(symmetric(A), hermitian=True), X33),
     "matrix_power": op(lambda A: torch.linalg.matrix_power(A, 3), X33),
@@ -90,12 +113,16 @@ LINALG = {
     "eigvalsh": op(lambda A: torch.linalg.eigvalsh(symmetric(A)), X33),
     "eigh": op(lambda A: _squares(torch.linalg.eigh(symmetric(A)), 0), X33),
     "eigvals": op(lambda A: torch.linalg.eigvals(symmetric(A) + 0.1 * A).real, X33),
-    "eig": op(lambda A: torch.linalg.eig(symmetric(A) + 0.1 * A)[1].abs(), X33),
+    "eig": op(
+        lambda A: torch.linalg.eig(symmetric(A) + 0.1 * A)[1].abs(), X33
+    ),
     "lstsq": op(lambda A, B: torch.linalg.lstsq(A, B).solution, (3, 2), (3, 1)),
     "lu": op(lambda A: tuple(torch.linalg.lu(A))[1:], X33),
     "lu_factor": op(lambda A: torch.linalg.lu_factor(A)[0], X33),
     "lu_unpack": op(lambda A: torch.lu_unpack(*torch.linalg.lu_factor(A))[1:], X33),
-    "householder": op(lambda A, t: torch.linalg.householder_product(A, t), (3, 2), (2,)),
+    "householder": op(
+        lambda A, t: torch.linalg.householder_product(A, t), (3, 2), (2,)
+    ),
     "norm": op(torch.linalg.norm, X23),
     "norm 2": op(lambda A: torch.linalg.matrix_norm(A, 2), X23),
     "norm nuc": op(lambda A: torch.linalg.matrix_norm(A, "nuc"), X23),
@@ -116,8 +143,9 @@ LINALG = {
     "cdist 1": op(lambda a, b: torch.cdist(a, b, p=1.0), X23, X33),
     "cdist 3": op(lambda a, b: torch.cdist(a, b, 3.0), X23, X33),
     "cdist inf": op(lambda a, b: torch.cdist(a, b, math.inf), X23, X33),
-    "cdist mm": op(lambda a, b: torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist"), (2, 2, 3),
-        (2, 2, 3)),
+    "cdist mm": op(
+        lambda a, b: torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist"), (2, 2, 3), (2, 2, 3)
+    ),
     "cdist broadcast": op(torch.cdist, (2, 1, 2, 3), (2, 3, 3)),
     "pdist": op(F.pdist, X33),
     "pdist 1": op(lambda x: torch.pdist(x, 1.0), X33),
@@ -150,39 +178,61 @@ PRODUCTS = {
 
 REDUCTIONS = {
     **each("sum", "mean", "std", "var", "prod", "amax", "amin", "max", "min", "median"),
-    **{f"{name} {axis}": op(lambda x, f=f, axis=axis: f(x, axis), X33) for name,
-        f in {"sum": torch.sum, "mean": torch.mean,
-        "var": lambda x, i: torch.var(x, i, correction=0), "std": torch.std,
-        "var_mean": torch.var_mean, "std_mean": torch.std_mean, "prod": torch.prod,
-        "amax": torch.amax, "amin": torch.amin,
-        "aminmax": lambda x, i: tuple(torch.aminmax(x, dim=i)),
-        "max": lambda x, i: torch.max(x, i)[0], "min": lambda x, i: x.min(i).values,
-        "median": lambda x, i: x.median(i)[0], "nanmedian": lambda x, i: x.nanmedian(i)[0],
-        "mode": lambda x, i: torch.mode(x, i)[0],
-        "kthvalue": lambda x, i: torch.kthvalue(x, 2, i)[0],
-        "quantile": lambda x, i: torch.quantile(x, 0.3, i),
-        "nanquantile": lambda x, i: torch.nanquantile(x, 0.3, i), "nansum": torch.nansum,
-        "nanmean": torch.nanmean, "logsumexp": torch.logsumexp, "cumsum": torch.cumsum,
-        "cumprod": torch.cumprod, "logcumsumexp": torch.logcumsumexp,
-        "cummax": lambda x, i: torch.cummax(x, i)[0], "cummin": lambda x, i: torch.cummin(x, i)[0],
-        "sort": lambda x, i: torch.sort(x, dim=i)[0], "msort": lambda x, i: torch.msort(x),
-        "topk": lambda x, i: torch.topk(x, 2, dim=i)[0], "diff": lambda x, i: torch.diff(x, dim=i),
-        "gradient": lambda x, i: torch.gradient(x, dim=i)[0],
-        "trapezoid": lambda x, i: torch.trapezoid(x, dim=i),
-        "cumulative_trapezoid": lambda x, i: torch.cumulative_trapezoid(x,
-        dim=i)}.items() for axis in (0, -1)},
+    **{
+        f"{name} {axis}": op(lambda x, f=f, axis=axis: f(x, axis), X33)
+        for name, f in {
+            "sum": torch.sum,
+            "mean": torch.mean,
+            "var": lambda x, i: torch.var(x, i, correction=0),
+            "std": torch.std,
+            "var_mean": torch.var_mean,
+            "std_mean": torch.std_mean,
+            "prod": torch.prod,
+            "amax": torch.amax,
+            "amin": torch.amin,
+            "aminmax": lambda x, i: tuple(torch.aminmax(x, dim=i)),
+            "max": lambda x, i: torch.max(x, i)[0],
+            "min": lambda x, i: x.min(i).values,
+            "median": lambda x, i: x.median(i)[0],
+            "nanmedian": lambda x, i: x.nanmedian(i)[0],
+            "mode": lambda x, i: torch.mode(x, i)[0],
+            "kthvalue": lambda x, i: torch.kthvalue(x, 2, i)[0],
+            "quantile": lambda x, i: torch.quantile(x, 0.3, i),
+            "nanquantile": lambda x, i: torch.nanquantile(x, 0.3, i),
+            "nansum": torch.nansum,
+            "nanmean": torch.nanmean,
+            "logsumexp": torch.logsumexp,
+            "cumsum": torch.cumsum,
+            "cumprod": torch.cumprod,
+            "logcumsumexp": torch.logcumsumexp,
+            "cummax": lambda x, i: torch.cummax(x, i)[0],
+            "cummin": lambda x, i: torch.cummin(x, i)[0],
+            "sort": lambda x, i: torch.sort(x, dim=i)[0],
+            "msort": lambda x, i: torch.msort(x),
+            "topk": lambda x, i: torch.topk(x, 2, dim=i)[0],
+            "diff": lambda x, i: torch.diff(x, dim=i),
+            "gradient": lambda x, i: torch.gradient(x, dim=i)[0],
+            "trapezoid": lambda x, i: torch.trapezoid(x, dim=i),
+            "cumulative_trapezoid": lambda x, i: torch.cumulative_trapezoid(x, dim=i),
+        }.items()
+        for axis in (0, -1)
+    },
     "prod zero": op(lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).prod(-1), X23),
     "prod zeros": op(lambda x: (x * torch.tensor([0.0, 0, 1], dtype=DOUBLE)).prod(-1), X23),
-    "cumprod zero": op(lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).cumprod(-1), X23),
+    "cumprod zero": op(
+        lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).cumprod(-1), X23
+    ),
     "var weights": op(lambda x: torch.var(x, dim=(0, 1)), X23),
     "logsumexp all": op(lambda x: x.logsumexp((0, 1)), X23),
     "softmax then log": op(lambda x: x.softmax(-1).log().sum(0), X23),
-    "segment_reduce": op(lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([1, 2]),
-        axis=0), X33),
+    "segment_reduce": op(
+        lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([1, 2]), axis=0), X33
+    ),
     "masked sum": op(lambda x: (x * FLAGS).sum(-1), X23),
     "histogram free": op(lambda x: x.sigmoid().cumsum(0).prod(1), X23),
-    "searchsorted": op(lambda x: x * torch.searchsorted(torch.tensor([0.0, 1.0], dtype=DOUBLE),
-        x.detach()), X23),
+    "searchsorted": op(
+        lambda x: x * torch.searchsorted(torch.tensor([0.0, 1.0], dtype=DOUBLE), x.detach()), X23
+    ),
 }  # fmt: skip
 
 COMPLEX = {
@@ -196,10 +246,16 @@ COMPLEX = {
     "irfft2": op(lambda x: torch.fft.irfft2(complexes(x), s=(2, 4)), X23),
     "fftn": op(lambda x: torch.fft.fftn(x), SEQUENCE),
     "fftshift": op(lambda x: torch.fft.fftshift(x), X23),
-    "stft": op(lambda x: torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True),
-        (8,)),
-    "istft": op(lambda x: torch.istft(torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE),
-        return_complex=True), 4, window=torch.ones(4, dtype=DOUBLE)), (8,)),
+    "stft": op(
+        lambda x: torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True), (8,)
+    ),
+    "istft": op(
+        lambda x: torch.istft(
+            torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True),
+            4, window=torch.ones(4, dtype=DOUBLE),
+        ),
+        (8,),
+    ),
     "complex": op(torch.complex, X23, X23),
     "polar": op(torch.polar, X23, X23, kind="positive"),
     "view_as_complex": op(lambda x: torch.view_as_complex(x) ** 2, (3, 2)),
@@ -211,8 +267,10 @@ COMPLEX = {
     "real": op(lambda x: complexes(x).exp().real, X23),
     "imag": op(lambda x: complexes(x).sin().imag, X23),
     "complex matmul": op(lambda a, b: complexes(a) @ complexes(b), X23, X33),
-    "complex solve": op(lambda A, b: torch.linalg.solve(torch.complex(A, A.mT),
-        torch.complex(b, b)), X33, (3, 1), kind="matrix"),
+    "complex solve": op(
+        lambda A, b: torch.linalg.solve(torch.complex(A, A.mT), torch.complex(b, b)),
+        X33, (3, 1), kind="matrix",
+    ),
     "complex det": op(lambda A: torch.linalg.det(torch.complex(A, A.mT)), X33, kind="matrix"),
     "complex mul": op(lambda a, b: complexes(a) * complexes(b) / (2 + complexes(a)), X23, X23),
     "complex tanh": op(lambda x: complexes(0.3 * x).tanh().log(), X23),
