@@ -26,6 +26,7 @@ from mtlfunc.solvers._active_set import run
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
 from mtlfunc.solvers.problems import CAGrad, DualCone, resolution
 from mtlfunc.testing.families import weakly_stationary
+from tests.support.oracles import near
 
 SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
 SEPARABLE = [name for name in FAMILIES if name not in ("zero gradient", "stationary")]
@@ -233,7 +234,7 @@ def test_nested_batches_equal_the_loop(problem, threads):
         torch.set_num_threads(before)
     for i, j in ((0, 0), (0, 499), (1, 250)):
         for together, alone in zip(batched, solve(problem(g[i, j])), strict=True):
-            torch.testing.assert_close(together[j, i], alone, rtol=0, atol=0)
+            near(together[j, i], alone, 0)
 
 
 def test_batched_hyperparameter_and_shared_gramian():
@@ -245,9 +246,7 @@ def test_batched_hyperparameter_and_shared_gramian():
     )
     for i in range(4):
         for j in range(3):
-            torch.testing.assert_close(
-                grid[i, j], solve(cagrad(g, c[j], preference=p[i])).weights, rtol=0, atol=0
-            )
+            near(grid[i, j], solve(cagrad(g, c[j], preference=p[i])).weights, 0)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -276,41 +275,30 @@ def test_derivatives_are_those_of_finite_differences(problem, count):
     expected = difference(weights)
     assert expected.abs().max() > 1e-4  # the support moves the weights
     close: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-8}
-    torch.testing.assert_close(
-        torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close
-    )
-    torch.testing.assert_close(
-        torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close
-    )
-    torch.testing.assert_close(jvp(weights, (g,), (change,))[1], expected, **close)
-    torch.testing.assert_close((grad(loss)(g) * change).sum(), difference(loss), **close)
+    near(torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close)
+    near(torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close)
+    near(jvp(weights, (g,), (change,))[1], expected, **close)
+    near((grad(loss)(g) * change).sum(), difference(loss), **close)
     curvature = difference(lambda g: (grad(loss)(g) * other).sum())
-    torch.testing.assert_close(
-        (jvp(grad(loss), (g,), (change,))[1] * other).sum(), curvature, **close
-    )
+    near((jvp(grad(loss), (g,), (change,))[1] * other).sum(), curvature, **close)
     leaf = g.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     (second,) = torch.autograd.grad((first * other).sum(), leaf)
-    torch.testing.assert_close((second * change).sum(), curvature, **close)
+    near((second * change).sum(), curvature, **close)
     batch = torch.stack([spd(count, seed) for seed in range(6)])
     each = torch.stack([grad(loss)(g) for g in batch])
-    torch.testing.assert_close(vmap(grad(loss))(batch), each, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(
-        vmap(vmap(grad(loss)))(batch.reshape(2, 3, count, count)).flatten(0, 1),
-        each,
-        rtol=1e-10,
-        atol=1e-12,
+    near(vmap(grad(loss))(batch), each, 1e-10, 1e-12)
+    near(
+        vmap(vmap(grad(loss)))(batch.reshape(2, 3, count, count)).flatten(0, 1), each, 1e-10, 1e-12
     )
-    torch.testing.assert_close(
-        grad(lambda batch: vmap(loss)(batch).sum())(batch), each, rtol=1e-10, atol=1e-12
-    )
+    near(grad(lambda batch: vmap(loss)(batch).sum())(batch), each, 1e-10, 1e-12)
 
 
 def test_derivative_in_the_radius():
     g = spd(5, 3)
     f = lambda c: (solve(cagrad(g, c)).weights * torch.arange(5)).sum()  # noqa: E731
     c = torch.tensor(0.5, dtype=torch.float64)
-    torch.testing.assert_close(grad(f)(c), (f(c + 1e-6) - f(c - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
+    near(grad(f)(c), (f(c + 1e-6) - f(c - 1e-6)) / 2e-6, 1e-6, 1e-8)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -319,7 +307,7 @@ def test_differentiating_does_not_change_the_answer(problem):
     for plain, carried in zip(
         solve(problem(g)), solve(problem(g.clone().requires_grad_())), strict=True
     ):
-        torch.testing.assert_close(plain, carried.detach(), rtol=1e-13, atol=1e-13)
+        near(plain, carried.detach(), 1e-13, 1e-13)
 
 
 def test_derivatives_at_a_pareto_stationary_point_are_finite():
@@ -404,7 +392,7 @@ def test_solvers_agree_on_a_thin_cone(projected, which, solver):
     g = rows @ rows.mT
     weights = SEVERAL[solver](dual_cone(g, uniform(g))).weights
     assert (cosines(rows, weights) >= -1e-7).all()
-    torch.testing.assert_close(weights @ rows, expected, rtol=0, atol=1e-2 * float(expected.norm()))
+    near(weights @ rows, expected, 0, 1e-2 * float(expected.norm()))
     certificate = certify(dual_cone(g, uniform(g)), weights)
     if solver in ("active_set", "faces"):
         assert certificate.backward <= resolution(4, torch.finfo(g.dtype).eps)

@@ -30,6 +30,7 @@ from mtlfunc.studies.arena import (
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 from tests.support.arena import TINY
 from tests.support.every import few
+from tests.support.oracles import near
 
 FRONTS = [name for name, problem in standard().items() if problem.front is not None]
 
@@ -67,20 +68,18 @@ def test_quadratics_have_the_gradients_that_they_promise(name):
     rows = jacrev(lambda x: problem.losses({"x": x}, turn))(origin)
     gramian = rows @ rows.mT
     cosine = mf.diagnostics.cosines(gramian)[~torch.eye(tasks, dtype=torch.bool)]
-    torch.testing.assert_close(cosine, torch.full_like(cosine, -conflict), rtol=0, atol=1e-10)
+    near(cosine, torch.full_like(cosine, -conflict), 0, 1e-10)
     lengths = gramian.diagonal().sqrt()
-    torch.testing.assert_close(
-        lengths.amax() / lengths.amin(), torch.tensor(float(spread)).double()
-    )
+    near(lengths.amax() / lengths.amin(), torch.tensor(float(spread)).double())
     # Before the turn they are the symmetric root of their cosines, of which there is only one: no
     # choice among eigenvectors makes the problem, and no task is another than the others.
     unit = rows @ turn / lengths[:, None]
     root, order = unit[:, :tasks], torch.arange(tasks).roll(1)
-    near = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
-    near(unit[:, tasks:], torch.zeros_like(unit[:, tasks:]))
-    near(root @ root, (1 + conflict) * torch.eye(tasks).double() - conflict)
-    near(root, root.mT)
-    near(root, root[order][:, order])
+    around = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
+    around(unit[:, tasks:], torch.zeros_like(unit[:, tasks:]))
+    around(root @ root, (1 + conflict) * torch.eye(tasks).double() - conflict)
+    around(root, root.mT)
+    around(root, root[order][:, order])
     assert torch.linalg.eigvalsh(root).amin() > 0
     for curvature in hessian(lambda x: problem.losses({"x": x}, turn))(origin):
         values = torch.linalg.eigvalsh(curvature)
@@ -136,19 +135,15 @@ def test_fronts_are_reached_where_they_are_said_to_be():
     known = standard()
     t = torch.linspace(-1, 1, 1001, dtype=torch.float64)
     both = torch.stack([t, t], -1) / 2**0.5
-    torch.testing.assert_close(
-        vmap(lambda x: known["vlmop2"].losses({"x": x}, x))(both), known["vlmop2"].front
-    )
+    near(vmap(lambda x: known["vlmop2"].losses({"x": x}, x))(both), known["vlmop2"].front)
     flat = torch.zeros(10, dtype=torch.float64)
     flat[0] = -math.log(3)  # x_1 = 1/4
-    torch.testing.assert_close(
-        known["zdt1"].losses({"z": flat}, flat), torch.tensor([0.25, 0.5]).double()
-    )
+    near(known["zdt1"].losses({"z": flat}, flat), torch.tensor([0.25, 0.5]).double())
     sphere = known["dtlz2"].losses({"z": torch.tensor([0.3, -1.0, 0, 0, 0, 0, 0]).double()}, flat)
     assert float(sphere.norm()) == pytest.approx(1)
     front = known["dtlz2"].front
     assert front is not None
-    torch.testing.assert_close(front.norm(dim=-1), torch.ones(len(front)).double())
+    near(front.norm(dim=-1), torch.ones(len(front)).double())
     assert known["pcgrad landscape"].losses(
         {"x": torch.tensor([-2.0, 7.0]).double()}, flat
     ).tolist() == [0, 0]
@@ -159,11 +154,11 @@ def test_landscapes_are_those_of_the_reproductions():
     front = standard()["cagrad toy"].front
     assert front is not None
     ours = vmap(lambda x: standard()["cagrad toy"].losses({"x": x}, x))(points)
-    torch.testing.assert_close(ours - 21, cagrad_toy.at(points))
+    near(ours - 21, cagrad_toy.at(points))
     assert float(front.mean(-1).amin()) == pytest.approx(cagrad_toy.minimum_of_mean()[1] + 21)
     ours = vmap(lambda x: standard()["pcgrad landscape"].losses({"x": x}, x))(points)
     theirs = vmap(lambda x: pcgrad_landscape.losses({"theta": x}))(points)
-    torch.testing.assert_close(ours, theirs)
+    near(ours, theirs)
 
 
 def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promise():
@@ -176,7 +171,7 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
     assert unexplained.tolist() == pytest.approx([0, 0.7], abs=4 * 0.7 * (2 / (64 * 248)) ** 0.5)
     _, (_, y) = vmap(standard()["regression"].draw)(keys)
     nadir = standard()["regression"].nadir.float().expand(64, -1)
-    torch.testing.assert_close(y.square().mean((1, 2)), nadir, rtol=0.01, atol=0)
+    near(y.square().mean((1, 2)), nadir, 0.01)
 
 
 # ---- the study ----
@@ -209,12 +204,12 @@ def test_study_equals_a_loop_of_descend(name, rule):
             state, _ = step.update(state, batch(k))
         final = (problem.evaluate or problem.losses)(state.params, data)
         rtol, atol = (1e-6, 1e-9) if final.dtype == torch.float64 else (1e-3, 1e-4)
-        torch.testing.assert_close(cell.losses[config, seed], final.double(), rtol=rtol, atol=atol)
-        torch.testing.assert_close(
+        near(cell.losses[config, seed], final.double(), rtol, atol)
+        near(
             cell.start[seed],
             (problem.evaluate or problem.losses)(params, data).double(),
-            rtol=rtol,
-            atol=atol,
+            rtol,
+            atol,
         )
 
 
@@ -228,7 +223,7 @@ def test_static_search_is_the_mean_with_each_weight_vector():
         problem, Contestant(lambda: mf.mean(preference=study.static_grid(2)[2]), mf.jacobian), TINY
     )
     assert torch.equal(cell.weights[config], study.static_grid(2)[2])
-    torch.testing.assert_close(cell.losses[config], alone.losses[5])
+    near(cell.losses[config], alone.losses[5])
 
 
 def test_static_weights_have_ratios_of_a_hundred_both_ways():
@@ -293,18 +288,16 @@ def test_ranks_are_those_of_scipy_and_what_is_lost_is_last():
     scores = mf.random.uniform(mf.random.key(3), (6, 9), torch.float64)
     scores[2] = scores[4]
     scores[1, 3] = scores[5, 3] = math.inf
-    torch.testing.assert_close(
-        result._ranks(scores), torch.from_numpy(stats.rankdata(scores.numpy(), axis=0))
-    )
+    near(result._ranks(scores), torch.from_numpy(stats.rankdata(scores.numpy(), axis=0)))
     assert result._ranks(scores)[[1, 5], 3].tolist() == [5.5, 5.5]
-    near = torch.tensor([[0.30001], [0.30002], [0.4]]).double()
-    assert result._ranks(near)[:, 0].tolist() == [1.5, 1.5, 3]
+    around = torch.tensor([[0.30001], [0.30002], [0.4]]).double()
+    assert result._ranks(around)[:, 0].tolist() == [1.5, 1.5, 3]
 
 
 def test_bootstrap_has_the_standard_error_of_the_mean():
     values = mf.random.normal(mf.random.key(2), (40,), torch.float64)
     draws = result.bootstrap_weights(40, 0)
-    torch.testing.assert_close(draws.sum(-1), torch.ones(len(draws)).double())
+    near(draws.sum(-1), torch.ones(len(draws)).double())
     means = draws @ values
     assert float(means.std()) == pytest.approx(float(values.std(correction=0)) / 40**0.5, rel=0.08)
     assert float(means.mean()) == pytest.approx(
@@ -426,9 +419,7 @@ def test_resampled_studies_are_studies():
             kept = score[:, :8].nan_to_num(result.WORST, posinf=result.WORST)
             rows.append(score[int((kept * tuning[draw]).sum(-1).argmin()), 8:])
         places = stats.rankdata((torch.stack(rows) / result.TIE).round().numpy(), axis=0)
-        torch.testing.assert_close(
-            again.places[draw], torch.from_numpy(places * report[draw].numpy()).sum(-1)
-        )
+        near(again.places[draw], torch.from_numpy(places * report[draw].numpy()).sum(-1))
 
 
 def several(losses: Callable[[int], dict[str, torch.Tensor]], count: int) -> Result:
@@ -500,8 +491,8 @@ def test_distance_to_the_front_of_known_points():
     distance = result.scores_of(problem, final)["front"][0]
     # One coordinate's excess, and the perpendicular for a point whose nearest front point is
     # inside; below the front there is none.
-    near = torch.linspace(0, 1, 200_001).double()
-    curve = torch.stack([near, 1 - near.sqrt()], -1)
+    around = torch.linspace(0, 1, 200_001).double()
+    curve = torch.stack([around, 1 - around.sqrt()], -1)
     expected = [float((point - curve).clamp_min(0).norm(dim=-1).amin()) for point in final[0]]
     assert distance.tolist() == pytest.approx(expected, abs=1e-5)
     assert distance[0] == distance[3] == 0

@@ -17,7 +17,7 @@ import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from mtlfunc.gradients.losses import parse_losses
 from mtlfunc.gradients.run import live
-from tests.support.oracles import rows_of
+from tests.support.oracles import near, rows_of
 
 F64 = torch.float64
 X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
@@ -45,11 +45,11 @@ def check(net, run, shared="*", rtol=1e-10, **options):
     leaves = [leaf for leaf in twin.parameters() if leaf.requires_grad]
     rows = rows_of(run(twin), leaves).double()
     gramian = (rows @ rows.T).to(info.gramian)
-    torch.testing.assert_close(info.gramian, gramian, rtol=rtol, atol=rtol * float(gramian.max()))
+    near(info.gramian, gramian, rtol, rtol * float(gramian.max()))
     expected = info.weights.double() @ rows
     got = gradient([leaf for leaf in net.parameters() if leaf.requires_grad])
     scale = float(expected.abs().max())
-    torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=rtol * scale)
+    near(got.double(), expected, rtol, rtol * scale)
     for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
         assert torch.equal(ours, theirs)
     return info
@@ -117,7 +117,7 @@ def test_autocast_around_the_forward():
     assert info.gramian.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         again = mf.Balancer(net, mf.cagrad(0.4)).backward(run(net))
-    torch.testing.assert_close(again.gramian, info.gramian, rtol=2e-2, atol=1e-3)
+    near(again.gramian, info.gramian, 2e-2, 1e-3)
 
 
 def test_float16_with_a_scaler():
@@ -138,7 +138,7 @@ def test_float16_with_a_scaler():
         found.append((weights, gradient(net.parameters())))
         optimizer.zero_grad()
     assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-4)
+    near(found[0][1], found[1][1], 1e-2, 1e-4)
 
 
 def test_hooks_see_plain_gradients():
@@ -192,7 +192,7 @@ def test_hooks_that_are_put_on_after_the_losses(hook, engine):
     LATE[hook](h)
     rows = rows_of(losses, [*first.parameters(), *last.parameters()])
     assert not torch.allclose(plain, rows[:, : plain.shape[1]])
-    torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.T)
+    near(balancer.backward(losses).gramian, rows @ rows.T)
 
 
 @pytest.mark.parametrize("form", [list, torch.stack])
@@ -208,7 +208,7 @@ def test_hooks_from_before_the_balancer(hook, form):
     balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda())
     losses = list(last(h.tanh()).square().mean(0))
     rows = rows_of(losses, [*first.parameters(), *last.parameters()])
-    torch.testing.assert_close(balancer.backward(form(losses)).gramian, rows @ rows.T)
+    near(balancer.backward(form(losses)).gramian, rows @ rows.T)
     assert h.grad.shape == h.shape
     assert torch.isfinite(h.grad).all()  # no tensor of a transform that is over
 
@@ -229,8 +229,8 @@ def test_a_retained_gradient_makes_no_number_wrong(where, form, engine):
         {"outside": h, "inside": z, "loss": losses}[where].retain_grad()
         rows = rows_of(losses, leaves)
         info = balancer.backward(form(losses))
-        torch.testing.assert_close(info.gramian, rows @ rows.T)
-        torch.testing.assert_close(gradient(leaves), info.weights @ rows)
+        near(info.gramian, rows @ rows.T)
+        near(gradient(leaves), info.weights @ rows)
 
 
 @pytest.mark.parametrize("scalars", [True, False])
@@ -251,10 +251,10 @@ def test_one_pass_of_weighted_losses_shares_no_gradient(scalars):
         losses = h if power is None else h**power
         info = balancer.backward(list(losses) if scalars else losses)
         expected = info.weights * (1 if power is None else 2 * (net.x.detach() + 1))
-        torch.testing.assert_close(net.x.grad, expected)
+        near(net.x.grad, expected)
         assert net.x.grad is not None
         net.x.grad.zero_()
-        torch.testing.assert_close(h.grad, expected)
+        near(h.grad, expected)
         assert info.weights.gt(0).all()
 
 
@@ -312,9 +312,9 @@ def test_tied_frozen_and_unused_parameters():
     info = balancer.backward(losses)
     leaves = [net.embed.weight, *net.mid.parameters()]
     rows = rows_of(run(net), leaves)
-    torch.testing.assert_close(info.gramian, rows @ rows.T)
+    near(info.gramian, rows @ rows.T)
     got = torch.cat([leaf.grad.flatten() for leaf in leaves])
-    torch.testing.assert_close(got, info.weights @ rows)
+    near(got, info.weights @ rows)
     assert all(leaf.grad is None for m in (net.frozen, net.unused) for leaf in m.parameters())
 
 
@@ -334,7 +334,7 @@ def test_derivatives_by_the_inputs():
     info = balancer.backward(losses)
     rows = rows_of(run(twin).values(), list(twin.parameters())[:-1])
     got = gradient(list(net.parameters())[:-1])
-    torch.testing.assert_close(got, info.weights @ rows)
+    near(got, info.weights @ rows)
 
 
 def test_gradient_accumulation():
@@ -346,7 +346,7 @@ def test_gradient_accumulation():
     for x in X.chunk(3):
         losses = parts(x).square().mean(0) / 3
         balancer.backward(losses)
-    torch.testing.assert_close(parts.weight.grad, whole.weight.grad)
+    near(parts.weight.grad, whole.weight.grad)
 
 
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
@@ -362,8 +362,8 @@ def test_losses_of_several_forwards(engine):
     for _ in range(2):
         net.zero_grad()
         info = balancer.backward(losses[:2], retain_graph=True)
-        torch.testing.assert_close(info.gramian, rows @ rows.T)
-        torch.testing.assert_close(gradient(leaves), info.weights @ rows)
+        near(info.gramian, rows @ rows.T)
+        near(gradient(leaves), info.weights @ rows)
 
 
 def test_many_forwards_before_one_backward():
@@ -380,7 +380,7 @@ def test_many_forwards_before_one_backward():
         del x, out
     assert sum(x() is not None for x in inputs) < 20  # the other losses are gone
     rows = rows_of(losses, list(net.parameters()))
-    torch.testing.assert_close(balancer.measure(losses).gramian, rows @ rows.T)
+    near(balancer.measure(losses).gramian, rows @ rows.T)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -399,7 +399,7 @@ def test_backward_where_gradients_are_disabled(mode, form):
         assert not any(x.is_inference() for leaf in leaves if (x := leaf.grad) is not None)
         size = sum(leaf.numel() for leaf in leaves[:2])
         expected = torch.cat([info.weights @ rows[:, :size], rows[:, size:].mean(0)])
-        torch.testing.assert_close(gradient(leaves), expected)
+        near(gradient(leaves), expected)
 
 
 def test_parameters_that_change_names_or_go():
@@ -413,11 +413,11 @@ def test_parameters_that_change_names_or_go():
         rows = rows_of(losses, list(net["a"].parameters()))
         return balancer.measure(losses).gramian, rows @ rows.T
 
-    torch.testing.assert_close(*gramian())
+    near(*gramian())
     net["a"], net["b"] = net["b"], net["a"]
-    torch.testing.assert_close(*gramian())
+    near(*gramian())
     net["a"] = nn.Sequential(net["a"], nn.Identity())
-    torch.testing.assert_close(*gramian())
+    near(*gramian())
 
 
 def test_what_waited_for_losses_is_freed_before_the_next_forward():
@@ -447,7 +447,7 @@ def test_two_balancers_of_one_module():
     rows = rows_of(losses, list(net.parameters()))
     sizes = sum(leaf.numel() for leaf in net[0].parameters())
     for balancer, part in ((first, rows[:, :sizes]), (second, rows[:, sizes:])):
-        torch.testing.assert_close(balancer.measure(losses).gramian, part @ part.T)
+        near(balancer.measure(losses).gramian, part @ part.T)
 
 
 def test_gradients_that_a_backward_of_ones_own_keeps():
@@ -487,7 +487,7 @@ def test_gradients_that_a_backward_of_ones_own_leaves_with_a_graph():
     info = balancer.backward([HalfSquare.apply(net["w"]), net["w"].sum()])
     w, grad = net["w"].detach(), net["w"].grad
     assert grad is not None
-    torch.testing.assert_close(grad, info.weights[0] * w + info.weights[1])
+    near(grad, info.weights[0] * w + info.weights[1])
     assert not any(x.requires_grad for x in (grad, info.gramian, info.weights))
 
 
@@ -529,9 +529,7 @@ def test_names_that_change_places(engine):
         z = net["a"](X).tanh() + turn * net["b"](X).sin()
         losses = [losses[0] + z[:, 0].square().mean(), losses[1] + z.exp().mean()]
     rows = rows_of(losses, list(net["a"].parameters()))
-    torch.testing.assert_close(
-        balancer.measure(losses).gramian, rows @ rows.T, rtol=1e-10, atol=1e-14
-    )
+    near(balancer.measure(losses).gramian, rows @ rows.T, 1e-10, 1e-14)
 
 
 def test_gradients_share_no_memory():
@@ -590,12 +588,12 @@ def test_heads_of_several_losses_and_leaves_without_numbers():
     found = losses()
     trunk = [leaf for name, leaf in net.named_parameters() if name.startswith("trunk")]
     jac = rows_of(found, trunk)
-    torch.testing.assert_close(info.gramian, jac @ jac.T)
+    near(info.gramian, jac @ jac.T)
     direction = info.weights @ jac
     own = torch.cat([leaf.grad.flatten() for leaf in trunk if leaf.grad is not None])
-    torch.testing.assert_close(own, direction)
+    near(own, direction)
     for name in ("both", "one"):
         leaves = list(net[name].parameters())
         grads = torch.autograd.grad(torch.stack(losses()).mean(), leaves)
-        torch.testing.assert_close([leaf.grad for leaf in leaves], list(grads))
+        near([leaf.grad for leaf in leaves], list(grads))
     assert net["none"].weight.grad is None

@@ -14,6 +14,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc.rules import _conicgrad
 from tests.support.families import FAMILIES, jacobian
+from tests.support.oracles import near
 
 ANGLES = (0.0, 0.2, 0.7, 0.99)
 # some of whose members have no direction that lowers every loss
@@ -115,15 +116,13 @@ def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():
         found = vmap(lambda each: mf.aggregate(mf.conicgrad(0.0), each))(rows)
         loop = torch.stack([mf.aggregate(mf.conicgrad(0.0), each) for each in rows])
         for answer in (found, loop):
-            torch.testing.assert_close(answer, rows.mean(1), rtol=1e-6, atol=0, msg=f"{seed}")
+            near(answer, rows.mean(1), 1e-6, msg=f"{seed}")
 
 
 def test_a_cosine_of_nought_gives_mgdas_direction():
     rows = jacobian("gaussian", 4, 1)
     shortest = mf.aggregate(mf.mgda(), rows)
-    torch.testing.assert_close(
-        mf.aggregate(mf.conicgrad(0.0), rows), shortest * rows.mean(0).norm() / shortest.norm()
-    )
+    near(mf.aggregate(mf.conicgrad(0.0), rows), shortest * rows.mean(0).norm() / shortest.norm())
 
 
 def test_conicgrad_vmapped_over_the_cosine_is_its_loop_and_has_its_derivative():
@@ -132,12 +131,10 @@ def test_conicgrad_vmapped_over_the_cosine_is_its_loop_and_has_its_derivative():
     def worst(c: Tensor) -> Tensor:
         return (rows @ mf.aggregate(mf.conicgrad(c), rows)).amin()
 
-    torch.testing.assert_close(vmap(worst)(c), torch.stack([worst(one) for one in c]))
+    near(vmap(worst)(c), torch.stack([worst(one) for one in c]))
     slope = vmap(torch.func.grad(worst))(c)
     step = 1e-6
-    torch.testing.assert_close(
-        slope, (vmap(worst)(c + step) - vmap(worst)(c - step)) / (2 * step), rtol=1e-6, atol=1e-7
-    )
+    near(slope, (vmap(worst)(c + step) - vmap(worst)(c - step)) / (2 * step), 1e-6, 1e-7)
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 2)])

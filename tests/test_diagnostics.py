@@ -17,6 +17,7 @@ from mtlfunc import solvers
 from mtlfunc.analysis import diagnostics
 from tests.support.families import FAMILIES, gramian, jacobian, jacobians
 from tests.support.networks import gradient_rows, network
+from tests.support.oracles import near
 
 EPS = torch.finfo(torch.float64).eps
 PAIRWISE = [diagnostics.cosines]
@@ -77,9 +78,7 @@ def test_curvature_of_quadratics_closed_form(lr):
         losses, params, A = quadratics(seed)
         gradient = grad(lambda p, losses=losses: losses(p, ()).sum())(params)
         g = torch.cat([gradient["a"], gradient["b"]])
-        torch.testing.assert_close(
-            diagnostics.curvature(losses, params, (), lr=lr), g @ A @ g, rtol=1e-12, atol=0
-        )
+        near(diagnostics.curvature(losses, params, (), lr=lr), g @ A @ g, 1e-12)
 
 
 def softplus(params, batch):
@@ -98,14 +97,10 @@ def test_curvature_equals_differences_of_the_gradient():
     for lr in (0.3, 0.05):
         expected = g @ (gradient(x) - gradient(x - lr * g)) / lr
         # 16 Gauss–Legendre nodes on an analytic integrand: rounding.
-        torch.testing.assert_close(
-            diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, rtol=1e-10, atol=0
-        )
+        near(diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, 1e-10)
     h = 1e-5
     central = g @ (gradient(x + h * g) - gradient(x - h * g)) / (2 * h)
-    torch.testing.assert_close(
-        diagnostics.curvature(softplus, {"x": x}, batch), central, rtol=1e-7, atol=0
-    )
+    near(diagnostics.curvature(softplus, {"x": x}, batch), central, 1e-7)
 
 
 def test_forward_mode_through_weight_norm():
@@ -118,13 +113,11 @@ def test_forward_mode_through_weight_norm():
 
     own, plain = losses(torch._weight_norm), losses(lambda v, g: g * v / v.norm(dim=1)[:, None])
     after = {name: 0.9 * leaf for name, leaf in params.items()}
-    torch.testing.assert_close(
-        diagnostics.curvature(own, params, w), diagnostics.curvature(plain, params, w)
-    )
+    near(diagnostics.curvature(own, params, w), diagnostics.curvature(plain, params, w))
     for one, other in zip(
         *(diagnostics.predicted_change(f, params, after, w) for f in (own, plain)), strict=True
     ):
-        torch.testing.assert_close(one, other)
+        near(one, other)
 
 
 def test_curvature_vmapped_equals_loop_and_differentiates():
@@ -138,7 +131,7 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
         )
         for i in range(2)
     ]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=0)
+    near(together, torch.stack(alone), 1e-9)
     batch = torch.ones(2, 3, dtype=torch.float64)
     x = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
     slope = grad(lambda lr: diagnostics.curvature(softplus, {"x": x}, batch, lr=lr))(
@@ -146,7 +139,7 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
     )
     h = 1e-5
     low, high = (diagnostics.curvature(softplus, {"x": x}, batch, lr=0.1 + s) for s in (-h, h))
-    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
+    near(slope, (high - low) / (2 * h), 1e-6)
 
 
 # --- stationarity -------------------------------------------------------------------------------
@@ -226,7 +219,7 @@ def test_stationarity_vmapped_and_poisoned():
     assert together.length[1].isnan()
     assert not together.stationary[1]
     alone = diagnostics.stationarity(G[2])
-    torch.testing.assert_close(together.length[2], alone.length, rtol=1e-9, atol=0)
+    near(together.length[2], alone.length, 1e-9)
 
 
 # --- predicted and actual change ----------------------------------------------------------------
@@ -242,15 +235,13 @@ def test_predicted_change_of_quadratics():
         found = diagnostics.predicted_change(losses, params, after, ())
         rows = gradient_rows(losses, params, (), ["a", "b"])
         J = torch.cat([rows["a"], rows["b"]], 1)
-        torch.testing.assert_close(found.predicted, J @ delta, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(
-            found.actual, losses(after, ()) - losses(params, ()), rtol=1e-12, atol=1e-12
-        )
+        near(found.predicted, J @ delta, 1e-12, 1e-12)
+        near(found.actual, losses(after, ()) - losses(params, ()), 1e-12, 1e-12)
         hessians = vmap(lambda e, losses=losses, J=J, params=params: gap(losses, params, e, J))(
             torch.eye(5, dtype=torch.float64)
         )
         half = 0.5 * torch.einsum("i,ijt,j->t", delta, hessians, delta)
-        torch.testing.assert_close(found.actual - found.predicted, half, rtol=1e-9, atol=1e-9)
+        near(found.actual - found.predicted, half, 1e-9, 1e-9)
 
 
 def gap(losses, params, e, J):
@@ -267,9 +258,9 @@ def test_predicted_change_of_steps():
     state = plain.init(params, batch)
     after, info = plain.update(state, batch)
     found = diagnostics.predicted_change(losses, state.params, after.params, batch)
-    torch.testing.assert_close(found.predicted, -1e-3 * info.rates, rtol=1e-9, atol=0)
+    near(found.predicted, -1e-3 * info.rates, 1e-9)
     # up to the curvature's share of a short step
-    torch.testing.assert_close(found.actual, found.predicted, rtol=2e-2, atol=0)
+    near(found.actual, found.predicted, 2e-2)
     adam = mf.descend(losses, mf.cagrad(0.5), mf.jacobian("trunk.*"), mf.adam(0.01))
 
     def one(scale):
@@ -284,10 +275,8 @@ def test_predicted_change_of_steps():
         start, end = ({name: leaf[i] for name, leaf in side.items()} for side in (starts, ends))
         rows = gradient_rows(losses, start, batch, list(start))
         expected = sum((rows[name] * (end[name] - start[name])).flatten(1).sum(1) for name in start)
-        torch.testing.assert_close(changes.predicted[i], expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(
-            changes.actual[i], losses(end, batch) - losses(start, batch), rtol=1e-9, atol=1e-12
-        )
+        near(changes.predicted[i], expected, 1e-9, 1e-12)
+        near(changes.actual[i], losses(end, batch) - losses(start, batch), 1e-9, 1e-12)
 
 
 def test_predicted_change_refuses_other_parameters():

@@ -13,6 +13,7 @@ import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._metric import metric_of
 from mtlfunc.types import Metric, Optimizer
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
 from tests.support.problems import scalars as losses_of
 from tests.support.registry import RULES
@@ -112,18 +113,14 @@ def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
         known = (rows * scale) @ rows.mT
         case = f"{name}, step {step}"
         size = float(known.abs().max())
-        torch.testing.assert_close(info.gramian, known, rtol=0, atol=1e-8 * size, msg=case)
-        torch.testing.assert_close(
-            info.rates, known @ info.weights + rows @ carried, rtol=0, atol=1e-8 * size, msg=case
-        )
-        torch.testing.assert_close(
-            info.weights, mf.weights(mf.mgda(), known), rtol=1e-6, atol=1e-8, msg=case
-        )
+        near(info.gramian, known, 0, 1e-8 * size, msg=case)
+        near(info.rates, known @ info.weights + rows @ carried, 0, 1e-8 * size, msg=case)
+        near(info.weights, mf.weights(mf.mgda(), known), 1e-6, 1e-8, msg=case)
         optimizer.step()
         if name.startswith("sgd"):
             moved = flatten({key: leaves[key].detach() - params[key] for key in TRUNK})
             fall = -rows @ moved
-            torch.testing.assert_close(info.rates, fall, rtol=1e-8, atol=1e-10, msg=case)
+            near(info.rates, fall, 1e-8, 1e-10, msg=case)
         optimizer.zero_grad()
 
 
@@ -160,7 +157,7 @@ def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(n
     leaf.grad = g
     optimizer.step()
     moved = leaf.detach() - before
-    torch.testing.assert_close(moved, -(carried["x"] + scale["x"] * g), rtol=1e-9, atol=1e-13)
+    near(moved, -(carried["x"] + scale["x"] * g), 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -181,7 +178,7 @@ def test_momentum_that_a_schedule_sets(momentum, before, damped):
     start, leaf.grad = leaf.detach().clone(), torch.randn(6, generator=generator, dtype=F64)
     expected = metric.carried["x"] + metric.scale["x"] * leaf.grad
     optimizer.step()
-    torch.testing.assert_close(start - leaf.detach(), expected, rtol=1e-12, atol=1e-14)
+    near(start - leaf.detach(), expected, 1e-12, 1e-14)
 
 
 def test_pure_optimizers_are_those_of_torch():
@@ -204,7 +201,7 @@ def test_pure_optimizers_are_those_of_torch():
                 metric_of(optimizer, {"x": leaf}, ("x",))[:2],
             )
             for one, other in zip(found, known, strict=True):
-                torch.testing.assert_close(one["x"], other["x"], msg=f"{step}")
+                near(one["x"], other["x"], msg=f"{step}")
             leaf.grad = torch.randn(6, generator=generator, dtype=F64)
             leaf.grad[2] *= step > 3  # a coordinate that has had no gradient
             params, state = ours.update({"x": leaf.grad.clone()}, state, params)
@@ -266,8 +263,8 @@ def test_every_probe_measures_as_in_coordinates_where_the_metric_is_the_identity
     plain = mf.balance(in_units, rule, probe)
     _, info = step.update(step.init(PARAMS, BATCH), BATCH)
     _, _, known = plain.update(UNITS, BATCH, plain.init(UNITS, BATCH))
-    torch.testing.assert_close(info.gramian, known.gramian)
-    torch.testing.assert_close(info.weights, known.weights)
+    near(info.gramian, known.gramian)
+    near(info.weights, known.weights)
 
 
 def test_double_sampling_measures_in_the_metric():
@@ -276,10 +273,10 @@ def test_double_sampling_measures_in_the_metric():
     plain = mf.balance(in_units, mf.modo(), probe)
     _, info = step.update(step.init(PARAMS, batches), batches)
     _, _, known = plain.update(UNITS, batches, plain.init(UNITS, batches))
-    torch.testing.assert_close(info.gramian, known.gramian)
+    near(info.gramian, known.gramian)
     rows = [literal_rows(PARAMS, batch, TRUNK)[1] for batch in batches]
     carried = 0.5 * (rows[0] + rows[1]) @ flatten(CARRIED, TRUNK)
-    torch.testing.assert_close(info.rates, known.gramian @ info.weights + carried)
+    near(info.rates, known.gramian @ info.weights + carried)
 
 
 @pytest.mark.parametrize("name", [n for n in RULES if n not in ("safe",)])
@@ -290,7 +287,7 @@ def test_every_rule_in_the_metric_is_the_rule_on_that_gramian(name):
     plain = mf.balance(in_units, rule, probe)
     _, info = step.update(step.init(PARAMS, BATCH, key=1), BATCH)
     _, _, known = plain.update(UNITS, BATCH, plain.init(UNITS, BATCH, key=1))
-    torch.testing.assert_close(info.weights, known.weights, rtol=1e-6, atol=1e-8)
+    near(info.weights, known.weights, 1e-6, 1e-8)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -310,7 +307,7 @@ def test_rates_are_the_falls_of_the_real_step(reduction, present):
             change = mf.diagnostics.predicted_change(losses_of, state.params, after.params, batch)
             kept = torch.ones(TASKS, dtype=torch.bool) if present is None else present
             fall = -change.predicted.where(kept, 0.0)
-            torch.testing.assert_close(info.rates, fall, rtol=1e-8, atol=1e-10)
+            near(info.rates, fall, 1e-8, 1e-10)
             if present is None:
                 size = change.predicted.abs().amax()
                 assert (info.rates + change.predicted).abs().amax() < 1e-8 * size
@@ -332,7 +329,7 @@ def test_gradients_that_wait_are_counted():
         optimizer.zero_grad()
         after = {name: leaf.detach() for name, leaf in net.named_parameters()}
         change = mf.diagnostics.predicted_change(losses_of, before, after, batch_of(1))
-        torch.testing.assert_close(info.rates, -change.predicted, rtol=1e-8, atol=1e-10)
+        near(info.rates, -change.predicted, 1e-8, 1e-10)
         assert info.rates.min() > -1e-9
 
 
@@ -346,9 +343,9 @@ def test_weigh_and_measure_answer_as_backward():
         losses = losses_at(net, batch_of(i))
         info = balancer.backward(losses)
         for other in (measured, weighed):
-            torch.testing.assert_close(other.gramian, info.gramian)
-            torch.testing.assert_close(other.rates, info.rates)
-        torch.testing.assert_close(weights, info.weights)
+            near(other.gramian, info.gramian)
+            near(other.rates, info.rates)
+        near(weights, info.weights)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -372,10 +369,10 @@ def test_vmapped_is_the_loop():
     for i, j in itertools.product(range(2), repeat=2):
         alone = run(rates[i], tuple(x[j] for x in batches))
         for one, other in zip(nested, alone, strict=True):
-            torch.testing.assert_close(one[i, j], other)
+            near(one[i, j], other)
         if i == j:
             for one, other in zip(together, alone, strict=True):
-                torch.testing.assert_close(one[i], other)
+                near(one[i], other)
 
 
 def test_derivative_by_the_learning_rate():
@@ -506,5 +503,5 @@ def test_a_parameter_that_no_loss_reads_has_no_part_in_the_metric(kind):
             optimizer.zero_grad()
             infos.append(balancer.backward(net(x).square().mean(0)))
             optimizer.step()
-        torch.testing.assert_close(infos[0].gramian, infos[1].gramian)
-        torch.testing.assert_close(infos[0].rates, infos[1].rates)
+        near(infos[0].gramian, infos[1].gramian)
+        near(infos[0].rates, infos[1].rates)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from tests.support.labels import MASKS, given
 from tests.support.labels import labelled as vector
+from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -125,10 +126,8 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
                 PARAMS, batch(mask), expected_state
             )
             assert bool((info.weights[..., ~mask] == 0).all())
-            torch.testing.assert_close(
-                info.weights[..., mask], expected_info.weights, rtol=1e-9, atol=1e-12
-            )
-            torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-9, atol=1e-13)
+            near(info.weights[..., mask], expected_info.weights, 1e-9, 1e-12)
+            near(flatten(grads), flatten(expected), 1e-9, 1e-13)
             if info.gramian.numel():
                 absent = info.gramian[..., ~mask, :], info.gramian[..., ~mask]
                 assert all(bool((x == 0).all()) for x in absent)
@@ -143,19 +142,19 @@ def test_geometry_and_heads_are_those_of_the_present(heads):
     losses, rows = literal_rows(PARAMS, BATCH, TRUNK)
     rows = rows * SOME[:, None]
     geometry = measured.geometry
-    torch.testing.assert_close(geometry.losses, losses * SOME, rtol=1e-12, atol=0)
-    torch.testing.assert_close(geometry.gramian, rows @ rows.T, rtol=1e-11, atol=1e-15)
+    near(geometry.losses, losses * SOME, 1e-12)
+    near(geometry.gramian, rows @ rows.T, 1e-11, 1e-15)
     assert geometry.preference.tolist() == [0.5, 0.0, 0.5]
     assert torch.equal(geometry.present, SOME)
     # as they were, for the record
-    torch.testing.assert_close(measured.losses, losses, rtol=1e-12, atol=0)
+    near(measured.losses, losses, 1e-12)
     weights = torch.tensor([0.3, 0.0, 1.1], dtype=F64)
     on_heads = {"plain": SOME / 2, "own": SOME.double(), "weighted": weights}[
         heads
     ].double() @ literal_rows(PARAMS, BATCH, HEADS)[1]
     grads = measured.combine(weights)
-    torch.testing.assert_close(flatten(grads, HEADS), on_heads, rtol=1e-11, atol=1e-15)
-    torch.testing.assert_close(flatten(grads, TRUNK), weights @ rows, rtol=1e-11, atol=1e-15)
+    near(flatten(grads, HEADS), on_heads, 1e-11, 1e-15)
+    near(flatten(grads, TRUNK), weights @ rows, 1e-11, 1e-15)
 
 
 def rule_for(probe: str) -> mf.Rule:
@@ -200,11 +199,11 @@ def test_vmapped_over_masks_and_networks_equals_loop(probe):
             for got, expected in zip(
                 tree_leaves(together), tree_leaves(run(mf.parameters(module), mask)), strict=True
             ):
-                torch.testing.assert_close(got[i], expected, rtol=1e-9, atol=1e-12)
+                near(got[i], expected, 1e-9, 1e-12)
         for got, expected in zip(
             tree_leaves(common), tree_leaves(run(mf.parameters(nets[1]), SOME)), strict=True
         ):
-            torch.testing.assert_close(got[1], expected, rtol=1e-9, atol=1e-12)
+            near(got[1], expected, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("probe", ["jacobian", "layerwise", "tracked", "losses only"])
@@ -227,11 +226,9 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
     at, h = torch.tensor(1.2, dtype=F64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-5
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
+    near(grad(end)(at), difference, 1e-6)
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
-    )
+    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-6)
 
 
 # Losses that are NaN or infinite over nothing
@@ -291,13 +288,11 @@ def test_nan_of_an_absent_task_stays_out_where_losses_are_separate(probe):
     bare = mf.balance(over_labels("separate"), rule, NAN_SAFE[probe])
     expected, _, _ = safe.update(PARAMS, data, safe.init(PARAMS, data))
     grads, _, info = bare.update(PARAMS, data, bare.init(PARAMS, data))
-    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-15)
+    near(flatten(grads), flatten(expected), 1e-12, 1e-15)
     assert info.losses.isnan().tolist() == [False, True, False]  # shown as losses_fn gave it
     # over networks that share the batch
     both = vmap(lambda p: bare.update(p, data, bare.init(p, data))[0])(mf.stack(nets))
-    torch.testing.assert_close(
-        both["trunk.0.bias"][0], grads["trunk.0.bias"], rtol=1e-9, atol=1e-13
-    )
+    near(both["trunk.0.bias"][0], grads["trunk.0.bias"], 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("probe", NAN_SAFE)
@@ -327,13 +322,11 @@ def test_labels_picked_by_where_have_no_derivative_over_nothing(probe):
     state = bare.init(PARAMS, data)
     grads, _, info = bare.update(PARAMS, data, state)
     assert bool(info.losses[1].isnan())
-    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-15)
+    near(flatten(grads), flatten(expected), 1e-12, 1e-15)
     together = vmap(lambda mask: bare.update(PARAMS, (*BATCH, mask), state)[0])(
         torch.stack([labelled(), labelled(None)])
     )
-    torch.testing.assert_close(
-        flatten({n: g[0] for n, g in together.items()}), flatten(expected), rtol=1e-10, atol=1e-13
-    )
+    near(flatten({n: g[0] for n, g in together.items()}), flatten(expected), 1e-10, 1e-13)
 
 
 def test_cross_entropy_without_a_label_has_no_derivative():
@@ -359,15 +352,11 @@ def test_cross_entropy_without_a_label_has_no_derivative():
         lambda p, b: losses(p, b)[torch.tensor([0, 2])], mf.mgda(), mf.jacobian(SHARED)
     )
     expected, _, _ = kept.update(PARAMS, (BATCH[0], labels), kept.init(PARAMS, (BATCH[0], labels)))
-    torch.testing.assert_close(
-        flatten(grads, TRUNK), flatten(expected, TRUNK), rtol=1e-11, atol=1e-15
-    )
+    near(flatten(grads, TRUNK), flatten(expected, TRUNK), 1e-11, 1e-15)
     together = vmap(lambda labels: balance.update(PARAMS, (BATCH[0], labels), state)[0])(
         torch.stack([labels, labels])
     )
-    torch.testing.assert_close(
-        together["trunk.0.weight"][1], grads["trunk.0.weight"], rtol=1e-11, atol=1e-15
-    )
+    near(together["trunk.0.weight"][1], grads["trunk.0.weight"], 1e-11, 1e-15)
 
 
 def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
@@ -405,7 +394,7 @@ def test_state_of_an_absent_task_stands_still():
     probe, run = mf.second_evaluation(mf.losses_only(present=given)), mf.Run(vector, PARAMS)
     state = probe.update(run, batch(SOME), probe.init(run, batch(SOME), mf.random.key(0))[1])[1]
     now = probe.update(run, batch(SOME), state)[0].geometry.extra["last_losses_now"]
-    torch.testing.assert_close(now, vector(PARAMS, batch(SOME)).where(SOME, 0.0))
+    near(now, vector(PARAMS, batch(SOME)).where(SOME, 0.0))
 
 
 def test_aux_rides_along():
@@ -416,7 +405,7 @@ def test_aux_rides_along():
         has_aux=True,
     )
     _, _, info = balance.update(PARAMS, batch(SOME), balance.init(PARAMS, batch(SOME)))
-    torch.testing.assert_close(info.aux["total"], vector(PARAMS, batch(SOME)).sum())
+    near(info.aux["total"], vector(PARAMS, batch(SOME)).sum())
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -486,5 +475,5 @@ def test_derivatives_at_absent_losses_that_are_nan_are_those_of_the_present_ones
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     outside = torch.autograd.grad(length(leaves), list(leaves.values()))
     inside = torch.func.grad(length)(params)
-    torch.testing.assert_close(list(inside.values()), list(outside))
+    near(list(inside.values()), list(outside))
     assert all(bool(leaf.isfinite().all()) for leaf in outside)

@@ -10,6 +10,7 @@ from mtlfunc.probes.common import fixed
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
+from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -82,11 +83,11 @@ def test_modo_equals_its_loop(batches, form):
             direction, on_heads, shown = w @ rows[2], heads[2], losses[2]
         params = moved(params, direction, on_heads, lr)
         state, info = step.update(state, batches)
-        torch.testing.assert_close(info.gramian, rows[0] @ rows[1].T, rtol=1e-9, atol=1e-13)
+        near(info.gramian, rows[0] @ rows[1].T, 1e-9, 1e-13)
         assert not torch.allclose(info.gramian, info.gramian.T)
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(info.losses, shown, rtol=1e-10, atol=0)
-        torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
+        near(info.weights, w, 1e-9, 1e-12)
+        near(info.losses, shown, 1e-10)
+        near(flatten(state.params), flatten(params), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.01])
@@ -119,8 +120,8 @@ def test_sdmgrad_equals_its_loop(eta):
             params, used @ rows[2], used @ literal_rows(params, BATCHES[2], HEADS)[1], lr
         )
         state, info = step.update(state, BATCHES)
-        torch.testing.assert_close(info.weights, used, rtol=1e-8, atol=1e-11)
-        torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-8, atol=1e-11)
+        near(info.weights, used, 1e-8, 1e-11)
+        near(flatten(state.params), flatten(params), 1e-8, 1e-11)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,9 +143,9 @@ def test_moco_equals_its_loop(form):
         )
         params = moved(params, w @ tracked, heads.mean(0), lr)
         state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.gramian, tracked @ tracked.T, rtol=1e-9, atol=1e-13)
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
+        near(info.gramian, tracked @ tracked.T, 1e-9, 1e-13)
+        near(info.weights, w, 1e-9, 1e-12)
+        near(flatten(state.params), flatten(params), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
@@ -175,11 +176,11 @@ def test_db_mtl_equals_its_loop(form, eps):
             params, (length.max() * corrected / length[:, None]).mean(0), heads.mean(0), lr
         )
         state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.weights, length.max() / length / TASKS, rtol=1e-9, atol=0)
-        torch.testing.assert_close(info.losses, (losses + eps).log(), rtol=1e-10, atol=1e-14)
-        torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
+        near(info.weights, length.max() / length / TASKS, 1e-9)
+        near(info.losses, (losses + eps).log(), 1e-10, 1e-14)
+        near(flatten(state.params), flatten(params), 1e-9, 1e-12)
         # nothing is averaged yet
-        torch.testing.assert_close(corrected[0], rows[0], rtol=1e-9, atol=0) if k == 1 else None
+        near(corrected[0], rows[0], 1e-9) if k == 1 else None
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -197,8 +198,8 @@ def test_excess_mtl_equals_its_loop(form):
         w = w / w.sum()
         params = moved(params, w @ rows, w @ heads, lr)
         state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
-        torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
+        near(info.weights, w, 1e-9)
+        near(flatten(state.params), flatten(params), 1e-9, 1e-12)
 
 
 def geometry(gramian: torch.Tensor) -> Geometry:
@@ -223,7 +224,7 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
     pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8))
     mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
     rows = literal_rows(PARAMS, BATCH, TRUNK)[1]
-    torch.testing.assert_close(mean, rows @ rows.T, rtol=1e-10, atol=1e-13)
+    near(mean, rows @ rows.T, 1e-10, 1e-13)
     alone = vmap(
         lambda x, y: gramian_of(one.update(mf.Run(opaque, PARAMS), (x, y), ())[0].geometry)
     )(*samples).mean(0)
@@ -246,14 +247,9 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
             _, state, _ = step.update(PARAMS, batch, step.init(PARAMS, batch))
             grads, _, info = step.update(PARAMS, batch, state)
             results.append((info.weights, flatten(grads)))
-        torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-10, atol=0)
+        near(results[1][0], results[0][0], 1e-10)
         expected = results[0][1] * (factor if name == "excess_mtl" else 1)
-        torch.testing.assert_close(
-            results[1][1],
-            expected,
-            rtol=1e-9,
-            atol=1e-12 * factor if name == "excess_mtl" else 1e-12,
-        )
+        near(results[1][1], expected, 1e-9, 1e-12 * factor if name == "excess_mtl" else 1e-12)
 
 
 def test_rate_of_one_and_no_history_is_the_jacobian():
@@ -265,7 +261,7 @@ def test_rate_of_one_and_no_history_is_the_jacobian():
         plain = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED))
         grads, _, _ = tracked.update(PARAMS, BATCH, tracked.init(PARAMS, BATCH))
         expected, _, _ = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
-        torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-15)
+        near(flatten(grads), flatten(expected), 1e-12, 1e-15)
 
 
 def test_first_excess_that_is_zero_is_not_divided_by():
@@ -278,7 +274,7 @@ def test_first_excess_that_is_zero_is_not_divided_by():
     before = info.weights
     _, state, info = step.update(params, rows, state)
     ratio = before * torch.exp(0.5 * torch.tensor([2**-0.5, 1.0], dtype=F64))
-    torch.testing.assert_close(info.weights, ratio / ratio.sum(), rtol=1e-12, atol=0)
+    near(info.weights, ratio / ratio.sum(), 1e-12)
 
 
 @pytest.mark.parametrize("rule", [mf.modo, mf.moco, mf.sdmgrad])
@@ -308,7 +304,7 @@ def test_run_vmapped_nested_equals_loop(name):
                 tree_leaves(run(name, mf.parameters(module), i, lr, 2)),
                 strict=True,
             ):
-                torch.testing.assert_close(got[i, j], expected, rtol=1e-9, atol=1e-13)
+                near(got[i, j], expected, 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -326,10 +322,8 @@ def test_gradient_of_a_run_through_the_losses(name):
     at, h = torch.tensor(1.2, dtype=F64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-6
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(
-        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0
-    )
+    near(grad(end)(at), difference, 1e-5)
+    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -354,10 +348,8 @@ def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batc
     at, h = torch.tensor(0.3, dtype=F64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-3
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        vmap(grad(end))(torch.stack([at, at]))[1], difference, rtol=1e-6, atol=0
-    )
+    near(grad(end)(at), difference, 1e-6)
+    near(vmap(grad(end))(torch.stack([at, at]))[1], difference, 1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -405,7 +397,7 @@ def test_aux_of_every_batch_and_of_the_logarithms():
 
     balance = mf.balance(with_aux, mf.modo(), mf.double_sampling(SHARED), has_aux=True)
     _, _, info = balance.update(PARAMS, BATCHES, balance.init(PARAMS, BATCHES))
-    torch.testing.assert_close(
+    near(
         torch.stack([aux["total"] for aux in info.aux]),
         torch.stack([vector(PARAMS, b).sum() for b in BATCHES]),
     )
@@ -479,7 +471,7 @@ def test_excess_risk_of_scalar_parameters():
             mf.Run(lambda p, b: b * p["x"], params), torch.tensor(batch, dtype=F64), state
         )
         risk = measured.geometry.extra["excess_risk"]
-        torch.testing.assert_close(risk, torch.tensor(expected, dtype=F64), rtol=1e-15, atol=0.0)
+        near(risk, torch.tensor(expected, dtype=F64), 1e-15)
 
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():

@@ -6,6 +6,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 from tests.support.families import gramian
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, scalars
 
 ONES = torch.ones(3, dtype=torch.float64)
@@ -47,12 +48,7 @@ def test_fairgrad_settles_or_says_so(alpha):
     # A rate is known to rounding of the terms that it is the sum of.
     size = (gramian.abs() @ weights).clamp_min(expected.amin())
     assert bool(((rates - expected).abs() <= 1e-9 * torch.maximum(size, expected)).all())
-    torch.testing.assert_close(
-        vmap(lambda g: mf.weights(mf.fairgrad(alpha), g))(gramian[None])[0],
-        weights,
-        rtol=1e-8,
-        atol=0.0,
-    )
+    near(vmap(lambda g: mf.weights(mf.fairgrad(alpha), g))(gramian[None])[0], weights, 1e-8)
 
 
 def test_fairgrad_beyond_what_it_can_solve_is_an_error_and_nan():

@@ -8,6 +8,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc.types import Geometry
 from tests.support.families import jacobian
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, vector
 from tests.support.rules import losses_of
 
@@ -54,17 +55,14 @@ def test_normalize_is_the_rule_on_normalised_rows(inner, by):
         s = sizes(J, losses, by)
         expected = s.mean() * mf.aggregate(INNER[inner](), J / s[:, None], losses, key=2)
         got = mf.aggregate(mf.normalize(INNER[inner](), by), J, losses, key=2)
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11 * float(s.mean()))
+        near(got, expected, 1e-9, 1e-11 * float(s.mean()))
 
 
 def test_normalize_with_equal_sizes_is_the_rule():
     J = jacobian("gaussian", 4)
     J = 3 * J / J.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        mf.weights(mf.normalize(mf.mgda()), J @ J.mT),
-        mf.weights(mf.mgda(), J @ J.mT),
-        rtol=1e-12,
-        atol=1e-14,
+    near(
+        mf.weights(mf.normalize(mf.mgda()), J @ J.mT), mf.weights(mf.mgda(), J @ J.mT), 1e-12, 1e-14
     )
     twos = torch.full((4,), 2.0, dtype=F64)
     assert torch.equal(
@@ -90,7 +88,7 @@ def test_normalised_mgda_is_the_chebyshev_centre_of_the_dual_cone(count, bound):
         centre = torch.from_numpy(d.value)
         found = mf.aggregate(mf.normalize(mf.mgda()), J)
         # an objective to 1e-8, Clarabel's tolerance, is an argument to its square root
-        torch.testing.assert_close(found / found.norm(), centre / centre.norm(), rtol=0, atol=3e-4)
+        near(found / found.norm(), centre / centre.norm(), 0, 3e-4)
         radius = float((J @ found / lengths).min() / found.norm())
         reached = radius if bound == "length" else radius / (1 + radius)
         assert reached == pytest.approx(largest, abs=1e-6)
@@ -102,11 +100,9 @@ def test_normalize_zero_sizes():
     J[1] = 0.0
     weights = mf.weights(mf.normalize(mf.mean()), J @ J.mT)
     n = J.norm(dim=1)
-    torch.testing.assert_close(
-        weights, torch.stack([n.mean() / n[0], torch.ones((), dtype=F64), n.mean() / n[2]]) / 3
-    )
+    near(weights, torch.stack([n.mean() / n[0], torch.ones((), dtype=F64), n.mean() / n[2]]) / 3)
     losses = torch.tensor([2.0, 0.0, 4.0], dtype=F64)
-    torch.testing.assert_close(
+    near(
         mf.weights(mf.normalize(mf.mean(), "loss"), J @ J.mT, losses),
         torch.tensor([1.0, 1.0, 0.5], dtype=F64) / 3,
     )
@@ -120,7 +116,7 @@ def test_normalize_by_losses_needs_no_gramian():
     state_rule = mf.normalize(mf.mean(), "loss")
     step = mf.balance(vector, state_rule, mf.losses_only())
     grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
-    torch.testing.assert_close(info.weights, info.losses.mean() / info.losses / 3)
+    near(info.weights, info.losses.mean() / info.losses / 3)
     assert all(g.isfinite().all() for g in grads.values())
 
 
@@ -146,16 +142,14 @@ def test_momentum_is_the_moving_average(inner):
     expected = [plain[0]]
     for now in plain[1:]:
         expected.append(a * expected[-1] + (1 - a) * now)
-    torch.testing.assert_close(smooth, torch.stack(expected), rtol=1e-12, atol=1e-14)
+    near(smooth, torch.stack(expected), 1e-12, 1e-14)
 
 
 def test_momentum_over_a_batch_of_factors():
     factors = torch.tensor([0.0, 0.5, 0.9], dtype=F64)
     together = vmap(lambda a: drive(mf.momentum(mf.mgda(), a))[0])(factors)
     for a, weights in zip(factors.tolist(), together, strict=True):
-        torch.testing.assert_close(
-            weights, drive(mf.momentum(mf.mgda(), a))[0], rtol=1e-9, atol=1e-12
-        )
+        near(weights, drive(mf.momentum(mf.mgda(), a))[0], 1e-9, 1e-12)
 
 
 def test_momentum_stays_for_absent_tasks():
@@ -167,5 +161,5 @@ def test_momentum_stays_for_absent_tasks():
     smooth, states = drive(mf.momentum(mf.mgda(), 0.5), present, 3)
     assert (smooth[~present] == 0).all()
     assert states[1].weights[1] == states[0].weights[1] == plain[0, 1]
-    torch.testing.assert_close(smooth[2, 2], plain[2, 2])
-    torch.testing.assert_close(smooth[2, 1], (plain[0, 1] + plain[2, 1]) / 2)
+    near(smooth[2, 2], plain[2, 2])
+    near(smooth[2, 1], (plain[0, 1] + plain[2, 1]) / 2)

@@ -16,6 +16,7 @@ import mtlfunc as mf
 from mtlfunc.solvers.problems import resolution
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.oracles import near
 from tests.support.registry import RULES
 from tests.support.rules import geometry, losses_of, trajectory, with_absent
 
@@ -43,11 +44,11 @@ def test_rule_permutation_equivariant(rule, family):
             second, _ = made.update(geometry(2 * G, losses**0.5), state)
             return torch.stack([first, second])
 
-        torch.testing.assert_close(
+        near(
             weights(G[order][:, order], losses[order]),
             weights(G, losses)[:, order],
-            rtol=case.accuracy,
-            atol=case.accuracy,
+            case.accuracy,
+            case.accuracy,
         )
 
 
@@ -71,12 +72,7 @@ def test_rule_positively_homogeneous(rule):
         one, _ = trajectory(case.make(), J @ J.mT)
         for scale in (1e-10, 1e-3, 1e5, 1e10):
             scaled = J * scale
-            torch.testing.assert_close(
-                trajectory(case.make(), scaled @ scaled.mT)[0],
-                one,
-                rtol=case.accuracy,
-                atol=case.accuracy,
-            )
+            near(trajectory(case.make(), scaled @ scaled.mT)[0], one, case.accuracy, case.accuracy)
 
 
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if not case.homogeneous])
@@ -103,10 +99,8 @@ def test_rule_vmapped_equals_loop(rule, count):
     together, state = vmap(lambda g, k: trajectory(case.make(), g, key=k))(G, keys)
     for i in range(3):
         alone, alone_state = trajectory(case.make(), G[i], key=keys[i])
-        torch.testing.assert_close(together[i], alone, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(
-            tree_map(lambda leaf, i=i: leaf[i], state), alone_state, rtol=1e-9, atol=1e-12
-        )
+        near(together[i], alone, 1e-9, 1e-12)
+        near(tree_map(lambda leaf, i=i: leaf[i], state), alone_state, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -118,9 +112,7 @@ def test_rule_vmap_of_vmap(rule):
         G, keys
     )
     for i, j in product(range(2), range(2)):
-        torch.testing.assert_close(
-            nested[i, j], trajectory(case.make(), G[i], key=keys[j])[0], rtol=1e-9, atol=1e-12
-        )
+        near(nested[i, j], trajectory(case.make(), G[i], key=keys[j])[0], 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if case.smooth])
@@ -153,12 +145,7 @@ def test_rule_derivatives_equal_central_differences(rule):
         tolerance = max(1e-7, 10 * case.accuracy) * (1 + float(gradient.norm()))
         assert abs(float((gradient * direction).sum() - difference)) <= tolerance
         assert abs(float(jvp(value, (J,), (direction,))[1] - difference)) <= tolerance
-        torch.testing.assert_close(
-            batched,
-            gradient,
-            rtol=1e-9 if case.accuracy < 1e-6 else 1e-4,
-            atol=max(1e-10, case.accuracy),
-        )
+        near(batched, gradient, 1e-9 if case.accuracy < 1e-6 else 1e-4, max(1e-10, case.accuracy))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -207,11 +194,10 @@ def test_rule_weights_sum_by_the_scale_contract(rule, count):
     if case.shared_sum is None:
         pytest.skip("no promise")
     weights, _ = trajectory_shared(case, gramian("identical", count))
-    torch.testing.assert_close(
+    near(
         weights.sum(-1),
         torch.full((3,), case.shared_sum, dtype=F64),
-        rtol=max(1e-12, case.accuracy * 1e-3),
-        atol=0,
+        max(1e-12, case.accuracy * 1e-3),
     )
 
 
@@ -234,16 +220,13 @@ def test_rule_weights_finite_and_convex(rule, family):
         assert all(leaf.isfinite().all() for leaf in tree_leaves((weights, state)))
         if case.convex:
             assert (weights >= 0).all()
-            torch.testing.assert_close(
-                weights.sum(-1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12
-            )
+            near(weights.sum(-1), torch.ones(3, dtype=F64), 0, 1e-12)
         # a single task of a stationary family has J = 0: no length to share out
         if count == 1 and case.shared_sum is not None and jacobian(family, 1).any():
-            torch.testing.assert_close(
+            near(
                 weights.sum(-1),
                 torch.full((3,), case.shared_sum, dtype=F64),
-                rtol=max(1e-12, case.accuracy),
-                atol=0,
+                max(1e-12, case.accuracy),
             )
 
 
@@ -294,9 +277,7 @@ def test_rule_nan_raises_alone_and_stays_nan_under_vmap(rule):
     together = vmap(lambda g: mf.weights(case.make(), g, losses_of(3)))(G)
     if rule != "stateless-losses":  # its function reads losses alone
         assert together[0].isnan().any()
-    torch.testing.assert_close(
-        together[1], mf.weights(case.make(), G[1], losses_of(3)), rtol=1e-9, atol=1e-12
-    )
+    near(together[1], mf.weights(case.make(), G[1], losses_of(3)), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -335,10 +316,8 @@ def test_rule_on_present_tasks_alone(rule, family):
         apart = 1e-12 + float(noise / delta / lengths.amin()) if present.any() else 1e-12
         # A cone's face may hold either of two copies: their weights count together.
         copies = (J[:, None] == J).all(-1).to(J) if rule == "conicgrad" else torch.eye(len(J)).to(J)
-        torch.testing.assert_close(together @ copies, weights @ copies, rtol=1e-9, atol=apart)
-        torch.testing.assert_close(
-            together @ J, weights @ J, rtol=1e-9, atol=1e-12 + float(noise) / delta**0.5 / 2
-        )
+        near(together @ copies, weights @ copies, 1e-9, apart)
+        near(together @ J, weights @ J, 1e-9, 1e-12 + float(noise) / delta**0.5 / 2)
         if present.any():
             alone = with_absent(
                 case.make(),
@@ -347,7 +326,7 @@ def test_rule_on_present_tasks_alone(rule, family):
                 torch.ones(int(present.sum()), dtype=torch.bool),
             )
             tolerance = case.accuracy * float((alone.abs() @ J[present].norm(dim=1)).max())
-            torch.testing.assert_close(weights @ J, alone @ J[present], rtol=0, atol=tolerance)
+            near(weights @ J, alone @ J[present], 0, tolerance)
 
 
 def test_rules_that_cannot_do_without_a_task_say_so():
@@ -393,7 +372,7 @@ def test_weights_demand_losses_where_they_matter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_weights_of_another_dtype_make_a_direction(dtype):
     rule, rows = mf.stateless(lambda gramian: torch.ones(2, dtype=dtype)), gramian("gaussian", 2)
-    torch.testing.assert_close(mf.aggregate(rule, rows), rows.sum(0))
+    near(mf.aggregate(rule, rows), rows.sum(0))
 
 
 def test_stateless_counts_arguments():
@@ -419,16 +398,11 @@ def test_rule_equivariant_to_rotations_and_padding(rule):
         torch.from_numpy(np.random.default_rng(0).standard_normal((J.shape[1], J.shape[1])))
     )[0]
     d = mf.aggregate(case.make(), J, losses_of(4))
-    torch.testing.assert_close(
-        mf.aggregate(case.make(), J @ Q, losses_of(4)),
-        d @ Q,
-        rtol=0,
-        atol=case.accuracy * float(J.norm()),
-    )
+    near(mf.aggregate(case.make(), J @ Q, losses_of(4)), d @ Q, 0, case.accuracy * float(J.norm()))
     padded = mf.aggregate(case.make(), torch.cat([J, torch.zeros_like(J)], 1), losses_of(4))
-    torch.testing.assert_close(
+    near(
         padded,
         torch.cat([d, torch.zeros_like(d)]),
-        rtol=0,
-        atol=max(1e-12, case.accuracy * 1e-3) * float(J.norm()),
+        0,
+        max(1e-12, case.accuracy * 1e-3) * float(J.norm()),
     )

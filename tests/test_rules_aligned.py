@@ -10,6 +10,7 @@ from torch.func import jacrev, jvp, vmap
 
 import mtlfunc as mf
 from tests.support.families import jacobian
+from tests.support.oracles import near
 from tests.support.rules import INDEPENDENT, preferences, updated
 
 F64 = torch.float64
@@ -53,9 +54,7 @@ def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
         [mf.weights(mf.aligned_mtl(preference=p), J @ J.mT) for p in torch.eye(5, dtype=F64)]
     )
     s = torch.linalg.eigvalsh(J @ J.mT)[0]
-    torch.testing.assert_close(
-        B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), rtol=0, atol=1e-12 * float(s)
-    )
+    near(B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), 0, 1e-12 * float(s))
 
 
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
@@ -69,9 +68,7 @@ def test_aligned_mtl_derivative_at_equal_eigenvalues():
         (torch.eye(3, dtype=F64),),
         (direction,),
     )[1]
-    torch.testing.assert_close(
-        slope, direction.trace() / 6 * p - 0.5 * direction @ p, rtol=1e-12, atol=1e-14
-    )
+    near(slope, direction.trace() / 6 * p - 0.5 * direction @ p, 1e-12, 1e-14)
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
@@ -88,7 +85,7 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
         64 * EPS * float(values[-1] / values[0]) * float(alone.abs() @ J[present].norm(dim=1))
     )
     assert bool((w[~present] == 0).all())
-    torch.testing.assert_close(w @ J, alone @ J[present], rtol=0, atol=tolerance)
+    near(w @ J, alone @ J[present], 0, tolerance)
 
 
 # --- derivatives where norms differ -------------------------------------------------------------

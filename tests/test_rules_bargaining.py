@@ -14,6 +14,7 @@ from torch.func import grad, vmap
 import mtlfunc as mf
 from mtlfunc.rules._newton import bargain
 from tests.support.families import FAMILIES, gramian, jacobian, jacobians
+from tests.support.oracles import near
 from tests.support.rules import INDEPENDENT, STATIONARY, lengths, preferences, updated
 
 F64 = torch.float64
@@ -70,11 +71,10 @@ def test_nash_mtl_two_tasks_in_closed_form(cosine):
     for n in torch.tensor([[1.0, 1.0], [1e-3, 1e4], [1e15, 1e-15]], dtype=F64):
         G = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=F64) * n * n[:, None]
         known = float(G[0, 1] / n[0] / n[1]) + 1  # 1 + cos, as far as G knows it
-        torch.testing.assert_close(
+        near(
             mf.weights(mf.nash_mtl(), G) * n,
             torch.full((2,), known**-0.5, dtype=F64),
-            rtol=1e-13 + 16 * EPS / known,
-            atol=0,
+            1e-13 + 16 * EPS / known,
         )
 
 
@@ -88,11 +88,10 @@ def test_bargaining_weights_scale_by_their_unit(rule):
         made, degree = (mf.nash_mtl(), 3) if rule == "nash" else (mf.fairgrad(2.0), 4)
         one = mf.weights(made, G)
         for power in (-33, 33):
-            torch.testing.assert_close(
+            near(
                 mf.weights(made, G * 4.0**power),
                 one * 2.0 ** (-degree * power // 3),
-                rtol=0 if rule == "nash" else 64 * EPS,
-                atol=0,
+                0 if rule == "nash" else 64 * EPS,
             )
 
 
@@ -130,24 +129,17 @@ def test_nash_mtl_around_opposite_tasks(count):
         if count > 2:
             stuck = J[0] / J[0].norm()
             rest = J[2:] - (J[2:] @ stuck)[:, None] * stuck
-            torch.testing.assert_close(d, mf.aggregate(mf.nash_mtl(), rest), rtol=0, atol=1e-6)
+            near(d, mf.aggregate(mf.nash_mtl(), rest), 0, 1e-6)
 
 
 def test_nash_mtl_zero_gradients_have_no_say():
     J = torch.cat([jacobian("gaussian", 3), torch.zeros(1, 13, dtype=F64)])
     G = J @ J.mT
     alone = mf.weights(mf.nash_mtl(), G[:3, :3])
-    torch.testing.assert_close(
-        mf.weights(mf.nash_mtl(), G),
-        torch.cat([alone, torch.zeros(1, dtype=F64)]),
-        rtol=1e-13,
-        atol=0,
-    )
+    near(mf.weights(mf.nash_mtl(), G), torch.cat([alone, torch.zeros(1, dtype=F64)]), 1e-13)
     nothing = torch.zeros(4, 4, dtype=F64)
     p = preferences(4)
-    torch.testing.assert_close(
-        mf.weights(mf.nash_mtl(preference=p, rescale="sum"), nothing), p, rtol=1e-14, atol=0
-    )
+    near(mf.weights(mf.nash_mtl(preference=p, rescale="sum"), nothing), p, 1e-14)
     assert torch.equal(mf.weights(mf.nash_mtl(), nothing), torch.zeros(4, dtype=F64))
 
 
@@ -157,9 +149,7 @@ def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
         mf.nash_mtl(preference=torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64), rescale="sum"), G
     )
     kept = torch.tensor([0, 2, 3])
-    torch.testing.assert_close(
-        w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), rtol=1e-13, atol=0
-    )
+    near(w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), 1e-13)
     assert float(w[1]) == 0
 
 
@@ -192,14 +182,10 @@ def test_nash_mtl_max_norm():
     for limit in (0.5, 2.0, 3.0):
         w = mf.weights(mf.nash_mtl(max_norm=limit), G)
         assert float((w @ J).norm()) == pytest.approx(min(limit, 2.0), rel=1e-12)
-        torch.testing.assert_close(
-            w / w.sum(), mf.weights(mf.nash_mtl(rescale="sum"), G), rtol=1e-12, atol=0
-        )
+        near(w / w.sum(), mf.weights(mf.nash_mtl(rescale="sum"), G), 1e-12)
     limits = torch.tensor([0.5, 3.0], dtype=F64)
     batched = vmap(lambda limit: updated(mf.nash_mtl(max_norm=limit), G))(limits)
-    torch.testing.assert_close(
-        batched[0], mf.weights(mf.nash_mtl(max_norm=0.5), G), rtol=1e-12, atol=0
-    )
+    near(batched[0], mf.weights(mf.nash_mtl(max_norm=0.5), G), 1e-12)
 
 
 def test_fairgrad_batched_and_differentiated_in_alpha():

@@ -14,6 +14,7 @@ from mtlfunc import solvers
 from mtlfunc.core import optim
 from mtlfunc.rules._gradnorm import exact_adam
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.oracles import near
 from tests.support.registry import RULES
 from tests.support.rules import geometry, losses_of, random_orders, trajectory
 
@@ -27,15 +28,11 @@ GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
 def test_preference_scales_to_sum_one():
     p = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
     J = jacobian("gaussian", 3)
-    torch.testing.assert_close(
-        mf.weights(mf.mean(preference=p), J @ J.mT), p / 8, rtol=4 * EPS, atol=0
-    )
+    near(mf.weights(mf.mean(preference=p), J @ J.mT), p / 8, 4 * EPS)
     centre = p / 8 @ J
     d = mf.aggregate(mf.cagrad(0.4, preference=p), J)
     assert float((d - centre).norm()) == pytest.approx(0.4 * float(centre.norm()), rel=1e-9)
-    torch.testing.assert_close(
-        mf.aggregate(mf.cagrad(0.0, preference=p), J), centre, rtol=1e-12, atol=1e-14
-    )
+    near(mf.aggregate(mf.cagrad(0.0, preference=p), J), centre, 1e-12, 1e-14)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +50,7 @@ def test_preference_defaults_to_the_geometrys(make):
         geometry(rows @ rows.mT, losses_of(3))._replace(preference=p),
         made.init(losses_of(3), mf.random.key(0)),
     )
-    torch.testing.assert_close(weights, p, rtol=1e-12, atol=0)
+    near(weights, p, 1e-12)
 
 
 # --- PCGrad -------------------------------------------------------------------------------------
@@ -117,9 +114,7 @@ def test_pcgrad_permutation_equivariant_with_its_orders():
         move = torch.from_numpy(np.random.default_rng(1).permutation(count))
         back = move.argsort()
         moved = mf.weights(mf.pcgrad(back[orders[move]]), G[move][:, move])
-        torch.testing.assert_close(
-            moved, mf.weights(mf.pcgrad(orders), G)[move], rtol=1e-12, atol=0
-        )
+        near(moved, mf.weights(mf.pcgrad(orders), G)[move], 1e-12)
 
 
 @given(jacobians(least=2, most=2, families=("gaussian", "spread", "hull")))
@@ -132,22 +127,17 @@ def test_pcgrad_two_task_identities(J):
     n = J.norm(dim=1)
     k = float((J[0] / n[0]) @ (J[1] / n[1]))
     if k >= 0:
-        torch.testing.assert_close(d, g, rtol=0, atol=1e-12 * float(n.sum()))
+        near(d, g, 0, 1e-12 * float(n.sum()))
         return
     bound = (1 - k**2) * float((J[0] - J[1]).norm()) ** 2
     assert float(d @ d) == pytest.approx(bound, rel=1e-10)
-    torch.testing.assert_close(J @ d, (1 - k**2) * n**2, rtol=1e-10, atol=float(1e-13 * G.max()))
+    near(J @ d, (1 - k**2) * n**2, 1e-10, float(1e-13 * G.max()))
 
 
 def test_pcgrad_without_conflicts_is_the_mean():
     for count in (2, 5):
         J = jacobian("hull", count).abs()
-        torch.testing.assert_close(
-            mf.weights(mf.pcgrad(), J @ J.mT),
-            torch.full((count,), 1 / count, dtype=F64),
-            rtol=1e-12,
-            atol=0,
-        )
+        near(mf.weights(mf.pcgrad(), J @ J.mT), torch.full((count,), 1 / count, dtype=F64), 1e-12)
 
 
 def test_pcgrad_random_orders_differ_by_step_and_key():
@@ -197,12 +187,7 @@ def test_mgda_repeated_task_changes_nothing():
     for count in (1, 2, 4):
         J = jacobian("gaussian", count)
         again = torch.cat([J, J[:1]])
-        torch.testing.assert_close(
-            mf.aggregate(mf.mgda(), again),
-            mf.aggregate(mf.mgda(), J),
-            rtol=0,
-            atol=1e-7 * float(J.norm()),
-        )
+        near(mf.aggregate(mf.mgda(), again), mf.aggregate(mf.mgda(), J), 0, 1e-7 * float(J.norm()))
 
 
 # --- CAGrad -------------------------------------------------------------------------------------
@@ -247,7 +232,7 @@ def test_cagrad_rescale_divides_by_what_it_says(rescale):
             "1+c^2": 1 + c**2,
             "1+lambda": 1 + c * J.mean(0).norm() / (w @ J).norm(),
         }[rescale]
-        torch.testing.assert_close(scaled, plain / divisor, rtol=1e-12, atol=0)
+        near(scaled, plain / divisor, 1e-12)
 
 
 def test_cagrad_two_tasks_on_a_grid():
@@ -327,8 +312,8 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
     state = step.init(params, ())
     for _ in range(10):
         state, _ = step.update(state, ())
-    torch.testing.assert_close(state.params["W"], W.detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(state.balance.rule.weights, w.detach(), rtol=1e-10, atol=0)
+    near(state.params["W"], W.detach(), 1e-10, 1e-12)
+    near(state.balance.rule.weights, w.detach(), 1e-10)
 
 
 @pytest.mark.parametrize("rule", GRADNORM)
@@ -365,14 +350,12 @@ def test_gradnorm_equilibria(optimizer):
         torch.tensor([2.0, 2.0, 4.0], dtype=F64),
     )
     equal = settle(mf.gradnorm(0.0, lr, optimizer=optimizer), G, losses, initial)
-    torch.testing.assert_close(equal, 3 / n / (1 / n).sum(), rtol=6 * lr, atol=0)
+    near(equal, 3 / n / (1 / n).sum(), 6 * lr)
     rate = (losses / initial) / (losses / initial).mean()
     pulled = settle(
         mf.gradnorm(0.5, lr, optimizer=optimizer, normalize_targets=True), G, losses, initial
     )
-    torch.testing.assert_close(
-        pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), rtol=6 * lr, atol=0
-    )
+    near(pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), 6 * lr)
 
 
 def test_gradnorm_targets_are_biased_unless_normalised():

@@ -9,6 +9,7 @@ from torch.func import jacrev, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from tests.support.families import gramian, jacobian
+from tests.support.oracles import near
 from tests.support.rules import geometry
 
 F64 = torch.float64
@@ -99,7 +100,7 @@ def test_epo_on_the_ray_has_no_anchor_but_rounding(count, loss):
         present=rest, preference=rest / count
     )
     with_absent = mf.epo().update(seen, ())[0]
-    torch.testing.assert_close(with_absent[rest], weights, rtol=0, atol=1e-9)
+    near(with_absent[rest], weights, 0, 1e-9)
 
 
 def quadratics(params, batch):
@@ -156,14 +157,14 @@ def test_epo_traces_the_front(problem):
     assert float(spread.norm(dim=-1).max()) <= 5e-3
     if problem is quadratics:  # L₁ = 12s², L₂ = 12(1 - s)² at s along the segment
         s = 1 / (1 + (rays[:, 0] / rays[:, 1]).sqrt())
-        torch.testing.assert_close(losses, 12 * torch.stack([s, 1 - s], -1) ** 2, rtol=2e-2, atol=0)
+        near(losses, 12 * torch.stack([s, 1 - s], -1) ** 2, 2e-2)
     assert (losses[1:, 0] > losses[:-1, 0]).all()  # a smaller r₁ leaves a larger L₁
 
 
 def test_epo_edge_cases():
     G = gramian("gaussian", 3)
     even = mf.weights(mf.epo(), G, torch.zeros(3, dtype=F64))  # losses 0: nothing to balance
-    torch.testing.assert_close(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
+    near(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
     assert (
         mf.weights(
             mf.epo(torch.tensor([0.0, 1.0], dtype=F64)),
@@ -232,12 +233,7 @@ def test_pareto_mtl_equals_literal_algorithm(count):
 
 def test_pareto_mtl_in_its_region_is_mgda():
     J, losses = jacobian("gaussian", 3), torch.tensor([1.0, 1.1, 0.9], dtype=F64)
-    torch.testing.assert_close(
-        mf.weights(mf.pareto_mtl(), J @ J.mT, losses),
-        mf.weights(mf.mgda(), J @ J.mT),
-        rtol=1e-12,
-        atol=0,
-    )
+    near(mf.weights(mf.pareto_mtl(), J @ J.mT, losses), mf.weights(mf.mgda(), J @ J.mT), 1e-12)
 
 
 def test_pareto_mtl_searches_until_a_point_is_found():

@@ -22,6 +22,7 @@ from mtlfunc.solvers._auto import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.oracles import near
 from tests.support.rules import INDEPENDENT, lengths, preferences, updated
 
 F64 = torch.float64
@@ -51,7 +52,7 @@ def test_rlw_is_the_softmax_of_its_key_and_has_mean_uniform():
     drawn = vmap(two_steps)(torch.arange(4000))
     key, _ = mf.random.draw(mf.random.stream(mf.random.key(7)))
     z = mf.random.normal(key, (4,), F64)
-    torch.testing.assert_close(drawn[7, 0], z.exp() / z.exp().sum(), rtol=1e-14, atol=0)
+    near(drawn[7, 0], z.exp() / z.exp().sum(), 1e-14)
     assert not torch.allclose(drawn[:, 0], drawn[:, 1])
     spread = drawn.flatten(0, 1).std(0) / 8000**0.5
     assert ((drawn.flatten(0, 1).mean(0) - 0.25).abs() <= 5 * spread).all()
@@ -62,7 +63,7 @@ def test_rlw_of_absent_tasks():
     whole = updated(mf.rlw(), torch.eye(4, dtype=F64))
     present = torch.tensor([True, False, True, True])
     some = updated(mf.rlw(), torch.eye(4, dtype=F64), present)
-    torch.testing.assert_close(some, whole * present / (whole * present).sum(), rtol=1e-14, atol=0)
+    near(some, whole * present / (whole * present).sum(), 1e-14)
     assert torch.equal(
         updated(mf.rlw(), torch.eye(4, dtype=F64), ~present & present), torch.zeros(4, dtype=F64)
     )
@@ -143,11 +144,9 @@ def test_upgrad_two_tasks_in_fractions():
         if a * c == b * b:  # parallel: other weights give the same direction
             expected_d = [float(expected[0] * g[k] + expected[1] * h[k]) for k in range(2)]
             got = got @ torch.tensor([g, h], dtype=F64)
-            torch.testing.assert_close(got, torch.tensor(expected_d, dtype=F64), rtol=0, atol=1e-14)
+            near(got, torch.tensor(expected_d, dtype=F64), 0, 1e-14)
         else:
-            torch.testing.assert_close(
-                got, torch.tensor([float(x) for x in expected], dtype=F64), rtol=4 * EPS, atol=0
-            )
+            near(got, torch.tensor([float(x) for x in expected], dtype=F64), 4 * EPS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,9 +155,7 @@ def test_upgrad_two_tasks_is_pcgrad(family):
         J = jacobian(family, 2, seed)
         for p in (None, preferences(2, seed)):
             d = mf.aggregate(mf.upgrad(preference=p), J)
-            torch.testing.assert_close(
-                d, mf.aggregate(mf.pcgrad(preference=p), J), rtol=0, atol=1e-12 * float(J.norm())
-            )
+            near(d, mf.aggregate(mf.pcgrad(preference=p), J), 0, 1e-12 * float(J.norm()))
 
 
 def test_upgrad_is_linear_in_every_length():
@@ -171,18 +168,14 @@ def test_upgrad_is_linear_in_every_length():
         )
         / 4
     )
-    torch.testing.assert_close(
-        mf.aggregate(mf.upgrad(), s[:, None] * J), s @ parts, rtol=1e-12, atol=1e-13
-    )
+    near(mf.aggregate(mf.upgrad(), s[:, None] * J), s @ parts, 1e-12, 1e-13)
 
 
 def test_without_conflicts_projections_are_the_mean():
     J = jacobian("gaussian", 3).abs()
     p = preferences(3)
     for rule in (mf.upgrad, mf.dualproj):
-        torch.testing.assert_close(
-            mf.weights(rule(preference=p), J @ J.mT), p, rtol=2 * EPS, atol=0
-        )
+        near(mf.weights(rule(preference=p), J @ J.mT), p, 2 * EPS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -221,7 +214,7 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         same = ~moved.any(1)
         # both solve with the Gramian of directions and its ridge, as exactly as its condition lets
         rtol = 1e-9 + EPS * count / resolved
-        torch.testing.assert_close(carried[same], torch.stack(expected)[same], rtol=rtol, atol=1e-9)
+        near(carried[same], torch.stack(expected)[same], rtol, 1e-9)
 
 
 def test_one_call_finds_an_indefinite_matrix():
@@ -259,7 +252,7 @@ def test_imtl_g_equals_the_papers_closed_form_with_equal_projections(family, cou
         error = (1e-14 + 64 * EPS * (float(torch.linalg.cond(D @ U.mT)) + condition(G))) * float(
             literal.abs().max()
         )
-        torch.testing.assert_close(w, literal, rtol=0, atol=error)
+        near(w, literal, 0, error)
 
 
 def test_imtl_g_can_point_uphill_for_everyone():
@@ -289,19 +282,9 @@ def test_imtl_g_of_dependent_gradients():
     with weights of sum 1. A zero row has no say.
     """
     J = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=F64)
-    near = torch.tensor([[1.0, 0.0, 0.0], [2.0, 1e-4, 0.0]], dtype=F64)
-    torch.testing.assert_close(
-        mf.weights(mf.imtl_g(), J @ J.mT),
-        torch.tensor([2.0, 1.0], dtype=F64) / 3,
-        rtol=1e-14,
-        atol=0,
-    )
-    torch.testing.assert_close(
-        mf.weights(mf.imtl_g(), near @ near.mT),
-        torch.tensor([2.0, 1.0], dtype=F64) / 3,
-        rtol=1e-7,
-        atol=0,
-    )
+    around = torch.tensor([[1.0, 0.0, 0.0], [2.0, 1e-4, 0.0]], dtype=F64)
+    near(mf.weights(mf.imtl_g(), J @ J.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, 1e-14)
+    near(mf.weights(mf.imtl_g(), around @ around.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, 1e-7)
     for third in ([0.0, 3.0, 0.0], [4.0, 0.0, 0.0]):
         J = torch.tensor([[1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], third], dtype=F64)
         w = mf.weights(mf.imtl_g(), J @ J.mT)
@@ -309,9 +292,7 @@ def test_imtl_g_of_dependent_gradients():
         assert (w @ J).norm() <= 1e-14
     J = torch.cat([jacobian("gaussian", 4), torch.zeros(1, 14, dtype=F64)])
     w, others = mf.weights(mf.imtl_g(), J @ J.mT), mf.weights(mf.imtl_g(), J[:4] @ J[:4].mT)
-    torch.testing.assert_close(
-        w, torch.cat([others, torch.zeros(1, dtype=F64)]), rtol=1e-12, atol=0
-    )
+    near(w, torch.cat([others, torch.zeros(1, dtype=F64)]), 1e-12)
     assert torch.equal(
         mf.weights(mf.imtl_g(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64)
     )
@@ -339,14 +320,10 @@ def test_config_equals_the_pseudo_inverse_of_unit_gradients(family):
             best = torch.linalg.pinv(unit, rtol=1e-7) @ p
             # nothing of p within reach
             best = best / best.norm() if best.norm() > 1e-10 else 0 * best
-            torch.testing.assert_close(
-                d, (J @ best).mean() * best, rtol=0, atol=1e-10 * float(n.max())
-            )
+            near(d, (J @ best).mean() * best, 0, 1e-10 * float(n.max()))
             if family in INDEPENDENT:
                 cosines = unit @ d / d.norm()
-                torch.testing.assert_close(
-                    cosines / p, (cosines / p)[:1].expand(count), rtol=1e-10, atol=0
-                )
+                near(cosines / p, (cosines / p)[:1].expand(count), 1e-10)
 
 
 def test_config_without_reach_is_zero():
@@ -406,10 +383,8 @@ PREFERRED: dict[str, Callable[..., mf.Rule]] = {
 def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
     G, p = gramian("gaussian", 3), preferences(3)
     given_, scaled = (updated(PREFERRED[name](preference=x), G) for x in (p, 7 * p))
-    torch.testing.assert_close(scaled, given_, rtol=1e-13, atol=0)
-    torch.testing.assert_close(
-        updated(PREFERRED[name](), G, preference=p), given_, rtol=1e-13, atol=0
-    )
+    near(scaled, given_, 1e-13)
+    near(updated(PREFERRED[name](), G, preference=p), given_, 1e-13)
     assert not torch.allclose(given_, updated(PREFERRED[name](), G))
 
 

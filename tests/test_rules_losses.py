@@ -14,6 +14,7 @@ import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
 from tests.support.losses import SERIES, _generator, weights_of
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, TASKS, flatten, nets, opaque, scalars, vector
 
 F64 = torch.float64
@@ -88,7 +89,7 @@ def test_learned_scales_equal_autograd_of_the_objective(name, probe, ours, their
     got = train(
         {"uw": mf.uw, "imtl_l": mf.imtl_l}[name](0.1, optimizer=ours), PROBES[probe](), BATCHES
     )
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    near(got, expected, 1e-10, 1e-12)
     assert s.detach().abs().min() > 1e-3  # it moved, and by far more than the tolerance
 
 
@@ -99,8 +100,8 @@ def test_learned_scales_rest_where_the_docstrings_say():
         (mf.imtl_l(0.5, optimizer=optim.sgd), 1 / losses / 3),
     ):
         weights, _ = weights_of(rule, losses.expand(300, 3))
-        torch.testing.assert_close(weights[-1], rest, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
+        near(weights[-1], rest, 1e-6)
+    near(
         weights_of(mf.uw(0.1, initial=-0.5), losses[None])[0][0],
         torch.full((3,), 0.5 * 2.718281828459045**0.5 / 3, dtype=F64),
     )
@@ -121,12 +122,12 @@ def test_dwa_equals_libmtls_formula_and_torchjd():
             if epoch > 1
             else torch.full((4,), 0.25, dtype=F64)
         )
-        torch.testing.assert_close(got[step], expected, rtol=1e-13, atol=0)
+        near(got[step], expected, 1e-13)
     assert (got[-1] - 0.25).abs().max() > 0.05
 
     theirs = pytest.importorskip("torchjd.scalarization").DWA(tau)
     for step, losses in enumerate(SERIES):
-        torch.testing.assert_close(4 * got[step], grad(theirs)(losses), rtol=1e-12, atol=0)
+        near(4 * got[step], grad(theirs)(losses), 1e-12)
         if step % k == k - 1:
             theirs.step()
 
@@ -142,8 +143,8 @@ def test_dwa_means_over_the_steps_in_which_a_task_was_present():
     rates = torch.stack([masked[2] / masked[1], masked[3] / masked[2]])
     # over its own last two epochs
     rates[:, 2] = torch.stack([masked[2, 2] / masked[0, 2], masked[3, 2] / masked[2, 2]])
-    torch.testing.assert_close(got[9], torch.softmax(rates[0] / 2, -1), rtol=1e-13, atol=0)
-    torch.testing.assert_close(state.rate, rates[1], rtol=1e-13, atol=0)
+    near(got[9], torch.softmax(rates[0] / 2, -1), 1e-13)
+    near(state.rate, rates[1], 1e-13)
 
 
 # --- GLS ----------------------------------------------------------------------------------------
@@ -156,19 +157,13 @@ def test_gls_equals_autograd_of_the_geometric_mean(preference):
     )
     for losses in SERIES:
         expected = grad(lambda x: torch.prod(x**exponents))(losses)
-        torch.testing.assert_close(
-            weights_of(mf.gls(preference=preference), losses[None])[0][0],
-            expected,
-            rtol=1e-12,
-            atol=0,
-        )
+        near(weights_of(mf.gls(preference=preference), losses[None])[0][0], expected, 1e-12)
     if preference is None:
         theirs = pytest.importorskip("torchjd.scalarization").GeometricMean()
-        torch.testing.assert_close(
+        near(
             weights_of(mf.gls(), SERIES[:1])[0][0],
             torch.autograd.functional.jacobian(theirs, SERIES[0]),
-            rtol=1e-12,
-            atol=0,
+            1e-12,
         )
 
 
@@ -176,13 +171,9 @@ def test_gls_where_the_product_leaves_the_range_of_floats():
     losses = torch.logspace(3, 5, 128, dtype=torch.float32)
     assert losses.prod().isinf()
     expected = grad(lambda x: x.log().mean().exp())(losses.double())
-    torch.testing.assert_close(
-        weights_of(mf.gls(), losses[None])[0][0].double(), expected, rtol=1e-4, atol=0
-    )
+    near(weights_of(mf.gls(), losses[None])[0][0].double(), expected, 1e-4)
     for scale in (1e-30, 1e30):
-        torch.testing.assert_close(
-            weights_of(mf.gls(), losses[None] * scale)[0][0].double(), expected, rtol=1e-4, atol=0
-        )
+        near(weights_of(mf.gls(), losses[None] * scale)[0][0].double(), expected, 1e-4)
 
 
 # --- STCH ---------------------------------------------------------------------------------------
@@ -204,8 +195,8 @@ def test_stch_equals_autograd_and_torchjd(mu):
         theirs = pytest.importorskip("torchjd.scalarization").STCH(mu, p, z)
         for losses in SERIES[:4]:
             got = weights_of(mf.stch(mu, preference=p, reference=z), losses[None])[0][0]
-            torch.testing.assert_close(got, 4 * grad(objective)(losses), rtol=1e-12, atol=1e-300)
-            torch.testing.assert_close(got, 4 * grad(theirs)(losses), rtol=1e-12, atol=1e-300)
+            near(got, 4 * grad(objective)(losses), 1e-12, 1e-300)
+            near(got, 4 * grad(theirs)(losses), 1e-12, 1e-300)
 
 
 def test_stch_between_the_maximum_and_the_mean():
@@ -213,15 +204,12 @@ def test_stch_between_the_maximum_and_the_mean():
     p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
     for losses in SERIES:
         worst = (p * losses).argmax()
-        torch.testing.assert_close(
+        near(
             weights_of(mf.stch(1e-9, preference=p), losses[None])[0][0],
             4 * p * (torch.arange(4) == worst),
-            rtol=1e-12,
-            atol=0,
+            1e-12,
         )
-        torch.testing.assert_close(
-            weights_of(mf.stch(1e9, preference=p), losses[None])[0][0], p, rtol=1e-6, atol=0
-        )
+        near(weights_of(mf.stch(1e9, preference=p), losses[None])[0][0], p, 1e-6)
 
 
 def test_stch_with_warmup_equals_the_official_code():
@@ -235,7 +223,7 @@ def test_stch_with_warmup_equals_the_official_code():
             if step < first + then
             else lambda x: 4 * (4 * mu) * torch.logsumexp((x / nadir).log() / (4 * mu), -1)
         )
-        torch.testing.assert_close(4 * got[step], grad(official)(losses), rtol=1e-12, atol=0)
+        near(4 * got[step], grad(official)(losses), 1e-12)
 
 
 # --- COSMOS and PBI -----------------------------------------------------------------------------
@@ -259,19 +247,19 @@ def test_cosmos_and_pbi_equal_autograd_and_torchjd(p):
 
     for losses in SERIES[:5]:
         got = weights_of(mf.cosmos(0.7, preference=p), losses[None])[0][0]
-        torch.testing.assert_close(got, grad(penalised)(losses), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(
+        near(got, grad(penalised)(losses), 1e-10, 1e-12)
+        near(
             got,
             torch.autograd.functional.jacobian(scalarization.COSMOS(0.7, p), losses),
-            rtol=1e-6,
-            atol=1e-8,
+            1e-6,
+            1e-8,
         )
-        torch.testing.assert_close(got @ losses, p @ losses)
+        near(got @ losses, p @ losses)
         got = weights_of(mf.pbi(preference=p, reference=ideal), losses[None])[0][0]
-        torch.testing.assert_close(got, grad(intersection)(losses), rtol=1e-10, atol=1e-12)
+        near(got, grad(intersection)(losses), 1e-10, 1e-12)
         theirs = torch.autograd.functional.jacobian(scalarization.PBI(5.0, p, ideal), losses)
         # 1e-12 under their root
-        torch.testing.assert_close(got, size * theirs, rtol=1e-9, atol=1e-9)
+        near(got, size * theirs, 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -280,18 +268,16 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
     p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=dtype)
     for scale in (1e-25, 1.0, 3e7, 1e25):
         losses = (p * scale)[None]
-        torch.testing.assert_close(weights_of(mf.pbi(preference=p), losses)[0][0], p / p.sum())
+        near(weights_of(mf.pbi(preference=p), losses)[0][0], p / p.sum())
         # Its penalty has the losses' unit.
-        torch.testing.assert_close(
+        near(
             weights_of(mf.cosmos(scale, preference=p), losses)[0][0],
             p / p.sum(),
-            rtol=0,
-            atol=8 * torch.finfo(dtype).eps,
+            0,
+            8 * torch.finfo(dtype).eps,
         )
     for rule in (mf.pbi(preference=p), mf.cosmos(1.0, preference=p)):
-        torch.testing.assert_close(
-            weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum()
-        )
+        near(weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum())
 
 
 # --- FAMO ---------------------------------------------------------------------------------------
@@ -324,7 +310,7 @@ def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay):
     got = train(
         mf.famo(decay=decay), mf.second_evaluation(PROBES[probe]()), BATCHES, reduction="mean"
     )
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    near(got, expected, 1e-10, 1e-12)
     assert (w - w.mean()).abs().max() > 1e-3  # it moved, and by far more than the tolerance
     # The test can tell: the next batch in place of the same one gives something else.
     assert (
@@ -336,11 +322,11 @@ def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay):
 def test_famo_of_a_full_batch_needs_no_second_forward():
     data = [BATCH] * 6
     got = train(mf.famo(full_batch=True), mf.losses_only(), data, reduction="mean")
-    torch.testing.assert_close(
+    near(
         got,
         train(mf.famo(), mf.second_evaluation(mf.losses_only()), data, reduction="mean"),
-        rtol=1e-12,
-        atol=1e-14,
+        1e-12,
+        1e-14,
     )
 
 
@@ -348,7 +334,7 @@ def test_famo_with_lower_bounds_weighs_by_the_distance_from_them():
     lower = torch.tensor([0.01, -1.0, 0.0, 0.0], dtype=F64)
     got, _ = weights_of(mf.famo(full_batch=True, lower=lower), SERIES)
     expected, _ = weights_of(mf.famo(full_batch=True), SERIES - lower)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    near(got, expected, 1e-12)
 
 
 def test_second_evaluation_copies_the_batch_and_takes_any_tree_of_tensors():
@@ -388,9 +374,7 @@ def test_famo_under_vmap_over_networks_rates_and_seeds_equals_the_loop():
 
     together = vmap(vmap(end, (None, 0)), (0, None))(mf.stack(nets), rates)
     for (i, module), (j, lr) in product(enumerate(nets), enumerate(rates)):
-        torch.testing.assert_close(
-            together[i, j], end(mf.parameters(module), lr), rtol=1e-9, atol=1e-12
-        )
+        near(together[i, j], end(mf.parameters(module), lr), 1e-9, 1e-12)
 
 
 def test_famo_with_absent_tasks_is_famo_on_the_others():
@@ -418,8 +402,8 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
 
     with_absent, logits = end(scalars, mf.losses_only(present=present))
     expected, others = end(alone, mf.losses_only())
-    torch.testing.assert_close(with_absent, expected, rtol=1e-10, atol=1e-13)
-    torch.testing.assert_close(logits[[0, 2]], others, rtol=1e-10, atol=1e-13)
+    near(with_absent, expected, 1e-10, 1e-13)
+    near(logits[[0, 2]], others, 1e-10, 1e-13)
     assert float(logits[1]) == 0
 
 
@@ -434,10 +418,8 @@ def test_hypergradient_of_famos_rate_through_training():
     at, h = torch.tensor(0.05, dtype=F64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-4
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0)
-    torch.testing.assert_close(
-        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0
-    )
+    near(grad(end)(at), difference, 1e-5)
+    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
 
 
 @pytest.mark.parametrize("probe", PROBES)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.rules._famo import FAMOState
 from tests.support.losses import RULES, SERIES, geometry, weights_of
+from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     PARAMS,
@@ -34,9 +35,7 @@ def test_a_common_factor_of_the_losses_changes_no_bit(name):
     for factor in (2.0**66, 2.0**-66):
         assert torch.equal(one, weights_of(RULES[name](), SERIES * factor)[0])
     for factor in (1e-30, 1e30):
-        torch.testing.assert_close(
-            weights_of(RULES[name](), SERIES * factor)[0], one, rtol=1e-10, atol=0
-        )
+        near(weights_of(RULES[name](), SERIES * factor)[0], one, 1e-10)
 
 
 def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
@@ -50,11 +49,8 @@ def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
 @pytest.mark.parametrize("name", RULES)
 def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
     one, _ = weights_of(RULES[name](), SERIES)
-    torch.testing.assert_close(
-        weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0],
-        one,
-        rtol=1e-12,
-        atol=0,
+    near(
+        weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0], one, 1e-12
     )
     with pytest.raises(ValueError, match=r"preference: .*entries >= 0"):
         weights_of(RULES[name](preference=-torch.ones(4, dtype=F64)), SERIES)
@@ -69,9 +65,7 @@ def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
     assert not got[:, 1].any()
     if not name.startswith("stch"):
         keep = torch.tensor([0, 2, 3])
-        torch.testing.assert_close(
-            got[:, keep], weights_of(RULES[name](), SERIES[:, keep])[0], rtol=1e-12, atol=0
-        )
+        near(got[:, keep], weights_of(RULES[name](), SERIES[:, keep])[0], 1e-12)
 
 
 PRESENT = torch.rand(12, 4, generator=torch.Generator().manual_seed(1)) < 0.7
@@ -91,13 +85,9 @@ def test_derivatives_with_respect_to_the_losses_equal_central_differences(name, 
     direction = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=F64) * at
     difference = (value(at + h * direction) - value(at - h * direction)) / (2 * h)
     assert abs(difference) > 1e-4
-    torch.testing.assert_close(
-        (grad(value)(at) * direction).sum(), difference, rtol=1e-6, atol=1e-8
-    )
-    torch.testing.assert_close(jvp(value, (at,), (direction,))[1], difference, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(
-        vmap(grad(value))(torch.stack([at, 2 * at]))[0], grad(value)(at), rtol=1e-9, atol=1e-12
-    )
+    near((grad(value)(at) * direction).sum(), difference, 1e-6, 1e-8)
+    near(jvp(value, (at,), (direction,))[1], difference, 1e-6, 1e-8)
+    near(vmap(grad(value))(torch.stack([at, 2 * at]))[0], grad(value)(at), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -119,19 +109,16 @@ def test_state_of_an_absent_task_does_not_move(name):
             elif not here.any() and not new.ndim and name in ("uw", "imtl_l", "famo"):
                 assert torch.equal(new, old)
         state = following
-    torch.testing.assert_close(
+    near(
         weights_of(rule, SERIES, present)[0][:, :3],
         weights_of(rule, SERIES[:, :3], present[:, :3])[0],
-        rtol=1e-12,
-        atol=0,
+        1e-12,
     )
     batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(
         torch.stack([present, torch.ones_like(present)])
     )
-    torch.testing.assert_close(
-        batched[0], weights_of(rule, SERIES, present)[0], rtol=1e-12, atol=1e-15
-    )
-    torch.testing.assert_close(batched[1], weights_of(rule, SERIES)[0], rtol=1e-12, atol=1e-15)
+    near(batched[0], weights_of(rule, SERIES, present)[0], 1e-12, 1e-15)
+    near(batched[1], weights_of(rule, SERIES)[0], 1e-12, 1e-15)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -139,13 +126,11 @@ def test_vmapped_over_losses_equals_loop_and_float32_keeps_its_type(name):
     both = torch.stack([SERIES, SERIES.flip(0)])
     together = vmap(lambda series: weights_of(RULES[name](), series)[0])(both)
     for i in range(2):
-        torch.testing.assert_close(
-            together[i], weights_of(RULES[name](), both[i])[0], rtol=1e-12, atol=1e-300
-        )
+        near(together[i], weights_of(RULES[name](), both[i])[0], 1e-12, 1e-300)
     narrow, state = weights_of(RULES[name](), SERIES.float())
     assert narrow.dtype == torch.float32
     assert all(leaf.dtype != F64 for leaf in tree_leaves(state))
-    torch.testing.assert_close(narrow.double(), together[0], rtol=2e-4, atol=1e-7)
+    near(narrow.double(), together[0], 2e-4, 1e-7)
 
 
 def test_grids_of_hyper_parameters_are_one_vmap():
@@ -162,9 +147,7 @@ def test_grids_of_hyper_parameters_are_one_vmap():
     ):
         together = vmap(lambda value, make=make: weights_of(make(value), SERIES)[0])(grid)
         for i, value in enumerate(grid):
-            torch.testing.assert_close(
-                together[i], weights_of(make(float(value)), SERIES)[0], rtol=1e-12, atol=1e-300
-            )
+            near(together[i], weights_of(make(float(value)), SERIES)[0], 1e-12, 1e-300)
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -191,7 +174,7 @@ def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, b
         weights_of(RULES[name](), broken)
     got = vmap(lambda series: weights_of(RULES[name](), series)[0])(torch.stack([broken, SERIES]))
     assert got[0, 2 * 2 if name == "dwa" else 1 :].isnan().any(-1).any()
-    torch.testing.assert_close(got[1], weights_of(RULES[name](), SERIES)[0], rtol=1e-12, atol=0)
+    near(got[1], weights_of(RULES[name](), SERIES)[0], 1e-12)
     # An absent task's loss is 0 and none of anybody's business.
     assert (
         weights_of(RULES[name](), broken, torch.tensor([[True, True, False, True]] * 12))[0]
@@ -281,7 +264,7 @@ def test_graddrop_equals_torchjd_given_the_same_numbers(monkeypatch, leak, f):
     # 0/0 there where all entries are 0
     expected = module.GradDrop(f or (lambda p: p), leak)(J).nan_to_num()
     edited = mf.graddrop(0.0 if leak is None else leak, f)(key, {"x": J})["x"]
-    torch.testing.assert_close(edited.sum(0), expected, rtol=1e-13, atol=1e-15)
+    near(edited.sum(0), expected, 1e-13, 1e-15)
 
 
 def test_graddrop_equals_the_algorithm_coordinate_by_coordinate():
@@ -313,14 +296,9 @@ def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
         for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)
     }
     edited = torch.cat([leaf.flatten(1) for leaf in mask(key, split).values()], 1)
-    torch.testing.assert_close(flatten(grads, TRUNK), edited.mean(0), rtol=1e-10, atol=1e-13)
-    torch.testing.assert_close(info.gramian, edited @ edited.mT, rtol=1e-10, atol=1e-13)
+    near(flatten(grads, TRUNK), edited.mean(0), 1e-10, 1e-13)
+    near(info.gramian, edited @ edited.mT, 1e-10, 1e-13)
     together, _, _ = vmap(once)(mf.stack(nets), torch.arange(len(nets)))
     for i, module in enumerate(nets):
         alone, _, _ = once(mf.parameters(module), i)
-        torch.testing.assert_close(
-            flatten({n: leaf[i] for n, leaf in together.items()}),
-            flatten(alone),
-            rtol=1e-9,
-            atol=1e-12,
-        )
+        near(flatten({n: leaf[i] for n, leaf in together.items()}), flatten(alone), 1e-9, 1e-12)

@@ -15,6 +15,7 @@ from mtlfunc.rules._kernels.equiangular import solve
 from mtlfunc.solvers.problems import or_one
 from mtlfunc.types import Geometry
 from tests.support.families import FAMILIES, gramian
+from tests.support.oracles import near
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -107,10 +108,10 @@ def test_batch_that_shares_gramians_changes_only_the_order_of_a_sum(rule, family
         alone = torch.stack([updated(made, g) for g in G])
         rounding = count * EPS * float(alone.abs().sum(-1).max())
         batched = vmap(lambda g: updated(made, g))(G)
-        torch.testing.assert_close(batched, alone, rtol=0, atol=rounding)
+        near(batched, alone, 0, rounding)
         nested = vmap(vmap(lambda g: updated(made, g)))(torch.stack([G, G.flip(0)]))
         both = torch.stack([alone, alone.flip(0)])
-        torch.testing.assert_close(nested, both, rtol=0, atol=rounding)
+        near(nested, both, 0, rounding)
 
 
 def test_batch_over_gramians_and_preferences_in_either_order():
@@ -123,12 +124,5 @@ def test_batch_over_gramians_and_preferences_in_either_order():
         return mf.weights(mf.upgrad(preference=p), g)
 
     expected = torch.stack([torch.stack([weights(g, q) for q in p]) for g in G])
-    torch.testing.assert_close(
-        vmap(vmap(weights, (None, 0)), (0, None))(G, p), expected, rtol=1e-13, atol=1e-15
-    )
-    torch.testing.assert_close(
-        vmap(vmap(weights, (0, None)), (None, 0))(G, p),
-        expected.transpose(0, 1),
-        rtol=1e-13,
-        atol=1e-15,
-    )
+    near(vmap(vmap(weights, (None, 0)), (0, None))(G, p), expected, 1e-13, 1e-15)
+    near(vmap(vmap(weights, (0, None)), (None, 0))(G, p), expected.transpose(0, 1), 1e-13, 1e-15)

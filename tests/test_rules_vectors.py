@@ -18,6 +18,7 @@ from mtlfunc.rules._pcgrad import project
 from mtlfunc.rules._surgery import surgery
 from mtlfunc.types import Geometry
 from tests.support.families import gramian, jacobian
+from tests.support.oracles import near
 from tests.support.rules import geometry, losses_of, random_orders, trajectory, with_absent
 
 torchjd = pytest.importorskip("torchjd.aggregation")
@@ -45,10 +46,10 @@ def test_kernel_equals_plain_torch(family, count):
     noise = 1e-12 * float(G.diagonal().sqrt().amax())
     n = G.diagonal().sqrt()
     kernel, _ = surgery(G, orders, None)
-    torch.testing.assert_close(kernel * n, project(G, orders) * n, rtol=1e-9, atol=noise)
+    near(kernel * n, project(G, orders) * n, 1e-9, noise)
     (kernel, met), (plain, expected) = surgery(G, orders, targets), vaccinate(G, orders, targets)
-    torch.testing.assert_close(kernel * n, plain * n, rtol=1e-9, atol=noise)
-    torch.testing.assert_close(met, expected, rtol=1e-9, atol=1e-9)
+    near(kernel * n, plain * n, 1e-9, noise)
+    near(met, expected, 1e-9, 1e-9)
 
 
 def test_kernel_draws_the_orders_of_random_permutation():
@@ -74,12 +75,9 @@ def test_kernel_under_nested_vmap_and_threads():
     finally:
         torch.set_num_threads(threads)
     for i, j in ((0, 0), (7, 1), (199, 1)):
-        torch.testing.assert_close(together[i, j], weights(G[i], keys[j]), rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        weights(G[0].float(), keys[0]).double(),
-        weights(G[0].float().double(), keys[0]),
-        rtol=1e-5,
-        atol=1e-6,
+        near(together[i, j], weights(G[i], keys[j]), 1e-12)
+    near(
+        weights(G[0].float(), keys[0]).double(), weights(G[0].float().double(), keys[0]), 1e-5, 1e-6
     )
 
 
@@ -142,11 +140,11 @@ def test_gradvac_equals_literal_algorithm(family, count):
 def test_gradvac_without_memory_is_pcgrad():
     for family, count in product(("gaussian", "spread", "pareto_stationary"), (2, 5)):
         G = gramian(family, count)
-        torch.testing.assert_close(
+        near(
             trajectory(mf.gradvac(0.0), G, key=3)[0],
             trajectory(mf.pcgrad(), G, key=3)[0],
-            rtol=1e-9,
-            atol=1e-12,
+            1e-9,
+            1e-12,
         )
 
 
@@ -174,9 +172,9 @@ def test_gradvac_parallel_gradients_keep_their_weights():
     """
     J = jacobian("identical", 3) * torch.tensor([[1.0], [3.0], [0.1]], dtype=F64)
     weights, state = trajectory(mf.gradvac(0.5), J @ J.mT, steps=100)
-    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3), rtol=1e-9, atol=0)
+    near(weights, torch.full_like(weights, 1 / 3), 1e-9)
     off = state.targets[~torch.eye(3, dtype=torch.bool)]
-    torch.testing.assert_close(off, torch.ones_like(off), rtol=1e-14, atol=0)
+    near(off, torch.ones_like(off), 1e-14)
 
 
 def test_gradvac_preference_weighs_the_corrected_gradients():
@@ -296,9 +294,7 @@ def test_pcd_equals_torchjd(tau, count):
         )
         theirs = peer(J)
         weights, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
-        torch.testing.assert_close(
-            direction(weights, J), theirs, rtol=0, atol=1e-10 * float(theirs.norm())
-        )
+        near(direction(weights, J), theirs, 0, 1e-10 * float(theirs.norm()))
 
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "rank_deficient", "duplicates"])
@@ -324,10 +320,8 @@ def test_pcd_meets_the_optimality_conditions_on_vectors(family):
 
 def test_pcd_edge_cases():
     J = torch.tensor([[1.0, 2.0], [1.0, 0.0], [-1.0, 0.0]], dtype=F64)
-    torch.testing.assert_close(mf.aggregate(mf.pcd(0.1), J), J[0])  # contradictory demands
-    torch.testing.assert_close(
-        mf.aggregate(mf.pcd(0.1, primary=1), J[:2]), J[1], rtol=1e-12, atol=0
-    )
+    near(mf.aggregate(mf.pcd(0.1), J), J[0])  # contradictory demands
+    near(mf.aggregate(mf.pcd(0.1, primary=1), J[:2]), J[1], 1e-12)
     J[0] = 0.0
     assert not mf.aggregate(mf.pcd(), J).any()
     opposite = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=F64)
@@ -342,7 +336,7 @@ def test_pcd_with_tasks_absent():
     weights = with_absent(mf.pcd(0.3), J, losses, present)
     alone = with_absent(mf.pcd(0.3), J[present], losses[present], torch.ones(3, dtype=torch.bool))
     assert (weights[:, ~present] == 0).all()
-    torch.testing.assert_close(weights @ J, alone @ J[present], rtol=1e-9, atol=1e-12)
+    near(weights @ J, alone @ J[present], 1e-9, 1e-12)
     # without the primary there is no step
     assert not with_absent(mf.pcd(0.3), J, losses, ~present).any()
     rule = mf.pcd(0.3)

@@ -7,7 +7,7 @@ from torch import nn
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
-from tests.support.oracles import rows_of
+from tests.support.oracles import near, rows_of
 
 SAMPLES, WIDTH = 6, 5
 
@@ -88,13 +88,9 @@ def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monke
         info = balancer.backward(losses, weightings=matrix)
         scale = float(jacobian.abs().max())
         gramian = jacobian @ jacobian.T
-        torch.testing.assert_close(
-            info.gramian, gramian, rtol=0, atol=1e-10 * float(gramian.abs().max())
-        )
+        near(info.gramian, gramian, 0, 1e-10 * float(gramian.abs().max()))
         found = torch.cat([x.grad.flatten() for x in net.parameters() if x.grad is not None])
-        torch.testing.assert_close(
-            found, jacobian.mean(0)[: len(found)], rtol=0, atol=1e-10 * scale
-        )
+        near(found, jacobian.mean(0)[: len(found)], 0, 1e-10 * scale)
 
 
 class Sequences(nn.Module):
@@ -194,6 +190,6 @@ def test_a_call_of_one_sample_alone(samples):
 
     params = mf.parameters(net)
     found, rows = (mf.sample_gramian(losses, params, x, engine=e)[1] for e in ("auto", "rows"))
-    torch.testing.assert_close(found, rows)
+    near(found, rows)
     told = mf.explain_gramian(losses, params, x, samples=True)
     assert "rows" not in {layer.form for layer in told.layers}

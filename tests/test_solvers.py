@@ -21,6 +21,7 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.oracles import near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 EPS = torch.finfo(torch.float64).eps
@@ -111,9 +112,7 @@ def test_solver_answer_feasible_and_certified(solver, problem, family):
         assert all(x.isfinite().all() for x in solution)
         assert (solution.dual >= 0).all()
         if problem == "dual_cone":
-            torch.testing.assert_close(
-                solution.weights - uniform(len(G)), solution.dual, rtol=1e-12, atol=1e-15
-            )
+            near(solution.weights - uniform(len(G)), solution.dual, 1e-12, 1e-15)
         else:
             assert abs(float(solution.dual.sum()) - 1) <= 1e-12
         if problem == "min_norm":
@@ -122,12 +121,7 @@ def test_solver_answer_feasible_and_certified(solver, problem, family):
         noise = rounding(problem, G, solution)
         assert abs(float(solution.value) - value) <= noise
         assert abs(float(solution.gap) - gap) <= noise
-        torch.testing.assert_close(
-            solution.rates,
-            G @ solution.weights,
-            rtol=0,
-            atol=float(rounding("min_norm", G, solution)),
-        )
+        near(solution.rates, G @ solution.weights, 0, float(rounding("min_norm", G, solution)))
 
 
 @pytest.mark.parametrize(("solver", "problem"), EXACT)
@@ -344,12 +338,7 @@ def test_cagrad_pareto_stationary_example(solver):
     solution = SOLVERS[solver].make()(solvers.cagrad(J @ J.mT, 1.5))
     exact = SOLVERS[solver].objective == 0
     # An objective within 1e-12 pins lengths to 1e-6, and weights by as much over the smallest row.
-    torch.testing.assert_close(
-        solution.dual,
-        torch.tensor([0.2, 0.4, 0.4], dtype=F64),
-        rtol=0,
-        atol=1e-12 if exact else 1e-5,
-    )
+    near(solution.dual, torch.tensor([0.2, 0.4, 0.4], dtype=F64), 0, 1e-12 if exact else 1e-5)
     assert (J.mT @ solution.weights).norm() <= (1e-12 if exact else 1e-6)
     assert solution.gap <= allowed(solver, "cagrad", J @ J.mT, solution, 1.5)
 
@@ -546,7 +535,7 @@ def test_cagrad_of_dependent_single_precision_gradients_is_certified():
         mapped = vmap(solvers.certify)(
             type(problem)(*(x[None] for x in problem)), solution.weights[None]
         )
-        torch.testing.assert_close(mapped.kappa[0], found.kappa, rtol=1e-4, atol=1e-4)
+        near(mapped.kappa[0], found.kappa, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("k", [1e1, 1e3, 1e4, 1e5, 1e6])
@@ -589,4 +578,4 @@ def test_the_reference_differentiates_gradients_of_any_lengths():
         d = solver(solvers.min_norm(J @ J.mT)).weights @ J
         return torch.autograd.grad((d / d.detach().norm()).sum(), units)[0]
 
-    torch.testing.assert_close(slope(solvers.cvx()), slope(solvers.active_set()), rtol=0, atol=1e-6)
+    near(slope(solvers.cvx()), slope(solvers.active_set()), 0, 1e-6)

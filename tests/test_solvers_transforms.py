@@ -15,6 +15,7 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, lengths, rounding
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.oracles import near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 F64 = torch.float64
@@ -80,16 +81,14 @@ def test_solver_vmapped_equals_loop(solver, problem, family):
             alone = solve(PROBLEMS[problem](g))
             mine = Solution(*(x[i] for x in together))
             if family in REGULAR and chooses(solver) and count > 1:  # the ends of two paths
-                torch.testing.assert_close(
+                near(
                     mine.weights,
                     alone.weights,
-                    rtol=1e-9,
-                    atol=apart(solver, PROBLEMS[problem](g), mine, alone),
+                    1e-9,
+                    apart(solver, PROBLEMS[problem](g), mine, alone),
                 )
             elif family in REGULAR:
-                torch.testing.assert_close(
-                    mine, alone, rtol=1e-9, atol=1e-12 * float(g.diagonal().max().clamp_min(1))
-                )
+                near(mine, alone, 1e-9, 1e-12 * float(g.diagonal().max().clamp_min(1)))
             # Where weights are not unique batched arithmetic may pick others: equal objectives, as
             # far as the gaps tell.
             noise = rounding(problem, g, mine) + rounding(problem, g, alone) + mine.gap + alone.gap
@@ -111,9 +110,7 @@ def test_solver_vmap_of_vmap(solver, problem):
         for j in range(2):
             one = posed(J[i], factors[j])
             mine, alone = Solution(*(x[i, j] for x in nested)), solve(one)
-            torch.testing.assert_close(
-                mine.weights, alone.weights, rtol=1e-9, atol=apart(solver, one, mine, alone)
-            )
+            near(mine.weights, alone.weights, 1e-9, apart(solver, one, mine, alone))
 
 
 def complementary(problem, count, how_many):
@@ -176,9 +173,7 @@ def test_solver_derivatives_equal_central_differences(solver, problem, count):
         scale = float(gradient.norm() * direction.norm())
         assert abs(float((gradient * direction).sum() - difference)) <= tolerance * scale
         assert abs(float(tangent - difference)) <= tolerance * scale
-        torch.testing.assert_close(
-            from_vmap, gradient, rtol=1e-6, atol=tolerance * float(gradient.abs().max())
-        )
+        near(from_vmap, gradient, 1e-6, tolerance * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -193,8 +188,8 @@ def test_faces_second_derivatives_equal_central_differences(problem):
         zero, h = torch.zeros((), dtype=F64), 1e-5
         second = grad(grad(along))(zero)
         difference = (grad(along)(zero + h) - grad(along)(zero - h)) / (2 * h)
-        torch.testing.assert_close(second, difference, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(jacfwd(jacrev(along))(zero), second, rtol=1e-9, atol=1e-12)
+        near(second, difference, 1e-5, 1e-6)
+        near(jacfwd(jacrev(along))(zero), second, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("solver", ["faces", "cvx", "active_set"])
@@ -208,17 +203,13 @@ def test_cagrad_derivative_in_its_radius(solver):
         return solve(solvers.cagrad(G, c)).weights[0]
 
     radii = torch.tensor([0.35, 0.4, 0.45], dtype=F64)
-    torch.testing.assert_close(
-        vmap(first)(radii), torch.stack([first(c) for c in radii]), rtol=1e-9, atol=0
-    )
+    near(vmap(first)(radii), torch.stack([first(c) for c in radii]), 1e-9)
     h = 1e-5
     exact = solvers.faces()
     difference = (
         exact(solvers.cagrad(G, 0.4 + h)).weights[0] - exact(solvers.cagrad(G, 0.4 - h)).weights[0]
     ) / (2 * h)
-    torch.testing.assert_close(
-        grad(first)(radii[1]), difference, rtol=1e-4 if solver == "cvx" else 1e-6, atol=0
-    )
+    near(grad(first)(radii[1]), difference, 1e-4 if solver == "cvx" else 1e-6)
 
 
 # --- dtypes, scales, degenerate inputs ----------------------------------------------------------
@@ -245,9 +236,7 @@ def test_solver_float32_equals_float64(solver, problem, family):
             )
         elif family in REGULAR:
             # condition numbers here are below 1e2
-            torch.testing.assert_close(
-                narrow.weights.double(), wide.weights, rtol=1e3 * eps, atol=1e3 * eps
-            )
+            near(narrow.weights.double(), wide.weights, 1e3 * eps, 1e3 * eps)
 
 
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
@@ -271,7 +260,7 @@ def test_solver_extreme_scales_finite(solver, problem, exponent):
     G = gramian("gaussian", 3)
     solve = SOLVERS[solver].make()
     found, one = solve(PROBLEMS[problem](G * 10.0**exponent)), solve(PROBLEMS[problem](G))
-    torch.testing.assert_close(found.weights, one.weights, rtol=1e-6, atol=1e-9)
+    near(found.weights, one.weights, 1e-6, 1e-9)
 
 
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
@@ -281,11 +270,11 @@ def test_solver_zero_gramian_and_single_task(solver, problem):
     assert all(x.isfinite().all() for x in zero)
     assert zero.gap == 0
     alone = solve(PROBLEMS[problem](torch.tensor([[4.0]], dtype=F64)))
-    torch.testing.assert_close(
+    near(
         alone.weights,
         torch.tensor([{"min_norm": 1.0, "cagrad": 1.4, "dual_cone": 1.0}[problem]], dtype=F64),
-        rtol=0,
-        atol=1e-11,
+        0,
+        1e-11,
     )
 
 
@@ -298,12 +287,7 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
     assert together.dual[1].isnan().all()
     alone = SOLVERS[solver].make()(PROBLEMS[problem](G[0]))
     mine = Solution(*(x[0] for x in together))
-    torch.testing.assert_close(
-        mine.weights,
-        alone.weights,
-        rtol=1e-9,
-        atol=apart(solver, PROBLEMS[problem](G[0]), mine, alone),
-    )
+    near(mine.weights, alone.weights, 1e-9, apart(solver, PROBLEMS[problem](G[0]), mine, alone))
     assert together.weights[2].isfinite().all()
 
 

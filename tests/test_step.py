@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -55,7 +56,7 @@ def test_run_vmapped_nested_equals_loop(name):
         for j, lr in enumerate(lrs):
             alone = run(name, mf.parameters(module), i, lr)
             for got, expected in zip(tree_leaves(whole), tree_leaves(alone), strict=True):
-                torch.testing.assert_close(got[i, j], expected, rtol=1e-9, atol=1e-13)
+                near(got[i, j], expected, 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("name", ["cagrad", "cagrad-fast"])
@@ -71,13 +72,9 @@ def test_grad_of_a_training_run_with_respect_to_c(name):
     c, h = torch.tensor(0.4, dtype=torch.float64), 1e-5
     difference = (end(c + h) - end(c - h)) / (2 * h)
     assert abs(difference) > 1e-6  # there is something to find
-    torch.testing.assert_close(grad(end)(c), difference, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(
-        jvp(end, (c,), (torch.ones_like(c),))[1], difference, rtol=1e-6, atol=0.0
-    )
-    torch.testing.assert_close(
-        vmap(grad(end))(torch.stack([c, c / 2]))[0], difference, rtol=1e-6, atol=0.0
-    )
+    near(grad(end)(c), difference, 1e-6)
+    near(jvp(end, (c,), (torch.ones_like(c),))[1], difference, 1e-6)
+    near(vmap(grad(end))(torch.stack([c, c / 2]))[0], difference, 1e-6)
 
 
 @pytest.mark.parametrize("heads", ["plain", "weighted"])
@@ -100,9 +97,7 @@ def test_weights_that_require_grad_by_themselves_are_differentiated(probe, heads
     at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
     leaf = at.clone().requires_grad_()
     difference = (end(at + h) - end(at - h)) / (2 * h)
-    torch.testing.assert_close(
-        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
-    )
+    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -141,17 +136,13 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
     at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-6
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(
-        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0
-    )
+    near(grad(end)(at), difference, 1e-5)
+    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(end(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
-    torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=0.0)
+    near(tangent, difference, 1e-5)
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-5, atol=0.0
-    )
+    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-5)
 
 
 # Scale and heads
@@ -182,8 +173,8 @@ def test_mean_gives_the_gradient_of_the_mean_loss(probe, form, reduction):
     factor = 1 if reduction == "mean" else TASKS
     assert list(grads) == list(PARAMS)
     for leaf in PARAMS:
-        torch.testing.assert_close(grads[leaf], factor * expected[leaf], rtol=1e-11, atol=1e-14)
-    torch.testing.assert_close(info.losses, vector(PARAMS, BATCH), rtol=1e-13, atol=0.0)
+        near(grads[leaf], factor * expected[leaf], 1e-11, 1e-14)
+    near(info.losses, vector(PARAMS, BATCH), 1e-13)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -201,8 +192,8 @@ def test_heads_get_the_gradient_of_their_option(heads, form):
         "own": torch.ones_like(weights),
         "weighted": weights,
     }[heads] @ on_heads
-    torch.testing.assert_close(flatten(grads, HEADS), expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(flatten(grads, TRUNK), weights @ on_trunk, rtol=1e-12, atol=1e-14)
+    near(flatten(grads, HEADS), expected, 1e-12, 1e-14)
+    near(flatten(grads, TRUNK), weights @ on_trunk, 1e-12, 1e-14)
 
 
 def test_mask_edits_rows_before_they_are_measured_and_combined():
@@ -220,11 +211,9 @@ def test_mask_edits_rows_before_they_are_measured_and_combined():
         if name in TRUNK
     }
     jacobian = torch.cat([row.flatten(1) for row in edited.values()], 1)
-    torch.testing.assert_close(info.gramian, jacobian @ jacobian.T, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(flatten(grads, TRUNK), jacobian.mean(0), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(
-        flatten(grads, HEADS), literal_rows(PARAMS, BATCH, HEADS)[1].mean(0), rtol=1e-12, atol=1e-14
-    )
+    near(info.gramian, jacobian @ jacobian.T, 1e-12, 1e-14)
+    near(flatten(grads, TRUNK), jacobian.mean(0), 1e-12, 1e-14)
+    near(flatten(grads, HEADS), literal_rows(PARAMS, BATCH, HEADS)[1].mean(0), 1e-12, 1e-14)
 
 
 def test_representation_measures_at_z_and_pulls_back_once():
@@ -237,26 +226,20 @@ def test_representation_measures_at_z_and_pulls_back_once():
             for loss in decode(PARAMS, z, BATCH)
         ]
     )
-    torch.testing.assert_close(info.gramian, rows @ rows.T, rtol=1e-12, atol=1e-14)
+    near(info.gramian, rows @ rows.T, 1e-12, 1e-14)
     _, on_trunk = literal_rows(PARAMS, BATCH, TRUNK)
     _, on_heads = literal_rows(PARAMS, BATCH, HEADS)
-    torch.testing.assert_close(
-        flatten(grads, TRUNK), info.weights @ on_trunk, rtol=1e-12, atol=1e-14
-    )
-    torch.testing.assert_close(flatten(grads, HEADS), on_heads.mean(0), rtol=1e-12, atol=1e-14)
+    near(flatten(grads, TRUNK), info.weights @ on_trunk, 1e-12, 1e-14)
+    near(flatten(grads, HEADS), on_heads.mean(0), 1e-12, 1e-14)
 
 
 def test_subset_rows_average_to_the_mean_and_vary():
     seen = set()
     for seed in range(20):
         matrix, preference = mf.subset(3)(mf.random.key(seed), 5)
-        torch.testing.assert_close(
-            preference @ matrix, torch.full((5,), 0.2, dtype=torch.float64), rtol=1e-15, atol=1e-16
-        )
+        near(preference @ matrix, torch.full((5,), 0.2, dtype=torch.float64), 1e-15, 1e-16)
         assert matrix.shape == (3, 5)
-        torch.testing.assert_close(
-            matrix.sum(-1), torch.ones(3, dtype=torch.float64), rtol=1e-15, atol=0.0
-        )
+        near(matrix.sum(-1), torch.ones(3, dtype=torch.float64), 1e-15)
         assert sorted((matrix > 0).sum(-1).tolist()) == [1, 1, 3]
         seen.add(tuple(matrix[:2].argmax(-1).tolist()))
     assert len(seen) > 8
@@ -346,7 +329,7 @@ def test_aux_is_handed_on():
     for probe in (mf.jacobian(SHARED), mf.losses_only()):
         balance = mf.balance(with_aux, mf.mean(), probe, has_aux=True)
         _, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
-        torch.testing.assert_close(info.aux["total"], vector(PARAMS, BATCH).sum())
+        near(info.aux["total"], vector(PARAMS, BATCH).sum())
     balance = mf.balance(vector, mf.mean(), mf.jacobian(SHARED))
     assert balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))[2].aux == ()
 
@@ -426,4 +409,4 @@ def test_a_group_norm_whose_channels_come_last_is_vmapped(probe, lanes: int) -> 
         one = {name: leaf[i] for name, leaf in params.items()}
         expected = grad(lambda params, x: losses(params, x).mean())(one, x[i])
         for name, leaf in expected.items():
-            torch.testing.assert_close(found[name][i], leaf, rtol=1e-12, atol=1e-14)
+            near(found[name][i], leaf, 1e-12, 1e-14)

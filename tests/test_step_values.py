@@ -7,6 +7,7 @@ from torch.func import functional_call, grad, vmap
 import mtlfunc as mf
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
+from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -96,9 +97,7 @@ def test_geometry_of_a_mix_has_rows_not_tasks():
     assert isinstance(measured.geometry, Geometry)
     assert measured.losses.shape == (TASKS,)
     assert gramian_of(measured.geometry).shape == (2, 2)
-    torch.testing.assert_close(
-        measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
-    )
+    near(measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
     assert bool(measured.geometry.present.all())
 
 
@@ -130,7 +129,7 @@ def test_representation_of_a_dict():
     grads, _, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
     plain = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
     expected, _, _ = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
-    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-14)
+    near(flatten(grads), flatten(expected), 1e-12, 1e-14)
 
 
 def test_scalar_parameters_have_rows():
@@ -139,7 +138,7 @@ def test_scalar_parameters_have_rows():
 
     step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.1))
     _, info = step.update(step.init({"s": torch.tensor(0.5, dtype=torch.float64)}, ()), ())
-    torch.testing.assert_close(info.gramian, torch.ones(2, 2, dtype=torch.float64))
+    near(info.gramian, torch.ones(2, 2, dtype=torch.float64))
 
 
 def test_autocast_around_a_step_is_refused_and_inside_works():
@@ -172,10 +171,8 @@ def test_learned_mix_is_differentiated():
     at, h = torch.tensor(1.1, dtype=torch.float64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
-    )
-    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
+    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-6)
+    near(grad(end)(at), difference, 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mtlfunc.core import VERSION
 from mtlfunc.gradients import linearize as engine
 from mtlfunc.gradients.by_samples import BySamples
 from mtlfunc.gradients.layerwise import formulas, plan
-from tests.support.oracles import rows_of
+from tests.support.oracles import near, rows_of
 
 RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
 
@@ -157,9 +157,7 @@ def loop(losses_fn, params, batch):
 
 def close(found, wanted, what="", scale=None):
     scale = float((wanted if scale is None else scale).abs().max())
-    torch.testing.assert_close(
-        found, wanted, rtol=0, atol=RTOL * scale, msg=lambda text: f"{what}: {text}"
-    )
+    near(found, wanted, 0, RTOL * scale, msg=lambda text: f"{what}: {text}")
 
 
 def tree_close(found, wanted, what=""):

@@ -8,6 +8,12 @@ from torch import Tensor
 import mtlfunc as mf
 
 
+def near(got: Any, expected: Any, rtol: Any = None, atol: Any = 0.0, **options: Any) -> None:
+    """`assert_close`, whose absolute tolerance is 0 where a relative one is given alone."""
+    atol = None if rtol is None else atol
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, **options)
+
+
 def agree(got, expected, relative):
     """Entry by entry, in units of the two gradients' lengths."""
     length = expected.diagonal().clamp_min(0).sqrt()
