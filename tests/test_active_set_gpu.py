@@ -4,8 +4,6 @@ interpreter runs it on small instances (`TRITON_INTERPRET`, of `conftest.py`), m
 """
 
 import os
-import subprocess
-import sys
 import warnings
 from contextlib import contextmanager
 
@@ -16,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad, jacrev, vmap
 
-from tests.support import ROOT
+from tests.support import python
 from tests.support.every import few
 from tests.support.families import FAMILIES, gramian, jacobians
 
@@ -394,12 +392,5 @@ def test_a_cuda_graph_replays_on_new_gramians(problem, make):
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", few([1, 4], lambda count: count == 1))
 def test_compiles_for_hopper(cases, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.hopper", str(cases)],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    python("-m", "tests.support.hopper", str(cases), env=env)

@@ -6,7 +6,6 @@ import functools
 import inspect
 import os
 import re
-import subprocess
 import sys
 from typing import Any
 
@@ -28,7 +27,7 @@ from mtlfunc.core.expect import rule_name
 from mtlfunc.testing.integers import integers
 from mtlfunc.types import Geometry
 from paper_repro.pcgrad import theorems as theory
-from tests.support import ROOT
+from tests.support import ROOT, python
 from tests.support.audits import RULES, TEXTBOOK
 from tests.support.broken_rules import (
     BROKEN,
@@ -56,8 +55,6 @@ def whole(rule: str) -> Report:
 
 
 # ---- the textbook ------------------------------------------------------------------------------
-
-
 @functools.cache
 def reported(rule: str) -> Report:
     """What the textbook says of a rule; tests/docs holds it against whole audits, too."""
@@ -139,8 +136,6 @@ def test_audit_agrees_with_the_theory_of_pcgrad():
 
 
 # ---- rules that are broken on purpose ----------------------------------------------------------
-
-
 def assert_named(report, broken):
     row = report[broken.property]
     assert row.status == "fails", str(report)
@@ -220,10 +215,7 @@ print(report["non-conflict"].status, len(report["non-conflict"].jacobian))
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print(time.process_time(), int(peak) / 2**20)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    first, second = done.stdout.strip().splitlines()
+    first, second = python("-c", code).stdout.strip().splitlines()
     status, tasks = first.split()
     seconds, gigabytes = map(float, second.split())
     assert status == "fails"
@@ -268,8 +260,6 @@ def test_the_audit_cannot_know_which_rule_was_meant():
 
 
 # ---- what must not be blamed -------------------------------------------------------------------
-
-
 def test_zero_weights_have_right_derivatives():
     report = audit(lambda gramian: 0 * gramian[0], only=["differentiability"], instances=20)
     assert report["differentiability"].status == "holds"
@@ -338,8 +328,6 @@ def test_ties_are_no_failures():
 
 
 # ---- what may be handed over -------------------------------------------------------------------
-
-
 def test_audit_takes_rules_factories_and_functions():
     for rule in (
         mf.mgda(),
@@ -472,8 +460,6 @@ def test_report_says_what_was_not_tried():
 
 
 # ---- the report --------------------------------------------------------------------------------
-
-
 def test_report_has_one_line_a_property():
     for report in (whole("mean()"), whole("pcgrad()")):
         assert tuple(row.name for row in report.rows) == NAMES
@@ -525,8 +511,6 @@ def test_audit_is_deterministic_and_leaves_the_generator_alone():
 
 
 # ---- the instances -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_integer_instances_are_ordered_and_different(count):
     rows = integers(count)
@@ -568,22 +552,10 @@ def test_stationary_instances_are_stationary():
 
 
 # ---- the shell ---------------------------------------------------------------------------------
-
-
-def shell(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "mtlfunc.audit", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
     page = tmp_path / "report.html"
-    done = shell("mtlfunc:cagrad(0.4)", "--only", "non-conflict", "purity", "--html", str(page))
-    assert done.returncode == 0, done.stderr
+    options = ("--only", "non-conflict", "purity", "--html", str(page))
+    done = python("-m", "mtlfunc.audit", "mtlfunc:cagrad(0.4)", *options)
     assert done.stdout.startswith("Audit of cagrad(0.4): 1 hold, 1 fail\n")
     assert "torch.tensor([[2.], [-1.]])" in page.read_text()
 

@@ -4,8 +4,6 @@ import copy
 import gc
 import inspect
 import pickle
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +18,7 @@ import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.calls import Made, call_of, constructor
 from mtlfunc.core import optim
-from tests.support import ROOT
+from tests.support import python
 from tests.support.problems import decode, encode, vector
 from tests.support.registry import PROBES, RULES, SOLVERS, on_gramian
 
@@ -138,13 +136,7 @@ def test_another_process_gets_the_same_parts():
         "pickle.dump((found, [repr(x) for x in rest]), sys.stdout.buffer)"
     )
     parts = [PARTS[name]() for name in WHOLE]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((rules, gramian, parts)),
-        capture_output=True,
-        check=True,
-        cwd=ROOT,
-    )
+    done = python("-c", code, input=pickle.dumps((rules, gramian, parts)), text=False)
     found, shown = pickle.loads(done.stdout)
     assert shown == list(map(repr, parts))
     for rule, weights in zip(rules, found, strict=True):

@@ -1,8 +1,7 @@
 """`mtlfunc.testing`: right solvers pass, planted mistakes are found, and shrink."""
 
 import inspect
-import subprocess
-import sys
+import itertools
 import zipfile
 from typing import Any
 
@@ -20,10 +19,11 @@ from mtlfunc.testing._judge import judge
 from mtlfunc.testing.families import FAMILIES
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
-from tests.support import ROOT
+from tests.support import python, wheel_in
 from tests.support.every import few
 
 F64 = torch.float64
+EXACT = solvers.active_set()
 
 
 def uniform(problem):
@@ -42,28 +42,12 @@ def wrong_frank_wolfe(problem):
 
 def wrong_when_large(problem):
     large = problem.gramian.diagonal().amax().sqrt() > 1e6
-    return uniform(problem) if large else solvers.active_set()(problem)
-
-
-def answers_lists(problem):
-    return uniform(problem).tolist()
-
-
-def answers_float32(problem):
-    return uniform(problem).float()
-
-
-def answers_too_much(problem):
-    return torch.cat([uniform(problem), uniform(problem)])
-
-
-def answers_nan(problem):
-    return uniform(problem) * torch.nan
+    return uniform(problem) if large else EXACT(problem)
 
 
 def changes_its_problem(problem):
     problem.gramian.mul_(2)
-    return solvers.active_set()(problem)
+    return EXACT(problem)
 
 
 def says_no_gap(problem):
@@ -71,12 +55,8 @@ def says_no_gap(problem):
     return found._replace(gap=found.gap * 0 - 1, rates=2 * found.rates)
 
 
-def returns_the_dual(problem):
-    return solvers.active_set()(problem).dual
-
-
 def fills_in_numbers(problem):
-    w = solvers.active_set()(problem).weights
+    w = EXACT(problem).weights
     return Solution(w, w, problem.gramian @ w, 0.5, 0.0, 1)  # pyright: ignore[reportArgumentType]
 
 
@@ -84,22 +64,17 @@ def raises(problem):
     raise RuntimeError("no memory")
 
 
-def says_another_dual(problem):
-    return solvers.active_set()(problem)._replace(dual=uniform(problem))
+def says(**edit):
+    """The right solution, with fields that are functions of the problem and of it."""
 
+    def solver(problem):
+        found = EXACT(problem)
+        return found._replace(**{name: f(problem, found) for name, f in edit.items()})
 
-def says_nan(problem):
-    found = solvers.active_set()(problem)
-    return found._replace(dual=found.dual * torch.nan)
-
-
-def counts_no_steps(problem):
-    return solvers.active_set()(problem)._replace(steps=None)  # pyright: ignore[reportArgumentType]
+    return solver
 
 
 # ---- right and wrong solvers ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
     [
@@ -159,19 +134,31 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
 @pytest.mark.parametrize(
     ("solver", "text"),
     [
-        (answers_lists, "expected a Solution or a tensor of weights [1], got list"),
-        (answers_float32, "weights are float32, but the Gramian is float64"),
-        (answers_too_much, "weights: expected shape [1], one entry per task, got [2]"),
-        (answers_nan, "weights are not finite"),
+        (
+            lambda problem: uniform(problem).tolist(),
+            "expected a Solution or a tensor of weights [1], got list",
+        ),
+        (
+            lambda problem: uniform(problem).float(),
+            "weights are float32, but the Gramian is float64",
+        ),
+        (lambda problem: uniform(problem).repeat(2), "weights: expected shape [1], one entry per"),
+        (lambda problem: uniform(problem) * torch.nan, "weights are not finite"),
         (changes_its_problem, "it changes problem.gramian in place"),
         (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
         (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
         (raises, "raises RuntimeError: no memory"),
         (lambda problem: uniform(problem).to_sparse(), "expected a dense tensor on cpu"),
         (lambda problem: uniform(problem).to("meta"), "got torch.strided on meta"),
-        (says_another_dual, "dual: expected the weights again, got [0.5, 0.5]"),
-        (says_nan, "dual: expected weights on the simplex, got [nan]"),
-        (counts_no_steps, "steps: expected a 0-d tensor of integers, got None"),
+        (
+            says(dual=lambda p, found: uniform(p)),
+            "dual: expected the weights again, got [0.5, 0.5]",
+        ),
+        (
+            says(dual=lambda p, found: found.dual * torch.nan),
+            "dual: expected weights on the simplex, got [nan]",
+        ),
+        (says(steps=lambda p, found: None), "steps: expected a 0-d tensor of integers, got None"),
     ],
 )
 def test_sentence_says_what_an_answer_must_be(solver, text):
@@ -185,7 +172,7 @@ def test_a_counterexample_has_as_few_digits_as_it_can():
 
     def solver(problem):
         whole = torch.equal(problem.gramian, problem.gramian.round())
-        return solvers.active_set()(problem).weights if whole else uniform(problem)
+        return EXACT(problem).weights if whole else uniform(problem)
 
     rows = testing.check_solver(solver, ["min_norm"], tasks=(2, 2)).counterexamples
     rows = rows["min_norm"].jacobian
@@ -200,19 +187,16 @@ def test_solvers_are_checked_in_every_grad_mode(mode):
 
 
 def test_a_task_without_preference_is_drawn():
-    exact = solvers.active_set()
-
     def divides(problem):
-        return exact(problem).weights / problem.preference * problem.preference
+        return EXACT(problem).weights / problem.preference * problem.preference
 
     assert not testing.check_solver(divides, ["cagrad"], tasks=(2, 3)).sound
 
 
 def test_dual_weights_in_place_of_the_direction_are_recognised():
-    report = testing.check_solver(returns_the_dual, ["cagrad"], tasks=(1, 2))
-    assert (
-        "return problem.solution(problem.recover(w), w)" in report.counterexamples["cagrad"].detail
-    )
+    report = testing.check_solver(lambda p: EXACT(p).dual, ["cagrad"], tasks=(1, 2))
+    detail = report.counterexamples["cagrad"].detail
+    assert "return problem.solution(problem.recover(w), w)" in detail
 
 
 @pytest.mark.parametrize("tasks", [None, (1, 8), (2, 2), (1, 3), (5, 11), (3, 20)])
@@ -230,10 +214,8 @@ def test_every_size_is_drawn(kind, tasks):
 
 @pytest.mark.parametrize(("size", "tasks"), [(7, None), (12, None), (9, (5, 11))])
 def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
-    exact = solvers.active_set()
-
     def seldom(problem):
-        return uniform(problem) if len(problem.gramian) == size else exact(problem)
+        return uniform(problem) if len(problem.gramian) == size else EXACT(problem)
 
     report = testing.check_solver(seldom, ["min_norm"], tasks=tasks)
     assert not report.sound
@@ -245,7 +227,7 @@ def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
     """J = 0 for two tasks and three: what divides by a norm is NaN there."""
 
     def divides(problem):
-        found = solvers.active_set()(problem)
+        found = EXACT(problem)
         nothing = problem.gramian.diagonal().sum() == 0
         return found._replace(weights=found.weights.where(~nothing, torch.nan))
 
@@ -284,26 +266,15 @@ def test_a_refusal_is_no_answer_and_is_said():
         raise ValueError("not today")
 
     assert not testing.check_solver(picky, ["min_norm"], tasks=(2, 2)).sound
-    exact = solvers.active_set()
 
     def one_kind(problem):
         if isinstance(problem, solvers.CAGrad):
             raise ValueError("no CAGrad")
-        return exact(problem)
+        return EXACT(problem)
 
     report = testing.check_solver(one_kind, tasks=(2, 2))
     assert not report.sound, "nothing is known of it where it has no answer at all"
     assert "cagrad: no answer to" in str(report)
-
-
-def in_place(field, write):
-    exact = solvers.active_set()
-
-    def solver(problem):
-        write(getattr(problem, field))
-        return exact(problem)
-
-    return solver
 
 
 @pytest.mark.parametrize(
@@ -323,17 +294,19 @@ def in_place(field, write):
     ("kind", "field"), [("min_norm", "gramian"), ("cagrad", "preference"), ("dual_cone", "weights")]
 )
 def test_what_writes_what_was_there_is_seen(kind, field, write):
-    report = testing.check_solver(in_place(field, write), [kind], tasks=(2, 2))
+    def solver(problem):
+        write(getattr(problem, field))
+        return EXACT(problem)
+
+    report = testing.check_solver(solver, [kind], tasks=(2, 2))
     assert f"it changes problem.{field} in place" in report.counterexamples[kind].detail
 
 
 def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
-    exact = solvers.active_set()
-
     def min_norm_only(problem):
         if not isinstance(problem, solvers.MinNorm):
             raise TypeError("min_norm only")
-        return exact(problem)
+        return EXACT(problem)
 
     report = testing.check_solver(min_norm_only, tasks=(1, 3))
     assert report.sound
@@ -348,13 +321,11 @@ def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
 
 
 def test_claims_are_tried_only_if_made():
-    exact = solvers.active_set()
-
     def branches(problem):
-        return exact(problem).weights if bool(problem.gramian.sum() > -1) else None
+        return EXACT(problem).weights if bool(problem.gramian.sum() > -1) else None
 
     def constant(problem):
-        return exact(problem).weights.detach()
+        return EXACT(problem).weights.detach()
 
     quick = {"problems": ["min_norm"], "tasks": (1, 3)}
     assert testing.check_solver(branches, **quick).sound
@@ -368,28 +339,23 @@ def test_claims_are_tried_only_if_made():
 
 
 def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems():
-    exact = solvers.active_set()
-
     def branches_at_two(problem):
         assert len(problem.gramian) != 2 or bool(problem.gramian[0, 1].isfinite())
-        return exact(problem)
+        return EXACT(problem)
 
     def branches_on_the_radius(problem):
         if isinstance(problem, solvers.CAGrad) and bool(problem.c == 0):
             return problem.preference
-        return exact(problem)
+        return EXACT(problem)
 
     def mixes(problem):
-        if (
-            not isinstance(problem, solvers.DualCone)
-            or torch.func.debug_unwrap(problem.weights) is problem.weights
-        ):
-            return exact(problem)
-        together = torch.func.debug_unwrap(problem.weights)
-        return exact(solvers.dual_cone(problem.gramian, together[0]))
+        given = getattr(problem, "weights", None)
+        if given is None or (together := torch.func.debug_unwrap(given)) is given:
+            return EXACT(problem)
+        return EXACT(solvers.dual_cone(problem.gramian, together[0]))
 
     def slopes(problem):
-        weights = exact(problem).weights
+        weights = EXACT(problem).weights
         uneven = isinstance(problem, solvers.CAGrad) and problem.preference.unique().numel() > 1
         wrong = len(weights) > 3 or uneven
         return weights + (weights - weights.detach()) if wrong else weights
@@ -419,7 +385,7 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
 )
 def test_vmap_is_tried_nested_in_a_batch_of_one_and_with_one_gramian(where, how):
     def solver(problem):
-        found = solvers.active_set()(problem).weights
+        found = EXACT(problem).weights
         return found + where(problem)
 
     report = testing.check_solver(solver, ["cagrad"], tasks=(2, 2), claims=["vmap"])
@@ -433,7 +399,7 @@ def test_vmap_is_tried_nested_in_a_batch_of_one_and_with_one_gramian(where, how)
 def test_derivatives_are_tried_in_what_a_problem_has_beside_the_gramian(kind, field):
     def solver(problem):
         fixed = {field: getattr(problem, field).detach()}
-        return solvers.active_set()(problem._replace(**fixed))
+        return EXACT(problem._replace(**fixed))
 
     report = testing.check_solver(solver, [kind], tasks=(2, 3), claims=["grad"])
     assert f"{kind}: at testing.jacobian(" in report.claims["grad"]
@@ -443,7 +409,7 @@ def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
     def iterates(problem):
         if isinstance(problem, solvers.CAGrad):
             list(problem.gramian.diagonal().squeeze())
-        return solvers.active_set()(problem)
+        return EXACT(problem)
 
     report = testing.check_solver(iterates, tasks=(1, 3))
     assert not report.sound
@@ -451,16 +417,22 @@ def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
     assert "iteration over a 0-d tensor" in report.counterexamples["cagrad"].detail
 
 
-def test_answers_that_do_not_repeat_are_reported():
-    calls = []
+CALLS = itertools.count(1)
+UNSOUND = {
+    "not repeated": (lambda: next(CALLS) == 40, "its answers do not repeat"),
+    "torch's numbers": (lambda: torch.rand(1) < 0, "draws from global random numbers"),
+    "NumPy's numbers": (lambda: np.random.rand() < 0, "draws from global random"),  # noqa: NPY002
+}
 
-    def seldom(problem):
-        calls.append(problem)
-        return uniform(problem) if len(calls) == 40 else solvers.active_set()(problem)
 
-    report = testing.check_solver(seldom, ["min_norm"], tasks=(2, 3))
+@pytest.mark.parametrize("what", UNSOUND)
+def test_what_is_no_function_of_the_problem_is_not_sound(what):
+    wrong, text = UNSOUND[what]
+    report = testing.check_solver(
+        lambda problem: uniform(problem) if wrong() else EXACT(problem), ["min_norm"], tasks=(2, 3)
+    )
     assert not report.sound
-    assert "its answers do not repeat" in report.counterexamples["min_norm"].detail
+    assert text in report.counterexamples["min_norm"].detail
 
 
 def test_report_as_records_and_html():
@@ -493,16 +465,13 @@ def test_check_solver_says_what_is_wrong_with_its_arguments(arguments, kind, tex
 
 
 # ---- agreement -----------------------------------------------------------------------------------
-
-
 def test_agree_where_weights_tie_and_not_where_one_is_wrong():
     same = solvers.min_norm(torch.ones(3, 3, dtype=F64))
     testing.assert_agree(uniform, torch.eye(3, dtype=F64)[1], same)
     problem = solvers.min_norm(torch.diag(torch.tensor([1.0, 4.0], dtype=F64)))
-    exact = solvers.active_set()
-    testing.assert_agree(exact, exact(problem), problem)
+    testing.assert_agree(EXACT, EXACT(problem), problem)
     with pytest.raises(AssertionError, match=r"(?s)on MinNorm: other: certified error .* apart"):
-        testing.assert_agree(exact, uniform, problem)
+        testing.assert_agree(EXACT, uniform, problem)
 
 
 def test_a_refusal_does_not_agree():
@@ -512,8 +481,6 @@ def test_a_refusal_does_not_agree():
 
 
 # ---- strategies ----------------------------------------------------------------------------------
-
-
 @settings(max_examples=30)
 @given(testing.problems("cagrad", tasks=(1, 4)))
 def test_problems_are_problems(problem):
@@ -543,36 +510,31 @@ def test_a_failure_shrinks_to_the_smallest_member_of_its_family():
 
 
 def test_strategies_and_families_say_what_is_wrong():
-    with pytest.raises(ValueError, match="families='nobody'"):
-        testing.jacobians(families=["nobody"])
-    with pytest.raises(ValueError, match="tasks: expected"):
-        testing.jacobians(tasks=(0, 2))
-    for tasks in (3, (1, 2, 3), (2.0, 3)):
-        with pytest.raises(ValueError, match=r"tasks: expected \(least, most\)"):
-            testing.jacobians(tasks=tasks)  # pyright: ignore[reportArgumentType]
-        with pytest.raises(ValueError, match=r"tasks: expected \(least, most\)"):
-            testing.check_solver(uniform, tasks=tasks)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="kind='mgda'"):
-        testing.problems("mgda")
-    with pytest.raises(ValueError, match="width: expected a whole number >= 1, got 0"):
-        testing.jacobian("gaussian", 2, width=0)
-    with pytest.raises(ValueError, match="family='nobody'"):
-        testing.jacobian("nobody", 2)
+    least = r"tasks: expected \(least, most\)"
+    odd: Any = (3, (1, 2, 3), (2.0, 3))
+    for message, call in (
+        ("families='nobody'", lambda: testing.jacobians(families=["nobody"])),
+        ("tasks: expected", lambda: testing.jacobians(tasks=(0, 2))),
+        *((least, lambda tasks=tasks: testing.jacobians(tasks=tasks)) for tasks in odd),
+        *((least, lambda tasks=tasks: testing.check_solver(uniform, tasks=tasks)) for tasks in odd),
+        ("kind='mgda'", lambda: testing.problems("mgda")),
+        ("width: expected .* got 0", lambda: testing.jacobian("gaussian", 2, width=0)),
+        ("family='nobody'", lambda: testing.jacobian("nobody", 2)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_have_every_size(family):
-    for count in (1, 2, 3, 7):
-        for width in (1, 2, 9):
-            rows = FAMILIES[family](np.random.default_rng(0), count, width)
-            assert rows.shape[0] == count
-            assert 1 <= rows.shape[1] <= (max(width, count) if family == "orthogonal" else width)
-            assert np.isfinite(rows).all()
+    for count, width in itertools.product((1, 2, 3, 7), (1, 2, 9)):
+        rows = FAMILIES[family](np.random.default_rng(0), count, width)
+        assert rows.shape[0] == count
+        assert 1 <= rows.shape[1] <= (max(width, count) if family == "orthogonal" else width)
+        assert np.isfinite(rows).all()
 
 
 # ---- the shell and the wheel ---------------------------------------------------------------------
-
-
 def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -609,43 +571,25 @@ print("hypothesis" in sys.modules, mtlfunc.__file__.startswith(sys.path[0]))
 
 @pytest.mark.slow
 def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    (path,) = tmp_path.glob("*.whl")
+    path = wheel_in(tmp_path)
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
     with zipfile.ZipFile(path) as wheel:
         wheel.extractall(installed)
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{SCRIPT}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "True", "False", "True"]
-
-
-def only_one_task(problem):
-    if len(problem.gramian) > 1:
-        raise ValueError("one task alone")
-    return torch.ones_like(problem.gramian[0])
+    assert python("-c", code, cwd=empty).stdout.split() == ["False", "True", "False", "True"]
 
 
 def test_a_solver_of_one_task_alone_is_not_sound():
+    def only_one_task(problem):
+        if len(problem.gramian) > 1:
+            raise ValueError("one task alone")
+        return torch.ones_like(problem.gramian[0])
+
     report = testing.check_solver(only_one_task, ["min_norm"], tasks=(1, 3))
     assert not report.sound
     assert "min_norm: no answer to ✗ any problem of several tasks" in str(report)
     assert testing.check_solver(only_one_task, ["min_norm"], tasks=(1, 1)).sound
-
-
-@pytest.mark.parametrize("draw", [lambda: torch.rand(1), lambda: np.random.rand()])  # noqa: NPY002
-def test_a_solver_that_draws_from_global_random_numbers_is_not_sound(draw):
-    def solve(problem):
-        draw()
-        return solvers.active_set()(problem)
-
-    report = testing.check_solver(solve, ["min_norm"], tasks=(1, 2))
-    assert not report.sound
-    assert "draws from global random numbers" in report.counterexamples["min_norm"].detail
 
 
 def test_a_failing_problem_is_printed_with_its_numbers():

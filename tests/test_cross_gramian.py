@@ -205,8 +205,6 @@ def test_derivative_of_a_length_zero_is_zero():
 
 
 # What is formed, and what is refused.
-
-
 def test_no_row_is_formed(monkeypatch, formed):
     net = nn.Sequential(nn.Linear(600, 400), nn.Tanh(), nn.Linear(400, 4)).double()
     monkeypatch.setattr(formulas.Deltas, "rows", None)  # is not called

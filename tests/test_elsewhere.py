@@ -1,12 +1,10 @@
 """The package's own tests with enforced types, and with the last bits of other processors."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import python
 
 ELSEWHERE = {
     "enforced types": {"MTLFUNC_TYPES": "1"},
@@ -25,13 +23,5 @@ ELSEWHERE = {
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_the_suite(where, share):
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "--share", share],
-        cwd=ROOT,
-        env={"OMP_NUM_THREADS": "1"} | os.environ | ELSEWHERE[where],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
+    env = {"OMP_NUM_THREADS": "1"} | os.environ | ELSEWHERE[where]
+    python("-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--share", share, env=env)

@@ -237,8 +237,6 @@ def test_a_chunked_gramian_takes_one_pass_a_task(engine, size, monkeypatch):
 
 
 # Which parameters.
-
-
 class Named(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -318,8 +316,6 @@ def test_globs_are_constants_to_the_compiler():
 
 
 # What torch.func does not take, and what would be wrong.
-
-
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])
 @pytest.mark.parametrize("form", ["vector", "tuple", "dict"])
 def test_losses_that_ignore_the_parameters_are_refused(form, engine):

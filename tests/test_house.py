@@ -6,15 +6,13 @@ import ast
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 import zipfile
 
 import griffe
 import pytest
 
 import mtlfunc as mf
-from tests.support import ROOT
+from tests.support import ROOT, python, wheel_in
 from tests.support.every import every
 
 ROOMS = ("mtlfunc", "tests", "common", "experiments", "paper_repro", "docs")
@@ -215,14 +213,7 @@ def test_completion_offers_public_names_alone(room):
 
 def test_imports_run_one_way():
     run = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    done = subprocess.run(
-        [sys.executable, "-c", run, "--no-cache"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-c", run, "--no-cache")
 
 
 def test_package_imports_what_it_declares_and_the_light_things_alone():
@@ -232,17 +223,14 @@ def test_package_imports_what_it_declares_and_the_light_things_alone():
         "print(*sorted({x.split('.')[0] for x in set(sys.modules) - before})); "
         "print(int('torch._dynamo' in set(sys.modules) - before))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names, dynamo = done.stdout.splitlines()
+    names, dynamo = python("-c", code, cwd=None).stdout.splitlines()
     heavy = {"cvxpy", "numba", "matplotlib", "xarray", "pandas", "scipy", "triton", "moocore"}
     assert not heavy & set(names.split())
     assert dynamo == "0"
 
 
 def test_wheel_holds_the_package_alone(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    (path,) = tmp_path.glob("*.whl")
+    path = wheel_in(tmp_path)
     assert path.name.startswith(f"mtlfunc-{mf.__version__}-")
     with zipfile.ZipFile(path) as wheel:
         tops = {name.split("/")[0] for name in wheel.namelist()}

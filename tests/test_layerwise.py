@@ -283,8 +283,6 @@ def test_hypergradients_through_norms_equal_differences(kind, engine, measure, c
 
 
 # What runs in one forward with random numbers or batch statistics.
-
-
 def test_dropout_is_that_of_the_one_forward():
     net = nn.Sequential(nn.Linear(4, 9), nn.Dropout(), nn.Linear(9, TASKS)).double()
     x = torch.randn(SAMPLES, 4, dtype=torch.float64)
@@ -442,8 +440,6 @@ def test_detached_copies_of_a_leaf_carry_no_gradient():
 
 
 # Separate losses: T heads, not T².
-
-
 def _decoders(form):
     torch.manual_seed(0)
     trunk, heads = (

@@ -2,10 +2,9 @@
 in a process of its own, since a kernel of torch ends it.
 """
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.support import python
 
 PROGRAM = """
 import sys
@@ -72,12 +71,5 @@ for give in (lambda x: x, torch.Tensor.contiguous):
 
 @pytest.mark.slow
 def test_no_pass_ends_the_process():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = python("-W", "ignore", "-c", PROGRAM, timeout=300)
     assert done.stdout.splitlines()[-2:] == ["refused", "taken"]

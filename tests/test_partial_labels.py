@@ -232,8 +232,6 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
 
 
 # Losses that are NaN or infinite over nothing
-
-
 def over_labels(kind: str):
     """Per-task losses over the labelled samples [sample, task]; "mean" divides without care."""
 

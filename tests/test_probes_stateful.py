@@ -43,8 +43,6 @@ def run(name, params, seed, lr, steps=3, losses_fn=opaque):
 
 
 # Against the methods' loops
-
-
 def moved(params, direction, heads, lr):
     """Parameters after one plain step along flat directions on the trunk and on the heads."""
     flat = torch.cat([direction, heads]).split([params[name].numel() for name in (*TRUNK, *HEADS)])
@@ -208,8 +206,6 @@ def geometry(gramian: torch.Tensor) -> Geometry:
 
 
 # What the methods are for
-
-
 def test_double_sampling_is_unbiased_and_one_batch_is_not():
     """Over all pairs of samples, the mean Gramian is that of the mean gradients."""
     probe = mf.double_sampling(SHARED)
@@ -289,8 +285,6 @@ def test_weights_stay_on_the_simplex_at_any_length(rule):
 
 
 # Transforms and states
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_run_vmapped_nested_equals_loop(name):
     lrs = torch.tensor([0.01, 0.05], dtype=F64)
@@ -406,8 +400,6 @@ def test_aux_of_every_batch_and_of_the_logarithms():
 
 
 # Errors
-
-
 def test_errors_name_the_argument():
     with pytest.raises(TypeError, match="batch:"):
         mf.balance(lambda p, b: p["x"], mf.modo(), mf.double_sampling()).init(

@@ -1,13 +1,12 @@
 """States saved here and resumed in a process of their own, which knows `mtlfunc` alone."""
 
-import subprocess
 import sys
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.support import ROOT
+from tests.support import python
 from tests.support.problems import BATCH, PARAMS, decode, encode, named
 
 LOADED = """
@@ -35,20 +34,10 @@ def test_training_states_load_in_a_fresh_process_by_default(tmp_path):
         states += [state, state.balance, info]
     solution = mf.solvers.active_set()(mf.solvers.min_norm(torch.eye(2)))
     torch.save([*states, solution], tmp_path / "states.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, str(tmp_path / "states.pt")],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    *kinds, total = done.stdout.split()
-    assert {"AdamState", "BalanceState", "FAMOState", "GradNormState", "Info", "Solution"} <= {
-        *kinds
-    }
-    assert {"MoCoState", "SecondEvaluationState", "Stream", "MovingAverageState", "TrainState"} <= {
-        *kinds
-    }
+    *kinds, total = python("-c", LOADED, str(tmp_path / "states.pt")).stdout.split()
+    wanted = "AdamState BalanceState FAMOState GradNormState Info Solution MoCoState Stream"
+    wanted += " SecondEvaluationState MovingAverageState TrainState"
+    assert {*wanted.split()} <= {*kinds}
     expected = sum(float(leaf.double().sum()) for leaf in tree_leaves([*states, solution]))
     assert float(total) == expected
 

@@ -20,9 +20,8 @@ from tests.support.rules import INDEPENDENT, STATIONARY, lengths, preferences, u
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
+
 # --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
-
-
 def defect(
     G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:

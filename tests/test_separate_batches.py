@@ -296,7 +296,6 @@ def test_composes_with_vmap_and_grad(name):
 
 
 # ---- what the graph is said to prove -------------------------------------------------------------
-
 N = 3
 
 

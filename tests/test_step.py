@@ -43,8 +43,6 @@ def run(name: str, params, seed, lr, steps: int = 4):
 
 
 # Transforms
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_run_vmapped_nested_equals_loop(name):
     lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
@@ -146,8 +144,6 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
 
 
 # Scale and heads
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
@@ -275,8 +271,6 @@ def test_update_runs_one_forward_and_init_at_most_two():
 
 
 # State
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_state_resumes_to_the_same_trajectory(name, tmp_path):
     step = step_of(name)
@@ -319,8 +313,6 @@ def test_keys_decide_what_random_rules_do():
 
 
 # aux, batch norm
-
-
 def test_aux_is_handed_on():
     def with_aux(params, batch):
         losses = vector(params, batch)

@@ -2,8 +2,6 @@
 numbers. `.ci/versions` runs the tests named in `tests/versions.txt` on the versions themselves.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ from mtlfunc.core.checks import all_present
 from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params
+from tests.support import python
 
 F64 = torch.float64
 
@@ -89,7 +88,7 @@ def pure(net: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 
 def test_a_torch_that_is_too_old_is_refused_in_a_sentence():
     code = "import torch; torch.__version__ = '2.5.1+cu124'; import mtlfunc"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python("-c", code, check=False)
     assert done.stderr.splitlines()[-1] == (
         "ImportError: mtlfunc needs torch 2.6 or later, but this is torch 2.5.1+cu124"
     )

@@ -16,7 +16,7 @@ from mtlfunc.core._kernels import compiling
 from mtlfunc.rules._kernels import equiangular, surgery
 from mtlfunc.solvers._kernels import active_set_cpu
 from mtlfunc.warmup import main
-from tests.support import ROOT
+from tests.support import ROOT, python
 
 # the kernel that compiles the quickest; both processes and the warm-up go the same way with any
 FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
@@ -89,20 +89,16 @@ def test_importing_the_package_loads_no_compiler():
         "mf.weights(mf.mean(), torch.eye(3)); mf.random.normal(mf.random.key(0), (3,)); "
         f"print(sorted({heavy} & (set(sys.modules) - before)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout.strip() == "[]"
 
 
 # ---- interpreted and compiled --------------------------------------------------------------------
-
-
 def test_the_first_call_leaves_scipy_to_who_uses_it():
     code = FIRST_USE + "; import sys, numba, numpy as np; print('scipy.linalg' in sys.modules)"
     code += "; print(numba.njit(lambda x: np.dot(x, x))(np.eye(2))[0, 0])"  # by SciPy's BLAS
     code += "; from scipy.linalg import cython_blas; print(hasattr(cython_blas, '__file__'))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == ["False", "1.0", "True"]
+    assert python("-c", code).stdout.splitlines()[1:] == ["False", "1.0", "True"]
 
 
 @pytest.fixture
@@ -153,8 +149,6 @@ def test_nothing_is_said_of_zeros_and_infinities(interpreted):
 
 
 # ---- where compiling fails -----------------------------------------------------------------------
-
-
 @pytest.fixture
 def compiler(monkeypatch):
     """That of a process which has not needed a kernel yet, and asks again at once."""

@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.support import ROOT, ranks_unlike
+from tests.support import ROOT, python, ranks_unlike
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
 from tests.support.ranks import CHECKS, Checks, begin
 
@@ -266,17 +264,10 @@ def test_a_page_ends_as_one_process_on_the_union(tmp_path):
     """By the launcher that users have; through a checkpoint halfway. `tests/support/ranks.py` has
     the other page.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "--standalone", "-m", "experiments.examples.data_parallel", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    command = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command += ("experiments.examples.data_parallel", str(tmp_path))
+    done = python(*command, env=env, timeout=300)
     found = re.search(r"from one process on the union: ([0-9.e+-]+)", done.stdout)
     assert found, done.stdout
     assert float(found[1]) < 1e-5

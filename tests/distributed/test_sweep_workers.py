@@ -75,8 +75,6 @@ def same(found, whole):
 
 
 # --- executors ----------------------------------------------------------------------------------
-
-
 @ONE_PROCESSOR
 def test_processes_give_the_serial_answers(pool, whole, tmp_path):
     same(grid(weights, AXES, points_at_once=4, executor=pool), whole)
@@ -172,7 +170,6 @@ def test_jobs_of_an_array_make_the_whole(whole, tmp_path):
 
 
 # --- a study that is killed ---------------------------------------------------------------------
-
 STUDY = """
 import sys, time
 from tests.support.grids import AXES, weights
@@ -203,8 +200,6 @@ def test_a_study_killed_at_any_moment_resumes(tmp_path):
 
 
 # --- locks --------------------------------------------------------------------------------------
-
-
 def refused(lock):
     with pytest.raises(InUse) as caught, hold_lock(lock):
         pass

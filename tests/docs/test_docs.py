@@ -7,7 +7,6 @@ import inspect
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import mtlfunc as mf
 from docs import front, outputs, pages, properties, results, versions
 from mtlfunc import core
 from mtlfunc.guide import guide
-from tests.support import ROOT
+from tests.support import ROOT, python
 
 DOCS = ROOT / "docs"
 MOST_WORDS = 29_989
@@ -271,13 +270,7 @@ def test_a_release_writes_the_readmes_links_out(tmp_path):
 
 @pytest.mark.parametrize("module", ["paper_repro", "experiments.multimnist", "experiments.arena"])
 def test_help_is_shown(module):
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-m", module, "--help")
     assert "--out" in done.stdout
     assert "--seeds" in done.stdout
 

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 from operator import attrgetter
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,7 +14,7 @@ import torch
 
 import mtlfunc as mf
 from docs import outputs, pages
-from tests.support import ROOT
+from tests.support import ROOT, python
 
 DOCS = ROOT / "docs"
 RUN = [
@@ -165,8 +163,6 @@ def test_every_claim_has_an_anchor_on_its_papers_page():
 
 
 # ---- the site as it is built ---------------------------------------------------------------------
-
-
 class Reader(html.parser.HTMLParser):
     """Places that can be linked to, and links, of one page."""
 
@@ -199,16 +195,12 @@ def read(path: Path) -> Reader:
 )
 def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path: Path):
     # the notebooks' outputs are the matter of test_notebooks.py
-    command = [sys.executable, str(DOCS / "build.py"), str(tmp_path), "--stored-notebooks"]
-    command += ["--folder", "latest"]
+    command = [str(DOCS / "build.py"), str(tmp_path), "--stored-notebooks", "--folder", "latest"]
     gone = tmp_path / "latest" / "gone.html"
     gone.parent.mkdir()
     gone.touch()
     address = {"DOCS_URL": "https://site.example/stable/"}
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | address
-    )
-    assert done.returncode == 0, done.stderr
+    python(*command, env=os.environ | address)
     assert not gone.exists()
     assert {x.name for x in tmp_path.iterdir()} == {"index.html", "latest", "versions.json"}
     assert json.loads((tmp_path / "versions.json").read_text()) == {"latest": mf.__version__}

@@ -2,6 +2,25 @@
 solvers and probes, oracles.
 """
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments: str, check: bool = True, **more: Any) -> subprocess.CompletedProcess:
+    """This interpreter in the repository, and what it wrote; it has to end well if `check`."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True} | more
+    done = subprocess.run([sys.executable, *arguments], check=False, **options)
+    assert not check or done.returncode == 0, (done.stdout[-20_000:], done.stderr[-3000:])
+    return done
+
+
+def wheel_in(folder: Path) -> Path:
+    """A wheel of the package, made in that folder."""
+    options = ("-q", "--no-deps", "--no-build-isolation", "-w", str(folder))
+    python("-m", "pip", "wheel", *options, str(ROOT))
+    (path,) = folder.glob("*.whl")
+    return path
