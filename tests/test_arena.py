@@ -40,6 +40,8 @@ def drawn(problem: BenchmarkProblem, seed: int) -> tuple[mf.types.Params, object
 
 
 # ---- answers of the problems ----
+
+
 @pytest.mark.parametrize("name", standard())
 def test_problem_is_sound(name):
     problem = standard()[name]
@@ -173,6 +175,8 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
 
 
 # ---- the study ----
+
+
 @pytest.mark.parametrize(
     ("name", "rule"), [("spread", "pcgrad"), ("regression", "gradnorm"), ("difficulty", "cagrad")]
 )
@@ -236,6 +240,8 @@ def test_seeds_of_tuning_and_reporting_differ():
 
 
 # ---- the table ----
+
+
 def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()

@@ -55,6 +55,8 @@ def whole(rule: str) -> Report:
 
 
 # ---- the textbook ------------------------------------------------------------------------------
+
+
 @functools.cache
 def reported(rule: str) -> Report:
     """What the textbook says of a rule; tests/docs holds it against whole audits, too."""
@@ -136,6 +138,8 @@ def test_audit_agrees_with_the_theory_of_pcgrad():
 
 
 # ---- rules that are broken on purpose ----------------------------------------------------------
+
+
 def assert_named(report, broken):
     row = report[broken.property]
     assert row.status == "fails", str(report)
@@ -260,6 +264,8 @@ def test_the_audit_cannot_know_which_rule_was_meant():
 
 
 # ---- what must not be blamed -------------------------------------------------------------------
+
+
 def test_zero_weights_have_right_derivatives():
     report = audit(lambda gramian: 0 * gramian[0], only=["differentiability"], instances=20)
     assert report["differentiability"].status == "holds"
@@ -328,6 +334,8 @@ def test_ties_are_no_failures():
 
 
 # ---- what may be handed over -------------------------------------------------------------------
+
+
 def test_audit_takes_rules_factories_and_functions():
     for rule in (
         mf.mgda(),
@@ -460,6 +468,8 @@ def test_report_says_what_was_not_tried():
 
 
 # ---- the report --------------------------------------------------------------------------------
+
+
 def test_report_has_one_line_a_property():
     for report in (whole("mean()"), whole("pcgrad()")):
         assert tuple(row.name for row in report.rows) == NAMES
@@ -511,6 +521,8 @@ def test_audit_is_deterministic_and_leaves_the_generator_alone():
 
 
 # ---- the instances -----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_integer_instances_are_ordered_and_different(count):
     rows = integers(count)
@@ -552,6 +564,8 @@ def test_stationary_instances_are_stationary():
 
 
 # ---- the shell ---------------------------------------------------------------------------------
+
+
 def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
     page = tmp_path / "report.html"
     options = ("--only", "non-conflict", "purity", "--html", str(page))

@@ -260,6 +260,8 @@ def test_counterexample_of_many_tasks_is_a_call():
 
 
 # ---- what is right ------------------------------------------------------------------------------
+
+
 def by_inverse_length(gramian: Any) -> Any:
     """w = 1/‖g‖ with a finite stand-in at 0: exactly invariant to rescaling a task."""
     n = gramian.diagonal().sqrt()
@@ -334,6 +336,8 @@ def test_refusing_low_losses_is_sound():
 
 
 # ---- the shell ----------------------------------------------------------------------------------
+
+
 def test_html_into_a_missing_folder_is_an_error_before_the_audit(tmp_path, capsys):
     for page, text in (
         (tmp_path / "missing" / "page.html", "is no folder; make it first"),

@@ -82,6 +82,8 @@ def started(step=None):
 
 
 # ---- the same numbers ----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_captured_steps_are_the_plain_ones(made, name):
     if name in METHODS:
@@ -172,6 +174,8 @@ def test_a_state_whose_parts_move_on(made):
 
 
 # ---- addresses and states ------------------------------------------------------------------------
+
+
 def test_the_state_goes_back_in_without_a_copy(made):
     captured, state = started()
     seen = []
@@ -384,6 +388,8 @@ def test_a_derivative_through_what_was_overwritten_is_refused(made):
 
 
 # ---- kinds and eviction --------------------------------------------------------------------------
+
+
 def test_each_kind_has_a_recording_and_the_oldest_is_freed(made):
     captured = mf.capture(step_of("mean"), graphs=2)
     state = captured.init(PARAMS, BATCH)
@@ -442,6 +448,8 @@ def test_bools_and_strings_of_a_batch_are_kinds(made):
 
 
 # ---- where the step runs by itself ---------------------------------------------------------------
+
+
 def test_without_a_device_it_is_the_step():
     step = step_of("mgda")
     captured = mf.capture(step)
@@ -477,6 +485,7 @@ def test_under_no_grad_and_inference_mode(made, mode):
 
 
 # ---- bad input -----------------------------------------------------------------------------------
+
 BAD = {
     "a number": ({"to": ZERO, "n": 3}, TypeError, r"batch\['n'\]: expected a tensor, got int"),
     "an object": ({"to": ZERO, "n": object()}, TypeError, r"batch\['n'\].*object.*plain tensors"),

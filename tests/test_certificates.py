@@ -128,6 +128,7 @@ def test_directions_of_other_lengths_do_not_agree(e):
 
 
 # ---- zero gradients, and what a Gramian can tell ----------------------------------------------
+
 SCALES = [2.0 ** round(e * math.log2(10)) for e in range(-12, 13)]  # free of rounding
 ZEROS = {
     "one beside a zero": [[1.0], [0.0]],
@@ -292,6 +293,8 @@ def pose_on(kind, gramian):
 
 
 # ---- the certified error -------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "antiparallel"])
 def test_certified_error_is_no_less_than_the_true_one(family):
     """Against the closed form of two tasks; it is 0 to rounding at the optimum."""

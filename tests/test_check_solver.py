@@ -75,6 +75,8 @@ def says(**edit):
 
 
 # ---- right and wrong solvers ---------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
     [
@@ -465,6 +467,8 @@ def test_check_solver_says_what_is_wrong_with_its_arguments(arguments, kind, tex
 
 
 # ---- agreement -----------------------------------------------------------------------------------
+
+
 def test_agree_where_weights_tie_and_not_where_one_is_wrong():
     same = solvers.min_norm(torch.ones(3, 3, dtype=F64))
     testing.assert_agree(uniform, torch.eye(3, dtype=F64)[1], same)
@@ -481,6 +485,8 @@ def test_a_refusal_does_not_agree():
 
 
 # ---- strategies ----------------------------------------------------------------------------------
+
+
 @settings(max_examples=30)
 @given(testing.problems("cagrad", tasks=(1, 4)))
 def test_problems_are_problems(problem):
@@ -535,6 +541,8 @@ def test_families_have_every_size(family):
 
 
 # ---- the shell and the wheel ---------------------------------------------------------------------
+
+
 def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n"

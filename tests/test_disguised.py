@@ -71,6 +71,8 @@ def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
 
 
 # --- parameters and inputs of a subclass --------------------------------------------------------
+
+
 class Plain(Tensor):
     """A subclass that does nothing."""
 
@@ -120,6 +122,7 @@ def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
 
 
 # --- calls of a name that is not theirs ---------------------------------------------------------
+
 LIBRARY = torch.library.Library("disguised", "DEF")
 for _name in ("linear", "matmul", "add", "layer_norm"):
     LIBRARY.define(f"{_name}(Tensor x, Tensor w) -> Tensor")
@@ -201,6 +204,8 @@ def test_torch_s_own_spellings_are_recognised(call, formed):
 
 
 # --- reentrant checkpoints ----------------------------------------------------------------------
+
+
 class Checkpointed(nn.Module):
     """The body in a reentrant checkpoint, after nothing, a frozen layer or a trained one."""
 
@@ -297,6 +302,8 @@ def test_a_backward_that_writes_gradients_is_refused(rule, before):
 
 
 # --- modes around a forward pass ------------------------------------------------------------------
+
+
 class Halving(torch.overrides.TorchFunctionMode):
     """Halves the input of every linear layer, as a simulation of quantised layers may."""
 

@@ -86,6 +86,7 @@ def test_units_of_residuals_and_of_gradients():
 
 
 # ---- steps on a network --------------------------------------------------------------------------
+
 NET = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
 POINTS = torch.linspace(-1, 1, 24, dtype=F64).reshape(12, 2)
 
@@ -214,6 +215,8 @@ def test_balancer_steps_as_descend_does():
 
 
 # ---- bad input -----------------------------------------------------------------------------------
+
+
 def test_singular_gramians_are_refused_or_nan():
     J, r = _case("more")
     with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 9 residuals singular"):
@@ -296,6 +299,8 @@ def test_certificate_of_a_weighted_step_is_that_of_the_weighted_residuals():
 
 
 # ---- line search, alignment ----------------------------------------------------------------------
+
+
 def test_line_search_is_a_loop_over_lengths():
     params, direction = _start(), {name: leaf.sin() for name, leaf in _start().items()}
     factors = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.3], dtype=F64)

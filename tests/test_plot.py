@@ -31,6 +31,8 @@ def closed():
 
 
 # ---- heatmap ----
+
+
 def test_heatmap_shows_the_matrix_centred_on_zero():
     jacobian = rows(0, 3, 4)
     gramian = jacobian @ jacobian.mT
@@ -85,6 +87,8 @@ def test_heatmap_numbers_are_short(number, text):
 
 
 # ---- weights ----
+
+
 def test_weights_are_means_and_quantiles_over_seeds():
     record = torch.softmax(rows(0, 9, 5, 3), -1)
     panel = plot.weights(record, axes(), steps=[0, 10, 20, 30, 40], band=0.5, linewidth=3)
@@ -130,6 +134,8 @@ def test_weights_of_thirty_tasks_at_one_step():
 
 
 # ---- front ----
+
+
 def test_front_highlights_what_no_point_dominates():
     points = torch.tensor([[1.0, 3.0], [2.0, 2.0], [2.5, 2.5], [3.0, 1.0], [3.0, 1.5], [2.0, 4.0]])
     panel = plot.front(points, axes(), reference=[4.0, 4.0], label="mgda")
@@ -167,6 +173,8 @@ def test_front_in_three_dimensions():
 
 
 # ---- gap ----
+
+
 def test_gap_draws_certified_gaps_of_solvers():
     jacobian = rows(0, 6, 9)
     problem = mf.solvers.min_norm(jacobian @ jacobian.mT)
@@ -217,6 +225,7 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
 
 
 # ---- all of them ----
+
 NAN = float("nan")
 ONES = torch.ones(2)
 STEP = mf.Info(ONES, ONES, ONES, ONES, (), {})

@@ -18,6 +18,8 @@ EPS = torch.finfo(F64).eps
 
 
 # --- Aligned-MTL --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 @pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "rank_deficient", "zero_row"])
 def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
@@ -88,6 +90,8 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
 
 
 # --- derivatives where norms differ -------------------------------------------------------------
+
+
 def in_high_precision(gramian, preference, scale):
     """The weights √s V Λ^(-1/2) Vᵀ p of a definite Gramian of mpmath."""
     values, vectors = mp.eigsy(gramian)

@@ -22,6 +22,8 @@ EPS = torch.finfo(F64).eps
 
 
 # --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
+
+
 def defect(
     G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
 
 
 # --- mean and preferences -----------------------------------------------------------------------
+
+
 def test_preference_scales_to_sum_one():
     p = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
     J = jacobian("gaussian", 3)
@@ -53,6 +55,8 @@ def test_preference_defaults_to_the_geometrys(make):
 
 
 # --- PCGrad -------------------------------------------------------------------------------------
+
+
 def literal_pcgrad(J, orders):
     """Algorithm 1 of Yu et al. 2020 on vectors; the mean of the projected gradients."""
     projected = []
@@ -154,6 +158,8 @@ def test_pcgrad_random_orders_differ_by_step_and_key():
 
 
 # --- MGDA ---------------------------------------------------------------------------------------
+
+
 @given(jacobians(least=1, most=6))
 def test_mgda_common_descent_and_shortest(J):
     """g_t·d >= ‖d‖² for every task, and no combination is shorter; both to rounding of a Gramian of
@@ -186,6 +192,8 @@ def test_mgda_repeated_task_changes_nothing():
 
 
 # --- CAGrad -------------------------------------------------------------------------------------
+
+
 @given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
 def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
     """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
@@ -245,6 +253,8 @@ def test_cagrad_two_tasks_on_a_grid():
 
 
 # --- GradNorm -----------------------------------------------------------------------------------
+
+
 def network(seed=0, count=3):
     """Losses of one shared layer W [4, 3] with fixed targets: quadratics of tanh features."""
     rng = np.random.default_rng(seed)

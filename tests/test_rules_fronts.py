@@ -20,6 +20,8 @@ def direction(weights, J):
 
 
 # --- EPO ----------------------------------------------------------------------------------------
+
+
 def literal_epo(G, losses, r, tolerance=1e-4):
     """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
     and the mode.
@@ -188,6 +190,8 @@ def test_epo_edge_cases():
 
 
 # --- Pareto MTL ---------------------------------------------------------------------------------
+
+
 def literal_pareto_mtl(J, losses, u, others, searching):
     """Lin et al. 2019 on vectors: the direction, and how many constraints are violated."""
     apart = others / np.linalg.norm(others, axis=1, keepdims=True) - u / np.linalg.norm(u)

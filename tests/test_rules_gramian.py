@@ -36,6 +36,8 @@ def condition(G: Tensor) -> float:
 
 
 # --- random loss weighting ----------------------------------------------------------------------
+
+
 def test_rlw_is_the_softmax_of_its_key_and_has_mean_uniform():
     rule, losses = mf.rlw(), torch.ones(4, dtype=F64)
     geometry = Geometry(
@@ -68,6 +70,8 @@ def test_rlw_of_absent_tasks():
 
 
 # --- dual cone: DualProj and UPGrad -------------------------------------------------------------
+
+
 def project(vector: np.ndarray, J: np.ndarray) -> np.ndarray:
     """min ½‖d - vector‖² over J d >= 0, in the space of the parameters: no Gramian."""
     return quadprog.solve_qp(np.eye(J.shape[1]), vector, J.T.copy(), np.zeros(len(J)))[0]
@@ -221,6 +225,8 @@ def test_one_call_finds_an_indefinite_matrix():
 
 
 # --- equal angles: IMTL-G and ConFIG ------------------------------------------------------------
+
+
 def literal_imtl_g(J: np.ndarray) -> np.ndarray:
     """Liu et al. 2021, eq. 6: α₂… = g₁ Uᵀ (D Uᵀ)⁻¹, α₁ = 1 - Σ."""
     unit = J / np.linalg.norm(J, axis=1, keepdims=True)
@@ -362,6 +368,7 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
 
 
 # --- preferences and bad input ------------------------------------------------------------------
+
 PREFERRED: dict[str, Callable[..., mf.Rule]] = {
     "dualproj": mf.dualproj,
     "upgrad": mf.upgrad,
@@ -382,6 +389,7 @@ def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
 
 
 # --- against TorchJD ----------------------------------------------------------------------------
+
 torchjd = pytest.importorskip("torchjd.aggregation")
 torchjd_linalg = pytest.importorskip("torchjd.linalg")
 

@@ -35,6 +35,8 @@ def direction(weights, J):
 
 
 # --- the compiled loop --------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("family", DECIDED)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 def test_kernel_equals_plain_torch(family, count):
@@ -80,6 +82,8 @@ def test_kernel_under_nested_vmap_and_threads():
 
 
 # --- GradVac ------------------------------------------------------------------------------------
+
+
 def literal_gradvac(J, orders, targets, beta):
     """Wang et al. 2021 on vectors; the corrected gradients and the new targets."""
     targets, corrected = targets.copy(), []
@@ -188,6 +192,8 @@ def test_gradvac_preference_weighs_the_corrected_gradients():
 
 
 # --- Krum ---------------------------------------------------------------------------------------
+
+
 def literal_krum(J, byzantine, select):
     """Blanchard et al. 2017, sec. 4, on vectors."""
     scores = []
@@ -231,6 +237,8 @@ def test_krum_shares_among_ties():
 
 
 # --- least distance -----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
 def test_least_distance_meets_its_optimality_conditions(count):
     """n·x >= h, μ >= 0 and μ(n·x - h) = 0 prove the shortest x; wide rows are always feasible, tall
@@ -272,6 +280,8 @@ def test_least_distance_knows_what_cannot_be_met():
 
 
 # --- PCD ----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 12])
 def test_pcd_equals_torchjd(tau, count):

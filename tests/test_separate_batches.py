@@ -296,6 +296,7 @@ def test_composes_with_vmap_and_grad(name):
 
 
 # ---- what the graph is said to prove -------------------------------------------------------------
+
 N = 3
 
 

@@ -208,6 +208,8 @@ def test_frank_wolfe_answers_many_tasks(step):
 
 
 # --- closed forms -------------------------------------------------------------------------------
+
+
 # ‖g₁ - g₂‖² is all rounding there
 @given(jacobians(least=2, most=2, families=tuple(f for f in FAMILIES if f != "near_duplicates")))
 def test_min_norm_two_tasks_closed_form(J):
@@ -327,6 +329,8 @@ def test_min_norm_integer_ties_equal_rational_arithmetic(seed):
 
 
 # --- CAGrad: Pareto stationarity, threshold, limits ---------------------------------------------
+
+
 @pytest.mark.parametrize("solver", ["faces", "cvx", "auto", "active_set"])
 def test_cagrad_pareto_stationary_example(solver):
     """d = 0 although the dual weights (.2, .4, .4) have length 0 and say nothing of d."""
@@ -417,6 +421,8 @@ def test_cagrad_with_large_radius_turns_to_min_norm(family):
 
 
 # --- Frank–Wolfe --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("steps", [1, 5, 50])
 def test_frank_wolfe_open_loop_rate(family, steps):

@@ -25,6 +25,8 @@ IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].i
 
 
 # --- transforms ---------------------------------------------------------------------------------
+
+
 def chooses(solver):
     """Whether its path hangs on which task is chosen, so that rounding may part two paths."""
     return solver.endswith(("away", "pairwise"))
@@ -212,6 +214,8 @@ def test_cagrad_derivative_in_its_radius(solver):
 
 
 # --- dtypes, scales, degenerate inputs ----------------------------------------------------------
+
+
 @pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
 @every("family", FAMILIES)
 def test_solver_float32_equals_float64(solver, problem, family):
@@ -289,6 +293,7 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
 
 
 # --- errors -------------------------------------------------------------------------------------
+
 # The undecorated functions: with the tests' shape checks on, a wrong shape never reaches the
 # message a user sees.
 _min_norm, _cagrad, _dual_cone = (

@@ -43,6 +43,8 @@ def loop(f, axes):
 
 
 # --- equal to the loop --------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("points_at_once", [None, 1, 5, 100])
 def test_grid_equals_nested_loops(points_at_once):
     found = grid(train, AXES, points_at_once=points_at_once, dims={"losses": ("step", "task")})
@@ -171,6 +173,8 @@ def test_grid_shows_progress_and_is_silent_inside(capsys):
 
 
 # --- interrupted and resumed --------------------------------------------------------------------
+
+
 class Counted:
     """f that counts its calls, and that Ctrl-C (or an error) hits in one of them."""
 
@@ -253,6 +257,8 @@ def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
 
 
 # --- files that do not fit ----------------------------------------------------------------------
+
+
 @pytest.fixture
 def begun(tmp_path):
     grid(
@@ -322,6 +328,8 @@ def test_grid_names_broken_files(begun):
 
 
 # --- errors -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

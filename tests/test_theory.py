@@ -36,6 +36,8 @@ def loss(J: torch.Tensor, A: torch.Tensor, x: torch.Tensor) -> float:
 
 
 # ---- Theorem 1 ----
+
+
 @pytest.mark.parametrize("relative", [1.0, 0.3, 0.01])
 def test_theorem1_bounds_the_decrease_of_literal_steps(relative):
     met = 0
@@ -60,6 +62,8 @@ def test_theorem1_allows_rest_only_at_its_two_alternatives():
 
 
 # ---- Theorem 2 ----
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_theorem2_compares_literal_steps(seed):
     J, A = rows(seed), curved(seed, share=0.6)
@@ -108,6 +112,8 @@ def test_no_theorem2_without_conflict():
 
 
 # ---- curvature over the step ----
+
+
 def smooth(params, batch):
     x = params["x"]
     return torch.stack(
@@ -148,6 +154,8 @@ def test_secant_curvature_of_a_quadratic_is_constant():
 
 
 # ---- CAGrad ----
+
+
 def test_cagrad_threshold_separates_conflict_from_none():
     for seed in range(30):
         J = rows(seed, 6, 3) - 0.6 * rows(seed, 6, 3)[0]
@@ -166,6 +174,8 @@ def test_cagrad_threshold_separates_conflict_from_none():
 
 
 # ---- as functions ----
+
+
 def test_theorems_are_about_two_tasks():
     with pytest.raises(ValueError, match=r"gramian: PCGrad's theorems are about two tasks"):
         theory.pcgrad_theorem1(torch.eye(3), 1.0, 1.0)

@@ -94,6 +94,8 @@ def test_importing_the_package_loads_no_compiler():
 
 
 # ---- interpreted and compiled --------------------------------------------------------------------
+
+
 def test_the_first_call_leaves_scipy_to_who_uses_it():
     code = FIRST_USE + "; import sys, numba, numpy as np; print('scipy.linalg' in sys.modules)"
     code += "; print(numba.njit(lambda x: np.dot(x, x))(np.eye(2))[0, 0])"  # by SciPy's BLAS
@@ -149,6 +151,8 @@ def test_nothing_is_said_of_zeros_and_infinities(interpreted):
 
 
 # ---- where compiling fails -----------------------------------------------------------------------
+
+
 @pytest.fixture
 def compiler(monkeypatch):
     """That of a process which has not needed a kernel yet, and asks again at once."""

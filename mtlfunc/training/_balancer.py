@@ -199,7 +199,7 @@ class Balancer:
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present`.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`; without `weightings`, one with a checkpoint, with custom functions
+                `loss.backward()`; without `weightings` one with a checkpoint, custom functions
                 (compiled modules too) or where hooks may be stays until the losses are dropped.
 
         Returns:

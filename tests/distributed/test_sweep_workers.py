@@ -75,6 +75,8 @@ def same(found, whole):
 
 
 # --- executors ----------------------------------------------------------------------------------
+
+
 @ONE_PROCESSOR
 def test_processes_give_the_serial_answers(pool, whole, tmp_path):
     same(grid(weights, AXES, points_at_once=4, executor=pool), whole)
@@ -170,6 +172,7 @@ def test_jobs_of_an_array_make_the_whole(whole, tmp_path):
 
 
 # --- a study that is killed ---------------------------------------------------------------------
+
 STUDY = """
 import sys, time
 from tests.support.grids import AXES, weights
@@ -200,6 +203,8 @@ def test_a_study_killed_at_any_moment_resumes(tmp_path):
 
 
 # --- locks --------------------------------------------------------------------------------------
+
+
 def refused(lock):
     with pytest.raises(InUse) as caught, hold_lock(lock):
         pass

@@ -15,6 +15,8 @@ from tests.support.arena import TINY
 
 
 # ---- from a notebook ----
+
+
 def soft(gramian):
     return torch.softmax(-gramian.diagonal() / gramian.diagonal().amax(), -1)
 
@@ -121,6 +123,7 @@ def test_what_counts_as_a_rule():
 
 
 # ---- the command line ----
+
 SMALL = ["--only", "conflict,vlmop2", "--against", f"mean,mgda,{STATIC}", "--seeds", "2"]
 SMALL += ["--tuning", "1", "--budget", "0.02"]
 

@@ -21,6 +21,8 @@ EVERY = tasks.tasks(8, 1, LOOK)
 
 
 # ---- views ---------------------------------------------------------------------------------------
+
+
 def test_losses_of_views_are_their_literal_loops():
     outputs = torch.randn(10, 6, dtype=torch.float64)
     nothing = torch.zeros(())
@@ -50,6 +52,8 @@ def test_losses_of_views_are_their_literal_loops():
 
 
 # ---- data ----------------------------------------------------------------------------------------
+
+
 def python2(pixels: np.ndarray, labels: list[int]) -> bytes:
     """The official files' bytes: a pickle of protocol 2 by Python 2, whose text is bytes."""
 
@@ -113,6 +117,7 @@ def test_a_bad_file_is_refused_and_runs_nothing(tmp_path, monkeypatch, held):
 
 
 # ---- runs ----------------------------------------------------------------------------------------
+
 SHORT = train.Settings(None, tasks.CHOSEN, 3, 8, 0, 0, "cpu")
 
 
@@ -153,6 +158,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Settings:
 
 
 # ---- the report and the command ------------------------------------------------------------------
+
+
 def test_command_on_a_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "settings_of", lambda *rest: folder._replace(steps=2))
     monkeypatch.setattr(command, "WIDE_RATES", (1e-3,))

@@ -14,6 +14,8 @@ from experiments.control import cloning, grids, methods, points, sac
 
 
 # ---- mazes ---------------------------------------------------------------------------------------
+
+
 def literal_values(choose, moves, goal, rounds=400):
     """Sweeps of v(s) = 1 at the goal, else DISCOUNT · choose(Σ_n P(n | s, a) v(n) by action)."""
     values = [0.0] * 25
@@ -42,6 +44,8 @@ def test_values_and_best_values_are_those_of_sweeps():
 
 
 # ---- the point mass ------------------------------------------------------------------------------
+
+
 def test_a_step_of_the_points_is_its_literal_loop():
     world = points.world(mf.random.key(4))
     begun = points.begin(mf.random.key(5), 3)
@@ -114,6 +118,8 @@ def test_copies_give_the_step_of_the_jacobian(explored):
 
 
 # ---- runs and the command ------------------------------------------------------------------------
+
+
 class Lines:
     """Points on a line; task 1's goal lies the other way. Ends are of time, and begun anew."""
 

@@ -23,6 +23,8 @@ from tests.support.scenes import write_folder
 
 
 # ---- folders of the three readers ----------------------------------------------------------------
+
+
 def write_cifar(folder: Path, each: int = 20) -> None:
     draw = np.random.default_rng(0)
     for name in (*cifar.TRAIN, cifar.TEST):

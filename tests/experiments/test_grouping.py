@@ -17,6 +17,8 @@ from tests.support.networks import gradient_rows, network
 
 
 # --- affinity -----------------------------------------------------------------------------------
+
+
 def literal_affinity(losses, params, batch, lr, names):
     """Move the shared parameters by one task's gradient, look at every loss."""
     before = losses(params, batch)
@@ -41,6 +43,8 @@ def test_affinity_equals_loop():
 
 
 # --- groups -------------------------------------------------------------------------------------
+
+
 def searched(Z, count, overlap, alone):
     """The highest total over all sets of at most `count` groups: each task takes its best group, as
     in the official code.

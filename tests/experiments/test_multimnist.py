@@ -28,6 +28,8 @@ from tests.support.idx import idx_bytes, write_mnist
 
 
 # ---- files and composition -----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("inner", mnist.SETS["mnist"].places)
 def test_official_files_are_read_as_they_are(tmp_path, zipped, inner):
@@ -110,6 +112,8 @@ def test_published_files_are_known_by_their_bytes(tmp_path, monkeypatch):
 
 
 # ---- architectures -------------------------------------------------------------------------------
+
+
 def test_the_lenet_is_the_official_one(tmp_path):
     """Numbers of parameters of MultiLeNetR and MultiLeNetO, and their forward pass written out."""
     settings = SHORT._replace(data=Source(str(tmp_path), ""))
@@ -139,6 +143,7 @@ def test_the_lenet_is_the_official_one(tmp_path):
 
 
 # ---- runs ----------------------------------------------------------------------------------------
+
 SHORT = train.Settings(None, 1, 1024, False, "cpu")
 
 
@@ -171,6 +176,8 @@ def test_a_run_that_diverges_is_reported_as_such(name):
 
 
 # ---- the report and the command ------------------------------------------------------------------
+
+
 def test_a_front_is_measured_with_what_is_finite():
     """Rectangles below the corner: of (1, 1.5) and (1.5, 1); one network diverged."""
     points = ((1.0, 1.5), (1.5, 1.0), (math.nan, math.nan), (3.0, 0.1))

@@ -19,6 +19,8 @@ from experiments.published import celeba, cifar100, qm9, train
 
 
 # ---- CelebA --------------------------------------------------------------------------------------
+
+
 def write_celeba(folder: Path, count: int = 12) -> Path:
     """Images of one colour each, with attribute j of image i 1 where i + j is even."""
     for file in (celeba.IMAGES / "x", celeba.LABELS, celeba.PARTS):
@@ -68,6 +70,8 @@ def test_f1_and_losses_are_those_of_their_definitions():
 
 
 # ---- CIFAR-100 -----------------------------------------------------------------------------------
+
+
 def write_cifar(folder: Path) -> Path:
     """Image i of fine class f and superclass f // 5 has the first pixel f and the second i."""
     place = folder / cifar100.INNER
@@ -129,6 +133,8 @@ def test_an_image_counts_for_its_own_task_alone():
 
 
 # ---- QM9 -----------------------------------------------------------------------------------------
+
+
 def molecules(count: int = 40) -> list[dict[str, Any]]:
     """Rings of 3 to 6 atoms, as PyTorch Geometric's file holds them."""
     generator, found = torch.Generator().manual_seed(5), []
@@ -183,6 +189,8 @@ def test_errors_are_in_the_datas_units(tmp_path):
 
 
 # ---- networks and runs ---------------------------------------------------------------------------
+
+
 def test_networks_have_the_published_sizes():
     def count(net: nn.Module) -> int:
         return sum(p.numel() for p in net.parameters())
@@ -199,6 +207,8 @@ def test_networks_have_the_published_sizes():
 
 
 # ---- the command ---------------------------------------------------------------------------------
+
+
 def test_command_on_files_of_ones_own(tmp_path):
     """Δm, published and measured, by hand; the same call again performs nothing; other data do."""
     write_qm9(tmp_path / "data")

@@ -17,6 +17,8 @@ from tests.support.scenes import write_folder
 
 
 # ---- the renderer --------------------------------------------------------------------------------
+
+
 def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
     """Equal to the cross product of finite differences of the points, where a face goes on."""
     drawn = render.rooms(mf.random.key(5), 4)
@@ -49,6 +51,8 @@ def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
 
 
 # ---- folders -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("benchmark", "label"),
     [(data.NYUV2, "label"), (data.CITYSCAPES, "label_7"), (data.CITYSCAPES, "label")],
@@ -72,6 +76,8 @@ def test_folders_are_read_as_they_are(benchmark, label, tmp_path):
 
 
 # ---- networks, runs and the command --------------------------------------------------------------
+
+
 def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
     """SegNet-MTAN with few channels."""
     return segnet.SegNetMTAN(classes, tasks, (2, 3, 3, 4, 4))

@@ -48,6 +48,7 @@ def interval(name: str, low: float, high: float) -> Numbers:
 
 
 # ---- every decision of the ledger ----
+
 MADE = [name for name, decision in DECISIONS.items() if decision.conditions]
 
 
@@ -190,6 +191,8 @@ def test_no_verdict_reads_a_time():
 
 
 # ---- what decisions are made of ----
+
+
 def test_a_check_of_nothing_is_refused():
     with pytest.raises(LookupError, match="no number named 'largest"):
         exact(("largest *", "<", 1)).verdict({"smallest": 0.0})

@@ -40,6 +40,8 @@ STOP = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
 
 
 # ---- the ledger ----
+
+
 def test_ledger_has_every_claim_once() -> None:
     assert [row.id for row in ROWS] == list(LEDGER) == IDS
     assert {row.paper for row in ROWS} == set(PAPERS)
@@ -73,6 +75,8 @@ def test_findings_name_numbers_that_the_record_has() -> None:
 
 
 # ---- a run ----
+
+
 def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +168,8 @@ def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.Monke
 
 
 # ---- side by side, and what ends a run ----
+
+
 def test_workers_find_what_one_process_finds(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +349,8 @@ def test_a_reader_that_is_gone_ends_nothing(
 
 
 # ---- what stays ----
+
+
 def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> None:
     """And what has changed, was interrupted or is gone runs; what it no longer finds goes."""
     ran = "with (HERE / 'ran').open('a') as file: file.write('x')"
@@ -470,6 +478,8 @@ def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
 
 
 # ---- how long it takes ----
+
+
 def test_the_time_left_is_that_of_all_that_is_left() -> None:
     """On a machine three times as slow as the record's, which is seen from what is done."""
     names = list(reproductions())
@@ -513,6 +523,8 @@ def test_a_run_says_at_once_how_long_it_will_take(
 
 
 # ---- records of runs ----
+
+
 def test_verdicts_that_moved_are_named_with_their_numbers(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,7 @@ def check_complete(found: Found) -> None:
 
 
 # ---- questions that are made up ----
+
 TINY = Settings(seeds=2, shrink=0.0001)
 QUESTION = '''"""What does {name} find?"""
 import os, signal, sys, time
