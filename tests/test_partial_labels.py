@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_leaves
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from tests.support.labels import MASKS, given
 from tests.support.labels import labelled as vector
-from tests.support.oracles import near
+from tests.support.loops import trained
+from tests.support.oracles import check_slope, near, same
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -84,15 +85,11 @@ RULES = {
     "modo": lambda: on_gramian(mf.modo()),
     "db_mtl": lambda: on_gramian(mf.db_mtl()),
 }
-RULES |= {"excess_mtl": mf.excess_mtl}
-CASES = [("jacobian", rule) for rule in RULES if rule != "excess_mtl"]
-CASES += [
-    (probe, "mean" if probe == "losses only" else "excess_mtl" if probe == "excess" else "mgda")
-    for probe in PROBES
-    if probe != "jacobian"
-]
+OF_PROBES = {"losses only": "mean", "excess": "excess_mtl"}
+CASES = [("jacobian", rule) for rule in RULES]
+CASES += [(probe, OF_PROBES.get(probe, "mgda")) for probe in PROBES if probe != "jacobian"]
 CASES += [("tracked", "moco"), ("tracked", "db_mtl")]
-RULES |= {"moco": mf.moco}
+RULES |= {"excess_mtl": mf.excess_mtl, "moco": mf.moco}
 
 
 def alone(probe: str, name: str, mask: torch.Tensor) -> tuple[Any, mf.Probe]:
@@ -158,9 +155,7 @@ def test_geometry_and_heads_are_those_of_the_present(heads):
 
 
 def rule_for(probe: str) -> mf.Rule:
-    return (
-        mf.mean() if probe == "losses only" else mf.excess_mtl() if probe == "excess" else mf.mgda()
-    )
+    return {"losses only": mf.mean, "excess": mf.excess_mtl}.get(probe, mf.mgda)()
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -196,14 +191,10 @@ def test_vmapped_over_masks_and_networks_equals_loop(probe):
         together = vmap(run)(mf.stack([*nets, nets[0]]), MASKS)
         common = vmap(lambda params, run=run: run(params, SOME))(mf.stack(nets))
         for i, (module, mask) in enumerate(zip([*nets, nets[0]], MASKS, strict=True)):
-            for got, expected in zip(
-                tree_leaves(together), tree_leaves(run(mf.parameters(module), mask)), strict=True
-            ):
-                near(got[i], expected, 1e-9, 1e-12)
-        for got, expected in zip(
-            tree_leaves(common), tree_leaves(run(mf.parameters(nets[1]), SOME)), strict=True
-        ):
-            near(got[1], expected, 1e-9, 1e-12)
+            alone = run(mf.parameters(module), mask)
+            same(tree_map(lambda x, i=i: x[i], together), alone, 1e-9, 1e-12)
+        alone = run(mf.parameters(nets[1]), SOME)
+        same(tree_map(lambda x: x[1], common), alone, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("probe", ["jacobian", "layerwise", "tracked", "losses only"])
@@ -213,22 +204,14 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
 
     def end(scale):
         def losses(params, batch):
-            return vector(params, batch) * torch.stack(
-                [torch.ones_like(scale), scale, torch.ones_like(scale)]
-            )
+            one = torch.ones_like(scale)
+            return vector(params, batch) * torch.stack([one, scale, one])
 
         step = mf.descend(losses, rule(), PROBES[probe](given), mf.sgd(0.1))
-        state = step.init(PARAMS, batch(MASKS[2]))
-        for mask in (MASKS[2], SOME, MASKS[2]):
-            state, _ = step.update(state, batch(mask))
+        state = trained(step, [batch(mask) for mask in (MASKS[2], SOME, MASKS[2])])
         return vector(state.params, batch(SOME)).sum()
 
-    at, h = torch.tensor(1.2, dtype=F64), 1e-5
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    assert abs(difference) > 1e-5
-    near(grad(end)(at), difference, 1e-6)
-    leaf = at.clone().requires_grad_()
-    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-6)
+    check_slope(end, 1.2, "grad", "closure", least=1e-5)
 
 
 # Losses that are NaN or infinite over nothing
@@ -266,21 +249,14 @@ def whole(batch: Any) -> torch.Tensor:
     return batch[2].any(0)
 
 
-NAN_SAFE = {
-    "jacobian": mf.jacobian(SHARED, present=whole),
-    "own": mf.jacobian(SHARED, present=whole, heads="own"),
-}
-NAN_SAFE |= {
-    "weighted": mf.jacobian(SHARED, present=whole, heads="weighted"),
-    "layerwise": mf.jacobian(SHARED, present=whole, engine="layerwise"),
-}
+_SAFE = ("jacobian", "own", "weighted", "layerwise", "losses only")
+NAN_SAFE = {name: PROBES[name](whole) for name in _SAFE}
 NAN_SAFE |= {"tracked": mf.moving_average(SHARED, present=whole)}
-NAN_SAFE |= {"losses only": mf.losses_only(present=whole)}
 
 
 @pytest.mark.parametrize("probe", NAN_SAFE)
 def test_nan_of_an_absent_task_stays_out_where_losses_are_separate(probe):
-    rule = mf.mean() if probe == "losses only" else mf.mgda()
+    rule = rule_for(probe)
     data = (*BATCH, labelled())
     safe = mf.balance(over_labels("safe"), rule, NAN_SAFE[probe])
     bare = mf.balance(over_labels("separate"), rule, NAN_SAFE[probe])
@@ -295,7 +271,7 @@ def test_nan_of_an_absent_task_stays_out_where_losses_are_separate(probe):
 
 @pytest.mark.parametrize("probe", NAN_SAFE)
 def test_nan_that_reaches_the_others_is_an_error_outside_and_nan_inside(probe):
-    rule = mf.mean() if probe == "losses only" else mf.mgda()
+    rule = rule_for(probe)
     balance = mf.balance(over_labels("stacked"), rule, NAN_SAFE[probe])
     data = (*BATCH, labelled())
     state = balance.init(PARAMS, data)
@@ -311,7 +287,7 @@ def test_nan_that_reaches_the_others_is_an_error_outside_and_nan_inside(probe):
 @pytest.mark.parametrize("probe", NAN_SAFE)
 def test_labels_picked_by_where_have_no_derivative_over_nothing(probe):
     """The loss is 0/0 and its derivative 0: any form is safe, batched too."""
-    rule = mf.mean() if probe == "losses only" else mf.mgda()
+    rule = rule_for(probe)
     data = (*BATCH, labelled())
     safe, bare = (
         mf.balance(over_labels(kind), rule, NAN_SAFE[probe]) for kind in ("safe", "where")

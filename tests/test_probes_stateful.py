@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from torch.func import grad, jvp, vmap
-from torch.utils._pytree import tree_leaves
+from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc.probes.common import fixed
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
-from tests.support.oracles import near
+from tests.support.loops import trained
+from tests.support.oracles import check_slope, near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -24,22 +24,11 @@ from tests.support.problems import (
     opaque,
     vector,
 )
-from tests.support.steps import BATCHES, PAIR
+from tests.support.steps import BATCHES, PAIR, run
 from tests.support.steps import STATEFUL as METHODS
 
 F64 = torch.float64
 SHARED = "trunk.*"
-
-
-def run(name, params, seed, lr, steps=3, losses_fn=opaque):
-    rule, probe, batch = METHODS[name]
-    step = mf.descend(losses_fn, rule(), probe(), mf.sgd(lr))
-    state = step.init(params, batch, key=seed)
-    infos = []
-    for _ in range(steps):
-        state, info = step.update(state, batch)
-        infos.append(info)
-    return state, infos
 
 
 # Against the methods' loops
@@ -284,23 +273,7 @@ def test_weights_stay_on_the_simplex_at_any_length(rule):
         assert float(weights.sum()) == pytest.approx(1.0, rel=1e-12)
 
 
-# Transforms and states
-@pytest.mark.parametrize("name", METHODS)
-def test_run_vmapped_nested_equals_loop(name):
-    lrs = torch.tensor([0.01, 0.05], dtype=F64)
-    whole = vmap(vmap(lambda p, s, lr: run(name, p, s, lr, 2), (None, None, 0)), (0, 0, None))(
-        mf.stack(nets[:2]), torch.arange(2), lrs
-    )
-    for i, module in enumerate(nets[:2]):
-        for j, lr in enumerate(lrs):
-            for got, expected in zip(
-                tree_leaves(whole),
-                tree_leaves(run(name, mf.parameters(module), i, lr, 2)),
-                strict=True,
-            ):
-                near(got[i, j], expected, 1e-9, 1e-13)
-
-
+# Transforms
 @pytest.mark.parametrize("name", METHODS)
 def test_gradient_of_a_run_through_the_losses(name):
     """The hyper-parameter bends one loss, so that logarithms see it, too."""
@@ -310,14 +283,9 @@ def test_gradient_of_a_run_through_the_losses(name):
             out = opaque(params, batch)
             return out ** torch.stack([torch.ones_like(power), power, torch.ones_like(power)])
 
-        state, _ = run(name, PARAMS, 0, 0.05, losses_fn=losses)
-        return vector(state.params, BATCH).sum()
+        return vector(run(name, PARAMS, 0, 0.05, 3, losses)[0].params, BATCH).sum()
 
-    at, h = torch.tensor(1.2, dtype=F64), 1e-5
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    assert abs(difference) > 1e-6
-    near(grad(end)(at), difference, 1e-5)
-    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
+    check_slope(end, 1.2, "grad", "jvp", rtol=1e-5, least=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -334,55 +302,9 @@ def test_gradient_of_a_run_through_the_losses(name):
 def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batch):
     def end(x):
         step = mf.descend(opaque, rule(x), probe(x), mf.sgd(0.05))
-        state = step.init(PARAMS, batch)
-        for _ in range(3):
-            state, _ = step.update(state, batch)
-        return vector(state.params, BATCH).sum()
+        return vector(trained(step, [batch] * 3).params, BATCH).sum()
 
-    at, h = torch.tensor(0.3, dtype=F64), 1e-5
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    assert abs(difference) > 1e-3
-    near(grad(end)(at), difference, 1e-6)
-    near(vmap(grad(end))(torch.stack([at, at]))[1], difference, 1e-6)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_state_resumes_to_the_same_trajectory(name, tmp_path):
-    rule, probe, batch = METHODS[name]
-    step = mf.descend(opaque, rule(), probe(), mf.sgd(0.05))
-    state = step.init(PARAMS, batch, key=11)
-    assert all(
-        isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state)
-    )
-    state, _ = step.update(state, batch)
-    torch.save(state, tmp_path / "state.pt")
-    loaded = torch.load(tmp_path / "state.pt")
-    again = mf.descend(opaque, rule(), probe(), mf.sgd(0.05))
-    for _ in range(2):
-        state, _ = step.update(state, batch)
-        loaded, _ = again.update(loaded, batch)
-    for a, b in zip(tree_leaves(state), tree_leaves(loaded), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_nan_is_an_error_outside_and_nan_inside_transforms(name):
-    rule, probe, batch = METHODS[name]
-    step = mf.descend(opaque, rule(), probe(), mf.sgd(0.1))
-    state = step.init(PARAMS, batch)
-    params = PARAMS | {"trunk.2.weight": torch.full_like(PARAMS["trunk.2.weight"], float("nan"))}
-    with pytest.raises(ValueError, match="losses: NaN or infinite"):
-        step.update(state._replace(params=params), batch)
-
-    def after(scale):
-        broken = {leaf: p * scale if leaf == "trunk.2.weight" else p for leaf, p in PARAMS.items()}
-        return step.update(step.init(broken, batch), batch)
-
-    out, info = vmap(after)(torch.tensor([1.0, float("nan")], dtype=F64))
-    assert all(bool(leaf[0].isfinite().all()) for leaf in out.params.values())
-    assert not any(bool(out.params[leaf][1].isfinite().any()) for leaf in TRUNK)
-    weights = info.weights[1, :-1] if name == "align" else info.weights[1]  # its target's is 0
-    assert name == "mean, logarithms" or bool(weights.isnan().all())
+    check_slope(end, 0.3, "grad", "vmap", least=1e-3)
 
 
 def test_aux_of_every_batch_and_of_the_logarithms():
@@ -409,9 +331,6 @@ def test_errors_name_the_argument():
         mf.balance(opaque, mf.modo(), mf.double_sampling(SHARED)).init(PARAMS, (BATCH,) * 4)
     with pytest.raises(ValueError, match=r"excess_mtl reads 'excess_risk', .*mtlfunc\.excess_risk"):
         mf.balance(opaque, mf.excess_mtl(), mf.jacobian(SHARED))
-
-
-# Slips
 
 
 STATES = {

@@ -16,7 +16,7 @@ import mtlfunc as mf
 from mtlfunc.solvers.problems import resolution
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
-from tests.support.oracles import near
+from tests.support.oracles import near, same
 from tests.support.registry import RULES
 from tests.support.rules import geometry, losses_of, trajectory, with_absent
 
@@ -179,10 +179,8 @@ def test_rule_pure(rule):
     first, first_state = made.update(geo, state)
     second, second_state = made.update(geo, state)
     assert torch.equal(first, second)
-    for one, two in zip(tree_leaves(first_state), tree_leaves(second_state), strict=True):
-        assert torch.equal(one, two)
-    for one, two in zip(tree_leaves(before), tree_leaves((tuple(geo[:4]), state)), strict=True):
-        assert torch.equal(one, two)
+    same(first_state, second_state)
+    same(before, (tuple(geo[:4]), state))
     assert torch.equal(generator, torch.get_rng_state())
 
 

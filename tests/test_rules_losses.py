@@ -7,14 +7,14 @@ from itertools import product
 
 import pytest
 import torch
-from torch.func import grad, jvp, vmap
-from torch.utils._pytree import tree_leaves
+from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
+from tests.support.loops import trained
 from tests.support.losses import SERIES, _generator, weights_of
-from tests.support.oracles import near
+from tests.support.oracles import check_slope, near, same
 from tests.support.problems import BATCH, PARAMS, TASKS, flatten, nets, opaque, scalars, vector
 
 F64 = torch.float64
@@ -395,9 +395,7 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
 
     def end(losses_fn, probe):
         step = mf.descend(losses_fn, mf.famo(), mf.second_evaluation(probe), mf.sgd(0.05))
-        state = step.init(PARAMS, broken[0])
-        for batch in broken:
-            state, _ = step.update(state, batch)
+        state = trained(step, broken)
         return flatten(state.params), state.balance.rule.logits
 
     with_absent, logits = end(scalars, mf.losses_only(present=present))
@@ -409,17 +407,10 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
 
 def test_hypergradient_of_famos_rate_through_training():
     def end(lr):
-        return (
-            train(mf.famo(lr), mf.second_evaluation(mf.losses_only()), BATCHES[:5])[-1]
-            .square()
-            .sum()
-        )
+        probe = mf.second_evaluation(mf.losses_only())
+        return train(mf.famo(lr), probe, BATCHES[:5])[-1].square().sum()
 
-    at, h = torch.tensor(0.05, dtype=F64), 1e-5
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    assert abs(difference) > 1e-4
-    near(grad(end)(at), difference, 1e-5)
-    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
+    check_slope(end, 0.05, "grad", "jvp", rtol=1e-5, least=1e-4)
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -427,15 +418,12 @@ def test_famo_saved_with_its_last_batch_resumes(probe):
     def step():
         return mf.descend(vector, mf.famo(), mf.second_evaluation(PROBES[probe]()), mf.adam(0.01))
 
-    state = step().init(PARAMS, BATCHES[0])
-    for batch in BATCHES[:4]:
-        state, _ = step().update(state, batch)
+    state = trained(step(), BATCHES[:4])
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
-    for one, two in zip(tree_leaves(state.balance), tree_leaves(loaded.balance), strict=True):
-        assert torch.equal(one, two)
+    same(state.balance, loaded.balance)
     for batch in BATCHES[4:8]:
         state, info = step().update(state, batch)
         loaded, again = step().update(loaded, batch)

@@ -1,17 +1,17 @@
 """Steps and whole runs: against literal loops of the papers' algorithms, and under transforms."""
 
 import copy
-from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jvp, vmap
-from torch.utils._pytree import tree_leaves
+from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
-from tests.support.oracles import near
+from tests.support.loops import trained
+from tests.support.oracles import check_slope, near, same
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -27,52 +27,35 @@ from tests.support.problems import (
     opaque,
     vector,
 )
-from tests.support.steps import METHODS, step_of
+from tests.support.steps import METHODS, STATEFUL, parts, run, step_of
 
 SHARED = "trunk.*"
 
 
-def run(name: str, params, seed, lr, steps: int = 4):
-    step = step_of(name, lr)
-    state = step.init(params, BATCH, key=seed)
-    infos = []
-    for _ in range(steps):
-        state, info = step.update(state, BATCH)
-        infos.append(info)
-    return state, infos
+def of_one(scale):
+    """A factor of the second loss."""
+    return torch.stack([torch.ones_like(scale), scale, torch.ones_like(scale)])
 
 
 # Transforms
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_run_vmapped_nested_equals_loop(name):
     lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
-    seeds = torch.arange(len(nets))
-    whole = vmap(vmap(partial(run, name), (None, None, 0)), (0, 0, None))(
-        mf.stack(nets), seeds, lrs
-    )
-    for i, module in enumerate(nets):
-        for j, lr in enumerate(lrs):
-            alone = run(name, mf.parameters(module), i, lr)
-            for got, expected in zip(tree_leaves(whole), tree_leaves(alone), strict=True):
-                near(got[i, j], expected, 1e-9, 1e-13)
+    few, steps = (nets, 4) if name in METHODS else (nets[:2], 2)
+    over = vmap(vmap(lambda p, s, lr: run(name, p, s, lr, steps), (None, None, 0)), (0, 0, None))
+    whole = over(mf.stack(few), torch.arange(len(few)), lrs)
+    for (i, module), (j, lr) in product(enumerate(few), enumerate(lrs)):
+        alone = run(name, mf.parameters(module), i, lr, steps)
+        same(tree_map(lambda x, i=i, j=j: x[i, j], whole), alone, 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("name", ["cagrad", "cagrad-fast"])
 def test_grad_of_a_training_run_with_respect_to_c(name):
     def end(c):
-        probe = METHODS[name]()[1]
-        step = mf.descend(opaque, mf.cagrad(c), probe, mf.sgd(0.05))
-        state = step.init(PARAMS, BATCH, key=3)
-        for _ in range(4):
-            state, _ = step.update(state, BATCH)
-        return opaque(state.params, BATCH).sum()
+        step = mf.descend(opaque, mf.cagrad(c), METHODS[name]()[1], mf.sgd(0.05))
+        return opaque(trained(step, [BATCH] * 4, key=3).params, BATCH).sum()
 
-    c, h = torch.tensor(0.4, dtype=torch.float64), 1e-5
-    difference = (end(c + h) - end(c - h)) / (2 * h)
-    assert abs(difference) > 1e-6  # there is something to find
-    near(grad(end)(c), difference, 1e-6)
-    near(jvp(end, (c,), (torch.ones_like(c),))[1], difference, 1e-6)
-    near(vmap(grad(end))(torch.stack([c, c / 2]))[0], difference, 1e-6)
+    check_slope(end, 0.4, "grad", "jvp", "vmap", least=1e-6)
 
 
 @pytest.mark.parametrize("heads", ["plain", "weighted"])
@@ -81,21 +64,16 @@ def test_weights_that_require_grad_by_themselves_are_differentiated(probe, heads
     """Plain autograd with respect to static weights, which no loss depends on."""
 
     def end(first):
-        rule = mf.mean(
-            preference=torch.stack([first, torch.ones_like(first), torch.ones_like(first)])
-        )
+        rule = mf.mean(preference=torch.stack([first, *torch.ones(2, dtype=first.dtype)]))
         probes = {
             "jacobian": mf.jacobian(SHARED, heads=heads),
             "representation": mf.representation(encode, decode),
             "losses_only": mf.losses_only(),
         }
         step = mf.descend(vector, rule, probes[probe], mf.sgd(0.1))
-        return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
+        return vector(trained(step, [BATCH]).params, BATCH).sum()
 
-    at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
-    leaf = at.clone().requires_grad_()
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-6)
+    check_slope(end, 1.2, "closure")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -112,35 +90,18 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
                 return {key: loss * (scale if key == "task 1" else 1) for key, loss in out.items()}
             if isinstance(out, tuple):
                 return tuple(loss * (scale if task == 1 else 1) for task, loss in enumerate(out))
-            return out * torch.stack([torch.ones_like(scale), scale, torch.ones_like(scale)])
+            return out * of_one(scale)
 
         def decoded(params, z, batch):
-            return decode(params, z, batch) * torch.stack(
-                [torch.ones_like(scale), scale, torch.ones_like(scale)]
-            )
+            return decode(params, z, batch) * of_one(scale)
 
         rule, probe = METHODS[name]()
-        step = mf.descend(
-            losses,
-            rule,
-            mf.representation(encode, decoded, shared=SHARED) if name == "mgda-ub" else probe,
-            mf.sgd(0.05),
-        )
-        state = step.init(PARAMS, BATCH)
-        for _ in range(3):
-            state, _ = step.update(state, BATCH)
-        return vector(state.params, BATCH).sum()
+        if name == "mgda-ub":
+            probe = mf.representation(encode, decoded, shared=SHARED)
+        step = mf.descend(losses, rule, probe, mf.sgd(0.05))
+        return vector(trained(step, [BATCH] * 3).params, BATCH).sum()
 
-    at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
-    difference = (end(at + h) - end(at - h)) / (2 * h)
-    assert abs(difference) > 1e-6
-    near(grad(end)(at), difference, 1e-5)
-    near(jvp(end, (at,), (torch.ones_like(at),))[1], difference, 1e-5)
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(end(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
-    near(tangent, difference, 1e-5)
-    leaf = at.clone().requires_grad_()
-    near(torch.autograd.grad(end(leaf), leaf)[0], difference, 1e-5)
+    check_slope(end, 1.2, "grad", "jvp", "dual", "closure", rtol=1e-5, least=1e-6)
 
 
 # Scale and heads
@@ -267,23 +228,20 @@ def test_update_runs_one_forward_and_init_at_most_two():
         assert calls == 1, name
 
 
-# Against the papers' algorithms, literally, on concatenated vectors
-
-
 # State
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_state_resumes_to_the_same_trajectory(name, tmp_path):
-    step = step_of(name)
-    state = step.init(PARAMS, BATCH, key=11)
-    for _ in range(2):
-        state, _ = step.update(state, BATCH)
+    (rule, probe, batch), optimizer = parts(name), mf.adam(0.02)
+    step = mf.descend(opaque, rule, probe, optimizer)
+    state = trained(step, [batch] * 2, key=11)
+    assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in tree_leaves(state))
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
+    again = mf.descend(opaque, *parts(name)[:2], optimizer)
     for _ in range(2):
-        state, _ = step.update(state, BATCH)
-        loaded, _ = step_of(name).update(loaded, BATCH)
-    for a, b in zip(tree_leaves(state), tree_leaves(loaded), strict=True):
-        assert torch.equal(a, b)
+        state, _ = step.update(state, batch)
+        loaded, _ = again.update(loaded, batch)
+    same(state, loaded)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -291,22 +249,18 @@ def test_states_hold_tensors_only_and_runs_are_pure(name):
     before = [x.clone() for x in (*PARAMS.values(), *BATCH)]
     torch.manual_seed(0)
     global_before = torch.get_rng_state()
-    first, second = run(name, PARAMS, 5, 0.02), run(name, PARAMS, 5, 0.02)
-    leaves = tree_leaves(first)
+    first, second = run(name, PARAMS, 5, 0.02, 4), run(name, PARAMS, 5, 0.02, 4)
     assert all(
         isinstance(x, torch.Tensor) and x.is_contiguous()
         for x in tree_leaves(step_of(name).init(PARAMS, BATCH))
     )
-    for a, b in zip(leaves, tree_leaves(second), strict=True):
-        assert torch.equal(a, b)
-    assert all(torch.equal(a, b) for a, b in zip(before, (*PARAMS.values(), *BATCH), strict=True))
+    same(first, second)
+    same(before, [*PARAMS.values(), *BATCH])
     assert torch.equal(global_before, torch.get_rng_state())
 
 
 def test_keys_decide_what_random_rules_do():
-    masks = [
-        flatten(run("mean, masked", PARAMS, seed, 0.02, steps=1)[0].params) for seed in range(3)
-    ]
+    masks = [flatten(run("mean, masked", PARAMS, k, 0.02, 1)[0].params) for k in range(3)]
     assert not torch.equal(masks[0], masks[1])
     state = step_of("mean, masked").init(PARAMS, BATCH, key=1)
     assert int(state.balance.probe.drawn) == 0
@@ -343,12 +297,10 @@ def test_train_mode_batch_norm():
         )
     stock = copy.deepcopy(module)
     state = step.init(mf.parameters(module), (x, y))
-    for ours, theirs in zip(module.buffers(), stock.buffers(), strict=True):
-        assert torch.equal(ours, theirs)
+    same([*module.buffers()], [*stock.buffers()])
     state, _ = step.update(state, (x, y))
     stock(x)
-    for ours, theirs in zip(module.buffers(), stock.buffers(), strict=True):
-        assert torch.equal(ours, theirs)
+    same([*module.buffers()], [*stock.buffers()])
     for buffer in module.buffers():
         buffer.zero_()
 

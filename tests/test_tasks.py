@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from tests.support.loops import rollout
+from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
 
 SHARED = "trunk.*"
@@ -73,8 +74,7 @@ def run(name, wrap, params=PARAMS, steps=3):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_dict_in_another_order_at_each_step_changes_nothing(name):
     expected, got = run(name, lambda losses_fn: losses_fn), run(name, Shuffled)
-    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-14)
+    same(got, expected, 1e-12, 1e-14)
     for info in got[1]:
         assert tuple(info.tasks) == NAMES
         assert torch.equal(torch.stack(tuple(info.tasks.values())), info.losses)
@@ -87,8 +87,7 @@ def test_names_pass_through_vmap(name):
     assert tuple(whole[1][0].tasks) == NAMES
     for i, module in enumerate(nets):
         alone = run(name, lambda losses_fn: losses_fn, mf.parameters(module))
-        for got, expected in zip(tree_leaves(whole), tree_leaves(alone), strict=True):
-            torch.testing.assert_close(got[i], expected, rtol=1e-9, atol=1e-13)
+        same(tree_map(lambda x, i=i: x[i], whole), alone, 1e-9, 1e-13)
 
 
 def test_the_order_is_that_of_init_and_stays_so_through_a_file(tmp_path):

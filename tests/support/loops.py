@@ -1,12 +1,13 @@
 """Many steps in a row."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from tests.support.problems import PARAMS
 
 
 def rollout(
@@ -21,3 +22,11 @@ def rollout(
         state, info = step.update(state, batch)
         kept.append(tree_map(torch.clone, record(state, info)))  # captured states are overwritten
     return state, tree_map(lambda *each: torch.stack(each), *kept)
+
+
+def trained(step: mf.Step, batches: Sequence[Any], params: Any = PARAMS, **options: Any) -> Any:
+    """The state after a step on each batch, begun on the first one."""
+    state = step.init(params, batches[0], **options)
+    for batch in batches:
+        state, _ = step.update(state, batch)
+    return state

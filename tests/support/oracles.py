@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 
@@ -12,6 +15,45 @@ def near(got: Any, expected: Any, rtol: Any = None, atol: Any = 0.0, **options: 
     """`assert_close`, whose absolute tolerance is 0 where a relative one is given alone."""
     atol = None if rtol is None else atol
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, **options)
+
+
+def same(one: Any, other: Any, *tolerances: float) -> None:
+    """Two trees of tensors, leaf by leaf: the same bits, or `near` one another."""
+    for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True):
+        if tolerances:
+            near(a, b, *tolerances)
+        else:
+            assert torch.equal(a, b)
+
+
+def _closure(f: Any, at: Tensor) -> Tensor:
+    leaf = at.clone().requires_grad_()
+    return torch.autograd.grad(f(leaf), leaf)[0]
+
+
+def _dual(f: Any, at: Tensor) -> Any:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
+
+
+SLOPES = {
+    "grad": lambda f, at: grad(f)(at),
+    "jvp": lambda f, at: jvp(f, (at,), (torch.ones_like(at),))[1],
+    "vmap": lambda f, at: vmap(grad(f))(torch.stack([at, at / 2]))[0],
+    "closure": _closure,
+    "dual": _dual,
+}
+
+
+def check_slope(
+    f: Any, at: float, *ways: str, rtol: float = 1e-6, least: float = 0.0, h: float = 1e-5
+) -> None:
+    """Derivatives in each of these ways, against a central difference of more than `least`."""
+    x = torch.tensor(at, dtype=torch.float64)
+    difference = (f(x + h) - f(x - h)) / (2 * h)
+    assert abs(difference) > least, "there is nothing to find"
+    for way in ways:
+        near(SLOPES[way](f, x), difference, rtol)
 
 
 def agree(got, expected, relative):

@@ -1,5 +1,7 @@
 """Steps of every kind on the network of `tests.support.problems`."""
 
+from typing import Any
+
 import torch
 
 import mtlfunc as mf
@@ -86,3 +88,22 @@ STATEFUL = {
         BATCH,
     ),
 }
+
+
+def parts(name: str) -> tuple[mf.Rule, mf.Probe, Any]:
+    """Rule, probe and batch, of either table."""
+    if name in METHODS:
+        return *METHODS[name](), BATCH
+    rule, probe, batch = STATEFUL[name]
+    return rule(), probe(), batch
+
+
+def run(name: str, params: Any, seed: Any, lr: Any, steps: int, losses_fn: Any = opaque) -> Any:
+    """The last state and all infos."""
+    rule, probe, batch = parts(name)
+    step = mf.descend(losses_fn, rule, probe, (mf.adam if name in METHODS else mf.sgd)(lr))
+    state, infos = step.init(params, batch, key=seed), []
+    for _ in range(steps):
+        state, info = step.update(state, batch)
+        infos.append(info)
+    return state, infos
