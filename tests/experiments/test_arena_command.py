@@ -13,7 +13,6 @@ from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import STATIC, Settings, arena, compete, contest, contestants, standard
 from tests.support.arena import TINY
 
-
 # ---- from a notebook ----
 
 

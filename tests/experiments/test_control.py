@@ -12,7 +12,6 @@ import mtlfunc as mf
 from common.cells import Cell
 from experiments.control import cloning, grids, methods, points, sac
 
-
 # ---- mazes ---------------------------------------------------------------------------------------
 
 

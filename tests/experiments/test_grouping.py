@@ -15,7 +15,6 @@ from common.grouping.affinity import affinity, groups
 from common.problems.digits import digits
 from tests.support.networks import gradient_rows, network
 
-
 # --- affinity -----------------------------------------------------------------------------------
 
 

@@ -26,7 +26,6 @@ from experiments.multimnist import __main__ as command
 from experiments.multimnist import mnist, report, train
 from tests.support.idx import idx_bytes, write_mnist
 
-
 # ---- files and composition -----------------------------------------------------------------------
 
 

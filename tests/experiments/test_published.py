@@ -17,7 +17,6 @@ import mtlfunc as mf
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
 
-
 # ---- CelebA --------------------------------------------------------------------------------------
 
 

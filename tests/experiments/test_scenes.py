@@ -15,7 +15,6 @@ from experiments.scenes import __main__ as command
 from experiments.scenes import data, metrics, published, render, report, segnet, train
 from tests.support.scenes import write_folder
 
-
 # ---- the renderer --------------------------------------------------------------------------------
 
 
