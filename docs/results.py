@@ -8,10 +8,10 @@ table of a benchmark says the load.
     TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \\
         python -m paper_repro --out paper_repro/out/other-arithmetic
     python -m experiments.multimnist (the first command of experiments/standins.py)
-    python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
+    python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4
         --tasks 2 8 32 128 --batches 1 4096
-    python -m experiments.benchmarks.gramian --clock cpu
-    python -m experiments.benchmarks.rules --clock cpu
+    python -m experiments.benchmarks.gramian
+    python -m experiments.benchmarks.rules
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 import mtlfunc as mf
 from common.memory import peak
 from experiments.benchmarks import steps, weightings
-from experiments.benchmarks.networks import resnet18
+from experiments.benchmarks.networks import Squares, dense, resnet18
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import graph, passes, plan
 from mtlfunc.gradients.linearize import Request
@@ -471,7 +471,7 @@ def test_budgets_of_a_live_step(name):
 @pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])
 def test_budgets_of_a_gramian_of_samples(tasks, most):
     """Of 128 samples, or of weightings of them: in operations, the passes' own among them."""
-    net, x = weightings.dense(64, 512, 512, 512, 8), torch.randn(128, 64)
+    net, x = Squares(dense(64, 512, 512, 512, 8)), torch.randn(128, 64)
     matrix, params = torch.randn(tasks, len(x)), mf.parameters(net)
 
     def losses_fn(params, x):

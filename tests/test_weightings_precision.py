@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 import mtlfunc as mf
 from common.memory import Alive
-from experiments.benchmarks.llama import Llama, Size
+from experiments.benchmarks.networks import Llama, Size
 from mtlfunc.core import tree
 from tests.support.oracles import rows_of
 

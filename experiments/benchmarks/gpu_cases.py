@@ -1,11 +1,14 @@
-"""Parts of a device's benchmark: steps, routes of rows, weightings, what records or compiles."""
+"""Parts of a device's benchmark: each is a dictionary of cases, whose calls yield rows."""
 
 import copy
 import gc
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,38 +19,62 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import mtlfunc as mf
-from experiments.benchmarks import steps, weightings
-from experiments.benchmarks.llama import Llama, Size
-from experiments.benchmarks.measuring import Call, in_turns, launches, operators, timed, with_memory
-from experiments.benchmarks.networks import resnet18
+from experiments.benchmarks import gramian, solvers, steps, toy, weightings
+from experiments.benchmarks.families import FAMILIES, gramians
+from experiments.benchmarks.measuring import Call, in_turns, launches, timed, with_memory
+from experiments.benchmarks.networks import GPT, Llama, Of, Size, resnet18
 from experiments.benchmarks.record import Row
+from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
 
-FAILED = "failed:"
-ENDED = "the part"  # the case that says how a part ended
+Cases = dict[str, Callable[[], Iterable[Row]]]
+LIVE, LOOP = "mf.Balancer", "shortest loop"
+UNEQUAL = "configurations not captured, or not equal to eager"
+BARS = {
+    "tests that fail": 0.0,
+    f".*: {LIVE} / {LOOP}, time": 1.0,
+    f".*: {LIVE} / {LOOP}, peak memory": 1.3,
+    f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, time": 0.8,
+    f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, peak memory": 1.3,
+    UNEQUAL: 0.0,
+    ".*, Adam, 4,096 runs": 0.9,
+    f"MLP.*, K = 64: {LIVE}": 3.5,
+    "MLP.*, K = 64: captured": 1.0,
+    f"Llama.*: {LIVE}( / plain, time)?": 2.3,
+    f"Llama.*: {LIVE} / plain, peak memory": 1.5,
+    "min_norm, T = 32, batch 1": 60.0,
+    "min_norm, T = 8, batch 16384": 50.0,
+    "ResNet-18, 64×64, 40 tasks.*: time": 1.0,
+    "ResNet-18, 64×64, 40 tasks.*: peak memory": 0.35,
+}
+"""What cases, by patterns, should be at most."""
+ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # the certificate's "optimal to rounding"
 GRAPHS = ("captured", "compiled")  # their memory is a pool that is not freed between calls
 
 
+class On(NamedTuple):
+    """Where cases run, and whether in small, to test them."""
+
+    device: str
+    tiny: bool
+    rows: Callable[[], list[Row]] = list  # that the record has by now
+
+    def seconds(self, full: float) -> float:
+        return full / 50 if self.tiny else full
+
+
 def found(
-    case: str, value: float | None, unit: str, note: str = "", target: float | None = None
+    case: str, value: float | None, unit: str = "", note: str = "", target: float | None = None
 ) -> Row:
-    """A measurement; what has a target should be at most that."""
+    """A measurement, with its bar unless it has another target."""
+    if target is None:
+        target = next((most for name, most in BARS.items() if re.fullmatch(name, case)), None)
     return {"case": case, "value": value, "unit": unit, "note": note, "target": target}
 
 
-def failed(case: str, error: Exception, target: float | None = None) -> Row:
+def failed(case: str, error: Exception) -> Row:
     """The row of a case that cannot be measured."""
     first = (str(error).splitlines() or [""])[0]
-    return found(case, None, "", f"{FAILED} {type(error).__name__}: {first}", target)
-
-
-def guarded(
-    case: str, measure: Callable[[], Iterator[Row]], target: float | None = None
-) -> Iterator[Row]:
-    """The rows of a case, or one that says how it failed: other cases are measured all the same."""
-    try:
-        yield from measure()
-    except Exception as error:
-        yield failed(case, error, target)
+    return found(case, None, "", f"failed: {type(error).__name__}: {first}")
 
 
 def size(count: float) -> str:
@@ -55,88 +82,82 @@ def size(count: float) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-class Taken(NamedTuple):
-    """What a call took."""
+def ratios(
+    case: str,
+    calls: Mapping[str, Call],
+    on: On,
+    seconds: float,
+    pairs: Sequence[tuple[str, str]] = (),
+    least: int = 7,
+) -> Iterator[Row]:
+    """A row a call: its time in units of the first one's, which comes in milliseconds; and for
+    `pairs` of calls that both run the ratios of time and peak memory.
 
-    seconds: float
-    memory: int | None  # peak, in bytes, beyond what was held before
-
-    def row(self, case: str, value: float, unit: str, target: float | None) -> Row:
-        """As a measurement."""
-        note = f"{1e3 * self.seconds:.3g} ms"
-        note += "" if self.memory is None else f", {size(self.memory)}"
-        return found(case, value, unit, note, target) | {"memory": self.memory}
-
-
-def take(
-    calls: Mapping[str, Call], device: str, seconds: float, least: int = 7
-) -> dict[str, Taken | Exception]:
-    """Every call warmed up and measured, in `least` turns or more, `seconds` of all; or why it
-    cannot run.
+    All take turns, `least` or more, `seconds` for all, after one call each.
     """
-    done: dict[str, Taken | Exception] = {}
+    memory: dict[str, int | None] = {}
+    errors: dict[str, Exception] = {}
     for name, call in calls.items():
         try:
             call()
-            memory = None if name in GRAPHS else with_memory(call, device)[1]
-            done[name] = Taken(0.0, memory)
+            memory[name] = None if name in GRAPHS else with_memory(call, on.device)[1]
         except Exception as error:
-            done[name] = error.with_traceback(None)  # whose frames hold tensors
+            errors[name] = error.with_traceback(None)  # whose frames hold tensors
             gc.collect()
-            if device == "cuda":
+            if on.device == "cuda":
                 torch.cuda.empty_cache()
-    able = {name: calls[name] for name, taken in done.items() if isinstance(taken, Taken)}
-    for name, times in in_turns(able, seconds, "wall", device, least=least).items():
-        done[name] = done[name]._replace(seconds=median(times))  # pyright: ignore
-    return done
+    first = next(iter(calls))
+    if first in errors:
+        raise errors[first]
+    able = {name: calls[name] for name in memory}
+    taken = in_turns(able, on.seconds(seconds), on.device, least=least)
+    times = {name: median(each) for name, each in taken.items()}
+    for name in calls:
+        label = f"{case}: {name}"
+        if name in errors:
+            yield failed(label, errors[name])
+            continue
+        held, ms = memory[name], 1e3 * times[name]
+        note = f"{ms:.3g} ms" + ("" if held is None else f", {size(held)}")
+        value, unit = (ms, "ms") if name == first else (times[name] / times[first], "plain steps")
+        yield found(label, value, unit, note) | {"memory": held}
+    for ours, other in pairs:
+        if ours in times and other in times:
+            label = f"{case}: {ours} / {other}"
+            yield found(f"{label}, time", times[ours] / times[other])
+            if memory[other]:
+                yield found(f"{label}, peak memory", (memory[ours] or 0) / (memory[other] or 1))
 
 
-def ratios(
-    case: str,
-    done: Mapping[str, Taken | Exception],
-    plain: str = "plain",
-    targets: Mapping[str, float] | None = None,
-) -> Iterator[Row]:
-    """A row a call: its time in units of the plain one, which comes in milliseconds."""
-    unit = done[plain]
-    if isinstance(unit, Exception):
-        raise unit
-    for name, taken in done.items():
-        label, target = f"{case}: {name}", (targets or {}).get(name)
-        if isinstance(taken, Exception):
-            yield failed(label, taken, target)
-        elif name == plain:
-            yield taken.row(label, 1e3 * taken.seconds, "ms", target)
-        else:
-            yield taken.row(label, taken.seconds / unit.seconds, "plain steps", target)
+def device_tests(on: On) -> Cases:
+    """The tests that need a device: those with it in their name, of files that speak of CUDA."""
+
+    def run() -> Iterator[Row]:
+        tests = Path(__file__).parents[2] / "tests"
+        files = [x for x in tests.glob("test_*.py") if "cuda.is_available" in x.read_text("utf-8")]
+        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-p", "no:xdist"]
+        command += ["-p", "no:cacheprovider", "-o", "addopts=", *map(str, sorted(files))]
+        command += ["-k", f"{on.device} and random" if on.tiny else on.device]
+        done = subprocess.run(command, cwd=tests.parent, capture_output=True, check=False)
+        lines = done.stdout.decode().splitlines()
+        bad = [x.split(" - ")[0] for x in lines if x.startswith(("FAILED ", "ERROR "))]
+        counts = re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
+        count = {kind: int(number) for number, kind in counts}
+        note = f"of {sum(count.values())}, {count.get('skipped', 0)} skipped"
+        note += f": {', '.join(x.rpartition('::')[2] for x in bad)}" if bad else ""
+        yield found("tests that fail", float(len(bad)), "", note)
+
+    return {"tests that fail": run}
 
 
-def over(
-    case: str,
-    done: Mapping[str, Taken | Exception],
-    ours: str,
-    other: str,
-    limits: tuple[float | None, float | None],
-) -> Iterator[Row]:
-    """Time and peak memory of one call in units of another's, where both ran."""
-    a, b = done.get(ours), done.get(other)
-    if isinstance(a, Taken) and isinstance(b, Taken):
-        label, (time, memory) = f"{case}: {ours} / {other}", limits
-        yield found(f"{label}, time", a.seconds / b.seconds, "", "", time)
-        if a.memory is not None and b.memory:
-            yield found(f"{label}, peak memory", a.memory / b.memory, "", "", memory)
+# Steps: networks of `experiments.benchmarks.steps`
 
-
-LIVE, LOOP = "mf.Balancer", "shortest loop"
-STEP_LIMITS = (1.0, 1.3)  # time and peak memory of a live step over the shortest loop's
-TORCHJD_LIMIT = 0.8  # of its time, for ResNet-18 and 10 tasks
-
-
-def _large() -> tuple[steps.Shared, Tensor]:
-    return steps.Shared(resnet18(64), 64, 4), torch.randn(64, 3, 64, 64)
-
-
-LARGE = steps.Case(_large, "ResNet-18, 4 tasks, batch 64, 64 px, TF32")
+LARGE = steps.Case(
+    lambda: (steps.Shared(resnet18(64), 64, 4), torch.randn(64, 3, 64, 64)),
+    "ResNet-18, 4 tasks, batch 64, 64 px, TF32",
+)
+MLP, LENET, RESNET = (steps.CASES[name] for name in ("mlp", "lenet", "resnet"))
+RULES = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.4), "mean": mf.mean(), "pcgrad": mf.pcgrad()}
 
 
 @contextmanager
@@ -150,145 +171,280 @@ def tf32(wanted: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def made(case: steps.Case | weightings.Case, device: str) -> tuple[Any, Tensor]:
+def made(case: steps.Case | weightings.Case, on: On) -> tuple[Any, Tensor]:
     """A network and its batch on the device, from a seed; what earlier ones held is freed."""
     gc.collect()
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(on.device):
         return case.make()
 
 
-def step_times(device: str, tiny: bool) -> Iterator[Row]:
-    """Every network's step, in plain steps."""
-    for case in _step_cases(tiny):
-        measure = partial(_steps, case, device, 0.01 if tiny else 0.5)
-        yield from guarded(case.what, measure)
-        if case is not LARGE:
-            measure = partial(_captured, case, device, 0.01 if tiny else 0.2)
-            yield from guarded(f"{case.what}: captured", measure)
+def _networks(on: On) -> list[steps.Case]:
+    return [MLP] if on.tiny else [*steps.CASES.values(), LARGE]
 
 
-def _step_cases(tiny: bool) -> list[steps.Case]:
-    return [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
-
-
-def _chosen(case: steps.Case, device: str) -> dict[str, Call]:
-    calls = steps.contenders(*made(case, device))
+def _chosen(case: steps.Case, on: On) -> dict[str, Call]:
+    calls = steps.contenders(*made(case, on))
     return {name: calls[name] for name in ("plain", LOOP, LIVE, "TorchJD") if name in calls}
 
 
-def step_launches(device: str, tiny: bool) -> Iterator[Row]:
-    """What every step launches. Not with its time: after torch's profiler launches are slower."""
-    for case in _step_cases(tiny):
+def step_times(on: On) -> Cases:
+    """Steps beside the shortest loop's and TorchJD's."""
+
+    def live(case: steps.Case) -> Iterator[Row]:
         with tf32(case is LARGE):
-            for name, call in _chosen(case, device).items():
+            pairs = [(LIVE, LOOP), (LIVE, "TorchJD")][: 2 if case is RESNET else 1]
+            yield from ratios(case.what, _chosen(case, on), on, 0.5, pairs)
+
+    def captured(case: steps.Case) -> Iterator[Row]:
+        plain, _, program = programs(case, mf.mgda(), on, lambda step: mf.capture(step).update)
+        yield from ratios(case.what, {"plain with SGD": plain, "captured": program}, on, 0.2)
+
+    cases: Cases = {}
+    for case in _networks(on):
+        cases[case.what] = partial(live, case)
+        if case is not LARGE:
+            cases[f"{case.what}: captured"] = partial(captured, case)
+    return cases
+
+
+def step_launches(on: On) -> Cases:
+    """What those steps launch. Not with the times: torch's profiler makes later launches slower."""
+
+    def run(case: steps.Case) -> Iterator[Row]:
+        with tf32(case is LARGE):
+            for name, call in _chosen(case, on).items():
                 label = f"{case.what}: {name}"
-                yield from guarded(label, partial(_launches, call, label, device))
+                try:
+                    call()
+                    yield found(label, float(launches(call, on.device)), "launches")
+                except Exception as error:
+                    yield failed(label, error)
+
+    return {case.what: partial(run, case) for case in _networks(on)}
 
 
-def _launches(call: Call, label: str, device: str) -> Iterator[Row]:
-    call()
-    count = launches(call) if device == "cuda" else operators(call)
-    yield found(label, float(count), "launches")
+def programs(
+    case: steps.Case, rule: mf.Rule, on: On, make: Callable[[mf.Step], Callable[..., Any]]
+) -> tuple[Call, Call, Call]:
+    """A plain step with its optimizer, ours, and ours as the program that `make` makes of it."""
+    net, x = made(case, on)
+    step, other = pure_step(net, rule), copy.deepcopy(net)
+    optimizer = torch.optim.SGD(other.parameters(), 1e-3)
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        torch.stack(other(x)).mean().backward()
+        optimizer.step()
+
+    state = step.init(mf.parameters(net), x)
+    return plain, repeated(step.update, state, x), repeated(make(step), state, x)
 
 
-def _steps(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
-    with tf32(case is LARGE):
-        done = take(_chosen(case, device), device, seconds)
-    yield from ratios(case.what, done)
-    yield from over(case.what, done, LIVE, LOOP, STEP_LIMITS)
-    if case is steps.CASES["resnet"]:
-        yield from over(case.what, done, LIVE, "TorchJD", (TORCHJD_LIMIT, STEP_LIMITS[1]))
+def pure_step(net: steps.Net, rule: mf.Rule, optimizer: mf.Optimizer | None = None) -> mf.Step:
+    """A step with its optimizer as a pure function."""
+    losses_fn = steps.losses_of(net)
+    return mf.descend(losses_fn, rule, mf.jacobian("trunk.*"), optimizer or mf.sgd(1e-3))
 
 
-def _captured(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
-    net, x = made(case, device)
-    step = mf.capture(steps.pure_step(net, mf.mgda()))
-    calls = {
-        "plain with SGD": steps.plain_with_sgd(copy.deepcopy(net), x),
-        "captured": steps.repeated(step.update, step.init(mf.parameters(net), x), x),
-    }
-    yield from ratios(case.what, take(calls, device, seconds), "plain with SGD")
+def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
+    """A call is the next step, from the state that the last one left."""
+
+    def call() -> None:
+        nonlocal state
+        state, _ = update(state, x)
+
+    return call
 
 
-ROUTES = (steps.CASES["lenet"], steps.CASES["resnet"], LARGE)
+def compiler(on: On) -> Cases:
+    """A step under `torch.compile` by its modes, beside the eager one."""
+
+    def run(rule: str, mode: str) -> Iterator[Row]:
+        torch.compiler.reset()
+        options: dict[str, Any] = {"backend": "eager"} if on.tiny else {"mode": mode}
+
+        def make(step: mf.Step) -> Callable[..., Any]:
+            update = torch.compile(step.update, fullgraph=True, **options)
+            if mode == "default":
+                return update
+            # its graphs write over what they returned
+            return lambda state, x: update(tree_map_only(Tensor, Tensor.clone, state), x)
+
+        plain, eager, compiled = programs(MLP, RULES[rule], on, make)
+        first = timed(compiled, on.device)
+        calls = {"plain with SGD": plain, "eager": eager, "compiled": compiled}
+        for row in ratios(f"{rule}, {mode}", calls, on, 0.5):
+            said = f", compiled in {first:.0f} s" if row["case"].endswith("compiled") else ""
+            yield row | {"note": row["note"] + said}
+
+    modes = ("default", "reduce-overhead")[: 1 if on.tiny else 2]
+    names = ("mgda", "mean", "pcgrad")[: 1 if on.tiny else 3]
+    return {f"{rule}, {mode}": partial(run, rule, mode) for rule in names for mode in modes}
 
 
-def routes(device: str, tiny: bool) -> Iterator[Row]:
-    """The rows of a trunk by T passes and by one batched pass, forward included."""
-    for case in ROUTES[: 1 if tiny else None]:
-        measure = partial(_routes, case, device, 0.01 if tiny else 0.6)
-        yield from guarded(case.what, measure)
+def routes(on: On) -> Cases:
+    """A trunk's rows by T passes and by one batched pass, forward included."""
+
+    def run(case: steps.Case) -> Iterator[Row]:
+        net, x = made(case, on)
+        leaves = list(net.trunk.parameters())
+
+        def units() -> tuple[Tensor, Tensor]:
+            losses = torch.stack(net(x))
+            return losses, torch.eye(len(losses), device=on.device)
+
+        def batched() -> object:
+            losses, each = units()
+            return grad(losses, leaves, each, is_grads_batched=True)
+
+        def vmapped() -> object:
+            losses, each = units()
+            return vmap(lambda unit: grad(losses, leaves, unit, retain_graph=True))(each)
+
+        calls = {
+            "plain": lambda: grad(torch.stack(net(x)).mean(), leaves),
+            "T passes": lambda: [grad(loss, leaves, retain_graph=True) for loss in net(x)],
+            "is_grads_batched": batched,
+            "torch.func.vmap": vmapped,
+        }
+        with tf32(case is LARGE):
+            yield from ratios(case.what, calls, on, 0.6)
+
+    return {case.what: partial(run, case) for case in (LENET, RESNET, LARGE)[: 1 if on.tiny else 3]}
 
 
-def _routes(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
-    net, x = made(case, device)
-    leaves = list(net.trunk.parameters())
+def capture(on: On) -> Cases:
+    """Every rule's captured step beside an eager plain one, and whether it equals the eager one."""
+    from tests.support.registry import RULES as every  # next to this folder in a checkout
 
-    def plain() -> object:
-        return grad(torch.stack(net(x)).mean(), leaves)
+    names = ["mean", "mgda", "pcgrad", "gradnorm"] if on.tiny else list(every)
+    # cvxpy's rules solve on the host by construction
+    names = [name for name in names if not name.endswith("-cvx")]
 
-    def passes() -> object:
-        return [grad(loss, leaves, retain_graph=True) for loss in net(x)]
+    @cache
+    def plain() -> list[Row]:
+        call = programs(MLP, mf.mean(), on, lambda step: step.update)[0]
+        return list(ratios(MLP.what, {"plain": call}, on, 0.3))
 
-    def batched() -> object:
-        losses = torch.stack(net(x))
-        return grad(losses, leaves, torch.eye(len(losses), device=device), is_grads_batched=True)
+    def rule(name: str) -> Iterator[Row]:
+        net, x = made(MLP, on)
+        batches = [x * (1 + 0.1 * n) + 0.1 * n for n in range(3)]
+        step = pure_step(net, every[name].make())
+        program, start = mf.capture(step), step.init(mf.parameters(net), x)
+        eager, captured = (_states(f, start, batches) for f in (step.update, program.update))
+        torch.testing.assert_close(captured, eager, rtol=0, atol=0, equal_nan=True)
+        call = repeated(program.update, start, x)
+        call()
+        times = in_turns({"": call}, on.seconds(0.03), device=on.device)[""]
+        ms = 1e3 * median(times)
+        note = f"{ms:.3g} ms, equal to eager bit for bit over 3 batches"
+        yield found(name, ms / plain()[0]["value"], "eager plain steps", note)
 
-    def vmapped() -> object:
-        losses = torch.stack(net(x))
-        units = torch.eye(len(losses), device=device)
-        return vmap(lambda unit: grad(losses, leaves, unit, retain_graph=True))(units)
+    def unequal() -> Iterator[Row]:
+        own = [row for row in on.rows() if row["part"] == "capture" and row["case"] in names]
+        bad = [row["case"] for row in own if row["value"] is None]
+        note = f"of {len(own)}" + (f": {', '.join(bad)}" if bad else "")
+        yield found(UNEQUAL, float(len(bad)), "", note)
 
-    calls = {"plain": plain, "T passes": passes, "is_grads_batched": batched}
-    with tf32(case is LARGE):
-        yield from ratios(case.what, take(calls | {"torch.func.vmap": vmapped}, device, seconds))
-
-
-class Autocast(nn.Module):
-    """A network's products in bfloat16."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.net(x).float()
-
-
-def _language(make: Callable[[], nn.Module], vocabulary: int, count: int, length: int) -> Callable:
-    return lambda: (make(), torch.randint(vocabulary, (count, length + 1)))
+    each: Cases = {name: partial(rule, name) for name in names}
+    return {MLP.what: plain, **each, UNEQUAL: unequal}
 
 
-def _gpt(rank: int = 0, *, tiny: bool = False) -> Callable:
-    layers, width, length, heads, words = (1, 32, 8, 2, 50) if tiny else (12, 768, 512, 12, 50_257)
-    return _language(
-        lambda: Autocast(weightings.GPT(layers, width, length, rank, heads, words)),
-        words, 4 if tiny else 16, length,
-    )  # fmt: skip
+def _states(update: Callable[..., Any], state: Any, batches: list[Tensor]) -> list[Tensor]:
+    """Copies of the state and the step's report after every batch."""
+    kept: list[Tensor] = []
+    state = tree_map_only(Tensor, Tensor.clone, state)
+    for batch in batches:
+        state, info = update(state, batch)
+        kept += [x.clone() for x in tree_leaves((state, info)) if isinstance(x, Tensor)]
+    return kept
 
 
-def _llama(*, tiny: bool = False) -> Callable:
-    size = Size(1, 32, 48, 4, 2, 50) if tiny else Size()
-    return _language(
-        lambda: Llama(size).bfloat16(), size.vocabulary, 2 if tiny else 8, 8 if tiny else 512
-    )
+def lanes(on: On) -> Cases:
+    """Whole trainings side by side in one captured program: 1, 64, 1,024 and 4,096 runs."""
+
+    def run(label: str, rule: str, runs: int) -> Iterator[Row]:
+        net, x = made(MLP, on)
+        step = pure_step(net, RULES[rule], mf.adam(1e-3))
+        program = mf.capture(mf.Step(vmap(step.init), vmap(step.update)))
+        draw = torch.Generator(on.device).manual_seed(0)
+
+        def spread(leaf: Tensor) -> Tensor:
+            noise = torch.randn(runs, *leaf.shape, generator=draw, device=on.device)
+            return leaf + 0.01 * noise
+
+        params = {name: spread(leaf) for name, leaf in mf.parameters(net).items()}
+        batch, keys = spread(x), torch.arange(runs, device=on.device)
+        call = repeated(program.update, program.init(params, batch, keys), batch)
+        _, memory = with_memory(lambda: (call(), call()), on.device)
+        call()
+        each = [timed(call, on.device, 3 if on.tiny else 100) for _ in range(5)]
+        seconds = median(each)
+        note = f"{1e3 * seconds:.3g} ms a step, {size(memory)}"
+        yield found(label, 1e6 * seconds / runs, "µs a run and step", note)
+
+    sizes = (1, 4) if on.tiny else (1, 64, 1024, 4096)
+    cells = [*(("mgda", runs) for runs in sizes), ("cagrad", sizes[-1]), ("pcgrad", sizes[-1])]
+    named = {f"{rule}, Adam, {runs:,} runs": (rule, runs) for rule, runs in cells}
+    return {label: partial(run, label, *cell) for label, cell in named.items()}
 
 
-SMALL = weightings.CASES["mlp"]._replace(bars={64: 3.5})
-CAPTURED_LIMIT, MEMORY_LIMIT = 1.0, 1.5  # plain steps, and of a plain step's peak
+# Weightings of samples
 
 
-def _cells(tiny: bool) -> list[tuple[weightings.Case, int, str]]:
-    """Networks with bars in plain steps, K, and the peer that 80 GB do not hold."""
-    gpt = weightings.Case(_gpt(tiny=tiny), "GPT-2 small, 163 M, 16 × 512 tokens, bf16 autocast", {})
-    lora = weightings.Case(_gpt(8, tiny=tiny), f"{gpt.what}, LoRA 8", {})
-    what = "Llama-shaped, 1.1 B in bf16, 8 × 512 tokens"
-    llama = weightings.Case(_llama(tiny=tiny), what, dict.fromkeys((2, 4, 16), 2.3))
-    if tiny:
-        return [(SMALL, 4, ""), (llama, 2, ""), (lora, 2, "TorchJD"), (gpt, 2, weightings.LOOP)]
-    return [
+def _autocast(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return net(x).float()
+
+
+SMALL = weightings.CASES["mlp"]
+
+
+def _models(on: On) -> Iterator[weightings.Case]:
+    """GPT-2 small, the same with adapters, and one of Llama's shape."""
+    layers, width, length = (1, 32, 8) if on.tiny else (12, 768, 512)
+    heads, words = (2, 50) if on.tiny else (12, 50_257)
+    of_llama = Size(1, 32, 48, 4, 2, 50) if on.tiny else Size()
+
+    def gpt(rank: int) -> tuple[nn.Module, Tensor]:
+        net = Of(GPT(layers, width, length, rank, heads, words), _autocast)
+        return net, torch.randint(words, (4 if on.tiny else 16, length + 1))
+
+    def llama() -> tuple[nn.Module, Tensor]:
+        net = Llama(of_llama).bfloat16()
+        return net, torch.randint(of_llama.vocabulary, (2 if on.tiny else 8, length + 1))
+
+    what = "GPT-2 small, 163 M, 16 × 512 tokens, bf16 autocast"
+    yield weightings.Case(partial(gpt, 0), what, {})
+    yield weightings.Case(partial(gpt, 8), f"{what}, LoRA 8", {})
+    yield weightings.Case(llama, "Llama-shaped, 1.1 B in bf16, 8 × 512 tokens", {})
+
+
+def weighting_times(on: On) -> Cases:
+    """K weightings of samples: MLP, GPT-2 small, LoRA, Llama-shaped 1.1 B."""
+
+    def run(label: str, case: weightings.Case, tasks: int, without: str) -> Iterator[Row]:
+        calls = weightings.contenders(*made(case, on), tasks)
+        calls = {name: call for name, call in calls.items() if name not in ("mf.balance", without)}
+        pairs = [(LIVE, "plain")] if label.startswith("Llama") else []
+        yield from ratios(label, calls, on, 1.0, pairs, least=3)
+
+    def captured(label: str, tasks: int) -> Iterator[Row]:
+        net, x = made(SMALL, on)
+        step = mf.capture(weightings.pure_step(net, torch.randn(tasks, len(x), device=on.device)))
+        params = mf.parameters(net)
+        state = step.init(params, x)
+
+        def call() -> None:
+            nonlocal state
+            _, state, _ = step.update(params, x, state)
+
+        calls = {"plain": weightings.plain_step(net, x), "captured": call}
+        yield from list(ratios(label, calls, on, 1.0))[1:]
+
+    gpt, lora, llama = _models(on)
+    cells = [  # K, and the peer that 80 GB do not hold
         (SMALL, 64, ""),
         (llama, 2, ""),
         (gpt, 16, "TorchJD"),
@@ -297,209 +453,127 @@ def _cells(tiny: bool) -> list[tuple[weightings.Case, int, str]]:
         (llama, 16, weightings.LOOP),
         (llama, 4, ""),
     ]
-
-
-def weighting_times(device: str, tiny: bool) -> Iterator[Row]:
-    """Gramian and combination of K weightings of samples, in plain steps."""
-    seconds = 0.01 if tiny else 1.0
-    for case, tasks, without in _cells(tiny):
+    if on.tiny:
+        cells = [(case, 2, without) for case, _, without in (*cells[:2], *cells[3:5])]
+    cases: Cases = {}
+    for case, tasks, without in cells:
         label = f"{case.what}, K = {tasks}"
-        yield from guarded(label, partial(_weighting, case, tasks, without, device, seconds))
+        cases[label] = partial(run, label, case, tasks, without)
         if case is SMALL:
-            captured = partial(_captured_weighting, label, tasks, device, seconds)
-            yield from guarded(f"{label}: captured", captured, CAPTURED_LIMIT)
+            cases[f"{label}: captured"] = partial(captured, label, tasks)
+    return cases
 
 
-def _weighting(
-    case: weightings.Case, tasks: int, without: str, device: str, seconds: float
-) -> Iterator[Row]:
-    net, x = made(case, device)
-    calls, bar = weightings.contenders(net, x, tasks), case.bars.get(tasks)
-    calls = {name: call for name, call in calls.items() if name not in ("mf.balance", without)}
-    done = take(calls, device, seconds, least=3)
-    label = f"{case.what}, K = {tasks}"
-    yield from ratios(label, done, targets={} if bar is None else {LIVE: bar})
-    if case.what.startswith("Llama"):
-        yield from over(label, done, LIVE, "plain", (bar, MEMORY_LIMIT))
+# The kernel of small problems, Gramians, and CAGrad's toy
 
 
-def _captured_weighting(label: str, tasks: int, device: str, seconds: float) -> Iterator[Row]:
-    net, x = made(SMALL, device)
-    step = mf.capture(weightings.pure_step(net, torch.randn(tasks, len(x), device=device)))
-    params = mf.parameters(net)
-    state = step.init(params, x)
+def kernel(on: On) -> Cases:
+    """Worst certified gap on the hard families, beside the CPU kernel's on the same problems."""
 
-    def captured() -> None:
-        nonlocal state
-        _, state, _ = step.update(params, x, state)
+    def run(label: str, kind: str, tasks: int) -> Iterator[Row]:
+        weigh = vmap(SOLVERS["active_set"].make(kind))
+        worst: dict[str, list[float]] = {}
+        for family in FAMILIES:
+            g = gramians(family, tasks, 1 if on.tiny else 8, 3)
+            here, there = weigh(g), weigh(g.to(on.device)).cpu()
+            apart = here - there
+            off = torch.einsum("bi,bij,bj->b", apart, g, apart).clamp_min(0)
+            off = (off / g.diagonal(dim1=1, dim2=2).amax(-1)).sqrt().amax()
+            worst[family] = [*(solvers.gap(kind, g, w) for w in (there, here)), float(off)]
+        family = max(worst, key=lambda name: worst[name][0])
+        gap, own, off = (max(column) for column in zip(*worst.values(), strict=True))
+        note = f"{family}; CPU kernel's {own:.1e}; directions differ by {off:.1e} of max‖g‖ at most"
+        yield found(label, gap, "", note, max(ROUNDING, 10 * own))
 
-    def plain() -> None:
-        net.zero_grad()
-        net(x).mean().backward()
-
-    done = take({"plain": plain, "captured": captured}, device, seconds)
-    yield from list(ratios(label, done, targets={"captured": CAPTURED_LIMIT}))[1:]
-
-
-MLP = steps.CASES["mlp"]
-BATCHES = 3
-RULES = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.4), "mean": mf.mean(), "pcgrad": mf.pcgrad()}
-ON_THE_HOST = "-cvx"  # cvxpy's rules solve on the host by construction
-LANES_LIMIT = 0.9  # µs a run and step, of 4,096
-
-
-def rules(tiny: bool) -> dict[str, Callable[[], mf.Rule]]:
-    """The rules that the tests go through, by name."""
-    from tests.support.registry import RULES  # next to this folder in a checkout
-
-    names = ["mean", "mgda", "pcgrad", "gradnorm"] if tiny else list(RULES)
-    return {name: RULES[name].make for name in names if not name.endswith(ON_THE_HOST)}
+    # the kernel compiles for each power of 2
+    cells = [
+        (kind, t) for t in ((2, 3) if on.tiny else (2, 3, 5, 8, 32, 128)) for kind in KINDS[:3]
+    ]
+    named = {f"{kind}, T = {t}: worst gap": (kind, t) for kind, t in cells}
+    return {label: partial(run, label, *cell) for label, cell in named.items()}
 
 
-def capture(device: str, tiny: bool) -> Iterator[Row]:
-    """Every rule's captured step: as fast as what, equal to eager over changing batches or not."""
-    net, x = made(MLP, device)
-    seconds = 0.005 if tiny else 0.03
-    plain = take({"plain": steps.plain_with_sgd(net, x)}, device, 10 * seconds)
-    yield from ratios(MLP.what, plain)
-    unit = plain["plain"]
-    assert isinstance(unit, Taken)
-    failing = []
-    for name, make in rules(tiny).items():
-        measure = partial(_capture, name, make, (net, x), device, seconds, unit)
-        for row in guarded(name, measure):
-            if row["value"] is None:
-                failing.append(row["case"])
-            yield row
-    note = f"of {len(rules(tiny))}" + (f": {', '.join(failing)}" if failing else "")
-    what = "configurations not captured, or not equal to eager"
-    yield found(what, float(len(failing)), "", note, 0.0)
+def times(on: On) -> Cases:
+    """Its times, T = 2 … 128, batch 1 … 65,536: as a replayed CUDA graph where there is a GPU."""
+
+    def microseconds(call: Call) -> float:
+        return 1e6 * median(in_turns({"": call}, on.seconds(0.4), device=on.device)[""])
+
+    def run(label: str, kind: str, tasks: int, batch: int) -> Iterator[Row]:
+        weigh, some = SOLVERS["active_set"].make(kind), solvers.mixed(tasks, min(batch, 1024))
+        g = some.repeat(-(-batch // 1024), 1, 1)[:batch].to(on.device)
+        call = partial(vmap(weigh), g) if batch > 1 else partial(weigh, g[0])
+        call()
+        value, note = microseconds(call), "the call from Python"
+        if on.device == "cuda":
+            note = f"replayed; {value:.3g} from Python"
+            value = microseconds(recorded(call).replay)
+        yield found(label, value, "µs a call", note)
+
+    sizes = (2, 8) if on.tiny else (2, 3, 8, 32, 64, 128)
+    batches = (1, 8) if on.tiny else (1, 64, 1024, 16384, 65536)
+    cells = [("min_norm", t, b) for t in sizes for b in batches if b * t**2 <= 2**28]
+    large = 8 if on.tiny else 16384
+    cells += [(kind, t, b) for kind in KINDS[1:3] for t in sizes[1:4] for b in (1, large)]
+    # what has a bar first, then from small to large, so that a budget cuts what takes longest
+    named = {f"{kind}, T = {t}, batch {b}": (kind, t, b) for kind, t, b in cells}
+    order = sorted(named, key=lambda x: (x not in BARS, named[x][2] * named[x][1] ** 2))
+    return {label: partial(run, label, *named[label]) for label in order}
 
 
-def _capture(
-    name: str,
-    make: Callable[[], mf.Rule],
-    problem: tuple[Any, Tensor],
-    device: str,
-    seconds: float,
-    unit: Taken,
-) -> Iterator[Row]:
-    net, x = problem
-    batches = [x * (1 + 0.1 * n) + 0.1 * n for n in range(BATCHES)]
-    step = steps.pure_step(net, make())
-    program = mf.capture(step)
-    start = step.init(mf.parameters(net), x)
-    eager = _states(step.update, start, batches)  # warm: what compiles also waits
-    reads = syncs(lambda: step.update(start, x)) if device == "cuda" else None
-    captured = _states(program.update, start, batches)
-    apart = [n for n in range(BATCHES) if not _same(eager[n], captured[n])]
-    done = take({"captured": steps.repeated(program.update, start, x)}, device, seconds)
-    taken = done["captured"]
-    if isinstance(taken, Exception):
-        raise taken
-    note = f"{1e3 * taken.seconds:.3g} ms"
-    note += "" if reads is None else f", {reads} host reads an eager step"
-    if apart:
-        said = f"{FAILED} differs from eager after batch {apart[0] + 1}; {note}"
-        yield found(name, None, "", said)
-    else:
-        note += f", equal to eager bit for bit over {BATCHES} batches"
-        yield found(name, taken.seconds / unit.seconds, "eager plain steps", note)
+def recorded(call: Call) -> torch.cuda.CUDAGraph:
+    """The GPU's work without Python's share."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
 
 
-def _states(update: Callable[..., Any], state: Any, batches: list[Tensor]) -> list[Any]:
-    """Copies of the state and the step's report after every batch."""
-    kept = []
-    state = tree_map_only(Tensor, Tensor.clone, state)
-    for batch in batches:
-        state, info = update(state, batch)
-        kept.append(tree_map_only(Tensor, Tensor.clone, (state, info)))
-    return kept
+def gramian_times(on: On) -> Cases:
+    """Time and peak memory of Gramians beside TorchJD's: ResNet-18 of 40 tasks, MLP, decoders."""
+    peers, ours = gramian.TORCHJD, gramian.OURS
+
+    def run(case: gramian.Case) -> Iterator[Row]:
+        fast, done = case.family == "resnet18", dict[str, Row]()
+        torch.backends.cudnn.allow_tf32 = fast  # full float32 in the others
+        with tf32(fast):
+            rows = gramian.measure(case, on.seconds(1.0), [ours, *peers])
+        for row in rows:
+            name = f"{case.name()}: {row['method']}"
+            if row["quantity"] == "gramian" and "failed" in row:
+                yield found(name, None, "ms", f"cannot: {row['failed'].splitlines()[0]}")
+            elif row["quantity"] == "gramian":
+                done[row["method"]] = row
+                note = f"peak {row['memory'] / 2**20:,.0f} MiB, error {row['error']:.0e}"
+                yield found(name, 1e3 * row["median"], "ms", note)
+        for what, key in (("time", "median"), ("peak memory", "memory")):
+            ratio = done[ours][key] / min(done[name][key] for name in peers if name in done)
+            yield found(f"{case.name()}: {what}", ratio, "of TorchJD's best")
+
+    sizes = {"resnet18": (40, 64), "mlp-sample": (1, 128), "decoders": (4, 64)}
+    image = 8 if on.tiny else 64
+    chosen = [
+        gramian.Case(name, *((2, 4) if on.tiny else full), image, on.device)
+        for name, full in sizes.items()
+    ]
+    return {case.name(): partial(run, case) for case in chosen}
 
 
-def _same(one: Any, other: Any) -> bool:
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
-    return all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
-        for a, b in pairs
-        if isinstance(a, Tensor)
-    )
+def toy_times(on: On) -> Cases:
+    """CAGrad's toy, all runs side by side in one compiled program."""
 
+    def run(case: str, lanes: toy.cagrad_toy.Lanes) -> Iterator[Row]:
+        script = toy.script_microseconds(5 if on.tiny else 500)
+        count = 2 if on.tiny else 500
+        row = toy.measure(lanes, 1, count, compiled=not on.tiny)
+        note = f"compiled in {row['compilation_s']:.0f} s; the script {script:,.0f} on a CPU"
+        yield found(case, row["library_us"], "µs a step and run", note)
 
-def syncs(call: Callable[[], object]) -> int:
-    """How often a call waits for the device."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    return sum("synchroniz" in str(each.message) and "called" in str(each.message) for each in said)
-
-
-def lanes(device: str, tiny: bool) -> Iterator[Row]:
-    """Whole trainings side by side in one captured program."""
-    sizes = (1, 4) if tiny else (1, 64, 1024, 4096)
-    cells = [("mgda", runs) for runs in sizes]
-    cells += [(rule, sizes[-1]) for rule in ("cagrad", "pcgrad")]
-    for rule, runs in cells:
-        label = f"{rule}, Adam, {runs:,} runs"
-        target = LANES_LIMIT if runs == 4096 else None
-        times = 3 if tiny else 100
-        run = partial(_lanes, rule, runs, device, times, target)
-        yield from guarded(label, run, target)
-
-
-def _lanes(rule: str, runs: int, device: str, times: int, target: float | None) -> Iterator[Row]:
-    net, x = made(MLP, device)
-    step = steps.pure_step(net, RULES[rule], mf.adam(1e-3))
-    program = mf.capture(mf.Step(vmap(step.init), vmap(step.update)))
-    draw = torch.Generator(device).manual_seed(0)
-
-    def spread(leaf: Tensor) -> Tensor:
-        noise = torch.randn(runs, *leaf.shape, generator=draw, device=device)
-        return leaf + 0.01 * noise
-
-    params = {name: spread(leaf) for name, leaf in mf.parameters(net).items()}
-    batch, keys = spread(x), torch.arange(runs, device=device)
-    call = steps.repeated(program.update, program.init(params, batch, keys), batch)
-    _, memory = with_memory(lambda: (call(), call()), device)
-    call()
-    seconds = sorted(timed(call, "wall", device, times) for _ in range(5))[2]
-    note = f"{1e3 * seconds:.3g} ms a step, {size(memory)}"
-    label = f"{rule}, Adam, {runs:,} runs"
-    yield found(label, 1e6 * seconds / runs, "µs a run and step", note, target)
-
-
-def compiler(device: str, tiny: bool) -> Iterator[Row]:
-    """A step under `torch.compile`, by its modes, next to the eager and the captured one."""
-    modes = ("default",) if tiny else ("default", "reduce-overhead")
-    for rule in ("mean",) if tiny else ("mgda", "mean", "pcgrad"):
-        for mode in modes:
-            yield from guarded(f"{rule}, {mode}", partial(_compiled, rule, mode, device, tiny))
-
-
-def _compiled(rule: str, mode: str, device: str, tiny: bool) -> Iterator[Row]:
-    torch.compiler.reset()
-    net, x = made(MLP, device)
-    step = steps.pure_step(net, RULES[rule])
-    state = step.init(mf.parameters(net), x)
-    options: dict[str, Any] = {"backend": "eager"} if tiny else {"mode": mode}
-    update = torch.compile(step.update, fullgraph=True, **options)
-
-    def apart(state: Any, x: Tensor) -> Any:  # its graphs write over what they returned
-        return update(tree_map_only(Tensor, Tensor.clone, state), x)
-
-    compiled = steps.repeated(apart if mode == "reduce-overhead" else update, state, x)
-    first = timed(compiled, "wall", device)
-    calls = {
-        "plain with SGD": steps.plain_with_sgd(made(MLP, device)[0], x),
-        "eager": steps.repeated(step.update, state, x),
-        "compiled": compiled,
-    }
-    done = take(calls, device, 0.01 if tiny else 0.5)
-    for row in ratios(f"{rule}, {mode}", done, "plain with SGD"):
-        said = f", compiled in {first:.0f} s" if row["case"].endswith("compiled") else ""
-        yield row | {"note": row["note"] + said}
+    every = list(toy.lanes_of(on.device))
+    named = {f"CAGrad's toy, {len(lanes.sign)} runs": lanes for lanes in every}
+    return {case: partial(run, case, lanes) for case, lanes in named.items()}

@@ -8,12 +8,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.benchmarks.gpu_cases import ENDED, size
+from experiments.benchmarks.gpu_cases import size
 from experiments.benchmarks.record import VERSION, Row, markdown, read
 from mtlfunc.core.files import write_whole
 
 KEPT = Path(__file__).parent / "gpu.json"
-SPLIT = {"times": ", batch "}  # what stands before the column of a case
 TITLES = {
     "steps": """Steps: milliseconds of a plain step, the others in units of it; the peak beyond
         what was held before in brackets""",
@@ -30,7 +29,11 @@ TITLES = {
     "toy": "CAGrad's toy",
     "tests": "The tests that need a device",
 }
-PIVOTED = ("steps", "launches", "routes", "weightings", "compiler", "times")
+PIVOTED = {
+    **dict.fromkeys(("steps", "launches", "routes", "weightings", "compiler"), ": "),
+    "times": ", batch ",
+}
+"""Parts with a line a case, and what stands before the column in the name of a measurement."""
 
 
 def cell_of(row: Row) -> tuple[str, str]:
@@ -38,17 +41,14 @@ def cell_of(row: Row) -> tuple[str, str]:
 
 
 def take_over(path: Path, kept: Path = KEPT) -> None:
-    """Keep the rows of a run on a device in the place of older ones.
-
-    Args:
-        path: of the run's gpu.json.
-        kept: of the file of rows.
+    """Keep the rows of a run on a device, a gpu.json, in the place of older ones.
 
     Raises:
         SystemExit: without full-sized rows of a CUDA device.
     """
-    rows = read(path)
-    new = [r for r in rows if r["settings"].get("device") == "cuda" and not r["settings"]["tiny"]]
+    new = [
+        r for r in read(path) if r["settings"].get("device") == "cuda" and not r["settings"]["tiny"]
+    ]
     if not new:
         raise SystemExit(f"{path} has no rows of a CUDA device in full size")
     anew = {cell_of(row) for row in new}
@@ -66,18 +66,11 @@ def taken(row: Row) -> str:
 
 def measured(row: Row, *, unit: bool = True) -> str:
     """A value with its unit; `cannot` where it failed."""
-    if row["value"] is None:
-        return "cannot"
     value = row["value"]
+    if value is None:
+        return "cannot"
     said = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return f"{said} {row['unit'] if unit else ''}".strip()
-
-
-def _short(row: Row) -> str:
-    value = measured(row, unit=False)
-    held = [f"{row['launches']:,}"] if row.get("launches") else []
-    held += [size(row["memory"])] if row.get("memory") else []
-    return value + (f" ({', '.join(held)})" if held else "")
 
 
 def pivot(rows: Iterable[Row], separator: str) -> str:
@@ -90,10 +83,17 @@ def pivot(rows: Iterable[Row], separator: str) -> str:
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     columns.sort(key=lambda column: int(column) if column.isdigit() else 0)
     heads = [f"{separator.strip(' :,')} {column}".strip() for column in columns]
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return "–"
+        held = row.get("memory")
+        return measured(row, unit=False) + (f" ({size(held)})" if held else "")
+
     cells = [
         [
             case,
-            *(_short(line[column]) if column in line else "–" for column in columns),
+            *(cell(line.get(column)) for column in columns),
             "; ".join(sorted({taken(row) for row in line.values()})),
         ]
         for case, line in lines.items()
@@ -107,19 +107,18 @@ def listed(rows: Iterable[Row]) -> str:
     return markdown("", ["case", "measured", "", "taken"], cells).replace("|  |", "| |", 1)
 
 
-def captured(rows: list[Row]) -> str:
-    """Captured rules in one line, those that cannot by name, and the rest as it is."""
-    each = [row for row in rows if row["unit"] == "eager plain steps"]
-    failing = [row for row in rows if row["value"] is None]
-    others = [row for row in rows if row not in each and row not in failing]
+def captured(rows: list[Row]) -> list[Row]:
+    """Captured rules in one row, then what cannot be captured, and the rest as it is."""
+    each = sorted((r for r in rows if r["unit"] == "eager plain steps"), key=lambda r: r["value"])
     if not each:
-        return listed(rows)
-    low, high = (f(each, key=lambda row: row["value"]) for f in (min, max))
+        return rows
+    low, high = each[0], each[-1]
     note = f"{low['case']} {low['value']:.2f} to {high['case']} {high['value']:.2f}, equal to eager"
-    value = sorted(row["value"] for row in each)[len(each) // 2]
-    about = {"unit": "of an eager plain step, median", "value": value, "note": note}
-    whole = each[-1] | about | {"case": f"{len(each)} configurations of rules"}
-    return listed([whole, *failing, *others])
+    about = {"unit": "of an eager plain step, median", "value": each[len(each) // 2]["value"]}
+    last = next(row for row in reversed(rows) if row in each)
+    whole = last | about | {"case": f"{len(each)} configurations of rules", "note": note}
+    rest = sorted((row for row in rows if row not in each), key=lambda r: r["value"] is not None)
+    return [whole, *rest]
 
 
 def missed(rows: Iterable[Row]) -> list[str]:
@@ -135,16 +134,13 @@ def tables(rows: list[Row]) -> list[str]:
     """Every part under a title of its own."""
     found = []
     for part, title in TITLES.items():
-        own = [
-            row for row in rows if row["part"] == part and row["case"] not in (ENDED, "peak memory")
-        ]
-        if not own:
-            continue
-        # ratios of two contenders stand in the columns, and in what is missed
-        shown = [row for row in own if " / " not in row["case"] or part not in PIVOTED]
-        if part in PIVOTED:
-            lines = pivot(shown, SPLIT.get(part, ": "))
+        own = [row for row in rows if row["part"] == part]
+        if own and part in PIVOTED:
+            # ratios of two contenders stand in the columns, and in what is missed
+            table = pivot((row for row in own if " / " not in row["case"]), PIVOTED[part])
+        elif own:
+            table = listed(captured(own) if part == "capture" else own)
         else:
-            lines = captured(shown) if part == "capture" else listed(shown)
-        found += [f"*{' '.join(title.split())}*:", lines]
+            continue
+        found += [f"*{' '.join(title.split())}*:", table]
     return found

@@ -1,7 +1,7 @@
 """Gramians of task and sample gradients: time, peak memory and error of every way to compute them.
 
     python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks T] [--batch B]
-    [--seconds S] [--clock cpu]
+    [--seconds S]
 
 Writes gramian.json and gramian.md.
 
@@ -35,14 +35,15 @@ from experiments.benchmarks.record import Row
 from experiments.benchmarks.runner import Axis, command
 
 
-def losses_of(task: Problem) -> Callable[[mf.types.Params, Any], Any]:
-    """The losses as a function of parameters and batch."""
-    return lambda params, batch: functional_call(task.module, params, (batch,))
-
-
 def vector(losses: Any) -> Tensor:
     """Losses as one tensor."""
     return losses if isinstance(losses, Tensor) else torch.stack(losses)
+
+
+def losses_of(task: Problem, *, stacked: bool = False) -> Callable[[mf.types.Params, Any], Any]:
+    """The losses as a function of parameters and batch; as one tensor, if asked."""
+    last = vector if stacked else lambda losses: losses
+    return lambda params, batch: last(functional_call(task.module, params, (batch,)))
 
 
 def gram(rows: Any) -> Tensor:
@@ -58,18 +59,17 @@ def some_weights(count: int, like: Tensor) -> Tensor:
 
 def leaves_of(task: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Shared parameters and heads, as autograd's leaves."""
-    named = dict(task.module.named_parameters())
+    named: dict[str, Tensor] = dict(task.module.named_parameters())
     prefix = task.shared.removesuffix("*")
-    return {n: x for n, x in named.items() if n.startswith(prefix)}, {
-        n: x for n, x in named.items() if not n.startswith(prefix)
-    }
+    shared = {n: x for n, x in named.items() if n.startswith(prefix)}
+    return shared, {n: x for n, x in named.items() if n not in shared}
 
 
 def mean_gradient(task: Problem) -> Call:
     """The least: one gradient of the mean loss."""
     shared, heads = leaves_of(task)
-    leaves, f = shared | heads, losses_of(task)
-    return lambda: torch.autograd.grad(vector(f(leaves, task.batch)).mean(), list(leaves.values()))
+    leaves, f = shared | heads, losses_of(task, stacked=True)
+    return lambda: torch.autograd.grad(f(leaves, task.batch).mean(), list(leaves.values()))
 
 
 def loop(task: Problem, *, step: bool = False) -> Call:
@@ -101,12 +101,11 @@ def loop(task: Problem, *, step: bool = False) -> Call:
 
 def vmap_vjp(task: Problem) -> Call:
     """All rows at once, by plain torch.func."""
-    shared, heads = leaves_of(task)
-    fixed = {n: x.detach() for n, x in heads.items()}
-    params, f = {n: x.detach() for n, x in shared.items()}, losses_of(task)
+    params, fixed = ({n: x.detach() for n, x in each.items()} for each in leaves_of(task))
+    f = losses_of(task, stacked=True)
 
     def call() -> Tensor:
-        losses, pull = vjp(lambda p: vector(f(p | fixed, task.batch)), params)[:2]
+        losses, pull = vjp(lambda p: f(p | fixed, task.batch), params)[:2]
         with torch.no_grad():  # or the rows would keep a graph of their own
             units = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
             return gram(vmap(lambda v: tuple(pull(v)[0].values()))(units))
@@ -141,17 +140,15 @@ def autogram(task: Problem) -> Call:
 
 def ours(task: Problem, engine: Any = "auto", *, stacked: bool = False) -> Call:
     """Our Gramian alone."""
-    params, f = mf.parameters(task.module), losses_of(task)
+    params, f = mf.parameters(task.module), losses_of(task, stacked=stacked)
     if task.per_sample:
         return lambda: mf.sample_gramian(f, params, task.batch, engine=engine)[1]
-    g = (lambda p, b: vector(f(p, b))) if stacked else f
-    return lambda: mf.task_gramian(g, params, task.batch, shared=task.shared, engine=engine)[1]
+    return lambda: mf.task_gramian(f, params, task.batch, shared=task.shared, engine=engine)[1]
 
 
 def our_step(task: Problem, *, stacked: bool = False) -> Call:
     """Our probe's Gramian and the gradient that weights combine."""
-    params, f = mf.parameters(task.module), losses_of(task)
-    g = (lambda p, b: vector(f(p, b))) if stacked else f
+    params, g = mf.parameters(task.module), losses_of(task, stacked=stacked)
     probe = mf.jacobian(task.shared)
     _, state = probe.init(mf.Run(g, params), task.batch, torch.tensor(0))
 
@@ -184,16 +181,13 @@ def contenders(task: Problem) -> Iterator[tuple[str, str, Callable[[Problem], Ca
             yield "step", "ours, auto, stacked", partial(our_step, stacked=True)
 
 
-IMAGES = {"cpu": 32, "cuda": 64}  # sides in pixels
-
-
 class Case(NamedTuple):
     """One network and its batch on a device."""
 
     family: str
     tasks: int
     batch: int
-    image: int
+    image: int  # its side in pixels
     device: str
 
     def name(self) -> str:
@@ -207,21 +201,23 @@ def reference(task: Problem) -> tuple[Tensor, dict[str, Tensor]]:
     return gramian.detach(), step
 
 
+def apart(gramian: Tensor, truth: Tensor) -> float:
+    """Worst |G_ij - H_ij| / √(H_ii H_jj)."""
+    scale = truth.diagonal().sqrt()
+    return float(((gramian.double() - truth).abs() / (scale[:, None] * scale)).amax())
+
+
 def error(quantity: str, answer: Any, truth: tuple[Tensor, dict[str, Tensor]]) -> float:
     """Worst relative error of a Gramian, and of a step's gradient; NaN for a mean gradient."""
     if quantity == "gradient":
         return math.nan
     gramian, step = answer if quantity == "step" else (answer, truth[1])
-    scale = truth[0].diagonal().sqrt()
-    worst = float(((gramian.double() - truth[0]).abs() / (scale[:, None] * scale)).amax())
     assert step.keys() == truth[1].keys()
     g, h = (torch.cat([x[n].flatten().double() for n in truth[1]]) for x in (step, truth[1]))
-    return max(worst, float((g - h).norm() / h.norm()))
+    return max(apart(gramian, truth[0]), float((g - h).norm() / h.norm()))
 
 
-def measure(
-    case: Case, seconds: float, clock: str = "wall", methods: Sequence[str] = ()
-) -> list[Row]:
+def measure(case: Case, seconds: float, methods: Sequence[str] = ()) -> list[Row]:
     """A row for every contender of a case, or for these `methods` and the mean gradient, which have
     `seconds` each; what one cannot do stands under "failed".
     """
@@ -249,16 +245,9 @@ def measure(
                 first = row["failed"].splitlines()[0]
                 tqdm.write(f"{case.name()} {device}: {quantity}, {method} failed: {first}")
         del truth, double
-        for name, taken in in_shares(calls, seconds, clock, device).items():
+        for name, taken in in_shares(calls, seconds, device).items():
             rows[name]["median"] = median(taken)
     return list(rows.values())
-
-
-def precision(case: Case) -> None:
-    """TF32 in the ResNet on a GPU, full float32 everywhere else."""
-    fast = case.family == "resnet18" and case.device == "cuda"
-    torch.set_float32_matmul_precision("high" if fast else "highest")
-    torch.backends.cudnn.allow_tf32 = fast
 
 
 TORCHJD = ("TorchJD autojac", "TorchJD autogram")
@@ -306,8 +295,8 @@ def against_bars(rows: Sequence[Row]) -> list[Row]:
 
 def measured(given: Namespace, family: str, tasks: int, batch: int) -> list[Row]:
     """The rows of a case on the CPU."""
-    case = Case(family, tasks, batch, IMAGES["cpu"], "cpu")
-    return measure(case, given.seconds, given.clock)
+    case = Case(family, tasks, batch, 32, "cpu")
+    return measure(case, given.seconds)
 
 
 def cells(given: Namespace) -> list[tuple[str, int, int]]:
@@ -327,8 +316,6 @@ main = command(
     },
     measured,
     seconds=1.0,
-    clock="wall",
-    what="for each contender of a case",
     more={"tasks": OTHER, "batch": OTHER},
     cells=cells,
 )

@@ -10,33 +10,31 @@ from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Call = Callable[[], Any]
 Name = TypeVar("Name")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def synchronize(device: torch.device | str) -> None:
-    """Wait for what a GPU is doing."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(call: Call, clock: str, device: str = "cpu", times: int = 1) -> float:
-    """Seconds of a call, the mean over several."""
-    synchronize(device)
-    start = CLOCKS[clock]()
+def timed(call: Call, device: str = "cpu", times: int = 1) -> float:
+    """Seconds of a call, the mean over several: the processor's time, as other work shares the
+    machine; with a GPU what a clock says, from when it is idle until it is again.
+    """
+    if device == "cpu":
+        start = time.process_time()
+        for _ in range(times):
+            call()
+        return (time.process_time() - start) / times
+    torch.cuda.synchronize()
+    start = time.perf_counter()
     for _ in range(times):
         call()
-    synchronize(device)
-    return (CLOCKS[clock]() - start) / times
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
 
 
 def in_turns(
     calls: Mapping[str, Call],
     seconds: float,
-    clock: str = "wall",
     device: str = "cpu",
     *,
     times: int = 1,
@@ -51,7 +49,7 @@ def in_turns(
     start, turn, draw = time.perf_counter(), 0, random.Random(0)
     while time.perf_counter() - start < seconds or turn < least:
         for name in draw.sample(list(calls), len(calls)):
-            found[name].append(timed(calls[name], clock, device, times))
+            found[name].append(timed(calls[name], device, times))
         turn += 1
     return found
 
@@ -59,7 +57,6 @@ def in_turns(
 def by_name(
     calls: Mapping[str, Call],
     seconds: float,
-    clock: str,
     by: Callable[[list[float]], float] = median,
     *,
     unit: str = "",
@@ -70,7 +67,6 @@ def by_name(
     Args:
         calls: these take turns, after three calls each.
         seconds: for all.
-        clock: one of `CLOCKS`.
         by: of the turns' times.
         unit: of which as many calls are a turn as fill two milliseconds; without it one call is.
         least: turns.
@@ -85,8 +81,8 @@ def by_name(
             if name != "TorchJD":
                 raise
             print(f"TorchJD left out: {str(error).splitlines()[0]}")
-    times = max(1, int(2e-3 / timed(able[unit], clock))) if unit else 1
-    taken = in_turns(able, seconds, clock, times=times, least=least)
+    times = max(1, int(2e-3 / timed(able[unit]))) if unit else 1
+    taken = in_turns(able, seconds, times=times, least=least)
     return {name: by(each) for name, each in taken.items()}
 
 
@@ -94,53 +90,38 @@ ROUNDS = 9
 
 
 def in_shares(
-    calls: Mapping[Name, Call], seconds: float, clock: str, device: str = "cpu", *, block: float = 0
+    calls: Mapping[Name, Call], seconds: float, device: str = "cpu", *, block: float = 0
 ) -> dict[Name, list[float]]:
     """All times of every call, which take turns and have `seconds` each.
 
     A quick call is timed several times a turn, each over as many calls as fill `block` seconds; a
     slow one in three turns at least.
     """
-    once = {name: timed(call, clock, device) for name, call in calls.items()}
+    once = {name: max(timed(call, device), 1e-6) for name, call in calls.items()}
     found: dict[Name, list[float]] = {name: [] for name in calls}
     draw = random.Random(0)
     for turn in range(ROUNDS):
         for name in draw.sample(list(calls), len(calls)):
-            took = max(once[name], 1e-6)
+            took = once[name]
             turns = min(ROUNDS, max(3, int(seconds / took)))
             if (turn * turns) % ROUNDS < turns:
                 times = max(1, int(block / took))
                 for _ in range(max(1, min(200, int(seconds / ROUNDS / took / times)))):
-                    found[name].append(timed(calls[name], clock, device, times))
+                    found[name].append(timed(calls[name], device, times))
     return found
 
 
-class Operators(TorchDispatchMode):
-    """Counts what torch dispatches, without views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        self.count += not function.is_view
-        return function(*args, **kwargs or {})
-
-
-def operators(call: Call) -> int:
-    """Operators that a call dispatches, views left out."""
-    with Operators() as seen:
-        call()
-    return seen.count
-
-
-def launches(call: Call) -> int:
-    """Kernels, copies and graphs that a call launches on a CUDA device."""
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+def launches(call: Call, device: str) -> int:
+    """Kernels, copies and graphs that a call launches on a CUDA device; operators on a CPU."""
+    on_gpu = device == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
     with silence(), profile(activities=activities) as seen:
         call()
-        torch.cuda.synchronize()
-    names = (event.name for event in seen.events() or ())
+        if on_gpu:
+            torch.cuda.synchronize()
+    names = [event.name for event in seen.events() or ()]
+    if not on_gpu:
+        return sum(name.startswith("aten::") for name in names)
     return sum("Launch" in name and name.startswith(("cuda", "cuLaunch")) for name in names)
 
 

@@ -1,6 +1,6 @@
 """What a step costs that is measured in its optimizer's metric, in plain balanced steps.
 
-    python -m experiments.benchmarks.metric [--batches 64 ...] [--seconds S] [--clock cpu]
+    python -m experiments.benchmarks.metric [--batches 64 ...] [--seconds S]
 
 Writes metric.json and metric.md. A step is that of a stock loop: forward pass, `mf.Balancer` with
 MGDA on the trunk, Adam's step. Both take turns, each with a network of its own; medians of the
@@ -11,14 +11,13 @@ one the layers' own forms are cheaper where samples are few.
 from argparse import Namespace
 
 import torch
-from torch import nn
 
 import mtlfunc as mf
 from common.arguments import at_least
 from experiments.benchmarks.measuring import Call, by_name
+from experiments.benchmarks.networks import Shared, dense
 from experiments.benchmarks.record import Row, markdown, units
 from experiments.benchmarks.runner import Axis, command
-from experiments.benchmarks.steps import Shared
 
 TASKS, WIDTH = 4, 512
 BARS = {128: 1.30}
@@ -28,8 +27,8 @@ BARS = {128: 1.30}
 def step(batch: int, *, metric: bool) -> Call:
     """A training step of a network of its own."""
     torch.manual_seed(0)
-    layers = [part for _ in range(3) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
-    net, x = Shared(nn.Sequential(*layers), WIDTH, TASKS), torch.randn(batch, WIDTH)
+    trunk = dense(WIDTH, WIDTH, WIDTH, WIDTH, last=True)
+    net, x = Shared(trunk, WIDTH, TASKS), torch.randn(batch, WIDTH)
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer if metric else None)
 
@@ -45,7 +44,7 @@ def step(batch: int, *, metric: bool) -> Call:
 def measure(given: Namespace, optimizer: str, batch: int) -> list[Row]:
     """Median seconds of both steps."""
     calls = {"plain": step(batch, metric=False), "metric": step(batch, metric=True)}
-    return [{"seconds": by_name(calls, given.seconds, given.clock)}]
+    return [{"seconds": by_name(calls, given.seconds)}]
 
 
 def table(rows: list[Row], line: str) -> str:

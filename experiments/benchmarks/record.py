@@ -46,11 +46,6 @@ def settings(**given: Any) -> Settings:
     return found | given
 
 
-def _load() -> float | None:
-    """Processes that ran or waited for a processor in the last minute, on average."""
-    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-
-
 def described(chosen: Settings, rows: Iterable[Row]) -> str:
     """Settings, how busy the machine was and on which days, in one line."""
     rows = list(rows)
@@ -68,36 +63,31 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    cure = "move it away or give another folder with --out"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found, rows = kept["version"], kept["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        old = isinstance(error, KeyError)
-        how = "was written by an older version" if old else f"cannot be read ({error})"
-        raise SystemExit(f"{path} {how}: {cure}") from error
-    if found != VERSION:
-        raise SystemExit(f"{path} is of version {found}, this code writes {VERSION}: {cure}")
-    return rows
+        if kept["version"] == VERSION:
+            return kept["rows"]
+        error = f"it is not of version {VERSION}"
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        error = repr(reason)
+    raise SystemExit(f"{path} cannot be read ({error}): move it away or give another --out")
 
 
 def groups(rows: Iterable[Row]) -> list[tuple[Settings, list[Row]]]:
     """Rows by the settings that they were taken under."""
-    found: list[tuple[Settings, list[Row]]] = []
+    found: dict[str, tuple[Settings, list[Row]]] = {}
     for row in rows:
-        same = next((kept for chosen, kept in found if chosen == row["settings"]), None)
-        if same is None:
-            found.append((row["settings"], same := []))
-        same.append(row)
-    return found
+        key = json.dumps(row["settings"], sort_keys=True)
+        found.setdefault(key, (row["settings"], []))[1].append(row)
+    return list(found.values())
 
 
 def only(path: Path) -> tuple[Settings, list[Row]]:
     """Settings and rows of a file. Raises SystemExit without rows, and for several settings."""
     found = groups(read(path))
     if len(found) != 1:
-        many = f"has rows under {len(found)} different settings" if found else "has no rows"
-        raise SystemExit(f"{path} {many}: run its benchmark again in an empty folder")
+        said = f"{path} has rows under {len(found)} different settings, where one is wanted"
+        raise SystemExit(f"{said}: run its benchmark again in an empty folder")
     return found[0]
 
 
@@ -170,7 +160,9 @@ class Record:
         """Put the rows of a cell or more in the place of older ones, and write the file whole."""
         anew = {self.cell(row) for row in found}
         day = datetime.date.today().isoformat()
-        about = {"load": _load(), "day": day, "settings": self.settings}
+        # processes that ran or waited for a processor in the last minute, on average
+        load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+        about = {"load": load, "day": day, "settings": self.settings}
         self.rows = [row for row in self.rows if self.cell(row) not in anew]
         self.rows = sorted([*self.rows, *(row | about for row in found)], key=self.order)
         write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 import mtlfunc as mf
 from common.arguments import at_least
 from experiments.benchmarks.measuring import Call, by_name
+from experiments.benchmarks.networks import dense
 from experiments.benchmarks.record import Row, markdown
 from experiments.benchmarks.runner import Axis, command
 
@@ -37,8 +38,7 @@ WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def contenders(width: int, tasks: int, weighted: bool) -> dict[str, Call]:
     """Every way to one balanced step."""
-    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-    net = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, tasks))
+    net = dense(64, width, width, width, tasks)
     params, x = mf.parameters(net), torch.randn(SAMPLES, 64)
     matrix = torch.randn(tasks, SAMPLES)
 
@@ -58,7 +58,7 @@ def measure(given: Namespace, weighted: bool, width: int, tasks: int) -> list[Ro
     """Median seconds of every way."""
     torch.manual_seed(0)
     calls = contenders(width, tasks, weighted)
-    return [{"seconds": by_name(calls, given.seconds, given.clock, unit="auto")}]
+    return [{"seconds": by_name(calls, given.seconds, unit="auto")}]
 
 
 def ratio(row: Row, ways: tuple[str, ...] = ("rows", "products")) -> float:

@@ -1,7 +1,7 @@
 """Every rule's time from Gramian to weights, alone and in a batch, against TorchJD's.
 
     python -m experiments.benchmarks.rules [--rules mgda ...] [--tasks 2 8 ...] [--batch 1024]
-    [--seconds S] [--clock cpu]
+    [--seconds S]
 
 Writes rules.json and rules.md.
 
@@ -51,7 +51,6 @@ class Peer(NamedTuple):
     """What TorchJD has, for T tasks."""
 
     name: str
-    takes: str
     make: Callable[[int], Call]
     batched: Callable[[int], Call]  # what vmap is tried on
 
@@ -62,28 +61,19 @@ class Entry(NamedTuple):
     make: Callable[[], mf.Rule]
     peer: Peer | None = None
     random: bool = False
-    wide: bool = False  # memory of T Gramians a problem: its batch comes in several vmaps
     door: Callable[[mf.Rule, Problem], Tensor] | None = None  # None is `rule.update`
 
 
-def on_gramian(name: str, *args: Any, **options: Any) -> Peer:
-    """A weighting that takes the Gramian."""
-
-    def make(count: int) -> Call:
-        weigh = _peer(name, *args, **options)
-        return lambda problem: weigh(problem.gramian)
-
-    return Peer(name, "Gramian", make, make)
-
-
-def on_jacobian(name: str, make: Callable[[int], Callable[[Tensor], Tensor]] | None = None) -> Peer:
-    """A weighting or an aggregator that takes the Jacobian."""
+def on(
+    field: str, name: str, *args: Any, make: Callable[[int], Any] | None = None, **options: Any
+) -> Peer:
+    """A weighting or an aggregator that takes the "gramian" or the "jacobian"."""
 
     def of(count: int) -> Call:
-        weigh = make(count) if make else _peer(name)
-        return lambda problem: weigh(problem.jacobian)
+        weigh = make(count) if make else _peer(name, *args, **options)
+        return lambda problem: weigh(getattr(problem, field))
 
-    return Peer(name, "Jacobian", of, of)
+    return Peer(name, of, of)
 
 
 def on_losses(
@@ -114,7 +104,7 @@ def on_losses(
         gradient = grad(scalarizer(count))
         return lambda problem: gradient(problem.losses)
 
-    return Peer(name, "losses", of, of if after else pure)
+    return Peer(name, of, of if after else pure)
 
 
 def _peer(name: str, *args: Any, module: str = "aggregation", **options: Any) -> Any:
@@ -153,39 +143,41 @@ def accumulated(rule: mf.Rule) -> mf.Rule:
     return mf.Rule(init, update)
 
 
-def _smoothed(count: int) -> Call:
-    weigh = _peer("CRMOGMWeighting", _peer("MGDAWeighting"))
-    return lambda problem: weigh(problem.gramian)
-
-
 RULES: dict[str, Entry] = {
-    "mean": Entry(mf.mean, on_gramian("MeanWeighting")),
-    "rlw": Entry(mf.rlw, on_jacobian("RandomWeighting"), random=True),
-    "mgda": Entry(mf.mgda, on_gramian("MGDAWeighting")),
-    "cagrad": Entry(lambda: mf.cagrad(0.4), on_gramian("CAGradWeighting", c=0.4)),
-    "pcgrad": Entry(mf.pcgrad, on_gramian("PCGradWeighting"), random=True),
+    "mean": Entry(mf.mean, on("gramian", "MeanWeighting")),
+    "rlw": Entry(mf.rlw, on("jacobian", "RandomWeighting"), random=True),
+    "mgda": Entry(mf.mgda, on("gramian", "MGDAWeighting")),
+    "cagrad": Entry(lambda: mf.cagrad(0.4), on("gramian", "CAGradWeighting", c=0.4)),
+    "pcgrad": Entry(mf.pcgrad, on("gramian", "PCGradWeighting"), random=True),
     "gradvac": Entry(
-        lambda: mf.gradvac(0.5), on_gramian("GradVacWeighting", beta=0.5), random=True
+        lambda: mf.gradvac(0.5), on("gramian", "GradVacWeighting", beta=0.5), random=True
     ),
-    "dualproj": Entry(mf.dualproj, on_gramian("DualProjWeighting")),
-    "upgrad": Entry(mf.upgrad, on_gramian("UPGradWeighting"), wide=True),
-    "imtl_g": Entry(mf.imtl_g, on_gramian("IMTLGWeighting")),
-    "aligned_mtl": Entry(mf.aligned_mtl, on_gramian("AlignedMTLWeighting")),
-    "config": Entry(mf.config, on_jacobian("ConFIG")),
+    "dualproj": Entry(mf.dualproj, on("gramian", "DualProjWeighting")),
+    "upgrad": Entry(mf.upgrad, on("gramian", "UPGradWeighting")),
+    "imtl_g": Entry(mf.imtl_g, on("gramian", "IMTLGWeighting")),
+    "aligned_mtl": Entry(mf.aligned_mtl, on("gramian", "AlignedMTLWeighting")),
+    "config": Entry(mf.config, on("jacobian", "ConFIG")),
     "conicgrad": Entry(mf.conicgrad),
     "nash_mtl": Entry(
         lambda: mf.nash_mtl(max_norm=1.0),
-        on_jacobian("NashMTL", lambda count: _peer("NashMTL", count).weighting),
+        on("jacobian", "NashMTL", make=lambda count: _peer("NashMTL", count).weighting),
     ),
-    "fairgrad": Entry(lambda: mf.fairgrad(2.0), on_gramian("FairGradWeighting", 2.0)),
-    "krum": Entry(mf.krum, on_gramian("KrumWeighting", 0)),
-    "pcd": Entry(mf.pcd, on_gramian("PCDWeighting")),
-    "modo": Entry(mf.modo, on_gramian("MoDoWeighting")),
-    "sdmgrad": Entry(mf.sdmgrad, on_gramian("SDMGradWeighting")),
-    "excess_mtl": Entry(lambda: accumulated(mf.excess_mtl(1.0)), on_jacobian("ExcessMTLWeighting")),
+    "fairgrad": Entry(lambda: mf.fairgrad(2.0), on("gramian", "FairGradWeighting", 2.0)),
+    "krum": Entry(mf.krum, on("gramian", "KrumWeighting", 0)),
+    "pcd": Entry(mf.pcd, on("gramian", "PCDWeighting")),
+    "modo": Entry(mf.modo, on("gramian", "MoDoWeighting")),
+    "sdmgrad": Entry(mf.sdmgrad, on("gramian", "SDMGradWeighting")),
+    "excess_mtl": Entry(
+        lambda: accumulated(mf.excess_mtl(1.0)), on("jacobian", "ExcessMTLWeighting")
+    ),
     "align": Entry(lambda: mf.align(0.1, "mean")),
     "momentum": Entry(
-        lambda: mf.momentum(mf.mgda()), Peer("CRMOGMWeighting", "Gramian", _smoothed, _smoothed)
+        lambda: mf.momentum(mf.mgda()),
+        on(
+            "gramian",
+            "CRMOGMWeighting",
+            make=lambda count: _peer("CRMOGMWeighting", _peer("MGDAWeighting")),
+        ),
     ),
     "uw": Entry(lambda: mf.uw(0.01), on_losses("UW", lambda count: (count,), _learned)),
     "imtl_l": Entry(lambda: mf.imtl_l(0.01), on_losses("IMTLL", lambda count: (count,), _learned)),
@@ -211,12 +203,12 @@ FEW = [2, 3]
 DOORS: dict[str, Entry] = {
     "mf.weights": Entry(
         mf.mgda,
-        on_gramian("MGDAWeighting"),
+        on("gramian", "MGDAWeighting"),
         door=lambda rule, problem: mf.weights(rule, problem.gramian),
     ),
     "mf.aggregate": Entry(
         mf.mgda,
-        on_jacobian("MGDA"),
+        on("jacobian", "MGDA"),
         door=lambda rule, problem: mf.aggregate(rule, problem.jacobian),
     ),
 }
@@ -225,7 +217,7 @@ DOORS: dict[str, Entry] = {
 
 POOL = 8  # different problems that single calls go through in turn
 ENTRIES = RULES | DOORS
-WIDE = 2**27  # entries that one vmap of a rule that needs T Gramians a problem may take
+MANY = 32  # tasks of a batch at most, whose rows the page shows
 
 
 @lru_cache(maxsize=1)
@@ -253,11 +245,7 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
         return rule.update(geometry, state)
 
     if size > POOL:
-        chunk = max(1, min(size, WIDE // count**3)) if entry.wide else None
-        step, state = (
-            vmap(update, chunk_size=chunk),
-            vmap(rule.init)(given.losses, torch.arange(size)),
-        )
+        step, state = vmap(update), vmap(rule.init)(given.losses, torch.arange(size))
         several = cycle([given])
     else:
         step, state = update, rule.init(given.losses[0], mf.random.key(0))
@@ -306,14 +294,14 @@ def measure(given: Namespace, rule: str, tasks: int, batch: int) -> list[Row]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if entry.peer:
-            row |= {"peer": entry.peer.name, "takes": entry.peer.takes}
+            row["peer"] = entry.peer.name
             try:
                 call, row["together"] = theirs(entry, tasks, some)
                 call()
                 calls["TorchJD"], sizes["TorchJD"] = call, batch if row["together"] else 1
             except Exception as error:  # what it cannot do is a result, too
                 row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        taken = in_shares(calls, given.seconds, given.clock, block=2e-3)
+        taken = in_shares(calls, given.seconds, block=2e-3)
     return [row | {name: 1e6 * min(each) / sizes[name] for name, each in taken.items()}]
 
 
@@ -351,7 +339,8 @@ def cells(given: Namespace) -> Iterator[Cell]:
     for tasks, batch, rule in product(
         dict.fromkeys([*given.tasks, *FEW]), given.batch, given.rules
     ):
-        if batch == 1 and tasks in FEW if rule in DOORS else tasks in given.tasks:
+        own = tasks in given.tasks and (batch == 1 or tasks <= MANY)
+        if batch == 1 and tasks in FEW if rule in DOORS else own:
             yield rule, tasks, batch
 
 
@@ -365,8 +354,6 @@ main = command(
     },
     measure,
     seconds=0.3,
-    clock="wall",
-    what="for each side of a cell",
     cells=cells,
 )
 

@@ -10,7 +10,6 @@ import torch
 
 from common.arguments import folder, positive
 from common.progress import counted
-from experiments.benchmarks.measuring import CLOCKS
 from experiments.benchmarks.record import Record, Row, plain, settings
 
 OUT = Path(__file__).parent / "out"
@@ -33,17 +32,14 @@ def command(
     table: Callable[[list[Row], str], str] = plain,
     *,
     seconds: float | None = None,
-    clock: str = "cpu",
-    what: str = "for every cell",
     more: Mapping[str, Mapping[str, Any]] | None = None,
     about: Sequence[str] = (),
     cells: Callable[[argparse.Namespace], Iterable[Cell]] | None = None,
-    only: Callable[..., bool] | None = None,
     figure: Callable[[list[Row], Path], None] | None = None,
 ) -> Callable[..., list[Row]]:
     """The `main` of a benchmark: on one thread, and Ctrl-C loses the cell at work alone.
 
-    It returns the rows under the settings of its command line: `--seconds`, `--clock`, `--out`,
+    It returns the rows under the settings of its command line: `--seconds`, `--out`,
     `--again` and those of the axes and of `more`.
 
     Args:
@@ -53,21 +49,16 @@ def command(
         measure: from the command line, which has the `record`, and a cell's entries to its rows,
             to which these are added.
         table: of rows under one line of settings, in Markdown; next to the record.
-        seconds: the default time; None has neither `--seconds` nor `--clock`.
-        clock: the default one of `CLOCKS`.
-        what: the time is for.
+        seconds: the default time, for a cell or what else `doc` says; None has no `--seconds`.
         more: further options, by name, with what argparse is told.
         about: options that a time depends on.
         cells: other ones than all combinations of what the axes have.
-        only: which of the cells there are.
         figure: draws rows into a file; next to the record.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add = parser.add_argument
     if seconds is not None:
-        add("--seconds", type=positive, default=seconds, help=f"time {what}")
-        said = "cpu: the processor's time; for one thread of a busy machine"
-        add("--clock", choices=list(CLOCKS), default=clock, help=said)
+        add("--seconds", type=positive, default=seconds, help=f"time (default: {seconds})")
     add("--out", type=folder, default=str(OUT), help="folder of the files")
     add("--again", action="store_true", help="measure anew what the record already has")
     for axis in axes.values():
@@ -80,19 +71,20 @@ def command(
 
     def order(row: Row) -> list[Any]:
         return [
-            axis.values.index(row[field]) if axis.type is str else row[field]
+            (axis.values.index(row[field]) if axis.values else 0)
+            if axis.type is str
+            else row[field]
             for field, axis in axes.items()
         ]
 
     def main(arguments: list[str] | None = None) -> list[Row]:
         given = parser.parse_args(arguments)
         torch.set_num_threads(1)
-        timing = {x: vars(given)[x] for x in ("seconds", "clock", *about) if x in given}
+        timing = {x: vars(given)[x] for x in ("seconds", *about) if x in given}
         path = given.out / f"{name}.json"
         given.record = record = Record(path, tuple(axes), settings(**timing), order)
         chosen = [vars(given).get(axis.option, axis.values) for axis in axes.values()]
-        every = cells(given) if cells else itertools.product(*chosen)
-        wanted = [cell for cell in every if only is None or only(*cell)]
+        wanted = list(cells(given) if cells else itertools.product(*chosen))
         if not wanted:
             parser.error("there is nothing to measure under these options")
         try:

@@ -1,7 +1,7 @@
 """How cost grows with tasks, parameters, samples and lanes, next to what else computes the same.
 
     python -m experiments.benchmarks.scale [--curves mgda ...] [--sizes N ...] [--seconds S]
-    [--longest S] [--clock wall]
+    [--longest S]
 
 Writes scale.json, scale.md and scale.png. Medians; all ways of a size take turns, among them the
 unit: one gradient of the mean loss, for studies one run alone. A way whose next call would take
@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
@@ -32,7 +32,7 @@ from common.arguments import at_least, positive
 from experiments.benchmarks import gramian
 from experiments.benchmarks.families import gramians
 from experiments.benchmarks.measuring import ROUNDS, Call, in_shares, timed
-from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
+from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, dense
 from experiments.benchmarks.record import Row, markdown
 from experiments.benchmarks.runner import Axis, command
 from experiments.benchmarks.solvers import gap
@@ -103,18 +103,13 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                 drawn = axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4)
                 handles.setdefault(way, drawn[0])
         axis.axhline(1, color="0.5", linewidth=0.8)
-        title, what = CURVES[name]
-        axis.set(xscale="log", yscale="log", xlabel=what)
-        axis.set_title(title, fontsize="medium")
+        axis.set(xscale="log", yscale="log", xlabel=CURVES[name][1])
+        axis.set_title(CURVES[name][0], fontsize="medium")
         axis.grid(alpha=0.25)
     for axis in grid.flat[len(curves) :]:
         axis.axis("off")
-    for axis in grid[:, 0]:
-        axis.set_ylabel("mean gradients (studies: runs alone)", fontsize="small")
-    named = [way for way in COLOURS if way in handles]
-    panels.legend(
-        [handles[way] for way in named], named, loc="outside lower center", ncols=5, frameon=False
-    )
+    panels.supylabel("mean gradients (studies: runs alone)", fontsize="small")
+    panels.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
     write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))
 
 
@@ -136,7 +131,7 @@ def network(params: float, outputs: int, samples: int = 0) -> Problem:
     width = max(2, round((params / 3) ** 0.5))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net, x = mlp(width, outputs), torch.randn(samples or BATCH, width)
+        net, x = dense(*[width] * 4, outputs), torch.randn(samples or BATCH, width)
         y = torch.randint(outputs, (samples,)) if samples else torch.randn(BATCH, outputs)
     module = Samples(net) if samples else Outputs(net)
     return Problem(module, (x, y), per_sample=bool(samples))
@@ -161,17 +156,16 @@ def solving(kind: str, tasks: int) -> Cell:
 
 
 def checked(task: Problem) -> Callable[[Any], float]:
-    """Worst |G_ij - H_ij| / √(H_ii H_jj) over four rows, of which H has gradients in float64."""
+    """The error of four rows, against gradients in float64."""
     exact = task.to("cpu", torch.float64)
     losses, leaves = exact.module(exact.batch), list(exact.module.parameters())
     some = torch.linspace(0, len(losses) - 1, min(4, len(losses))).long()
     rows = [torch.autograd.grad(losses[i], leaves, retain_graph=True) for i in some]
-    h = gramian.gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
-    scale = h.diagonal().sqrt()
+    truth = gramian.gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
 
     def error(answer: Any) -> float:
         g = answer[0] if isinstance(answer, tuple) else answer
-        return float(((g[some][:, some] - h).abs() / (scale[:, None] * scale)).amax())
+        return gramian.apart(g[some][:, some], truth)
 
     return error
 
@@ -190,7 +184,7 @@ def studying(lanes: int) -> Cell:
     """Whole runs of a small network with CAGrad, each from its own weights and at its own c."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        nets = [nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)) for _ in range(lanes)]
+        nets = [dense(8, 32, 3) for _ in range(lanes)]
         x, y = torch.randn(BATCH, 8), torch.randn(BATCH, 3)
     params, radii, rate = mf.stack(nets), torch.linspace(0.1, 0.9, lanes), 1e-2
 
@@ -255,15 +249,16 @@ def expected(rows: Sequence[Row], curve: str, way: str, size: int) -> float:
     return taken[-1] ** 2 / taken[-2] if len(taken) > 1 else 0.0
 
 
-def measure(curve: str, size: int, rows: Sequence[Row], given: Namespace) -> list[Row]:
-    """A row a way of one size, the unit first; `rows` has those of smaller sizes, in order."""
-    cell = CELLS[curve][1](size)
-    common = {"seconds": None, "problems": 1}
-    found: dict[str, Row] = {"unit": common | {"way": "unit"}}
+def measure(given: Namespace, curve: str, size: int) -> list[Row]:
+    """A row a way of one size, the unit first; what would take too long by smaller ones is left
+    out.
+    """
+    cell, smaller = CELLS[curve][1](size), given.record.here()
+    found: dict[str, Row] = {"unit": {"way": "unit", "seconds": None, "problems": 1}}
     calls = {"unit": cell.unit}
     for way, make in cell.ways.items():
-        row = found[way] = common | {"way": way, "problems": cell.problems}
-        if (wait := expected(rows, curve, way, size)) > given.longest:
+        row = found[way] = {"way": way, "seconds": None, "problems": cell.problems}
+        if (wait := expected(smaller, curve, way, size)) > given.longest:
             row["left out"] = f"about {wait:.0f} s a call" if wait < math.inf else "as before"
             continue
         try:
@@ -274,8 +269,7 @@ def measure(curve: str, size: int, rows: Sequence[Row], given: Namespace) -> lis
                 raise
             row["left out"] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
-        calls[way] = call
-        row["error"] = cell.error(answer)
+        calls[way], row["error"] = call, cell.error(answer)
     for way, times in take_turns(calls, given).items():
         seconds = median(times) / found[way]["problems"]
         found[way] |= {"seconds": seconds, "calls": len(times)}
@@ -284,15 +278,10 @@ def measure(curve: str, size: int, rows: Sequence[Row], given: Namespace) -> lis
 
 def take_turns(calls: dict[str, Call], given: Namespace) -> dict[str, list[float]]:
     """Seconds of every call, in random turns; a single one of what takes a quarter of --longest."""
-    once = {way: timed(call, given.clock) for way, call in calls.items()}
+    once = {way: timed(call) for way, call in calls.items()}
     slow = {way: [time] for way, time in once.items() if time > given.longest / 4}
     quick = {way: call for way, call in calls.items() if way not in slow}
-    return slow | in_shares(quick, given.seconds, given.clock, block=given.seconds / ROUNDS)
-
-
-def measured(given: Namespace, curve: str, size: int) -> list[Row]:
-    """The rows of one size, after those of smaller ones."""
-    return measure(curve, size, given.record.here(), given)
+    return slow | in_shares(quick, given.seconds, block=given.seconds / ROUNDS)
 
 
 LONGEST: dict[str, Any] = {
@@ -305,10 +294,9 @@ main = command(
     "scale",
     __doc__,
     {"curve": Axis("curves", list(CURVES)), "size": Axis("", (), int)},
-    measured,
+    measure,
     table,
     seconds=0.5,
-    what="for every way of a size",
     more={"sizes": SIZES, "longest": LONGEST},
     about=("longest",),
     cells=lambda given: [(c, n) for c in given.curves for n in sorted(given.sizes or CELLS[c][0])],

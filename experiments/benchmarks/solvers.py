@@ -1,7 +1,7 @@
 """Solvers of the small problems against each other: time a problem and worst certificate.
 
     python -m experiments.benchmarks.solvers [--seconds S] [--instances N] [--tasks 2 8 ...]
-    [--batches 1 64 ...] [--clock cpu]
+    [--batches 1 64 ...]
 
 Writes solvers.json, solvers.md and solvers.png. Time: the whole call from Gramians to weights,
 problems of all hard families mixed; solvers that take one problem at a time are looped over as many
@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +27,7 @@ from common.arguments import at_least
 from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.measuring import in_turns, timed
 from experiments.benchmarks.record import Row
-from experiments.benchmarks.runner import Axis, command
+from experiments.benchmarks.runner import Axis, Cell, command
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from mtlfunc import solvers
 from mtlfunc.core.files import write_whole
@@ -35,42 +36,33 @@ from mtlfunc.core.files import write_whole
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Time of one problem against its worst certified gap, a panel a problem."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     panels = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
-    axes = panels.subplots(1, len(kinds), sharey=True, squeeze=False)
-    colours = {name: f"C{i}" for i, name in enumerate(SOLVERS)}
-    for axis, kind in zip(axes[0], kinds, strict=True):
-        for row in rows:
-            if row["kind"] == kind and row["batch"] == 1 and row["median"]:
-                colour = colours[row["solver"]]
-                place = 1e6 * row["median"], max(row["gap"], 1e-18)
-                axis.annotate(str(row["tasks"]), place, (5, 4), textcoords="offset points", size=7)
-                axis.scatter(
-                    *place,
-                    s=12 + 14 * math.log2(row["tasks"]),
-                    facecolors="none" if row["failed"] else colour,
-                    edgecolors=colour,
-                    alpha=0.75,
-                )
+    axes = panels.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axis, kind in zip(axes, kinds, strict=True):
         axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
         axis.margins(x=0.12)  # for the numbers
         axis.grid(alpha=0.25)
-    axes[0, 0].set_ylabel(f"worst normalised gap, {len(FAMILIES)} families")
-    used = {row["solver"] for row in rows}
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colours[name], label=name)
-        for name in SOLVERS
-        if name in used
-    ]
+    named = {}
+    for row in rows:
+        if row["batch"] == 1 and row["median"]:
+            axis, colour = axes[kinds.index(row["kind"])], f"C{list(SOLVERS).index(row['solver'])}"
+            place = 1e6 * row["median"], max(row["gap"], 1e-18)
+            axis.annotate(str(row["tasks"]), place, (5, 4), textcoords="offset points", size=7)
+            area, fill = 12 + 14 * math.log2(row["tasks"]), "none" if row["failed"] else colour
+            axis.scatter(*place, s=area, facecolors=fill, edgecolors=colour, alpha=0.75)
+            named[row["solver"]] = axis.scatter([], [], color=colour)
+    axes[0].set_ylabel(f"worst normalised gap, {len(FAMILIES)} families")
+    title = """one dot per solver and number of tasks T, which stands at the dot; hollow: some
+        problems were not solved, and their gaps are left out"""
     panels.legend(
-        handles=handles,
+        named.values(),
+        named,
         loc="outside lower center",
         ncols=5,
         frameon=False,
-        title="one dot per solver and number of tasks T, which stands at the dot; hollow: some "
-        "problems were not solved, and their gaps are left out",
+        title=" ".join(title.split()),
     )
     write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))
 
@@ -79,23 +71,21 @@ EXACT = ("active_set", "auto", "faces")
 WIDE = 2**20  # entries of a batch of Gramians that an eager, iterative solver is given at most
 
 
-def mixed(count: int, batch: int) -> Tensor:
+def mixed(count: int, batch: int, seed: int = 1) -> Tensor:
     """Gramians of all families in turn, as many of each as are needed."""
     each = -(-batch // len(FAMILIES))
-    found = torch.stack([gramians(name, count, each, 1) for name in FAMILIES], 1)
+    found = torch.stack([gramians(name, count, each, seed) for name in FAMILIES], 1)
     return found.flatten(0, 1)[:batch]
 
 
-def seconds_a_problem(
-    weigh: Weigh, batched: bool, g: Tensor, seconds: float, clock: str
-) -> float | None:
+def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) -> float | None:
     """Median: of a batch at once where the solver takes one, else one after the other; None where
     none was solved.
     """
     if batched and len(g) > 1:
         call = vmap(weigh)
         call(g)
-        (found,) = in_turns({"": lambda: call(g)}, seconds, clock, least=3).values()
+        (found,) = in_turns({"": lambda: call(g)}, seconds, least=3).values()
         return median(found) / len(g)
     times, end, number = [], time.perf_counter() + seconds, 0
     pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)))
@@ -103,43 +93,33 @@ def seconds_a_problem(
         one = pool[number % len(pool)]
         number += 1
         with suppress(*ERRORS):
-            times.append(timed(lambda one=one: weigh(one), clock))
+            times.append(timed(lambda one=one: weigh(one)))
     return median(times) if times else None
 
 
 def audit(weigh: Weigh, kind: str, batched: bool, g: Tensor, seconds: float) -> Row:
-    """What certificates say of the Gramians of a family.
-
-    Args:
-        weigh: the solver.
-        kind: one of `KINDS`.
-        batched: whether it vmaps.
-        g: `[problem, task, task]`.
-        seconds: time, where one is solved after the other.
+    """What certificates say of Gramians `[problem, task, task]`, of as many as `seconds` allow
+    where one is solved after the other.
 
     Returns:
         the worst `gap`, how many are `solved` and how many `failed`: by an error, or by weights
         that are not finite; and how many of those solved have weights that are all 0.
     """
-    end, answers, kept, failed = time.perf_counter() + seconds, [], [], 0
+    end, answers, failed = time.perf_counter() + seconds, [], 0
     if batched:
-        answers, kept = list(vmap(weigh)(g).cpu().double()), list(g)
+        answers = list(zip(g, vmap(weigh)(g).double(), strict=True))
     else:
         for one in g:
             try:
-                answers.append(weigh(one).detach().cpu().double())
-                kept.append(one)
+                answers.append((one, weigh(one).detach().double()))
             except ERRORS:
                 failed += 1
             if time.perf_counter() > end:
                 break
-    good = [bool(answer.isfinite().all()) for answer in answers]
-    row: Row = {"gap": math.nan, "solved": sum(good), "failed": failed + len(good) - sum(good)}
-    row["zero"] = sum(ok and not bool(x.any()) for ok, x in zip(good, answers, strict=True))
-    if any(good):
-        chosen = torch.tensor(good)
-        row["gap"] = gap(kind, torch.stack(kept).cpu()[chosen], torch.stack(answers)[chosen])
-    return row
+    good = [(one, w) for one, w in answers if w.isfinite().all()]
+    worst = gap(kind, *map(torch.stack, zip(*good, strict=True))) if good else math.nan
+    row: Row = {"gap": worst, "solved": len(good), "failed": failed + len(answers) - len(good)}
+    return row | {"zero": sum(not w.any() for _, w in good)}
 
 
 def gap(kind: str, g: Tensor, w: Tensor) -> float:
@@ -168,17 +148,17 @@ def possible(kind: str, name: str, tasks: int, batch: int) -> bool:
     )
 
 
+def cells(given: Namespace) -> list[Cell]:
+    """What is possible of what is asked for."""
+    every = product(given.kinds, given.solvers, given.tasks, given.batches)
+    return [cell for cell in every if possible(*cell)]
+
+
 @lru_cache(maxsize=1)  # for all batches of a solver
 def audited(kind: str, name: str, tasks: int, instances: int, seconds: float) -> Row:
-    """Over all families: the worst gap, and sums."""
-    weigh, together = SOLVERS[name].make(kind), SOLVERS[name].batched and kind != "upgrad"
-    rows = [
-        audit(weigh, kind, together, gramians(x, tasks, instances, 2), seconds / len(FAMILIES))
-        for x in FAMILIES
-    ]
-    sums = {key: sum(row[key] for row in rows) for key in ("solved", "failed", "zero")}
-    gaps = [row["gap"] for row in rows if not math.isnan(row["gap"])]
-    return {"gap": max(gaps, default=math.nan)} | sums
+    """Over all families."""
+    solver, g = SOLVERS[name], mixed(tasks, instances * len(FAMILIES), 2)
+    return audit(solver.make(kind), kind, solver.batched and kind != "upgrad", g, seconds)
 
 
 def measured(given: Namespace, kind: str, name: str, tasks: int, batch: int) -> list[Row]:
@@ -187,7 +167,7 @@ def measured(given: Namespace, kind: str, name: str, tasks: int, batch: int) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
         said = audited(kind, name, tasks, given.instances, given.seconds)
-        took = seconds_a_problem(weigh, SOLVERS[name].batched, g, given.seconds, given.clock)
+        took = seconds_a_problem(weigh, SOLVERS[name].batched, g, given.seconds)
     return [{"median": took} | said]
 
 
@@ -203,11 +183,9 @@ main = command(
     },
     measured,
     seconds=2.0,
-    clock="wall",
-    what="for each cell's timing, and again for its audit",
     more={"instances": INSTANCES},
     about=("instances",),
-    only=possible,
+    cells=cells,
     figure=figure,
 )
 

@@ -1,6 +1,6 @@
 """The time of one step of a stock loop, in units of the plain mean-loss step.
 
-    python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S] [--clock cpu]
+    python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S]
 
 Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
@@ -14,11 +14,9 @@ no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer
 gradient, and does what the plain step does.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -28,57 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 import mtlfunc as mf
 from experiments.benchmarks.measuring import Call, by_name
-from experiments.benchmarks.networks import resnet18
+from experiments.benchmarks.networks import Physics, Shared, convolutions, dense, resnet18
 from experiments.benchmarks.record import Row, markdown, units
 from experiments.benchmarks.runner import Axis, command
-
-
-class Shared(nn.Module):
-    """A trunk, and one head a task on its features: a linear one on their mean over positions, or
-    a dense decoder of its own.
-    """
-
-    def __init__(self, trunk: nn.Module, width: int, tasks: int, *, dense: bool = False) -> None:
-        super().__init__()
-        self.trunk, self.dense = trunk, dense
-        self.heads = nn.ModuleList(
-            nn.Sequential(_convolutions((width, width, width)), nn.Conv2d(width, 1, 1))
-            if dense
-            else nn.Linear(width, 1)
-            for _ in range(tasks)
-        )
-
-    def features(self, x: Tensor) -> Tensor:
-        z = self.trunk(x)
-        z = z[0] if isinstance(z, tuple) else z  # a recurrent trunk's outputs
-        if self.dense or z.ndim == 2:
-            return z
-        return z.flatten(2).mean(2) if z.ndim == 4 else z.mean(1)
-
-    def above(self, z: Tensor) -> list[Tensor]:
-        """Losses of features."""
-        return [(head(z) - k).square().mean() for k, head in enumerate(self.heads)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.above(self.features(x))
-
-
-class Physics(nn.Module):
-    """-u'' = f on [0, 1] with u = 0 at both ends: residual and boundary share all parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers = [nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
-        self.trunk, self.heads = nn.Sequential(*layers), nn.ModuleList()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = x.detach().requires_grad_()
-        (du,) = torch.autograd.grad(self.trunk(x).sum(), x, create_graph=True)
-        (ddu,) = torch.autograd.grad(du.sum(), x, create_graph=True)
-        residual = ddu + math.pi**2 * (math.pi * x).sin()
-        ends = self.trunk(torch.linspace(0, 1, 2, device=x.device)[:, None])
-        return [residual.square().mean(), ends.square().mean()]
-
 
 Net = Shared | Physics
 
@@ -86,13 +36,6 @@ Net = Shared | Physics
 class Case(NamedTuple):
     make: Callable[[], tuple[Net, Tensor]]
     what: str
-
-
-def _convolutions(widths: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 def _lenet() -> tuple[Shared, Tensor]:
@@ -103,41 +46,41 @@ def _lenet() -> tuple[Shared, Tensor]:
     return Shared(trunk, 50, 2), torch.randn(64, 1, 28, 28)
 
 
-def _mlp() -> tuple[Shared, Tensor]:
-    trunk = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
-    return Shared(trunk, 64, 3), torch.randn(64, 16)
-
-
 def _transformer() -> tuple[Shared, Tensor]:
     layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
     return Shared(nn.TransformerEncoder(layer, 2), 64, 3), torch.randn(16, 32, 64)
 
 
-def _gru() -> tuple[Shared, Tensor]:
-    return Shared(nn.GRU(32, 64, batch_first=True), 64, 3), torch.randn(16, 20, 32)
-
-
-def _resnet(tasks: int) -> tuple[Shared, Tensor]:
-    return Shared(resnet18(64), 64, tasks), torch.randn(8, 3, 32, 32)
+def _images(trunk: nn.Module, width: int, tasks: int, *, dense: bool = False) -> Any:
+    return Shared(trunk, width, tasks, dense=dense), torch.randn(8, 3, 32, 32)
 
 
 CASES = {
-    "mlp": Case(_mlp, "MLP 16-64-64, 3 tasks, batch 64"),
+    "mlp": Case(
+        lambda: (Shared(dense(16, 64, 64, last=True), 64, 3), torch.randn(64, 16)),
+        "MLP 16-64-64, 3 tasks, batch 64",
+    ),
     "lenet": Case(_lenet, "LeNet, 2 tasks, batch 64"),
     "convolutions": Case(
-        lambda: (Shared(_convolutions((3, 16, 32, 32)), 32, 3), torch.randn(8, 3, 32, 32)),
+        lambda: _images(convolutions(3, 16, 32, 32), 32, 3),
         "convolutions with batch norm, 3 tasks, batch 8",
     ),
     "segnet": Case(
-        lambda: (Shared(_convolutions((3, 16, 32)), 32, 3, dense=True), torch.randn(8, 3, 32, 32)),
+        lambda: _images(convolutions(3, 16, 32), 32, 3, dense=True),
         "convolutions, a dense decoder a task, batch norm, 3 tasks, batch 8",
     ),
     "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens"),
-    "gru": Case(_gru, "GRU 32-64, 3 tasks, batch 16 × 20 steps"),
-    "resnet-2": Case(partial(_resnet, 2), "ResNet-18, 2 tasks, batch 8"),
-    "resnet-3": Case(partial(_resnet, 3), "ResNet-18, 3 tasks, batch 8"),
-    "resnet": Case(partial(_resnet, 10), "ResNet-18, 10 tasks, batch 8"),
-    "resnet-40": Case(partial(_resnet, 40), "ResNet-18, 40 tasks, batch 8"),
+    "gru": Case(
+        lambda: (Shared(nn.GRU(32, 64, batch_first=True), 64, 3), torch.randn(16, 20, 32)),
+        "GRU 32-64, 3 tasks, batch 16 × 20 steps",
+    ),
+    **{
+        name: Case(
+            lambda tasks=tasks: _images(resnet18(64), 64, tasks),
+            f"ResNet-18, {tasks} tasks, batch 8",
+        )
+        for name, tasks in (("resnet-2", 2), ("resnet-3", 3), ("resnet", 10), ("resnet-40", 40))
+    },
     "pinn": Case(lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points"),
 }
 LONG = 4e-3  # seconds of a plain step, from which `mf.Balancer` has the stricter bar
@@ -286,38 +229,11 @@ def torchjd_step(net: Net, x: Tensor) -> Call:
     return peer
 
 
-def plain_with_sgd(net: Net, x: Tensor) -> Call:
-    """An eager plain step with its optimizer."""
-    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
-
-    def plain() -> None:
-        optimizer.zero_grad()
-        torch.stack(net(x)).mean().backward()
-        optimizer.step()
-
-    return plain
-
-
-def pure_step(net: Net, rule: mf.Rule, optimizer: mf.Optimizer | None = None) -> mf.Step:
-    """A step with its optimizer as a pure function."""
-    return mf.descend(losses_of(net), rule, mf.jacobian("trunk.*"), optimizer or mf.sgd(1e-3))
-
-
-def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
-    """A call is the next step, from the state that the last one left."""
-
-    def pure() -> None:
-        nonlocal state
-        state, _ = update(state, x)
-
-    return pure
-
-
 def measure(given: Namespace, network: str) -> list[Row]:
     """Median seconds of every contender that runs."""
     torch.manual_seed(0)
     calls = contenders(*CASES[network].make())
-    return [{"seconds": by_name(calls, given.seconds, given.clock, unit="plain")}]
+    return [{"seconds": by_name(calls, given.seconds, unit="plain")}]
 
 
 def table(rows: list[Row], line: str) -> str:
@@ -363,7 +279,7 @@ def _brief(row: Row) -> str:
 
 
 AXES = {"network": Axis("networks", list(CASES))}
-main = command("steps", __doc__, AXES, measure, table, seconds=10.0, what="for every network")
+main = command("steps", __doc__, AXES, measure, table, seconds=10.0)
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.arguments import at_least
 from common.problems import cagrad_toy
-from experiments.benchmarks.measuring import synchronize
+from experiments.benchmarks.measuring import timed
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.runner import Axis, command
 
@@ -49,10 +49,6 @@ def script_rows(x: Tensor) -> Tensor:
     )
 
 
-def script_mean(rows: Tensor) -> Tensor:
-    return rows.mean(0)
-
-
 def script_cagrad(rows: Tensor, c: float = 0.5) -> Tensor:
     g1, g2 = rows[0], rows[1]
     g11, g12, g22 = g1.dot(g1).item(), g1.dot(g2).item(), g2.dot(g2).item()
@@ -72,77 +68,55 @@ def script_cagrad(rows: Tensor, c: float = 0.5) -> Tensor:
     return (0.5 * (g1 + g2) + radius / (size + 1e-4) * (x * g1 + (1 - x) * g2)) / (1 + c)
 
 
-SCRIPT = {"GD": script_mean, "CAGrad": script_cagrad}
-
-
-def script_run(name: str, start: tuple[float, float], steps: int) -> Tensor:
-    """Points `[steps + 1, 2]` of the script's loop."""
-    x = torch.tensor(start, requires_grad=True)
+@cache
+def script_microseconds(steps: int) -> float:
+    """A step of one start, by the script's loop."""
+    x = torch.tensor((-8.5, 7.5), requires_grad=True)
     optimizer = torch.optim.Adam([x], lr=1e-3)
-    points = [x.detach().clone()]
-    for _ in range(steps):
-        direction = SCRIPT[name](script_rows(x))
+
+    def step() -> None:
+        direction = script_cagrad(script_rows(x))
         optimizer.zero_grad()
         x.grad = direction
         optimizer.step()
-        points.append(x.detach().clone())
-    return torch.stack(points)
+
+    timed(step, times=20)
+    return 1e6 * timed(step, times=steps)
 
 
-@cache
-def script_microseconds(name: str, steps: int) -> float:
-    """A step of one start."""
-    script_run(name, (-8.5, 7.5), 20)
-    begin = time.perf_counter()
-    script_run(name, (-8.5, 7.5), steps)
-    return 1e6 * (time.perf_counter() - begin) / steps
-
-
-def library_microseconds(
-    name: str, unroll: int, lanes: cagrad_toy.Lanes, steps: int, *, compiled: bool = True
-) -> tuple[float, float]:
-    """(seconds of compilation, microseconds a step and start) of all lanes as one program."""
-    torch.compiler.reset()
-    names, each = (name,), (lanes.which, lanes.hyper, lanes.sign)
-    state = cagrad_toy.start_of(names, lanes)
-    begin = time.perf_counter()
-    program = (
-        cagrad_toy.compile_steps(names, unroll, lanes, state)
-        if compiled
-        else cagrad_toy.advance(names, unroll)
-    )
-    state, _ = program(*each, state)
-    compilation = time.perf_counter() - begin
-    calls = max(1, steps // unroll)
-    for _ in range(min(20, calls)):
-        state, _ = program(*each, state)
-    synchronize(lanes.start.device)
-    begin = time.perf_counter()
-    for _ in range(calls):
-        state, _ = program(*each, state)
-    synchronize(lanes.start.device)
-    return compilation, 1e6 * (time.perf_counter() - begin) / (calls * unroll * len(lanes.sign))
-
-
-def lanes_of(name: str, device: str = "cpu") -> Iterator[cagrad_toy.Lanes]:
-    """The six starts alone, then all signs and hyper-parameters where there are several."""
-    every = cagrad_toy.lanes_of(name, torch.zeros(0, 2, dtype=torch.float64, device=device))[0]
+def lanes_of(device: str = "cpu") -> Iterator[cagrad_toy.Lanes]:
+    """The six starts alone, then all signs and hyper-parameters."""
+    every = cagrad_toy.lanes_of("CAGrad", torch.zeros(0, 2, dtype=torch.float64, device=device))[0]
     yield cagrad_toy.Lanes(*(x[: len(cagrad_toy.STARTS)].clone() for x in every))
-    if len(every.sign) > len(cagrad_toy.STARTS):
-        yield every
+    yield every
 
 
 def measure(lanes: cagrad_toy.Lanes, unroll: int, steps: int, *, compiled: bool = True) -> Row:
-    """A row of the record."""
-    compilation, library = library_microseconds("CAGrad", unroll, lanes, steps, compiled=compiled)
-    return {"compilation_s": compilation, "library_us": library}
+    """Seconds of compilation, and microseconds a step and start of all lanes as one program."""
+    torch.compiler.reset()
+    names, each = ("CAGrad",), (lanes.which, lanes.hyper, lanes.sign)
+    state, calls = cagrad_toy.start_of(names, lanes), max(1, steps // unroll)
+    make = cagrad_toy.compile_steps if compiled else lambda *given: cagrad_toy.advance(*given[:2])
+    device = str(lanes.start.device)
+
+    def step() -> None:
+        nonlocal state
+        state, _ = program(*each, state)
+
+    begin = time.perf_counter()
+    program = make(names, unroll, lanes, state)
+    step()
+    compilation = time.perf_counter() - begin
+    timed(step, device, min(20, calls))
+    taken = 1e6 * timed(step, device, calls) / (unroll * len(lanes.sign))
+    return {"compilation_s": compilation, "library_us": taken}
 
 
 def cell(given: Namespace, rule: str, lanes: int, unrolled: int) -> list[Row]:
     """That and the script's time of a step, which is taken once."""
-    (some,) = (each for each in lanes_of(rule) if len(each.sign) == lanes)
-    script = script_microseconds(rule, given.script_steps)
-    return [measure(some, unrolled, given.steps) | {"script_us": script}]
+    (some,) = (each for each in lanes_of() if len(each.sign) == lanes)
+    row = {"script_us": script_microseconds(given.script_steps)}
+    return [measure(some, unrolled, given.steps) | row]
 
 
 def _steps(default: int, of: str) -> dict[str, Any]:
@@ -155,7 +129,7 @@ main = command(
     __doc__,
     {
         "rule": Axis("", ("CAGrad",)),
-        "lanes": Axis("", [len(some.sign) for some in lanes_of("CAGrad")], int),
+        "lanes": Axis("", [len(some.sign) for some in lanes_of()], int),
         "unrolled": Axis("unroll", (1, 2, 10), at_least(1)),
     },
     cell,

@@ -42,7 +42,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_writes_and_measures_nothing_twice(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(toy, "library_microseconds", lambda *_, **__: (1.0, 0.5))
+    monkeypatch.setattr(toy, "measure", lambda *_: {"compilation_s": 1.0, "library_us": 0.5})
     main = import_module(f"experiments.benchmarks.{name}").main
     timed = [] if name in ("memory", "toy") else ["--seconds", "0.001"]
     call = [*COMMANDS[name].split(), "--out", str(tmp_path), *timed]
@@ -239,30 +239,27 @@ def test_every_kind_of_curve_is_right_and_drawn(tmp_path, monkeypatch):
     assert "| MGDA's problem | 4 |" in results.scale_block()
 
 
-@pytest.fixture
-def kept(tmp_path):
-    chosen = record.settings(device="cpu", tiny=True)
-    return record.Record(tmp_path / "gpu.json", ("part", "case"), chosen)
-
-
 @pytest.mark.parametrize("name", [name for name in gpu.PARTS if name != "tests"])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention, batched
-def test_a_part_measures_all_of_its_cases(name, kept, tmp_path):
-    gpu.run_part(name, "cpu", True, kept)
-    rows = record.read(tmp_path / "gpu.json")
+def test_a_part_measures_all_of_its_cases(name, tmp_path):
+    call = ["--device", "cpu", "--tiny", "--parts", name, "--out", str(tmp_path)]
+    rows = gpu.main(["--inside", *call])
+    assert rows
     assert all(row["value"] is not None for row in rows), rows
     cases = {row["case"]: row for row in rows}
-    assert cases["peak memory"]["value"] > 0
     if name == "kernel":
-        assert len(rows) == 3 * 2 + 1
-        assert all(row["value"] <= row["target"] for row in rows if "gap" in row["case"])
+        assert len(rows) == 3 * 2
+        assert all(row["value"] <= row["target"] for row in rows)
     if name == "capture":
-        assert cases["configurations not captured, or not equal to eager"]["value"] == 0
+        assert cases[gpu_cases.UNEQUAL]["value"] == 0
+        assert cases[gpu_cases.UNEQUAL]["note"] == "of 4"
+    if name == "launches":  # all is measured, so the command has nothing to do
+        assert gpu.main(call) == rows
 
 
 @pytest.mark.slow
 def test_the_device_tests_are_found_and_run():
-    (row,) = gpu.device_tests("cpu", True)
+    (row,) = gpu_cases.device_tests(gpu_cases.On("cpu", True))["tests that fail"]()
     assert row["value"] == 0, row
     assert row["note"].startswith("of 3, 0 skipped")
 
@@ -281,7 +278,7 @@ def written(path, rows):
 def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
     old = [device_row(case, 2.0, "2026-01-01") for case in ("net: plain", "net: loop")]
     kept = written(tmp_path / "kept.json", old)
-    new = device_row("net: loop", 4.0, "2026-02-02", memory=3 * 2**30, launches=1200, target=3.0)
+    new = device_row("net: loop", 4.0, "2026-02-02", memory=3 * 2**30, target=3.0)
     run = written(tmp_path / "gpu.json", [new])
     gpu_report.take_over(run, kept)
     rows = record.read(kept)
@@ -291,7 +288,7 @@ def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
     assert table.splitlines() == [
         "| case | plain | loop | taken |",
         "|---|---|---|---|",
-        f"| net | 2 | 4 (1,200, 3 GiB) | {first}; {second} |",
+        f"| net | 2 | 4 (3 GiB) | {first}; {second} |",
     ]
     assert gpu_report.missed(rows) == ["net: loop: 4 plain steps, at most 3"]
 
