@@ -260,8 +260,7 @@ def train(
     move = replayed(lambda state, number: advance(every_one, state, batch_at(number)))
     evaluate = vmap(vmap(all_losses), (0, None))
 
-    first = batch_at(torch.zeros((), dtype=torch.int64, device=device))
-    state = start(every_one, params, first)
+    state = start(every_one, params, batch_at(torch.zeros((), dtype=torch.int64, device=device)))
     initial = vmap(all_losses)(params, test)
     count = settings.count(problem.steps)
     every = max(1, count // MOMENTS)

@@ -124,13 +124,12 @@ class Trace(NamedTuple):
         """
         final = self.final(name)
         best = final[final.mean(1).argmin()]
-        pairs = zip(self.named(name), final, strict=True)
-        return [self.alone(i) for i, ends in pairs if ratio_interval(ends, best).low <= 1]
-
-    def alone(self, lane: int) -> "Trace":
-        """With one lane."""
         parts = (self.test, self.train, self.lengths, self.weights)
-        return Trace([self.lanes[lane]], self.times, *(part[:, [lane]] for part in parts))
+        return [
+            Trace([self.lanes[i]], self.times, *(part[:, [i]] for part in parts))
+            for i, ends in zip(self.named(name), final, strict=True)
+            if ratio_interval(ends, best).low <= 1
+        ]
 
     def apart(self, name: str) -> float:
         """|log| of the ratio of losses next to the best rates to theirs, the largest."""
