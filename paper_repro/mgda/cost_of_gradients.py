@@ -1,8 +1,9 @@
 """What do many tasks' gradients cost, and what does the bound save?"""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import mtlfunc as mf
 
@@ -63,65 +64,52 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 TASKS, WIDTH = (2, 8, 32), 512
-ONE, ROWS, LAYERS = WAYS = ("one gradient", "T rows", "layerwise Gramian, chunks of 4")
-
-
-class Costs(NamedTuple):
-    """Of every way and number of tasks."""
-
-    memory: dict[tuple[str, int], int]  # bytes at the peak
-    best: dict[tuple[str, int], float]  # seconds
-    error: float  # largest relative difference of the two Gramians
-    size: int  # shared parameters
-
-
-def many_gradients(turns: int) -> Costs:
-    memory: dict[tuple[str, int], int] = {}
-    calls: dict[tuple[str, int], Callable[[], Any]] = {}
-    error = 0.0
-    for count in TASKS:
-        params, batch = network(count, WIDTH)
-        equal = mf.balance(losses, mf.mean(), mf.losses_only())
-        state = equal.init(params, batch)
-        calls[ONE, count] = lambda p=params, b=batch, s=state, step=equal: step.update(p, b, s)
-        calls[ROWS, count] = lambda p=params, b=batch: mf.task_gramian(
-            losses, p, b, shared="trunk.*", engine="rows"
-        )
-        calls[LAYERS, count] = lambda p=params, b=batch: mf.task_gramian(
-            losses, p, b, shared="trunk.*", engine="layerwise", chunk_size=4
-        )
-        memory |= {(way, count): peak_bytes(calls[way, count]) for way in WAYS}
-        exact, other = calls[ROWS, count]()[1], calls[LAYERS, count]()[1]
-        error = largest(error, float((exact - other).norm() / exact.norm()))
-    best = in_turns(calls, turns, "T gradients")
-    return Costs(memory, best, error, trunk_size(network(2, WIDTH)[0]))
 
 
 def run(settings: Settings) -> Findings:
-    costs = many_gradients(settings.count(4))
-    yield infeasible(costs)
-    yield from bound(settings.count(4))
+    yield infeasible()
+    calls = {
+        (name, place, count): step_of(count, BOUND_WIDTH, make(), head=head)
+        for name, make in PROBES.items()
+        for place, head in HEADS.items()
+        for count in COUNTS
+    }
+    counted = {key: operations(call) for key, call in calls.items()}
+    yield bound_figure(counted, in_turns(calls, settings.count(4), "MGDA and its bound"))
+    yield cheaper(counted)
 
 
-def infeasible(costs: Costs) -> Claim:
-    memory, best, error, size = costs
-    most = TASKS[-1]
-    last = {way: memory[way, most] / memory[ONE, most] for way in WAYS}
+def infeasible() -> Claim:
+    """Memory of the most tasks' gradients, and whether both ways give one Gramian."""
+
+    def ways(count: int) -> dict[str, Callable[[], Any]]:
+        params, batch = network(count, WIDTH)
+        gramian = functools.partial(mf.task_gramian, losses, params, batch, shared="trunk.*")
+        return {
+            "T rows": functools.partial(gramian, engine="rows"),
+            "layerwise Gramian, chunks of 4": functools.partial(
+                gramian, engine="layerwise", chunk_size=4
+            ),
+        }
+
+    error = 0.0
+    for count in TASKS:
+        exact, other = (call()[1] for call in ways(count).values())
+        error = largest(error, float((exact - other).norm() / exact.norm()))
+    params, batch = network(MOST, WIDTH)
+    equal = mf.balance(losses, mf.mean(), mf.losses_only())
+    state = equal.init(params, batch)
+    one = peak_bytes(lambda: equal.update(params, batch, state))
     return claim(
         "SU-27",
         {
-            f"{way}, T = {count}: peak memory, MiB": memory[way, count] / 2**20
-            for way, count in memory
-        }
-        | {f"{way}, T = {most}: peak memory over one gradient's": last[way] for way in WAYS[1:]}
-        | {
-            f"{way}, T = {most}: time over one gradient's": best[way, most] / best[ONE, most]
-            for way in WAYS[1:]
+            f"{way}, T = {MOST}: peak memory over one gradient's": peak_bytes(call) / one
+            for way, call in ways(MOST).items()
         }
         | {"relative difference of the two Gramians, largest": error},
-        f"{size} shared parameters, {SAMPLES} samples. Their memory grows as T·P, while the "
-        "Gramian layer by layer and the weighted gradient need no row; the T backward passes "
-        "remain",
+        f"{trunk_size(params)} shared parameters, {SAMPLES} samples. The rows' memory grows as "
+        "T·P; the Gramian layer by layer and the weighted gradient need no row, but T backward "
+        "passes",
     )
 
 
@@ -135,24 +123,9 @@ Steps = Mapping[tuple[str, str, int], float]
 """A number a step, by (method, heads, tasks)."""
 
 
-def bound(turns: int) -> Findings:
-    """A step of MGDA and of MGDA-UB."""
-    calls = {
-        (name, place, count): step_of(count, BOUND_WIDTH, make(), head=head)
-        for name, make in PROBES.items()
-        for place, head in HEADS.items()
-        for count in COUNTS
-    }
-    counted = {key: operations(call) for key, call in calls.items()}
-    best = in_turns(calls, turns, "MGDA and its bound")
-    yield bound_figure(counted, best)
-    yield cheaper(counted, best)
-
-
 def bound_figure(counted: Steps, best: Steps) -> Figure:
     canvas, panels = axes(1, 2, (13, 4.8))
     for name, place in itertools.product(PROBES, HEADS):
-        style = "-" if place == "small heads" else "--"
         times = [1e3 * best[name, place, count] for count in COUNTS]
         growth = [counted[name, place, count] / counted[name, place, 1] for count in COUNTS]
         for panel, values in zip(panels, (times, growth), strict=True):
@@ -160,18 +133,13 @@ def bound_figure(counted: Steps, best: Steps) -> Figure:
                 COUNTS,
                 values,
                 color=METHOD_COLOURS[name],
-                linestyle=style,
+                linestyle="-" if place == "small heads" else "--",
                 marker="o",
                 label=f"{name}, {place}",
             )
-    panels[0].set(xlabel="tasks T", ylabel="time a step, ms", xscale="log", yscale="log")
-    panels[1].set(
-        xlabel="tasks T",
-        ylabel="operations of a step, relative to T = 1",
-        xscale="log",
-        yscale="log",
-    )
-    for panel in panels:
+    labels = "time a step, ms", "operations of a step, relative to T = 1"
+    for panel, label in zip(panels, labels, strict=True):
+        panel.set(xlabel="tasks T", ylabel=label, xscale="log", yscale="log")
         panel.set_xticks(COUNTS, [str(count) for count in COUNTS])
         panel.minorticks_off()
     panels[0].legend()
@@ -185,30 +153,21 @@ def bound_figure(counted: Steps, best: Steps) -> Figure:
     )
 
 
-def cheaper(counted: Steps, best: Steps) -> Claim:
-    most, series = COUNTS[-1], list(itertools.product(PROBES, HEADS))
-    growth = {key: best[*key, most] / best[*key, 1] for key in series}
-    flops = {key: counted[*key, most] / counted[*key, 1] for key in series}
+def cheaper(counted: Steps) -> Claim:
+    most, small = COUNTS[-1], "small heads"
     return claim(
         "SU-29",
         {
-            f"{name}, {place}: operations at T = {most} over T = 1": value
-            for (name, place), value in flops.items()
-        }
-        | {
-            f"{name}, {place}: time at T = {most} over T = 1": value
-            for (name, place), value in growth.items()
-        }
-        | {
-            f"{place}: operations of MGDA over MGDA-UB at T = {most}": counted["MGDA", place, most]
-            / counted["MGDA-UB", place, most]
+            f"MGDA-UB, {place}: operations at T = {most} over T = 1": counted[
+                "MGDA-UB", place, most
+            ]
+            / counted["MGDA-UB", place, 1]
             for place in HEADS
         }
         | {
-            f"{place}: time of MGDA over MGDA-UB at T = {most}": best["MGDA", place, most]
-            / best["MGDA-UB", place, most]
-            for place in HEADS
+            f"{small}: operations of MGDA over MGDA-UB at T = {most}": counted["MGDA", small, most]
+            / counted["MGDA-UB", small, most]
         },
-        "small heads: the operations of a step hardly grow with T (below 1.5 times at T = 32, and "
-        "half of MGDA's); with large heads the T passes through them are what a step costs",
+        "with small heads the operations of a step hardly grow with T; with large heads the T "
+        "passes through them are what a step costs",
     )

@@ -1,6 +1,7 @@
 """A trunk with a head a task, and what its steps cost: operations, time, memory."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,9 +68,7 @@ def step_of(tasks: int, width: int, probe: mf.Probe, **sizes: int) -> Callable[[
 
 
 def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int, label: str) -> dict[Any, float]:
-    """The best time of each call, one call after the other in every turn. So that a busy machine is
-    busy for all.
-    """
+    """The best time of each call, in turns, so that a busy machine is busy for all."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         call()
@@ -99,16 +98,12 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     call()
     with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
-    results = seen.profiler.kineto_results if seen.profiler else None
-    held = most = 0
-    for event in (
-        sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-        if results
-        else ()
-    ):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return most
+    assert seen.profiler is not None
+    assert seen.profiler.kineto_results is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    sizes: Any = (event.nbytes() for event in events)  # pyright: ignore
+    return max(0, *itertools.accumulate(sizes))
 
 
 def trunk_size(params: mf.types.Params) -> int:
