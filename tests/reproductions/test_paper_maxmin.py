@@ -22,7 +22,7 @@ from paper_repro.mgda import (
     pareto,
     random_encoders,
     smoothing,
-    softmax,
+    solvers,
     unit_gradients,
 )
 from paper_repro.report.findings import Finding, Settings
@@ -125,17 +125,16 @@ def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
 
 def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
     g = common.families(3)["interior"]
-    grid = softmax.softmax_grid(g, 30)
+    gaps = solvers.softmax_grid(g, 30)
     scale, rate = 1, 8
-    unit = float(grid.scales[scale]) * common.scaled(g)
-    direct = common.relative_gap(
-        unit, common.solved(softmax.softmax_descent(30, float(grid.rates[rate])), unit).weights
+    unit = float(solvers.SCALES[scale]) * common.scaled(g)
+    descent = solvers.softmax_descent(30, float(solvers.RATES[rate]))
+    direct = common.relative_gap(unit, common.solved(descent, unit).weights)
+    torch.testing.assert_close(gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
+    assert float(solvers.SCALES[1] / solvers.SCALES[0]) == pytest.approx(
+        float(solvers.RATES[16] / solvers.RATES[8])
     )
-    torch.testing.assert_close(grid.gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
-    assert float(grid.scales[1] / grid.scales[0]) == pytest.approx(
-        float(grid.rates[16] / grid.rates[8])
-    )
-    torch.testing.assert_close(grid.gaps[0, 16], grid.gaps[1, 8], rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(gaps[0, 16], gaps[1, 8], rtol=1e-8, atol=1e-12)
 
 
 # ---- premises and duality ----
