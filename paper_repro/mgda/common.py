@@ -11,9 +11,6 @@ ROUNDING = 1e-9
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
-# ---- draws ----
-
-
 def normal(tag: int, shape: tuple[int, ...]) -> Tensor:
     return mf.random.normal(mf.random.fold_in(mf.random.key(31), tag), shape, torch.float64)
 
@@ -66,9 +63,6 @@ def families(draws: int) -> dict[str, Tensor]:
 def scaled(gramians: Tensor) -> Tensor:
     """Largest diagonal entry 1."""
     return gramians / gramians.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
-
-
-# ---- exact answers, batched ----
 
 
 def solved(solver: mf.types.Solver, gramians: Tensor) -> mf.Solution:

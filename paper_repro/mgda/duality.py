@@ -139,9 +139,8 @@ def swap(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
             "largest ‖u*‖/max ‖g_t‖": reach.max(),
             "u + w, both domains convex and growing: max min less min max": saddle,
         },
-        f"the result is right: {few} random matrices, primal by SLSQP in parameter space. Concave "
-        "in u, convex in w and two convex domains are not enough: u + w over the whole lines, from "
-        "its values over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. Confined to the ball of "
+        f"{few} random matrices, primal by SLSQP in parameter space. Two convex domains are not "
+        "enough: u + w over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. Confined to the ball of "
         "radius max ‖g_t‖, u loses nothing: von Neumann asks for two compact sets, Sion for one",
     )
 
@@ -188,8 +187,7 @@ def weighted_mean(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
             "the same: largest relative difference of their directions": moved.max(),
         },
         f"{len(rows)} random matrices, step 1/(n+1), {steps} iterations; ‖u_n - u*‖² is at most "
-        "the duality gap. Weights are unique only if the gradients are affinely independent, the "
-        "direction always is",
+        "the duality gap. Of affinely dependent gradients the direction alone is unique",
     )
 
 

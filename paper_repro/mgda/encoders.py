@@ -1,8 +1,7 @@
 """Random encoders with a head a task, and both methods' directions at them.
 
 Z are the encodings of a batch, A = ∂Z/∂θ, v_t = ∂L_t/∂Z, g_t = Aᵀv_t. MGDA minimises ‖Σ w_t g_t‖,
-MGDA-UB ‖Σ w_t v_t‖ (Sener & Koltun 2018, section 3.3); both step along d = Σ w_t g_t. A step
-θ - ηd changes L_t by -η⟨g_t, d⟩ to first order: a negative rate ⟨g_t, d⟩ raises task t."""
+MGDA-UB ‖Σ w_t v_t‖; both step along d = Σ w_t g_t. A negative rate ⟨g_t, d⟩ raises task t."""
 
 from typing import NamedTuple
 

@@ -34,10 +34,8 @@ claim = Claims(CLAIMS)
 
 
 def normals(tag: int, draws: int, shape: tuple[int, ...]) -> Tensor:
-    def draw(key: Tensor) -> Tensor:
-        return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
-
-    return vmap(draw)(torch.arange(draws))
+    keys = vmap(lambda key: mf.random.fold_in(key, tag))(torch.arange(draws))
+    return vmap(lambda key: mf.random.normal(key, shape, torch.float64))(keys)
 
 
 def is_zero(weights: Tensor, rows: Tensor) -> Tensor:

@@ -127,8 +127,7 @@ def oscillates(draws: int) -> Claim:
             "largest excess of 1 - max softmax over (T - 1) exp(-λ·margin)": above,
         },
         f"{len(runs)} random Gramians with 3, 10 and 30 tasks whose optimum is no vertex, from the "
-        "mean gradient; a fixed point of u ← g_τ is a vertex that is optimal. At the optimum "
-        "itself all tasks with weight tie, so there the premise fails. Wilson interval",
+        "mean gradient. At the optimum itself all tasks with weight tie. Wilson interval",
     )
 
 
@@ -150,14 +149,14 @@ def running_average(gramians: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, 
 
 def example() -> tuple[list[Fraction], list[Fraction]]:
     """Of (2, 0) and (0, 1), in fractions: the naive iterates' average, and the min-norm point."""
-    rows = [(Fraction(2), Fraction(0)), (Fraction(0), Fraction(1))]
-    inner = [[a[0] * b[0] + a[1] * b[1] for b in rows] for a in rows]
+    rows = np.array([[Fraction(2), Fraction(0)], [Fraction(0), Fraction(1)]])
+    inner = rows @ rows.T
     visited = [0]
     while len(visited) < 1000:
-        visited.append(min((0, 1), key=lambda t: inner[t][visited[-1]]))
-    own = [sum((rows[t][i] for t in visited), Fraction(0)) / len(visited) for i in range(2)]
-    first = (inner[1][1] - inner[0][1]) / (inner[0][0] + inner[1][1] - 2 * inner[0][1])
-    return own, [first * a + (1 - first) * b for a, b in zip(*rows, strict=True)]
+        visited.append(int(inner[visited[-1]].argmin()))
+    first = (inner[1, 1] - inner[0, 1]) / (inner[0, 0] + inner[1, 1] - 2 * inner[0, 1])
+    answer = first * rows[0] + (1 - first) * rows[1]
+    return (rows[visited].sum(0) / len(visited)).tolist(), answer.tolist()
 
 
 def converges(averages: list[tuple[Tensor, float]], counts: tuple[int, ...], draws: int) -> Claim:

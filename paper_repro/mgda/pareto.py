@@ -72,26 +72,12 @@ CLAIMS = {
 }
 claim = Claims(CLAIMS)
 
-Rows = dict[tuple[int, int], Tensor]
-"""Random gradients `[draw, task, param]` by (T, P), half of the draws with 0 in their hull."""
-Flags = dict[tuple[int, int], np.ndarray]
-
 
 def run(settings: Settings) -> Findings:
     yield first_order(settings)
     yield front(settings)
-    draws = settings.count(40)
-    cases = {
-        (tasks, size): torch.cat(
-            [rows_of(draws, tasks, size, 240), stationary_rows(draws, tasks, size, 245)]
-        )
-        for tasks, size in ((3, 2), (3, 5), (6, 3))
-    }
-    in_hull = {case: stationary(rows) for case, rows in cases.items()}
-    yield never_empty(cases)
-    yield weak_system(cases, in_hull)
     yield sufficient(settings)
-    yield scale_of_the_best(cases, in_hull)
+    yield from systems(settings.count(40))
 
 
 def first_order(settings: Settings) -> Claim:
@@ -200,36 +186,51 @@ def stationary(rows: Tensor) -> np.ndarray:
     return vmap(lambda g: mf.diagnostics.stationarity(g).stationary)(gram(rows)).numpy()
 
 
-def never_empty(cases: Rows) -> Claim:
-    # solved with no hint that Δ = 0 is one: a random objective in the unit box
-    programs = [
-        optimize.linprog(aim, A_ub=matrix, b_ub=np.zeros(len(matrix)), bounds=(-1, 1))
-        for rows in cases.values()
-        for matrix, aim in zip(
-            rows.numpy(), normal(249, (len(rows), rows.shape[-1])).numpy(), strict=True
-        )
-    ]
-    return claim(
+def systems(draws: int) -> Findings:
+    """⟨g_t, Δ⟩ <= 0 for all t, on gradients of which half have 0 in their hull."""
+    sizes = (3, 2), (3, 5), (6, 3)
+    failed = alone = outside = wrong = 0
+    off = 0.0
+    for size in sizes:
+        rows = torch.cat([rows_of(draws, *size, 240), stationary_rows(draws, *size, 245)])
+        in_hull = stationary(rows)
+        # solved with no hint that Δ = 0 is one: a random objective in the unit box
+        aims = normal(249, (len(rows), size[1])).numpy()
+        for matrix, aim in zip(rows.numpy(), aims, strict=True):
+            program = optimize.linprog(aim, matrix, np.zeros(len(matrix)), bounds=(-1, 1))
+            failed += program.status != 0
+        none = ~linear_programs(rows, weak=True)
+        alone, outside = alone + int(none.sum()), outside + int((none & ~in_hull).sum())
+        wrong += int((linear_programs(rows, weak=False) == in_hull).sum())
+        # along the ray through the best u of draws that have one
+        good = rows[~torch.as_tensor(in_hull)]
+        u = torch.einsum("dt,dtp->dp", shortest(gram(good)), good)
+        least = torch.einsum("dtp,dp->dt", good, u).amin(-1)
+        for s in (10.0, 1e3, 1e6):
+            many = torch.einsum("dtp,dp->dt", good, s * u).amin(-1)
+            off = largest(off, [0.0, *(many / (s * least) - 1).abs()])
+    count = 2 * draws * len(sizes)
+    where = f"{count} draws, half of them stationary, T and P {sizes}"
+    yield claim(
         "SU-06",
-        {"linear programs without a solution": sum(program.status != 0 for program in programs)},
-        f"{len(programs)} linear programs over the system and the unit box; that Δ = 0 is feasible "
-        "at every point says nothing about the point",
+        {"linear programs without a solution": failed},
+        f"{where}, over the unit box; that Δ = 0 is feasible says nothing about a point",
     )
-
-
-def weak_system(cases: Rows, in_hull: Flags) -> Claim:
-    alone = {case: ~linear_programs(rows, weak=True) for case, rows in cases.items()}
-    return claim(
+    yield claim(
         "SU-07",
+        {"draws with no solution but Δ = 0": alone, "of these, with 0 outside the hull": outside},
+        f"{where}, by linear programs; stationary: 0 in conv{{g_t}}. The converse, which the "
+        "sentence does not say, fails: (1, 0, 0) and (-1, 0, 0) are stationary, and (0, 1, 0) "
+        "solves their system",
+    )
+    yield claim(
+        "SU-10",
         {
-            "draws with no solution but Δ = 0": sum(int(flags.sum()) for flags in alone.values()),
-            "of these, with 0 outside the hull": sum(
-                int((flags & ~in_hull[case]).sum()) for case, flags in alone.items()
-            ),
+            "draws where the value over the unit box is positive and the point stationary, or "
+            "neither": wrong,
+            "deviation from linear growth of the smallest inner product along a good ray": off,
         },
-        f"stationary: 0 in conv{{g_t}}; {sum(map(len, cases.values()))} draws by linear programs. "
-        "The converse, which the sentence does not say, fails: (1, 0, 0) and (-1, 0, 0) are "
-        "stationary, and (0, 1, 0) solves their system",
+        f"{where}; by linear programs, and along the ray at 10, 1e3, 1e6",
     )
 
 
@@ -262,29 +263,4 @@ def sufficient(settings: Settings) -> Claim:
         },
         f"{draws} minimisers of weighted sums of {tasks} convex quadratics; a common saddle, which "
         "is stationary and dominated",
-    )
-
-
-def scale_of_the_best(cases: Rows, in_hull: Flags) -> Claim:
-    """The largest smallest product over the unit box, and along the ray through the best u."""
-    wrong, off = 0, 0.0
-    for case, rows in cases.items():
-        wrong += int((linear_programs(rows, weak=False) == in_hull[case]).sum())
-        good = rows[~torch.as_tensor(in_hull[case])]
-        if not len(good):
-            continue
-        u = torch.einsum("dt,dtp->dp", shortest(gram(good)), good)
-        least = torch.einsum("dtp,dp->dt", good, u).amin(-1)
-        for s in (10.0, 1e3, 1e6):
-            many = torch.einsum("dtp,dp->dt", good, s * u).amin(-1)
-            off = largest(off, float((many / (s * least) - 1).abs().max()))
-    return claim(
-        "SU-10",
-        {
-            "draws where the value over the unit box is positive and the point stationary, or "
-            "neither": wrong,
-            "deviation from linear growth of the smallest inner product along a good ray": off,
-        },
-        f"{sum(map(len, cases.values()))} draws, half of them stationary, with (T, P) = "
-        f"{', '.join(map(str, cases))}; by linear programs, and along the ray at 10, 1e3, 1e6",
     )

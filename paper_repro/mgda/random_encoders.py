@@ -191,8 +191,7 @@ def like_exact(shares: Shares, own: int, draws: int, count: int, settings: Setti
         "SU-30",
         numbers,
         f"random ReLU encoders at initialisation; {few} draws trained by either method, Adam "
-        f"1e-2, {count} steps on one batch of {SAMPLES}; like: end losses within .05 of the "
-        "start's and fewer than 5 % of directions raise a task. T intervals over draws for losses, "
+        f"1e-2, {count} steps on one batch of {SAMPLES}. T intervals over draws for losses, "
         "Wilson's for shares",
     )
 
@@ -230,6 +229,5 @@ def room_to_move(settings: Settings) -> Findings:
     yield claim(
         "SU-36",
         numbers,
-        f"random ReLU encoders at initialisation, batch of {SAMPLES}; part of the claim. Wilson "
-        "intervals",
+        f"random ReLU encoders at initialisation, batch of {SAMPLES}. Wilson intervals",
     )

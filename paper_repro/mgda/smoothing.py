@@ -161,12 +161,8 @@ def over_sharpness(found: dict[str, Course], sharpness: Tensor, draws: int) -> F
             panel.plot(sharpness, values, color=colour, linestyle=style, label=name)
     bound = np.log(TASKS) / sharpness
     panels[0].plot(sharpness, bound, ":", color="#999999", linewidth=2, label="log T/λ")
-    labels = (
-        "½‖d*‖² - smoothed optimum (median)",
-        "‖d_λ - d*‖ / ‖d*‖ (median)",
-        "share of d_λ that raise a task",
-    )
-    for panel, label in zip(panels, labels, strict=True):
+    labels = "½‖d*‖² - smoothed optimum (median)", "‖d_λ - d*‖ / ‖d*‖ (median)"
+    for panel, label in zip(panels, (*labels, "share of d_λ that raise a task"), strict=True):
         panel.set(xlabel="sharpness λ · mean ‖g_t‖²", ylabel=label, xscale="log")
         panel.legend()
     for panel in panels[:2]:

@@ -58,9 +58,6 @@ def run(settings: Settings) -> Findings:
     yield common_descent(settings)
 
 
-# ---- scales, and what is designed ----
-
-
 def direction(rule: mf.Rule, params: mf.types.Params, batch: Batch, a: Tensor, b: Tensor) -> Tensor:
     """Of the losses a·L_t + b."""
     step = mf.balance(lambda p, data: a * losses(p, data) + b, rule, mf.jacobian())
@@ -109,9 +106,6 @@ def designed(params: mf.types.Params, batch: Batch) -> Findings:
         },
         f"{draws} draws of {tasks} quadratics; up to a common factor",
     )
-
-
-# ---- common descent ----
 
 
 BROKEN = [
