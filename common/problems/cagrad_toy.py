@@ -39,9 +39,7 @@ def ramp(x: Tensor) -> Tensor:
     return x.clamp_min(0)
 
 
-def losses(
-    params: mf.types.Params, sign: Tensor, ramp: Callable[[Tensor], Tensor] = ramp
-) -> Tensor:
+def losses(params: mf.types.Params, sign: Tensor) -> Tensor:
     """Both losses `[2]` at params["x"] `[2]`.
 
     Sign `[]` is that of tanh in f₂: +1 as in the code, -1 as printed.

@@ -5,7 +5,6 @@ place. A method keeps its colour from one paper to the next.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -22,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import ArrayLike
 
-from .intervals import Interval, half_width
+from .intervals import half_width
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 _MORE: ContextVar[Mapping[str, Any]] = ContextVar("more", default=MappingProxyType({}))
@@ -81,24 +80,6 @@ def band(
     panel.plot(times, back(middle), dash, color=colour, label=label)
     low, high = (np.clip(back(middle + sign * half), *within) for sign in (-1, 1))
     panel.fill_between(times, low, high, color=colour, alpha=alpha, linewidth=0)
-
-
-def beside_one(panel: Axes, ratio: Interval, y: float) -> None:
-    """A ratio with its interval at height y: blue below 1, vermillion above, grey across. What has
-    no interval, as where a run diverged, is said in its row.
-    """
-    if not all(map(math.isfinite, ratio)):
-        across = panel.get_yaxis_transform()  # from the left edge to the right one, at height y
-        panel.text(0.02, y, "not a number: runs diverged", transform=across, va="center")
-        return
-    colour = "C0" if ratio.high < 1 else "C1" if ratio.low > 1 else "#777777"
-    panel.errorbar(
-        [ratio.mean],
-        [y],
-        xerr=[[ratio.mean - ratio.low], [ratio.high - ratio.mean]],
-        color=colour,
-        marker="o",
-    )
 
 
 def plain_ticks(axis: Any) -> None:

@@ -69,7 +69,7 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
     return (network(key, INPUTS, HIDDEN, 2), Data(x[:TRAIN], y[:TRAIN]), Data(x[TRAIN:], y[TRAIN:]))
 
 
-def ended(rule_of: Rules, seeds: int, steps: int, shares: tuple[float, ...] = (0.5,)) -> np.ndarray:
+def ended(rule_of: Rules, seeds: int, steps: int, shares: tuple[float, ...] = (0.5,)) -> Tensor:
     """Test losses at the end, `[lane, seed, task]`, of every share at every rate and decay."""
     grid = torch.tensor(list(itertools.product(shares, RATES, DECAYS)), dtype=torch.float64)
 
@@ -88,7 +88,7 @@ def ended(rule_of: Rules, seeds: int, steps: int, shares: tuple[float, ...] = (0
     step = replayed(lambda state: (every(grid, state, train),))
     for _ in tqdm(range(steps), desc="rules and static weights", leave=False):
         (state,) = step(state)
-    return vmap(vmap(losses), (0, None))(state.params, test).numpy()
+    return vmap(vmap(losses), (0, None))(state.params, test)
 
 
 class Best(NamedTuple):
@@ -111,13 +111,13 @@ def at_best(values: np.ndarray, least: np.ndarray) -> Best:
 
 def run(settings: Settings) -> Findings:
     steps, seeds = settings.count(150), settings.seeds
-    weighted = ended(static, seeds, steps, SHARES)
+    weighted = ended(static, seeds, steps, SHARES).cpu().numpy()
     least, count = weighted.mean(1).min(0), len(RATES) * len(DECAYS)
     base = at_best(weighted[SHARES.index(0.5) * count :][:count], least)
     beyond: dict[str, float] = {}
     matches: dict[str, float] = {}
     for name, rule_of in RULES.items():
-        own = at_best(ended(rule_of, seeds, steps), least)
+        own = at_best(ended(rule_of, seeds, steps).cpu().numpy(), least)
         # the nearest static weights: the least worst ratio
         nearest = chosen(np.log(weighted / own.losses).max(-1))
         for task in range(2):

@@ -77,12 +77,11 @@ def sample_lanes(on: torch.device) -> Tensor:
 
 
 def scalarization_lanes(on: torch.device) -> Tensor:
-    return scalarization.ended(scalarization.mf.mgda(), settings(on), 4)
+    return scalarization.ended(lambda share: scalarization.mf.mgda(), 2, 4)
 
 
 def equation_lanes(on: torch.device) -> Tensor:
-    problem = physics.PROBLEMS["cubic"]
-    return physics.trained(problem, physics.weighted(problem), 2, 4)["in"]
+    return physics.trained(physics.PROBLEMS["cubic"], 2, 4)["in"]
 
 
 def arena_lanes(on: torch.device) -> Tensor:

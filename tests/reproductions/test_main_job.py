@@ -514,7 +514,7 @@ def test_a_run_says_at_once_how_long_it_will_take(
     bar = "for _ in tqdm(range(3), desc='steps', mininterval=0): time.sleep(0.1)"
     modules = {
         name: made.question(f"question_{name[:4]}_{i}", claim, bar)
-        for i, (name, claim) in enumerate({"pcgrad.race": "PC-32", "mgda.adam": "SU-11"}.items())
+        for i, (name, claim) in enumerate({"pcgrad.race": "PC-32", "mgda.duality": "SU-11"}.items())
     }
     assert reproduce(modules, list(modules), TINY, tmp_path) == 0
     out, err = capsys.readouterr()
