@@ -89,8 +89,8 @@ def hanging(claims: dict[str, dict]) -> str:
         has its verdict: compare a default run of yours with that, and on other rows with the
         verdict. Other random numbers (`--draw 1`), processors and
         arithmetics mark the row and never outvote it. {hung["runs"]} verdicts hang on the run,
-        {hung["bounds"]} on a [threshold](#thresholds), and {hung["numbers"]} rows have a number
-        that leaves its interval on another processor; the column *hangs on* says which. A dash:
+        {hung["bounds"]} on a [threshold](#thresholds), and in {hung["numbers"]} of the rows a
+        number leaves its interval on another processor; the column *hangs on* says which. A dash:
         nothing was found, or no other run of it is kept. Numbers: `docs/record/` ({machines});
         those of `--full` are in `paper_repro/full.json`, each question with its day, and
         none where a question has changed since."""

@@ -20,7 +20,7 @@ CLAIMS = {
         "A slow task has a larger target and so speeds up.",
         sided(("T = *, α = * minus α = 0: correlation of log r_i and log w_i", ">", 0)),
         when="its weight is meant, and ten tasks: that of a slow one rises more at α = 1 than at "
-        "α = 0; whether its loss then falls faster decides nothing",
+        "α = 0; whether its loss then falls faster is not measured",
     ),
 }
 claim = Claims(CLAIMS)
