@@ -56,10 +56,8 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
         settled += " No run of this question at the paper's length (`--full`) is kept."
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    gap, one = (
-        ", which settles nothing" * settles_nothing(ten, ratio),
-        f"GradNorm over equal, {AT_ONE}",
-    )
+    gap = ", which settles nothing" * settles_nothing(ten, ratio)
+    one = f"GradNorm over equal, {AT_ONE}"
     simple = interval(ten, "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
         (T = 2, both at Adam 0.001), and in a reduced problem at {searched} of the loss of the best

@@ -23,7 +23,6 @@ import mtlfunc as mf
 from common import regions
 from common.choice import one_of
 
-PAPER = "CAGrad (Liu et al. 2021)"
 PRINTED = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
 SCRIPT = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
 STARTS = (*PRINTED, SCRIPT[1])

@@ -1,6 +1,4 @@
-"""Fourteen families of Jacobians on which solvers of the small problems go wrong, those of
-`mf.testing.jacobian` among them.
-"""
+"""Fourteen families of Jacobians on which solvers go wrong, ten of `mf.testing.jacobian`."""
 
 import torch
 from torch import Tensor

@@ -552,8 +552,10 @@ def gramian_times(on: On) -> Cases:
                 note = f"peak {row['memory'] / 2**20:,.0f} MiB, error {row['error']:.0e}"
                 yield found(name, 1e3 * row["median"], "ms", note)
         for what, key in (("time", "median"), ("peak memory", "memory")):
-            ratio = done[ours][key] / min(done[name][key] for name in peers if name in done)
-            yield found(f"{case.name()}: {what}", ratio, "of TorchJD's best")
+            theirs = [done[name][key] for name in peers if name in done]
+            if theirs and ours in done:
+                ratio = done[ours][key] / min(theirs)
+                yield found(f"{case.name()}: {what}", ratio, "of TorchJD's best")
 
     sizes = {"resnet18": (40, 64), "mlp-sample": (1, 128), "decoders": (4, 64)}
     image = 8 if on.tiny else 64

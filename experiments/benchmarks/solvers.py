@@ -4,8 +4,8 @@
     [--batches 1 64 ...]
 
 Writes solvers.json, solvers.md and solvers.png. Time: the whole call from Gramians to weights,
-problems of all hard families mixed; solvers that take one problem at a time are looped over as many
-as fit in the time allowed. Accuracy: `certify` on every instance that was solved, in float64.
+of hard families, on the processor; solvers that take one problem at a time are looped over as many
+as fit in the time allowed. Accuracy: `certify` on all that were solved, in float64.
 """
 
 import math
@@ -98,8 +98,8 @@ def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) ->
 
 
 def audit(weigh: Weigh, kind: str, batched: bool, g: Tensor, seconds: float) -> Row:
-    """What certificates say of Gramians `[problem, task, task]`, of as many as `seconds` allow
-    where one is solved after the other.
+    """What certificates say of Gramians `[problem, task, task]`; where one is solved after the
+    other, of one of each family, which take turns, and of as many more as `seconds` allow.
 
     Returns:
         the worst `gap`, how many are `solved` and how many `failed`: by an error, or by weights
@@ -109,12 +109,12 @@ def audit(weigh: Weigh, kind: str, batched: bool, g: Tensor, seconds: float) -> 
     if batched:
         answers = list(zip(g, vmap(weigh)(g).double(), strict=True))
     else:
-        for one in g:
+        for number, one in enumerate(g, 1):
             try:
                 answers.append((one, weigh(one).detach().double()))
             except ERRORS:
                 failed += 1
-            if time.perf_counter() > end:
+            if number >= len(FAMILIES) and time.perf_counter() > end:
                 break
     good = [(one, w) for one, w in answers if w.isfinite().all()]
     worst = gap(kind, *map(torch.stack, zip(*good, strict=True))) if good else math.nan

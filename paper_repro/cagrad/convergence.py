@@ -111,7 +111,7 @@ def run(settings: Settings) -> Findings:
     plain = descend(problem, cs, steps, "quadratics")
     fast = descend(problem, (0.5,), steps, "quadratics, fast", mf.subset(2))
     names = *(f"c = {c:g}" for c in cs), "c = 0.5, fast with 2 of 3 rows"
-    setting = f"{draws} triples of convex quadratics, {steps} steps of .9/H, H their most curvature"
+    setting = f"{draws} triples of convex quadratics, {steps} steps of .9/H, H the most curvature"
     yield claim(
         "CA-20",
         {

@@ -74,5 +74,6 @@ def run(settings: Settings) -> Findings:
             "unknowns of the primal at P = 100000 over those at P = 1000": large / small,
             steps: sum(one.steps for one in many) / sum(one.steps for one in few),
         },
-        "ten tasks, 20 solutions given the Gramian; operations: faces that the active set solves",
+        "ten tasks, 20 solutions given the Gramian; operations: faces, of "
+        "one size, that the active set solves",
     )

@@ -121,7 +121,8 @@ def in_the_ball(points: int, draws: int) -> Claim:
             for tasks, n in TIMES.items()
         },
         f"n - 1 drawn tasks and the mean of the rest, c = {C:g}, {points} normal Jacobians of 100 "
-        f"parameters with a common part, {draws} subsets each; rates over ‖g₀‖ · mean length",
+        f"parameters with a common part, {draws} subsets each; missed in units of "
+        "‖g₀‖ times the mean length of a row",
     )
 
 

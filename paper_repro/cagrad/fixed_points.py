@@ -30,7 +30,7 @@ CLAIMS = {
         "Earlier methods are heuristics without convergence guarantee and/or may stop at "
         "any Pareto-stationary point.",
         judge_stopping,
-        when="of MGDA, and of PCGrad with two tasks; with three it does not even rest",
+        when="of MGDA, and of PCGrad with two tasks; with three it does not rest at each of them",
     ),
     "CA-18": Exact(
         "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",

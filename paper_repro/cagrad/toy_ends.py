@@ -154,11 +154,11 @@ def excess(toy: Toy, name: str, c: float, sign: float = problem.CODE) -> np.ndar
 
 def ends(toy: Toy) -> Findings:
     times = toy.runs["CAGrad"].times
-    decided = min(int(np.searchsorted(times, DECIDED)), len(times) - 1)
+    late = min(int(np.searchsorted(times, DECIDED)), len(times) - 1)
     ours: dict[str, float] = {"steps": toy.steps}
     for c in (0.2, 0.5, 0.8):
         code, printed = (excess(toy, "CAGrad", c, x) for x in (problem.CODE, problem.PAPER_SIGN))
-        ours[f"c = {c:g}: largest excess at {times[decided]} steps"] = code[decided].max()
+        ours[f"c = {c:g}: largest excess at {times[late]} steps"] = code[late].max()
         ours[f"c = {c:g}: largest excess at the end"] = code[-1].max()
         ours[f"c = {c:g}, printed sign: largest excess at the end"] = printed[-1].max()
     spreads: dict[str, float] = {"steps": toy.steps}

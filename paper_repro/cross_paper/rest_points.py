@@ -119,5 +119,5 @@ def unit_gradients(draws: int) -> Claim:
         f"⟨g_1, u_1 + u_2⟩ = ‖g_1‖(1 + cos) >= 0. {draws} draws of lengths from .01 to 100 that "
         "stay as they are, of 2, 3 and 5 tasks, through mtlfunc.gradnorm with "
         f"mtlfunc.optim.multiplicative, step halved {HALVINGS - 1} times; in fractions (3, 4), "
-        "(-5, 12) and (5, 0), (-4, 3), (-8, 6), of which the last three raise a task on W",
+        "(-5, 12), which raise none, and (5, 0), (-4, 3), (-8, 6), which raise the first task on W",
     )

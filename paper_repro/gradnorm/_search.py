@@ -21,7 +21,7 @@ from .train_lanes import train
 
 @decided("by count a full grid is not exponential in T, or α's grid grows with it", trained=False)
 def search_costs(measured: Measured) -> Verdict:
-    """By count alone, as the sentence; what random draws find stands next to it."""
+    """By count alone, as the sentence."""
     grid = [measured[name] for name in named_so(measured, "runs of a full grid of *")]
     exponential = all(later > EXPONENTIAL.now * sooner for sooner, later in pairwise(grid))
     few, many = (measured[f"values of α run, T = {tasks}"] for tasks in (2, 10))

@@ -92,7 +92,7 @@ def run(settings: Settings) -> Findings:
             soon: (early[:, 0] / early[:, 1]).min(),
             **named("path length of w_1 over its range", wander),
         },
-        f"average weights; {where}",
+        f"w_1/w_2 of the weights' average over the run unless a moment is named; {where}",
     )
 
     edge = equal.settles_nothing() or learnt.settles_nothing()

@@ -8,7 +8,7 @@ import mtlfunc as mf
 
 from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Findings, Settings
-from .common import ALPHA
+from .lanes import EVERY_ALPHA
 
 CLAIMS = {
     "GN-10": Exact(
@@ -22,9 +22,6 @@ CLAIMS = {
 claim = Claims(CLAIMS)
 
 
-ALPHAS = (0.0, ALPHA, 0.5, 1.0, 2.0)
-
-
 def update(key: Tensor, *, normalised: bool) -> tuple[Tensor, Tensor, Tensor]:
     """One update of the library's rule, with SGD on the weights, at random lengths, losses and
     weights. The next weights less the formula's `[task]`, Σ targets/(T·Ḡ), and α.
@@ -34,7 +31,7 @@ def update(key: Tensor, *, normalised: bool) -> tuple[Tensor, Tensor, Tensor]:
     length, now, begin = 10 ** (3 * u[:3] - 1.5)
     w = 0.05 + u[3]
     w = tasks * w / w.sum()
-    alpha = torch.tensor(ALPHAS, dtype=torch.float64)[key % 5]
+    alpha = torch.tensor(EVERY_ALPHA, dtype=torch.float64)[key % 5]
     rule = mf.gradnorm(alpha, lr, optimizer=mf.sgd, floor=1e-6, normalize_targets=normalised)
     state = rule.init(begin, key)._replace(weights=w)
     one = torch.ones(tasks, dtype=torch.float64)

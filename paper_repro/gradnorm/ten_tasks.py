@@ -26,7 +26,7 @@ def run(settings: Settings) -> Findings:
     pairs, problem = pairs_of(ten), problem_of(settings, TEN)
     text = setting(problem, ten["equal"])
     at_one = {name: runs.at(RATE) for name, runs in ten.items()}
-    yield losses_and_weights(problem, at_one, "1/L_i(0)")
+    yield losses_and_weights(problem, at_one, "1/σ_i², which 1/L_i(0) is in proportion to")
 
     one, best = pairs[AT_ONE], pairs[AT_BEST]
     fixed = ratio_interval(one.learnt, at_one["static"].judged())

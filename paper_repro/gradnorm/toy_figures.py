@@ -64,7 +64,7 @@ def lines(
 
 
 def losses_and_weights(
-    problem: Problem, runs: dict[str, Runs], static: str = "GradNorm's average over time"
+    problem: Problem, runs: dict[str, Runs], static: str = "GradNorm's average over time, by seed"
 ) -> Figure:
     """Normalised test losses by method and by task, and the weights that GradNorm learns."""
     canvas, panels = axes(1, 3, (15.5, 4.4))
@@ -117,7 +117,7 @@ def losses_and_weights(
         f"100; here, {len(problem.scales)} tasks, {problem}), Adam: test losses in "
         "units of their initial values, each method at the learning rate named, "
         f"{chosen}and GradNorm's weights; mean (of losses geometric) and 95 % band over "
-        f"{learnt.test.shape[2]} seeds. Static weights are {static}, seed by seed.",
+        f"{learnt.test.shape[2]} seeds. Static weights are {static}.",
         canvas,
         found,
     )

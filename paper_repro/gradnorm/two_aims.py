@@ -48,8 +48,8 @@ def run(settings: Settings) -> Findings:
             unsettled=lanes.unsettled(less_answered, 0, *ends),
         )
     nothing = (
-        "one settles nothing where rates that the seeds do not tell from the best one put it on "
-        f"another side; {size}; {lanes.PAIRED}"
+        "a number settles nothing where rates that the seeds do not tell from the best one put its "
+        f"interval on another side; {size}; {lanes.PAIRED}"
     )
     yield claim(
         "GN-07",

@@ -107,9 +107,8 @@ def infeasible() -> Claim:
             for way, call in ways(MOST).items()
         }
         | {"relative difference of the two Gramians, largest": error},
-        f"{trunk_size(params)} shared parameters, {SAMPLES} samples. The rows' memory grows as "
-        "T·P; the Gramian layer by layer and the weighted gradient need no row, but T backward "
-        "passes",
+        f"{trunk_size(params)} shared parameters, {SAMPLES} samples. T rows are T·P numbers; the "
+        "Gramian layer by layer and the weighted gradient need no row, but T backward passes",
     )
 
 

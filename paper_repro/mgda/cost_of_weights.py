@@ -25,7 +25,7 @@ def judge_inner_iteration(measured: Measured) -> Verdict:
     return "holds" if min(shares) > A_FIFTH.now else "holds only when"
 
 
-TIMED = True  # another device may take another way to the Gramian
+TIMED = True  # on a processor: another device may take another way to the Gramian
 CLAIMS = {
     "SU-25": Row(
         "Smoothing and Frank–Wolfe both run an inner iteration at every training step, so the cost "

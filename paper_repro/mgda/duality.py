@@ -132,7 +132,7 @@ def regularised(settings: Settings) -> Claim:
             "active set against projected gradient: largest relative difference of u*": apart,
         },
         f"{3 * draws} random matrices, T = 2, 5, 20: the minimum even equals ‖u*‖², and u* is "
-        "unique. Of a plain step along u*; X-05 asks what an optimizer leaves of it",
+        "unique. This is about a plain step along -u*; X-05 asks what Adam leaves of it",
     )
 
 
@@ -177,8 +177,9 @@ def swap(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
             "u + w, both domains convex and growing: max min less min max": saddle,
         },
         f"{few} random matrices, primal by SLSQP in parameter space. Two convex domains are not "
-        "enough: u + w over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. Confined to the ball of "
-        "radius max ‖g_t‖, u loses nothing: von Neumann asks for two compact sets, Sion for one",
+        "enough: of u + w, max min over |u| <= 10, |w| <= 1,000 is below min max over |u| <= "
+        "1,000, |w| <= 10. Confined to the ball of radius max ‖g_t‖, u loses nothing: von Neumann "
+        "asks for two compact sets, Sion for one",
     )
 
 

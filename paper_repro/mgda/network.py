@@ -103,7 +103,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     sizes: Any = (event.nbytes() for event in events)  # pyright: ignore
-    return max(0, *itertools.accumulate(sizes))
+    return max(itertools.accumulate(sizes, initial=0))
 
 
 def trunk_size(params: mf.types.Params) -> int:

@@ -210,11 +210,11 @@ def systems(draws: int) -> Findings:
             many = torch.einsum("dtp,dp->dt", good, s * u).amin(-1)
             off = largest(off, [0.0, *(many / (s * least) - 1).abs()])
     count = 2 * draws * len(sizes)
-    where = f"{count} draws, half of them stationary, T and P {sizes}"
+    where = f"{count} draws, half of them stationary, (T, P) = {', '.join(map(str, sizes))}"
     yield claim(
         "SU-06",
         {"linear programs without a solution": failed},
-        f"{where}, over the unit box; that Δ = 0 is feasible says nothing about a point",
+        f"{where}; over the unit box. That Δ = 0 is feasible says nothing about a point",
     )
     yield claim(
         "SU-07",
@@ -230,7 +230,7 @@ def systems(draws: int) -> Findings:
             "neither": wrong,
             "deviation from linear growth of the smallest inner product along a good ray": off,
         },
-        f"{where}; by linear programs, and along the ray at 10, 1e3, 1e6",
+        f"{where}; by linear programs, and at 10, 1e3, 1e6 times the shortest combination",
     )
 
 

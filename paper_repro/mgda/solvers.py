@@ -195,7 +195,7 @@ def line_search(traces: dict[str, Trace], gramians: Tensor, most: int) -> Claim:
             "optimum face, line search: median relative gap at the end": face.median(),
         },
         f"{len(gramians)} Gramians of {TASKS} tasks, {most} iterations, seen at the figure's "
-        "counts. On a face the search zig-zags, no faster than the fixed steps",
+        "counts. On a face the search zig-zags: the figure has the fixed steps, too",
     )
 
 
@@ -256,7 +256,8 @@ def softmax_form(grids: dict[str, Tensor], steps: int) -> Claim:
         "SU-23",
         numbers,
         f"{steps} steps at the best of {len(RATES)} step lengths, {grids['face'].shape[-1]} "
-        "Gramians a family; boundary optima lie at infinity, and vertices are stationary",
+        "Gramians a family; an optimum on a face needs infinite logits, and "
+        "the descent rests at every vertex",
     )
 
 

@@ -134,4 +134,4 @@ def run(settings: Settings) -> Findings:
         f"all 8 orders in exact fractions; three quadratics, {where}. Constant steps leave a ball "
         "that shrinks with the step, steps of 1/k settle (end points within .1) at one point",
     )
-    yield claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; from the minimum of the sum")
+    yield claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; distance from the minimum")

@@ -152,6 +152,6 @@ def predicts(conflict: Tensor, ended: list[Tensor], where: str) -> Claim:
         numbers,
         f"{where}; conflict: minus the mean cosine over the steps; excess: of the log losses of "
         "both over those of each alone, mean of the tasks; the test loss is that of held-out "
-        "samples, and not the gap, which shares a term with the training loss. Spearman's "
+        "samples, not the gap to the training loss, which both would share. Spearman's "
         "correlations with Fisher's intervals",
     )

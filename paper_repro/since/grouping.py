@@ -51,7 +51,7 @@ CLAIMS = {
     "SI-25": Row(
         "Fifty et al. 2021: how one task's gradient would affect the other losses, measured in a "
         "single run of all tasks, selects which tasks should train together.",
-        # not the correlation: it may be positive, and no choice be better for it
+        # the choice is judged: forecasts may order gains, and no choice be better for it
         sided(("*: loss of TAG's grouping less that of as large groups at random", "<", 0)),
         instead="benchmarks of images",
     ),
@@ -160,10 +160,10 @@ def run(settings: Settings) -> Findings:
         f"Adam, {seeds} seeds of each of {draws} draws of tasks: questions about digits, and "
         "questions of which three read one set of features and three another (planted). A task's "
         "gain is the log of its test loss alone over that in the group; a forecast from one seed "
-        "is judged by the mean gains of the draw's other seeds, as a group that is trained on one "
-        "seed is. Spearman's correlations over the members of all groups of two or more, 95 % t "
-        "intervals over draws"
+        "is judged by the mean gains of the draw's other seeds. 95 % t intervals over draws"
     )
+    ranked = "Spearman's correlations over the members of all groups of"
+    trained = "groups that are trained on one seed are judged alike"
     yield claim(
         "SI-25",
         selects,
@@ -172,12 +172,12 @@ def run(settings: Settings) -> Findings:
         "which tasks go together counts, and not how many",
     )
     ridge = "Grad-TAG's ridge is the best on validation data"
-    yield claim("SI-26", estimates, f"{where}. {ridge}")
+    yield claim("SI-26", estimates, f"{where}. {ranked} two or more; {trained}. {ridge}")
     yield claim(
         "SI-27",
         extends,
-        f"{where}. The affinity of a pair is the product of the two gradients over the trunk, over "
-        "the loss; that of a group the mean over its others. ETAP's other part, which learns from "
-        "trained groups, is left out",
+        f"{where}. {ranked} two, and of three or more. The affinity of a pair is the product of "
+        "the two gradients over the trunk, over the loss; that of a group the mean over its "
+        "others. ETAP's other part, which learns from trained groups, is left out",
     )
-    yield claim("SI-28", extrapolates, f"{where}; here groups of three or more")
+    yield claim("SI-28", extrapolates, f"{where}. {ranked} three or more; {trained}")

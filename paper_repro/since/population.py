@@ -1,4 +1,4 @@
-"""Does a population find a grid's best static weights with fewer runs if there are more tasks?"""
+"""Does a population find a grid's best static weights with fewer runs?"""
 
 from typing import NamedTuple
 

@@ -71,7 +71,7 @@ def run(settings: Settings) -> Findings:
         label = f"{name}: error with SPRING's momentum over that without"
         accelerated |= physics.compared(label, spring, plain)
         momentum = spelled(np.tile(MOMENTA, len(DAMPINGS))[spring.choice])
-        settings_of.append(f"{name} {plain.settings}, with momentum {momentum} {spring.settings}")
+        settings_of.append(f"{name} {plain.settings}, {spring.settings} with momentum {momentum}")
         own = at_best(newton(problem, seeds, steps), DAMPINGS)
         params = physics.with_adam(name, seeds, WORTH * steps)
         adam = at_best(physics.errors(problem, params), physics.RATES)

@@ -75,7 +75,7 @@ def covariance(draws: int) -> Claim:
         | named(label, share),
         f"{draws} draws of a softmax policy over {ACTIONS} actions with {REWARDS} rewards; the "
         "advantage is the sum of the rewards, each normalised under the policy. Along the plain "
-        "gradient every action's part has its probability once more. Wilson's interval",
+        "gradient an action's part of a rate is times its probability once more. Wilson's interval",
     )
 
 
