@@ -19,7 +19,7 @@ def plane(count: int, seed: int, width: int) -> Tensor:
 
 
 def duplicates(count: int, seed: int, width: int) -> Tensor:
-    """1e-6 apart."""
+    """At a distance of 1e-6."""
     apart = mf.testing.jacobian("gaussian", count, seed, width=width)
     return mf.testing.jacobian("duplicates", count, seed, width=width) + 1e-6 * apart
 

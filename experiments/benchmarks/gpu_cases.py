@@ -189,7 +189,7 @@ def _chosen(case: steps.Case, on: On) -> dict[str, Call]:
 
 
 def step_times(on: On) -> Cases:
-    """Steps beside the shortest loop's and TorchJD's."""
+    """Steps next to the shortest loop's and TorchJD's."""
 
     def live(case: steps.Case) -> Iterator[Row]:
         with tf32(case is LARGE):
@@ -258,7 +258,7 @@ def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
 
 
 def compiler(on: On) -> Cases:
-    """A step under `torch.compile` by its modes, beside the eager one."""
+    """A step under `torch.compile` by its modes, next to the eager one."""
 
     def run(rule: str, mode: str) -> Iterator[Row]:
         torch.compiler.reset()
@@ -315,7 +315,7 @@ def routes(on: On) -> Cases:
 
 
 def capture(on: On) -> Cases:
-    """Every rule's captured step beside an eager plain one, and whether it equals the eager one."""
+    """Every rule's captured step next to an eager plain one, and whether it equals that one."""
     from tests.support.registry import RULES as every  # next to this folder in a checkout
 
     names = ["mean", "mgda", "pcgrad", "gradnorm"] if on.tiny else list(every)
@@ -468,7 +468,7 @@ def weighting_times(on: On) -> Cases:
 
 
 def kernel(on: On) -> Cases:
-    """Worst certified gap on the hard families, beside the CPU kernel's on the same problems."""
+    """Worst certified gap on the hard families, next to the CPU kernel's on the same problems."""
 
     def run(label: str, kind: str, tasks: int) -> Iterator[Row]:
         weigh = vmap(SOLVERS["active_set"].make(kind))
@@ -535,7 +535,7 @@ def recorded(call: Call) -> torch.cuda.CUDAGraph:
 
 
 def gramian_times(on: On) -> Cases:
-    """Time and peak memory of Gramians beside TorchJD's: ResNet-18 of 40 tasks, MLP, decoders."""
+    """Time and peak memory of Gramians next to TorchJD's: ResNet-18 of 40 tasks, MLP, decoders."""
     peers, ours = gramian.TORCHJD, gramian.OURS
 
     def run(case: gramian.Case) -> Iterator[Row]:

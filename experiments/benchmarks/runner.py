@@ -50,7 +50,7 @@ def command(
             to which these are added.
         table: of rows under one line of settings, in Markdown; next to the record.
         seconds: the default time, for a cell or what else `doc` says; None has no `--seconds`.
-        more: further options, by name, with what argparse is told.
+        more: further options, by name, with the arguments of argparse.
         about: options that a time depends on.
         cells: other ones than all combinations of what the axes have.
         figure: draws rows into a file; next to the record.

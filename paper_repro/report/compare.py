@@ -34,7 +34,7 @@ def compare(words: Sequence[str]) -> int:
         old = None
         if given.record.exists() or not given.keep:
             old = json.loads(given.record.read_text(encoding="utf-8"))
-        runs = path.with_name("runs.json")  # none beside a file of claims alone
+        runs = path.with_name("runs.json")  # none next to a file of claims alone
         took = json.loads(runs.read_text(encoding="utf-8")) if runs.exists() else {}
         seconds = {name: run["seconds"] for name, run in sorted(took.items())}
         new = kept(rows, old["open"] if old else {}) | {"seconds": seconds}
