@@ -68,7 +68,7 @@ def change(
 
 
 def run(settings: Settings) -> Findings:
-    steps, seeds, plain, thousand = settings.count(30), settings.seeds, mf.adam(1e-2, eps=0.0), 1e3
+    steps, seeds, plain = settings.count(30), settings.seeds, mf.adam(1e-2, eps=0.0)
     over_all = "largest relative change of its path over all scales"
     yield claim(
         "SI-05",
@@ -76,10 +76,10 @@ def run(settings: Settings) -> Findings:
             f"head, ε = 0: {over_all}": change(plain, steps, seeds),
             f"head, ε = 1e-8: {over_all}": change(mf.adam(1e-2), steps, seeds),
             "head, SGD: relative change of its path by a scale of 1000": change(
-                mf.sgd(1e-4), steps, seeds, scales=(thousand,)
+                mf.sgd(1e-4), steps, seeds, scales=(1e3,)
             ),
             "trunk, ε = 0: relative change of its first update by a scale of 1000": change(
-                plain, 1, seeds, "trunk.weight", (thousand,)
+                plain, 1, seeds, "trunk.weight", (1e3,)
             ),
         },
         f"two tasks on a network of 8-16-2, {seeds} seeds, {steps} steps on all data, task 1's "
