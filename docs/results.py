@@ -15,13 +15,8 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
-    python -m experiments.benchmarks.routes --out experiments/benchmarks/out
-    python -m experiments.benchmarks.metric --out experiments/benchmarks/out
-    python -m experiments.benchmarks.scale
-    python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
     python -m paper_repro.full
     python -m experiments.arena
-    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
     python -m experiments.benchmarks.gpu (on a machine with a CUDA device; `python docs/results.py
         gpu PATH/gpu.json` then keeps its numbers in experiments/benchmarks/gpu.json)
 
@@ -69,11 +64,8 @@ from experiments.benchmarks import (
     gpu_report,
     gramian,
     memory,
-    metric,
     record,
-    routes,
     rules,
-    scale,
     steps,
     weightings,
 )
@@ -247,24 +239,6 @@ def arena_lines(result: dict) -> str:
     return f"{listed}.\n\n{' '.join(against)}"
 
 
-def toy_line(rows: list[record.Row]) -> str:
-    """The CAGrad toy against a transcription of its script, a step and start."""
-    best = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: row["library_us"])
-    few = min(
-        (row for row in rows if row["rule"] == "CAGrad"),
-        key=lambda row: (row["lanes"], row["library_us"]),
-    )
-    ratios = [
-        f"{row['library_us']:.3g} µs ({row['script_us'] / row['library_us']:.0f}×)"
-        for row in (best, few)
-    ]
-    return (
-        "**CAGrad's toy**, a step and start: the official script's computation takes "
-        f"{best['script_us']:,.0f} µs; compiled, {best['lanes']} runs side by side "
-        f"take {ratios[0]}, {few['lanes']} runs {ratios[1]}."
-    )
-
-
 def section() -> str:
     """All results."""
     parts = [
@@ -349,24 +323,6 @@ def memory_block() -> str:
     return marked("memory", line, memory.tables(rows, "").strip())
 
 
-def scale_block() -> str:
-    """How cost grows, from the one command that measures it."""
-    chosen, rows = record.only(BENCHMARKS / "scale.json")
-    line = paragraph(
-        f"""**How cost grows**: time in units of one gradient of the mean loss on the same network
-        and batch (solvers: of a network of a million parameters; studies: of one run alone), median
-        processor time, all taking turns ({described(chosen, rows)}). `by hand` is one
-        `torch.autograd.grad` a task, `vmap(grad)` over samples, a loop over runs; TorchJD runs at
-        its defaults, its autogram for Gramians; cvxpy is parametrised and warm. A dash: not
-        applicable, or a call would take longer than {chosen["longest"]:g} s."""
-    )
-    errors = """Errors are the worst gap that a solver's weights certify, a Gramian's against one in
-        float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
-        says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
-    picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
-    return marked("scale", line, picture, scale.table(rows, "").strip(), paragraph(errors))
-
-
 def solvers_block() -> str:
     """The solvers against their peers, from the one command that takes them."""
     chosen, rows = record.only(BENCHMARKS / "solvers.json")
@@ -411,43 +367,15 @@ def weightings_block() -> str:
     return marked("weightings", weightings.table(rows, paragraph(line)), paragraph(said))
 
 
-def routes_block() -> str:
-    """What the choice of a route costs, from the one command that takes it."""
-    chosen, rows = record.only(BENCHMARKS / "routes.json")
-    line = f"""**Routes**: a balanced step with `engine="auto"` over the faster of
-        `"rows"` and `"layerwise"`, and in brackets over the fastest of these, rows by one batched
-        pass and rows by single passes; perceptrons 64-W-W-W-T, a vector of T losses or T weightings
-        of {routes.SAMPLES} samples' losses; medians, all taking turns ({described(chosen, rows)}),
-        by `python -m experiments.benchmarks.routes`. The columns are the numbers of tasks:"""
-    said = f"First number above {routes.BAR:.2f}: {'; '.join(routes.missed(rows)) or 'none'}."
-    return marked("routes", routes.table(rows, paragraph(line)), paragraph(said))
-
-
-def metric_block() -> str:
-    """Steps in an optimizer's metric, from the one command that takes them."""
-    chosen, rows = record.only(BENCHMARKS / "metric.json")
-    line = f"""**Steps in the optimizer's metric**, `Balancer(metric=optimizer)`, in units of the
-        plain balanced step: MLP 3 × 512, 4 tasks, MGDA, with Adam's step, medians, taking turns
-        ({described(chosen, rows)}), by `python -m
-        experiments.benchmarks.metric`. Adam's metric needs rows; with few samples the layers' own
-        forms are far cheaper than rows:"""
-    said = f"The bar is missed on: {'; '.join(metric.missed(rows)) or 'none'}."
-    return marked("metric", metric.table(rows, paragraph(line)), paragraph(said))
-
-
 def benchmark_parts() -> list[str]:
     """Every table of a benchmark."""
     return [
         solvers_block(),
         gramians_block(),
-        toy_block(),
         rules_block(),
         steps_block(),
         memory_block(),
         weightings_block(),
-        routes_block(),
-        metric_block(),
-        scale_block(),
         gpu_block(),
         versions.block(),
         full_block(),
@@ -460,12 +388,6 @@ def gramians_block() -> str:
     line = f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
         of what was allocated, MiB ({described(chosen, rows)}):"""
     return marked("gramians", paragraph(line), gramian_table(rows), bars_missed(rows))
-
-
-def toy_block() -> str:
-    """CAGrad's toy, from the one command that takes it."""
-    chosen, rows = record.only(BENCHMARKS / "toy.json")
-    return marked("toy", paragraph(f"{toy_line(rows)} ({described(chosen, rows)}.)"))
 
 
 def arena_block() -> str:
@@ -560,15 +482,11 @@ def gpu_block() -> str:
 BLOCKS = {
     "solvers": solvers_block,
     "gramians": gramians_block,
-    "toy": toy_block,
     "arena": arena_block,
     "rules": rules_block,
     "steps": steps_block,
     "memory": memory_block,
     "weightings": weightings_block,
-    "routes": routes_block,
-    "metric": metric_block,
-    "scale": scale_block,
     "gpu": gpu_block,
     "versions": versions.block,
     "full": full_block,
@@ -623,8 +541,8 @@ def main() -> None:
             write_verdicts()
         page.write_text(text)
         write_front()
-        if part in ("scale", "solvers"):
-            shutil.copy(BENCHMARKS / f"{part}.png", ROOT / "docs" / f"{part}.png")
+        if part == "solvers":
+            shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
@@ -654,8 +572,7 @@ def main() -> None:
         page.write_text(replaced(text, "run", run_block(of_default())))
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
-        for name in ("solvers.png", "scale.png"):
-            shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
+        shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
     write_verdicts()
     page.write_text(replaced(page.read_text(), "fresh", marked("fresh", standins.agreement())))
     write_front()

@@ -31,16 +31,12 @@ from experiments.benchmarks.runner import Axis, Cell, command
 PARTS: dict[str, tuple[Callable[[On], Cases], float]] = {
     "tests": (gpu_cases.device_tests, 0.1),
     "steps": (gpu_cases.step_times, 0.1),
-    "launches": (gpu_cases.step_launches, 0.05),
     "capture": (gpu_cases.capture, 0.12),
     "lanes": (gpu_cases.lanes, 0.05),
-    "routes": (gpu_cases.routes, 0.06),
     "weightings": (gpu_cases.weighting_times, 0.19),
     "kernel": (gpu_cases.kernel, 0.08),
     "times": (gpu_cases.times, 0.06),
     "gramian": (gpu_cases.gramian_times, 0.08),
-    "toy": (gpu_cases.toy_times, 0.05),
-    "compiler": (gpu_cases.compiler, 0.06),
 }
 """What is measured, and its share of the time."""
 

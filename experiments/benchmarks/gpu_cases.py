@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import mtlfunc as mf
-from experiments.benchmarks import gramian, solvers, steps, toy, weightings
+from experiments.benchmarks import gramian, solvers, steps, weightings
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.measuring import Call, in_turns, launches, timed, with_memory
+from experiments.benchmarks.measuring import Call, in_turns, timed, with_memory
 from experiments.benchmarks.networks import GPT, Llama, Of, Size, resnet18
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
@@ -156,7 +155,7 @@ LARGE = steps.Case(
     lambda: (steps.Shared(resnet18(64), 64, 4), torch.randn(64, 3, 64, 64)),
     "ResNet-18, 4 tasks, batch 64, 64 px, TF32",
 )
-MLP, LENET, RESNET = (steps.CASES[name] for name in ("mlp", "lenet", "resnet"))
+MLP, RESNET = steps.CASES["mlp"], steps.CASES["resnet"]
 RULES = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.4), "mean": mf.mean(), "pcgrad": mf.pcgrad()}
 
 
@@ -208,22 +207,6 @@ def step_times(on: On) -> Cases:
     return cases
 
 
-def step_launches(on: On) -> Cases:
-    """What those steps launch. Not with the times: torch's profiler makes later launches slower."""
-
-    def run(case: steps.Case) -> Iterator[Row]:
-        with tf32(case is LARGE):
-            for name, call in _chosen(case, on).items():
-                label = f"{case.what}: {name}"
-                try:
-                    call()
-                    yield found(label, float(launches(call, on.device)), "launches")
-                except Exception as error:
-                    yield failed(label, error)
-
-    return {case.what: partial(run, case) for case in _networks(on)}
-
-
 def programs(
     case: steps.Case, rule: mf.Rule, on: On, make: Callable[[mf.Step], Callable[..., Any]]
 ) -> tuple[Call, Call, Call]:
@@ -255,63 +238,6 @@ def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
         state, _ = update(state, x)
 
     return call
-
-
-def compiler(on: On) -> Cases:
-    """A step under `torch.compile` by its modes, next to the eager one."""
-
-    def run(rule: str, mode: str) -> Iterator[Row]:
-        torch.compiler.reset()
-        options: dict[str, Any] = {"backend": "eager"} if on.tiny else {"mode": mode}
-
-        def make(step: mf.Step) -> Callable[..., Any]:
-            update = torch.compile(step.update, fullgraph=True, **options)
-            if mode == "default":
-                return update
-            # its graphs write over what they returned
-            return lambda state, x: update(tree_map_only(Tensor, Tensor.clone, state), x)
-
-        plain, eager, compiled = programs(MLP, RULES[rule], on, make)
-        first = timed(compiled, on.device)
-        calls = {"plain with SGD": plain, "eager": eager, "compiled": compiled}
-        for row in ratios(f"{rule}, {mode}", calls, on, 0.5):
-            said = f", compiled in {first:.0f} s" if row["case"].endswith("compiled") else ""
-            yield row | {"note": row["note"] + said}
-
-    modes = ("default", "reduce-overhead")[: 1 if on.tiny else 2]
-    names = ("mgda", "mean", "pcgrad")[: 1 if on.tiny else 3]
-    return {f"{rule}, {mode}": partial(run, rule, mode) for rule in names for mode in modes}
-
-
-def routes(on: On) -> Cases:
-    """A trunk's rows by T passes and by one batched pass, forward included."""
-
-    def run(case: steps.Case) -> Iterator[Row]:
-        net, x = made(case, on)
-        leaves = list(net.trunk.parameters())
-
-        def units() -> tuple[Tensor, Tensor]:
-            losses = torch.stack(net(x))
-            return losses, torch.eye(len(losses), device=on.device)
-
-        def batched() -> object:
-            losses, each = units()
-            return grad(losses, leaves, each, is_grads_batched=True)
-
-        def vmapped() -> object:
-            losses, each = units()
-            return vmap(lambda unit: grad(losses, leaves, unit, retain_graph=True))(each)
-
-        calls = {
-            "plain": lambda: grad(torch.stack(net(x)).mean(), leaves),
-            "T passes": lambda: [grad(loss, leaves, retain_graph=True) for loss in net(x)],
-            "is_grads_batched": batched,
-            "torch.func.vmap": vmapped,
-        }
-        with tf32(case is LARGE):
-            yield from ratios(case.what, calls, on, 0.6)
-
-    return {case.what: partial(run, case) for case in (LENET, RESNET, LARGE)[: 1 if on.tiny else 3]}
 
 
 def capture(on: On) -> Cases:
@@ -464,7 +390,7 @@ def weighting_times(on: On) -> Cases:
     return cases
 
 
-# The kernel of small problems, Gramians, and CAGrad's toy
+# The kernel of small problems, and Gramians
 
 
 def kernel(on: On) -> Cases:
@@ -564,18 +490,3 @@ def gramian_times(on: On) -> Cases:
         for name, full in sizes.items()
     ]
     return {case.name(): partial(run, case) for case in chosen}
-
-
-def toy_times(on: On) -> Cases:
-    """CAGrad's toy, all runs side by side in one compiled program."""
-
-    def run(case: str, lanes: toy.cagrad_toy.Lanes) -> Iterator[Row]:
-        script = toy.script_microseconds(5 if on.tiny else 500)
-        count = 2 if on.tiny else 500
-        row = toy.measure(lanes, 1, count, compiled=not on.tiny)
-        note = f"compiled in {row['compilation_s']:.0f} s; the script {script:,.0f} on a CPU"
-        yield found(case, row["library_us"], "µs a step and run", note)
-
-    every = list(toy.lanes_of(on.device))
-    named = {f"CAGrad's toy, {len(lanes.sign)} runs": lanes for lanes in every}
-    return {case: partial(run, case, lanes) for case, lanes in named.items()}

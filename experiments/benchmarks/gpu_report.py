@@ -16,21 +16,17 @@ KEPT = Path(__file__).parent / "gpu.json"
 TITLES = {
     "steps": """Steps: milliseconds of a plain step, the others in units of it; the peak beyond
         what was held before in brackets""",
-    "launches": "Launches of the steps",
-    "routes": "Rows of a trunk, forward included, in units of a plain step",
     "weightings": """K weightings of samples: Gramian and combination, in units of a plain step; the
         peak beyond what was held before, in brackets""",
     "capture": "Captured steps, MLP 16-64-64, in units of an eager plain step",
     "lanes": "Whole trainings side by side, captured",
-    "compiler": "A step under `torch.compile`, MLP 16-64-64, in units of an eager plain step",
     "times": "The kernel of the active set, µs a call, replayed",
     "kernel": "Worst certified gap of the kernel, hard families",
     "gramian": "Gramians",
-    "toy": "CAGrad's toy",
     "tests": "The tests that need a device",
 }
 PIVOTED = {
-    **dict.fromkeys(("steps", "launches", "routes", "weightings", "compiler"), ": "),
+    **dict.fromkeys(("steps", "weightings"), ": "),
     "times": ", batch ",
 }
 """Parts with a line a case, and what stands before the column in the name of a measurement."""

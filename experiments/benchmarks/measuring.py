@@ -111,20 +111,6 @@ def in_shares(
     return found
 
 
-def launches(call: Call, device: str) -> int:
-    """Kernels, copies and graphs that a call launches on a CUDA device; operators on a CPU."""
-    on_gpu = device == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
-    with silence(), profile(activities=activities) as seen:
-        call()
-        if on_gpu:
-            torch.cuda.synchronize()
-    names = [event.name for event in seen.events() or ()]
-    if not on_gpu:
-        return sum(name.startswith("aten::") for name in names)
-    return sum("Launch" in name and name.startswith(("cuda", "cuLaunch")) for name in names)
-
-
 @contextmanager
 def silence() -> Iterator[None]:
     """torch's profiler reports its start and stop on the terminal, past Python."""

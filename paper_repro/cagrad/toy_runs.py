@@ -24,8 +24,7 @@ STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
 WHOLE = Condition("steps", ">=", STEPS)
 WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rates
 EVERY = 50  # steps between the points kept of the whole run
-# steps a compiled call: a call costs as much as a step (experiments/benchmarks/toy.py)
-UNROLL = 10
+UNROLL = 10  # steps a compiled call: a call costs as much as a step
 COMPILE_FROM = 5_000  # steps from which compiling pays
 CONTACT = 0.01  # the Pareto set is met at this distance
 
