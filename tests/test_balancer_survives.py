@@ -5,7 +5,6 @@ The reference is a literal loop: `torch.autograd.grad` of every loss, of a copy 
 
 import copy
 import pickle
-import weakref
 
 import pytest
 import torch
@@ -53,14 +52,6 @@ def check(net, run, shared="*", rtol=1e-10, **options):
     for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
         assert torch.equal(ours, theirs)
     return info
-
-
-@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
-def test_batch_norm_in_train_mode(engine):
-    norm = nn.BatchNorm1d(8)
-    net = nn.Sequential(nn.Linear(4, 8), norm, nn.Tanh(), nn.Linear(8, 3)).double()
-    check(net, lambda n: n(X).square().mean(0), engine=engine)
-    assert norm.num_batches_tracked == 1
 
 
 class Checkpointed(nn.Module):
@@ -195,24 +186,6 @@ def test_hooks_that_are_put_on_after_the_losses(hook, engine):
     near(balancer.backward(losses).gramian, rows @ rows.T)
 
 
-@pytest.mark.parametrize("form", [list, torch.stack])
-@pytest.mark.parametrize("hook", LATE)
-def test_hooks_from_before_the_balancer(hook, form):
-    """On what was computed before it; freeing the graph runs none of them."""
-    first, last = nn.Linear(4, 8).double(), nn.Linear(8, 2).double()
-    x = X.clone().requires_grad_()
-    x.register_hook(lambda g: 2 * g)
-    h = first(x)
-    h.retain_grad()
-    LATE[hook](h)
-    balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda())
-    losses = list(last(h.tanh()).square().mean(0))
-    rows = rows_of(losses, [*first.parameters(), *last.parameters()])
-    near(balancer.backward(form(losses)).gramian, rows @ rows.T)
-    assert h.grad.shape == h.shape
-    assert torch.isfinite(h.grad).all()  # no tensor of a transform that is over
-
-
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
 @pytest.mark.parametrize("form", [list, lambda x: torch.stack(list(x)), lambda x: x])
 @pytest.mark.parametrize("where", ["outside", "inside", "loss"])
@@ -256,37 +229,6 @@ def test_one_pass_of_weighted_losses_shares_no_gradient(scalars):
         net.x.grad.zero_()
         near(h.grad, expected)
         assert info.weights.gt(0).all()
-
-
-class OldStyle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x.abs()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (x,) = ctx.saved_tensors
-        return torch.from_numpy((grads[0] * 2 * x.abs()).numpy())
-
-
-def test_functions_with_ctx():
-    """Even one whose backward leaves torch, which no batched pass could run."""
-    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
-    check(net, lambda n: n[1](OldStyle.apply(n[0](X))).square().mean(0))
-
-
-def test_packed_sequences():
-    class Tagger(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
-
-        def forward(self, x):
-            packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 1]), True)
-            return self.head(self.lstm(packed)[1][0][0])
-
-    check(Tagger().double(), lambda n: n(X.view(2, 3, 4)).square().mean(0))
 
 
 def test_tied_frozen_and_unused_parameters():
@@ -337,18 +279,6 @@ def test_derivatives_by_the_inputs():
     near(got, info.weights @ rows)
 
 
-def test_gradient_accumulation():
-    """Micro-batches add up: of a rule that is linear in the losses, to the whole batch."""
-    net = nn.Linear(4, 3).double()
-    whole, parts = copy.deepcopy(net), copy.deepcopy(net)
-    mf.Balancer(whole, mf.mean()).backward(whole(X).square().mean(0))
-    balancer = mf.Balancer(parts, mf.mean())
-    for x in X.chunk(3):
-        losses = parts(x).square().mean(0) / 3
-        balancer.backward(losses)
-    near(parts.weight.grad, whole.weight.grad)
-
-
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
 def test_losses_of_several_forwards(engine):
     """Some of which serve no loss; and the same losses a second time."""
@@ -364,23 +294,6 @@ def test_losses_of_several_forwards(engine):
         info = balancer.backward(losses[:2], retain_graph=True)
         near(info.gramian, rows @ rows.T)
         near(gradient(leaves), info.weights @ rows)
-
-
-def test_many_forwards_before_one_backward():
-    """Those of other losses are gone."""
-    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 2)).double()
-    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(engine="layerwise"))
-    inputs, losses = [], torch.zeros(2, dtype=F64)
-    for scale in range(1, 40):
-        x = scale * X
-        out = net(x)
-        inputs.append(weakref.ref(x))
-        if scale > 20:
-            losses = losses + out.square().mean(0)
-        del x, out
-    assert sum(x() is not None for x in inputs) < 20  # the other losses are gone
-    rows = rows_of(losses, list(net.parameters()))
-    near(balancer.measure(losses).gramian, rows @ rows.T)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -418,36 +331,6 @@ def test_parameters_that_change_names_or_go():
     near(*gramian())
     net["a"] = nn.Sequential(net["a"], nn.Identity())
     near(*gramian())
-
-
-def test_what_waited_for_losses_is_freed_before_the_next_forward():
-    """Inputs of the calls, where the losses had a backward of the loop's own, or hooks."""
-    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
-    balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(engine="layerwise"))
-    for hook in (False, True):
-        x = X.clone()
-        losses = net(x).square().mean(0)
-        kept = weakref.ref(x)
-        if hook:
-            losses.register_hook(lambda g: g)
-            balancer.backward(losses)
-        else:
-            balancer.weigh(losses)
-        del x, losses
-        if hook:
-            assert kept() is None
-        assert kept() is None
-
-
-def test_two_balancers_of_one_module():
-    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
-    first = mf.Balancer(net, mf.mgda(), mf.jacobian("0.*", engine="layerwise"))
-    second = mf.Balancer(net, mf.pcgrad(), mf.jacobian("2.*", engine="layerwise"))
-    losses = net(X).square().mean(0)
-    rows = rows_of(losses, list(net.parameters()))
-    sizes = sum(leaf.numel() for leaf in net[0].parameters())
-    for balancer, part in ((first, rows[:, :sizes]), (second, rows[:, sizes:])):
-        near(balancer.measure(losses).gramian, part @ part.T)
 
 
 def test_gradients_that_a_backward_of_ones_own_keeps():
@@ -520,18 +403,6 @@ def test_a_copy_goes_on_and_a_pickle_names_the_cure():
         pickle.dumps(balancer)
 
 
-@pytest.mark.parametrize("engine", ["auto", "layerwise"])
-def test_names_that_change_places(engine):
-    net = nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(4, 5)}).double()
-    balancer, losses = mf.Balancer(net, mf.mgda(), mf.jacobian("a.*", engine=engine)), [0, 0]
-    for turn in range(2):
-        net["a"], net["b"] = net["b"], net["a"]
-        z = net["a"](X).tanh() + turn * net["b"](X).sin()
-        losses = [losses[0] + z[:, 0].square().mean(), losses[1] + z.exp().mean()]
-    rows = rows_of(losses, list(net["a"].parameters()))
-    near(balancer.measure(losses).gramian, rows @ rows.T, 1e-10, 1e-14)
-
-
 def test_gradients_share_no_memory():
     class Sums(nn.Module):
         def __init__(self):
@@ -549,26 +420,6 @@ def test_gradients_share_no_memory():
         a.zero_()
         assert bool((b == 1.5).all())
         assert b.is_contiguous()
-
-
-@pytest.mark.parametrize("what", ["loss", "gradient", "rule"])
-def test_an_error_leaves_gradients_and_graph(what):
-    torch.manual_seed(0)
-    net = nn.ModuleDict({"trunk": nn.Linear(3, 2), "heads": nn.Linear(2, 2)})
-    fails = mf.mgda()._replace(update=lambda geometry, state: 1 / 0)
-    balancer = mf.Balancer(net, fails if what == "rule" else mf.mgda(), "trunk.*")
-    z = net["heads"](net["trunk"](torch.ones(4, 3))).square().mean(0)
-    losses = [z[0], z[1]]
-    if what == "loss":
-        losses[1] = losses[1] * torch.inf
-    elif what == "gradient":  # sqrt has an infinite derivative at 0
-        losses[1] = losses[1] + (z[1] - z[1].detach()).sqrt()
-    with pytest.raises(ZeroDivisionError if what == "rule" else ValueError):
-        balancer.backward(losses)
-    assert all(leaf.grad is None for leaf in net.parameters())
-    assert not balancer.state_dict()["started"]
-    losses[0].backward()
-    assert net["trunk"].weight.grad is not None
 
 
 def test_heads_of_several_losses_and_leaves_without_numbers():
