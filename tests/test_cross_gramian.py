@@ -1,10 +1,9 @@
-"""Gramians of one batch with another, and lengths by sample, against loops of single backward
-passes, on every architecture and under every transform.
+"""Gramians in every form and lengths by sample, against loops of single backward passes, on every
+architecture and under every transform.
 """
 
 # pyright: reportArgumentType=false
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -16,10 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.gradients import by_samples
 from mtlfunc.gradients.layerwise import formulas, plan
-from tests.support import architectures
 from tests.support.architectures import NAMES, SAMPLES, TASKS, build
-from tests.support.oracles import agree_across as agree
-from tests.support.oracles import literal
+from tests.support.oracles import agree, literal
 
 F64 = torch.float64
 
@@ -30,24 +27,13 @@ def _attention_that_batches():
         yield
 
 
-def other_batch(name: str, samples: int = 7) -> tuple[Tensor, ...]:
-    """Another batch of the same network, with another number of samples."""
-    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
-        torch.manual_seed(99)
-        patch.setattr(architectures, "SAMPLES", samples)
-        batch = architectures._ALL[name]().batch
-    return tuple(x.double() if x.is_floating_point() else x for x in batch)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_tasks_of_two_batches(name):
-    """The recipe: two matrices of rows and their product."""
-    net, other = build(name), other_batch(name)
+def test_rows_of_tasks(name):
+    net = build(name)
     _, rows = mf.task_gradients(net.tasks, net.params, net.batch)
-    _, its = mf.task_gradients(net.tasks, net.params, other)
-    gramian = sum(rows[k].flatten(1) @ its[k].flatten(1).mT for k in rows)
-    left, right = (literal(net.tasks, net.params, batch) for batch in (net.batch, other))
-    agree(gramian, left, right)
+    known = literal(net.tasks, net.params, net.batch)
+    found = torch.cat([row.flatten(1) for row in rows.values()], 1)
+    agree(found @ found.mT, known @ known.mT, 1e-12)
 
 
 @pytest.mark.parametrize("form", ["kernel", "gemm"])
@@ -63,7 +49,7 @@ def test_every_form(name, form, monkeypatch):
     monkeypatch.setattr("mtlfunc.gradients.layerwise.plan.costs", lambda *a, **k: forced(*a, **k))
     net = build(name)
     rows = literal(net.samples, net.params, net.batch)
-    agree(mf.sample_gramian(net.samples, net.params, net.batch)[1], rows, rows)
+    agree(mf.sample_gramian(net.samples, net.params, net.batch)[1], rows @ rows.mT, 1e-12)
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows"])
@@ -107,90 +93,68 @@ def test_lengths_are_the_diagonal_in_single_precision():
 
 # Transforms.
 
-MLP, OTHER = build("mlp"), other_batch("mlp")
-
-
-def block(p: Any, x: Tensor, y: Tensor, engine: Any = "auto") -> Tensor:
-    """The recipe: of the Gramian of both batches."""
-    _, gramian = mf.sample_gramian(MLP.samples, p, (torch.cat([x, y]),), engine=engine)
-    return gramian[: TASKS * len(x), TASKS * len(x) :]
-
-
+MLP = build("mlp")
 READERS = {
-    "samples": block,
-    "by rows": partial(block, engine="rows"),
-    "lengths": lambda p, x, y: mf.sample_norms(MLP.samples, p, (x,))[1] + 0 * y.sum(),
-    "rows of lengths": lambda p, x, y: (
-        mf.sample_norms(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
-    ),
+    f"{name}, {engine}": lambda p, x, f=f, engine=engine: f(MLP.samples, p, (x,), engine=engine)[1]
+    for name, f in (("samples", mf.sample_gramian), ("lengths", mf.sample_norms))
+    for engine in ("auto", "rows")
 }
 
 
-def known(name: str, p: Any, x: Tensor, y: Tensor) -> Tensor:
+def known(name: str, p: Any, x: Tensor) -> Tensor:
     """The same by a loop of torch.func's own gradients (its batched derivative of a layer norm is
     wrong once it is differentiated again).
     """
-    f = MLP.samples
-
-    def rows(batch: Tensor) -> Tensor:
-        count = TASKS * len(batch)
-        each = [grad(lambda p, i=i: f(p, (batch,)).flatten()[i])(p) for i in range(count)]
-        return torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
-
-    if "lengths" in name:
-        return rows(x).square().sum(1).sqrt().reshape(len(x), TASKS) + 0 * y.sum()
-    return rows(x) @ rows(y).mT
+    count = TASKS * len(x)
+    each = [grad(lambda p, i=i: MLP.samples(p, (x,)).flatten()[i])(p) for i in range(count)]
+    rows = torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
+    return rows.norm(dim=1).reshape(len(x), TASKS) if "lengths" in name else rows @ rows.mT
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_vmap_and_nested_vmap(name):
     params = {key: torch.stack([leaf, 1.5 * leaf]) for key, leaf in MLP.params.items()}
     x = torch.stack([MLP.batch[0], MLP.batch[0] - 1, 2 * MLP.batch[0]])
-    y = OTHER[0]
     read = READERS[name]
-    got = vmap(vmap(read, (None, 0, None)), (0, None, None))(params, x, y)
+    got = vmap(vmap(read, (None, 0)), (0, None))(params, x)
     for i in range(2):
         alone = {key: leaf[i] for key, leaf in params.items()}
         for j in range(3):
-            torch.testing.assert_close(got[i, j], read(alone, x[j], y), rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(got[i, j], read(alone, x[j]), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_derivatives(name):
-    """By the parameters, by either batch, in both modes, and of second order."""
-    x, y = MLP.batch[0], OTHER[0]
-    weigh = torch.linspace(-1, 1, READERS[name](MLP.params, x, y).numel(), dtype=F64)
+    """By the parameters and the batch, in both modes, and of second order; of a batch that requires
+    grad by itself.
+    """
+    x = MLP.batch[0]
+    weigh = torch.linspace(-1, 1, READERS[name](MLP.params, x).numel(), dtype=F64)
 
     def total(read):
-        return lambda p, x, y: read(p, x, y).flatten() @ weigh
+        return lambda p, x: read(p, x).flatten() @ weigh
 
-    ours, theirs = total(READERS[name]), total(lambda p, x, y: known(name, p, x, y))
-    for argument in range(3):
+    ours, theirs = total(READERS[name]), total(lambda p, x: known(name, p, x))
+    for argument in range(2):
         torch.testing.assert_close(
-            grad(ours, argument)(MLP.params, x, y),
-            grad(theirs, argument)(MLP.params, x, y),
+            grad(ours, argument)(MLP.params, x),
+            grad(theirs, argument)(MLP.params, x),
             rtol=1e-9,
             atol=1e-10,
         )
     along = torch.cos(torch.arange(x.numel(), dtype=F64)).reshape(x.shape)
-    forward = [jvp(lambda x, f=f: f(MLP.params, x, y), (x,), (along,))[1] for f in (ours, theirs)]
+    forward = [jvp(lambda x, f=f: f(MLP.params, x), (x,), (along,))[1] for f in (ours, theirs)]
     torch.testing.assert_close(*forward, rtol=1e-9, atol=1e-10)
+    leaf = x.clone().requires_grad_()
+    (closed,) = torch.autograd.grad(ours(MLP.params, leaf), leaf)
+    torch.testing.assert_close(closed, grad(theirs, 1)(MLP.params, x), rtol=1e-9, atol=1e-10)
     # The Hessian along a direction, by central differences: their error is h² ~ 1e-10 times third
     # derivatives, and rounding over h.
     h = 1e-5
-    second = grad(lambda x: (grad(ours, 1)(MLP.params, x, y) * along).sum())(x)
-    ends = [grad(theirs, 1)(MLP.params, x + s * h * along, y) for s in (1, -1)]
+    second = grad(lambda x: (grad(ours, 1)(MLP.params, x) * along).sum())(x)
+    ends = [grad(theirs, 1)(MLP.params, x + s * h * along) for s in (1, -1)]
     size = float(second.abs().amax())
     torch.testing.assert_close(second, (ends[0] - ends[1]) / (2 * h), rtol=0, atol=1e-6 * size)
-
-
-def test_derivative_that_only_one_side_carries():
-    """A tensor that requires grad by itself enters the second batch alone."""
-    x, y = MLP.batch[0], OTHER[0].clone().requires_grad_()
-    for name in ("samples", "by rows"):
-        found = torch.autograd.grad(READERS[name](MLP.params, x, y).square().sum(), y)[0]
-        expected = torch.autograd.grad(known(name, MLP.params, x, y).square().sum(), y)[0]
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_derivative_of_a_length_zero_is_zero():
@@ -231,25 +195,13 @@ def test_mixing_samples_is_an_error():
         return ((norm(h) if mixing else h) ** 3).sum(1)
 
     x = torch.randn(5, 4, dtype=F64)
-    with pytest.raises(ValueError, match="the samples mix at w"):
-        mf.sample_gramian(losses_fn, params, (x, True))
     _, gramian = mf.sample_gramian(losses_fn, params, (x, True), engine="rows")
     rows = literal(losses_fn, params, (x, True))
-    agree(gramian, rows, rows)
+    agree(gramian, rows @ rows.mT, 1e-12)
     with pytest.raises(ValueError, match="the samples mix at w"):
         mf.sample_norms(losses_fn, params, (x, True))
     with pytest.raises(ValueError, match="the samples mix at w"):
         vmap(lambda x: mf.sample_norms(losses_fn, params, (x, True))[1])(x[None])
-
-
-def test_nan_in_either_batch_is_nan():
-    x, y = MLP.batch[0], OTHER[0]
-    bad = x.clone()
-    bad[0, 0] = float("nan")
-    for name in ("samples", "by rows"):
-        assert READERS[name](MLP.params, bad, y).isnan().any()
-        assert READERS[name](MLP.params, y, bad).isnan().any()
-    assert READERS["lengths"](MLP.params, bad, y).isnan().any()
 
 
 def test_noise_scale_from_lengths_is_that_from_the_gramian():

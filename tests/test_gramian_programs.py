@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
+from tests.support.oracles import rows_of
 
 F64 = torch.float64
 N, D = 4, 6
@@ -224,23 +225,13 @@ TASKS = {
 
 
 def loop(losses, params=LEAVES):
-    """The Gramian of the losses by T single passes of plain autograd."""
+    """The Gramian of the losses by T single passes of plain autograd: a hook on a vector is passed
+    by one unit vector a row, as by any backward pass.
+    """
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     out = losses(leaves)
-    if isinstance(out, Tensor):
-        # a hook on the vector is passed by one unit vector a row, as by any backward pass
-        count, cotangents = out.numel(), torch.eye(out.numel(), dtype=F64)
-        passes = [(out, cotangents[i].reshape(out.shape)) for i in range(count)]
-    else:
-        passes = [(x, torch.ones((), dtype=F64)) for x in out]
-    rows = []
-    for root, cotangent in passes:
-        grads = torch.autograd.grad(
-            root, list(leaves.values()), cotangent, retain_graph=True, materialize_grads=True
-        )
-        rows.append(torch.cat([g.flatten() for g in grads]))
-    matrix = torch.stack(rows)
-    return matrix @ matrix.mT
+    rows = rows_of(out.flatten() if isinstance(out, Tensor) else out, leaves.values())
+    return rows @ rows.mT
 
 
 def close(got, expected):

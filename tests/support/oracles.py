@@ -36,12 +36,18 @@ def _dual(f: Any, at: Tensor) -> Any:
         return forward_ad.unpack_dual(f(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
 
 
+def _average(f: Any, at: Tensor) -> Tensor:
+    return vmap(lambda s: f(s * at))(torch.ones(2, dtype=at.dtype)).mean()
+
+
 SLOPES = {
     "grad": lambda f, at: grad(f)(at),
     "jvp": lambda f, at: jvp(f, (at,), (torch.ones_like(at),))[1],
     "vmap": lambda f, at: vmap(grad(f))(torch.stack([at, at / 2]))[0],
     "closure": _closure,
     "dual": _dual,
+    "grad(vmap)": lambda f, at: grad(lambda at: _average(f, at))(at),
+    "closure of a vmap": lambda f, at: _closure(lambda at: _average(f, at), at),
 }
 
 
@@ -63,13 +69,11 @@ def agree(got, expected, relative):
     assert float(((got - expected).abs() / scale).amax()) <= relative
 
 
-def rows_of(losses: Any, leaves: Any) -> Tensor:
+def rows_of(losses: Any, leaves: Any, **options: Any) -> Tensor:
     """[task, parameter], one backward pass a loss; zeros where it does not read a leaf."""
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
-    rows = [
-        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
-        for loss in losses
-    ]
+    options = {"retain_graph": True, "materialize_grads": True} | options
+    rows = [torch.autograd.grad(loss, leaves, **options) for loss in losses]
     return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
 
 
@@ -77,14 +81,6 @@ def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
     """Rows [entry, parameter], one backward pass each."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
     return rows_of(losses_fn(leaves, batch).flatten(), leaves.values())
-
-
-def agree_across(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-12) -> None:
-    """Entry by entry, in units of the two gradients' lengths."""
-    a, b = left.norm(dim=1), right.norm(dim=1)
-    scale = a.clamp_min(0.03 * a.amax())[:, None] * b.clamp_min(0.03 * b.amax())
-    assert got.shape == scale.shape
-    assert float(((got - left @ right.mT).abs() / scale).amax()) <= relative
 
 
 def cagrad_threshold(gramian: Tensor) -> Tensor:
