@@ -15,7 +15,7 @@ from mtlfunc.testing import certified_error
 from mtlfunc.testing.families import FAMILIES, jacobian
 from mtlfunc.testing.strategies import KINDS, VARIANTS, pose
 from tests.support.families import gramian
-from tests.support.registry import SOLVERS
+from tests.support.registry import PROBLEMS, SOLVERS
 
 F64 = torch.float64
 
@@ -247,7 +247,7 @@ def test_half_precision_does_not_take_any_gradients_for_stationary(kind, count, 
     """Equal and orthogonal gradients, whose Gramians are exact in any dtype."""
     for exact in (torch.ones(count, count), torch.eye(count)):
         gramian = exact.to(HALVES[dtype])
-        problem = pose_on(kind, gramian)
+        problem = PROBLEMS[kind](gramian)
         found = solvers.certify(problem, solvers.active_set()(problem).weights)
         assert not found.stationary
         assert str(found).startswith("optimal")
@@ -255,7 +255,7 @@ def test_half_precision_does_not_take_any_gradients_for_stationary(kind, count, 
     opposed = torch.ones(count, count)
     opposed[0] = opposed[:, 0] = -1
     opposed[0, 0] = 1
-    problem = pose_on("min_norm", opposed.to(HALVES[dtype]))
+    problem = solvers.min_norm(opposed.to(HALVES[dtype]))
     found = solvers.certify(problem, solvers.active_set()(problem).weights)
     assert found.stationary
     assert diagnostics.stationarity(problem.gramian).stationary
@@ -280,16 +280,6 @@ def test_what_half_precision_cannot_tell_is_said(dtype, count):
     assert not said.startswith("numerically Pareto stationary")
     wide = diagnostics.stationarity(gramian.float())
     assert not wide.noise.isnan()
-
-
-def pose_on(kind, gramian):
-    """The simplest problem on a Gramian."""
-    count = len(gramian)
-    if kind == "min_norm":
-        return solvers.min_norm(gramian)
-    if kind == "cagrad":
-        return solvers.cagrad(gramian, 0.4)
-    return solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / count))
 
 
 # ---- the certified error -------------------------------------------------------------------------

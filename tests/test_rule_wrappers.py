@@ -58,18 +58,6 @@ def test_normalize_is_the_rule_on_normalised_rows(inner, by):
         near(got, expected, 1e-9, 1e-11 * float(s.mean()))
 
 
-def test_normalize_with_equal_sizes_is_the_rule():
-    J = jacobian("gaussian", 4)
-    J = 3 * J / J.norm(dim=1, keepdim=True)
-    near(
-        mf.weights(mf.normalize(mf.mgda()), J @ J.mT), mf.weights(mf.mgda(), J @ J.mT), 1e-12, 1e-14
-    )
-    twos = torch.full((4,), 2.0, dtype=F64)
-    assert torch.equal(
-        mf.weights(mf.normalize(mf.mgda(), "loss"), J @ J.mT, twos), mf.weights(mf.mgda(), J @ J.mT)
-    )
-
-
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("bound", ["length", "length and radius"])
 def test_normalised_mgda_is_the_chebyshev_centre_of_the_dual_cone(count, bound):

@@ -48,16 +48,6 @@ def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
             )
 
 
-def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
-    """(B J)(B J)ᵀ = s I, column by column of B from preferences that are unit vectors."""
-    J = jacobian("gaussian", 5)
-    B = torch.stack(
-        [mf.weights(mf.aligned_mtl(preference=p), J @ J.mT) for p in torch.eye(5, dtype=F64)]
-    )
-    s = torch.linalg.eigvalsh(J @ J.mT)[0]
-    near(B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), 0, 1e-12 * float(s))
-
-
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
     """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic
     differentiation of eigh gives NaN there.

@@ -135,12 +135,6 @@ def test_pcgrad_two_task_identities(J):
     near(J @ d, (1 - k**2) * n**2, 1e-10, float(1e-13 * G.max()))
 
 
-def test_pcgrad_without_conflicts_is_the_mean():
-    for count in (2, 5):
-        J = jacobian("hull", count).abs()
-        near(mf.weights(mf.pcgrad(), J @ J.mT), torch.full((count,), 1 / count, dtype=F64), 1e-12)
-
-
 def test_pcgrad_random_orders_differ_by_step_and_key():
     G = gramian("pareto_stationary", 5)
     rule = mf.pcgrad()
@@ -173,22 +167,6 @@ def test_mgda_common_descent_and_shortest(J):
     assert float(d @ d) <= float((w @ J).square().sum(-1).min()) + noise
     if float(d.norm()) > 1e-4 * float(n.min()) and float(d.norm()) > 1e-4 * float(n.max()):
         assert (J @ d).min() >= (1 - 1e-6) * d @ d
-
-
-@pytest.mark.parametrize("family", ["pareto_stationary", "antiparallel", "zero_row"])
-def test_mgda_stops_at_stationary_points(family):
-    for count in (2, 4, 6):
-        for seed in range(5):
-            J = jacobian(family, count, seed)
-            # √ε: lengths read off G
-            assert mf.aggregate(mf.mgda(), J).norm() <= 1e-7 * J.norm(dim=1).max()
-
-
-def test_mgda_repeated_task_changes_nothing():
-    for count in (1, 2, 4):
-        J = jacobian("gaussian", count)
-        again = torch.cat([J, J[:1]])
-        near(mf.aggregate(mf.mgda(), again), mf.aggregate(mf.mgda(), J), 0, 1e-7 * float(J.norm()))
 
 
 # --- CAGrad -------------------------------------------------------------------------------------

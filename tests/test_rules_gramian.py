@@ -158,26 +158,6 @@ def test_upgrad_two_tasks_is_pcgrad(family):
             near(d, mf.aggregate(mf.pcgrad(preference=p), J), 0, 1e-12 * float(J.norm()))
 
 
-def test_upgrad_is_linear_in_every_length():
-    """d(diag(s) J) = Σ_t s_t π(p_t g_t)."""
-    J = jacobian("gaussian", 4, 2)
-    s = torch.tensor([1e-3, 1.0, 30.0, 5.0], dtype=F64)
-    parts = (
-        torch.stack(
-            [mf.aggregate(mf.dualproj(preference=torch.eye(4, dtype=F64)[t]), J) for t in range(4)]
-        )
-        / 4
-    )
-    near(mf.aggregate(mf.upgrad(), s[:, None] * J), s @ parts, 1e-12, 1e-13)
-
-
-def test_without_conflicts_projections_are_the_mean():
-    J = jacobian("gaussian", 3).abs()
-    p = preferences(3)
-    for rule in (mf.upgrad, mf.dualproj):
-        near(mf.weights(rule(preference=p), J @ J.mT), p, 2 * EPS)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
     """The kernel's batch, under vmap and derivatives too. A batch goes on from the face of the
@@ -331,14 +311,6 @@ def test_config_without_reach_is_zero():
     assert torch.equal(mf.weights(mf.config(), J @ J.mT), torch.zeros(2, dtype=F64))
     assert torch.equal(
         mf.weights(mf.config(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64)
-    )
-
-
-def test_config_and_imtl_g_share_their_direction():
-    J = jacobian("gaussian", 6)
-    one, two = mf.aggregate(mf.config(), J), mf.aggregate(mf.imtl_g(), J)
-    assert abs(float(torch.nn.functional.cosine_similarity(one, two, 0))) == pytest.approx(
-        1, abs=1e-12
     )
 
 

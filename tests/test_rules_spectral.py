@@ -7,15 +7,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.func import jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.rules._kernels.equiangular import solve
 from mtlfunc.solvers.problems import or_one
-from mtlfunc.types import Geometry
 from tests.support.families import FAMILIES, gramian
 from tests.support.oracles import near
+from tests.support.rules import updated
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -26,14 +25,6 @@ SPECTRAL = {
     "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
     "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
 }
-
-
-def updated(rule: mf.Rule, G: Tensor) -> Tensor:
-    losses = torch.ones_like(G[0])
-    return rule.update(
-        Geometry(losses, G, losses / len(G), torch.ones(len(G), dtype=torch.bool), {}),
-        rule.init(losses, mf.random.key(0)),
-    )[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,6 @@
 """Solvers under vmap and derivatives, at extreme scales, in other dtypes, and what they refuse."""
 
 import functools
-import inspect
 
 import numpy as np
 import pytest
@@ -293,12 +292,6 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
 
 
 # --- errors -------------------------------------------------------------------------------------
-
-# The undecorated functions: with the tests' shape checks on, a wrong shape never reaches the
-# message a user sees.
-_min_norm, _cagrad, _dual_cone = (
-    inspect.unwrap(f) for f in (solvers.min_norm, solvers.cagrad, solvers.dual_cone)
-)
 
 
 def test_what_is_no_problem_is_refused():

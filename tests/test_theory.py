@@ -11,7 +11,6 @@ import mtlfunc as mf
 from mtlfunc.analysis import diagnostics
 from paper_repro.pcgrad import theorems as theory
 from tests.support.families import gramian
-from tests.support.oracles import cagrad_threshold
 
 
 def rows(seed: int, size: int = 3, tasks: int = 2) -> torch.Tensor:
@@ -154,23 +153,6 @@ def test_secant_curvature_of_a_quadratic_is_constant():
 
 
 # ---- CAGrad ----
-
-
-def test_cagrad_threshold_separates_conflict_from_none():
-    for seed in range(30):
-        J = rows(seed, 6, 3) - 0.6 * rows(seed, 6, 3)[0]
-        G = J @ J.mT
-        threshold = float(cagrad_threshold(G))
-        assert 0 <= threshold <= 1 + 1e-12
-        if not 1e-6 < threshold < 1 - 1e-6:
-            continue
-        rates = [G @ mf.weights(mf.cagrad(share * threshold), G) for share in (0.95, 1.05)]
-        assert rates[0].min() < 0 < rates[1].min() + 1e-10 * G.diagonal().max()
-        at = mf.weights(mf.cagrad(threshold), G) @ J
-        projected = (
-            mf.solvers.auto()(mf.solvers.dual_cone(G, torch.full_like(G[0], 1 / 3))).weights @ J
-        )
-        torch.testing.assert_close(at, projected, rtol=1e-6, atol=1e-8)
 
 
 # ---- as functions ----

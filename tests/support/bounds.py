@@ -12,7 +12,7 @@ EXACT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].obje
 
 
 def lengths(G):
-    return G.diagonal().sqrt()
+    return G.diagonal(dim1=-2, dim2=-1).sqrt()
 
 
 def uniform(count):
