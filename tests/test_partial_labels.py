@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
@@ -303,36 +302,6 @@ def test_labels_picked_by_where_have_no_derivative_over_nothing(probe):
     near(flatten({n: g[0] for n, g in together.items()}), flatten(expected), 1e-10, 1e-13)
 
 
-def test_cross_entropy_without_a_label_has_no_derivative():
-    """F.cross_entropy with ignore_index: a NaN loss with derivative 0, safe in any form."""
-
-    def losses(params, batch):
-        logits = functional_call(net, params, (batch[0],))
-        return torch.stack(
-            [
-                nn.functional.cross_entropy(out, batch[1][:, task], ignore_index=-1)
-                for task, out in enumerate(logits)
-            ]
-        )
-
-    labels = torch.arange(8)[:, None].repeat(1, TASKS) % 2
-    labels[:, 1] = -1
-    probe = mf.jacobian(SHARED, present=lambda batch: (batch[1] >= 0).any(0))
-    balance = mf.balance(losses, mf.mgda(), probe)
-    state = balance.init(PARAMS, (BATCH[0], labels))
-    grads, _, info = balance.update(PARAMS, (BATCH[0], labels), state)
-    assert bool(info.losses[1].isnan())
-    kept = mf.balance(
-        lambda p, b: losses(p, b)[torch.tensor([0, 2])], mf.mgda(), mf.jacobian(SHARED)
-    )
-    expected, _, _ = kept.update(PARAMS, (BATCH[0], labels), kept.init(PARAMS, (BATCH[0], labels)))
-    near(flatten(grads, TRUNK), flatten(expected, TRUNK), 1e-11, 1e-15)
-    together = vmap(lambda labels: balance.update(PARAMS, (BATCH[0], labels), state)[0])(
-        torch.stack([labels, labels])
-    )
-    near(together["trunk.0.weight"][1], grads["trunk.0.weight"], 1e-11, 1e-15)
-
-
 def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
     """An absent loss may be NaN, or depend on nothing; GradNorm's first one must be there."""
 
@@ -369,17 +338,6 @@ def test_state_of_an_absent_task_stands_still():
     state = probe.update(run, batch(SOME), probe.init(run, batch(SOME), mf.random.key(0))[1])[1]
     now = probe.update(run, batch(SOME), state)[0].geometry.extra["last_losses_now"]
     near(now, vector(PARAMS, batch(SOME)).where(SOME, 0.0))
-
-
-def test_aux_rides_along():
-    balance = mf.balance(
-        lambda p, b: (vector(p, b), {"total": vector(p, b).sum()}),
-        mf.mean(),
-        mf.jacobian(SHARED, present=given),
-        has_aux=True,
-    )
-    _, _, info = balance.update(PARAMS, batch(SOME), balance.init(PARAMS, batch(SOME)))
-    near(info.aux["total"], vector(PARAMS, batch(SOME)).sum())
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -420,13 +378,6 @@ def test_errors_name_present():
         ).init(PARAMS, batch(SOME))
     with pytest.raises(ValueError, match="present: a row of mix= is a mixture"):
         mf.jacobian(SHARED, present=given, mix=mf.subset(2))
-    refused = mf.balance(
-        vector, mf.stateless(lambda gramian: gramian[0]), mf.jacobian(SHARED, present=given)
-    )
-    with pytest.raises(
-        ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"
-    ):
-        refused.update(PARAMS, batch(SOME), refused.init(PARAMS, batch(SOME)))
 
 
 def test_derivatives_at_absent_losses_that_are_nan_are_those_of_the_present_ones():

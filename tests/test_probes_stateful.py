@@ -237,18 +237,6 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
         near(results[1][1], expected, 1e-9, 1e-12 * factor if name == "excess_mtl" else 1e-12)
 
 
-def test_rate_of_one_and_no_history_is_the_jacobian():
-    for probe in (
-        mf.moving_average(SHARED, rate=1.0),
-        mf.moving_average(SHARED, rate=0.2, corrected=True),
-    ):
-        tracked = mf.balance(vector, mf.mgda(), probe)
-        plain = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED))
-        grads, _, _ = tracked.update(PARAMS, BATCH, tracked.init(PARAMS, BATCH))
-        expected, _, _ = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
-        near(flatten(grads), flatten(expected), 1e-12, 1e-15)
-
-
 def test_first_excess_that_is_zero_is_not_divided_by():
     """The task's measure of 1 is its first excess risk that is not 0."""
     step = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.5), mf.excess_risk())
@@ -296,8 +284,9 @@ def test_gradient_of_a_run_through_the_losses(name):
         (mf.moco, lambda x: mf.moving_average(SHARED, rate=x), BATCH),
         (mf.excess_mtl, lambda x: mf.excess_risk(SHARED), BATCH),
         (lambda x: mf.db_mtl(), lambda x: mf.moving_average(SHARED, rate=x), BATCH),
+        (mf.famo, lambda x: mf.second_evaluation(mf.losses_only()), BATCH),
     ],
-    ids=["modo", "sdmgrad", "moco", "excess_mtl", "db_mtl"],
+    ids=["modo", "sdmgrad", "moco", "excess_mtl", "db_mtl", "famo"],
 )
 def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batch):
     def end(x):
@@ -329,8 +318,6 @@ def test_errors_name_the_argument():
         )
     with pytest.raises(TypeError, match="got 4 entries"):
         mf.balance(opaque, mf.modo(), mf.double_sampling(SHARED)).init(PARAMS, (BATCH,) * 4)
-    with pytest.raises(ValueError, match=r"excess_mtl reads 'excess_risk', .*mtlfunc\.excess_risk"):
-        mf.balance(opaque, mf.excess_mtl(), mf.jacobian(SHARED))
 
 
 STATES = {

@@ -2,20 +2,19 @@
 papers' algorithms and the libraries in use.
 """
 
-import io
 from itertools import product
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad
 
 import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
 from tests.support.loops import trained
 from tests.support.losses import SERIES, _generator, weights_of
-from tests.support.oracles import check_slope, near, same
-from tests.support.problems import BATCH, PARAMS, TASKS, flatten, nets, opaque, scalars, vector
+from tests.support.oracles import near
+from tests.support.problems import BATCH, PARAMS, TASKS, flatten, opaque, scalars, vector
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -366,17 +365,6 @@ def test_second_evaluation_runs_one_more_forward():
     assert calls == 2
 
 
-def test_famo_under_vmap_over_networks_rates_and_seeds_equals_the_loop():
-    rates = torch.tensor([0.01, 0.2], dtype=F64)
-
-    def end(params, lr):
-        return train(mf.famo(lr), mf.second_evaluation(mf.losses_only()), BATCHES[:4], params)[-1]
-
-    together = vmap(vmap(end, (None, 0)), (0, None))(mf.stack(nets), rates)
-    for (i, module), (j, lr) in product(enumerate(nets), enumerate(rates)):
-        near(together[i, j], end(mf.parameters(module), lr), 1e-9, 1e-12)
-
-
 def test_famo_with_absent_tasks_is_famo_on_the_others():
     """Task 1 has no labels in any batch (NaN, and a loss that is NaN); tasks 0 and 2 train as if
     alone.
@@ -403,29 +391,3 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
     near(with_absent, expected, 1e-10, 1e-13)
     near(logits[[0, 2]], others, 1e-10, 1e-13)
     assert float(logits[1]) == 0
-
-
-def test_hypergradient_of_famos_rate_through_training():
-    def end(lr):
-        probe = mf.second_evaluation(mf.losses_only())
-        return train(mf.famo(lr), probe, BATCHES[:5])[-1].square().sum()
-
-    check_slope(end, 0.05, "grad", "jvp", rtol=1e-5, least=1e-4)
-
-
-@pytest.mark.parametrize("probe", PROBES)
-def test_famo_saved_with_its_last_batch_resumes(probe):
-    def step():
-        return mf.descend(vector, mf.famo(), mf.second_evaluation(PROBES[probe]()), mf.adam(0.01))
-
-    state = trained(step(), BATCHES[:4])
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    same(state.balance, loaded.balance)
-    for batch in BATCHES[4:8]:
-        state, info = step().update(state, batch)
-        loaded, again = step().update(loaded, batch)
-        assert torch.equal(info.weights, again.weights)
-    assert torch.equal(flatten(state.params), flatten(loaded.params))

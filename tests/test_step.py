@@ -153,26 +153,6 @@ def test_heads_get_the_gradient_of_their_option(heads, form):
     near(flatten(grads, TRUNK), weights @ on_trunk, 1e-12, 1e-14)
 
 
-def test_mask_edits_rows_before_they_are_measured_and_combined():
-    def first_coordinate_off(key, rows):
-        return {name: row.index_fill(1, torch.tensor([0]), 0.0) for name, row in rows.items()}
-
-    balance = mf.balance(
-        opaque, mf.mean(), mf.jacobian(SHARED, mask=first_coordinate_off, heads="weighted")
-    )
-    grads, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
-    _, rows = mf.task_gradients(opaque, PARAMS, BATCH)
-    edited = {
-        name: row.index_fill(1, torch.tensor([0]), 0.0)
-        for name, row in rows.items()
-        if name in TRUNK
-    }
-    jacobian = torch.cat([row.flatten(1) for row in edited.values()], 1)
-    near(info.gramian, jacobian @ jacobian.T, 1e-12, 1e-14)
-    near(flatten(grads, TRUNK), jacobian.mean(0), 1e-12, 1e-14)
-    near(flatten(grads, HEADS), literal_rows(PARAMS, BATCH, HEADS)[1].mean(0), 1e-12, 1e-14)
-
-
 def test_representation_measures_at_z_and_pulls_back_once():
     balance = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
     grads, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
@@ -245,15 +225,11 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_states_hold_tensors_only_and_runs_are_pure(name):
+def test_runs_are_pure(name):
     before = [x.clone() for x in (*PARAMS.values(), *BATCH)]
     torch.manual_seed(0)
     global_before = torch.get_rng_state()
     first, second = run(name, PARAMS, 5, 0.02, 4), run(name, PARAMS, 5, 0.02, 4)
-    assert all(
-        isinstance(x, torch.Tensor) and x.is_contiguous()
-        for x in tree_leaves(step_of(name).init(PARAMS, BATCH))
-    )
     same(first, second)
     same(before, [*PARAMS.values(), *BATCH])
     assert torch.equal(global_before, torch.get_rng_state())

@@ -5,8 +5,6 @@ import torch
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from mtlfunc.rules.common import gramian_of
-from mtlfunc.types import Geometry
 from tests.support.loops import trained
 from tests.support.oracles import check_slope, near
 from tests.support.problems import (
@@ -22,6 +20,7 @@ from tests.support.problems import (
     opaque,
     vector,
 )
+from tests.support.rules import geometry
 from tests.support.steps import METHODS, STATEFUL, parts
 
 SHARED = "trunk.*"
@@ -93,18 +92,6 @@ def test_infinite_gradient_of_finite_loss_is_an_error():
     state = step.init(params, ())
     with pytest.raises(ValueError, match=r"gradients .*\[0, 1\]"):
         step.update(state, ())
-
-
-def test_geometry_of_a_mix_has_rows_not_tasks():
-    probe = mf.jacobian(SHARED, mix=mf.subset(2))
-    losses, state = probe.init(mf.Run(vector, PARAMS), BATCH, mf.random.key(0))
-    assert losses.shape == (2,)
-    measured, _ = probe.update(mf.Run(vector, PARAMS), BATCH, state)
-    assert isinstance(measured.geometry, Geometry)
-    assert measured.losses.shape == (TASKS,)
-    assert gramian_of(measured.geometry).shape == (2, 2)
-    near(measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
-    assert bool(measured.geometry.present.all())
 
 
 def test_representation_checks_its_parts():
@@ -194,14 +181,6 @@ def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
         step.update(state, BATCH)
 
 
-def test_detached_losses_are_refused():
-    step = mf.descend(
-        lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
-    )
-    with pytest.raises(ValueError, match=r"no loss depends on params.*neither detach"):
-        step.init(PARAMS, BATCH)
-
-
 def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
     def forgotten(params, batch):
         x, y = batch
@@ -218,19 +197,11 @@ def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
 def test_gradnorm_refuses_losses_that_fall_below_zero():
     rule = mf.gradnorm(0.5)
     state = rule.init(torch.ones(2), mf.random.key(0))
-    geometry = Geometry(
-        torch.tensor([-1e-6, 2.0]),
-        torch.diag(torch.tensor([1.0, 9.0])),
-        torch.full((2,), 0.5),
-        torch.ones(2, dtype=torch.bool),
-        {},
-    )
+    G, losses = torch.diag(torch.tensor([1.0, 9.0])), torch.tensor([-1e-6, 2.0])
     with pytest.raises(ValueError, match="need losses >= 0"):
-        rule.update(geometry, state)
+        rule.update(geometry(G, losses), state)
     # Under a transform the next weights are NaN.
-    _, following = vmap(
-        lambda scale: rule.update(geometry._replace(losses=geometry.losses * scale), state)
-    )(torch.ones(1))
+    _, following = vmap(lambda losses: rule.update(geometry(G, losses), state))(losses[None])
     assert bool(following.weights.isnan().all())
 
 

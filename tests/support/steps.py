@@ -82,6 +82,7 @@ STATEFUL = {
         BATCH,
     ),
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
+    "famo": (mf.famo, lambda: mf.second_evaluation(mf.losses_only()), BATCH),
     "cagrad, tracked": (
         lambda: mf.cagrad(0.4),
         lambda: mf.moving_average(SHARED, rate=0.5, corrected=True),
