@@ -145,13 +145,18 @@ def assert_named(report, broken):
     assert row.status == "fails", str(report)
     assert broken.seen in row.detail
     assert row.jacobian is not None
+    assert 0 < len(row.literal) < 2000
     assert not broken.smallest or len(row.jacobian) == broken.smallest
     assert row.contract == (broken.property in CONTRACTS)
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_rule_is_named(case, monkeypatch):
-    """And the command exits with 1 just where it breaks a contract."""
+    """And the command exits with 1 just where it breaks a contract.
+
+    Many show at one number of tasks, in a task that is not the first, at a later update or only
+    under a vmap.
+    """
     if case in ("a Python float", "None") and "MTLFUNC_TYPES" in os.environ:
         pytest.skip("enforced annotations answer first")
     broken, reports = BROKEN[case], []
@@ -162,7 +167,8 @@ def test_broken_rule_is_named(case, monkeypatch):
 
     monkeypatch.setattr(sys.modules[main.__module__], "audit", kept)
     rule = f"tests.support.broken_rules:BROKEN[{case!r}].rule"
-    status = main([rule, "--only", broken.property, "--instances", "20"])
+    status = main([rule, "--only", broken.property, "--instances", "40"])
+    assert torch.is_grad_enabled()
     assert status == (broken.property in CONTRACTS)
     assert_named(reports[0], broken)
 
@@ -356,21 +362,8 @@ def test_audit_takes_rules_factories_and_functions():
 
 def test_audit_refuses_what_cannot_be_a_rule():
     unwrapped = inspect.unwrap(audit)
-    with pytest.raises(
-        TypeError, match=r"expected a mtlfunc\.Rule, a function that makes one, or a function"
-    ):
+    with pytest.raises(TypeError, match=r"expected a mtlfunc\.Rule"):
         unwrapped(3)
-    with pytest.raises(
-        TypeError,
-        match=r"cagrad makes rules and needs arguments for that; pass the rule, cagrad\(...\)",
-    ):
-        unwrapped(mf.cagrad)
-    with pytest.raises(
-        TypeError, match="needs no arguments, so it was called, but it gave a Probe"
-    ):
-        unwrapped(mf.jacobian)
-    with pytest.raises(TypeError, match="got 3 arguments"):
-        unwrapped(lambda a, b, c: a)
     for arguments, message in (
         ({"only": ["convexity"]}, "only: expected a list of names among permutation"),
         ({"only": "purity"}, "got 'purity'"),

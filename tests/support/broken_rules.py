@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 import mtlfunc as mf
 from mtlfunc import solvers
@@ -30,16 +31,6 @@ def stateful(update, init=lambda losses, key: torch.zeros_like(losses)):
     return mf.Rule(init, update)
 
 
-def hidden_state():
-    seen = []
-
-    def weights(gramian):
-        seen.append(1)
-        return torch.full_like(gramian[0], 1 / len(seen))
-
-    return weights
-
-
 def remembers_the_last():
     last = {}
 
@@ -60,11 +51,6 @@ def branch(gramian):
 def mutates(gramian):
     gramian.mul_(0.5)
     return gramian.diagonal() / gramian.diagonal().sum().clamp_min(1e-300)
-
-
-def mutates_losses(gramian, losses):
-    losses += 1
-    return losses / losses.sum()
 
 
 def raises(gramian):
@@ -117,11 +103,6 @@ def detached(gramian):
 def hard_coded(gramian):
     w = torch.stack([gramian[1, 1], gramian[0, 0]])
     return w / w.sum()
-
-
-def nan_dropped(gramian):
-    n = gramian.diagonal().nan_to_num(1.0) + 1e-300
-    return n / n.sum()
 
 
 def halves(gramian):
@@ -182,15 +163,6 @@ def counts_in_python():
     return mf.Rule(lambda losses, key: (0, torch.ones_like(losses)), update)
 
 
-def grows():
-    return stateful(
-        lambda geometry, state: (
-            torch.full_like(geometry.losses, 1 / len(geometry.losses)),
-            torch.cat([state, state]),
-        )
-    )
-
-
 def generator_in_the_state():
     def update(geometry, state):
         w = torch.softmax(
@@ -217,30 +189,11 @@ def first_preferred(gramian):
     return torch.softmax(torch.arange(len(gramian), 0, -1).to(gramian), -1)
 
 
-def edits_its_input(gramian):
-    if len(gramian) == 6:
-        gramian[0, 0] = 2 * gramian[0, 0]
-    return by_norm(gramian)
-
-
-def edits_at_call(number):
-    calls = []
-
-    def weights(gramian):
-        w = by_norm(gramian)
-        calls.append(1)
-        if len(calls) == number:
-            gramian.neg_()
-        return w
-
-    return weights
-
-
 class WrongInBatches(torch.autograd.Function):
-    """The identity, but doubled in batches of one size."""
+    """The identity, but doubled in batches of some sizes."""
 
     @staticmethod
-    def forward(w, size):
+    def forward(w, least, most):
         return w.clone()
 
     @staticmethod
@@ -248,9 +201,9 @@ class WrongInBatches(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info, in_dims, w, size):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def vmap(info, in_dims, w, least, most):  # pyright: ignore[reportIncompatibleMethodOverride]
         w = w.movedim(in_dims[0], 0) if in_dims[0] is not None else w
-        return w * (2.0 if info.batch_size == size else 1.0), 0
+        return w * (2.0 if least <= info.batch_size <= most else 1.0), 0
 
 
 class FirstDerivativeOnly(torch.autograd.Function):
@@ -332,22 +285,110 @@ def reversed_from(count):
     return weights
 
 
+def counting_dict():
+    """A dict that counts calls where T = 5, which the weights show."""
+    calls = {}
+
+    def weights(gramian):
+        calls[len(gramian)] = calls.get(len(gramian), 0) + 1
+        w = by_norm(gramian)
+        return w / calls[len(gramian)] if len(gramian) == 5 else w
+
+    return weights
+
+
+def in_place(gramian):
+    w = by_norm(gramian)
+    gramian[0, 0] += 0.0 if _functorch.get_interpreter_stack() else 1.0
+    return w
+
+
+def in_place_at_conflict(gramian):
+    w = by_norm(gramian)
+    if not _functorch.get_interpreter_stack() and bool((gramian < 0).any()):
+        gramian.neg_()
+    return w
+
+
+def gradients_off(gramian):
+    torch.set_grad_enabled(False)
+    return by_norm(gramian)
+
+
+def losses_in_place(gramian, losses):
+    if len(losses) == 4:
+        losses.add_(1)
+    return by_norm(gramian)
+
+
+def at_depth(depth: int, count: int):
+    """Tripled under so many transforms."""
+
+    def weights(gramian):
+        deep = len(_functorch.get_interpreter_stack() or ())
+        return by_norm(gramian) * (3.0 if deep >= depth and len(gramian) == count else 1.0)
+
+    return weights
+
+
+def nan_dropped(tasks):
+    """NaN of some tasks' gradients is read as 0."""
+
+    def weights(gramian):
+        n = gramian.diagonal()
+        kept = torch.tensor([t in tasks(len(n)) for t in range(len(n))])
+        n = torch.where(kept, n.nan_to_num(0.0), n) + 1e-300
+        return n / n.sum()
+
+    return weights
+
+
+def loss_nan_dropped(gramian, losses):
+    last = torch.arange(len(losses)) == len(losses) - 1
+    kept = torch.where(last, losses.nan_to_num(1.0), losses)
+    return torch.softmax(kept, -1) + 0 * gramian.diagonal()
+
+
+def shift_of_the_second(gramian, losses):
+    """Reads the loss of an inner task alone."""
+    w = by_norm(gramian)
+    return w * (1 + 0.1 * losses[len(losses) // 2] * (len(losses) > 2))
+
+
+def always_wide(gramian):
+    return by_norm(gramian).double()
+
+
+def growing(geometry, state):
+    more = torch.cat([state, state]) if len(geometry.losses) == 4 else state
+    return by_norm(geometry.gramian), more
+
+
+def writes_at_the_second_update(geometry, state):
+    if not _functorch.get_interpreter_stack() and bool(state[0] > 0):
+        geometry.gramian.mul_(2)
+    return torch.full_like(geometry.losses, 1 / len(geometry.losses)), state + 1
+
+
+def ignores_two_absent(geometry, state):
+    """Right where one task is absent, or all are."""
+    here = geometry.present
+    lonely = here.sum() < len(here) - 1
+    w = torch.where(lonely, torch.ones_like(geometry.losses), here.to(geometry.losses))
+    w = w * here.any()
+    return w / w.sum().clamp_min(1), state
+
+
 BROKEN = {
     **{
         f"wrong for {count} tasks": Broken(
             only(count, first_preferred), "permutation equivariance", "the order", count
         )
-        for count in range(4, 9)
+        for count in (2, *range(4, 9))
     },
-    "edits its input for 6 tasks": Broken(
-        edits_its_input, "purity", "the rule changes the gramian in place", 6
-    ),
-    "edits its input at the third call": Broken(
-        edits_at_call(3), "purity", "the rule changes the gramian in place"
-    ),
     **{
         f"wrong in batches of {size}": Broken(
-            lambda g, size=size: WrongInBatches.apply(by_norm(g), size),
+            lambda g, size=size: WrongInBatches.apply(by_norm(g), size, size),
             "vmapped == loop",
             f"under vmap over {size} instances",
         )
@@ -361,9 +402,6 @@ BROKEN = {
     ),
     "wrong second derivative": Broken(
         once_differentiable, "differentiability", "gives a second derivative of", 2
-    ),
-    "NaN from the fifth update on": Broken(
-        breaks_at_update(5), "valid weights", "weights are (nan) (at update 5)", 1
     ),
     "NaN for absent tasks": Broken(
         nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 0 absent", 2
@@ -383,7 +421,6 @@ BROKEN = {
     "a temperature with a unit": Broken(
         softmin, "positive homogeneity", "when all gradients are multiplied by", 2
     ),
-    "hidden state": Broken(hidden_state(), "purity", "something is remembered outside the state"),
     "NumPy's random numbers": Broken(
         lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
         "purity",
@@ -407,12 +444,6 @@ BROKEN = {
     "a swapped index": Broken(
         swapped, "permutation equivariance", "with the tasks in the order", 3
     ),
-    "the first task preferred": Broken(
-        lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g), -1),
-        "permutation equivariance",
-        "order 1, 0",
-        2,
-    ),
     "raises": Broken(raises, "valid weights", "raises RuntimeError: no good", 1),
     "raises sometimes": Broken(raises_at_conflict, "valid weights", "raises ArithmeticError", 2),
     "a matrix": Broken(
@@ -424,17 +455,11 @@ BROKEN = {
     "T hard-coded": Broken(hard_coded, "valid weights", "raises IndexError", 1),
     "NaN": Broken(lambda g: g[0] * float("nan"), "valid weights", "weights are (nan)", 1),
     "NaN at a zero gradient": Broken(cosine_nan, "valid weights", "weights are (nan, nan)", 2),
-    "infinity": Broken(lambda g: 1 / g.diagonal() ** 2, "zero gradients", "weights are (inf)", 1),
     "integers": Broken(
         lambda g: torch.ones(len(g), dtype=torch.int64),
         "valid weights",
         "returned int64 weights for a float64 Gramian",
         1,
-    ),
-    "always float64": Broken(
-        lambda g: torch.full((len(g),), 1 / len(g), dtype=F64),
-        "float32",
-        "returned float64 weights for a float32 Gramian",
     ),
     "a Python float": Broken(
         lambda g: 0.5, "valid weights", "returned a float in place of a tensor [1]", 1
@@ -447,7 +472,6 @@ BROKEN = {
         1,
     ),
     "changes the Gramian": Broken(mutates, "purity", "the rule changes the gramian in place"),
-    "changes the losses": Broken(mutates_losses, "purity", "the rule changes the losses in place"),
     "changes its state": Broken(
         stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
         "purity",
@@ -487,12 +511,10 @@ BROKEN = {
     "a generator in the state": Broken(
         generator_in_the_state, "state round-trip", "the state holds a Generator; only tensors"
     ),
-    "a state that grows": Broken(grows, "state round-trip", "after an update"),
     "no derivative": Broken(
         detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2
     ),
     "a jump": Broken(halves, "continuity", "the direction jumps from", 2),
-    "NaN swallowed": Broken(nan_dropped, "NaN", "although the gradient of task 0 is NaN", 2),
     "negative weights": Broken(
         lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1
     ),
@@ -501,5 +523,62 @@ BROKEN = {
         "identical tasks",
         "all gradients are (1), but the direction is (2)",
         2,
+    ),
+    # what came out sound, or broke the audit, once
+    "counts calls at T = 5": Broken(counting_dict(), "purity", "remembered outside the state"),
+    "NaN read as 0 on tasks 2, …": Broken(
+        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 1 is NaN"
+    ),
+    **{
+        f"a Gramian edited in place at T = {count}": Broken(
+            only(count, in_place), "purity", "changes the gramian in place"
+        )
+        for count in (1, 5, 6, 8, 128)
+    },
+    "tripled under vmap at T = 4": Broken(at_depth(1, 4), "vmapped == loop", "in a loop"),
+    "1e6 too large at T = 128": Broken(
+        only(128, lambda g: 1e6 * by_norm(g)), "T = 128", "add up to 1e+06"
+    ),
+    "1/l": Broken(
+        lambda gramian, losses: 1 / losses + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (inf) where",
+    ),
+    # their relatives
+    "NaN read as 0 on task 0": Broken(
+        nan_dropped(lambda count: [0]), "NaN", "although the gradient of task 0 is NaN"
+    ),
+    "NaN read as 0 for many tasks": Broken(
+        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
+    ),
+    "NaN of the last loss": Broken(loss_nan_dropped, "NaN", "although the loss of task"),
+    "edited in place at conflict": Broken(in_place_at_conflict, "purity", "the gramian in place"),
+    "gradients left off": Broken(gradients_off, "purity", "leaves gradients turned off"),
+    "losses edited in place at T = 4": Broken(losses_in_place, "purity", "the losses in place"),
+    "edited at the second update": Broken(
+        stateful(writes_at_the_second_update), "purity", "the gramian in place"
+    ),
+    "tripled under nested vmaps": Broken(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
+    "doubled in large batches": Broken(
+        lambda g: WrongInBatches.apply(by_norm(g), 31, 1e9), "vmapped == loop", "instances, "
+    ),
+    "1e6 too large from T = 16 on": Broken(
+        lambda g: (1e6 if len(g) >= 16 else 1) * by_norm(g), "T = 128", "of 16 orthonormal"
+    ),
+    "1/l turns a weight round": Broken(
+        lambda gramian, losses: 1 / torch.where(losses == 0, 1.0, losses) + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (-1) where the losses are (-1)",
+    ),
+    "reads an inner loss": Broken(
+        shift_of_the_second, "invariance to shifting a loss", "the loss of task 1"
+    ),
+    "float64 at T = 4": Broken(only(4, always_wide), "float32", "returned float64 weights"),
+    "a state that grows at T = 4": Broken(stateful(growing), "state round-trip", "after init"),
+    "1/0 at T = 4": Broken(
+        only(4, lambda g: 1 / g.diagonal()), "zero gradients", "weights are (inf, inf, inf, inf)"
+    ),
+    "two absent tasks": Broken(
+        stateful(ignores_two_absent), "absent tasks", "with tasks 0 and 2 absent"
     ),
 }
