@@ -8,8 +8,7 @@ table of a benchmark says the load.
     TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \\
         python -m paper_repro --out paper_repro/out/other-arithmetic
     python -m experiments.multimnist (the first command of experiments/standins.py)
-    python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4
-        --tasks 2 8 32 128 --batches 1 4096
+    python -m experiments.benchmarks.solvers
     python -m experiments.benchmarks.gramian
     python -m experiments.benchmarks.rules
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
@@ -37,7 +36,6 @@ settings is refused.
 import argparse
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -333,12 +331,7 @@ def solvers_block() -> str:
         defaults, which bound its accuracy; "zero" counts answers whose weights are all 0, which its
         CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
         norm_eps, 1e-4."""
-    picture = "![Time of one problem against its worst certified gap](solvers.png)"
-    caption = """*One dot is one solver on problems with T tasks, and the number at the dot is T.
-        The dot stands at the median time of one problem and the worst certified gap over all hard
-        families; lower and further left is better. Hollow: some problems were not solved.*"""
-    parts = paragraph(line), solver_table(rows), picture, paragraph(caption)
-    return marked("solvers", *parts, paragraph(slower_solvers(rows)))
+    return marked("solvers", paragraph(line), solver_table(rows), paragraph(slower_solvers(rows)))
 
 
 def rules_block() -> str:
@@ -541,8 +534,6 @@ def main() -> None:
             write_verdicts()
         page.write_text(text)
         write_front()
-        if part == "solvers":
-            shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
@@ -572,7 +563,6 @@ def main() -> None:
         page.write_text(replaced(text, "run", run_block(of_default())))
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
-        shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
     write_verdicts()
     page.write_text(replaced(page.read_text(), "fresh", marked("fresh", standins.agreement())))
     write_front()

@@ -23,7 +23,6 @@ from experiments.benchmarks.families import FAMILIES, gramians
 from experiments.benchmarks.measuring import Call, in_turns, timed, with_memory
 from experiments.benchmarks.networks import GPT, Llama, Of, Size, resnet18
 from experiments.benchmarks.record import Row
-from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
 
 Cases = dict[str, Callable[[], Iterable[Row]]]
 LIVE, LOOP = "mf.Balancer", "shortest loop"
@@ -397,7 +396,7 @@ def kernel(on: On) -> Cases:
     """Worst certified gap on the hard families, next to the CPU kernel's on the same problems."""
 
     def run(label: str, kind: str, tasks: int) -> Iterator[Row]:
-        weigh = vmap(SOLVERS["active_set"].make(kind))
+        weigh = vmap(solvers.ours(kind))
         worst: dict[str, list[float]] = {}
         for family in FAMILIES:
             g = gramians(family, tasks, 1 if on.tiny else 8, 3)
@@ -413,7 +412,9 @@ def kernel(on: On) -> Cases:
 
     # the kernel compiles for each power of 2
     cells = [
-        (kind, t) for t in ((2, 3) if on.tiny else (2, 3, 5, 8, 32, 128)) for kind in KINDS[:3]
+        (kind, t)
+        for t in ((2, 3) if on.tiny else (2, 3, 5, 8, 32, 128))
+        for kind in solvers.KINDS[:3]
     ]
     named = {f"{kind}, T = {t}: worst gap": (kind, t) for kind, t in cells}
     return {label: partial(run, label, *cell) for label, cell in named.items()}
@@ -426,7 +427,7 @@ def times(on: On) -> Cases:
         return 1e6 * median(in_turns({"": call}, on.seconds(0.4), device=on.device)[""])
 
     def run(label: str, kind: str, tasks: int, batch: int) -> Iterator[Row]:
-        weigh, some = SOLVERS["active_set"].make(kind), solvers.mixed(tasks, min(batch, 1024))
+        weigh, some = solvers.ours(kind), solvers.mixed(tasks, min(batch, 1024))
         g = some.repeat(-(-batch // 1024), 1, 1)[:batch].to(on.device)
         call = partial(vmap(weigh), g) if batch > 1 else partial(weigh, g[0])
         call()
@@ -440,7 +441,7 @@ def times(on: On) -> Cases:
     batches = (1, 8) if on.tiny else (1, 64, 1024, 16384, 65536)
     cells = [("min_norm", t, b) for t in sizes for b in batches if b * t**2 <= 2**28]
     large = 8 if on.tiny else 16384
-    cells += [(kind, t, b) for kind in KINDS[1:3] for t in sizes[1:4] for b in (1, large)]
+    cells += [(kind, t, b) for kind in solvers.KINDS[1:3] for t in sizes[1:4] for b in (1, large)]
     # what has a bar first, then from small to large, so that a budget cuts what takes longest
     named = {f"{kind}, T = {t}, batch {b}": (kind, t, b) for kind, t, b in cells}
     order = sorted(named, key=lambda x: (x not in BARS, named[x][2] * named[x][1] ** 2))

@@ -35,7 +35,6 @@ def command(
     more: Mapping[str, Mapping[str, Any]] | None = None,
     about: Sequence[str] = (),
     cells: Callable[[argparse.Namespace], Iterable[Cell]] | None = None,
-    figure: Callable[[list[Row], Path], None] | None = None,
 ) -> Callable[..., list[Row]]:
     """The `main` of a benchmark: on one thread, and Ctrl-C loses the cell at work alone.
 
@@ -53,7 +52,6 @@ def command(
         more: further options, by name, with the arguments of argparse.
         about: options that a time depends on.
         cells: other ones than all combinations of what the axes have.
-        figure: draws rows into a file; next to the record.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add = parser.add_argument
@@ -95,9 +93,6 @@ def command(
         except KeyboardInterrupt:
             print(f"stopped; {path} has {len(record.rows)} rows, and the next run goes on")
         print(record.write_tables(table))
-        rows = record.here()
-        if rows and figure is not None:
-            figure(rows, path.with_suffix(".png"))
-        return rows
+        return record.here()
 
     return main

@@ -1,74 +1,136 @@
 """Solvers of the small problems against each other: time a problem and worst certificate.
 
-    python -m experiments.benchmarks.solvers [--seconds S] [--instances N] [--tasks 2 8 ...]
-    [--batches 1 64 ...]
+    python -m experiments.benchmarks.solvers [--seconds S] [--tasks 2 8 ...] [--batches 1 4096]
 
-Writes solvers.json, solvers.md and solvers.png. Time: the whole call from Gramians to weights,
-of hard families, on the processor; solvers that take one problem at a time are looped over as many
-as fit in the time allowed. Accuracy: `certify` on all that were solved, in float64.
+Writes solvers.json and solvers.md. Time: the whole call from Gramians to weights, of hard families,
+on the processor, one problem after the other or a batch at once. Accuracy: `certify` on what was
+solved of four problems of each family, in float64.
+
+Each contender is in the best form that a user can write. Ours at its defaults, through the public
+call. cvxpy with a program that is parametrised by a factor of the Gramian (DPP), built at the first
+call for each number of tasks and kept warm, Clarabel at its own tolerances (1e-8) and at 1e-12.
+TorchJD's weightings at their defaults, which stop MGDA after 100 steps or at 1e-3, regularise
+DualProj and UPGrad by 1e-4 and normalise CAGrad's Gramian with an epsilon of 1e-4.
 """
 
 import math
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import partial
 from itertools import product
-from pathlib import Path
 from statistics import median
+from typing import Any
 
+import cvxpy as cp
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from common.arguments import at_least
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.measuring import in_turns, timed
+from experiments.benchmarks.measuring import in_turns
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.runner import Axis, Cell, command
-from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from mtlfunc import solvers
-from mtlfunc.core.files import write_whole
+
+C = 0.5
+KINDS = ("min_norm", "cagrad", "dual_cone", "upgrad")
+Weigh = Callable[[Tensor], Tensor]
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Time of one problem against its worst certified gap, a panel a problem."""
-    from matplotlib.figure import Figure
-
-    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-    panels = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
-    axes = panels.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    for axis, kind in zip(axes, kinds, strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
-        axis.margins(x=0.12)  # for the numbers
-        axis.grid(alpha=0.25)
-    named = {}
-    for row in rows:
-        if row["batch"] == 1 and row["median"]:
-            axis, colour = axes[kinds.index(row["kind"])], f"C{list(SOLVERS).index(row['solver'])}"
-            place = 1e6 * row["median"], max(row["gap"], 1e-18)
-            axis.annotate(str(row["tasks"]), place, (5, 4), textcoords="offset points", size=7)
-            area, fill = 12 + 14 * math.log2(row["tasks"]), "none" if row["failed"] else colour
-            axis.scatter(*place, s=area, facecolors=fill, edgecolors=colour, alpha=0.75)
-            named[row["solver"]] = axis.scatter([], [], color=colour)
-    axes[0].set_ylabel(f"worst normalised gap, {len(FAMILIES)} families")
-    title = """one dot per solver and number of tasks T, which stands at the dot; hollow: some
-        problems were not solved, and their gaps are left out"""
-    panels.legend(
-        named.values(),
-        named,
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        title=" ".join(title.split()),
-    )
-    write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))
+def problem(kind: str, g: Tensor, w: Tensor | None = None) -> Any:
+    """The problem of one Gramian, to project equal weights, or `w`, where it is the dual cone."""
+    if kind == "min_norm":
+        return solvers.min_norm(g)
+    if kind == "cagrad":
+        # a number would be copied to the GPU, which no CUDA graph can do
+        return solvers.cagrad(g, g.new_full((), C) if g.is_cuda else C)
+    return solvers.dual_cone(g, torch.full_like(g[0], 1 / len(g)) if w is None else w)
 
 
-EXACT = ("active_set", "auto", "faces")
-WIDE = 2**20  # entries of a batch of Gramians that an eager, iterative solver is given at most
+def ours(kind: str) -> Weigh:
+    """Through the public call, for one Gramian."""
+    solve = solvers.active_set()
+    if kind == "upgrad":
+        return lambda g: vmap(lambda w: solve(problem(kind, g, w)).weights)(
+            torch.eye(len(g), dtype=g.dtype, device=g.device) / len(g)
+        ).sum(0)
+    return lambda g: solve(problem(kind, g)).weights
+
+
+def torchjd(kind: str) -> Weigh:
+    """TorchJD's weighting of the same method."""
+    from torchjd import aggregation  # a test dependency
+
+    return {
+        "min_norm": aggregation.MGDAWeighting,
+        "cagrad": partial(aggregation.CAGradWeighting, c=C),
+        "dual_cone": aggregation.DualProjWeighting,
+        "upgrad": aggregation.UPGradWeighting,
+    }[kind]()
+
+
+def cvxpy(kind: str, tolerance: float) -> Weigh:
+    """A parametrised program (DPP), built once for each number of tasks and kept warm."""
+    built: dict[int, tuple[cp.Problem, cp.Variable, cp.Parameter, cp.Parameter]] = {}
+    limits = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+
+    def weigh(g: Tensor) -> Tensor:
+        count = len(g)
+        if count not in built:
+            built[count] = _program(kind, count)
+        program, variable, root, linear = built[count]
+        factor = _root(g.numpy())
+        mean = np.full(count, 1 / count)
+        center = factor @ mean
+        radius = C * float(np.linalg.norm(center)) if kind == "cagrad" else 1.0
+        root.value, linear.value = radius * factor, center @ factor
+        program.solve(solver=cp.CLARABEL, warm_start=True, enforce_dpp=True, **limits)
+        answer = np.asarray(variable.value, dtype=np.float64).clip(0)
+        if kind == "dual_cone":
+            return torch.from_numpy(mean + answer)
+        answer /= answer.sum()
+        if kind == "min_norm":
+            return torch.from_numpy(answer)
+        # g_w = 0: d cannot be read off the dual, and what is not finite counts as failed
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return torch.from_numpy(mean + radius / np.linalg.norm(factor @ answer) * answer)
+
+    return weigh
+
+
+def _program(kind: str, count: int) -> tuple[cp.Problem, cp.Variable, cp.Parameter, cp.Parameter]:
+    w, root = cp.Variable(count, nonneg=True), cp.Parameter((count, count))
+    linear = cp.Parameter(count)
+    objective = {
+        "min_norm": lambda: cp.sum_squares(root @ w),
+        "cagrad": lambda: linear @ w + cp.norm(root @ w),
+        "dual_cone": lambda: 0.5 * cp.sum_squares(root @ w) + linear @ w,
+    }[kind]()
+    constraints: list[Any] = [] if kind == "dual_cone" else [cp.sum(w) == 1]
+    return cp.Problem(cp.Minimize(objective), constraints), w, root, linear
+
+
+def _root(gramian: np.ndarray) -> np.ndarray:
+    """R with RᵀR = G / max G, accurate row by row however the lengths are spread."""
+    lengths = np.sqrt(gramian.diagonal())
+    unit = np.where(lengths > 0, lengths, 1.0)
+    values, vectors = np.linalg.eigh(gramian / np.outer(unit, unit))
+    return np.sqrt(values.clip(0))[:, None] * vectors.T * (lengths / lengths.max())
+
+
+SOLVERS: dict[str, Callable[[str], Weigh]] = {
+    "active_set": ours,
+    "cvxpy (DPP, 1e-8)": partial(cvxpy, tolerance=1e-8),
+    "cvxpy (DPP, 1e-12)": partial(cvxpy, tolerance=1e-12),
+    "TorchJD (defaults)": torchjd,
+}
+ERRORS = (ValueError, RuntimeError, cp.SolverError)  # of a solver that gives up
+AUDITED = 4 * len(FAMILIES)  # problems of which weights are certified
 
 
 def mixed(count: int, batch: int, seed: int = 1) -> Tensor:
@@ -78,47 +140,44 @@ def mixed(count: int, batch: int, seed: int = 1) -> Tensor:
     return found.flatten(0, 1)[:batch]
 
 
-def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) -> float | None:
-    """Median: of a batch at once where the solver takes one, else one after the other; None where
-    none was solved.
-    """
-    if batched and len(g) > 1:
-        call = vmap(weigh)
-        call(g)
-        (found,) = in_turns({"": lambda: call(g)}, seconds, least=3).values()
-        return median(found) / len(g)
-    times, end, number = [], time.perf_counter() + seconds, 0
-    pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)))
-    while number < 3 or (time.perf_counter() < end and number < max(1000, len(g))):
-        one = pool[number % len(pool)]
-        number += 1
+Found = tuple[list[float], Sequence[Tensor | None]]
+"""Seconds of a problem, and weights: None where a solver gave up."""
+
+
+def one_by_one(weigh: Weigh, g: Tensor, seconds: float) -> Found:
+    """One problem of each family at least, and as many more as fit."""
+    times, answers, end = [], [], time.perf_counter() + seconds
+    for number in range(1000):
+        if number >= len(FAMILIES) and time.perf_counter() > end:
+            break
+        start, answer = time.process_time(), None
         with suppress(*ERRORS):
-            times.append(timed(lambda one=one: weigh(one)))
-    return median(times) if times else None
+            answer = weigh(g[number % len(g)])
+            times.append(time.process_time() - start)
+        if number < len(g):
+            answers.append(answer)
+    return times, answers
 
 
-def audit(weigh: Weigh, kind: str, batched: bool, g: Tensor, seconds: float) -> Row:
-    """What certificates say of Gramians `[problem, task, task]`; where one is solved after the
-    other, of one of each family, which take turns, and of as many more as `seconds` allow.
+def together(weigh: Weigh, g: Tensor, seconds: float) -> Found:
+    """A batch at once, and the weights of those that are audited."""
+    call = partial(vmap(weigh), g)
+    answers = list(call()[:AUDITED])
+    (times,) = in_turns({"": call}, seconds, least=3).values()
+    return [each / len(g) for each in times], answers
+
+
+def audit(kind: str, g: Tensor, answers: Sequence[Tensor | None]) -> Row:
+    """What certificates say of weights of the first problems of `[problem, task, task]`.
 
     Returns:
         the worst `gap`, how many are `solved` and how many `failed`: by an error, or by weights
         that are not finite; and how many of those solved have weights that are all 0.
     """
-    end, answers, failed = time.perf_counter() + seconds, [], 0
-    if batched:
-        answers = list(zip(g, vmap(weigh)(g).double(), strict=True))
-    else:
-        for number, one in enumerate(g, 1):
-            try:
-                answers.append((one, weigh(one).detach().double()))
-            except ERRORS:
-                failed += 1
-            if number >= len(FAMILIES) and time.perf_counter() > end:
-                break
-    good = [(one, w) for one, w in answers if w.isfinite().all()]
+    given = zip(g, answers, strict=False)
+    good = [(one, w.detach().double()) for one, w in given if w is not None and w.isfinite().all()]
     worst = gap(kind, *map(torch.stack, zip(*good, strict=True))) if good else math.nan
-    row: Row = {"gap": worst, "solved": len(good), "failed": failed + len(answers) - len(good)}
+    row: Row = {"gap": worst, "solved": len(good), "failed": len(answers) - len(good)}
     return row | {"zero": sum(not w.any() for _, w in good)}
 
 
@@ -133,60 +192,38 @@ def gap(kind: str, g: Tensor, w: Tensor) -> float:
     return float(found.amax())
 
 
-def possible(kind: str, name: str, tasks: int, batch: int) -> bool:
-    """What the solvers can do.
-
-    A thousand eager iterations on thousands of large problems need minutes and gigabytes and show
-    nothing new: these are left out.
-    """
-    solver = SOLVERS[name]
-    return (
-        kind in solver.kinds
-        and tasks <= solver.most
-        and (batch == 1 or (solver.batched and kind != "upgrad"))
-        and (batch * tasks**2 <= WIDE or name in EXACT or not solver.batched)
-    )
-
-
 def cells(given: Namespace) -> list[Cell]:
-    """What is possible of what is asked for."""
+    """What the solvers can do of what is asked for."""
     every = product(given.kinds, given.solvers, given.tasks, given.batches)
-    return [cell for cell in every if possible(*cell)]
-
-
-@lru_cache(maxsize=1)  # for all batches of a solver
-def audited(kind: str, name: str, tasks: int, instances: int, seconds: float) -> Row:
-    """Over all families."""
-    solver, g = SOLVERS[name], mixed(tasks, instances * len(FAMILIES), 2)
-    return audit(solver.make(kind), kind, solver.batched and kind != "upgrad", g, seconds)
+    return [
+        (kind, name, tasks, batch)
+        for kind, name, tasks, batch in every
+        if not (kind == "upgrad" and name.startswith("cvxpy"))
+        and (batch == 1 or (name == "active_set" and kind != "upgrad"))
+    ]
 
 
 def measured(given: Namespace, kind: str, name: str, tasks: int, batch: int) -> list[Row]:
     """A row of the record."""
-    weigh, g = SOLVERS[name].make(kind), mixed(tasks, batch)
+    weigh, g = SOLVERS[name](kind), mixed(tasks, max(batch, AUDITED))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
-        said = audited(kind, name, tasks, given.instances, given.seconds)
-        took = seconds_a_problem(weigh, SOLVERS[name].batched, g, given.seconds)
-    return [{"median": took} | said]
+        times, answers = (one_by_one if batch == 1 else together)(weigh, g, given.seconds)
+    return [{"median": median(times) if times else None} | audit(kind, g, answers)]
 
 
-INSTANCES = {"type": at_least(1), "default": 64, "help": "problems audited, of each family and T"}
 main = command(
     "solvers",
     __doc__,
     {
         "kind": Axis("kinds", KINDS),
         "solver": Axis("solvers", list(SOLVERS)),
-        "tasks": Axis("tasks", (2, 3, 8, 32, 64, 128), at_least(2, MOST)),
-        "batch": Axis("batches", (1, 64, 4096), at_least(1)),
+        "tasks": Axis("tasks", (2, 8, 32, 128), at_least(2)),
+        "batch": Axis("batches", (1, 4096), at_least(1)),
     },
     measured,
-    seconds=2.0,
-    more={"instances": INSTANCES},
-    about=("instances",),
+    seconds=0.5,
     cells=cells,
-    figure=figure,
 )
 
 if __name__ == "__main__":
