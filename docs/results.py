@@ -139,42 +139,32 @@ def slower_solvers(rows: list[record.Row]) -> str:
     return f"A peer is faster on: {'; '.join(said) or 'none'}."
 
 
-WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
-
-
 def gramian_table(rows: list[record.Row]) -> str:
     """Time of a Gramian in units of one mean gradient, and the peak memory."""
-    lines = []
-    for family, each in PROBLEMS.items():
-        case = [
-            row
-            for row in rows
-            if (row["family"], row["tasks"], row["batch"]) == (family, *each.size)
-            and "median" in row
-        ]
+    lines, ways = [], [name for name in gramian.CONTENDERS if name != gramian.FLOOR]
+    for family in PROBLEMS:
+        case = {row["method"]: row for row in rows if row["family"] == family and "median" in row}
         if not case:
             continue
-        floor = next(row for row in case if row["quantity"] == "gradient")
-        cells = []
-        for way in WAYS:
-            found = [row for row in case if row["quantity"] == "gramian" and row["method"] == way]
-            cells.append(
-                f"{found[0]['median'] / floor['median']:.3g} ({found[0]['memory'] / 2**20:.3g})"
-                if found
-                else "–"
-            )
+        floor = case.pop(gramian.FLOOR)
+        cells = [
+            f"{case[way]['median'] / floor['median']:.3g} ({case[way]['memory'] / 2**20:.3g})"
+            if way in case
+            else "–"
+            for way in ways
+        ]
         lines.append([floor["case"], f"{1e3 * floor['median']:.3g} ms", *cells])
-    return record.markdown("", ["Gramian", "mean gradient", *WAYS], lines)
+    return record.markdown("", ["Gramian", gramian.FLOOR, *ways], lines)
 
 
 def bars_missed(rows: list[record.Row]) -> str:
     """How many of the engine's bars on a CPU are met, and which are not."""
     bars = gramian.against_bars(rows)
     missed = [
-        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, at most "
-        f"{bar['limit']:.3g} wanted"
+        f"{bar['case']}: {bar['ratio']:.3g} of the {bar['against']}'s, at most {bar['limit']:.3g} "
+        "wanted"
         for bar in bars
-        if bar["median"] > bar["limit"]
+        if bar["ratio"] > bar["limit"]
     ]
     met = f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met"
     return f"{met}; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else f"{met}."

@@ -1,18 +1,16 @@
 """Time and memory of a call."""
 
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from common.memory import Alive
 
 Call = Callable[[], Any]
-Name = TypeVar("Name")
 
 
 def timed(call: Call, device: str = "cpu", times: int = 1) -> float:
@@ -37,106 +35,55 @@ def in_turns(
     seconds: float,
     device: str = "cpu",
     *,
-    times: int = 1,
+    block: float = 0,
     least: int = 7,
 ) -> dict[str, list[float]]:
     """All times of every call, which take turns; each at least so often.
 
     Every turn has an order of its own: a call pays for what the one before it has left in caches
-    and memory.
+    and memory. A time is the mean over as many calls as fill `block` seconds; without it of one.
     """
+    times = dict.fromkeys(calls, 1)
+    if block:
+        for name, call in calls.items():
+            call()
+            times[name] = max(1, int(block / max(timed(call, device), 1e-6)))
     found: dict[str, list[float]] = {name: [] for name in calls}
     start, turn, draw = time.perf_counter(), 0, random.Random(0)
     while time.perf_counter() - start < seconds or turn < least:
         for name in draw.sample(list(calls), len(calls)):
-            found[name].append(timed(calls[name], device, times))
+            found[name].append(timed(calls[name], device, times[name]))
         turn += 1
     return found
 
 
 def by_name(
-    calls: Mapping[str, Call],
-    seconds: float,
-    by: Callable[[list[float]], float] = median,
-    *,
-    unit: str = "",
-    least: int = 7,
+    calls: Mapping[str, Call], seconds: float, by: Callable[[list[float]], float] = median
 ) -> dict[str, float]:
-    """A time of every contender that runs; a peer that does not is left out with a line.
-
-    Args:
-        calls: these take turns, after three calls each.
-        seconds: for all.
-        by: of the turns' times.
-        unit: of which as many calls are a turn as fill two milliseconds; without it one call is.
-        least: turns.
+    """A time of every contender that runs, `by` those of its turns in so many `seconds` for all; a
+    peer that does not run is left out with a line.
     """
     able = {}
     for name, call in calls.items():
         try:
-            for _ in range(3):
-                call()
+            call()
             able[name] = call
         except Exception as error:
             if name != "TorchJD":
                 raise
             print(f"TorchJD left out: {str(error).splitlines()[0]}")
-    times = max(1, int(2e-3 / timed(able[unit]))) if unit else 1
-    taken = in_turns(able, seconds, times=times, least=least)
-    return {name: by(each) for name, each in taken.items()}
-
-
-ROUNDS = 9
-
-
-def in_shares(
-    calls: Mapping[Name, Call], seconds: float, device: str = "cpu", *, block: float = 0
-) -> dict[Name, list[float]]:
-    """All times of every call, which take turns and have `seconds` each.
-
-    A quick call is timed several times a turn, each over as many calls as fill `block` seconds; a
-    slow one in three turns at least.
-    """
-    once = {name: max(timed(call, device), 1e-6) for name, call in calls.items()}
-    found: dict[Name, list[float]] = {name: [] for name in calls}
-    draw = random.Random(0)
-    for turn in range(ROUNDS):
-        for name in draw.sample(list(calls), len(calls)):
-            took = once[name]
-            turns = min(ROUNDS, max(3, int(seconds / took)))
-            if (turn * turns) % ROUNDS < turns:
-                times = max(1, int(block / took))
-                for _ in range(max(1, min(200, int(seconds / ROUNDS / took / times)))):
-                    found[name].append(timed(calls[name], device, times))
-    return found
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """torch's profiler reports its start and stop on the terminal, past Python."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    return {name: by(each) for name, each in in_turns(able, seconds, block=8e-3).items()}
 
 
 def with_memory(call: Call, device: str) -> tuple[Any, int]:
-    """What the call returns, and its peak memory in bytes."""
+    """What the call returns, and its peak memory in bytes: of tensors, on a GPU as its allocator
+    counts it.
+    """
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         answer = call()
         return answer, torch.cuda.max_memory_allocated() - before
-    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with Alive() as seen:
         answer = call()
-    kineto = seen.profiler.kineto_results if seen.profiler else None
-    events = [e for e in kineto.events() if e.name() == "[memory]"] if kineto else []
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return answer, most
+    return answer, seen.peak

@@ -273,21 +273,15 @@ Samples = partial(Of, losses=lambda net, batch: cross_entropy(net(batch[0]), bat
 
 
 class Heads(nn.Module):
-    """Every task has a head, and a target of its own for the same input; or, where inputs come for
-    each of them, an input of its own, so that the trunk is called T times.
-    """
+    """Every task has a head, and a target of its own for the same input."""
 
-    def __init__(
-        self, trunk: nn.Module, heads: Iterable[nn.Module], *, apart: bool = False
-    ) -> None:
+    def __init__(self, trunk: nn.Module, heads: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.trunk, self.heads, self.apart = trunk, nn.ModuleList(heads), apart
+        self.trunk, self.heads = trunk, nn.ModuleList(heads)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        x, targets = batch
-        of = map(self.trunk, x) if self.apart else [self.trunk(x)] * len(targets)
-        each = zip(self.heads, of, targets, strict=True)
-        return tuple(F.mse_loss(head(features), y) for head, features, y in each)
+        z = self.trunk(batch[0])
+        return tuple(F.mse_loss(head(z), y) for head, y in zip(self.heads, batch[1], strict=True))
 
 
 def _by_jets(net: nn.Module, x: Tensor) -> Tensor:
@@ -345,12 +339,6 @@ def decoders(tasks: int, batch: int, image: int) -> Problem:
     return Problem(module, (x, y), "trunk.*")
 
 
-def own_inputs(tasks: int, batch: int, image: int) -> Problem:
-    trunk, heads = dense(128, 256, 256, last=True), [nn.Linear(256, 1) for _ in range(tasks)]
-    x, y = torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)
-    return Problem(Heads(trunk, heads, apart=True), (x, y), "trunk.*")
-
-
 class Family(NamedTuple):
     """Problems of any size."""
 
@@ -364,9 +352,6 @@ PROBLEMS = {
     "mlp-task": Family(mlp_tasks, "MLP 3×1024, {tasks} tasks, batch {batch}", (40, 128)),
     "resnet18": Family(resnet, "ResNet-18, {image}×{image}, {tasks} tasks, batch {batch}", (4, 8)),
     "decoders": Family(decoders, "{tasks} dense decoders, {image}×{image}, batch {batch}", (4, 8)),
-    "own-inputs": Family(
-        own_inputs, "{tasks} tasks with inputs of their own, batch {batch}", (8, 64)
-    ),
     **{
         f"{way}-{width}-sample": Family(
             partial(residuals, way, width), f"Laplacian by {way}, 3×{width}, {{batch}} points"

@@ -31,7 +31,7 @@ from torch.func import grad, vmap
 
 import mtlfunc as mf
 from common.arguments import at_least
-from experiments.benchmarks.measuring import in_shares
+from experiments.benchmarks.measuring import in_turns
 from experiments.benchmarks.record import Row
 from experiments.benchmarks.runner import Axis, Cell, command
 
@@ -301,7 +301,7 @@ def measure(given: Namespace, rule: str, tasks: int, batch: int) -> list[Row]:
                 calls["TorchJD"], sizes["TorchJD"] = call, batch if row["together"] else 1
             except Exception as error:  # what it cannot do is a result, too
                 row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        taken = in_shares(calls, given.seconds, block=2e-3)
+        taken = in_turns(calls, given.seconds * len(calls), block=2e-3)
     return [row | {name: 1e6 * min(each) / sizes[name] for name, each in taken.items()}]
 
 

@@ -233,7 +233,7 @@ def measure(given: Namespace, network: str) -> list[Row]:
     """Median seconds of every contender that runs."""
     torch.manual_seed(0)
     calls = contenders(*CASES[network].make())
-    return [{"seconds": by_name(calls, given.seconds, unit="plain")}]
+    return [{"seconds": by_name(calls, given.seconds)}]
 
 
 def table(rows: list[Row], line: str) -> str:
