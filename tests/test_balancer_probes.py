@@ -163,14 +163,6 @@ def test_what_goes_wrong_at_a_step_is_named(net):
         doubled.backward(several, present=absent)
 
 
-def test_numbers_are_named(net):
-    x, y = batch(0)
-    balancer, losses = mf.Balancer(net, mf.mgda(), TRUNK), losses_of(net(x), y, "tuple")
-    with pytest.raises(ValueError, match=r"losses: .*pass tensors with .*without \.item\(\)"):
-        balancer.backward([loss.item() for loss in losses])
-    assert all(leaf.grad is None for leaf in net.parameters())
-
-
 def test_parameters_outside_of_the_module_are_named(net):
     x, y = batch(0)
     balancer = mf.Balancer(net.trunk, mf.mgda())

@@ -81,12 +81,3 @@ def test_compiled_by_the_default_backend():
     solve, g = active_set(), gramians(4, 5)
     f = vmap(grad(lambda g: solve(cagrad(g, 0.6)).weights[0]))
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(g), f(g), rtol=1e-9, atol=1e-11)
-
-
-def test_what_is_no_problem_is_named():
-    with pytest.raises(TypeError, match="problem: expected min_norm"):
-        active_set()(torch.eye(2))
-    with pytest.raises(TypeError, match=r"gramian: expected a floating dtype, got torch.int64"):
-        min_norm(torch.eye(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"gramian: expected a square matrix"):
-        min_norm(torch.zeros(0, 0))

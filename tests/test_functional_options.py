@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import mtlfunc as mf
+from tests.support.oracles import rows_of
 
 F64 = torch.float64
 
@@ -350,18 +351,8 @@ def losses_of(call):
 def literal(losses, params):
     leaves = {n: x.clone().requires_grad_() for n, x in params.items()}
     wanted = [x for n, x in leaves.items() if n != "scale"]
-    rows = [
-        torch.cat(
-            [
-                x.flatten()
-                for x in torch.autograd.grad(
-                    loss, wanted, retain_graph=True, materialize_grads=True, allow_unused=True
-                )
-            ]
-        )
-        for loss in losses(leaves, ())
-    ]
-    return torch.stack(rows) @ torch.stack(rows).mT
+    rows = rows_of(losses(leaves, ()), wanted)
+    return rows @ rows.mT
 
 
 @pytest.mark.parametrize("kind", NAMES)

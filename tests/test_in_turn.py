@@ -13,7 +13,6 @@ from common.memory import peak
 from tests.support.every import every
 from tests.support.registry import RULES
 
-TASKS = 3
 NAMES = ("depth", "normals", "edges")
 
 
@@ -239,14 +238,6 @@ def test_a_batch_without_labels_is_a_step_of_zero():
         info = balancer.backward(calls, present=present)
         moved = any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
         assert moved == bool(info.gramian.any()) == any(present)
-
-
-def test_a_module_that_was_frozen_since_is_named():
-    net = network()
-    balancer = mf.Balancer(net, mf.mgda(), rows())
-    net.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"shared: there is no parameter .* frozen"):
-        balancer.backward([partial(loss_of, net, next(loader()), name) for name in NAMES])
 
 
 class PassesItself(torch.autograd.Function):

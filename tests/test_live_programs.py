@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.every import few
+from tests.support.oracles import rows_by_name
 from tests.support.programs import draws
 
 WIDTH, SAMPLES = 6, 5
@@ -170,11 +171,7 @@ def losses_of(kind, net, batch):
 def plain(net, losses, shared, present):
     """{name: [task, *shape]}, rows by one pass per task, zeros of absent tasks; and their G."""
     leaves = {n: p for n, p in net.named_parameters() if p.requires_grad}
-    rows = [
-        torch.autograd.grad(x, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        for x in losses
-    ]
-    matrix = {n: torch.stack([row[i] for row in rows]) for i, n in enumerate(leaves)}
+    matrix = rows_by_name(losses, leaves)
     if present is not None:
         matrix = {
             n: torch.stack([x[t] * present[t] for t in range(len(x))]) for n, x in matrix.items()

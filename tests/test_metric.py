@@ -13,7 +13,7 @@ import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._metric import metric_of
 from mtlfunc.types import Metric, Optimizer
-from tests.support.oracles import near
+from tests.support.oracles import literal_metric, near
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
 from tests.support.problems import scalars as losses_of
 from tests.support.registry import RULES
@@ -63,36 +63,6 @@ def losses_at(net: nn.Module, batch: Any) -> list[torch.Tensor]:
 def batch_of(step: int) -> Any:
     generator = torch.Generator().manual_seed(step)
     return tuple(x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in BATCH)
-
-
-def literal_metric(optimizer: Any, leaf: torch.Tensor) -> torch.Tensor:
-    """P of one parameter by the formulas of the papers, from the state before the step."""
-    (group,) = [g for g in optimizer.param_groups if any(x is leaf for x in g["params"])]
-    state, kind = optimizer.state.get(leaf, {}), type(optimizer).__name__
-    lr, one = float(group["lr"]), torch.ones_like(leaf)
-    if kind == "SGD":
-        buffer = state.get("momentum_buffer")
-        share = 1 if buffer is None else 1 - group["dampening"]
-        return lr * one * (1 + group["momentum"] if group["nesterov"] else share)
-    t = float(state.get("step", 0))
-    if kind == "Adagrad":
-        if not state["sum"].any():
-            return lr * one
-        return lr / (1 + t * group["lr_decay"]) / (state["sum"] ** 0.5 + group["eps"])
-    if t == 0:
-        return lr * one
-    if kind == "RMSprop":
-        v = state["square_avg"] - (state["grad_avg"] ** 2 if group["centered"] else 0)
-        return lr / (v**0.5 + group["eps"])
-    b1, b2 = group["betas"]
-    v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"] / (1 - b2**t)
-    if kind == "NAdam":
-        mus = [b1 * (1 - 0.5 * 0.96 ** (i * group["momentum_decay"])) for i in range(1, int(t) + 3)]
-        product = torch.tensor(mus[:-1]).double().prod().item()
-        share = (1 - mus[-2]) / (1 - product)
-        share += mus[-1] * (1 - b1) / (1 - product * mus[-1])
-        return lr * share / (v**0.5 + group["eps"])
-    return lr * (1 - b1) / (1 - b1 ** (t + 1)) / (v**0.5 + group["eps"])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -320,11 +320,6 @@ def test_what_is_wrong_is_said(rows, more, error, words):
         nuclear(rows, **more)
 
 
-def test_derivatives_are_refused():
-    with pytest.raises(NotImplementedError, match="no derivatives"):
-        torch.func.grad(lambda x: nuclear({"w": x})[0].value)(torch.ones(2, 3, 4))
-
-
 def test_small_integers():
     """Small matrices of small integers: the optimum is nearly always at a kink, or 0."""
     for seed in range(30):

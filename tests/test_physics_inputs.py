@@ -94,52 +94,6 @@ def test_points_that_mix_are_refused(name):
         step.update(params, POINTS, step.init(params, POINTS))
 
 
-def test_jets_refuse_points_that_mix():
-    for net in (Mixed(Centred(), nn.Identity()), MIXING["mean of the outputs"]):
-        with pytest.raises(ValueError, match="mixes the points"):
-            mf.physics.laplacian(net, mf.parameters(net), POINTS)
-
-
-def test_more_residuals_than_parameters_need_damping():
-    net = _net(nn.Tanh(), 2)  # 9 parameters
-
-    def residual(params, x):
-        return mf.physics.laplacian(net, params, x).laplacian[:, 0] - 1
-
-    with pytest.raises(ValueError, match=r"more residuals than parameters.*take a damping of"):
-        _step(residual, 0.0, net)
-    state, info = _step(residual, 1e-6, net)
-    assert bool(residual(state.params, POINTS).isfinite().all())
-    assert float(mf.physics.newton_error(info, 1e-6).residual) < 1e-8  # float64, condition 1e6
-
-
-def test_a_nan_point_is_named():
-    net = _net(nn.Tanh())
-    points = POINTS.clone()
-    points[3, 1] = torch.nan
-
-    def residual(params, x):
-        return mf.physics.laplacian(net, params, x).laplacian[:, 0] - 1
-
-    with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[3\]"):
-        _step(residual, 1e-6, net, points)
-
-
-def test_a_term_without_points_is_named():
-    net = _net(nn.Tanh())
-    terms = [
-        lambda p, x: functional_call(net, p, (x,))[:, 0],
-        lambda p, x: functional_call(net, p, (x[:0],))[:, 0],
-    ]
-    step = mf.balance(
-        lambda p, x: tuple(term(p, x).square().sum() for term in terms),
-        mf.physics.ntk(),
-        mf.physics.kernel_traces(terms, mf.losses_only()),
-    )
-    with pytest.raises(ValueError, match=r"residuals\[1\]: expected residuals \[n\] of n > 0"):
-        step.update(mf.parameters(net), POINTS, step.init(mf.parameters(net), POINTS))
-
-
 def test_the_certificate_says_that_float32_is_short():
     """One residual in both precisions: what rounding may hide is as much larger as ε is."""
     lost = {}

@@ -12,6 +12,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 from tests.support import ROOT
 from tests.support.every import every
+from tests.support.oracles import rows_by_name
 
 PAGE = (ROOT / "docs/how-to/recipes.md").read_text()
 
@@ -34,12 +35,7 @@ def of_trunk(name):
 
 def literal(net, losses, chosen=lambda name: True):
     """Rows `{name: [task, *shape]}`, by one pass a task, and the Gramian of those chosen."""
-    leaves = dict(net.named_parameters())
-    rows = [
-        torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        for loss in losses
-    ]
-    matrix = {n: torch.stack([row[i] for row in rows]) for i, n in enumerate(leaves)}
+    matrix = rows_by_name(losses, dict(net.named_parameters()))
     flat = torch.cat([x.flatten(1) for n, x in matrix.items() if chosen(n)], 1)
     return matrix, flat @ flat.mT
 

@@ -4,6 +4,7 @@ implementation of its paper.
 
 import inspect
 import io
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -330,19 +331,10 @@ def test_rule_on_present_tasks_alone(rule, family):
 def test_rules_that_cannot_do_without_a_task_say_so():
     for rule in (name for name in RULES if name.startswith("stateless")):
         present = torch.tensor([True, False, True])
-        with pytest.raises(
-            ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"
-        ):
+        with pytest.raises(ValueError, match=r"needs every task .* tasks \[1\] are absent"):
             with_absent(RULES[rule].make(), jacobian("gaussian", 3), losses_of(3), present)
-        assert (
-            vmap(
-                lambda present, rule=rule: with_absent(
-                    RULES[rule].make(), jacobian("gaussian", 3), losses_of(3), present
-                )
-            )(present[None])
-            .isnan()
-            .all()
-        )
+        given = partial(with_absent, RULES[rule].make(), jacobian("gaussian", 3), losses_of(3))
+        assert vmap(given)(present[None]).isnan().all()
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -187,9 +187,7 @@ def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, b
 def test_dwa_of_a_solved_task_raises():
     solved = SERIES.clone()
     solved[:2, 1] = 0.0
-    with pytest.raises(
-        ValueError, match=r"dwa divides by the means of epochs, and those of tasks \[1\] are 0"
-    ):
+    with pytest.raises(ValueError, match=r"dwa divides .* those of tasks \[1\] are 0"):
         weights_of(mf.dwa(2), solved)
     got = vmap(lambda series: weights_of(mf.dwa(2), series)[0])(solved[None])[0]
     assert got[4:6].isnan().all()  # the epoch whose ratios divide by that mean

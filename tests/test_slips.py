@@ -18,7 +18,6 @@ from mtlfunc.types import BalanceState, TrainState
 from tests.support.problems import BATCH, PARAMS, TASKS, decode, encode, net, scalars, vector
 
 SHARED = "trunk.*"
-ORDER = "the order is balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimi"
 TORCH = "got torch.optim.Adam, which moves parameters in place"
 LOOP = "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
 RULE, PROBE, SGD = mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
@@ -42,10 +41,9 @@ def with_aux(aux):
 
 
 PARTS = {
-    "a rule not called": (lambda: mf.balance(vector, mf.cagrad, PROBE), "rule: .* cagrad"),
+    "a list for a module": (lambda: mf.Balancer([net], RULE), r"module: .*ModuleDict"),
     "a probe not called": (lambda: mf.balance(vector, RULE, mf.jacobian), "probe:"),
     "an optimizer not called": (lambda: mf.descend(vector, RULE, PROBE, mf.adam), "optimizer:"),
-    "the name of a rule": (lambda: mf.balance(vector, "cagrad", PROBE), "rule.*cagrad"),
     "a glob for a probe": (lambda: mf.balance(vector, RULE, "trunk.*"), "probe="),
     "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
     "probe and optimizer swapped": (lambda: mf.descend(vector, RULE, SGD, PROBE), "probe:"),
@@ -78,10 +76,6 @@ PARTS = {
     "a module for encode": (lambda: mf.representation(net.trunk, decode), "encode:"),
     "decode without parameters": (lambda: mf.representation(encode, lambda z, batch: z), "decode:"),
     "one beta": (lambda: mf.adam(1e-3, betas=0.9), r"betas: expected a pair.* got 0\.9"),
-    "a tuple without state": (
-        lambda: stepped(mf.Rule(lambda losses, key: (), lambda geometry, state: geometry.losses)),
-        "rule:",
-    ),
     "text in aux": (lambda: started(losses_fn=with_aux({"name": "x"}), has_aux=True), "losses_fn:"),
     "no state": (lambda: started()[0].update(PARAMS, BATCH, None), "state:"),
     "parameters for a state": (lambda: PLAIN.update(PARAMS, BATCH), "state: .* type dict; start"),
@@ -159,8 +153,6 @@ VALUES = {
         ),
         "encode:",
     ),
-    "half a row": (lambda: mf.subset(1.5), "n: expected a whole number >= 1"),
-    "reduction": (lambda: started(reduction="none"), "reduction='none': expected one of 'mean', "),
 }
 
 PAIR = r"rule: expected \(weights, state\) from update, got Tensor"
@@ -192,10 +184,6 @@ NOTEBOOK = {
     "a figure for a portrait's axes": (
         lambda: mf.plot.portrait(RULE, ["length"], Figure(), cells=(2, 2)),
         "ax:",
-    ),
-    "dimensions without their variable": (
-        lambda: mf.grid(lambda k: torch.ones(2), {"k": [1, 2]}, dims=["task"]),
-        "axes, dims: expected dicts by name",
     ),
 }
 
@@ -314,18 +302,6 @@ def test_scalars_of_something_else():
         mf.log_dict(stepped()[2], names="abc")
 
 
-def test_arguments_that_are_something_else():
-    net = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match=r"module: .*ModuleDict"):
-        mf.Balancer([net], mf.mgda())  # pyright: ignore
-    with pytest.raises(TypeError, match="rule"):
-        mf.Balancer(net, mf.mgda)  # pyright: ignore
-    with pytest.raises(ValueError, match="engine"):
-        mf.Balancer(net, mf.mgda(), mf.jacobian(engine="fast"))  # pyright: ignore
-    with pytest.raises(ValueError, match="reduction"):
-        mf.Balancer(net, mf.mgda(), reduction="max")  # pyright: ignore
-
-
 def test_diagnostics_of_something_else():
     diagnostics, G = mf.diagnostics, torch.eye(12)
     for tasks in (2.0, "2", None):
@@ -341,9 +317,6 @@ def test_diagnostics_of_something_else():
     for other in (found, (found, state), tuple(state), G, 0):
         with pytest.raises(TypeError, match="state: expected None or the last call's"):
             diagnostics.running_conflict(other, G, 2)
-    for other in (BATCH, nn.Linear(2, 1), {}):
-        with pytest.raises(TypeError, match=r"^params: expected a .*dict"):
-            diagnostics.curvature(vector, other, PARAMS)
 
 
 @pytest.mark.parametrize("given", [PROBE, RULE, SGD])
@@ -374,9 +347,7 @@ def test_what_other_libraries_call_it():
             mf.Balancer(net, mf.mgda(), **{name: None})
     balancer = mf.Balancer(net, mf.mgda())
     for call in ("backward", "weigh", "measure"):
-        with pytest.raises(
-            TypeError, match=rf"^Balancer\.{call}: got 2 arguments; did you mean one"
-        ):
+        with pytest.raises(TypeError, match=rf"^Balancer\.{call}: got 2 arguments"):
             getattr(balancer, call)(first, second)
         getattr(balancer, call)([first, second])  # as the error says
         first, second = net(torch.ones(2))

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from tests.support.loops import trained
-from tests.support.oracles import check_slope, near, same
+from tests.support.oracles import check_slope, near, rows_of, same
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -157,12 +157,7 @@ def test_representation_measures_at_z_and_pulls_back_once():
     balance = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
     grads, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
     z = encode(PARAMS, BATCH).requires_grad_()
-    rows = torch.stack(
-        [
-            torch.autograd.grad(loss, z, retain_graph=True)[0].flatten()
-            for loss in decode(PARAMS, z, BATCH)
-        ]
-    )
+    rows = rows_of(decode(PARAMS, z, BATCH), [z])
     near(info.gramian, rows @ rows.T, 1e-12, 1e-14)
     _, on_trunk = literal_rows(PARAMS, BATCH, TRUNK)
     _, on_heads = literal_rows(PARAMS, BATCH, HEADS)

@@ -293,9 +293,7 @@ def test_grid_refuses_the_folder_of_other_axes(begun, axes):
 )
 def test_grid_refuses_the_folder_of_another_function(begun, other):
     next(iter(begun.glob("points-*"))).unlink()
-    with pytest.raises(
-        ValueError, match=r"f at \(a=\d, b=\d\).*found .* before; every point must give"
-    ):
+    with pytest.raises(ValueError, match=r"f at \(a=\d, b=\d\).* every point must give"):
         grid(other, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
 
 
@@ -314,10 +312,7 @@ def test_grid_names_broken_files(begun):
         broken_files.append((begun / "other.npz").read_bytes())
     for broken in broken_files:
         file.write_bytes(broken)
-        with pytest.raises(
-            ValueError,
-            match=rf"path: .*{file.name} .*delete it, and its points are evaluated again",
-        ):
+        with pytest.raises(ValueError, match=rf"path: .*{file.name} .*delete it"):
             grid(lambda a, b: a * b, axes, path=begun)
     file.unlink()
     assert grid(lambda a, b: a * b, axes, path=begun)["value"].values.tolist() == [
@@ -395,11 +390,7 @@ def test_grid_refuses_names_and_shapes_that_clash():
     assert grid(f, axes, dims={"x": "a", "y": ["b", "a"]})["y"].dims == ("k", "b", "a")
     with pytest.raises(ValueError, match=r"f returns \['k'\]; axes are called \['k'\]"):
         grid(lambda k: {"k": k}, axes)
-    with pytest.raises(
-        ValueError,
-        match=r"f at \(n=2\).*found .*\(2,\).* but .*\(1,\).* before; every point must give the "
-        r"same names, shapes and dtypes$",
-    ):
+    with pytest.raises(ValueError, match=r"f at \(n=2\).*found .*\(2,\).* but .*\(1,\).* before"):
         grid(lambda n: torch.zeros(n), {"n": [1, 2]})
 
 

@@ -19,6 +19,7 @@ from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params
 from tests.support import python
+from tests.support.oracles import rows_by_name, rows_of
 
 F64 = torch.float64
 
@@ -61,9 +62,7 @@ def losses_of(net: nn.Module) -> list[Tensor]:
 
 def rows_by_a_loop(net: nn.Module) -> list[Tensor]:
     """Of each parameter [task, *shape]."""
-    losses, leaves = losses_of(net), list(net.parameters())
-    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
-    return [torch.stack(each) for each in zip(*rows, strict=True)]
+    return [*rows_by_name(losses_of(net), dict(net.named_parameters())).values()]
 
 
 def same(found: Iterable[Tensor | None], wanted: Iterable[Tensor]) -> bool:
@@ -78,7 +77,7 @@ def balanced(net: nn.Module) -> bool:
 
 
 def gramian_of(net: nn.Module) -> Tensor:
-    flat = torch.cat([x.flatten(1) for x in rows_by_a_loop(net)], 1)
+    flat = rows_of(losses_of(net), net.parameters())
     return flat @ flat.mT
 
 

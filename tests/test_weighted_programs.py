@@ -14,6 +14,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.every import few
+from tests.support.oracles import literal_metric, rows_by_name
 from tests.support.programs import AWAY, F64, READS, Program, close, draws
 
 # Each takes [sample, 4] and t; at t = 0 most keep samples apart, and no graph says which.
@@ -128,11 +129,7 @@ class Expected(NamedTuple):
 
 def rows_of(losses, leaves):
     """{name: [loss, width]}, one pass a loss."""
-    found = [
-        torch.autograd.grad(x, [*leaves.values()], retain_graph=True, materialize_grads=True)
-        for x in losses
-    ]
-    return {name: torch.stack([row[i].flatten() for row in found]) for i, name in enumerate(leaves)}
+    return {n: rows.reshape(len(rows), -1) for n, rows in rows_by_name(losses, leaves).items()}
 
 
 class Drawn:
@@ -263,7 +260,9 @@ def live(seed, monkeypatch):
         }
         scale = None
         if optimizer:
-            scale = torch.cat([metric_of(optimizer, leaves[n]).flatten() for n in drawn.shared])
+            scale = torch.cat(
+                [literal_metric(optimizer, leaves[n]).flatten() for n in drawn.shared]
+            )
         try:
             entries = drawn.losses(module, batch)
             info = balancer.backward(entries, weightings=batch["A"], retain_graph=kept)
@@ -299,20 +298,6 @@ def live(seed, monkeypatch):
                     moved = leaf - old[name]
                     leaf.copy_(old[name] + moved / (1 + 10 * moved.abs().max()))
     return answered
-
-
-def metric_of(optimizer, leaf):
-    """P of SGD and Adam, by their papers."""
-    (group,) = [g for g in optimizer.param_groups if any(x is leaf for x in g["params"])]
-    state, one = optimizer.state.get(leaf, {}), torch.ones_like(leaf)
-    if isinstance(optimizer, torch.optim.SGD):
-        return group["lr"] * (1 + group["momentum"] if group["nesterov"] else 1) * one
-    if not state:
-        return group["lr"] * one
-    t, (b1, b2) = float(state["step"]), group["betas"]
-    v = state["exp_avg_sq"]
-    scale = group["lr"] * (1 - b1) / (1 - b1 ** (t + 1)) / ((v / (1 - b2**t)).sqrt() + group["eps"])
-    return scale.where(v != 0, 0.0)
 
 
 def pure(seed, monkeypatch):

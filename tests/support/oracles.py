@@ -77,10 +77,49 @@ def rows_of(losses: Any, leaves: Any, **options: Any) -> Tensor:
     return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
 
 
+def rows_by_name(losses: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same as {name: [task, *shape]}, of leaves that require grad."""
+    whole = rows_of(losses, leaves.values())
+    parts = whole.split([leaf.numel() for leaf in leaves.values()], 1)
+    shaped = zip(leaves.items(), parts, strict=True)
+    return {name: part.reshape(-1, *leaf.shape) for (name, leaf), part in shaped}
+
+
 def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
     """Rows [entry, parameter], one backward pass each."""
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
     return rows_of(losses_fn(leaves, batch).flatten(), leaves.values())
+
+
+def literal_metric(optimizer: Any, leaf: Tensor) -> Tensor:
+    """P of one parameter by the formulas of the papers, from the state before the step."""
+    (group,) = [g for g in optimizer.param_groups if any(x is leaf for x in g["params"])]
+    state, kind = optimizer.state.get(leaf, {}), type(optimizer).__name__
+    lr, one = float(group["lr"]), torch.ones_like(leaf)
+    if kind == "SGD":
+        buffer = state.get("momentum_buffer")
+        share = 1 if buffer is None else 1 - group["dampening"]
+        return lr * one * (1 + group["momentum"] if group["nesterov"] else share)
+    t = float(state.get("step", 0))
+    if kind == "Adagrad":
+        if not state["sum"].any():
+            return lr * one
+        return lr / (1 + t * group["lr_decay"]) / (state["sum"] ** 0.5 + group["eps"])
+    if t == 0:
+        return lr * one
+    if kind == "RMSprop":
+        v = state["square_avg"] - (state["grad_avg"] ** 2 if group["centered"] else 0)
+        return lr / (v**0.5 + group["eps"])
+    b1, b2 = group["betas"]
+    v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"] / (1 - b2**t)
+    if kind == "NAdam":
+        mus = [b1 * (1 - 0.5 * 0.96 ** (i * group["momentum_decay"])) for i in range(1, int(t) + 3)]
+        product = torch.tensor(mus[:-1]).double().prod().item()
+        share = (1 - mus[-2]) / (1 - product)
+        share += mus[-1] * (1 - b1) / (1 - product * mus[-1])
+        return lr * share / (v**0.5 + group["eps"])
+    scale = lr * (1 - b1) / (1 - b1 ** (t + 1)) / (v**0.5 + group["eps"])
+    return scale.where(v != 0, 0.0)
 
 
 def cagrad_threshold(gramian: Tensor) -> Tensor:
