@@ -220,7 +220,7 @@ def measured(given: Namespace, family: str) -> list[Row]:
 
 
 AXES = {"family": Axis("cases", list(PROBLEMS))}
-main = command("gramian", __doc__, AXES, measured, seconds=1.0)
+main = command("gramian", __doc__, AXES, measured, seconds=(1.0, "for each contender of a case"))
 
 if __name__ == "__main__":
     main()

@@ -353,7 +353,7 @@ main = command(
         "batch": Axis("batch", (1, 1024), _batch),
     },
     measure,
-    seconds=0.3,
+    seconds=(0.3, "for each side of a comparison"),
     cells=cells,
 )
 

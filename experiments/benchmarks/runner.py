@@ -31,7 +31,7 @@ def command(
     measure: Callable[..., Iterable[Row]],
     table: Callable[[list[Row], str], str] = plain,
     *,
-    seconds: float | None = None,
+    seconds: tuple[float, str] | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
     about: Sequence[str] = (),
     cells: Callable[[argparse.Namespace], Iterable[Cell]] | None = None,
@@ -48,7 +48,7 @@ def command(
         measure: from the command line, which has the `record`, and a cell's entries to its rows,
             to which these are added.
         table: of rows under one line of settings, in Markdown; next to the record.
-        seconds: the default time, for a cell or what else `doc` says; None has no `--seconds`.
+        seconds: the default time, and what it is for; None has no `--seconds`.
         more: further options, by name, with the arguments of argparse.
         about: options that a time depends on.
         cells: other ones than all combinations of what the axes have.
@@ -56,7 +56,8 @@ def command(
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add = parser.add_argument
     if seconds is not None:
-        add("--seconds", type=positive, default=seconds, help=f"time (default: {seconds})")
+        usual, what = seconds
+        add("--seconds", type=positive, default=usual, help=f"time {what} (default: {usual})")
     add("--out", type=folder, default=str(OUT), help="folder of the files")
     add("--again", action="store_true", help="measure anew what the record already has")
     for axis in axes.values():

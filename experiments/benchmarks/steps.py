@@ -279,7 +279,8 @@ def _brief(row: Row) -> str:
 
 
 AXES = {"network": Axis("networks", list(CASES))}
-main = command("steps", __doc__, AXES, measure, table, seconds=10.0)
+SECONDS = 10.0, "for all contenders of a network"
+main = command("steps", __doc__, AXES, measure, table, seconds=SECONDS)
 
 if __name__ == "__main__":
     main()

@@ -164,7 +164,8 @@ AXES = {
     "network": Axis("networks", list(CASES)),
     "tasks": Axis("tasks", [2, 4, 16, 64], at_least(1)),
 }
-main = command("weightings", __doc__, AXES, measure, table, seconds=8.0)
+SECONDS = 8.0, "for all contenders of a network and K"
+main = command("weightings", __doc__, AXES, measure, table, seconds=SECONDS)
 
 if __name__ == "__main__":
     main()
