@@ -279,11 +279,11 @@ def steps_block() -> str:
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
         contenders taking turns ({described(chosen, rows)}). `shortest loop` is one `backward()` per
-        task whose `.grad` is read into a row, and our solver; `loop` the same with
-        `torch.autograd.grad`; `LibMTL-style` one `backward()` per task whose `.grad` is copied into
-        a row of a matrix, and Frank-Wolfe on its products (LibMTL's way, our own code: LibMTL is
-        not run); TorchJD its `mtl_backward`, or without heads its `backward`. The rule is
-        MGDA on the trunk. The last two columns compare `mf.Balancer` with the shortest loop:"""
+        task whose `.grad` is read into a row, and our solver; `LibMTL-style` one `backward()` per
+        task whose `.grad` is copied into a row of a matrix, and Frank-Wolfe on its products
+        (LibMTL's way, our own code: LibMTL is not run); TorchJD its `mtl_backward`, or without
+        heads its `backward`. The rule is MGDA on the trunk. The last two columns compare
+        `mf.Balancer` with the shortest loop:"""
     )
     behind, missed = steps.behind(rows), steps.missed(rows)
     said = f"A peer is faster on: {'; '.join(behind) or 'none'}."
@@ -308,7 +308,7 @@ def memory_block() -> str:
         once, parameters aside, with a head for each task and MGDA on the trunk; the second of two
         steps, 32 × 32 pixels, the contenders of the table above ({described(chosen, rows)}):"""
     )
-    return marked("memory", line, memory.tables(rows, "").strip())
+    return marked("memory", line, memory.table(rows, ""))
 
 
 def solvers_block() -> str:

@@ -6,12 +6,10 @@ Writes steps.json and steps.md. Every contender makes the losses and leaves a gr
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
 machine does hits them alike; medians of the processor's time on one thread. Peers: the shortest
 loop (one `backward()` per task, `.grad` of the trunk read into rows, MGDA's weights by our solver,
-the combination written into `.grad`); a loop with `torch.autograd.grad` per task; a loop in the
-style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix, weights by
-Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
-TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
-no heads. The rule is MGDA on the trunk throughout; `losses alone` is a balancer whose rule reads no
-gradient, and does what the plain step does.
+the combination written into `.grad`); a loop in the style of LibMTL (one `backward()` per task,
+`.grad` copied into rows of a matrix, weights by Frank-Wolfe; LibMTL is not run itself: it needs
+torchvision, and its weightings a trainer); and TorchJD where it is installed, its `mtl_backward` on
+the heads' input, or `backward` where there are no heads. The rule is MGDA on the trunk throughout.
 """
 
 from argparse import Namespace
@@ -84,9 +82,8 @@ CASES = {
     "pinn": Case(lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points"),
 }
 LONG = 4e-3  # seconds of a plain step, from which `mf.Balancer` has the stricter bar
-PEERS = ("shortest loop", "loop", "LibMTL-style", "TorchJD")
+PEERS = ("shortest loop", "LibMTL-style", "TorchJD")
 OURS = ("mf.balance", "mf.Balancer")
-ALONE = "losses alone"
 
 
 def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tensor:
@@ -162,33 +159,12 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
 
     trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
 
-    def loop() -> None:
-        net.zero_grad()
-        losses = net(x)
-        rows = [
-            torch.autograd.grad(loss, trunk, retain_graph=True, materialize_grads=True)
-            for loss in losses
-        ]
-        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-        weights = mf.weights(mf.mgda(), jacobian @ jacobian.T)
-        own = torch.autograd.grad(torch.stack(losses).mean(), heads) if heads else ()
-        for leaf, grads in zip(trunk, zip(*rows, strict=True), strict=True):
-            leaf.grad = torch.tensordot(weights, torch.stack(grads), 1)
-        for leaf, grad in zip(heads, own, strict=True):
-            leaf.grad = grad
-
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
 
     def live() -> None:
         net.zero_grad()
         losses = net(x)
         balancer.backward(losses)
-
-    weighted = mf.Balancer(net, mf.gls(), None)
-
-    def alone() -> None:
-        net.zero_grad()
-        weighted.backward(net(x))
 
     step = mf.balance(losses_of(net), mf.mgda(), mf.jacobian("trunk.*"))
     state = step.init(mf.parameters(net), x)
@@ -197,9 +173,8 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads), "loop": loop,
+        "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads),
         "LibMTL-style": partial(libmtl_style, net, x), "mf.Balancer": live, "mf.balance": pure,
-        ALONE: alone,
     }  # fmt: skip
     try:
         return found | {"TorchJD": torchjd_step(net, x)}
@@ -238,7 +213,7 @@ def measure(given: Namespace, network: str) -> list[Row]:
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
-    names, lines = [*PEERS, *OURS, ALONE], []
+    names, lines = [*PEERS, *OURS], []
     for row in rows:
         plain = f"{1e3 * row['seconds']['plain']:.3g}"
         ratios = [*units(row["seconds"], names), f"{_over_shortest(row):.2f}", f"{_bar(row):.2f}"]
