@@ -276,8 +276,6 @@ def test_states_of_others_are_refused(net):
     balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
     balancer.backward(FORMS["dict"](net(x), y))
     saved = balancer.state_dict()
-    with pytest.raises(ValueError, match=r"state_dict: expected what Balancer.state_dict"):
-        balancer.load_state_dict({"rule": {}})
     stateless = mf.Balancer(net, mf.mgda(), "trunk.*")
     stateless.load_state_dict(saved)
     with pytest.raises(ValueError, match=r"another rule or number of tasks"):

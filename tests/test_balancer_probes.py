@@ -1,6 +1,5 @@
 """A balancer with any probe: the numbers of the pure step, its states, and what it refuses."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -232,29 +231,6 @@ def test_batches_of_one_forward_are_as_those_of_several(form, net):
     torch.testing.assert_close(
         step(split, target), step(lambda: (net(x), net(other)), target), rtol=1e-9, atol=1e-12
     )
-
-
-def test_an_optimizer_in_the_backward_pass_steps_on_each_gradient(net):
-    """Hooks on `.grad` that step, as memory-saving loops register them."""
-    x, y = batch(0)
-    twin = copy.deepcopy(net)
-    mf.Balancer(twin, mf.mgda(), TRUNK).backward(losses_of(twin(x), y, "tuple"))
-    expected = [leaf.detach() - 0.1 * leaf.grad for leaf in twin.parameters()]
-
-    def step(leaf):
-        with torch.no_grad():
-            leaf.sub_(0.1 * leaf.grad)
-        leaf.grad = None
-
-    for leaf in net.parameters():
-        leaf.register_post_accumulate_grad_hook(step)
-    balancer = mf.Balancer(net, mf.mgda(), TRUNK)
-    for form in ("tuple", "stacked"):
-        losses = losses_of(net(x), y, form)
-        balancer.backward(losses)
-        if form == "tuple":
-            for leaf, moved in zip(net.parameters(), expected, strict=True):
-                torch.testing.assert_close(leaf.detach(), moved, rtol=1e-12, atol=1e-14)
 
 
 def test_a_hook_that_removes_itself_is_called_once(net):

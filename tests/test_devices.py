@@ -5,11 +5,12 @@
 
 import pytest
 import torch
-from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 import mtlfunc as mf
 from experiments.benchmarks.families import FAMILIES, gramians
+from tests.support.networks import network
+from tests.support.registry import PROBLEMS
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -17,13 +18,6 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
 def device(request):
     return request.param
-
-
-PROBLEMS = {
-    "min_norm": mf.solvers.min_norm,
-    "cagrad": lambda g: mf.solvers.cagrad(g, g.new_full((), 0.5)),
-    "dual_cone": lambda g: mf.solvers.dual_cone(g, torch.full_like(g[0], 1 / len(g))),
-}
 
 
 @pytest.mark.parametrize("draw", [mf.random.uniform, mf.random.normal])
@@ -70,30 +64,10 @@ def test_derivatives_of_solutions_agree(device, kind):
     )
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
-            self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
-
-    def forward(self, x):
-        z = self.trunk(x)
-        return torch.cat([head(z) for head in self.heads], -1)
-
-
 def problem(device):
-    """Losses, parameters and a batch, float64."""
-    net = Net().double().to(device)
-    draw = torch.Generator().manual_seed(1)
-    x, y = (torch.randn(12, n, generator=draw, dtype=torch.float64).to(device) for n in (5, 3))
-
-    def losses(params, batch):
-        x, y = batch
-        return (functional_call(net, params, (x,)) - y).square().mean(0)
-
-    return losses, mf.parameters(net), (x, y)
+    losses, params, batch = network()
+    moved = {name: leaf.to(device) for name, leaf in params.items()}
+    return losses, moved, tuple(x.to(device) for x in batch)
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])

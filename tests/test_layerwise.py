@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.core._torch import tells_hooks
 from mtlfunc.gradients import backward
-from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import plan
 from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
@@ -386,20 +385,6 @@ def test_every_head_is_entered_once_for_the_rows(form, engine, monkeypatch):
     got = mf.task_gramian(losses, params, x, shared="trunk.*", engine=engine)[1]
     assert entered == [1] * 4
     agree(got, expected, 1e-12)
-
-
-def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatch):
-    losses, params, x, entered = _decoders("stacked")
-    monkeypatch.setattr(
-        gradients,
-        "is_worth_recording",
-        lambda params, names, rows: "trunk.weight" not in names or len(names) > 2,
-    )
-    monkeypatch.setattr(forwards, "read_uses", None)
-    entered[:] = [0] * 4
-    got = mf.task_gramian(losses, params, x, shared="trunk.*")[1]
-    assert entered == [1] * 4
-    agree(got, mf.task_gramian(losses, params, x, shared="trunk.*", engine="rows")[1], 1e-12)
 
 
 @pytest.mark.parametrize("form", ["tuple", "stacked"])

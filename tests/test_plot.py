@@ -229,6 +229,7 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
 NAN = float("nan")
 ONES = torch.ones(2)
 STEP = mf.Info(ONES, ONES, ONES, ONES, (), {})
+GROUPS = STEP._replace(losses=torch.zeros(5, 3), weights=torch.full((5, 2, 3), 0.5))
 
 BAD = {
     "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
@@ -236,6 +237,7 @@ BAD = {
     "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
+    "weights of groups": (lambda ax: plot.weights(GROUPS, ax), r"2 groups .* record\.weights\["),
     "steps that are not stacked": (lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax), "record:"),
     "portrait losses": (lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]), "losses:"),
     "portrait weights": (lambda ax: plot.portrait(lambda g: g.sum(), ("length",)), "rule:"),
@@ -350,10 +352,3 @@ def test_a_simplex_of_one_gradient_three_times(row):
     rows = torch.tensor([row] * 3, dtype=torch.float64)
     panel = mf.plot.simplex(rows @ rows.T, ax=Figure().add_subplot(), resolution=8)
     assert panel.texts
-
-
-def test_weights_of_groups_are_refused():
-    step, task = torch.full((5, 2, 3), 0.5), torch.zeros(5, 3)
-    info = mf.Info(task, torch.zeros(0), step, step, (), {})
-    with pytest.raises(ValueError, match=r"weights of 2 groups .* record\.weights\[\.\.\., g, :\]"):
-        mf.plot.weights(info)
