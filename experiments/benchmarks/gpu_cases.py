@@ -155,7 +155,7 @@ LARGE = steps.Case(
     "ResNet-18, 4 tasks, batch 64, 64 px, TF32",
 )
 MLP, RESNET = steps.CASES["mlp"], steps.CASES["resnet"]
-RULES = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.4), "mean": mf.mean(), "pcgrad": mf.pcgrad()}
+RULES = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.4), "pcgrad": mf.pcgrad()}
 
 
 @contextmanager
@@ -195,8 +195,11 @@ def step_times(on: On) -> Cases:
             yield from ratios(case.what, _chosen(case, on), on, 0.5, pairs)
 
     def captured(case: steps.Case) -> Iterator[Row]:
-        plain, _, program = programs(case, mf.mgda(), on, lambda step: mf.capture(step).update)
-        yield from ratios(case.what, {"plain with SGD": plain, "captured": program}, on, 0.2)
+        net, x = made(case, on)
+        step = pure_step(net, mf.mgda())
+        call = repeated(mf.capture(step).update, step.init(mf.parameters(net), x), x)
+        calls = {"plain with SGD": with_sgd(net, x), "captured": call}
+        yield from ratios(case.what, calls, on, 0.2)
 
     cases: Cases = {}
     for case in _networks(on):
@@ -206,21 +209,17 @@ def step_times(on: On) -> Cases:
     return cases
 
 
-def programs(
-    case: steps.Case, rule: mf.Rule, on: On, make: Callable[[mf.Step], Callable[..., Any]]
-) -> tuple[Call, Call, Call]:
-    """A plain step with its optimizer, ours, and ours as the program that `make` makes of it."""
-    net, x = made(case, on)
-    step, other = pure_step(net, rule), copy.deepcopy(net)
-    optimizer = torch.optim.SGD(other.parameters(), 1e-3)
+def with_sgd(net: steps.Net, x: Tensor) -> Call:
+    """A plain step with its optimizer, on a copy of the network."""
+    net = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
 
     def plain() -> None:
         optimizer.zero_grad()
-        torch.stack(other(x)).mean().backward()
+        torch.stack(net(x)).mean().backward()
         optimizer.step()
 
-    state = step.init(mf.parameters(net), x)
-    return plain, repeated(step.update, state, x), repeated(make(step), state, x)
+    return plain
 
 
 def pure_step(net: steps.Net, rule: mf.Rule, optimizer: mf.Optimizer | None = None) -> mf.Step:
@@ -249,8 +248,7 @@ def capture(on: On) -> Cases:
 
     @cache
     def plain() -> list[Row]:
-        call = programs(MLP, mf.mean(), on, lambda step: step.update)[0]
-        return list(ratios(MLP.what, {"plain": call}, on, 0.3))
+        return list(ratios(MLP.what, {"plain": with_sgd(*made(MLP, on))}, on, 0.3))
 
     def rule(name: str) -> Iterator[Row]:
         net, x = made(MLP, on)
