@@ -4,24 +4,20 @@ literal loops.
 
 import itertools
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 import mtlfunc as mf
 from common.problems import cagrad_toy as toy
-from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
+from paper_repro.cagrad import common, convergence, dual_solvers, toy_runs
 from paper_repro.cagrad.toy_ends import STOPPED
 from paper_repro.claims import DECISIONS
-from paper_repro.report.findings import Claim, Finding, Settings
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
-
-TINY = Settings(seeds=2, shrink=0.0002)
+from paper_repro.report.findings import Claim, Settings
 
 
 def plain_losses(x: float, y: float, sign: float) -> tuple[float, float]:
@@ -41,20 +37,6 @@ def test_losses_are_the_plain_formula(sign: float) -> None:
     np.testing.assert_allclose(
         found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
     )
-
-
-def test_minimum_of_the_mean_by_scipy() -> None:
-    found: Any = minimize(
-        lambda x: sum(plain_losses(x[0], x[1], 1.0)) / 2,
-        [2.0, -6.0],
-        method="BFGS",
-        options={"gtol": 1e-9},
-    )
-    where, value = toy.minimum_of_mean()
-    assert value == pytest.approx(found.fun, abs=1e-9)
-    np.testing.assert_allclose(where, found.x, atol=1e-4)
-    assert value == pytest.approx(-15.0916, abs=1e-4)
-    np.testing.assert_allclose(where, [0, -8.3551], atol=1e-3)
 
 
 def min_norm(g1: Tensor, g2: Tensor) -> Tensor:
@@ -142,39 +124,6 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
         )
         # the search stops at 1e-5 of the weight
         torch.testing.assert_close(found, script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    """CAGrad-Fast's times on a small network: no verdict that is tested here is read off them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "network", partial(fast.network, hidden=32, samples=32))
-        return findings_of("cagrad", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every: dict[str, list[Finding]]) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_ledger_and_findings_agree(every: dict[str, list[Finding]]) -> None:
-    check_ledger(every)
-    ids = {f"CA-{n:02}" for n in range(1, 41)} | {"X-01", "X-02", "X-04", "X-05"}
-    data = {"CA-01", "CA-30", "CA-31", "CA-32", "CA-33", "CA-35", "CA-36", "CA-38"}
-    others = data | {"CA-07", "CA-37"}  # an aim, and one of the questions between the texts
-    assert {name for name in by_name(every) if name[-2:].isdigit()} == ids - others
-
-
-def test_findings_are_complete(every: dict[str, list[Finding]]) -> None:
-    check_complete(every)
-
-
-def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) -> None:
-    for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-22", "CA-29", "X-04"):
-        assert found[name].verdict == "holds", name
-    for name in ("CA-03", "CA-12", "CA-13"):
-        assert found[name].verdict == "holds only when", name
-    assert found["CA-05"].verdict == "does not hold"
 
 
 def test_threshold_of_two_opposed_gradients_is_one() -> None:

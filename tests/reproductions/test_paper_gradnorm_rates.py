@@ -2,9 +2,6 @@
 numbers are read off the curves.
 """
 
-import re
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,44 +9,11 @@ import torch
 import mtlfunc as mf
 from paper_repro.gradnorm import common, difficulty, lanes, targets, train_lanes
 from paper_repro.report import grids
-from paper_repro.report.findings import Claim, Finding, Settings
+from paper_repro.report.findings import Claim, Settings
 from paper_repro.report.intervals import Interval, ratio_interval
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
 SMALL = lanes.Size(8, 10, 6, 3, (1e-3, 1e-2), (), (1e-3, 1e-2))
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    return findings_of("gradnorm", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_rows_that_are_judged(every):
-    check_ledger(every)
-    decided = {name for name in by_name(every) if re.fullmatch(r"GN-\d\d", name)}
-    left = {"GN-01", "GN-26"}  # data
-    assert decided == {f"GN-{i:02d}" for i in range(1, 30)} - left
-
-
-def test_findings_are_complete(every):
-    check_complete(every)
-
-
-def test_what_is_exact_at_any_budget(found):
-    exact = ("GN-03", "GN-08", "GN-09", "GN-10", "GN-13", "GN-14", "GN-15", "GN-16")
-    for identifier in exact:
-        assert found[identifier].verdict == "holds", identifier
-    assert found["GN-18"].verdict == "holds only when"  # by the reading of what is not stated
-    sums = found["GN-10"].measured
-    assert sums["largest Σ targets/(T·Ḡ), 0 < α < 1"] < 1 < sums["smallest Σ targets/(T·Ḡ), α = 2"]
-    assert sums["largest deviation of Σ targets/(T·Ḡ) from 1, normalised targets"] < 1e-12
-    assert found["GN-25"].measured["runs of a full grid of 5 ratios, T = 10"] == 5**9
 
 
 def test_the_target_check_sees_another_rule(monkeypatch):
@@ -187,6 +151,7 @@ def test_a_best_says_whether_its_setting_is_at_an_end(even, odd, edge, words):
     """A grid of three values, each with two further settings: its ends are those of the values."""
     scores = 1.0 + np.arange(24).reshape(6, 4)
     scores[even, 1::2] = scores[odd, ::2] = 0  # each half's choice is made on the other one
+    scores[4, :2] = np.nan  # a run that diverged, which is never best
     found = grids.at_best(scores, (1, 1, 2, 2, 3, 3))
     assert found.choice.tolist() == [even, odd, even, odd]
     assert found.scores.tolist() == [scores[x, seed] for seed, x in enumerate(found.choice)]

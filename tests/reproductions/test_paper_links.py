@@ -1,52 +1,18 @@
 """What the texts say of each other: exact rest points, what a lane of the study trains."""
 
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
 
 import mtlfunc as mf
 from paper_repro.cross_paper import adam_metric, digits, rest_points
-from paper_repro.report.findings import Finding, Settings
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
-
-TINY = Settings(seeds=2, shrink=0.02)
 
 
 def short(patch: pytest.MonkeyPatch) -> None:
     """Fewer and longer steps to the rest points, over the same way."""
     for name, value in {"HALVINGS": 6, "EACH": 10, "FIRST": 1.2}.items():
         patch.setattr(rest_points, name, value)
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    with pytest.MonkeyPatch.context() as patch:
-        short(patch)
-        patch.setattr(digits, "RATES", (1e-2,))
-        return findings_of("cross_paper", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_ledger_and_findings_agree(every):
-    check_ledger(every)
-    assert set(by_name(every)) == {"X-03", "X-06", "X-07", "CA-37", "auxiliaries"}
-
-
-def test_findings_are_complete(every):
-    check_complete(every)
-
-
-def test_rest_point_holds_at_any_budget(found):
-    claim = found["X-03"]
-    assert claim.verdict == "holds"
-    assert claim.measured["T = 2: share of draws in which a step on W raises a task"] == 0
-    assert claim.measured["rate of task 1, three tasks"] == -6
 
 
 def test_fractions_of_the_examples():

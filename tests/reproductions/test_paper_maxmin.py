@@ -2,9 +2,7 @@
 what holds at any budget.
 """
 
-import re
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
@@ -13,78 +11,15 @@ from torch.func import grad, vmap
 import mtlfunc as mf
 from paper_repro.mgda import (
     common,
-    cost_of_gradients,
     cost_of_weights,
     duality,
     encoders,
     naive,
-    network,
     pareto,
-    random_encoders,
     smoothing,
     solvers,
     unit_gradients,
 )
-from paper_repro.report.findings import Finding, Settings
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
-
-TINY = Settings(seeds=2, shrink=0.004)
-OPEN = {"SU-04", "SU-37"}  # a choice, and one that needs data
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    """On small networks and few encoders: no verdict tested here is read off their sizes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost_of_gradients, "WIDTH", 64)
-        patch.setattr(cost_of_gradients, "BOUND_WIDTH", 32)
-        patch.setattr(cost_of_gradients, "HEADS", {"small heads": 0, network.LARGE: 64})
-        patch.setattr(random_encoders, "TASKS", (2, 5))
-        patch.setattr(random_encoders, "WIDTHS", (1, 8))
-        return findings_of("mgda", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_every_exact_and_synthetic_row_is_judged(every):
-    check_ledger(every)
-    decided = {name for name in by_name(every) if re.fullmatch(r"SU-\d\d", name)}
-    assert decided == {f"SU-{i:02d}" for i in range(1, 38)} - OPEN
-
-
-def test_findings_are_complete(every):
-    check_complete(every)
-
-
-def test_what_is_exact_at_any_budget(found):
-    for identifier in (
-        "SU-01",
-        "SU-02",
-        "SU-06",
-        "SU-08",
-        "SU-10",
-        "SU-11",
-        "SU-12",
-        "SU-13",
-        "SU-16",
-        "SU-17",
-        "SU-19",
-        "SU-22",
-        "SU-26",
-        "SU-28",
-        "SU-31",
-        "SU-33",
-        "SU-34",
-    ):
-        assert found[identifier].verdict == "holds", identifier
-    for identifier in ("SU-03", "SU-05", "SU-15", "SU-18"):
-        assert found[identifier].verdict == "holds only when", identifier
-    assert found["SU-07"].verdict == "holds"
-    assert found["SU-30"].measured["draws in which MGDA itself raises a task"] == 0
-
 
 # ---- smoothing and the naive iteration ----
 

@@ -6,7 +6,7 @@ from hypothesis import given
 
 from mtlfunc.analysis import diagnostics
 from paper_repro.pcgrad.measures import conflicting, curvature_bound, magnitude_similarity
-from tests.support.families import FAMILIES, jacobian, jacobians
+from tests.support.families import FAMILIES, jacobians
 
 EPS = torch.finfo(torch.float64).eps
 PAIRWISE = [diagnostics.cosines, conflicting, magnitude_similarity, curvature_bound]
@@ -45,21 +45,3 @@ def test_pairwise_diagnostics_equal_definitions(J):
                 np.testing.assert_allclose(
                     bound[i, j], expected, rtol=1e-12, atol=float(1e3 * EPS * sizes**2 / plus**2)
                 )
-
-
-def test_curvature_bound_is_pcgrads_shrinkage():
-    """For a conflicting pair ‖sum of projected gradients‖² = ξ‖g₁ + g₂‖², and k < 0 with ξ <= 1
-    implies k <= -Φ.
-    """
-    for seed in range(50):
-        g, h = jacobian("gaussian", 2, seed, width=3).numpy()
-        G = torch.from_numpy(np.stack([g, h]) @ np.stack([g, h]).T)
-        if g @ h >= 0:
-            continue
-        projected = g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
-        bound = float(curvature_bound(G)[0, 1])
-        np.testing.assert_allclose(
-            projected @ projected, bound * (g + h) @ (g + h), rtol=1e-10, atol=1e-14
-        )
-        if bound <= 1:
-            assert diagnostics.cosines(G)[0, 1] <= -magnitude_similarity(G)[0, 1]

@@ -1,8 +1,6 @@
 """PCGrad's reproductions: exact findings, the ablation's arms, what holds at any budget."""
 
-import re
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,49 +17,6 @@ from paper_repro.pcgrad import (
     theorem2,
     training,
 )
-from paper_repro.report.findings import Finding, Settings
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
-
-TINY = Settings(seeds=2, shrink=0.004)
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    return findings_of("pcgrad", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_every_exact_and_synthetic_row_is_judged(every):
-    check_ledger(every)
-    decided = {name for name in by_name(every) if re.fullmatch(r"PC-\d\d", name)}
-    open_to_data = {"PC-01", "PC-07", "PC-08", "PC-21", "PC-22"}
-    assert decided == {f"PC-{i:02d}" for i in range(1, 33)} - open_to_data
-
-
-def test_findings_are_complete(every):
-    check_complete(every)
-
-
-def test_what_is_exact_at_any_budget(found):
-    for identifier in ("PC-06", "PC-09", "PC-10", "PC-11", "PC-13", "PC-14", "PC-15", "PC-30"):
-        assert found[identifier].verdict == "holds", identifier
-    for identifier in ("PC-12", "PC-16", "PC-19"):
-        assert found[identifier].verdict == "holds only when", identifier
-    # at a point log|·| is concave; over a step across its cusp Definition 3's H is positive
-    for arm in ("sum", "PCGrad"):
-        assert found["PC-05"].measured[f"{arm}: share of points with gᵀ∇²L g > 0"] == 0
-
-
-def test_no_corrected_theorem_is_violated(found):
-    second, first = found["PC-19"].measured, found["PC-17"].measured
-    assert first["violations of the promised fall"] == 0
-    assert second["violations of the corrected theorem"] == 0
-    assert second["violations with weight 2(1 - s)"] == 0
-
 
 # ---- the theorems' study ----
 
@@ -95,13 +50,6 @@ def test_three_gradients_at_120_degrees():
     assert fan.difference < 1e-14
     mean = [sum(c[i] for c in fan.coefficients) for i in range(3)]
     assert mean[0] == mean[1] == mean[2]  # g_1 + g_2 + g_3 = 0, so the mean direction is 0
-
-
-def test_some_task_is_raised_under_every_order():
-    found = rational.under_all_orders(rational.gramian_of(rational.RAISED))
-    worst = [min(rates) for rates in found.rates]
-    assert len(worst) == 8
-    assert max(worst) == Fraction(-1, 2)
 
 
 # ---- the landscape and the arms ----

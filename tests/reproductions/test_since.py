@@ -1,7 +1,6 @@
 """What the field has said since 2020: the ledger, and what the questions are made of."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from scipy.linalg import expm
 from scipy.optimize import brentq
 
 import mtlfunc as mf
-from paper_repro.report.findings import Finding, Settings
 from paper_repro.since import (
     aligned,
     common,
@@ -23,37 +21,6 @@ from paper_repro.since import (
     scalarization,
     terms,
 )
-from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
-
-TINY = Settings(seeds=2, shrink=0.02)
-
-
-@pytest.fixture(scope="module")
-def every() -> dict[str, list[Finding]]:
-    return findings_of("since", TINY)
-
-
-@pytest.fixture(scope="module")
-def found(every) -> dict[str, Any]:
-    return by_name(every)
-
-
-def test_ledger_and_findings_agree(every):
-    check_ledger(every)
-    assert {x for x in by_name(every) if x.startswith("SI-")} == {
-        f"SI-{i:02}" for i in range(1, 29)
-    }
-
-
-def test_findings_are_complete(every):
-    check_complete(every)
-
-
-def test_what_is_exact_at_any_budget(found):
-    assert found["SI-14"].verdict == "holds"
-    for identifier in ("SI-05", "SI-09", "SI-13", "SI-16", "SI-19"):
-        assert found[identifier].verdict == "holds only when", identifier
-
 
 # ---- narrow networks ----
 

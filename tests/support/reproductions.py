@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
@@ -13,28 +12,14 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from matplotlib import style
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
-from paper_repro.__main__ import reproductions
-from paper_repro.claims import ROWS
-from paper_repro.report.figures import STYLE
-from paper_repro.report.findings import Claim, Figure, Finding, Settings
-from paper_repro.report.layout import fit, place_of, room_above, titles
-from paper_repro.report.verdicts import findings as findings_under
+from paper_repro.report.findings import Settings
+from paper_repro.report.layout import place_of, room_above, titles
 from tests.support import ROOT
 
-Found = Mapping[str, Sequence[Finding]]
 """Findings by the module that yielded them."""
-
-
-def findings_of(paper: str, settings: Settings) -> dict[str, list[Finding]]:
-    """What every question of a paper's folder yields."""
-    mpl.use("Agg")
-    modules = {name: m for name, m in reproductions().items() if name.startswith(f"{paper}.")}
-    with style.context(STYLE):
-        return {name: list(findings_under(module, settings)) for name, module in modules.items()}
 
 
 def misplaced(canvas: Canvas) -> list[str]:
@@ -67,48 +52,6 @@ def misplaced(canvas: Canvas) -> list[str]:
         if "_" in raw or "^" in raw:
             found.append(f"not typeset: {text.get_text()}")
     return found
-
-
-def by_name(found: Found) -> dict[str, Any]:
-    """Claims by id, figures by name."""
-    return {
-        finding.id if isinstance(finding, Claim) else finding.name: finding
-        for findings in found.values()
-        for finding in findings
-    }
-
-
-def check_ledger(found: Found) -> None:
-    """Modules and ledger agree on who decides what, both ways, and no claim is decided twice."""
-    decided = [
-        (finding.id, module)
-        for module, findings in found.items()
-        for finding in findings
-        if isinstance(finding, Claim)
-    ]
-    named = {row.id: row.module for row in ROWS if row.module in found}
-    assert sorted(decided) == sorted(named.items())
-
-
-def check_complete(found: Found) -> None:
-    """Every claim says what was measured and where, every figure has its texts and can be drawn."""
-    for module, findings in found.items():
-        names = [finding.name for finding in findings if isinstance(finding, Figure)]
-        assert len(set(names)) == len(names), module
-        for finding in findings:
-            if isinstance(finding, Figure):
-                assert finding.caption, finding.name
-                labelled = (axis.get_xlabel() or axis.get_ylabel() for axis in finding.figure.axes)
-                assert all(labelled), finding.name
-                with style.context(STYLE):
-                    fit(finding.figure)
-                wrong = misplaced(finding.figure)
-                assert not wrong, f"{finding.name}: {wrong}"
-            else:
-                assert finding.measured, finding.id
-                assert finding.where, finding.id
-                values = finding.measured.values()
-                assert all(isinstance(value, int | float) for value in values), finding.id
 
 
 # ---- questions that are made up ----
