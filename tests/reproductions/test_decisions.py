@@ -118,7 +118,7 @@ def test_intervals_win_lose_and_stay_open(identifier):
             half = 0.1 if side else 1
             middle = one.bound + 0.11 * sign
             found |= interval(spelled(one.name), middle - half, middle + half)
-            found[spelled(one.name) + APART] = 0.5
+            found[spelled(one.name) + APART] = 1.0  # a gap is above
         return found
 
     assert decision.verdict(numbers(1)) == "holds"
@@ -126,6 +126,9 @@ def test_intervals_win_lose_and_stay_open(identifier):
     assert decision.verdict(numbers(0)) == "inconclusive"
     settles = {spelled(one.name) + OPEN: 1.0 for one in decision.sides}
     gaps = {spelled(one.name) + APART: 1.01 for one in decision.sides if "best rate" in one.name}
+    if gaps:  # of a run that did not look beside its best rates
+        with pytest.raises(LookupError):
+            decision.verdict({x: y for x, y in numbers(1).items() if x not in gaps})
     for side in (1, -1):
         assert decision.verdict(numbers(side) | settles) == "inconclusive"
         if len(gaps) == len(decision.sides):
@@ -198,12 +201,6 @@ def test_a_check_of_nothing_is_refused():
         exact(("largest *", "<", 1)).verdict({"smallest": 0.0})
 
 
-@given(st.floats(-2, 2), st.sampled_from(["<", "<=", ">", ">=", "=="]))
-def test_conditions_are_python_s_relations(number, relation):
-    expected = eval(f"{number!r} {relation} 1.0")
-    assert Condition("x", relation, 1.0).met({"x": number}) == expected
-
-
 def test_conditional_open_and_sided():
     part = exact(("x", "<", 1), only_when=("y", ">", 0))
     assert part.verdict({"x": 0, "y": 0}) == "holds"
@@ -242,19 +239,6 @@ def test_what_has_no_ratio_settles_nothing(other, verdict):
     assert DECISIONS["GN-29"].verdict(measured) == verdict
     with pytest.raises(LookupError):
         DECISIONS["GN-29"].verdict({x: y for x, y in measured.items() if "regression" not in x})
-
-
-@pytest.mark.parametrize(
-    ("apart", "verdict"),
-    [(0.5, "holds"), (1.0, "holds"), (1.01, "inconclusive"), (math.inf, "inconclusive")],
-)
-def test_a_gap_beside_the_best_rate_settles_nothing(apart, verdict):
-    """GN-21's first number: a best of a grid counts where the rates beside it are as good."""
-    best = "GradNorm over equal, each at its best rate"
-    numbers = interval(best, 0.5, 0.9)
-    assert DECISIONS["GN-21"].verdict(numbers | {best + APART: apart}) == verdict
-    with pytest.raises(LookupError):  # a run that did not look beside its best rates
-        DECISIONS["GN-21"].verdict(numbers)
 
 
 @pytest.mark.parametrize("identifier", DECISIONS)
