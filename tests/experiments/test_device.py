@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from common.device import on, replayed
 from common.problems import cagrad_toy
@@ -123,17 +124,7 @@ def test_captured_lanes_are_the_same(train, monkeypatch):
     Watched.made.clear()
     found = train(cpu)
     assert any("replay" in recorder.calls for recorder in Watched.made)
-    same(found, wanted)
-
-
-def same(found, wanted):
-    if isinstance(wanted, tuple | list):
-        for a, b in zip(found, wanted, strict=True):
-            same(a, b)
-    elif isinstance(wanted, np.ndarray | Tensor):
-        assert np.array_equal(np.asarray(found), np.asarray(wanted), equal_nan=True)
-    else:
-        assert found == wanted
+    np.testing.assert_equal(*(tree_map(np.asarray, x) for x in (found, wanted)))
 
 
 def test_what_no_graph_can_hold_runs_as_it_is(monkeypatch, capsys):
