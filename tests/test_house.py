@@ -239,32 +239,6 @@ def test_wheel_holds_the_package_alone(tmp_path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mtlfunc"}
 
 
-def attributes_without_a_type(kind: ast.ClassDef) -> set[str]:
-    """Public attributes without an annotation that are set to more than one name or constant."""
-    typed, others = set(), set()
-    for node in ast.walk(kind):
-        if isinstance(node, ast.AnnAssign):
-            typed.add(ast.unparse(node.target))
-        elif isinstance(node, ast.Assign):
-            inside = [x for y in node.targets for x in ast.walk(y) if isinstance(x, ast.Attribute)]
-            names = {ast.unparse(x) for x in inside if isinstance(x.ctx, ast.Store)}
-            one = len(node.targets) == 1 and isinstance(node.targets[0], ast.Attribute)
-            plain = one and isinstance(node.value, ast.Name | ast.Constant)
-            (typed if plain else others).update(names)
-    return {x for x in others - typed if re.fullmatch(r"self\.[a-z]\w*", x)}
-
-
-def test_attributes_have_types_that_other_checkers_read():
-    """What `pyright --verifytypes` asks of public classes, which the types job runs."""
-    found = {}
-    for path in (ROOT / "mtlfunc").rglob("[!_]*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                found[f"{path.stem}.{node.name}"] = attributes_without_a_type(node)
-    assert {"run.Forward", "jets.Jet"} <= found.keys()
-    assert not {name: names for name, names in found.items() if names}
-
-
 def test_experiments_use_public_names_only():
     public = {
         "mtlfunc",
