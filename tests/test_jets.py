@@ -26,10 +26,10 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = torch.cat([torch.sin(2 * x), torch.cos(x), x[:, :0]], 1)
         h = F.silu(self.first(features)) / (1 + features.square().sum(1, keepdim=True))
-        h = (self.scale * self.second(h)).tanh() + torch.ones(4).to(x.device) - 0.3 * h[:, 1:]
+        h = ((self.scale * self.second(h)).tanh() + torch.ones(4)).sub(h[:, 1:], alpha=0.3)
         out = (torch.exp(-h) * h**3).matmul(self.last) - 2 / (3 + h[..., :2] ** 2)
         edge = x[:, 0].unsqueeze(-1) * (1 - x[:, :1])
-        return (edge * out).reshape(len(x), -1).sub(out.mean(1, keepdim=True), alpha=0.5)
+        return torch.rsub(out.mean(1, keepdim=True), (edge * out).reshape(len(x), -1), alpha=0.5)
 
 
 def _mlp(activation: type[nn.Module], d: int) -> nn.Module:
@@ -178,6 +178,11 @@ def test_a_function_of_parameters_and_points() -> None:
     _close(found.value, 0.5 * s * y**2 + x.sum(1))
     _close(found.gradient, torch.stack([0.5 * math.pi * c * y**2, s * y], 1) + 1)
     _close(found.laplacian, 0.5 * s * (2 - math.pi**2 * y**2))
+    narrow = {name: leaf.float() for name, leaf in params.items()}
+    wide = physics.laplacian(
+        lambda p, x: x @ p["w"] + torch.ones(1, 1, dtype=F64), narrow, x.float()
+    )
+    assert {wide.value.dtype, wide.gradient.dtype, wide.laplacian.dtype} == {F64}
 
 
 def test_relu_has_a_gradient_and_no_laplacian() -> None:

@@ -109,6 +109,23 @@ def test_rates_are_those_of_the_real_step(exact, options, walked):
         assert (change.actual + solution.rates).abs().max() <= 1e-6 * size
 
 
+def test_matrices_of_one_shape_have_the_rates_of_their_groups(exact):
+    """The second of two equal matrices steps a tenth as far."""
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)).to(F64)
+    with torch.no_grad():
+        for leaf in net.parameters():
+            leaf.copy_(torch.eye(6))
+    rows = {name: (X.mT @ X + torch.eye(6))[None] for name, _ in net.named_parameters()}
+    groups = [
+        {"params": [leaf], "lr": rate}
+        for leaf, rate in zip(net.parameters(), (1.0, 0.1), strict=True)
+    ]
+    optimizer = torch.optim.Muon(groups, momentum=0.0, weight_decay=0.0)
+    found = mf.muon.gradients(optimizer, net, rows, weights=torch.ones(1))[0]
+    nuclear = float(torch.linalg.matrix_norm(rows["0.weight"][0], "nuc"))
+    assert float(found.rates) == pytest.approx(1.1 * nuclear, rel=1e-9)
+
+
 SIZES = [(1.0, 1.0, 1.0), (1.0, 10.0, 100.0), (1.0, 1e-2, 1e-4), (1.0, 1e3)]
 
 

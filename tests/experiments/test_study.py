@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common import cells, command, intervals, pool, progress, study, tables
+from common import cells, command, intervals, locks, pool, progress, study, tables
 from tests.support import ROOT
 
 PLAN = study.Plan(
@@ -140,6 +140,26 @@ def test_what_ends_a_worker_is_raised_here():
     for ends, error in ((os._exit, pool.Died), (math.sqrt, ValueError)):
         with pytest.raises(error):
             pool.perform_all(ends, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
+
+
+def test_what_runs_here_has_one_thread_and_leaves_the_others():
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        pool.perform_all(
+            lambda job: torch.get_num_threads(), [0], 1, lambda *said: seen.append(said)
+        )
+        assert (seen, torch.get_num_threads()) == ([(0, 1)], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_digest_is_of_names_contents_and_texts(tmp_path):
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).write_text(text)
+    given = [("a",), ("b",), ("c",), ("a", "b")]
+    found = [locks.digest([tmp_path / name for name in names]) for names in given]
+    assert len({*found, locks.digest([tmp_path / "a"], "z")}) == len(given) + 1
 
 
 SLOW = """

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from mtlfunc.processes.union import union_of
 from tests.support import ROOT
 from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
@@ -489,10 +490,18 @@ def metric(rank: int, size: int) -> None:
         torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
 
 
+def orders(rank: int, size: int) -> None:
+    """Gradients whose names come in another order on every rank."""
+    leaves = {name: torch.full((count,), 1.0 + count) for name, count in (("a", 1), ("b", 2))}
+    mine = {name: leaves[name] for name in ("ab" if rank else "ba")}
+    found = union_of(world(), leaves).gradient(mine)
+    assert all(torch.equal(found[name], size * leaf) for name, leaf in leaves.items())
+
+
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(metric, documentation, dies),
+        *(metric, documentation, orders, dies),
     ],
     "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric],
 }
