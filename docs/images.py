@@ -1,11 +1,14 @@
 """What `python -m experiments.multimnist --data FOLDER` found, for docs/benchmarks.md."""
 
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.intervals import against
-from docs.blocks import bullets, day, listed, marked, paragraph, replaced
+from docs.blocks import bullets, day, listed, marked, paragraph, part, replaced
+from paper_repro.report.images import SETS
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
@@ -27,6 +30,10 @@ def block(name: str, left: Path, seen: dict[str, str]) -> str:
     )
 
 
+def _block(kind: str) -> str:
+    return "images" if kind == "mnist" else f"images-{kind}"
+
+
 def _wrapped(part: str) -> str:
     if part.startswith("|"):
         return part
@@ -36,25 +43,39 @@ def _wrapped(part: str) -> str:
 def write(left: Path, kind: str) -> None:
     """The block of the study's set, "mnist" say, and the figures that it drew."""
     page = ROOT / "docs" / "benchmarks.md"
-    name = "images" if kind == "mnist" else f"images-{kind}"
+    name = _block(kind)
     seen = {figure: said for figure, said in FIGURES.items() if (left / f"{figure}.png").exists()}
     page.write_text(replaced(page.read_text(), name, block(name, left, seen)))
     for figure in seen:
         shutil.copy(left / f"{figure}.png", page.parent / f"{name}-{figure}.png")
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """Of the README: which rules are shown to differ from the mean loss, all intervals together."""
-    base = found["accuracies"]["hard sharing"]
-    rules = [name for name, each in base.items() if len(each) > 1]  # not the networks of one task
-    own = {
-        name: [sum(x) / len(x) for x in zip(*base[name].values(), strict=True)] for name in rules
-    }
-    rivals = against(own, "mean")
-    shown = [name for name, gain in rivals.items() if gain.low > 0 or gain.high < 0]
-    seeds, epochs = len(found["seeds"]), found["settings"]["epochs"]
+def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
+    """Of the README: by set, which rules are shown to differ from the mean loss, all intervals of a
+    set together, and which of these had their best rate at the edge, as the page's table says.
+    """
+    parts = []
+    for kind, found in kept.items():
+        rows = found["accuracies"]["hard sharing"]
+        own = {
+            name: [sum(pair) / len(pair) for pair in zip(*row.values(), strict=True)]
+            for name, row in rows.items()
+            if len(row) > 1  # not the networks of one task
+        }
+        rivals, table = against(own, "mean"), part(page, _block(kind))
+        shown = [
+            f"{name} ({100 * gain.mean:+.1f} points{_edge(table, name)})"
+            for name, gain in rivals.items()
+            if gain.low > 0 or gain.high < 0
+        ]
+        parts.append(f"on {SETS[kind]} {', '.join(shown) or 'none'} of {len(rivals)}")
+    (first, *_) = kept.values()
     return (
-        f"**MultiMNIST from the published MNIST** ({epochs} epochs, {seeds} seeds, each rule at "
-        f"its own rate): of {len(rivals)} rules {', '.join(shown) or 'none'} "
-        f"{'are' if len(shown) > 1 else 'is'} shown to differ from the mean loss."
+        f"**Real images** ({first['settings']['epochs']} epochs, {len(first['seeds'])} seeds): "
+        f"shown to differ from the mean loss are {'; '.join(parts)}."
     )
+
+
+def _edge(table: str, rule: str) -> str:
+    row = re.search(rf"^\| hard sharing +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
+    return ", rate at the edge" if row and "(edge)" in row[0] else ""

@@ -401,7 +401,6 @@ def summary(page: str) -> str:
         return found[1]
 
     flowing = " ".join(page.split())
-
     count = judged_counts(standing())
     best = row_of(page, AT_BEST)["ratio"]
     ratio, interval = best.removesuffix("]").split(" [")
@@ -423,7 +422,7 @@ def summary(page: str) -> str:
         f"""**GradNorm on its own toy problem** ({length}, best learning rates): its test loss is
         {ratio} [{interval}] times that of equal weights, so {"they" if settled else "nothing"}
         {"differ" if settled else "is decided"}.""",
-        images.sentence(judged_images.kept()["mnist"]),
+        images.sentence(judged_images.kept(), page),
         f"""**An arena of {contestants} methods** on small problems, each at its best learning rate:
         {who} significantly better than the mean loss, and {first} has the best average rank.""",
     ]

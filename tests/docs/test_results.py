@@ -3,7 +3,7 @@
 import pytest
 
 from docs import images, results
-from docs.blocks import row_of
+from docs.blocks import marked, row_of
 
 SPREAD = (-0.002, -0.001, 0.0, 0.001, 0.002)
 
@@ -34,11 +34,17 @@ def test_times_of_torchjd_over_ours_and_the_bars():
     assert "Of these 3 comparisons 1 keep their bar; slower than TorchJD: mgda, pcgrad." in text
 
 
-@pytest.mark.parametrize(("shift", "shown"), [(0.01, "up, down are"), (0.0, "none is")])
+@pytest.mark.parametrize(
+    ("shift", "shown"),
+    [(0.01, "up (+1.0 points, rate at the edge), down (-1.0 points)"), (0.0, "none")],
+)
 def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
     levels = {"mean": 0.9, "up": 0.9 + shift, "same": 0.9, "down": 0.9 - shift}
     base = {n: {"left": [x + s for s in SPREAD], "right": [x - s / 3 for s in SPREAD]}
             for n, x in levels.items()}  # fmt: skip
     found = {"accuracies": {"hard sharing": {"left alone": {"left": SPREAD}} | base}}
     found |= {"seeds": SPREAD, "settings": {"epochs": 10}}
-    assert f"of 3 rules {shown} shown to differ" in images.sentence(found)
+    rows = "| hard sharing   | up   | 0.3 (edge) |\n| hard sharing   | down | 0.1        |"
+    page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
+    said = images.sentence({"mnist": found, "mixed": found}, page)
+    assert said.endswith(f"on MultiMNIST {shown} of 3; on MNIST with Fashion-MNIST {shown} of 3.")
