@@ -190,19 +190,25 @@ def rules_table(rows: list[record.Row]) -> str:
             else times
         )
 
-    tasks = sorted({row["tasks"] for row in rows})
+    tasks = sorted({row["tasks"] for row in rows if row["rule"] not in rules.DOORS})
     names = list(dict.fromkeys(row["rule"] for row in rows if "TorchJD" in row))
+    names = [name for name in names if name not in rules.DOORS]
     lines = [
         [f"`{name}`", *(cell(name, count, 1) for count in tasks), cell(name, 32, 1024)]
         for name in names
     ]
     heads = ["rule", *(f"T = {count}" for count in tasks), "batch of 1,024, T = 32"]
+    few = [
+        [f"`{name}` of `mgda`", *(cell(name, count, 1) for count in rules.FEW)]
+        for name in rules.DOORS
+    ]
+    own = ["a fresh rule, once", *(f"T = {count}" for count in rules.FEW)]
     bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
     slow = sorted({bar["rule"] for bar in bars if bar["ratio"] > bar["limit"]})
     kept = sum(bar["ratio"] <= bar["limit"] for bar in bars)
     return (
-        f"{record.markdown('', heads, lines)}\n\nOf these {len(bars)} comparisons {kept} keep "
-        "their bar; slower than TorchJD: "
+        f"{record.markdown('', heads, lines)}\n\n{record.markdown('', own, few)}"
+        f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
         f"{', '.join(slow) or 'nowhere'}."
     )
 
