@@ -37,6 +37,11 @@ def test_claims_of_several_gains(means, every, some):
     assert standins.some_one(gains).verdict == some
 
 
+def test_what_leaves_a_claim_open_is_named():
+    gains = {"sure": estimate([-1.1, -1.0, -0.9]), "open": estimate([-9.0, 1.0, 2.0])}
+    assert standins.some_one(gains)[::2] == ("inconclusive", "open")
+
+
 def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
     found = {"m": {"a": runs(1), "b": runs(0), "c": runs(0)}}
     got = standins.above(found, "m", "a", ("b", "c", "absent", "a"))
