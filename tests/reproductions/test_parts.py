@@ -1,5 +1,7 @@
 """Long computations that are kept, and what a question prints while it runs."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from common.locks import hold_lock
 from paper_repro.__main__ import reproduce
 from paper_repro.report import parts
+from paper_repro.report.display import caught
 from paper_repro.report.findings import Settings
 from paper_repro.report.parts import Store, kept
 from tests.support.reproductions import TINY, Made, made
@@ -145,3 +148,20 @@ def test_parts_wait_for_their_own_question_and_settings(made: Made, tmp_path: Pa
     assert left() == ["mine"]  # nor do those runs leave anything
     assert reproduce(modules, list(modules), TINY, tmp_path) == 0
     assert not (tmp_path / ".parts").exists()
+
+
+def test_bars_and_words_are_told_apart() -> None:
+    from tqdm import tqdm
+
+    lines: list[str] = []
+    bars: list[str] = []
+    with caught(lines.append, bars.append):
+        for i in tqdm(range(4), desc="outer", leave=False):
+            for _ in tqdm(range(2), desc="inner", leave=False):
+                pass
+            if i == 2:
+                print("plain")
+                print("noticed", file=sys.stderr)
+                tqdm.write("written")
+    assert lines == ["plain", "noticed", "written"]
+    assert all(re.fullmatch(r"(outer|inner): \d+%", bar) for bar in bars)
