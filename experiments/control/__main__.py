@@ -15,7 +15,7 @@ from common.tables import report
 
 from . import robots
 from .methods import RULES
-from .parts import Part, cloning_part, grids_part, points_part, sac_part
+from .parts import Part, grids_part, points_part, sac_part
 from .report import numbers_of
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ MAZES = 4
 FREE = ("grids", "points")
 """Parts that need nothing but torch."""
 
-PARTS = (*FREE, "cloning", "sac", "mt10", "mt50")
+PARTS = (*FREE, "sac", "mt10", "mt50")
 
 
 def _parser():
@@ -35,14 +35,13 @@ def _parser():
         "Control of many tasks by one policy, with every rule at its own best learning rate: exact "
         "policy gradients on small mazes (grids, four times as many seeds), proximal policy "
         "optimisation of a point mass with ten goals (points), and on Meta-World, with the extra "
-        "`control`, imitation of experts (cloning) and soft actor–critic on two tasks (sac) or on "
-        "the papers' benchmarks (mt10, mt50), as CAGrad's own command sets it up. Rates are chosen "
-        "on seeds of their own.",
+        "`control`, soft actor–critic on two tasks (sac) or on the papers' benchmarks (mt10, "
+        "mt50), as CAGrad's own command sets it up. Rates are chosen on seeds of their own.",
         RULES,
         SEEDS,
     )
     said = f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
-    said += "also cloning and sac)"
+    said += "also sac)"
     found.add_argument("--parts", type=among(PARTS), metavar="A,B,…", help=said)
     return found
 
@@ -55,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         absent = robots.missing()
-        chosen = given.parts or (*FREE, *(("cloning", "sac") if size == "full" else ()))
+        chosen = given.parts or (*FREE, *(("sac",) if size == "full" else ()))
         if absent and given.parts:
             if not set(chosen) <= set(FREE):
                 robots.require()
         elif absent and size == "full":
             chosen = FREE
-            print(f"left out: cloning, sac. {robots.needed()}", file=sys.stderr)
+            print(f"left out: sac. {robots.needed()}", file=sys.stderr)
         for name in chosen:
             run(part(name, size, given, out), out, given.workers)
 
@@ -76,8 +75,6 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
         return grids_part(size, given.rules, more, device)
     if name == "points":
         return points_part(size, given.rules, seeds, device)
-    if name == "cloning":
-        return cloning_part(size, given.rules, seeds, device)
     unfinished = unfinished_in(out, sources_of(HERE)) / name
     return sac_part(name, size, given.rules, seeds, device, unfinished)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from common.study import Found, Plan
 
-from . import cloning, grids, methods, networks, points, report, robots, sac
+from . import grids, methods, networks, points, report, robots, sac
 from .methods import BLIND, HEADS, INDEPENDENT, SCALES_UNDONE
 
 SIZES = ("quick", "default", "full")
@@ -54,12 +54,6 @@ def _plan(
 ) -> Plan:
     chosen = tuple(range(TUNED_ON, TUNED_ON + tuning))
     return Plan(dict.fromkeys(compared, ("",)), rates, chosen, seeds, (name,))
-
-
-BASELINES = (
-    f"The task is seen as a one-hot code, but by `{BLIND}`; `{HEADS}` has last layers a task, "
-    f"`{INDEPENDENT}` a whole network a task, with as many times the parameters."
-)
 
 
 LEFT = (
@@ -112,7 +106,8 @@ POINTS = report.Shown(
         f"Point mass: {points.TASKS} goals, actuators turned by an angle of the task's own, "
         f"{points.EPISODES} episodes of {points.HORIZON} steps a task and iteration, "
         f"{points.PASSES} steps of Adam on each, policy and value balanced by themselves. "
-        + BASELINES,
+        f"The task is seen as a one-hot code, but by `{BLIND}`; `{HEADS}` has last layers a task, "
+        f"`{INDEPENDENT}` a whole network a task, with as many times the parameters.",
     ),
 )
 
@@ -150,43 +145,6 @@ def points_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device:
     settings, tuning = points.Settings((8, 24, 96)[level], device), (1, 3, 16)[level]
     compared = (*rules, HEADS, BLIND, INDEPENDENT)
     return _together(points, settings, compared, rates, tuning, seeds, POINTS)
-
-
-def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
-    """Imitation of scripted experts."""
-    level = SIZES.index(size)
-    benchmark = "two" if size == "quick" else "MT10"
-    steps, episodes, demonstrations = (50, 500, 500)[level], (1, 5, 10)[level], (1, 5, 5)[level]
-    settings = cloning.Settings(
-        benchmark, robots.REWARD, demonstrations, steps, 64, (128, 128, 128), episodes, device
-    )
-    rates = (1e-3,) if size == "quick" else (3e-4, 1e-3, 3e-3)
-    what = (
-        f"imitation of scripted experts from {demonstrations} demonstrations a task, {steps} steps "
-        f"of Adam, success in {episodes} episodes a task with goals of their own"
-    )
-    return Part(
-        "cloning",
-        cloning,
-        settings,
-        _plan("cloning", (*rules, HEADS, BLIND, INDEPENDENT), rates, (1, 2, 4)[level], seeds),
-        report.Shown(
-            metrics=(
-                report.Metric("final", "success", False),
-                report.Metric("error", "squared error on the demonstrations", True),
-            ),
-            worst="success on the worst task",
-            curve="Success by task",
-            first=0,
-            every=1,
-            unit="task",
-            notes=(_robots(what, benchmark, robots.REWARD), BASELINES),
-        ),
-        functools.partial(
-            cloning.perform, robots.Environments(benchmark), robots.Expert(benchmark), settings
-        ),
-        False,
-    )
 
 
 def _said(settings: sac.Settings) -> str:
@@ -258,7 +216,7 @@ def sac_part(
         ),
         functools.partial(
             sac.perform,
-            robots.Environments(benchmark, settings.horizon, "v1", False),
+            robots.Environments(benchmark, settings.horizon, settings.reward),
             unfinished,
             settings,
         ),

@@ -1,4 +1,4 @@
-"""experiments/control: mazes, the point mass, soft actor–critic and cloning on a stand-in robot."""
+"""experiments/control: mazes, the point mass, soft actor–critic on a stand-in robot."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import torch
 
 import mtlfunc as mf
 from common.cells import Cell
-from experiments.control import cloning, grids, methods, points, sac
+from experiments.control import grids, methods, points, sac
 
 # ---- mazes ---------------------------------------------------------------------------------------
 
@@ -162,26 +162,3 @@ def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):
     settings = settings._replace(every=600, episodes=4, discount=0.8)
     numbers = sac.perform(Lines, tmp_path, settings, Cell("sac", methods.INDEPENDENT, "", 2e-2, 0))
     assert numbers["tasks"] == [1.0, 1.0]
-
-
-def lines_expert(seen: np.ndarray) -> np.ndarray:
-    return np.clip(3 * (np.array([[1.0], [-1.0]]) - seen[:, :1]), -1, 1)
-
-
-def test_cloning_imitates_up_to_success():
-    shown = cloning.demonstrate(Lines(), lines_expert, 2, 0)
-    for task, goal in enumerate((1.0, -1.0)):
-        count = int(shown.counts[task])
-        seen = shown.seen[task, :count]
-        assert ((seen[:, 0] - goal).abs() > 0.25).all()  # nothing after a success
-        assert torch.equal(seen[:, 1:], torch.eye(2)[task].expand(count, 2))
-        expected = lines_expert(np.repeat(seen.numpy()[None], 2, 0)[:, 0])[task]
-        assert shown.actions[task, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
-        assert not shown.seen[task, count:].any()
-    settings = cloning.Settings("lines", "v2", 3, 50, 16, (16,), 4, "cpu")
-    numbers, blind = (
-        cloning.perform(Lines, lines_expert, settings, Cell("", name, "", 3e-2, 0))
-        for name in ("pcgrad", methods.BLIND)
-    )
-    assert numbers["tasks"] == [1.0, 1.0]
-    assert numbers["error"] < 0.2 * blind["error"]
