@@ -7,18 +7,19 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
+from common.arguments import at_least
 from common.pool import Terminated, keep_memory, threads
 
 from .display import Display, caught, say
 from .draws import redrawn
 from .figures import FORMS
 from .findings import Figure, is_recorded
-from .looks import WIDTHS, Look, arrange, style_of
-from .options import Impossible, Option, Parameter, meant, parameters, read, written
+from .looks import WIDTHS, Look, arrange, cycle, family, letters, style_of
+from .options import Impossible, Option, meant, names, parameters, read, several, written
 from .parts import OURS, Store, drop
 
 ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
@@ -101,21 +102,22 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     for parameter in parameters(figure).values():
         parser.add_argument(
             f"--{parameter.name.replace('_', '-')}",
-            dest=parameter.name,
-            nargs="+" if several(parameter.kind) else 1,
-            metavar=named(parameter.kind),
+            type=functools.partial(read, parameter.kind, parameter.option),
+            metavar=f"{named(parameter.kind)}{' …' * several(parameter.kind)}",
             help=f"{said(parameter.kind, parameter.option)} (default: "
             f"{written(parameter.default)})".replace("%", "%%"),
         )
     parser.add_argument(
         "--seed",
-        nargs=1,
-        default=["0"],
+        type=at_least(0, 2**63 - 1),
+        default=0,
         metavar="N",
-        help="other random numbers, 0 to 2**63 - 1 (default: 0)",
+        help="other random numbers (default: 0)",
     )
-    for option, (metavar, text) in LOOK.items():
-        parser.add_argument(f"--{option}", nargs=1, metavar=metavar, help=text)
+    size = parser.add_mutually_exclusive_group()
+    for option, (kind, metavar, text) in LOOK.items():
+        group = size if option in ("preset", "size") else parser
+        group.add_argument(f"--{option}", type=kind, metavar=metavar, help=text)
     parser.add_argument("--data-only", action="store_true", help="write the numbers alone")
     parser.add_argument(
         "--out",
@@ -125,11 +127,6 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
         help=f"where to, a name that ends in .{', .'.join(FORMS)} (default: {name}.png)",
     )
     return parser
-
-
-def several(kind: Any) -> bool:
-    """Whether an option takes any number of values."""
-    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
 def named(kind: Any) -> str:
@@ -147,9 +144,7 @@ def named(kind: Any) -> str:
 def said(kind: Any, option: Option) -> str:
     """An option's help, with the names that it may have."""
     inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    known = get_args(inner) if get_origin(inner) is Literal else ()
-    names = f": {', '.join(repr(x) if ',' in x else x for x in known)}" if known else ""
-    return f"{option.text}{names}"
+    return f"{option.text}: {names(inner)}" if get_origin(inner) is Literal else option.text
 
 
 def joined(words: Sequence[str]) -> list[str]:
@@ -165,69 +160,22 @@ def joined(words: Sequence[str]) -> list[str]:
 
 
 def values_of(
-    words: Sequence[str], parser: argparse.ArgumentParser, of: Sequence[Parameter]
-) -> Any:
-    """The options that were given, as the function takes them, and where the figure goes."""
+    words: Sequence[str], parser: argparse.ArgumentParser, own: Iterable[str]
+) -> tuple[dict[str, Any], Path, int, Look | None]:
+    """The figure's `own` options that were given, where it goes, the seed and the look."""
     found, unknown = parser.parse_known_args(joined(words))
-    if unknown:
-        there = ", ".join(f"--{each.name.replace('_', '-')}" for each in of)
-        parser.error(
-            f"unrecognized arguments: {' '.join(unknown)}; there are: {there}, --seed, "
-            f"{', '.join(f'--{option}' for option in LOOK)}, --data-only, --out"
-        )
     given = vars(found)
-    values = {
-        each.name: read(each.name, each.kind, " ".join(given[each.name]))
-        for each in of
-        if given[each.name] is not None
-    }
-    seed = read("seed", int, given["seed"][0])
-    if not 0 <= seed < 2**63:
-        raise Impossible(f"seed: expected 0 to 2**63 - 1, got {seed}")
-    typed = {option: (given[option.replace("-", "_")] or [None])[0] for option in LOOK}
-    look = None if given["data_only"] else look_of(typed)
-    return values, given["out"], seed, look
-
-
-LOOK = {
-    "preset": (
-        "NAME",
-        f"for a paper: {', '.join(WIDTHS)}; 3.25 or 6.75 inches wide, as high as the "
-        "panels need, letters of 8 points, no title over a single panel",
-    ),
-    "size": (
-        "WxH",
-        "inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
-    ),
-    "font": ("NAME", "a family that matplotlib finds, as 'DejaVu Serif'"),
-    "font-size": ("POINTS", "4 to 40, of titles and labels; ticks and legends have 11/12 of it"),
-    "style": ("FILE", "a style of matplotlib, a file or a name, over the figure's own"),
-    "colours": ("A,B,…", "of the lines, in their order, in place of the style's"),
-    "panels": ("I,J,…", "these alone, counted from 1, in this order"),
-    "log": ("AXES", "logarithmic axes in every panel: x, y or x,y"),
-}
-"""What every figure takes: metavar and help."""
-
-
-def look_of(typed: Mapping[str, str | None]) -> Look:
-    """From what was typed. Raises Impossible."""
-    preset, size = typed["preset"], typed["size"]
-    if preset is not None and preset not in WIDTHS:
-        raise Impossible(f"preset: expected {' or '.join(WIDTHS)}, got {preset}")
-    if preset is not None and size is not None:
-        raise Impossible("size: a preset has its own; give one of the two")
-    panels = typed["panels"]
-    numbers = tuple(read("panels", tuple[int, ...], panels)) if panels is not None else ()
-    log = tuple((typed["log"] or "").split(",")) if typed["log"] is not None else ()
-    if not {*log} <= {"x", "y"}:
-        raise Impossible(f"log: expected x, y or x,y, got {typed['log']}")
-    points = typed["font-size"]
-    points = read("font-size", float, points) if points is not None else None
-    if points is not None and not 4 <= points <= 40:
-        raise Impossible(f"font-size: expected 4 to 40 points, got {points:g}")
-    colours = [x.strip() for x in (typed["colours"] or "").split(",") if x.strip()]
-    style = style_of(typed["style"], typed["font"], points, colours)
-    return Look(inches(size) if size is not None else None, preset, style, numbers, log)
+    if unknown:
+        there = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; there are: {there}")
+    values = {name: given[name] for name in own if given[name] is not None}
+    if given["data_only"]:
+        return values, given["out"], given["seed"], None
+    style = letters(given["font_size"])
+    for name in ("style", "font", "colours"):
+        style |= given[name] or {}
+    look = Look(given["size"], given["preset"], style, given["panels"] or (), given["log"] or ())
+    return values, given["out"], given["seed"], look
 
 
 def inches(text: str) -> tuple[float, float]:
@@ -235,8 +183,42 @@ def inches(text: str) -> tuple[float, float]:
     found = re.fullmatch(r"(\d+\.?\d*)x(\d+\.?\d*)", text)
     both = tuple(map(float, found.groups())) if found else ()
     if not both or not all(2 <= each <= 60 for each in both):
-        raise Impossible(f"size: expected inches, 2 to 60, as 6.5x3, got {text}")
+        raise Impossible(f"expected inches, 2 to 60, as 6.5x3, got {text}")
     return both[0], both[1]
+
+
+LOOK = {
+    "preset": (
+        functools.partial(read, Literal["column", "page"], Option("")),
+        "NAME",
+        f"for a paper: {', '.join(WIDTHS)}; 3.25 or 6.75 inches wide, as high as the "
+        "panels need, letters of 8 points, no title over a single panel",
+    ),
+    "size": (
+        inches,
+        "WxH",
+        "inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
+    ),
+    "font": (family, "NAME", "one that matplotlib finds, as 'DejaVu Serif'"),
+    "font-size": (
+        functools.partial(read, float, Option("", 4, 40)),
+        "POINTS",
+        "4 to 40, of titles and labels; ticks and legends have 11/12 of it",
+    ),
+    "style": (style_of, "FILE", "a style of matplotlib, a file or a name, over the figure's own"),
+    "colours": (cycle, "A,B,…", "of the lines, in their order, in place of the style's"),
+    "panels": (
+        functools.partial(read, tuple[int, ...], Option("", low=1)),
+        "I,J,…",
+        "these alone, counted from 1, in this order",
+    ),
+    "log": (
+        functools.partial(read, tuple[Literal["x", "y"], ...], Option("")),
+        "AXES",
+        "logarithmic axes in every panel: x, y or x,y",
+    ),
+}
+"""What every figure takes: how it is read, metavar and help."""
 
 
 def refusal(out: Path) -> str:
@@ -282,10 +264,7 @@ def command(words: Sequence[str], figures: Catalogue) -> int:
         general.error(f"there is no figure {name}; {near}there are: {there}")
     figure = figures[name]
     parser = parser_of(name, figure)
-    try:
-        values, out, seed, look = values_of(rest, parser, list(parameters(figure).values()))
-    except Impossible as error:
-        parser.error(f"--{error}")
+    values, out, seed, look = values_of(rest, parser, parameters(figure))
     wrong = refusal(out)
     if wrong:
         parser.error(wrong)

@@ -66,35 +66,32 @@ def letters(points: float | None) -> dict[str, Any]:
 TICKS = {"major.size": 3.5, "minor.size": 2.0, "major.width": 0.8, "minor.width": 0.6}
 
 
-def style_of(
-    file: str | None, font: str | None, points: float | None, cycle: Sequence[str]
-) -> dict[str, Any]:
-    """Parameters of matplotlib: of a style, over which fonts and colours go.
+def style_of(name: str) -> Mapping[Any, Any]:
+    """The parameters of a style, a file or one that matplotlib knows. Raises Impossible."""
+    if name in style.library:
+        return style.library[name]
+    try:
+        return mpl.rc_params_from_file(name, fail_on_error=True, use_default_template=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise Impossible(f"{name} is not a style of matplotlib ({error})") from error
 
-    Raises:
-        Impossible: for a style, font or colour that matplotlib does not have.
-    """
-    found: dict[str, Any] = {}
-    if file is not None:
-        try:
-            read = mpl.rc_params_from_file(file, fail_on_error=True, use_default_template=False)
-            found |= style.library[file] if file in style.library else dict(read)
-        except (OSError, ValueError, KeyError) as error:
-            if file not in style.library:
-                raise Impossible(f"style: {file} is not a style of matplotlib ({error})") from error
-            found |= style.library[file]
-    if font is not None:
-        try:
-            font_manager.findfont(font, fallback_to_default=False)
-        except ValueError as error:
-            raise Impossible(f"font: matplotlib does not find {font!r} on this machine") from error
-        found |= {"font.family": font}
-    wrong = [colour for colour in cycle if not colors.is_color_like(colour)]
+
+def family(font: str) -> dict[str, Any]:
+    """Letters of that font. Raises Impossible where matplotlib does not find it."""
+    try:
+        font_manager.findfont(font, fallback_to_default=False)
+    except ValueError as error:
+        raise Impossible(f"matplotlib does not find {font!r} on this machine") from error
+    return {"font.family": font}
+
+
+def cycle(text: str) -> dict[str, Any]:
+    """Lines of these colours. Raises Impossible for one that matplotlib does not know."""
+    given = [x.strip() for x in text.split(",") if x.strip()]
+    wrong = [colour for colour in given if not colors.is_color_like(colour)]
     if wrong:
-        raise Impossible(f"colours: {wrong[0]!r} is no colour of matplotlib")
-    if cycle:
-        found |= {"axes.prop_cycle": cycler("color", list(cycle))}
-    return letters(points) | found if points is not None else found
+        raise Impossible(f"{wrong[0]!r} is no colour of matplotlib")
+    return {"axes.prop_cycle": cycler("color", given)} if given else {}
 
 
 def arrange(canvas: Canvas, look: Look) -> list[str]:

@@ -7,7 +7,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
@@ -17,7 +18,7 @@ from .findings import Figure
 P = ParamSpec("P")
 
 
-class Impossible(ValueError):
+class Impossible(argparse.ArgumentTypeError, ValueError):
     """An option has a value that it cannot have; the text is the sentence that says why."""
 
 
@@ -71,109 +72,97 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         for name, parameter in parameters(function).items():
-            check(parameter, bound.arguments[name])
+            try:
+                given = bound.arguments[name]
+                bound.arguments[name] = read(parameter.kind, parameter.option, given)
+            except Impossible as error:
+                raise Impossible(f"{name}: {error}") from None
         with in_style():
-            return function(*args, **kwargs)._replace(arguments=dict(bound.arguments))
+            found = function(*bound.args, **bound.kwargs)
+        return found._replace(arguments=dict(bound.arguments))
 
     return styled
 
 
-def check(parameter: Parameter, value: Any) -> None:
-    """Raises Impossible where a value has another form, a number is outside its range, or one of
-    several stands there twice.
+def read(kind: Any, option: Option, given: Any) -> Any:
+    """An option's value, from one or from what is typed: entries separated by blanks, or by commas
+    inside of an entry.
+
+    Raises:
+        Impossible: for another form, a number outside its range, or one of several that stands
+            there twice.
     """
-    name, kind, option = parameter.name, parameter.kind, parameter.option
-    if get_origin(kind) is tuple and len(value) < option.least:
-        raise Impossible(f"{name}: expected at least {option.least} values, got {len(value)}")
-    for entry in _entries(name, kind, value):
-        if isinstance(entry, str | bool):
-            continue
-        if not math.isfinite(entry):
-            raise Impossible(f"{name}: expected finite numbers, got {entry}")
-        if not option.low <= entry <= option.high:
+    value = _read(kind, option, given)
+    if several(kind):
+        if len(value) < option.least:
+            raise Impossible(f"expected at least {option.least} values, got {len(value)}")
+        again = [entry for i, entry in enumerate(value) if entry in value[:i]]
+        if again and not option.twice and not isinstance(again[0], tuple):
+            raise Impossible(f"expected every value once, got {written(again[0])} twice")
+    return value
+
+
+def several(kind: Any) -> bool:
+    """Whether an option takes any number of values."""
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+
+
+def _read(kind: Any, option: Option, given: Any) -> Any:
+    inner = get_args(kind)
+    if get_origin(kind) is not tuple:
+        return _single(kind, option, given)
+    if isinstance(given, str):
+        given = _words(inner[0], given)
+    if not isinstance(given, tuple | list):
+        raise Impossible(f"expected several values, got {given!r}")
+    kinds = [inner[0]] * len(given) if several(kind) else inner
+    if len(kinds) != len(given):
+        shown = ",".join(map(str, given))
+        raise Impossible(f"expected {len(kinds)} numbers together, got {shown}")
+    return tuple(_read(one, option, part) for one, part in zip(kinds, given, strict=True))
+
+
+def _words(kind: Any, text: str) -> list[str]:
+    """The entries of a text. Some names hold blanks or commas: the longest that fits is meant."""
+    if get_origin(kind) is tuple:
+        return text.split()
+    known = get_args(kind) if get_origin(kind) is Literal else ()
+    longest = [re.escape(name) for name in sorted(known, key=len, reverse=True)]
+    return re.findall("|".join([*(rf"{name}(?![^ ,])" for name in longest), "[^ ,]+"]), text)
+
+
+def _single(kind: Any, option: Option, given: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if given not in get_args(kind):
+            raise Impossible(f"expected {names(kind)}; got {given}")
+        return given
+    value: Any = given
+    if isinstance(given, str) and kind is bool:
+        value = {"yes": True, "no": False}.get(given, given)
+    elif isinstance(given, str):
+        with suppress(ValueError):
+            value = kind(given)
+    right = isinstance(value, int | float if kind is float else kind)
+    if not right or isinstance(value, bool) != (kind is bool):
+        single = " alone" if " " in str(given).strip() else ""
+        raise Impossible(f"expected {TYPES[kind]}{single}, got {given!r}")
+    if kind in (int, float):
+        if not math.isfinite(value):
+            raise Impossible(f"expected finite numbers, got {value}")
+        if not option.low <= value <= option.high:
             low, high = (f"{bound:g}" for bound in (option.low, option.high))
             range_ = f"{low} to {high}" if high != "inf" else f"at least {low}"
             range_ = range_ if low != "-inf" else f"at most {high}"
-            raise Impossible(f"{name}: expected {range_}, got {entry:g}")
-    if get_origin(kind) is tuple and kind.__args__[-1] is Ellipsis and not option.twice:
-        again = [entry for i, entry in enumerate(value) if entry in value[:i]]
-        if again and not isinstance(again[0], tuple):
-            raise Impossible(f"{name}: expected every value once, got {written(again[0])} twice")
-
-
-def _entries(name: str, kind: Any, value: Any) -> Iterator[Any]:
-    """The single values; of the types that the signature says."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise Impossible(f"{name}: expected several values, got {value!r}")
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        if len(kinds) != len(value):
-            shown = ",".join(map(str, value))
-            raise Impossible(f"{name}: expected {len(kinds)} numbers together, got {shown}")
-        for one, part in zip(kinds, value, strict=True):
-            yield from _entries(name, one, part)
-    elif origin is Literal:
-        if value not in inner:
-            raise Impossible(f"{name}: expected {', '.join(inner)}; got {value}")
-        yield value
-    else:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        right = number and (kind is float or isinstance(value, int))
-        if kind in (int, float) and not right:
-            raise Impossible(f"{name}: expected {TYPES[kind]}, got {value!r}")
-        yield value
+            raise Impossible(f"expected {range_}, got {value:g}")
+    return value
 
 
 TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "yes or no"}
 
 
-def read(name: str, kind: Any, text: str) -> Any:
-    """A value as it is typed: entries separated by blanks, or by commas inside of an entry.
-
-    Raises:
-        Impossible: where the text is none of the type.
-    """
-    if get_origin(kind) is not tuple:
-        return _single(name, kind, text)
-    inner = get_args(kind)
-    if get_origin(inner[0]) is tuple:
-        return tuple(read(name, inner[0], row) for row in text.split())
-    if get_origin(inner[0]) is Literal:
-        return _names(name, get_args(inner[0]), text)
-    words = text.replace(",", " ").split()
-    kinds = [inner[0]] * len(words) if inner[-1] is Ellipsis else inner
-    if len(kinds) != len(words):
-        raise Impossible(f"{name}: expected {len(kinds)} numbers together, got {text}")
-    return tuple(_single(name, one, word) for one, word in zip(kinds, words, strict=True))
-
-
-def _names(name: str, known: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """Names in a row; some hold blanks or commas, so the longest that fits is meant."""
-    longest = sorted(known, key=len, reverse=True)
-    found, left = [], text.strip(" ,")
-    while left:
-        one = next((x for x in longest if re.match(rf"{re.escape(x)}(?![^ ,])", left)), None)
-        if one is None:
-            shown = ", ".join(repr(x) if " " in x else x for x in known)
-            raise Impossible(f"{name}: expected {shown}; got {left.split()[0]}")
-        found.append(one)
-        left = left[len(one) :].lstrip(" ,")
-    return tuple(found)
-
-
-def _single(name: str, kind: Any, text: str) -> Any:
-    if kind is bool and text in ("yes", "no"):
-        return text == "yes"
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            single = " alone" if " " in text.strip() else ""
-            raise Impossible(f"{name}: expected {TYPES[kind]}{single}, got {text!r}") from None
-    if kind is bool:
-        raise Impossible(f"{name}: expected {TYPES[bool]}, got {text!r}")
-    return text
+def names(kind: Any) -> str:
+    """Those that an option may have, quoted where they hold blanks or commas."""
+    return ", ".join(repr(name) if {*name} & {*" ,"} else name for name in get_args(kind))
 
 
 def written(value: Any) -> str:

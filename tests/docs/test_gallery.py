@@ -25,12 +25,12 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
     (line,) = [x for x in PAGE.splitlines() if x.startswith(f"python -m paper_repro figure {name}")]
     words = shlex.split(line)[4:]
     assert words == gallery.words_of(name)
-    parser, of = parser_of(name, FIGURES[name]), list(parameters(FIGURES[name]).values())
-    values, out, seed, look = values_of(words[1:], parser, of)
+    parser, own = parser_of(name, FIGURES[name]), parameters(FIGURES[name])
+    values, out, seed, look = values_of(words[1:], parser, own)
     assert (seed, out.suffix) == (0, ".png")
     assert look is not None
     assert (look.size is not None) == (name in gallery.SIZE)
-    assert set(values) <= {each.name for each in of}
+    assert set(values) <= set(own)
     assert f"{summary(FIGURES[name])} {lasts(name)}\n" in PAGE
     assert lasts(name), "python docs/gallery.py NAME measures it"
     path = gallery.FOLDER / f"{name}.png"
