@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,11 +42,7 @@ class Run(NamedTuple):
 
     def verdicts(self) -> dict[str, str]:
         """What today's decisions say; a claim whose numbers are not enough has none."""
-        found = {}
-        for name, numbers in self.numbers.items():
-            with suppress(LookupError):
-                found[name] = DECISIONS[name].verdict(numbers)
-        return found
+        return full.decided(self.numbers)
 
 
 def path(name: str) -> Path:
@@ -128,8 +123,7 @@ def keep_questions(claims: Mapping[str, dict]) -> None:
     answers = full.read()
     for question, answer in answers.items():
         answers[question] = answer._replace(
-            numbers={c: x for c, x in answer.numbers.items() if c not in gone},
-            verdicts={c: x for c, x in answer.verdicts.items() if c not in gone},
+            numbers={c: x for c, x in answer.numbers.items() if c not in gone}
         )
     full.keep(answers)
 
@@ -159,7 +153,7 @@ def verdicts() -> dict[str, dict[str, str]]:
             found[claim][name] = verdict
     usual = kept[USUAL].numbers if USUAL in kept else {}
     for answer in full.read().values():
-        for claim, verdict in answer.verdicts.items():
+        for claim, verdict in answer.verdicts().items():
             numbers = short(answer.numbers.get(claim, {}))
             # a question without larger sizes is run again as it was
             same = bool(numbers) and numbers == short(usual.get(claim, {}))

@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +31,6 @@ from .claims import HERE, LEDGER, papers, reproductions
 from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
-from .report.decisions import Row
 from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.options import folder, meant
@@ -58,7 +57,9 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
         if word in modules:
             matching = [word]
         elif row is not None:
-            matching = [decided_in(row, modules, "--only")]
+            if row.module not in modules:
+                raise ValueError(f"--only: no reproduction decides {row.id} ({row.kind})")
+            matching = [row.module]
         else:
             matching = [name for name in modules if name.startswith(word)]
         if not matching:
@@ -69,27 +70,6 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
             )
         found += matching
     return list(dict.fromkeys(found))
-
-
-def decided_in(row: Row, modules: Collection[str], option: str) -> str:
-    """The module that decides a claim. Raises ValueError for none."""
-    if row.module not in modules:
-        raise ValueError(f"{option}: no reproduction decides {row.id} ({row.kind})")
-    return row.module
-
-
-def where(identifier: str, modules: dict[str, ModuleType]) -> str:
-    """The file and line where a claim and its decision stand. Raises ValueError for none."""
-    row = LEDGER.get(identifier.upper())
-    if row is None:
-        raise ValueError(
-            f"--where: there is no claim {identifier}; {meant(identifier, LEDGER)}ids are like "
-            "GN-21"
-        )
-    path = Path(str(modules[decided_in(row, modules, "--where")].__file__))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    line = next(i for i, text in enumerate(lines, 1) if text.startswith(f'    "{row.id}": '))
-    return f"{path}:{line}"
 
 
 def reproduce(
@@ -215,9 +195,6 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     )
     flag = functools.partial(parser.add_argument, action="store_true")
     flag("--list", help="list the reproductions and exit")
-    parser.add_argument(
-        "--where", metavar="ID", help="print where a claim stands, as GN-21, and exit"
-    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quick",
@@ -292,9 +269,6 @@ def perform(arguments: Sequence[str] | None) -> int:
             say(f"{name:<26}{title(module)} {ids}", sys.stdout)
         return 0
     try:
-        if options.where is not None:
-            say(where(options.where, modules), sys.stdout)
-            return 0
         only = selected(options.only or list(modules), list(modules))
     except ValueError as error:
         parser.error(str(error))

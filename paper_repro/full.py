@@ -12,7 +12,7 @@ those numbers, and there is none where they lack one that it asks for.
 import argparse
 import datetime
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -40,29 +40,26 @@ class Answer(NamedTuple):
     seconds: float  # of processor time
     day: str
     machine: str
-    verdicts: dict[str, str]  # by claim
     numbers: dict[str, dict[str, float]]  # by claim
+
+    def verdicts(self) -> dict[str, str]:
+        """What today's decisions say."""
+        return decided(self.numbers)
 
 
 def read() -> dict[str, Answer]:
-    """What is known; empty without a file.
-
-    Raises:
-        SystemExit: where the file is damaged.
-    """
-    try:
-        kept = json.loads(KEPT.read_text(encoding="utf-8"))
-        return {name: judged(Answer(**answer)) for name, answer in kept.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{KEPT} cannot be read ({error}): take it from the repository") from error
+    """What is known."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    return {name: Answer(**answer) for name, answer in kept.items()}
 
 
-def judged(answer: Answer) -> Answer:
-    """What today's decisions say; none where the numbers are not enough."""
-    rows = ({"id": name, "measured": found} for name, found in answer.numbers.items())
-    return answer._replace(verdicts=dict(decided(rows)))
+def decided(numbers: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """What today's decisions say of claims, of each whose numbers are enough."""
+    found = {}
+    for name, measured in numbers.items():
+        with suppress(LookupError):
+            found[name] = DECISIONS[name].verdict(measured)
+    return found
 
 
 def keep(answers: dict[str, Answer]) -> None:
@@ -75,13 +72,6 @@ def keep(answers: dict[str, Answer]) -> None:
 def here() -> str:
     """The machine of this process."""
     return f"{processor()}, torch {torch.__version__}"
-
-
-def decided(rows: Iterable[dict]) -> Iterator[tuple[str, str]]:
-    """Claims and what today's decisions say of their numbers, where these are enough."""
-    for row in rows:
-        with suppress(LookupError):
-            yield row["id"], DECISIONS[row["id"]].verdict(row["measured"])
 
 
 def finished() -> dict[str, Answer]:
@@ -108,7 +98,6 @@ def finished() -> dict[str, Answer]:
             round(run["seconds"], 1),
             day,
             here(),
-            dict(decided(row for row in rows if row["module"] == name)),
             {row["id"]: row["measured"] for row in rows if row["module"] == name},
         )
         for name, run in runs.items()
@@ -148,17 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, answer in finished().items():
         # the file's day is that of its last question: what it held before keeps its own
         known = answers.get(name)
-        new = known is None or (
-            (known.seconds, known.verdicts, known.numbers)
-            != (answer.seconds, answer.verdicts, answer.numbers)
-        )
-        if new:
+        if known is None or (known.seconds, known.numbers) != (answer.seconds, answer.numbers):
             answers[name] = answer
     keep(answers)
-    for name in reproductions():
-        known = answers.get(name)
-        told = f"{known.seconds / 60:8.1f} min, {known.day}" if known else "not run"
-        print(f"{name:<28}{told}")
 
 
 if __name__ == "__main__":
