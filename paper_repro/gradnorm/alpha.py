@@ -1,22 +1,19 @@
 """What does α do, and what are its average weights worth kept fixed?"""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..report.bounds import BALANCED, NEARLY
 from ..report.decisions import OPEN, Claims, Measured, Row, decided, named_so, sided, verdict_of
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.grids import at_edge, chosen, judged
-from ..report.intervals import half_width, mean_interval, named, ratio_interval
-from .common import ALPHA, COLOURS, INTERVAL, RATE, REDUCED, UNTRAINED, Runs, Variants, few, train
+from ..report.intervals import mean_interval, named, ratio_interval
+from .common import ALPHA, INTERVAL, RATE, REDUCED, UNTRAINED, Runs, Variants, few, train
 from .lanes import EVERY_ALPHA, RATIOS, size_of
 from .paper_size import default_runs, problem_of
 from .rivals import two_tasks
-from .toy_figures import against_alpha
 
 
 @decided(
@@ -91,27 +88,6 @@ def run(settings: Settings) -> Findings:
     grid = Variants(one, one, torch.cat([fixed, learnt.average[1:2]]))
     static = train("weighted", problem, grid, settings, "grid of static weights", seeds)
     where = f"{problem}, Adam {RATE:g}, {settings.count(problem.steps)} steps, {seeds} seeds"
-
-    final, ends = learnt.final() / 2, static.final() / 2
-    canvas, panels = axes(1, 3, (13, 4.2))
-    against_alpha(panels, problem, EVERY_ALPHA, learnt)
-    look: dict[str, Any] = {"color": COLOURS["static"], "marker": "o", "label": "static grid"}
-    own: dict[str, Any] = {"color": "#000000", "marker": "s", "label": "GradNorm's average"}
-    average = [float(learnt.average[1, :, 1].mean())]
-    for at, values, style in ((GRID, ends[:-1], look), (average, ends[-1:], own)):
-        panels[2].errorbar(at, values.mean(1), half_width(values), **style)
-    panels[2].axhline(
-        final[1].mean(), color=COLOURS["GradNorm"], linestyle="--", label=f"GradNorm, α = {ALPHA}"
-    )
-    panels[2].set(
-        xlabel="static weight w_2 (w_1 = 2 - w_2)",
-        ylabel="mean of L_i/L_i(0) on test data at the end",
-        xscale="log",
-        ylim=(0, None),
-    )
-    panels[2].legend()
-    caption = f"Sweep of α and grid of static weights; {where}. {INTERVAL}."
-    yield Figure("sweeps", caption, canvas)
     yield balanced(learnt, where)
     yield degrees(learnt, settings, where)
     yield kept_fixed(static, default_runs(settings), where)
@@ -122,10 +98,7 @@ def balanced(learnt: Runs, where: str) -> Claim:
     halves = learnt.weights * learnt.lengths
     halves = np.log(halves[len(halves) // 2 :])
     unequal = np.exp(np.median(np.abs(halves[..., 0] - halves[..., 1]), axis=0))
-    first = learnt.lengths[0, 0]
-    begin = float((first[:, 1] / first[:, 0]).mean())
-    numbers = {"larger over smaller length, unweighted, at the start": begin}
-    numbers |= named(f"larger over smaller G_i, α = {ALPHA}", mean_interval(unequal[1]))
+    numbers = named(f"larger over smaller G_i, α = {ALPHA}", mean_interval(unequal[1]))
     numbers |= named("w_2, α = 2 over α = 0", ratio_interval(last[-1], last[0]))
     for (a, sooner), (b, later) in pairwise(zip(EVERY_ALPHA, last, strict=True)):
         numbers |= named(f"w_2 at α = {b:g} over {a:g}", ratio_interval(later, sooner))

@@ -8,7 +8,6 @@ from .lanes import EQUAL, Trace, size_of
 from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pairs_of, problem_of, setting
 from .refine import half_of
 from .rivals import OF_TEN, ten_tasks, two_tasks
-from .toy_figures import losses_and_weights
 
 CLAIMS = {
     "GN-23": Row("Ten tasks also gain from GradNorm.", sided(("GradNorm over equal, *", "<", 1))),
@@ -26,7 +25,6 @@ def run(settings: Settings) -> Findings:
     pairs, problem = pairs_of(ten), problem_of(settings, TEN)
     text = setting(problem, ten["equal"])
     at_one = {name: runs.at(RATE) for name, runs in ten.items()}
-    yield losses_and_weights(problem, at_one, "1/σ_i², which 1/L_i(0) is in proportion to")
 
     one, best = pairs[AT_ONE], pairs[AT_BEST]
     fixed = ratio_interval(one.learnt, at_one["static"].judged())

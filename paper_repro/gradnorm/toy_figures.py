@@ -63,9 +63,7 @@ def lines(
     return ends
 
 
-def losses_and_weights(
-    problem: Problem, runs: dict[str, Runs], static: str = "GradNorm's average over time, by seed"
-) -> Figure:
+def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
     """Normalised test losses by method and by task, and the weights that GradNorm learns."""
     canvas, panels = axes(1, 3, (15.5, 4.4))
     shown = next(name for name in ("GradNorm", *runs) if name in runs)
@@ -117,7 +115,7 @@ def losses_and_weights(
         f"100; here, {len(problem.scales)} tasks, {problem}), Adam: test losses in "
         "units of their initial values, each method at the learning rate named, "
         f"{chosen}and GradNorm's weights; mean (of losses geometric) and 95 % band over "
-        f"{learnt.test.shape[2]} seeds. Static weights are {static}.",
+        f"{learnt.test.shape[2]} seeds. Static weights are GradNorm's average over time, by seed.",
         canvas,
         found,
     )
@@ -230,38 +228,32 @@ def strength(
     """GradNorm's final loss and average weights against α."""
     problem = Problem(scales, inputs, outputs, width, rates=(rate,), steps=steps, batch=batch)
     learnt = trained(problem, seeds, alphas, ("GradNorm",))["GradNorm"]
-    canvas, panels = axes(1, 2, (11, 4.2))
-    found = against_alpha(panels, problem, alphas, learnt)
-    caption = (
-        f"Sweep of α, Adam {rate:g}, {steps} steps, {len(scales)} tasks, {problem}. {INTERVAL}."
-    )
-    return Figure("strength", caption, canvas, found)
-
-
-def against_alpha(
-    panels: Sequence[Axes], problem: Problem, alphas: Sequence[float], learnt: Runs
-) -> list[dict[str, Any]]:
-    """Final loss, and every task's weight in the last quarter of the run; returns the records."""
-    final = learnt.final() / len(problem.scales)
+    final = learnt.final() / len(scales)
     last = learnt.weights[-max(1, len(learnt.weights) // 4) :].mean(0)  # [alpha, seed, task]
+    canvas, panels = axes(1, 2, (11, 4.2))
     look: dict[str, Any] = {"marker": "o"}
     panels[0].errorbar(alphas, final.mean(1), half_width(final), color=COLOURS["GradNorm"], **look)
     panels[0].set(xlabel="α", ylabel="mean of L_i/L_i(0) on test data at the end", ylim=(0, None))
     ends = []
-    for task, (name, colour) in enumerate(task_looks(problem.scales)):
+    for task, (name, colour) in enumerate(task_looks(scales)):
         values = last[..., task]
         panels[1].errorbar(alphas, values.mean(1), half_width(values), color=colour, **look)
         ends.append((float(values[-1].mean()), name, colour))
     panels[1].set(xlabel="α", ylabel="w_i, last quarter of the run", ylim=(0, None))
     name_lines(panels[1], ends)
-    return [
-        {
-            "alpha": alpha,
-            "task": task + 1,
-            "scale": scale,
-            "final": mean_interval(final[i]).mean,
-            "weight": float(last[i, :, task].mean()),
-        }
-        for i, alpha in enumerate(alphas)
-        for task, scale in enumerate(problem.scales)
-    ]
+    return Figure(
+        "strength",
+        f"Sweep of α, Adam {rate:g}, {steps} steps, {len(scales)} tasks, {problem}. {INTERVAL}.",
+        canvas,
+        [
+            {
+                "alpha": alpha,
+                "task": task + 1,
+                "scale": scale,
+                "final": mean_interval(final[i]).mean,
+                "weight": float(last[i, :, task].mean()),
+            }
+            for i, alpha in enumerate(alphas)
+            for task, scale in enumerate(scales)
+        ],
+    )

@@ -74,6 +74,11 @@ def shortest(gramians: Tensor) -> Tensor:
     return solved(mf.solvers.auto(), gramians).weights
 
 
+def mixed(weights: Tensor, rows: Tensor) -> Tensor:
+    """Jᵀw `[draw, param]`."""
+    return torch.einsum("dt,dtp->dp", weights, rows)
+
+
 def square(gramians: Tensor, weights: Tensor) -> Tensor:
     """‖Jᵀw‖², batched over any leading axes."""
     return torch.einsum("...t,...ts,...s->...", weights, gramians, weights).clamp_min(0)

@@ -15,7 +15,18 @@ from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
-from .common import COLOURS, gram, normal, relative_gap, rows_of, shortest, solved, square, uniform
+from .common import (
+    COLOURS,
+    gram,
+    mixed,
+    normal,
+    relative_gap,
+    rows_of,
+    shortest,
+    solved,
+    square,
+    uniform,
+)
 
 CLAIMS = {
     "SU-11": Exact(
@@ -134,11 +145,6 @@ def regularised(settings: Settings) -> Claim:
         f"{3 * draws} random matrices, T = 2, 5, 20: the minimum even equals ‖u*‖², and u* is "
         "unique. This is about a plain step along -u*; X-05 asks what Adam leaves of it",
     )
-
-
-def mixed(weights: Tensor, rows: Tensor) -> Tensor:
-    """Jᵀw `[draw, param]`."""
-    return torch.einsum("dt,dtp->dp", weights, rows)
 
 
 def simplex(anyhow: Tensor, settings: Settings) -> Claim:

@@ -9,7 +9,7 @@ import mtlfunc as mf
 from ..report.decisions import Claims, Exact, Measured, decided
 from ..report.findings import Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
-from .common import gram, shortest
+from .common import gram, mixed, shortest
 from .encoders import raises
 
 
@@ -40,8 +40,7 @@ def normals(tag: int, draws: int, shape: tuple[int, ...]) -> Tensor:
 
 def is_zero(weights: Tensor, rows: Tensor) -> Tensor:
     """Whether the combination is below 1e-6 of the longest row."""
-    point = torch.einsum("dt,dtp->dp", weights, rows)
-    return point.norm(dim=-1) / rows.norm(dim=-1).amax(-1) < 1e-6
+    return mixed(weights, rows).norm(dim=-1) / rows.norm(dim=-1).amax(-1) < 1e-6
 
 
 def run(settings: Settings) -> Findings:

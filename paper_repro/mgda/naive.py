@@ -27,6 +27,7 @@ from .common import (
     TASKS,
     families,
     gram,
+    mixed,
     relative_gap,
     rows_of,
     shortest,
@@ -189,7 +190,7 @@ def averaged_smoothing(draws: int) -> Claim:
             worst_served = torch.einsum("dtp,dp->dt", rows, u).argmin(-1)
             u = (n * u + rows[torch.arange(len(rows)), worst_served]) / (n + 1)
         weights = solved(mf.solvers.frank_wolfe(count, "1/(n+1)"), gram(rows)).weights
-        difference = (torch.einsum("dt,dtp->dp", weights, rows) - u).norm(dim=-1) / u.norm(dim=-1)
+        difference = (mixed(weights, rows) - u).norm(dim=-1) / u.norm(dim=-1)
         off[f"largest relative difference of the iterates after {count} steps"] = difference.max()
     return claim(
         "SU-22",

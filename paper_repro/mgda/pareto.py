@@ -16,7 +16,7 @@ from ..report.bounds import MOST_ORDER, ORDER
 from ..report.decisions import Claims, Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
-from .common import gram, normal, rows_of, shortest, stationary_rows
+from .common import gram, mixed, normal, rows_of, shortest, stationary_rows
 from .quadratics import losses, quadratics
 
 CLAIMS = {
@@ -144,7 +144,7 @@ def front(settings: Settings) -> Claim:
 
     # the nearest point of the triangle is the min-norm problem of the c_t - x
     off = corners - sampled[:, None]
-    nearest = sampled + torch.einsum("dt,dtp->dp", shortest(gram(off)), off)
+    nearest = sampled + mixed(shortest(gram(off)), off)
     outside = (nearest - sampled).norm(dim=-1) > 1e-6
     beaten = dominates(at(nearest), at(sampled))[outside].double().mean()
     flat, lifted = (torch.nn.functional.pad(inside, (0, 1), value=z) for z in (0.0, 1.0))
@@ -204,7 +204,7 @@ def systems(draws: int) -> Findings:
         wrong += int((linear_programs(rows, weak=False) == in_hull).sum())
         # along the ray through the best u of draws that have one
         good = rows[~torch.as_tensor(in_hull)]
-        u = torch.einsum("dt,dtp->dp", shortest(gram(good)), good)
+        u = mixed(shortest(gram(good)), good)
         least = torch.einsum("dtp,dp->dt", good, u).amin(-1)
         for s in (10.0, 1e3, 1e6):
             many = torch.einsum("dtp,dp->dt", good, s * u).amin(-1)

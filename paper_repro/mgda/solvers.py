@@ -1,8 +1,6 @@
 """Which solver finds the shortest convex combination, and how fast?"""
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +12,10 @@ import mtlfunc as mf
 from ..report.bounds import NEARLY_ALL, SEARCHED
 from ..report.decisions import Claims, Measured, Row, decided, ends, exact, verdict_of
 from ..report.extremes import largest
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.grids import at_edge
 from ..report.intervals import Interval, named, share_interval
-from .common import COLOURS, DASHES, TASKS, families, relative_gap, scaled, shortest, solved
+from .common import TASKS, families, relative_gap, scaled, shortest, solved
 from .naive import counts_of
 
 ENOUGH = 5000  # steps of the softmax form
@@ -59,7 +56,7 @@ def judge_learning_rate(measured: Measured) -> Verdict:
     return "holds only when" if tuned[1][1] < NEARLY_ALL.now else "inconclusive"
 
 
-TIMED = True  # a processor's time or memory, which another device has not
+TIMED = True  # its grids of steps are on the CPU
 CLAIMS = {
     "SU-21": Row(
         "T > 2: Frank–Wolfe, towards τ = argmin ⟨g_t, Σ w g⟩, with a search on the "
@@ -84,94 +81,23 @@ claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
-    draws, counts = settings.count(32), counts_of(settings)
-    gramians = torch.cat([scaled(g) for g in families(draws).values()])
     steps = settings.count(30000 if settings.full else ENOUGH)
     # enough for an interval of a share within 5 % of 1
     grids = {name: softmax_grid(g, steps) for name, g in families(settings.count(80)).items()}
-    logs = [gaps[UNIT].median(-1).values.clamp_min(1e-17).log() for gaps in grids.values()]
-    rate = float(RATES[torch.stack(logs).sum(0).argmin()])
-    traces = {name: trace(make, gramians, counts, name) for name, make in contenders(rate).items()}
-    yield solvers_figure(traces, gramians, counts, rate)
-    yield line_search(traces, gramians, counts[-1])
+    yield line_search(settings.count(32), counts_of(settings))
     yield softmax_form(grids, steps)
     yield learning_rate(grids, steps)
 
 
-def contenders(rate: float) -> dict[str, Callable[[int], mf.types.Solver]]:
-    frank_wolfe = mf.solvers.frank_wolfe
-    return {
-        "step 1/(n+1)": lambda n: frank_wolfe(n, "1/(n+1)"),
-        "step 2/(n+2)": lambda n: frank_wolfe(n, "2/(n+2)"),
-        "line search": lambda n: frank_wolfe(n, "line-search"),
-        "away": lambda n: frank_wolfe(n, "away"),
-        "pairwise": lambda n: frank_wolfe(n, "pairwise"),
-        "projected gradient": mf.solvers.projected_gradient,
-        "softmax": lambda n: softmax_descent(n, rate),
-    }
-
-
-class Trace(NamedTuple):
-    """A solver at several counts of iterations."""
-
-    gaps: Tensor  # [count, draw], relative
-    times: list[float]  # µs a Gramian, by count
-    infeasible: float  # the largest negative weight or |Σw - 1|
-
-
-def trace(
-    make: Callable[[int], mf.types.Solver], gramians: Tensor, counts: Sequence[int], label: str
-) -> Trace:
-    gaps, times, infeasible = [], [], 0.0
-    solved(make(1), gramians)  # first calls pay for more than themselves
-    for count in tqdm(counts, desc=label, leave=False):
-        best, weights = float("inf"), gramians[:, 0]
-        for _ in range(3 if count < 100 else 1):
-            start = time.perf_counter()
-            weights = solved(make(count), gramians).weights
-            best = min(best, time.perf_counter() - start)
-        times.append(1e6 * best / len(gramians))
-        gaps.append(relative_gap(gramians, weights))
-        infeasible = largest(infeasible, -weights.min(-1).values, (weights.sum(-1) - 1).abs())
-    return Trace(torch.stack(gaps), times, infeasible)
-
-
-def solvers_figure(
-    traces: dict[str, Trace], gramians: Tensor, counts: Sequence[int], rate: float
-) -> Figure:
-    canvas, axis = axes(2, 2, (14, 10))
-    draws = len(gramians) // 2
-    exact = trace(lambda _: mf.solvers.active_set(), gramians, (1,), "active set")
-    faces = float(solved(mf.solvers.active_set(), gramians).steps.double().mean())
-    for row, (family, part) in enumerate(
-        (("optimum inside the simplex", slice(0, draws)), ("optimum on a face", slice(draws, None)))
-    ):
-        by_count, by_time = axis[2 * row : 2 * row + 2]
-        for (name, found), colour, style in zip(traces.items(), COLOURS, DASHES, strict=False):
-            gap = found.gaps[:, part].clamp_min(1e-17)
-            look: dict[str, Any] = {"color": colour, "linestyle": style, "label": name}
-            for panel, x in ((by_count, counts), (by_time, found.times)):
-                panel.plot(x, gap.median(1).values, marker="o", markersize=3, **look)
-            band = gap.quantile(0.1, 1), gap.quantile(0.9, 1)
-            by_count.fill_between(counts, *band, color=colour, alpha=0.12, linewidth=0)
-        gap = exact.gaps[0, part].clamp_min(1e-17).median()
-        by_count.plot(faces, gap, "k*", markersize=14, label="active set (faces solved)")
-        by_time.plot(exact.times[0], gap, "k*", markersize=14, label="active set")
-        for panel, x in ((by_count, "iterations"), (by_time, "time a Gramian, µs")):
-            panel.set(title=family, xlabel=x, ylabel="relative duality gap")
-            panel.set(xscale="log", yscale="log", ylim=(3e-18, 3))
-    canvas.legend(*axis[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return Figure(
-        "solvers",
-        f"Relative duality gap of every solver on the same {2 * draws} Gramians of {TASKS} "
-        "tasks, against iterations (median, band from the 10 % to the 90 % quantile) and against "
-        "wall-clock time, all Gramians of a call in one batch. Softmax: gradient descent on "
-        f"logits, step {rate:g}/max ‖g‖², the best of a grid. Gaps below 1e-17 are drawn there.",
-        canvas,
-    )
-
-
-def line_search(traces: dict[str, Trace], gramians: Tensor, most: int) -> Claim:
+def line_search(draws: int, counts: Sequence[int]) -> Claim:
+    """The search, and whether any step leaves the simplex, after each of `counts` iterations."""
+    gramians = torch.cat([scaled(g) for g in families(draws).values()])
+    weights, infeasible = gramians[:, 0], 0.0
+    for kind in ("1/(n+1)", "2/(n+2)", "away", "pairwise", "line-search"):
+        for count in tqdm(counts, desc=kind, leave=False):
+            weights = solved(mf.solvers.frank_wolfe(count, kind), gramians).weights
+            infeasible = largest(infeasible, -weights.min(-1).values, (weights.sum(-1) - 1).abs())
+    inside, face = relative_gap(gramians, weights).chunk(2)  # of the search
     # one step of the search from equal weights is the T = 2 problem of the mean and the task that
     # it serves worst
     mean = torch.full_like(gramians[:, 0], 1 / TASKS)
@@ -179,23 +105,17 @@ def line_search(traces: dict[str, Trace], gramians: Tensor, most: int) -> Claim:
     pair = torch.stack([mean, toward], 1)
     by_hand = torch.einsum("dk,dkt->dt", shortest(pair @ gramians @ pair.mT), pair)
     step = solved(mf.solvers.frank_wolfe(1), gramians).weights
-    inside, face = traces["line search"].gaps[-1].chunk(2)
+    apart = "one searched step against the closed form for T = 2, largest difference of weights"
     return claim(
         "SU-21",
         {
-            "one searched step against the closed form for T = 2, largest difference of weights": (
-                by_hand - step
-            )
-            .abs()
-            .max(),
-            "all steps, largest negative weight or |Σw - 1|": largest(
-                traces[name].infeasible for name in list(traces)[:5]
-            ),
+            apart: (by_hand - step).abs().max(),
+            "all steps, largest negative weight or |Σw - 1|": infeasible,
             "optimum inside, line search: median relative gap at the end": inside.median(),
             "optimum face, line search: median relative gap at the end": face.median(),
         },
-        f"{len(gramians)} Gramians of {TASKS} tasks, {most} iterations, seen at the figure's "
-        "counts. On a face the search zig-zags: the figure has the fixed steps, too",
+        f"{len(gramians)} Gramians of {TASKS} tasks, {counts[-1]} iterations, seen at "
+        f"{len(counts)} counts. On a face the search zig-zags",
     )
 
 
@@ -205,25 +125,10 @@ UNIT = 1  # the place of scale 1
 RATES = torch.logspace(-4, 8, 25, dtype=torch.float64)
 
 
-def softmax_descent(steps: int, rate: float | Tensor) -> mf.types.Solver:
-    """w = softmax(a) and gradient descent on a, `steps` times from a = 0. ∇_a ½wᵀGw = w ∘ (Gw -
-    wᵀGw). Not scale-free: `rate` multiplies G.
-    """
-
-    def solve(problem: mf.solvers.MinNorm) -> mf.Solution:
-        a = torch.zeros_like(problem.gramian[0])
-        for _ in range(steps):
-            w = torch.softmax(a, -1)
-            rates = problem.gramian @ w
-            a = a - rate * w * (rates - w @ rates)
-        w = torch.softmax(a, -1)
-        return problem.solution(w, w, torch.full((), steps))
-
-    return solve
-
-
 def softmax_grid(gramians: Tensor, steps: int) -> Tensor:
-    """Relative gaps `[scale, rate, draw]`, G at every one of `SCALES`."""
+    """Relative gaps `[scale, rate, draw]` of w = softmax(a) and gradient descent on a from a = 0,
+    ∇_a ½wᵀGw = w ∘ (Gw - wᵀGw), G at every one of `SCALES`.
+    """
     g = scaled(gramians)
     # only scale times step enters: one matrix a draw serves all of both
     moves = (SCALES[:, None] * RATES).reshape(-1, 1)

@@ -13,7 +13,7 @@ from ..report.bounds import MOST_RUNS, SEEN
 from ..report.decisions import Claims, Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
-from .common import ROUNDING, gram, normal, normalised, rows_of, shortest, square, uniform
+from .common import ROUNDING, gram, mixed, normal, normalised, rows_of, shortest, square, uniform
 from .quadratics import Batch, losses, quadratics
 
 CLAIMS = {
@@ -124,7 +124,7 @@ def broken_rates() -> list[Fraction]:
 def unit_sum(rows: Tensor) -> tuple[Tensor, Tensor]:
     """u = Σ g_t/‖g_t‖ `[draw, param]` and the rates ⟨g_t, u⟩ `[draw, task]`."""
     weights = vmap(lambda g: mf.weights(normalised(), g))(gram(rows))
-    u = torch.einsum("dt,dtp->dp", weights, rows)
+    u = mixed(weights, rows)
     return u, torch.einsum("dtp,dp->dt", rows, u)
 
 

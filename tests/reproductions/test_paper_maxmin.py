@@ -58,13 +58,18 @@ def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
     assert (values >= vmap(objective)(logits, g) - 1e-12).all()
 
 
-def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
+def test_softmax_grid_is_gradient_descent_and_depends_on_rate_times_scale():
     g = common.families(3)["interior"]
     gaps = solvers.softmax_grid(g, 30)
     scale, rate = 1, 8
     unit = float(solvers.SCALES[scale]) * common.scaled(g)
-    descent = solvers.softmax_descent(30, float(solvers.RATES[rate]))
-    direct = common.relative_gap(unit, common.solved(descent, unit).weights)
+    logits = torch.zeros(len(g), g.shape[-1], dtype=torch.float64, requires_grad=True)
+    for _ in range(30):
+        (slope,) = torch.autograd.grad(
+            0.5 * common.square(unit, torch.softmax(logits, -1)).sum(), logits
+        )
+        logits = (logits - solvers.RATES[rate] * slope).detach().requires_grad_()
+    direct = common.relative_gap(unit, torch.softmax(logits, -1))
     torch.testing.assert_close(gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
     assert float(solvers.SCALES[1] / solvers.SCALES[0]) == pytest.approx(
         float(solvers.RATES[16] / solvers.RATES[8])
