@@ -11,7 +11,7 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from .report.decisions import KINDS, Claims, Decision, Row
+from .report.decisions import KINDS, Decision, Row
 
 __all__ = ["DECISIONS", "KINDS", "LEDGER", "PAPERS", "ROWS", "papers", "reproductions"]
 
@@ -50,10 +50,9 @@ def _collected() -> list[Row]:
     """By paper, then by number."""
     undecided = {paper: importlib.import_module(f"{__package__}.{paper}") for paper in papers()}
     rows = [
-        row._replace(module=name if row.decision else "")
+        row._replace(id=identifier, module=name if row.decision else "")
         for name, module in (undecided | reproductions()).items()
-        if isinstance(claim := getattr(module, "claim", None), Claims)
-        for row in claim.rows.values()
+        for identifier, row in getattr(module, "CLAIMS", {}).items()
     ]
     order = list(PAPERS)
     return sorted(rows, key=lambda row: (order.index(row.paper), int(row.id.split("-")[1])))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
+from ..report.decisions import META_WORLD, MULTIMNIST, Row
 from ..report.options import exported
 
 CLAIMS = {
@@ -59,7 +59,6 @@ CLAIMS = {
         needs="what decides CA-30, CA-31, CA-32 and CA-36",
     ),
 }
-claim = Claims(CLAIMS)
 
 FIGURES = {"toy": "toy_figures", "surface": "toy_figures", "role_of_c": "_role_of_c"}
 """The module of every figure that takes options: `python -m paper_repro figure --list`."""

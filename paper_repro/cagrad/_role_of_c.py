@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..report.bounds import EQUALLY_HIGH, EQUALLY_LOW, LENGTH, NEARLY_ALL
-from ..report.decisions import Claims, Exact, Row, exact, sided
+from ..report.decisions import Exact, Row, exact, sided
 from ..report.extremes import largest, smallest
 from ..report.figures import axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -45,7 +45,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 SIZE = 20  # parameters
@@ -86,7 +85,7 @@ def run(settings: Settings) -> Findings:
     floor = 1 - torch.tensor(CS, dtype=torch.float64)[:, None]
     fall = largest(float(-s.worst.diff(dim=0).min()) for s in every)
     slack = smallest(float((s.progress - floor).min()) for s in every)
-    yield claim(
+    yield Claim(
         "CA-11",
         {
             "largest fall of the worst rate from one c to the next": fall,
@@ -99,7 +98,7 @@ def run(settings: Settings) -> Findings:
     near, far = (torch.cat([s.mgda_angle[i] for s in every]) for i in (ten, hundred))
     angles = (near / far)[far > 1e-5]
     grows = smallest(float((s.size[hundred] / s.size[ten]).median()) for s in every)
-    yield claim(
+    yield Claim(
         "CA-12",
         {
             "c = 0: largest angle to g₀": largest(float(s.mean_angle[0].max()) for s in every),
@@ -128,7 +127,7 @@ def automatic(draws: int) -> Claim:
         gain, share = mean_interval(ours - mean), share_interval(int((ours > -1e-9).sum()), draws)
         numbers |= named(f"{label}: least cosine of d with a task, CAGrad less mean", gain)
         numbers |= named(f"{label}: share of draws in which CAGrad raises no task", share)
-    return claim(
+    return Claim(
         "CA-39",
         numbers,
         f"{draws} normal Jacobians of {tasks} tasks and {SIZE} parameters, lengths rising "

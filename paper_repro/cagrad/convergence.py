@@ -13,7 +13,7 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import AT_REST, MOST_RUNS
-from ..report.decisions import Claims, Measured, Row, decided, ends, exact, named_so
+from ..report.decisions import Measured, Row, decided, ends, exact, named_so
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import Quadratics, quadratic_losses, quadratics
@@ -56,7 +56,6 @@ CLAIMS = {
         when="the start is on the side of the lowest minimum, or the losses are convex",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 class Descent(NamedTuple):
@@ -112,7 +111,7 @@ def run(settings: Settings) -> Findings:
     fast = descend(problem, (0.5,), steps, "quadratics, fast", mf.subset(2))
     names = *(f"c = {c:g}" for c in cs), "c = 0.5, fast with 2 of 3 rows"
     setting = f"{draws} triples of convex quadratics, {steps} steps of .9/H, H the most curvature"
-    yield claim(
+    yield Claim(
         "CA-20",
         {
             f"{name}: largest ratio of both sides": run.ratio.max()
@@ -124,7 +123,7 @@ def run(settings: Settings) -> Findings:
     for name, run in zip(names, plain, strict=False):
         near = (run.squares[-1] / run.squares[0]).sqrt() < 1e-3
         shares |= named(f"{name}: share below 1e-3", share_interval(int(near.sum()), draws))
-    yield claim("CA-19", shares | {"steps": steps}, f"{setting}; on the toy see CA-26")
+    yield Claim("CA-19", shares | {"steps": steps}, f"{setting}; on the toy see CA-26")
     yield several_minima(settings.count(200), settings.count(1000))
 
 
@@ -139,7 +138,7 @@ def several_minima(count: int, steps: int) -> Claim:
     value = (x.square() - 1).square() + 0.3 * x
     grid = np.linspace(-2, 0, 20_001)
     lowest = float(((grid**2 - 1) ** 2 + 0.3 * grid).min())
-    return claim(
+    return Claim(
         "CA-21",
         {
             "largest ‖g₀‖ at the end": (4 * x * (x.square() - 1) + 0.3).abs().max(),

@@ -10,7 +10,7 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS
-from ..report.decisions import Claims, Exact, Measured, decided, exact
+from ..report.decisions import Exact, Measured, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import gram, length, min_norm, quadratic_losses, rows_of, stationary_rows
 
@@ -48,7 +48,6 @@ CLAIMS = {
         exact(("largest difference of weights", "<", 1e-12)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -61,14 +60,14 @@ def run(settings: Settings) -> Findings:
         {"accuracy": True, "error": False},
     )
     by_hand = Fraction(100, 2) * (-(Fraction(3, 4) - 1) / 1 + (1 - Fraction(1, 2)) / Fraction(1, 2))
-    yield claim(
+    yield Claim(
         "CA-29",
         {"library less the fractions": abs(library - float(by_hand))},
         "accuracy .75 against 1, error 1 against .5; the average runs over metrics",
     )
     q = torch.linalg.qr(rows_of(draws, 5, 5, 30))[0] * rows_of(draws, 5, 1, 31).exp()
     w, inverse = min_norm(gram(q)), 1 / q.square().sum(-1)
-    yield claim(
+    yield Claim(
         "X-04",
         {
             "largest difference of weights": (w - inverse / inverse.sum(-1, keepdim=True))
@@ -90,7 +89,7 @@ def pareto_points(draws: int) -> Claim:
             least = np.c_[-j, np.ones(3)], np.zeros(3)
             program = optimize.linprog([0, 0, 0, 0, -1], *least, bounds=box)
             disagree += (-program.fun > 1e-8) != (short > 1e-8)
-    return claim(
+    return Claim(
         "CA-05",
         {
             "draws in which 'no common descent' and '0 in the hull' disagree": disagree,
@@ -117,7 +116,7 @@ def conflict_measure(draws: int) -> Claim:
         error[eta] = ((found - limit).abs() / limit.abs().clamp_min(1e-12)).median()
         sign = ((found > 0) != (limit > 0)).double().mean()
         numbers[f"share with the other sign at η = {eta:g}"] = sign
-    return claim(
+    return Claim(
         "CA-09",
         numbers | {"error at η = 1e-4 over that at 1e-6": error[1e-4] / error[1e-6]},
         f"{draws} triples of quadratics, d = g₀; first order: at training steps signs differ",

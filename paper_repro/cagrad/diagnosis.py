@@ -8,8 +8,8 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import TELLS
-from ..report.decisions import Claims, Row, exact
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, exact
+from ..report.findings import Claim, Findings, Settings
 from .common import gram, quadratic_losses, quadratics, rows_of
 
 CLAIMS = {
@@ -27,7 +27,6 @@ CLAIMS = {
         when="only the first order is asked for; the cosine does not predict the end",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def foretold(pairs: int, steps: int) -> float:
@@ -58,7 +57,7 @@ def run(settings: Settings) -> Findings:
     short = raised.gather(-1, n.argmin(-1, keepdim=True))[hurt]
     rank = foretold(pairs, steps)
     differ = "pairs in which 'g₀ raises a task' and 'cos < -shorter/longer' differ"
-    yield claim(
+    yield Claim(
         "CA-02",
         {
             differ: (hurt != (cos < -ratio)).sum(),

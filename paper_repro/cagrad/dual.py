@@ -4,9 +4,9 @@ import torch
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest
-from ..report.findings import Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from .common import BALL, cagrad, gram, rows_of, unit_of
 
 TIMED = True  # the conic solver runs on a processor
@@ -28,7 +28,6 @@ CLAIMS = {
         exact(*BALL, ("largest difference to the conic solver's value", "<", 1e-5)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -52,10 +51,10 @@ def run(settings: Settings) -> Findings:
             sampled = largest(sampled, float(((best - found.rates.amin(-1)) / unit_of(g)).max()))
     solved = {BALL[0].name: gap, BALL[1].name: tight}
     setting = f"{draws} draws each of 2, 3 and 10 tasks in 20 parameters, c = .1, .4, .8, 1, 3"
-    yield claim(
+    yield Claim(
         "CA-10", solved | {"best of 100 random points of the sphere above it": sampled}, setting
     )
-    yield claim(
+    yield Claim(
         "CA-16",
         solved | {"largest difference to the conic solver's value": conic},
         f"{setting}; strong duality and a tight ball, values as those of cvxpy and Clarabel. "
@@ -67,7 +66,7 @@ def run(settings: Settings) -> Findings:
         for size in (small, large)
     )
     steps = "operations of the dual at P = 100000 over those at P = 1000"
-    yield claim(
+    yield Claim(
         "CA-15",
         {
             "unknowns of the dual, T = 10, less T": many[0].weights.numel() - tasks,

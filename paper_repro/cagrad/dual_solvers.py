@@ -9,8 +9,8 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Measured, Row, decided, named_so
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, named_so
+from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import cagrad, gram, rows_of, unit_of
 
 
@@ -34,7 +34,6 @@ CLAIMS = {
         when="of the conic solver and the active set; not of SLSQP and the official softmax",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def official_weights(g: Tensor, c: float) -> Tensor:
@@ -103,7 +102,7 @@ def run(settings: Settings) -> Findings:
                 ]
                 # below 0 of weights that leave the ball: they miss, too
                 numbers[f"{name}, T = {tasks}, {family}: most"] = max(missed, key=abs)
-    yield claim(
+    yield Claim(
         "CA-17",
         numbers,
         f"c = .5, {draws} draws a family (conic, and SLSQP at T = 50: {few}), 100 parameters; "

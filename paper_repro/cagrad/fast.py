@@ -12,7 +12,7 @@ import mtlfunc as mf
 
 from ..report.bounds import A_PASS_HIGH, A_PASS_LOW, PUBLISHED
 from ..report.counting import operations
-from ..report.decisions import Claims, Measured, Row, decided, exact
+from ..report.decisions import Measured, Row, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import cagrad, gram, rows_of
 
@@ -60,7 +60,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 SUBSETS = {10: (2, 4, 6, 8, 10), 50: (2, 4, 8, 16, 32, 50)}
 TIMES = {10: 4, 50: 8}
@@ -86,19 +85,19 @@ def run(settings: Settings) -> Findings:
         ratios[f"{name}: operations, full over fast"] = full[0] / fast[0]
         ratios[f"{name}: time, full over fast"] = full[1] / fast[1]
     setting = "shared trunk 64-256-256, 256 samples, counted operations of matrix products"
-    yield claim(
+    yield Claim(
         "CA-23",
         further,
         f"{setting}, one backward pass a row (`chunk_size=1`), slope over 2 to T rows. "
         "In this form the mean of the rest is one of the rows",
     )
-    yield claim(
+    yield Claim(
         "CA-40",
         whole,
         f"{setting}, the forward pass included. The formula leaves out T² products of gradients "
         "and the product with the weights, which do depend on the model",
     )
-    yield claim(
+    yield Claim(
         "CA-34",
         ratios,
         "a supervised network in place of the reinforcement-learning agents, one backward pass a "
@@ -113,7 +112,7 @@ def in_the_ball(points: int, draws: int) -> Claim:
         for n in sizes:
             found[tasks, n] = np.array([sampled(rows, n, draws) for rows in jacobians])
     error, outside, _ = np.concatenate([*found.values()]).max(0)
-    return claim(
+    return Claim(
         "CA-22",
         {"largest error of g₀, relative": error, "largest ‖d - g₀‖/(c‖g₀‖) - 1": outside}
         | {

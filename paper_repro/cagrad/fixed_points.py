@@ -6,7 +6,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, Measured, decided, exact
+from ..report.decisions import Exact, Measured, decided, exact
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import cagrad, gram, length, min_norm, rows_of, stationary_rows, threshold
@@ -42,7 +42,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -62,7 +61,7 @@ def stopping(draws: int) -> Claim:
         for name, weights in {"MGDA": min_norm(g), "PCGrad": pcgrad}.items():
             d = length(g, weights) / rows.norm(dim=-1).amax(-1)
             numbers[f"T = {tasks}: largest ‖d‖ of {name}"] = float(d.max())
-    return claim(
+    return Claim(
         "CA-03",
         numbers,
         f"{draws} Pareto-stationary draws each, two opposed gradients and three around 0, in units "
@@ -91,7 +90,7 @@ def halting(draws: int) -> Claim:
             hull = largest(hull, *shortest[still].tolist())
             if c < 1:
                 least = smallest(least, float((d / mean - (1 - c)).min()))
-    return claim(
+    return Claim(
         "CA-18",
         {
             "largest distance of 0 from the hull where d = 0": hull,

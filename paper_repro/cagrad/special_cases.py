@@ -8,9 +8,9 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import NEARLY_ALL
-from ..report.decisions import Claims, Exact, Measured, decided, ends
+from ..report.decisions import Exact, Measured, decided, ends
 from ..report.extremes import largest
-from ..report.findings import Findings, Settings, Verdict
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import angle, cagrad, gram, length, rows_of, threshold, unit_of
 
@@ -38,7 +38,6 @@ CLAIMS = {
         when="of DualProj, and of PCGrad with two tasks, with another c at every step",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def against_dualproj(draws: int) -> dict[str, float]:
@@ -80,7 +79,7 @@ def run(settings: Settings) -> Findings:
         numbers |= named(f"T = {tasks}: share of PCGrad's directions met by some c", met)
         if tasks == 2:
             numbers["T = 2: c that comes closest, 5 %"] = float(c.quantile(0.05))
-    yield claim(
+    yield Claim(
         "CA-13",
         numbers,
         f"DualProj's direction at c = c*, {draws} draws each of 2, 3, 5 and 10 tasks; PCGrad's "

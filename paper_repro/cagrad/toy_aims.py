@@ -10,8 +10,8 @@ import mtlfunc as mf
 from common.problems.cagrad_toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
 
 from ..report.bounds import MOST_RUNS, NEARLY_ALL, RAISES, SETTLED, WIDE
-from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, named_so, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import quadratic_losses
 from .toy_runs import EVERY, WHOLE, Run, contact, of, toy
@@ -72,14 +72,13 @@ CLAIMS = {
         guarantee_lost.open_unless(WHOLE),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
     found = toy(settings)
     steps, outer = {"steps": found.steps}, ((10.0, -8.0), (-8.5, -5.0))
     rises = largest_rises(found.runs["CAGrad"].of(outer, 0.5))
-    yield claim(
+    yield Claim(
         "X-02",
         of("CAGrad: rise of the losing task after contact", rises, outer)
         | of("MGDA: the same", largest_rises(found.runs["MGDA"].of(STARTS, 0.0)), STARTS)
@@ -92,7 +91,7 @@ def run(settings: Settings) -> Findings:
         share_interval(int(hits.sum()), pairs) for hits in (distance < 1e-3, excess < 0.01)
     )
     pcgrad = found.runs["PCGrad"].mean_loss(STARTS, 0.0)[-1] - minimum_of_mean()[1]
-    yield claim(
+    yield Claim(
         "X-01",
         named("convex pairs: share ending Pareto stationary", at_rest)
         | named("convex pairs: share with an excess below 1 %", small)
@@ -106,7 +105,7 @@ def run(settings: Settings) -> Findings:
         direct, by_adam = first_order(found.runs[name], name)
         numbers[f"{name}: share of steps whose d raises a task"] = direct
         numbers[f"{name}: share of Adam's steps that raise a task, d raising none"] = by_adam
-    yield claim(
+    yield Claim(
         "X-05",
         numbers | steps,
         f"first {len(found.runs['MGDA'].watched) - 1} steps from the six starts, + in f₂; to first "

@@ -4,8 +4,8 @@ import numpy as np
 
 from common.problems.cagrad_toy import CS, STARTS
 
-from ..report.decisions import Claims, Measured, Row, decided
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided
+from ..report.findings import Claim, Findings, Settings, Verdict
 from .toy_runs import CONTACT, WHOLE, contact, toy
 
 SOME_STARTS = 5  # that tell: two or three have one order by chance
@@ -35,7 +35,6 @@ CLAIMS = {
         "starts that can tell; elsewhere the distance grows at first",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -52,7 +51,7 @@ def run(settings: Settings) -> Findings:
     telling = np.isfinite(away[0]) & (away[0] > 10 * CONTACT)
     ordered = (np.diff(away, axis=0) <= CONTACT).all(0)  # never with a NaN
     arrives = telling & (away[-1] <= 0.1 * away[0])
-    yield claim(
+    yield Claim(
         "CA-27",
         {
             "starts that can tell": telling.sum(),

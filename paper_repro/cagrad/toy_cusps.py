@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from common.problems import cagrad_toy as problem
 
 from ..report.bounds import MOVED
-from ..report.decisions import Claims, Measured, Row, decided, named_so
+from ..report.decisions import Measured, Row, decided, named_so
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from .toy_figures import LEGEND, maps, surface
 from .toy_runs import WHOLE, Run, Toy, of, toy
@@ -57,7 +57,6 @@ CLAIMS = {
         when="a start of the code replaces a printed one, or after more steps; later none halts",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -138,7 +137,7 @@ def stuck(toy: Toy) -> Claim:
         )
         for steps in (300_000, 1_000_000)
     }
-    return claim(
+    return Claim(
         "CA-25",
         {"stuck, printed starts": printed, "stuck, (-8.5, -5) for (-8.5, 5)": changed}
         | later
@@ -157,7 +156,7 @@ def reproducible(toy: Toy) -> Claim:
         change = np.abs(beside - run.mean_loss(problem.STARTS, problem.USUAL[name])[-1]).max()
         numbers[f"{name}: largest change of the mean loss at the end under a nudge"] = change
     moves = toy.runs["MGDA"].mean_loss([(9.0, 9.0)], 0.0, problem.PAPER_SIGN)[-1]
-    return claim(
+    return Claim(
         "CA-24",
         numbers
         | of("MGDA, printed sign: mean loss at the end", moves, [(9.0, 9.0)])

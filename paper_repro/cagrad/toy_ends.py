@@ -6,7 +6,7 @@ import torch
 from common.problems import cagrad_toy as problem
 
 from ..report.bounds import ALONG, AT_REST, CLOSE, SETTLED, STATIONARY, WIDE
-from ..report.decisions import Claims, Exact, Measured, Row, decided, exact, named_so, verdict_of
+from ..report.decisions import Exact, Measured, Row, decided, exact, named_so, verdict_of
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .toy_runs import CONTACT, DECIDED, WHOLE, Toy, contact, toy
@@ -108,7 +108,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -128,7 +127,7 @@ def run(settings: Settings) -> Findings:
     for c in (1.0, 3.0, 10.0):
         name = f"with the script's epsilons, c = {c:g}: largest excess at the end"
         numbers[name] = excess(found, "CAGrad, epsilons", c)[-1].max()
-    yield claim("CA-14", numbers, f"{found.budget}; excess: mean loss above its minimum")
+    yield Claim("CA-14", numbers, f"{found.budget}; excess: mean loss above its minimum")
 
 
 def not_flat() -> Claim:
@@ -136,7 +135,7 @@ def not_flat() -> Claim:
     front = torch.tensor(problem.pareto_set())
     g, still = problem.gramians(front), problem.distance_to_stationarity(front).max()
     flatness = g.sum((1, 2)).sqrt() / 2 / g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()
-    return claim(
+    return Claim(
         "CA-08",
         {
             "largest ‖g₀‖ over the longest gradient": flatness.max(),
@@ -171,8 +170,8 @@ def ends(toy: Toy) -> Findings:
         apart = problem.at(points).diff().abs()
         spreads[f"{spread} over the set's length"] = ours[spread] / 14
         spreads[f"{name}: largest |L₁ - L₂| at the end"] = float(apart.max())
-    yield claim("CA-06", spreads, f"{toy.budget}, six starts")
-    yield claim("CA-26", ours, f"{toy.budget}, six starts; excess: mean loss above its minimum")
+    yield Claim("CA-06", spreads, f"{toy.budget}, six starts")
+    yield Claim("CA-26", ours, f"{toy.budget}, six starts; excess: mean loss above its minimum")
 
 
 def stops(toy: Toy) -> Claim:
@@ -187,7 +186,7 @@ def stops(toy: Toy) -> Claim:
         numbers[f"{name}: largest movement after contact"] = largest(
             abs(x[-1, i] - x[k, i]) if k >= 0 else np.nan for i, k in enumerate(contact(points))
         )
-    return claim(
+    return Claim(
         "CA-04",
         numbers,
         f"{toy.budget}; way along the set from first contact (within {CONTACT:g} of it) to the "

@@ -4,8 +4,8 @@ import numpy as np
 
 from common.problems import cagrad_toy as problem
 
-from ..report.decisions import Claims, Measured, Row, decided
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .toy_runs import WHOLE, toy
 
@@ -30,7 +30,6 @@ CLAIMS = {
         "CAGrad is the most stable and predictable of the four.", steadiest.open_unless(WHOLE)
     )
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -44,7 +43,7 @@ def run(settings: Settings) -> Findings:
         numbers[f"{name}: standard deviation of the mean loss at the end"] = spread
         share = share_interval(int(arrived), len(run.random))
         numbers |= named(f"{name}: share arriving", share)
-    yield claim(
+    yield Claim(
         "CA-28",
         numbers | {"steps": found.steps},
         f"{found.budget}, {len(found.runs['GD'].random)} starts drawn uniformly from [-10, 10]², "

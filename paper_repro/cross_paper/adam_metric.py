@@ -12,8 +12,8 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import EXCEPTION
-from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, ends, named_so, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
 
 
@@ -46,7 +46,6 @@ CLAIMS = {
         "raise a loss",
     )
 }
-claim = Claims(CLAIMS)
 
 RULES: dict[str, Callable[[], mf.Rule]] = {"MGDA": mf.mgda, "UPGrad": mf.upgrad}
 REMEDY = {0.0: "J P Jᵀ", 0.9: "J P Jᵀ, safe"}
@@ -130,7 +129,7 @@ def run(settings: Settings) -> Findings:
             if way == remedy:
                 least = float(promised.min())
                 numbers[f"{label}: smallest promised rate over the largest term"] = least
-    yield claim(
+    yield Claim(
         "X-06",
         numbers,
         f"three tasks on one output of a network of {IN}-{HIDDEN}-1, Adam by {RATE:g} on batches "

@@ -9,7 +9,7 @@ from torch import Tensor
 import mtlfunc as mf
 
 from ..report.bounds import FAR, NEAR
-from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
+from ..report.decisions import Measured, Row, decided, ends, named_so, verdict_of
 from ..report.figures import METHOD_COLOURS, axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import at_edge
@@ -56,7 +56,6 @@ CLAIMS = {
         instead="CIFAR-10",
     )
 }
-claim = Claims(CLAIMS)
 
 C = 0.4
 
@@ -125,7 +124,7 @@ def judge(found: Found, where: str) -> Claim:
         count = len(methods["mean"].curve)
         for end in (count // 3 - 1, count - 1):
             numbers |= part(name, methods, end)
-    return claim(
+    return Claim(
         "CA-37",
         numbers,
         "both scales of the reconstruction error, after a third of the steps and after all: "

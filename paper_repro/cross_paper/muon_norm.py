@@ -9,8 +9,8 @@ import mtlfunc as mf
 from common.muon import descent_in_norm, factors
 
 from ..report.bounds import EXCEPTION
-from ..report.decisions import Claims, Row
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import mean_interval, named
 from .adam_metric import FIRST, HIDDEN, IN, TOLERANCE, Data, batch_of, problem, remedied, rise_of
 
@@ -21,7 +21,6 @@ CLAIMS = {
         remedied,
     )
 }
-claim = Claims(CLAIMS)
 
 SEEDS, RATE, ADAMS_RATE = 8, 3e-2, 3e-3
 FACTORS = {"exact polar factors": 25, "Muon's Newton-Schulz steps": 100}
@@ -88,7 +87,7 @@ def run(settings: Settings) -> Findings:
         numbers |= named(f"{label}: share of steps that raise a loss", share)
         if norm:
             numbers[f"{label}: smallest promised rate over the largest"] = float(promised.min())
-    yield claim(
+    yield Claim(
         "X-07",
         numbers,
         "the problem of X-06; MGDA's weights on J Jᵀ, or those of the steepest common descent in "

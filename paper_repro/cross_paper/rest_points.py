@@ -10,7 +10,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import LAST_STEPS
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
@@ -29,7 +29,6 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 Vector = tuple[int, ...]
 PAIR: tuple[Vector, ...] = ((3, 4), (-5, 12))  # lengths 5 and 13
@@ -104,7 +103,7 @@ def unit_gradients(draws: int) -> Claim:
         ]
         rates.append(rate)
     last = FIRST * 2.0 ** (1 - HALVINGS)
-    return claim(
+    return Claim(
         "X-03",
         {
             **named("T = 2: share of draws in which a step on W raises a task", shares[0]),

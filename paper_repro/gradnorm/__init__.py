@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..report.decisions import MULTIMNIST, Claims, Row
+from ..report.decisions import MULTIMNIST, Row
 from ..report.options import exported
 
 CLAIMS = {
@@ -15,7 +15,6 @@ CLAIMS = {
         needs=f"{MULTIMNIST}, in four architectures",
     ),
 }
-claim = Claims(CLAIMS)
 
 FIGURES = {
     "toy": "toy_figures",

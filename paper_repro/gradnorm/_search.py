@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from ..report.bounds import EXPONENTIAL, STATIC
-from ..report.decisions import Claims, Exact, Measured, Row, decided, named_so, sided
+from ..report.decisions import Exact, Measured, Row, decided, named_so, sided
 from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from ..report.options import Option, Seeds, Steps, drawn
 from . import lanes
@@ -38,7 +38,6 @@ CLAIMS = {
         "A grid search costs exponentially many runs in T, GradNorm a few whatever T.", search_costs
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -54,7 +53,7 @@ def run(settings: Settings) -> Findings:
             ratio_interval(learnt.judged("GradNorm"), static.judged(name)),
             unsettled=edge or (count == 2 and lanes.SECOND[-1] in smallest),
         )
-    yield claim(
+    yield Claim(
         "GN-06",
         numbers,
         "final loss, learning rates searched along by both; T = 2: grid of w_2/w_1 from 1 to "
@@ -66,7 +65,7 @@ def run(settings: Settings) -> Findings:
     grids = {
         f"runs of a full grid of {ratios} ratios, T = {n}": ratios ** (n - 1) for n in (2, 5, 10)
     }
-    yield claim(
+    yield Claim(
         "GN-25",
         grids | {f"values of α run, T = {n}": len(values) for n, values in alphas.items()},
         "by count, which is arithmetic; learning rates multiply both",

@@ -8,9 +8,9 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Condition, Exact, exact
+from ..report.decisions import Condition, Exact, exact
 from ..report.extremes import largest
-from ..report.findings import Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from .common import ALPHA, LAST, losses, norm_of, three_tasks
 
 LITERAL = (
@@ -30,7 +30,6 @@ CLAIMS = {
         exact(*LITERAL, ("largest deviation of the sum of weights from T", "<", 1e-9)),
     ),
 }
-claim = Claims(CLAIMS)
 
 LR, WEIGHT_LR = 1e-2, 1e-3
 
@@ -89,8 +88,8 @@ def run(settings: Settings) -> Findings:
         "largest difference of parameters": largest(ends),
     }
     where = f"{len(batches)} steps of three tasks, SGD on model and weights, float64"
-    yield claim("GN-13", numbers, f"the closed form against autograd; {where}")
-    yield claim(
+    yield Claim("GN-13", numbers, f"the closed form against autograd; {where}")
+    yield Claim(
         "GN-16",
         numbers | {"largest deviation of the sum of weights from T": largest(totals)},
         f"the library's step against a literal loop with double backward; {where}",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..report.bounds import BALANCED, NEARLY
-from ..report.decisions import OPEN, Claims, Measured, Row, decided, named_so, sided, verdict_of
+from ..report.decisions import OPEN, Measured, Row, decided, named_so, sided, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import mean_interval, named, ratio_interval
@@ -67,7 +67,6 @@ CLAIMS = {
         instead="NYUv2",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 GRID = (1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -102,7 +101,7 @@ def balanced(learnt: Runs, where: str) -> Claim:
     numbers |= named("w_2, α = 2 over α = 0", ratio_interval(last[-1], last[0]))
     for (a, sooner), (b, later) in pairwise(zip(EVERY_ALPHA, last, strict=True)):
         numbers |= named(f"w_2 at α = {b:g} over {a:g}", ratio_interval(later, sooner))
-    return claim(
+    return Claim(
         "GN-05",
         numbers,
         "lengths: the median over the second half; w_2: the mean over the last quarter; "
@@ -121,7 +120,7 @@ def degrees(learnt: Runs, settings: Settings, where: str) -> Claim:
         for alpha in EVERY_ALPHA
     )
     grows = mean_interval(np.sqrt(best[ratios[1]]) - np.sqrt(best[ratios[0]]))
-    return claim(
+    return Claim(
         "GN-12",
         {
             **named("spread at α = 2 over α = 0", ratio_interval(spread[-1], spread[0])),
@@ -139,7 +138,7 @@ def kept_fixed(static: Runs, results: dict[str, Runs], where: str) -> Claim:
     unsettled = at_edge(picked, len(grid)) or average.mean() > 2 * UNTRAINED
     near = ratio_interval(average, judged(grid, picked))
     dynamic = ratio_interval(*(results[name].at(RATE).judged() for name in ("static", "GradNorm")))
-    return claim(
+    return Claim(
         "GN-22",
         {
             **named("static average over the grid's best", near, unsettled=unsettled),

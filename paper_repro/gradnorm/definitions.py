@@ -6,9 +6,9 @@ import torch
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Condition, Exact, exact
+from ..report.decisions import Condition, Exact, exact
 from ..report.extremes import largest, smallest
-from ..report.findings import Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from .algorithm import LR, written_out
 from .common import ALPHA, LAST, losses, norm_of, three_tasks
 
@@ -36,7 +36,6 @@ CLAIMS = {
         exact(STEPPED, ("length of the gradient of L_grad in the network, *, smallest", ">", 0)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -63,11 +62,11 @@ def run(settings: Settings) -> Findings:
         kept.append((state.balance.rule.initial - start).abs().max())
     where = "20 SGD steps of three tasks, float64"
     stepped = {STEPPED.name: largest(apart)}
-    yield claim(
+    yield Claim(
         "GN-03", stepped | {"smallest change of the weights in a step": smallest(moved)}, where
     )
     leak = "length of the gradient of L_grad in the network, over the model's, smallest"
-    yield claim(
+    yield Claim(
         "GN-14",
         stepped | {leak: smallest(leaks)},
         f"that gradient is not zero, so that a leak would show; {where}",
@@ -80,7 +79,7 @@ def run(settings: Settings) -> Findings:
     except ValueError:
         refused = 1
     reference = mf.gradnorm(ALPHA, reference=given).init(zero, key).initial
-    yield claim(
+    yield Claim(
         "GN-09",
         {
             "largest difference of w_i‖∇_W L_i‖ from G_i": largest(lengths),

@@ -8,7 +8,7 @@ import torch
 import mtlfunc as mf
 
 from ..report.bounds import FLOAT32
-from ..report.decisions import OPEN, Claims, Measured, Row, decided, ends, exact, sided, verdict_of
+from ..report.decisions import OPEN, Measured, Row, decided, ends, exact, sided, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
 from . import lanes
@@ -62,7 +62,6 @@ CLAIMS = {
         "of equal weights', with a sharper target {sharper}",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -77,7 +76,7 @@ def run(settings: Settings) -> Findings:
         edge = lanes.unsettled(smaller_gap, 0, *arms)
         name = f"T = {count}: GradNorm's gap less equal weights'"
         numbers |= named(name, smaller_gap(*arms), unsettled=edge)
-    yield claim(
+    yield Claim(
         "GN-27",
         numbers,
         "test minus train loss where both methods have the same train loss, means of L_i/L_i(0); "
@@ -92,7 +91,7 @@ def toy() -> Claim:
     layers = (250 + 1) * 100 + 3 * (100 + 1) * 100 + 2 * (100 + 1) * 100
     targets = "largest difference of the targets from σ_i tanh((B + ε_i)x), relative"
     laws = ("N(0, I)", "U(0, 1)", "the unit sphere")
-    return claim(
+    return Claim(
         "GN-18",
         {
             "parameters of the network, less those of four layers of 100 and heads": own - layers,
@@ -130,7 +129,7 @@ def imbalance(two: lanes.Trace, size: lanes.Size) -> Claim:
         numbers |= named(f"ratio of gradient lengths at {b:g} over that at {a:g}", apart)
         edge = any(two.settles_nothing(names[ratio]) for ratio in (a, b))
         numbers |= named(f"steps at {b:g} over steps at {a:g}", slower, unsettled=edge)
-    return claim(
+    return Claim(
         "GN-02",
         numbers,
         "equal weights, T = 2, σ_2/σ_1 of 1, 10, 100, each at its best learning rate; lengths at "
@@ -149,7 +148,7 @@ def difficulty(two: lanes.Trace, learnt: lanes.Trace, size: lanes.Size) -> Claim
         easy, hard = two.of(two.test, name)[-1].T
         parted = ratio_interval(hard, easy)
         numbers |= named(f"{name}: hard over easy task's L̃, equal weights", parted)
-    return claim(
+    return Claim(
         "GN-28",
         numbers,
         f"targets of deviation 1 for both tasks; sharper: one has {lanes.SHARPER:g} times the "

@@ -6,9 +6,9 @@ import torch
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest, smallest
-from ..report.findings import Findings, Settings
+from ..report.findings import Claim, Findings, Settings
 from .common import LAST, TWO, initial_params, linear_maps, losses, norm_of, sample
 from .lanes import size_of
 
@@ -21,7 +21,6 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -46,7 +45,7 @@ def run(settings: Settings) -> Findings:
         ratio = float(found[1] / found[0])
         ratios[f"‖∇_W L_2‖/‖∇_W L_1‖ before training, {name}"] = ratio
         values += [ratio, float(found[0])]
-    yield claim(
+    yield Claim(
         "GN-08",
         {
             "largest relative difference from autograd": largest(errors),

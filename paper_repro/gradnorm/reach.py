@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..report.decisions import Claims, Row, sided
+from ..report.decisions import Row, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import mean_interval, named
 from .common import INTERVAL, METHODS, REDUCED, Problem, Runs, few
@@ -40,7 +40,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -54,7 +53,7 @@ def run(settings: Settings) -> Findings:
     for rate, ratio in rates.items():
         numbers |= named(f"both at Adam {rate:g}", ratio)
     where = f"final Σ L_i/L_i(0) on test data; best rates: {pairs[AT_BEST].rates}; {text}"
-    yield claim("GN-21", numbers | curves(results), f"{where}. {INTERVAL}")
+    yield Claim("GN-21", numbers | curves(results), f"{where}. {INTERVAL}")
 
 
 def curves(results: Mapping[str, Runs]) -> dict[str, float]:
@@ -76,7 +75,7 @@ def alike(regression: Pair, problem: Problem, text: str, settings: Settings) -> 
     at = runs_at(other, seeds, settings, "classification")
     runs = {method: at(method, rates) for method in METHODS}
     entropy = pair_of(refined(runs, at, 2) if settings.full else runs)
-    return claim(
+    return Claim(
         "GN-29",
         {
             **regression.named(f"regression: GradNorm over equal, {AT_BEST}"),

@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..report.bounds import COMPARABLE, FAR_APART, SMOOTH
-from ..report.decisions import Claims, Exact, Measured, Row, decided, ends, exact, sided
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Exact, Measured, Row, decided, ends, exact, sided
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import INTERVAL, RATE, Runs
 from .paper_size import default_runs, problem_of, setting
@@ -53,7 +53,6 @@ CLAIMS = {
         when="smoothness is left out: the weights part early, and chatter",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -66,7 +65,7 @@ def run(settings: Settings) -> Findings:
 
     scaled = equal.initial / np.array(problem.scales) ** 2
     spread = ratio_interval(scaled[:, 0], scaled[:, 1])
-    yield claim(
+    yield Claim(
         "GN-19",
         named("their ratio", spread),
         f"L_1(0)/σ_1² over L_2(0)/σ_2², σ = (1, 100), test data before training; {INTERVAL}",
@@ -74,7 +73,7 @@ def run(settings: Settings) -> Findings:
 
     final = equal.test[-1, 0]
     behind = ratio_interval(final[:, 0], final[:, 1])
-    yield claim(
+    yield Claim(
         "GN-17",
         named("L̃_1/L̃_2 at the end", behind, unsettled=equal.settles_nothing()),
         f"equal weights; L̃_i = L_i/L_i(0); {where}",
@@ -85,7 +84,7 @@ def run(settings: Settings) -> Findings:
     trail = weights[..., 0]
     wander = mean_interval(np.abs(np.diff(trail, axis=0)).sum(0) / np.ptp(trail, axis=0))
     soon = "smallest w_1/w_2 of a seed after a quarter of the run"
-    yield claim(
+    yield Claim(
         "GN-20",
         {
             "smallest w_1/w_2 of a seed": (average[:, 0] / average[:, 1]).min(),
@@ -96,7 +95,7 @@ def run(settings: Settings) -> Findings:
     )
 
     edge = equal.settles_nothing() or learnt.settles_nothing()
-    yield claim(
+    yield Claim(
         "GN-04",
         named("their ratio", ratio_interval(unequal(learnt), unequal(equal)), unsettled=edge),
         "GradNorm's spread over equal weights': larger over smaller L̃_i, geometric mean over the "
@@ -104,7 +103,7 @@ def run(settings: Settings) -> Findings:
     )
 
     sums = np.abs(every["GradNorm"].weights.sum(-1) - len(problem.scales))
-    yield claim(
+    yield Claim(
         "GN-15", {"largest deviation from T": sums.max()}, "every step, seed and rate, float32"
     )
 

@@ -6,8 +6,8 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
-from ..report.findings import Findings, Settings
+from ..report.decisions import Exact, exact
+from ..report.findings import Claim, Findings, Settings
 from .lanes import EVERY_ALPHA
 
 CLAIMS = {
@@ -19,7 +19,6 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 
 def gap(key: Tensor, normalised: bool) -> Tensor:
@@ -48,7 +47,7 @@ def gap(key: Tensor, normalised: bool) -> Tensor:
 def run(settings: Settings) -> Findings:
     keys = torch.arange(4000)
     plain, normalised = (vmap(gap, (0, None))(keys, which) for which in (False, True))
-    yield claim(
+    yield Claim(
         "GN-10",
         {
             "largest difference of the next weights from the formula's": plain.abs().max(),

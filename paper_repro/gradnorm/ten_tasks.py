@@ -1,7 +1,7 @@
 """Do ten tasks gain from GradNorm, and does the gain grow with their number?"""
 
-from ..report.decisions import APART, Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import APART, Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, INTERVAL, RATE, TEN, TWO, Runs
 from .lanes import EQUAL, Trace, size_of
@@ -16,7 +16,6 @@ CLAIMS = {
         sided(("ratio at T = * over that at T = *", "<", 1)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -28,7 +27,7 @@ def run(settings: Settings) -> Findings:
 
     one, best = pairs[AT_ONE], pairs[AT_BEST]
     fixed = ratio_interval(one.learnt, at_one["static"].judged())
-    yield claim(
+    yield Claim(
         "GN-23",
         {
             **one.named(f"GradNorm over equal, {AT_ONE}"),
@@ -45,7 +44,7 @@ def run(settings: Settings) -> Findings:
         lanes_pair(ten_tasks(settings), EQUAL, f"GradNorm, {ALPHA:g}"),
     )
     numbers = grown(AT_ONE, few[AT_ONE], one) | grown(AT_BEST, few[AT_BEST], best)
-    yield claim(
+    yield Claim(
         "GN-24",
         numbers | grown(f"of ten, {AT_BEST}", *of_ten),
         f"σ = {TWO} at T = 2 and ten other scales at T = 10, after as many steps; of ten: the "

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
 from . import lanes
 from .common import ALPHA
@@ -23,7 +23,6 @@ CLAIMS = {
         "α = 0; whether its loss then falls faster is not measured",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -51,13 +50,13 @@ def run(settings: Settings) -> Findings:
         "a number settles nothing where rates that the seeds do not tell from the best one put its "
         f"interval on another side; {size}; {lanes.PAIRED}"
     )
-    yield claim(
+    yield Claim(
         "GN-07",
         aims,
         "spread: exponential of the deviation over tasks of the logarithm, mean over the run, on "
         f"test data; {nothing}",
     )
-    yield claim(
+    yield Claim(
         "GN-11",
         answers,
         "correlation over tasks of log r_i with the change of log w_i in the next of "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..report.decisions import MULTIMNIST, Claims, Row
+from ..report.decisions import MULTIMNIST, Row
 from ..report.options import exported
 
 CLAIMS = {
@@ -20,7 +20,6 @@ CLAIMS = {
         "representation for the bound",
     ),
 }
-claim = Claims(CLAIMS)
 
 FIGURES = {
     "two_tasks": "duality",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import FEW
-from ..report.decisions import Claims, Exact, Measured, Row, decided, ends, exact
+from ..report.decisions import Exact, Measured, Row, decided, ends, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
@@ -77,7 +77,6 @@ CLAIMS = {
     ),
     "SU-35": Row("So MGDA-UB may fail to find a Pareto-stationary point.", rests_elsewhere),
 }
-claim = Claims(CLAIMS)
 
 X = [[2, 1], [1, 0]]
 Y = [[-1, -1], [1, -1]]
@@ -142,7 +141,7 @@ def run(settings: Settings) -> Findings:
 
 def lemma() -> Claim:
     m, (x, y) = fractions([[1, -1], [-1, 2]]), fractions([[1, 0], [1, 2]])
-    return claim(
+    return Claim(
         "SU-33",
         {
             "xᵀy": x @ y,
@@ -177,7 +176,7 @@ def descent_fails() -> Claim:
         "coefficient of η²": float(moved @ moved / 2),
         "library against fractions, largest difference": difference,
     }
-    return claim(
+    return Claim(
         "SU-34",
         numbers,
         "two examples in exact fractions, the second end to end also through "
@@ -239,7 +238,7 @@ def end_points(settings: Settings) -> Claim:
     numbers = {less: held}
     for case, distance in ends.items():
         numbers |= named(case, share_interval(int((distance > 1e-2).sum()), draws))
-    return claim(
+    return Claim(
         "SU-35",
         numbers,
         f"{draws} random linear encoders a case with two curved quadratic heads, {steps} plain "

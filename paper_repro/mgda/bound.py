@@ -6,7 +6,7 @@ from torch.func import jacrev, vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from .encoders import SAMPLES, Batch, Study, decode, drawn, encode, losses, steps_of
 
@@ -27,7 +27,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -61,7 +60,7 @@ def bound_holds(settings: Settings) -> Claim:
         return (direct - through).norm() / direct.norm(), direct.norm() / right
 
     difference, tightness = vmap(one)(params, batch, weights)
-    return claim(
+    return Claim(
         "SU-28",
         {
             "largest relative difference of pullback and direct gradient": difference.max(),
@@ -83,7 +82,7 @@ def disjoint_labels(settings: Settings) -> Claim:
     square = info.gramian.diagonal(dim1=-2, dim2=-1)
     across = (info.gramian - torch.diag_embed(square)).abs().amax((-1, -2)) / square.amax(-1)
     difference = (info.weights - (1 / square) / (1 / square).sum(-1, keepdim=True)).abs().amax(-1)
-    return claim(
+    return Claim(
         "SU-31",
         {
             "largest |v_s·v_t| over largest ‖v_t‖²": across.max(),

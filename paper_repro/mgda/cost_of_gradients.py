@@ -9,7 +9,7 @@ import mtlfunc as mf
 
 from ..report.bounds import FLAT, GROWS, QUARTER, SMALL
 from ..report.counting import operations
-from ..report.decisions import Claims, Measured, Row, decided, exact, named_so
+from ..report.decisions import Measured, Row, decided, exact, named_so
 from ..report.extremes import largest
 from ..report.figures import METHOD_COLOURS, axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
@@ -61,7 +61,6 @@ CLAIMS = {
         when="the heads are small against the trunk",
     ),
 }
-claim = Claims(CLAIMS)
 
 TASKS, WIDTH = (2, 8, 32), 512
 
@@ -100,7 +99,7 @@ def infeasible() -> Claim:
     equal = mf.balance(losses, mf.mean(), mf.losses_only())
     state = equal.init(params, batch)
     one = peak_bytes(lambda: equal.update(params, batch, state))
-    return claim(
+    return Claim(
         "SU-27",
         {
             f"{way}, T = {MOST}: peak memory over one gradient's": peak_bytes(call) / one
@@ -154,7 +153,7 @@ def bound_figure(counted: Steps, best: Steps) -> Figure:
 
 def cheaper(counted: Steps) -> Claim:
     most, small = COUNTS[-1], "small heads"
-    return claim(
+    return Claim(
         "SU-29",
         {
             f"MGDA-UB, {place}: operations at T = {most} over T = 1": counted[

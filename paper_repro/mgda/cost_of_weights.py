@@ -9,7 +9,7 @@ import mtlfunc as mf
 
 from ..report.bounds import A_FIFTH
 from ..report.counting import operations
-from ..report.decisions import Claims, Exact, Measured, Row, decided, exact, named_so
+from ..report.decisions import Exact, Measured, Row, decided, exact, named_so
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from .common import gram, rows_of
@@ -47,7 +47,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 TASKS, WIDTHS, BATCHES, ITERATIONS = (2, 8, 32), (32, 128, 512), (SAMPLES, 512), 100
 
@@ -76,7 +75,7 @@ def gramian_once() -> Claim:
     drawn = [rows_of(1, tasks, size, 420 + 2 * i, spread=4.0)[0] for i in range(4)]
     rows = drawn[0]  # counts are the same for all
     vectors = operations(lambda: on_vectors(rows, steps))
-    return claim(
+    return Claim(
         "SU-26",
         {
             "largest difference of weights, vectors against Gramian": largest(
@@ -114,7 +113,7 @@ def inner_iteration() -> Claim:
                 f"{way}, T = {tasks}, P = {size}, batch of {batch}: operations of the solver over "
                 "the step's"
             ] = own / whole
-    return claim(
+    return Claim(
         "SU-25",
         numbers,
         "a ReLU trunk with a linear head a task; considerable: above a fifth of a step's "

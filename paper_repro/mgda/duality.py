@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -83,7 +83,6 @@ CLAIMS = {
         ).open_unless(("draws with the answer *", ">", 0)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def primal(rows: np.ndarray) -> float:
@@ -135,7 +134,7 @@ def regularised(settings: Settings) -> Claim:
         other = solved(mf.solvers.projected_gradient(1000), g[few])
         away = square(g[few], other.weights - found.weights[few]) / least[few]
         apart = largest(apart, away.sqrt())
-    return claim(
+    return Claim(
         "SU-11",
         {
             "largest |min ⟨g_t, u*⟩/‖u*‖² - 1|": below,
@@ -155,7 +154,7 @@ def simplex(anyhow: Tensor, settings: Settings) -> Claim:
     programs = [optimize.linprog(row, A_eq=np.ones((1, tasks)), b_eq=[1.0]).fun for row in few]
     excess = (anyhow * x).sum(-1) - x.amin(-1)
     off = np.abs(programs - few.min(-1)).max()
-    return claim(
+    return Claim(
         "SU-17",
         {
             "linear program over the simplex against the minimum, largest difference": off,
@@ -175,7 +174,7 @@ def swap(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
     # goes to minus infinity and the second to infinity
     short, long = np.linspace(-10, 10, 201), np.linspace(-1000, 1000, 2001)
     saddle = (short[:, None] + long).min(1).max() - (long[:, None] + short).max(0).min()
-    return claim(
+    return Claim(
         "SU-18",
         {
             "largest |primal - dual value| / min ‖g‖²": (off / shortest_square).max(),
@@ -201,7 +200,7 @@ def inner_maximum(rows: Tensor, w: Tensor, anyhow: Tensor) -> Claim:
         (inner(best + far * normal(312, (draws, size))) - top).max() for far in (1e-3, 0.1, 10.0)
     ]
     longer = square(g, anyhow) - square(g, w)
-    return claim(
+    return Claim(
         "SU-19",
         {
             "largest gain of a move away from u = Jᵀw": largest(gain),
@@ -223,7 +222,7 @@ def weighted_mean(rows: Tensor, w: Tensor, settings: Settings) -> Claim:
     other = torch.cat([0.25 * both, alike[:, 1:-1], 0.75 * both], 1)
     apart = (alike - other).abs().max()
     moved = mixed(alike - other, twice).norm(dim=-1) / mixed(w, rows).norm(dim=-1)
-    return claim(
+    return Claim(
         "SU-16",
         {
             "averaged iteration: largest excess over its bound": excess.max(),
@@ -319,6 +318,6 @@ def perpendicular(settings: Settings) -> Claim:
     angles = torch.where(across >= one, 0, torch.where(across >= two, 1, 2))
     angles = torch.where((one == two) & (across == one), 2, angles)
     numbers["draws in which the angles say another case"] = (angles != cases).sum()
-    return claim(
+    return Claim(
         "SU-20", numbers, f"{len(rows)} pairs, lengths spread over two decades, some of them equal"
     )

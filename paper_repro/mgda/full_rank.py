@@ -6,8 +6,8 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, Measured, decided
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Exact, Measured, decided
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import gram, mixed, shortest
 from .encoders import raises
@@ -30,7 +30,6 @@ CLAIMS = {
         when="common descent is left out: stationary points are found, directions may raise a task",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def normals(tag: int, draws: int, shape: tuple[int, ...]) -> Tensor:
@@ -56,7 +55,7 @@ def run(settings: Settings) -> Findings:
         exact, bound = shortest(gram(g)), shortest(gram(rows))
         disagree += int((is_zero(exact, g) != is_zero(bound, rows)).sum())
         raised = int(raises(gram(g), bound).sum())  # of the last: at no stationary point
-    yield claim(
+    yield Claim(
         "SU-32",
         {
             "draws in which one optimum is 0 and the other is not, full row rank": disagree,

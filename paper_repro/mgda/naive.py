@@ -16,7 +16,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import EXPONENT, NEARLY_ALL
-from ..report.decisions import Claims, Exact, Measured, Row, decided, exact
+from ..report.decisions import Exact, Measured, Row, decided, exact
 from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
@@ -73,7 +73,6 @@ CLAIMS = {
         exact(("largest relative difference of the iterates *", "<", 1e-9)),
     ),
 }
-claim = Claims(CLAIMS)
 
 COUNTS = (1, 2, 5, 10, 22, 46, 100, 215, 464, 1000, 2154, 4642, 10000)
 
@@ -118,7 +117,7 @@ def oscillates(draws: int) -> Claim:
         bound = (tasks - 1) * torch.exp(-level * (low[:, 1] - low[:, 0]))
         above = largest(above, missing - bound - 1e-14)
     runs = torch.cat(moving)
-    return claim(
+    return Claim(
         "SU-14",
         {
             **named(
@@ -166,7 +165,7 @@ def converges(averages: list[tuple[Tensor, float]], counts: tuple[int, ...], dra
         np.polyfit(np.log(counts[early:]), gaps.median(1).values.log()[early:], 1)[0]
         for gaps, _ in averages
     )
-    return claim(
+    return Claim(
         "SU-15",
         {
             "largest suboptimality over its bound (h_0 + ½diam²·Σ 1/k)/(n + 1)": largest(
@@ -192,7 +191,7 @@ def averaged_smoothing(draws: int) -> Claim:
         weights = solved(mf.solvers.frank_wolfe(count, "1/(n+1)"), gram(rows)).weights
         difference = (mixed(weights, rows) - u).norm(dim=-1) / u.norm(dim=-1)
         off[f"largest relative difference of the iterates after {count} steps"] = difference.max()
-    return claim(
+    return Claim(
         "SU-22",
         off,
         f"{draws} random matrices of 6 gradients; u ← (n·u + g_τ)/(n + 1) on vectors against "

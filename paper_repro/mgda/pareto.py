@@ -13,7 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MOST_ORDER, ORDER
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import gram, mixed, normal, rows_of, shortest, stationary_rows
@@ -70,7 +70,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -111,7 +110,7 @@ def first_order(settings: Settings) -> Claim:
         for share in (0.0, 0.99, 1.01)
     )
     order = np.polyfit(sizes.log(), errors.log(), 1)[0]
-    return claim(
+    return Claim(
         "SU-03",
         {
             "order of |L(θ + Δ) - L(θ) - ⟨∇L, Δ⟩| in ‖Δ‖": order,
@@ -150,7 +149,7 @@ def front(settings: Settings) -> Claim:
     flat, lifted = (torch.nn.functional.pad(inside, (0, 1), value=z) for z in (0.0, 1.0))
     change = (at(lifted) - at(flat)).abs().max()
     above = dominates(at(sampled)[:, None], at(inside)[None])
-    return claim(
+    return Claim(
         "SU-05",
         {
             "pairs of a Pareto point and a sampled point": above.numel(),
@@ -211,19 +210,19 @@ def systems(draws: int) -> Findings:
             off = largest(off, [0.0, *(many / (s * least) - 1).abs()])
     count = 2 * draws * len(sizes)
     where = f"{count} draws, half of them stationary, (T, P) = {', '.join(map(str, sizes))}"
-    yield claim(
+    yield Claim(
         "SU-06",
         {"linear programs without a solution": failed},
         f"{where}; over the unit box. That Δ = 0 is feasible says nothing about a point",
     )
-    yield claim(
+    yield Claim(
         "SU-07",
         {"draws with no solution but Δ = 0": alone, "of these, with 0 outside the hull": outside},
         f"{where}, by linear programs; stationary: 0 in conv{{g_t}}. The converse, which the "
         "sentence does not say, fails: (1, 0, 0) and (-1, 0, 0) are stationary, and (0, 1, 0) "
         "solves their system",
     )
-    yield claim(
+    yield Claim(
         "SU-10",
         {
             "draws where the value over the unit box is positive and the point stationary, or "
@@ -253,7 +252,7 @@ def sufficient(settings: Settings) -> Claim:
     origin, below = ({"x": torch.tensor([0.0, y], dtype=torch.float64)} for y in (0.0, 0.5))
     length = mf.diagnostics.stationarity(mf.task_gramian(saddle, origin, none)[1]).length
     drop = (saddle(below, none) - saddle(origin, none)).max()
-    return claim(
+    return Claim(
         "SU-08",
         {
             "Pareto optima of convex quadratics: largest distance of 0 from the hull, units of "

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import ENDS_ALIKE, EXCEPTION, VANISHED
-from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
+from ..report.decisions import Measured, Row, decided, ends, named_so, verdict_of
 from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from ..report.options import Draws, Option, Steps, drawn
@@ -84,7 +84,6 @@ CLAIMS = {
         instead="deep networks on real data",
     ),
 }
-claim = Claims(CLAIMS)
 
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
 Shares = dict[str, dict[Study, Interval]]
@@ -187,7 +186,7 @@ def like_exact(shares: Shares, own: int, draws: int, count: int, settings: Setti
         gap = mean_interval(((bound - exact) / vmap(losses)(params, batch)).mean(1).cpu())
         numbers |= named(f"{name}: mean normalised end loss, MGDA-UB less MGDA", gap)
     numbers["draws in which MGDA itself raises a task"] = own
-    return claim(
+    return Claim(
         "SU-30",
         numbers,
         f"random ReLU encoders at initialisation; {few} draws trained by either method, Adam "
@@ -208,7 +207,7 @@ def room_to_move(settings: Settings) -> Claim:
             size = sum(x[0].numel() for part, x in params.items() if part.startswith("trunk"))
             share = share_interval(int(raised(params, batch)[0].sum()), draws)
             numbers |= named(f"{name}, P = {size}", share)
-    return claim(
+    return Claim(
         "SU-36",
         numbers,
         f"{draws} random ReLU encoders a size at initialisation, batch of {SAMPLES}. Wilson "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -33,7 +33,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def smooth_minimum(settings: Settings) -> Claim:
@@ -48,7 +47,7 @@ def smooth_minimum(settings: Settings) -> Claim:
         error = (smooth - x.amin(-1)) * sharpness / np.log(tasks)
         slack = 1e-13 * (1 + (sharpness[:, None] * x).abs().amax(-1)) / np.log(tasks)
         low, high = smallest(low, error + slack), largest(high, error - slack)
-    return claim(
+    return Claim(
         "SU-12",
         {"lowest (smooth minimum - minimum)·λ/log T": low, "highest": high},
         f"{3 * draws} normal x of sizes 1e-2 to 1e2, T = 2, 5, 20, λ from 1e-3 to 1e3, rounding of "
@@ -191,7 +190,7 @@ def over_sharpness(found: dict[str, Course], sharpness: Tensor, draws: int) -> F
 
 def fixed_point(found: list[Course], sharpness: Tensor, draws: int) -> Claim:
     outside = largest((one.short * sharpness[:, None]).max() / np.log(TASKS) for one in found)
-    return claim(
+    return Claim(
         "SU-13",
         {
             "largest |w - softmax(-λGw)|": largest(one.residual for one in found),

@@ -10,7 +10,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import NEARLY_ALL, SEARCHED
-from ..report.decisions import Claims, Measured, Row, decided, ends, exact, verdict_of
+from ..report.decisions import Measured, Row, decided, ends, exact, verdict_of
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.grids import at_edge
@@ -77,7 +77,6 @@ CLAIMS = {
         when="the optimum lies inside the simplex; on a face no step is fast enough",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -106,7 +105,7 @@ def line_search(draws: int, counts: Sequence[int]) -> Claim:
     by_hand = torch.einsum("dk,dkt->dt", shortest(pair @ gramians @ pair.mT), pair)
     step = solved(mf.solvers.frank_wolfe(1), gramians).weights
     apart = "one searched step against the closed form for T = 2, largest difference of weights"
-    return claim(
+    return Claim(
         "SU-21",
         {
             apart: (by_hand - step).abs().max(),
@@ -157,7 +156,7 @@ def softmax_form(grids: dict[str, Tensor], steps: int) -> Claim:
             f"{family}: median relative gap there": float(middle[best]),
             f"{family}: best step at the grid's edge (1: yes)": at_edge([best], len(middle)),
         }
-    return claim(
+    return Claim(
         "SU-23",
         numbers,
         f"{steps} steps at the best of {len(RATES)} step lengths, {grids['face'].shape[-1]} "
@@ -175,7 +174,7 @@ def learning_rate(grids: dict[str, Tensor], steps: int) -> Claim:
         ):
             share = at_best_rate(reached)
             numbers |= named(f"{family}: share that reaches 1e-6, {what}", share)
-    return claim(
+    return Claim(
         "SU-24",
         numbers,
         f"{steps} steps, 25 step lengths, G times 1e-4, 1 and 1e4; motives cannot be measured: "

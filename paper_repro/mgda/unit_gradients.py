@@ -10,7 +10,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MOST_RUNS, SEEN
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .common import ROUNDING, gram, mixed, normal, normalised, rows_of, shortest, square, uniform
@@ -49,7 +49,6 @@ CLAIMS = {
         ).open_unless(("T = 2: share of runs that end within 5 % of *, low", ">", MOST_RUNS)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -78,7 +77,7 @@ def designed(params: mf.types.Params, batch: Batch) -> Findings:
         )
         units = [u / u.norm(dim=-1, keepdim=True) for u in (plain[name], moved)]
         change[name] = (units[0] - units[1]).norm(dim=-1).max()
-    yield claim(
+    yield Claim(
         "SU-01",
         {
             "largest change of the unit direction, weights 1/‖g‖": change["1/‖g‖"],
@@ -97,7 +96,7 @@ def designed(params: mf.types.Params, batch: Batch) -> Findings:
     weighted, divided = (
         ((u - units).norm(dim=-1) / units.norm(dim=-1)).max() for u in (plain["1/‖g‖"], held)
     )
-    yield claim(
+    yield Claim(
         "SU-02",
         {
             "weights 1/‖g‖ against the sum of unit gradients, largest relative "
@@ -168,7 +167,7 @@ def common_descent(settings: Settings) -> Claim:
     rates = torch.einsum("dtp,dp->dt", pairs, (pairs / length[..., None]).sum(1))
     cosine = vmap(mf.diagnostics.cosines)(gram(pairs))[:, 0, 1]
     formula = ((rates - length * (1 + cosine[:, None])).abs() / length).max()
-    return claim(
+    return Claim(
         "SU-09",
         {
             "T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖": formula,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..report.decisions import META_WORLD, MULTIMNIST, Claims, Row
+from ..report.decisions import META_WORLD, MULTIMNIST, Row
 from ..report.options import exported
 
 CLAIMS = {
@@ -34,7 +34,6 @@ CLAIMS = {
         "(`python -m experiments.control --parts points`), and so has Meta-World",
     ),
 }
-claim = Claims(CLAIMS)
 
 FIGURES = {
     "figure1": "_figure1",

@@ -16,9 +16,9 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import STUCK
-from ..report.decisions import Claims, Exact, Measured, Row, decided
+from ..report.decisions import Exact, Measured, Row, decided
 from ..report.figures import arrow, axes
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.options import Option, Rate, Steps, drawn
 from . import landscape
 from .common import COLOURS
@@ -57,7 +57,6 @@ CLAIMS = {
         when="where a step crosses a cusp; elsewhere H is not positive",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 class Conditions(NamedTuple):
@@ -93,7 +92,7 @@ def run(settings: Settings) -> Findings:
     for arm, i in lanes_in(found, methods).items():
         numbers[f"{arm}: θ_1 at the end"] = float(found.theta[-1, i, 0])
         numbers[f"{arm}: L_2 at the end"] = float(landscape.values(found.theta[-1, i])[1])
-    yield claim(
+    yield Claim(
         "PC-04",
         numbers,
         f"Adam {landscape.ADAM_RATE:g} from {landscape.START}"
@@ -104,7 +103,7 @@ def run(settings: Settings) -> Findings:
     for arm, path in along.items():
         positive[f"{arm}: share of steps with H > 0"] = (path.averaged > 0).mean()
         positive[f"{arm}: share of points with gᵀ∇²L g > 0"] = (path.pointwise > 0).mean()
-    yield claim(
+    yield Claim(
         "PC-05",
         positive,
         "Definition 3's H, the mean of gᵀ∇²L g over the step that is taken, at "

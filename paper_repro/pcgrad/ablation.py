@@ -12,8 +12,8 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
-from ..report.decisions import OPEN, Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import OPEN, Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, ARMS, STUDENT, arm_step
@@ -39,7 +39,6 @@ CLAIMS = {
         instead="Meta-World",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -77,9 +76,9 @@ def run(settings: Settings) -> Findings:
             f"grid settles nothing; GradNorm with α = {ALPHA}. {STUDENT}"
         )
 
-    yield claim("PC-23", *against("direction only"))
-    yield claim("PC-24", *against("magnitude only"))
-    yield claim("PC-25", *against("GradNorm"))
+    yield Claim("PC-23", *against("direction only"))
+    yield Claim("PC-24", *against("magnitude only"))
+    yield Claim("PC-25", *against("GradNorm"))
 
 
 RATES = {"Adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "SGD": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)}

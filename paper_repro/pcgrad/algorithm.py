@@ -8,7 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from .common import jacobians, normal
 from .problems import PROBLEMS, Problem, regression, regression_batch, regression_start, trunk
@@ -51,7 +51,6 @@ CLAIMS = {
         when="one projection, or two tasks; with three a later projection restores a conflict",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -95,7 +94,7 @@ def model_agnostic(settings: Settings) -> Claim:
 
         label = f"{name}: largest relative difference of the step from Jᵀα(G)"
         numbers[label] = vmap(one)(torch.arange(settings.seeds)).max()
-    return claim(
+    return Claim(
         "PC-06",
         numbers,
         f"{len(J)} random Jacobians of 4 tasks under orthogonal changes of basis; a regression "
@@ -125,7 +124,7 @@ def the_sum(settings: Settings) -> Claim:
         )
 
     direct, scale, coded = vmap(one)(torch.arange(settings.seeds))
-    return claim(
+    return Claim(
         "PC-09",
         {
             'reduction="sum" against the sum of task gradients': direct.max(),
@@ -159,7 +158,7 @@ def algorithm(settings: Settings) -> Claim:
     exact = tensor_of([exact_coefficients(gramian, orders)])[0]
     fractions = (exact - library_coefficients(gramian, orders)).abs()
     worst = torch.stack(errors).max()
-    return claim(
+    return Claim(
         "PC-15",
         {
             "largest relative difference of literal vectors and the recurrence on G": worst,
@@ -185,7 +184,7 @@ def after_projection(settings: Settings) -> Claim:
     for j in (1, 2):
         own[j] -= min(times(FAN, own)[j], Fraction(0)) / FAN[j][j]
         left.append(times(FAN, own)[j])
-    return claim(
+    return Claim(
         "PC-16",
         {
             "T = 2: largest relative difference of g_i·d from (1 - cos²φ)‖g_i‖²": two.max(),

@@ -8,7 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from .common import jacobians, normal
 from .measures import conflicting, curvature_bound, magnitude_similarity
@@ -60,7 +60,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def of_pairs(measure: Callable[[Tensor], Tensor], jacobian: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def conflict(J: Tensor) -> Claim:
         for gramian in map(gramian_of, pairs)
     )
     differ = of_pairs(conflicting, J) != (of_pairs(mf.diagnostics.cosines, J) < 0)
-    return claim(
+    return Claim(
         "PC-10",
         {
             "pairs in which library and fractions differ": wrong,
@@ -95,7 +94,7 @@ def similarity(J: Tensor) -> Claim:
     equal = of_pairs(magnitude_similarity, J / J.norm(dim=-1, keepdim=True))
     scaled = of_pairs(magnitude_similarity, 1e3 * J)
     zeros = magnitude_similarity(torch.zeros(2, 2))[0, 1]
-    return claim(
+    return Claim(
         "PC-11",
         {
             "largest difference from the definition": (phi - 2 * a * b / (a**2 + b**2)).abs().max(),
@@ -128,7 +127,7 @@ def curvature(settings: Settings) -> Claim:
     lr = torch.tensor([0.0, 0.1, 1.0, 10.0], dtype=torch.float64)
     measured, expected = vmap(vmap(one, (0, None)), (None, 0))(keys, lr)
     error, bent = (measured - expected).abs() / (1 + expected.abs()), measured.abs() > 1e-6
-    return claim(
+    return Claim(
         "PC-12",
         {
             "largest relative difference from gᵀA g, steps 0 to 10": error.max(),
@@ -159,7 +158,7 @@ def one_step(settings: Settings) -> Claim:
         return errors[0], errors[1]
 
     plain, edited = vmap(one)(torch.arange(settings.seeds))
-    return claim(
+    return Claim(
         "PC-13",
         {
             "plain step, largest relative difference": plain.max(),
@@ -182,7 +181,7 @@ def bound(J: Tensor) -> Claim:
     scaled = vmap(curvature_bound)(1e4 * gramian)[:, 0, 1]
     # cos = -1/2, ‖g_1 - g_2‖² = 7, ‖g_1 + g_2‖² = 3
     integer = curvature_bound(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64))[0, 1]
-    return claim(
+    return Claim(
         "PC-14",
         {
             "‖PCGrad's sum‖² against ξ‖g_1 + g_2‖², largest relative difference": error.abs().max(),

@@ -8,8 +8,8 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, named_so, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
 from .common import normal
 
@@ -34,7 +34,6 @@ CLAIMS = {
         dominance,
     )
 }
-claim = Claims(CLAIMS)
 
 RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 DIM = 10
@@ -75,7 +74,7 @@ def run(settings: Settings) -> Findings:
         for (a, before), (b, after) in pairwise(zip(RATIOS, falls, strict=True)):
             change = mean_interval(after - before)
             numbers |= named(f"{name}, ρ = {a:g} to {b:g}: change of task 1's fall", change)
-    yield claim(
+    yield Claim(
         "PC-02",
         numbers,
         f"{draws} random pairs; SGD by 1/ℒ of the sum, Adam by .05, {steps} steps; task 1 has the "

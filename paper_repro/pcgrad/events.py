@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
+from ..report.decisions import Measured, Row, decided, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.grids import judged
 from ..report.intervals import named, share_interval
 from ..report.options import Seeds, drawn
@@ -37,7 +37,6 @@ CLAIMS = {
         marked,
     )
 }
-claim = Claims(CLAIMS)
 
 WITHIN = 5  # steps, of the onset
 
@@ -126,7 +125,7 @@ def run(settings: Settings) -> Findings:
         numbers[f"{name}: share by chance, about"] = mark.chance
         share = share_interval(int(hits.sum()), len(hits))
         numbers |= named(f"{name}: closest quantity, share of seeds", share)
-    yield claim("PC-29", numbers, settings_of(logs))
+    yield Claim("PC-29", numbers, settings_of(logs))
 
 
 SPELLED = {"cos φ": "cosine φ", "Φ": "similarity Φ", "ξ": "bound ξ", "H": "curvature H"}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, named_so, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import normal, uniform
 from .quadratics import at_angle, edited, losses
@@ -42,7 +42,6 @@ CLAIMS = {
         "conflict without the two others",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def gains(key: Tensor, conflict: bool, unequal: bool, curved: bool) -> tuple[Tensor, Tensor]:
@@ -72,7 +71,7 @@ def run(settings: Settings) -> Findings:
         for rival, gain in zip(RIVALS, found, strict=True):
             wins = share_interval(int((gain > 1e-9).sum()), draws)
             numbers |= named(f"{label}; against {rival}: share of wins", wins)
-    yield claim(
+    yield Claim(
         "PC-03",
         numbers,
         f"{draws} random quadratics a cell, {DIM} dimensions, t = 1; a win: PCGrad's step ends "

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.figures import arrow, axes, shades
-from ..report.findings import Figure, Findings, Settings
+from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.options import Impossible, Option, drawn
 from .rational import FAN, RAISED, Outcome, gramian_of, orders_of, under_all_orders
 
@@ -21,13 +21,12 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
     found = under_all_orders(gramian_of(RAISED))
     worst = [min(rates) for rates in found.rates]
-    yield claim(
+    yield Claim(
         "PC-30",
         {
             "orders under which some task is raised": sum(rate < 0 for rate in worst),

@@ -11,8 +11,8 @@ from tqdm import tqdm
 import mtlfunc as mf
 from mtlfunc.types import Balance
 
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval, share_interval
 from .common import normal
@@ -40,7 +40,6 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 DIMS = (2, 10)
 LEVELS = (0.1, 0.01, 0.001)
@@ -57,7 +56,7 @@ def run(settings: Settings) -> Findings:
         for name, pairs in (("near", near(dim, draws)), ("built", built(dim, draws))):
             label = f"{name}, dim {dim}"
             numbers |= at_best_steps(label, pairs, steps) | at_the_same_steps(label, pairs)
-    yield claim(
+    yield Claim(
         "PC-20",
         numbers,
         f"at most {draws} convex pairs a case in 2 and 10 dimensions, from starts with cos φ <= -Φ "

@@ -13,9 +13,9 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import EXCEPTION
-from ..report.decisions import Claims, Measured, Row, decided, sided
+from ..report.decisions import Measured, Row, decided, sided
 from ..report.figures import axes, shades
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Draws, Option, drawn
 from ..report.parts import kept
@@ -44,7 +44,6 @@ CLAIMS = {
         sided(("dim *: share with an excess above 1 % of the initial gap", "<", EXCEPTION)),
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -56,7 +55,7 @@ def run(settings: Settings) -> Findings:
     applies = short.first.applies
     violations = applies & (short.first.decrease - short.fall > short.rounding)
     neither = [((end.cosine > -0.999) & (end.excess > 1e-6)).sum() for end in ends.values()]
-    yield claim(
+    yield Claim(
         "PC-17",
         {
             "draws that meet the hypotheses": applies.sum(),
@@ -72,7 +71,7 @@ def run(settings: Settings) -> Findings:
     for dim, end in ends.items():
         share = share_interval(int((end.excess > 0.01).sum()), len(end.excess))
         numbers |= named(f"dim {dim}: share with an excess above 1 % of the initial gap", share)
-    yield claim("PC-18", numbers, f"{runs}. {WILSON}")
+    yield Claim("PC-18", numbers, f"{runs}. {WILSON}")
 
 
 @drawn

@@ -12,9 +12,9 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Measured, Row, decided
+from ..report.decisions import Measured, Row, decided
 from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.options import Draws, Impossible, Option, drawn
 from . import theorems
 from .common import COLOURS, uniform
@@ -50,7 +50,6 @@ CLAIMS = {
         when="(b) reads ℓ > ξℒ and the curvature has the weight 2(1 - s) over the step",
     )
 }
-claim = Claims(CLAIMS)
 
 
 def counterexample() -> dict[str, Fraction]:
@@ -113,7 +112,7 @@ def run(settings: Settings) -> Findings:
     corrected, printed = steps.second.applies, steps.printed.applies
     met, violated = vmap(with_bends)(torch.arange(settings.count(4000)))
     yield overshoot_figure(steps)
-    yield claim(
+    yield Claim(
         "PC-19",
         {
             "draws that meet the corrected hypotheses": corrected.sum(),

@@ -11,8 +11,8 @@ from common.device import replayed
 from mtlfunc.types import Balance
 
 from ..report.bounds import AT_REST, NEAR_MINIMUM, SETTLED
-from ..report.decisions import Claims, Measured, Row, decided, named_so, verdict_of
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Measured, Row, decided, named_so, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from .rational import FAN, under_all_orders
 
 
@@ -51,7 +51,6 @@ CLAIMS = {
         when="the curvatures are equal",
     ),
 }
-claim = Claims(CLAIMS)
 
 CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}
 CONSTANT = (0.1, 0.03, 0.01)
@@ -128,10 +127,10 @@ def run(settings: Settings) -> Findings:
             distance = np.linalg.norm(end[row, column, -1].mean((0, 1)) - minimum)
             bias[f"{name}, {kind} order: distance of the mean end point"] = float(distance)
     where = f"{STARTS} starts, {seeds} seeds, {steps:,} steps"
-    yield claim(
+    yield Claim(
         "PC-31",
         rests,
         f"all 8 orders in exact fractions; three quadratics, {where}. Constant steps leave a ball "
         "that shrinks with the step, steps of 1/k settle (end points within .1) at one point",
     )
-    yield claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; distance from the minimum")
+    yield Claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; distance from the minimum")

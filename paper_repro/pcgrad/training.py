@@ -13,9 +13,9 @@ import mtlfunc as mf
 from common.device import constant, replayed
 
 from ..report.bounds import CLEARLY
-from ..report.decisions import Claims, Measured, Row, decided, named_so, sided, verdict_of
+from ..report.decisions import Measured, Row, decided, named_so, sided, verdict_of
 from ..report.figures import axes, band
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import clustered_share, mean_interval, named
 from ..report.options import Option, Seeds, drawn
 from ..report.parts import kept
@@ -55,7 +55,6 @@ CLAIMS = {
         instead="Meta-World",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 class Log(NamedTuple):
@@ -170,18 +169,18 @@ def run(settings: Settings) -> Findings:
         of_larger = clustered_share(np.maximum(share, 1 - share))
         larger |= named(f"{name}: share of the larger fall, first tenth", of_larger)
     where = f"{settings_of(logs)}. {STUDENT}"
-    yield claim(
+    yield Claim(
         "PC-26",
         rises,
         "H by the paper's definition, over the step that Adam takes; least squares of log H on the "
         f"step where H > 0; {where}",
     )
-    yield claim(
+    yield Claim(
         "PC-27",
         grows,
         f"share of steps with cos φ < 0, last against first third, paired by seed; {where}",
     )
-    yield claim(
+    yield Claim(
         "PC-28",
         larger,
         "fall of each loss over the first tenth of the steps; the tasks were made unequal: a tanh "

@@ -10,10 +10,10 @@ import math
 import operator as op
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, NamedTuple, SupportsFloat
+from typing import Literal, NamedTuple
 
 from .bounds import GAP, at
-from .findings import Claim, Verdict
+from .findings import Verdict
 from .intervals import OPEN
 
 Measured = Mapping[str, float]
@@ -254,19 +254,3 @@ class Row(NamedTuple):
 
 Exact = functools.partial(Row, kind="exact")
 """A row of that kind."""
-
-
-class Claims:
-    """The claims that a question decides, before anything runs; `module.claim` is this."""
-
-    def __init__(self, rows: Mapping[str, Row]) -> None:
-        self.rows = {name: row._replace(id=name) for name, row in rows.items()}
-
-    def __call__(self, identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
-        """A claim that its decision has judged by numbers, or tensors of one; `where` says how they
-        were measured. Raises LookupError where the decision misses a number.
-        """
-        numbers = {name: float(value) for name, value in measured.items()}
-        decision = self.rows[identifier].decision
-        assert decision is not None
-        return Claim(identifier, decision.verdict(numbers), numbers, where)

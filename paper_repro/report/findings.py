@@ -23,10 +23,10 @@ class Claim(NamedTuple):
     """What was measured about one statement of a paper, and the verdict that this gives."""
 
     id: str  # GN-21, SU-34: the ledger's number
-    verdict: Verdict
-    measured: dict[str, float]
+    measured: Mapping[str, Any]  # numbers, or tensors of one
     # configuration, threshold and kind of interval; for "holds only when", the condition
     where: str
+    verdict: Verdict | None = None  # until its decision has judged the numbers
 
 
 class Figure(NamedTuple):

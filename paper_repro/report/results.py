@@ -109,7 +109,7 @@ class Results:
         if finding.id not in LEDGER:
             raise ValueError(
                 f"{module}: there is no claim {finding.id}; give it a row in the "
-                "module's `claim`, or correct the id"
+                "module's `CLAIMS`, or correct the id"
             )
         self.found[finding.id] = {
             **_blank(LEDGER[finding.id]),

@@ -16,15 +16,18 @@ def findings(module: ModuleType, settings: Settings) -> Findings:
 
 
 def stated(claim: Claim, settings: Settings) -> Claim:
-    """A claim with its decision's words, and open where a small budget cannot close it."""
+    """A claim with its verdict and its decision's words, and open where a small budget cannot close
+    it. Raises LookupError where the decision misses a number.
+    """
     decision = DECISIONS.get(claim.id)
     if decision is None:
         return claim
-    row = LEDGER.get(claim.id)
-    first = f"Stand-in: made-up problems for {row.instead}. " if row and row.instead else ""
+    numbers = {name: float(value) for name, value in claim.measured.items()}
+    verdict, row = claim.verdict or decision.verdict(numbers), LEDGER[claim.id]
+    first = f"Stand-in: made-up problems for {row.instead}. " if row.instead else ""
     where = f"{first}{claim.where}. Said beforehand: {decision.fails}"
     short = settings.shrink < 1 and decision.trained
-    if short and claim.verdict in ("does not hold", "holds only when"):
-        where = f"{where}. The numbers say `{claim.verdict}`, for which this budget is too small"
-        return claim._replace(verdict="inconclusive", where=where)
-    return claim._replace(where=where)
+    if short and verdict in ("does not hold", "holds only when"):
+        where += f". The numbers say `{verdict}`, for which this budget is too small"
+        verdict = "inconclusive"
+    return Claim(claim.id, numbers, where, verdict)

@@ -7,8 +7,8 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import CHANGES, EPSILON
-from ..report.decisions import Claims, Exact, exact
-from ..report.findings import Findings, Settings
+from ..report.decisions import Exact, exact
+from ..report.findings import Claim, Findings, Settings
 from .common import Data, losses, network, normal
 
 CLAIMS = {
@@ -28,7 +28,6 @@ CLAIMS = {
         when="the gradients are large against Adam's ε, and of a task's own parameters",
     )
 }
-claim = Claims(CLAIMS)
 
 SCALES = (1e-6, 1e-3, 1e3, 1e6)
 
@@ -70,7 +69,7 @@ def change(
 def run(settings: Settings) -> Findings:
     steps, seeds, plain = settings.count(30), settings.seeds, mf.adam(1e-2, eps=0.0)
     over_all = "largest relative change of its path over all scales"
-    yield claim(
+    yield Claim(
         "SI-05",
         {
             f"head, ε = 0: {over_all}": change(plain, steps, seeds),

@@ -9,8 +9,8 @@ import mtlfunc as mf
 
 from ..cross_paper.adam_metric import BATCH, RATE, Data, batch_of, losses, problem
 from ..report.bounds import CLOSER
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import flat
 
@@ -24,7 +24,6 @@ CLAIMS = {
         ),
     )
 }
-claim = Claims(CLAIMS)
 
 RULES: dict[str, mf.Rule] = {
     "mean": mf.mean(),
@@ -70,7 +69,7 @@ def run(settings: Settings) -> Findings:
         if i:
             label = f"mean and {name}: 1 - cosine of the updates, over that of the directions"
             numbers |= named(label, ratio_interval(updates[:, i], directions[:, i]))
-    yield claim(
+    yield Claim(
         "SI-11",
         numbers,
         f"three conflicting tasks, a network of one output, Adam by {RATE:g} on batches of "

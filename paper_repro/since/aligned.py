@@ -12,17 +12,7 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import FEW, ILL
-from ..report.decisions import (
-    Claims,
-    Exact,
-    Measured,
-    Row,
-    decided,
-    ends,
-    exact,
-    named_so,
-    verdict_of,
-)
+from ..report.decisions import Exact, Measured, Row, decided, ends, exact, named_so, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from .common import normal
@@ -60,7 +50,6 @@ CLAIMS = {
         when="the rank tolerance is that of float32, or both weights are equal",
     ),
 }
-claim = Claims(CLAIMS)
 
 SHARES, SIZE = (0.2, 0.5, 0.8), 5
 NEAR, REST = 0.01, 1e-3  # there: of the fall; stationary: of the longer gradient
@@ -109,7 +98,7 @@ def condition_number(draws: int) -> Claim:
         }
     parallel = torch.tensor([[1.0, 0.0], [1.0, 0.01]], dtype=torch.float64)
     numbers["(1, 0), (1, .01): condition number"] = float(torch.linalg.cond(parallel))
-    return claim(
+    return Claim(
         "SI-09",
         numbers,
         f"{draws} draws of T gradients in 10 dimensions with lengths spread over e: a condition "
@@ -186,7 +175,7 @@ def preferred(draws: int, steps: int) -> Claim:
             numbers |= named(
                 f"{label}: share that {what}", share_interval(int(hits[i].sum()), draws)
             )
-    return claim(
+    return Claim(
         "SI-10",
         numbers,
         f"{draws} pairs of convex quadratics in {SIZE} dimensions, {steps} plain steps by 1/L of "

@@ -9,7 +9,7 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import ALIKE, PREDICTS
-from ..report.decisions import Claims, Measured, Row, decided, ends, sided, verdict_of
+from ..report.decisions import Measured, Row, decided, ends, sided, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import mean_interval, named
 from .common import Data, losses, network, normal, rank_correlation, sample_losses
@@ -47,7 +47,6 @@ CLAIMS = {
         instead="benchmarks of images and text",
     ),
 }
-claim = Claims(CLAIMS)
 
 INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2
 
@@ -130,7 +129,7 @@ def of_samples(moments: dict[str, Tensor], where: str) -> Claim:
         for label, rival in (("samples of one", samples), ("halves of one's samples", halves)):
             less = mean_interval(tasks - rival.mean(1))
             numbers |= named(f"cosine of two tasks less that of two {label}, {moment}", less)
-    return claim(
+    return Claim(
         "SI-06",
         numbers,
         f"{where}; gradients over the trunk at the start and in the middle. Tasks by their means "
@@ -147,7 +146,7 @@ def predicts(conflict: Tensor, ended: list[Tensor], where: str) -> Claim:
         excess = (end[:, 0] / alone).log().mean(-1)
         label = f"rank correlation of conflict with the excess {name} loss"
         numbers |= named(label, rank_correlation(conflict, excess))
-    return claim(
+    return Claim(
         "SI-07",
         numbers,
         f"{where}; conflict: minus the mean cosine over the steps; excess: of the log losses of "

@@ -14,18 +14,8 @@ from common.grouping.truth import GROUPS
 from common.problems.digits import digits
 
 from ..report.bounds import ALIKE
-from ..report.decisions import (
-    Claims,
-    Decision,
-    Measured,
-    Row,
-    decided,
-    ends,
-    named_so,
-    sided,
-    verdict_of,
-)
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import Decision, Measured, Row, decided, ends, named_so, sided, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named
 
 
@@ -77,7 +67,6 @@ CLAIMS = {
         instead="networks for scenes",
     ),
 }
-claim = Claims(CLAIMS)
 
 LANES = 16  # seeds of all groups that are trained side by side
 FIRST = 30_000  # draw of tasks; far from the seeds, and none of `python -m experiments.grouping`
@@ -164,7 +153,7 @@ def run(settings: Settings) -> Findings:
     )
     ranked = "Spearman's correlations over the members of all groups of"
     trained = "groups that are trained on one seed are judged alike"
-    yield claim(
+    yield Claim(
         "SI-25",
         selects,
         f"{where}. The chosen grouping has the largest sum of forecasts; its mean log loss over "
@@ -172,12 +161,12 @@ def run(settings: Settings) -> Findings:
         "which tasks go together counts, and not how many",
     )
     ridge = "Grad-TAG's ridge is the best on validation data"
-    yield claim("SI-26", estimates, f"{where}. {ranked} two or more; {trained}. {ridge}")
-    yield claim(
+    yield Claim("SI-26", estimates, f"{where}. {ranked} two or more; {trained}. {ridge}")
+    yield Claim(
         "SI-27",
         extends,
         f"{where}. {ranked} two, and of three or more. The affinity of a pair is the product of "
         "the two gradients over the trunk, over the loss; that of a group the mean over its "
         "others. ETAP's other part, which learns from trained groups, is left out",
     )
-    yield claim("SI-28", extrapolates, f"{where}. {ranked} three or more; {trained}")
+    yield Claim("SI-28", extrapolates, f"{where}. {ranked} three or more; {trained}")

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, judged
 from ..report.intervals import named, ratio_interval
 from .common import flat, unflat
@@ -22,7 +22,6 @@ CLAIMS = {
         instead="reversible networks on benchmarks of images",
     )
 }
-claim = Claims(CLAIMS)
 
 HIDDEN, BATCH, TRAIN, DAMPING = 8, 32, (256, 1200), 1e-10
 RATES = {"Adam": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "Gauss-Newton": (0.03, 0.1, 0.3, 0.6, 1.0)}
@@ -81,7 +80,7 @@ def run(settings: Settings) -> Findings:
         for i, name in enumerate(("training", "test")):
             label = f"{count} images: {name} loss, exact Gauss-Newton over Adam"
             numbers |= named(label, ratio_interval(newton[i], adam[i]), unsettled=one or other)
-    yield claim(
+    yield Claim(
         "SI-24",
         numbers,
         f"odd or even digits, 64-{HIDDEN}-1 with tanh, mean squares, {steps} steps on batches of "

@@ -11,18 +11,8 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import EXCEPTION
-from ..report.decisions import (
-    OPEN,
-    Claims,
-    Measured,
-    Row,
-    decided,
-    ends,
-    named_so,
-    sided,
-    verdict_of,
-)
-from ..report.findings import Findings, Settings, Verdict
+from ..report.decisions import OPEN, Measured, Row, decided, ends, named_so, sided, verdict_of
+from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, share_interval
 from .common import normal
 
@@ -61,7 +51,6 @@ CLAIMS = {
         judge_balanced,
     ),
 }
-claim = Claims(CLAIMS)
 
 TASKS = SIZE = 3
 STARTS, POINTS, TRIED, CLEAR = 8, 4000, 500, 1e-2
@@ -186,8 +175,8 @@ def run(settings: Settings) -> Findings:
         "static weighting at which it is stationary another network is better, by more than "
         f"{CLEAR:g} of what lies between the best one and the worst"
     )
-    yield claim("SI-03", points, f"{where}; sought among {TRIED} networks. Wilson's intervals")
-    yield claim(
+    yield Claim("SI-03", points, f"{where}; sought among {TRIED} networks. Wilson's intervals")
+    yield Claim(
         "SI-04",
         ended,
         f"{where}; MGDA from {STARTS} starts, {steps} steps of .5. Wilson's intervals of shares, t "

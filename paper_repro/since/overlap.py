@@ -8,9 +8,9 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.bounds import PREDICTS
-from ..report.decisions import Claims, Measured, Row, decided, ends, named_so, verdict_of
+from ..report.decisions import Measured, Row, decided, ends, named_so, verdict_of
 from ..report.figures import axes
-from ..report.findings import Figure, Findings, Settings, Verdict
+from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import Interval, named
 from .common import network, normal, outputs, rank_correlation
 
@@ -47,7 +47,6 @@ CLAIMS = {
         instead="molecules and their measured properties",
     )
 }
-claim = Claims(CLAIMS)
 
 INPUTS, HIDDEN, NOISE = 8, 16, 0.3
 PERCENT = (0, 10, 20, 30, 40, 50, 75, 100)
@@ -97,7 +96,7 @@ def run(settings: Settings) -> Findings:
     for case, row in found.items():
         for percent, value in zip(PERCENT, row, strict=True):
             numbers |= named(f"{case}: rank correlation at overlap {percent}", value)
-    yield claim(
+    yield Claim(
         "SI-12",
         numbers,
         f"{where}, of the cosine of the gradients with how alike the teachers are. Noise: the "

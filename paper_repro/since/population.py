@@ -13,8 +13,8 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import MATCH
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
 
@@ -29,7 +29,6 @@ CLAIMS = {
         instead="benchmarks of images",
     )
 }
-claim = Claims(CLAIMS)
 
 TASKS = (3, 4)
 INPUTS, HIDDEN = 8, 4
@@ -134,7 +133,7 @@ def run(settings: Settings) -> Findings:
         label = f"T = {tasks}: the population's loss over"
         numbers |= named(f"{label} the grid's best", ratio_interval(population, grid))
         numbers |= named(f"{label} as many draws'", ratio_interval(population, draws))
-    yield claim(
+    yield Claim(
         "SI-15",
         numbers,
         f"regressions of {TASKS[0]} and {TASKS[-1]} tasks of unlike scales on a shared layer of "

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import mean_interval, named
 from .common import flat
 from .physics import ABOUT, PROBLEMS, STEPS, Points, Problem, begun, others
@@ -24,7 +24,6 @@ CLAIMS = {
         instead="differential equations in several dimensions",
     )
 }
-claim = Claims(CLAIMS)
 
 RATE, BETA, FLOOR = 3e-3, 0.95, 1e-8
 Params = dict[str, Tensor]
@@ -110,7 +109,7 @@ def run(settings: Settings) -> Findings:
         for i, what in enumerate(("two terms' updates", "two steps' updates")):
             label = f"{name}: alignment of {what}, SOAP less Adam"
             numbers |= named(label, mean_interval(soap[i] - adam[i]))
-    yield claim(
+    yield Claim(
         "SI-23",
         numbers,
         f"{ABOUT}; new points at every step, {seeds} seeds, {steps} steps at rate {RATE:g}, both "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.bounds import MAGNITUDE
-from ..report.decisions import Claims, Exact, Row, exact, sided
+from ..report.decisions import Exact, Row, exact, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, spelled
 from . import physics
@@ -45,7 +45,6 @@ CLAIMS = {
         instead="differential equations in several dimensions",
     ),
 }
-claim = Claims(CLAIMS)
 
 DAMPINGS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 WORTH = 10
@@ -83,13 +82,13 @@ def run(settings: Settings) -> Findings:
         f"{physics.ABOUT}; {seeds} seeds; relative L2 errors after {steps} steps, geometric means "
         "of paired ratios, 95 % t intervals; every setting chosen on the other half of the seeds"
     )
-    yield claim(
+    yield Claim(
         "SI-17",
         accelerated,
         f"{where}. New points at every step, as published; dampings {DAMPINGS[0]:g} to "
         f"{DAMPINGS[-1]:g}: {'; '.join(settings_of)}",
     )
-    yield claim(
+    yield Claim(
         "SI-18",
         lower,
         f"{where}. Points that stay. A step of Gauss-Newton counts as {WORTH} gradients: Adam "
@@ -119,7 +118,7 @@ def same_step(draws: int) -> Claim:
     for share in (0.5, 2.0, 5.0):
         name = f"{share:g} parameters a residual: work in parameters' space over residuals'"
         numbers[name] = work(share, 1) / work(1, share)
-    return claim(
+    return Claim(
         "SI-16",
         numbers,
         f"{draws} draws of {rows} residuals of {count} parameters, damping {damping:g} of the "

@@ -11,7 +11,7 @@ from torch.func import jacrev, vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, exact
+from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .common import normal
@@ -39,7 +39,6 @@ CLAIMS = {
         ),
     ),
 }
-claim = Claims(CLAIMS)
 
 ACTIONS, REWARDS = 6, 3
 
@@ -69,7 +68,7 @@ def covariance(draws: int) -> Claim:
     share = share_interval(int((rises & (plain < -1e-9)).sum()), int(rises.sum()))
     off = (natural - expected).abs().max()
     label = "plain gradient: share of rewards that fall though their covariance is positive"
-    return claim(
+    return Claim(
         "SI-13",
         {"natural gradient: largest difference of the rate from the covariance": off}
         | named(label, share),
@@ -119,7 +118,7 @@ def collisions() -> Claim:
             f"{label} that more than one reward shares, sum first": shared,
             f"{label}, each first less sum first": len(later) - len(first),
         }
-    return claim(
+    return Claim(
         "SI-14",
         numbers,
         "all groups of binary rewards but for the order of the rollouts and for a reward that all "

@@ -10,8 +10,8 @@ import mtlfunc as mf
 from common.device import replayed
 from common.problems.digits import digits
 
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, judged
 from ..report.intervals import named, ratio_interval
 from .common import normal
@@ -24,7 +24,6 @@ CLAIMS = {
         instead="subsets of image data sets",
     )
 }
-claim = Claims(CLAIMS)
 
 IMAGES, TEST, BATCH, HIDDEN = 256, 512, 16, 16
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -102,7 +101,7 @@ def run(settings: Settings) -> Findings:
         label = f"UPGrad on samples over SGD on their mean: training loss after {moment}"
         edge = any(one.edge for one in best.values())
         numbers |= named(label, ratio_interval(samples, mean), unsettled=edge)
-    yield claim(
+    yield Claim(
         "SI-08",
         numbers,
         f"{IMAGES} images of digits, a network of 64-{HIDDEN}-10, {steps} steps of SGD on batches "

@@ -14,8 +14,8 @@ import mtlfunc as mf
 from common.device import replayed
 
 from ..report.bounds import MATCH
-from ..report.decisions import Claims, Row, sided
-from ..report.findings import Findings, Settings
+from ..report.decisions import Row, sided
+from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
@@ -41,7 +41,6 @@ CLAIMS = {
         instead="benchmarks of images and reinforcement learning",
     ),
 }
-claim = Claims(CLAIMS)
 
 Rules = Callable[[Tensor], mf.Rule]
 """A rule by task 1's share of static weights, which the others do not read."""
@@ -134,11 +133,11 @@ def run(settings: Settings) -> Findings:
         f"losses. A match: no more than {MATCH:g} times as high. Geometric means of paired ratios, "
         "95 % t intervals"
     )
-    yield claim(
+    yield Claim(
         "SI-01",
         beyond,
         f"{where}; {len(SHARES)} static weights at every rate and decay, of which the nearest has "
         "the least worst ratio. A rule lies beyond them where they match it in no setting",
     )
     over = "loss: the mean over tasks of the loss over the least one of static weights"
-    yield claim("SI-02", matches, f"{where}; {over}")
+    yield Claim("SI-02", matches, f"{where}; {over}")

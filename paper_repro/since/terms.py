@@ -8,7 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.decisions import Claims, Exact, Row, exact, sided
+from ..report.decisions import Exact, Row, exact, sided
 from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best
 from ..report.intervals import named, ratio_interval, share_interval
@@ -43,7 +43,6 @@ CLAIMS = {
         instead="differential equations in several dimensions",
     ),
 }
-claim = Claims(CLAIMS)
 
 
 def run(settings: Settings) -> Findings:
@@ -75,7 +74,7 @@ def no_conflict(draws: int) -> Claim:
             share = share_interval(int((least < 0).sum()), draws)
             name = f"{tasks} gradients in {size} dimensions: share of updates against one of them"
             numbers |= named(name, share)
-    return claim(
+    return Claim(
         "SI-19",
         numbers,
         f"{draws} draws of gradients with lengths spread over e. One rate: the same cosine with "
@@ -128,7 +127,7 @@ def balanced(draws: int, where: str) -> Claim:
         ntk, equal = (apart(problem, w, draws) for w in (ntk_weights(problem), physics.equal))
         label = f"{name}: difference of the falls' logarithms, NTK weights over equal ones"
         numbers |= named(label, ratio_interval(ntk, equal))
-    return claim(
+    return Claim(
         "SI-21",
         numbers,
         f"{where}. Gradient flow with the kernel of the start, {draws} draws, until the sum of the "
@@ -163,5 +162,5 @@ def lower(seeds: int, steps: int, where: str) -> Iterator[Claim]:
         f"{where}; {seeds} seeds, {steps} steps. Relative L2 errors; Adam at its best rate by the "
         f"other half: {'; '.join(rates)}"
     )
-    yield claim("SI-22", ntk, where)
-    yield claim("SI-20", config, where)
+    yield Claim("SI-22", ntk, where)
+    yield Claim("SI-20", config, where)

@@ -533,7 +533,7 @@ def test_full_takes_over_a_run_of_its_settings_alone(
     numbers = {condition.name: condition.bound / 2 for condition in decision.conditions}
     settings = Settings(full=True)._replace(**changes)
     results = Results(tmp_path, configuration_of(settings), reproductions())
-    claim = Claim("GN-10", decision.verdict(numbers), numbers, "here")
+    claim = Claim("GN-10", numbers, "here", decision.verdict(numbers))
     results.add(name, claim)
     results.finish(name, "", [claim], 6.0)
     full.main([])

@@ -18,6 +18,7 @@ from paper_repro.cagrad import common, convergence, dual_solvers, toy_runs
 from paper_repro.cagrad.toy_ends import STOPPED
 from paper_repro.claims import DECISIONS
 from paper_repro.report.findings import Claim, Settings
+from paper_repro.report.verdicts import findings
 
 
 def plain_losses(x: float, y: float, sign: float) -> tuple[float, float]:
@@ -167,7 +168,7 @@ def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
     best, lengths = dual_solvers.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
     solvers = {"active set": best, "official, softmax": lambda g, c: next(lengths) * best(g, c)}
     monkeypatch.setattr(dual_solvers, "SOLVERS", solvers)
-    *_, found = dual_solvers.run(Settings(shrink=0.01))
+    *_, found = findings(dual_solvers, Settings(shrink=0.01))
     assert isinstance(found, Claim)
     assert found.verdict == "holds only when"
     assert min(value for name, value in found.measured.items() if name.endswith("most")) < -0.1

@@ -11,6 +11,7 @@ from paper_repro.gradnorm import common, difficulty, lanes, targets, train_lanes
 from paper_repro.report import grids
 from paper_repro.report.findings import Claim, Settings
 from paper_repro.report.intervals import Interval, ratio_interval
+from paper_repro.report.verdicts import findings
 
 TINY = Settings(seeds=2, shrink=0.004)
 SMALL = lanes.Size(8, 10, 6, 3, (1e-3, 1e-2), (), (1e-3, 1e-2))
@@ -21,7 +22,7 @@ def test_the_target_check_sees_another_rule(monkeypatch):
     monkeypatch.setattr(
         mf, "gradnorm", lambda alpha, *args, **options: right(alpha + 0.1, *args, **options)
     )
-    (found,) = targets.run(TINY)
+    (found,) = findings(targets, TINY)
     assert isinstance(found, Claim)
     assert found.verdict == "does not hold"
 

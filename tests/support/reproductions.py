@@ -74,7 +74,7 @@ def long(number, settings):
     return torch.arange(number), {{"seeds": settings.seeds}}
 
 def claim(identifier, value):
-    return Claim(identifier, "holds", {{"value": float(value)}}, "here")
+    return Claim(identifier, {{"value": float(value)}}, "here", "holds")
 
 def figure(name):
     canvas = Canvas(figsize=(1, 1))
