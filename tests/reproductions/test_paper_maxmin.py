@@ -63,12 +63,10 @@ def test_softmax_grid_is_gradient_descent_and_depends_on_rate_times_scale():
     gaps = solvers.softmax_grid(g, 30)
     scale, rate = 1, 8
     unit = float(solvers.SCALES[scale]) * common.scaled(g)
-    logits = torch.zeros(len(g), g.shape[-1], dtype=torch.float64, requires_grad=True)
+    logits = torch.zeros(len(g), g.shape[-1], dtype=torch.float64)
+    slope = grad(lambda a: 0.5 * common.square(unit, torch.softmax(a, -1)).sum())
     for _ in range(30):
-        (slope,) = torch.autograd.grad(
-            0.5 * common.square(unit, torch.softmax(logits, -1)).sum(), logits
-        )
-        logits = (logits - solvers.RATES[rate] * slope).detach().requires_grad_()
+        logits = logits - solvers.RATES[rate] * slope(logits)
     direct = common.relative_gap(unit, torch.softmax(logits, -1))
     torch.testing.assert_close(gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
     assert float(solvers.SCALES[1] / solvers.SCALES[0]) == pytest.approx(
