@@ -149,10 +149,7 @@ def test_defaults_are_read_as_they_are_shown(name: str) -> None:
         ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3; there are: --starts, "),
         ("gradnorm.toy --seeds 2 3", "--seeds: expected a whole number alone, got '2 3'"),
         ("cagrad.toy --methods MGDA, eps", "'MGDA, epsilon', PCGrad"),
-        (
-            "cagrad.toy --seed -1",
-            "--seed: expected an integer from 0 to 9223372036854775807",
-        ),
+        ("cagrad.toy --seed -1", "--seed: expected an integer from 0 to"),
         ("cagrad.toy --size 6x1", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
         ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
         ("cagrad.toy --steps 0", "--steps: expected at least 1, got 0"),
