@@ -7,6 +7,8 @@ import torch
 
 import mtlfunc as mf
 from paper_repro.cross_paper import adam_metric, digits, rest_points
+from paper_repro.report.findings import Settings
+from paper_repro.report.verdicts import stated
 
 
 def short(patch: pytest.MonkeyPatch) -> None:
@@ -29,9 +31,9 @@ def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
     monkeypatch.setattr(
         mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5}))
     )
-    assert rest_points.unit_gradients(8).verdict == "does not hold"
+    assert stated(rest_points.unit_gradients(8), Settings()).verdict == "does not hold"
     monkeypatch.setattr(mf, "gradnorm", right)
-    assert rest_points.unit_gradients(8).verdict == "holds"
+    assert stated(rest_points.unit_gradients(8), Settings()).verdict == "holds"
 
 
 def test_a_lane_is_the_run_it_stands_for(monkeypatch):
