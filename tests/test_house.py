@@ -67,7 +67,7 @@ def test_no_group_of_folders_grows():
     ("folder", "most"),
     [
         ("paper_repro", 18_164),  # aim 17,000
-        ("experiments", 15_887),
+        ("experiments", 15_847),
         ("experiments/benchmarks", 2_867),  # of these; aim 2,500
         ("tests", 43_020),  # aim 42,000
     ],

@@ -16,7 +16,7 @@ from common.tables import report
 
 from . import exact, train
 from .methods import METHODS
-from .report import Results, figures, numbers_of, table
+from .report import Results, figure, numbers_of, table
 
 HERE = Path(__file__).parent
 SEEDS = (2, 8, 32)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if given.device.type != "cpu":
             described["device"] = str(given.device)
-        report(out, numbers_of(results, described), text, figures(results))
+        report(out, numbers_of(results, described), text, {"fronts": figure(results)})
 
     return command.finish(body, out)
 

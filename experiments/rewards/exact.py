@@ -107,7 +107,6 @@ def together(steps: int, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         {
             "first": first[i],
             "last": last[i],
-            "worst": (last[i] - first[i]).min().item(),
             "room": room(rewards[i], last[i]),
             "fell": fell[i].item() / steps,
             "apart": apart[i].item() / steps,

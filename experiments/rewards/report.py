@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.intervals import Estimate, against, bracket, estimate, paired, pm, verdicts
@@ -17,7 +16,6 @@ from .train import STEEPER, Settings
 
 Runs = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]
 COLOURS = {name: f"C{i}" for i, name in enumerate(METHODS)} | {"align": "black"}
-RULES = ("MGDA", "CAGrad", "UPGrad", "align")
 
 
 class Results(NamedTuple):
@@ -146,35 +144,8 @@ def numbers_of(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "adding": results.sampled, "exact": results.closed}
 
 
-def figures(results: Results) -> dict[str, Figure]:
-    """Paths of the rewards; and fronts that are known, with the paths to them."""
-    return {"adding": _adding(results), "fronts": _fronts(results)}
-
-
-def _path(ax: Axes, runs: Sequence[dict[str, Any]], across: int, up: int, name: str) -> None:
-    """The mean path of some runs, and where each ends."""
-    mean = torch.tensor([[lists(x) for x in run["path"]] for run in runs]).mean(0)
-    colour, style = COLOURS[name], ":" if name == "align" else "-"  # align lies on the sum
-    ax.plot(mean[:, across], mean[:, up], style, color=colour, lw=1.2, label=name)
-    ends = torch.tensor([lists(run["last"]) for run in runs])
-    ax.plot(ends[:, across], ends[:, up], "o", color=colour, ms=3, alpha=0.5)
-
-
-def _adding(results: Results) -> Figure:
-    drawn = Figure(figsize=(3.4 * len(results.sampled), 6), layout="constrained")
-    axes = drawn.subplots(2, len(results.sampled), squeeze=False)
-    for column, (problem, methods) in enumerate(results.sampled.items()):
-        for row, reward in enumerate((0, 1)):
-            ax = axes[row][column]
-            for name, runs in methods.items():
-                _path(ax, runs, 2, reward, name)
-            ax.set(xlabel="length", ylabel=REWARDS[reward], title=problem)
-            ax.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
-    return drawn
-
-
-def _fronts(results: Results) -> Figure:
+def figure(results: Results) -> Figure:
+    """The front of two opposed rewards, and the paths to it."""
     name, count = "two opposed", min(4, len(results.seeds))
     drawn = Figure(figsize=(3.2 * count, 3.4), layout="constrained")
     axes = drawn.subplots(1, count, squeeze=False)[0]
@@ -182,7 +153,10 @@ def _fronts(results: Results) -> Figure:
         edge = exact.front(exact.drawn(exact.PROBLEMS[name], results.seeds[i]))
         ax.plot(edge[:, 0], edge[:, 1], "k-", lw=2, alpha=0.4, label="front")
         for method, runs in results.closed[name].items():
-            _path(ax, runs[i : i + 1], 0, 1, method)
+            path = torch.tensor([lists(point) for point in runs[i]["path"]])
+            style = ":" if method == "align" else "-"  # align lies on the sum
+            ax.plot(*path.T, style, color=COLOURS[method], lw=1.2, label=method)
+            ax.plot(*lists(runs[i]["last"]), "o", color=COLOURS[method], ms=3, alpha=0.5)
             ax.plot(*lists(runs[i]["first"]), "ks", ms=5)
         ax.set(xlabel="first reward", ylabel="second reward", title=f"seed {results.seeds[i]}")
         ax.grid(alpha=0.3)

@@ -12,9 +12,6 @@ from common.cells import Cell
 from .adding import Policy, Questions, answer, every, rewards, surprise, taught
 from .methods import METHODS, advantages
 
-WINDOW = 10
-"""Steps whose rewards are one point of a path."""
-
 STEEPER = 100
 """SGD's learning rate, in Adam's."""
 PROBLEMS = ("limit, Adam", "cost, Adam", "cost, SGD")
@@ -40,7 +37,7 @@ def tested(policy: Policy, problem: str, seed: int) -> list[float]:
 
 
 def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
-    """Rewards before, on the way and after, and how often two rewards disagreed."""
+    """Rewards before and after, and how often two rewards disagreed."""
     method = METHODS[cell.method]
     policy = deepcopy(_taught(cell.seed, settings.lessons))
     problem, stepper = cell.problem.split(", ")
@@ -53,7 +50,7 @@ def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(10**6 + cell.seed)
     shares = torch.full((settings.questions, settings.answers), 1 / settings.answers)
     first = tested(policy, problem, cell.seed)
-    path, weights, apart = [], [], 0
+    apart = 0
     for _ in range(settings.steps):
         some = torch.randint(100, (settings.questions,), generator=generator, device="cpu")
         asked = every().at(some.to(shares.device).repeat_interleave(settings.answers))
@@ -64,16 +61,6 @@ def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
         losses = surprise(policy, asked, given)
         info = balancer.backward(losses, weightings=rows / len(given))
         optimizer.step()
-        path.append(worth.mean(1))
-        weights.append(info.weights)
         apart += bool((info.gramian < 0).any())
     last = tested(policy, problem, cell.seed)
-    shown = torch.stack(path)[: len(path) // WINDOW * WINDOW].unflatten(0, (-1, WINDOW)).mean(1)
-    return {
-        "first": first,
-        "last": last,
-        "path": shown,
-        "weights": torch.stack(weights).mean(0),
-        "apart": apart / settings.steps,
-        "score": sum(last),
-    }
+    return {"first": first, "last": last, "apart": apart / settings.steps, "score": sum(last)}
