@@ -14,7 +14,7 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, lengths, rounding
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
-from tests.support.oracles import near
+from tests.support.oracles import SLOPES, check_slope, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 F64 = torch.float64
@@ -124,7 +124,7 @@ def complementary(problem, count, how_many):
         if problem == "dual_cone":
             J = J - 0.5 * J.mean(0)
         G = J @ J.mT
-        solution = solvers.faces()(PROBLEMS[problem](G))
+        solution = solvers.auto()(PROBLEMS[problem](G))
         n = lengths(G)
         multiplier = (
             solution.rates
@@ -143,20 +143,20 @@ def complementary(problem, count, how_many):
 
 def answer(solver, problem, probe, J):
     solution = SOLVERS[solver].make()(PROBLEMS[problem](J @ J.mT))
-    return probe @ torch.cat([solution.weights, solution.dual])
+    return probe @ torch.cat([solution.weights, solution.dual, solution.value[None]])
 
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
 def test_solver_derivatives_equal_central_differences(solver, problem, count):
-    """grad, jvp and vmap(grad) of a random combination of weights and dual, with respect to the
-    Jacobian.
+    """grad, jvp and vmap(grad) of a random combination of weights, dual and value, with respect to
+    the Jacobian.
 
     Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10
     each at unit scale and condition numbers up to 1e3. cvx evaluates the same formula at weights
     that are right to 1e-6.
     """
-    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count))
+    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count + 1))
     examples = complementary(problem, count, 3)
     tolerance = 1e-6 if SOLVERS[solver].objective == 0 or solver == "auto" else 1e-4
     batch_of = vmap(grad(lambda J: answer(solver, problem, probe, J)))(torch.stack(examples))
@@ -177,19 +177,21 @@ def test_solver_derivatives_equal_central_differences(solver, problem, count):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_faces_second_derivatives_equal_central_differences(problem):
-    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(6))
-    for J in complementary(problem, 3, 2):
-        direction = torch.from_numpy(np.random.default_rng(1).standard_normal(J.shape)) / 3
+@pytest.mark.parametrize(("solver", "count"), [("faces", 3), ("active_set", 3), ("active_set", 8)])
+# torch's own forward mode, once
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_first_and_second_derivatives_in_every_way(solver, problem, count):
+    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count + 1))
+    for J in complementary(problem, count, 2):
+        direction = torch.from_numpy(np.random.default_rng(1).standard_normal(J.shape)) / count
 
         def along(t, J=J, direction=direction):
-            return answer("faces", problem, probe, J + t * direction)
+            return answer(solver, problem, probe, J + t * direction)
 
-        zero, h = torch.zeros((), dtype=F64), 1e-5
-        second = grad(grad(along))(zero)
-        difference = (grad(along)(zero + h) - grad(along)(zero - h)) / (2 * h)
-        near(second, difference, 1e-5, 1e-6)
-        near(jacfwd(jacrev(along))(zero), second, 1e-9, 1e-12)
+        check_slope(along, 0.0, *SLOPES, least=1e-4)
+        check_slope(grad(along), 0.0, *SLOPES, rtol=1e-5, least=1e-4)
+        zero = torch.zeros((), dtype=F64)
+        near(jacfwd(jacrev(along))(zero), grad(grad(along))(zero), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("solver", ["faces", "cvx", "active_set"])
