@@ -21,7 +21,7 @@ from mtlfunc.types import BalanceState, TrainState
 from tests.support.problems import BATCH, PARAMS, TASKS, named, nets, opaque
 from tests.support.recorders import Rerun, Watched
 from tests.support.registry import RULES
-from tests.support.steps import BATCHES, METHODS, STATEFUL, step_of
+from tests.support.steps import BATCHES, METHODS, STATEFUL, parts, step_of
 
 
 @pytest.fixture
@@ -83,12 +83,9 @@ def started(step=None):
 
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_captured_steps_are_the_plain_ones(made, name):
-    if name in METHODS:
-        assert_same_run(step_of(name), BATCHES)
-    else:
-        rule, probe, batch = STATEFUL[name]
-        step = mf.descend(opaque, rule(), probe(), mf.adam(0.01))
-        assert_same_run(step, [batch, tree_map(lambda x: 0.9 * x, batch)])
+    rule, probe, batch = parts(name)
+    step = mf.descend(opaque, rule, probe, mf.adam(0.01))
+    assert_same_run(step, [batch, tree_map(lambda x: 0.9 * x, batch)])
     assert made[0].calls == ["warm up", "record", "record", *["replay"] * 4]
 
 

@@ -11,10 +11,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
-from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.registry import RULES
-from tests.support.steps import BATCHES, METHODS, SHARED, STATEFUL, step_of
+from tests.support.steps import BATCHES, METHODS, SHARED, STATEFUL, parts, step_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CAPTURED = [name for name in RULES if not name.endswith("-cvx")]
@@ -63,17 +62,11 @@ def test_every_rule_captured_is_the_plain_one_on_cuda(name):
     assert_same_run(step, cuda(BATCHES))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_every_probe_captured_is_the_plain_one_on_cuda(name):
     with torch.device("cuda"):  # a rule may hold tensors
-        step = step_of(name)
-    assert_same_run(step, cuda(BATCHES))
-
-
-@pytest.mark.parametrize("name", STATEFUL)
-def test_every_stateful_probe_captured_is_the_plain_one_on_cuda(name):
-    rule, probe, batch = STATEFUL[name]
-    step = mf.descend(opaque, rule(), probe(), mf.sgd(0.01, momentum=0.9))
+        rule, probe, batch = parts(name)
+    step = mf.descend(opaque, rule, probe, mf.sgd(0.01, momentum=0.9))
     assert_same_run(step, [cuda(tree_map(lambda x, k=k: x * k, batch)) for k in (1.0, 0.9, 1.1)])
 
 
@@ -105,17 +98,6 @@ def test_balance_captured_is_the_plain_one_on_cuda():
         params = {name: leaf - 0.02 * one[0][name] for name, leaf in params.items()}
 
 
-def test_a_rollout_captured_is_the_plain_one_on_cuda():
-    step, batches = step_of("pcgrad"), cuda(BATCHES) * 3
-    state = step.init(cuda(PARAMS), batches[0])
-
-    def record(state, info):
-        return state.params["trunk.0.bias"], info.losses
-
-    plain = rollout(step, state, batches, record=record)
-    assert not difference(plain, rollout(mf.capture(step), state, batches, record=record))
-
-
 def test_dropout_draws_what_it_draws_without_on_cuda():
     def losses(params, batch):
         x, y = batch
@@ -132,22 +114,6 @@ def test_dropout_draws_what_it_draws_without_on_cuda():
                 state, info = one.update(state, batch)
                 seen[-1].append(info.losses)
     assert not difference(*seen)
-
-
-def test_a_derivative_that_needs_what_was_overwritten_is_refused_on_cuda():
-    step, batch = step_of("mean"), cuda(BATCH)
-    captured = mf.capture(step)
-    state = captured.init(cuda(PARAMS), batch)
-    for _ in range(2):
-        state, _ = captured.update(state, batch)
-    bias = state.params["trunk.0.bias"]
-    scale = torch.ones_like(bias, requires_grad=True)
-    loss = (scale * bias).sum()
-    del bias
-    for _ in range(2):
-        state, _ = captured.update(state, batch)
-    with pytest.raises(RuntimeError, match="inplace operation"):
-        loss.backward()
 
 
 def test_a_replay_takes_no_new_memory_on_cuda():
@@ -284,14 +250,6 @@ def test_too_little_memory_is_said_and_the_state_goes_on_cuda():
     for _ in range(3):
         state, _ = captured.update(state, batch)
     assert state.params["x"].all()
-
-
-def test_a_batch_elsewhere_is_refused_on_cuda():
-    step, batch = step_of("mean"), cuda(BATCH)
-    captured = mf.capture(step)
-    state = captured.init(cuda(PARAMS), batch)
-    with pytest.raises(ValueError, match=r"batch\[1\] is on cpu.*\.to\(device\)"):
-        captured.update(state, (batch[0], BATCH[1]))
 
 
 def test_another_stream_replays_the_same_cuda():
