@@ -37,39 +37,26 @@ def resnet_forward(tasks, images, pixels):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "images", "pixels", "expected"),
+    ("tasks", "images", "pixels", "together"),
     [(10, 8, 32, True), (4, 64, 64, False), (40, 64, 64, False), (1, 8, 32, False)],
 )
-def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, expected):
-    """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, and four times the memory."""
-    forward = resnet_forward(tasks, images, pixels)
-    numel = sum(leaf.numel() for leaf in forward.params.values())
-    assert passes.prefers_one_pass(forward.graph, tasks, numel, "cuda") == expected
-
-
-@pytest.mark.parametrize(
-    ("tasks", "images", "pixels", "single"),
-    [(10, 8, 32, False), (4, 64, 64, True), (40, 64, 64, True)],
-)
-@pytest.mark.parametrize("stacked", [False, True])
-def test_a_vector_on_a_device_is_differentiated_as_is_cheapest(
-    tasks, images, pixels, single, stacked, monkeypatch
-):
-    """The deltas of 40 losses of large images held 33 GB at once; one at a time they hold 4."""
-    forward = resnet_forward(tasks, images, pixels)
-    vector = forward.losses.vector
-    if not stacked:
-        vector = vector * 1.0
-    forward = forwards.live(Losses(vector, None), forward.params)
-    numel = sum(leaf.numel() for leaf in forward.params.values())
-    asked = forward.graph, tasks, numel, "cuda"
-    assert passes.prefers_one_pass(*asked, separate=stacked) != single
-    names = tuple(forward.params)
-    taken = plan.plan_layers(
-        forward, Request(names, gramian=True, engine="auto"), tasks, separate=False
-    )
-    held = sum(4 * tasks * math.prod(use.shape) for use in taken.uses)
-    assert held < 2**30
+def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, together):
+    """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, and four times the memory. A vector
+    goes as separate losses do, stacked or not: the deltas of 40 losses of large images held 33 GB
+    at once; one at a time they hold 4.
+    """
+    separate = resnet_forward(tasks, images, pixels)
+    vector = separate.losses.vector
+    for losses, stacked in ((None, True), (vector, True), (vector * 1.0, False)):
+        forward = separate
+        if losses is not None:
+            forward = forwards.live(Losses(losses, None), separate.params)
+        numel = sum(leaf.numel() for leaf in forward.params.values())
+        asked = forward.graph, tasks, numel, "cuda"
+        assert passes.prefers_one_pass(*asked, separate=stacked) == together
+        asking = Request(tuple(forward.params), gramian=True, engine="auto")
+        taken = plan.plan_layers(forward, asking, tasks, separate=False)
+        assert sum(4 * tasks * math.prod(use.shape) for use in taken.uses) < 2**30
 
 
 def test_norms_are_batched_on_a_device_where_nothing_differentiates_the_passes():
@@ -291,44 +278,32 @@ def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatc
         torch.testing.assert_close(got[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("width", "tasks", "together"),
-    # the ratios of processor times that were measured: 2.5, 1.5, 1.15, .3; .8, .5, .2
-    [
-        *((64, 2, False), (64, 8, False), (64, 16, False), (64, 64, True)),
-        *((512, 2, True), (512, 4, True), (512, 8, True)),
-    ],
-)
-def test_weightings_have_one_pass_where_that_pays(width, tasks, together):
+def rectified(width):
     layers = [nn.Linear(a, b) for a, b in pairwise([64, width, width, width, 8])]
     net = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
-
-    def losses(params, x):
-        return functional_call(net, params, x).square().mean(1)
-
-    told = mf.explain_gramian(
-        losses, mf.parameters(net), torch.randn(128, 64), weightings=torch.randn(tasks, 128)
-    )
-    assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
+    return Squares(net), torch.randn(128, 64)
 
 
 @pytest.mark.parametrize(
-    ("case", "tasks", "together"),
-    # one pass over K: .82; .69; .80; .91; 1.08
+    ("make", "tasks", "combined", "together"),
+    # a loop's processor time over that of one pass: 2.5, 1.5, 1.15, .3; .8, .5, .2
     [
-        *(("gpt", 2, True), ("lora", 2, True), ("convolutions", 4, True)),
-        *(("convolutions", 3, True), ("convolutions", 2, False)),
+        *((partial(rectified, 64), k, False, k == 64) for k in (2, 8, 16, 64)),
+        *((partial(rectified, 512), k, False, True) for k in (2, 4, 8)),
+        # one pass over K, with attention, frozen layers and activations: .82; .69; .80; .91; 1.08
+        *((weightings.CASES[case].make, 2, True, True) for case in ("gpt", "lora")),
+        *((weightings.CASES["convolutions"].make, k, True, k > 2) for k in (4, 3, 2)),
     ],
 )
-def test_weightings_count_what_no_leaf_shows(case, tasks, together):
-    """Attention, frozen layers and activations are passed through once a pass."""
-    net, x = weightings.CASES[case].make()
+def test_weightings_have_one_pass_where_that_pays(make, tasks, combined, together):
+    net, x = make()
 
     def losses(params, x):
         return functional_call(net, params, (x,))
 
-    matrix = torch.randn(tasks, len(x))
-    told = mf.explain_gramian(losses, mf.parameters(net), x, weightings=matrix, combined=True)
+    told = mf.explain_gramian(
+        losses, mf.parameters(net), x, weightings=torch.randn(tasks, len(x)), combined=combined
+    )
     assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
 
 
