@@ -195,25 +195,6 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
     torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-4, atol=0)
 
 
-def test_balancer_steps_as_descend_does():
-    with torch.random.fork_rng(devices=[]):
-        net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
-    net.load_state_dict(_start())
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5)
-    rule = mf.physics.gauss_newton(1e-2, momentum=True)
-    balancer = mf.Balancer(net, rule, metric=optimizer)
-    step = mf.descend(residuals, rule, mf.jacobian(), mf.sgd(1.0, momentum=0.5), metric=True)
-    state = step.init(_start(), POINTS)
-    for _ in range(3):
-        optimizer.zero_grad()
-        losses = residuals(dict(net.named_parameters()), POINTS)
-        balancer.backward(losses)
-        optimizer.step()
-        state, _ = step.update(state, POINTS)
-    found = _flat(dict(net.named_parameters())).detach()
-    torch.testing.assert_close(found, _flat(state.params), rtol=1e-7, atol=1e-9)
-
-
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -341,12 +322,3 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
             mf.physics.line_search(objective, params, other, (), factors)
     with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
         mf.physics.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
-
-
-@pytest.mark.exhaustive
-def test_compiled_without_breaks():
-    J, r = _case("fewer")
-    f = lambda G, r: mf.physics.gauss_newton(1e-3).update(  # noqa: E731
-        Geometry(r, G, torch.full_like(r, 0.2), torch.ones_like(r, dtype=torch.bool), {}), ()
-    )[0]
-    torch.testing.assert_close(torch.compile(f, fullgraph=True)(J @ J.mT, r), f(J @ J.mT, r))

@@ -121,15 +121,6 @@ def test_optimum_is_that_of_cvxpy(family, tasks):
     assert abs(solution.value - best) <= 1e-6 * best + 1e-8 * length(rows)
 
 
-@pytest.mark.parametrize("tasks", [2, 4])
-def test_optimum_with_other_parameters(tasks):
-    rows, other = low_rank(1, tasks), normal(7, tasks, 5)
-    gramian = 30 * other @ other.T
-    solution, direction = nuclear(rows, gramian)
-    assert certify(rows, solution, direction, gramian) <= 2e-9 * solution.value
-    assert abs(solution.value - reference(rows, gramian)) <= 1e-6 * solution.value
-
-
 @pytest.mark.parametrize("tasks", [2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
 def test_optimum_with_what_is_carried(family, tasks):
