@@ -3,6 +3,7 @@ torch's.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -161,54 +162,60 @@ def test_twenty_stock_steps_are_those_of_the_real_twin(form, options, make, metr
         same(mine, twins)
 
 
-PROBES = {
-    "rows": lambda: mf.jacobian("trunk.*"),
-    "own": lambda: mf.jacobian("trunk.*", heads="own"),
-    "weighted": lambda: mf.jacobian("trunk.*", heads="weighted"),
-    "mixed": lambda: mf.jacobian("*", mix=mf.subset(2)),
-    "memory": lambda: mf.moving_average("trunk.*"),
-    "mask": lambda: mf.jacobian("trunk.*", mask=mf.graddrop()),
-    "twice": lambda: mf.second_evaluation(mf.jacobian("trunk.*")),
-    "chunks": lambda: mf.jacobian("*", chunk_size=1),
-}  # fmt: skip
+def encode(net: Net, params: Any, x: Tensor) -> Tensor:
+    for name, part in net.trunk.items():
+        prefix = f"trunk.{name}."
+        own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+        x = functional_call(part, own, (x,))
+    return x
+
+
+def decode(net: Net, params: Any, z: Tensor, x: Tensor) -> list[Tensor]:
+    z = torch.fft.rfft(z)[..., 1]
+    heads = [params[f"heads.{k}"] for k in range(3)]
+    heads = [torch.view_as_complex(x) if net.twin else x for x in heads]
+    return [((z @ h).abs() - k).square().mean() for k, h in enumerate(heads)]
+
+
+PROBES: dict[str, Callable[[Net], mf.Probe]] = {
+    "rows": lambda net: mf.jacobian("trunk.*"),
+    "own": lambda net: mf.jacobian("trunk.*", heads="own"),
+    "weighted": lambda net: mf.jacobian("trunk.*", heads="weighted"),
+    "mixed": lambda net: mf.jacobian("*", mix=mf.subset(2)),
+    "memory": lambda net: mf.moving_average("trunk.*"),
+    "mask": lambda net: mf.jacobian("trunk.*", mask=mf.graddrop()),
+    "twice": lambda net: mf.second_evaluation(mf.jacobian("trunk.*")),
+    "chunks": lambda net: mf.jacobian("*", chunk_size=1),
+    "metric": lambda net: mf.jacobian(),
+    "representation": lambda net: mf.representation(
+        partial(encode, net), partial(decode, net), shared="trunk.*"
+    ),
+}
 
 
 @pytest.mark.parametrize("optimizer", [mf.adam(1e-2), mf.sgd(1e-2, momentum=0.9)])
 @pytest.mark.parametrize("probe", PROBES)
 def test_pure_steps_are_those_of_the_real_twin(probe, optimizer):
+    rules = {"memory": mf.moco, "metric": lambda: mf.safe(mf.mean())}
     runs = []
     for net in pair():
         step = mf.descend(
             lambda params, x, net=net: losses_of(net, params, x, "dict"),
-            mf.moco() if probe == "memory" else mf.mgda(), PROBES[probe](), optimizer,
-        )  # fmt: skip
+            rules.get(probe, mf.mgda)(),
+            PROBES[probe](net),
+            optimizer,
+            metric=probe == "metric",
+        )
         state, seen = step.init(mf.parameters(net), BATCH, key=3), []
         for _ in range(20):
             state, info = step.update(state, BATCH)
-            seen.append((info.losses, info.gramian, info.weights))
+            seen.append((info.losses, info.gramian, info.weights, info.rates))
         runs.append((seen, state.params))
     for one, other in zip(runs[0][0], runs[1][0], strict=True):
         for x, y in zip(one, other, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
     same(runs[0][1], runs[1][1])
     assert runs[0][1]["heads.0"].dtype == C128
-
-
-def test_a_metric_of_a_pure_step_is_that_of_the_real_twin():
-    runs = []
-    for net in pair():
-        step = mf.descend(
-            lambda params, x, net=net: losses_of(net, params, x, "vector"),
-            mf.safe(mf.mean()), mf.jacobian(), mf.adam(1e-3), metric=True,
-        )  # fmt: skip
-        state = step.init(mf.parameters(net), BATCH)
-        for _ in range(5):
-            state, _ = step.update(state, BATCH)
-        state, info = step.update(state, BATCH)
-        runs.append((info, state.params))
-    torch.testing.assert_close(runs[0][0].gramian, runs[1][0].gramian, rtol=1e-8, atol=1e-12)
-    torch.testing.assert_close(runs[0][0].rates, runs[1][0].rates, rtol=1e-8, atol=1e-12)
-    same(runs[0][1], runs[1][1])
 
 
 def test_steps_map_and_differentiate_as_the_real_twin():
@@ -266,37 +273,6 @@ def test_samples_and_diagnostics_are_those_of_the_real_twin():
         ])  # fmt: skip
     for one, other in zip(*runs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
-
-
-def test_a_representation_is_that_of_the_real_twin():
-    runs = []
-    for net in pair():
-
-        def encode(params: Any, x: Tensor, net: Net = net) -> Tensor:
-            trunk = {k.removeprefix("trunk."): v for k, v in params.items() if "trunk." in k}
-            lifted = functional_call(net.trunk["lift"], _under(trunk, "lift."), (x,))
-            spectral = functional_call(net.trunk["fourier"], _under(trunk, "fourier."), (lifted,))
-            return nn.functional.gelu(spectral)
-
-        def decode(params: Any, z: Tensor, x: Tensor, net: Net = net) -> list[Tensor]:
-            z = torch.fft.rfft(z)[..., 1]
-            heads = [params[f"heads.{k}"] for k in range(3)]
-            heads = [torch.view_as_complex(x) if net.twin else x for x in heads]
-            return [((z @ h).abs() - k).square().mean() for k, h in enumerate(heads)]
-
-        step = mf.balance(
-            lambda params, x, net=net: losses_of(net, params, x, "list"),
-            mf.mgda(), mf.representation(encode, decode, shared="trunk.*"),
-        )  # fmt: skip
-        params = mf.parameters(net)
-        grads, _, info = step.update(params, BATCH, step.init(params, BATCH))
-        runs.append((grads, info))
-    torch.testing.assert_close(runs[0][1].gramian, runs[1][1].gramian, rtol=1e-9, atol=1e-12)
-    same(runs[0][0], runs[1][0])
-
-
-def _under(params: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): x for k, x in params.items() if k.startswith(prefix)}
 
 
 def test_a_complex_number_alone_and_one_with_a_conjugate():
