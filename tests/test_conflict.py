@@ -270,8 +270,6 @@ def test_what_it_refuses():
     _, state = diagnostics.running_conflict(None, gramian, TASKS)
     with pytest.raises(ValueError, match=r"state: it is of 3 tasks, and the Gramian of 1"):
         diagnostics.running_conflict(state, gramian, 1)
-    with pytest.raises(AttributeError, match=r"conflicts went in 1\.0; write `gramian < 0`"):
-        mf.diagnostics.conflicts  # noqa: B018  # pyright: ignore
 
 
 def test_a_level_counts_in_all_its_digits():
