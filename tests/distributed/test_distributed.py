@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.support import ROOT, python, ranks_unlike
+from tests.support import ROOT, python, ranks, ranks_unlike
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
 from tests.support.ranks import CHECKS, Checks, begin
 
@@ -229,34 +229,25 @@ def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | Non
     return found
 
 
+GROUPS = {
+    **{f"{size} on the union": (CHECKS[name], size) for name, size in (("two", 2), ("three", 3))},
+    **{f"{size} unlike": (checks, size) for size, checks in ranks_unlike.CHECKS.items()},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
-def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
-    """What each rank checks is in `tests/support/ranks.py`. In the end of two processes one dies,
-    and the other ends with an error.
+@pytest.mark.parametrize(("checks", "size"), GROUPS.values(), ids=GROUPS)
+def test_a_group_steps_as_one_process_on_the_union_or_names_what_differs(checks, size, tmp_path):
+    """What each rank checks is in `tests/support/ranks.py` and `ranks_unlike.py`. In the end of two
+    processes one dies, and the other ends with an error.
     """
-    dead = [9] if size == 2 else []
-    found = launch(check, size, tmp_path)
+    dead = [9] if ranks.dies in checks else []
+    found = launch(checks, size, tmp_path)
     outputs = [text for _, text in found]
     assert [code for code, _ in found] == [0] * (size - len(dead)) + dead, "\n".join(outputs)
     done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
-    assert done + ["dies"] * len(dead) == [one.__name__ for one in CHECKS[check]]
+    assert done + ["dies"] * len(dead) == [one.__name__ for one in checks]
     assert ("ended with RuntimeError" in outputs[0]) == bool(dead)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ranks_unlike.CHECKS)
-def test_ranks_that_differ_are_named_on_every_rank(size, tmp_path):
-    """What each rank checks is in `tests/support/ranks_unlike.py`; in the end of three one dies."""
-    checks = ranks_unlike.CHECKS[size]
-    dead = ranks_unlike.dies in checks
-    found = launch(checks, size, tmp_path)
-    outputs = [text for _, text in found]
-    wanted = [0, 9, 0] if dead else [0] * size
-    assert [code for code, _ in found] == wanted, "\n".join(outputs)
-    done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
-    assert done + ["dies"] * dead == [one.__name__ for one in checks]
-    assert sum("ended with" in text for text in outputs) == 2 * dead
 
 
 @pytest.mark.slow
