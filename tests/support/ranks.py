@@ -366,11 +366,6 @@ def disagree(rank: int, size: int) -> None:
         names = ["a", "b", "c"] if rank == 0 else ["a", "c", "b"]
         return dict(zip(names, losses_of(params, batch), strict=True))
 
-    def balancer(present: Any = None, **options: Any) -> None:
-        net = TrunkAndHeads(0)
-        step = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, group=world(), **options))
-        step.backward(means(net(BATCH[0]), BATCH[1]), present=present)
-
     wide = PARAMS | {"more": torch.zeros(2 + rank, dtype=torch.float64)}
     other = {name: leaf + rank for name, leaf in PARAMS.items()}
     fails(begin(mf.mgda() if rank else mf.cagrad(0.4)), "differ in rule", "cagrad", "on rank 1")
@@ -383,8 +378,6 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(heads="own" if rank else "plain"), "differ in heads")
     fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
     fails(begin(present=labels_in if rank else None), "whether present= is given")
-    fails(lambda: balancer(heads="own" if rank else "plain"), "differ in heads")
-    fails(lambda: balancer(present=labels_in(BATCH) if rank else None), "whether present= is given")
     fails(lambda: mf.jacobian(engine="layerwise", group=world()), "layerwise")
     fails(lambda: mf.jacobian(group="world"), "process group")
     fails(lambda: mf.Balancer(DistributedDataParallel(TrunkAndHeads(0)), mf.mgda()), "group=")
