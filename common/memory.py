@@ -5,34 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def storages(tree: Any) -> list[torch.UntypedStorage]:
-    """Those of all tensors in a structure."""
-    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
 class Alive(TorchDispatchMode):
-    """Those of what runs under it, without tensors in `aside` and views of what was there before;
-    `.peak` is the most.
-    """
+    """Those of what runs under it, without those of tensors in `aside`; `.peak` is the most."""
 
     def __init__(self, aside: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.aside = {x._cdata for x in storages(list(aside))}
+        self.aside = {x.untyped_storage()._cdata for x in aside}
         self.alive: dict[int, Any] = {}
         self.bytes = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {x._cdata for x in storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for storage in storages(out):
-            if storage._cdata not in self.aside | given | self.alive.keys():
+        for x in tree_leaves(out):
+            storage = x.untyped_storage() if isinstance(x, Tensor) else None
+            if storage is not None and storage._cdata not in self.aside | self.alive.keys():
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
                 self.bytes += storage.nbytes()
         for key in [key for key, (ref, _) in self.alive.items() if ref.expired()]:

@@ -279,6 +279,22 @@ def test_rates_are_the_falls_of_the_real_step(reduction, present):
             state = after
 
 
+def test_a_step_of_the_sum_is_one_of_the_mean_at_a_longer_rate():
+    """With what momentum carries along, where `safe` turns the step."""
+    params, losses = conflicting(0)
+    given, turned = (losses, mf.safe(mf.mgda()), mf.jacobian()), 0
+    of_sum = mf.descend(*given, optim.sgd(1e-2, 0.9), reduction="sum", metric=True)
+    of_mean = mf.descend(*given, optim.sgd(3e-2, 0.9), metric=True)
+    state, other = of_sum.init(params, ()), of_mean.init(params, ())
+    for _ in range(20):
+        state, info = of_sum.update(state, ())
+        other, known = of_mean.update(other, ())
+        near(info.weights, 3 * known.weights, 1e-7, 1e-9)
+        turned += int((known.weights - mf.weights(mf.mgda(), known.gramian)).norm() > 1e-3)
+    near(flatten(state.params), flatten(other.params), 1e-7, 1e-9)
+    assert turned
+
+
 def test_gradients_that_wait_are_counted():
     """Two micro-batches: the rates of the second are those of the step with both."""
     net = TrunkAndHeads(0)
