@@ -74,13 +74,15 @@ def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = N
 
 
 def some_one(gains: dict[str, Estimate]) -> Judged:
-    """Holds where one gain is above 0 when corrected for all, and not where all are below; the one
-    whose interval begins highest decides that it holds, else the one whose interval ends highest.
+    """Holds where one gain is above 0 when corrected for all, and not where all are below; the
+    surest decides that it holds, else the one whose interval ends highest.
     """
     turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
     said = {"holds": "does not hold", "does not hold": "holds"}
     verdict = said.get(all_above(turned), "inconclusive")
-    ends = {k: x.low if verdict == "holds" else x.high for k, x in gains.items()}
+    # what is above 0 is so by its ratio to its error, whatever all are corrected for
+    sure = {k: x.mean / x.error if x.error else x.mean * math.inf for k, x in gains.items()}
+    ends = sure if verdict == "holds" else {k: x.high for k, x in gains.items()}
     best = max(ends, key=lambda name: -math.inf if math.isnan(ends[name]) else ends[name])
     return Judged(verdict, gains, best)
 

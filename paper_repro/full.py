@@ -131,7 +131,7 @@ def described() -> tuple[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(
-        description="Take over times and verdicts of what --full has answered here."
+        description="Take over times and numbers of what --full has answered here."
     ).parse_args(arguments)
     answers = read()
     for name, answer in finished().items():

@@ -276,6 +276,9 @@ def test_states_of_others_are_refused(net):
     balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
     balancer.backward(FORMS["dict"](net(x), y))
     saved = balancer.state_dict()
+    for empty in ({}, {"rule": {}}):
+        with pytest.raises(ValueError, match=r"state_dict: expected what Balancer\.state_dict"):
+            balancer.load_state_dict(empty)
     stateless = mf.Balancer(net, mf.mgda(), "trunk.*")
     stateless.load_state_dict(saved)
     with pytest.raises(ValueError, match=r"another rule or number of tasks"):

@@ -124,6 +124,13 @@ def test_vmap_and_nested_vmap(name):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_nan_stays_nan(name):
+    x = MLP.batch[0].clone()
+    x[0, 0] = torch.nan
+    assert READERS[name](MLP.params, x)[0].isnan().any()
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_derivatives(name):
     """By the parameters and the batch, in both modes, and of second order; of a batch that requires
     grad by itself.

@@ -47,6 +47,9 @@ def tensor(seed, *shape):
 
 STEPS = {
     "tanh": torch.tanh,
+    "relu": torch.relu,
+    "plain product": lambda h: (h[:, 0] @ tensor(0, N, N))[:, None] * h,
+    "plain product from the left": lambda h: (tensor(0, N, N) @ h[:, 0])[:, None] * h,
     "tanh in place": lambda h: (h + 0).tanh_(),
     "turned twice": lambda h: h.mT.mT**2,
     "copied as turned": lambda h: h.transpose(0, 1).contiguous(),
@@ -179,6 +182,9 @@ LAST = {
     "cross-entropy": lambda h: F.cross_entropy(
         h, torch.arange(9).reshape(3, 3) % 3, reduction="none"
     ).mean(1),
+    "plain cross-entropy": lambda h: F.cross_entropy(
+        h[:, 0], torch.tensor([0, 2, 1]), reduction="none"
+    ),
     "error": lambda h: F.mse_loss(h, h[:1].expand(N, N, N), reduction="none").sum((1, 2)),
     "sizes": lambda h: h[:, 0].norm(dim=1),
     "all": lambda h: h,

@@ -199,7 +199,7 @@ LOOK = {
         "WxH",
         "inches, as 6.5x3; the letters keep their 11 to 12 points (default: the figure's own)",
     ),
-    "font": (family, "NAME", "one that matplotlib finds, as 'DejaVu Serif'"),
+    "font": (family, "NAME", "a family that matplotlib finds, as 'DejaVu Serif'"),
     "font-size": (
         functools.partial(read, float, Option("", 4, 40)),
         "POINTS",

@@ -147,8 +147,8 @@ def _single(kind: Any, option: Option, given: Any) -> Any:
         single = " alone" if " " in str(given).strip() else ""
         raise Impossible(f"expected {TYPES[kind]}{single}, got {given!r}")
     if kind in (int, float):
-        if not math.isfinite(value):
-            raise Impossible(f"expected finite numbers, got {value}")
+        if (kind is int and abs(value) >= 2**63) or not math.isfinite(value):
+            raise Impossible(f"expected finite numbers, whole ones below 2**63, got {value!s:.30}")
         if not option.low <= value <= option.high:
             low, high = (f"{bound:g}" for bound in (option.low, option.high))
             range_ = f"{low} to {high}" if high != "inf" else f"at least {low}"

@@ -19,9 +19,9 @@ def stated(claim: Claim, settings: Settings) -> Claim:
     """A claim with its verdict and its decision's words, and open where a small budget cannot close
     it. Raises LookupError where the decision misses a number.
     """
-    decision = DECISIONS.get(claim.id)
-    if decision is None:
-        return claim
+    if claim.id not in LEDGER:
+        return claim  # refused by whoever adds it to the results
+    decision = DECISIONS[claim.id]
     numbers = {name: float(value) for name, value in claim.measured.items()}
     verdict, row = claim.verdict or decision.verdict(numbers), LEDGER[claim.id]
     first = f"Stand-in: made-up problems for {row.instead}. " if row.instead else ""

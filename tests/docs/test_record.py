@@ -1,6 +1,7 @@
 """The verdict of record: what the largest run that decides says of a claim, and what marks it."""
 
 import json
+import re
 
 import pytest
 
@@ -117,7 +118,15 @@ def test_counts_tell_stand_ins_apart():
     for verdict in (HOLDS, PARTLY, FAILS, OPEN):
         assert count[verdict] == sum(found[x]["verdict"] == verdict for x in own)
     assert count["judged"] + count["judged, stand-in"] + count["not judged"] == count["all"]
-    assert "\n| all | " in verdicts.verdict_counts(found)
+    (row,) = (x for x in verdicts.verdict_counts(found).splitlines() if x.startswith("| all | "))
+    for verdict in (HOLDS, PARTLY, FAILS, OPEN):
+        instead = sum(found[x]["verdict"] == verdict and x not in own for x in found)
+        assert f" {count[verdict]} + {instead} |" in row, verdict
+
+
+def test_the_page_has_every_claim():
+    page = verdicts.claims_page(verdicts.standing())
+    assert {*re.findall(r"^\| (?:\*\*)?([A-Z]+-\d+)", page, re.MULTILINE)} == LEDGER.keys()
 
 
 def claim(x: float) -> dict:

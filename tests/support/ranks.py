@@ -450,7 +450,7 @@ def dies(rank: int, size: int) -> None:
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
     state = step.init(PARAMS, BATCH)
     step.update(PARAMS, BATCH, state)
-    if rank == 1:
+    if rank == size - 1:
         os._exit(9)
     try:
         step.update(PARAMS, BATCH, state)
@@ -496,7 +496,7 @@ CHECKS: dict[str, list[Callable[[int, int], None]]] = {
         *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
         *(metric, documentation, orders, dies),
     ],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric, dies],
 }
 
 
