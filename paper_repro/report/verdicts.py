@@ -19,8 +19,8 @@ def stated(claim: Claim, settings: Settings) -> Claim:
     """A claim with its verdict and its decision's words, and open where a small budget cannot close
     it. Raises LookupError where the decision misses a number.
     """
-    if claim.id not in LEDGER:
-        return claim  # refused by whoever adds it to the results
+    if claim.verdict and claim.id not in DECISIONS:
+        return claim
     decision = DECISIONS[claim.id]
     numbers = {name: float(value) for name, value in claim.measured.items()}
     verdict, row = claim.verdict or decision.verdict(numbers), LEDGER[claim.id]

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
@@ -121,13 +123,20 @@ class Made:
         """Processes that have said their number."""
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
 
-    def started(self, out: Path, **options: Any) -> "subprocess.Popen[str]":
-        """A process that runs the questions x, y and z side by side."""
+    @contextmanager
+    def started(self, out: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A process that runs the questions x, y and z side by side; an error inside ends it."""
         (self.folder / "run.py").write_text(RUN)
         command = ["env", "--default-signal=INT", sys.executable, self.folder / "run.py"]
+        command += [self.folder, out]
         paths = os.environ | {"PYTHONPATH": f"{ROOT}:{self.folder}"}
         options = {"stdout": subprocess.DEVNULL} | options
-        return subprocess.Popen([*command, self.folder, out], env=paths, text=True, **options)
+        with subprocess.Popen(command, env=paths, text=True, **options) as process:
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
 
 
 @pytest.fixture
