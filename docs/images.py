@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from common.intervals import against
+from common.judge import BOTH, accuracies
 from docs.blocks import bullets, day, listed, marked, paragraph, part, replaced
-from paper_repro.report.images import SETS
+from paper_repro.report.images import BASE, SETS
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
@@ -56,15 +57,11 @@ def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
     """
     parts = []
     for kind, found in kept.items():
-        rows = found["accuracies"]["hard sharing"]
-        own = {
-            name: [sum(pair) / len(pair) for pair in zip(*row.values(), strict=True)]
-            for name, row in rows.items()
-            if len(row) > 1  # not the networks of one task
-        }
+        own = accuracies(BASE, found["accuracies"][BASE])[BASE]
+        del own[BOTH]
         rivals, table = against(own, "mean"), part(page, _block(kind))
         shown = [
-            f"{name} ({100 * gain.mean:+.1f} points{_edge(table, name)})"
+            f"{name} ({gain.mean:+.1f} points{_edge(table, name)})"
             for name, gain in rivals.items()
             if gain.low > 0 or gain.high < 0
         ]
@@ -77,5 +74,5 @@ def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
 
 
 def _edge(table: str, rule: str) -> str:
-    row = re.search(rf"^\| hard sharing +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
+    row = re.search(rf"^\| {BASE} +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
     return ", rate at the edge" if row and "(edge)" in row[0] else ""

@@ -42,8 +42,8 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
     levels = {"mean": 0.9, "up": 0.9 + shift, "same": 0.9, "down": 0.9 - shift}
     base = {n: {"left": [x + s for s in SPREAD], "right": [x - s / 3 for s in SPREAD]}
             for n, x in levels.items()}  # fmt: skip
-    found = {"accuracies": {"hard sharing": {"left alone": {"left": SPREAD}} | base}}
-    found |= {"seeds": SPREAD, "settings": {"epochs": 10}}
+    base |= {f"{task} alone": {task: SPREAD} for task in ("left", "right")}
+    found = {"accuracies": {"hard sharing": base}, "seeds": SPREAD, "settings": {"epochs": 10}}
     rows = "| hard sharing   | up   | 0.3 (edge) |\n| hard sharing   | down | 0.1        |"
     page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
     said = images.sentence({"mnist": found, "mixed": found}, page)
