@@ -43,11 +43,11 @@ alone. A figure of your own from them:
 import json
 import matplotlib.pyplot as plt
 
-found = json.load(open("mgda.temperatures.json"))
-for family in ("interior", "face"):
-    rows = [row for row in found["numbers"] if row["family"] == family]
-    plt.loglog([row["sharpness"] for row in rows], [row["distance"] for row in rows], label=family)
-plt.xlabel("sharpness λ")
+found = json.load(open("mgda.raised_tasks.json"))
+for tasks in (2, 3, 5):
+    rows = [row for row in found["numbers"] if row["tasks"] == tasks][:4]
+    plt.plot([row["width"] for row in rows], [row["mean"] for row in rows], label=f"{tasks} tasks")
+plt.xlabel("width of the representation")
 plt.legend()
 ```
 """

@@ -22,10 +22,8 @@ CLAIMS = {
 }
 
 FIGURES = {
-    "two_tasks": "duality",
     "counterexample": "_counterexample",
     "oscillation": "naive",
-    "temperatures": "smoothing",
     "raised_tasks": "random_encoders",
 }
 """The module of every figure that takes options: `python -m paper_repro figure --list`."""

@@ -6,9 +6,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
 ROUNDING = 1e-9
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
 def normal(tag: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,5 @@
 """Is the best direction the shortest convex combination of the gradients?"""
 
-from typing import Annotated, Any
-
 import numpy as np
 import torch
 from scipy import optimize
@@ -12,21 +10,8 @@ import mtlfunc as mf
 
 from ..report.decisions import Exact, exact
 from ..report.extremes import largest
-from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.options import Impossible, Option, drawn
-from .common import (
-    COLOURS,
-    gram,
-    mixed,
-    normal,
-    relative_gap,
-    rows_of,
-    shortest,
-    solved,
-    square,
-    uniform,
-)
+from ..report.findings import Claim, Findings, Settings
+from .common import gram, mixed, normal, relative_gap, rows_of, shortest, solved, square, uniform
 
 CLAIMS = {
     "SU-11": Exact(
@@ -115,12 +100,10 @@ def run(settings: Settings) -> Findings:
     yield swap(rows, found, settings)
     yield inner_maximum(rows, found, anyhow)
     yield weighted_mean(rows, found, settings)
-    yield two_tasks()
     yield perpendicular(settings)
 
 
 def regularised(settings: Settings) -> Claim:
-    """The answer of max_u min_t ⟨g_t, u⟩ - ½‖u‖² by its definition."""
     draws = settings.count(2000)
     few = slice(0, max(4, draws // 20))
     below = off = apart = 0.0
@@ -147,7 +130,6 @@ def regularised(settings: Settings) -> Claim:
 
 
 def simplex(anyhow: Tensor, settings: Settings) -> Claim:
-    """The minimum of the x_t is the minimum over the simplex of Σ w_t x_t."""
     draws, tasks = anyhow.shape
     x = normal(310, (draws, tasks))
     few = x[: settings.count(50)].numpy()
@@ -242,56 +224,6 @@ def closed_form(rows: Tensor) -> Tensor:
         denominator > 0, (g[:, 1, 1] - g[:, 0, 1]) / denominator.where(denominator > 0, 1.0), 0.5
     ).clamp(0, 1)
     return torch.stack([first, 1 - first], -1)
-
-
-@drawn
-def two_tasks(
-    pairs: Annotated[
-        tuple[tuple[float, float, float, float], ...],
-        Option("pairs of gradients in the plane, as x1,y1,x2,y2", -1e6, 1e6),
-    ] = ((0.6, 0.5, 1.6, 0.4), (1.5, 0.3, 0.2, 1.2), (0.5, 1.4, 0.5, 0.6)),
-) -> Figure:
-    """The closed form for two tasks: the shortest vector to the segment between their gradients."""
-    canvas, panels = axes(1, len(pairs), (4.7 * len(pairs), 4.8))
-    found = []
-    for panel, (x1, y1, x2, y2) in zip(panels, pairs, strict=True):
-        pair = ((x1, y1), (x2, y2))
-        plane = torch.tensor(pair, dtype=torch.float64)
-        if bool((plane == 0).all()):
-            raise Impossible("pairs: expected a gradient that is not 0 in every pair")
-        weights = closed_form(plane[None])[0]
-        foot = (weights @ plane).tolist()
-        share = float(weights[0])
-        found.append({"g_1": pair[0], "g_2": pair[1], "w_1": share, "shortest": foot})
-        title = "inside"
-        if share >= 1 or share <= 0:
-            which = 1 if share >= 1 else 2
-            title = f"g_1·g_2 ≥ ‖g_{which}‖²: w_1 = {2 - which}"
-        low, high = (x.numpy() for x in torch.cat([plane, 0 * plane]).aminmax(dim=0))
-        margin = 0.15 * float((high - low).max())
-        for i in range(2):
-            colour = COLOURS[2 * i]
-            arrow(panel, (0, 0), pair[i], colour)
-            beside: dict[str, Any] = {"xytext": (6, 4), "textcoords": "offset points"}
-            panel.annotate(f"g_{i + 1}", pair[i], color=colour, fontsize="medium", **beside)
-        panel.plot(*plane.T, color="#999999", linewidth=3, zorder=1)
-        panel.plot([0, foot[0]], [0, foot[1]], "--", color=COLOURS[1], linewidth=2, zorder=5)
-        panel.plot(*foot, "o", color=COLOURS[1], zorder=6)
-        panel.set(
-            title=title,
-            xlabel="first coordinate",
-            xlim=(low[0] - margin, high[0] + 2 * margin),
-            ylim=(low[1] - margin, high[1] + 2 * margin),
-            aspect="equal",
-        )
-    panels[0].set_ylabel("second coordinate")
-    return Figure(
-        "two-tasks",
-        "The closed form for two tasks: the shortest vector (dashed) from the origin to the "
-        "segment between g_1 and g_2 (the cases of Figure 1 of Sener & Koltun 2018).",
-        canvas,
-        found,
-    )
 
 
 def perpendicular(settings: Settings) -> Claim:

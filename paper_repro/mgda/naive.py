@@ -23,7 +23,6 @@ from ..report.findings import Claim, Figure, Findings, Settings, Verdict
 from ..report.intervals import named, share_interval
 from ..report.options import Draws, Impossible, Option, Steps, drawn
 from .common import (
-    COLOURS,
     TASKS,
     families,
     gram,
@@ -226,9 +225,9 @@ def oscillation(
     in_the_plane(panels[0], rows, own, average, best)
     found = []
     for points, colour, style, label in (
-        (rows[visited], COLOURS[4], ":", "naive iterate u ← g_τ"),
-        (own[1:], COLOURS[1], "--", "average of own iterates"),
-        (average, COLOURS[0], "-", "running average, τ at it"),
+        (rows[visited], "C4", ":", "naive iterate u ← g_τ"),
+        (own[1:], "C1", "--", "average of own iterates"),
+        (average, "C0", "-", "running average, τ at it"),
     ):
         away = (points - best).norm(dim=-1)
         panels[1].plot(np.arange(steps + 1), away, style, color=colour, label=label)
@@ -261,8 +260,8 @@ def in_the_plane(panel: Axes, rows: Tensor, own: Tensor, average: Tensor, best: 
         panel.annotate("", tuple(row), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black"})
         panel.annotate(f"g_{i + 1}", tuple(row), xytext=(5, 6), textcoords="offset points")
     small: dict[str, Any] = {"markersize": 4, "linewidth": 1}
-    panel.plot(*average.T, "o-", color=COLOURS[0], label="running average, τ at it", **small)
-    panel.plot(*own[2:].T, "s--", color=COLOURS[1], label="average of own iterates", **small)
+    panel.plot(*average.T, "o-", color="C0", label="running average, τ at it", **small)
+    panel.plot(*own[2:].T, "s--", color="C1", label="average of own iterates", **small)
     panel.plot(*best, "k*", markersize=15, label=f"min-norm point ({best[0]:.3g}, {best[1]:.3g})")
     panel.set(xlabel="first coordinate of u", ylabel="second coordinate of u")
     panel.margins(0.15)
@@ -276,8 +275,8 @@ def on_families(panel: Axes, counts: tuple[int, ...], draws: int) -> None:
         weights = visited.cumsum(0) / torch.arange(1, len(visited) + 1)[:, None, None]
         own_gaps = torch.stack([relative_gap(gramians, weights[n - 1]) for n in counts])
         for gaps, colour, label in (
-            (own_gaps, COLOURS[1], "average of own iterates"),
-            (running_average(gramians, counts)[0], COLOURS[0], "running average"),
+            (own_gaps, "C1", "average of own iterates"),
+            (running_average(gramians, counts)[0], "C0", "running average"),
         ):
             middle = gaps.median(1).values
             panel.plot(counts, middle, style, color=colour, label=f"{label}, {name}")

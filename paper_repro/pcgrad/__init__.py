@@ -39,10 +39,7 @@ FIGURES = {
     "figure1": "_figure1",
     "conditions_along": "_figure1",
     "curvature": "training",
-    "onsets": "events",
-    "ends": "theorem1",
     "overshoot": "theorem2",
-    "all_orders": "orders",
 }
 """The module of every figure that takes options: `python -m paper_repro figure --list`."""
 

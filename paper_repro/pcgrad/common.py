@@ -21,7 +21,7 @@ COLOURS = {
 }
 ARMS = tuple(COLOURS)
 ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
-WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
+STUDENT = "95 % t intervals over seeds"
 
 
 def normal(key: Tensor, tag: int | Tensor, shape: tuple[int, ...]) -> Tensor:

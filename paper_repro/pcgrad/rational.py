@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,16 +56,8 @@ def library_coefficients(gramian: Matrix, orders: Orders) -> Tensor:
     return len(gramian) * mf.weights(mf.pcgrad(rows), tensor_of(gramian))
 
 
-class Outcome(NamedTuple):
-    """Of one instance under all orders."""
-
-    coefficients: list[Vector]
-    rates: list[Vector]  # g_t·d
-    squares: list[Fraction]  # ‖d‖²
-    difference: float  # from the library, largest
-
-
-def under_all_orders(gramian: Matrix) -> Outcome:
+def under_all_orders(gramian: Matrix) -> tuple[list[Vector], list[Fraction], float]:
+    """Under every order the rates g_t·d and ‖d‖²; the largest difference from the library."""
     every = orders_of(len(gramian))
     coefficients = [exact_coefficients(gramian, orders) for orders in every]
     rates = [times(gramian, c) for c in coefficients]
@@ -75,8 +66,7 @@ def under_all_orders(gramian: Matrix) -> Outcome:
         for c, r in zip(coefficients, rates, strict=True)
     ]
     library = torch.stack([library_coefficients(gramian, orders) for orders in every])
-    difference = float((library - tensor_of(coefficients)).abs().max())
-    return Outcome(coefficients, rates, squares, difference)
+    return rates, squares, float((library - tensor_of(coefficients)).abs().max())
 
 
 def tensor_of(matrix: Matrix) -> Tensor:

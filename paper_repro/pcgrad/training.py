@@ -133,16 +133,13 @@ def logs_of(
     }
 
 
-Problems = Annotated[tuple[Literal["regression", "maze"], ...], Option("problems that are trained")]
-TrainingSteps = Annotated[int, Option("steps of Adam; 0: the problem's own", low=0)]
-TrainingRate = Annotated[float, Option("learning rate; 0: the problem's own", 0.0, 1e3)]
-
-
 @drawn
 def curvature(
-    problems: Problems = ("regression", "maze"),
-    steps: TrainingSteps = 0,
-    rate: TrainingRate = 0.0,
+    problems: Annotated[
+        tuple[Literal["regression", "maze"], ...], Option("problems that are trained")
+    ] = ("regression", "maze"),
+    steps: Annotated[int, Option("steps of Adam; 0: the problem's own", low=0)] = 0,
+    rate: Annotated[float, Option("learning rate; 0: the problem's own", 0.0, 1e3)] = 0.0,
     seeds: Seeds = 16,
 ) -> Figure:
     """Conflict, dominance and curvature while two tasks are trained (Figure 5)."""

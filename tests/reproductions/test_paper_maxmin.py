@@ -44,8 +44,7 @@ def test_naive_iteration_follows_the_smallest_product():
 @pytest.mark.parametrize("sharpness", [0.1, 10.0, 1e3])
 def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
     g = common.gram(common.rows_of(3, 4, 6, 2))
-    found = smoothing.smoothed(g, torch.full((3,), sharpness, dtype=torch.float64))
-    logits = found.weights.log()
+    logits = smoothing.smoothed(g, torch.tensor(sharpness, dtype=torch.float64))[0].log()
 
     def objective(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         w = torch.softmax(a, -1)
