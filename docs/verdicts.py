@@ -172,7 +172,7 @@ def anchor(heading: str) -> str:
 
 PICTURES = {
     "pcgrad": "pcgrad.figure1-figure1.png",
-    "mgda": "mgda.cost_of_gradients-bound.png",
+    "mgda": "mgda.counterexample-trajectories.png",
     "cagrad": "cagrad.toy_cusps-trajectories.png",
     "gradnorm": "gradnorm.regression-curves.png",
     "gradnorm-rates": "gradnorm.regression-rates.png",

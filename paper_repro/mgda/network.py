@@ -3,15 +3,13 @@
 import contextlib
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
 import mtlfunc as mf
 
@@ -65,19 +63,6 @@ def step_of(tasks: int, width: int, probe: mf.Probe, **sizes: int) -> Callable[[
     step = mf.balance(losses, mf.mgda(), probe)
     state = step.init(params, batch)
     return lambda: step.update(params, batch, state)
-
-
-def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int, label: str) -> dict[Any, float]:
-    """The best time of each call, in turns, so that a busy machine is busy for all."""
-    best = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
-        call()
-    for _ in tqdm(range(turns), desc=label, leave=False):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 @contextlib.contextmanager
