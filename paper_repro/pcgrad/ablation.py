@@ -17,7 +17,7 @@ from ..report.findings import Claim, Findings, Settings
 from ..report.grids import at_best, at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, ARMS, STUDENT, arm_step
-from .landscape import LONG, SGD_RATES, arrival, by_rate, paths
+from .landscape import LONG, SGD_RATES, arrival, paths
 from .problems import Batch, regression, regression_batch, regression_start
 
 WORSE = sided(("* over PCGrad's", ">", 1)).open_unless(("steps on the landscape", ">=", LONG))
@@ -46,13 +46,15 @@ def run(settings: Settings) -> Findings:
     seeds = settings.seeds if settings.full else max(2, settings.seeds // 2)
     losses = dict(zip(RATES, on_regression(seeds, trained), strict=True))
     last = int(found.steps[-1])
-    grids = {arm: by_rate(found, arm) + 1.0 for arm in ARMS}  # steps to the common side
+    grids = {  # steps to the common side, [rate, start]
+        arm: np.stack([arrival(found, arm, lr) for lr in SGD_RATES]) + 1.0 for arm in ARMS
+    }
     choice = {arm: chosen(np.log(grid)) for arm, grid in grids.items()}
     steps = {
-        "Adam": {arm: arrival(found, arm, sgd=False) + 1.0 for arm in ARMS},
+        "Adam": {arm: arrival(found, arm) + 1.0 for arm in ARMS},
         "SGD": {arm: judged(grid, choice[arm]) for arm, grid in grids.items()},
     }
-    starts = len(found.chosen("sum", sgd=False))
+    starts = len(found.chosen("sum"))
 
     def against(arm: str) -> tuple[dict[str, float], str]:
         """Numbers of an arm over PCGrad's, and how they were measured."""

@@ -72,7 +72,6 @@ def literal(jacobian: Tensor, orders: Tensor) -> Tensor:
 
 
 def model_agnostic(settings: Settings) -> Claim:
-    """The direction is a function of the gradients alone; the same call serves every problem."""
     J = jacobians(settings, 4, 12)
     keys, zero = torch.arange(len(J)), torch.zeros((), dtype=torch.int64)
     basis = torch.linalg.qr(vmap(lambda key: normal(key, 1, (12, 12)))(keys))[0]

@@ -58,10 +58,10 @@ class Paths(NamedTuple):
     theta: Tensor  # [time, lane, 2]
     following: Tensor  # [time, lane, 2], one step later
 
-    def chosen(self, arm: str, *, sgd: bool, lr: float | None = None) -> Tensor:
-        """Lanes of one arm and optimizer, one a start; the paper's start is the first."""
-        mask = (self.lanes.arm == ARMS.index(arm)) & (self.lanes.sgd == sgd)
-        return (mask if lr is None else mask & (self.lanes.lr == lr)).nonzero().flatten()
+    def chosen(self, arm: str, lr: float | None = None) -> Tensor:
+        """Lanes of one arm with Adam, or with SGD at a rate, one a start; the paper's is first."""
+        own = ~self.lanes.sgd if lr is None else self.lanes.sgd & (self.lanes.lr == lr)
+        return (own & (self.lanes.arm == ARMS.index(arm))).nonzero().flatten()
 
 
 def lanes_of(seeds: int) -> Lanes:
@@ -182,18 +182,13 @@ def definition_3(
     return parts.sum(-1).mean(-1) / (g_x.square() + g_y.square())
 
 
-def arrival(found: Paths, arm: str, *, sgd: bool, lr: float | None = None) -> np.ndarray:
+def arrival(found: Paths, arm: str, lr: float | None = None) -> np.ndarray:
     """Steps, `[start]`, to the common side, θ_1 < 0 and L_2 < 0. The first recorded point there
     from which on nine of ten are; the whole length for a path that has none.
     """
-    theta = found.theta[:, found.chosen(arm, sgd=sgd, lr=lr)]
+    theta = found.theta[:, found.chosen(arm, lr)]
     there = ((theta[..., 0] < 0) & (values(theta)[..., 1] < 0)).numpy()
     count = len(there)
     onwards = there[::-1].cumsum(0)[::-1] / np.arange(count, 0, -1)[:, None]
     settled = there & (onwards >= 0.9)
     return np.where(settled.any(0), found.steps[settled.argmax(0)], found.steps[-1] + 1)
-
-
-def by_rate(found: Paths, arm: str) -> np.ndarray:
-    """Steps of SGD to the common side, `[rate, start]`."""
-    return np.stack([arrival(found, arm, sgd=True, lr=lr) for lr in SGD_RATES])

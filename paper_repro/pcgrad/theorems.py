@@ -29,8 +29,7 @@ class Overshoot(NamedTuple):
 
     dominated: Bool[Tensor, ""]  # (a) cos φ <= -Φ
     curved: Bool[Tensor, ""]  # (b) ℓ > ξℒ
-    long: Bool[Tensor, ""]  # (c) t >= shortest
-    applies: Bool[Tensor, ""]  # all three
+    applies: Bool[Tensor, ""]  # both, and (c) t >= shortest
     shortest: Float[Tensor, ""]  # 2 / (ℓ - ξℒ)
 
 
@@ -43,7 +42,6 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
     serves only to make a point with g = 0 a minimum. cos φ = -1 holds at **every**
     Pareto-stationary point with two non-zero gradients, so alternative (a) is the usual end.
     """
-    _check_pair(gramian)
     # a pair without conflict, as one with a zero gradient, counts as one at a right angle
     cos = mf.diagnostics.cosines(gramian)[0, 1].where(gramian[0, 1] < 0, 0.0)
     applies = torch.as_tensor(lr * lipschitz <= 1, device=gramian.device)
@@ -72,15 +70,13 @@ def pcgrad_theorem2(
     `curvature` is that of `secant_curvature(..., lr=t)`, ℓ this over ‖g‖²; `printed` reads (b) as
     in the notes. All are False for a pair with a zero gradient.
     """
-    _check_pair(gramian)
     bound = curvature_bound(gramian)[0, 1]
     least = curvature / gramian.sum()  # ℓ
     margin = least - bound * lipschitz
     shortest = 2 / margin
     dominated = mf.diagnostics.cosines(gramian)[0, 1] <= -magnitude_similarity(gramian)[0, 1]
     curved = (least >= bound) if printed else (margin > 0)
-    long = lr >= shortest
-    return Overshoot(dominated, curved, long, dominated & curved & long, shortest)
+    return Overshoot(dominated, curved, dominated & curved & (lr >= shortest), shortest)
 
 
 def secant_curvature(
@@ -100,10 +96,3 @@ def secant_curvature(
     square = torch.stack([leaf.square().sum() for leaf in g.values()]).sum()
     after = total({name: leaf - lr * g[name] for name, leaf in params.items()})
     return 2 * (after - before + lr * square) / lr**2
-
-
-def _check_pair(gramian: Tensor) -> None:
-    if gramian.shape != (2, 2):
-        raise ValueError(
-            f"gramian: PCGrad's theorems are about two tasks, [2, 2], got {list(gramian.shape)}"
-        )
