@@ -10,7 +10,7 @@ table of a benchmark says the load.
     python -m experiments.multimnist (the first command of experiments/standins.py)
     python -m experiments.benchmarks.solvers
     python -m experiments.benchmarks.gramian
-    python -m experiments.benchmarks.rules
+    python -m experiments.benchmarks.weights
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
@@ -63,9 +63,9 @@ from experiments.benchmarks import (
     gramian,
     memory,
     record,
-    rules,
     steps,
     weightings,
+    weights,
 )
 from experiments.benchmarks.networks import PROBLEMS
 from experiments.benchmarks.record import described
@@ -98,8 +98,6 @@ def load(path: Path) -> Any:
 SOLVERS = {
     ("active_set", 1): "`active_set`",
     ("active_set", 4096): "`active_set`, batch 4,096",
-    ("cvxpy (DPP, 1e-8)", 1): "cvxpy, 1e-8",
-    ("cvxpy (DPP, 1e-12)", 1): "cvxpy, 1e-12",
     ("TorchJD (defaults)", 1): "TorchJD, defaults",
 }
 """Solver and batch of every column that the page shows."""
@@ -168,49 +166,6 @@ def bars_missed(rows: list[record.Row]) -> str:
     ]
     met = f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met"
     return f"{met}; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else f"{met}."
-
-
-def rules_table(rows: list[record.Row]) -> str:
-    """Times of the rules that TorchJD also has, and how many times ours TorchJD's is."""
-
-    def cell(rule: str, tasks: int, batch: int) -> str:
-        found = [
-            row
-            for row in rows
-            if (row["rule"], row["tasks"], row["batch"]) == (rule, tasks, batch)
-            and "TorchJD" in row
-        ]
-        if not found:
-            return "–"
-        ours, theirs = (found[0][side] for side in ("ours", "TorchJD"))
-        times = f"{theirs / ours:,.0f}" if theirs >= 10 * ours else f"{theirs / ours:.2g}"
-        return (
-            (f"{ours:,.0f} ({times})" if ours >= 10 else f"{ours:.1f} ({times})")
-            if batch == 1
-            else times
-        )
-
-    tasks = sorted({row["tasks"] for row in rows if row["rule"] not in rules.DOORS})
-    names = list(dict.fromkeys(row["rule"] for row in rows if "TorchJD" in row))
-    names = [name for name in names if name not in rules.DOORS]
-    lines = [
-        [f"`{name}`", *(cell(name, count, 1) for count in tasks), cell(name, 32, 1024)]
-        for name in names
-    ]
-    heads = ["rule", *(f"T = {count}" for count in tasks), "batch of 1,024, T = 32"]
-    few = [
-        [f"`{name}` of `mgda`", *(cell(name, count, 1) for count in rules.FEW)]
-        for name in rules.DOORS
-    ]
-    own = ["a fresh rule, once", *(f"T = {count}" for count in rules.FEW)]
-    bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
-    slow = sorted({bar["rule"] for bar in bars if bar["ratio"] > bar["limit"]})
-    kept = sum(bar["ratio"] <= bar["limit"] for bar in bars)
-    return (
-        f"{record.markdown('', heads, lines)}\n\n{record.markdown('', own, few)}"
-        f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
-        f"{', '.join(slow) or 'nowhere'}."
-    )
 
 
 def arena_lines(result: dict) -> str:
@@ -316,24 +271,19 @@ def solvers_block() -> str:
     chosen, rows = record.only(BENCHMARKS / "solvers.json")
     line = f"""**Solvers**, µs a problem (median), and in brackets the worst duality gap over all
         hard families, in units of the longest gradient times Σ w_t‖g_t‖
-        ({described(chosen, rows)}). cvxpy is a program parametrised by a factor of the Gramian,
-        built once and kept warm, with Clarabel at the tolerance named. TorchJD runs at its
-        defaults, which bound its accuracy; "zero" counts answers whose weights are all 0, which its
-        CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
-        norm_eps, 1e-4."""
+        ({described(chosen, rows)}). TorchJD runs at its defaults, which bound its accuracy; "zero"
+        counts answers whose weights are all 0, which its CAGrad gives where the dual's vector, of a
+        Gramian scaled to length 1, is shorter than its norm_eps, 1e-4."""
     return marked("solvers", paragraph(line), solver_table(rows), paragraph(slower_solvers(rows)))
 
 
-def rules_block() -> str:
-    """The rules against TorchJD's, from the one command that takes them."""
-    chosen, rows = record.only(BENCHMARKS / "rules.json")
-    line = f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in
-        brackets how many times as long TorchJD's takes at its defaults
-        ({described(chosen, rows)}):"""
-    failed = {row["rule"]: row["failed"].split(":")[0] for row in rows if "failed" in row}
-    named = ", ".join(f"{rule} ({error})" for rule, error in failed.items())
-    left = f"TorchJD's does not run here: {named or 'none'}."
-    return marked("rules", paragraph(line), rules_table(rows), paragraph(left))
+def weights_block() -> str:
+    """`mf.weights` for two tasks against TorchJD's, from the one command that takes it."""
+    chosen, rows = record.only(BENCHMARKS / "weights.json")
+    line = f"""**Weights for two tasks**: µs of a call of `mf.weights(mf.mgda(), gramian)`, which
+        checks all that it is given, of TorchJD's weighting at its defaults and of the solver alone,
+        fastest blocks ({described(chosen, rows)}):"""
+    return marked("weights", weights.table(rows, paragraph(line)))
 
 
 def weightings_block() -> str:
@@ -355,7 +305,7 @@ def benchmark_parts() -> list[str]:
     return [
         solvers_block(),
         gramians_block(),
-        rules_block(),
+        weights_block(),
         steps_block(),
         memory_block(),
         weightings_block(),
@@ -392,8 +342,7 @@ def notes_block() -> str:
         depend on time. Written here by `python docs/results.py`. The solvers' benchmark times whole
         calls from Gramian to weights, median of as many as fit, all families mixed; gaps are
         recomputed from the weights by `solvers.certify`. The Gramians' takes turns among the
-        contenders of a case, the rules' with TorchJD's weighting on the same Gramian (or Jacobian,
-        or losses, if it needs them)."""
+        contenders of a case."""
     return marked("notes", paragraph(line))
 
 
@@ -465,7 +414,7 @@ BLOCKS = {
     "solvers": solvers_block,
     "gramians": gramians_block,
     "arena": arena_block,
-    "rules": rules_block,
+    "weights": weights_block,
     "steps": steps_block,
     "memory": memory_block,
     "weightings": weightings_block,

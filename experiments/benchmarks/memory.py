@@ -8,29 +8,13 @@ machine. The contenders are those of `experiments.benchmarks.steps`.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
 
 from common import memory
 from experiments.benchmarks import steps
 from experiments.benchmarks.record import Row, markdown
 from experiments.benchmarks.runner import Axis, command
-
-
-def peak(net: nn.Module, step: Callable[[], Any]) -> float:
-    """MiB of the second of two steps, each from no gradient on."""
-
-    def call() -> None:
-        net.zero_grad()
-        step()
-
-    found = memory.peak(call, net.parameters()) / 2**20
-    net.zero_grad()
-    return found
-
 
 CASES = {f"resnet-{tasks}": f"{tasks} tasks, 8 images" for tasks in (2, 3, 40)}
 
@@ -39,7 +23,9 @@ def measured(given: Namespace, case: str) -> list[Row]:
     """MiB of every contender's step, as a row of the record."""
     torch.manual_seed(0)
     net, x = steps.CASES[case].make()
-    return [{"MiB": {name: peak(net, call) for name, call in steps.contenders(net, x).items()}}]
+    calls = steps.contenders(net, x)
+    found = {name: memory.peak(call, net.parameters()) for name, call in calls.items()}
+    return [{"MiB": {name: size / 2**20 for name, size in found.items()}}]
 
 
 def table(rows: list[Row], line: str) -> str:

@@ -132,19 +132,6 @@ def log_loss(scores: Tensor, tokens: Tensor) -> Tensor:
     return cross_entropy(scores.to(wide).mT, tokens[:, 1:]).sum(1)
 
 
-class Adapted(nn.Module):
-    """A frozen linear layer and a trained product of low rank."""
-
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = nn.Linear(base.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
-
-
 class Attention(nn.Module):
     """Attention and two dense layers, each after a layer norm."""
 
@@ -166,18 +153,12 @@ class GPT(nn.Module):
     """Negative log-likelihoods of sequences, by a transformer with a table of positions."""
 
     def __init__(
-        self, layers: int, width: int, length: int, rank: int = 0, heads: int = 4, words: int = 64
+        self, layers: int, width: int, length: int, heads: int = 4, words: int = 64
     ) -> None:
         super().__init__()
         self.tokens, self.places = (nn.Embedding(n, width) for n in (words, length))
         self.blocks = nn.Sequential(*(Attention(width, heads) for _ in range(layers)))
         self.last, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
-        if rank:
-            self.requires_grad_(False)
-            for block in self.blocks:
-                for name, layer in list(block.named_children()):
-                    if isinstance(layer, nn.Linear):
-                        setattr(block, name, Adapted(layer, rank))
 
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1] - 1, device=tokens.device)

@@ -39,10 +39,6 @@ def _convolutions() -> tuple[nn.Module, Tensor]:
     return Squares(net), torch.randn(32, 3, 32, 32)
 
 
-def _gpt(rank: int = 0) -> tuple[nn.Module, Tensor]:
-    return GPT(3, 128, 64, rank), torch.randint(64, (24, 65))
-
-
 class Case(NamedTuple):
     make: Callable[[], tuple[nn.Module, Tensor]]
     what: str
@@ -56,8 +52,11 @@ CASES = {
         {64: 3.0},
     ),
     "convolutions": Case(_convolutions, "convolutions, 32 images", {}),
-    "gpt": Case(_gpt, "GPT, 3 layers, width 128, 24 × 64 tokens", {64: 3.0}),
-    "lora": Case(lambda: _gpt(8), "the same, adapters of rank 8 alone", {16: 1.6}),
+    "gpt": Case(
+        lambda: (GPT(3, 128, 64), torch.randint(64, (24, 65))),
+        "GPT, 3 layers, width 128, 24 × 64 tokens",
+        {64: 3.0},
+    ),
 }
 LEAST = 1.1  # at K = 2, times K passes
 LOOP, OURS = "K passes", ("mf.Balancer", "mf.balance")
@@ -85,7 +84,7 @@ def plain_step(net: nn.Module, x: Tensor) -> Call:
 
 def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
     """A plain step, and every way to a Gramian and a combination; each starts without gradients."""
-    leaves = [leaf for leaf in net.parameters() if leaf.requires_grad]
+    leaves = list(net.parameters())
     matrix = torch.randn(tasks, len(x), device=x.device)
     weights = torch.full((tasks,), 1 / tasks, device=x.device)
 
