@@ -17,8 +17,6 @@ and writes `paper_repro/standins.json`, from which the ledger's pages are made:
     python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
     python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
 
-With `--studies scenes` only that study's part of the file is made again; the others' stay.
-
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
 interval above 0, widened for the number of rivals; a claim of several gains holds where all are
@@ -32,7 +30,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.arguments import among
 from common.cells import filled, plain
 from common.intervals import Estimate, estimate
 from common.judge import (
@@ -374,7 +371,6 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 },
             }
             for row in STANDINS
-            if row.study in results
         ],
     }
 
@@ -386,49 +382,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Judge claims about data that are not here by what the studies left, on the "
         "default seeds and on fresh ones; the commands are at the top of experiments/standins.py.",
     )
-    parser.add_argument(
-        "--studies",
-        type=among(list(STUDIES)),
-        default=list(STUDIES),
-        metavar="A,B,…",
-        help=f"comma-separated, from {', '.join(STUDIES)} (default: all); the file's part of any "
-        "other stays as it is",
-    )
     parser.add_argument("--out", type=Path, default=TARGET, help="the file (default: %(default)s)")
     given = parser.parse_args(argv)
-    found = _short(plain(judged({study: read(study) for study in given.studies})))
-    if set(given.studies) < set(STUDIES):
-        found = _beside(_kept(given.out), found)
+    found = _short(plain(judged({study: read(study) for study in STUDIES})))
     write_whole(given.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for row in found["stand-ins"]:
         said = "; ".join(f"seeds {seeds}: {run['verdict']}" for seeds, run in row["runs"].items())
         print(f"{row['claim']}  {row['study']:<12}{said}")
     print(f"written: {given.out}")
     return 0
-
-
-def _kept(path: Path) -> dict[str, Any]:
-    """What an earlier call wrote."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SystemExit(
-            f"{path} cannot be read ({error}), and the studies that are left out stand there; "
-            "leave out --studies"
-        ) from error
-
-
-def _beside(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What is found instead of what was kept of the same studies, in the order of `STANDINS`."""
-    studies = kept["studies"] | found["studies"]
-    rows = [x for x in kept["stand-ins"] if x["study"] not in found["studies"]]
-    by_name = {(x["claim"], x["study"]): x for x in rows + found["stand-ins"]}
-    return {
-        "studies": {name: studies[name] for name in STUDIES if name in studies},
-        "stand-ins": [
-            by_name[row.claim, row.study] for row in STANDINS if (row.claim, row.study) in by_name
-        ],
-    }
 
 
 def _short(value: Any) -> Any:

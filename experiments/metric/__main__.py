@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from common import command
-from common.arguments import positive
 from common.device import on
 from common.progress import counted
 from common.tables import as_dicts, report
@@ -18,22 +17,23 @@ from .run import FIRST, WAYS, Cell, Outcome, meet, perform
 from .steps import DIAGONAL, EXACT, MUON
 
 HERE = Path(__file__).parent
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3)  # those of SGD and Muon in tenths
 BATCHES = {"bottleneck": 32, "digits": 128, "transformer": 32}
 
 
-def cells(rates: Sequence[float], *, matrices: bool, quick: bool) -> Iterator[Cell]:
+def cells(*, matrices: bool, quick: bool) -> Iterator[Cell]:
     """The settings: on the bottleneck all rules, rates and batches of diagonal optimizers, else two
     rules at one rate.
     """
     optimizers = [MUON, EXACT] if matrices else list(DIAGONAL)[: 2 if quick else None]
     few = ("MGDA", "UPGrad")
     plan: list[tuple[str, Sequence[float], tuple[int, ...], tuple[str, ...]]]
-    plan = [("bottleneck", rates[-1:], (32,), few)]
+    last = RATES[-1:]
+    plan = [("bottleneck", last, (32,), few)]
     if not quick:
         if not matrices:
-            plan[0] = ("bottleneck", rates, (0, 32), ("mean", "MGDA", "CAGrad", "UPGrad"))
-        plan += [("digits", rates[-1:], (128,), few), ("transformer", rates[-1:], (32,), few)]
+            plan[0] = ("bottleneck", RATES, (0, 32), ("mean", "MGDA", "CAGrad", "UPGrad"))
+        plan += [("digits", last, (128,), few), ("transformer", last, (32,), few)]
     for network, some, batches, rules in plan:
         every = itertools.product(optimizers, some, batches, rules, WAYS)
         for optimizer, rate, batch, rule, way in every:
@@ -60,28 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         least=FIRST + 2,
     )
     parser.add_argument("--matrices", action="store_true", help="Muon instead, at the last rate")
-    parser.add_argument(
-        "--rates", type=positive, nargs="+", default=list(RATES), metavar="RATE",
-        help="learning rates, those of SGD and Muon in tenths; the last one for all networks "
-        f"(default: {' '.join(map(str, RATES))})",
-    )  # fmt: skip
     name = "matrices" if "--matrices" in (sys.argv if argv is None else argv) else "metric"
     given = command.settled(parser, argv, HERE / "out" / name)
     torch.set_num_threads(1)
     out, steps = given.out, given.steps
-    planned = list(cells(given.rates, matrices=given.matrices, quick=given.quick))
+    planned = list(cells(matrices=given.matrices, quick=given.quick))
     outcomes: dict[Cell, list[Outcome]] = {}
     with on(given.device):
         for cell in counted(planned, "runs", "cells"):
             runs = [perform(cell, seed, steps, given.device) for seed in given.seeds]
             outcomes[cell] = runs
         met = {
-            name: meet(name, given.rates[-1], BATCHES[name], given.seeds, steps, given.device)
+            name: meet(name, RATES[-1], BATCHES[name], given.seeds, steps, given.device)
             for name in dict.fromkeys(cell.network for cell in outcomes)
         }
     settings = {
         "seeds": list(given.seeds),
-        "rates": given.rates,
+        "rates": RATES,
         "steps": steps,
         "torch": torch.__version__,
     }
