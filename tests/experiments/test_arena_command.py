@@ -3,7 +3,6 @@
 import json
 import math
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -59,33 +58,6 @@ def test_broken_rules_are_reported_and_rank_last():
     assert "! raises on conflict, vlmop2: raised RuntimeError: out of ideas" in text
     assert text.count("failed !") == 2 * len(lost)
     assert "out of ideas" in found._repr_html_()
-
-
-def test_arena_of_a_rule_shows_it():
-    found = arena(
-        mf.stateless(soft), problems=["conflict", "regression"], settings=TINY, progress=False
-    )
-    assert found.rules == ["soft", *contest.REFERENCES, STATIC]
-    records = found.records()
-    assert len(records) == 2 * 7
-    assert {record["problem"] for record in records} == {"conflict", "regression"}
-    for record in records:
-        assert math.isfinite(record["mean"])
-        assert record["mean, low"] <= record["mean"] <= record["mean, high"]
-        assert record["step, ms"] > 0
-        assert ("front" in record) == (record["problem"] == "conflict")
-    assert [rank.rule for rank in found.ranks("front")]
-    ax = found.plot()
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        rank.rule for rank in found.ranks()
-    ]
-    assert plt.subplots()[1] is not ax
-    plt.close("all")
-    own = plt.figure().add_subplot()
-    assert found.plot(own, "worst") is own
-    plt.close("all")
-    with pytest.raises(ValueError, match="by='best': expected one of 'mean', 'worst', 'front'"):
-        found.ranks("best")
 
 
 def test_what_counts_as_a_rule():

@@ -58,11 +58,6 @@ def other_depth(folder: Path) -> None:
     np.save(file, 100 * np.load(file))
 
 
-def other_normals(folder: Path) -> None:
-    file = folder / "train" / "normal" / "2.npy"
-    np.save(file, -np.load(file))
-
-
 def exchanged(folder: Path) -> None:
     """Two files change names; together they hold what they held."""
     one, two = (folder / "train" / "label" / f"{i}.npy" for i in (0, 1))
@@ -84,7 +79,6 @@ class Stopped(Exception):
         (multimnist, other_mnist),
         (auxiliary, other_cifar),
         (scenes, other_depth),
-        (scenes, other_normals),
         (scenes, exchanged),
     ],
     ids=lambda x: x.__name__.split(".")[-2] if hasattr(x, "main") else x.__name__,

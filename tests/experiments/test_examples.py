@@ -20,9 +20,13 @@ from experiments.examples import (
     stock_loop,
 )
 from experiments.examples.problem import Net, batches, difference, on
-from tests.support.examples import falls, rows_of
 
 STEPS, SIZE = 12, 8
+
+
+def falls(seen: Tensor) -> None:
+    count = len(seen) // 4
+    assert (seen[-count:].mean(0) < 0.6 * seen[:count].mean(0)).all()
 
 
 def test_stock_loop():
@@ -137,10 +141,7 @@ def test_lightning(tmp_path):
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             if trainer.global_step == 0:
-                x, y = batches(60, 32)[0]
                 self.grads = [leaf.grad.clone() for leaf in pl_module.net.parameters()]
-                rows = rows_of(copy.deepcopy(pl_module.net).double(), (x.double(), y.double()))[0]
-                self.gramian = rows @ rows.mT
                 self.logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
 
     first, module = First(), page.Balanced()
@@ -152,35 +153,13 @@ def test_lightning(tmp_path):
     for leaf, grad in zip(twin.parameters(), first.grads, strict=True):
         leaf.grad = grad
     assert difference(twin, on(x, y), weights) < 1e-5
-    cosine = first.gramian[0, 1] / (first.gramian[0, 0] * first.gramian[1, 1]).sqrt()
-    assert abs(first.logged["cosine/first-second"] - float(cosine)) < 1e-5
     assert abs(first.logged["weight/third"] - float(weights[2])) < 1e-6
-
-    half = page.main(page.Balanced(), 60, **own | {"callbacks": []})
-    falls(half)
-    assert not torch.equal(half, seen)
-
-
-@quiet
-def test_lightnings_checkpoint_and_copies_hold_the_state_of_the_rule(tmp_path):
-    import lightning
-
-    from experiments.examples import lightning_module as page
-
-    module = page.Balanced()
-    own: Any = {"enable_progress_bar": False, "default_root_dir": tmp_path}
-    page.main(module, 5, **own)
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, **own)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     again = page.Balanced.load_from_checkpoint(tmp_path / "run.ckpt")
-    (x, y), losses = batches(1, 32)[0], []
-    for each in (module, again, copy.deepcopy(module)):
-        each.zero_grad()
-        out = on(x, y)(each.net)
-        losses.append(each.balancer.weigh(out)[0])
-    assert torch.equal(losses[0], losses[1])
-    assert torch.equal(losses[0], losses[2])
+    here, there = (each.balancer.weigh(on(x, y)(each.net))[0] for each in (module, again))
+    assert torch.equal(here, there)
 
 
 @pytest.fixture
@@ -229,51 +208,9 @@ def test_accelerate_keeps_the_state_of_the_rule(accelerator_of, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # their own
 def test_transformers(tmp_path):
-    import transformers
-
     from experiments.examples import transformers_trainer as page
 
-    off = []
-
-    class Still(page.Classifier):
-        """Without dropout, so that a second forward is the same."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: Any = {}
-            for part in self.modules():
-                if isinstance(part, torch.nn.Dropout):
-                    part.p = 0.0
-            layers: Any = self.trunk.encoder.layer
-            for layer in layers:
-                layer.attention.self.dropout.p = 0.0
-
-        def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            self.seen = {"input_ids": input_ids, "labels": labels}
-            return super().forward(input_ids, labels)
-
-    class Compared(page.Balanced):
-        def create_optimizer(self, model: Any = None) -> Any:
-            self.add_callback(Check(self))
-            return super().create_optimizer(model)
-
-    class Check(transformers.TrainerCallback):
-        def __init__(self, trainer: Any) -> None:
-            self.trainer = trainer
-
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            net, batch = self.trainer.model, dict(self.trainer.model.seen)
-            off.append(difference(net, lambda n: n(**batch)["losses"], self.trainer.weights))
-
     own: Any = {"disable_tqdm": True, "save_strategy": "no", "max_grad_norm": 0.0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "Classifier", Still)
-        trainer: Any = page.main(Compared, str(tmp_path), 3, **own)
-        assert len(off) == 3
-        assert max(off) < 1e-4
-        assert trainer.weights.shape == (3,)
-        half: Any = page.main(page.Balanced, str(tmp_path), 2, **own, bf16=True)
-        assert torch.isfinite(half.weights).all()
     for kind in (page.Plain, page.Balanced):
         loss = page.main(kind, str(tmp_path), 60, **own).evaluate()["eval_loss"]
         assert loss < 0.9 * math.log(2)  # what guessing costs

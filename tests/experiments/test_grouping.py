@@ -156,13 +156,8 @@ def test_affinities_are_their_formulas():
     shared = [name for name in params if name.startswith("trunk.")]
 
     def gradients(part: data.Part) -> torch.Tensor:
-        leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
-        values = truth.losses(leaves, part)
-        rows = [
-            torch.autograd.grad(value, [leaves[n] for n in shared], retain_graph=True)
-            for value in values
-        ]
-        return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+        rows = gradient_rows(truth.losses, params, part, shared)
+        return torch.cat([rows[name].flatten(1) for name in shared], 1)
 
     rows, values = gradients(batch), truth.losses(params, batch)
     gramian = rows @ rows.mT
