@@ -56,14 +56,13 @@ def counterexample() -> dict[str, Fraction]:
     """L(x) = x for x >= -2, x + ½(x + 2)² below: convex, ℒ = 1. G_1 = 3, g_2 = -2 at 0, so cos φ =
     -1, ξ = 0 and PCGrad does not move. t = 4.
     """
-    loss = lambda x: x + min(x + 2, Fraction(0)) ** 2 / 2  # noqa: E731
     one, two, t = Fraction(3), Fraction(-2), Fraction(4)
     g, inner = one + two, one * two
     projected = (one - inner / two**2 * two) + (two - inner / one**2 * one)
     flat = 2 / (t * g)  # the share of the step up to the bend; from there on L'' is 1
     return {
-        "L(θ^MT)": loss(-t * g),
-        "L(θ^PCGrad)": loss(-t * projected),
+        "L(θ^MT)": convex(-t * g),
+        "L(θ^PCGrad)": convex(-t * projected),
         "shortest step, uniform weight": 2 / (1 - flat),
         "step": t,
     }
@@ -135,7 +134,7 @@ def overshoot_figure(steps: Steps) -> Figure:
         (0.0, COLOURS["PCGrad"], "start, and PCGrad's end", (-12, 8), "right"),
         (-4.0, COLOURS["sum"], "the plain step's\nend: lower", (14, 8), "left"),
     ):
-        point = at, float(convex(np.array(at)))
+        point = at, float(convex(at))
         middle.plot(*point, "o", color=colour, markersize=10)
         look: dict[str, Any] = {"textcoords": "offset points", "ha": side, "color": colour}
         middle.annotate(name, point, offset, **look)
@@ -174,9 +173,9 @@ def overshoot_figure(steps: Steps) -> Figure:
     )
 
 
-def convex(x: np.ndarray) -> np.ndarray:
-    """The counterexample's sum of losses."""
-    return x + 0.5 * np.minimum(x + 2, 0) ** 2
+def convex(x: Any) -> Any:
+    """The counterexample's sum of losses, of a fraction or of an array."""
+    return x + np.minimum(x + 2, 0 * x) ** 2 / 2
 
 
 THIRDS, FEWEST = 3, 20
