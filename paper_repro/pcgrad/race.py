@@ -65,9 +65,9 @@ def run(settings: Settings) -> Findings:
         "the largest curvature along their sum (built). "
         f"{steps} steps, each method at the best of {len(RELATIVE)} rates by the other half of the "
         f"pairs; a pair that does not get there counts as {steps + 1} steps. With one step for "
-        "both, t = 2/(ℓ - ξℒ) (large; open where PCGrad ends above its own start in most pairs) or "
-        "t = 1/ℒ (stable, after one step, not judged): which is lower. 95 % t intervals of log "
-        "ratios, paired; Wilson's of shares",
+        "both, t = 2/(ℓ - ξℒ) (large; open where PCGrad ends above its own start in most pairs), "
+        "or in the first case t = 1/ℒ (stable, after one step, not judged): which is lower. 95 % t "
+        "intervals of log ratios, paired; Wilson's of shares",
     )
 
 

@@ -92,7 +92,7 @@ def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     def moved(x: Tensor, keys: Tensor, time: Tensor) -> tuple[Tensor]:
         orders = vmap(drawn, (0, None))(keys, time)[seed]
-        lengths = torch.where(rule > 0, 1 / (time + 5.0), CONSTANT).to(x)
+        lengths = torch.where(rule > 0, 1 / (time.to(x) + 5), CONSTANT)
         return (vmap(advance)(x, curvatures, orders, lengths),)
 
     forward = replayed(moved)
