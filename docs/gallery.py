@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from docs import full
 from mtlfunc.core.files import write_whole
-from paper_repro import full
 from paper_repro.__main__ import papers
-from paper_repro.report.commands import LENGTHS, Catalogue, Length, lasts, lengths, summary
+from paper_repro.report.commands import LENGTHS, Catalogue, lasts, lengths, summary
 from paper_repro.report.parts import spent
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def with_few_colours(picture: Image.Image) -> Image.Image:
     return picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=3)
 
 
-def draw(name: str) -> tuple[str, Length]:
+def draw(name: str) -> tuple[str, dict[str, Any]]:
     """Put a figure's picture in its place; returns its caption and what it took.
 
     Raises:
@@ -78,7 +79,7 @@ def draw(name: str) -> tuple[str, Length]:
         words = [*program, *words_of(name), "--out", path]
         if subprocess.run(words, cwd=ROOT, check=False).returncode:
             raise SystemExit(f"{name} failed")
-        length = Length(round(spent() - begin, 1), full.here())
+        length = {"seconds": round(spent() - begin, 1), "machine": full.here()}
         caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((WIDEST, WIDEST))
@@ -110,7 +111,7 @@ def main() -> None:
     captions = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for name in chosen or figures.names:
         captions[name], lengths()[name] = draw(name)
-        took = {each: lengths()[each]._asdict() for each in figures.names if each in lengths()}
+        took = {each: lengths()[each] for each in figures.names if each in lengths()}
         for path, values in ((kept, captions), (LENGTHS, took)):
             write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
         write_whole(PAGE, page(figures, captions))

@@ -2,8 +2,8 @@
 
 import re
 
+from docs import full
 from docs.blocks import paragraph
-from paper_repro import full
 from paper_repro.gradnorm.common import OWN_RATE
 from paper_repro.gradnorm.paper_size import AT_BEST, AT_ONE
 from paper_repro.report.bounds import GAP

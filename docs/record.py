@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from docs import full
 from mtlfunc.core.files import write_whole
-from paper_repro import full
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report import bounds
 from paper_repro.report.results import NOT_RUN
@@ -153,7 +153,7 @@ def verdicts() -> dict[str, dict[str, str]]:
             found[claim][name] = verdict
     usual = kept[USUAL].numbers if USUAL in kept else {}
     for answer in full.read().values():
-        for claim, verdict in answer.verdicts().items():
+        for claim, verdict in full.decided(answer.numbers).items():
             numbers = short(answer.numbers.get(claim, {}))
             # a question without larger sizes is run again as it was
             same = bool(numbers) and numbers == short(usual.get(claim, {}))

@@ -14,7 +14,7 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
-    python -m paper_repro.full
+    python -m paper_repro --full (hours, also question by question with --only)
     python -m experiments.arena
     python -m experiments.benchmarks.gpu (on a machine with a CUDA device; `python docs/results.py
         gpu PATH/gpu.json` then keeps its numbers in experiments/benchmarks/gpu.json)
@@ -28,9 +28,9 @@ of its own, as compiled code of the usual setting is refused there); `python doc
 one of `python -m experiments.multimnist --data …`; `python docs/results.py ledger`
 writes the claims again if the ledger's sentences, modules or decisions changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
-`full` with the verdicts that --full changes), `search` (of `python -m experiments.auxiliary
---search`) or `physics` writes that table alone. No number is typed by hand, and a record that mixes
-settings is refused.
+`full` takes over what `--full` has answered, and writes the verdicts that this changes), `search`
+(of `python -m experiments.auxiliary --search`) or `physics` writes that table alone. No number is
+typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -39,7 +39,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs import front, images, physics, versions
+from docs import front, full, images, physics, versions
 from docs.blocks import bullets, day, marked, paragraph, replaced, row_of
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
@@ -69,7 +69,6 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.networks import PROBLEMS
 from experiments.benchmarks.record import described
-from paper_repro import full
 from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images as judged_images
 from paper_repro.report import standins
@@ -465,6 +464,8 @@ def main() -> None:
         if part == "gpu":
             gpu_report.take_over(given.run)
     page = ROOT / "docs" / "benchmarks.md"
+    if part == "full":
+        full.take_over()
     if part in BLOCKS:
         text = replaced(page.read_text(), part, BLOCKS[part]())
         if part == "full":

@@ -6,8 +6,11 @@ import re
 import pytest
 
 from docs import record, verdicts
+from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import LEDGER
 from paper_repro.report import of_record, standins
+from paper_repro.report.findings import Claim, Settings
+from paper_repro.report.results import Results
 from tests.support import ROOT
 
 HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
@@ -88,9 +91,28 @@ def test_single_questions_take_their_place_and_older_forms_go(tmp_path, monkeypa
     assert default.where == dict.fromkeys(names, "here")  # the decision is today's
     assert list(drawn.numbers) == ["SU-03"]
     kept = record.full.read()["mgda.unit_gradients"]
-    assert list(kept.numbers) == list(kept.verdicts()) == ["SU-03"]
+    assert list(kept.numbers) == ["SU-03"]
     record.keep_questions({"SU-03": claim(0.5)})  # the same again: nothing is left out
     assert record.read("draw 1") == drawn
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": 2}, {"full": False}, {"shrink": 0.5}])
+def test_full_takes_over_a_run_of_its_settings_alone(changes, tmp_path, monkeypatch):
+    """What the file held of others stays."""
+    monkeypatch.setattr(record.full, "RUN", tmp_path / "runs.json")
+    monkeypatch.setattr(record.full, "KEPT", tmp_path / "kept.json")
+    other = record.full.Answer(1.0, "2026-01-01", "a machine", {})
+    record.full.keep({"cagrad.convergence": other})
+    settings = Settings(full=True)._replace(**changes)
+    results = Results(tmp_path, configuration_of(settings), reproductions())
+    found = Claim("GN-10", {"x": 1.0}, "here", "holds")
+    results.add("gradnorm.targets", found)
+    results.finish("gradnorm.targets", "", [found], 6.0)
+    record.full.take_over()
+    kept = record.full.read()
+    assert kept.pop("cagrad.convergence") == other
+    taken = {name: (each.seconds, each.numbers) for name, each in kept.items()}
+    assert taken == ({} if changes else {"gradnorm.targets": (6.0, {"GN-10": {"x": 1.0}})})
 
 
 def test_every_kept_row_answers_the_question_as_it_is():

@@ -1,18 +1,14 @@
 """How long `python -m paper_repro --full` takes and what it says, a question at a time.
 
-    python -m paper_repro.full
-
-A question that came to its end in paper_repro/out/full left its processor time and its numbers
-there, which are taken over. What several questions share counts for whichever computed it. All of
-it takes hours and seldom comes from one run, so full.json next to this file keeps what was found,
-each with its day; a later run stands for an earlier one. A verdict is what today's decision says of
-those numbers, and there is none where they lack one that it asks for.
+What several questions share counts for whichever computed it. All of it takes hours and seldom
+comes from one run, so paper_repro/full.json keeps what was found, each with its day; a later run
+stands for an earlier one. A verdict is what today's decision says of those numbers, and there is
+none where they lack one that it asks for.
 """
 
-import argparse
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +17,14 @@ import torch
 
 from common.machine import processor
 from mtlfunc.core.files import write_whole
+from paper_repro.__main__ import configuration_of, reproductions
+from paper_repro.claims import DECISIONS
+from paper_repro.report.compare import SIZE
+from paper_repro.report.findings import Settings
+from paper_repro.report.results import Unreadable, read_claims, read_runs
 
-from .__main__ import configuration_of, reproductions
-from .claims import DECISIONS
-from .report.compare import SIZE
-from .report.findings import Settings
-from .report.results import Unreadable, read_claims, read_runs
-
-RUN = Path(__file__).parent / "out" / "full" / "runs.json"
-KEPT = Path(__file__).parent / "full.json"
+KEPT = Path(__file__).parent.parent / "paper_repro" / "full.json"
+RUN = KEPT.parent / "out" / "full" / "runs.json"
 LONG = 60.0
 """Seconds from which a question has a line of its own in the table."""
 
@@ -41,10 +36,6 @@ class Answer(NamedTuple):
     day: str
     machine: str
     numbers: dict[str, dict[str, float]]  # by claim
-
-    def verdicts(self) -> dict[str, str]:
-        """What today's decisions say."""
-        return decided(self.numbers)
 
 
 def read() -> dict[str, Answer]:
@@ -64,9 +55,8 @@ def decided(numbers: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 def keep(answers: dict[str, Answer]) -> None:
     """Write what is known, without questions that there are no more."""
-    order = [name for name in reproductions() if name in answers]
-    text = json.dumps({name: answers[name]._asdict() for name in order}, indent=1)
-    write_whole(KEPT, text + "\n")
+    found = {name: answers[name]._asdict() for name in reproductions() if name in answers}
+    write_whole(KEPT, json.dumps(found, indent=1) + "\n")
 
 
 def here() -> str:
@@ -74,8 +64,8 @@ def here() -> str:
     return f"{processor()}, torch {torch.__version__}"
 
 
-def finished() -> dict[str, Answer]:
-    """The questions that a run with `--full` has answered here, and with nothing else.
+def take_over() -> None:
+    """Keep what a run with `--full`, and with nothing else, has answered in paper_repro/out/full.
 
     Raises:
         SystemExit: where the run's files are damaged, or of another version.
@@ -85,24 +75,21 @@ def finished() -> dict[str, Answer]:
         runs, rows = read_runs(RUN, names), read_claims(RUN.with_name("claims.json"), names)
     except Unreadable as error:
         raise SystemExit(f"{RUN} or claims.json beside it {error}; move them away") from error
-    if not runs:
-        return {}
-    day = datetime.date.fromtimestamp(RUN.stat().st_mtime).isoformat()
     others = {
         row["module"]
         for row in rows
         if any(row["configuration"].get(name) != usual.get(name) for name in SIZE)
     }
-    return {
-        name: Answer(
-            round(run["seconds"], 1),
-            day,
-            here(),
-            {row["id"]: row["measured"] for row in rows if row["module"] == name},
-        )
-        for name, run in runs.items()
-        if name not in others
-    }
+    answers = read()
+    for name in runs.keys() - others:
+        seconds = round(runs[name]["seconds"], 1)
+        numbers = {row["id"]: row["measured"] for row in rows if row["module"] == name}
+        known = answers.get(name)
+        # the file's day is that of its last question: what it held before keeps its own
+        if known is None or (known.seconds, known.numbers) != (seconds, numbers):
+            day = datetime.date.fromtimestamp(RUN.stat().st_mtime).isoformat()
+            answers[name] = Answer(seconds, day, here(), numbers)
+    keep(answers)
 
 
 def described() -> tuple[str, str]:
@@ -127,20 +114,3 @@ def described() -> tuple[str, str]:
         span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
         lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {span} |")
     return line, "\n".join(["| question | minutes | run |", "|---|---|---|", *lines])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    argparse.ArgumentParser(
-        description="Take over times and numbers of what --full has answered here."
-    ).parse_args(arguments)
-    answers = read()
-    for name, answer in finished().items():
-        # the file's day is that of its last question: what it held before keeps its own
-        known = answers.get(name)
-        if known is None or (known.seconds, known.numbers) != (answer.seconds, answer.numbers):
-            answers[name] = answer
-    keep(answers)
-
-
-if __name__ == "__main__":
-    main()
