@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.arguments import at_least
 from common.pool import Terminated, keep_memory, threads
@@ -28,27 +28,19 @@ LENGTHS = Path(__file__).parent.parent / "lengths.json"
 """What each figure took with its own options; `python docs/gallery.py` writes it."""
 
 
-class Length(NamedTuple):
-    """Of a figure with its own options."""
-
-    seconds: float  # of processor time, imports included
-    machine: str
-
-    def __str__(self) -> str:
-        return f"about {self.seconds:.0f} s of one processor's time ({self.machine})"
-
-
 @functools.cache
-def lengths() -> dict[str, Length]:
-    """By the figures' names."""
-    found = json.loads(LENGTHS.read_text(encoding="utf-8"))
-    return {name: Length(**each) for name, each in found.items()}
+def lengths() -> dict[str, dict[str, Any]]:
+    """By the figures' names: `seconds` of processor time, imports included, and the `machine`."""
+    return json.loads(LENGTHS.read_text(encoding="utf-8"))
 
 
 def lasts(name: str) -> str:
     """How long a figure takes with its own options, in words; "" if it was never measured."""
-    length = lengths().get(name)
-    return f"With its own options it takes {length}." if length else ""
+    if name not in lengths():
+        return ""
+    seconds, machine = lengths()[name].values()
+    said = f"about {seconds:.0f} s of one processor's time"
+    return f"With its own options it takes {said} ({machine})."
 
 
 class Catalogue:
@@ -70,13 +62,11 @@ class Catalogue:
 
     def listed(self) -> str:
         """A line per figure: its name, the seconds that it takes and what it shows."""
-        width, known = max(map(len, self.names)) + 2, lengths()
-        seconds = {
-            name: f"{known[name].seconds:.0f} s" if name in known else "" for name in self.names
-        }
-        return "\n".join(
-            f"{name:<{width}}{took:>5}  {summary(self[name])}" for name, took in seconds.items()
-        )
+        width, lines = max(map(len, self.names)) + 2, []
+        for name in self.names:
+            took = f"{lengths()[name]['seconds']:.0f} s" if name in lengths() else ""
+            lines.append(f"{name:<{width}}{took:>5}  {summary(self[name])}")
+        return "\n".join(lines)
 
 
 def summary(figure: Callable[..., Figure]) -> str:
@@ -102,8 +92,7 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     for parameter in parameters(figure).values():
         parser.add_argument(
             f"--{parameter.name.replace('_', '-')}",
-            type=functools.partial(read, parameter.kind, parameter.option),
-            metavar=f"{named(parameter.kind)}{' …' * several(parameter.kind)}",
+            metavar="… …" if several(parameter.kind) else "…",
             help=f"{said(parameter.kind, parameter.option)} (default: "
             f"{written(parameter.default)})".replace("%", "%%"),
         )
@@ -129,18 +118,6 @@ def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentPars
     return parser
 
 
-def named(kind: Any) -> str:
-    """What stands for a value in the help."""
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)
-        if inner[-1] is Ellipsis:
-            return named(inner[0])
-        return ",".join(named(each) for each in inner)
-    if get_origin(kind) is Literal:
-        return "NAME"
-    return {int: "N", float: "X", bool: "yes|no"}.get(kind, "WORD")
-
-
 def said(kind: Any, option: Option) -> str:
     """An option's help, with the names that it may have."""
     inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
@@ -163,11 +140,7 @@ def values_of(
     words: Sequence[str], parser: argparse.ArgumentParser, own: Iterable[str]
 ) -> tuple[dict[str, Any], Path, int, Look | None]:
     """The figure's `own` options that were given, where it goes, the seed and the look."""
-    found, unknown = parser.parse_known_args(joined(words))
-    given = vars(found)
-    if unknown:
-        there = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; there are: {there}")
+    given = vars(parser.parse_args(joined(words)))
     values = {name: given[name] for name in own if given[name] is not None}
     if given["data_only"]:
         return values, given["out"], given["seed"], None
@@ -226,21 +199,19 @@ def refusal(out: Path) -> str:
     if out.suffix[1:] not in FORMS:
         return f"--out: {out} has to end in .{', .'.join(FORMS)}"
     numbers = out.with_suffix(".json")
-    for path in (out, numbers):
-        if path.is_dir():
-            return f"--out: {path} is a folder"
-        try:
+    try:
+        if numbers.is_file() and not is_recorded(numbers):
+            return (
+                f"--out: the figure's numbers go to {numbers}, which holds something else; give "
+                "the figure another name, or move that file"
+            )
+        for path in (out, numbers):
             there = path.exists()
-            if there and path is numbers and not is_recorded(path):
-                return (
-                    f"--out: the figure's numbers go to {path}, which holds something else; give "
-                    "the figure another name, or move that file"
-                )
             path.open("ab").close()
             if not there:
                 path.unlink()
-        except OSError as error:
-            return f"--out: {path} cannot be written ({error.strerror or error})"
+    except OSError as error:
+        return f"--out: {error.filename} cannot be written ({error.strerror})"
     return ""
 
 
@@ -309,10 +280,8 @@ def draw(
                 found.draw(out)
             found.record(out)
     except KeyboardInterrupt as stop:
-        say(
-            f"\ninterrupted {name} after {time.monotonic() - begin:.0f} s; {leave(parts)}",
-            sys.stderr,
-        )
+        gone = time.monotonic() - begin
+        say(f"\ninterrupted {name} after {gone:.0f} s; {leave(parts)}", sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except OSError as error:
         say(f"\nstopped {name}: {error}; {leave(parts)}", sys.stderr)
@@ -341,5 +310,4 @@ def leave(parts: Path) -> str:
     if not kept:
         drop(parts)
         return "nothing was finished, so nothing is kept"
-    count = f"{len(kept)} finished computation{'s' * (len(kept) > 1)}"
-    return f"{count} kept in {parts}, and the same command goes on from there"
+    return f"{len(kept)} finished computations kept in {parts}; the same command goes on from there"

@@ -97,36 +97,24 @@ def shades(count: int, own: Sequence[str] = tuple(f"C{i}" for i in range(7))) ->
 
 def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     """Names at the right ends of lines, without overlaps; call it when the axis has its limits.
-    `ends` are of each line the last value, its name and its colour.
+    `ends` are of each line the last value, its name and its colour. The names' places, at least
+    `room` from each other, are the nearest to the lines: less what each has below it these are an
+    isotonic regression.
     """
+    from sklearn.isotonic import isotonic_regression  # half a second
 
-    def height(value: float) -> float:
-        point = panel.transData.transform((panel.get_xlim()[0], value))
+    def height(end: tuple[float, str, Any]) -> float:
+        point = panel.transData.transform((panel.get_xlim()[0], end[0]))
         return float(panel.transAxes.inverted().transform(point)[1])
 
-    order = sorted(range(len(ends)), key=lambda i: height(ends[i][0]))
+    ends = sorted(ends, key=height)
     room = min(0.075, 1 / max(1, len(ends)))
-    heights = np.array([height(ends[i][0]) for i in order])
-    apart = separate(heights, room).clip(None, 1 - room * (np.arange(len(ends))[::-1] + 0.5))
-    for i, y in zip(order, apart, strict=True):
-        _, name, colour = ends[i]
+    below = room * np.arange(len(ends))
+    apart = isotonic_regression([*map(height, ends)] - below) + below
+    apart = apart.clip(None, 1 - room / 2 - below[::-1])
+    for y, (_, name, colour) in zip(apart, ends, strict=True):
         look = {"color": colour, "va": "center", "fontsize": rcParams["legend.fontsize"]}
         panel.text(1.02, y, name, transform=panel.transAxes, **look)
-
-
-def separate(heights: np.ndarray, room: float) -> np.ndarray:
-    """The rising places at least `room` from each other that are nearest to `heights`. Less what
-    each has below it these are an isotonic regression: neighbours that are too close share their
-    mean.
-    """
-    steps = room * np.arange(len(heights))
-    blocks: list[list[float]] = []
-    for wanted in heights - steps:
-        blocks.append([float(wanted)])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    return np.concatenate([np.full(len(block), np.mean(block)) for block in blocks]) + steps
 
 
 def arrow(

@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing, its caption, and the numbers that it shows. In a notebook it shows itself."""
+    """A drawing, its caption, and the numbers that it shows."""
 
     name: str  # of the file, after the module's
     caption: str
@@ -39,39 +39,23 @@ class Figure(NamedTuple):
     numbers: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = {}  # of the function that drew it
 
-    def save(self, path: str | Path) -> None:
-        """Write the figure to a path that ends in .png, .svg or .pdf, and its numbers as JSON next
-        to it; what is not a number, as of a run that diverged, is null there. Raises ValueError for
-        another ending, OSError.
-        """
-        path = Path(path)
-        if path.suffix[1:] not in FORMS:
-            raise ValueError(f"{path.name}: expected a name that ends in .{', .'.join(FORMS)}")
-        self.draw(path)
-        self.record(path)
-
     def record(self, path: Path) -> None:
-        """Write the numbers alone, with the ending .json. Raises OSError."""
+        """Write the numbers as JSON, with the ending .json; what is not a number, as of a run that
+        diverged, is null there. Raises OSError.
+        """
         values = self.name, self.caption, finite(self.arguments), finite(self.numbers)
         found = dict(zip(RECORDED, values, strict=True))
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(path.with_suffix(".json"), text)
 
     def draw(self, path: Path) -> None:
-        """Write the figure alone; a PNG has its caption in it. Raises OSError."""
+        """Write the figure to a path that ends in .png, which has its caption in it, .svg or .pdf.
+        Raises OSError.
+        """
         text = {"Title": self.name, "Description": self.caption}
         with in_style():
             fit(self.figure)
             write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
-
-    def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        file = BytesIO()
-        with in_style():
-            fit(self.figure)
-            FORMS["png"](self.figure, file, {})
-        return file.getvalue()
 
 
 RECORDED = ("figure", "caption", "arguments", "numbers")
@@ -79,7 +63,7 @@ RECORDED = ("figure", "caption", "arguments", "numbers")
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether a file is the JSON next to a figure, as `Figure.save` writes it. Raises OSError."""
+    """Whether a file is the JSON next to a figure, as `Figure.record` writes it. Raises OSError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # no JSON, or no text

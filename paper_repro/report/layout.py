@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import BboxBase
 
 _INDEX = "[A-Za-z0-9α-ωΑ-Ω]+"
@@ -62,26 +62,16 @@ def fit(canvas: Canvas) -> None:
 
 def _tick(canvas: Canvas) -> None:
     """On log axes of less than a decade, where there would be one number or none, more of them.
-    Ticks with names of their own stay: what is drawn there need not be at its number. An axis on
-    which nothing is drawn, as where all runs diverged, keeps the linear one's limits, down to 0 or
-    below, which have no logarithm.
+    Ticks with names of their own stay: what is drawn there need not be at its number.
     """
     for panel in canvas.axes:
         for axis in (panel.xaxis, panel.yaxis):
             if axis.get_scale() != "log" or isinstance(axis.get_major_locator(), FixedLocator):
                 continue
-            low, high = axis.get_view_interval()
-            if min(low, high) <= 0:
-                high = max(low, high, 0.0) or 1.0
-                axis.axes.set(**{f"{axis.axis_name}lim": (high / 10, high)})
-            if len(numbers_of(axis)) > 1:
-                continue
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(lambda value, _: f"{value:g}")
-            for locator in (LogLocator(subs=(1, 2, 5)), MaxNLocator(4), MaxNLocator(8)):
-                axis.set_major_locator(locator)
-                if len(numbers_of(axis)) > 1:
-                    break
+            if len(numbers_of(axis)) < 2:
+                axis.set_minor_locator(NullLocator())
+                axis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
 def _thin(axis: Any) -> bool:

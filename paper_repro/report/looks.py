@@ -117,6 +117,9 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
     if len(panels) == 1:
         for place in ("left", "center", "right"):  # in a paper the caption says it
             panels[0].set_title("", loc=place)
+    for panel in panels:
+        if panel.name == "3d":
+            _draw_near(panel)
     cells, wrong = [_cell(panel) for panel in panels], []
     several = sum(not cell.alone for cell in cells) or 1
     most = min(several, int(width / NARROWEST))
@@ -124,22 +127,18 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
     for columns in sorted(
         {-(-several // rows) for rows in range(-(-several // most), several + 1)}
     )[::-1]:
-        for away in (-4, -1, 2, 5) if any(panel.name == "3d" for panel in panels) else (0,):
-            for panel in panels:
-                if panel.name == "3d":
-                    _draw_near(panel, away)
-            _flow(canvas, cells, width, columns)
-            wrong = clashes(canvas)
-            if not wrong:
-                return []
+        _flow(canvas, cells, width, columns)
+        wrong = clashes(canvas)
+        if not wrong:
+            break
     return wrong
 
 
-def _draw_near(panel: Any, away: float) -> None:
-    """Few numbers of a surface near it, and the labels `away` points from them."""
+def _draw_near(panel: Any) -> None:
+    """Few numbers of a surface near it, and the labels near them."""
     panel.set_box_aspect(None, zoom=0.72)
     for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
-        axis.labelpad = away
+        axis.labelpad = -1
         axis.set_tick_params(pad=-2)
         if not isinstance(axis.get_major_locator(), FixedLocator):
             axis.set_major_locator(MaxNLocator(3))

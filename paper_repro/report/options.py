@@ -5,17 +5,17 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
 from .figures import in_style
 from .findings import Figure
 
 P = ParamSpec("P")
+LARGEST = 2.0**62
+"""What no number of an option exceeds."""
 
 
 class Impossible(argparse.ArgumentTypeError, ValueError):
@@ -26,8 +26,8 @@ class Option(NamedTuple):
     """What is said of an option, and what each of its numbers may be."""
 
     text: str
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -LARGEST
+    high: float = LARGEST
     least: int = 1  # entries, of one that has several
     twice: bool = False  # whether several may have the same number
 
@@ -36,7 +36,8 @@ Steps = Annotated[int, Option("steps of the optimizer", low=1)]
 Rate = Annotated[float, Option("learning rate of Adam", low=1e-12, high=1e3)]
 Seeds = Annotated[int, Option("seeds, which intervals are over", low=2, high=10_000)]
 Draws = Annotated[int, Option("random problems", low=2, high=1_000_000)]
-Starts = Annotated[tuple[tuple[float, float], ...], Option("starts in the plane, as x,y")]
+PLACE = Option("starts in the plane, as x,y", low=-1e6, high=1e6)
+Starts = Annotated[tuple[tuple[float, float], ...], PLACE]
 
 
 class Parameter(NamedTuple):
@@ -92,22 +93,6 @@ def read(kind: Any, option: Option, given: Any) -> Any:
         Impossible: for another form, a number outside its range, or one of several that stands
             there twice.
     """
-    value = _read(kind, option, given)
-    if several(kind):
-        if len(value) < option.least:
-            raise Impossible(f"expected at least {option.least} values, got {len(value)}")
-        again = [entry for i, entry in enumerate(value) if entry in value[:i]]
-        if again and not option.twice and not isinstance(again[0], tuple):
-            raise Impossible(f"expected every value once, got {written(again[0])} twice")
-    return value
-
-
-def several(kind: Any) -> bool:
-    """Whether an option takes any number of values."""
-    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
-
-
-def _read(kind: Any, option: Option, given: Any) -> Any:
     inner = get_args(kind)
     if get_origin(kind) is not tuple:
         return _single(kind, option, given)
@@ -119,7 +104,19 @@ def _read(kind: Any, option: Option, given: Any) -> Any:
     if len(kinds) != len(given):
         shown = ",".join(map(str, given))
         raise Impossible(f"expected {len(kinds)} numbers together, got {shown}")
-    return tuple(_read(one, option, part) for one, part in zip(kinds, given, strict=True))
+    if several(kind) and len(given) < option.least:
+        raise Impossible(f"expected at least {option.least} values, got {len(given)}")
+    inside = option._replace(least=1, twice=True)
+    value = tuple(read(one, inside, part) for one, part in zip(kinds, given, strict=True))
+    again = [entry for i, entry in enumerate(value) if entry in value[:i]]
+    if again and several(kind) and not option.twice and not isinstance(again[0], tuple):
+        raise Impossible(f"expected every value once, got {written(again[0])} twice")
+    return value
+
+
+def several(kind: Any) -> bool:
+    """Whether an option takes any number of values."""
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
 def _words(kind: Any, text: str) -> list[str]:
@@ -136,28 +133,17 @@ def _single(kind: Any, option: Option, given: Any) -> Any:
         if given not in get_args(kind):
             raise Impossible(f"expected {names(kind)}; got {given}")
         return given
-    value: Any = given
-    if isinstance(given, str) and kind is bool:
-        value = {"yes": True, "no": False}.get(given, given)
-    elif isinstance(given, str):
+    value = given
+    if isinstance(given, str):
         with suppress(ValueError):
             value = kind(given)
-    right = isinstance(value, int | float if kind is float else kind)
-    if not right or isinstance(value, bool) != (kind is bool):
-        single = " alone" if " " in str(given).strip() else ""
-        raise Impossible(f"expected {TYPES[kind]}{single}, got {given!r}")
-    if kind in (int, float):
-        if (kind is int and abs(value) >= 2**63) or not math.isfinite(value):
-            raise Impossible(f"expected finite numbers, whole ones below 2**63, got {value!s:.30}")
-        if not option.low <= value <= option.high:
-            low, high = (f"{bound:g}" for bound in (option.low, option.high))
-            range_ = f"{low} to {high}" if high != "inf" else f"at least {low}"
-            range_ = range_ if low != "-inf" else f"at most {high}"
-            raise Impossible(f"expected {range_}, got {value:g}")
+    if not isinstance(value, int | kind) or isinstance(value, bool):
+        whole, single = "whole " * (kind is int), " alone" * (" " in str(given).strip())
+        raise Impossible(f"expected a {whole}number{single}, got {given!r}")
+    if not option.low <= value <= option.high:  # nor is it a number where it is none
+        most = f" to {option.high:g}" if option.high < LARGEST else " or more"
+        raise Impossible(f"expected {option.low:g}{most}, got {given!s:.30}")
     return value
-
-
-TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "yes or no"}
 
 
 def names(kind: Any) -> str:
@@ -168,20 +154,11 @@ def names(kind: Any) -> str:
 def written(value: Any) -> str:
     """A value as it is typed; `read` reads it."""
     if isinstance(value, tuple):
-        rows = any(isinstance(entry, tuple) for entry in value)
         return " ".join(
-            ",".join(map(written, entry)) if rows else written(entry) for entry in value
+            written(entry).replace(" ", ",") if isinstance(entry, tuple) else written(entry)
+            for entry in value
         )
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def folder(name: str) -> Path:
-    """A folder's name, as argparse reads it: "" is a variable of a shell that is not set."""
-    if not name:
-        raise argparse.ArgumentTypeError("expected a folder's name, got none; . is this folder")
-    return Path(name)
 
 
 def meant(word: str, names: Iterable[str]) -> str:
