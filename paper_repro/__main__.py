@@ -33,11 +33,11 @@ from .report.commands import Catalogue, command
 from .report.compare import compare
 from .report.display import Display, say
 from .report.findings import QUICK, Settings
-from .report.options import folder, meant
+from .report.options import meant
 from .report.page import page, title
 from .report.parts import drop
 from .report.remaining import Remaining, expected, in_order
-from .report.results import PAGE, PARTS, Drawn, Refused, Results, reserved
+from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import table
 from .report.workers import Question, Run, owner
 
@@ -46,25 +46,20 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
     """Modules by name, by how the name begins, or by a claim that they decide, in any case.
 
     Raises:
-        ValueError: where a word is neither, or a claim that no reproduction decides.
+        ValueError: where a word is none of these.
     """
     found: list[str] = []
     for given in words:
-        word = given.lower()
-        if not word:
-            raise ValueError("--only: an empty word names no reproduction")
-        row = LEDGER.get(word.upper())
+        word, row = given.lower(), LEDGER.get(given.upper())
         if word in modules:
             matching = [word]
-        elif row is not None:
-            if row.module not in modules:
-                raise ValueError(f"--only: no reproduction decides {row.id} ({row.kind})")
+        elif row is not None and row.module:
             matching = [row.module]
         else:
-            matching = [name for name in modules if name.startswith(word)]
+            matching = [name for name in modules if word and name.startswith(word)]
         if not matching:
             raise ValueError(
-                f"--only: no reproduction or claim is named {given}; "
+                f"--only: no reproduction is named {given!r} or decides it; "
                 f"{meant(word, [*modules, *LEDGER])}a beginning of a name will do, too; --list has "
                 "all names"
             )
@@ -108,7 +103,9 @@ def reproduce(
                     with unbroken():
                         write_whole(out / PAGE, page(results, modules, keys))
             except KeyboardInterrupt as stop:
-                say(f"\n{interrupted(run, only)} {out};\n{again} goes on from there", sys.stderr)
+                where = ", ".join(run.display.work) or "nothing"
+                said = f"interrupted in {where}; what was found is in {out}, and {again}"
+                say(f"\n{said} goes on from there", sys.stderr)
                 return 143 if isinstance(stop, Terminated) else 130
     except OSError as error:
         say(
@@ -158,18 +155,6 @@ def configuration_of(settings: Settings) -> dict[str, str]:
     return configuration
 
 
-def interrupted(run: Run, only: Sequence[str]) -> str:
-    """Where a run was interrupted, and what it leaves."""
-    texts = []
-    for name in run.display.work:
-        figures = sum(isinstance(finding, Drawn) for finding in run.found[name])
-        claims = len(run.found[name]) - figures
-        texts.append(f"in {name}, after {claims} claims and {figures} figures of it")
-    done = ", ".join(name for name in only if name in run.done) or "none"
-    where = "; ".join(texts) or "at the end"
-    return f"interrupted {where}; finished before: {done}. All of that is in"
-
-
 EPILOG = (
     "`python -m paper_repro figure --list` names the figures that take options; `compare RECORD "
     "RUN` says which verdicts moved. Ctrl-C and SIGTERM keep what is finished (exit status 130 and "
@@ -178,7 +163,7 @@ EPILOG = (
 )
 
 
-def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m paper_repro",
@@ -190,8 +175,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         "--only",
         action="append",
         metavar="NAME",
-        help="run these alone: a name, its beginning or a claim's id; repeatable. There are: "
-        f"{', '.join(modules)}",
+        help="run these alone: a name, its beginning or a claim's id; repeatable",
     )
     flag = functools.partial(parser.add_argument, action="store_true")
     flag("--list", help="list the reproductions and exit")
@@ -235,7 +219,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     flag("--fresh", help="run again even what has not changed")
     parser.add_argument(
         "--out",
-        type=folder,
+        type=Path,
         metavar="DIR",
         help="where results go (default: paper_repro/out; its folders quick and full for these "
         "sizes, and in them cuda for a device, and draw-N)",
@@ -261,7 +245,7 @@ def perform(arguments: Sequence[str] | None) -> int:
         return command(words[1:], Catalogue(__package__ or "paper_repro", papers()))
     if words[:1] == ["compare"]:
         return compare(words[1:])
-    parser = parser_of(list(modules := reproductions()))
+    parser, modules = parser_of(), reproductions()
     options = parser.parse_args(words)
     if options.list:
         for name, module in modules.items():  # with its question, and the claims that it decides

@@ -3,6 +3,7 @@
 import ast
 import functools
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -31,26 +32,17 @@ LIBRARIES = (
 
 def key(module: ModuleType, settings: Settings) -> str:
     """Of a module, all that it imports here, the package, the style, settings and libraries."""
-    files = [*sorted(sources(Path(str(module.__file__)))), STYLE]
-    return digest(files, settings, *versions(), base())
-
-
-@functools.cache
-def versions() -> tuple[str, ...]:
-    """Of Python and of every library, `torch 2.13.0`."""
-    found = [f"python {platform.python_version()}"]
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            found.append(f"{name} none")
-    return tuple(found)
+    return digest([*sorted(sources(Path(str(module.__file__)))), STYLE], settings, base())
 
 
 @functools.cache
 def base() -> str:
-    """Of the package and of the libraries, as they were when this was first asked."""
-    return digest(package(), *versions())
+    """Of the package, Python and the libraries, as they were when this was first asked."""
+    versions = [platform.python_version()]
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return digest(package(), *versions)
 
 
 def sources(path: Path) -> set[Path]:

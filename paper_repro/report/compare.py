@@ -23,43 +23,42 @@ def compare(words: Sequence[str]) -> int:
     """The command line; 0 where all verdicts agree, 1 where one differs, 2 without two runs."""
     parser = argparse.ArgumentParser(prog="python -m paper_repro compare", description=ABOUT)
     parser.add_argument("record", type=Path, help="what was kept")
-    parser.add_argument("run", type=Path, help="claims.json of a run, or its folder")
+    parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument(
         "--keep", action="store_true", help="put the run in the record's place; open rows stay so"
     )
     given = parser.parse_args(words)
-    path = given.run / "claims.json" if given.run.is_dir() else given.run
     try:
-        rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["configuration"]]
-        old = None
-        if given.record.exists() or not given.keep:
-            old = json.loads(given.record.read_text(encoding="utf-8"))
-        runs = path.with_name("runs.json")  # none next to a file of claims alone
-        took = json.loads(runs.read_text(encoding="utf-8")) if runs.exists() else {}
-        seconds = {name: run["seconds"] for name, run in sorted(took.items())}
-        new = kept(rows, old["open"] if old else {}) | {"seconds": seconds}
+        old = None if given.keep and not given.record.exists() else load(given.record)
+        new = kept(given.run, old["open"] if old else {})
         if given.keep or old is None:
             write_whole(given.record, written(new))
             return 0
         if old["size"] != new["size"]:
-            raise ValueError(f"{given.record} is of {old['size']}, {path} of {new['size']}")
+            raise ValueError(f"the record is of {old['size']}, the run of {new['size']}")
         found = differences(old, new)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        parser.error(f"cannot compare {path} with {given.record}: {error}")
+        parser.error(f"cannot compare {given.run} with {given.record}: {error}")
     if found:
         since = f"{old['commit']}..{new['commit']}"
-        right = f"python -m paper_repro compare --keep {given.record} {path}"
+        right = f"python -m paper_repro compare --keep {given.record} {given.run}"
         first = f"Verdicts that are not on record, of commits {since}:"
         say("\n".join([first, *found, f"If the new ones are right: {right}"]), sys.stdout)
     return 1 if found else 0
 
 
-def kept(rows: Sequence[Mapping[str, Any]], undecided: Mapping[str, str]) -> dict[str, Any]:
-    """What a record holds of a run: `undecided` are rows whose verdict may differ, and why.
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept(run: Path, undecided: Mapping[str, str]) -> dict[str, Any]:
+    """What a record holds of a run's folder: `undecided` are rows whose verdict may differ, and
+    why.
 
     Raises:
         ValueError: for a run that decided nothing, or mixes sizes.
     """
+    rows = [row for row in load(run / "claims.json") if row["configuration"]]
     sizes = [{name: x for name in SIZE if (x := row["configuration"].get(name))} for row in rows]
     if not sizes or any(size != sizes[0] for size in sizes):
         raise ValueError("expected claims of one run, all of one size")
@@ -70,7 +69,9 @@ def kept(rows: Sequence[Mapping[str, Any]], undecided: Mapping[str, str]) -> dic
         }
         for row in rows
     }
-    return {"commit": head(), "size": sizes[0], "open": dict(undecided), "verdicts": verdicts}
+    seconds = {name: took["seconds"] for name, took in sorted(load(run / "runs.json").items())}
+    found = {"commit": head(), "size": sizes[0], "open": dict(undecided), "verdicts": verdicts}
+    return found | {"seconds": seconds}
 
 
 def written(record: Mapping[str, Any]) -> str:

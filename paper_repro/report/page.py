@@ -9,16 +9,13 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from ..claims import DECISIONS, LEDGER, ROWS
-from . import of_record, standins
-from .findings import QUICK, Settings
+from ..claims import DECISIONS, LEDGER
+from . import of_record
 from .layout import INDEXED
-from .results import VERDICTS, Results, check_figure
+from .results import Results, check_figure
 from .said import filled, said, shown
-from .summary import counts
 
 STYLE = Path(__file__).with_name("page.css")
-ORDER = {row.id: number for number, row in enumerate(ROWS)}
 
 
 def page(results: Results, modules: Mapping[str, ModuleType], keys: Mapping[str, str]) -> str:
@@ -33,15 +30,11 @@ def page(results: Results, modules: Mapping[str, ModuleType], keys: Mapping[str,
         f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
         for name, value in results.configuration.items()
     )
-    counted = [
-        [paper, *(str(count or "–") for count in found.values())]
-        for paper, found in counts(claims).items()
-    ]
     rows = [[_link(claim), _verdict(claim), typeset(claim["claim"])] for claim in claims]
     parts = [
         "<h1>The papers re-run</h1><p>What four texts on several tasks and the field since claim, "
         "and what came out when it was run.</p>",
-        f"<dl>{settings}</dl>{_table([['', *VERDICTS], *counted])}<ul>{findings}</ul>",
+        f"<dl>{settings}</dl><ul>{findings}</ul>",
         f'<h2 id="claims">All claims</h2>{_table(rows)}',
         *_questions(results, claims, modules, keys),
         '<h2 id="open">Not decided</h2>',
@@ -61,7 +54,7 @@ def _questions(
     modules: Mapping[str, ModuleType],
     keys: Mapping[str, str],
 ) -> list[str]:
-    """A section for each question that left something, in the order of their first claims."""
+    """A section for each question that left something."""
     found = []
     for name, module in modules.items():
         figures = results.figures(name)
@@ -74,13 +67,12 @@ def _questions(
         elif run["key"] != keys[name]:
             notice = "Found by an earlier run, of other code, settings or libraries."
         source = f"{module.__name__.replace('.', '/')}.py"  # nothing of the machine
-        text = (
+        found.append(
             f'<h2 id="{name}">{typeset(title(module))}</h2><p class="quiet">{notice} Measured and '
             f"decided in <code>{escaped(source)}</code>.</p>{''.join(map(figure, figures))}"
             f"{''.join(article(claim, figures, results.configuration) for claim in own)}"
         )
-        found.append((min((ORDER[claim["id"]] for claim in own), default=len(ORDER)), text))
-    return [text for _, text in sorted(found)]
+    return found
 
 
 def escaped(text: Any) -> str:
@@ -129,14 +121,14 @@ def article(claim: dict[str, Any], figures: list[Path], last: dict[str, str]) ->
         f'<h4>{_link(claim)} {_verdict(claim)} <span class="quiet">{claim["kind"]}</span></h4>',
         _here(claim, _found(claim)),
     ]
-    if own or claim["verdict"] == "stand-in":
+    if own:
         measured, beforehand, fails = claim["where"].partition("Said beforehand: ")
         parts.append(f"<p>{typeset(measured)}</p><p>{beforehand}{typeset(fails)}</p>")
-    if own:
         parts += [_of_record(claim), _numbers(claim["measured"])]
         links = (f'<a href="#{path.stem}">{path.stem}</a>' for path in figures)
         parts.append(f"<p>Figures: {', '.join(links)}.</p>" if figures else "")
-        parts.append(f"<p>Run again: <code>{escaped(command_of(identifier, own))}</code></p>")
+        command = f"<code>python -m paper_repro --only {identifier}</code>"
+        parts.append(f"<p>Run again, with options as above: {command}</p>")
     if own and own != last:
         said_of = ", ".join(f"{name} {value}" for name, value in own.items())
         parts.append(f'<p class="quiet">From another run: {escaped(said_of)}.</p>')
@@ -163,8 +155,6 @@ def _finding(claim: dict[str, Any]) -> str:
 
 def _found(claim: dict[str, Any]) -> str:
     decision = DECISIONS.get(claim["id"])
-    if claim["verdict"] == "stand-in":
-        return "; ".join(map(standins.said, standins.of(LEDGER[claim["id"]])))
     if decision is None or not claim["configuration"]:
         return claim["where"]
     text = said(decision, claim["measured"])
@@ -184,23 +174,6 @@ def _of_record(claim: dict[str, Any]) -> str:
         return ""
     runs = f" ({typeset(marks)})" if marks else ""
     return f'<p class="quiet">Of record: {escaped(kept["verdict"])}{runs}.</p>'
-
-
-def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
-    """The command that decides a claim again as a run of this configuration did."""
-    usual, words = Settings(), ["python -m paper_repro"]
-    if configuration["sizes"] != "reduced":
-        words.append("--full")
-    if "budget" in configuration:
-        usual = QUICK
-        words.append("--quick")
-    if configuration["seeds"] != str(usual.seeds):
-        words.append(f"--seeds {configuration['seeds']}")
-    if "draw" in configuration:
-        words.append(f"--draw {configuration['draw']}")
-    if configuration["device"] != "cpu":
-        words.append(f"--device {configuration['device']}")
-    return " ".join([*words, f"--only {identifier}"])
 
 
 def _numbers(measured: dict[str, float]) -> str:

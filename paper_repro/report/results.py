@@ -29,6 +29,8 @@ LOCK = ".lock"
 PARTS = ".parts"
 """The folder of long computations, until a run has come to its end."""
 PAGE = "report.html"
+FOUND = ("verdict", "measured", "where", "module", "configuration")
+"""What a row of claims.json has beside the ledger's words."""
 ASIDE = ".unreadable"
 """What the name of a file that was set aside ends in."""
 
@@ -65,7 +67,9 @@ class Results:
         self.folder, self.configuration, modules = folder, configuration, list(modules)
         self.notices: list[str] = []
         rows = self._read(read_claims, folder / "claims.json", modules) or []
-        self.found = {row["id"]: row for row in rows if row["configuration"]}
+        self.found = {
+            row["id"]: {name: row[name] for name in FOUND} for row in rows if row["configuration"]
+        }
         # of complete ones: their key and what they left
         self.runs = self._read(read_runs, folder / "runs.json", modules) or {}
         for path in [path for module in modules for path in folder.glob(f"{module}-*.[ps][nv]g")]:
@@ -106,19 +110,8 @@ class Results:
         """Put a claim in its file; a figure is in its own."""
         if isinstance(finding, Drawn):
             return
-        if finding.id not in LEDGER:
-            raise ValueError(
-                f"{module}: there is no claim {finding.id}; give it a row in the "
-                "module's `CLAIMS`, or correct the id"
-            )
-        self.found[finding.id] = {
-            **_blank(LEDGER[finding.id]),
-            "verdict": finding.verdict,
-            "measured": finding.measured,
-            "where": finding.where,
-            "module": module,
-            "configuration": self.configuration,
-        }
+        values = finding.verdict, finding.measured, finding.where, module, self.configuration
+        self.found[finding.id] = dict(zip(FOUND, values, strict=True))
         self._write("claims.json", self.claims())
 
     def finish(
@@ -128,16 +121,12 @@ class Results:
         `seconds` of processor time are kept with it.
         """
         findings = list(findings)
-        ids = {finding.id for finding in findings if isinstance(finding, Claim)}
-        names = [
-            f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Drawn)
-        ]
-        self.found = {
-            identifier: row
-            for identifier, row in self.found.items()
-            if row["module"] != module or identifier in ids
-        }
-        for path in (*self.folder.glob(f"{module}-*.png"), *self.folder.glob(f"{module}-*.svg")):
+        ids = {x.id for x in findings if isinstance(x, Claim)}
+        names = [f"{module}-{x.name}.png" for x in findings if isinstance(x, Drawn)]
+        for name in [x for x, row in self.found.items() if row["module"] == module]:
+            if name not in ids:
+                del self.found[name]
+        for path in self.folder.glob(f"{module}-*.[ps][nv]g"):
             if path.with_suffix(".png").name not in names:
                 path.unlink()
         self.runs[module] = {
@@ -156,51 +145,28 @@ class Results:
         return sorted(found, key=lambda x: order.index(x.name) if x.name in order else len(order))
 
     def claims(self) -> list[dict[str, Any]]:
-        """A row for every claim of the ledger: as found, or why it was not."""
+        """A row for every claim of the ledger, in its words of today: as found, or why it was
+        not; only found ones have a configuration.
+        """
         return [
-            # the ledger's words are those of today, whenever the row was found
-            {**self.found[row.id], **_words(row)}
-            if row.id in self.found
-            else {**_blank(row), **self._undecided(row)}
+            {"id": row.id, "paper": PAPERS[row.paper], "kind": row.kind, "claim": row.statement}
+            | (self.found.get(row.id) or self._undecided(row))
             for row in ROWS
         ]
 
-    def _undecided(self, row: Row) -> dict[str, str]:
-        if standins.of(row):
-            return {"verdict": standins.verdict(row), "where": standins.sentence(row)}
-        if row.kind in ("data/RL", "not here"):
-            return {
-                "verdict": "not testable here",
-                "where": KINDS[row.kind] + (f": {row.needs}" if row.needs else ""),
-            }
-        if not row.module:
-            return {"verdict": NOT_RUN, "where": "no reproduction decides it yet"}
-        left_out = row.module in self.runs and row.needs
-        return {
-            "verdict": NOT_RUN,
-            "where": row.needs
-            if left_out
-            else f"not run yet; `python -m paper_repro --only {row.module}` decides it",
-        }
+    def _undecided(self, row: Row) -> dict[str, Any]:
+        if row.module:
+            verdict = NOT_RUN
+            where = f"not run yet; `python -m paper_repro --only {row.module}` decides it"
+        elif standins.of(row):
+            verdict, where = standins.verdict(row), standins.sentence(row)
+        else:
+            verdict = "not testable here"
+            where = KINDS[row.kind] + (f": {row.needs}" if row.needs else "")
+        return dict(zip(FOUND, (verdict, {}, where, row.module, {}), strict=True))
 
     def _write(self, name: str, content: Any) -> None:
         write_whole(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False))
-
-
-def _words(row: Row) -> dict[str, str]:
-    return {"id": row.id, "paper": PAPERS[row.paper], "kind": row.kind, "claim": row.statement}
-
-
-def _blank(row: Row) -> dict[str, Any]:
-    """A row of claims.json without a finding; only found ones have a configuration."""
-    return {
-        **_words(row),
-        "verdict": NOT_RUN,
-        "measured": {},
-        "where": "",
-        "module": row.module,
-        "configuration": {},
-    }
 
 
 # ---- reading what is there ----
@@ -261,10 +227,9 @@ def _read(path: Path, kind: Any) -> Any:
         return get_origin(kind)()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # no half of a character: it is rewritten
         msgspec.convert(content, kind)
         return content
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise Unreadable(f"cannot be used ({error})") from error
 
 
@@ -279,14 +244,11 @@ def reserved(folder: Path) -> Iterator[None]:
 
     Raises:
         Refused: where the folder cannot be made or written, or holds files but none of a run, or
-            another run holds it, or something else stands where a file or a folder belongs.
+            another run holds it.
     """
     lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, kind in ((folder / PAGE, "file"), (folder / PARTS, "folder")):
-            if path.exists() and path.is_dir() != (kind == "folder"):
-                raise Refused(f"--out: {path} is no {kind}; move it away, or name another folder")
         if not _own(folder):
             raise Refused(
                 f"--out: {folder} holds files, and none of an earlier run; name a new folder, or "

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from .decisions import (
@@ -90,28 +91,22 @@ def number(value: float) -> str:
 
 
 def _some(judged: list[tuple[str, str]]) -> Iterator[str]:
-    """Those that are shown: of many, one of every answer at least."""
-    answers = [answer for _, answer in judged]
-    first = {answers.index(answer) for answer in set(answers)}
-    others = [i for i in range(len(judged)) if i not in first]
+    """Those that are shown; of many the count of each answer, and first those that lose."""
     if len(judged) > SHOWN:
-        counts = ", ".join(f"{answers.count(each)} {each}" for each in ("yes", "no", "open"))
-        yield f"{counts}, of {len(judged)}"
-    for i in sorted([*first, *others][:SHOWN]):
-        yield f"{judged[i][0]}: {answers[i]}"
+        judged = sorted(judged, key=lambda case: case[1])
+        counts = Counter(answer for _, answer in judged)
+        each = ", ".join(f"{count} {answer}" for answer, count in counts.items())
+        yield f"{each}, of {len(judged)}"
+    for text, answer in judged[:SHOWN]:
+        yield f"{text}: {answer}"
 
 
 def _condition(condition: Condition, measured: Measured, then: str = "holds") -> tuple[str, str]:
     """A number and what follows if it is where the condition has it, and whether it is."""
     values = {name: measured[name] for name in named_so(measured, condition.name)}
     # the one that is farthest to the wrong side
-    amiss = {
-        "<": lambda value: value,
-        "<=": lambda value: value,
-        ">": lambda value: -value,
-        ">=": lambda value: -value,
-        "==": lambda value: abs(value - condition.bound),
-    }[condition.relation]
+    sign = {"<": 1, "<=": 1, ">": -1, ">=": -1}.get(condition.relation)
+    amiss = (lambda x: sign * x) if sign else (lambda x: abs(x - condition.bound))
     name = max(values, key=lambda name: (math.isnan(values[name]), amiss(values[name])))
     worst = f", the worst of {len(values)}" if len(values) > 1 else ""
     answer = "yes" if condition.met(measured) else "open" if math.isnan(values[name]) else "no"

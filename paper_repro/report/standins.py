@@ -5,7 +5,7 @@ The numbers are those of `python -m experiments.standins`, which writes `standin
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,49 +73,48 @@ def measured(found: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _shown(row: Row) -> Iterator[tuple[str, str, str]]:
+    """What is said of a claim, when it holds and what was measured: on real images, then on each of
+    its stand-ins.
+    """
+    if row.id in images.CRITERIA:
+        yield images.said(row.id), images.CRITERIA[row.id].holds, images.measured(row.id)
+    for found in of(row):
+        yield said(found), found["holds"], measured(found)
+
+
 def sentence(row: Row) -> str:
     """All of a claim's stand-ins, with numbers, and what decides the published claim."""
-    each = [f"{said(found)}. It holds if {found['holds']}; {measured(found)}" for found in of(row)]
-    if row.id in images.CRITERIA:
-        holds = images.CRITERIA[row.id].holds
-        real = f"{images.said(row.id)}. It holds if {holds}; {images.measured(row.id)}"
-        each = [real[0].upper() + real[1:], *each]
-    return ". ".join([*each, f"The published claim takes {row.needs}"])
+    each = [f"{text}. It holds if {holds}; {numbers}" for text, holds, numbers in _shown(row)]
+    text = ". ".join([*each, f"The published claim takes {row.needs}"])
+    return text[0].upper() + text[1:]
 
 
 def table(rows: Iterable[Row]) -> str:
     """Published next to measured, a line per stand-in, as Markdown; "" where no row needs data."""
-    lines = [line for row in rows if row.kind == "data/RL" for line in _lines(row)]
-    if not lines:
-        return ""
-    heads = ["claim", "published", "here", "holds if", "measured", "decides the published one"]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
+    heads = "claim", "published", "here", "holds if", "measured", "decides the published one"
+    lines = [
+        [f"**{row.id}**", row.published or "without numbers", *shown, row.needs]
+        for row in rows
+        if row.kind == "data/RL"
+        for shown in [*_shown(row)] or [("not testable here", "–", "–")]
+    ]
+    return markdown([heads, *lines]) if lines else ""
 
 
-def _lines(row: Row) -> Iterator[list[str]]:
-    published = row.published or "without numbers"
-    if row.id in images.CRITERIA:
-        yield [
-            f"**{row.id}**",
-            published,
-            images.said(row.id),
-            images.CRITERIA[row.id].holds,
-            images.measured(row.id),
-            row.needs,
-        ]
-    if not of(row):
-        yield [f"**{row.id}**", published, "not testable here", "–", "–", row.needs]
-    for found in of(row):
-        yield [f"**{row.id}**", published, said(found), found["holds"], measured(found), row.needs]
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    first, *others = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [first, ["---"] * len(first), *others])
 
 
 def agreement() -> str:
     """What the studies' runs on their own seeds and on fresh ones say, as Markdown."""
-    lines = [["study", "seeds", "verdicts"], ["---"] * 3]
+    lines = [["study", "seeds", "verdicts"]]
     for name, study in kept()["studies"].items():
         mine = [row for row in kept()["stand-ins"] if row["study"] == name]
         verdicts = {x["claim"]: [run["verdict"] for run in x["runs"].values()] for x in mine}
         changed = [f"{claim}: {' → '.join(x)}" for claim, x in verdicts.items() if x[0] != x[-1]]
         said = "; ".join(changed) or f"{len(mine)}, none changed"
         lines.append([f"`{study['command']}`", " and ".join(mine[0]["runs"]), said])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(lines)

@@ -1,20 +1,12 @@
-"""Verdicts counted, and what a run decided as text for the terminal."""
+"""What a run decided, as text for the terminal, beside what is kept of runs."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from ..claims import PAPERS
 from . import of_record
 from .results import VERDICTS, Results
-
-
-def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Number of claims by paper and verdict."""
-    found = {paper: dict.fromkeys(VERDICTS, 0) for paper in PAPERS}
-    for claim in claims:
-        found[claim["id"].split("-")[0]][claim["verdict"]] += 1
-    return found
 
 
 def table(results: Results, modules: Iterable[str]) -> str:
@@ -23,9 +15,9 @@ def table(results: Results, modules: Iterable[str]) -> str:
     lines, larger, other = [], [], []
     for claim in claims:
         if claim["module"] in modules and claim["configuration"]:
-            text = textwrap.wrap(claim["claim"], 100)
-            lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
-            lines.extend(" " * 25 + more for more in text[1:])
+            first, *more = textwrap.wrap(claim["claim"], 100)
+            lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{first}")
+            lines.extend(" " * 25 + text for text in more)
             kept = record.get(claim["id"])
             if kept is None or "budget" in claim["configuration"]:
                 continue
@@ -41,7 +33,8 @@ def table(results: Results, modules: Iterable[str]) -> str:
         lines += [f"{said} (docs/claims.md):", *larger, ""]
     if other:
         lines += ["Otherwise than what is kept of this size (docs/claims.md):", *other, ""]
-    for paper, found in counts(claims).items():
-        shown = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
+    for paper in PAPERS:
+        found = Counter(x["verdict"] for x in claims if x["id"].startswith(f"{paper}-"))
+        shown = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])
         lines.append(f"{paper:<4}{shown}")
     return "\n".join(lines)

@@ -7,17 +7,15 @@ from .findings import Claim, Findings, Settings
 
 
 def findings(module: ModuleType, settings: Settings) -> Findings:
-    """A reproduction's findings under these settings. A run below the default's budget refutes
-    nothing that a longer training, or more draws, could change; and every claim says what its
-    decision says before anything runs.
-    """
+    """A reproduction's findings under these settings, each claim as `stated`."""
     for finding in module.run(settings):
         yield stated(finding, settings) if isinstance(finding, Claim) else finding
 
 
 def stated(claim: Claim, settings: Settings) -> Claim:
-    """A claim with its verdict and its decision's words, and open where a small budget cannot close
-    it. Raises LookupError where the decision misses a number.
+    """A claim with its verdict and with what its decision says before anything runs. A run below
+    the default's budget refutes nothing that a longer training, or more draws, could change: there
+    it stays open. Raises LookupError where the decision misses a number.
     """
     if claim.verdict and claim.id not in DECISIONS:
         return claim

@@ -73,10 +73,7 @@ class Run:
         elif kind == "progress":
             self.display.progress(name, what)
         elif kind == "found":
-            try:
-                self.results.add(name, what)
-            except ValueError as error:
-                return self.fail(name, str(error))
+            self.results.add(name, what)
             self.found[name].append(what)
             text = f"figure {what.name}" if isinstance(what, Drawn) else f"{what.id} {what.verdict}"
             self.display.line(f"[{name}] {text}")
@@ -109,13 +106,9 @@ def answer(settings: Settings, folder: Path, parts: Path, question: Question) ->
             redrawn(settings.draw),
             on(settings.device),
         ):
-            for finding in findings(module, settings):
-                say(
-                    (
-                        "found",
-                        draw(folder, name, finding) if isinstance(finding, Figure) else finding,
-                    )
-                )
+            for found in findings(module, settings):
+                kept = draw(folder, name, found) if isinstance(found, Figure) else found
+                say(("found", kept))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
