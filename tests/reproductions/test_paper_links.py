@@ -1,39 +1,10 @@
 """What the texts say of each other: exact rest points, what a lane of the study trains."""
 
-from fractions import Fraction
-
 import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro.cross_paper import adam_metric, digits, rest_points
-from paper_repro.report.findings import Settings
-from paper_repro.report.verdicts import stated
-
-
-def short(patch: pytest.MonkeyPatch) -> None:
-    """Fewer and longer steps to the rest points, over the same way."""
-    for name, value in {"HALVINGS": 6, "EACH": 10, "FIRST": 1.2}.items():
-        patch.setattr(rest_points, name, value)
-
-
-def test_fractions_of_the_examples():
-    weights, rates = rest_points.exact_rest(rest_points.PAIR)
-    assert weights == [Fraction(13, 18), Fraction(5, 18)]
-    assert rates == [Fraction(245, 9), Fraction(637, 9)]
-    fifth = Fraction(1, 5)
-    assert rest_points.exact_rest(rest_points.TRIPLE)[0] == [2 * fifth, 2 * fifth, fifth]
-
-
-def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
-    right = mf.gradnorm
-    short(monkeypatch)
-    monkeypatch.setattr(
-        mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5}))
-    )
-    assert stated(rest_points.unit_gradients(8), Settings()).verdict == "does not hold"
-    monkeypatch.setattr(mf, "gradnorm", right)
-    assert stated(rest_points.unit_gradients(8), Settings()).verdict == "holds"
+from paper_repro.cross_paper import adam_metric, digits
 
 
 def test_a_lane_is_the_run_it_stands_for(monkeypatch):

@@ -2,8 +2,6 @@
 what holds at any budget.
 """
 
-from fractions import Fraction
-
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -12,22 +10,14 @@ import mtlfunc as mf
 from paper_repro.mgda import (
     common,
     cost_of_weights,
-    duality,
     encoders,
     naive,
     pareto,
     smoothing,
     solvers,
-    unit_gradients,
 )
 
 # ---- smoothing and the naive iteration ----
-
-
-def test_average_of_own_iterates_in_fractions():
-    own, answer = naive.example()
-    assert own == [1, Fraction(1, 2)]
-    assert answer == [Fraction(2, 5), Fraction(4, 5)]
 
 
 def test_naive_iteration_follows_the_smallest_product():
@@ -77,17 +67,6 @@ def test_softmax_grid_is_gradient_descent_and_depends_on_rate_times_scale():
 # ---- premises and duality ----
 
 
-def test_three_unit_gradients_in_fractions():
-    assert unit_gradients.broken_rates() == [Fraction(-3, 5), Fraction(6, 5), Fraction(6, 5)]
-    for row in unit_gradients.BROKEN:
-        assert sum(x * x for x in row) == 1
-    rows = torch.tensor(
-        [[float(x) for x in row] for row in unit_gradients.BROKEN], dtype=torch.float64
-    )
-    u = mf.aggregate(common.normalised(), rows)
-    assert (rows @ u).tolist() == pytest.approx([-0.6, 1.2, 1.2])
-
-
 def test_weak_system_at_the_boundary_of_the_hull():
     """0 lies on an edge of conv{(1, 0), (-1, 0), (0, 1)}: rank P, and yet Δ = (0, -1) solves JΔ <=
     0.
@@ -99,14 +78,6 @@ def test_weak_system_at_the_boundary_of_the_hull():
     assert pareto.linear_programs(edge, weak=True).all()
     assert not pareto.linear_programs(edge, weak=False).any()
     assert not pareto.linear_programs(around, weak=True).any()
-
-
-def test_closed_form_of_equal_gradients():
-    rows = torch.tensor(
-        [[[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]],
-        dtype=torch.float64,
-    )
-    assert duality.closed_form(rows).tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
 
 
 # ---- the bound, and costs ----

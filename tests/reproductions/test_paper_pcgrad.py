@@ -1,7 +1,5 @@
 """PCGrad's reproductions: exact findings, the ablation's arms, what holds at any budget."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
@@ -12,44 +10,8 @@ from paper_repro.pcgrad import (
     events,
     landscape,
     problems,
-    quadratics,
-    rational,
-    theorem2,
     training,
 )
-
-# ---- the theorems' study ----
-
-
-def test_counterexample_in_fractions():
-    exact = theorem2.counterexample()
-    assert exact["L(θ^MT)"] == -2
-    assert exact["L(θ^PCGrad)"] == 0
-    assert exact["shortest step, uniform weight"] == exact["step"] == 4
-
-
-def test_study_is_not_vacuous():
-    steps = quadratics.study(50, (-1, 3))
-    assert steps.second.applies.sum() > 50
-    assert not (steps.worse & steps.second.applies).any()
-    assert (steps.worse & steps.printed.applies).any()
-    # (a) follows from (b)
-    assert not (steps.second.curved & steps.conflict & ~steps.second.dominated).any()
-    # the plain step never lowers L there
-    assert (steps.plain_fall[steps.second.applies] <= steps.rounding[steps.second.applies]).all()
-    assert not (steps.first.applies & steps.second.applies).any()
-
-
-# ---- three tasks ----
-
-
-def test_three_gradients_at_120_degrees():
-    rates, squares, difference = rational.under_all_orders(rational.FAN)
-    assert sorted(squares) == [0, 0, *[Fraction(3, 16)] * 6]
-    assert difference < 1e-14
-    mean = [sum(own[i] for own in rates) for i in range(3)]
-    assert mean == [0, 0, 0]  # so is the mean direction, which lies in the span of the gradients
-
 
 # ---- the landscape and the arms ----
 

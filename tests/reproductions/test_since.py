@@ -10,14 +10,12 @@ from scipy.optimize import brentq
 
 import mtlfunc as mf
 from paper_repro.since import (
-    aligned,
     common,
     conflict,
     grouping,
     narrow,
     physics,
     population,
-    rewards,
     scalarization,
     terms,
 )
@@ -91,47 +89,6 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
     tasks = matrix.unflatten(0, (-1, 2)).mean(0)
     cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
     assert float(conflict.train(2, 3)[0][1, 0]) == pytest.approx(float(cosine))
-
-
-# ---- Aligned-MTL, rewards ----
-
-
-def test_a_bound_of_the_condition_number_is_tight():
-    """Two gradients of one length: κ² = (1 + cos)/(1 - cos), the bound itself."""
-    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
-    square = float(torch.linalg.cond(rows) ** 2)
-    assert (square - 1) / (square + 1) == pytest.approx(0.6)
-    assert aligned.condition_number(8).measured["(1, 0), (1, .01): condition number"] > 100
-
-
-def test_published_example_of_two_rollouts():
-    """Liu et al. 2026, Figure 2: two advantages where rewards are summed first, three else."""
-    assert list(map(len, rewards.advantages(2, 2))) == [2, 3]
-
-
-def test_whole_numbers_say_which_advantages_are_equal():
-    rng = np.random.default_rng(1)
-    groups = [rng.integers(0, 3, (4, 2)) for _ in range(60)]
-    for one, other in itertools.combinations(groups, 2):
-        plain = []
-        for group in (one, other):
-            total = group.sum(1).astype(float)
-            deviation = total.std()
-            plain.append((total - total.mean()) / deviation if deviation else 0 * total)
-        assert (rewards.summed(one) == rewards.summed(other)) == np.allclose(*plain, atol=1e-9)
-
-
-def test_a_reward_s_rate_along_the_natural_gradient():
-    """The policy after a small natural step, by differences, against the covariance."""
-    key = mf.random.key(3)
-    logits, reward = common.normal(key, 0, 5), common.normal(key, 1, 5)
-    advantage = common.normal(key, 2, 5)
-    policy = logits.softmax(0)
-    natural = advantage - policy @ advantage  # of a softmax: the advantage itself
-    step = 1e-6
-    rise = ((logits + step * natural).softmax(0) - (logits - step * natural).softmax(0)) @ reward
-    covariance = policy @ ((reward - policy @ reward) * natural)
-    assert float(rise / (2 * step)) == pytest.approx(float(covariance), rel=1e-6)
 
 
 # ---- population ----
