@@ -115,20 +115,6 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
     assert not misplaced(canvas)
 
 
-def test_the_paper_s_values_are_the_defaults() -> None:
-    values = {
-        name: {each.name: each.default for each in parameters(FIGURES[name]).values()}
-        for name in FIGURES.names
-    }
-    toy = values["cagrad.toy"]
-    assert toy["starts"] == ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
-    assert (toy["steps"], toy["rate"], toy["c"]) == (100_000, 1e-3, (0.5,))
-    regression = values["gradnorm.toy"]
-    sizes = [regression[name] for name in ("inputs", "outputs", "width", "batch", "alpha")]
-    assert sizes == [250, 100, 100, 100, 0.12]
-    assert values["pcgrad.figure1"]["start"] == (0.5, -3.0)
-
-
 @pytest.mark.parametrize("name", FIGURES.names)
 def test_defaults_are_read_as_they_are_shown(name: str) -> None:
     for each in parameters(FIGURES[name]).values():
@@ -141,22 +127,20 @@ def test_defaults_are_read_as_they_are_shown(name: str) -> None:
     [
         ("Toy", "there is no figure Toy; did you mean cagrad.toy or gradnorm.toy? there are: "),
         ("", "which figure"),
-        ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3; there are: --starts, "),
+        ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3"),
         ("gradnorm.toy --seeds 2 3", "--seeds: expected a whole number alone, got '2 3'"),
         ("cagrad.toy --methods MGDA, eps", "'MGDA, epsilon', PCGrad"),
         ("cagrad.toy --seed -1", "--seed: expected an integer from 0 to"),
         ("cagrad.toy --size 6x1", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
         ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
-        ("cagrad.toy --steps 0", "--steps: expected at least 1, got 0"),
-        ("cagrad.toy --c nan", "--c: expected finite numbers"),
+        ("cagrad.toy --steps 0", "--steps: expected 1 or more, got 0"),
+        ("cagrad.toy --c nan", "--c: expected 0 to 1e+06, got nan"),
         ("cagrad.toy --starts 1,2,3", "--starts: expected 2 numbers together, got 1,2,3"),
         ("gradnorm.toy --scales 1", "--scales: expected at least 2 values, got 1"),
-        ("gradnorm.toy --seeds 1", "--seeds: expected 2 to 10000, got 1"),
         ("cagrad.toy --methods GD GD", "--methods: expected every value once, got GD twice"),
         ("mgda.counterexample --inputs 1,1 2,2", "--inputs: expected samples that are not all"),
-        ("mgda.counterexample --rate 100", "--rate: 100 is too large"),
         ("cagrad.toy --out toy.gif", "--out: toy.gif has to end in .png"),
-        ("cagrad.toy --out /no/such/folder/toy.png", "cannot be written"),
+        ("cagrad.toy --out /no/such/folder/toy.png", "toy.png cannot be written (No such file"),
         ("cagrad.toy --preset poster", "--preset: expected column, page; got poster"),
         ("cagrad.toy --preset column --size 6x3", "--size: not allowed with argument --preset"),
         ("cagrad.toy --font Nonesuch", "--font: matplotlib does not find 'Nonesuch'"),

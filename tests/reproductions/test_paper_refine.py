@@ -111,6 +111,9 @@ def test_rates_are_asked_for_beside_losses_that_differ(even, odd, wanted):
 def test_a_run_that_diverged_is_beside_nobody():
     start, _, _ = searched(lambda rate: 1.0 if rate < 5e-3 else math.inf, valley(3e-3, 1.0))
     assert math.isinf(refine.neighbours_apart(start))
+    runs = runs_with(np.array([[math.nan, 0.1], [1.0, 1.0]]), (1e-3, 1e-2))
+    assert runs.best() == 1  # nor is it ever the best
+    assert math.isinf(runs.final()[0, 0])
 
 
 def test_weights_that_learn_nothing_are_no_denominator():
