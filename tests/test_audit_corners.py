@@ -173,21 +173,3 @@ def test_numbers_that_differ_are_not_written_alike():
     report = mf.audit(absolute, only=["positive homogeneity"], instances=50)
     before, after = report["positive homogeneity"].detail.split(" become ")
     assert before.removeprefix("weights ") != after.split(" when ")[0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        (["mtlfunc:mean", "--claims", "vmap"], "--claims: there is no such option of a rule"),
-        (["mtlfunc:mean", "--tasks", "2", "3"], "--tasks: there is no such option of a rule"),
-        (
-            ["--solver", "mtlfunc.solvers:active_set", "--require", "non-conflict"],
-            "--require: there is no such option of a solver",
-        ),
-    ],
-)
-def test_command_refuses_options_that_it_would_not_read(arguments, option, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert option in capsys.readouterr().err

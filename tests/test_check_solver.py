@@ -133,38 +133,26 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
     assert all(line in str(report) for line in example.literal.splitlines())
 
 
-@pytest.mark.parametrize(
-    ("solver", "text"),
-    [
-        (
-            lambda problem: uniform(problem).tolist(),
-            "expected a Solution or a tensor of weights [1], got list",
-        ),
-        (
-            lambda problem: uniform(problem).float(),
-            "weights are float32, but the Gramian is float64",
-        ),
-        (lambda problem: uniform(problem).repeat(2), "weights: expected shape [1], one entry per"),
-        (lambda problem: uniform(problem) * torch.nan, "weights are not finite"),
-        (changes_its_problem, "it changes problem.gramian in place"),
-        (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
-        (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
-        (raises, "raises RuntimeError: no memory"),
-        (lambda problem: uniform(problem).to_sparse(), "expected a dense tensor on cpu"),
-        (lambda problem: uniform(problem).to("meta"), "got torch.strided on meta"),
-        (
-            says(dual=lambda p, found: uniform(p)),
-            "dual: expected the weights again, got [0.5, 0.5]",
-        ),
-        (
-            says(dual=lambda p, found: found.dual * torch.nan),
-            "dual: expected weights on the simplex, got [nan]",
-        ),
-        (says(steps=lambda p, found: None), "steps: expected a 0-d tensor of integers, got None"),
-    ],
-)
-def test_sentence_says_what_an_answer_must_be(solver, text):
-    report = testing.check_solver(solver, ["min_norm"], tasks=(1, 2))
+ANSWERS = {
+    "got list": lambda problem: uniform(problem).tolist(),
+    "weights are float32": lambda problem: uniform(problem).float(),
+    "weights: expected shape [1]": lambda problem: uniform(problem).repeat(2),
+    "weights are not finite": lambda problem: uniform(problem) * torch.nan,
+    "problem.gramian in place": changes_its_problem,
+    "rates: the Solution says [2.0]": says_no_gap,
+    "value: expected a tensor": fills_in_numbers,
+    "raises RuntimeError: no memory": raises,
+    "expected a dense tensor": lambda problem: uniform(problem).to_sparse(),
+    "on meta": lambda problem: uniform(problem).to("meta"),
+    "dual: expected the weights again": says(dual=lambda p, found: uniform(p)),
+    "dual: expected weights on": says(dual=lambda p, found: found.dual * torch.nan),
+    "steps: expected": says(steps=lambda p, found: None),
+}
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_sentence_says_what_an_answer_must_be(text):
+    report = testing.check_solver(ANSWERS[text], ["min_norm"], tasks=(1, 2))
     assert not report.sound
     assert text in report.counterexamples["min_norm"].detail
 

@@ -37,21 +37,6 @@ def test_probe_is_a_line(name):
     assert fits(PROBES[name].make()).startswith(f"mf.{name.split('-')[0]}(")
 
 
-def test_arguments_are_shown():
-    assert repr(mf.cagrad(0.4, rescale="1+c")) == "mf.cagrad(0.4, rescale='1+c')"
-    assert repr(mf.momentum(mf.mgda(), 0.6)) == "mf.momentum(mf.mgda(), 0.6)"
-    assert repr(mf.adam(1e-3)) == "mf.adam(0.001)"
-    solver = mf.solvers.frank_wolfe(7, "away")
-    assert repr(mf.mgda(solver)) == "mf.mgda(mf.solvers.frank_wolfe(7, 'away'))"
-    assert repr(mf.stateless(net_softmin)) == "mf.stateless(net_softmin)"
-    own = mf.Rule(lambda losses, key: (), lambda geometry, state: (geometry.losses, ()))
-    assert repr(own) == "Rule(init=<lambda>, update=<lambda>)"
-
-
-def net_softmin(gramian):
-    return torch.softmax(-gramian.diagonal(), -1)
-
-
 def test_steps_states_and_what_they_report_are_one_screen():
     probe = mf.jacobian("trunk.*")
     step = mf.descend(vector, mf.gradnorm(1.5), probe, mf.adam(1e-3))
@@ -103,16 +88,3 @@ def test_solutions_still_pass_through_transforms():
     assert isinstance(tree_map(lambda x: x + 0, together), Solution)
     assert grad(lambda g: solve(g).value)(batch[0]).shape == (3, 3)
     assert torch.equal(pickle.loads(pickle.dumps(together)).gap, together.gap)
-
-
-def test_figures_of_results_are_those_that_notebooks_show():
-    from matplotlib import pyplot as plt
-
-    from mtlfunc.studies.arena import Settings
-
-    tiny = Settings(seeds=2, tuning=1, budget=0.01)
-    result = mf.arena({"mine": mf.mgda()}, problems=["vlmop2"], settings=tiny, progress=False)
-    before = set(plt.get_fignums())
-    result.plot()
-    (new,) = set(plt.get_fignums()) - before
-    plt.close(new)

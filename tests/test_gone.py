@@ -56,11 +56,22 @@ def test_names_that_moved_from_a_room_say_where_they_are():
         "solvers.Certificate": "types.Certificate",
         "physics.Laplacian": "types.Laplacian",
         "Balance": "types.Balance",
+        "excess": "excess_risk",
+        "gauss_newton": "physics.gauss_newton",
+        "jets": "physics",
+        "kernel_traces": "physics.kernel_traces",
+        "ntk": "physics.ntk",
+        "revisit": "second_evaluation",
+        "sample_lengths": "sample_norms",
+        "scalars": "log_dict",
+        "tracked": "moving_average",
     }
     for old, new in moved.items():
         assert attrgetter(new)(mf)
         with pytest.raises(AttributeError, match=rf"mtlfunc\.{new} now"):
             attrgetter(old)(mf)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        attrgetter("nothing")(mf)
 
 
 def test_a_balancer_is_not_entered():

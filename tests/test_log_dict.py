@@ -82,14 +82,6 @@ def test_shortfall_is_the_certificate_and_bounds_hold(count, seed):
     assert distance <= found["length"] + 1e-12
 
 
-def test_shortfall_is_zero_at_the_min_norm_answer():
-    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=F64)
-    weights = mf.weights(mf.mgda(), rows @ rows.mT)
-    found = mf.log_dict(info_of(rows, weights))
-    assert found["shortfall"] == pytest.approx(0, abs=1e-12)
-    assert found["length"] == pytest.approx(2 / math.sqrt(5))
-
-
 def step_info(form: str, rule: mf.Rule, probe: mf.Probe, batch: Any = BATCH) -> Info:
     step = mf.balance(FORMS[form], rule, probe)
     return step.update(PARAMS, batch, step.init(PARAMS, batch))[2]

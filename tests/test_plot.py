@@ -235,6 +235,7 @@ BAD = {
     "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
     "portrait axes": (lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)), "ax:"),
     "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
+    "portrait cells of one number": (lambda ax: plot.portrait(mf.mean(), cells=4), "cells: expec"),
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
     "weights of groups": (lambda ax: plot.weights(GROUPS, ax), r"2 groups .* record\.weights\["),
