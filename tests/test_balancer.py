@@ -341,7 +341,7 @@ def test_bad_losses_are_errors_that_change_nothing(started, net):
     bad(lambda: balancer.backward(good[0]), ValueError, r"losses: .*losses\[None\]")
     bad(lambda: balancer.backward([good[0], x, good[1]]), ValueError, r"losses: .*scalar")
     nan = [good[0], good[1] * float("nan"), good[2]]
-    bad(lambda: balancer.backward(nan), ValueError, r"losses: NaN.*\[1\]")
+    bad(lambda: balancer.backward(nan), ValueError, r"losses: NaN.*\[1\].*present=")
     # sqrt has an infinite derivative at 0
     steep = [good[0], good[1] + (good[1] - good[1].detach()).sqrt(), good[2]]
     bad(lambda: balancer.backward(steep), ValueError, r"gradients .* entries \[1\]")
@@ -438,19 +438,7 @@ def test_graphs_that_are_gone(net):
     _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "compute the losses")
 
 
-def test_freezing_all_that_is_shared_is_named(net):
-    ((x, y),) = batches(1)
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    balancer.backward(scalars(net(x), y))
-    net.trunk.requires_grad_(False)
-    names = r"shared='trunk\.\*' matches no parameter; there are: heads.*requires_grad_\(True\)"
-    with pytest.raises(ValueError, match=names):
-        balancer.backward(scalars(net(x), y))
-
-
 def test_arguments_that_are_something_else(net):
-    with pytest.raises(ValueError, match="matches no parameter"):
-        mf.Balancer(net, mf.mgda(), "body.*")
     with pytest.raises(NotImplementedError, match=r"DataParallel.* copies .*\.module.*torchrun"):
         mf.Balancer(
             nn.DataParallel(TrunkAndHeads(0)), mf.mgda()
@@ -460,19 +448,6 @@ def test_arguments_that_are_something_else(net):
     losses = scalars(net(x), y)
     with pytest.raises(RuntimeError, match=r"transforms.*mtlfunc.balance"):
         torch.func.vmap(lambda s: balancer.backward(losses).losses * s)(torch.ones(2))
-
-
-def test_a_nan_loss_names_its_task_and_present(net):
-    ((x, y),) = batches(1)
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-
-    def broken():
-        return {**(good := FORMS["dict"](net(x), y)), "b": good["b"] * torch.nan}
-
-    for _ in range(2):  # at the first step and later
-        with pytest.raises(ValueError, match=r"entries \[1\] of 'b'.*present="):
-            balancer.backward(broken())
-        balancer.backward(FORMS["dict"](net(x), y))
 
 
 @pytest.mark.skipif(

@@ -8,9 +8,10 @@ import gc
 import pytest
 import torch
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.registry import RULES
 from tests.support.steps import BATCHES, METHODS, SHARED, STATEFUL, parts, step_of
@@ -34,16 +35,6 @@ def cuda(tree):
     return tree_map(lambda x: x.cuda() if isinstance(x, torch.Tensor) else x, tree)
 
 
-def difference(one, other):
-    """The leaves that are not the same bits, with the largest difference of each."""
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
-    return [
-        (i, list(a.shape), (a.double() - b.double()).abs().max().item())
-        for i, (a, b) in enumerate(pairs)
-        if not torch.equal(a, b)
-    ]
-
-
 def assert_same_run(step, batches, state=None, steps=6):
     """Several captured updates over changing batches are the plain ones, bit for bit."""
     captured = mf.capture(step)
@@ -52,7 +43,7 @@ def assert_same_run(step, batches, state=None, steps=6):
     for k in range(steps):
         plain, info = step.update(plain, batches[k % len(batches)])
         replayed, seen = captured.update(replayed, batches[k % len(batches)])
-        assert not difference((plain, info), (replayed, seen)), k
+        same((plain, info), (replayed, seen))
     return replayed
 
 
@@ -93,7 +84,7 @@ def test_balance_captured_is_the_plain_one_on_cuda():
     for k in range(6):
         one = step.update(params, batches[k % 3], plain)
         other = captured.update(params, batches[k % 3], replayed)
-        assert not difference(one, other), k
+        same(one, other)
         plain, replayed = one[1], other[1]
         params = {name: leaf - 0.02 * one[0][name] for name, leaf in params.items()}
 
@@ -113,7 +104,7 @@ def test_dropout_draws_what_it_draws_without_on_cuda():
             for _ in range(5):
                 state, info = one.update(state, batch)
                 seen[-1].append(info.losses)
-    assert not difference(*seen)
+    same(*seen)
 
 
 def test_a_replay_takes_no_new_memory_on_cuda():
@@ -196,7 +187,7 @@ def test_what_cannot_be_captured_is_named_and_leaves_the_device_whole_cuda(name,
     for _ in range(2):
         with pytest.raises(RuntimeError, match=message):
             captured.update(state, batch)
-    assert not difference(state, before)
+    same(state, before)
     step.update(state, batch)
     torch.cuda.synchronize()
     assert not torch.cuda.is_current_stream_capturing()
@@ -263,4 +254,4 @@ def test_another_stream_replays_the_same_cuda():
         with torch.cuda.stream(stream if k % 2 else torch.cuda.current_stream()):
             state, _ = captured.update(state, batches[k % 3])
         torch.cuda.current_stream().wait_stream(stream)
-    assert not difference(plain, state)
+    same(plain, state)

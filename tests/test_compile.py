@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
 from tests.support.every import few
 from tests.support.families import gramian
+from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, nets, opaque
 from tests.support.registry import PROBLEMS, RULES, SOLVERS
 from tests.support.steps import METHODS, step_of
@@ -36,12 +36,6 @@ def fresh_compiler():
         yield
 
 
-def close(a, b, rtol=1e-9):
-    leaves = zip(tree_leaves(a), tree_leaves(b), strict=True)
-    for x, y in leaves:
-        torch.testing.assert_close(x, y, rtol=rtol, atol=1e-12)
-
-
 @HOW
 @pytest.mark.parametrize(
     "name", few(METHODS, lambda name: name in ("mgda-ub", "pcgrad", "cagrad-fast"))
@@ -53,7 +47,7 @@ def test_vmapped_step_traces_as_one_graph(name, how):
     compiled = torch.compile(update, **how)
     first, _ = update(state, BATCH)
     compiled_first, _ = compiled(state, BATCH)
-    close(compiled(compiled_first, BATCH), update(first, BATCH))
+    same(compiled(compiled_first, BATCH), update(first, BATCH), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("width", [3, 100])
@@ -70,7 +64,7 @@ def test_rows_in_half_precision_are_one_graph(width):
     params = mf.parameters(net)
     state = step.init(params, x)
     expected = step.update(params, x, state)
-    close(torch.compile(step.update, **CAPTURED)(params, x, state), expected)
+    same(torch.compile(step.update, **CAPTURED)(params, x, state), expected, 1e-9, 1e-12)
     assert expected[2].gramian.dtype == torch.float32
 
 
@@ -89,7 +83,7 @@ def test_a_step_with_the_rule_is_one_graph(rule, how):
     compiled = torch.compile(step.update, **how)
     for _ in range(2):
         expected, following = step.update(state, BATCH), compiled(state, BATCH)
-        close(following, expected)
+        same(following, expected, 1e-9, 1e-12)
         state = expected[0]
 
 
@@ -137,7 +131,7 @@ def test_vmapped_rule_traces_as_one_graph(case):
     for _ in range(2):
         expected, following = batched(G, losses, state)
         got, compiled_following = compiled(G, losses, state)
-        close((got, compiled_following), (expected, following))
+        same((got, compiled_following), (expected, following), 1e-9, 1e-12)
         state, losses = following, losses * 0.9
 
 
@@ -166,7 +160,7 @@ def test_vmapped_step_compiles_on_the_toy():
     for _ in range(10):
         expected, info = update(expected)
         got, compiled_info = compiled(got)
-        close((got.params, compiled_info), (expected.params, info))
+        same((got.params, compiled_info), (expected.params, info), 1e-9, 1e-12)
 
 
 CASES = [
@@ -195,10 +189,10 @@ def test_solver_compiles_with_its_derivative(case):
 
     batch = torch.stack([GRAMIAN, GRAMIAN + 0.1 * torch.eye(3, dtype=torch.float64)])
     of_one = grad(value, has_aux=True)
-    close(torch.compile(vmap(of_one), **TRACED)(batch), vmap(of_one)(batch))
+    same(torch.compile(vmap(of_one), **TRACED)(batch), vmap(of_one)(batch), 1e-9, 1e-12)
     if problem == "min_norm":  # these solvers are plain torch, batched or not
         torch.compiler.reset()
-        close(torch.compile(of_one, **TRACED)(GRAMIAN), of_one(GRAMIAN))
+        same(torch.compile(of_one, **TRACED)(GRAMIAN), of_one(GRAMIAN), 1e-9, 1e-12)
 
 
 def test_compiled_backward_through_faces():
@@ -209,7 +203,7 @@ def test_compiled_backward_through_faces():
 
     leaf = GRAMIAN.clone().requires_grad_()
     torch.compile(value, **TRACED)(leaf).backward()
-    close(leaf.grad, grad(value)(GRAMIAN))
+    same(leaf.grad, grad(value)(GRAMIAN), 1e-9, 1e-12)
 
 
 @HOW
@@ -222,7 +216,7 @@ def test_gradient_of_a_compiled_run_with_respect_to_c(how):
         return opaque(state.params, BATCH).sum()
 
     c = torch.tensor(0.4, dtype=torch.float64)
-    close(torch.compile(grad(end), **how)(c), grad(end)(c))
+    same(torch.compile(grad(end), **how)(c), grad(end)(c), 1e-9, 1e-12)
 
 
 def test_cvx_says_that_it_cannot_be_compiled():
@@ -251,11 +245,12 @@ def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
         )
 
     at = torch.tensor(1.3, dtype=torch.float64)
-    close(torch.compile(squared, **TRACED)(at), squared(at))
-    close(
+    same(torch.compile(squared, **TRACED)(at), squared(at), 1e-9, 1e-12)
+    same(
         torch.compile(grad(squared), **TRACED)(at),
         (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5,
-        rtol=1e-6,
+        1e-6,
+        1e-12,
     )
 
 
@@ -275,7 +270,7 @@ def test_named_tasks_trace_as_one_graph(how):
     expected, _ = update(state, BATCH)
     got, info = compiled(got, BATCH)
     expected, plain = update(expected, BATCH)
-    close((got, info), (expected, plain))
+    same((got, info), (expected, plain), 1e-9, 1e-12)
     assert tuple(info.tasks) == ("task 0", "task 1", "task 2")
 
 
@@ -286,4 +281,4 @@ def test_a_whole_run_with_its_init_traces_as_one_graph(how):
         state = step.init(params, BATCH)
         return step.update(state, BATCH)[0].params
 
-    close(torch.compile(run, **how)(PARAMS), run(PARAMS))
+    same(torch.compile(run, **how)(PARAMS), run(PARAMS), 1e-9, 1e-12)

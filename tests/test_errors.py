@@ -524,13 +524,14 @@ def test_counts_may_be_of_other_libraries():
 
 def test_physics_arguments_of_another_type():
     params, x = {"a": torch.ones(1)}, torch.rand(3, 2)
-    for points in (x[0], x.long(), [[1.0]]):
+    for points in (x[0], x[:0], x.long(), [[1.0]]):
         with pytest.raises(ValueError, match="x: expected floating points"):
             mf.physics.laplacian(lambda p, x: x, params, points)  # pyright: ignore
     with pytest.raises(ValueError, match=r"x: .*Jet"):  # no jets of jets
         mf.physics.laplacian(lambda p, x: mf.physics.laplacian(lambda p, x: x, p, x)[0], params, x)
-    with pytest.raises(ValueError, match=r"order: expected 1, 2 or 3, got 1\.5"):
-        mf.physics.directional(lambda p, x: x, params, x, x[0], 1.5)  # pyright: ignore
+    for order in (0, 4, 1.5, True):
+        with pytest.raises(ValueError, match="order: expected 1, 2 or 3"):
+            mf.physics.directional(lambda p, x: x, params, x, x[0], order)  # pyright: ignore
     with pytest.raises(ValueError, match=r"direction: .* \[2\] or \[3, 2\]"):
         mf.physics.directional(lambda p, x: x, params, x, torch.ones(3), 1)
     with pytest.raises(ValueError, match=r"factors: expected a tensor \[factor\]"):

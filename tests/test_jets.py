@@ -227,12 +227,3 @@ def test_what_is_refused_is_named(name: str) -> None:
     f, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         physics.laplacian(f, {"a": torch.ones(3)}, torch.rand(3, 2))
-
-
-def test_bad_arguments() -> None:
-    f, params, x = (lambda p, x: x), {"a": torch.ones(1)}, torch.rand(3, 2)
-    for order in (0, 4, True):
-        with pytest.raises(ValueError, match="order: expected 1, 2 or 3"):
-            physics.directional(f, params, x, x[0], order)
-    with pytest.raises(ValueError, match="x: expected floating points"):
-        physics.laplacian(f, params, x[:0])

@@ -64,17 +64,6 @@ def test_features():
         torch.testing.assert_close(leaf.grad, grads[name])
 
 
-def test_a_gramian_of_one_batch_with_another():
-    found = ran("A Gramian of one batch with another")
-    both = [dict(found["params"]), found["each_loss"]]
-    rows, its = (
-        mf.sample_gradients(lambda p, b: both[1](p, b), both[0], batch)[1]
-        for batch in (found["x"], found["held_out"][0])
-    )
-    expected = sum(rows[k][:, 0].flatten(1) @ its[k][:, 0].flatten(1).mT for k in rows)
-    torch.testing.assert_close(found["gramian"][:32, 32:], expected)
-
-
 def test_a_gramian_in_another_dtype():
     found = ran("A Gramian in another dtype")
     net = found["net"]
@@ -145,35 +134,6 @@ def test_after_an_overflow_the_rules_state_stays_and_the_step_is_skipped():
     assert weights.isnan().all()
     leaves = torch.utils._pytree.tree_leaves
     assert all(map(torch.equal, leaves(after), leaves(state)))
-
-
-def test_options_of_the_probe():
-    found = ran("Options of the probe")
-    net, info = found["net"], found["info"]
-    rows, _ = literal(net, found["losses_of"](net["trunk"](found["x"])))
-    shared = torch.cat([rows[x].flatten(1) for x in rows if x.startswith("trunk")], 1)
-    torch.testing.assert_close(info.gramian, shared @ shared.mT)
-    for name, leaf in net.named_parameters():
-        weights = info.weights if name.startswith("trunk") else torch.ones(3)
-        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_a_gramian_over_a_part_of_the_trunk(own):
-    found = ran("A Gramian over a part of the trunk")
-    net, info = found["net"], found["info"]
-    if not own:  # the first lines alone
-        net.zero_grad()
-        mf.Balancer(net, mf.mgda(), found["part"]).backward(
-            found["losses_of"](net["trunk"](found["x"]))
-        )
-    rows, _ = literal(net, found["losses_of"](net["trunk"](found["x"])))
-    part = torch.cat([rows[f"trunk.2.{x}"].flatten(1) for x in ("weight", "bias")], 1)
-    torch.testing.assert_close(info.gramian, part @ part.mT)
-    torch.testing.assert_close(info.weights, mf.weights(mf.mgda(), part @ part.mT))
-    for name, leaf in net.named_parameters():
-        weights = torch.ones(3) if own and name.startswith("heads") else info.weights
-        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
 
 
 NET = nn.Linear(2, 2)

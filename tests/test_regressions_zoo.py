@@ -73,12 +73,6 @@ def test_fairgrad_weights_are_positive_where_no_bargain_exists(alpha):
     assert bool((weights > 0).all())
 
 
-def test_dwa_needs_whole_steps():
-    """An epoch of 93.75 steps never ended, and the weights stayed equal for ever."""
-    with pytest.raises((TypeError, ValueError), match=r"epoch: .*got 93\.75|<class 'int'>"):
-        mf.dwa(93.75)  # pyright: ignore[reportArgumentType]
-
-
 def test_tracking_rates_are_at_most_one():
     """A rate given as a tensor or a function was not looked at, and above 2 the tracked gradients
     grow without bound.

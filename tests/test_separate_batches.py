@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.core.checks import lanes
 from mtlfunc.gradients import backward
-from tests.support.oracles import literal, rows_of
+from tests.support.oracles import literal, near, rows_of
 
 F64 = torch.float64
 T = B = D = 4  # tasks, samples and features of one number: every mistake about axes is possible
@@ -185,10 +185,6 @@ def loop(f, params):
     return rows @ rows.mT
 
 
-def close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
-
-
 def vector(f):
     """The losses of a program as a vector, one entry a task."""
     return lambda p, _: losses if isinstance(losses := f(p), Tensor) else torch.stack(losses)
@@ -216,16 +212,18 @@ def passes(monkeypatch):
 def test_gramian_is_that_of_single_passes(name, passes):
     """From one pass where every task reads entries of its own."""
     losses, got = own(EVERY[name], PARAMS, engine="layerwise")
-    close(got, loop(EVERY[name], PARAMS))
+    near(got, loop(EVERY[name], PARAMS), 1e-10, 1e-12)
     assert losses.shape == (T,)
     assert (sum(passes) == 1) == (name in APART or name in CALLED_APART)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_tasks_without_weightings_are_those_of_single_passes(name):
-    close(
+    near(
         mf.task_gramian(lambda p, _: EVERY[name](p), PARAMS, (), engine="layerwise")[1],
         loop(EVERY[name], PARAMS),
+        1e-10,
+        1e-12,
     )
 
 
@@ -240,7 +238,7 @@ def test_combination_is_that_of_rows(name, matrix):
             balance = mf.balance(vector(EVERY[name]), mf.mgda(), probe)
             answers.append(balance.update(PARAMS, (), balance.init(PARAMS, (), 3)))
         (got, _, info), (expected, _, its) = answers
-        close(info.gramian, its.gramian)
+        near(info.gramian, its.gramian, 1e-10, 1e-12)
         for leaf in PARAMS:
             torch.testing.assert_close(got[leaf], expected[leaf], rtol=1e-6, atol=1e-8)
 
@@ -256,7 +254,7 @@ def test_composes_with_vmap_and_grad(name):
     if name != "own backward":  # torch.func asks a function of one's own for a vmap rule
         together = vmap(found)(many)
         for i in range(3):
-            close(together[i], loop(f, {k: v[i] for k, v in many.items()}))
+            near(together[i], loop(f, {k: v[i] for k, v in many.items()}), 1e-10, 1e-12)
     weights = tensor(9, T, T)
     got = grad(lambda p: (found(p) * weights).sum())(PARAMS)
     leaves = {k: v.clone().requires_grad_() for k, v in PARAMS.items()}
@@ -265,4 +263,4 @@ def test_composes_with_vmap_and_grad(name):
         value = ((rows @ rows.mT) * weights).sum()
     wanted = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     for leaf, expected in zip(PARAMS, wanted, strict=True):
-        close(got[leaf], expected)
+        near(got[leaf], expected, 1e-10, 1e-12)

@@ -52,11 +52,6 @@ def test_relu_written_with_where_is_not_mistaken_for_independence():
     mf.descend(losses, mf.mean(), mf.jacobian("trunk.0.weight"), mf.sgd(0.1)).init(PARAMS, BATCH)
 
 
-def test_private_leaf_among_shared_ones_gets_a_hint():
-    with pytest.warns(UserWarning, match=r"only one task depends on heads\.0\.weight"):
-        mf.descend(FORMS["tuple"], mf.mgda(), mf.jacobian(), mf.sgd(0.1)).init(PARAMS, BATCH)
-
-
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_nan_is_an_error_outside_and_nan_inside_transforms(name):
     params = PARAMS | {"trunk.2.weight": torch.full_like(PARAMS["trunk.2.weight"], float("nan"))}

