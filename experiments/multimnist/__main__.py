@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from common import command
-from common.arguments import among, at_least, positive
+from common.arguments import among, at_least, folder, positive
 from common.cells import Store, sources_of
 from common.files import DataError, Files, Source
 from common.study import BEYOND, Plan, alike, conduct_together
@@ -41,9 +42,31 @@ SEEDS, DATA_SEEDS = (2, 12, 32), (2, 6, 6)
 TUNING = {"quick": 1, "default": 4, "full": 8}
 RATES = (6e-3, 1.8e-2, 5.4e-2)
 DATA_RATES = {"quick": (0.1,), "default": (0.03, 0.1, 0.3), "full": (1e-3, 3e-3, 1e-2)}
-"""Of SGD with momentum .9, on whole data sets; the last are the papers'. The middle ones lie about
-the best of a mean loss in two epochs on seed 77, on images held out: .1, of .01, .03, .1 and .3.
+"""Of SGD with momentum .9, on whole data sets; the last start at 1e-3, that of Pareto MTL's code.
+The middle ones lie about the best of a mean loss in two epochs on seed 77, on images held out: .1,
+of .01, .03, .1 and .3.
 """
+
+
+def _rate(text: str) -> float:
+    """A learning rate that the name of a run holds, as the `type` of an argument."""
+    value = positive(text)
+    if float(f"{value:g}") != value:
+        raise argparse.ArgumentTypeError(f"expected six digits at most, as runs' names, got {text}")
+    return value
+
+
+_rate.__name__ = "number"
+
+
+def _runs(text: str) -> Path:
+    """A file that can be written, and read if it is there, as the `type` of an argument."""
+    path = Path(text)
+    if path.exists() and not (path.is_file() and os.access(path, os.R_OK)):
+        raise argparse.ArgumentTypeError(f"{path} is not a file that can be read")
+    if not os.access(folder(str(path.parent)), os.W_OK):
+        raise argparse.ArgumentTypeError(f"nothing can be written into {path.parent}")
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         f"{len(METHODS)} methods in plain hard sharing, four fronts and a tenth of the images, 10 "
         "epochs, 6 seeds, two to three hours on two cores; --full is every setting at the papers' "
         "100 epochs, for a GPU. There the first seed chooses rates on images held out, and the "
-        "others are results (of two both). The networks that learn one task alone always run.",
+        "others are results (of two both; where nothing is chosen all). The networks that learn "
+        "one task alone always run.",
         (*METHODS, *FRONTS),
         SEEDS,
         "the published files, as they are or with .gz, in FOLDER, FOLDER/mnist and FOLDER/fashion "
@@ -75,10 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     said += f"{', '.join(RULES)} run"
     add("--settings", type=among(every), metavar="A,B,…", help=said)
     add("--epochs", type=at_least(1), metavar="N", help="other than the size's own number")
-    add("--rate", type=positive, metavar="R", help="one learning rate for all, none is chosen")
+    add("--rate", type=_rate, metavar="R", help="one learning rate for all, none is chosen")
     said = "of the published files: finished runs that others made count, and new ones are added "
     said += "(docs/record/multimnist.json has those of the claims)"
-    add("--runs", type=Path, metavar="FILE", help=said)
+    add("--runs", type=_runs, metavar="FILE", help=said)
     return found
 
 
@@ -113,8 +137,9 @@ def plan_of(
     if data:
         rates = DATA_RATES[size]
     tuning = seeds[: 1 if data else TUNING[size]]
-    results = seeds[1:] if data and len(seeds) > 2 else seeds
     variants = {name: VARIANTS.get(name, ("",))[: 1 if quick else None] for name in methods}
+    chosen = rate is None or any(len(each) > 1 for each in variants.values())
+    results = seeds[1:] if data and len(seeds) > 2 and chosen else seeds
     fronts = [x for x in every if x in FRONTS and "mean" in methods and BASE in problems]
     return Plan(
         {**dict.fromkeys(ALONE.values(), ("",)), **variants},
@@ -153,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.counts = DATA_SEEDS
     if given.settings and BASE in given.settings:  # the fronts are the first problem's
         given.settings = [BASE, *(name for name in given.settings if name != BASE)]
-    size, out = command.size_of(given), command.out_of(given, parser)
+    size = command.size_of(given)
+    if given.data and given.out is None:  # runs of two sets have the same names
+        given.out = HERE / "out" / f"{size}-{given.set}"
+    out = command.out_of(given, parser)
 
     def body() -> None:
         files, held = None, "overlaid digits of scikit-learn"

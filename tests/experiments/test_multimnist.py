@@ -288,6 +288,35 @@ def results(folder: Path) -> dict:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--runs", "."], ". is not a file that can be read"),
+        (["--rate", "0.10000001"], "expected six digits at most"),  # the file would name it 0.1
+    ],
+)
+def test_what_no_file_of_runs_can_hold_is_refused(tmp_path, capsys, given, said):
+    with pytest.raises(SystemExit):
+        command.main(["--data", str(tmp_path), *given])
+    assert said in capsys.readouterr().err
+
+
+def test_every_set_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Two sets' runs have the same names, and what another set left is not read but replaced."""
+    seen = []
+    monkeypatch.setattr(command, "HERE", tmp_path)
+    monkeypatch.setattr(command.command, "finish", lambda body, out: seen.append(out) or 0)
+    for kind in mnist.MIXTURES:
+        assert command.main(["--data", str(tmp_path), "--set", kind]) == 0
+    assert len({*seen}) == len(mnist.MIXTURES)
+
+
+def test_a_seed_that_chooses_nothing_is_a_result():
+    settings = train.Settings(Source("folder", ""), 1, 8, True, "cpu")
+    for rules, seeds in ((["mgda"], (1, 2, 3)), (["cagrad"], (2, 3))):
+        assert command.plan_of("default", settings, rules, (1, 2, 3), None, 0.1).seeds == seeds
+
+
 def test_runs_go_from_machine_to_machine_in_a_file(folder, monkeypatch, capsys):
     """Into another folder, under another version of the code, which the table says."""
     kept = folder / "runs.json"
