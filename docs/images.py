@@ -41,11 +41,17 @@ def _wrapped(part: str) -> str:
     return bullets(listed(part)) if part.startswith("- ") else paragraph(part)
 
 
-def write(left: Path, kind: str) -> None:
-    """The block of the study's set, "mnist" say, and the figures that it drew."""
+def write(left: Path, found: Mapping[str, Any]) -> None:
+    """The block of the study's set, and the figures that it drew.
+
+    Args:
+        left: the study's folder, which may have figures of an earlier study too.
+        found: its results.
+    """
     page = ROOT / "docs" / "benchmarks.md"
-    name = _block(kind)
-    seen = {figure: said for figure, said in FIGURES.items() if (left / f"{figure}.png").exists()}
+    name = _block(found["settings"]["set"])
+    drawn = {"accuracies": BASE in found["problems"], "fronts": bool(found["fronts"])}
+    seen = {figure: said for figure, said in FIGURES.items() if drawn.get(figure, True)}
     page.write_text(replaced(page.read_text(), name, block(name, left, seen)))
     for figure in seen:
         shutil.copy(left / f"{figure}.png", page.parent / f"{name}-{figure}.png")
@@ -56,6 +62,11 @@ def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
     set together, and which of these had their best rate at the edge, as the page's table says.
     """
     parts = []
+    lengths = {
+        kind: f" ({found['settings']['epochs']} epochs, {len(found['seeds'])} seeds)"
+        for kind, found in kept.items()
+    }
+    (every, *others) = dict.fromkeys(lengths.values())
     for kind, found in kept.items():
         own = accuracies(BASE, found["accuracies"][BASE])[BASE]
         del own[BOTH]
@@ -65,10 +76,10 @@ def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
             for name, gain in rivals.items()
             if gain.low > 0 or gain.high < 0
         ]
-        parts.append(f"on {SETS[kind]} {', '.join(shown) or 'none'} of {len(rivals)}")
-    (first, *_) = kept.values()
+        of = SETS[kind] + (lengths[kind] if others else "")
+        parts.append(f"on {of} {', '.join(shown) or 'none'} of {len(rivals)}")
     return (
-        f"**Real images** ({first['settings']['epochs']} epochs, {len(first['seeds'])} seeds): "
+        f"**Real images**{'' if others else every}: "
         f"shown to differ from the mean loss are {'; '.join(parts)}."
     )
 

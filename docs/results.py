@@ -75,7 +75,7 @@ from paper_repro.report import standins
 
 DIGITS = ROOT / "experiments" / "multimnist" / "out" / "rules"
 ARENA = ROOT / "experiments" / "arena" / "out"
-MULTIMNIST = ROOT / "experiments" / "multimnist" / "out" / "default"
+MULTIMNIST = ROOT / "experiments" / "multimnist" / "out" / "default-mnist"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
 KINDS = {
     "min_norm": "min-norm (MGDA)",
@@ -492,7 +492,7 @@ def main() -> None:
         folder = given.run or MULTIMNIST
         found = load(folder / "results.json")
         judged_images.keep(found)
-        images.write(folder, found["settings"]["set"])
+        images.write(folder, found)
     elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)

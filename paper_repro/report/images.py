@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.cells import filled, plain
 from common.judge import (
     ARCHITECTURES,
     BOTH,
@@ -121,7 +122,7 @@ def kept() -> dict[str, Any]:
     """By set: how it ran (`settings`), the `seeds`, and `accuracies` by setting, method and task,
     one a seed; empty before anything ran.
     """
-    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+    return filled(json.loads(PATH.read_text(encoding="utf-8"))) if PATH.exists() else {}
 
 
 def judged(claim: str, which: str = "mnist") -> Judged | None:
@@ -171,8 +172,8 @@ def keep(results: dict[str, Any]) -> None:
 
     Raises:
         SystemExit: for other bytes than the published files, fewer images, rates that were given or
-            chosen on the seeds of the results; and where the set's other settings ran otherwise or
-            on other seeds.
+            chosen on the seeds of the results; where the set's other settings ran otherwise or on
+            other seeds; and where a setting lacks methods that the record has there.
     """
     settings, plan = results["settings"], results["plan"]
     seeds = plan["seeds"]
@@ -190,8 +191,16 @@ def keep(results: dict[str, Any]) -> None:
         )
     new = {
         setting: {name: columns(row["runs"]) for name, row in methods.items()}
-        for setting, methods in results["problems"].items()
+        for setting, methods in filled(results["problems"]).items()
     }
+    lost = [
+        f"{name} ({setting})"
+        for setting, methods in new.items()
+        for name in found["accuracies"].get(setting, {})
+        if name not in methods
+    ]
+    if lost:
+        raise SystemExit(f"{PATH} has {', '.join(lost)}, which these results lack; run all --rules")
     record = kept() | {settings["set"]: found | {"accuracies": found["accuracies"] | new}}
-    write_whole(PATH, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(PATH, json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n")
     kept.cache_clear()

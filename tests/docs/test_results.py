@@ -36,4 +36,27 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
     rows = "| hard sharing   | up   | 0.3 (edge) |\n| hard sharing   | down | 0.1        |"
     page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
     said = images.sentence({"mnist": found, "mixed": found}, page)
+    assert said.startswith("**Real images** (10 epochs, 5 seeds): shown")
     assert said.endswith(f"on MultiMNIST {shown} of 3; on MNIST with Fashion-MNIST {shown} of 3.")
+    longer = found | {"settings": {"epochs": 100}}
+    said = images.sentence({"mnist": longer, "mixed": found}, page)
+    assert said.startswith("**Real images**: shown")
+    assert f"on MultiMNIST (100 epochs, 5 seeds) {shown} of 3; on" in said
+    assert f"Fashion-MNIST (10 epochs, 5 seeds) {shown} of 3." in said
+
+
+def test_figures_of_an_earlier_study_are_left(tmp_path, monkeypatch):
+    """Its folder may hold them beside those of the study."""
+    (tmp_path / "docs").mkdir()
+    page, left = tmp_path / "docs" / "benchmarks.md", tmp_path / "left"
+    page.write_text(marked("images-fashion", "before"))
+    left.mkdir()
+    (left / "table.md").write_text("a table")
+    for name in images.FIGURES:
+        (left / f"{name}.png").write_text("drawn")
+    monkeypatch.setattr(images, "ROOT", tmp_path)
+    found = {"settings": {"set": "fashion"}, "problems": {"hard sharing": {}}, "fronts": {}}
+    images.write(left, found)
+    shown = ["images-fashion-accuracies.png", "images-fashion-multimnist.png"]
+    assert sorted(path.name for path in (tmp_path / "docs").glob("*.png")) == shown
+    assert "fronts" not in page.read_text()

@@ -1,9 +1,11 @@
 """paper_repro/report/images.py: how claims about real images are decided, and what keeps them."""
 
+import math
 from collections.abc import Mapping
 
 import pytest
 
+from common.cells import plain
 from experiments.multimnist import __main__ as command
 from experiments.multimnist import train
 from paper_repro.claims import LEDGER
@@ -107,6 +109,23 @@ def test_other_runs_are_not_kept(record, given):
         other = results({}, epochs=10)
         with pytest.raises(SystemExit, match="rates chosen"):
             images.keep(other | {"plan": other["plan"] | change})
+    assert record.read_text() == held
+
+
+def test_a_run_that_failed_is_kept_and_shows_nothing(record):
+    """As the study writes it, in a file that JSON's readers read."""
+    images.keep(plain(results({"mgda-ub": math.nan, "uw": math.nan})))
+    assert "NaN" not in record.read_text()
+    assert {images.verdict(x) for x in ("SU-37", "GN-01", "GN-26")} == {NEAR}
+    assert math.isnan(images.kept()["mnist"]["accuracies"][images.BASE]["uw"]["left"][0])
+
+
+def test_a_setting_keeps_its_methods(record):
+    images.keep(results({}))
+    held, fewer = record.read_text(), results({}, settings=[images.BASE])
+    del fewer["problems"][images.BASE]["famo"]
+    with pytest.raises(SystemExit, match=r"has famo \(hard sharing\), which these results lack"):
+        images.keep(fewer)
     assert record.read_text() == held
 
 
