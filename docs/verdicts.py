@@ -176,7 +176,6 @@ PICTURES = {
     "cagrad": "cagrad.toy_cusps-trajectories.png",
     "gradnorm": "gradnorm.regression-curves.png",
     "gradnorm-rates": "gradnorm.regression-rates.png",
-    "cross_paper": "cross_paper.auxiliaries-auxiliaries.png",
     "since": "since.overlap-overlap.png",
 }
 """Figures of every paper's page and of docs/benchmarks.md, in the folder of the default run."""

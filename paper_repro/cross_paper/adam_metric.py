@@ -134,7 +134,6 @@ def run(settings: Settings) -> Findings:
         numbers,
         f"three tasks on one output of a network of {IN}-{HIDDEN}-1, Adam by {RATE:g} on batches "
         f"of {BATCH}, steps {FIRST} to {steps}, {seeds} seeds; the real step to first order, a "
-        f"rise above {TOLERANCE:.0%} of the largest change counts. The Gramian takes P from the "
-        "state before the step, while Adam's second moment has the new gradient in it: the "
-        "smallest promised rate is that of P before the step. 95 % t intervals over seeds",
+        f"rise above {TOLERANCE:.0%} of the largest change counts. The smallest promised rate is "
+        "that of P before the step. 95 % t intervals over seeds",
     )

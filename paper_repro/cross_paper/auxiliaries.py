@@ -1,21 +1,27 @@
-"""Does MGDA neglect a main task among auxiliary ones, and does CAGrad keep the balance?"""
+"""Does MGDA neglect a main task among auxiliary ones, and does CAGrad keep the balance?
 
-from typing import Annotated, Any
+Digits with few class labels; how far an image was turned and the image itself are auxiliary tasks
+on the others. A method's learning rate is the one that is best on validation images.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
 
 import mtlfunc as mf
+from common.device import replayed
+from common.problems.digits import digits
 
 from ..report.bounds import FAR, NEAR
 from ..report.decisions import Measured, Row, decided, ends, named_so, verdict_of
-from ..report.figures import METHOD_COLOURS, axes, band, name_lines
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict
-from ..report.grids import at_edge
+from ..report.findings import Claim, Findings, Settings, Verdict
+from ..report.grids import at_edge, chosen
 from ..report.intervals import mean_interval, named
-from ..report.options import Option, Seeds, drawn
-from . import digits
 
 
 @decided(
@@ -57,135 +63,209 @@ CLAIMS = {
     )
 }
 
-C = 0.4
+LABELS, VALIDATION, TEST = 200, 400, 400
+HIDDEN, BATCH = 32, 32
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SCALES = {"per pixel": 1.0, "summed over pixels": 64.0}
+"""What the error of reconstruction is multiplied by: two conventions, between which min-norm
+weights are not indifferent.
+"""
 
 
-Found = dict[str, dict[str, digits.Runs]]
-"""By scale of the reconstruction error, then by method."""
+class Data(NamedTuple):
+    """Every leaf has the seed first: a seed is a split of its own."""
+
+    labelled: tuple[Tensor, Tensor]  # images [seed, image, pixel] in [0, 1], labels [seed, image]
+    unlabelled: Tensor  # the labelled ones' images and others, for the auxiliaries
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
 
 
-def trained(settings: Settings, steps: int, c: float) -> tuple[Found, str]:
-    """All that the claim and its figure show, and how it was trained."""
-    data, scales = digits.split(settings.seeds), torch.tensor([*digits.SCALES.values()])
-    rules = {"mean": mf.mean(), "MGDA": mf.mgda(), "CAGrad": mf.cagrad(c=torch.tensor(c))}
-    every = {name: digits.train(rule, scales, data, steps, name) for name, rule in rules.items()}
-    where = (
-        f"digits, {digits.LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
-        f"{digits.HIDDEN}-{digits.HIDDEN}, {steps} steps of Adam at the best of "
-        f"{len(digits.RATES)} rates, {settings.seeds} seeds, 95 % t intervals, paired"
+class Batch(NamedTuple):
+    images: Tensor  # [image, pixel], labelled
+    labels: Tensor
+    plain: Tensor  # [image, pixel], to be reconstructed
+    turned: Tensor  # the same, by a number of quarter turns
+    turns: Tensor
+
+
+def split(seeds: int) -> Data:
+    source = digits(torch.get_default_device())
+    images, labels = source.images.flatten(1), source.labels
+    keys = (mf.random.fold_in(mf.random.key(s), 0) for s in range(seeds))
+    order = torch.stack([mf.random.permutation(key, len(labels)) for key in keys])
+    test, validation, others = order.split((TEST, VALIDATION, len(labels) - TEST - VALIDATION), 1)
+    few = others[:, :LABELS]
+    return Data(
+        (images[few], labels[few]),
+        images[others],
+        (images[validation], labels[validation]),
+        (images[test], labels[test]),
     )
-    runs = zip(*every.values(), strict=True)
-    found = (dict(zip(rules, each, strict=True)) for each in runs)
-    return dict(zip(digits.SCALES, found, strict=True)), where
 
 
-@drawn
-def main_task(
-    c: Annotated[float, Option("CAGrad's c", 0.0, 1e3)] = C,
-    steps: Annotated[int, Option("steps of Adam", low=digits.MOMENTS)] = 300,
-    seeds: Seeds = 16,
-) -> Figure:
-    """What MGDA and CAGrad do to a main task among auxiliary ones."""
-    return course(*trained(Settings(seeds=seeds), steps, c))
+def batch_of(data: Data, step: int) -> Batch:
+    """Images of one step for all seeds, drawn with replacement."""
+    seeds = torch.arange(len(data.unlabelled))[:, None]
+    key = mf.random.fold_in(mf.random.fold_in(mf.random.key(5), 1), step)
+    u = mf.random.uniform(key, (3, len(seeds), BATCH))
+    labelled = (u[0] * data.labelled[1].shape[1]).long()
+    plain = data.unlabelled[seeds, (u[1] * data.unlabelled.shape[1]).long()]
+    turns = (4 * u[2]).long()
+    images, labels = (part[seeds, labelled] for part in data.labelled)
+    return Batch(images, labels, plain, turn(plain, turns), turns)
+
+
+def turn(images: Tensor, turns: Tensor) -> Tensor:
+    """Each of `[seed, image, pixel]` by its own number of quarter turns."""
+    square = images.unflatten(-1, (8, 8))
+    every = torch.stack([torch.rot90(square, k, (-2, -1)) for k in range(4)])
+    index = turns[None, :, :, None, None].expand(1, *square.shape)
+    return every.gather(0, index)[0].flatten(-2)
+
+
+def network(key: Tensor) -> mf.types.Params:
+    widths = {
+        "trunk.0": (64, HIDDEN),
+        "trunk.1": (HIDDEN, HIDDEN),
+        "class": (HIDDEN, 10),
+        "rotation": (HIDDEN, 4),
+        "image": (HIDDEN, 64),
+    }
+    params = {}
+    for i, (name, shape) in enumerate(widths.items()):
+        gain = 2.0 if name.startswith("trunk") else 1.0
+        own = mf.random.normal(mf.random.fold_in(key, i), shape)
+        params[f"{name}.weight"] = (gain / shape[0]) ** 0.5 * own
+        params[f"{name}.bias"] = 0 * own[0]
+    return params
+
+
+def linear(params: mf.types.Params, name: str, x: Tensor) -> Tensor:
+    return x @ params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def outputs(params: mf.types.Params, head: str, x: Tensor) -> Tensor:
+    trunk = F.relu(linear(params, "trunk.1", F.relu(linear(params, "trunk.0", x))))
+    return linear(params, head, trunk)
+
+
+def losses(params: mf.types.Params, batch: Batch) -> list[Tensor]:
+    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel. A
+    scalar a task, from the task's own images, so that each is differentiated through these alone.
+    """
+    return [
+        F.cross_entropy(outputs(params, "class", batch.images), batch.labels),
+        F.cross_entropy(outputs(params, "rotation", batch.turned), batch.turns),
+        (outputs(params, "image", batch.plain) - batch.plain).square().mean(),
+    ]
+
+
+def accuracy(params: mf.types.Params, images: Tensor, labels: Tensor) -> Tensor:
+    return (outputs(params, "class", images).argmax(-1) == labels).double().mean()
+
+
+class Runs(NamedTuple):
+    """Of one method at its best rate, by the validation images of the other half of the seeds."""
+
+    choice: np.ndarray  # [moment, seed], index of `RATES` that is best there
+    accuracy: Tensor  # [moment, seed], of the main task on test images, at that rate
+    weights: Tensor  # [step, seed, task], scaled to sum 1
+    cosines: Tensor  # [step, seed, task], of g_t and d over the trunk
+
+
+def moments(steps: int) -> list[int]:
+    """After a third of the steps, and after all."""
+    return [-(-steps // 3), steps]
+
+
+def train(rule: mf.Rule, scales: Tensor, data: Data, steps: int, label: str) -> list[Runs]:
+    """All scales of the error of reconstruction, learning rates and seeds at once. Of the rates the
+    one with the best mean accuracy on the other half of the seeds' validation images is kept.
+    """
+    rates, seeds = torch.tensor(RATES), torch.arange(len(data.unlabelled))
+
+    def method(scale: Tensor, lr: Tensor) -> mf.Step:
+        def scaled(params: mf.types.Params, batch: Batch) -> list[Tensor]:
+            entropy, rotation, error = losses(params, batch)
+            return [entropy, rotation, scale * error]
+
+        return mf.descend(scaled, rule, mf.jacobian("trunk.*"), mf.adam(lr))
+
+    def advance(
+        scale: Tensor, lr: Tensor, state: mf.TrainState, batch: Batch
+    ) -> tuple[mf.TrainState, Tensor, Tensor]:
+        state, info = method(scale, lr).update(state, batch)
+        length = (info.weights @ info.rates).clamp_min(0).sqrt() * info.gramian.diagonal().sqrt()
+        return state, info.weights / info.weights.sum(), info.rates / length.clamp_min(1e-30)
+
+    def first(scale: Tensor, lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
+        return method(scale, lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
+
+    # over seeds, then rates, then scales
+    start = vmap(
+        vmap(vmap(first, (None, None, 0, 0)), (None, 0, None, None)), (0, None, None, None)
+    )
+    every = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
+    move = replayed(lambda state, batch: every(scales, rates, state, batch))
+    score = vmap(vmap(accuracy), (0, None, None))
+    state = start(scales, rates, seeds, batch_of(data, 0))
+    rows = torch.arange(len(scales))[:, None]
+    weights, cosines, reached, choices = [], [], [], []
+    for step in tqdm(range(steps), desc=label, leave=False):
+        state, w, c = move(state, batch_of(data, step))
+        weights.append(w)
+        cosines.append(c)
+        if step + 1 in moments(steps):
+            errors = 1 - vmap(score, (0, None, None))(state.params, *data.validation).cpu().numpy()
+            choices.append(np.stack([chosen(part) for part in errors]))
+            best = torch.as_tensor(choices[-1])
+            there = {name: leaf[rows, best, seeds] for name, leaf in state.params.items()}
+            reached.append(score(there, *data.test).cpu())
+    both, accuracies = (torch.stack(weights), torch.stack(cosines)), torch.stack(reached)
+    runs = []
+    for i, choice in enumerate(np.stack(choices, 1)):  # [scale, moment, seed]
+        kept = (part[:, i, choice[-1], seeds].double().cpu() for part in both)
+        runs.append(Runs(choice, accuracies[:, i], *kept))
+    return runs
 
 
 def run(settings: Settings) -> Findings:
-    found = trained(settings, settings.count(300), C)
-    yield judge(*found)
-    yield course(*found)
+    steps, data = settings.count(300), split(settings.seeds)
+    scales, radius = torch.tensor([*SCALES.values()]), torch.tensor(0.4)
+    rules = {"mean": mf.mean(), "MGDA": mf.mgda(), "CAGrad": mf.cagrad(c=radius)}
+    every = {name: train(rule, scales, data, steps, name) for name, rule in rules.items()}
+    numbers: dict[str, float] = {}
+    for scale, *each in zip(SCALES, *every.values(), strict=True):
+        for i, moment in enumerate(moments(steps)):
+            numbers |= at(f"{scale}, {moment} steps", dict(zip(rules, each, strict=True)), i)
+    yield Claim(
+        "CA-37",
+        numbers,
+        f"digits, {LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
+        f"{HIDDEN}-{HIDDEN}, {steps} steps of Adam at the best of {len(RATES)} rates, "
+        f"{settings.seeds} seeds, 95 % t intervals, paired. Both scales of the reconstruction "
+        "error, after a third of the steps and after all: accuracies at the rate that is best "
+        "then, the rest at the rate that is best at the end; the mean weight over the steps, and "
+        "the cosine with the task that d serves least",
+    )
 
 
-def part(label: str, methods: dict[str, digits.Runs], end: int) -> dict[str, float]:
-    """Numbers up to the moment of index `end`."""
+def at(case: str, methods: dict[str, Runs], moment: int) -> dict[str, float]:
+    """Numbers up to the moment of that index."""
     base = methods["mean"]
-    steps = digits.moments(len(base.weights))[end]
-    label = f"{label}, {steps} steps"
+    steps = moments(len(base.weights))[moment]
     share = mean_interval(methods["MGDA"].weights[:steps, :, 0].mean(0))
-    numbers = named(f"{label}: MGDA's weight on the main task", share)
+    numbers = named(f"{case}: MGDA's weight on the main task", share)
     for name in ("MGDA", "CAGrad"):
-        less = mean_interval(methods[name].curve[end] - base.curve[end])
-        numbers |= named(f"{label}: {name} minus equal weights, accuracy", less)
+        less = mean_interval(methods[name].accuracy[moment] - base.accuracy[moment])
+        numbers |= named(f"{case}: {name} minus equal weights, accuracy", less)
     # The task that d serves least: the smallest over tasks of the mean cosine.
     own, equal = (methods[x].cosines[:steps].mean(0).amin(-1) for x in ("CAGrad", "mean"))
-    least = f"{label}: least cosine of d with a task, CAGrad minus equal weights"
-    edge = any(
-        at_edge(run.choice[[end, -1]].ravel(), len(digits.RATES)) for run in methods.values()
-    )
+    least = f"{case}: least cosine of d with a task, CAGrad minus equal weights"
+    edge = any(at_edge(x.choice[[moment, -1]].ravel(), len(RATES)) for x in methods.values())
     return {
         **numbers,
         **named(least, mean_interval(own - equal)),
-        f"{label}: a best rate at the edge of its grid (1: yes)": float(edge),
+        f"{case}: a best rate at the edge of its grid (1: yes)": float(edge),
     }
-
-
-def judge(found: Found, where: str) -> Claim:
-    numbers: dict[str, float] = {}
-    for name, methods in found.items():
-        count = len(methods["mean"].curve)
-        for end in (count // 3 - 1, count - 1):
-            numbers |= part(name, methods, end)
-    return Claim(
-        "CA-37",
-        numbers,
-        "both scales of the reconstruction error, after a third of the steps and after all: "
-        "accuracies at the rate that is best then, the rest at the rate that is best at the end. "
-        "Judged: MGDA's mean weight on the main task is below 1/3; its accuracy is more than "
-        f"{FAR:g} below that of equal weights; CAGrad's is at most {NEAR:g} below, and the task "
-        f"that d serves least has a larger cosine. {where}",
-    )
-
-
-WINDOWS = 20
-ROWS = (
-    ("weight on the main task (sum 1)", (0, 1), (-0.03, 1.03)),
-    ("accuracy of the main task, %", (0, 100), (0, 103)),
-    ("cosine of d with the task that it serves least", (-1, 1), (-0.2, 0.7)),
-)
-"""Of the figure: what it shows, what that can be, and the axis."""
-
-
-def course(found: Found, where: str) -> Figure:
-    """Columns are scales, rows quantities, lines methods."""
-    canvas, panels = axes(3, len(found), (14, 11.5))
-    numbers: list[dict[str, Any]] = []
-    for column, (scale, methods) in enumerate(found.items()):
-        for row, (what, within, limits) in enumerate(ROWS):
-            panel, ends = panels[len(found) * row + column], []
-            for m, run in methods.items():
-                label, colour = "equal weights" if m == "mean" else m, METHOD_COLOURS[m]
-                at, here = courses(run)[row]
-                band(panel, at, here, colour, alpha=0.2, within=within)
-                ends.append((float(here[-1].mean()), label, colour))
-                numbers += [
-                    {"scale": scale, "method": label, "quantity": what, "step": float(x), "mean": y}
-                    for x, y in zip(at, here.mean(1).tolist(), strict=True)
-                ]
-            panel.set(
-                xlabel="step", ylabel=what, xlim=(0, len(methods["mean"].weights)), ylim=limits
-            )
-            if not row:
-                panel.set_title(f"reconstruction error {scale}")
-            name_lines(panel, ends)
-    return Figure(
-        "auxiliaries",
-        "A main task with few labels among auxiliary ones, under two scales of an auxiliary loss. "
-        "Top: the weight of the main task. Middle: its accuracy on test images. Bottom: the "
-        "smallest over tasks of the cosine between the direction and the task's gradient over the "
-        f"trunk. Linear axes; bands: 95 % intervals over seeds. {where}.",
-        canvas,
-        numbers,
-    )
-
-
-def courses(run: digits.Runs) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each of `ROWS` steps, and values `[time, seed]`: those of every step in windows."""
-    times = np.array(digits.moments(len(run.weights)))
-    weight = windows(run.weights[..., 0] / run.weights.sum(-1))
-    return [weight, (times, 100 * run.curve.numpy()), windows(run.cosines.amin(-1))]
-
-
-def windows(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of windows of training and means in them, `[window, seed]`, of `[step, seed]`."""
-    parts = values.tensor_split(min(WINDOWS, len(values)))
-    middles = len(values) * (np.arange(len(parts)) + 0.5) / len(parts)
-    return middles, torch.stack([part.mean(0) for part in parts]).numpy()

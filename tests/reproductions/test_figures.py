@@ -38,7 +38,6 @@ SMALL: dict[str, str] = {
     "pcgrad.conditions_along": "--start 1,1 --steps 30 --methods sum",
     "pcgrad.curvature": "--problems regression --steps 6 --seeds 2 --rate 0.01",
     "pcgrad.overshoot": "--draws 90 --shortest 0.5 --longest 5",
-    "cross_paper.main_task": "--c 0.2 --steps 12 --seeds 2",
 }
 
 
@@ -80,8 +79,7 @@ def test_no_text_overlaps_or_is_cut(
         assert box is not None
         width, height = (float(x) / 72 for x in box.groups())
         assert width == WIDTHS[preset]
-        # six panels of a column, each with its legend, are no figure: --panels chooses
-        assert height <= (12.5 if (name, preset) == ("cross_paper.main_task", "column") else 9.5)
+        assert height <= 9.5
 
 
 @pytest.mark.parametrize("name", ["pcgrad.overshoot", "gradnorm.strength", "cagrad.role_of_c"])

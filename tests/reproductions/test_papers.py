@@ -15,7 +15,7 @@ from matplotlib import style
 from paper_repro.__main__ import papers, reproductions
 from paper_repro.cagrad import fast
 from paper_repro.claims import ROWS
-from paper_repro.cross_paper import digits, rest_points
+from paper_repro.cross_paper import auxiliaries, rest_points
 from paper_repro.mgda import cost_of_gradients, network, random_encoders
 from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
@@ -40,7 +40,7 @@ PAPERS = {
             (rest_points, "HALVINGS", 6),  # fewer and longer steps over the same way
             (rest_points, "EACH", 10),
             (rest_points, "FIRST", 1.2),
-            (digits, "RATES", (1e-2,)),
+            (auxiliaries, "RATES", (1e-2,)),
         ],
     ),
     "gradnorm": Tiny(0.004),
