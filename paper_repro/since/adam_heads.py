@@ -83,6 +83,5 @@ def run(settings: Settings) -> Findings:
         },
         f"two tasks on a network of 8-16-2, {seeds} seeds, {steps} steps on all data, task 1's "
         f"loss times {', '.join(f'{x:g}' for x in SCALES)}. The trunk stays, as one that learns "
-        "takes the head along. Partial: the trunk's own update changes; and only while the "
-        "gradients are large against Adam's ε",
+        "takes the head along",
     )

@@ -1,7 +1,6 @@
 """What does the condition number say, and where does Aligned-MTL end?"""
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 from common.device import replayed
 
+from ..cagrad.common import quadratic_losses
 from ..report.bounds import FEW, ILL
 from ..report.decisions import Exact, Measured, Row, decided, ends, exact, named_so, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
@@ -101,45 +101,32 @@ def condition_number(draws: int) -> Claim:
     return Claim(
         "SI-09",
         numbers,
-        f"{draws} draws of T gradients in 10 dimensions with lengths spread over e: a condition "
-        "number κ bounds the ratio of two lengths, by κ, and every cosine, by (κ² - 1)/(κ² + 1). "
-        "Not the other way round: two gradients that agree nearly have a large one",
+        f"{draws} draws of T gradients in 10 dimensions with lengths spread over e; κ is their "
+        "condition number",
     )
 
 
-class Pairs(NamedTuple):
-    """Pairs of convex quadratics."""
-
-    hessians: Tensor  # [..., task, 5, 5]
-    middle: Tensor  # [..., task, 5], their minima
-    start: Tensor  # [..., 5]
-
-
-def problem(seed: Tensor) -> Pairs:
+def problem(seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two convex quadratics: their Hessians and minima, and where to start."""
     key = mf.random.key(seed)
     root = normal(key, 0, 2, SIZE, SIZE)
     hessians = root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
-    return Pairs(hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE))
+    return hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE)
 
 
-def losses(params: mf.types.Params, batch: Pairs) -> Tensor:
-    off = params["x"] - batch.middle
-    return 0.5 * torch.einsum("ti,tij,tj->t", off, batch.hessians, off)
-
-
-def ended(w: Tensor, lr: Tensor, pairs: Pairs, steps: int) -> Tensor:
+def ended(w: Tensor, lr: Tensor, pairs: tuple[Tensor, Tensor, Tensor], steps: int) -> Tensor:
     """Where Aligned-MTL ends, `[tolerance, share, draw, 5]`; w `[share, task]`, lr `[share, draw]`.
     All are lanes of one axis: nested ones would cost more than the arithmetic.
     """
     shape = len(TOLERANCES), *lr.shape
     i, j, k = (x.flatten() for x in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
     tolerance = torch.tensor([*TOLERANCES.values()], dtype=w.dtype)
-    own, batch = (w[j], tolerance[i], lr[j, k]), Pairs(*(part[k] for part in pairs))
+    own, (*batch, start) = (w[j], tolerance[i], lr[j, k]), [part[k] for part in pairs]
 
     def step_of(w: Tensor, tolerance: Tensor, lr: Tensor) -> mf.Step:
-        return mf.descend(losses, aligned(w, tolerance), mf.jacobian(), mf.sgd(lr))
+        return mf.descend(quadratic_losses, aligned(w, tolerance), mf.jacobian(), mf.sgd(lr))
 
-    state = vmap(lambda own, b: step_of(*own).init({"x": b.start}, b))(own, batch)
+    state = vmap(lambda own, x, b: step_of(*own).init({"x": x}, b))(own, start, batch)
     every = vmap(lambda own, s, b: step_of(*own).update(s, b)[:1])
     move = replayed(lambda state, b: every(own, state, b))
     for _ in tqdm(range(steps), desc="to preferred weights", leave=False):

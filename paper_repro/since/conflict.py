@@ -134,8 +134,7 @@ def of_samples(moments: dict[str, Tensor], where: str) -> Claim:
         numbers,
         f"{where}; gradients over the trunk at the start and in the middle. Tasks by their means "
         "over all samples. Two samples are also noisier than two means: so two halves of one "
-        f"task's samples as well. No lower: by no more than {-ALIKE:g}. 95 % t intervals over "
-        "pairs",
+        "task's samples as well. 95 % t intervals over pairs",
     )
 
 
@@ -151,6 +150,5 @@ def predicts(conflict: Tensor, ended: list[Tensor], where: str) -> Claim:
         numbers,
         f"{where}; conflict: minus the mean cosine over the steps; excess: of the log losses of "
         "both over those of each alone, mean of the tasks; the test loss is that of held-out "
-        "samples, not the gap to the training loss, which both would share. Spearman's "
-        "correlations with Fisher's intervals",
+        "samples. Spearman's correlations with Fisher's intervals",
     )

@@ -157,8 +157,7 @@ def run(settings: Settings) -> Findings:
         "SI-25",
         selects,
         f"{where}. The chosen grouping has the largest sum of forecasts; its mean log loss over "
-        "tasks is compared with the mean over all groupings whose groups are as large, so that "
-        "which tasks go together counts, and not how many",
+        "tasks is compared with the mean over all groupings whose groups are as large",
     )
     ridge = "Grad-TAG's ridge is the best on validation data"
     yield Claim("SI-26", estimates, f"{where}. {ranked} two or more; {trained}. {ridge}")

@@ -122,9 +122,7 @@ def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
 
 
 def out_of_reach(targets: Tensor, sign: float, u: Tensor) -> Tensor:
-    """Whether u is far from what static weights reach, and no network on a grid is better in all
-    tasks, `[draw, point]`.
-    """
+    """Where static weights do not reach u and no network is better in all tasks."""
     every = torch.einsum("dti,gi->dgt", targets, sphere()).square() * sign
     own = torch.einsum("dti,dpi->dpt", targets, u).square() * sign
     better = [(every > own[:, i, None]).all(-1).any(-1) for i in range(own.shape[1])]

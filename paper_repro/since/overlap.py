@@ -99,10 +99,8 @@ def run(settings: Settings) -> Findings:
     yield Claim(
         "SI-12",
         numbers,
-        f"{where}, of the cosine of the gradients with how alike the teachers are. Noise: the "
-        "interval holds 0 at 0, 10 and 20 % of shared samples; shown: its lower end is above "
-        f"{PREDICTS:g} at 50, 75 and 100 %. Shifted: each task's own inputs have a mean of their "
-        "own",
+        f"{where}, of the cosine of the gradients with how alike the teachers are. Shifted: each "
+        "task's own inputs have a mean of their own",
     )
     yield course(found, where)
 

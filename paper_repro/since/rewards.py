@@ -122,6 +122,6 @@ def collisions() -> Claim:
         "SI-14",
         numbers,
         "all groups of binary rewards but for the order of the rollouts and for a reward that all "
-        "have, in whole numbers; each reward normalised first keeps more groups apart, not all. A "
-        "reward that does not vary counts 0; no constant is added to the deviation",
+        "have, in whole numbers; a reward that does not vary counts 0, and no constant is added "
+        "to the deviation",
     )

@@ -106,7 +106,5 @@ def run(settings: Settings) -> Findings:
         numbers,
         f"{IMAGES} images of digits, a network of 64-{HIDDEN}-10, {steps} steps of SGD on batches "
         f"of {BATCH} at the best of {len(RATES)} rates by the other half of the seeds' training "
-        f"losses, {seeds} seeds; rates: "
-        f"{'; '.join(f'{name}: {one.settings}' for name, one in best.items())}. Geometric means "
-        "of paired ratios, 95 % t intervals",
+        f"losses, {seeds} seeds. Geometric means of paired ratios, 95 % t intervals",
     )
