@@ -8,12 +8,12 @@ import torch
 from ..report.bounds import BALANCED, NEARLY
 from ..report.decisions import OPEN, Measured, Row, decided, named_so, sided, verdict_of
 from ..report.findings import Claim, Findings, Settings, Verdict
-from ..report.grids import at_edge, chosen, judged
+from ..report.grids import at_best
 from ..report.intervals import mean_interval, named, ratio_interval
 from .common import ALPHA, INTERVAL, RATE, REDUCED, UNTRAINED, Runs, Variants, few, train
 from .lanes import EVERY_ALPHA, RATIOS, size_of
 from .paper_size import default_runs, problem_of
-from .rivals import two_tasks
+from .train_lanes import two_tasks
 
 
 @decided(
@@ -124,7 +124,6 @@ def degrees(learnt: Runs, settings: Settings, where: str) -> Claim:
         "GN-12",
         {
             **named("spread at α = 2 over α = 0", ratio_interval(spread[-1], spread[0])),
-            **{f"σ_2/σ_1 = {ratio:g}: mean best α": x.mean() for ratio, x in best.items()},
             **named("best α, √ scale, at the largest ratio less at 1", grows, unsettled=edge),
         },
         f"spread: larger over smaller L̃_i, {where}. Best α of every seed, at the learning rate "
@@ -133,11 +132,11 @@ def degrees(learnt: Runs, settings: Settings, where: str) -> Claim:
 
 
 def kept_fixed(static: Runs, results: dict[str, Runs], where: str) -> Claim:
-    grid, average = static.final()[:-1], static.final()[-1]
-    picked = chosen(grid)
-    unsettled = at_edge(picked, len(grid)) or average.mean() > 2 * UNTRAINED
-    near = ratio_interval(average, judged(grid, picked))
-    dynamic = ratio_interval(*(results[name].at(RATE).judged() for name in ("static", "GradNorm")))
+    best, average = at_best(static.final()[:-1], GRID), static.final()[-1]
+    near = ratio_interval(average, best.scores)
+    unsettled = best.edge or average.mean() > 2 * UNTRAINED
+    own, learnt = (results[name].at(RATE).picked().scores for name in ("static", "GradNorm"))
+    dynamic = ratio_interval(own, learnt)
     return Claim(
         "GN-22",
         {

@@ -20,7 +20,7 @@ from common.device import constant, replayed
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
-from ..report.grids import at_edge, chosen, judged
+from ..report.grids import Best, at_best
 from ..report.parts import kept
 
 ALPHA = 0.12
@@ -94,13 +94,9 @@ class Runs(NamedTuple):
         """The variant of the smallest mean over seeds: for figures."""
         return int(self.final().mean(1).argmin())
 
-    def choice(self) -> np.ndarray:
-        """The variant of every seed, `[seed]`, best on the other half of them."""
-        return chosen(self.final())
-
-    def judged(self) -> np.ndarray:
-        """Σ_i L_i/L_i(0) at the end in the variants chosen, `[seed]`."""
-        return judged(self.final(), self.choice())
+    def picked(self) -> Best:
+        """Of every seed the variant that is best on the other half of them."""
+        return at_best(self.final(), self.rates)
 
     def at(self, rate: float) -> "Runs":
         """The variants of one learning rate."""
@@ -113,23 +109,19 @@ class Runs(NamedTuple):
             rates=[rate] * len(kept),
         )
 
-    def at_edge(self) -> bool:
-        """Whether the best variant is at the edge of its grid."""
-        return at_edge(self.choice(), len(self.rates))
-
     def learns_nothing(self) -> bool:
         """Whether the judged test losses are above those of an untrained network."""
-        return float(self.judged().mean()) >= self.test.shape[-1]
+        return float(self.picked().scores.mean()) >= self.test.shape[-1]
 
     def untrained(self) -> bool:
         """Whether every task's L_i/L_i(0) ends above nine tenths. Not their mean: a task that
         another one dominates ends above its first loss.
         """
-        ends = self.test[-1, self.choice(), np.arange(self.test.shape[2])]
+        ends = self.test[-1, self.picked().choice, np.arange(self.test.shape[2])]
         return bool((ends.mean(0) > UNTRAINED).all())
 
     def settles_nothing(self) -> bool:
-        return self.at_edge() or self.untrained()
+        return self.picked().edge or self.untrained()
 
 
 def outputs_of(params: mf.types.Params, x: Tensor) -> list[Tensor]:
@@ -230,9 +222,7 @@ def step_of(
 def train(
     method: Method, problem: Problem, variants: Variants, settings: Settings, label: str, seeds: int
 ) -> Runs:
-    """All variants on all seeds as one program. Seed s has the same start, data and batches in
-    every variant and method.
-    """
+    """All variants on all seeds, which have the same start, data and batches in each and method."""
     device = settings.device
     roots = torch.arange(seeds, device=device)
     params = vmap(lambda root: initial_params(mf.random.fold_in(root, 0), problem))(roots)

@@ -1,5 +1,6 @@
-"""Where does GradNorm help: unequal scale, difficulty, few data?"""
+"""Does GradNorm reach its two aims, and where does it help: scale, difficulty, few data?"""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..report.findings import Claim, Findings, Settings, Verdict
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
 from . import lanes
 from .common import ALPHA, Problem, initial_params, linear_maps, sample
-from .rivals import ten_tasks, two_tasks
+from .train_lanes import ten_tasks, two_tasks
 
 
 @decided(
@@ -38,6 +39,16 @@ CLAIMS = {
             ("steps at * over steps at *", ">", 1),
             ("ratio of gradient lengths at * over that at *", ">", 1),
         ),
+    ),
+    "GN-07": Row(
+        "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
+        sided((f"T = *, spread of *, α = {ALPHA:g} over equal", "<", 1)),
+    ),
+    "GN-11": Row(
+        "A slow task has a larger target and so speeds up.",
+        sided(("T = *, α = * minus α = 0: correlation of log r_i and log w_i", ">", 0)),
+        when="its weight is meant, and ten tasks: that of a slow one rises more at α = 1 than at "
+        "α = 0; whether its loss then falls faster is not measured",
     ),
     "GN-18": Row(
         "The toy: σ_i tanh((B + ε_i)x), 250 inputs, 100 outputs, B ~ N(0, 10) common and "
@@ -69,6 +80,7 @@ def run(settings: Settings) -> Findings:
     yield toy()
     yield imbalance(two[0], size)
     yield difficulty(*two, size)
+    yield from aimed_at(size, {2: two, 10: ten})
 
     numbers: dict[str, float] = {}
     for count, pair in ((2, two), (10, ten)):
@@ -89,30 +101,26 @@ def toy() -> Claim:
     """The printed problem: 250 inputs, 100 outputs, T = 2, and what of it is open."""
     own = sum(leaf.numel() for leaf in initial_params(torch.tensor(0), Problem()).values())
     layers = (250 + 1) * 100 + 3 * (100 + 1) * 100 + 2 * (100 + 1) * 100
+    problem, key = Problem(literal=True), torch.tensor(3)
+    shape, scales = (problem.outputs, problem.inputs), torch.tensor(problem.scales)
+    fold_in, normal = mf.random.fold_in, mf.random.normal
+    common = 10 * normal(fold_in(key, 0), shape)
+    private = 3.5 * normal(fold_in(key, 1), (len(scales), *shape))
+    x, y = sample(fold_in(key, 2), linear_maps(key, problem), problem, 4)
+    z = torch.einsum("bi,toi->tbo", x.double(), (common + private).double())
+    off = (y / scales[:, None, None] - torch.tanh(z)).abs().max()
     targets = "largest difference of the targets from σ_i tanh((B + ε_i)x), relative"
     laws = ("N(0, I)", "U(0, 1)", "the unit sphere")
     return Claim(
         "GN-18",
         {
             "parameters of the network, less those of four layers of 100 and heads": own - layers,
-            targets: literal(Problem(literal=True)),
+            targets: off,
             "readings that the text leaves open": 2 * len(laws),
         },
         f"one batch; readings: 10 and 3.5 as deviations or variances, x of {', '.join(laws)}; "
         "batch, optimizer and steps are not stated either",
     )
-
-
-def literal(problem: Problem) -> float:
-    """How far one batch's targets are from the formula, term by term, over σ_i."""
-    key = torch.tensor(3)
-    shape = problem.outputs, problem.inputs
-    fold_in, normal = mf.random.fold_in, mf.random.normal
-    common = 10 * normal(fold_in(key, 0), shape)
-    private = 3.5 * normal(fold_in(key, 1), (len(problem.scales), *shape))
-    x, y = sample(fold_in(key, 2), linear_maps(key, problem), problem, 4)
-    z = torch.einsum("bi,toi->tbo", x.double(), (common + private).double())
-    return float((y / torch.tensor(problem.scales)[:, None, None] - torch.tanh(z)).abs().max())
 
 
 def imbalance(two: lanes.Trace, size: lanes.Size) -> Claim:
@@ -139,8 +147,7 @@ def imbalance(two: lanes.Trace, size: lanes.Size) -> Claim:
 
 
 def difficulty(two: lanes.Trace, learnt: lanes.Trace, size: lanes.Size) -> Claim:
-    scale = ratio_interval(learnt.judged(f"GradNorm, {ALPHA:g}"), two.judged("static, 1"))
-    numbers = named("σ of 1 and 100", scale)
+    numbers: dict[str, float] = {}
     for name in ("sharper", "noisy"):
         gain = ratio_interval(learnt.judged(name), two.judged(name))
         nothing = two.settles_nothing(name) or learnt.settles_nothing(name)
@@ -158,9 +165,7 @@ def difficulty(two: lanes.Trace, learnt: lanes.Trace, size: lanes.Size) -> Claim
 
 
 def smaller_gap(*arms: lanes.Arm) -> Interval:
-    """The second arm's test minus train loss less the first one's, at the lowest train loss that
-    both reach.
-    """
+    """The second arm's test loss less the first one's, at the lowest train loss of both."""
     curves = [
         [trace.of(losses, name).mean(-1) for losses in (trace.train, trace.test)]
         for trace, name in arms
@@ -179,13 +184,9 @@ def crossing(times: np.ndarray, curves: np.ndarray, level: np.ndarray) -> np.nda
     found = []
     for curve, goal in zip(curves.T, level, strict=True):
         i = int((curve <= goal).argmax())
-        part = (
-            1.0
-            if i == 0 or curve[i] == curve[i - 1]
-            else np.log(curve[i - 1] / goal) / np.log(curve[i - 1] / curve[i])
-        )
-        found.append(times[i] if i == 0 else times[i - 1] + part * (times[i] - times[i - 1]))
-    return np.array(found, dtype=float)
+        pair = [i, max(i - 1, 0)]
+        found.append(np.interp(np.log(goal), np.log(curve[pair]), times[pair]))
+    return np.array(found)
 
 
 def at(moments: np.ndarray, times: np.ndarray, curves: np.ndarray) -> np.ndarray:
@@ -196,3 +197,65 @@ def at(moments: np.ndarray, times: np.ndarray, curves: np.ndarray) -> np.ndarray
             for moment, curve in zip(moments, curves.T, strict=True)
         ]
     )
+
+
+def aimed_at(size: lanes.Size, both: dict[int, tuple[lanes.Trace, lanes.Trace]]) -> Findings:
+    """Gradient lengths on one scale, and similar rates."""
+    aims: dict[str, float] = {}
+    answers: dict[str, float] = {}
+    for count, (static, learnt) in both.items():
+        plain = static, "static, 1" if count == 2 else lanes.EQUAL
+        own = learnt, f"GradNorm, {ALPHA:g}"
+        for what in ("G_i", "L̃_i"):
+            compare = partial(over_spread, what)
+            aims |= named(
+                f"T = {count}, spread of {what}, α = {ALPHA} over equal",
+                compare(own, plain),
+                unsettled=lanes.unsettled(compare, 1, own, plain),
+            )
+        alpha = (lanes.EVERY_ALPHA if count == 2 else lanes.TEN_ALPHAS)[-1]
+        ends = (learnt, f"GradNorm, {alpha:g}"), (learnt, "GradNorm, 0")
+        answers |= named(
+            f"T = {count}, α = {alpha:g} minus α = 0: correlation of log r_i and log w_i",
+            less_answered(*ends),
+            unsettled=lanes.unsettled(less_answered, 0, *ends),
+        )
+    yield Claim(
+        "GN-07",
+        aims,
+        "spread: exponential of the deviation over tasks of the logarithm, mean over the run, on "
+        f"test data; {size}; {lanes.PAIRED}",
+    )
+    yield Claim(
+        "GN-11",
+        answers,
+        "correlation over tasks of log r_i with the change of log w_i in the next of "
+        f"{lanes.WINDOWS} windows; {size}; {lanes.PAIRED}",
+    )
+
+
+def over_spread(what: str, *arms: lanes.Arm) -> Interval:
+    """The ratio of two arms' spreads over tasks of G_i or L̃_i, mean over the run."""
+    spreads = []
+    for trace, name in arms:
+        values = trace.of(trace.test if what == "L̃_i" else trace.weights * trace.lengths, name)
+        spreads.append(np.exp(np.log(values[1:]).std(-1).mean(0)))
+    return ratio_interval(*spreads)
+
+
+def less_answered(*arms: lanes.Arm) -> Interval:
+    """How much more the first arm's weights answer the ratios than the second's."""
+    more, less = (
+        answered(trace.of(trace.test, name), trace.of(trace.weights, name)) for trace, name in arms
+    )
+    return mean_interval(more - less)
+
+
+def answered(ratios: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Correlation over tasks and windows of log r_i with the next change of log w_i, `[seed]`. Both
+    about their mean over tasks. The weight does not enter the loss that ranks the tasks, so that no
+    regression to the mean ties the two.
+    """
+    ahead, moved = np.log(ratios[1:-1]), np.diff(np.log(weights[1:]), axis=0)
+    ahead, moved = ahead - ahead.mean(-1, keepdims=True), moved - moved.mean(-1, keepdims=True)
+    return (ahead * moved).sum((0, 2)) / np.sqrt((ahead**2).sum((0, 2)) * (moved**2).sum((0, 2)))

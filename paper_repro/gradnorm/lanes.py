@@ -10,11 +10,12 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ..report.findings import Settings
-from ..report.grids import at_edge, chosen
+from ..report.grids import at_best, chosen, judged
 from ..report.intervals import Interval, ratio_interval
-from .common import ALPHA, COLOURS, TWO, UNTRAINED, Problem
+from .common import ALPHA, COLOURS, TWO, UNTRAINED, Problem, Runs
 
 MILD = (1.0, 10.0)  # σ
 EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
@@ -102,21 +103,17 @@ class Trace(NamedTuple):
         return np.nan_to_num(self.test[-1, self.named(name)].mean(-1), nan=np.inf, posinf=np.inf)
 
     def picked(self, name: str) -> np.ndarray:
-        """For every seed, `[seed]`, the lane of that name that is best on the other seeds. That is,
-        on the other half of them, in the mean.
-        """
+        """The lane of that name, `[seed]`, that is best on the other half of the seeds."""
         return np.array(self.named(name))[chosen(self.final(name))]
 
     def settles_nothing(self, name: str) -> bool:
         """Whether its best rate or α is at the edge of its grid, or it learns nothing. Of α the
         upper edge: none is below 0.
         """
-        lanes, picked = self.named(name), self.picked(name)
-        rates = sorted({self.lanes[i].lr for i in lanes})
-        alphas = {self.lanes[i].alpha for i in lanes}
-        largest = len(alphas) > 1 and any(self.lanes[i].alpha == max(alphas) for i in picked)
-        edge = largest or at_edge([rates.index(self.lanes[i].lr) for i in picked], len(rates))
-        return edge or bool(self.judged(name).mean() > UNTRAINED)
+        lanes = [self.lanes[i] for i in self.named(name)]
+        best, alphas = at_best(self.final(name), [x.lr for x in lanes]), [x.alpha for x in lanes]
+        largest = len({*alphas}) > 1 and max(alphas) in {alphas[i] for i in best.choice}
+        return best.edge or largest or bool(best.scores.mean() > UNTRAINED)
 
     def tied(self, name: str) -> list["Trace"]:
         """Lanes of that name, each alone, that the seeds do not tell from the best one. By the
@@ -131,15 +128,12 @@ class Trace(NamedTuple):
             if ratio_interval(ends, best).low <= 1
         ]
 
-    def apart(self, name: str) -> float:
-        """|log| of the ratio of losses next to the best rates to theirs, the largest."""
-        lanes, final = self.named(name), self.final(name)
-        order = sorted(range(len(lanes)), key=lambda i: self.lanes[lanes[i]].lr)
-        with np.errstate(invalid="ignore"):
-            logs = np.log(final[order]).mean(1)
-        at = [order.index(lanes.index(int(i))) for i in set(self.picked(name).tolist())]
-        beside = [(i, j) for i in at for j in (i - 1, i + 1) if 0 <= j < len(order)]
-        return max((abs(float(logs[j] - logs[i])) for i, j in beside), default=np.inf)
+    def runs(self, name: str) -> Runs:
+        """The lanes of that name by their learning rates, as test losses of one method."""
+        own = sorted(self.named(name), key=lambda i: self.lanes[i].lr)
+        test, weights, lengths = (x[:, own] for x in (self.test, self.weights, self.lengths))
+        rates, first = [self.lanes[i].lr for i in own], np.ones_like(test[0, 0])
+        return Runs(self.times, test, first, weights, lengths, torch.empty(0), rates)
 
     def judged_alpha(self, name: str) -> np.ndarray:
         """The best α of every seed, `[seed]`, each at its best rate on the other half of them."""
@@ -153,7 +147,7 @@ class Trace(NamedTuple):
 
     def judged(self, name: str) -> np.ndarray:
         """Mean over tasks of L_i/L_i(0) at the end in the picked lanes, `[seed]`."""
-        return np.nan_to_num(self.of(self.test, name)[-1].mean(-1), nan=np.inf, posinf=np.inf)
+        return judged(self.final(name))
 
 
 Arm = tuple[Trace, str]

@@ -166,7 +166,7 @@ def over_equal(equal: Runs, other: Runs) -> dict[float, Interval]:
     which equal weights learn nothing: their loss is not a unit.
     """
     return {
-        rate: ratio_interval(other.at(rate).judged(), equal.at(rate).judged())
+        rate: ratio_interval(other.at(rate).picked().scores, equal.at(rate).picked().scores)
         for rate in equal.rates
         if rate in other.rates and not equal.at(rate).learns_nothing()
     }

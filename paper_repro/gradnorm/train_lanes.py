@@ -1,4 +1,6 @@
-"""Lanes trained on every seed, as few programs as fit into memory well."""
+"""Lanes trained on every seed, as few programs as fit into memory well; and the runs that several
+of GradNorm's questions share: T = 2 and T = 10, each method's lanes.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from ..report.findings import Settings
 from ..report.parts import kept
 from .common import (
     LAST,
+    TEN,
     Batch,
     Method,
     initial_params,
@@ -28,46 +31,50 @@ from .common import (
     numpy_of,
     step_of,
 )
-from .lanes import CHUNKS, WINDOWS, Lane, Size, Trace
+from .lanes import (
+    CHUNKS,
+    EQUAL,
+    EVERY_ALPHA,
+    MILD,
+    NOISE,
+    RATIOS,
+    SECOND,
+    SHARPER,
+    TEN_ALPHAS,
+    WINDOWS,
+    Lane,
+    Size,
+    Trace,
+    size_of,
+)
 
 TEST = 200  # samples of test data
-# bytes; with all seeds at once the paper's size takes 6 GB instead of 1, a third more time, and
-# an interruption loses the whole program instead of a block
-LARGEST = 2**25
 Block = tuple[int, int]  # the first seed, and the one after the last
+OF_TEN = "of ten"
+"""Lanes at the first two of the ten scales, for what a larger T does alone."""
+TRIED = "tried"
+"""Lanes that a search over static weights at T = 10 tries."""
 
 
 class Options(NamedTuple):
-    """Lanes as tensors, `[lane]` or `[lane, task]`. () is a sharpness of 1 in all of them: the
-    targets but for their scale are then the same in every lane, and found once.
-    """
+    """Lanes as tensors, `[lane]` or `[lane, task]`."""
 
     lr: Tensor
     alpha: Tensor
     weights: Tensor
     scales: Tensor
-    sharpness: Tensor | tuple[()]
+    sharpness: Tensor
     noise: Tensor
     finite: Tensor
 
-    def bent(self, z: Tensor) -> Tensor:
-        """tanh of one lane, at its arguments `[task, sample, output]`."""
-        if isinstance(self.sharpness, Tensor):
-            z = self.sharpness[:, None, None] * z
-        return torch.tanh(z)
-
     def targets(self, z: Tensor) -> Tensor:
-        """Of one lane."""
-        return self.scales[:, None, None] * self.bent(z)
+        """Of one lane, at the arguments of tanh `[task, sample, output]`."""
+        return self.scales[:, None, None] * torch.tanh(self.sharpness[:, None, None] * z)
 
     def batch(self, drawn: Any) -> Batch:
         """Of one lane and seed: fresh, or of the finite training set."""
         (x, z), (pool_x, pool_z), error = drawn
-        if isinstance(self.sharpness, Tensor):
-            bent = self.bent(torch.where(self.finite, pool_z, z))
-        else:
-            bent = torch.where(self.finite, self.bent(pool_z), self.bent(z))
-        y = self.scales[:, None, None] * bent
+        y = self.targets(torch.where(self.finite, pool_z, z))
         if isinstance(error, Tensor):
             y = y + self.noise[:, None, None] * error
         return torch.where(self.finite, pool_x, x), y
@@ -88,8 +95,7 @@ def options_of(lanes: Sequence[Lane], device: torch.device) -> Options:
         )
         for lane in lanes
     )
-    found = Options(*(torch.tensor(row, device=device) for row in zip(*rows, strict=True)))
-    return found if any(lane.sharpness for lane in lanes) else found._replace(sharpness=())
+    return Options(*(torch.tensor(row, device=device) for row in zip(*rows, strict=True)))
 
 
 class Samples:
@@ -132,6 +138,10 @@ def train(
     label: str, static: Sequence[Lane], learnt: Sequence[Lane], size: Size, settings: Settings
 ) -> tuple[Trace, Trace]:
     """Static weights and GradNorm; workers that need the same share its blocks out."""
+    # with all seeds at once the paper's size takes 6 GB instead of 1, a third more time, and an
+    # interruption loses the whole program instead of a block
+    count = 2 if settings.full and settings.device.type == "cpu" else size.seeds
+    blocks = [(first, min(first + count, size.seeds)) for first in range(0, size.seeds, count)]
     programs: dict[Method, Sequence[Lane]] = {"weighted": static, "gradnorm": learnt}
     calls = {
         (method, block): functools.partial(
@@ -144,25 +154,13 @@ def train(
             f"{label}, {method}, seeds {block[0] + 1} to {block[1]}",
         )
         for method, lanes in programs.items()
-        for block in blocks_of(lanes, size, settings)
+        for block in blocks
     }
     done = train_block.together(calls)
     first, second = (
         joined([trace for (one, _), trace in done.items() if one == method]) for method in programs
     )
     return first, second
-
-
-def blocks_of(lanes: Sequence[Lane], size: Size, settings: Settings) -> list[Block]:
-    """As many seeds as keep each tensor of a step within LARGEST. On another device than the CPU
-    all of them.
-    """
-    apart = len({lane._replace(name="") for lane in lanes})
-    wide = max(size.width, size.batch)
-    each = wide * max(size.inputs, size.width, len(lanes[0].scales) * size.outputs)
-    within = max(1, LARGEST // (4 * each * apart))
-    count = within if settings.device.type == "cpu" else size.seeds
-    return [(first, min(first + count, size.seeds)) for first in range(0, size.seeds, count)]
 
 
 def joined(blocks: Sequence[Trace]) -> Trace:
@@ -228,3 +226,79 @@ def train_block(
             record.append((out / first, known / before, length, used))
     found = (numpy_of(torch.stack(part)[:, index]) for part in zip(*record, strict=True))
     return Trace(lanes, np.array(times), *found)
+
+
+def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
+    """Static weights and GradNorm: of several scales, of other difficulty, and with few data."""
+    size = size_of(settings)
+    plain, sharp = deviation_of(1.0), deviation_of(SHARPER)
+    others = [
+        lane
+        for lr in size.mild
+        for lane in (
+            Lane("sharper", lr, scales=(1 / plain, 1 / sharp), sharpness=(1.0, SHARPER)),
+            Lane("noisy", lr, scales=(1 / plain,) * 2, noise=(0.0, NOISE)),
+            Lane("finite", lr, scales=MILD, finite=True),
+        )
+    ]
+    of_ten = [Lane(OF_TEN, lr, scales=TEN[:2]) for lr in size.mild]
+    scaled = [
+        Lane(f"scales, {ratio:g}", lr, scales=(1.0, ratio))
+        for ratio in RATIOS[:-1]
+        for lr in size.mild
+    ]
+    grid = [
+        Lane(f"static, {second:g}", lr, weights=(1.0, second))
+        for second in (1.0, *SECOND)
+        for lr in size.two
+    ]
+    learnt = [Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in EVERY_ALPHA for lr in size.two]
+    ratios = [
+        Lane(f"ratio {ratio:g}, {alpha:g}", lr, alpha, scales=(1.0, ratio))
+        for ratio in (RATIOS[0], RATIOS[-1])
+        for alpha in EVERY_ALPHA
+        for lr in size.mild
+    ]
+    return train(
+        "T = 2",
+        [*scaled, *grid, *others, *of_ten],
+        [*learnt, *others, *ratios, *of_ten],
+        size,
+        settings,
+    )
+
+
+def ten_tasks(settings: Settings) -> tuple[Trace, Trace]:
+    """Static weights, equal ones and what a search tries (1/L_i(0), random ones), and GradNorm."""
+    size = size_of(settings)
+    equal = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
+    finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.ten]
+    weights = tuple(scale**-2 for scale in TEN)
+    fixed = [Lane(TRIED, lr, scales=TEN, weights=weights) for lr in size.ten]
+    search = random_lanes(TRIED, TEN, size.draws, size.ten)
+    learnt = [
+        Lane(f"GradNorm, {alpha:g}", lr, alpha, scales=TEN)
+        for alpha in TEN_ALPHAS
+        for lr in size.ten
+    ]
+    static = [*equal, *finite, *fixed, *search]
+    return train("T = 10", static, [*learnt, *finite], size, settings)
+
+
+def random_lanes(
+    name: str, scales: tuple[float, ...], draws: int, rates: tuple[float, ...]
+) -> list[Lane]:
+    """Weights that are log-uniform over three decades, as many as σ² spans, each with a rate."""
+    key = mf.random.key(10)
+    drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))
+    which = (mf.random.uniform(mf.random.fold_in(key, 1), (draws,)) * len(rates)).long()
+    return [
+        Lane(name, rates[int(i)], scales=scales, weights=tuple(w.tolist()))
+        for w, i in zip(drawn, which, strict=True)
+    ]
+
+
+def deviation_of(sharpness: float) -> float:
+    """Of tanh(sharpness·z), z ~ N(0, 1)."""
+    z = torch.linspace(-6, 6, 10001, dtype=torch.float64)
+    return float(torch.tanh(sharpness * z).square() @ torch.softmax(-z.square() / 2, 0)) ** 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from paper_repro.gradnorm import refine
+from paper_repro.gradnorm import paper_size
 from paper_repro.gradnorm.common import Runs
 from paper_repro.gradnorm.paper_size import pair_of
 from paper_repro.gradnorm.reach import curves
@@ -45,16 +45,16 @@ def searched(equal, learnt, rounds=2):
         return runs_of(losses[name], new, 1.0 if name == "equal" else 0.5)
 
     start = {name: runs_of(x, COARSE, 1.0 if x is equal else 0.5) for name, x in losses.items()}
-    return start, refine.refined(start, more, rounds), asked
+    return start, paper_size.refined(start, more, rounds), asked
 
 
 def test_a_gap_in_the_grid_is_closed():
     """GradNorm's best lies between two rates of the grid, equal weights' on one of them."""
     start, found, _ = searched(valley(3e-3, 1.0), valley(5.5e-3, 0.98))
-    before, after = refine.ratio_of(start), refine.ratio_of(found)
+    before, after = paper_size.ratio_of(start), paper_size.ratio_of(found)
     assert before.mean > 1.1
     assert abs(after.mean - 0.98) < 0.01 < abs(before.mean - 0.98)
-    assert refine.neighbours_apart(start) > GAP
+    assert paper_size.neighbours_apart(start) > GAP
     assert settles_nothing(pair_of(start).named("a best rate"), "a best rate")
 
 
@@ -70,10 +70,10 @@ def test_a_gap_in_the_grid_is_closed():
 def test_a_best_rate_is_followed_also_over_an_edge(best, rounds, count):
     start, found, asked = searched(valley(best, 1.0), valley(3e-3, 1.0), count)
     assert [rates for name, rates in asked if name == "equal"] == rounds[:count]
-    assert math.isinf(refine.neighbours_apart(start)) == (best != 3e-3)
+    assert math.isinf(paper_size.neighbours_apart(start)) == (best != 3e-3)
     runs = found["equal"]
     nearest = min(runs.rates, key=lambda rate: abs(math.log(rate / best)))
-    assert {runs.rates[i] for i in runs.choice()} == {nearest}
+    assert {runs.rates[i] for i in runs.picked().choice} == {nearest}
     assert runs.rates == sorted([*COARSE, *(x for one in rounds[:count] for x in one)])
     same = [runs.rates.index(rate) for rate in COARSE]
     np.testing.assert_array_equal(runs.final()[same], start["equal"].final())
@@ -83,7 +83,7 @@ def test_flat_valleys_are_not_searched():
     start, found, asked = searched(valley(3e-3, 1.0, 1e-6), valley(3e-3, 0.98, 1e-6))
     assert asked == []
     assert all(found[name] is start[name] for name in start)
-    assert refine.neighbours_apart(start) < GAP
+    assert paper_size.neighbours_apart(start) < GAP
     assert not settles_nothing(pair_of(start).named("a best rate"), "a best rate")
 
 
@@ -105,12 +105,12 @@ def test_flat_valleys_are_not_searched():
 def test_rates_are_asked_for_beside_losses_that_differ(even, odd, wanted):
     """By more than half of the width, here 0.1, or where none is: at factors 2 of the best."""
     final = np.exp([*zip(*[even, odd or even] * 2, strict=True)])
-    assert refine.added(runs_with(final, COARSE), 2.0, 0.1) == wanted
+    assert paper_size.added(runs_with(final, COARSE), 2.0, 0.1) == wanted
 
 
 def test_a_run_that_diverged_is_beside_nobody():
     start, _, _ = searched(lambda rate: 1.0 if rate < 5e-3 else math.inf, valley(3e-3, 1.0))
-    assert math.isinf(refine.neighbours_apart(start))
+    assert math.isinf(paper_size.neighbours_apart(start))
     runs = runs_with(np.array([[math.nan, 0.1], [1.0, 1.0]]), (1e-3, 1e-2))
     assert runs.best() == 1  # nor is it ever the best
     assert math.isinf(runs.final()[0, 0])
