@@ -161,7 +161,7 @@ RULES: dict[str, tuple[Callable[[Tensor], mf.Rule], tuple[float, ...]]] = {
     "MGDA": (lambda _: mf.mgda(), (0.0,)),
     "MGDA, epsilon": (mgda_with_epsilon, (1e-8,)),
     "PCGrad": (lambda _: mf.pcgrad(), (0.0,)),
-    "GradNorm": (lambda alpha: mf.gradnorm(alpha), (0.0, 0.12, 1.5)),
+    "GradNorm": (lambda alpha: mf.gradnorm(alpha), (0.12,)),
     "CAGrad": (lambda c: mf.cagrad(c), CS),
     "CAGrad, epsilons": (with_epsilons, (0.5, 1.0, 1.5, 3.0, 10.0)),
 }

@@ -38,8 +38,7 @@ CLAIMS = {
         "CAGrad-Fast is slightly below it: .82 and .50.",
         kind="data/RL",
         needs=f"{META_WORLD}, with `mf.subset` as probe, which it does not offer. On two digits a "
-        "subset of one task is all tasks; CA-22 has what a subset loses at one point, CA-34 "
-        "its time",
+        "subset of one task is all tasks; CA-34 has what a step costs",
         published="success on MT10 and MT50: 0.82 and 0.50",
     ),
     "CA-35": Row(

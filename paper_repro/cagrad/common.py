@@ -25,9 +25,7 @@ BALL = (
 def rows_of(
     draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0
 ) -> Tensor:
-    """Normal matrices `[draw, task, param]`. Lengths spread from 1 to `spread`, plus a common
-    vector.
-    """
+    """Normal matrices `[draw, task, param]` plus a common vector, times 1 to `spread`."""
     root = mf.random.fold_in(mf.random.key(11), tag)
 
     def normal(draw: Tensor, part: int, rows: int) -> Tensor:
@@ -66,9 +64,7 @@ def length(g: Tensor, weights: Tensor) -> Tensor:
 
 
 def angle(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Between Jᵀa and Jᵀb, radians. By the difference of unit vectors, so that small angles keep
-    their digits.
-    """
+    """Between Jᵀa and Jᵀb, radians; by unit vectors, so that small angles keep their digits."""
     a, b = a / length(g, a)[:, None], b / length(g, b)[:, None]
     return 2 * torch.asin((length(g, a - b) / 2).clamp_max(1))
 
@@ -84,9 +80,7 @@ def mean_weights(g: Tensor) -> Tensor:
 
 
 def threshold(g: Tensor) -> tuple[Tensor, Tensor]:
-    """c* = ‖v - g₀‖/‖g₀‖ with v DualProj's direction, g₀ projected on {d: J d >= 0}, and v's
-    weights.
-    """
+    """c* = ‖v - g₀‖/‖g₀‖, and the weights of v, which is g₀ projected on {d: J d >= 0}."""
     p, solve = mean_weights(g), mf.solvers.auto()
     v = vmap(lambda g, p: solve(mf.solvers.dual_cone(g, p)).weights)(g, p)
     return length(g, v - p) / length(g, p), v

@@ -1,4 +1,4 @@
-"""Conflict, Δm, Pareto stationarity, min-norm weights: are they as stated?"""
+"""Conflict and whom it hurts, Δm, Pareto stationarity, min-norm weights: are they as stated?"""
 
 from fractions import Fraction
 
@@ -6,13 +6,22 @@ import numpy as np
 import torch
 from scipy import optimize
 from torch.func import vmap
+from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS
-from ..report.decisions import Exact, Measured, decided, exact
+from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS, TELLS
+from ..report.decisions import Exact, Measured, Row, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
-from .common import gram, length, min_norm, quadratic_losses, rows_of, stationary_rows
+from .common import (
+    gram,
+    length,
+    min_norm,
+    quadratic_losses,
+    quadratics,
+    rows_of,
+    stationary_rows,
+)
 
 
 @decided(
@@ -26,6 +35,19 @@ def wording(measured: Measured) -> Verdict:
 
 
 CLAIMS = {
+    "CA-02": Row(
+        "Main cause: misaligned gradients, so the mean direction hurts some task; also "
+        "unequal norms let a few tasks dominate.",
+        exact(
+            ("pairs in which 'g₀ raises a task' and * differ", "==", 0),
+            only_when=(
+                "rank correlation of the worst task's end with the cosine at the start",
+                ">=",
+                TELLS,
+            ),
+        ),
+        when="only the first order is asked for; the cosine does not predict the end",
+    ),
     "CA-05": Exact(
         "A point is Pareto optimal when no direction improves all tasks at once.", wording
     ),
@@ -54,6 +76,7 @@ def run(settings: Settings) -> Findings:
     draws = settings.count(1000)
     yield pareto_points(settings.count(200))
     yield conflict_measure(draws)
+    yield hurt_tasks(settings)
     library = mf.diagnostics.delta_m(
         {"accuracy": 0.75, "error": 1.0},
         {"accuracy": 1.0, "error": 0.5},
@@ -67,13 +90,10 @@ def run(settings: Settings) -> Findings:
     )
     q = torch.linalg.qr(rows_of(draws, 5, 5, 30))[0] * rows_of(draws, 5, 1, 31).exp()
     w, inverse = min_norm(gram(q)), 1 / q.square().sum(-1)
+    inverse = inverse / inverse.sum(-1, keepdim=True)
     yield Claim(
         "X-04",
-        {
-            "largest difference of weights": (w - inverse / inverse.sum(-1, keepdim=True))
-            .abs()
-            .max()
-        },
+        {"largest difference of weights": (w - inverse).abs().max()},
         f"{draws} draws of five orthogonal rows of log-normal lengths",
     )
 
@@ -110,14 +130,54 @@ def conflict_measure(draws: int) -> Claim:
     rows = torch.einsum("dtij,dtj->dti", matrix, x[:, None] - middle)
     d, before = rows.mean(1), values(x, matrix, middle)
     limit = -torch.einsum("dti,di->dt", rows, d).amin(-1)
-    numbers, error = {}, {}
-    for eta in (1e-6, 1e-4, 0.3):
-        found = ((values(x - eta * d, matrix, middle) - before) / eta).amax(-1)
-        error[eta] = ((found - limit).abs() / limit.abs().clamp_min(1e-12)).median()
-        sign = ((found > 0) != (limit > 0)).double().mean()
-        numbers[f"share with the other sign at η = {eta:g}"] = sign
+    near, far = (
+        ((values(x - eta * d, matrix, middle) - before) / eta).amax(-1) for eta in (1e-6, 1e-4)
+    )
+    close, away = (((x - limit).abs() / limit.abs().clamp_min(1e-12)).median() for x in (near, far))
     return Claim(
         "CA-09",
-        numbers | {"error at η = 1e-4 over that at 1e-6": error[1e-4] / error[1e-6]},
-        f"{draws} triples of quadratics, d = g₀; first order: at training steps signs differ",
+        {
+            "share with the other sign at η = 1e-06": ((near > 0) != (limit > 0)).double().mean(),
+            "error at η = 1e-4 over that at 1e-6": away / close,
+        },
+        f"{draws} triples of quadratics, d = g₀; to first order",
+    )
+
+
+def foretold(pairs: int, steps: int) -> float:
+    """Rank correlation of the worst task's end, by descent on the mean, with the first cosine."""
+    from scipy.stats import rankdata
+
+    problem = quadratics(pairs, 2, 5, 160)
+    eta, batch = 0.9 / problem.smoothness, (problem.matrix, problem.middle)
+    matrix = problem.matrix.mean(1)
+    pull = torch.einsum("dtij,dtj->di", problem.matrix, problem.middle) / 2
+    x = problem.start
+    first = vmap(quadratic_losses)({"x": x}, batch)
+    start = vmap(lambda x, b: mf.task_gramian(quadratic_losses, {"x": x}, b)[1])(x, batch)
+    for _ in tqdm(range(steps), desc="mean loss", leave=False):
+        x = x - eta[:, None] * (torch.einsum("dij,dj->di", matrix, x) - pull)
+    excess = (vmap(quadratic_losses)({"x": x}, batch) / first).amax(-1)  # each task alone reaches 0
+    cosine = start[:, 0, 1] / start.diagonal(dim1=-2, dim2=-1).prod(-1).sqrt()
+    return float(np.corrcoef(rankdata(cosine.numpy()), rankdata(excess.numpy()))[0, 1])
+
+
+def hurt_tasks(settings: Settings) -> Claim:
+    """Of the mean gradient."""
+    draws, pairs, steps = settings.count(4000), settings.count(300), settings.count(1000)
+    g = gram(rows_of(draws, 2, 4, 150) * rows_of(draws, 2, 1, 151).exp())
+    n = g.diagonal(dim1=-2, dim2=-1).sqrt()
+    cos, ratio = g[:, 0, 1] / n.prod(-1), n.amin(-1) / n.amax(-1)
+    hurt = (g.mean(-1) < 0).any(-1)
+    differ = "pairs in which 'g₀ raises a task' and 'cos < -shorter/longer' differ"
+    return Claim(
+        "CA-02",
+        {
+            differ: (hurt != (cos < -ratio)).sum(),
+            "rank correlation of the worst task's end with the cosine at the start": foretold(
+                pairs, steps
+            ),
+        },
+        f"{draws} normal pairs with log-normal lengths; {pairs} pairs of convex quadratics, "
+        f"{steps} steps on the mean, worst loss at the end over its start. To first order exact",
     )

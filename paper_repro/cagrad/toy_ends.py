@@ -1,4 +1,4 @@
-"""The toy: who rests on the Pareto set, and who reaches the least mean loss?"""
+"""The toy: who rests on the Pareto set, who reaches the least mean loss, and whose ends scatter?"""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from ..report.bounds import ALONG, AT_REST, CLOSE, SETTLED, STATIONARY, WIDE
 from ..report.decisions import Exact, Measured, Row, decided, exact, named_so, verdict_of
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings, Verdict
+from ..report.intervals import named, share_interval
 from .toy_runs import CONTACT, DECIDED, WHOLE, Toy, contact, toy
 
 KICK = 1e-3 * (1 - 0.9) / (0.999**0.5 - 0.9) * (0.999 / (1 - 0.999)) ** 0.5
@@ -20,6 +21,8 @@ STOPPED = CONTACT + KICK
 contact is up to `CONTACT`, and one kick. MGDA's is .0313 and PCGrad's .361, so that any limit
 between these gives the same verdict.
 """
+
+SOME_STARTS = 5  # that tell: two or three have one order by chance
 
 
 @decided("MGDA and PCGrad both move on along the set, by more than one of Adam's kicks from rest")
@@ -72,6 +75,37 @@ def different_ends(measured: Measured) -> Verdict:
     return verdict_of(there, [not one for one in there])
 
 
+@decided(
+    "CAGrad's first contacts with the Pareto set come nearer to MGDA's as c grows from no start "
+    f"that can tell; in part unless from all, and {SOME_STARTS} or more can tell"
+)
+def judge_between(measured: Measured) -> Verdict:
+    """Starts from which GD does not meet the set, or meets it where MGDA does, cannot tell."""
+    telling = measured["starts that can tell"]
+    if telling == 0:
+        return "inconclusive"
+    ordered = measured["of these, with a distance that never grows with c"]
+    ends = measured["of these, with the largest c's contact within a tenth of the way"]
+    if min(ordered, ends) == telling >= SOME_STARTS:
+        return "holds"
+    return "holds only when" if min(ordered, ends) > 0 else "does not hold"
+
+
+@decided("CAGrad neither spreads least nor arrives more often than each of the others")
+def steadiest(measured: Measured) -> Verdict:
+    others = ("GD", "MGDA", "PCGrad")
+    spread = "{}: standard deviation of the mean loss at the end"
+    least = all(measured[spread.format("CAGrad")] < measured[spread.format(x)] for x in others)
+    low = measured["CAGrad: share arriving, low"]
+    clear = all(low > measured[f"{name}: share arriving, high"] for name in others)
+    if least and clear:
+        return "holds"
+    if least or clear:
+        return "holds only when"
+    beaten = any(measured[spread.format(x)] < measured[spread.format("CAGrad")] for x in others)
+    return "does not hold" if beaten else "inconclusive"
+
+
 CLAIMS = {
     "CA-04": Row(
         "MGDA and PCGrad stop learning once they meet the Pareto set.",
@@ -107,6 +141,15 @@ CLAIMS = {
             "at the end}"
         ),
     ),
+    "CA-27": Row(
+        "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
+        judge_between.open_unless(WHOLE),
+        when="from {of these, with a distance that never grows with c} of {starts that can tell} "
+        "starts that can tell; elsewhere the distance grows at first",
+    ),
+    "CA-28": Row(
+        "CAGrad is the most stable and predictable of the four.", steadiest.open_unless(WHOLE)
+    ),
 }
 
 
@@ -115,6 +158,8 @@ def run(settings: Settings) -> Findings:
     found = toy(settings)
     yield from ends(found)
     yield stops(found)
+    yield between(found)
+    yield scatter(found)
     numbers: dict[str, float] = {"steps": found.steps}
     # (0, 0) runs down the middle and meets the set at the minimum of the mean whatever the rule.
     side = [i for i, start in enumerate(problem.STARTS) if start != (0.0, 0.0)]
@@ -167,9 +212,7 @@ def ends(toy: Toy) -> Findings:
         ours[spread] = float(points[:, 0].max() - points[:, 0].min())
         far = f"{name}: largest distance of 0 from the gradients' hull at the end, over the longest"
         ours[far] = problem.distance_to_stationarity(points).max()
-        apart = problem.at(points).diff().abs()
         spreads[f"{spread} over the set's length"] = ours[spread] / 14
-        spreads[f"{name}: largest |L₁ - L₂| at the end"] = float(apart.max())
     yield Claim("CA-06", spreads, f"{toy.budget}, six starts")
     yield Claim("CA-26", ours, f"{toy.budget}, six starts; excess: mean loss above its minimum")
 
@@ -192,4 +235,50 @@ def stops(toy: Toy) -> Claim:
         f"{toy.budget}; way along the set from first contact (within {CONTACT:g} of it) to the "
         f"end, stopped if up to {STOPPED:.2g}, that and one of Adam's kicks; 1e-8: in the "
         "denominator, as in the official script",
+    )
+
+
+def between(toy: Toy) -> Claim:
+    """From how far along the set each rule meets it; x₁ there, NaN for one that does not."""
+
+    def met_at(name: str, hyper: float) -> np.ndarray:
+        path = toy.runs[name].of(problem.STARTS, hyper)
+        x = path[..., 0].cpu().numpy()
+        return np.array([x[k, i] if k >= 0 else np.nan for i, k in enumerate(contact(path))])
+
+    points = np.stack([met_at("GD", 0.0), *(met_at("CAGrad", c) for c in problem.CS)])
+    away = np.abs(points - met_at("MGDA", 0.0))  # [c, start], GD as c = 0
+    telling = np.isfinite(away[0]) & (away[0] > 10 * CONTACT)
+    ordered = (np.diff(away, axis=0) <= CONTACT).all(0)  # never with a NaN
+    arrives = telling & (away[-1] <= 0.1 * away[0])
+    return Claim(
+        "CA-27",
+        {
+            "starts that can tell": telling.sum(),
+            "of these, with a distance that never grows with c": (ordered & telling).sum(),
+            "of these, with the largest c's contact within a tenth of the way": arrives.sum(),
+            "steps": toy.steps,
+        },
+        f"{toy.budget}; distance in x₁ of the first contact with the Pareto set from MGDA's, "
+        f"for c from {problem.CS[0]:g} to {problem.CS[-1]:g}. A start can tell if GD meets the "
+        f"set, and more than {10 * CONTACT:g} from MGDA; never growing: by at most {CONTACT:g} "
+        "from one c to the next, GD before the first",
+    )
+
+
+def scatter(toy: Toy) -> Claim:
+    """From random starts."""
+    numbers: dict[str, float] = {}
+    for name in ("GD", "MGDA", "PCGrad", "CAGrad"):
+        run = toy.runs[name]
+        loss = problem.at(run.points[:, run.random]).mean(-1).cpu().numpy()
+        arrived = (loss < problem.minimum_of_mean()[1] + 0.1).any(0).sum()
+        numbers[f"{name}: standard deviation of the mean loss at the end"] = loss[-1].std(ddof=1)
+        share = share_interval(int(arrived), len(run.random))
+        numbers |= named(f"{name}: share arriving", share)
+    return Claim(
+        "CA-28",
+        numbers | {"steps": toy.steps},
+        f"{toy.budget}, {len(toy.runs['GD'].random)} starts drawn uniformly from [-10, 10]², "
+        "CAGrad with c = .5; arriving: within .1 of the minimum of the mean. Wilson's intervals",
     )

@@ -17,7 +17,7 @@ from common.problems import cagrad_toy as problem
 
 from ..report.findings import Figure
 from ..report.options import Impossible, Option, Rate, Starts, Steps, drawn
-from .toy_runs import compiler_works, cpp_compiler, ways
+from .toy_runs import compiler_works, stepped
 
 Name = Literal["GD", "MGDA", "MGDA, epsilon", "PCGrad", "GradNorm", "CAGrad", "CAGrad, epsilons"]
 Sign = Annotated[
@@ -108,8 +108,8 @@ def toy(
     start, hyper, which = (torch.tensor(column) for column in zip(*table, strict=True))
     start, hyper = start.double(), hyper.double()
     lanes = problem.Lanes(start, torch.full_like(hyper, SIGNS[sign]), hyper, which)
-    compiled = steps >= COMPILED and compiler_works(torch.device("cpu"), cpp_compiler())
-    times, points = ways(tuple(methods), lanes, steps, rate, compiled=compiled)
+    compiled = steps >= COMPILED and compiler_works(torch.device("cpu"))
+    times, points, _ = stepped(tuple(methods), lanes, steps, rate, compiled=compiled)
     runs = dict(zip(panels, points.split(len(starts), 1), strict=True))
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)

@@ -1,8 +1,6 @@
 """All rules of the toy from all of its starts, run once, and what is read off the runs."""
 
 import functools
-import os
-import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,13 +50,8 @@ class Run(NamedTuple):
         return problem.at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
 
 
-def cpp_compiler() -> str:
-    """The C++ compiler of this machine; empty where there is none."""
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
-
-
-@kept  # torch's compiler takes seconds to be imported; tried again where another C++ one is found
-def compiler_works(device: torch.device, cpp: str) -> bool:
+@functools.cache
+def compiler_works(device: torch.device) -> bool:
     """Whether torch.compile finds its tools, by trying; a notice says why not. On another device
     steps are captured instead, which needs none.
     """
@@ -76,28 +69,34 @@ def compiler_works(device: torch.device, cpp: str) -> bool:
     return True
 
 
-@kept
 def trajectories(
-    names: tuple[str, ...], random_starts: Tensor, steps: int, *, compiled: bool
+    groups: Sequence[tuple[str, ...]], random_starts: Tensor, steps: int, *, compiled: bool
 ) -> dict[str, Run]:
-    """Adam from all starts by every rule, as one program."""
-    apart = [problem.lanes_of(name, random_starts) for name in names]
-    lanes = problem.Lanes(*map(torch.cat, zip(*(part[0] for part in apart), strict=True)))
-    counts = [len(part[0].start) for part in apart]
-    index = torch.arange(len(names), device=lanes.which.device)
-    lanes = lanes._replace(which=index.repeat_interleave(torch.tensor(counts).to(index)))
-    times, points, watched = stepped(names, lanes, steps, problem.LR, compiled=compiled)
+    """Adam from all starts by every rule, a group as one program; workers share the groups out."""
+    lanes_of = {name: problem.lanes_of(name, random_starts) for names in groups for name in names}
+    calls = {}
+    for names in groups:
+        own = [
+            lanes._replace(which=lanes.which + i)
+            for i, (lanes, *_) in enumerate(lanes_of[name] for name in names)
+        ]
+        lanes = problem.Lanes(*map(torch.cat, zip(*own, strict=True)))
+        calls[names] = functools.partial(
+            stepped.now, names, lanes, steps, problem.LR, compiled=compiled
+        )
     runs = {}
-    for name, (own, random, nudged), where, trail in zip(
-        names, apart, points.split(counts, 1), watched.split(counts, 1), strict=True
-    ):
-        # a file of a part would else hold all of them
-        runs[name] = Run(own, random, nudged, times, where.clone(), trail.clone())
+    for names, (times, points, watched) in stepped.together(calls).items():
+        counts = [len(lanes_of[name][0].start) for name in names]
+        for name, *parts in zip(
+            names, points.split(counts, 1), watched.split(counts, 1), strict=True
+        ):
+            runs[name] = Run(*lanes_of[name], times, *parts)
     return runs
 
 
+@kept
 def stepped(
-    names: Sequence[str], lanes: problem.Lanes, steps: int, rate: float, *, compiled: bool
+    names: tuple[str, ...], lanes: problem.Lanes, steps: int, rate: float, *, compiled: bool
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Moments that are kept, the points `[time, lane, 2]` then, and each of the first steps."""
     state, each = problem.start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
@@ -123,14 +122,6 @@ def stepped(
     return np.array(times), torch.stack(points), trail
 
 
-@kept
-def ways(
-    names: tuple[str, ...], lanes: problem.Lanes, steps: int, rate: float, *, compiled: bool
-) -> tuple[np.ndarray, Tensor]:
-    """Moments, and points `[time, lane, 2]`: rules as one program from starts of one's own."""
-    return stepped(names, lanes, steps, rate, compiled=compiled)[:2]
-
-
 class Toy(NamedTuple):
     """The runs of every rule, and what the claims say of them."""
 
@@ -140,10 +131,8 @@ class Toy(NamedTuple):
 
 
 def toy(settings: Settings) -> Toy:
-    """Every rule from all of its starts; workers that need it share the rules out."""
-    compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(
-        settings.device, cpp_compiler()
-    )
+    """Every rule from all of its starts."""
+    compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(settings.device)
     steps = settings.count(STEPS if compiled or settings.shrink != 1 else EAGER_STEPS)
     if not compiled and settings.shrink != 1:
         tqdm.write(f"[the toy] {steps} steps: too few for compilation to pay, running eagerly")
@@ -154,21 +143,14 @@ def toy(settings: Settings) -> Toy:
     starts = 20 * uniform(keys) - 10
     # GradNorm has a state and other losses, the others make one program
     groups = tuple(name for name in problem.RULES if name != "GradNorm"), ("GradNorm",)
-    parts = {
-        names[0]: functools.partial(trajectories.now, names, starts, steps, compiled=compiled)
-        for names in groups
-    }
-    others, gradnorm = trajectories.together(parts).values()
-    runs = others | gradnorm
+    runs = trajectories(groups, starts, steps, compiled=compiled)
     last = int(runs["GD"].times[-1])
     budget = f"Adam {problem.LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
     return Toy(runs, last, budget)
 
 
 def contact(points: Tensor) -> np.ndarray:
-    """Index `[start]` in time of the first contact of points `[time, start, 2]` with the Pareto
-    set, -1 for none.
-    """
+    """When `[start]` points `[time, start, 2]` first meet the Pareto set; -1 for never."""
     front, x = problem.pareto_set(), points.cpu().numpy()
     at_x = np.clip(x[..., 0], front[0, 0], front[-1, 0])
     near = np.hypot(x[..., 0] - at_x, x[..., 1] - np.interp(at_x, *front.T)) < CONTACT

@@ -203,8 +203,8 @@ def test_toy_of_one_rule_is_the_report_s() -> None:
     from paper_repro.cagrad import toy_runs
 
     found = cagrad.toy(starts=((-8.5, 7.5),), methods=("CAGrad",), c=(0.5,), steps=30)
-    names = ("GD", "CAGrad")
-    runs = toy_runs.trajectories(names, torch.zeros(1, 2, dtype=torch.float64), 30, compiled=False)
+    groups = [("GD", "CAGrad")]
+    runs = toy_runs.trajectories(groups, torch.zeros(1, 2, dtype=torch.float64), 30, compiled=False)
     run_ = runs["CAGrad"]
     lane = run_.lanes.find((-8.5, 7.5), 0.5)
     at = found.numbers[-1]

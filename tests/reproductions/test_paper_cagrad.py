@@ -14,7 +14,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from common.problems import cagrad_toy as toy
-from paper_repro.cagrad import common, convergence, dual_solvers, toy_runs
+from paper_repro.cagrad import common, convergence, dual, toy_runs
 from paper_repro.cagrad.toy_ends import STOPPED
 from paper_repro.report.findings import Claim, Settings
 from paper_repro.report.verdicts import findings
@@ -78,7 +78,7 @@ LITERAL = {
 def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None:
     """One start at a time, one autograd call a task, torch's own Adam."""
     steps, alone = 30, torch.zeros(0, 2, dtype=torch.float64)
-    run = toy_runs.trajectories(tuple(LITERAL), alone, steps, compiled=False)[name]
+    run = toy_runs.trajectories([tuple(LITERAL)], alone, steps, compiled=False)[name]
     for start in toy.STARTS:
         if start == (0.0, 0.0):  # equal lengths and a symmetric pair: the weights are not unique
             continue
@@ -155,19 +155,17 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
         optimizer.step()
     w = min(tried, key=lambda pair: pair[0])[1]
     expected = 1 / tasks + radius / ((w @ scaled @ w + 1e-4).sqrt() + 1e-4) * w
-    torch.testing.assert_close(
-        dual_solvers.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(dual.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
     """Twice CAGrad's direction has a larger worst rate than the optimum: it misses, too. Once the
     largest miss was the one to the other side, 0 of the draws that are exact.
     """
-    best, lengths = dual_solvers.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
+    best, lengths = dual.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
     solvers = {"active set": best, "official, softmax": lambda g, c: next(lengths) * best(g, c)}
-    monkeypatch.setattr(dual_solvers, "SOLVERS", solvers)
-    *_, found = findings(dual_solvers, Settings(shrink=0.01))
+    monkeypatch.setattr(dual, "SOLVERS", solvers)
+    *_, found = findings(dual, Settings(shrink=0.01))
     assert isinstance(found, Claim)
     assert found.verdict == "holds only when"
     assert min(value for name, value in found.measured.items() if name.endswith("most")) < -0.1
@@ -176,7 +174,7 @@ def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
 def test_sum_of_squares_against_a_literal_loop() -> None:
     problem = common.quadratics(2, 3, 3, 5)
     c, steps = 0.5, 15
-    found = convergence.descend(problem, (0.2, c), steps, "test")[1]
+    ratio, _ = convergence.descend(problem, (0.2, c), steps)[1]
     for i in range(2):
         matrix = problem.matrix[i].numpy()
         middle = problem.middle[i].numpy()
@@ -194,7 +192,7 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
             total += np.square(rows.mean(0)).sum()
             x = x - eta * mf.aggregate(mf.cagrad(c), torch.tensor(rows)).numpy()
         least = mean(np.linalg.solve(matrix.mean(0), np.einsum("tij,tj->i", matrix, middle) / 3))
-        assert float(found.ratio[i]) == pytest.approx(
+        assert float(ratio[i]) == pytest.approx(
             total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6
         )
 
