@@ -115,9 +115,6 @@ def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
     assert len({cell.method for group in calls[:2] for cell in group}) == 2
     every = [cell for group in calls for cell in group]
     assert len(set(every)) == len(every) > len(calls)
-    before = len(calls)
-    assert study.conduct_together(PLAN, many, lambda cell: cell.method, store) == apart
-    assert len(calls) == before
 
 
 def test_numbers_come_back_as_they_were(tmp_path):
