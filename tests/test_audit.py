@@ -34,7 +34,6 @@ from tests.support.broken_rules import (
     global_noise,
     inverse_norms,
     moves_the_generator,
-    swapped,
 )
 from tests.support.every import few
 from tests.support.oracles import cagrad_threshold
@@ -341,20 +340,10 @@ def test_ties_are_no_failures():
 # ---- what may be handed over -------------------------------------------------------------------
 
 
-def test_audit_takes_rules_factories_and_functions():
-    for rule in (
-        mf.mgda(),
-        mf.mgda,
-        lambda: mf.mgda(),
-        swapped,
-        lambda gramian, losses: losses / losses.sum(),
-        torch.nn.Softmax(-1),
-    ):
-        # Softmax gives a matrix
-        assert audit(rule, only=["convex weights"], instances=10)["convex weights"].status in (
-            "holds",
-            "not applicable",
-        )
+def test_an_audit_has_the_rules_name_or_another():
+    for rule in (mf.mgda(), mf.mgda, torch.nn.Softmax(-1)):  # which gives a matrix
+        status = audit(rule, only=["convex weights"], instances=10)["convex weights"].status
+        assert status in ("holds", "not applicable")
     assert audit(mf.mgda, only=["convex weights"], instances=10).rule == "mgda"
     assert audit(mf.mgda(), only=["convex weights"], instances=10, name="mine").rule == "mine"
 

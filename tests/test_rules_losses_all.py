@@ -254,6 +254,18 @@ def uniform(key, width):
     return mf.random.uniform(mf.random.fold_in(key, 0), (width,), F64)
 
 
+def test_graddrop_does_not_depend_on_the_order_of_the_parameters():
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"b": (4, 3), "a": (7,), "c.weight": (2, 2), "c.bias": ()}
+    rows = {name: torch.randn(3, *s, generator=generator) for name, s in shapes.items()}
+    for seed in range(3):
+        expected = mf.graddrop(0.1)(mf.random.key(seed), rows)
+        for order in (sorted(rows), sorted(rows, reverse=True)):
+            edited = mf.graddrop(0.1)(mf.random.key(seed), {name: rows[name] for name in order})
+            assert list(edited) == order
+            assert all(torch.equal(edited[name], expected[name]) for name in rows)
+
+
 @pytest.mark.parametrize("leak", [None, torch.tensor([0.0, 0.3, 1.0, 0.5, 0.0], dtype=F64)])
 @pytest.mark.parametrize("f", [None, lambda p: p**2 * (3 - 2 * p)])
 def test_graddrop_equals_torchjd_given_the_same_numbers(monkeypatch, leak, f):

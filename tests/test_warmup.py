@@ -82,17 +82,6 @@ def test_a_numba_that_cannot_be_used_is_named_once(numba, reason, tmp_path):
     assert f"could not be compiled ({reason}); they stay interpreted" in err
 
 
-def test_importing_the_package_loads_no_compiler():
-    heavy = {"cvxpy", "numba", "scipy"}
-    code = (
-        "import sys, torch; before = set(sys.modules); import mtlfunc as mf; "
-        "mf.weights(mf.mean(), torch.eye(3)); mf.random.normal(mf.random.key(0), (3,)); "
-        f"print(sorted({heavy} & (set(sys.modules) - before)))"
-    )
-    done = python("-c", code)
-    assert done.stdout.strip() == "[]"
-
-
 # ---- interpreted and compiled --------------------------------------------------------------------
 
 
