@@ -143,7 +143,7 @@ def test_workers_find_what_one_process_finds(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And say so in whole lines; what a worker dies of is named, and the others come to an end."""
-    bar = "for _ in tqdm(range(3), desc='steps', leave=False): print('in between')"
+    bar = "for _ in tqdm(range(3), desc='steps', leave=False): tqdm.write('in between')"
     modules = {
         "a": made.question("question_a", "PC-01", bar, "yield figure('one')", "print('a word')"),
         "b": made.question("question_b", "GN-01", "yield claim('GN-02', torch.get_num_threads())"),
@@ -414,6 +414,7 @@ def test_a_run_says_at_once_how_long_it_will_take(
     out, err = capsys.readouterr()
     assert re.match(r"2 questions: about \d+ s\n", out)
     assert re.match(r"0 of 2 done, about \d+ s left; at work: pcgrad\.race \d+ s", err)
+    assert re.search(r"at work: mgda\.duality \d+ s \(steps: (0|33|67|100)%\)", err)
 
 
 # ---- records of runs ----

@@ -43,13 +43,8 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
         states = [
             step.update(state, batch)[0] for step, state in zip((short, whole), states, strict=True)
         ]
-    for name in params:
-        torch.testing.assert_close(
-            states[0].params[name], states[1].params[name], rtol=1e-4, atol=1e-5
-        )
-    torch.testing.assert_close(
-        states[0].balance.rule.weights, states[1].balance.rule.weights, rtol=1e-4, atol=1e-5
-    )
+    one, other = ((state.params, state.balance.rule.weights) for state in states)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_intervals_match_known_values() -> None:
