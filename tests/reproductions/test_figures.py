@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
 
 from paper_repro import __main__ as program
 from paper_repro import cagrad, gradnorm
 from paper_repro.gradnorm import common
 from paper_repro.pcgrad import landscape
 from paper_repro.report.commands import Catalogue, parser_of
+from paper_repro.report.figures import axes, in_style
 from paper_repro.report.layout import fit
-from paper_repro.report.looks import WIDTHS
+from paper_repro.report.looks import WIDTHS, clashes
 from paper_repro.report.options import parameters, read, written
-from tests.support.reproductions import misplaced
 
 FIGURES = Catalogue("paper_repro", program.papers())
 SMALL: dict[str, str] = {
@@ -97,20 +97,28 @@ def test_a_seed_draws_other_numbers_and_the_same_again(name: str, tmp_path: Path
 @pytest.mark.parametrize("entries", [1, 6])
 @pytest.mark.parametrize("aspect", ["auto", "equal"])
 def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
-    canvas = Canvas(figsize=(12, 5), layout="constrained")
-    for i in range(3):
-        panel = canvas.add_subplot(1, 3, i + 1)
-        for j in range(entries):
-            panel.plot([0, 1], [j, entries - j], label=f"a method with a long name, w_{j}")
-        panel.set(
-            xlabel="a label that goes on for much longer than its panel is wide, in units of L_i",
-            ylabel="another one that is longer than its panel is high, of θ^MT " * 2,
-            title="a title, and no short one, either, for a panel of this width",
-            aspect=aspect,
-        )
-        panel.legend(loc="center")
-    fit(canvas)
-    assert not misplaced(canvas)
+    """Legends are above their panels, indices in formulas."""
+    with in_style():
+        canvas, panels = axes(1, 3, (12.5, 5))
+        for panel in panels:
+            for j in range(entries):
+                panel.plot([0, 1], [j, entries - j], label=f"a method with a long name, w_{j}")
+            panel.set(
+                xlabel="a label that goes on for longer than its panel is wide, in units of L_i",
+                ylabel="another one that is longer than its panel is high, of θ^MT " * 2,
+                title="a title, and no short one, either, for a panel of this width",
+                aspect=aspect,
+            )
+            panel.legend(loc="center")
+        fit(canvas)
+        assert clashes(canvas) == []
+    for panel in panels:
+        legend = panel.get_legend()
+        assert legend is not None
+        assert legend.get_window_extent().y0 > panel.get_window_extent().y1 - 1
+    for text in canvas.findobj(Text):
+        assert isinstance(text, Text)
+        assert not re.search("[_^]", "".join(text.get_text().split("$")[::2]))
 
 
 @pytest.mark.parametrize("name", FIGURES.names)
@@ -177,7 +185,7 @@ def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     assert {(row["task"], row["scale"]) for row in last} == set(enumerate(scales, 1))
     assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
     found.draw(tmp_path / "toy.png")
-    assert not misplaced(found.figure)
+    assert clashes(found.figure) == []
 
 
 def test_classification_losses_are_scaled_cross_entropies() -> None:

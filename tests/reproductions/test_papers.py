@@ -20,9 +20,9 @@ from paper_repro.mgda import cost_of_gradients, network, random_encoders
 from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from paper_repro.report.layout import fit
+from paper_repro.report.looks import clashes
 from paper_repro.report.verdicts import findings
 from tests.support import ROOT
-from tests.support.reproductions import misplaced
 
 
 class Tiny(NamedTuple):
@@ -124,8 +124,7 @@ def test_findings_are_complete(found) -> None:
                 assert all(labelled), finding.name
                 with style.context(STYLE):
                     fit(finding.figure)
-                wrong = misplaced(finding.figure)
-                assert not wrong, f"{finding.name}: {wrong}"
+                assert clashes(finding.figure) == [], finding.name
             else:
                 assert finding.measured, finding.id
                 assert not finding.where.removeprefix("Stand-in: ").startswith(". "), finding.id

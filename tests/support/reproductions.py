@@ -1,4 +1,4 @@
-"""What the reproductions' tests share: a paper's questions run once at a tiny budget."""
+"""What the reproductions' tests share: questions that are made up."""
 
 import json
 import os
@@ -14,49 +14,9 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from matplotlib.figure import Figure as Canvas
-from matplotlib.text import Text
 
 from paper_repro.report.findings import Settings
-from paper_repro.report.layout import place_of, room_above, titles
 from tests.support import ROOT
-
-"""Findings by the module that yielded them."""
-
-
-def misplaced(canvas: Canvas) -> list[str]:
-    """Text off a canvas, longer than its panel or not typeset; legends over a panel."""
-    canvas.draw_without_rendering()
-    found, room = [], canvas.bbox.padded(1)
-    texts = [text for panel in canvas.axes for text in (panel.xaxis.label, panel.yaxis.label)]
-    texts += [text for panel in canvas.axes for text in titles(panel)]
-    legends = [*canvas.legends, *(x for panel in canvas.axes if (x := panel.get_legend()))]
-    for thing in (*texts, *legends):
-        box = thing.get_window_extent()
-        name = thing.get_text() if isinstance(thing, Text) else "a legend"
-        if box.width and not (room.contains(*box.p0) and room.contains(*box.p1)):
-            found.append(f"off the canvas: {name}")
-    for panel in canvas.axes:
-        box, legend = panel.get_window_extent(), panel.get_legend()
-        if legend is not None and legend.get_window_extent().y0 < box.y1 - 1:
-            found.append("a legend over its panel")
-        if panel.name != "3d":
-            for text in titles(panel):
-                if text.get_window_extent().width > room_above(panel) + 2:
-                    found.append(f"longer than its panel: {text.get_text()}")
-            box = place_of(panel)
-            for text, across in ((panel.xaxis.label, "width"), (panel.yaxis.label, "height")):
-                if getattr(text.get_window_extent(), across) > getattr(box, across) + 2:
-                    found.append(f"longer than its panel: {text.get_text()}")
-    for text in canvas.findobj(Text):
-        assert isinstance(text, Text)
-        raw = "".join(text.get_text().split("$")[::2])
-        if "_" in raw or "^" in raw:
-            found.append(f"not typeset: {text.get_text()}")
-    return found
-
-
-# ---- questions that are made up ----
 
 TINY = Settings(seeds=2, shrink=0.0001)
 QUESTION = '''"""What does {name} find?"""
