@@ -73,6 +73,7 @@ def take_over() -> None:
     names, usual = list(reproductions()), configuration_of(Settings(full=True))
     try:
         runs, rows = read_runs(RUN, names), read_claims(RUN.with_name("claims.json"), names)
+        rows = [row for row in rows if row["configuration"]]
     except Unreadable as error:
         raise SystemExit(f"{RUN} or claims.json beside it {error}; move them away") from error
     others = {
