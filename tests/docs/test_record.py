@@ -105,14 +105,14 @@ def test_full_takes_over_a_run_of_its_settings_alone(changes, tmp_path, monkeypa
     record.full.keep({"cagrad.convergence": other})
     settings = Settings(full=True)._replace(**changes)
     results = Results(tmp_path, configuration_of(settings), reproductions())
-    found = Claim("GN-10", {"x": 1.0}, "here", "holds")
-    results.add("gradnorm.algorithm", found)
-    results.finish("gradnorm.algorithm", "", [found], 6.0)
+    found = Claim("X-03", {"x": 1.0}, "here", "holds")
+    results.add("cross_paper.rest_points", found)
+    results.finish("cross_paper.rest_points", "", [found], 6.0)
     record.full.take_over()
     kept = record.full.read()
     assert kept.pop("cagrad.convergence") == other
     taken = {name: (each.seconds, each.numbers) for name, each in kept.items()}
-    assert taken == ({} if changes else {"gradnorm.algorithm": (6.0, {"GN-10": {"x": 1.0}})})
+    assert taken == ({} if changes else {"cross_paper.rest_points": (6.0, {"X-03": {"x": 1.0}})})
 
 
 def test_every_kept_row_answers_the_question_as_it_is():

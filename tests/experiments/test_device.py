@@ -59,11 +59,11 @@ def toy_lanes(on: torch.device) -> Tensor:
     start = torch.tensor(named, dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
     each = cagrad_toy.Lanes(start, ones, ones / 2, torch.arange(2))
-    return toy_runs.stepped(("CAGrad", "MGDA"), each, 6, 1e-3, compiled=False)[1]
+    return toy_runs.stepped.function(("CAGrad", "MGDA"), each, 6, 1e-3, compiled=False)[1]
 
 
 def convergence_lanes(on: torch.device) -> Tensor:
-    return convergence.descend(quadratics(3, 3, 5, 1), (0.2, 0.5), 4, "")[0].squares
+    return convergence.descend(quadratics(3, 3, 5, 1), (0.2, 0.5), 4)[0][1]
 
 
 def encoder_lanes(on: torch.device) -> Tensor:
