@@ -97,9 +97,9 @@ def shades(count: int, own: Sequence[str] = tuple(f"C{i}" for i in range(7))) ->
 
 def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     """Names at the right ends of lines, without overlaps; call it when the axis has its limits.
-    `ends` are of each line the last value, its name and its colour. The names' places, at least
-    `room` from each other, are the nearest to the lines: less what each has below it these are an
-    isotonic regression.
+    `ends` are of each line the last value, its name and its colour; one that diverged has no end.
+    The names' places, at least `room` from each other, are the nearest to the lines: less what each
+    has below it these are an isotonic regression.
     """
     from sklearn.isotonic import isotonic_regression  # half a second
 
@@ -107,8 +107,10 @@ def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
         point = panel.transData.transform((panel.get_xlim()[0], end[0]))
         return float(panel.transAxes.inverted().transform(point)[1])
 
-    ends = sorted(ends, key=height)
-    room = min(0.075, 1 / max(1, len(ends)))
+    ends = sorted((end for end in ends if np.isfinite(end[0])), key=height)
+    if not ends:
+        return
+    room = min(0.075, 1 / len(ends))
     below = room * np.arange(len(ends))
     apart = isotonic_regression([*map(height, ends)] - below) + below
     apart = apart.clip(None, 1 - room / 2 - below[::-1])

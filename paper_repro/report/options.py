@@ -98,8 +98,6 @@ def read(kind: Any, option: Option, given: Any) -> Any:
         return _single(kind, option, given)
     if isinstance(given, str):
         given = _words(inner[0], given)
-    if not isinstance(given, tuple | list):
-        raise Impossible(f"expected several values, got {given!r}")
     kinds = [inner[0]] * len(given) if several(kind) else inner
     if len(kinds) != len(given):
         shown = ",".join(map(str, given))

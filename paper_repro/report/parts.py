@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -162,14 +161,12 @@ def read(path: Path) -> Part:
 
 
 def _texts(value: Any) -> list[str]:
-    """An argument as texts that are the same in every process: tensors, arrays, numbers, strings,
-    None, and mappings and sequences of these.
+    """An argument as texts that are the same in every process: tensors, numbers, strings, None,
+    and mappings and sequences of these.
     """
     if isinstance(value, torch.Tensor):
         content = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
         return [f"{value.dtype}{list(value.shape)}{hashlib.sha256(content).hexdigest()}"]
-    if isinstance(value, np.ndarray):
-        return [f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"]
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, tuple | list):

@@ -121,6 +121,23 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
         assert not re.search("[_^]", "".join(text.get_text().split("$")[::2]))
 
 
+def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
+    """Panels, scales, letters, colours and a style of one's own; or the numbers alone."""
+    (tmp_path / "own.mplstyle").write_text("lines.linewidth: 9")
+    figure = "gradnorm.strength", *SMALL["gradnorm.strength"].split()
+    alone, drawn = tmp_path / "alone.svg", tmp_path / "drawn.svg"
+    look = f"--panels 1 --log y --colours red,lime --style {tmp_path / 'own.mplstyle'}".split()
+    assert run(*figure, "--data-only", "--out", str(alone)) == 0
+    assert not alone.exists()
+    assert run(*figure, *look, "--font", "DejaVu Serif", "--out", str(drawn)) == 0
+    assert records(drawn) == records(alone)
+    text = drawn.read_text(encoding="utf-8")
+    assert len(re.findall('id="axes_', text)) == 1
+    for given in ("stroke-width: 9", "#ff0000", "DejaVuSerif-"):
+        assert given in text, given
+    assert "#0072b2" not in text
+
+
 @pytest.mark.parametrize("name", FIGURES.names)
 def test_defaults_are_read_as_they_are_shown(name: str) -> None:
     for each in parameters(FIGURES[name]).values():
@@ -136,10 +153,7 @@ def test_defaults_are_read_as_they_are_shown(name: str) -> None:
         ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3"),
         ("gradnorm.toy --seeds 2 3", "--seeds: expected a whole number alone, got '2 3'"),
         ("cagrad.toy --methods MGDA, eps", "'MGDA, epsilon', PCGrad"),
-        ("cagrad.toy --seed -1", "--seed: expected an integer from 0 to"),
         ("cagrad.toy --size 6x1", "--size: expected inches, 2 to 60, as 6.5x3, got 6"),
-        ("pcgrad.overshoot --draws 3", "--draws: too few of 3"),
-        ("cagrad.toy --steps 0", "--steps: expected 1 or more, got 0"),
         ("cagrad.toy --c nan", "--c: expected 0 to 1e+06, got nan"),
         ("cagrad.toy --starts 1,2,3", "--starts: expected 2 numbers together, got 1,2,3"),
         ("gradnorm.toy --scales 1", "--scales: expected at least 2 values, got 1"),
@@ -152,7 +166,6 @@ def test_defaults_are_read_as_they_are_shown(name: str) -> None:
         ("cagrad.toy --font Nonesuch", "--font: matplotlib does not find 'Nonesuch'"),
         ("cagrad.toy --style no.mplstyle", "--style: no.mplstyle is not a style of matplotlib"),
         ("cagrad.toy --colours red,blurple", "--colours: 'blurple' is no colour"),
-        ("cagrad.toy --log z", "--log: expected x, y; got z"),
         ("cagrad.toy --font-size 99", "--font-size: expected 4 to 40, got 99"),
     ],
 )
@@ -186,6 +199,8 @@ def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
     found.draw(tmp_path / "toy.png")
     assert clashes(found.figure) == []
+    lost = gradnorm.toy(rates=(1e3,), steps=60, seeds=2, inputs=3, outputs=2, width=4, batch=5)
+    lost.draw(tmp_path / "diverged.png")  # with whatever ends are left
 
 
 def test_classification_losses_are_scaled_cross_entropies() -> None:
