@@ -73,33 +73,8 @@ def together(conditions: tuple[Condition, ...], given: Mapping[Condition, float]
 
 def judge(decision: Decision, numbers: Numbers):
     """With what else it reads: enough of everything, and no part left out."""
-    return decision.verdict(numbers | ELSE)
-
-
-ELSE: Numbers = {
-    # steps and draws that leave nothing open
-    "steps": 1e6,
-    "T = 2: share of runs that end within 5 % of some, low": 1.0,
-    "draws with the answer some": 5.0,
-    "optimum some, line search: median relative gap at the end": 1e-4,
-    # of claims that hold in part: the further condition
-    "120°: the same after the next projection, some": -1.0,
-    "share of quadratics with H ≠ 0, where curvature never changes": 1.0,
-    "share of quadratics that rise at 1.01 · 2‖g‖²/gᵀAg": 1.0,
-    "change of the losses along a coordinate that none depends on": 0.0,
-    "(2, 0), (0, 1): own iterates, distance from it": 1.0,
-    "u + w, both domains convex and growing: max min less min max": -1.0,
-    "MGDA-UB, heads with 512 units: operations at T = 32 over T = 1": 3.0,
-    "rank correlation of the worst task's end with the cosine at the start": 0.0,
-    "‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median": 9.0,
-    "head, ε = 1e-8: largest relative change of its path over all scales": 0.2,
-    "(1, 0), (1, .01): condition number": 200.0,
-    "plain gradient: share of rewards that fall though their covariance is positive": 0.1,
-    "0.5 parameters a residual: work in some": 0.4,
-    "some: share of updates against one of them": 0.4,
-    "readings that the text leaves open": 6.0,
-    "draws with no solution but Δ = 0": 5.0,
-}
+    others = [*decision.enough, *([decision.only_when] if decision.only_when else [])]
+    return decision.verdict({spelled(x.name): value(x, met=True) for x in others} | numbers)
 
 
 @pytest.mark.parametrize("identifier", [name for name in DECISIONS if DECISIONS[name].sides])
@@ -108,7 +83,7 @@ def test_intervals_win_lose_and_stay_open(identifier):
 
     def numbers(side: int) -> Numbers:
         """All intervals on the claimed side (1), on the other one (-1), across (0)."""
-        found: Numbers = {"steps on the landscape": 1e6}
+        found = {spelled(x.name): value(x, met=True) for x in decision.enough}
         for one in decision.sides:
             sign = side * (1 if one.relation == ">" else -1)
             half = 0.1 if side else 1
@@ -180,11 +155,6 @@ def test_no_verdict_reads_a_time():
 # ---- what decisions are made of ----
 
 
-def test_a_check_of_nothing_is_refused():
-    with pytest.raises(LookupError, match="no number named 'largest"):
-        exact(("largest *", "<", 1)).verdict({"smallest": 0.0})
-
-
 def test_conditional_open_and_sided():
     part = exact(("x", "<", 1), only_when=("y", ">", 0))
     assert part.verdict({"x": 0, "y": 0}) == "holds"
@@ -196,6 +166,8 @@ def test_conditional_open_and_sided():
     two = interval("first ratio", 0.5, 0.9) | interval("second ratio", 1.1, 1.2)
     assert both.verdict(two) == "holds only when"
     assert both.verdict(two | {f"first ratio{OPEN}": 1.0}) == "does not hold"
+    with pytest.raises(LookupError, match="no number named 'largest"):
+        exact(("largest *", "<", 1)).verdict({"smallest": 0.0})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from paper_repro.report.cache import key, sources
 from paper_repro.report.draws import redrawn
 from paper_repro.report.findings import Settings
 from paper_repro.report.remaining import QUICKLY, Remaining, expected, in_order
-from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, Results, reserved
+from paper_repro.report.results import NOT_RUN, Refused, Results, reserved
 from paper_repro.report.said import filled
 from tests.support import ROOT
 from tests.support.reproductions import IDS, TINY, Made, claims_in, found_in, left_in, made, until
@@ -66,8 +66,6 @@ def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
     for c in claims:
         row = LEDGER[c["id"]]
         assert (c["kind"], c["paper"], c["claim"]) == (row.kind, PAPERS[row.paper], row.statement)
-        assert c["verdict"] in VERDICTS
-        assert c["where"]
         if not c["configuration"]:
             needs = row.kind in ("data/RL", "not here")
             assert c["verdict"] == (standins.verdict(row) if needs else NOT_RUN)
@@ -77,8 +75,7 @@ def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
         there = f'id="{link[1:]}"' in page if link[0] == "#" else (tmp_path / link).is_file()
         assert there, link
     assert str(ROOT) not in page
-    said = capsys.readouterr().out
-    assert "[mgda.counterexample] SU-34 holds" in said
+    assert "[mgda.counterexample] SU-34 holds" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(command) == 0
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -105,7 +102,6 @@ def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
     first, other = (found_in(tmp_path / draw) for draw in "01")
     assert all(a["measured"] != b["measured"] for a, b in zip(first, other, strict=True))
     assert all(claim["configuration"]["draw"] == "1" for claim in other)
-    assert key(modules[name], TINY) != key(modules[name], drawn)
     step = mf.balance(lambda params, batch: params["x"] ** 2, mf.rlw(), mf.losses_only())
 
     def numbers() -> tuple[list[float], list[float]]:
@@ -230,7 +226,7 @@ def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("place", "workers"), [("question", 1), ("claims", 2), ("page", 2)])
+@pytest.mark.parametrize(("place", "workers"), [("", 1), ("report.results", 2), ("__main__", 2)])
 def test_a_full_disk_is_a_sentence(
     workers: int,
     place: str,
@@ -239,12 +235,11 @@ def test_a_full_disk_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And no traceback, wherever it is noticed; what is whole stays."""
-    full = "raise OSError(28, 'No space left on device', 'a file')"
-    body = full if place == "question" else "yield claim('GN-02', 1)"
+    """And no traceback, wherever it is noticed, as in a question; what is whole stays."""
+    full = "" if place else "raise OSError(28, 'No space left on device', 'a file')"
     modules = {
-        "first": made.question(f"question_first_{place}", "PC-01"),
-        "second": made.question(f"question_second_{place}", "GN-01", body),
+        "first": made.question(f"question_first_{place[-4:]}", "PC-01"),
+        "second": made.question(f"question_second_{place[-4:]}", "GN-01", full),
     }
     assert reproduce(modules, ["first"], TINY, tmp_path) == 0
     there = found_in(tmp_path)
@@ -252,9 +247,8 @@ def test_a_full_disk_is_a_sentence(
     def write(path: Path, content: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    if place != "question":
-        where = {"claims": "paper_repro.report.results", "page": "paper_repro.__main__"}[place]
-        monkeypatch.setattr(f"{where}.write_whole", write)
+    if place:
+        monkeypatch.setattr(f"paper_repro.{place}.write_whole", write)
     capsys.readouterr()
     assert reproduce(modules, list(modules), TINY, tmp_path, workers=workers, fresh=True) == 1
     shown = capsys.readouterr()
