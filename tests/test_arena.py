@@ -470,6 +470,8 @@ def test_few_problems_say_nothing_about_others(count):
     assert [x.get_text() for x in ax.get_yticklabels()] == [rank.rule for rank in found.ranks()]
     assert plt.gcf() is ax.figure
     plt.close()
+    with pytest.raises(ValueError, match="by='best': expected one of 'mean', 'worst', 'front'"):
+        found.ranks("best")
 
 
 def test_distance_to_the_front_of_known_points():

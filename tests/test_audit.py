@@ -5,6 +5,7 @@ broken by one.
 import functools
 import inspect
 import os
+import re
 import sys
 from typing import Any
 
@@ -345,7 +346,10 @@ def test_an_audit_has_the_rules_name_or_another():
         status = audit(rule, only=["convex weights"], instances=10)["convex weights"].status
         assert status in ("holds", "not applicable")
     assert audit(mf.mgda, only=["convex weights"], instances=10).rule == "mgda"
-    assert audit(mf.mgda(), only=["convex weights"], instances=10, name="mine").rule == "mine"
+    report = audit(mf.mgda(), only=["convex weights"], instances=10, name="mine")
+    assert report.rule == "mine"
+    table = r"(?s)convex weights +holds +over [\d,]+ instances.*Not tried: numbers of tasks but 1, "
+    assert re.search(f"{table}.*; 23 properties that were not asked for", str(report))
 
 
 def test_audit_refuses_what_cannot_be_a_rule():

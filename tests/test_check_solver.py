@@ -183,6 +183,11 @@ def test_a_task_without_preference_is_drawn():
     assert not testing.check_solver(divides, ["cagrad"], tasks=(2, 3)).sound
 
 
+def test_dual_weights_in_place_of_the_direction_are_recognised():
+    report = testing.check_solver(lambda p: EXACT(p).dual, ["cagrad"], tasks=(1, 2))
+    assert "problem.solution(problem.recover(w), w)" in report.counterexamples["cagrad"].detail
+
+
 @pytest.mark.parametrize("tasks", [None, (1, 8), (2, 2), (1, 3), (5, 11), (3, 20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_size_is_drawn(kind, tasks):

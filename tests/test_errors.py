@@ -355,7 +355,6 @@ TYPES = {
         "weightings: ",
     ),
     "reads of a name": (lambda: reads_of(mf.mgda()._replace(reads="gramian")), "rule: reads is"),
-    "reads in a list": (lambda: reads_of(mf.mgda()._replace(reads=["gramian"])), "rule: reads is"),
     "a state of another dtype": (
         lambda: mf.adam(0.1).update({"a": G}, mf.adam(0.1).init({"a": G.float()}), {"a": G}),
         "state: ",

@@ -200,8 +200,6 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
 
 def test_singular_gramians_are_refused_or_nan():
     J, r = _case("more")
-    with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 9 residuals singular"):
-        mf.aggregate(mf.physics.gauss_newton(0.0), J, losses=r)
     G = (J @ J.mT)[None]
     exact = mf.physics.gauss_newton(0.0)
     hidden = vmap(lambda G: mf.weights(exact, G, r))(G - 1e-6 * torch.eye(9))

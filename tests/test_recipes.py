@@ -64,6 +64,14 @@ def test_features():
         torch.testing.assert_close(leaf.grad, grads[name])
 
 
+def test_a_gramian_of_one_batch_with_another():
+    found = ran("A Gramian of one batch with another")
+    loss, params, held = found["each_loss"], dict(found["params"]), found["held_out"][0]
+    rows, its = (mf.sample_gradients(loss, params, batch)[1] for batch in (found["x"], held))
+    expected = sum(rows[k][:, 0].flatten(1) @ its[k][:, 0].flatten(1).mT for k in rows)
+    torch.testing.assert_close(found["gramian"][:32, 32:], expected)
+
+
 def test_a_gramian_in_another_dtype():
     found = ran("A Gramian in another dtype")
     net = found["net"]
@@ -134,6 +142,21 @@ def test_after_an_overflow_the_rules_state_stays_and_the_step_is_skipped():
     assert weights.isnan().all()
     leaves = torch.utils._pytree.tree_leaves
     assert all(map(torch.equal, leaves(after), leaves(state)))
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [("Options of the probe", "trunk."), ("A Gramian over a part of the trunk", "trunk.2.")],
+)
+def test_weights_are_of_a_part_and_heads_follow_their_own_losses(section, part):
+    found = ran(section)
+    net, info = found["net"], found["info"]
+    losses = found["losses_of"](net["trunk"](found["x"]))
+    rows, gramian = literal(net, losses, lambda name: name.startswith(part))
+    torch.testing.assert_close(info.weights, mf.weights(mf.mgda(), gramian))
+    for name, leaf in net.named_parameters():
+        weights = info.weights if of_trunk(name) else torch.ones(3)
+        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
 
 
 NET = nn.Linear(2, 2)

@@ -87,14 +87,6 @@ def test_as_rule_refuses_what_makes_no_rule(odd):
         as_rule(value)
 
 
-def test_as_rule_takes_rules_functions_that_make_one_and_functions_of_the_gramian():
-    rule = mf.mgda()
-    assert as_rule(rule) is rule
-    G = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
-    assert torch.equal(mf.weights(as_rule(mf.mgda), G), mf.weights(rule, G))
-    assert torch.equal(mf.weights(as_rule(lambda gramian: gramian[0]), G), G[0])
-
-
 # What a rule reads
 
 FIELDS = ("losses", "gramian", "preference", "present")

@@ -197,13 +197,6 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         near(carried[same], torch.stack(expected)[same], rtol, 1e-9)
 
 
-def test_one_call_finds_an_indefinite_matrix():
-    with pytest.raises(ValueError, match="gramian: indefinite"):
-        mf.weights(mf.upgrad(), torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64))
-    with pytest.raises(ValueError, match="gramian: not symmetric"):
-        mf.weights(mf.upgrad(), torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=F64))
-
-
 # --- equal angles: IMTL-G and ConFIG ------------------------------------------------------------
 
 

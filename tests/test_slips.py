@@ -6,7 +6,6 @@ Without enforced annotations, which would catch most of them first.
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -164,10 +163,6 @@ NOTEBOOK = {
     "a tuple for a step's report": (lambda: mf.log_dict(stepped()), "info:"),
     "parameters of parameters": (lambda: mf.parameters(PARAMS), "module:"),
     "a stack of parameters": (lambda: mf.stack([PARAMS, PARAMS]), "module:"),
-    "normal numbers of a device": (
-        lambda: mf.random.normal(mf.random.key(0), (2,), torch.device("cpu")),
-        "dtype:",
-    ),
     "normal numbers without digits": (
         lambda: mf.random.normal(mf.random.key(0), (2,), torch.int64),
         "dtype:",
@@ -177,14 +172,6 @@ NOTEBOOK = {
         "dtype:",
     ),
     "a figure for axes": (lambda: mf.plot.heatmap(torch.eye(2), Figure()), "ax:"),
-    "several axes for one": (
-        lambda: mf.plot.heatmap(torch.eye(2), np.array([Figure().add_subplot()])),
-        "ax:",
-    ),
-    "a figure for a portrait's axes": (
-        lambda: mf.plot.portrait(RULE, ["length"], Figure(), cells=(2, 2)),
-        "ax:",
-    ),
 }
 
 

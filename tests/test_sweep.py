@@ -411,8 +411,6 @@ def test_grid_names_the_point_of_an_error():
             points_at_once=2,
         )
     assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) …"]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'k'"):
-        grid(lambda: torch.zeros(1), {"k": torch.arange(2)})  # pyright: ignore[reportArgumentType]
 
 
 def test_grid_refuses_transforms_and_no_axes():

@@ -8,7 +8,6 @@ import torch
 from torch.func import grad, hessian
 
 import mtlfunc as mf
-from mtlfunc.analysis import diagnostics
 from paper_repro.pcgrad import theorems as theory
 from tests.support.families import gramian
 
@@ -133,19 +132,3 @@ def test_secant_curvature_is_the_weighted_integral(lr):
     assert float(theory.secant_curvature(smooth, params, None, lr=lr)) == pytest.approx(
         integral, rel=1e-9
     )
-
-
-def test_secant_curvature_of_a_quadratic_is_constant():
-    A, J = curved(3), rows(3)
-
-    def losses(params, batch):
-        x = params["x"]
-        return torch.stack([J[0] @ x + 0.5 * x @ A @ x, J[1] @ x])
-
-    params = {"x": torch.zeros(3, dtype=torch.float64)}
-    for lr in (0.1, 1.0, 7.0):
-        expected = float(diagnostics.curvature(losses, params, None, lr=lr))
-        assert float(theory.secant_curvature(losses, params, None, lr=lr)) == pytest.approx(
-            expected, rel=1e-12
-        )
-        assert expected == pytest.approx(float(J.sum(0) @ A @ J.sum(0)), rel=1e-12)

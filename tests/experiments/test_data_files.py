@@ -127,6 +127,8 @@ def test_finished_runs_are_of_what_the_files_held(command, change, tmp_path, mon
     if command is not scenes:  # which reads its files as they are needed
         assert read[-1] != read[0]  # in one process, too
         assert read[1] == read[0]
+    else:
+        assert {*dense.files(tmp_path / "data")} == {*times}
 
 
 def test_data_that_change_while_a_study_runs_are_refused(tmp_path):

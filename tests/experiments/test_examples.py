@@ -1,6 +1,7 @@
 """Pages for other training loops: they learn, by the gradients of a loop over the tasks."""
 
 import copy
+import functools
 import io
 import math
 from typing import Any
@@ -207,10 +208,24 @@ def test_accelerate_keeps_the_state_of_the_rule(accelerator_of, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # their own
-def test_transformers(tmp_path):
+def test_transformers(tmp_path, monkeypatch):
+    """Without dropout, so that a second forward is the same."""
     from experiments.examples import transformers_trainer as page
 
+    off: list[float] = []
+
+    class Compared(page.Balanced):
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Tensor:
+            loss = super().training_step(model, inputs, *rest, **more)
+            off.append(difference(model, lambda net: net(**inputs)["losses"], self.weights))
+            return loss
+
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    make = functools.partial(page.transformers.BertConfig, **still)
+    monkeypatch.setattr(page.transformers, "BertConfig", make)
     own: Any = {"disable_tqdm": True, "save_strategy": "no", "max_grad_norm": 0.0}
+    page.main(Compared, str(tmp_path), 3, **own)
+    assert max(off) < 1e-4
     for kind in (page.Plain, page.Balanced):
         loss = page.main(kind, str(tmp_path), 60, **own).evaluate()["eval_loss"]
         assert loss < 0.9 * math.log(2)  # what guessing costs

@@ -138,6 +138,29 @@ def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
     assert "#0072b2" not in text
 
 
+def test_ctrl_c_says_that_the_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paper_repro.report.commands.threads", stopped)
+    assert run("cagrad.toy", "--out", str(tmp_path / "toy.png")) == 130
+    assert "interrupted cagrad.toy" in capsys.readouterr().err
+
+
+def test_the_paper_s_values_are_the_defaults() -> None:
+    toy, regression, figure1 = (
+        {each.name: each.default for each in parameters(FIGURES[name]).values()}
+        for name in ("cagrad.toy", "gradnorm.toy", "pcgrad.figure1")
+    )
+    assert toy["starts"] == ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
+    assert (toy["steps"], toy["rate"], toy["c"]) == (100_000, 1e-3, (0.5,))
+    sizes = [regression[name] for name in ("inputs", "outputs", "width", "batch", "alpha")]
+    assert sizes == [250, 100, 100, 100, 0.12]
+    assert figure1["start"] == (0.5, -3.0)
+
+
 @pytest.mark.parametrize("name", FIGURES.names)
 def test_defaults_are_read_as_they_are_shown(name: str) -> None:
     for each in parameters(FIGURES[name]).values():
