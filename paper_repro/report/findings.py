@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing, its caption, and the numbers that it shows."""
+    """A drawing, its caption, and the numbers that it shows. In a notebook it shows itself."""
 
     name: str  # of the file, after the module's
     caption: str
@@ -56,6 +57,11 @@ class Figure(NamedTuple):
         with in_style():
             fit(self.figure)
             write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
+
+    def _repr_png_(self) -> bytes:
+        with TemporaryDirectory() as folder:
+            self.draw(path := Path(folder, "figure.png"))
+            return path.read_bytes()
 
 
 RECORDED = ("figure", "caption", "arguments", "numbers")
