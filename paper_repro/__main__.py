@@ -43,10 +43,8 @@ from .report.workers import Question, Run, owner
 
 
 def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """Modules by name, by how the name begins, or by a claim that they decide, in any case.
-
-    Raises:
-        ValueError: where a word is none of these.
+    """Modules by name, by how the name begins, or by a claim that they decide, in any case. Raises
+    ValueError where a word is none of these.
     """
     found: list[str] = []
     for given in words:

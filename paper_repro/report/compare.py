@@ -53,10 +53,7 @@ def load(path: Path) -> Any:
 
 def kept(run: Path, undecided: Mapping[str, str]) -> dict[str, Any]:
     """What a record holds of a run's folder: `undecided` are rows whose verdict may differ, and
-    why.
-
-    Raises:
-        ValueError: for a run that decided nothing, or mixes sizes.
+    why. Raises ValueError for a run that decided nothing, or mixes sizes.
     """
     rows = [row for row in load(run / "claims.json") if row["configuration"]]
     sizes = [{name: x for name in SIZE if (x := row["configuration"].get(name))} for row in rows]

@@ -87,17 +87,15 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def read(kind: Any, option: Option, given: Any) -> Any:
     """An option's value, from one or from what is typed: entries separated by blanks, or by commas
-    inside of an entry.
-
-    Raises:
-        Impossible: for another form, a number outside its range, or one of several that stands
-            there twice.
+    inside of an entry. Raises Impossible.
     """
     inner = get_args(kind)
     if get_origin(kind) is not tuple:
         return _single(kind, option, given)
     if isinstance(given, str):
         given = _words(inner[0], given)
+    if not isinstance(given, tuple | list):
+        raise Impossible(f"expected several values, got {given!r}")
     kinds = [inner[0]] * len(given) if several(kind) else inner
     if len(kinds) != len(given):
         shown = ",".join(map(str, given))

@@ -19,7 +19,7 @@ from paper_repro.report.commands import Catalogue, parser_of
 from paper_repro.report.figures import axes, in_style
 from paper_repro.report.layout import fit
 from paper_repro.report.looks import WIDTHS, clashes
-from paper_repro.report.options import parameters, read, written
+from paper_repro.report.options import parameters, read, several, written
 
 FIGURES = Catalogue("paper_repro", program.papers())
 SMALL: dict[str, str] = {
@@ -165,6 +165,9 @@ def test_the_paper_s_values_are_the_defaults() -> None:
 def test_defaults_are_read_as_they_are_shown(name: str) -> None:
     for each in parameters(FIGURES[name]).values():
         assert read(each.kind, each.option, written(each.default)) == each.default
+        if several(each.kind):
+            with pytest.raises(ValueError, match=f"{each.name}: expected several values, got 3"):
+                FIGURES[name](**{each.name: 3})
     assert "--out" in parser_of(name, FIGURES[name]).format_help()
 
 
@@ -220,7 +223,7 @@ def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     last = [row for row in found.numbers if row["method"] == "GradNorm" and row["step"] == 5]
     assert {(row["task"], row["scale"]) for row in last} == set(enumerate(scales, 1))
     assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
-    found.draw(tmp_path / "toy.png")
+    assert found._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     assert clashes(found.figure) == []
     lost = gradnorm.toy(rates=(1e3,), steps=60, seeds=2, inputs=3, outputs=2, width=4, batch=5)
     lost.draw(tmp_path / "diverged.png")  # with whatever ends are left
@@ -249,15 +252,12 @@ def test_toy_of_one_rule_is_the_report_s() -> None:
     from paper_repro.cagrad import toy_runs
 
     found = cagrad.toy(starts=((-8.5, 7.5),), methods=("CAGrad",), c=(0.5,), steps=30)
-    groups = [("GD", "CAGrad")]
-    runs = toy_runs.trajectories(groups, torch.zeros(1, 2, dtype=torch.float64), 30, compiled=False)
-    run_ = runs["CAGrad"]
-    lane = run_.lanes.find((-8.5, 7.5), 0.5)
-    at = found.numbers[-1]
+    starts = torch.zeros(1, 2, dtype=torch.float64)
+    one = toy_runs.trajectories([("GD", "CAGrad")], starts, 30, compiled=False)["CAGrad"]
+    at, point = found.numbers[-1], one.points[-1, one.lanes.find((-8.5, 7.5), 0.5)]
     assert at["step"] == 30
-    np.testing.assert_allclose(at["x"], run_.points[-1, lane].numpy(), rtol=1e-12)
-    losses = toy.at(run_.points[-1, lane]).tolist()
-    np.testing.assert_allclose(at["losses"], losses, rtol=1e-12)
+    np.testing.assert_allclose(at["x"], point.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(at["losses"], toy.at(point).tolist(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("crossing", [False, True])
