@@ -1,15 +1,14 @@
 """Time and memory of a call."""
 
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from common.memory import with_peak
 
 Call = Callable[[], Any]
 
@@ -76,19 +75,6 @@ def by_name(
     return {name: by(each) for name, each in in_turns(able, seconds, block=8e-3).items()}
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """torch's profiler reports its start and stop on the terminal, past Python."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def with_memory(call: Call, device: str) -> tuple[Any, int]:
     """What the call returns, and its peak memory in bytes, that of operations inside included."""
     if device == "cuda":
@@ -96,12 +82,4 @@ def with_memory(call: Call, device: str) -> tuple[Any, int]:
         torch.cuda.reset_peak_memory_stats()
         answer = call()
         return answer, torch.cuda.max_memory_allocated() - before
-    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        answer = call()
-    kineto = seen.profiler.kineto_results if seen.profiler else None
-    events = [e for e in kineto.events() if e.name() == "[memory]"] if kineto else []
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        most = max(most, held)
-    return answer, most
+    return with_peak(call)

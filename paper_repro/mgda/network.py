@@ -1,17 +1,14 @@
 """A trunk with a head a task, and what its steps cost: operations, time, memory."""
 
-import contextlib
-import itertools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import mtlfunc as mf
+from common.memory import with_peak
 
 from .common import normal
 
@@ -65,30 +62,10 @@ def step_of(tasks: int, width: int, probe: mf.Probe, **sizes: int) -> Callable[[
     return lambda: step.update(params, batch, state)
 
 
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """torch's profiler writes of itself to the file descriptor of stderr."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most memory that a call holds beyond what there was."""
+    """The most memory that a call holds beyond what there was, the second time it runs."""
     call()
-    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    assert seen.profiler is not None
-    assert seen.profiler.kineto_results is not None
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    sizes: Any = (event.nbytes() for event in events)  # pyright: ignore
-    return max(itertools.accumulate(sizes, initial=0))
+    return with_peak(call)[1]
 
 
 def trunk_size(params: mf.types.Params) -> int:
