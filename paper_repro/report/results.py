@@ -227,9 +227,10 @@ def _read(path: Path, kind: Any) -> Any:
         return get_origin(kind)()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a character: it is rewritten
         msgspec.convert(content, kind)
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unreadable(f"cannot be used ({error})") from error
 
 

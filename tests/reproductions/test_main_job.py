@@ -319,7 +319,7 @@ def row_with(**change: Any) -> Callable[[bytes], bytes]:
         ("claims.json", row_with(verdict="true")),
         ("claims.json", row_with(measured={"value": "0.5"})),
         ("claims.json", row_with(configuration={"seeds": "3", "device": "cpu"})),
-        ("runs.json", lambda _: b"{"),
+        ("runs.json", lambda _: b"[" * 100_000),
         ("a-one.png", lambda _: b"\x89PNG"),
     ],
 )
