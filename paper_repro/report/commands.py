@@ -257,7 +257,6 @@ def draw(
     # by the whole name: the same figure may be on its way to a file of another format
     parts, begin, display = out.with_name(f"{out.name}.parts"), time.monotonic(), Display(1)
     others = parts.exists()  # of a command that was stopped
-    wrong: list[str] = []
     announced = iter([lasts(name)])
 
     def progress(text: str) -> None:
@@ -275,8 +274,8 @@ def draw(
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
-            if look is not None:
-                wrong = arrange(found.figure, look)
+            wrong = arrange(found.figure, look) if look else []
+            if look:
                 found.draw(out)
             found.record(out)
     except KeyboardInterrupt as stop:
@@ -286,16 +285,17 @@ def draw(
     except OSError as error:
         say(f"\nstopped {name}: {error}; {leave(parts)}", sys.stderr)
         return 1
-    except Exception as error:  # the same command would fail again
+    except Impossible as error:  # of a look perhaps: what is computed serves another
+        kept = leave(parts)
+        parser.error(f"--{error}{f'; {kept}' * parts.exists()}")
+    except Exception:  # the same command would fail again
         if not others:
             drop(parts)
-        if isinstance(error, Impossible):
-            parser.error(f"--{error}")
         raise
     finally:
         Store.folder = None
     drop(parts)
-    paths = ([out] if look is not None else []) + [out.with_suffix(".json")]
+    paths = ([out] if look else []) + [out.with_suffix(".json")]
     display.line(f"{', '.join(map(str, paths))}: {len(found.numbers)} records\n{found.caption}")
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -310,4 +310,4 @@ def leave(parts: Path) -> str:
     if not kept:
         drop(parts)
         return "nothing was finished, so nothing is kept"
-    return f"{len(kept)} finished computations kept in {parts}; the same command goes on from there"
+    return f"{len(kept)} finished computations kept in {parts}; the command goes on from there"

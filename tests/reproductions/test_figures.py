@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -124,11 +125,13 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
 def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
     """Panels, scales, letters, colours and a style of one's own; or the numbers alone."""
     (tmp_path / "own.mplstyle").write_text("lines.linewidth: 9")
-    figure = "gradnorm.strength", *SMALL["gradnorm.strength"].split()
+    figure = "gradnorm.toy", *SMALL["gradnorm.toy"].split()
     alone, drawn = tmp_path / "alone.svg", tmp_path / "drawn.svg"
     look = f"--panels 1 --log y --colours red,lime --style {tmp_path / 'own.mplstyle'}".split()
     assert run(*figure, "--data-only", "--out", str(alone)) == 0
     assert not alone.exists()
+    assert run(*figure, "--seeds", "3", "--panels", "9", "--out", str(drawn)) == 2
+    assert drawn.with_name("drawn.svg.parts").exists()  # what it computed serves the next look
     assert run(*figure, *look, "--font", "DejaVu Serif", "--out", str(drawn)) == 0
     assert records(drawn) == records(alone)
     text = drawn.read_text(encoding="utf-8")
@@ -141,10 +144,7 @@ def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
 def test_ctrl_c_says_that_the_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(count: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("paper_repro.report.commands.threads", stopped)
+    monkeypatch.setattr("paper_repro.report.commands.threads", Mock(side_effect=KeyboardInterrupt))
     assert run("cagrad.toy", "--out", str(tmp_path / "toy.png")) == 130
     assert "interrupted cagrad.toy" in capsys.readouterr().err
 
