@@ -48,7 +48,6 @@ CLAIMS = {
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 SIZE = 20  # parameters
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#444444")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 
 
@@ -154,7 +153,7 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
     zero = 0.7 * positive[0]  # where 0 is drawn
     c = np.array([value or zero for value in cs])
     found: list[dict[str, Any]] = []
-    looks = zip(shades(len(swept), COLOURS), itertools.cycle(DASHES), strict=False)
+    looks = zip(shades(len(swept)), itertools.cycle(DASHES), strict=False)
     for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=True):
         shown = {
             "worst rate": s.worst,

@@ -88,10 +88,10 @@ def plain_ticks(axis: Any) -> None:
         setter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1246" else "")
 
 
-def shades(count: int, own: Sequence[str] = tuple(f"C{i}" for i in range(7))) -> list[Any]:
-    """A colour a line, from `own`, the style's; of more lines than it has from a map, in order."""
-    if count <= len(own):
-        return list(own[:count])
+def shades(count: int) -> list[Any]:
+    """A colour a line: the style's own, or of more than seven lines those of a map, in order."""
+    if count <= 7:
+        return [f"C{i}" for i in range(count)]
     return [colormaps["viridis"](0.9 * i / (count - 1)) for i in range(count)]
 
 
