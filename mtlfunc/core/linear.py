@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checks import inside_transform
-from .operators import register_batching
+from .operators import define
 
 
 def solve_factored(
@@ -84,15 +84,9 @@ def _factor(matrix: Tensor) -> Tensor:
     return torch.cat(columns, -1)
 
 
-_LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
-_LIBRARY.define("eigenvectors(Tensor matrix) -> (Tensor, Tensor)")
-_LIBRARY.impl("eigenvectors", _by_rotations, "CPU")
-_LIBRARY.impl("eigenvectors", _by_rotations, "CUDA")
-
-
-@torch.library.register_fake("mtlfunc::eigenvectors", lib=_LIBRARY)
-def _(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return matrix.new_empty(matrix.shape[:-1]), torch.empty_like(matrix)
-
-
-register_batching(_LIBRARY, "eigenvectors", (2,))
+define(
+    "eigenvectors(Tensor matrix) -> (Tensor, Tensor)",
+    _by_rotations,
+    (2,),
+    lambda lead, matrix: (matrix.new_empty(matrix.shape[:-1]), torch.empty_like(matrix)),
+)

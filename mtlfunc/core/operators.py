@@ -4,7 +4,7 @@ An operator lies below autograd and takes detached tensors only, so that no tran
 wrong derivative from it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,15 +27,24 @@ def flatten_batch(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
     return x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
 
 
-def register_batching(library: torch.library.Library, name: str, ranks: Sequence[int]) -> None:
-    """Let `vmap` hand a whole batch to the operator `mtlfunc::name`.
+def define(
+    schema: str,
+    kernel: Callable[..., Any],
+    ranks: Sequence[int],
+    empty: Callable[..., tuple[Tensor, ...]] | None = None,
+) -> None:
+    """Make the operator `torch.ops.mtlfunc.NAME`, to which `vmap` hands a whole batch.
 
     Args:
-        library: where the operator is defined.
-        name: of the operator; its answers have the batch axes first.
+        schema, kernel: its name, arguments and answers, batch axes first; and what it does.
         ranks: of its first arguments, tensors or None, without batch axes; other arguments are
             passed on as they are.
+        empty: for compilers, answers without values, from the batch axes and the arguments.
     """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
 
     def batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         inputs = list(zip(arguments, in_dims, ranks, strict=False))
@@ -50,4 +59,13 @@ def register_batching(library: torch.library.Library, name: str, ranks: Sequence
         answers = getattr(torch.ops.mtlfunc, name)(*tensors, *arguments[len(ranks) :])
         return answers, (0,) * len(answers)
 
-    torch.library.register_vmap(f"mtlfunc::{name}", batched, lib=library)
+    torch.library.register_vmap(f"mtlfunc::{name}", batched, lib=_LIBRARY)
+    if empty is not None:
+
+        def fake(*arguments: Any) -> tuple[Tensor, ...]:
+            return empty(leading_shape(zip(arguments, ranks, strict=False)), *arguments)
+
+        torch.library.register_fake(f"mtlfunc::{name}", fake, lib=_LIBRARY)
+
+
+_LIBRARY = torch.library.Library("mtlfunc", "DEF")

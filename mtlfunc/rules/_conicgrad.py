@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, inside_transform, poison
-from ..core.operators import leading_shape, register_batching
+from ..core.operators import define, leading_shape
 from ..solvers._active_set import run
 from ..solvers.face_solve import face_hull
 from ..solvers.problems import MinNorm, or_one, resolution, root
@@ -204,17 +204,9 @@ def _chord(problem: _Problem, outside: Tensor, within: Tensor) -> Tensor:
 
 
 _RANKS = (2, 1, 0)
-_LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
-_LIBRARY.define("conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor)")
-_LIBRARY.impl("conic_faces", _search, "CPU")
-_LIBRARY.impl("conic_faces", _search, "CUDA")
-
-
-@torch.library.register_fake("mtlfunc::conic_faces", lib=_LIBRARY)
-def _(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    lead, count = leading_shape(zip((gramian, p, c), _RANKS, strict=True)), p.shape[-1]
-    face = gramian.new_empty((*lead, count), dtype=torch.bool)
-    return gramian.new_empty(lead, dtype=torch.bool), face
-
-
-register_batching(_LIBRARY, "conic_faces", _RANKS)
+define(
+    "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor)",
+    _search,
+    _RANKS,
+    lambda lead, _, p, *__: (p.new_empty(lead).bool(), p.new_empty((*lead, p.shape[-1])).bool()),
+)

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import is_differentiated, poison, values_readable
+from ..core.checks import inside_transform, is_differentiated, poison, values_readable
 from ..core.linear import solve_factored
+from ..core.operators import define
 
 STEPS = 40
 """So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, and where 0
@@ -15,8 +16,7 @@ MORE = 256
 """At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
 magnitude. After STEPS only those are made that are large or shrink fast.
 """
-FACTOR = 8.0
-"""No unknown changes by more than e^8 in a step."""
+FACTOR = 8.0  # no unknown changes by more than e^8 in a step
 
 
 def bargain(
@@ -39,7 +39,7 @@ def bargain(
         (weights for gradients scaled so that the longest has length 1, that length): w is weights ·
         length^(-2/(power+1)). The weights of zero rows and of zero shares are 0.
     """
-    eps = torch.finfo(gramian.dtype).eps
+    ridge = 4 * len(gramian) * torch.finfo(gramian.dtype).eps
     given, gramian, share = gramian, gramian.double(), share.double()
     diagonal = gramian.diagonal()
     real = (diagonal > 0) & (share > 0)
@@ -50,14 +50,16 @@ def bargain(
     unit = torch.where(real, 1 / length, 0.0)
     # tasks without gradient or share bargain alone, and get nothing in the end
     cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
-    c = relative ** ((power - 1) / (power + 1)) * torch.where(real, share, 1.0) ** (
-        power / (power + 1)
-    )
-    z, settled = _solve(
+    own = power / (power + 1)
+    c = relative ** (2 * own - 1) * torch.where(real, share, 1.0) ** own
+    # as one operator: a compiler takes minutes for the code of so many steps
+    many = gramian.is_cpu and (torch.compiler.is_compiling() or inside_transform())
+    z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
         c.detach(),
-        power.detach() if isinstance(power, Tensor) else power,
-        eps,
+        (power + torch.zeros_like(c[0])).detach(),
+        STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE,
+        ridge,
     )
     if values_readable(settled, given) and not bool(settled) and bool(given.isfinite().all()):
         raise ValueError(
@@ -67,55 +69,61 @@ def bargain(
             "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))
-    ridged = _add_ridge(cosine, eps)
     if is_differentiated((cosine, c, power)):
         rates = c * z**-power
-        z = z * (1 + _step(ridged, c * z, rates, rates - ridged @ (c * z), power, eps))
+        missing = rates - cosine @ (c * z) - ridge * c * z
+        z = z * (1 + _step(cosine, c * z, rates, missing, power, ridge))
     rates = c * z**-power
-    last = _step(cosine, c * z, rates, rates - cosine @ (c * z), power, eps)
+    last = _step(cosine, c * z, rates, rates - cosine @ (c * z), power, ridge)
     # 1 + last to first order, and positive where the ridge was what held z up
     z = z * torch.where(last < 0, 1 / (1 - last.clamp_max(0)), 1 + last)
     return poison(torch.where(real, c / relative * z, 0.0), given, share), longest
 
 
-def _add_ridge(cosine: Tensor, eps: float) -> Tensor:
-    return cosine + torch.diag(torch.full_like(cosine[0], 4 * len(cosine) * eps))
-
-
-def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _solve(
+    cosine: Tensor, c: Tensor, power: Tensor, most: int, ridge: float
+) -> tuple[Tensor, Tensor]:
     """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for
-    ever, elsewhere by nothing.
+    ever, elsewhere by nothing. Batches may be in front.
 
-    The logarithms of y = c z and of the rates are rows 0 and 1 of one matrix.
+    The logarithms of y = c z and of the rates are rows 0 and 1 of one tensor.
     """
-    ridged, start = _add_ridge(cosine, eps), c.log()
+    power, start = power[..., None], c.log()
     logs, wanted = torch.stack([start, start]), (1 + power) * start
-    change = torch.full_like(c[0], torch.inf)
-    for count in range(STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE):
+    change = torch.full_like(c[..., 0], torch.inf)
+    for count in range(most):
         y, rates = logs.exp()
         missing = wanted - logs[1] - power * logs[0]
-        step = _step(cosine, y, rates, rates * (1 + missing) - ridged @ y, power, eps)
+        missed = rates * (1 + missing) - (cosine @ y[..., None])[..., 0] - ridge * y
+        step = _step(cosine, y, rates, missed, power, ridge)
         steps = torch.stack([step, missing - power * step])
-        before, change = change, steps.abs().amax()
+        before, change = change, steps.abs().amax((0, -1))
         share = (FACTOR / change).clamp_max(1.0)
         if count >= STEPS:  # what is neither large nor shrinks fast is rounding
             share = share.where((change >= 1) | (change < 0.7 * before), 0.0)
-            if values_readable(share) and float(share) == 0:
+            if values_readable(share) and float(share.amax()) == 0:
                 break
-        logs = logs + share * steps
+        logs = logs + share[..., None] * steps
         # the steps that remain would change nothing but rounding
-        if values_readable(change) and float(change) < 1e-9:
+        if values_readable(change) and float(change.amax()) < 1e-9:
             break
     return (logs[0] - start).exp(), change < 1
 
 
 def _step(
-    cosine: Tensor, y: Tensor, rates: Tensor, missing: Tensor, power: float | Tensor, eps: float
+    cosine: Tensor, y: Tensor, rates: Tensor, missing: Tensor, power: float | Tensor, ridge: float
 ) -> Tensor:
     """The relative change e of y with (C diag(y) + power diag(rates)) e = missing, but for a ridge
     at rounding level of the diagonal.
     """
-    ridge = 4 * len(y) * eps
     diagonal = rates / y * (power * (1 + ridge)) + ridge
-    factor = torch.linalg.cholesky_ex(cosine + torch.diag(diagonal))[0]
-    return solve_factored(missing[:, None], factor)[:, 0] / y
+    factor = torch.linalg.cholesky_ex(cosine + torch.diag_embed(diagonal))[0]
+    return solve_factored(missing[..., None], factor)[..., 0] / y
+
+
+define(
+    "bargain(Tensor cosine, Tensor c, Tensor power, int most, float ridge) -> (Tensor, Tensor)",
+    _solve,
+    (2, 1, 0),
+    lambda lead, cosine, c, *_: (c.new_empty((*lead, c.shape[-1])), c.new_empty(lead).bool()),
+)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import inside_transform, is_differentiated
-from ..core.operators import flatten_batch, leading_shape, register_batching
+from ..core.operators import define, flatten_batch, leading_shape
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:
@@ -64,11 +64,9 @@ def _kernel(
     return coefficients, cosines
 
 
-_LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
-_LIBRARY.define(
+define(
     "surgery(Tensor gramian, Tensor? key, Tensor? orders, Tensor? targets, float eps) -> "
-    "(Tensor, Tensor)"
+    "(Tensor, Tensor)",
+    _kernel,
+    _RANKS,
 )
-_LIBRARY.impl("surgery", _kernel, "CPU")
-
-register_batching(_LIBRARY, "surgery", _RANKS)

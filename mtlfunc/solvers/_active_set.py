@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import inside_transform, is_differentiated, values_readable
-from ..core.operators import flatten_batch, leading_shape, register_batching
+from ..core.operators import define, flatten_batch, leading_shape
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import (
@@ -26,7 +26,6 @@ from .problems import (
 
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
-
 
 HAS_TRITON = torch.version.cuda is not None and find_spec("triton") is not None
 """A constant, since a look-up in a step would break the graph of `torch.compile`."""
@@ -197,24 +196,13 @@ def _array(x: Tensor) -> np.ndarray:
     return np.asarray(x.double().numpy(), order="C")
 
 
-_LIBRARY = torch.library.Library("mtlfunc", "DEF")
-_LIBRARY.define(
-    "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("active_set", _kernel, "CPU")
-_LIBRARY.impl("active_set", _kernel, "CUDA")
-
-
-@torch.library.register_fake("mtlfunc::active_set", lib=_LIBRARY)
-def _(
-    gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    lead, count = leading_shape(zip((gramian, vector, c), _RANKS, strict=True)), gramian.shape[-1]
-    return (
-        gramian.new_empty((*lead, 3 * count + 2), dtype=torch.float64),
-        gramian.new_empty((*lead, 2, count), dtype=torch.bool),
+define(
+    "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)",
+    _kernel,
+    _RANKS,
+    lambda lead, gramian, *_: (
+        gramian.new_empty((*lead, 3 * gramian.shape[-1] + 2), dtype=torch.float64),
+        gramian.new_empty((*lead, 2, gramian.shape[-1]), dtype=torch.bool),
         gramian.new_empty((*lead, 2), dtype=torch.int64),
-    )
-
-
-register_batching(_LIBRARY, "active_set", _RANKS)
+    ),
+)

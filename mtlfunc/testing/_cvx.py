@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import inside_transform
 from ..core.extras import expect_installed
-from ..core.operators import flatten_batch, leading_shape, register_batching
+from ..core.operators import define, flatten_batch, leading_shape
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from ..solvers.problems import (
     Answer,
@@ -108,11 +108,11 @@ def _one_by_one(
     return weights.reshape(*lead, -1), dual.reshape(*lead, -1)
 
 
-_LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
-_LIBRARY.define("cvx(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor)")
-_LIBRARY.impl("cvx", _one_by_one, "CPU")
-_LIBRARY.impl("cvx", _one_by_one, "CUDA")
-register_batching(_LIBRARY, "cvx", _RANKS)
+define(
+    "cvx(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor)",
+    _one_by_one,
+    _RANKS,
+)
 
 
 def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
