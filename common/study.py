@@ -116,6 +116,15 @@ def conduct_together(
     def fill(cells: Sequence[Cell]) -> None:
         _fill(known, cells, perform, by, store, workers, progress)
 
+    def chosen(by_whom: Sequence[_Search]) -> list[Cell]:
+        # by seed first, so that an interruption leaves every method with some
+        return [
+            search.best(known)._replace(seed=seed)
+            for seed in plan.seeds
+            for search in by_whom
+            if seed in search.taken_on
+        ]
+
     shares = [(plan.tuning, plan.seeds)] if plan.tuning else [((s,), (s,)) for s in plan.seeds]
     # by seed first where each chooses for itself, as one's data may be held in memory
     searches = [
@@ -134,22 +143,20 @@ def conduct_together(
     fronts = sum(map(len, plan.fronts.values())) * len(plan.front_seeds)
     progress.total = len(set(first)) + later + fronts
     with progress:
+        # what is kept of all phases, so that the time left is that of what is missing
+        _read(known, first, store, progress)
+        decided = [search for search in searches if search.decided(known, plan.beyond)]
+        _read(known, chosen(decided), store, progress)
+        if any(_leads(plan, search) for search in decided):
+            _read(known, _flat(_fronts(plan, decided, known)), store, progress)
         fill(first)
         for _ in range(plan.beyond):
             added = [c for search in searches for c in search.widen(known)]
             progress.total += len(added)
             fill(added)
-        # by seed first, so that an interruption leaves every method with some
-        fill(
-            [
-                search.best(known)._replace(seed=seed)
-                for seed in plan.seeds
-                for search in searches
-                if seed in search.taken_on
-            ]
-        )
+        fill(chosen(searches))
         shown = _fronts(plan, searches, known)
-        fill([c for each in shown.values() for cells in each.values() for c in cells])
+        fill(_flat(shown))
     choices: dict[str, dict[str, tuple[Choice, ...]]] = {problem: {} for problem in plan.problems}
     runs: dict[str, dict[str, list[Numbers]]] = {problem: {} for problem in plan.problems}
     for search in searches:
@@ -171,14 +178,22 @@ def _fronts(
     """The cells of the methods that take another one's rate, by method and variant."""
     if not plan.fronts:
         return {}
-    leads = [search.best(known) for search in searches if search.tried[0].method == plan.leader]
-    lead = next(cell for cell in leads if cell.problem == plan.problems[0])
+    lead = next(search.best(known) for search in searches if _leads(plan, search))
     return {
         method: {
             v: _over([lead._replace(method=method, variant=v)], plan.front_seeds) for v in variants
         }
         for method, variants in plan.fronts.items()
     }
+
+
+def _leads(plan: Plan, search: "_Search") -> bool:
+    cell = search.tried[0]
+    return (cell.problem, cell.method) == (plan.problems[0], plan.leader)
+
+
+def _flat(fronts: Mapping[str, Mapping[str, list[Cell]]]) -> list[Cell]:
+    return [cell for each in fronts.values() for cells in each.values() for cell in cells]
 
 
 class _Search:
@@ -194,6 +209,11 @@ class _Search:
     def score(self, known: Mapping[Cell, Numbers], cell: Cell) -> float:
         """Mean over the seeds that choose."""
         return _mean([known[c]["score"] for c in _over([cell], self.choosing)])
+
+    def decided(self, known: Mapping[Cell, Numbers], beyond: int) -> bool:
+        """Whether the best is known already, and no other rate will be tried."""
+        made = all(cell in known for cell in _over(self.tried, self.choosing))
+        return made and (beyond == 0 or self.beyond(self.best(known)) is None)
 
     def best(self, known: Mapping[Cell, Numbers]) -> Cell:
         return max(self.tried, key=lambda cell: self.score(known, cell))
@@ -235,14 +255,8 @@ def _fill(
 ) -> None:
     """Put every cell into `known`: from the store, or performed and kept there."""
     missing: dict[Hashable, list[Cell]] = {}
-    for cell in dict.fromkeys(cells):
-        if cell not in known:
-            kept = store.read(cell)
-            if kept is None:
-                missing.setdefault(by(cell), []).append(cell)
-            else:
-                known[cell] = kept
-                progress.skip()
+    for cell in _read(known, cells, store, progress):
+        missing.setdefault(by(cell), []).append(cell)
 
     def keep(group: Sequence[Cell], found: list[Numbers]) -> None:
         for cell, numbers in zip(group, found, strict=True):
@@ -251,6 +265,23 @@ def _fill(
         progress.update(len(group))
 
     perform_all(perform, list(missing.values()), workers, keep)
+
+
+def _read(
+    known: dict[Cell, Numbers], cells: Sequence[Cell], store: Store, progress: Progress
+) -> list[Cell]:
+    """Put what the store has into `known`; the others."""
+    missing = []
+    for cell in dict.fromkeys(cells):
+        if cell in known:
+            continue
+        kept = store.read(cell)
+        if kept is None:
+            missing.append(cell)
+        else:
+            known[cell] = kept
+            progress.skip()
+    return missing
 
 
 def _mean(scores: Sequence[float]) -> float:

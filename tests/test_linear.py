@@ -8,6 +8,7 @@ import mtlfunc as mf
 from mtlfunc.core import linear
 from mtlfunc.rules import _spectral
 from tests.support.families import FAMILIES, batch, gramian
+from tests.support.rules import SPECTRAL
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -52,19 +53,10 @@ def test_small_eigenvalues_are_relatively_accurate():
             torch.testing.assert_close(1 / values[0], shrunk, rtol=1e-12, atol=0)
 
 
-RULES = {
-    "imtl_g": mf.imtl_g,
-    "config": mf.config,
-    "aligned_mtl": mf.aligned_mtl,
-    "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
-    "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
-}
-
-
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", SPECTRAL)
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_rules_and_their_derivatives_are_the_same_by_rotations(name, dtype, monkeypatch):
-    rule = RULES[name]()
+    rule = SPECTRAL[name]()
     given = torch.stack(
         [
             gramian(family, 4, seed).to(dtype)

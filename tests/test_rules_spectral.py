@@ -14,17 +14,10 @@ from mtlfunc.rules._kernels.equiangular import solve
 from mtlfunc.solvers.problems import or_one
 from tests.support.families import FAMILIES, gramian
 from tests.support.oracles import near
-from tests.support.rules import updated
+from tests.support.rules import SPECTRAL, updated
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
-SPECTRAL = {
-    "imtl_g": mf.imtl_g,
-    "config": mf.config,
-    "aligned_mtl": mf.aligned_mtl,
-    "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
-    "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
-}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,7 +51,9 @@ def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(t
     assert study.rate_of([two]) == "0.8, b"
 
 
-def test_every_seed_may_choose_for_itself_and_fronts_take_the_leaders_rate(tmp_path):
+def test_every_seed_may_choose_for_itself_and_fronts_take_the_leaders_rate(
+    tmp_path, monkeypatch, capsys
+):
     """Below the grid, too; a rate at which one run failed is never best."""
     best = {0: 0.05, 1: 0.2, "p": 0.1, "q": 0.4}
 
@@ -68,6 +70,11 @@ def test_every_seed_may_choose_for_itself_and_fronts_take_the_leaders_rate(tmp_p
     plan = plan._replace(problems=("p", "q"), fronts={"f": ("a", "b")}, leader="one", tuning=(8,))
     found = study.conduct(plan._replace(front_seeds=(5,)), perform, store_in(tmp_path / "fronts"))
     assert [[run["rate"] for run in runs] for runs in found.fronts["f"].values()] == [[0.1]] * 2
+    monkeypatch.setattr(progress, "EVERY", 0)
+    plan = plan._replace(methods={"one": ("",), "new": ("",)}, front_seeds=(5,), beyond=0)
+    study.conduct(plan, perform, store_in(tmp_path / "fronts"))
+    # what is kept of all phases counts from the start: 6 that choose, 4 results, 2 of the fronts
+    assert "all runs: 13 of 22 runs" in capsys.readouterr().err
 
 
 def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):

@@ -8,6 +8,13 @@ import mtlfunc as mf
 from mtlfunc.types import Geometry
 
 F64 = torch.float64
+SPECTRAL = {
+    "imtl_g": mf.imtl_g,
+    "config": mf.config,
+    "aligned_mtl": mf.aligned_mtl,
+    "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
+    "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
+}
 
 
 def losses_of(count, step=0):
