@@ -52,7 +52,7 @@ def bargain(
     cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
     own = power / (power + 1)
     c = relative ** (2 * own - 1) * torch.where(real, share, 1.0) ** own
-    # as one operator: a compiler takes minutes for the code of so many steps
+    # one operator, as a compiler takes a minute for the code of all steps
     many = gramian.is_cpu and (torch.compiler.is_compiling() or inside_transform())
     z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
