@@ -1,4 +1,4 @@
-"""Compiled kernels as operators of torch: one call for a whole `vmap`, nested ones included.
+"""Kernels and loops as operators of torch: one call for a whole `vmap`, nested ones included.
 
 An operator lies below autograd and takes detached tensors only, so that no transform can take a
 wrong derivative from it.
@@ -32,19 +32,21 @@ def define(
     kernel: Callable[..., Any],
     ranks: Sequence[int],
     empty: Callable[..., tuple[Tensor, ...]] | None = None,
+    devices: Sequence[str] = ("CPU", "CUDA"),
 ) -> None:
     """Make the operator `torch.ops.mtlfunc.NAME`, to which `vmap` hands a whole batch.
 
     Args:
         schema, kernel: its name, arguments and answers, batch axes first; and what it does.
-        ranks: of its first arguments, tensors or None, without batch axes; other arguments are
-            passed on as they are.
+        ranks: of its first arguments, tensors or None, without batch axes. `vmap` gives each tensor
+            all batch axes, of length 1 where it is shared; other arguments come as they are.
         empty: for compilers, answers without values, from the batch axes and the arguments.
+        devices: where it runs.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, kernel, "CPU")
-    _LIBRARY.impl(name, kernel, "CUDA")
+    for device in devices:
+        _LIBRARY.impl(name, kernel, device)
 
     def batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         inputs = list(zip(arguments, in_dims, ranks, strict=False))

@@ -8,14 +8,12 @@ from ..core.checks import inside_transform, is_differentiated, poison, values_re
 from ..core.linear import solve_factored
 from ..core.operators import define
 
+# At most 40 for powers from 1/3 to 3: 6 do for Nash-MTL, 5 to 30 for others, and where 0 is in the
+# hull of the gradients 18 to 30, after which rounding moves the answer. All of them on a device.
 STEPS = 40
-"""So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, and where 0
-is in the hull of the gradients 18 to 30, after which rounding moves the answer.
-"""
+# At most 256 for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
+# magnitude. After STEPS only those are made that are large or shrink fast.
 MORE = 256
-"""At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
-magnitude. After STEPS only those are made that are large or shrink fast.
-"""
 FACTOR = 8.0  # no unknown changes by more than e^8 in a step
 
 
@@ -84,7 +82,7 @@ def _solve(
     cosine: Tensor, c: Tensor, power: Tensor, most: int, ridge: float
 ) -> tuple[Tensor, Tensor]:
     """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for
-    ever, elsewhere by nothing. Batches may be in front.
+    ever, elsewhere by nothing. Of one problem, or of a batch as `define` describes it.
 
     The logarithms of y = c z and of the rates are rows 0 and 1 of one tensor.
     """
@@ -126,4 +124,5 @@ define(
     _solve,
     (2, 1, 0),
     lambda lead, cosine, c, *_: (c.new_empty((*lead, c.shape[-1])), c.new_empty(lead).bool()),
+    ("CPU",),
 )

@@ -69,4 +69,5 @@ define(
     "(Tensor, Tensor)",
     _kernel,
     _RANKS,
+    devices=("CPU",),
 )
