@@ -79,7 +79,7 @@ def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
         of = SETS[kind] + (lengths[kind] if others else "")
         parts.append(f"on {of} {', '.join(shown) or 'none'} of {len(rivals)}")
     return (
-        f"**Real images**{'' if others else every}: "
+        f"**Real images**, hard sharing{'' if others else every}: "
         f"shown to differ from the mean loss are {'; '.join(parts)}."
     )
 

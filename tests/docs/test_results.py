@@ -36,11 +36,11 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift, shown):
     rows = "| hard sharing   | up   | 0.3 (edge) |\n| hard sharing   | down | 0.1        |"
     page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
     said = images.sentence({"mnist": found, "mixed": found}, page)
-    assert said.startswith("**Real images** (10 epochs, 5 seeds): shown")
+    assert said.startswith("**Real images**, hard sharing (10 epochs, 5 seeds): shown")
     assert said.endswith(f"on MultiMNIST {shown} of 3; on MNIST with Fashion-MNIST {shown} of 3.")
     longer = found | {"settings": {"epochs": 100}}
     said = images.sentence({"mnist": longer, "mixed": found}, page)
-    assert said.startswith("**Real images**: shown")
+    assert said.startswith("**Real images**, hard sharing: shown")
     assert f"on MultiMNIST (100 epochs, 5 seeds) {shown} of 3; on" in said
     assert f"Fashion-MNIST (10 epochs, 5 seeds) {shown} of 3." in said
 
