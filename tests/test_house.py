@@ -43,7 +43,7 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 21_212,  # aim 18,500
+    "core": 21_211,  # aim 18,500
     "gradients": 5_450,  # of these; aim 4,700
     "training": 2_569,  # of these; aim 2,000
     "rooms": 1_439,
@@ -69,7 +69,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_828),
         ("experiments", 15_451),
         ("experiments/benchmarks", 2_476),  # of these
-        ("tests", 41_870),
+        ("tests", 41_863),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

@@ -10,6 +10,7 @@ from mtlfunc.types import Geometry
 from tests.support.every import few
 from tests.support.families import jacobian
 from tests.support.registry import RULES
+from tests.support.rules import SPECTRAL
 
 F64 = torch.float64
 SMOOTH = [name for name, case in RULES.items() if case.smooth]
@@ -90,23 +91,15 @@ def test_second_derivatives_of_rules(rule):
         assert error <= 1e-5 * (1 + float(expected.abs())), (name, error, float(expected))
 
 
-SPECTRAL = {
-    "imtl_g": mf.imtl_g,
-    "config": mf.config,
-    "aligned_mtl": mf.aligned_mtl,
-    "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
-    "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
-    "nash_mtl": mf.nash_mtl,
-    "fairgrad": lambda: mf.fairgrad(2.0),
-}
+FACTORED = SPECTRAL | {"nash_mtl": mf.nash_mtl, "fairgrad": lambda: mf.fairgrad(2.0)}
 
 
 @pytest.mark.parametrize(("count", "width"), [(2, 2), (5, 3), (9, 9), (12, 4)])
-@pytest.mark.parametrize("rule", SPECTRAL)
+@pytest.mark.parametrize("rule", FACTORED)
 def test_second_derivatives_of_directions(rule, count, width):
     """Of q·d, d = Jᵀw, with more tasks than parameters, too: there the null space of G moves."""
     start, move = (jacobian("gaussian", count, seed, width=width) for seed in (1, 2))
-    start, made = start + 1.0, SPECTRAL[rule]()  # some common descent
+    start, made = start + 1.0, FACTORED[rule]()  # some common descent
     q = torch.linspace(1, -0.5, width, dtype=F64)
 
     def value(s):
@@ -122,7 +115,7 @@ def test_second_derivatives_of_directions(rule, count, width):
 @pytest.mark.parametrize("rule", ["imtl_g", "config", "aligned_mtl-rmse", "nash_mtl", "fairgrad"])
 def test_second_derivatives_where_eigenvalues_are_equal(rule):
     """Gradients at right angles, of one length: eigenvectors have no derivative, the rule has."""
-    made, move = SPECTRAL[rule](), jacobian("gaussian", 4, 3, width=4)
+    made, move = FACTORED[rule](), jacobian("gaussian", 4, 3, width=4)
     probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
 
     def value(s):
