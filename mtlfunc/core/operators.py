@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LIBRARY = torch.library.Library("mtlfunc", "DEF")
+
 
 def leading_shape(inputs: Iterable[tuple[Tensor | None, int]]) -> torch.Size:
     """The batch axes of tensors of given ranks, broadcast; None has none."""
@@ -68,6 +70,3 @@ def define(
             return empty(leading_shape(zip(arguments, ranks, strict=False)), *arguments)
 
         torch.library.register_fake(f"mtlfunc::{name}", fake, lib=_LIBRARY)
-
-
-_LIBRARY = torch.library.Library("mtlfunc", "DEF")

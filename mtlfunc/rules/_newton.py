@@ -55,7 +55,7 @@ def bargain(
     z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
         c.detach(),
-        (power + torch.zeros_like(c[0])).detach(),
+        (power + torch.zeros_like(c[0])).detach(),  # 0-d, a number too
         STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE,
         ridge,
     )

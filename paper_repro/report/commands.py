@@ -287,7 +287,7 @@ def draw(
         return 1
     except Impossible as error:  # of a look perhaps: what is computed serves another
         kept = leave(parts)
-        parser.error(f"--{error}{f'; {kept}' * parts.exists()}")
+        parser.error(f"--{error}; {kept}" if parts.exists() else f"--{error}")
     except Exception:  # the same command would fail again
         if not others:
             drop(parts)
