@@ -3,7 +3,6 @@
 # ruff: noqa: F403 (these rooms say in `__all__` what is public)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 from . import gradients, probes, rules, solvers, training
 from .analysis import diagnostics
@@ -12,8 +11,6 @@ from .core import NEWEST as _NEWEST
 from .core import VERSION as _VERSION
 from .core import extras as _extras
 from .core import optim, random
-from .core.gone import RENAMED as _RENAMED
-from .core.gone import gone_names as _gone_names
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack
@@ -42,18 +39,6 @@ __all__ += probes.__all__
 __all__ += rules.__all__
 __all__ += training.__all__
 
-_GONE = {  # a name that 1.0 removed: what replaces it
-    "Balance": "it is mtlfunc.types.Balance now",
-    "Interrupted": "a loop of your own: docs/how-to/pure-recipes.md",
-    "Unfinished": "write `except KeyboardInterrupt as stop`, and read `stop.dataset`",
-    "log_losses": "take the logarithms in losses_fn: docs/how-to/pure-recipes.md",
-    "pareto": "two calls of moocore: docs/how-to/pure-recipes.md",
-    "rollout": "a loop: docs/how-to/pure-recipes.md",
-    "trimmed_mean": "eight lines: docs/how-to/pure-recipes.md",
-    "update_every": "ten lines: docs/how-to/pure-recipes.md",
-}
-
-_DEPRECATED: dict[str, tuple[str, str]] = {}  # an old name: the new one, the version of its end
 
 _LATER = {
     "arena": "studies.arena",
@@ -77,14 +62,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
             )
             module = import_module(f"{__name__}.{room}")
             return globals().setdefault(name, getattr(module, name, module))
-        if name in _DEPRECATED:
-            new, end = _DEPRECATED[name]
-            words = f"{__name__}.{name} is {__name__}.{new} now; the old name goes in {end}"
-            warn(words, DeprecationWarning, stacklevel=2)
-            return getattr(import_module(__name__), new)
-        if name in _RENAMED:
-            raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
-        return _gone_names(__name__, _GONE)(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __dir__: Any = __all__.copy  # for completion: public names alone

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 
 import mtlfunc as mf
@@ -157,48 +156,6 @@ def test_weights_are_of_a_part_and_heads_follow_their_own_losses(section, part):
     for name, leaf in net.named_parameters():
         weights = info.weights if of_trunk(name) else torch.ones(3)
         torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
-
-
-NET = nn.Linear(2, 2)
-SCALE = "losses-times-a-scalers-factor"
-GROUPS, DTYPE = "groups-of-parameters", "a-gramian-in-another-dtype"
-FEATURES, OPTIONS = "a-gramian-at-features", "options-of-the-probe"
-AIM, PART = "a-target-loss", "a-gramian-over-a-part-of-the-trunk"
-GONE = {
-    "Balancer": (
-        lambda **gone: mf.Balancer(NET, mf.mgda(), **gone),
-        dict.fromkeys(
-            ["measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"], OPTIONS
-        ),
-    ),
-    **{
-        name: (
-            getattr(mf, name),
-            {"param_groups": GROUPS, "gramian_dtype": DTYPE, "target": AIM}
-            | (dict.fromkeys(["gramian_over", "measure"], PART) if i < 2 else {}),
-        )
-        for i, name in enumerate(("jacobian", "moving_average", "excess_risk", "double_sampling"))
-    },
-    "Balancer.backward": (
-        lambda **gone: mf.Balancer(NET, mf.mgda()).backward(NET(torch.ones(2)), **gone),
-        {"features": FEATURES, "scale": SCALE, "target": AIM},
-    ),
-    "Balancer.weigh": (
-        lambda **gone: mf.Balancer(NET, mf.mgda()).weigh(NET(torch.ones(2)), **gone),
-        {"features": FEATURES, "scale": SCALE, "target": AIM},
-    ),
-}
-
-
-@every("call", GONE)
-def test_what_went_names_its_recipe(call):
-    titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    sections = [re.sub(r"[^\w-]", "", x.lower().replace(" ", "-")) for x in titles]
-    make, options = GONE[call]
-    for option, section in options.items():
-        assert section in sections
-        with pytest.raises(TypeError, match=rf"{call}: {option}= went in .*recipes\.md#{section}"):
-            make(**{option: None})
 
 
 CARRIED = {

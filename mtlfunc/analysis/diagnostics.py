@@ -1,6 +1,6 @@
 """Numbers that the literature reads off task gradients: conflict, curvature, affinity, Δm, …"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from ..core.checks import check_count, check_gramian, check_params, check_scalar, poison
-from ..core.gone import gone_names
 from ..core.tree import map_params, same_shapes
 from ..gradients.levels import explained
 from ..gradients.losses import parse_losses
@@ -26,25 +25,6 @@ __all__ = [
     "running_conflict", "sample_noise", "stationarity",
 ]  # fmt: skip
 __dir__: Any = __all__.copy  # for completion: public names alone
-
-
-__getattr__: Callable[[str], Any] = gone_names(
-    "mtlfunc.diagnostics",
-    {
-        "NewtonError": "it is mtlfunc.types.NewtonError now",
-        "alignment": "a line: docs/how-to/pure-recipes.md",
-        "affinity": "four lines with task_gradients: docs/how-to/grouping.md",
-        "conflicts": "write `gramian < 0`; `conflict` says which conflicts are not noise",
-        "curvature_bound": "a line: docs/how-to/pure-recipes.md",
-        "groups": "a search of its own: docs/how-to/grouping.md",
-        "influence": "four lines with a jvp: docs/how-to/metric.md",
-        "layer_gramians": "six lines: docs/how-to/pure-recipes.md",
-        "magnitude_similarity": "a line: docs/how-to/pure-recipes.md",
-        "metric_error": "a line: docs/how-to/metric.md",
-        "negative_products": "write `gramian < 0`",
-        "newton_error": "it is mtlfunc.physics.newton_error now",
-    },
-)
 
 
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:

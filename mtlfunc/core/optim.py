@@ -8,7 +8,6 @@ that have had no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,22 +16,10 @@ from torch import Tensor
 
 from ..types import Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
-from .gone import gone_names
 from .tree import like, map_params, real_of, same_shapes
 
 __all__ = ["AdamState", "multiplicative"]
 __dir__: Any = __all__.copy  # for completion: public names alone
-
-
-__getattr__: Callable[[str], Any] = gone_names(
-    "mtlfunc.optim",
-    {
-        "exact_adam": "write `mf.adam(lr, eps=0.0)`",
-        "LineSearch": "it is mtlfunc.types.LineSearch now",
-        "line_search": "it is mtlfunc.physics.line_search now",
-        "log_space": "six lines: docs/how-to/pure-recipes.md",
-    },
-)
 
 
 class AdamState(NamedTuple):

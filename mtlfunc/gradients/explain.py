@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_params
-from ..core.gone import gone
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise.formulas import Form, Group, costs
@@ -46,7 +45,6 @@ class Explanation(NamedTuple):
         return "\n".join([f"{self.rows} rows; {self.passes}", *table])
 
 
-@gone(memory="what a step holds is chosen inside; chunk_size bounds it: docs/how-to/recipes.md")
 def explain_gramian(
     losses_fn: LossesFn,
     params: Params,

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_count, check_dtype, check_option, check_params, enable_grad
-from ..core.gone import gone
 from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
@@ -23,10 +22,6 @@ def check_engine(engine: str) -> None:
     check_option(engine, "engine", get_args(Engine))
 
 
-@gone(
-    other="take two task_gradients and their products: docs/how-to/recipes.md",
-    memory="what a step holds is chosen inside; chunk_size bounds it: docs/how-to/recipes.md",
-)
 def task_gramian(
     losses_fn: LossesFn,
     params: Params,
@@ -99,10 +94,6 @@ def task_gramian(
     return linear.losses, linear.gramian
 
 
-@gone(
-    other="make one of both batches: docs/how-to/recipes.md#a-gramian-of-one-batch-with-another",
-    group="gather the batches: docs/distributed.md#gradients-by-sample",
-)
 def sample_gramian(
     losses_fn: LossesFn,
     params: Params,

@@ -4,7 +4,6 @@ and weights by tangent kernels.
 
 from typing import Any
 
-from ..core.gone import gone_names
 from ._gauss_newton import gauss_newton
 from ._kernel_traces import kernel_traces
 from ._line_search import line_search
@@ -22,12 +21,3 @@ __all__ = [
     "ntk",
 ]
 __dir__: Any = __all__.copy  # for completion: public names alone
-
-
-__getattr__: Any = gone_names(
-    "mtlfunc.physics",
-    {
-        **{x: f"it is mtlfunc.types.{x} now" for x in ("Laplacian", "LineSearch", "NewtonError")},
-        "value_and_gradient": "write `laplacian(f, params, x)[:2]`; docs/from/zero.md",
-    },
-)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..analysis.diagnostics import cosines, stationarity
-from ..core.gone import gone
 from ..studies.lattice import simplex_lattice
 from ._common import (
     COLOURS,
@@ -36,13 +35,11 @@ from ._common import (
 )
 
 QUANTITIES = ("direction", "length", "rate 1", "rate 2")
-BAR = "change ax.collections[0].colorbar, a heatmap's ax.images[0].colorbar: docs/from/zero.md"
 
 
 # ---- portrait ----------------------------------------------------------------------------------
 
 
-@gone(colorbar=BAR)
 def portrait(
     rule: AnyRule,
     show: Sequence[str] = QUANTITIES,
@@ -182,7 +179,6 @@ def _quantities(
 # ---- simplex -----------------------------------------------------------------------------------
 
 
-@gone(colorbar=BAR, label=BAR)
 def simplex(
     gramian: Array,
     rules: AnyRule | Mapping[str, AnyRule] | None = None,
@@ -369,7 +365,6 @@ def _ternary_ticks(panel: Axes, names: Sequence[str]) -> None:
 # ---- heatmap -----------------------------------------------------------------------------------
 
 
-@gone(colorbar=BAR)
 def heatmap(
     gramian: Array,
     ax: Axes | None = None,

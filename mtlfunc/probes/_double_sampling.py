@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_option, check_params
-from ..core.gone import gone
 from ..core.tree import gramians, map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
-from ._jacobian import WENT, Heads, combination, share_of
+from ._jacobian import Heads, combination, share_of
 from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
 
 
 @constructor
-@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
 def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Group = None) -> Probe:
     """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
 

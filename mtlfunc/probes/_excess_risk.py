@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..core.gone import gone
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Probe, Rows, Select, State, constructor
-from ._jacobian import WENT, Edit, Heads, RowOptions, row_probe
+from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory
 
 
 @constructor
-@gone(**WENT, chunk_size="return separate losses, which are differentiated one by one")
 def excess_risk(
     shared: Select = "*",
     *,

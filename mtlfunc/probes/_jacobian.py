@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
-from ..core.gone import gone
 from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.gramian import Engine, check_engine
@@ -51,16 +50,6 @@ Heads = Literal["plain", "own", "weighted"]
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From a key and the number of tasks to (C [row, task], preference [row])."""
 
-PART = dict.fromkeys(
-    ("gramian_over", "measure"), "see docs/how-to/recipes.md#a-gramian-over-a-part-of-the-trunk"
-)
-WENT = {
-    "param_groups": "see docs/how-to/recipes.md#groups-of-parameters",
-    "target": "see docs/how-to/recipes.md#a-target-loss",
-    "gramian_dtype": "see docs/how-to/recipes.md#a-gramian-in-another-dtype",
-}
-"""What the probes of rows had, and what is done instead."""
-
 
 class Edit(NamedTuple):
     """What a probe with a memory does to the rows between the backward passes and their Gramian."""
@@ -73,7 +62,6 @@ class Edit(NamedTuple):
 
 
 @constructor
-@gone(**PART, **WENT, memory="leave it out: the device model keeps its limit")
 def jacobian(
     shared: Select = "*",
     *,

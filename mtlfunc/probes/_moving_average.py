@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_function
-from ..core.gone import gone
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import PART, WENT, Edit, Heads, RowOptions, row_probe
+from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory
 
 Rate = Scalar | Callable[[Tensor], Tensor]
@@ -29,7 +28,6 @@ class MovingAverageState(NamedTuple):
 
 
 @constructor
-@gone(**PART, **WENT, chunk_size="return separate losses, which are differentiated one by one")
 def moving_average(
     shared: Select = "*",
     *,

@@ -6,7 +6,6 @@ The problems, and what can be known of their answers from a Gramian: `mtlfunc.so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..core.gone import gone_names
 from ._active_set import active_set
 from ._auto import auto
 from ._certify import certify
@@ -25,17 +24,11 @@ __all__ = [
 
 _REFERENCE = {"cvx": "_cvx"}
 """Public here, and of the laboratory above: what these are is found when they are asked for."""
-_GONE = {
-    "Certificate": "it is mtlfunc.types.Certificate now",
-    "Comparison": "a loop: docs/solvers.md",
-    "compare": "a loop: docs/solvers.md",
-    "nuclear": "it is mtlfunc.muon.nuclear now",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _REFERENCE:
-        return gone_names(__name__, _GONE)(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"mtlfunc.testing.{_REFERENCE[name]}"), name)
 
 

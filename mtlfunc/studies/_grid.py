@@ -20,7 +20,6 @@ from torch.func import vmap
 
 from ..core.checks import check_count, inside_transform
 from ..core.files import write_whole
-from ..core.gone import gone
 from ..core.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ class Unfinished(KeyboardInterrupt):
         self.dataset = dataset
 
 
-@gone(shard="give each job a slice of an axis and a folder: docs/how-to/sweeps.md")
 def grid(
     f: Callable[..., Any],
     axes: Mapping[str, Any],

@@ -6,7 +6,6 @@ returns a `Solution`, made by `problem.solution(weights, dual, steps)`, or the w
 
 from typing import Any
 
-from ..core.gone import gone_names
 from ._check_solver import check_solver
 from ._judge import assert_agree, certified_error
 from .families import jacobian
@@ -14,16 +13,3 @@ from .strategies import jacobians, problems
 
 __all__ = ["assert_agree", "certified_error", "check_solver", "jacobian", "jacobians", "problems"]
 __dir__: Any = __all__.copy  # for completion: public names alone
-
-
-__getattr__: Any = gone_names(
-    "mtlfunc.testing",
-    {
-        "Counterexample": "it is what `check_solver(...).counterexamples` holds",
-        "FAMILIES": "`jacobian` lists the families",
-        "REGULAR": 'write ("gaussian", "hull", "orthogonal")',
-        "SolverReport": "it is what `check_solver` returns",
-        "gramian": "write `rows @ rows.mT` with `rows = jacobian(...)`",
-        "gramians": "write `jacobians(...).map(lambda rows: rows @ rows.mT)`",
-    },
-)

@@ -13,7 +13,6 @@ from ..calls import call_of
 from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
 from ..core.expect import expect_rule, reads_of
-from ..core.gone import gone, meant
 from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
 from ..probes._second_evaluation import observed
@@ -46,11 +45,6 @@ from ._live import STEP, Held, Labels, LiveRun, accumulate, live_run, parsed, re
 from ._metric import check_metric
 
 RECIPES = "docs/how-to/recipes.md"
-WENT = {
-    "features": f"see {RECIPES}#a-gramian-at-features",
-    "scale": f"see {RECIPES}#losses-times-a-scalers-factor",
-    "target": f"see {RECIPES}#a-target-loss",
-}
 
 
 class Answer(NamedTuple):
@@ -109,13 +103,6 @@ class Balancer:
         (torch.Size([2, 2]), torch.Size([2, 2]))
     """
 
-    @meant
-    @gone(
-        **dict.fromkeys(
-            ("measure", "heads", "param_groups", "engine", "chunk_size", "gramian_dtype"),
-            f"give it to the probe: {RECIPES}#options-of-the-probe",
-        )
-    )
     def __init__(
         self,
         module: nn.Module,
@@ -136,7 +123,6 @@ class Balancer:
         expect_rule(rule)
         check_option(reduction, "reduction", get_args(Reduction))
         self._probe = chosen_probe(probe, shared, check_group(group))
-        self._one_pass = self._probe.measures == frozenset()  # as `loss.backward()` makes it
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
@@ -164,16 +150,6 @@ class Balancer:
         probe = repr(self._probe) if call_of(self._probe) else "a probe of one's own"
         return f"Balancer of {name}: {self._rule!r}, {probe}; {measured}"
 
-    def __enter__(self) -> Any:
-        raise TypeError(
-            "leave out `with balancer:`, which went in 1.0: compute the losses as in any other "
-            "loop, and call balancer.backward(losses)"
-        )
-
-    def __exit__(self, *_: Any) -> None: ...
-
-    @meant
-    @gone(**WENT)
     def backward(
         self,
         losses: Any,
@@ -236,8 +212,6 @@ class Balancer:
             self._held.handles = Handles()
         return found.info
 
-    @meant
-    @gone(**WENT)
     def weigh(
         self, losses: Any, *, present: Labels | None = None, weightings: Tensor | None = None
     ) -> tuple[Tensor, Info]:
@@ -272,7 +246,6 @@ class Balancer:
             weights = weights[[names.index(name) for name in named]]
         return weights, info
 
-    @meant
     def measure(
         self, losses: Any, *, present: Labels | None = None, weightings: Tensor | None = None
     ) -> Info:

@@ -156,7 +156,7 @@ def filled_state(fresh: State, kept: dict[str, Tensor]) -> State:
 
 
 VERSION = 1
-"""Of what `Balancer.state_dict` returns; before 1.0 it had none, and was the same."""
+"""Of what `Balancer.state_dict` returns."""
 
 
 def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
@@ -168,10 +168,11 @@ def parse_state(given: Any) -> tuple[bool, Tasks, dict[str, Tensor]]:
     version = number(given.get("version", VERSION)) if isinstance(given, dict) else VERSION
     if type(version) is not int or version != VERSION:
         raise ValueError(
-            f"state_dict: it has version {version!r}, and this mtlfunc reads {VERSION} and "
-            "those without one; load it with the mtlfunc that made it, or a later one"
+            f"state_dict: it has version {version!r}, and this mtlfunc reads {VERSION}; load it "
+            "with the mtlfunc that made it, or a later one"
         )
     try:
+        given["version"]
         started, count = number(given["started"]), number(given["tasks"]["count"])
         names, flat, pairs = given["tasks"]["names"], dict(given["state"]), len(given["state"])
         tasks = dict.fromkeys(names, ())

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 
 from ..core.checks import inside_transform
-from ..core.gone import gone
 from ..types import Info
 
 
-@gone(conflict="see docs/how-to/conflict.md#at-every-step")
 def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, float]:
     """What people log of a step, by name, in one transfer from the device.
 

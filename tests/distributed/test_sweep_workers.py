@@ -167,8 +167,6 @@ def test_jobs_of_an_array_make_the_whole(whole, tmp_path):
     ]
     found = xarray.concat(parts, "seed").sortby("seed").transpose(*whole.dims)
     np.testing.assert_allclose(found["weights"], whole["weights"], rtol=1e-12)
-    with pytest.raises(TypeError, match=r"grid: shard= went in 1\.0; .*docs/how-to/sweeps\.md"):
-        grid(weights, AXES, path=tmp_path, shard=(0, 2))  # pyright: ignore[reportCallIssue]
 
 
 # --- a study that is killed ---------------------------------------------------------------------
