@@ -5,7 +5,7 @@ such a signature will do.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
@@ -112,6 +112,12 @@ LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
 """Keys of `Geometry.extra`: the last batch's losses then and now, and which tasks it had."""
 
 
+Heads = Literal["plain", "own", "weighted"]
+"""What parameters that are not shared get: the gradient of the mean loss, of the sum of the losses
+(each head's own, undiminished), or of the weighted loss Σ w_t L_t.
+"""
+
+
 @functions_shown
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
@@ -121,6 +127,8 @@ class Rule(NamedTuple):
     # the values of the geometry that decide the weights, now or later: "losses", "preference",
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
+    # what parameters that are not shared get by default, where a probe's `heads` says nothing
+    heads: Heads = "plain"
 
 
 @functions_shown

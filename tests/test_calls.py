@@ -161,7 +161,7 @@ def test_a_replaced_field_is_another_part():
 def test_a_tree_of_parts_is_mapped_as_before():
     rule = mf.cagrad(0.4)
     leaves, spec = pytree.tree_flatten(rule)
-    assert [type(x) for x in leaves] == [Made, Made, frozenset]
+    assert [type(x) for x in leaves] == [Made, Made, frozenset, str]
     assert pytree.tree_unflatten(leaves, spec) == rule
     gramian = torch.eye(2)
     both = vmap(lambda c: mf.weights(mf.cagrad(c), gramian))(torch.tensor([0.1, 0.4]))

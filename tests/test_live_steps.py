@@ -85,7 +85,7 @@ def check_step(net, balancer, x, shared, form=list, given=None, **options):
             assert grad is before[name] is None or torch.equal(grad, before[name]), name
             continue
         matrix = torch.stack([torch.zeros_like(leaf) if x is None else x for x in found])
-        weights = torch.full_like(info.weights, 1 / len(rows))
+        weights = torch.ones_like(info.weights)  # MGDA's heads follow their own losses
         if name in shared:
             weights = info.weights
             gramian += matrix.flatten(1) @ matrix.flatten(1).mT

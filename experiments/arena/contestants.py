@@ -16,34 +16,34 @@ def losses_only(shared: str) -> Probe:
     return mf.losses_only()
 
 
-def weighted(shared: str) -> Probe:
-    """For rules that weigh losses: the heads also get the weights."""
-    return mf.jacobian(shared, heads="weighted")
+def plain(shared: str) -> Probe:
+    """For rules that combine gradients: all heads get the mean loss's, so that trunks compare."""
+    return mf.jacobian(shared, heads="plain")
 
 
 CONTESTANTS: dict[str, Contestant] = {
     "mean": Contestant(mf.mean, losses_only),
-    "gradnorm": Contestant(lambda: mf.gradnorm(0.12), weighted),
-    "mgda": Contestant(mf.mgda, mf.jacobian),
-    "mgda normalised": Contestant(lambda: mf.normalize(mf.mgda()), mf.jacobian),
-    "mgda momentum": Contestant(lambda: mf.momentum(mf.mgda()), mf.jacobian),
-    "pcgrad": Contestant(mf.pcgrad, mf.jacobian),
-    "cagrad": Contestant(lambda: mf.cagrad(0.4), mf.jacobian),
+    "gradnorm": Contestant(lambda: mf.gradnorm(0.12), mf.jacobian),
+    "mgda": Contestant(mf.mgda, plain),
+    "mgda normalised": Contestant(lambda: mf.normalize(mf.mgda()), plain),
+    "mgda momentum": Contestant(lambda: mf.momentum(mf.mgda()), plain),
+    "pcgrad": Contestant(mf.pcgrad, plain),
+    "cagrad": Contestant(lambda: mf.cagrad(0.4), plain),
     "cagrad-fast": Contestant(
         lambda: mf.cagrad(0.4), lambda shared: mf.jacobian(shared, mix=mf.subset(2))
     ),
-    "dualproj": Contestant(mf.dualproj, mf.jacobian),
-    "upgrad": Contestant(mf.upgrad, mf.jacobian),
-    "imtl-g": Contestant(mf.imtl_g, mf.jacobian),
-    "config": Contestant(mf.config, mf.jacobian),
-    "aligned-mtl": Contestant(mf.aligned_mtl, mf.jacobian),
-    "nash-mtl": Contestant(mf.nash_mtl, mf.jacobian),
-    "fairgrad": Contestant(lambda: mf.fairgrad(2.0), mf.jacobian),
-    "gradvac": Contestant(mf.gradvac, mf.jacobian),
+    "dualproj": Contestant(mf.dualproj, plain),
+    "upgrad": Contestant(mf.upgrad, plain),
+    "imtl-g": Contestant(mf.imtl_g, plain),
+    "config": Contestant(mf.config, plain),
+    "aligned-mtl": Contestant(mf.aligned_mtl, plain),
+    "nash-mtl": Contestant(mf.nash_mtl, plain),
+    "fairgrad": Contestant(lambda: mf.fairgrad(2.0), plain),
+    "gradvac": Contestant(mf.gradvac, plain),
     "graddrop": Contestant(mf.mean, lambda shared: mf.jacobian(shared, mask=mf.graddrop())),
-    "krum": Contestant(mf.krum, mf.jacobian),
-    "epo": Contestant(mf.epo, mf.jacobian),
-    "pareto-mtl": Contestant(mf.pareto_mtl, mf.jacobian),
+    "krum": Contestant(mf.krum, plain),
+    "epo": Contestant(mf.epo, plain),
+    "pareto-mtl": Contestant(mf.pareto_mtl, plain),
     "modo": Contestant(mf.modo, mf.double_sampling, batches=2),
     "sdmgrad": Contestant(mf.sdmgrad, mf.double_sampling, batches=3),
     "moco": Contestant(mf.moco, mf.moving_average),

@@ -54,7 +54,8 @@ def tasks_of(settings: Settings, method: str) -> dict[str, Task]:
 
 def method_of(name: str, net: Net) -> tuple[Probe, Rule]:
     """Probe and rule; the shared parameters are `trunk.*` in both networks."""
-    trunk = "trunk.*"
+    # methods that combine gradients leave the heads the mean loss's, so that trunks compare
+    plain = mf.jacobian("trunk.*", heads="plain")
     last = "last"
     if not isinstance(net.trunk, Small):
         last = f"blocks.{len(list(net.trunk.get_submodule('blocks').children())) - 1}"
@@ -62,10 +63,10 @@ def method_of(name: str, net: Net) -> tuple[Probe, Rule]:
     return {
         ALONE: lambda: (mf.losses_only(), mf.mean()),
         "mean": lambda: (mf.losses_only(), mf.mean()),
-        "mgda": lambda: (mf.jacobian(trunk), mf.mgda()),
-        "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
-        "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
-        "gradnorm": lambda: (mf.jacobian(measured, heads="weighted"), mf.gradnorm(1.0)),
+        "mgda": lambda: (plain, mf.mgda()),
+        "pcgrad": lambda: (plain, mf.pcgrad()),
+        "cagrad": lambda: (plain, mf.cagrad(0.4)),
+        "gradnorm": lambda: (mf.jacobian(measured), mf.gradnorm(1.0)),
     }[name]()
 
 

@@ -83,7 +83,8 @@ def meet(
     for seed in seeds:
         problem = problem_of(network, seed, device)
         optimizer = DIAGONAL["Adam, β₁ = .9"](problem.module.parameters(), rate)
-        balancer = mf.Balancer(problem.module, mf.mgda(), problem.shared)
+        plain = mf.jacobian(problem.shared, heads="plain")
+        balancer = mf.Balancer(problem.module, mf.mgda(), plain)
         first = _mean_loss(problem)
         for step in range(steps):
             optimizer.zero_grad()

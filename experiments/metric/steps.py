@@ -30,7 +30,10 @@ class Linear:
     def __init__(self, problem: Problem, rule: mf.Rule, make: Make, rate: float, *, metric: bool):
         self.problem, self.optimizer = problem, make(problem.module.parameters(), rate)
         self.balancer = mf.Balancer(
-            problem.module, rule, problem.shared, metric=self.optimizer if metric else None
+            problem.module,
+            rule,
+            mf.jacobian(problem.shared, heads="plain"),
+            metric=self.optimizer if metric else None,
         )
 
     def __call__(self, batch: tuple[Tensor, ...], rows: Callable[[], mf.types.Params]) -> Tensor:
@@ -59,7 +62,8 @@ class Muon:
         muons = [leaves[name] for name in matrices]
         self.muon = torch.optim.Muon(muons, 10 * rate, weight_decay=0.0)
         self.adam = DIAGONAL["Adam, β₁ = 0"]([leaves[name] for name in others], rate)
-        self.balancer = mf.Balancer(problem.module, rule, problem.shared)
+        plain = mf.jacobian(problem.shared, heads="plain")
+        self.balancer = mf.Balancer(problem.module, rule, plain)
         if norm:  # the gradient of the heads, and the Gramian of what is shared and no matrix
             self.balancer = mf.Balancer(
                 problem.module,

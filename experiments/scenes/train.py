@@ -63,19 +63,20 @@ RULES = ("mean", STATIC, "mgda", "mgda_ub", "pcgrad", "cagrad", "gradnorm", "nas
 
 def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tuple[Probe, Rule]:
     """Probe and rule; the shared parameters are `trunk.*` in both networks."""
-    trunk = "trunk.*"
+    # methods that combine gradients leave the heads the mean loss's, so that trunks compare
+    trunk, plain = "trunk.*", mf.jacobian("trunk.*", heads="plain")
     measured = "trunk.up.1.*" if isinstance(net, Small) else "trunk.decode_last.0.*"
     if cell.method == STATIC:
         weight = torch.tensor([float(x) for x in cell.variant.split(":")], device=device)
         return mf.losses_only(), mf.mean(preference=weight)
     table = {
         "mean": lambda: (mf.losses_only(), mf.mean()),
-        "mgda": lambda: (mf.jacobian(trunk), mf.mgda()),
+        "mgda": lambda: (plain, mf.mgda()),
         "mgda_ub": lambda: (_at_representation(net, trunk), mf.mgda()),
-        "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
-        "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
-        "gradnorm": lambda: (mf.jacobian(measured, heads="weighted"), mf.gradnorm(1.5)),
-        "nash_mtl": lambda: (mf.jacobian(trunk), mf.nash_mtl(rescale="sum")),
+        "pcgrad": lambda: (plain, mf.pcgrad()),
+        "cagrad": lambda: (plain, mf.cagrad(0.4)),
+        "gradnorm": lambda: (mf.jacobian(measured), mf.gradnorm(1.5)),
+        "nash_mtl": lambda: (plain, mf.nash_mtl(rescale="sum")),
         "famo": lambda: (mf.second_evaluation(mf.losses_only()), mf.famo()),
     }
     return table["mean" if cell.method in ALONE.values() else cell.method]()
@@ -99,7 +100,7 @@ def _at_representation(net: nn.Module, trunk: str) -> Probe:
         }
         return losses(outputs, batch[0]), batch[1]
 
-    return mf.representation(encode, decode, shared=trunk)
+    return mf.representation(encode, decode, shared=trunk, heads="plain")
 
 
 class Data(NamedTuple):

@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from ..types import LAST_LOSSES, Balance, Optimizer, Probe, Rule, Step, TrainState
+from ..types import LAST_LOSSES, Balance, Heads, Optimizer, Probe, Rule, Step, TrainState
+from .checks import check_option
 
 _PARTS: dict[type, tuple[str, str]] = {
     Rule: ("a rule", "mtlfunc.cagrad(0.4)"),
@@ -106,6 +107,13 @@ def reads_of(rule: Any) -> frozenset[str] | None:
     if not isinstance(reads, frozenset | None):
         raise TypeError(f"rule: reads is {reads!r}; give a frozenset of names, or None")
     return reads
+
+
+def heads_of(rule: Any) -> Heads:
+    """What a rule, or what has its shape, gives to parameters that are not shared."""
+    heads: Heads = getattr(rule, "heads", "plain")
+    check_option(heads, "rule: heads", get_args(Heads))
+    return heads
 
 
 def not_measured(

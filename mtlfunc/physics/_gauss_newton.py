@@ -89,7 +89,9 @@ def gauss_newton(
         return poison(answer, wide, given, right=[failed == 0]).to(gramian.dtype), ()
 
     reads = ("gramian", "losses", *(("carried",) if momentum else ()))
-    return Rule(no_state(preference), update, reading(*reads, preference=preference))
+    return Rule(
+        no_state(preference), update, reading(*reads, preference=preference), heads="weighted"
+    )
 
 
 _NOTHING_CARRIED = (

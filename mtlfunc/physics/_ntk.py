@@ -51,4 +51,6 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
         p = preference_of(geometry, preference, trace)
         return poison(p * ratio.where(present, 1.0), trace.where(geometry.present, 0.0)), ()
 
-    return Rule(no_state(preference), update, reading("trace", preference=preference))
+    return Rule(
+        no_state(preference), update, reading("trace", preference=preference), heads="weighted"
+    )

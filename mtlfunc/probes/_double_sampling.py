@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import all_rows_mask, check_option, check_params
+from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
 from ..gradients.linearize import Linearization, Request
 from ..gradients.run import Forward
 from ..processes import Group, check_group
-from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
-from ._jacobian import Heads, combination, share_of
-from .common import EXPECTED, Run, check_memory, first_losses, fixed, is_empty
+from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
+from ._jacobian import combination, share_of
+from .common import EXPECTED, Run, check_heads, check_memory, first_losses, fixed, is_empty
 
 
 @constructor
-def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Group = None) -> Probe:
+def double_sampling(
+    shared: Select = "*", *, heads: Heads | None = None, group: Group = None
+) -> Probe:
     """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
 
     One batch's JJᵀ adds the covariance of the gradient noise to it. The batch of a step is a tuple
@@ -58,7 +60,7 @@ def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Grou
         >>> probe.update(mf.Run(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    check_option(heads, "heads", get_args(Heads))
+    check_heads(heads)
     check_group(group)
     shared = fixed(shared)
 
@@ -79,7 +81,7 @@ def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Grou
             )
 
         def taken(one: Batch, rows: bool) -> Linearization:
-            kept, share = (names, share_of(heads)) if rows else ((), None)
+            kept, share = (names, share_of(heads or run.heads)) if rows else ((), None)
             request = Request(kept, heads=share)
             forward, shares = run.open(one, request)
             linear = run.linearize(forward, request, shares)
@@ -101,7 +103,7 @@ def double_sampling(shared: Select = "*", *, heads: Heads = "plain", group: Grou
 
         def combine(weights: Tensor) -> Params:
             if third:
-                grads = _afresh(third[0], weights, names, params, heads)
+                grads = _afresh(third[0], weights, names, params, heads or run.heads)
             else:
                 both = [combination(x, x.rows, params, None)(weights) for x in stepped]
                 grads = map_params(lambda a, b: 0.5 * (a + b), *both)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Probe, Rows, Select, State, constructor
-from ._jacobian import Edit, Heads, RowOptions, row_probe
+from ..types import Heads, Probe, Rows, Select, State, constructor
+from ._jacobian import Edit, RowOptions, row_probe
 from .common import Present, check_memory
 
 
@@ -15,7 +15,7 @@ def excess_risk(
     shared: Select = "*",
     *,
     present: Present | None = None,
-    heads: Heads = "weighted",
+    heads: Heads | None = None,
     group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian`, and how far each task is from convergence, e_t = Σ_k J_tk²/√S_tk.
@@ -26,8 +26,7 @@ def excess_risk(
         shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's squares stand still where it is absent. None is all.
-        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; `"weighted"`, since
-            the method weighs losses.
+        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
             same memory.
 

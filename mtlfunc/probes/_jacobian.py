@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_option, check_params
+from ..core.checks import check_count, check_params
 from ..core.expect import expect_function
 from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
@@ -21,6 +21,7 @@ from ..types import (
     Batch,
     Combine,
     Geometry,
+    Heads,
     Metric,
     Params,
     Probe,
@@ -34,6 +35,7 @@ from .common import (
     Present,
     Run,
     Weightings,
+    check_heads,
     check_leak,
     check_memory,
     check_present,
@@ -43,9 +45,6 @@ from .common import (
     is_empty,
 )
 from .masks import EditRows, graddrop
-
-Heads = Literal["plain", "own", "weighted"]
-
 
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From a key and the number of tasks to (C [row, task], preference [row])."""
@@ -69,7 +68,7 @@ def jacobian(
     mask: EditRows | None = None,
     present: Present | None = None,
     weightings: Weightings | None = None,
-    heads: Heads = "plain",
+    heads: Heads | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
     group: Group = None,
@@ -102,8 +101,8 @@ def jacobian(
             ranks' losses are summed. Not with `mix` and `present`: a task without samples has
             weights of 0.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
-            each head sees its own undiminished loss (`"own"`), or of the weighted loss
-            (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
+            each head sees its own undiminished loss (`"own"`), or of Σ w_t L_t (`"weighted"`, one
+            more backward pass). None asks the rule: docs/methods/heads.md.
         engine: as in `task_gramian`; leaves without rows are combined by one more backward pass.
         chunk_size: rows differentiated in one batched pass; 1 is a plain loop, None the faster of
             all and 1, by a model of the device.
@@ -115,8 +114,8 @@ def jacobian(
 
     Returns:
         a probe whose `combine(weights)` gives Σ w_r row_r on the shared leaves and the heads'
-        gradient on the others. Weights 1/T give the mean gradient over all parameters (with
-        `heads="own"`: over the shared ones).
+        gradient on the others. Weights 1/T give the mean gradient over all parameters (where heads
+        get their own: over the shared ones).
 
     Raises:
         TypeError: for a function that cannot be called as it will be.
@@ -186,7 +185,7 @@ class RowOptions(NamedTuple):
     edit: Edit | None = None  # not with mix or mask
     present: Present | None = None
     weightings: Weightings | None = None  # not with edit, mix or present
-    heads: Heads = "plain"
+    heads: Heads | None = None  # None is the rule's
     engine: Engine = "auto"
     chunk_size: int | None = None
     group: Group = None
@@ -196,7 +195,7 @@ def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, or an error that names the bad one."""
     check_engine(options.engine)
     check_count(options.chunk_size, "chunk_size", none=True)
-    check_option(options.heads, "heads", get_args(Heads))
+    check_heads(options.heads)
     check_present(options.present)
     check_group(options.group)
     if options.group is not None:
@@ -288,7 +287,7 @@ def _update(
         combines,
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
-        heads=share_of(options.heads) if run.combines else None,
+        heads=share_of(options.heads or run.heads) if run.combines else None,
         chunk_size=options.chunk_size,
         weightings=0 if weights is None else len(weights),
     )
@@ -296,6 +295,7 @@ def _update(
     if weights is not None:
         shares, request = union.sums(), request.with_weightings(weights, forward)
     linear = run.linearize(forward, request, shares)
+    options = options._replace(heads=options.heads or run.heads)
     return _measured(options, linear, params, shares, key, state, metric)
 
 

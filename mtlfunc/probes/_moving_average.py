@@ -11,8 +11,8 @@ from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_function
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import Edit, Heads, RowOptions, row_probe
+from ..types import Heads, Probe, Rows, Scalar, Select, State, constructor
+from ._jacobian import Edit, RowOptions, row_probe
 from .common import Present, check_memory
 
 Rate = Scalar | Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ def moving_average(
     rate: Rate = 0.1,
     corrected: bool = False,
     present: Present | None = None,
-    heads: Heads = "plain",
+    heads: Heads | None = None,
     group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.

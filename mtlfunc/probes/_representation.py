@@ -18,10 +18,12 @@ from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import Group, Shares, check_group, mask_of
-from ..types import Batch, Geometry, Params, Probe, Select, State, TaskGradients, constructor
+from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
+from ._jacobian import share_of
 from .common import (
     Present,
     Run,
+    check_heads,
     check_leak,
     check_memory,
     check_present,
@@ -44,6 +46,7 @@ def representation(
     *,
     shared: Select = "*",
     present: Present | None = None,
+    heads: Heads | None = None,
     group: Group = None,
 ) -> Probe:
     """The geometry at z = encode(params, batch): T passes through the heads, one through the trunk.
@@ -63,12 +66,13 @@ def representation(
             modules or parameters; `init` raises if encode uses another one.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
             `mtlfunc.jacobian`; None is all.
+        heads: the gradient of the parameters through decode, as in `mtlfunc.jacobian`.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`. z of the union
             is the concatenation, so that the Gramian is a sum and one gradient is all-reduced.
 
     Returns:
         a probe whose `combine(weights)` is the gradient of Σ w_t L_t through z, plus that of the
-        mean loss through decode (the heads). Weights 1/T give the mean gradient over all
+        heads through decode. With `heads="plain"` weights 1/T give the mean gradient over all
         parameters. `Info.gramian` is that of ∂L_t/∂z.
 
     Raises:
@@ -93,6 +97,7 @@ def representation(
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
     check_present(present)
+    check_heads(heads)
     check_group(group)
     shared = fixed(shared)
 
@@ -109,7 +114,7 @@ def representation(
         if values_readable(batch, params):
             _check_encode(encode, params, batch, names, shared)
             _check_decode(encode, decode, params, batch, mask, tasks, losses)
-        return run.started(losses, counts, shared=names), tasks
+        return run.started(losses, counts, shared=names, heads=heads), tasks
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, dict | tuple) and not hasattr(state, "_fields"))
@@ -135,7 +140,8 @@ def representation(
             own = {name: both[f"decode {name}"] for name in params}
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
-        request = Request(tuple(z), heads=lambda count: 1 / count)
+        given = heads or run.heads
+        request = Request(tuple(z), heads=share_of(given))
         both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state))
         counts = run.labels(present, batch, counts=group is not None)
         forward, shares = both.open(batch, counts=counts)
@@ -145,15 +151,18 @@ def representation(
             with recording_context((z, linear.rows, gradient)):
                 return real_of(pull(gradient)[0])
 
-        heads = {name: linear.heads[f"decode {name}"] for name in params}
-        return _measured(linear, shares, through, heads), state
+        return _measured(linear, shares, through, given, tuple(params)), state
 
     measures = frozenset({"gramian"})
     return Probe(init, update, group, measures, calls_model=True)
 
 
 def _measured(
-    linear: Linearization, shares: Shares, through: Callable[[Params], Params], heads: Params
+    linear: Linearization,
+    shares: Shares,
+    through: Callable[[Params], Params],
+    heads: Heads,
+    names: tuple[str, ...],
 ) -> TaskGradients:
     """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
     gramian = dot(linear.rows, linear.rows, tuple(linear.rows))
@@ -161,11 +170,14 @@ def _measured(
     linear, (gramian,) = shares.totals(linear, gramian)
     found = shares.labelled(linear)
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, {})
-    check_leak(linear.losses, found, gramian, *heads.values())
+    check_leak(linear.losses, found, gramian, *linear.heads.values())
+    decoded = tuple(f"decode {name}" for name in names)
 
     def combined(weights: Tensor) -> Params:
         trunk = through(combine(weights, linear.rows))
-        return shares.union.gradient({x: trunk[x] + heads[x] * found.share for x in trunk})
+        own = linear.heads if heads != "weighted" else linear.pullback(weights, decoded)
+        share = found.share if heads == "plain" else 1.0
+        return shares.union.gradient({x: trunk[x] + own[f"decode {x}"] * share for x in names})
 
     return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
 

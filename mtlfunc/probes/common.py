@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..core.checks import (
     all_present,
     check_finite,
     check_losses,
+    check_option,
     is_readable,
     user_level,
     values_readable,
@@ -22,7 +23,7 @@ from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
-from ..types import Batch, LossesFn, Metric, Params, Select, State
+from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
 
 Present = Callable[[Batch], Tensor]
 """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
@@ -52,6 +53,7 @@ class Run:
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
     metric: Callable[[tuple[str, ...]], Metric] | None = None
+    heads: Heads = "plain"  # what the rule gives to parameters that are not shared
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class Run:
         run = Run(
             self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)), self.facts
         )
-        run.metric = self.metric
+        run.metric, run.heads = self.metric, self.heads
         return run
 
     def labels(
@@ -173,6 +175,12 @@ EXPECTED = (
     "samples reduced to one number each, for instance with .mean(); with mtlfunc.double_sampling a "
     "tuple of two or three of these"
 )
+
+
+def check_heads(heads: Heads | None) -> None:
+    """Raise for an unknown gradient of the parameters that are not shared; None is the rule's."""
+    if heads is not None:
+        check_option(heads, "heads", get_args(Heads))
 
 
 def check_present(present: Present | None) -> None:

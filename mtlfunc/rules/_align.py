@@ -100,4 +100,4 @@ def align(
         return weights, AlignState(logits)
 
     reads = frozenset({"gramian", "present"}) if aimed else None
-    return Rule(init, update, reads or reading("gramian", preference=preference))
+    return Rule(init, update, reads or reading("gramian", preference=preference), heads="weighted")

@@ -103,4 +103,4 @@ def dwa(
         begun = (torch.zeros_like(x) if ended else x.where(~over, 0) for x in begun)
         return weights, DWAState(rate, mean, *begun)
 
-    return Rule(init, update, reading("losses", preference=preference))
+    return Rule(init, update, reading("losses", preference=preference), heads="weighted")

@@ -58,4 +58,4 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         weights, logits = exponentiate(state.logits, slope, present)
         return weights, ExcessMTLState(logits, first.where(present, state.first))
 
-    return Rule(init, update, frozenset({"excess_risk", "present"}))
+    return Rule(init, update, frozenset({"excess_risk", "present"}), heads="weighted")

@@ -109,4 +109,4 @@ def famo(
         return weights, FAMOState(logits, optimizer_state, last)
 
     last = () if full_batch else LAST_LOSSES
-    return Rule(init, update, reading("losses", *last, preference=preference))
+    return Rule(init, update, reading("losses", *last, preference=preference), heads="weighted")

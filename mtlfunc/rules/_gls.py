@@ -47,4 +47,6 @@ def gls(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
         logs = torch.log(losses / largest).where(present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
-    return Rule(no_state(preference), update, reading("losses", preference=preference))
+    return Rule(
+        no_state(preference), update, reading("losses", preference=preference), heads="weighted"
+    )

@@ -124,4 +124,4 @@ def gradnorm(
         answer = poison(w.where(present, 0.0) / total, gramian, geometry.losses)
         return answer, GradNormState(following.where(present, w), state.initial, optimizer_state)
 
-    return Rule(init, update, frozenset({"gramian", "losses", "present"}))
+    return Rule(init, update, frozenset({"gramian", "losses", "present"}), heads="weighted")

@@ -61,4 +61,4 @@ def imtl_g() -> Rule:
             total = torch.where(total.abs() > least, total, torch.inf)
         return (weights / total).to(gramian.dtype), ()
 
-    return Rule(no_state(), update, frozenset({"gramian"}))
+    return Rule(no_state(), update, frozenset({"gramian"}), heads="own")

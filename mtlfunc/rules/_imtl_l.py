@@ -70,4 +70,4 @@ def imtl_l(
         slope = scale * geometry.losses - 1
         return weights, IMTLLState(*learn(move, state.s, slope, state.optimizer, geometry.present))
 
-    return Rule(init, update, reading("losses", preference=preference))
+    return Rule(init, update, reading("losses", preference=preference), heads="weighted")

@@ -37,4 +37,4 @@ def mgda(solver: Solver | None = None) -> Rule:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         return restore(weights_of(min_norm(gramian), solver)), ()
 
-    return Rule(no_state(), update, frozenset({"gramian", "present"}))
+    return Rule(no_state(), update, frozenset({"gramian", "present"}), heads="own")

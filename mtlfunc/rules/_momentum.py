@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import check_scalar
-from ..core.expect import expect_rule
+from ..core.expect import expect_rule, heads_of
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import reading_also
 
@@ -59,4 +59,4 @@ def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
         held = MomentumState(inner, kept.to(state.weights), state.begun | present)
         return torch.where(present, mixed, 0.0), held
 
-    return Rule(init, update, reading_also(rule, "present"))
+    return Rule(init, update, reading_also(rule, "present"), heads_of(rule))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_option, values_readable
-from ..core.expect import expect_rule
+from ..core.expect import expect_rule, heads_of
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of, mean_present, reading_also
@@ -70,4 +70,4 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         return weights * (mean / size).to(weights), state
 
     size = {"norm": ["gramian"], "loss": ["losses"], "both": ["gramian", "losses"]}[by]
-    return Rule(rule.init, update, reading_also(rule, *size, "present"))
+    return Rule(rule.init, update, reading_also(rule, *size, "present"), heads_of(rule))

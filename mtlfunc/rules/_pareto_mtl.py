@@ -112,4 +112,4 @@ def pareto_mtl(
         left = torch.where(present.any(), left, state.search)
         return poison(weights, gramian, losses, u), ParetoMTLState(left)
 
-    return Rule(init, update, reading("gramian", "losses", preference=ray))
+    return Rule(init, update, reading("gramian", "losses", preference=ray), heads="weighted")

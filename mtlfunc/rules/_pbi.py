@@ -60,4 +60,4 @@ def pbi(
         on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps
         return poison(p + theta * length * normal.where(~on_ray, 0.0), geometry.losses), ()
 
-    return Rule(init, update, reading("losses", preference=preference))
+    return Rule(init, update, reading("losses", preference=preference), heads="weighted")

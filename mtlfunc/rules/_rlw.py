@@ -38,4 +38,4 @@ def rlw() -> Rule:
             return torch.softmax(draws, -1), state
         return torch.softmax(draws.where(present, -torch.inf), -1).where(present, 0.0), state
 
-    return Rule(init, update, frozenset({"present"}))
+    return Rule(init, update, frozenset({"present"}), heads="weighted")

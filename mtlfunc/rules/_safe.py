@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_scalar, poison, values_readable
-from ..core.expect import expect_rule
+from ..core.expect import expect_rule, heads_of
 from ..core.linear import solve_factored
 from ..solvers._auto import dual_cone_weights
 from ..solvers.problems import resolution, root
@@ -77,9 +77,8 @@ def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
             more = _with_margin(more, rates, wanted)
         return weights + more.to(weights), state
 
-    return Rule(
-        rule.init, update, reading_also(rule, "gramian", "carried", "preference", "present")
-    )
+    reads = reading_also(rule, "gramian", "carried", "preference", "present")
+    return Rule(rule.init, update, reads, heads_of(rule))
 
 
 def _correction(gramian: Tensor, w: Tensor, linear: Tensor, present: Tensor) -> Tensor:

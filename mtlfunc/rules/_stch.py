@@ -105,4 +105,4 @@ def stch(
             total, seen, state.steps + 1
         )
 
-    return Rule(init, update, reading("losses", preference=preference))
+    return Rule(init, update, reading("losses", preference=preference), heads="weighted")

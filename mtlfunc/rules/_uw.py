@@ -71,4 +71,4 @@ def uw(
         slope = 0.5 - precision * geometry.losses
         return weights, UWState(*learn(move, state.s, slope, state.optimizer, geometry.present))
 
-    return Rule(init, update, reading("losses", preference=preference))
+    return Rule(init, update, reading("losses", preference=preference), heads="weighted")

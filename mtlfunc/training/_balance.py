@@ -23,7 +23,14 @@ from ..core.checks import (
     has_finite_sum,
     values_readable,
 )
-from ..core.expect import expect_losses_fn, expect_measured, expect_probe, expect_rule, expect_state
+from ..core.expect import (
+    expect_losses_fn,
+    expect_measured,
+    expect_probe,
+    expect_rule,
+    expect_state,
+    heads_of,
+)
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run
@@ -118,6 +125,7 @@ def metric_balance(
     expect_probe(probe)
     expect_measured(rule, probe, metric=metric)
     check_option(reduction, "reduction", get_args(Reduction))
+    heads = heads_of(rule)
 
     def parsed(out: Any, tasks: Tasks) -> Losses:
         if probe.weightings:
@@ -162,6 +170,7 @@ def metric_balance(
         check_autocast(params, "step")
         union = union_of(probe.group, params)
         run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks))
+        run.heads = heads
         if metric is not None:
             run.metric = lambda names: metric
         measured, probe_state = probe.update(run, batch, state.probe)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..calls import call_of
 from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
-from ..core.expect import expect_rule, reads_of
+from ..core.expect import expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
 from ..core.wrappers import refuse_inner_steps
 from ..probes._second_evaluation import observed
@@ -25,7 +25,7 @@ from ..processes import (
     unwrap,
     warn_without_group,
 )
-from ..types import LAST_LOSSES, Info, Params, Probe, Rule, Select, State
+from ..types import LAST_LOSSES, Heads, Info, Params, Probe, Rule, Select, State
 from ._balance import Reduction, init_rule, weigh
 from ._given import (
     VERSION,
@@ -73,8 +73,9 @@ class Balancer:
             for `mtlfunc.jacobian(shared)`, and None for `mtlfunc.losses_only()`.
         shared: as `probe`, by name. Options go with the probe: `mtlfunc.jacobian("trunk.*",
             heads="own")`. `heads=` says what the parameters that are not shared get: the gradient
-            of the mean loss (`"plain"`, the default), of the sum, so that a head sees its own loss
-            undiminished (`"own"`), or of the weighted loss (`"weighted"`).
+            of the mean loss (`"plain"`), of the sum, so that a head sees its own loss undiminished
+            (`"own"`), or of the weighted loss (`"weighted"`); without it what the rule says
+            (docs/methods/heads.md).
         reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
         key: an integer or a 0-d integer tensor, for rules and probes that draw.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; every rank gets
@@ -134,6 +135,7 @@ class Balancer:
             check_metric(metric)
         self._metric = metric
         self._rule, self._key = rule, key
+        self._heads: Heads = heads_of(rule)
         self._reduction: Reduction = reduction
         self._kept = Kept()
         self._held = Held(self._module, self._probe)
@@ -361,7 +363,7 @@ class Balancer:
             refuse_join(self._given)
         run = live_run(
             self._held, losses, present, weightings, kept.tasks, union, combines=combines,
-            keeps=keeps, optimizer=self._metric,
+            keeps=keeps, optimizer=self._metric, heads=self._heads,
         )  # fmt: skip
         with run.no_writes(), no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run)

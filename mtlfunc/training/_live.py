@@ -19,7 +19,7 @@ from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks, Shares
-from ..types import Batch, Metric, Params, Probe
+from ..types import Batch, Heads, Metric, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters, options_of
 from ._in_turn import IN_TURN, Taken, functions_of, taken
 from ._metric import metric_of
@@ -110,6 +110,7 @@ def live_run(
     combines: bool,
     keeps: bool,
     optimizer: Optimizer | None,
+    heads: Heads,
 ) -> "LiveRun":
     """The forward passes behind losses, whose tasks are `known` after the first step."""
     if (functions := functions_of(losses)) and weightings is not None:
@@ -155,7 +156,7 @@ def live_run(
         params=leaves, union=union, tasks=tasks,
         batch=forwards if several else forwards[0], forwards=forwards, present=present,
         weighted=weightings, reached=reached, combines=combines, custom=custom, in_turn=in_turn,
-        metric=None if optimizer is None else partial(metric_of, optimizer, leaves),
+        metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
         fresh=in_turn is not None or not (custom or any(x.hooked for x in forwards)),
     )  # fmt: skip
 
@@ -198,6 +199,7 @@ class LiveRun(Run):
     present: Tensor | None
     weighted: Tensor | None
     metric: Callable[[tuple[str, ...]], Metric] | None
+    heads: Heads
     reached: set[str]
     combines: bool
     custom: bool  # whether somebody's own backward is in a graph of these losses

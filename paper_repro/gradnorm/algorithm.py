@@ -117,7 +117,7 @@ def run(settings: Settings) -> Findings:
     yield measured_layer(settings)
     yield targets()
     params, batches = three_tasks(20)
-    probe = mf.jacobian(f"{LAST}*", heads="weighted")
+    probe = mf.jacobian(f"{LAST}*")
     step = mf.descend(losses, mf.gradnorm(ALPHA, 1e-2), probe, mf.sgd(LR), reduction="sum")
     state = step.init(params, batches[0])
     start = state.balance.rule.initial
@@ -171,7 +171,7 @@ def run(settings: Settings) -> Findings:
 def loop() -> Findings:
     """The library's steps against the box, in float64."""
     params, batches = three_tasks(30)
-    probe = mf.jacobian(f"{LAST}*", heads="weighted")
+    probe = mf.jacobian(f"{LAST}*")
     rule = mf.gradnorm(ALPHA, WEIGHT_LR, optimizer=mf.sgd)
     step = mf.descend(losses, rule, probe, mf.sgd(LR), reduction="sum")
     state = step.init(params, batches[0])

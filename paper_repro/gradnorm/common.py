@@ -212,9 +212,7 @@ def step_of(
     if method == "weighted":
         rule, probe = mf.mean(preference=weights), mf.losses_only()
     else:
-        # heads="weighted" gives every parameter outside `shared` the gradient of the weighted loss,
-        # and so does GradNorm to all of them: the measured layer alone is shared.
-        rule, probe = mf.gradnorm(alpha, OWN_RATE), mf.jacobian(f"{LAST}*", heads="weighted")
+        rule, probe = mf.gradnorm(alpha, OWN_RATE), mf.jacobian(f"{LAST}*")
     return mf.descend(each, rule, probe, mf.adam(lr), reduction="sum")
 
 

@@ -20,9 +20,7 @@ SHORT = Settings(seeds=10, tuning=6, budget=0.5)
 
 REFERENCES: dict[str, Contestant] = {
     "mean": Contestant(mean, lambda shared: losses_only()),
-    "gradnorm": Contestant(
-        lambda: gradnorm(0.12), lambda shared: jacobian(shared, heads="weighted")
-    ),
+    "gradnorm": Contestant(lambda: gradnorm(0.12), jacobian),
     "mgda": Contestant(mgda, jacobian),
     "pcgrad": Contestant(pcgrad, jacobian),
     "cagrad": Contestant(lambda: cagrad(0.4), jacobian),
