@@ -37,8 +37,8 @@ def align(
 
     Returns:
         weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have
-        weight 0 and keep their log w; the present ones share what they had together. Heads by the
-        mean loss have the target's in it; `heads="weighted"` leaves it out.
+        weight 0 and keep their log w; the present ones share what they had together. Heads get
+        the weighted loss; `heads="plain"` would have the target's loss in it.
 
     Raises:
         ValueError: for eta <= 0, or so large that η a overflows; for another target, a bad

@@ -34,8 +34,7 @@ def famo(
     descends z·δ, δ_t the fall of log(L_t - b_t) in the last step.
 
     The fall is that of the last step's own batch, evaluated again after the step: wrap the probe,
-    `mtlfunc.second_evaluation(mtlfunc.losses_only())`. The heads belong to the same objective:
-    `losses_only()`, or `jacobian(..., heads="weighted")`.
+    `mtlfunc.second_evaluation(mtlfunc.losses_only())`. The heads belong to the same objective.
 
     Args:
         lr: learning rate > 0 of the logits ξ.

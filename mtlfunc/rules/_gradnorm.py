@@ -41,7 +41,7 @@ def gradnorm(
 
     Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no
     second backward pass is made. W are the probe's shared leaves, in the paper the last shared
-    layer: `mtlfunc.jacobian("trunk.3.*", heads="weighted")`.
+    layer: `mtlfunc.jacobian("trunk.3.*")`. All other parameters get the weighted loss's gradient.
 
     Args:
         alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.

@@ -30,7 +30,7 @@ def imtl_l(
 
     The slope in s is e^(s_t) L_t - 1, so s_t ends at -log L_t: every scaled loss is then 1. This
     is `uw` with the sign of s turned and twice its objective. The heads belong to the same
-    objective: use `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
+    objective; `mtlfunc.losses_only()` is the probe that costs least.
 
     Args:
         lr: learning rate > 0 of s.

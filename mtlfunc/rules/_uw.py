@@ -30,8 +30,8 @@ def uw(
     """Descend Σ_t ½e^(-s_t) L_t + ½s_t in the parameters and in s = log σ² together.
 
     The slope in s is known, ½ - ½e^(-s_t) L_t, so no second backward pass is made; s_t ends at log
-    L_t, where task t's weight is 1/(2L_t). The heads belong to the same objective: use
-    `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
+    L_t, where task t's weight is 1/(2L_t). The heads belong to the same objective;
+    `mtlfunc.losses_only()` is the probe that costs least.
 
     Args:
         lr: learning rate > 0 of s; the paper learns s with the network's own optimizer.
