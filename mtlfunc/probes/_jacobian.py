@@ -97,9 +97,10 @@ def jacobian(
         weightings: `batch -> A`, `lambda batch: batch["A"]`: `losses_fn` returns the losses of
             samples, ℓ `[sample]` or `[sample, part]`, and task k is their weighting Σ A_kn ℓ_n with
             row k of A `[task, sample]` or `[task, sample, part]`. Any number of tasks then costs
-            one backward pass (one per part), if that is cheaper than one per task. With `group` the
-            ranks' losses are summed. Not with `mix` and `present`: a task without samples has
-            weights of 0.
+            one backward pass (one per part), if that is cheaper than one per task. A row of zeros
+            is an absent task, as one that `present` says is absent, whatever its row; their losses
+            are 0. With `group` the ranks' losses are summed, and a task is absent where its row is
+            zero on every rank. Not with `mix`.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of Σ w_t L_t (`"weighted"`, one
             more backward pass). None asks the rule: docs/methods/heads.md.
@@ -119,8 +120,8 @@ def jacobian(
 
     Raises:
         TypeError: for a function that cannot be called as it will be.
-        ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
-            or `weightings` with either; weightings that do not fit the losses; "layerwise" where
+        ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks)
+            or `weightings`; weightings that do not fit the losses or `present`; "layerwise" where
             samples mix; at `init`, for a glob that matches nothing, and for a task that depends on
             no shared parameter. A warning where `shared` holds a leaf that one task alone depends
             on, which changes the Gramian.
@@ -146,9 +147,10 @@ def jacobian(
         _check_absent(mix)
     if weightings is not None:
         expect_function(weightings, "weightings", "batch")
-        for name, other in (("mix", mix), ("present", present)):
-            if other is not None:
-                raise ValueError(f"{name}: {NOT_WEIGHED[name]}")
+        if mix is not None:
+            raise ValueError(
+                "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
+            )
     return row_probe(
         RowOptions(shared, mix, mask, None, present, weightings, heads, engine, chunk_size, group)
     )
@@ -170,12 +172,6 @@ def _check_absent(mix: Mix | None) -> None:
         )
 
 
-NOT_WEIGHED = {
-    "mix": "weightings= say what the rows are; multiply the mixture into them, C @ A",
-    "present": "not with weightings=; give an absent task weights of 0",
-}
-
-
 class RowOptions(NamedTuple):
     """The arguments of `jacobian` and of its relatives, which edit the rows with a state."""
 
@@ -184,7 +180,7 @@ class RowOptions(NamedTuple):
     mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
     present: Present | None = None
-    weightings: Weightings | None = None  # not with edit, mix or present
+    weightings: Weightings | None = None  # not with edit or mix
     heads: Heads | None = None  # None is the rule's
     engine: Engine = "auto"
     chunk_size: int | None = None
@@ -235,12 +231,12 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     check_params(params)
     names = select(params, options.shared)
     counts = _labels(options, run, batch)
-    weights = run.weightings(options.weightings, batch)
+    weights = run.weightings(options.weightings, batch, counts)
     if weights is None:
         losses = first_losses(run, batch, names, hint=True, counts=counts)
     else:
         # of this process's samples: 1/R of each rank's, as many as there are, is their sum
-        losses = run.union.size * first_of_weightings(run, batch, weights)
+        losses, counts = run.union.size * first_of_weightings(run, batch, weights), None
     own = {"group", "engine", "chunk_size"}  # a rank's
     facts = {name: value for name, value in options._asdict().items() if name not in own}
     losses = run.started(losses, counts, **facts)
@@ -274,7 +270,8 @@ def _update(
         key, state = random.draw(state)
     elif edit is None:
         check_memory(is_empty(state))
-    weights = run.weightings(options.weightings, batch)
+    counts = _labels(options, run, batch)
+    weights = run.weightings(options.weightings, batch, counts)
     edited = _edits(options) or union.several
     metric = None if run.metric is None else run.metric(names)
     if metric is not None:
@@ -291,9 +288,9 @@ def _update(
         chunk_size=options.chunk_size,
         weightings=0 if weights is None else len(weights),
     )
-    forward, shares = run.open(batch, request, _labels(options, run, batch))
+    forward, shares = run.open(batch, request, counts if weights is None else None)
     if weights is not None:
-        shares, request = union.sums(), request.with_weightings(weights, forward)
+        shares, request = union.sums(weights), request.with_weightings(weights, forward)
     linear = run.linearize(forward, request, shares)
     options = options._replace(heads=options.heads or run.heads)
     return _measured(options, linear, params, shares, key, state, metric)

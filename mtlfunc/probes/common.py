@@ -20,7 +20,13 @@ from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
-from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
+from ..gradients.losses import (
+    Losses,
+    expect_weightings,
+    flat_weightings,
+    labelled_weightings,
+    parse_losses,
+)
 from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
@@ -136,9 +142,15 @@ class Run:
             return None
         return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
 
-    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
-        """A, where the tasks are weightings of samples; None where they are the losses."""
-        return None if given is None else expect_weightings(given(batch))
+    def weightings(
+        self, given: Weightings | None, batch: Batch, labels: Tensor | None = None
+    ) -> Tensor | None:
+        """A, where the tasks are weightings of samples, 0 for those that lack `labels`; None where
+        they are the losses.
+        """
+        if given is None:
+            return None
+        return labelled_weightings(expect_weightings(given(batch)), labels)
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""

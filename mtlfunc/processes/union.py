@@ -89,9 +89,14 @@ class Ranks(NamedTuple):
         told = share.where(total > 0, 1 / self.size)
         return Shares(self, share, told, mine > 0, total > 0)
 
-    def sums(self) -> "Shares":
-        """All of every process's losses: the union's are their sums."""
-        return Shares(self, 1.0, 1.0, None, None)
+    def sums(self, weightings: Tensor) -> "Shares":
+        """All of every process's losses, which the union's are sums of; a task is present where
+        some process has `weightings` [task, *losses] other than 0 of it.
+        """
+        present = weightings.detach().flatten(1).any(1)
+        if self.several:
+            present = self.add(present.to(torch.float32))[0] > 0
+        return Shares(self, 1.0, 1.0, None, present)
 
 
 ALONE = Ranks()

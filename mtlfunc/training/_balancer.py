@@ -173,9 +173,10 @@ class Balancer:
             weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
                 ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
                 pass (one a part).
-                The samples may be others, and more or fewer, at every step. With `group=` the
-                ranks' losses are summed, each with weights of its own samples. For
-                `mtlfunc.jacobian` alone, and not with `present`.
+                The samples may be others, and more or fewer, at every step. A row of zeros (with
+                `group=` on every rank) is an absent task, as one that `present` says is absent.
+                With `group=` the ranks' losses are summed, each with weights of its own samples.
+                For `mtlfunc.jacobian` alone.
             retain_graph: keep the graph for another pass. Else it is freed, as by
                 `loss.backward()`; without `weightings` one with a checkpoint, custom functions
                 (compiled modules too) or where hooks may be stays until the losses are dropped.
@@ -238,11 +239,11 @@ class Balancer:
             found = self._answer(losses, present, weightings)
         self._kept, info, ranks = found.kept, found.info, found.run.union.size
         weights = info.weights.detach()
-        if found.part is not None and present is not None:
+        if weightings is not None:  # DDP's mean over the ranks of these is a sum
+            weights = weights * ranks
+        elif found.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * found.part * ranks
-        if weightings is not None:  # likewise, of a sum over the ranks
-            weights = weights * ranks
         named = losses[0] if isinstance(losses, tuple | list) else losses
         if isinstance(named, Mapping) and list(named) != (names := list(info.tasks)):
             weights = weights[[names.index(name) for name in named]]

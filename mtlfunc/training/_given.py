@@ -11,7 +11,7 @@ from ..core.expect import expect_measured, expect_probe, not_measured, probe_for
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward
-from ..probes._jacobian import NOT_WEIGHED, RowOptions, jacobian
+from ..probes._jacobian import RowOptions, jacobian
 from ..probes._losses_only import losses_only
 from ..processes import Group
 from ..types import Params, Probe, Rule, Select, State
@@ -126,15 +126,13 @@ def expect_read(rule: Rule, probe: Probe, metric: bool) -> None:
     )
 
 
-def check_weightings(probe: Probe, weightings: Tensor, present: Any, tasks: Tasks) -> None:
+def check_weightings(probe: Probe, weightings: Tensor, tasks: Tasks) -> None:
     """Raise unless these can be the tasks of this step."""
     if probe.weightings is None:
         raise ValueError(
             "weightings: they go with mtlfunc.jacobian without mix=, or with shared=; this "
             "balancer's probe is another"
         )
-    if present is not None:
-        raise ValueError(f"present: {NOT_WEIGHED['present']}")
     check_task_count(expect_weightings(weightings), tasks, "the first step")
 
 

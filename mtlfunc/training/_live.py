@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import REQUIRES_GRAD, check_params
+from ..core.checks import REQUIRES_GRAD, check_params, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.linearize import Linearization, Request
-from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
+from ..gradients.losses import Losses, Tasks, labelled_weightings, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
 from ..processes import Ranks, Shares
@@ -124,7 +124,7 @@ def live_run(
     several = weightings is None and isinstance(losses, tuple | list) and len(losses) > 0
     several = several and all(map(_is_whole, losses))
     if weightings is not None:
-        check_weightings(held.probe, weightings, present, known)
+        check_weightings(held.probe, weightings, known)
         batches.append(parse_weightings(losses, "losses"))
         tasks = known or ((),) * len(weightings)
     else:
@@ -134,6 +134,10 @@ def live_run(
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
+    if weightings is not None:
+        weightings = labelled_weightings(weightings, present)
+        if values_readable(weightings):
+            present = weightings.detach().flatten(1).any(1)
     if functions:
         in_turn = taken(
             functions, leaves, select(leaves, options_of(held.probe).shared), tasks, present
@@ -227,7 +231,9 @@ class LiveRun(Run):
         _refuse(present, "present")
         return self.present
 
-    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+    def weightings(
+        self, given: Weightings | None, batch: Batch, labels: Tensor | None = None
+    ) -> Tensor | None:
         _refuse(given, "weightings")
         return self.weighted
 

@@ -287,14 +287,19 @@ def weighed(rank: int, size: int) -> None:
 
 
 def weightings(rank: int, size: int) -> None:
-    """Tasks that are weightings of all ranks' samples, which are unlike in number: sums."""
+    """Tasks that are weightings of all ranks' samples, which are unlike in number: sums. In the
+    first batch rank 0 has none of task 1, in the second no rank has.
+    """
     wide = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.LayerNorm(128))
     torch.manual_seed(0)
     x, matrix = torch.randn(7, 6), torch.randn(3, 7)
+    matrix[1, :5] = 0
     for leaf in wide.parameters():
         nn.init.normal_(leaf, std=0.2)
     mine = slice(0, 5) if rank == 0 else slice(4 + rank, 5 + rank if rank + 1 < size else None)
-    whole, local = {"x": x, "A": matrix}, {"x": x[mine], "A": matrix[:, mine]}
+    without = matrix * torch.tensor([[1.0], [0.0], [1.0]])
+    whole = [{"x": x, "A": each} for each in (matrix, without, matrix)]
+    local = [{"x": x[mine], "A": each["A"][:, mine]} for each in whole]
 
     def losses(params: dict[str, Tensor], batch: Any) -> Tensor:
         return functional_call(wide, params, (batch["x"],)).sin().sum(1)
@@ -306,20 +311,26 @@ def weightings(rank: int, size: int) -> None:
     for name in ("mgda", "upgrad"):
         rule = RULES[name]
         step = mf.descend(losses, rule(), probe(alone()), mf.sgd(0.1))
-        wanted = run(step, params, [whole] * 3)
-        found = run(mf.descend(losses, rule(), probe(world()), mf.sgd(0.1)), params, [local] * 3)
+        wanted = run(step, params, whole)
+        found = run(mf.descend(losses, rule(), probe(world()), mf.sgd(0.1)), params, local)
         same(found, wanted, torch.float32, name)
         bits(found)
         kinds = (lambda net: net, DistributedDataParallel)
         expected: list[Any] = []
         live = [(kinds[0], alone(), whole), *((kind, world(), local) for kind in kinds)]
-        for kind, group, batch in live:
+        for kind, group, batches in live:
             net = kind(deepcopy(wide))
             balancer = mf.Balancer(net, rule(), "*[02].*", group=group, key=3)
             optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
-            for _ in range(3):
+            for step, batch in enumerate(batches):
                 out = net(batch["x"]).sin().sum(1)
-                info = balancer.backward(out, weightings=batch["A"])
+                given = {"weightings": batch["A"]}
+                if name == "mgda":  # says which task is absent, by its labels on this rank
+                    given = {"weightings": batches[0]["A"], "present": [1, step != 1, 2]}
+                weights, info = balancer.weigh(out, **given)
+                factor = 1 if group == alone() else size  # DDP's mean of what is a sum
+                torch.testing.assert_close(weights, factor * info.weights)
+                info = balancer.backward(out, **given)
                 optimizer.step()
                 optimizer.zero_grad()
                 seen += [info.losses, info.gramian, info.weights]
