@@ -12,6 +12,7 @@ from ..core.checks import (
     check_finite,
     check_losses,
     check_option,
+    inside_transform,
     is_readable,
     user_level,
     values_readable,
@@ -27,7 +28,7 @@ from ..gradients.losses import (
     labelled_weightings,
     parse_losses,
 )
-from ..gradients.run import Forward, check_connected, run
+from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
 
@@ -90,7 +91,9 @@ class Run:
             request: what is wanted of the pass.
             counts: this process's labels `[task]`, or numbers of them.
         """
-        return self(batch, request), self.union.shares(counts)
+        forward, shares = self(batch, request), self.union.shares(counts)
+        refuse_constant(forward, shares.here)
+        return forward, shares
 
     def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.
@@ -241,6 +244,23 @@ def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
         )
 
 
+def refuse_constant(forward: Forward | Traced, here: Tensor | None) -> None:
+    """Raise where the loss of a task that is `here` [task] has no graph, as far as that shows: its
+    row of zeros would be that of a solved task.
+    """
+    edges = () if isinstance(forward, Traced) else forward.edges or ()
+    if None not in edges or (here is not None and inside_transform() and not is_readable(here)):
+        return
+    found = [t for t, x in enumerate(edges) if x is None and (here is None or bool(here[t]))]
+    if found:
+        names = forward.losses.names or range(len(edges))
+        raise ValueError(
+            f"losses: no graph for task {', '.join(repr(names[t]) for t in found)}, as after "
+            ".detach() or torch.tensor(0.), which would count as solved; compute its loss from the "
+            "parameters, and say with present= which tasks have no labels in this batch"
+        )
+
+
 def first_losses(
     run: Run,
     batch: Batch,
@@ -265,6 +285,7 @@ def first_losses(
                 f"present: expected one entry per task, {losses.shape[0]}, got {here.shape[0]}"
             )
         losses = losses.where(here, 0.0)
+    refuse_constant(forward, here)
     check_losses(losses, forward.losses.names)
     if not values_readable(batch, run.params, losses):
         return losses
@@ -276,11 +297,7 @@ def first_losses(
     if here is not None:
         silent = [task for task in silent if bool(here[task])]
     if silent:
-        raise ValueError(
-            f"shared: the losses of tasks {silent} (counted from 0) depend on none of the shared "
-            f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
-            "parameters that they use"
-        )
+        raise ValueError(silent_words(silent, shared))
     # an absent task's loss may read nothing, whatever it reads in other batches
     if hint and reached is not None and len(reached) > 1 and (here is None or bool(here.all())):
         private = [name for name in shared if sum(name in names for names in reached) == 1]
@@ -293,6 +310,14 @@ def first_losses(
                 stacklevel=user_level(),
             )
     return losses
+
+
+def silent_words(tasks: list[int], shared: tuple[str, ...]) -> str:
+    return (
+        f"shared: the losses of tasks {tasks} (counted from 0) depend on none of the shared "
+        f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
+        "parameters that they use"
+    )
 
 
 def first_of_weightings(run: Run, batch: Batch, weightings: Tensor) -> Tensor:

@@ -185,9 +185,9 @@ class Balancer:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.
 
         Raises:
-            ValueError: for losses without a graph, of other tasks than at the first step, or that
-                are not finite; at the first step also for a task that depends on no shared
-                parameter. After these, and after an error of the rule or about gradients that are
+            ValueError: for losses without a graph (of a task that is present), of other tasks than
+                at the first step, or that are not finite; at the first step also for a task that
+                depends on no shared parameter, of which there is a warning in a vector. After these, and after an error of the rule or about gradients that are
                 not finite, `.grad`, the rule's state and the graph are as they were (but with
                 `weightings` the graph may be freed).
             RuntimeError: for a graph that is freed or older than the parameters, and where a
@@ -372,7 +372,9 @@ class Balancer:
             info, rule_after, gradient = weigh(
                 self._rule, measured, rule_state, run.tasks, self._reduction
             )
-        if kept.states is None:  # whatever decides them: a rule may hold what no rank can compare
+        if kept.states is None:
+            run.warn_of_silent(info.gramian, options_of(self._probe))
+            # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
         kept = Kept(run.tasks, (probe_after, rule_after))
         return Answer(run, info, measured.part, gradient, kept)

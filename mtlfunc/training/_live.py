@@ -1,5 +1,6 @@
 """What a `Balancer` does with the user's own forward passes, and with `.grad`."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,16 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import REQUIRES_GRAD, check_params, values_readable
+from ..core.checks import REQUIRES_GRAD, check_params, user_level, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
-from ..gradients.linearize import Linearization, Request
+from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, Tasks, labelled_weightings, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
-from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels
+from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels, silent_words
 from ..processes import Ranks, Shares
 from ..types import Batch, Heads, Metric, Params, Probe
-from ._given import check_outside, check_weightings, foreign_parameters, options_of
+from ._given import (
+    RowOptions,
+    check_outside,
+    check_weightings,
+    foreign_parameters,
+    options_of,
+)
 from ._in_turn import IN_TURN, Taken, functions_of, taken
 from ._metric import metric_of
 
@@ -257,7 +264,26 @@ class LiveRun(Run):
         return _no_writes(self.params) if self.custom else nullcontext()
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        return []  # a forward that cannot be run again
+        return []  # a forward that cannot be run again: see `warn_of_silent`
+
+    def warn_of_silent(self, gramian: Tensor, options: RowOptions) -> None:
+        """Warn of entries of a vector that pass nothing, not even NaN, on to the shared leaves. A
+        hinge that is met does neither, so that it is no error.
+        """
+        forward, shared = self.forwards[0], select(self.params, options.shared)
+        if forward.edges or forward.losses.shape or options.mix or not values_readable(gramian):
+            return
+        if not self.fresh or torch.is_anomaly_enabled():
+            return  # something of the user's would see the NaN
+        silent, pull = [], linearize(forward, Request(())).pullback
+        for task in (gramian.diagonal() == 0).nonzero().flatten().tolist():
+            if self.present is None or bool(self.present[task]):
+                probe = torch.zeros_like(forward.value)
+                probe[task] = torch.nan
+                if not any(bool(x.any()) for x in pull(probe, shared).values()):
+                    silent.append(task)
+        if silent:
+            warnings.warn(silent_words(silent, shared), stacklevel=user_level())
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""Losses without a graph, at every step; and those of a vector that read nothing shared."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from tests.support.every import every
+from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, opaque
+
+FORMS = {
+    "list": list,
+    "tuple": tuple,
+    "dict": lambda losses: dict(zip("abc", losses, strict=True)),
+    "stack": torch.stack,
+    "functions": lambda losses: [lambda x=x: x for x in losses],
+}
+PROBES = {
+    "losses alone": (mf.losses_only, lambda: mf.uw(0.1)),
+    "rows": (lambda: mf.jacobian("trunk.*"), mf.mgda),
+    "averages": (lambda: mf.moving_average("trunk.*"), mf.moco),
+}
+
+
+def losses_of(net, gone=None, batch=BATCH):
+    """By passes of their own; the loss of `gone` is a constant."""
+    found = [(net(batch[0])[t] - batch[1][:, t]).square().mean() for t in range(TASKS)]
+    return [x.detach() if t == gone else x for t, x in enumerate(found)]
+
+
+@every("step", [0, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_loss_without_graph_is_refused_at_every_step(probe, form, step):
+    net, make = TrunkAndHeads(0), FORMS[form]
+    balancer = mf.Balancer(net, PROBES[probe][1](), PROBES[probe][0]())
+    for _ in range(step):
+        balancer.backward(make(losses_of(net)))
+    before = balancer.state_dict()["state"], [x.grad for x in net.parameters()]
+    name = "'b'" if form == "dict" else "1"
+    for call in (balancer.backward, balancer.measure):
+        with pytest.raises(ValueError, match=rf"^losses: no graph for task {name}, as after"):
+            call(make(losses_of(net, gone=1)))
+    after = balancer.state_dict()["state"], [x.grad for x in net.parameters()]
+    assert str(before) == str(after)
+    balancer.backward(make(losses_of(net, gone=1)), present=[True, False, True])
+
+
+def test_so_it_is_in_a_pure_step():
+    net = TrunkAndHeads(0)
+
+    def losses(params, batch):
+        found = losses_of(lambda x: functional_call(net, params, (x,)), None, batch[:2])
+        return (*found[:2], found[2].detach() if batch[2] else found[2])
+
+    step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*"))
+    state = step.init(PARAMS, (*BATCH, False))
+    with pytest.raises(ValueError, match=r"^losses: no graph for task 2,"):
+        step.update(PARAMS, (*BATCH, True), state)
+
+
+def test_a_vectors_entries_that_read_nothing_shared_are_warned_of():
+    """Not those whose gradient is 0 because a head is 0, nor those of absent tasks."""
+    net = TrunkAndHeads(0)
+
+    def stepped(shared, **given):
+        balancer = mf.Balancer(net, mf.mgda(), shared)
+        return balancer.backward(opaque(dict(net.named_parameters()), BATCH), **given)
+
+    with pytest.warns(UserWarning, match=r"^shared: the losses of tasks \[1, 2\] .* widen the"):
+        stepped("heads.0.*")
+    stepped("heads.0.*", present=[True, False, False])
+    nn.init.zeros_(net.heads[1].weight)
+    assert stepped("trunk.*").gramian[1, 1] == 0
