@@ -175,6 +175,18 @@ def test_what_a_function_does_wrong(started):
         loss.backward(retain_graph=True)
         return loss
 
+    def zeroes(**given):
+        net.zero_grad(**given)
+        return loss_of(net, batch, "normals")
+
+    def moves():
+        torch.optim.SGD(net.parameters(), 0.0).step()
+        return loss_of(net, batch, "normals")
+
+    def freezes():
+        net["heads"]["normals"].bias.requires_grad_(False)
+        return loss_of(net, batch, "normals")
+
     def vector():
         return loss_of(net, batch, "normals") * torch.ones(4)
 
@@ -183,7 +195,11 @@ def test_what_a_function_does_wrong(started):
     shared = {name: (lambda name=name: net["heads"][name](z).square().mean()) for name in NAMES}
     for wrong, error, words in (
         ({"normals": ends}, KeyError, "no batch left"),
-        ({"normals": passes}, RuntimeError, r"losses\['normals'\]:"),
+        ({"normals": passes}, RuntimeError, r"losses\['normals'\]: .* calls backward\(\)"),
+        ({"normals": zeroes}, RuntimeError, r"\['normals'\]: .* or zero_grad\(\)"),
+        ({"normals": partial(zeroes, set_to_none=False)}, RuntimeError, r"s'\]: .* or zero_grad"),
+        ({"normals": moves}, RuntimeError, r"\['normals'\]: .* writes into 'trunk.0.weight'"),
+        ({"normals": freezes}, RuntimeError, r"s'\]: .* freezes 'heads.normals.bias'"),
         ({"normals": vector}, ValueError, r"losses\['normals'\]: .* one floating loss.*\[4\]"),
         ({"normals": lambda: 1.0}, ValueError, r"losses\['normals'\]: .* float; return the loss"),
         ({"normals": lambda: None}, ValueError, "got NoneType; return the loss"),
@@ -196,6 +212,7 @@ def test_what_a_function_does_wrong(started):
             balancer.backward(good | wrong)
         if error is KeyError:
             assert told.value.__notes__ == ["losses['normals']: the balancer called this function"]
+        net.requires_grad_()
         z = net["trunk"](batch["depth"][0])
     info = balancer.backward(good)
     assert info.losses.shape == (3,)

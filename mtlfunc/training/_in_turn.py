@@ -19,6 +19,9 @@ from ._given import check_outside, no_autocast
 Functions = dict[Any, Callable[[], Any]]
 """By the tasks' names, or by their numbers."""
 
+REFUSED = "single memory location"
+"""What torch says of writing into a tensor that is expanded."""
+
 IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
 
 
@@ -80,11 +83,11 @@ def taken(
     rows = {name: x.new_zeros(len(tasks), *x.shape) for name, x in some.items()}
     losses: dict[Any, Tensor] = {}
     others: list[Params] = []
-    with _grads_set_aside(leaves):
+    with _watched(leaves) as check:
         for task, name in enumerate(tasks if named else functions):
             loss, grads = some[shared[0]].new_zeros(()), {}
             if here[task]:
-                loss, grads = _differentiated(f"losses[{name!r}]", functions[name], leaves)
+                loss, grads = _differentiated(f"losses[{name!r}]", functions[name], leaves, check)
             for key in grads.keys() & rows.keys():
                 grads[key] = rows[key][task].copy_(grads[key])
             others.append({key: x for key, x in grads.items() if key not in rows})
@@ -108,15 +111,16 @@ class _Left(torch.autograd.Function):
 
 
 def _differentiated(
-    label: str, function: Callable[[], Any], leaves: Params
+    label: str, function: Callable[[], Any], leaves: Params, check: Callable[..., None]
 ) -> tuple[Tensor, Params]:
     """A function's loss and its gradient in the leaves that it reads; its graph is freed."""
     try:
         loss = function()
     except Exception as error:
+        check(label, REFUSED in str(error))
         error.add_note(f"{label}: the balancer called this function")
         raise
-    _refuse_passes(label, leaves)
+    check(label)
     if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
         tensor = isinstance(loss, Tensor)
         found = f"{loss.dtype} {list(loss.shape)}" if tensor else type(loss).__name__
@@ -135,33 +139,46 @@ def _differentiated(
         with no_autocast(leaves):
             found = run_backward(edge, loss.detach().new_ones(()), places, keep=False)
     except RuntimeError as error:
+        check(label, REFUSED in str(error))
         if "second time" not in str(error):
             raise
         raise RuntimeError(
             f"{label}: an earlier pass, another function's or its own, has freed parts of its "
             "graph; compute everything inside each function, or pass the losses themselves"
         ) from error
-    _refuse_passes(label, leaves)
+    check(label)
     pairs = zip(leaves, detached(found), strict=False)
     return loss.detach(), {name: x for name, x in pairs if x is not None}
 
 
-def _refuse_passes(label: str, leaves: Params) -> None:
-    if any(x.grad is not None for x in leaves.values()):
-        raise RuntimeError(
-            f"{label}: its function calls backward() itself, or a part of its graph does; let it "
-            "return the loss with its graph"
-        )
-
-
 @contextmanager
-def _grads_set_aside(leaves: Params) -> Iterator[None]:
-    """So that what a function adds to `.grad` is seen, and undone."""
+def _watched(leaves: Params) -> Iterator[Callable[[str, bool], None]]:
+    """What raises, with a label, where a function changed `.grad` or a parameter. `.grad` is put
+    back: meanwhile it holds a mark, one number expanded, into which torch refuses to write.
+    """
     held = [x.grad for x in leaves.values()]
+    marks = [x.detach().new_zeros(()).expand(x.shape) for x in leaves.values()]
+    versions = [x._version for x in leaves.values()]
+
+    def check(label: str, refused: bool = False) -> None:
+        for (name, x), mark, version in zip(leaves.items(), marks, versions, strict=True):
+            if refused or x.grad is not mark or mark._version:
+                what = "calls backward() itself, or zero_grad(), or a part of its graph does"
+            elif x._version != version:
+                what = f"writes into {name!r}, as optimizer.step() does"
+            elif not x.requires_grad:
+                what = f"freezes {name!r}"
+            else:
+                continue
+            raise RuntimeError(
+                f"{label}: its function {what}; let it return the loss with its graph, and do all "
+                "else before or after the balancer's step"
+            )
+
     try:
-        for x in leaves.values():
-            x.grad = None
-        yield
+        for x, mark in zip(leaves.values(), marks, strict=True):
+            x.grad = mark
+        yield check
     finally:
         for x, grad in zip(leaves.values(), held, strict=True):
             x.grad = grad
