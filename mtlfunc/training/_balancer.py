@@ -187,9 +187,10 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph (of a task that is present), of other tasks than
                 at the first step, or that are not finite; at the first step also for a task that
-                depends on no shared parameter, of which there is a warning in a vector. After these, and after an error of the rule or about gradients that are
-                not finite, `.grad`, the rule's state and the graph are as they were (but with
-                `weightings` the graph may be freed).
+                depends on no shared parameter, of which a vector's graph only lets it warn. After
+                these, and after an error of the rule or about gradients that are not finite,
+                `.grad`, the rule's state and the graph are as they were (but with `weightings` the
+                graph may be freed).
             RuntimeError: for a graph that is freed or older than the parameters, and where a
                 backward of one's own calls `backward()`, which has added to `.grad`.
         """
