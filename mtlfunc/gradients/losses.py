@@ -204,13 +204,13 @@ def expect_weightings(weightings: Any) -> Tensor:
     return weightings
 
 
-def labelled_weightings(weightings: Tensor, labels: Tensor | None) -> Tensor:
-    """Weightings whose rows are 0 for tasks without `labels` [task]; None is labels of all.
+def labelled_weightings(weightings: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """Weightings, if any, whose rows are 0 for tasks without `labels` [task]; None is all.
 
     Raises:
         ValueError: for labels of another number of tasks.
     """
-    if labels is None:
+    if weightings is None or labels is None:
         return weightings
     if len(labels) != len(weightings):
         raise ValueError(

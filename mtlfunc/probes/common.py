@@ -1,7 +1,7 @@
 """What several probes share: the runs of one step, the first forward pass, and absent tasks."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -21,13 +21,7 @@ from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
-from ..gradients.losses import (
-    Losses,
-    expect_weightings,
-    flat_weightings,
-    labelled_weightings,
-    parse_losses,
-)
+from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
@@ -37,6 +31,9 @@ Present = Callable[[Batch], Tensor]
 
 Weightings = Callable[[Batch], Tensor]
 """From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
+
+Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
+"""Which tasks have labels: a tensor, a list, or a dict by name."""
 
 
 class Run:
@@ -145,15 +142,9 @@ class Run:
             return None
         return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
 
-    def weightings(
-        self, given: Weightings | None, batch: Batch, labels: Tensor | None = None
-    ) -> Tensor | None:
-        """A, where the tasks are weightings of samples, 0 for those that lack `labels`; None where
-        they are the losses.
-        """
-        if given is None:
-            return None
-        return labelled_weightings(expect_weightings(given(batch)), labels)
+    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+        """A, where the tasks are weightings of samples; None where they are the losses."""
+        return None if given is None else expect_weightings(given(batch))
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
@@ -183,6 +174,21 @@ def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
             + ("" if counts else "; numbers of labels are for group=")
         )
     return mask
+
+
+def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool) -> Tensor:
+    """Labels `[task]` in the order of the tasks, from a tensor, a list, or a dict by name."""
+    if isinstance(present, Mapping):
+        names = list(tasks) if isinstance(tasks, dict) else []
+        if set(present) != set(names):
+            raise ValueError(
+                f"present: expected an entry for each of {names}, the tasks' names, got "
+                f"{list(present)}; losses without names take a list, in their order"
+            )
+        present = [present[name] for name in names]
+    if isinstance(present, list | tuple):
+        present = torch.tensor(present, device=device)
+    return checked_labels(present, counts=counts)
 
 
 EXPECTED = (
@@ -318,6 +324,24 @@ def silent_words(tasks: list[int], shared: tuple[str, ...]) -> str:
         f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
         "parameters that they use"
     )
+
+
+def warn_of_silent(
+    forward: Forward, gramian: Tensor, present: Tensor | None, shared: tuple[str, ...]
+) -> None:
+    """Warn of a vector's entries that pass nothing, not even NaN, on to the shared leaves. It is no
+    error, since a hinge that is met passes nothing either.
+    """
+    opaque = forward.edges is None and len(gramian) == len(forward.value)
+    if not opaque or not values_readable(gramian) or torch.is_anomaly_enabled():
+        return
+    pull = linearize(forward, Request(())).pullback
+    nan = torch.full_like(forward.value, torch.nan).diag()
+    here = True if present is None else present > 0
+    still = ((gramian.diagonal() == 0) & here).nonzero().flatten().tolist()
+    silent = [t for t in still if not any(bool(x.any()) for x in pull(nan[t], shared).values())]
+    if silent:
+        warnings.warn(silent_words(silent, shared), stacklevel=user_level())
 
 
 def first_of_weightings(run: Run, batch: Batch, weightings: Tensor) -> Tensor:

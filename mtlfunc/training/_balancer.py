@@ -14,8 +14,10 @@ from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
 from ..core.expect import expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
+from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
 from ..probes._second_evaluation import observed
+from ..probes.common import warn_of_silent
 from ..processes import (
     Group,
     check_group,
@@ -374,7 +376,9 @@ class Balancer:
                 self._rule, measured, rule_state, run.tasks, self._reduction
             )
         if kept.states is None:
-            run.warn_of_silent(info.gramian, options_of(self._probe))
+            if run.fresh and run.weighted is None:  # else something of the user's may see its NaN
+                shared = select(run.params, options_of(self._probe).shared)
+                warn_of_silent(run.forwards[0], info.gramian, run.present, shared)
             # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
         kept = Kept(run.tasks, (probe_after, rule_after))

@@ -1,7 +1,6 @@
 """What a `Balancer` does with the user's own forward passes, and with `.grad`."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,27 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import REQUIRES_GRAD, check_params, user_level, values_readable
+from ..core.checks import REQUIRES_GRAD, check_params, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
-from ..gradients.linearize import Linearization, Request, linearize
+from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, labelled_weightings, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
-from ..probes.common import EXPECTED, Present, Run, Weightings, checked_labels, silent_words
+from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of
 from ..processes import Ranks, Shares
 from ..types import Batch, Heads, Metric, Params, Probe
-from ._given import (
-    RowOptions,
-    check_outside,
-    check_weightings,
-    foreign_parameters,
-    options_of,
-)
+from ._given import check_outside, check_weightings, foreign_parameters, options_of
 from ._in_turn import IN_TURN, Taken, functions_of, taken
 from ._metric import metric_of
 
-Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
-"""Which tasks have labels: a tensor, a list, or a dict by name."""
 STEP = "the first step"
 """When tasks were first seen, in errors."""
 
@@ -141,10 +132,9 @@ def live_run(
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
-    if weightings is not None:
-        weightings = labelled_weightings(weightings, present)
-        if values_readable(weightings):
-            present = weightings.detach().flatten(1).any(1)
+    weightings = labelled_weightings(weightings, present)
+    if weightings is not None and values_readable(weightings):
+        present = weightings.detach().flatten(1).any(1)
     if functions:
         in_turn = taken(
             functions, leaves, select(leaves, options_of(held.probe).shared), tasks, present
@@ -181,21 +171,6 @@ def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
 def _is_whole(x: Any) -> bool:
     """Whether this is all losses of one batch, rather than one of them."""
     return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
-
-
-def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool) -> Tensor:
-    """Labels `[task]` in the order of the tasks, from a tensor, a list, or a dict by name."""
-    if isinstance(present, Mapping):
-        names = list(tasks) if isinstance(tasks, dict) else []
-        if set(present) != set(names):
-            raise ValueError(
-                f"present: expected an entry for each of {names}, the tasks' names, got "
-                f"{list(present)}; losses without names take a list, in their order"
-            )
-        present = [present[name] for name in names]
-    if isinstance(present, list | tuple):
-        present = torch.tensor(present, device=device)
-    return checked_labels(present, counts=counts)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -238,9 +213,7 @@ class LiveRun(Run):
         _refuse(present, "present")
         return self.present
 
-    def weightings(
-        self, given: Weightings | None, batch: Batch, labels: Tensor | None = None
-    ) -> Tensor | None:
+    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
         _refuse(given, "weightings")
         return self.weighted
 
@@ -265,25 +238,6 @@ class LiveRun(Run):
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again: see `warn_of_silent`
-
-    def warn_of_silent(self, gramian: Tensor, options: RowOptions) -> None:
-        """Warn of entries of a vector that pass nothing, not even NaN, on to the shared leaves. A
-        hinge that is met does neither, so that it is no error.
-        """
-        forward, shared = self.forwards[0], select(self.params, options.shared)
-        if forward.edges or forward.losses.shape or options.mix or not values_readable(gramian):
-            return
-        if not self.fresh or torch.is_anomaly_enabled():
-            return  # something of the user's would see the NaN
-        silent, pull = [], linearize(forward, Request(())).pullback
-        for task in (gramian.diagonal() == 0).nonzero().flatten().tolist():
-            if self.present is None or bool(self.present[task]):
-                probe = torch.zeros_like(forward.value)
-                probe[task] = torch.nan
-                if not any(bool(x.any()) for x in pull(probe, shared).values()):
-                    silent.append(task)
-        if silent:
-            warnings.warn(silent_words(silent, shared), stacklevel=user_level())
 
 
 @contextmanager
