@@ -157,6 +157,9 @@ def test_gls_equals_autograd_of_the_geometric_mean(preference):
     for losses in SERIES:
         expected = grad(lambda x: torch.prod(x**exponents))(losses)
         near(weights_of(mf.gls(preference=preference), losses[None])[0][0], expected, 1e-12)
+        less = losses - losses.amin()  # one is 0
+        rule = mf.gls(preference=preference, eps=losses.amin())
+        near(weights_of(rule, less[None])[0][0], expected, 1e-9)
     if preference is None:
         theirs = pytest.importorskip("torchjd.scalarization").GeometricMean()
         near(
@@ -302,13 +305,12 @@ def literal_famo(data, decay, eps):
     return literal(loss_of, data, after=after), w.detach()
 
 
-@pytest.mark.parametrize("decay", [1e-3, 0.5])
+@pytest.mark.parametrize(("decay", "eps"), [(1e-3, 0.0), (0.5, 0.0), (1e-3, 0.5)])
 @pytest.mark.parametrize("probe", PROBES)
-def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay):
-    expected, w = literal_famo(BATCHES, decay, eps=0.0)
-    got = train(
-        mf.famo(decay=decay), mf.second_evaluation(PROBES[probe]()), BATCHES, reduction="mean"
-    )
+def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay, eps):
+    expected, w = literal_famo(BATCHES, decay, eps)
+    rule = mf.famo(decay=decay, eps=eps)
+    got = train(rule, mf.second_evaluation(PROBES[probe]()), BATCHES, reduction="mean")
     near(got, expected, 1e-10, 1e-12)
     assert (w - w.mean()).abs().max() > 1e-3  # it moved, and by far more than the tolerance
     # The test can tell: the next batch in place of the same one gives something else.
@@ -331,6 +333,9 @@ def test_famo_of_a_full_batch_needs_no_second_forward():
 
 def test_famo_with_lower_bounds_weighs_by_the_distance_from_them():
     lower = torch.tensor([0.01, -1.0, 0.0, 0.0], dtype=F64)
+    with pytest.raises(ValueError, match="or pass eps=1e-8 where one may be 0"):
+        weights_of(mf.famo(full_batch=True), 0 * SERIES)
+    assert weights_of(mf.famo(full_batch=True, eps=1e-8), 0 * SERIES)[0].isfinite().all()
     got, _ = weights_of(mf.famo(full_batch=True, lower=lower), SERIES)
     expected, _ = weights_of(mf.famo(full_batch=True), SERIES - lower)
     near(got, expected, 1e-12)

@@ -207,6 +207,8 @@ def test_arguments_are_checked():
         (lambda: weights_of(mf.pbi(reference=torch.ones(3)), SERIES), "reference:"),
         (lambda: mf.famo(0.0), "lr: .*> 0"),
         (lambda: mf.famo(decay=-1.0), "decay: .*>= 0"),
+        (lambda: mf.famo(eps=-1.0), "eps: .*>= 0"),
+        (lambda: mf.gls(eps=-1.0), "eps: .*>= 0"),
         (lambda: weights_of(mf.stch(1.0, reference=torch.ones(3)), SERIES), "reference:"),
         (lambda: weights_of(mf.famo(lower=torch.ones(3)), SERIES), r"lower: expected shape \[4\]"),
         (

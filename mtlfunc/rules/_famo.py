@@ -11,7 +11,7 @@ from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import check_shape, learn, require_positive, softmax
+from .losswise import MAY_BE_0, check_shape, learn, require_positive, softmax
 
 
 class FAMOState(NamedTuple):
@@ -29,6 +29,7 @@ def famo(
     full_batch: bool = False,
     optimizer: Callable[[Scalar], Optimizer] = optim.adam,
     preference: Float[Tensor, " task"] | None = None,
+    eps: Scalar = 0.0,
 ) -> Rule:
     """Descend Σ_t z_t log(L_t - b_t), z = softmax(ξ), at the length of a convex combination; ξ
     descends z·δ, δ_t the fall of log(L_t - b_t) in the last step.
@@ -46,19 +47,21 @@ def famo(
         optimizer: from a learning rate to the optimizer of the logits.
         preference: p `[task]` >= 0, scaled to sum 1: z ∝ p∘exp(ξ). None is the geometry's, 1/T
             unless tasks were mixed.
+        eps: >= 0, added to every L - b, for losses that may be 0. It has their unit; 1e-8 in the
+            official code, TorchJD and LibMTL.
 
     Returns:
         weights c·z_t/(L_t - b_t), c such that they sum to 1.
 
     Raises:
-        ValueError: for lr <= 0, decay < 0, a bad preference or lower; at a step, for losses not
-        above their lower bound (NaN where that cannot be seen).
+        ValueError: for lr <= 0, decay or eps < 0, a bad preference or lower; at a step, for losses
+        (plus eps) not above their lower bound (NaN where that cannot be seen).
 
     Source:
-        Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL add 1e-8 to L - b, which
-        breaks homogeneity, and update ξ at the end of the step rather than the start of the next,
-        which is the same. Decay is 1e-3 in TorchJD and LibMTL, .01 by default in the official
-        class, which also clips the shared gradient at norm 1.
+        Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL update ξ at the end of
+        the step rather than the start of the next, which is the same. Decay is 1e-3 in TorchJD and
+        LibMTL, .01 by default in the official class, which also clips the shared gradient at norm
+        1.
 
     Examples:
         >>> import mtlfunc as mf
@@ -68,13 +71,15 @@ def famo(
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(decay, "decay")
+    check_scalar(eps, "eps")
     move = optimizer(lr)
 
     def losses_above(losses: Tensor, present: Tensor) -> Tensor:
         return require_positive(
-            losses if lower is None else losses - lower.to(losses),
+            losses + eps if lower is None else losses - lower.to(losses) + eps,
             present,
             "famo" if lower is None else "famo (less their lower bounds)",
+            MAY_BE_0,
         )
 
     def init(losses: Tensor, key: Tensor) -> State:

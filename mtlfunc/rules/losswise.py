@@ -22,14 +22,17 @@ def check_shape(given: Tensor | None, losses: Float[Tensor, " row"], argument: s
         )
 
 
+MAY_BE_0 = ", or pass eps=1e-8 where one may be 0"
+
+
 def require_positive(
-    losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
+    losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str, cure: str = ""
 ) -> Float[Tensor, " row"]:
     """The losses, 1 for absent tasks; an error where one is not positive, NaN if it is unseen."""
     if values_readable(losses, present) and bool((present & (losses <= 0)).any()):
         raise ValueError(
             f"losses: {rule} takes logarithms and ratios, which need losses > 0, got "
-            f"{losses.tolist()}; shift them by a lower bound"
+            f"{losses.tolist()}; shift them by a lower bound{cure}"
         )
     return torch.where(present, losses.where(losses > 0, float("nan")), 1.0)
 
