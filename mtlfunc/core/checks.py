@@ -190,8 +190,10 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
     return x if all_present(mask) else x.where(mask, other)
 
 
-def check_params(params: Params) -> None:
-    """Raise unless `params` is a dict of real or complex floats of one precision and device."""
+def check_params(params: Params, *, mixed: bool = False) -> None:
+    """Raise unless `params` is a dict of real or complex floats of one device and one precision;
+    `mixed`: or of float32 and half precision, whose Gramians are in float32.
+    """
     nested = hasattr(params, "flatten_keys")  # a TensorDict
     if nested or not isinstance(params, Mapping):
         cure = "mtlfunc.parameters(module), before the batch"
@@ -224,7 +226,8 @@ def check_params(params: Params) -> None:
                 f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
                 "to one device"
             )
-        if leaf.dtype != like.dtype and leaf.dtype.to_real() != like.dtype.to_real():
+        kinds = {leaf.dtype.to_real(), like.dtype.to_real()}
+        if len(kinds) > 1 and not (mixed and torch.float64 not in kinds):
             raise ValueError(
                 f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
                 "module to one dtype (for mixed precision use autocast for the forward pass)"

@@ -229,7 +229,7 @@ def _edits(options: RowOptions) -> bool:
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
-    check_params(params)
+    check_params(params, mixed=options.group is None)
     names = select(params, options.shared)
     counts = _labels(options, run, batch)
     weights = labelled_weightings(run.weightings(options.weightings, batch), counts)

@@ -40,7 +40,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     check_group(group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        check_params(run.params)
+        check_params(run.params, mixed=group is None)
         counts = run.labels(present, batch, counts=group is not None)
         losses = first_losses(run, batch, tuple(run.params), counts=counts)
         return run.started(losses, counts), ()

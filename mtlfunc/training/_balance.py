@@ -136,7 +136,7 @@ def metric_balance(
         if probe.group is None:
             warn_without_group()
         union = union_of(probe.group, params)
-        check_params(params)
+        check_params(params, mixed=True)
         tasks: Tasks = ()
 
         def first_losses(out: Any) -> Losses:

@@ -41,7 +41,7 @@ class Held:
     def _read(self) -> None:
         self.params: Params = trained(self.module)
         if self.params:
-            check_params(self.params)
+            check_params(self.params, mixed=True)
         self.parts = [
             held
             for x in self.module.modules()
