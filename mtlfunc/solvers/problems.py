@@ -141,8 +141,9 @@ class CAGrad(NamedTuple):
         return self.preference + torch.where(square > 0, self.radius / or_one(own), 0.0) * w
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
-        """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the
-        worst task's rate.
+        """gap = F(dual) - min(G weights): both sides are feasible, so in exact arithmetic it bounds
+        the loss of the worst task's rate. In that of floats it is off where ‖g₀‖ or ‖g_w‖ is: by
+        up to ‖g_t‖‖g₀‖ times the `resolution` of `certify`, near stationarity far above rounding.
         """
         rates, value = self.gramian @ weights, self.objective(dual)
         gap = (value - rates.amin()).clamp_min(0)
