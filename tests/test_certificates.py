@@ -343,23 +343,19 @@ def test_ties_of_frank_wolfe_are_broken_alike_under_vmap(step):
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
 @pytest.mark.parametrize("solve", [solvers.active_set(), solvers.faces()])
-def test_cagrads_gap_and_resolution_bound_the_exact_gap(solve, c):
+def test_cagrads_gap_and_resolution_bound_the_exact_gap(solve):
     """Gradients of one whole number each, which nearly cancel: all lengths are fractions."""
-    for g, p in (
-        ((10**5, 2 * 10**5, -(10**5), -100001), (0, 2, 2, 2)),
-        ((10**4, -9999, -2), (1, 1, 1)),
-        ((296813, 676468, -973280), (1, 1, 1)),
-        ((925676, 643744, 740327, -363908, -504, -1945334), (1,) * 6),
+    for g, p, c in (
+        ((10**5, 2 * 10**5, -(10**5), -100001), (0, 2, 2, 2), 0.4),
+        ((296813, 676468, -973280), (1, 1, 1), 0.1),
+        ((925676, 643744, 740327, -363908, -504, -1945334), (1,) * 6, 0.9),
     ):
         rows = torch.tensor(g, dtype=F64)[:, None]
         problem = solvers.cagrad(rows @ rows.mT, c, preference=torch.tensor(p, dtype=F64))
         found = solve(problem)
-        g0, gw, d = (
-            sum(Fraction(w) * x for w, x in zip(given.tolist(), g, strict=True))
-            for given in (problem.preference, found.dual, found.weights)
-        )
+        given = problem.preference, found.dual, found.weights
+        g0, gw, d = (sum(map(lambda w, x: Fraction(w) * x, w.tolist(), g)) for w in given)
         exact = gw * g0 + Fraction(c) * abs(gw) * abs(g0) - min(x * d for x in g)
-        blur = solvers.certify(problem, found.weights).resolution * max(map(abs, g)) * abs(g0)
-        assert float(exact) <= found.gap + blur
+        blur = solvers.certify(problem, found.weights).resolution * max(map(abs, g))
+        assert float(exact) <= found.gap + blur * float(abs(g0))

@@ -11,7 +11,6 @@ from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, opaque
 
 FORMS = {
     "list": list,
-    "tuple": tuple,
     "dict": lambda losses: dict(zip("abc", losses, strict=True)),
     "stack": torch.stack,
     "functions": lambda losses: [lambda x=x: x for x in losses],
@@ -23,9 +22,9 @@ PROBES = {
 }
 
 
-def losses_of(net, gone=None, batch=BATCH):
+def losses_of(net, gone=None):
     """By passes of their own; the loss of `gone` is a constant."""
-    found = [(net(batch[0])[t] - batch[1][:, t]).square().mean() for t in range(TASKS)]
+    found = [(net(BATCH[0])[t] - BATCH[1][:, t]).square().mean() for t in range(TASKS)]
     return [x.detach() if t == gone else x for t, x in enumerate(found)]
 
 
@@ -37,27 +36,22 @@ def test_a_loss_without_graph_is_refused_at_every_step(probe, form, step):
     balancer = mf.Balancer(net, PROBES[probe][1](), PROBES[probe][0]())
     for _ in range(step):
         balancer.backward(make(losses_of(net)))
-    before = balancer.state_dict()["state"], [x.grad for x in net.parameters()]
-    name = "'b'" if form == "dict" else "1"
-    for call in (balancer.backward, balancer.measure):
-        with pytest.raises(ValueError, match=rf"^losses: no graph for task {name}, as after"):
-            call(make(losses_of(net, gone=1)))
-    after = balancer.state_dict()["state"], [x.grad for x in net.parameters()]
-    assert str(before) == str(after)
+    before = str((balancer.state_dict()["state"], [x.grad for x in net.parameters()]))
+    with pytest.raises(ValueError, match=r"^losses: no graph for task ('b'|1), as after"):
+        balancer.backward(make(losses_of(net, gone=1)))
+    assert before == str((balancer.state_dict()["state"], [x.grad for x in net.parameters()]))
     balancer.backward(make(losses_of(net, gone=1)), present=[True, False, True])
 
 
 def test_so_it_is_in_a_pure_step():
     net = TrunkAndHeads(0)
 
-    def losses(params, batch):
-        found = losses_of(lambda x: functional_call(net, params, (x,)), None, batch[:2])
-        return (*found[:2], found[2].detach() if batch[2] else found[2])
+    def losses(params, gone):
+        return tuple(losses_of(lambda x: functional_call(net, params, (x,)), gone))
 
     step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*"))
-    state = step.init(PARAMS, (*BATCH, False))
     with pytest.raises(ValueError, match=r"^losses: no graph for task 2,"):
-        step.update(PARAMS, (*BATCH, True), state)
+        step.update(PARAMS, 2, step.init(PARAMS, None))
 
 
 def test_a_vectors_entries_that_read_nothing_shared_are_warned_of():
