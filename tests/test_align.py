@@ -161,21 +161,6 @@ def test_derivatives_of_a_run_by_eta_of_both_orders():
     torch.testing.assert_close(grad(first)(eta), near, rtol=1e-6, atol=1e-9)
 
 
-def test_live_equals_pure():
-    net, batch = network()
-    pure = mf.balance(by_sample(net), mf.align(ETA), mf.jacobian(weightings=lambda b: b["A"]))
-    state = pure.init(mf.parameters(net), batch)
-    balancer = mf.Balancer(net, mf.align(ETA))
-    for _ in range(3):
-        grads, state, wanted = pure.update(mf.parameters(net), batch, state)
-        net.zero_grad()
-        losses = (net(batch["x"]) - batch["y"]).square().sum(1)
-        info = balancer.backward(losses, weightings=batch["A"])
-        torch.testing.assert_close(info.weights, wanted.weights, rtol=1e-10, atol=0)
-        for name, leaf in net.named_parameters():
-            torch.testing.assert_close(leaf.grad, grads[name], rtol=1e-10, atol=1e-14)
-
-
 def test_in_the_optimizers_metric():
     net, batch = network()
     optimizer = torch.optim.RMSprop(net.parameters(), 1e-2)
