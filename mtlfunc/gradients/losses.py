@@ -204,23 +204,6 @@ def expect_weightings(weightings: Any) -> Tensor:
     return weightings
 
 
-def labelled_weightings(weightings: Tensor | None, labels: Tensor | None) -> Tensor | None:
-    """Weightings, if any, whose rows are 0 for tasks without `labels` [task]; None is all.
-
-    Raises:
-        ValueError: for labels of another number of tasks.
-    """
-    if weightings is None or labels is None:
-        return weightings
-    if len(labels) != len(weightings):
-        raise ValueError(
-            f"present: {len(labels)} entries, and weightings= has {len(weightings)} rows, the "
-            "tasks; give one entry for every row"
-        )
-    here = labels if labels.dtype == torch.bool else labels > 0
-    return weightings.where(here.reshape(-1, *[1] * (weightings.ndim - 1)), 0.0)
-
-
 def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor:
     """Weightings [task, entry] of these losses, flattened as they are.
 

@@ -16,7 +16,6 @@ from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.linearize import Linearization, Request
-from ..gradients.losses import labelled_weightings
 from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,
@@ -44,6 +43,7 @@ from .common import (
     first_of_weightings,
     fixed,
     is_empty,
+    of_labelled,
 )
 from .masks import EditRows, graddrop
 
@@ -232,7 +232,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     check_params(params, mixed=options.group is None)
     names = select(params, options.shared)
     counts = _labels(options, run, batch)
-    weights = labelled_weightings(run.weightings(options.weightings, batch), counts)
+    weights = of_labelled(run.weightings(options.weightings, batch), counts)
     if weights is None:
         losses = first_losses(run, batch, names, hint=True, counts=counts)
     else:
@@ -272,7 +272,7 @@ def _update(
     elif edit is None:
         check_memory(is_empty(state))
     counts = _labels(options, run, batch)
-    weights = labelled_weightings(run.weightings(options.weightings, batch), counts)
+    weights = of_labelled(run.weightings(options.weightings, batch), counts)
     edited = _edits(options) or union.several
     metric = None if run.metric is None else run.metric(names)
     if metric is not None:

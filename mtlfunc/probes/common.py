@@ -164,6 +164,19 @@ class Run:
         return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
 
 
+def of_labelled(weightings: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """Weightings, if any, whose rows are 0 for tasks without `labels` [task]; None is all."""
+    here = mask_of(labels)
+    if weightings is None or here is None:
+        return weightings
+    if len(here) != len(weightings):
+        raise ValueError(
+            f"present: {len(here)} entries, and weightings= has {len(weightings)} rows, the tasks; "
+            "give one entry for every row"
+        )
+    return weightings.where(here.reshape(-1, *[1] * (weightings.ndim - 1)), 0.0)
+
+
 def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
     """Labels by task, if they are a boolean tensor, or with `counts` numbers."""
     tensor = isinstance(mask, Tensor)

@@ -15,9 +15,9 @@ from ..core.checks import REQUIRES_GRAD, check_params, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.linearize import Linearization, Request
-from ..gradients.losses import Losses, Tasks, labelled_weightings, parse_losses, parse_weightings
+from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import Forward, live, release
-from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of
+from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of, of_labelled
 from ..processes import Ranks, Shares
 from ..types import Batch, Heads, Metric, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters, options_of
@@ -132,7 +132,7 @@ def live_run(
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
-    weightings = labelled_weightings(weightings, present)
+    weightings = of_labelled(weightings, present)
     if weightings is not None and values_readable(weightings):
         present = weightings.detach().flatten(1).any(1)
     if functions:
