@@ -151,15 +151,20 @@ def masks(net: nn.Module, key: Tensor) -> Params:
 
 
 def method_of(
-    cell: Cell, net: nn.Module, epoch: int, settings: Settings
+    cell: Cell, net: nn.Module, epoch: int, settings: Settings, factors: Tensor | None = None
 ) -> tuple[Probe, Rule, tuple[str, ...]]:
-    """Probe, rule, and the tasks that are learnt; `epoch` is a number of steps."""
+    """Probe, rule, and the tasks that are learnt; `epoch` is a number of steps; `factors` `[step]`
+    multiply the mean loss, whatever the cell's method.
+    """
     name, device = cell.method, settings.device
     for i, (task, alone) in enumerate(ALONE.items()):
         if name == alone:
             weight = torch.eye(len(TASKS), device=device)[i]
             return mf.losses_only(), mf.mean(preference=weight), (task,)
     trunk, plain = mf.jacobian("trunk.*"), mf.losses_only()
+    if factors is not None:
+        return plain, timed(factors), TASKS
+    weighted = mf.jacobian("trunk.*", heads="weighted")
     left = float(cell.variant.split()[-1]) if cell.variant else 0.4  # a weight, or CAGrad's c
     weights = torch.tensor([left, 1 - left], device=device)
     architecture = (SETTINGS | OF_DATA)[cell.problem].architecture
@@ -180,6 +185,8 @@ def method_of(
         "mgda-loss+": lambda: (trunk, official_mgda()),
         "cagrad": lambda: (trunk, mf.cagrad(c=left)),
         "nash-mtl": lambda: (trunk, mf.nash_mtl()),
+        "nash-mtl, weighted heads": lambda: (weighted, mf.nash_mtl()),
+        "nash-mtl, sum 1": lambda: (weighted, mf.nash_mtl(rescale="sum")),
         "famo": lambda: (mf.second_evaluation(plain), mf.famo()),
         "upgrad": lambda: (trunk, mf.upgrad()),
         "epo": lambda: (trunk, mf.epo(weights)),
@@ -212,6 +219,17 @@ def official_mgda() -> Rule:
         return inner.update(geometry._replace(gramian=gramian / size[:, None] / size), state)
 
     return Rule(inner.init, update, frozenset({"gramian", "losses", "present"}))
+
+
+def timed(factors: Tensor) -> Rule:
+    """The mean loss, in step n times `factors[n]`."""
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        assert isinstance(state, Tensor)
+        factor = factors.index_select(0, state.reshape(1))
+        return (factor / len(TASKS)).expand(len(TASKS)), state + 1
+
+    return Rule(lambda losses, key: torch.zeros((), dtype=torch.int64), update, frozenset())
 
 
 def _representation(net: nn.Module) -> Probe:
@@ -248,12 +266,19 @@ def alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return one
 
 
-def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
+def together(
+    settings: Settings,
+    cells: Sequence[Cell],
+    factors: Tensor | None = None,
+    watch: Callable[[Info], object] = lambda info: None,
+) -> list[Numbers]:
     """Cells that differ in rate and seed, several as one vmapped program.
 
     Args:
         settings: what all cells share.
         cells: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
+        factors: as of `method_of`.
+        watch: called with what every step says of itself.
 
     Returns:
         of each cell `score` (mean accuracy of the learnt tasks on validation pairs), `test` and
@@ -273,7 +298,7 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     count = math.ceil(setting.share * count)
     batch_size = min(settings.batch, count)
     per_epoch = count // batch_size
-    probe, rule, learnt = method_of(cells[0], net, per_epoch, settings)
+    probe, rule, learnt = method_of(cells[0], net, per_epoch, settings, factors)
     lift = alone if len(cells) == 1 else vmap
 
     def losses(params: Params, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
@@ -315,7 +340,7 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
 
     # a device waits for Python unless steps are recorded
     advance = lift(update) if device == "cpu" else replayed(lift(update))
-    state, finite, times = _learn(advance, state, batches())
+    state, finite, times = _learn(advance, state, batches(), watch)
     shared = {
         "steps": total,
         "step_ms": 1e3 * sorted(times)[len(times) // 2] / len(cells),
@@ -333,7 +358,10 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
 
 
 def _learn(
-    advance: Callable[..., Any], state: TrainState, batches: Iterable[tuple[Any, Tensor]]
+    advance: Callable[..., Any],
+    state: TrainState,
+    batches: Iterable[tuple[Any, Tensor]],
+    watch: Callable[[Info], object],
 ) -> tuple[TrainState, Tensor, list[float]]:
     """The last state, which lanes kept finite losses, and the processor time of each step; ends as
     soon as none does, where a run alone is refused instead.
@@ -343,6 +371,7 @@ def _learn(
         start = time.process_time()
         try:
             state, info = advance(state, batch, rates)
+            watch(info)
             finite = finite.to(rates.device) & info.losses.isfinite().all(-1)
         except ValueError as error:
             if "NaN" not in str(error):

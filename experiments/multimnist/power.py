@@ -1,0 +1,287 @@
+"""`python -m experiments.multimnist.power`: three sets of pairs and twenty seeds, to decide.
+
+What follows was decided before any run of this study.
+
+**Runs.** MultiMNIST, MultiFashion, a digit with a garment; hard sharing, the network, schedule and
+10 epochs of `experiments.multimnist`. Results are taken on seeds 101 to 120, rates are chosen on
+201, 202, 203 by the mean accuracy on held-out images. The rates are .0125 · 2ⁿ, a grid of n = 0 to
+6. A method starts at n = 2, 3, 4; while its best rate has an untried neighbour, that is tried on
+the three seeds, up to three steps beyond either end of the grid. A best rate there is named as one
+at the edge. CAGrad has c = .5, the middle of its paper's three on such data.
+
+**Heads.** As in the papers: UW and GradNorm weigh losses, so that the heads get weighted gradients;
+Nash-MTL's official code calls `backward` of Σ α_t L_t, so its heads do too; those of PCGrad, CAGrad
+and MGDA get the gradient of the mean loss. `"nash-mtl"` is the first study's, whose heads got the
+mean loss's gradient as well.
+
+**Arms.** `"nash-mtl, sum 1"` has Nash-MTL's weights divided by their sum, and a rate of its own.
+`LENGTHS` is the mean loss times s_n in step n, where s_n = Σ_t α_t in step n of the Nash-MTL run
+with the same set and seed at Nash-MTL's chosen rate, and has that rate: the same schedule, no
+balance. `COSINE` is the mean loss times such factors that rate times factor falls to 0 along a
+cosine and has the same mean over the steps as that of `LENGTHS`. `"nash-mtl"` is the fourth arm.
+
+**Question.** A run's number is its test accuracy, mean over both tasks, in points; one that stops
+being finite counts as guessing, 10, and no run is left out. Six hypotheses, one a rival: its
+difference to the mean loss, paired by set and seed, is not 0 in the mean over the three sets.
+Primary is a mixed model (statsmodels, REML) with the sets as fixed effects that sum to 0 and a
+random effect of the seed; its intercept has Student's t with one degree less than there are seeds.
+Holm over the six at .05 decides. Confirmation is a hierarchical bootstrap (SciPy, BCa, 9,999
+draws of seeds, each with its three sets), whose 95 % interval stands next to it. Second line: each
+set alone by Student's t, Holm over its six. Arms: each less the mean loss, and Nash-MTL less each,
+Holm over the eight. An arm keeps Nash-MTL's gain where it is shown to be above the mean loss and
+Nash-MTL is not shown to be above it; it loses it where Nash-MTL is shown to be above it.
+
+**Order.** Tuning of all that is joint, eight seeds of it, then tuning and eight seeds of the
+networks that learn one task, then the other seeds. No look at the results stops or changes a run. A
+record of fewer seeds says how many, and its verdicts are provisional.
+"""
+
+import argparse
+import functools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.arguments import at_least, existing_folder, folder
+from common.cells import Cell, package, slug, sources_of
+from common.command import alone_in
+from common.files import DataError, Files, Source
+from common.locks import digest
+from common.machine import processor
+from common.pool import perform_all
+from common.progress import Progress
+from common.study import Numbers
+from mtlfunc.core.files import write_whole
+
+from . import mnist
+from .pooled import power
+from .train import ALONE, BASE, TASKS, Settings, rate_at, together
+
+HERE = Path(__file__).parent
+RECORD = HERE.parents[1] / "docs" / "record" / "power.json"
+SETS, SEEDS, TUNING = tuple(mnist.MIXTURES), tuple(range(101, 121)), (201, 202, 203)
+START, ENDS = (2, 3, 4), (-3, 9)
+NASH, LENGTHS, COSINE = "nash-mtl, weighted heads", "mean, lengths of nash-mtl", "mean, cosine"
+RIVALS = (NASH, "uw", "pcgrad", "cagrad", "mgda", "gradnorm")
+ARMS = ("nash-mtl, sum 1", "nash-mtl", LENGTHS, COSINE)
+JOINT, SINGLE = ("mean", *RIVALS, *ARMS), tuple(ALONE.values())
+STAGES = ((JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
+"""Methods, and on how many seeds they have run after the stage."""
+
+
+class Job(NamedTuple):
+    """One training run."""
+
+    set: str
+    method: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.set}, {self.method}, rate {self.rate:g}, seed {self.seed}"
+
+
+class Record:
+    """Finished runs in one file: by job what made it (an index of `made`) and its accuracies, on
+    held-out pairs and of both tasks on test pairs; None is not finite or not learnt. Of Nash-MTL
+    also the mean sum of its weights in every tenth of the steps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError for a file of something else."""
+        self.path, self.made, self.runs = path, list[str](), dict[str, list[Any]]()
+        if path.exists():
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                self.made, self.runs = kept["made"], kept["runs"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path} holds something else than runs of this study") from error
+
+    def keep(self, job: Job, numbers: Numbers, made: str) -> None:
+        """Add a run, and write the file."""
+        if made not in self.made:
+            self.made.append(made)
+        every = (numbers["score"], *(numbers["test"].get(task, math.nan) for task in TASKS))
+        own = [x if math.isfinite(x) else None for x in every]
+        self.runs[str(job)] = [self.made.index(made), *own, *numbers.get("sums", ())]
+        lines = [f"  {json.dumps(k)}: {json.dumps(self.runs[k])}" for k in sorted(self.runs)]
+        text = f'{{\n "made": {json.dumps(self.made)},\n "runs": {{\n' + ",\n".join(lines)
+        write_whole(self.path, f"{text}\n }}\n}}\n")
+
+    def score(self, which: str, method: str, n: int) -> float | None:
+        """Mean over the seeds that choose, at a rate; -inf as soon as one failed."""
+        rows = [self.runs.get(str(Job(which, method, rate(n), seed))) for seed in TUNING]
+        if None in rows:
+            return None
+        scores = [row[1] for row in rows if row is not None]
+        return -math.inf if None in scores else sum(scores) / len(scores)
+
+    def tried(self, which: str, method: str) -> dict[int, float]:
+        """Scores by n."""
+        every = {n: self.score(which, method, n) for n in range(ENDS[0], ENDS[1] + 1)}
+        return {n: score for n, score in every.items() if score is not None}
+
+    def missing(self, which: str, method: str) -> list[int]:
+        """The n that are to be tried next; none where the best has both its neighbours."""
+        tried = self.tried(which, method)
+        if not {*START} <= {*tried}:
+            return [n for n in START if n not in tried]
+        best = max(tried, key=tried.__getitem__)
+        return [n for n in (best - 1, best + 1) if n not in tried and ENDS[0] <= n <= ENDS[1]]
+
+    def chosen(self, which: str, method: str) -> float:
+        """The best rate; that of Nash-MTL for what has its lengths."""
+        tried = self.tried(which, NASH if method in (LENGTHS, COSINE) else method)
+        if not tried:
+            raise DataError(f"{self.path}: no rate of {method} is chosen yet")
+        return rate(max(tried, key=tried.__getitem__))
+
+
+def rate(n: int) -> float:
+    """Of the grid."""
+    return 0.0125 * 2.0**n
+
+
+def perform(data: Source, sums: Path, job: Job) -> Numbers:
+    """One run; of Nash-MTL the sums of weights `[step]` go into the folder `sums`, from which the
+    arms take them.
+    """
+    settings = Settings(data, 10, 256, True, "cpu", job.set)
+    variant = "c 0.5" if job.method == "cagrad" else ""
+    cell = Cell(BASE, job.method, variant, job.rate, job.seed)
+    nash = job._replace(method=NASH)
+    kept = sums / f"{slug(str(nash))}.pt"
+    if job.method in (LENGTHS, COSINE):
+        if not kept.exists():
+            perform(data, sums, nash)
+        factors = factors_of(settings, torch.load(kept), job.method == COSINE)
+        return together(settings, [cell], factors)[0]
+    seen: list[float] = []
+    numbers = together(settings, [cell], watch=lambda info: seen.append(float(info.weights.sum())))
+    if job == nash and job.seed not in TUNING:
+        steps = numbers[0]["steps"]
+        every = torch.tensor(seen + [math.nan] * (steps - len(seen)))
+        write_whole(kept, lambda file: torch.save(every, file))
+        tenths = [float(part.mean()) for part in every.tensor_split(10)]
+        numbers[0]["sums"] = [float(f"{x:.4g}") if math.isfinite(x) else None for x in tenths]
+    return numbers[0]
+
+
+def factors_of(settings: Settings, sums: Tensor, cosine: bool) -> Tensor:
+    """What the mean loss is multiplied by `[step]`: `sums` themselves, or what makes the rate fall
+    along a cosine with the mean over the steps that it has with `sums`.
+    """
+    if not cosine:
+        return sums
+    shares = [n / len(sums) for n in range(len(sums))]
+    usual = torch.tensor([rate_at(settings, share) for share in shares])
+    fall = torch.tensor([1 + math.cos(math.pi * share) for share in shares])
+    return (usual * sums).mean() * fall / fall.mean() / usual
+
+
+def to_do(record: Record) -> Iterator[tuple[str, list[Job]]]:
+    """What is left, phase by phase: each is asked for when those before it are done."""
+    for methods, count in STAGES:
+        tuned = [name for name in methods if name not in (LENGTHS, COSINE)]
+        every = [(which, name) for name in tuned for which in SETS]
+        while jobs := [
+            Job(which, name, rate(n), seed)
+            for seed in TUNING
+            for which, name in every
+            for n in record.missing(which, name)
+            if str(Job(which, name, rate(n), seed)) not in record.runs
+        ]:
+            yield f"rates of {len(tuned)} methods", jobs
+        rounds = [
+            Job(which, name, record.chosen(which, name), seed)
+            for seed in SEEDS[:count]
+            for name in methods
+            for which in SETS
+        ]
+        yield f"{count} seeds", [job for job in rounds if str(job) not in record.runs]
+
+
+def study(data: Path, record: Record, out: Path, workers: int) -> None:
+    """Everything that is left, one run after the other into the record."""
+    source = source_of(data, SETS)
+    code = digest([*package(), *sources_of(HERE)], torch.__version__)[:16]
+    made = f"{processor()}, torch {torch.__version__}, code {code}"
+    run = functools.partial(perform, source, folder(str(out / "sums")))
+    for doing, jobs in to_do(record):
+        with Progress(len(jobs), doing, "runs") as progress:
+
+            def hear(job: Job, numbers: Numbers, progress: Progress = progress) -> None:
+                record.keep(job, numbers, made)
+                progress.update(note=str(job))
+
+            perform_all(run, jobs, workers, hear)
+
+
+def source_of(data: Path, sets: Iterable[str]) -> Source:
+    """The published files. Raises DataError for others."""
+    for which in sets:
+        held, _ = mnist.checked(data, which)
+        if "not the published" in held:
+            raise DataError(f"{data}: expected the published files, got {held}")
+    return Files(data, {path for which in sets for path in mnist.files(data, which)}).source
+
+
+def repeat(data: Path, record: Record, job: Job) -> str:
+    """One run of the record, made again."""
+    job = job._replace(rate=record.chosen(job.set, job.method))
+    with tempfile.TemporaryDirectory() as sums:
+        found = perform(source_of(data, [job.set]), Path(sums), job)["test"]
+    here = ", ".join(f"{task} {x:.4f}" for task, x in found.items())
+    row = record.runs.get(str(job))
+    kept = "no such run" if row is None else row[2:4]
+    return f"{job}: {here}; the record has {kept}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study or a part of it; the exit status."""
+    name = "python -m experiments.multimnist.power"
+    parser = argparse.ArgumentParser(prog=name, description=str(__doc__))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="finished runs")
+    which = parser.add_subparsers(dest="what", required=True)
+    which.add_parser("power", help="what difference would be seen nine times of ten")
+    run = which.add_parser("run", help="all runs that are left; a stop loses those at work alone")
+    row = which.add_parser("row", help="one run again, some two to five minutes")
+    for part in (run, row):
+        part.add_argument("--data", type=existing_folder, metavar="FOLDER", required=True)
+    run.add_argument("--workers", type=at_least(1), default=1, metavar="N")
+    run.add_argument("--out", type=folder, default=HERE / "out" / "power", metavar="FOLDER")
+    row.add_argument("method", choices=[*JOINT, *SINGLE])
+    row.add_argument("set", choices=SETS)
+    row.add_argument("seed", type=int)
+    given = parser.parse_args(argv)
+    if given.what == "power":
+        print(power(RECORD.with_name("images.json"), len(RIVALS), (8, len(SEEDS))))
+        return 0
+    record = Record(given.record)
+    try:
+        if given.what == "row":
+            print(repeat(given.data, record, Job(given.set, given.method, 0.0, given.seed)))
+            return 0
+        with alone_in(given.out):
+            study(given.data, record, given.out, given.workers)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; {given.record} has {len(record.runs)} runs, and the same command goes on"
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
