@@ -46,6 +46,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,15 +54,17 @@ from common.arguments import at_least, existing_folder, folder
 from common.cells import Cell, package, slug, sources_of
 from common.command import alone_in
 from common.files import DataError, Files, Source
+from common.intervals import estimate, pm
 from common.locks import digest
 from common.machine import processor
 from common.pool import perform_all
 from common.progress import Progress
 from common.study import Numbers
+from common.tables import markdown
 from mtlfunc.core.files import write_whole
 
 from . import mnist
-from .pooled import power
+from .pooled import arms_table, power, rivals_table
 from .train import ALONE, BASE, TASKS, Settings, rate_at, together
 
 HERE = Path(__file__).parent
@@ -136,12 +139,55 @@ class Record:
         best = max(tried, key=tried.__getitem__)
         return [n for n in (best - 1, best + 1) if n not in tried and ENDS[0] <= n <= ENDS[1]]
 
+    def edge(self, which: str, method: str) -> bool:
+        """Whether the best rate is an end of all that may be tried."""
+        return self.chosen(which, method) in map(rate, ENDS)
+
     def chosen(self, which: str, method: str) -> float:
         """The best rate; that of Nash-MTL for what has its lengths."""
         tried = self.tried(which, NASH if method in (LENGTHS, COSINE) else method)
         if not tried:
             raise DataError(f"{self.path}: no rate of {method} is chosen yet")
         return rate(max(tried, key=tried.__getitem__))
+
+    def levels(self) -> tuple[list[int], dict[str, np.ndarray]]:
+        """The seeds on which all that is joint ran, and accuracies `[set, seed]` in points: the
+        mean over both tasks, 10 for a run that stopped being finite.
+        """
+
+        def level(which: str, method: str, seed: int) -> float | None:
+            row = self.runs.get(str(Job(which, method, self.chosen(which, method), seed)))
+            if row is None:
+                return None
+            return 10.0 if None in row[2:4] else 50 * (row[2] + row[3])
+
+        every = {
+            seed: [[level(which, name, seed) for which in SETS] for name in JOINT] for seed in SEEDS
+        }
+        whole = {k: rows for k, rows in every.items() if all(None not in row for row in rows)}
+        stacked = np.array(list(whole.values()), float).reshape(-1, len(JOINT), len(SETS))
+        return list(whole), dict(zip(JOINT, stacked.transpose(1, 2, 0), strict=True))
+
+
+def shown(record: Record) -> str:
+    """What the record says so far. Raises DataError for fewer than two whole seeds."""
+    seeds, levels = record.levels()
+    if len(seeds) < 2:
+        raise DataError(f"{record.path}: {len(seeds)} whole seeds, 2 at least are needed")
+    rates = []
+    for name in (name for name in JOINT if name not in (LENGTHS, COSINE)):
+        edges = [" (edge)" * record.edge(which, name) for which in SETS]
+        own = [f"{record.chosen(which, name):g}" for which in SETS]
+        rates.append([name, *map("".join, zip(own, edges, strict=True))])
+        rates[-1] += [pm(estimate(values)) for values in levels[name]]
+    state = "" if len(seeds) == len(SEEDS) else ", so that all verdicts are provisional"
+    parts = [
+        f"{len(seeds)} of {len(SEEDS)} seeds{state}.",
+        rivals_table(levels, RIVALS, SETS),
+        arms_table(levels, NASH, ARMS),
+        markdown(["method", *(f"rate, {x}" for x in SETS), *(f"{x}, %" for x in SETS)], rates),
+    ]
+    return "\n\n".join(parts)
 
 
 def rate(n: int) -> float:
@@ -252,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="finished runs")
     which = parser.add_subparsers(dest="what", required=True)
     which.add_parser("power", help="what difference would be seen nine times of ten")
+    which.add_parser("show", help="what the record says, of as many seeds as it has")
     run = which.add_parser("run", help="all runs that are left; a stop loses those at work alone")
     row = which.add_parser("row", help="one run again, some two to five minutes")
     for part in (run, row):
@@ -267,6 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     record = Record(given.record)
     try:
+        if given.what == "show":
+            print(shown(record))
+            return 0
         if given.what == "row":
             print(repeat(given.data, record, Job(given.set, given.method, 0.0, given.seed)))
             return 0

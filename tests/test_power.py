@@ -1,0 +1,72 @@
+"""The second study of images: what it tries, what it can see, what it says of made-up runs."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from experiments.multimnist import pooled, power
+from experiments.multimnist.train import Settings, rate_at
+
+RAISES = {power.NASH: 1.0, "mgda": -1.0, power.LENGTHS: 1.0}
+PEAKS = {power.NASH: -1, "uw": 6, "mgda": 12}
+
+
+def test_a_made_up_study(tmp_path):
+    """It tries rates up to the best one, and finds the effects that there are and no others."""
+    draw, record = np.random.default_rng(3), power.Record(tmp_path / "power.json")
+    of_seed = {seed: draw.normal() for seed in power.SEEDS}
+    for _, jobs in power.to_do(record):
+        for job in jobs:
+            n = round(math.log2(job.rate / power.rate(0)))
+            failed = (job.method, n) == ("pcgrad", 4)
+            score = None if failed else 0.9 - 0.01 * abs(n - PEAKS.get(job.method, 3))
+            level = 80 + RAISES.get(job.method, 0) + of_seed.get(job.seed, 0) + draw.normal(0, 0.5)
+            record.runs[str(job)] = [0, score, level / 100, level / 100]
+    assert [record.chosen("mnist", x) for x in PEAKS] == [*map(power.rate, (-1, 6, 9))]
+    assert [record.edge("mnist", x) for x in PEAKS] == [False, False, True]
+    assert [*record.tried("mnist", "uw")] == [2, 3, 4, 5, 6, 7]
+    assert sum("seed 101" in run for run in record.runs) == 3 * len(power.STAGES[-1][0])
+    assert not any("seed 201" in run and power.LENGTHS in run for run in record.runs)
+    rows = [line for line in reversed(power.shown(record).split("\n")) if "|" in line]
+    said = {row.split("|")[1].strip(): row for row in rows}
+    for name in power.RIVALS:
+        verdict = {1.0: "above", 0.0: "not shown", -1.0: "below"}[RAISES.get(name, 0.0)]
+        assert f"| **{verdict}**" in said[name]
+    rows = [row for row in rows if "keeps" in row or "loses" in row or "open" in row]
+    found = {row.split("|")[1].strip(): row.split("**")[1] for row in rows}
+    assert found == dict(zip(power.ARMS, ("loses", "loses", "keeps", "loses"), strict=True))
+    job = power.Job("mnist", "left alone", 0.1, 101)
+    record.keep(job, {"score": math.nan, "test": {"left": 0.5}}, "here")
+    assert power.Record(record.path).runs == record.runs
+    assert record.runs[str(job)] == [0, None, 0.5, None]
+
+
+def test_analyses():
+    """Next to statsmodels, and to a t test of the seeds' means, which a balanced design is."""
+    for seeds, level in ((20, 0.05), (20, 0.05 / 6), (8, 0.05 / 6)):
+        there = TTestPower().solve_power(nobs=seeds, alpha=level, power=0.9)
+        assert pooled.seen(2.0, seeds, level) == pytest.approx(2.0 * there, rel=1e-4)
+    draw = np.random.default_rng(1)
+    values = draw.normal(0.3, 0.5, (3, 20)) + draw.normal(0, 1, 20)
+    found = pooled.pooled(values)
+    there: Any = ttest_1samp(values.mean(0), 0)
+    assert found.p == pytest.approx(there.pvalue, rel=1e-3)
+    ends = there.confidence_interval()
+    assert found.mixed[2:4] == pytest.approx((ends.low, ends.high), rel=1e-3)
+    assert found.drawn[2:4] == pytest.approx((ends.low, ends.high), abs=0.15)
+    p = [0.01, 0.04, 0.03, 0.2, 0.9, 0.012]
+    assert pooled.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_a_cosine_of_the_same_mean():
+    settings, sums = Settings(None, 10, 256, True, "cpu"), torch.linspace(9, 2, 100)
+    usual = torch.tensor([rate_at(settings, n / 100) for n in range(100)])
+    rates = usual * power.factors_of(settings, sums, True)
+    assert rates.mean() == pytest.approx(float((usual * sums).mean()), rel=1e-5)
+    assert rates[[25, 50, 75]] / rates[0] == pytest.approx([0.853553, 0.5, 0.146447], rel=1e-4)
