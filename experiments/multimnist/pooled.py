@@ -132,9 +132,8 @@ def rivals_table(
     less = {name: levels[name] - levels["mean"] for name in rivals}
     found = {name: pooled(values) for name, values in less.items()}
     together = holm([each.p for each in found.values()])
-    single = [
-        holm([ttest_1samp(x[i], 0.0).pvalue for x in less.values()]) for i in range(len(sets))
-    ]
+    alone: Any = [ttest_1samp(x, 0.0, axis=1) for x in less.values()]
+    single = [holm(p) for p in zip(*(each.pvalue for each in alone), strict=True)]
     lines = []
     for k, (name, each) in enumerate(found.items()):
         verdict = said(each.mixed.mean, together[k])
