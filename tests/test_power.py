@@ -10,7 +10,8 @@ from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from experiments.multimnist import pooled, power
+from common import pooled
+from experiments.multimnist import power
 from experiments.multimnist.train import Settings, rate_at
 
 RAISES = {power.NASH: 1.0, "mgda": -1.0, power.LENGTHS: 1.0}

@@ -1,39 +1,6 @@
 """`python -m experiments.multimnist.power`: three sets of pairs and twenty seeds, to decide.
 
-What follows was decided before any run of this study.
-
-**Runs.** MultiMNIST, MultiFashion, a digit with a garment; hard sharing, the network, schedule and
-10 epochs of `experiments.multimnist`. Results are taken on seeds 101 to 120, rates are chosen on
-201, 202, 203 by the mean accuracy on held-out images. The rates are .0125 · 2ⁿ, a grid of n = 0 to
-6. A method starts at n = 2, 3, 4; while its best rate has an untried neighbour, that is tried on
-the three seeds, up to three steps beyond either end of the grid. A best rate there is named as one
-at the edge. CAGrad has c = .5, the middle of its paper's three on such data.
-
-**Heads.** As in the papers: UW and GradNorm weigh losses, so that the heads get weighted gradients;
-Nash-MTL's official code calls `backward` of Σ α_t L_t, so its heads do too; those of PCGrad, CAGrad
-and MGDA get the gradient of the mean loss. `"nash-mtl"` is the first study's, whose heads got the
-mean loss's gradient as well.
-
-**Arms.** `"nash-mtl, sum 1"` has Nash-MTL's weights divided by their sum, and a rate of its own.
-`LENGTHS` is the mean loss times s_n in step n, where s_n = Σ_t α_t in step n of the Nash-MTL run
-with the same set and seed at Nash-MTL's chosen rate, and has that rate: the same schedule, no
-balance. `COSINE` is the mean loss times such factors that rate times factor falls to 0 along a
-cosine and has the same mean over the steps as that of `LENGTHS`. `"nash-mtl"` is the fourth arm.
-
-**Question.** A run's number is its test accuracy, mean over both tasks, in points; one that stops
-being finite counts as guessing, 10, and no run is left out. Six hypotheses, one a rival: its
-difference to the mean loss, paired by set and seed, is not 0 in the mean over the three sets.
-Primary is a mixed model (statsmodels, REML) with the sets as fixed effects that sum to 0 and a
-random effect of the seed; its intercept has Student's t with one degree less than there are seeds.
-Holm over the six at .05 decides. Confirmation is a hierarchical bootstrap (SciPy, BCa, 9,999
-draws of seeds, each with its three sets), whose 95 % interval stands next to it. Second line: each
-set alone by Student's t, Holm over its six. Arms: each less the mean loss, and Nash-MTL less each,
-Holm over the eight. An arm keeps Nash-MTL's gain where it is shown to be above the mean loss and
-Nash-MTL is not shown to be above it; it loses it where Nash-MTL is shown to be above it.
-
-**Order.** Tuning of all that is joint, eight seeds of it, then tuning and eight seeds of the
-networks that learn one task, then the other seeds. No look at the results stops or changes a run. A
-record of fewer seeds says how many, and its verdicts are provisional.
+power.md says what was decided before any run.
 """
 
 import argparse
@@ -293,7 +260,7 @@ def repeat(data: Path, record: Record, job: Job) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study or a part of it; the exit status."""
     name = "python -m experiments.multimnist.power"
-    parser = argparse.ArgumentParser(prog=name, description=str(__doc__))
+    parser = argparse.ArgumentParser(prog=name, description=(HERE / "power.md").read_text())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="finished runs")
     which = parser.add_subparsers(dest="what", required=True)
