@@ -161,7 +161,7 @@ def method_of(
         if name == alone:
             weight = torch.eye(len(TASKS), device=device)[i]
             return mf.losses_only(), mf.mean(preference=weight), (task,)
-    trunk, plain = mf.jacobian("trunk.*"), mf.losses_only()
+    trunk, plain = mf.jacobian("trunk.*", heads="plain"), mf.losses_only()
     if factors is not None:
         return plain, timed(factors), TASKS
     weighted = mf.jacobian("trunk.*", heads="weighted")
