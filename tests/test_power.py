@@ -14,8 +14,8 @@ from common import pooled
 from experiments.multimnist import power
 from experiments.multimnist.train import Settings, rate_at
 
-RAISES = {power.NASH: 1.0, "mgda": -1.0, power.LENGTHS: 1.0}
-PEAKS = {power.NASH: -1, "uw": 6, "mgda": 12}
+RAISES = {power.NASH: 1.0, power.MGDA: -1.0, power.LENGTHS: 1.0}
+PEAKS = {power.NASH: -1, "uw": 6, power.MGDA: 12}
 
 
 def test_a_made_up_study(tmp_path):

@@ -39,10 +39,12 @@ RECORD = HERE.parents[1] / "docs" / "record" / "power.json"
 SETS, SEEDS, TUNING = tuple(mnist.MIXTURES), tuple(range(101, 121)), (201, 202, 203)
 START, ENDS = (2, 3, 4), (-3, 9)
 NASH, LENGTHS, COSINE = "nash-mtl, weighted heads", "mean, lengths of nash-mtl", "mean, cosine"
-RIVALS = (NASH, "uw", "pcgrad", "cagrad", "mgda", "gradnorm")
+MGDA = "mgda, own heads"
+RIVALS = (NASH, "uw", "pcgrad", "cagrad", MGDA, "gradnorm")
 ARMS = ("nash-mtl, sum 1", "nash-mtl", LENGTHS, COSINE)
-JOINT, SINGLE = ("mean", *RIVALS, *ARMS), tuple(ALONE.values())
-STAGES = ((JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
+FIRST, SINGLE = ("mean", NASH, *ARMS), tuple(ALONE.values())
+JOINT = (*FIRST, *RIVALS[1:])
+STAGES = ((FIRST, 8), (JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
 """Methods, and on how many seeds they have run after the stage."""
 
 

@@ -181,6 +181,7 @@ def method_of(
         "static search": lambda: (plain, mf.mean(preference=weights)),
         "random": lambda: (plain, mf.rlw()),
         "mgda": lambda: (trunk, mf.mgda()),
+        "mgda, own heads": lambda: (mf.jacobian("trunk.*", heads="own"), mf.mgda()),
         "mgda-ub": lambda: (_representation(net), mf.mgda()),
         "mgda-loss+": lambda: (trunk, official_mgda()),
         "cagrad": lambda: (trunk, mf.cagrad(c=left)),
