@@ -161,10 +161,11 @@ def method_of(
         if name == alone:
             weight = torch.eye(len(TASKS), device=device)[i]
             return mf.losses_only(), mf.mean(preference=weight), (task,)
-    trunk, plain = mf.jacobian("trunk.*", heads="plain"), mf.losses_only()
+    # with the mean loss's gradient in all heads trunks compare; `papers` has each rule's own heads
+    trunk, papers = mf.jacobian("trunk.*", heads="plain"), mf.jacobian("trunk.*")
+    plain = mf.losses_only()
     if factors is not None:
         return plain, timed(factors), TASKS
-    weighted = mf.jacobian("trunk.*", heads="weighted")
     left = float(cell.variant.split()[-1]) if cell.variant else 0.4  # a weight, or CAGrad's c
     weights = torch.tensor([left, 1 - left], device=device)
     architecture = (SETTINGS | OF_DATA)[cell.problem].architecture
@@ -172,22 +173,19 @@ def method_of(
     probe, rule = {
         "mean": lambda: (plain, mf.mean()),
         "pcgrad": lambda: (trunk, mf.pcgrad()),
-        "gradnorm": lambda: (
-            mf.jacobian(over, heads="weighted"),
-            mf.gradnorm(0.12),
-        ),
+        "gradnorm": lambda: (mf.jacobian(over), mf.gradnorm(0.12)),
         "uw": lambda: (plain, mf.uw(0.025)),
         "dwa": lambda: (plain, mf.dwa(epoch)),
         "static search": lambda: (plain, mf.mean(preference=weights)),
         "random": lambda: (plain, mf.rlw()),
         "mgda": lambda: (trunk, mf.mgda()),
-        "mgda, own heads": lambda: (mf.jacobian("trunk.*", heads="own"), mf.mgda()),
+        "mgda, own heads": lambda: (papers, mf.mgda()),
         "mgda-ub": lambda: (_representation(net), mf.mgda()),
         "mgda-loss+": lambda: (trunk, official_mgda()),
         "cagrad": lambda: (trunk, mf.cagrad(c=left)),
         "nash-mtl": lambda: (trunk, mf.nash_mtl()),
-        "nash-mtl, weighted heads": lambda: (weighted, mf.nash_mtl()),
-        "nash-mtl, sum 1": lambda: (weighted, mf.nash_mtl(rescale="sum")),
+        "nash-mtl, weighted heads": lambda: (papers, mf.nash_mtl()),
+        "nash-mtl, sum 1": lambda: (papers, mf.nash_mtl(rescale="sum")),
         "famo": lambda: (mf.second_evaluation(plain), mf.famo()),
         "upgrad": lambda: (trunk, mf.upgrad()),
         "epo": lambda: (trunk, mf.epo(weights)),
@@ -254,7 +252,7 @@ def _representation(net: nn.Module) -> Probe:
             for i, head in enumerate(heads.children())
         )
 
-    return mf.representation(encode, decode, shared="trunk.*")
+    return mf.representation(encode, decode, shared="trunk.*", heads="plain")
 
 
 def alone(function: Callable[..., Any]) -> Callable[..., Any]:
