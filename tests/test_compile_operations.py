@@ -19,16 +19,10 @@ NAMES = (
     "prelu channels",
     "attention",
     "cdist",
-    "solve",
-    "solve one batch",
     "cholesky_inverse upper",
-    "select_scatter method",
     "weight_norm",
-    "hardsigmoid",
-    "hardsigmoid in place",
-    "pad_sequence",
 )
-FEW = ("layer_norm native", "cdist", "solve", "select_scatter method")  # one of a kind
+FEW = ("layer_norm native", "cdist", "cholesky_inverse upper")  # one of a kind
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +33,7 @@ def fresh_compiler():
 @pytest.mark.parametrize("transform", few(["grad of vmap", "vmap of grad"], lambda t: t[0] == "g"))
 @pytest.mark.parametrize(
     "names",
-    few([FEW, NAMES[:5], NAMES[5:10], NAMES[10:]], lambda names: names == FEW),
+    few([FEW, NAMES[:4], NAMES[4:]], lambda names: names == FEW),
     ids=lambda names: f"{names[0]}…{names[-1]}",
 )
 def test_compiled_hypergradients(names, transform):

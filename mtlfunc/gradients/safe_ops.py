@@ -3,14 +3,11 @@
 All without a word (torch 2.13). The batched backward of a fused layer, instance or train-mode batch
 norm takes the statistics for constants where the gradient of the scale is differentiated again;
 their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
-batched backwards of prelu, cdist and select_scatter, and of index_copy by one number. A batched
-solve mixes up batch axes that broadcast, a batched index_select by a 0-d index takes everything. A
-batched index_fill into a constant writes every value into one. What solves, and determinants, have
-wrong derivatives of their forward mode, and wrong Hessians in a batch. An embedding's second
-derivatives forget its padding and its frequencies. Single passes of cholesky_inverse
-and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have no second
-derivative or no batched form at all. What networks contain is written out; the rest is refused
-where torch would be wrong, and left alone elsewhere. Every spelling is caught: torch.nn.functional,
+batched backwards of prelu and cdist. An embedding's second derivatives forget its padding and its
+frequencies. Single passes of cholesky_inverse and cholesky_solve give the unused triangle a
+gradient, if it is not 0. Others have no second derivative or no batched form at all. What networks
+contain is written out. The rest is refused by the table below, which says what torch gets wrong and
+what to use, and left alone where torch is right. Every spelling is caught: torch.nn.functional,
 torch, methods of tensors, torch._C._nn, torch.ops.aten.
 """
 
@@ -75,7 +72,7 @@ class SafeOps(TorchFunctionMode):
 @constant_when_compiled
 def _hand_over_table() -> None:
     """Let the compiler hand the whole table to modes: alone it hands over what torch lists as
-    open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
+    open to overriding, among which torch._weight_norm is not.
     """
     import_module(compiler_tables).get_overridable_functions().update(WRITTEN)
 
@@ -110,15 +107,6 @@ def _scale_shift(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _scale_channels(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
-    shape = (-1, *(1,) * (x.ndim - 2))
-    return _scale_shift(
-        x,
-        None if weight is None else weight.reshape(shape),
-        None if bias is None else bias.reshape(shape),
-    )
-
-
 def _native_layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
     eps: Number = 1e-5,
@@ -134,32 +122,37 @@ def _layer_norm(
     return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
 
 
+def _channel_norm(
+    norm: Callable[..., Tensor], axes: tuple[int, ...], own: bool, x: Tensor, *rest: Any
+) -> Tensor:
+    """Of the statistics over `axes` if they are its own."""
+    mean, var, weight, bias, momentum, eps = rest
+    if not own:
+        return norm(x, mean, var, weight, bias, False, momentum, eps)
+    if math.prod(x.shape[i] for i in axes) == 1 or mean is not None or var is not None:
+        with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
+            norm(x, mean, var, None, None, True, momentum, eps)
+    shape = (-1, *(1,) * (x.ndim - 2))
+    scale = [None if each is None else each.reshape(shape) for each in (weight, bias)]
+    return _scale_shift(_normalize(x, axes, eps)[0], *scale)
+
+
 def _batch_norm(
     input: Tensor, running_mean: Maybe, running_var: Maybe, weight: Maybe = None,
     bias: Maybe = None, training: bool = False, momentum: Number = 0.1, eps: Number = 1e-5,
 ) -> Tensor:  # fmt: skip
-    stats = (running_mean, running_var)
-    if not training:
-        return F.batch_norm(input, *stats, weight, bias, training, momentum, eps)
-    if input.numel() == input.shape[1] or any(x is not None for x in stats):
-        with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
-            F.batch_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalize(input, (0, *range(2, input.ndim)), eps)
-    return _scale_channels(out, weight, bias)
+    rest = running_mean, running_var, weight, bias, momentum, eps
+    return _channel_norm(F.batch_norm, (0, *range(2, input.ndim)), training, input, *rest)
 
 
 def _instance_norm(
     input: Tensor, running_mean: Maybe = None, running_var: Maybe = None, weight: Maybe = None,
     bias: Maybe = None, use_input_stats: bool = True, momentum: Number = 0.1, eps: Number = 1e-5,
 ) -> Tensor:  # fmt: skip
-    stats = (running_mean, running_var)
-    if not use_input_stats:
-        return F.instance_norm(input, *stats, weight, bias, False, momentum, eps)
-    if math.prod(input.shape[2:]) == 1 or any(x is not None for x in stats):
-        with torch.no_grad():
-            F.instance_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalize(input, tuple(range(2, input.ndim)), eps)
-    return _scale_channels(out, weight, bias)
+    rest = running_mean, running_var, weight, bias, momentum, eps
+    return _channel_norm(
+        F.instance_norm, tuple(range(2, input.ndim)), use_input_stats, input, *rest
+    )
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -175,23 +168,6 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor:
         return F.prelu(input, weight)  # refuses it
     shape = (-1, *(1,) * (input.ndim - 2)) if input.ndim > 1 else (1,) * input.ndim
     return torch.where(input > 0, input, weight.reshape(shape) * input)
-
-
-def _rrelu(
-    input: Tensor, lower: Number = 1 / 8, upper: Number = 1 / 3, training: bool = False,
-    inplace: bool = False,
-) -> Tensor:  # fmt: skip
-    if training:
-        return F.rrelu(input, lower, upper, training, inplace)
-    return F.leaky_relu(input, (lower + upper) / 2, inplace)
-
-
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    return F.relu6(input.add_(3), inplace=True).div_(6) if inplace else F.relu6(input + 3) / 6
-
-
-def _hardsigmoid_(input: Tensor) -> Tensor:
-    return _hardsigmoid(input, inplace=True)
 
 
 def _attention(
@@ -213,42 +189,15 @@ def _attention(
     return torch.dropout(shares, dropout_p, True) @ value
 
 
-def _gaussian_nll(
-    input: Tensor, target: Tensor, var: Tensor | Number, full: bool = False, eps: Number = 1e-6,
-    reduction: str = "mean",
-) -> Tensor:  # fmt: skip
-    """A negative variance, which torch refuses, gives NaN: it cannot be looked at."""
-    if not isinstance(var, Tensor):
-        var = torch.full_like(input, var)
-    if var.shape == input.shape[:-1] != input.shape:
-        var = var.unsqueeze(-1)
-    var = var.where(var >= 0, float("nan"))
-    var = var + (var.clamp_min(eps) - var).detach()
-    loss = 0.5 * (var.log() + (input - target).square() / var)
-    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
-    return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
-
-
 def _cdist(x1: Tensor, x2: Tensor, p: Number = 2.0, compute_mode: Any = None) -> Tensor:
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
 
 
-def _pdist(input: Tensor, p: Number = 2.0) -> Tensor:
-    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
-    return torch.linalg.vector_norm(input[i] - input[j], ord=p, dim=-1)
-
-
-def _pad_sequence(
-    sequences: Sequence[Tensor], batch_first: bool = False, padding_value: Number = 0.0,
-    padding_side: str = "right",
-) -> Tensor:  # fmt: skip
-    longest = max(map(len, sequences))
-    padded = []
-    for x in sequences:
-        missing = longest - len(x)
-        ends = (0, missing) if padding_side == "right" else (missing, 0)
-        padded.append(F.pad(x, (*(0, 0) * (x.ndim - 1), *ends), value=padding_value))
-    return torch.stack(padded, 0 if batch_first else 1)
+FREQUENCIES = (
+    "embedding: scale_grad_by_freq=True divides gradients by the counts of a whole call, so that a "
+    "sample has none of its own, and second derivatives are wrong; leave it out, or take gradients "
+    "of tasks under torch.no_grad() if nothing is differentiated again"
+)
 
 
 def _embedding(
@@ -257,11 +206,7 @@ def _embedding(
 ) -> Tensor:  # fmt: skip
     """The padding is a constant: torch's second derivatives take it for a parameter."""
     if scale_grad_by_freq:
-        raise NotImplementedError(
-            "embedding: torch's second derivatives with scale_grad_by_freq=True are wrong, since "
-            "what it makes is no derivative; leave it out, or call under torch.no_grad() if "
-            "nothing is differentiated again"
-        )
+        raise NotImplementedError(FREQUENCIES)
     out = F.embedding(input, weight, None, max_norm, norm_type, False, sparse)
     if padding_idx is None:
         return out
@@ -276,73 +221,6 @@ def _embed(
     return _embedding(indices, weight, padding, None, 2.0, scale_grad_by_freq, sparse)
 
 
-# --- linear algebra and indexing ----------------------------------------------------------------
-
-
-def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """By triangles."""
-    if B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]):
-        return _solve(A, B.unsqueeze(-1)).squeeze(-1)
-    if not left:
-        return _solve(A.mT, B.mT).mT
-    P, L, U = torch.lu_unpack(*torch.linalg.lu_factor(A))
-    inner = torch.linalg.solve_triangular(L, P.mT @ B, upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(U, inner, upper=True)
-
-
-def _solve_ex(
-    A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
-) -> tuple[Tensor, Tensor]:
-    info = torch.linalg.solve_ex(A.detach(), B.detach(), left=left, check_errors=check_errors)[1]
-    found = _solve(A, B, left=left), info
-    return torch.return_types.linalg_solve_ex(found)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-    if dims is not None:
-        A = A.movedim(tuple(dims), tuple(range(A.ndim - len(dims), A.ndim)))
-    return _solve(A.reshape(B.numel(), -1), B.flatten()).reshape(A.shape[B.ndim :])
-
-
-def _slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the triangle's diagonal, right in forward mode too."""
-    diagonal = torch.linalg.lu_factor(A)[0].diagonal(dim1=-2, dim2=-1)
-    sign = torch.linalg.slogdet(A.detach())[0]
-    if A.is_complex():
-        turn = (diagonal / diagonal.abs()).prod(-1)
-        sign = turn * (sign / turn).detach()
-    found = sign, diagonal.abs().log().sum(-1)
-    return torch.return_types.linalg_slogdet(found)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _logdet(input: Tensor) -> Tensor:
-    sign, size = _slogdet(input)
-    return sign.log() + size
-
-
-def _det(A: Tensor) -> Tensor:
-    sign, size = _slogdet(A)
-    return sign * size.exp()
-
-
-def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
-    """Torch's third derivatives are wrong."""
-    if not input.ndim:
-        return input.clone()
-    x = input.movedim(dim, -1)
-    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)
-    return x.unsqueeze(-2).masked_fill(later, -torch.inf).logsumexp(-1).movedim(-1, dim)
-
-
-def _householder_product(input: Tensor, tau: Tensor) -> Tensor:
-    rows, columns = input.shape[-2:]
-    eye = torch.eye(rows, dtype=input.dtype, device=input.device)
-    vectors, out = input.tril(-1) + eye[:, :columns], eye
-    for v, factor in zip(vectors.unbind(-1), tau.unbind(-1), strict=False):
-        out = out - factor[..., None, None] * (out @ v[..., None]) @ v.conj()[..., None, :]
-    return out[..., :columns]
-
-
 def _cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     eye = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
     return _cholesky_solve(eye.expand_as(input), input, upper)
@@ -353,68 +231,42 @@ def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
     return torch.cholesky_solve(B, L.triu() if upper else L.tril(), upper)
 
 
-def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
-    input.select(dim, index)  # refuses what is outside
-    index = index % input.shape[dim]
-    return torch.slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)
-
-
-def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | Number) -> Tensor:
-    """A batched value makes the input batched: torch writes every value into one otherwise."""
-    if isinstance(value, Tensor):
-        input = torch.where(torch.ones_like(input, dtype=torch.bool), input, value)
-    return torch.index_fill(input, dim, index, value)
-
-
-def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
-    return torch.index_select(input, dim, index.reshape(-1))
-
-
-def _index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    source = source if source.ndim == input.ndim else source.reshape(1)
-    return torch.index_copy(input, dim, index.reshape(-1), source)
-
-
-def _index_copy_(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    source = source if source.ndim == input.ndim else source.reshape(1)
-    return input.index_copy_(dim, index.reshape(-1), source)
-
-
-def _index_add(
-    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1
-) -> Tensor:
-    return torch.index_add(input, dim, index.reshape(-1), source, alpha=alpha)
-
-
-def _index_add_(
-    input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1
-) -> Tensor:
-    return input.index_add_(dim, index.reshape(-1), source, alpha=alpha)
-
-
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def _refuse(
-    name: str, wrong: str, instead: str, function: Callable[..., Any], when: Callable[..., bool]
-) -> Callable[..., Any]:
-    """`function`, with an error where torch differentiates it wrongly: `when(*args, **kwargs)`."""
+When = Callable[..., bool] | None  # of an operation's arguments; None is always
+
+
+def _refuse(function: Callable[..., Any], when: When, wrong: str, instead: str) -> Any:
+    """`function`, with an error where torch differentiates it wrongly."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if when(*args, **kwargs):
+        if when is None or when(*args, **kwargs):
+            name = function.__name__
             raise NotImplementedError(f"{name}: torch's {wrong} are wrong; {instead}")
         return function(*args, **kwargs)
 
     return call
 
 
-def _always(*_: Any, **__: Any) -> bool:
-    return True
+def _forward(*_: Any, **__: Any) -> bool:
+    return torch.compiler.is_compiling() or derivative_levels()[1] > 0
 
 
-def _is_forward_inside(*_: Any, **__: Any) -> bool:
-    """Whether forward mode may be inside another derivative than the passes' own."""
-    return derivative_levels()[1] > 0 and sum(derivative_levels()) > 2
+def _solves_many(A: Tensor, B: Tensor, **_: Any) -> bool:
+    """Whether batch axes broadcast, or the same."""
+    lead = B.shape[: -1 if B.ndim == 1 or B.shape == A.shape[:-1] else -2]
+    return A.shape[:-2] != lead or _forward()
+
+
+def _fills_tensor(input: Tensor, dim: int, index: Tensor, value: Tensor | Number) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _by_number(
+    input: Tensor, dim: int, index: Tensor, source: Tensor | None = None, **_: Any
+) -> bool:
+    return index.ndim == 0 or (source is not None and source.ndim != input.ndim)
 
 
 def _product_again(*args: Any, **kwargs: Any) -> bool:
@@ -450,57 +302,63 @@ _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_instance_norm, (F.instance_norm,)),
     (_weight_norm, _every("_weight_norm")),
     (_prelu, _every("prelu")),
-    (_rrelu, (F.rrelu, *_every("rrelu"))),
-    (_hardsigmoid, (F.hardsigmoid, *_every("hardsigmoid"))),
-    (_hardsigmoid_, _every("hardsigmoid_")),
     (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
-    (_gaussian_nll, (F.gaussian_nll_loss,)),
     (_cdist, _every("cdist")),
-    (_pdist, _every("pdist")),
-    (_pad_sequence, _every("pad_sequence")),
-    (_solve, _every("linalg_solve")),
-    (_solve_ex, _every("linalg_solve_ex")),
-    (_tensorsolve, _every("linalg_tensorsolve")),
-    (_slogdet, _every("slogdet", "linalg_slogdet")),
-    (_logdet, _every("logdet")),
-    (_det, _every("det", "linalg_det")),
-    (_logcumsumexp, _every("logcumsumexp")),
-    (_householder_product, _every("linalg_householder_product", "orgqr")),
     (_embedding, (F.embedding,)),
     (_embed, _every("embedding")),
     (_cholesky_inverse, _every("cholesky_inverse")),
     (_cholesky_solve, _every("cholesky_solve")),
-    (_select_scatter, _every("select_scatter")),
-    (_index_fill, _every("index_fill")),
-    (_index_select, _every("index_select")),
-    (_index_copy, _every("index_copy")),
-    (_index_copy_, _every("index_copy_")),
-    (_index_add, _every("index_add")),
-    (_index_add_, _every("index_add_")),
 )
 
-_SCALE = "batched second derivatives by the scale, where statistics are the batch's own,"
-_REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
+_STATISTICS = "batched second derivatives by the scale, where statistics are the batch's own,"
+_FORWARD = "derivatives of its forward mode", "differentiate in reverse, jacrev of jacrev"
+_REFUSED: tuple[tuple[str, When, str, str], ...] = (
+    ("batch_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.batch_norm"),
+    ("native_batch_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.batch_norm"),
+    ("instance_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.instance_norm"),
+    ("linalg_eig linalg_eigvals linalg_tensorsolve", _forward, *_FORWARD),
+    ("slogdet linalg_slogdet logdet", _forward, *_FORWARD),
+    ("linalg_householder_product orgqr", _forward, *_FORWARD),
     (
-        *(_own_statistics, _every("batch_norm", "native_batch_norm")),
-        *(_SCALE, "use torch.nn.functional.batch_norm"),
+        *("linalg_solve linalg_solve_ex", _solves_many),
+        *(
+            "derivatives where batch axes broadcast or forward mode enters",
+            "use torch.linalg.inv(A) @ B",
+        ),
     ),
-    (_own_statistics, _every("instance_norm"), _SCALE, "use torch.nn.functional.instance_norm"),
+    ("lu_solve linalg_lu_solve", None, "batched derivatives", "use torch.linalg.inv(A) @ B"),
     (
-        *(_is_forward_inside, _every("linalg_eig", "linalg_eigvals")),
-        *("derivatives of its forward mode", "differentiate in reverse, jacrev of jacrev"),
+        *("det linalg_det", None, "third derivatives"),
+        "use sign * size.exp() of sign, size = torch.linalg.slogdet(A)",
     ),
     (
-        *(_always, _every("lu_solve", "linalg_lu_solve")),
-        *("batched derivatives", "use torch.linalg.solve"),
+        *("logcumsumexp", None, "third derivatives"),
+        "use m + (x - m).exp().cumsum(dim).log() with m = x.detach().amax(dim, keepdim=True)",
     ),
     (
-        *(_always, _every("as_strided_scatter")),
-        *("second derivatives", "use slice_scatter, diagonal_scatter or index_put"),
+        *("pdist", None, "second derivatives"),
+        "use (x[i] - x[j]).norm(dim=-1) with i, j = torch.triu_indices(len(x), len(x), 1)",
+    ),
+    ("pad_sequence", None, "batched derivatives", "pad each by torch.nn.functional.pad and stack"),
+    (
+        *("as_strided_scatter", None, "second derivatives"),
+        "use slice_scatter, diagonal_scatter or index_put",
     ),
     (
-        _product_again,
-        _every("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"),
+        *("select_scatter", None, "batched derivatives"),
+        "use slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)",
+    ),
+    (
+        *("index_fill", _fills_tensor, "batched derivatives by a tensor's value"),
+        "use torch.where with a mask",
+    ),
+    (
+        *("index_select index_copy index_copy_ index_add index_add_", _by_number),
+        "batched derivatives by an index or a source without the axis",
+        "use index.reshape(1), and a source with the input's axes",
+    ),
+    (
+        *("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _product_again),
         *("second derivatives of products", "multiply with torch.prod over a dense table"),
     ),
 )
@@ -509,9 +367,9 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     spelling: written for written, spellings in _WRITTEN for spelling in spellings
 }
 WRITTEN |= {
-    spelling: _refuse(spelling.__name__, wrong, instead, WRITTEN.get(spelling) or spelling, when)
-    for when, spellings, wrong, instead in _REFUSED
-    for spelling in spellings
+    spelling: _refuse(spelling, when, wrong, instead)
+    for names, when, wrong, instead in _REFUSED
+    for spelling in _every(*names.split())
 }
 """Every spelling of an operation that is written out or refused, and how it is called then."""
 
