@@ -197,7 +197,7 @@ AWKWARD_SAMPLES = {
 def test_sample_gramian_of_awkward_calls(name):
     f, leaves = AWKWARD_SAMPLES[name]
     if name == "cdist":  # of which the graph shows no more than that it was called
-        with pytest.raises(ValueError, match="samples mix"):
+        with pytest.raises(ValueError, match="samples mix in cdist, of which"):
             mf.sample_gramian(lambda p, b: f(p), leaves, None)
     engine = "rows" if name == "cdist" else "auto"
     found = mf.sample_gramian(lambda p, b: f(p), leaves, None, engine=engine)[1]

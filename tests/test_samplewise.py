@@ -45,6 +45,8 @@ def tensor(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
+PLACES, LSTM = torch.arange(N**3).reshape(N, N, N), nn.LSTM(N, N)  # samples are its second axis
+
 STEPS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -170,6 +172,50 @@ STEPS = {
     "written into a piece": lambda h: written_at(h, h[:, :1] * 2),
     "added to a piece": lambda h: added_at(h, h[:1]),
     "added up in a piece": lambda h: summed_at(h),
+    "split unsafely": lambda h: torch.cat(torch.unsafe_split(h, 2, 0)[::-1], 0),
+    "split unsafely by sizes": lambda h: torch.cat(h.unsafe_split_with_sizes([1, 2], 1)[::-1], 1),
+    "turned in place": lambda h: (h * 1).transpose_(0, 1),
+    "each turned in place": lambda h: torch.stack([(x * 1).t_() for x in h.unbind(1)], 1),
+    "with an axis in place": lambda h: (h * 1).unsqueeze_(1)[:, 0],
+    "windows of an axis": lambda h: h + h.unfold(1, N, 1)[:, 0].mT + h.unfold(2, 2, 2)[..., 1],
+    "windows of the first": lambda h: h.unfold(0, N, 1)[0],
+    "pixels": lambda h: F.pixel_shuffle(h[:, None].expand(N, 4, N, N), 2)[:, 0, :N, :N],
+    "pixels of one": lambda h: F.pixel_shuffle(h.repeat(4, 1, 1)[:4], 2)[0, :N, :N] + h,
+    "pixels as channels": lambda h: F.pixel_unshuffle(h.repeat(1, 2, 2)[:, None], 2)[:, 1],
+    "channels": lambda h: F.channel_shuffle(h, 3),
+    "channels of one": lambda h: F.channel_shuffle(h[None], 3)[0],
+    "added where it belongs": lambda h: torch.zeros_like(h).scatter_add(1, PLACES % N, h),
+    "added elsewhere": lambda h: torch.zeros_like(h).scatter_add(0, PLACES % N, h),
+    "put": lambda h: h.scatter(2, PLACES % N, h.tanh()).scatter(1, PLACES % N, 0.5),
+    "largest of what is put": lambda h: h.scatter_reduce(1, PLACES % 2, h.exp(), "amax"),
+    "added by index": lambda h: h.index_add(1, torch.tensor([0, 0, 2]), h.sin()),
+    "added to others by index": lambda h: h.index_add(0, torch.tensor([0, 0, 2]), h.sin()),
+    "copied by index": lambda h: h.index_copy(2, torch.tensor([1, 2]), h[..., :2].sin()),
+    "masked": lambda h: h.index_put((PLACES % 2 == 0,), torch.zeros(()).double()),
+    "masked by others": lambda h: h.masked_scatter(PLACES % 2 == 0, h.flip(0)),
+    "spectrum": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1), n=N, dim=1).exp(),
+    "spectrum of the first": lambda h: torch.fft.fft(h, dim=0).imag + h,
+    "spectrum in two": lambda h: torch.view_as_real(torch.fft.rfft2(h.exp()))[..., :1, 1] * h,
+    "spectrum in two, whole": lambda h: torch.fft.fft2(h).abs(),
+    "middle": lambda h: h + h.median(1)[0][:, None] + h.kthvalue(1, 2)[0][..., None],
+    "middle of others": lambda h: h + h.median(0)[0] + h.mode(0)[0],
+    "largest so far": lambda h: h.cummax(1)[0] + h.logcumsumexp(2) + h.cummin(2)[0],
+    "largest so far of others": lambda h: h.cummax(0)[0],
+    "inverse": lambda h: torch.linalg.inv(h + 4 * torch.eye(N).to(h)),
+    "inverse of others": lambda h: torch.linalg.inv(h.mT.transpose(0, 1) + 4 * torch.eye(N).to(h)),
+    "square root": lambda h: torch.linalg.cholesky(h @ h.mT + torch.eye(N).to(h)),
+    "exponential": lambda h: torch.matrix_exp(h.tanh()),
+    "rotated": lambda h: h.rot90(1, (1, 2)),
+    "rotated with others": lambda h: h.rot90(1, (0, 2)),
+    "folded": lambda h: F.fold(F.unfold(h[:, None], 2), (N, N), 2)[:, 0],
+    "folded as one": lambda h: F.fold(F.unfold(h, 1), (N, N), 1),
+    "larger in three": lambda h: F.interpolate(h[:, None, None], scale_factor=2)[:, 0, 0, :N, :N],
+    "recurrent": lambda h: LSTM(h.float())[0].to(h),
+    "recurrent, its last state": lambda h: h + LSTM(h.float())[1][0][0].to(h),
+    "recurrent, with a state": lambda h: LSTM(h.float(), (h[:1].float(),) * 2)[0].to(h),
+    "gates": lambda h: (
+        torch.gru_cell(h[:, 0], h[:, 1], tensor(0, 9, N), tensor(1, 9, N))[:, None] * h
+    ),
     "written": lambda h: (h * 1).index_fill_(0, torch.tensor([1]), 0.5),
 }
 LAST = {
@@ -184,6 +230,9 @@ LAST = {
     ).mean(1),
     "plain cross-entropy": lambda h: F.cross_entropy(
         h[:, 0], torch.tensor([0, 2, 1]), reduction="none"
+    ),
+    "connectionist": lambda h: F.ctc_loss(
+        h, torch.ones(N, 1).long(), torch.full((N,), N), torch.full((N,), 1), reduction="none"
     ),
     "error": lambda h: F.mse_loss(h, h[:1].expand(N, N, N), reduction="none").sum((1, 2)),
     "sizes": lambda h: h[:, 0].norm(dim=1),
@@ -282,10 +331,10 @@ def test_as_many_ensembles_as_samples():
             rtol=1e-12,
             atol=1e-14,
         )
-    with pytest.raises(ValueError, match="samples mix at w"):
+    with pytest.raises(ValueError, match="samples mix in softmax"):
         vmap(lambda p: mf.sample_gramian(mixing, p, x)[1])(params)
     for measure in (mf.sample_gramian, mf.sample_norms):
-        with pytest.raises(ValueError, match="samples mix at w"):
+        with pytest.raises(ValueError, match="samples mix in softmax"):
             grad(lambda p, f=measure: f(mixing, p, x)[1].sum())({"w": params["w"][0]})
     one = {"w": params["w"][0]}
     inside = mf.sample_gramian(

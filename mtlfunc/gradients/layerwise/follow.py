@@ -44,7 +44,8 @@ def owners_of_input(
     follow: Follow | None, node: Node, index: int, places: Mapping[int, Owners], child: Place
 ) -> list[Owners]:
     """What every output's owners say of one input."""
-    cuts = follow is piece  # what one loss owns as a whole is a piece of what went in
+    # what one loss owns as a whole is a piece of what went in
+    cuts = follow in (piece, recurrent)
     found: list[Owners] = []
     for place, owners in places.items():
         answer: Owners | None = None
@@ -172,19 +173,31 @@ def reduction(step: Step, owners: np.ndarray) -> np.ndarray | None:
 
 
 def along_axes(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """Entries along some axes depend on one another."""
+    """Entries along some axes depend on one another, of which there may be more or fewer."""
     named = step.node._saved_dims if hasattr(step.node, "_saved_dims") else step.node._saved_dim
     dims = _dims(named, len(step.shape))
-    known = step.at == 0 and step.out == step.shape and dims
+    known = step.at == 0 and dims and _alike(step.out, step.shape, dims)
     return reduce_owners(owners, dims) if known else None
 
 
-def gather(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """Entries picked along one axis, wherever they are there."""
-    (dim,) = _dims(step.node._saved_dim, len(step.shape))
-    sizes = zip(step.out, step.shape, strict=True)
-    alike = all(a == b or axis == dim for axis, (a, b) in enumerate(sizes))
-    return reduce_owners(owners, [dim]) if step.at == 0 and alike else None
+def _alike(out: Shape, shape: Shape, but: Sequence[int]) -> bool:
+    """Whether all axes are as long, but for some."""
+    pairs = enumerate(zip(out, shape, strict=False))
+    return len(out) == len(shape) and all(a == b or axis in but for axis, (a, b) in pairs)
+
+
+def scattered(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Entries of the second input are put along one axis, wherever, into the first."""
+    if step.at == 0:
+        return by_entry(step, owners)
+    dims = _dims(step.node._saved_dim, len(step.out))
+    known = step.at == 1 and _alike(step.out, step.shape, dims)
+    return reduce_owners(owners, dims) if known else None
+
+
+def written_at(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """What is left of the first input where numbers were written into it."""
+    return by_entry(step, owners) if step.at == 0 else None
 
 
 def diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
@@ -255,11 +268,50 @@ def first_axis(inputs: int) -> Follow:
     """Entries of the first axis are worked on one by one."""
 
     def follow(step: Step, owners: np.ndarray) -> np.ndarray | None:
-        if step.at >= inputs or len(step.out) != len(step.shape) or step.out[0] != step.shape[0]:
+        if step.at >= inputs or step.out[0] != step.shape[0]:
             return None
-        return reduce_owners(owners, range(1, len(step.out)))
+        merged = reduce_owners(owners, range(1, len(step.out)))
+        return merged.reshape(-1, *(1,) * (len(step.shape) - 1))
 
     return follow
+
+
+def last_axes(count: int) -> Follow:
+    """The last axes depend on one another, all others are worked on one by one."""
+
+    def follow(step: Step, owners: np.ndarray) -> np.ndarray | None:
+        lead = len(step.out) - count
+        if step.at or lead < 0 or step.out[:lead] != step.shape[:-count]:
+            return None
+        return reduce_owners(owners, range(lead, len(step.out)))
+
+    return follow
+
+
+def recurrent(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Samples are the last axis but one of the sequence, of the outputs and of the states."""
+    reads = step.at == 0 or step.at > len(step.node.next_functions) - 3
+    if not reads or len(step.shape) < 2 or step.shape[-2] != step.out[-2]:
+        return None
+    ends = [axis for axis in range(len(step.out)) if axis != len(step.out) - 2]
+    merged = reduce_owners(owners, ends).reshape(-1, 1)
+    return merged.reshape(*(1,) * (len(step.shape) - 2), -1, 1)
+
+
+def windows(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """An axis as windows of it, which are the last axis."""
+    dim = _dims(step.node._saved_dimension, len(step.shape))
+    return reduce_owners(owners, [*dim, len(step.shape)])[..., 0]
+
+
+def parts_of_complex(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """Real and imaginary parts as the last axis."""
+    return reduce_owners(owners, [len(step.shape)])[..., 0]
+
+
+def connectionist(step: Step, owners: np.ndarray) -> np.ndarray | None:
+    """[time, sample, class] to [sample]"""
+    return owners[None, :, None] if step.at == 0 and len(step.shape) == 3 else None
 
 
 def layer_norm(step: Step, owners: np.ndarray) -> np.ndarray | None:
@@ -306,7 +358,7 @@ def order_of(node: Node, count: int) -> list[int]:
     if node.name() == "PermuteBackward0":
         return [signed(dim) % count for dim in node._saved_dims]
     axes = list(range(count))
-    if node.name() == "TransposeBackward0":
+    if node.name() in ("TransposeBackward0", "TransposeBackward1"):
         i, j = (signed(dim) % count for dim in (node._saved_dim0, node._saved_dim1))
         axes[i], axes[j] = j, i
         return axes
@@ -324,7 +376,7 @@ def piece_of(node: Node, output: int, length: int) -> slice:
     if kind == "SliceBackward0":
         start, end = node._saved_start or 0, node._saved_end
         return slice(signed(start), None if end is None else signed(end), node._saved_step)
-    if kind == "SplitBackward0":
+    if kind in ("SplitBackward0", "UnsafeSplitBackward0"):
         size = node._saved_split_size
         return slice(output * size, (output + 1) * size)
     sizes = node._saved_split_sizes

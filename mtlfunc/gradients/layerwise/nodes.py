@@ -62,7 +62,7 @@ _TABLE: dict[str, Facts] = {
     "MpsConvolution* NnpackSpatialConvolution*": Facts(traits={"slow"}),
     "Embedding": Facts(read={0: products.embedding}),
     "Index": Facts(read={0: products.index}),
-    "IndexSelect": Facts(follow.gather, {0: products.index_select}),
+    "IndexSelect": Facts(follow.along_axes, {0: products.index_select}),
     # sums and products by entry
     "Add": Facts(follow.by_entry, {0: each.add, 1: each.add}, {"arithmetic", "passes"}),
     "Sub": Facts(follow.by_entry, {0: each.sub, 1: each.sub}, {"arithmetic", "passes"}),
@@ -77,7 +77,7 @@ _TABLE: dict[str, Facts] = {
     "NativeDropout Threshold Hardshrink Softshrink Celu PreluKernel RreluWithNoise Asin Acos Erfc "
     "Xlogy Logaddexp Atan2 Tril Triu TanhBackward SigmoidBackward SoftplusBackward GeluBackward "
     "EluBackward LeakyReluBackward ThresholdBackward LogSigmoidBackward HardtanhBackward "
-    "HardswishBackward": Facts(follow.by_entry),
+    "HardswishBackward Complex Polar Conj Angle Sgn": Facts(follow.by_entry),
     "Hardsigmoid": Facts(follow.by_entry, traits={"final"}),
     # norms
     "NativeLayerNorm": Facts(follow.layer_norm, {1: each.layer_norm, 2: each.layer_norm}, _STALE),
@@ -92,32 +92,46 @@ _TABLE: dict[str, Facts] = {
     "WeightNorm* Cdist*": Facts(traits={"looped", "final"}),
     # the same entries on other axes, and pieces
     "T Transpose": Facts(follow.permutation, traits={"arithmetic"}),
-    "Permute": Facts(follow.permutation),
+    "Permute T:1 Transpose:1": Facts(follow.permutation),
     "View UnsafeView": Facts(follow.view, traits={"arithmetic"}),
     "Alias Clone Unsqueeze": Facts(follow.view, traits={"passes"}),
-    "ReshapeAlias Squeeze Squeeze:1 Squeeze:2 Squeeze:3 Squeeze:4 Squeeze:5": Facts(follow.view),
+    "ReshapeAlias Unsqueeze:1 Squeeze Squeeze:1 Squeeze:2 Squeeze:3 Squeeze:4 Squeeze:5": Facts(
+        follow.view
+    ),
     "ToCopy": Facts(follow.view, traits={"casts"}),
-    "Select Unbind Slice Split SplitWithSizes": Facts(follow.piece),
+    "Select Unbind Slice Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes": Facts(
+        follow.piece
+    ),
     "Cat Stack": Facts(follow.concatenation),
     "Diagonal": Facts(follow.diagonal),
     "DiagEmbed": Facts(follow.on_diagonal),
-    "Gather Sort Topk Glu": Facts(follow.gather),
-    "IndexCopy": Facts(traits={"numbers"}),
+    "Unfold": Facts(follow.windows),
+    "PixelShuffle PixelUnshuffle": Facts(follow.last_axes(3)),
+    "ScatterAdd Scatter Scatter:1 ScatterReduce IndexAdd": Facts(follow.scattered),
+    "IndexCopy": Facts(follow.scattered, traits={"numbers"}),
+    "IndexPut IndexFill IndexFill:1 MaskedScatter": Facts(follow.written_at),
     "AsStridedScatter*": Facts(traits={"final"}),
     # reductions and losses
     "Sum": Facts(traits={"arithmetic"}),
     "Sum:1 Norm:1 LinalgVectorNorm": Facts(follow.reduction, traits={"arithmetic"}),
-    "Prod:1 Mean:1 Amax Amin Max Min Logsumexp Var Std": Facts(follow.reduction),
-    "Softmax SafeSoftmax LogSoftmax Cumsum Cumprod Roll Flip": Facts(follow.along_axes),
+    "Prod:1 Mean:1 Amax Amin Max Min Logsumexp Var Std Median:1 Nanmedian:1 Kthvalue Mode": Facts(
+        follow.reduction
+    ),
+    "Softmax SafeSoftmax LogSoftmax Cumsum Cumprod Cummax Cummin Logcumsumexp Roll Flip Rot90 "
+    "Gather Sort Topk Glu FftR2C FftC2R FftC2C": Facts(follow.along_axes),
+    "ViewAsReal": Facts(follow.parts_of_complex),
     "MseLoss SmoothL1Loss HuberLoss BinaryCrossEntropy BinaryCrossEntropyWithLogits": Facts(
         follow.unreduced
     ),
     "NllLoss NllLoss2D": Facts(follow.likelihood),
+    "CtcLoss CtcLoss:1": Facts(follow.connectionist),
     # what works on samples one by one
     "MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D AdaptiveMaxPool2D MaxPool3DWithIndices "
     "AvgPool3D AdaptiveAvgPool3D ReflectionPad1D ReflectionPad2D ReplicationPad1D "
     "ReplicationPad2D UpsampleNearest1D UpsampleNearest2D UpsampleLinear1D UpsampleBilinear2D "
-    "UpsampleBicubic2D Im2Col": Facts(follow.first_axis(1)),
+    "UpsampleBicubic2D UpsampleNearest3D UpsampleTrilinear3D Im2Col Col2Im ChannelShuffle": Facts(
+        follow.first_axis(1)
+    ),
     "GridSampler2D": Facts(follow.first_axis(2)),
     "ConstantPadNd": Facts(follow.padding),
     "Repeat": Facts(follow.repeated),
@@ -126,10 +140,12 @@ _TABLE: dict[str, Facts] = {
         follow.first_axis(3)
     ),
     "ScaledDotProduct*": Facts(traits={"looped", "final"}),
+    "MkldnnRnnLayer": Facts(follow.recurrent, traits={"looped"}),
     "EmbeddingBag* MkldnnRnn* CudnnRnn* MiopenRnn* Thnn* Trilinear* EuclideanDist*": Facts(
         traits={"looped"}
     ),
     # linear algebra
+    "LinalgInvEx LinalgCholeskyEx LinalgMatrixExp": Facts(follow.last_axes(2)),
     "LinalgSolve*": Facts(traits={"final", "recorded"}),
     "Pdist* CholeskyInverse*": Facts(traits={"final"}),
     "LinalgDet* LinalgSlogdet* LinalgLuSolve*": Facts(traits={"recorded"}),
@@ -146,3 +162,19 @@ BEGINNINGS: dict[Trait, tuple[str, ...]] = {
 
 def facts_of(node: Node) -> Facts:
     return NODES.get(node.name(), Facts())
+
+
+def operation_of(node: Node) -> str:
+    """The public name of what made a node, as far as the node's own tells it."""
+    name = node.name().split("::")[-1]
+    short = re.sub(r"Backward\d+$", "", name)
+    if short == name:  # somebody's own
+        return _PUBLIC.get(name, name.removesuffix("Backward"))
+    words = re.sub(r"(?<=.)(?=[A-Z][a-z])", "_", short).lower()
+    return _PUBLIC.get(short, re.sub("^(native|unsafe)_|_(ex|with_indices)$", "", words))
+
+
+_PUBLIC = {
+    "CopySlices": "a write into a piece", "FftC2C": "fft", "FftC2R": "irfft", "FftR2C": "rfft",
+    "Im2Col": "unfold", "Col2Im": "fold", "MkldnnRnnLayer": "lstm",
+}  # fmt: skip

@@ -9,30 +9,67 @@ numbers, and so are all of its derivatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from .follow import NOBODY, SEVERAL, Owners, Place, compress_owners, owners_of_input, reduce_owners
+from .follow import (
+    NOBODY,
+    SEVERAL,
+    Owners,
+    Place,
+    by_entry,
+    compress_owners,
+    concatenation,
+    owners_of_input,
+    permutation,
+    piece,
+    reduce_owners,
+    view,
+)
 from .formulas import Layout, layouts
 from .graph import Graph
-from .nodes import facts_of
-from .uses import Node, Use
+from .nodes import facts_of, operation_of
+from .uses import Node, Use, shape_of
 
 
-class SamplesMix(ValueError):
+class SamplesMix(Exception):
     """The samples of one pass are not apart, or nothing shows that they are."""
 
     def __init__(self, use: Use) -> None:
-        super().__init__(
-            "losses: entry i of them has to depend on sample i alone, and the graph does not prove "
-            f"it: the samples mix at {use.part.leaf} ({use.op}). Train-mode batch norm, a loss "
-            "that compares samples, losses that are not in the order of the samples, or an "
-            "operation after it whose samples are not known, such as a custom function. Call "
-            'module.eval(), or use engine="rows", which differentiates entry by entry, whatever '
-            "they depend on"
-        )
+        self.use = use  # a call in whose output they mix
+
+
+def refusal(graph: Graph, losses: Tensor, use: Use) -> ValueError:
+    """What is said of samples that mix in the output of a call: the operation nearest to the
+    losses in which they do.
+    """
+    causes: dict[Node, Node] = {}
+    walk(tuple(graph.reach), [_root(losses, len(losses))], lambda *_: None, causes)
+    cause, where = causes.get(use.edge.node), f"at {use.part.leaf} ({use.op}), in another order"
+    if cause is not None:
+        read = [child for child, _ in cause.next_functions]
+        turned = [x.next_functions[0][0] for x in read if x and x.name() == "TBackward0"]
+        held = [
+            name for name, leaf in graph.leaf_nodes.items() if leaf in read + turned and "." in name
+        ]
+        owner = f" of the module {held[0].rpartition('.')[0]}" if held else ""
+        known = "" if facts_of(cause).rule else ", of which nothing is known here"
+        where = f"in {operation_of(cause)}{owner}{known}"
+    return ValueError(
+        "losses: entry i of them has to depend on sample i alone, and the graph does not prove it: "
+        f"the samples mix {where}. Call module.eval() if that is a norm in train mode. Else use "
+        'engine="rows", which differentiates entry by entry, whatever they depend on'
+    )
+
+
+def _root(losses: Tensor, count: int) -> tuple[Place, np.ndarray]:
+    """Each of so many equal runs of the losses is an owner."""
+    assert losses.grad_fn is not None
+    each = np.arange(len(losses)) // (len(losses) // count)
+    return (losses.grad_fn, losses.output_nr), each.reshape(-1, *(1,) * (losses.ndim - 1))
 
 
 def entry_layouts(
@@ -60,10 +97,7 @@ def entry_layouts(
     """
     if not uses:
         return ()
-    assert losses.grad_fn is not None
     count = samples or len(losses)
-    each = np.arange(len(losses)) // (len(losses) // count)
-    roots = [((losses.grad_fn, losses.output_nr), each.reshape(-1, *(1,) * (losses.ndim - 1)))]
     wanted: dict[Place, list[Use]] = {}
     for use in uses:
         wanted.setdefault((use.edge.node, use.edge.output_nr), []).append(use)
@@ -77,7 +111,7 @@ def entry_layouts(
                 raise SamplesMix(calls[0])
             found[place] = layout
 
-    walk(tuple(graph.reach), roots, visit)
+    walk(tuple(graph.reach), [_root(losses, count)], visit)
     for place, calls in wanted.items():
         if place not in found:  # no loss reads it: its deltas are zero, wherever they are
             possible = layouts(calls[0], count)
@@ -125,15 +159,22 @@ def layout_of(
 def walk(
     order: Sequence[Node],
     roots: Sequence[tuple[Place, Owners]],
-    visit: Callable[[Place, Owners], None],
+    visit: Callable[[Place, Owners], object],
+    causes: dict[Node, Node] | None = None,
 ) -> None:
-    """Give every place its owners, consumers first."""
+    """Give every place its owners, consumers first. `causes` gets the nodes some of whose entries
+    belong to several, and with each the operation in which they first did.
+    """
     known: dict[Node, dict[int, Owners]] = {}
     inside = set(order)
 
-    def add(node: Node, place: int, owners: Owners) -> None:
+    def add(node: Node, place: int, owners: Owners, by: Node | None = None) -> None:
         places = known.setdefault(node, {})
         places[place] = _merge_owners(places[place], owners) if place in places else owners
+        if causes is not None and node not in causes and np.any(np.equal(places[place], SEVERAL)):
+            # what is broadcast over samples mixed them before
+            spread = facts_of(by).rule is by_entry and np.any(np.equal(owners, SEVERAL))
+            causes[node] = causes.get(by, _source(node) if spread else by)
 
     for (node, place), owners in roots:
         add(node, place, owners)
@@ -145,7 +186,19 @@ def walk(
         for index, (child, at) in enumerate(node.next_functions):
             if child is not None and child in inside and child.next_functions:  # no leaf
                 for owners in owners_of_input(rule, node, index, places, (child, at)):
-                    add(child, at, owners)
+                    add(child, at, owners, node)
+
+
+def _source(node: Node) -> Node:
+    """What made the entries that a node has, and those before it, each alone."""
+    while facts_of(node).rule in (by_entry, view, permutation, piece, concatenation):
+        reads = [place for place in node.next_functions if place[0] is not None]
+        if len(reads) != 1 or not reads[0][0].next_functions:
+            break
+        if math.prod(shape_of(*reads[0])) != math.prod(shape_of(node, 0)):
+            break
+        node = reads[0][0]
+    return node
 
 
 def _merge_owners(one: Owners, other: Owners) -> Owners:

@@ -23,7 +23,7 @@ from .broadcast import over_samples
 from .formulas import Deltas, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph
 from .nodes import facts_of
-from .owners import SamplesMix, entry_layouts
+from .owners import SamplesMix, entry_layouts, refusal
 from .passes import fits, prefers_one_pass
 from .uses import Node, Use, lacking
 
@@ -287,7 +287,7 @@ def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
         names: the leaves.
 
     Raises:
-        SamplesMix: where the graph does not prove that samples stay separate.
+        ValueError: where the graph does not prove that samples stay separate.
     """
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
@@ -301,6 +301,8 @@ def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
                 groups = every
         if where is None:
             where = entry_layouts(graph, losses, _uses(groups))
+    except SamplesMix as mix:
+        raise refusal(graph, losses, mix.use) from None
     except AttributeError as error:
         lacking(error)
         return Plan(rows=tuple(names), chunk=ROWS_AT_ONCE)
