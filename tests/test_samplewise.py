@@ -4,6 +4,8 @@ every axis has the same length.
 
 # pyright: reportArgumentType=false
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -351,6 +353,30 @@ def test_as_many_ensembles_as_samples():
             one,
             x,
         )
+
+
+def test_counts_of_a_batch_have_no_gradients_of_samples():
+    """Refused by every function of samples alike, and taken without the counts."""
+    indices, params = torch.tensor([[0, 2, 2], [1, 0, 3], [2, 2, 2]]), {"w": tensor(0, 4, 2)}
+    doors = {
+        "rows": lambda f, **how: mf.sample_gradients(f, params, indices, **how)[1]["w"].flatten(1),
+        "gramian": lambda f, **how: mf.sample_gramian(f, params, indices, **how)[1],
+        "norms": lambda f, **how: mf.sample_norms(f, params, indices, **how)[1],
+    }
+    for table in (F.embedding, lambda i, w, **how: F.embedding_bag(i, w, **how)[:, None]):
+
+        def losses(p, i, counts=False, table=table):
+            return table(i, p["w"], scale_grad_by_freq=counts).sum(1).sin().sum(1)
+
+        for name, door in doors.items():
+            for how in ({"samples_at_once": 1},) if name == "rows" else ({}, {"engine": "rows"}):
+                with pytest.raises(NotImplementedError, match=r"scale_grad_by_freq.*leave it out"):
+                    door(partial(losses, counts=True), **how)
+        rows = doors["rows"](losses, samples_at_once=1)
+        torch.testing.assert_close(doors["gramian"](losses), rows @ rows.mT)
+        torch.testing.assert_close(doors["norms"](losses), rows.norm(dim=1))
+    with pytest.raises(NotImplementedError, match=r"scale_grad_by_freq.*leave it out"):
+        doors["rows"](lambda p, i: F.embedding(i, p["w"], scale_grad_by_freq=True).sum((1, 2)))
 
 
 MERGED = {

@@ -130,8 +130,8 @@ def sample_gramian(
         ValueError: where the graph does not prove that samples stay separate (train-mode batch
             norm, a contrastive loss, an operation that it does not know). If `shared` matches
             nothing; for losses of another shape, or losses that do not depend on `params`.
-        RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
-            torch.func does not take.
+        RuntimeError: under autocast (open it inside `losses_fn`), for an embedding with
+            `scale_grad_by_freq=True`, and for a `losses_fn` that torch.func does not take.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -218,7 +218,7 @@ def _side(
 ) -> BySamples:
     """One forward, and its pass split by sample."""
     forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
-    check_connected(forward)
+    check_connected(forward, samples=True)
     return split_samples(forward, names, gramian_dtype)
 
 
@@ -232,6 +232,6 @@ def _rows(
         return Losses(losses.flatten(), aux=losses)
 
     forward = run(losses_fn, params, batch, parse=flat_losses)
-    check_connected(forward)
+    check_connected(forward, samples=True)
     linear = linearize(forward, Request(names))
     return linear.aux, linear.rows

@@ -45,8 +45,19 @@ def task_gradients(
     """
     check_params(params)
     check_count(chunk_size, "chunk_size", none=True)
+    return _rows(losses_fn, params, batch, chunk_size)
+
+
+def _rows(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    chunk_size: int | None = None,
+    *,
+    sample: bool = False,
+) -> tuple[Tensor, Rows]:
     forward = run(losses_fn, params, batch, parse=parse_alone)
-    check_connected(forward)
+    check_connected(forward, samples=sample)
     linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
     return linear.losses, like(params, linear.rows)
 
@@ -73,7 +84,8 @@ def sample_gradients(
     Raises:
         TypeError: as in `task_gradients`.
         ValueError: for a batch without one common first axis; as in `task_gradients`.
-        RuntimeError: where `vmap` cannot batch `losses_fn`; as in `task_gradients`.
+        RuntimeError: where `vmap` cannot batch `losses_fn`; for an embedding with
+            `scale_grad_by_freq=True`, which divides by counts of the batch; as in `task_gradients`.
 
     Examples:
         >>> losses, rows = sample_gradients(
@@ -94,7 +106,7 @@ def sample_gradients(
 
     def gradients_of_sample(sample: Batch) -> tuple[Tensor, Rows]:
         alone = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, sample)
-        return task_gradients(losses_fn, params, alone)
+        return _rows(losses_fn, params, alone, sample=True)
 
     if samples_at_once == 1:
         ((count,),) = lengths

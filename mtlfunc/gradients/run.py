@@ -28,7 +28,7 @@ from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
 from .layerwise.plan import Uses
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
-from .safe_ops import ALWAYS, WRITTEN, SafeOps
+from .safe_ops import ALWAYS, FREQUENCIES, WRITTEN, SafeOps
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +209,14 @@ def _traced(
     return Traced(Losses(value), value, aux, params, pull)
 
 
-def check_connected(forward: Forward) -> None:
-    """Raise where no loss depends on any of the leaves, which are being differentiated."""
+def check_connected(forward: Forward, *, samples: bool = False) -> None:
+    """Raise where no loss depends on any of the leaves, which are being differentiated; for rows of
+    samples, where a gradient is divided by counts of the batch.
+    """
     if isinstance(forward, Traced):
         return
+    if samples and forward.graph.counts_batch:
+        raise NotImplementedError(FREQUENCIES)
     reached = forward.reached
     if not (bool(forward.graph.leaf_nodes) if reached is None else reached):
         raise ValueError(UNCONNECTED)

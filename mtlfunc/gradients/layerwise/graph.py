@@ -158,6 +158,11 @@ class Graph:
         return not _has(self.kinds, "stale")
 
     @property
+    def counts_batch(self) -> bool:
+        """Whether an embedding divides gradients by how often a call holds an index."""
+        return any(getattr(x, "_saved_scale_grad_by_freq", False) for x in self.following)
+
+    @property
     def has_final_backward(self) -> bool:
         """Whether some backward pass cannot be differentiated even by its cotangent."""
         tables = [x for x in self.following if x.name() == "EmbeddingBackward0"]
