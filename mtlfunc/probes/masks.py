@@ -67,7 +67,7 @@ def graddrop(
             u = random.uniform(random.fold_in(key, position[name]), tuple(row.shape[1:]), dtype)
             positive = (purity if f is None else f(purity)) > u
             kept = torch.where(row > 0, positive, ~positive).to(row.dtype)
-            share = torch.as_tensor(leak, device=row.device).to(row.dtype)
+            share = torch.as_tensor(leak, dtype=row.dtype, device=row.device)
             if share.ndim and len(share) != len(row):
                 raise ValueError(f"leak: expected one a task, {len(row)}, got {len(share)}")
             passes = share.reshape(-1, *(1,) * (row.ndim - 1))

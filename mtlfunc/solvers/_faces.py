@@ -67,7 +67,7 @@ def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
     support = _support(candidates, vmap(lambda w: _violation(fixed, w))(candidates))
     w = scale_to_simplex(min_norm_face(problem, support))
     # a zero gradient: the hull holds 0, and every such task is as good
-    converged = problem.gramian.diagonal() <= 0
+    converged = (problem.gramian.diagonal() <= 0).to(w)
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
 
 
