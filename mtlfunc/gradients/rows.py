@@ -45,19 +45,8 @@ def task_gradients(
     """
     check_params(params)
     check_count(chunk_size, "chunk_size", none=True)
-    return _rows(losses_fn, params, batch, chunk_size)
-
-
-def _rows(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    chunk_size: int | None = None,
-    *,
-    sample: bool = False,
-) -> tuple[Tensor, Rows]:
     forward = run(losses_fn, params, batch, parse=parse_alone)
-    check_connected(forward, samples=sample)
+    check_connected(forward)
     linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
     return linear.losses, like(params, linear.rows)
 
@@ -106,7 +95,10 @@ def sample_gradients(
 
     def gradients_of_sample(sample: Batch) -> tuple[Tensor, Rows]:
         alone = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, sample)
-        return _rows(losses_fn, params, alone, sample=True)
+        forward = run(losses_fn, params, alone, parse=parse_alone)
+        check_connected(forward, samples=True)
+        linear = linearize(forward, Request(tuple(params)))
+        return linear.losses, like(params, linear.rows)
 
     if samples_at_once == 1:
         ((count,),) = lengths

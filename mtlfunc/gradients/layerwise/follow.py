@@ -187,17 +187,12 @@ def _alike(out: Shape, shape: Shape, but: Sequence[int]) -> bool:
 
 
 def scattered(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """Entries of the second input are put along one axis, wherever, into the first."""
+    """Entries of the second input are put into the first along one axis, wherever; or all over."""
     if step.at == 0:
         return by_entry(step, owners)
-    dims = _dims(step.node._saved_dim, len(step.out))
-    known = step.at == 1 and _alike(step.out, step.shape, dims)
+    dims = _dims(getattr(step.node, "_saved_dim", None), len(step.out))
+    known = step.at == 1 and dims and _alike(step.out, step.shape, dims)
     return reduce_owners(owners, dims) if known else None
-
-
-def written_at(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """What is left of the first input where numbers were written into it."""
-    return by_entry(step, owners) if step.at == 0 else None
 
 
 def diagonal(step: Step, owners: np.ndarray) -> np.ndarray | None:
@@ -299,14 +294,9 @@ def recurrent(step: Step, owners: np.ndarray) -> np.ndarray | None:
 
 
 def windows(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """An axis as windows of it, which are the last axis."""
-    dim = _dims(step.node._saved_dimension, len(step.shape))
+    """One axis more, the last: windows of another, or real and imaginary parts."""
+    dim = _dims(getattr(step.node, "_saved_dimension", None), len(step.shape))
     return reduce_owners(owners, [*dim, len(step.shape)])[..., 0]
-
-
-def parts_of_complex(step: Step, owners: np.ndarray) -> np.ndarray | None:
-    """Real and imaginary parts as the last axis."""
-    return reduce_owners(owners, [len(step.shape)])[..., 0]
 
 
 def connectionist(step: Step, owners: np.ndarray) -> np.ndarray | None:

@@ -105,11 +105,11 @@ _TABLE: dict[str, Facts] = {
     "Cat Stack": Facts(follow.concatenation),
     "Diagonal": Facts(follow.diagonal),
     "DiagEmbed": Facts(follow.on_diagonal),
-    "Unfold": Facts(follow.windows),
+    "Unfold ViewAsReal": Facts(follow.windows),
     "PixelShuffle PixelUnshuffle": Facts(follow.last_axes(3)),
-    "ScatterAdd Scatter Scatter:1 ScatterReduce IndexAdd": Facts(follow.scattered),
+    "ScatterAdd Scatter Scatter:1 ScatterReduce IndexAdd IndexPut IndexFill IndexFill:1 "
+    "MaskedScatter": Facts(follow.scattered),
     "IndexCopy": Facts(follow.scattered, traits={"numbers"}),
-    "IndexPut IndexFill IndexFill:1 MaskedScatter": Facts(follow.written_at),
     "AsStridedScatter*": Facts(traits={"final"}),
     # reductions and losses
     "Sum": Facts(traits={"arithmetic"}),
@@ -119,7 +119,6 @@ _TABLE: dict[str, Facts] = {
     ),
     "Softmax SafeSoftmax LogSoftmax Cumsum Cumprod Cummax Cummin Logcumsumexp Roll Flip Rot90 "
     "Gather Sort Topk Glu FftR2C FftC2R FftC2C": Facts(follow.along_axes),
-    "ViewAsReal": Facts(follow.parts_of_complex),
     "MseLoss SmoothL1Loss HuberLoss BinaryCrossEntropy BinaryCrossEntropyWithLogits": Facts(
         follow.unreduced
     ),
