@@ -78,7 +78,7 @@ def of_functions(_, dtype):
         yield diagnostics.cosines(one), diagnostics.stationarity(one)
     yield diagnostics.curvature(halves, params, x, lr=0.1)
     yield diagnostics.predicted_change(halves, params, {"w": params["w"] * 0.9}, x)
-    yield diagnostics.delta_m({"a": x[0], "b": x[1]}, {"a": 0.7, "b": 1.3}, {"a": 1, "b": 0})
+    yield diagnostics.delta_m({"a": 0.6}, {"a": 0.7}, {"a": True})
     yield physics.laplacian(u, params, x), physics.directional(u, params, x, x[0], 3)
     yield physics.line_search(lambda p, x: u(p, x).sum(), params, params, x, x[:, 0])
     probe = physics.kernel_traces([lambda p, x: u(p, x)[:2], u], mf.losses_only())
@@ -92,7 +92,7 @@ def of_functions(_, dtype):
     rows, net = {"weight": entries[:12].reshape(3, 2, 2).sin()}, torch.nn.Linear(2, 2, bias=False)
     net.weight = torch.nn.Parameter(rows["weight"][0])
     optimizer = torch.optim.Muon([net.weight])
-    yield mf.muon.nuclear(rows), mf.muon.gradients(optimizer, net, rows, weights=[0.2, 0.3, 0.5])
+    yield mf.muon.nuclear(rows), mf.muon.gradients(optimizer, net, rows, weights=x[:3, 0])
     present = torch.tensor([True, False])
     losses = u({"w": net.weight}, x[:2]) * present
     yield mf.Balancer(net, mf.mgda()).backward(losses, present=present), net.weight.grad

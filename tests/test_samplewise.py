@@ -213,7 +213,7 @@ STEPS = {
     **{name: lambda h, f=f: _run(f, h)[0][..., :N].to(h) for name, f in RECURRENT.items()},
     "last state": lambda h: h * _run(RECURRENT["fused lstm"], h)[1][0][0, :, None].to(h),
     "state": lambda h: RECURRENT["fused lstm"](h.float(), (h[:1].float(),) * 2)[0].to(h),
-    "gates": lambda h: torch.gru_cell(*h[:, :2].unbind(1), tensor(0, 9, N), tensor(1, 9, N)) * h,
+    "gates": lambda h: torch.gru_cell(h[:, 0], h[:, 1], tensor(0, 9, N), tensor(1, 9, N)) * h,
     "aligned": lambda h: (
         h
         * F.ctc_loss(

@@ -93,8 +93,7 @@ def gradients(
     decay = torch.stack([_products(x, steps[name].decay) for name, x in rows.items()]).sum(0)
     anyway = decay if carried is None else decay + carried
     solution, best = nuclear(scaled, gramian, carried=anyway)
-    w = solution.weights
-    w = w if weights is None else torch.as_tensor(weights, dtype=w.dtype, device=w.device)
+    w = solution.weights if weights is None else torch.as_tensor(weights).to(solution.weights)
     check_vector(w, solution.weights[None], "weights")
     mixed = {name: torch.einsum("t,tmn->mn", w.to(x), x) for name, x in rows.items()}
     tried = [mixed]

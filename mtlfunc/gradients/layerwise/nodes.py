@@ -165,7 +165,7 @@ def facts_of(node: Node) -> Facts:
 
 def operation_of(node: Node) -> str:
     """The public name of what made a node, as far as the node's own tells it."""
-    name = node.name().split("::")[-1]
+    name: str = node.name().split("::")[-1]
     short = re.sub(r"Backward\d+$", "", name)
     if short == name:  # somebody's own
         return _PUBLIC.get(name, name.removesuffix("Backward"))
