@@ -207,7 +207,7 @@ def test_mixing_samples_is_an_error():
     agree(gramian, rows @ rows.mT, 1e-12)
     with pytest.raises(ValueError, match="the samples mix in batch_norm"):
         mf.sample_norms(losses_fn, params, (x, True))
-    with pytest.raises(ValueError, match="the samples mix in (mean|var)"):
+    with pytest.raises(ValueError, match=r"the samples mix in (mean|var)"):
         vmap(lambda x: mf.sample_norms(losses_fn, params, (x, True))[1])(x[None])
 
 

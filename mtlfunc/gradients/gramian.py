@@ -106,7 +106,7 @@ def sample_gramian(
     """Losses and the Gramian of per-sample gradients, from one backward pass a task.
 
     One pass holds the deltas of all samples, however many there are; the autograd graph proves
-    that they do not mix (as it does for dense, convolutional and attention networks). Leaves that
+    that they do not mix (as for dense, convolutional, recurrent, attention networks). Leaves that
     another operation reads cost one backward pass a sample and task (`explain_gramian(...,
     samples=True)` names them).
 
