@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.checks import check_option
 from ..core.expect import expect_function, expect_probe
 from ..gradients import sample_norms
-from ..probes.common import Run
 from ..types import Batch, Params, Probe, State, TaskGradients, constructor
+from .common import Run
 
 Trace = Literal["sum", "mean"]
 
