@@ -12,12 +12,7 @@ from ._ntk import ntk
 from .jets import directional, laplacian
 
 __all__ = [
-    "directional",
-    "gauss_newton",
-    "kernel_traces",
-    "laplacian",
-    "line_search",
-    "newton_error",
+    "directional", "gauss_newton", "kernel_traces", "laplacian", "line_search", "newton_error",
     "ntk",
-]
+]  # fmt: skip
 __dir__: Any = __all__.copy  # for completion: public names alone

@@ -9,16 +9,20 @@ derivatives use each weight many times.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+import re
+import string
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd import Function
+from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..core._torch import tree_leaves
@@ -34,13 +38,13 @@ row i from row i alone.
 def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
     """u, ∂u/∂x and Δu = Σ_i ∂²u/∂x_i² at every point, from one forward pass of d + 2 positions.
 
-    The second derivatives are summed in every layer: one position holds Δ, not d of them.
-
     Args:
         f: a module, or a function `(params, x)`, of linear layers, functions of single entries
-            (tanh, sin, cos, exp, log, sigmoid, softplus, silu, gelu, erf, powers; without a kink),
-            sums, products, quotients, `cat`, slices and reshapes. Row i of its output depends on
-            row i of x alone.
+            (tanh, sin, cos, exp, log, sigmoid, softplus, silu, gelu, mish, erf, atan, sinh, cosh,
+            powers), softmax, layer_norm, sums, products (also `matmul`, `einsum`, `tensordot`),
+            quotients, `cat`, `stack`, `split`, slices and reshapes. Row i of its output is of row
+            i of x alone. `torch.where(x > 0, a, b)` and `x % 1.0` have the derivatives of the
+            branch that is taken, and none from a kink or a jump between branches.
         params: `{name: tensor}`, as `mtlfunc.parameters(module)` gives.
         x: the points `[n, d]`.
 
@@ -49,10 +53,10 @@ def laplacian(f: Network, params: Params, x: Float[Tensor, "n d"]) -> Laplacian:
         differentiated in `params`, any number of times, and mapped by `vmap`.
 
     Raises:
-        NotImplementedError: for another operation on what depends on x; it is named.
+        NotImplementedError: for another operation on what depends on x, an in-place one, one under
+            `torch.no_grad` within f, or a `torch.autograd.Function`; it is named.
         ValueError: for points that are not a floating matrix; for operations that mix points; for
-            an output that does not depend on x; for ReLU and its like, which are not differentiable
-            twice.
+            an output that does not depend on x; for ReLU and its like, not differentiable twice.
 
     Source:
         the forward Laplacian of Li et al. 2023 (arXiv:2307.08214).
@@ -128,105 +132,136 @@ Blocks = Sequence[Tensor]
 """Taylor coefficients but for the value: blocks [n, k, ...] of k positions, one block an order. The
 product of two of them starts one order later, so that of more factors than orders nothing is left.
 """
-Product = Callable[[Blocks, Blocks], Blocks]
+Product = Callable[[Any, Blocks, Blocks], Blocks]
 
 
-def _collapsed(a: Blocks, b: Blocks) -> Blocks:
+def _collapsed(times: Any, a: Blocks, b: Blocks) -> Blocks:
     """Of d tangents and Δ/2: Δ(uv)/2 has Σ_i ∂_i u ∂_i v."""
-    return [(a[0] * b[0]).sum(1, keepdim=True)]
+    return [times(a[0], b[0]).sum(1, keepdim=True)]
 
 
-def _along_line(a: Blocks, b: Blocks) -> Blocks:
+def _along_line(times: Any, a: Blocks, b: Blocks) -> Blocks:
     """Of coefficients of t, t², …: Σ_{i+j=k} a_i b_j."""
-    return [
-        functools.reduce(torch.add, [a[i] * b[k - i] for i in range(k + 1)])
-        for k in range(len(a) - 1)
-    ]
+    orders = range(len(a) - 1)
+    return [functools.reduce(torch.add, map(times, a[: k + 1], b[k::-1])) for k in orders]
 
 
 def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product) -> Blocks:
     """The blocks of f's output, the value's [n, 1, ...] first."""
+    recorded = torch.is_grad_enabled()  # on while f runs, so that jets see where f turns it off
+    if not recorded:
+        x, params = x.detach(), {name: leaf.detach() for name, leaf in params.items()}
     jet = Jet((x[:, None], *rest), product)
-    with _Pushing():
-        out = functional_call(f, params, (jet,)) if isinstance(f, nn.Module) else f(params, jet)
+    traced = torch.compiler.is_compiling()  # such a program may not change a class
+    try:
+        with torch.enable_grad(), nullcontext() if traced else _functions_refused(), _Pushing():
+            out = functional_call(f, params, (jet,)) if isinstance(f, nn.Module) else f(params, jet)
+    except Exception as error:
+        if "Jet" not in str(error):
+            raise
+        inside, lines = (*torch.__path__, __file__), traceback.extract_tb(error.__traceback__)
+        line = [x.line for x in lines if not x.filename.startswith(inside)][-1]
+        raise NotImplementedError(f"f: `{line}` takes no jets ({error}); {_CURE}") from error
     if not isinstance(out, Jet):
         raise ValueError(
-            f"f: expected one tensor [n, ...] that depends on x, got {type(out).__name__}; return "
-            "that one tensor, or several of them by torch.cat"
+            f"f: expected one tensor [n, ...] that depends on x, got {type(out).__name__}; several "
+            "are one by torch.cat"
         )
-    return out.blocks
+    return out.blocks if recorded else [block.detach() for block in out.blocks]
 
 
-_KINKED = frozenset(
-    [
-        *("relu", "relu_", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "abs"),
-        *("absolute", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardswish", "hardsigmoid"),
-        *("hardshrink", "softshrink", "threshold", "maximum", "minimum"),
-    ]
+@contextmanager
+def _functions_refused() -> Iterator[None]:
+    """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets."""
+    apply: Any = Function.__dict__["apply"]
+
+    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
+            raise NotImplementedError(
+                f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; "
+                "write it of torch's operations, or differentiate by torch.func.jacrev of jacrev"
+            )
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(refusing)  # pyright: ignore
+    try:
+        yield
+    finally:
+        Function.apply = apply
+
+
+_KINKED = re.compile(
+    "relu_?|relu6|leaky_relu|prelu|rrelu|elu|selu|celu|abs|absolute|clamp|clamp_min|clamp_max|"
+    "hardtanh|hardswish|hardsigmoid|hardshrink|softshrink|threshold|maximum|minimum"
 )
+_IN_PLACE = re.compile(r"[a-z].*_|__(i(?!n|ter)\w+|setitem)__")
+_CURE = "mtlfunc.physics.laplacian lists what they know; torch.func.jacrev of jacrev knows all"
 
 
-def _unknown(func: Any, order: int, name: str = "") -> Exception:
-    name = name or resolve_name(func) or getattr(func, "__name__", str(func))
-    if order > 1 and name.rsplit(".", 1)[-1] in _KINKED:
+def _name(func: Any) -> str:
+    return func if isinstance(func, str) else resolve_name(func) or getattr(func, "__name__", "")
+
+
+def _unknown(func: Any, order: int = 1) -> Exception:
+    name = _name(func)
+    last, cure = name.rsplit(".", 1)[-1], _CURE
+    if order > 1 and _KINKED.fullmatch(last):
         return ValueError(
             f"f: {name} has a kink, so it is not differentiable twice; take tanh, sin, softplus, "
             "silu, gelu or another smooth function"
         )
-    return NotImplementedError(
-        f"f: jets do not know {name}; mtlfunc.physics.laplacian lists what they know, and "
-        "torch.func.jacrev of jacrev differentiates everything else"
-    )
+    if _IN_PLACE.fullmatch(last):
+        cure = "write y = y + 1 for y += 1, torch.where(mask, a, y) for y[mask] = a, inplace=False"
+    return NotImplementedError(f"f: jets do not know {name}; {cure}")
 
 
-_MIXES = (
-    "f: {} mixes the points, which are the first axis of all that depends on x; row i of the "
-    "output is of point i alone"
-)
-
-
-def _misfit(a: Any, b: Any) -> Exception:
+def _mixes(name: str) -> Exception:
     return ValueError(
-        f"f: shapes {list(a.shape)} and {list(b.shape)} would let points meet each other; give "
-        "both as many axes, points first, by slices such as x[:, :1]"
+        f"f: {name} mixes the points, which are the first axis of all that depends on x; row i of "
+        "the output is of point i alone, and two tensors have as many axes (x[:, :1], not x[:, 0])"
     )
 
 
-def _beside(jet: Jet, other: Any) -> Any:
-    """A constant, with an axis for the positions where it has one for the points."""
-    if not isinstance(other, Tensor) or other.ndim < jet.ndim:
-        return other
-    if other.ndim > jet.ndim:
-        raise _misfit(jet, other)
-    return other.unsqueeze(1)
+def _blocks(jet: Jet, other: Any) -> Sequence[Any]:
+    """Of another jet, or of a constant: one with points gets an axis for the positions."""
+    if not isinstance(other, Tensor | Jet):
+        return other, *[0.0] * jet.order
+    if other.ndim > jet.ndim or (isinstance(other, Jet) and other.ndim < jet.ndim):
+        raise _mixes(f"an operation of {list(jet.shape)} and {list(other.shape)}")
+    if isinstance(other, Jet):
+        return other.blocks
+    value = other.unsqueeze(1) if other.ndim == jet.ndim else other
+    return value, *[value.new_zeros(()).expand(value.shape)] * jet.order
 
 
-def _add(a: Any, b: Any, *, alpha: int | float = 1) -> Jet:
-    b = b if alpha == 1 else b * alpha
-    if not isinstance(a, Jet):
-        a, b = b, a
-    if isinstance(b, Jet):
-        if a.ndim != b.ndim:
-            raise _misfit(a, b)
-        return a.of(x + y for x, y in zip(a.blocks, b.blocks, strict=True))
-    value = a.blocks[0] + _beside(a, b)
-    rest, shape = a.blocks[1:], value.shape
-    if shape != a.blocks[0].shape or value.dtype != a.dtype:  # it was broadcast, or promoted
+def _with_value(jet: Jet, value: Tensor) -> Jet:
+    rest, shape = jet.blocks[1:], value.shape
+    if shape != jet.blocks[0].shape or value.dtype != jet.dtype:  # it was broadcast, or promoted
         rest = [x.to(value.dtype).expand(shape[0], -1, *shape[2:]) for x in rest]
-    return a.of([value, *rest])
+    return jet.of([value, *rest])
 
 
-def _multiply(a: Any, b: Any) -> Jet:
-    if not isinstance(a, Jet):
-        a, b = b, a
-    if not isinstance(b, Jet):
-        b = _beside(a, b)
-        return a.of(x * b for x in a.blocks)
-    if a.ndim != b.ndim:
-        raise _misfit(a, b)
+def _add(input: Any, other: Any, *, alpha: int | float = 1) -> Jet:
+    other = other if alpha == 1 else other * alpha
+    a, b = (input, other) if isinstance(input, Jet) else (other, input)
+    if isinstance(b, Jet):
+        return a.of(x + y for x, y in zip(a.blocks, _blocks(a, b), strict=True))
+    return _with_value(a, a.blocks[0] + _blocks(a, b)[0])
+
+
+def _bilinear(times: Any, a: Jet, b: Jet) -> Jet:
     (u, *du), (v, *dv) = a.blocks, b.blocks
-    found = [u * y + x * v for x, y in zip(du, dv, strict=True)]
-    return a.of([u * v, *_plus_tail(found, a.product(du, dv) if a.order > 1 else ())])
+    found = [times(u, y) + times(x, v) for x, y in zip(du, dv, strict=True)]
+    tail = a.product(times, du, dv) if a.order > 1 else ()
+    return a.of([times(u, v), *_plus_tail(found, tail)])
+
+
+def _multiply(input: Any, other: Any) -> Jet:
+    a, b = (input, other) if isinstance(input, Jet) else (other, input)
+    if isinstance(b, Jet):
+        return _bilinear(torch.mul, a, a.of(_blocks(a, b)))
+    b = _blocks(a, b)[0]
+    return a.of(x * b for x in a.blocks)
 
 
 def _plus_tail(found: Blocks, tail: Blocks) -> Blocks:
@@ -234,46 +269,85 @@ def _plus_tail(found: Blocks, tail: Blocks) -> Blocks:
     return [*found[:first], *(x + y for x, y in zip(found[first:], tail, strict=True))]
 
 
-def _divide(a: Any, b: Any) -> Jet:
-    return _multiply(a, _power(b, -1) if isinstance(b, Jet) else 1 / b)
-
-
-def _power(a: Any, power: Any) -> Jet:
-    if not isinstance(power, int | float):
-        raise _unknown(torch.pow, 1, "torch.pow with a tensor as exponent")
+def _power(input: Any, exponent: Any) -> Jet:
+    if isinstance(exponent, Jet):
+        known = isinstance(input, int | float) and input > 0
+        return (exponent * (math.log(input) if known else torch.log(input))).exp()
+    if not isinstance(exponent, int | float):
+        raise _unknown("torch.pow with a tensor as exponent")
 
     def taylor(z: Tensor) -> Iterator[Tensor]:
-        factor = 1.0
-        for k in itertools.count():
+        for k in range(4):
+            factor = math.prod((exponent - i) / (i + 1) for i in range(k))
             # where the factor is 0, z to a negative power may be infinite
-            yield factor * z ** (power - k) if factor else torch.zeros_like(z)
-            factor *= (power - k) / (k + 1)
+            yield factor * z ** (exponent - k) if factor else torch.zeros_like(z)
 
-    return a.composed(taylor(a.blocks[0]))
-
-
-def _product_with(x: Any, f: Callable[..., Tensor], weight: Any, bias: Any = None) -> Jet:
-    """A product along the last axis, of all coefficients as positions [n, P, ...] of one call."""
-    if not isinstance(x, Jet) or isinstance(weight, Jet) or isinstance(bias, Jet):
-        raise _unknown(f, 1, f"{f.__name__} with a weight that depends on x")
-    if x.ndim < 2 or weight.ndim > 2:
-        raise ValueError(_MIXES.format(f"{f.__name__} of {list(x.shape)} by {list(weight.shape)}"))
-    whole = f(torch.cat(x.blocks, 1), weight)
-    value, *rest = whole.split([block.shape[1] for block in x.blocks], 1)
-    return x.of([value if bias is None else value + bias, *rest])
+    return input.composed(taylor)
 
 
-def _slice(x: Jet, index: Any) -> Jet:
+def _at_once(jet: Jet, f: Callable[[Tensor], Tensor]) -> Jet:
+    """A linear function, of all coefficients as positions [n, P, ...] of one call."""
+    whole = f(torch.cat(jet.blocks, 1))
+    return jet.of(whole.split([block.shape[1] for block in jet.blocks], 1))
+
+
+def _linear(input: Jet, weight: Any, bias: Any = None) -> Jet:
+    if input.ndim < 2:
+        raise _mixes(f"linear of {list(input.shape)}")
+    found = _at_once(input, lambda y: F.linear(y, weight))
+    return found if bias is None else _add(found, bias)
+
+
+def _matmul(input: Any, other: Any) -> Jet:
+    first = isinstance(input, Jet)  # its rows may be the points; those of the second are summed
+    jet, beside = (input, other) if first else (other, input)
+    if jet.ndim < 3 - first or (beside.ndim > 2 and jet.ndim < 3):
+        raise _mixes(f"matmul of {list(input.shape)} by {list(other.shape)}")
+    if isinstance(beside, Jet):
+        return _bilinear(torch.matmul, jet, jet.of(_blocks(jet, beside)))
+    beside = beside if beside.ndim < 3 else _blocks(jet, beside)[0]
+    return _at_once(jet, lambda y: y @ beside if first else beside @ y)
+
+
+def _einsum(equation: Any, *operands: Any) -> Jet:
+    """Of one or two operands, the points first in what depends on x and in what comes out."""
+    text = equation.replace(" ", "") if isinstance(equation, str) else ""
+    names = text.partition("->")[0].split(",")
+    dots = {x.ndim - len(y) + 3 for y, x in zip(names, operands, strict=False) if "..." in y}
+    if "->" not in text or len(operands) > 2 or len(dots) > 1:
+        raise _unknown("torch.einsum of three operands, without ->, or with two widths of ...")
+    new, *free = [x for x in string.ascii_letters if x not in text]
+    inputs, out = text.replace("...", "".join(free[: sum(dots)])).split("->")
+    sides = list(zip(inputs.split(","), operands, strict=False))
+    jets = [(name, x) for name, x in sides if _is_jet(x)]
+    if not out or any(name[:1] != out[0] or out[0] in name[1:] for name, _ in jets):
+        raise _mixes(f"torch.einsum by {equation!r}")
+    names = [name.replace(out[0], out[0] + new) if _is_jet(x) else name for name, x in sides]
+    order = f"{','.join(names)}->{out[0]}{new}{out[1:]}"
+    if len(jets) > 1:
+        return _bilinear(lambda y, z: torch.einsum(order, y, z), *operands)
+    call = lambda y: torch.einsum(order, *[y if _is_jet(x) else x for x in operands])  # noqa: E731
+    return _at_once(jets[0][1], call)
+
+
+def _tensordot(a: Any, b: Any, dims: Any = 2, out: None = None) -> Jet:
+    of_a, of_b = [*string.ascii_lowercase[: a.ndim]], [*string.ascii_uppercase[: b.ndim]]
+    summed = (range(a.ndim - dims, a.ndim), range(dims)) if isinstance(dims, int) else dims
+    for i, j in zip(*summed, strict=True):
+        of_b[j] = of_a[i]
+    kept = [x for x in of_a + of_b if (of_a + of_b).count(x) == 1]
+    return _einsum(f"{''.join(of_a)},{''.join(of_b)}->{''.join(kept)}", a, b)
+
+
+def _slice(input: Jet, index: Any) -> Jet:
     first, *others = index if isinstance(index, tuple) else (index,)
-    plain = all(i is None or isinstance(i, int | slice) for i in others)
-    if plain and isinstance(first, slice) and first == slice(None):
-        return x.of(y[(first, first, *others)] for y in x.blocks)
-    if plain and first is ... and sum(i is not None for i in others) < x.ndim:
-        return x.of(y[(..., *others)] for y in x.blocks)
-    raise ValueError(
-        "f: an index of what depends on x starts with : or ..., for every point, and goes on with "
-        "numbers and slices"
-    )
+    known = all(i is None or isinstance(i, int | slice | list | Tensor) for i in others)
+    if known and sum(isinstance(i, list | Tensor) for i in others) < 2:  # two may come first
+        if isinstance(first, slice) and first == slice(None):
+            return input.of(y[(first, first, *others)] for y in input.blocks)
+        if first is ... and sum(i is not None for i in others) < input.ndim:
+            return input.of(y[(..., *others)] for y in input.blocks)
+    raise ValueError("f: an index of x is : or ..., then numbers, slices and one list or tensor")
 
 
 class Jet:
@@ -281,6 +355,8 @@ class Jet:
 
     It has the shape of the value, and takes part in the operations of `_OPERATIONS` alone.
     """
+
+    __array_ufunc__ = None  # a number of NumPy leaves its product with a jet to the jet
 
     def __init__(self, blocks: Iterable[Tensor], product: Product) -> None:
         self.blocks: tuple[Tensor, ...] = tuple(blocks)
@@ -293,37 +369,24 @@ class Jet:
     dtype: property = property(lambda self: self.blocks[0].dtype)
     device: property = property(lambda self: self.blocks[0].device)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
-
-    def dim(self) -> int:
-        return self.ndim
-
     def of(self, blocks: Iterable[Tensor]) -> Jet:
         return Jet(blocks, self.product)
 
-    def composed(self, taylor: Iterator[Tensor]) -> Jet:
-        """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), … one by one."""
-        value, slope = next(taylor), next(taylor)
+    def composed(self, taylor: Callable[[Tensor], Blocks]) -> Jet:
+        """φ(z + N) = Σ_k φₖ(z) Nᵏ up to the order, from Taylor's φ₀(z), φ₁(z), …"""
+        value, slope, *factors = taylor(self.blocks[0])
+        if len(factors) < self.order - 1:
+            raise _unknown("torch.relu", self.order)
         rest = power = self.blocks[1:]
         found: Blocks = [slope * x for x in rest]
-        for _ in range(1, self.order):
-            power, factor = self.product(power, rest), next(taylor)
+        for factor in factors[: self.order - 1]:
+            power = self.product(torch.mul, power, rest)
             found = _plus_tail(found, [factor * x for x in power])
         return self.of([value, *found])
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        operation = _OPERATIONS.get(func)
-        if operation is None:
-            leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Jet))
-            raise _unknown(func, max(x.order for x in leaves if isinstance(x, Jet)))
-        return operation(*args, **(kwargs or {}))
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _operate(_OPERATIONS.get(func, (None, True)), func, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
         """A method is the function of that name."""
@@ -331,8 +394,40 @@ class Jet:
         if method is None:
             raise AttributeError(f"a jet has no {name}")
         if not callable(method):
-            raise _unknown(method, self.order, f"Tensor.{name}")
-        return lambda *args, **kwargs: Jet.__torch_function__(method, (), (self, *args), kwargs)
+            raise _unknown(f"Tensor.{name}", self.order)
+        return functools.partial(_called(method), self)
+
+
+def _is_jet(x: Any) -> bool:
+    return isinstance(x, Jet)
+
+
+def _called(method: Any) -> Callable[..., Any]:
+    entry = _OPERATIONS.get(method, (None, True))
+    return lambda *args, **kwargs: _operate(entry, method, args, kwargs)
+
+
+def _operate(entry: Any, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    (operation, several), names = entry, {"axis": "dim", "keepdims": "keepdim", "self": "input"}
+    kwargs = {names.get(name, name): x for name, x in kwargs.items()}
+    args = (*[kwargs.pop("input") for _ in range("input" in kwargs)], *args)
+    jets = [x for x in tree_leaves((args, kwargs), is_leaf=_is_jet) if _is_jet(x)]
+    if not torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"f: {_name(func)} reads x under torch.no_grad (set_grad_enabled(False), inference_mode"
+            "), where jets would go on; take it away, or differentiate by torch.func.jacrev of "
+            "jacrev, which stops there"
+        )
+    if kwargs.pop("inplace", False) or kwargs.pop("out", None) is not None:
+        raise _unknown(f"{_name(func)}_")
+    if operation is None:
+        raise _unknown(func, jets[0].order)
+    if not several and (len(jets) > 1 or args[0] is not jets[0]):
+        raise _unknown(f"{_name(func)} of an argument behind the first that depends on x")
+    try:
+        return operation(*args, **kwargs)
+    except (TypeError, AttributeError) as error:
+        raise _unknown(f"{_name(func)} with these arguments ({error})") from error
 
 
 class _Pushing(TorchFunctionMode):
@@ -340,180 +435,201 @@ class _Pushing(TorchFunctionMode):
     record what linear layers read.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if Jet in types:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if Jet in types or any(map(_is_jet, args)):  # torch.as_tensor names no types
             return Jet.__torch_function__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
 
 
 def _cat(tensors: Sequence[Any], dim: int = 0) -> Jet:
-    jet = next(x for x in tensors if isinstance(x, Jet))
-    for other in tensors:
-        if other.ndim != jet.ndim:
-            raise _misfit(jet, other)
-    axis = dim % jet.ndim
-    if axis == 0:
-        raise ValueError(_MIXES.format("torch.cat along the first axis"))
-    zeros = [None if isinstance(x, Jet) else x.new_zeros(()) for x in tensors]
-    found = []
-    for i, block in enumerate(jet.blocks):
-        parts = [
-            x.blocks[i]
-            if zero is None
-            else (zero if i else x[:, None]).expand(len(x), block.shape[1], *x.shape[1:])
-            for x, zero in zip(tensors, zeros, strict=True)
-        ]
-        found.append(torch.cat(parts, axis + 1))
-    return jet.of(found)
+    jet = next(filter(_is_jet, tensors))
+    each = list(zip(*(_blocks(jet, x) for x in tensors), strict=True))
+    if not dim % jet.ndim:
+        raise _mixes("torch.cat along the first axis")
+    return jet.of(
+        torch.cat([x.expand(-1, y.shape[1], *x.shape[2:]) for x in parts], dim % jet.ndim + 1)
+        for y, parts in zip(jet.blocks, each, strict=True)
+    )
 
 
-def _reshaping(method: Callable[..., Tensor]) -> Callable[..., Jet]:
-    """A method that leaves the entries in their order, and the points the first axis."""
-
-    def reshape(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-        after = method(torch.empty(x.shape, device="meta"), *args, **kwargs).shape
-        if after[:1] != x.shape[:1]:
-            raise ValueError(_MIXES.format(f"{method.__name__} to {list(after)}"))
-        return x.of(y.reshape(*y.shape[:2], *after[1:]) for y in x.blocks)
-
-    return reshape
+def _where(condition: Any, input: Any, other: Any) -> Jet:
+    jet = next(filter(_is_jet, (input, other, condition)))
+    (which, *_), a, b = (_blocks(jet, x) for x in (condition, input, other))
+    return jet.of(torch.where(which, x, y) for x, y in zip(a, b, strict=True))
 
 
-def _summing(method: Callable[..., Tensor]) -> Callable[..., Jet]:
-    """A sum or a mean over axes other than the points."""
-
-    def total(x: Jet, dim: Any = None, keepdim: bool = False) -> Jet:
-        axes = [dim] if isinstance(dim, int) else range(x.ndim) if dim is None else dim
-        axes = [axis % x.ndim for axis in axes]
-        if 0 in axes:
-            raise ValueError(_MIXES.format(f"{method.__name__} over the first axis"))
-        return x.of(method(y, [axis + 1 for axis in axes], keepdim=keepdim) for y in x.blocks)
-
-    return total
+def _to(input: Any, *args: Any, **kwargs: Any) -> Any:
+    args = tuple(x.blocks[0] if _is_jet(x) else x for x in args if x is not None)
+    if not isinstance(input, Jet):
+        return input.to(*args, **kwargs)
+    return input.of(y.to(*args, **kwargs) for y in input.blocks)
 
 
-# Functions of single entries: the k-th derivative over k!, for k = 0, 1, …
+def _of_values(method: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: method(
+        *[x.blocks[0][:, 0] if _is_jet(x) else x for x in args], **kwargs
+    )
 
 
-def _tanh(z: Tensor) -> Iterator[Tensor]:
-    t = z.tanh()
-    yield t
-    slope = 1 - t * t
-    yield slope
-    yield -t * slope
-    yield slope * (t * t - 1 / 3)
+def _rows(method: Callable[..., Any], default: Any, place: Any = 0, count: int = 1) -> Any:
+    """A linear method of each row, whose arguments from a place on, or dim, are axes, or, without a
+    place, something of every axis, of which `default` leaves the points as they are.
+    """
+
+    def along(input: Jet, *args: Any, **kwargs: Any) -> Any:
+        named = [x for name, x in kwargs.items() if name.startswith("dim")]
+        axes = tree_leaves(named or args[place or 0 :][:count] or [default])
+        stays = None not in axes and 0 not in [i % input.ndim for i in axes]
+        if place is None:
+            stays = len(axes) == input.ndim and axes[0] in (default, -default * len(input))
+        each = [vmap(lambda y: method(y, *args, **kwargs), 1)(y) for y in input.blocks if stays]
+        several = stays and not isinstance(each[0], Tensor)
+        parts = list(zip(*each, strict=True)) if several else [each]
+        if not stays or any(y[0].shape[1:2] != input.shape[:1] for y in parts):
+            raise _mixes(f"{method.__name__} over the first axis")
+        jets = tuple(input.of(y.transpose(0, 1) for y in part) for part in parts)
+        return jets if several else jets[0]
+
+    return along
 
 
-def _sigmoid(z: Tensor) -> Iterator[Tensor]:
-    s = z.sigmoid()
-    yield s
-    slope = s * (1 - s)
-    yield slope
-    yield slope * (0.5 - s)
-    yield slope * (1 / 6 - slope)
+def _norm(input: Jet, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Jet:
+    if p not in ("fro", None, 2) or not isinstance(dim, int):
+        raise _unknown(f"torch.norm with p = {p!r} over {dim}")
+    return input.square().sum(dim, keepdim).sqrt()
 
 
-def _softplus(z: Tensor) -> Iterator[Tensor]:
-    yield F.softplus(z)
-    for k, x in enumerate(_sigmoid(z), 1):
-        yield x / k
+def _layer_norm(
+    input: Jet, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: Any = None
+) -> Jet:
+    axes = [-i - 1 for i in range(len(shape))]
+    x = input - input.mean(axes, keepdim=True)
+    x = x / (x.square().mean(axes, keepdim=True) + eps).sqrt() * (1 if weight is None else weight)
+    return x if bias is None else x + bias
 
 
-def _wave(value: Tensor, slope: Tensor) -> Iterator[Tensor]:
-    yield from (value, slope, -value / 2, -slope / 6)
-
-
-def _exp(z: Tensor) -> Iterator[Tensor]:
-    e = z.exp()
-    return (e / math.factorial(k) for k in itertools.count())
-
-
-def _log(z: Tensor) -> Iterator[Tensor]:
-    yield z.log()
-    inverse = 1 / z
-    yield from (inverse, -(inverse**2) / 2, inverse**3 / 3)
-
-
-def _erf(z: Tensor) -> Iterator[Tensor]:
-    yield z.erf()
-    slope = 2 / math.sqrt(math.pi) * (-z * z).exp()
-    yield from (slope, -z * slope, (2 * z * z - 1) * slope / 3)
-
-
-def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Any], Any]:
-    return lambda x: x.composed(taylor(x.blocks[0]))
-
-
-_TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
-
-
-def _scaled_softplus(x: Any, beta: float | int = 1, threshold: float | int = 20) -> Jet:
+def _softplus(input: Any, beta: float | int = 1, threshold: float | int = 20) -> Jet:
     if threshold < 20:  # from there on it is x to a relative 1e-10
         raise NotImplementedError(f"f: jets know softplus with a threshold >= 20, not {threshold}")
-    return _SOFTPLUS(x * beta) / beta
+    return (input * beta).composed(_TAYLOR["softplus"]) / beta
 
 
-def _gelu(x: Any, *, approximate: str = "none") -> Jet:
-    if approximate == "none":
-        return x * (_ERF(x * math.sqrt(0.5)) + 1) * 0.5
-    return x * (_TANH((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)) + 1) * 0.5
-
-
-def _relu(x: Jet, inplace: bool = False) -> Jet:
-    if x.order > 1:
-        raise _unknown(F.relu, x.order)
-    value = x.blocks[0]
-    return x.composed(iter((value.relu(), (value > 0).to(x.dtype))))
-
-
-def _spellings(names: str) -> Iterator[Any]:
-    for name in names.split():
-        for place in (torch, Tensor, F, torch.special):
-            if hasattr(place, name):
-                yield getattr(place, name)
-
-
-_OPERATIONS: dict[Any, Callable[..., Jet]] = {
-    spelling: operation
-    for names, operation in {
-        "linear": lambda x, weight, bias=None: _product_with(x, F.linear, weight, bias),
-        "matmul mm __matmul__": lambda x, weight: _product_with(x, torch.matmul, weight),
-        "add __add__ __radd__": _add,
-        "sub subtract __sub__": lambda x, other, *, alpha=1: _add(x, other, alpha=-alpha),
-        "rsub __rsub__": lambda x, other, *, alpha=1: _add(other, x, alpha=-alpha),
-        "mul multiply __mul__ __rmul__": _multiply,
-        "div divide true_divide __truediv__": _divide,
-        "reciprocal": lambda x: _power(x, -1),
-        "__rtruediv__": lambda x, other: _divide(other, x),
-        "neg negative __neg__": lambda x: _multiply(x, -1),
-        "pow __pow__": _power,
-        "square": lambda x: _multiply(x, x),
-        "sqrt": lambda x: _power(x, 0.5),
-        "rsqrt": lambda x: _power(x, -0.5),
-        "tanh": _TANH,
-        "sigmoid expit": _SIGMOID,
-        "sin": _entrywise(lambda z: _wave(z.sin(), z.cos())),
-        "cos": _entrywise(lambda z: _wave(z.cos(), -z.sin())),
-        "exp": _entrywise(_exp),
-        "log": _entrywise(_log),
-        "erf": _ERF,
-        "softplus": _scaled_softplus,
-        "silu": lambda x, inplace=False: x * _SIGMOID(x),
-        "gelu": _gelu,
-        "relu": _relu,
-        "cat concat concatenate": _cat,
-        "sum": _summing(torch.sum),
-        "mean": _summing(torch.mean),
-        "reshape view": _reshaping(Tensor.reshape),
-        "flatten": _reshaping(Tensor.flatten),
-        "squeeze": _reshaping(Tensor.squeeze),
-        "unsqueeze": _reshaping(Tensor.unsqueeze),
-        "__getitem__": _slice,
-    }.items()
-    for spelling in _spellings(names)
+_TAYLOR: dict[str, Callable[[Tensor], Blocks]] = {  # the k-th derivative over k!, for k = 0, 1, …
+    "tanh": lambda z: (t := z.tanh(), s := 1 - t * t, -t * s, s * (t * t - 1 / 3)),
+    "sigmoid expit": lambda z: (y := z.sigmoid(), s := y * (1 - y), s * (0.5 - y), s * (1 / 6 - s)),
+    "exp": lambda z: (e := z.exp(), e, e / 2, e / 6),
+    "expm1": lambda z: (z.expm1(), e := z.exp(), e / 2, e / 6),
+    "log": lambda z: (z.log(), r := 1 / z, -(r**2) / 2, r**3 / 3),
+    "log1p": lambda z: (z.log1p(), r := 1 / (1 + z), -(r**2) / 2, r**3 / 3),
+    "sin": lambda z: (s := z.sin(), c := z.cos(), -s / 2, -c / 6),
+    "cos": lambda z: (c := z.cos(), s := -z.sin(), -c / 2, -s / 6),
+    "sinh": lambda z: (s := z.sinh(), c := z.cosh(), s / 2, c / 6),
+    "cosh": lambda z: (c := z.cosh(), s := z.sinh(), c / 2, s / 6),
+    "atan arctan": lambda z: (z.atan(), s := 1 / (1 + z * z), -z * s**2, (z * z - 1 / 3) * s**3),
+    "erf": lambda z: (
+        *(z.erf(), s := (-z * z).exp() * 2 / math.pi**0.5, -z * s, (2 * z * z - 1) * s / 3),
+    ),
+    "softplus": lambda z: (
+        F.softplus(z),
+        y := z.sigmoid(),
+        s := y * (1 - y) / 2,
+        s * (1 - 2 * y) / 3,
+    ),
+    "relu": lambda z: (z.relu(), (z > 0).to(z.dtype)),
 }
-_OPERATORS = ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"]
-for _name in [*_OPERATORS, "neg", "pow", "matmul", "getitem"]:  # Python asks the class for these
-    setattr(Jet, f"__{_name}__", _OPERATIONS[getattr(Tensor, f"__{_name}__")])
+
+
+def _entrywise(taylor: Callable[[Tensor], Blocks]) -> Callable[[Jet], Jet]:
+    return lambda input: input.composed(taylor)
+
+
+def _spelled(table: dict[str, Any], several: bool) -> dict[Any, tuple[Callable[..., Any], bool]]:
+    """The operations by function and method: of several tensors, or of the first alone."""
+    found, places = {}, (torch, Tensor, F, torch.special, torch.linalg)
+    for names, entry in table.items():
+        for method in [getattr(x, y) for x in places for y in names.split() if hasattr(x, y)]:
+            made = _rows(method, *entry) if isinstance(entry, tuple) else entry
+            found[method] = made or _of_values(method), several
+    return found
+
+
+_OPERATIONS = _spelled(
+    {
+        "matmul mm bmm mv __matmul__": _matmul,
+        "__rmatmul__": lambda input, other: _matmul(other, input),
+        "addmm addmv baddbmm": lambda input, a, b, *, beta=1, alpha=1: a @ b * alpha + input * beta,
+        "einsum": _einsum,
+        "tensordot": _tensordot,
+        "add __add__ __radd__": _add,
+        "sub subtract __sub__": lambda input, other, *, alpha=1: _add(input, other, alpha=-alpha),
+        "rsub __rsub__": lambda input, other, *, alpha=1: _add(other, input, alpha=-alpha),
+        "mul multiply __mul__ __rmul__": _multiply,
+        "div divide true_divide __truediv__": lambda input, other: _multiply(input, 1 / other),
+        "pow __pow__": _power,
+        "__rpow__": lambda input, other: _power(other, input),
+        "where": _where,
+        "masked_fill": lambda input, mask, value: _where(mask, value, input),
+        "cat concat concatenate": _cat,
+        "stack": lambda tensors, dim=0: _cat([x.unsqueeze(dim) for x in tensors], dim),
+        "to type_as as_tensor": _to,
+        # what has no derivative is a constant
+        "gt greater __gt__ ge greater_equal __ge__ lt less __lt__ le less_equal __le__": None,
+        "eq __eq__ ne not_equal __ne__ isnan isinf isfinite isclose": None,
+        "zeros_like ones_like full_like rand_like randn_like new_zeros new_ones new_full": None,
+        "size dim ndimension numel nelement is_floating_point is_complex __len__": None,
+    },
+    True,
+) | _spelled(
+    {
+        **{name: _entrywise(taylor) for name, taylor in _TAYLOR.items()},
+        "linear": _linear,
+        "remainder __mod__": lambda input, other: _with_value(
+            input, torch.remainder(input.blocks[0], _blocks(input, other)[0])
+        ),
+        "reciprocal": lambda input: _power(input, -1),
+        "__rtruediv__": lambda input, other: _power(input, -1) * other,
+        "neg negative __neg__": lambda input: _multiply(input, -1),
+        "square": lambda input: _multiply(input, input),
+        "sqrt": lambda input: _power(input, 0.5),
+        "rsqrt": lambda input: _power(input, -0.5),
+        "softplus": _softplus,
+        "logsigmoid": lambda input: -_softplus(-input),
+        "silu": lambda input: input * input.sigmoid(),
+        "mish": lambda input: input * _softplus(input).tanh(),
+        "gelu": lambda input, *, approximate="none": (
+            input * 0.5 * (1 + (input * 0.5**0.5).erf())
+            if approximate == "none"
+            else input * 0.5 * (1 + ((input + input**3 * 0.044715) * (2 / math.pi) ** 0.5).tanh())
+        ),
+        "softmax": lambda input, dim, _stacklevel=3, dtype=None: (
+            (
+                e := (
+                    input.to(dtype or input.dtype)
+                    - input.blocks[0][:, 0].detach().amax(dim, keepdim=True)
+                ).exp()
+            )
+            / e.sum(dim, keepdim=True)
+        ),  # any shift gives the same
+        "prod": lambda input, dim, keepdim=False: functools.reduce(
+            _multiply, input.split(1, dim) if keepdim else input.unbind(dim)
+        ),
+        "norm vector_norm": _norm,
+        "layer_norm": _layer_norm,
+        "__getitem__": _slice,
+        "sum mean select narrow index_select cumsum": (None,),
+        "transpose swapaxes movedim flip": (None, 0, 9),
+        "roll": (None, 1),
+        "chunk split tensor_split": (0, 1),
+        "unbind": (0,),
+        "expand": (-1, None, 9),
+        "repeat": (1, None, 9),
+        "reshape view flatten squeeze unsqueeze unflatten": ((), 9),
+        "clone contiguous double float half bfloat16": ((), 9),
+    },
+    False,
+)
+for _special in dir(Tensor):  # Python asks the class for these
+    _method = getattr(Tensor, _special)
+    _new = not hasattr(Jet, _special) and _special not in ("__setstate__", "__torch_dispatch__")
+    if _special[:2] == "__" and callable(_method) and (_new or _method in _OPERATIONS):
+        setattr(Jet, _special, _called(_method))
