@@ -27,7 +27,7 @@ def page() -> Iterator[dict[str, Any]]:
         scope: dict[str, Any] = {}
         for block in outputs.run(path.read_text(encoding="utf-8"), path.name):
             scope = block.scope
-            if "kernels" in scope:
+            if "softadapt" in scope:
                 break
         scope["x"] = scope["x"][::5]
         yield scope
@@ -128,3 +128,43 @@ def test_weights_under_vmap_and_grad(page, name):
     h = torch.tensor(1e-5, dtype=F64)  # errors of h² and of 1e-16/h
     slope = (along(h) - along(-h)) / (2 * h)
     torch.testing.assert_close(grad(along)(0 * h), slope, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["relobralo", "softadapt", "normalized", "weighted"])
+def test_rules_by_the_losses_are_those_of_the_papers(page, name):
+    """Bischof & Kraus 2021 with an early coin of 0.5, and Heydari et al. 2019, term by term."""
+    draws, T = mf.random.stream(mf.random.key(3)), 0.5
+    values = [[5.0, 0.1, 2.0], [4.0, 0.3, 2.0], [4.5, 0.2, 1.0], [1.0, 0.15, 0.7]]
+    options = {} if name == "softadapt" else {name: True}
+    recipe = (
+        page["relobralo"](0.7, T, 0.5) if name == "relobralo" else page["softadapt"](2.0, **options)
+    )
+    state = recipe.init(torch.tensor(values[0], dtype=F64), mf.random.key(3))
+
+    def softmax(x: list[float]) -> list[float]:
+        return [math.exp(a) / sum(math.exp(b) for b in x) for a in x]
+
+    expected, last = [1 / 3] * 3, values[0]
+    for now in values:
+        s = [a - b for a, b in zip(now, last, strict=True)]
+        if name == "relobralo":
+            old = softmax([a / (T * b) for a, b in zip(now, values[0], strict=True)])
+            new = softmax([a / (T * b) for a, b in zip(now, last, strict=True)])
+            key, draws = mf.random.draw(draws)
+            rho = float(mf.random.uniform(key)) < 0.5
+            expected = [
+                0.7 * (rho * e + (1 - rho) * o) + 0.3 * n
+                for e, o, n in zip(expected, old, new, strict=True)
+            ]
+        else:
+            total = sum(map(abs, s)) if name == "normalized" and any(s) else 1.0
+            raw = [
+                math.exp(2 * c / total) * (x if name == "weighted" else 1)
+                for c, x in zip(s, now, strict=True)
+            ]
+            expected = [a / sum(raw) for a in raw]
+        share = torch.ones(3, dtype=F64)
+        geometry = mf.Geometry(torch.tensor(now, dtype=F64), None, share / 3, share > 0, {})
+        found, state = recipe.update(geometry, state)
+        last = now
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=1e-12, atol=0)
