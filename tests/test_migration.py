@@ -103,7 +103,7 @@ def by(make, factor=1.0):
     return run
 
 
-def learned(start, weights, objective):
+def learned(start, weights, objective, rests=0):
     """Adam learns s, one number for each task."""
 
     def run(steps):
@@ -111,16 +111,17 @@ def learned(start, weights, objective):
         adam = torch.optim.Adam([s], LR)
         for step, (J, L) in enumerate(steps):
             yield weights(s.detach(), J)
-            (s.grad,) = torch.autograd.grad(objective(s, J, L, step, steps[0][1]), s)
-            adam.step()
+            if step >= rests:
+                (s.grad,) = torch.autograd.grad(objective(s, J, L, steps[0][1]), s)
+                adam.step()
 
     return run
 
 
-def gradnorm(s, J, L, step, start):
+def gradnorm(s, J, L, start):
     rate, lengths = L / start, 3 * torch.softmax(s, 0) * J.norm(dim=1)
     target = (lengths.mean() * (rate / rate.mean()) ** SCOPE["alpha"]).detach()
-    return (lengths - target).abs().sum() * (step > 0)  # in the first epoch weights stay
+    return (lengths - target).abs().sum()
 
 
 def stch(steps):
@@ -167,7 +168,7 @@ LIBMTL = {
                   lambda s, J, L, *_: 0.5 * (L / s.exp() + s).sum()),
     "IMTL": learned(0.0, lambda s, J: A.IMTLG()(s.exp()[:, None] * J),
                     lambda s, J, L, *_: (s.exp() * L - s).sum()),
-    "GradNorm": learned(1.0, lambda s, J: 3 * torch.softmax(s, 0) @ J, gradnorm),
+    "GradNorm": learned(1.0, lambda s, J: 3 * torch.softmax(s, 0) @ J, gradnorm, 1),
     "MGDA": mgda, 'mgda_gn="l2"': partial(mgda, norms=lambda J: J.norm(dim=1, keepdim=True)),
     # Gα = 1/α, whose direction is cut to the length 1
     "Nash_MTL": lambda steps: (A.FairGrad(1.0)(J) / 3**0.5 for J, _ in steps),

@@ -46,6 +46,41 @@ def test_trimmed_mean_is_the_mean_of_sorted_entries(page, k):
     torch.testing.assert_close(found, peer(J), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("by_sample", [False, True])
+def test_fractions_are_those_of_encodecs_balancer(page, by_sample):
+    """Norms at the network's output, of the batch or as the mean over samples, averaged with β."""
+    shares, past, rule = torch.tensor([3.0, 1.0, 2.0], dtype=F64), [], page["fractions"]
+    state = rule(shares, 0.9).init(losses_of(3), mf.random.key(0))
+    for step in range(4):
+        rows = jacobian("gaussian", 3, step, width=12).reshape(3, 4, 3) * (1 + step)
+        norms = rows.norm(dim=2).mean(1) if by_sample else rows.norm(dim=(1, 2))
+        past.append(norms)
+        average = sum(0.9**k * x for k, x in enumerate(reversed(past)))
+        average = average / sum(0.9**k for k in range(len(past)))
+        seen = mf.Geometry(losses_of(3), norms.square().diag(), shares / 6, shares > 0, {})
+        weights, state = rule(shares, 0.9).update(seen, state)
+        torch.testing.assert_close(weights, shares / 6 / average, rtol=1e-12, atol=0.0)
+
+
+def test_a_schedule_is_that_of_a_stock_optimizer(page):
+    leaves = {k: x.detach().clone().requires_grad_() for k, x in page["params"].items()}
+    optimizer = torch.optim.Adam(leaves.values(), 1.0)
+    for i in range(3):
+        optimizer.param_groups[0]["lr"] = 1e-2 * 0.5**i
+        weights = mf.weights(mf.mgda(), mf.task_gramian(page["losses"], leaves, ())[1])
+        optimizer.zero_grad()
+        (weights @ page["losses"](leaves, ())).backward()
+        optimizer.step()
+    state = mf.descend(page["losses"], mf.mgda(), mf.jacobian(), mf.adam(1.0)).init(
+        page["params"], ()
+    )
+    for i in range(3):
+        state, _ = page["scheduled"](state, torch.tensor(i))
+    torch.testing.assert_close(state.params, {k: x.detach() for k, x in leaves.items()})
+    rates = vmap(lambda i: page["scheduled"](state, i)[0].params["0.bias"])(torch.arange(2))
+    torch.testing.assert_close(rates[1], page["scheduled"](state, 1)[0].params["0.bias"])
+
+
 @pytest.mark.parametrize("make", [mf.mgda, mf.pcgrad, lambda: mf.gradnorm(1.5)])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_weights_are_held_between_multiples_of_k(page, make, k):

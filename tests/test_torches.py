@@ -3,6 +3,7 @@ numbers. `.ci/versions` runs the tests named in `tests/versions.txt` on the vers
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -229,3 +230,44 @@ def test_a_name_that_nodes_lack_in_the_middle_of_a_run(part, monkeypatch):
         notes = [*check(), *check()]
     assert len(caught) == 1
     assert any("no attribute" in note for note in notes) == (part == "read")
+
+
+class Last(nn.Module):
+    """Three losses of what a layer answers first."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x, x, x) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        return self.head(y[0] if isinstance(y, tuple) else y).square().flatten(0, -2).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "slow"),
+    [
+        (nn.LSTM(8, 8, batch_first=True), True),
+        (nn.LSTM(8, 8, batch_first=True).double(), False),
+        (nn.EmbeddingBag(9, 8), True),
+        (nn.MultiheadAttention(8, 2, batch_first=True), False),
+    ],
+    ids=["LSTM", "LSTM, float64", "EmbeddingBag", "attention"],
+)
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="docs/limits.md says it of torch 2.13")
+def test_where_torch_warns_of_a_loop(layer, slow):
+    """The tests' warnings are errors."""
+    net = Last(layer).to(next(layer.parameters()).dtype)
+    x = torch.arange(20).reshape(4, 5) % 9
+    x = x if isinstance(layer, nn.EmbeddingBag) else F.one_hot(x % 8, 8).to(net.head.weight)
+
+    def losses_fn(params: Params, batch: Tensor) -> Tensor:
+        return functional_call(net, params, (batch,))
+
+    params = mf.parameters(net)
+    mf.task_gradients(losses_fn, params, x)
+    mf.task_gramian(losses_fn, params, x)
+    _, alone = mf.sample_gradients(losses_fn, params, x, samples_at_once=1)
+    with pytest.warns(UserWarning, match="performance drop") if slow else nullcontext():
+        _, rows = mf.sample_gradients(losses_fn, params, x)
+    torch.testing.assert_close(rows, alone)

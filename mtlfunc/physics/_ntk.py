@@ -11,17 +11,17 @@ from ..types import Geometry, Rule, State, constructor
 def ntk(*, preference: Tensor | None = None) -> Rule:
     """NTK weights: w_k = p_k Σ_j tr K_j / tr K_k, K_k the tangent kernel of term k's residuals.
 
+    At the default p = 1/T every weight is 1/T of the paper's λ_k; `reduction="sum"` steps with λ_k.
     tr K_k over the number of points is the mean rate at which gradient descent lowers the term's
-    residuals. The probe measures the traces: `mtlfunc.physics.kernel_traces(residuals,
-    mtlfunc.losses_only())`. They change slowly; `mtlfunc.momentum(ntk(), 0.9)`
-    averages them.
+    residuals. The probe `mtlfunc.physics.kernel_traces(residuals, mtlfunc.losses_only())` measures
+    the traces. They change slowly; `mtlfunc.momentum(ntk(), 0.9)` averages them.
 
     Args:
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
-        weights that sum to at least T, and are 1 where all traces are equal. They are the paper's
-        λ_k over T: step with `reduction="sum"` for these. A term whose trace is 0 has weight p_k.
+        weights that sum to at least T, and are 1 where all traces are equal. A term whose trace is
+        0 has weight p_k.
 
     Raises:
         ValueError: for a bad preference; at a step, where no probe measured the traces.
