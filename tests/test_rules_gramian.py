@@ -6,7 +6,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -353,72 +352,27 @@ def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
     assert not torch.allclose(given_, updated(PREFERRED[name](), G))
 
 
-# --- against TorchJD ----------------------------------------------------------------------------
+# --- against TorchJD, whose defaults are in tests/test_migration.py ------------------------------
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 torchjd_linalg = pytest.importorskip("torchjd.linalg")
-
-
-def unregularised() -> Any:
-    return torchjd_linalg.QuadprogProjector(norm_eps=0.0, reg_eps=0.0)
-
-
-class Peer(NamedTuple):
-    """A rule and TorchJD's, from a preference to a direction each."""
-
-    ours: Callable[[Tensor | None, int], mf.Rule]
-    theirs: Callable[[Tensor | None], Any]
-    factor: Callable[[int], float] = lambda count: 1.0
-    """Ours times this is theirs."""
-
-
+EXACT = partial(torchjd_linalg.QuadprogProjector, norm_eps=0.0, reg_eps=0.0)
 PEERS = {
-    "dualproj": Peer(
-        lambda p, _: mf.dualproj(preference=p), lambda p: torchjd.DualProj(p, unregularised())
-    ),
-    "upgrad": Peer(
-        lambda p, _: mf.upgrad(preference=p), lambda p: torchjd.UPGrad(p, unregularised())
-    ),
-    "imtl_g": Peer(lambda p, _: mf.imtl_g(), lambda p: torchjd.IMTLG()),
-    # the sum of the projections, the paper's
-    "config": Peer(lambda p, _: mf.config(preference=p), lambda p: torchjd.ConFIG(p), float),
-    "aligned_mtl": Peer(lambda p, _: mf.aligned_mtl(preference=p), lambda p: torchjd.AlignedMTL(p)),
-    "aligned_mtl-median": Peer(
-        lambda p, _: mf.aligned_mtl(preference=p, scale="median"),
-        lambda p: torchjd.AlignedMTL(p, "median"),
-    ),
-    "aligned_mtl-rmse": Peer(
-        lambda p, _: mf.aligned_mtl(preference=p, scale="rmse"),
-        lambda p: torchjd.AlignedMTL(p, "rmse"),
-    ),
-    "fairgrad-0.5": Peer(lambda p, _: mf.fairgrad(0.5), lambda p: torchjd.FairGrad(0.5)),
-    "fairgrad-1": Peer(lambda p, _: mf.fairgrad(1.0), lambda p: torchjd.FairGrad(1.0)),
-    "fairgrad-2": Peer(lambda p, _: mf.fairgrad(2.0), lambda p: torchjd.FairGrad(2.0)),
+    "dualproj": (mf.dualproj, lambda p: torchjd.DualProj(p, EXACT())),
+    "upgrad": (mf.upgrad, lambda p: torchjd.UPGrad(p, EXACT())),
+    "config": (mf.config, torchjd.ConFIG),  # the sum of the projections there
+    "min": (mf.aligned_mtl, torchjd.AlignedMTL),
+    "median": (partial(mf.aligned_mtl, scale="median"), lambda p: torchjd.AlignedMTL(p, "median")),
+    "rmse": (partial(mf.aligned_mtl, scale="rmse"), lambda p: torchjd.AlignedMTL(p, "rmse")),
 }
 
 
 @pytest.mark.parametrize("family", REGULAR)
 @pytest.mark.parametrize("name", PEERS)
-def test_direction_equals_torchjds_where_it_is_accurate(name, family):
-    peer = PEERS[name]
+def test_direction_with_a_preference_equals_torchjds(name, family):
     for count, seed in product((2, 3, 8), range(3)):
-        J = jacobian(family, count, seed)
-        for p in (
-            (None, preferences(count, seed))
-            if name in PREFERRED or name.startswith("aligned")
-            else (None,)
-        ):
-            ours, theirs = (
-                mf.aggregate(peer.ours(p, count), J) * peer.factor(count),
-                peer.theirs(p)(J),
-            )
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
-
-
-def test_nash_mtl_equals_torchjds_where_it_converges():
-    """A norm of at most 1, as in the official code."""
-    pytest.importorskip("ecos")
-    for family, count in product(REGULAR, (2, 3, 5)):
-        J = jacobian(family, count)
-        theirs = torchjd.NashMTL(count, max_norm=1.0)(J)
-        assert (mf.aggregate(mf.nash_mtl(max_norm=1.0), J) - theirs).norm() <= 1e-5
+        J, p = jacobian(family, count, seed), preferences(count, seed)
+        make, peer = PEERS[name]
+        ours = mf.aggregate(make(preference=p), J) * (count if name == "config" else 1)
+        theirs = peer(p)(J)
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

@@ -2,8 +2,10 @@
 numbers. `.ci/versions` runs the tests named in `tests/versions.txt` on the versions themselves.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -244,19 +246,27 @@ class Last(nn.Module):
         return self.head(y[0] if isinstance(y, tuple) else y).square().flatten(0, -2).mean(0)
 
 
+WARNS = partial(pytest.warns, UserWarning, match="performance drop")
+REFUSED = partial(pytest.raises, RuntimeError, match="samples_at_once=1")
+
+
 @pytest.mark.parametrize(
-    ("layer", "slow"),
+    ("layer", "so"),
     [
-        (nn.LSTM(8, 8, batch_first=True), True),
-        (nn.LSTM(8, 8, batch_first=True).double(), False),
-        (nn.EmbeddingBag(9, 8), True),
-        (nn.MultiheadAttention(8, 2, batch_first=True), False),
+        (nn.LSTM(8, 8, batch_first=True), WARNS),
+        (nn.LSTM(8, 8, batch_first=True).double(), REFUSED),
+        (nn.GRU(8, 8, batch_first=True), REFUSED),
+        (nn.RNN(8, 8, batch_first=True), REFUSED),
+        (nn.EmbeddingBag(9, 8), WARNS),
+        (nn.MultiheadAttention(8, 2, batch_first=True), nullcontext),
     ],
-    ids=["LSTM", "LSTM, float64", "EmbeddingBag", "attention"],
+    ids=str,
 )
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="docs/limits.md says it of torch 2.13")
-def test_where_torch_warns_of_a_loop(layer, slow):
-    """The tests' warnings are errors."""
+@pytest.mark.skipif(
+    "2.13" not in torch.__version__ or sys.platform != "linux", reason="the page: torch 2.13"
+)
+def test_where_torch_warns_of_a_loop(layer, so):
+    """As docs/limits.md says; the tests' warnings are errors."""
     net = Last(layer).to(next(layer.parameters()).dtype)
     x = torch.arange(20).reshape(4, 5) % 9
     x = x if isinstance(layer, nn.EmbeddingBag) else F.one_hot(x % 8, 8).to(net.head.weight)
@@ -267,7 +277,6 @@ def test_where_torch_warns_of_a_loop(layer, slow):
     params = mf.parameters(net)
     mf.task_gradients(losses_fn, params, x)
     mf.task_gramian(losses_fn, params, x)
-    _, alone = mf.sample_gradients(losses_fn, params, x, samples_at_once=1)
-    with pytest.warns(UserWarning, match="performance drop") if slow else nullcontext():
-        _, rows = mf.sample_gradients(losses_fn, params, x)
-    torch.testing.assert_close(rows, alone)
+    mf.sample_gradients(losses_fn, params, x, samples_at_once=1)
+    with so():
+        mf.sample_gradients(losses_fn, params, x)
