@@ -257,21 +257,6 @@ def test_least_distance_knows_what_cannot_be_met():
 # --- PCD ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.02, 0.5, 1.0])
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 12])
-def test_pcd_equals_torchjd(tau, count):
-    """Five steps of changing lengths; its 1e-8 is set to 0 here."""
-    peer, rule = torchjd.PCD(tau=tau, eps=0.0), mf.pcd(tau)
-    state = rule.init(losses_of(count), mf.random.key(0))
-    for step in range(5):
-        J = jacobian("gaussian", count, step % 2) * (
-            1 + 0.3 * step * torch.arange(count, dtype=F64)[:, None]
-        )
-        theirs = peer(J)
-        weights, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
-        near(weights @ J, theirs, 0, 1e-10 * float(theirs.norm()))
-
-
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "rank_deficient", "duplicates"])
 def test_pcd_meets_the_optimality_conditions_on_vectors(family):
     tau = torch.tensor([9.0, 0.1, 0.3, 0.0, 0.02, 0.6], dtype=F64)
