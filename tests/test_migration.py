@@ -1,7 +1,8 @@
-"""The rows of docs/from/torchjd.md and docs/from/libmtl.md as the pages have them, both sides run."""
+"""The rows of docs/from/torchjd.md and docs/from/libmtl.md, as on the pages, both sides run."""
 
 import importlib
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def test_a_row_of_rules(left, right, which):
 def executed(cell: str) -> Tensor:
     """The gradients that the calls of a cell leave, or what they answer, in a row per task."""
     torch.manual_seed(0)
-    net, x, value = TrunkAndHeads(0), torch.randn(8, 4, dtype=F64), None
+    net, x = TrunkAndHeads(0), torch.randn(8, 4, dtype=F64)
+    value: Any = None
     autojac, autogram = (importlib.import_module(f"torchjd.{x}") for x in ("autojac", "autogram"))
     if "engine" in cell or "part" in cell:  # which hooks what it is given
         modules = [net.trunk] if "part" in cell else [net.trunk, *net.heads]
