@@ -48,8 +48,8 @@ def double_sampling(
 
     Source:
         Chen et al. 2023 (MoDo), eqs. 2.9a–b: two batches and their mean, with a third as the
-        official code's option; Xiao et al. 2023 (SDMGrad), Algorithm 1: three. LibMTL steps on MoDo's
-        third and SDMGrad's first, and leaves SDMGrad's decoders with the sum over three.
+        official code's option; Xiao et al. 2023 (SDMGrad), Algorithm 1: three. LibMTL steps on
+        MoDo's third and SDMGrad's first, and leaves SDMGrad's decoders with the sum over three.
 
     Examples:
         >>> import mtlfunc as mf
