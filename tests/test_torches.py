@@ -246,7 +246,7 @@ REFUSED = partial(pytest.raises, RuntimeError, match="samples_at_once=1")
         (nn.RNN(8, 8, batch_first=True), REFUSED),
         (nn.EmbeddingBag(9, 8), WARNS),
     ],
-    ids=str,
+    ids=lambda x: str(x) if isinstance(x, nn.Module) else "so",
 )
 @pytest.mark.skipif(
     "2.13" not in torch.__version__ or sys.platform != "linux", reason="the page: torch 2.13"
