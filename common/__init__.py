@@ -5,3 +5,5 @@ learning rate, a seed) and how to perform it; `study.conduct` runs all that the 
 nothing twice, chooses rates on validation data, and `command.finish` makes a command of it that can
 be stopped at any time and goes on where it was.
 """
+
+from . import sources as sources  # it looks at all of them before one is imported

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-import mtlfunc as mf
-from common.locks import digest
+from common.sources import check, key
 from mtlfunc.core.files import write_whole
 
 from .files import Files
@@ -55,7 +54,7 @@ class Store:
 
         Args:
             folder: where the files are; made when the first is written.
-            sources: files of the experiment that the numbers depend on. The package's are added.
+            sources: files of the experiment that the numbers depend on; so do those they import.
             settings: everything else that they depend on and the cell does not say.
             unfinished: where runs keep their state as they go (`state_of`), which is removed as
                 soon as their numbers are kept, and not before.
@@ -63,7 +62,7 @@ class Store:
                 whether they stay as they are.
         """
         self.folder, self.unfinished, self.files = folder, unfinished, files
-        self.key = digest([*package(), *sorted(sources)], settings, torch.__version__)
+        self.key = key(sources, settings, torch.__version__)
 
     def read(self, cell: Any) -> dict[str, Any] | None:
         """What an earlier run left; None for another key or an unreadable file."""
@@ -80,8 +79,9 @@ class Store:
 
         Raises:
             OSError: where that cannot be done, on a full disk say.
-            DataError: where the data have changed since the study began.
+            DataError: where the data have changed since the study began, or the code (Edited).
         """
+        check()
         if self.files is not None:
             self.files.check()
         path = self.path(cell)
@@ -97,9 +97,9 @@ class Store:
 
 
 def sources_of(here: Path) -> list[Path]:
-    """The files of an experiment, and those that all share, less what only shows numbers."""
-    every = [*here.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
-    return [path for path in every if path.name not in ("report.py", "judge.py", "__main__.py")]
+    """The files of an experiment, less what only shows numbers."""
+    shown = ("report.py", "judge.py", "__main__.py")
+    return [path for path in here.glob("*.py") if path.name not in shown]
 
 
 def unfinished_in(out: Path, sources: Iterable[Path]) -> Path:
@@ -109,8 +109,7 @@ def unfinished_in(out: Path, sources: Iterable[Path]) -> Path:
         out: the study's folder.
         sources: as of `Store`.
     """
-    version = digest([*package(), *sorted(sources)], None, torch.__version__)
-    return out / "unfinished" / version[:16]
+    return out / "unfinished" / key(sources, None, torch.__version__)[:16]
 
 
 def state_of(unfinished: Path, cell: Cell) -> Path:
@@ -189,11 +188,6 @@ class Resumable:
             kept = kept_state(path, self.settings, self.cell, self.settings.device)
             for name, value in kept.items():
                 setattr(self, name, value)
-
-
-def package() -> list[Path]:
-    """The package's sources: whatever a rule computes may depend on them."""
-    return sorted(Path(mf.__file__).parent.rglob("*.py"))
 
 
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

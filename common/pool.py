@@ -5,6 +5,7 @@ import errno
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from tqdm import tqdm
+
+from common import sources
 
 Job = TypeVar("Job")
 
@@ -136,6 +139,7 @@ def perform_all(
     tick: Callable[[], object] = lambda: None,
 ) -> None:
     """Every job. What is at work when something is raised, Ctrl-C say, is ended at once and lost.
+    `sources.Edited` is, and nothing heard, where the code of a result is not that of the keys here.
     Each process has one torch thread: the tensors are small, and threads that wait for one another
     cost more than they save.
 
@@ -151,7 +155,13 @@ def perform_all(
         _side_by_side(perform, list(jobs), workers, hear, died, tick)
         return
     keep_memory()
-    before, heard = _job.send, unbroken()(hear)
+    before = _job.send
+
+    @unbroken()
+    def heard(job: Job, what: Any) -> None:
+        sources.check()
+        hear(job, what)
+
     try:
         with threads(1):
             for job in jobs:
@@ -177,19 +187,20 @@ def _side_by_side(
     def give(link: Any, process: Any) -> None:
         work[link] = process, left.pop(0)
         with suppress(OSError):  # of one that is gone, which is seen next
-            link.send(work[link][1])
+            link.send((perform, work[link][1]))
 
     try:
         while left or work:
             while left and len(work) - len(waiting) < workers:
-                give(*_started(perform))
+                give(*_started())
             ready: list[Any] = wait(list(work), timeout=0.5)
             for link in ready:
                 with unbroken():
                     process, job = work[link]
-                    kind, what = "died", cast(Any, None)
+                    kind, what, edited = "died", cast(Any, None), ""
                     with suppress(EOFError, OSError):
-                        kind, what = link.recv()
+                        kind, what, edited = link.recv()
+                    sources.check(edited)
                     (waiting.add if kind == "waits" and what else waiting.discard)(link)
                     if kind in ("said", "done"):
                         hear(job, what)
@@ -211,12 +222,12 @@ def _side_by_side(
             process.join()
             with suppress(EOFError, OSError):  # nor of a full disk, which is known
                 while link.poll():
-                    kind, what = link.recv()
-                    if kind in ("said", "done"):
+                    kind, what, edited = link.recv()
+                    if kind in ("said", "done") and not edited:
                         hear(job, what)
 
 
-def _started(perform: Callable[[Any], Any]) -> tuple[Any, Any]:
+def _started() -> tuple[Any, Any]:
     """The link to a new process, and that. It has one thread, and so have its compilers; it does
     not hear Ctrl-C, not even while it imports.
     """
@@ -229,7 +240,7 @@ def _started(perform: Callable[[Any], Any]) -> tuple[Any, Any]:
     try:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(perform, there), daemon=True)
+        process = context.Process(target=_work, args=(there, sources.KEYED), daemon=True)
         process.start()
         there.close()
         return here, process
@@ -241,8 +252,10 @@ def _started(perform: Callable[[Any], Any]) -> tuple[Any, Any]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _work(perform: Callable[[Any], Any], link: Any) -> None:
-    """What a worker does. Signals are its parent's matter, without whom it has no life."""
+def _work(link: Any, digests: dict[str, str]) -> None:
+    """What a worker does. Signals are its parent's matter, without whom it has no life. With each
+    word goes the first source that it has not imported as the digests of the parent's keys say.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent, number = multiprocessing.parent_process(), os.getppid()
@@ -258,16 +271,18 @@ def _work(perform: Callable[[Any], Any], link: Any) -> None:
     torch.set_num_threads(1)
     # else a semaphore of the system, whose loss Python would report when this process is killed
     tqdm.set_lock(threading.RLock())
-    _job.send = lambda kind, what: link.send((kind, what))
+    sources.expect(digests)
+    _job.send = lambda kind, what: link.send((kind, what, sources.unlike(digests)))
     with suppress(EOFError):
         while True:
-            job = link.recv()
+            message = link.recv_bytes()
             try:
+                perform, job = pickle.loads(message)  # which imports what they are of
                 last = "done", perform(job)
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 last = "raised", error
-            link.send(last)
+            _job.send(*last)
 
 
 @contextmanager

@@ -1,3 +1,3 @@
-"""Experiments: one folder a question, on real data or at scale. Each runs as `python -m
-experiments.<name>`.
-"""
+"""Experiments, one folder a question, on real data or at scale: `python -m experiments.<name>`."""
+
+import common as common  # it looks at all sources before one is imported

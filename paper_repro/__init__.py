@@ -6,6 +6,8 @@ A folder a paper, a question a file: a module with `run(settings)`, which yields
 
 from importlib.util import find_spec
 
+import common as common  # it looks at all sources before one is imported
+
 _absent = [name for name in ("tqdm", "moocore", "xarray", "PIL") if find_spec(name) is None]
 if _absent:
     raise ModuleNotFoundError(

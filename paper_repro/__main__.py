@@ -25,6 +25,7 @@ from common.arguments import at_least, device
 from common.device import shown
 from common.pool import Terminated, cores, terminable, unbroken
 from common.progress import duration
+from common.sources import Edited
 from mtlfunc.core.files import write_whole
 
 from .claims import HERE, LEDGER, papers, reproductions
@@ -233,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # before anything ran, or when all had been written
         say("\ninterrupted", sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+    except Edited as error:
+        say(f"\nstopped: {error}", sys.stderr)
+        return 1
 
 
 def perform(arguments: Sequence[str] | None) -> int:

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {name: getattr(asked, name) for name in ("seeds", "tuning", "budget")}
     settings = settings._replace(**{k: x for k, x in given.items() if x is not None})
     names = list(dict.fromkeys(asked.only or (QUICK if asked.quick else [*standard(), *SPECIAL])))
-    entrants = [Entrant(name, "", b"") for name in asked.against or [*CONTESTANTS, STATIC]]
+    entrants = [Entrant(name, "", "") for name in asked.against or [*CONTESTANTS, STATIC]]
     for spec in asked.rule:
         try:
             label, _ = load(spec)

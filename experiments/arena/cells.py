@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.device import on
+from common.sources import key
 from mtlfunc.studies.arena import (
     STATIC,
     BenchmarkProblem,
@@ -33,7 +34,7 @@ class Entrant(NamedTuple):
 
     name: str
     spec: str  # of `--rule`; empty for those of the table and the static search
-    source: bytes  # of the module that `--rule` names
+    source: str  # the digest of the module that `--rule` names
 
 
 class Task(NamedTuple):
@@ -65,14 +66,14 @@ def load(spec: str) -> tuple[str, Contestant]:
     return found
 
 
-def source_of(spec: str) -> bytes:
-    """The text of the rule's module and of those that it was loaded with from its folder, so that
+def source_of(spec: str) -> str:
+    """The digest of the rule's module and of those that it was loaded with from its folder, so that
     results follow them.
     """
     module = importlib.import_module(spec.partition(":")[0])
     folder = Path(inspect.getfile(module)).parent
     files = {Path(getattr(each, "__file__", None) or "") for each in [*sys.modules.values()]}
-    return b"".join(path.read_bytes() for path in sorted(files) if path.parent == folder)
+    return key(path for path in files if path.parent == folder)
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

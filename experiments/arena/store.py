@@ -1,5 +1,6 @@
 """Finished cells of the arena's table on disk, each under a key of all that it depends on."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,9 @@ class Store:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.settings = {**settings._asdict(), "optimizer": settings.optimizer.__qualname__}
+        self.of = functools.cache(self._of)
 
-    def read(self, problem: str, rule: str, source: bytes) -> Cell | None:
+    def read(self, problem: str, rule: str, source: str) -> Cell | None:
         """What an earlier run with this key left; None for another key or an unreadable file."""
         kept = self.of(source).read(Place(problem, rule))
         try:
@@ -36,20 +38,14 @@ class Store:
         except (TypeError, ValueError, AttributeError):
             return None
 
-    def write(self, problem: str, rule: str, source: bytes, cell: Cell) -> None:
+    def write(self, problem: str, rule: str, source: str, cell: Cell) -> None:
         """Keep a cell, with its key."""
         self.of(source).write(Place(problem, rule), cell._asdict())
 
-    def of(self, source: bytes) -> cells.Store:
-        """The store of rules from a module of the user's, by its text `source`."""
-        return cells.Store(self.folder, sources(), (self.settings, source))
-
-
-def sources() -> list[Path]:
-    """What a cell's numbers may depend on, next to the package."""
-    here = Path(__file__).parent
-    pairs = here.parents[1] / "common" / "problems" / "digits.py"
-    return [here / "contestants.py", here / "digits.py", pairs]
+    def _of(self, source: str) -> cells.Store:
+        """The store of rules from a module of the user's, by its digest `source`."""
+        made_by = [Path(__file__).with_name("cells.py")]
+        return cells.Store(self.folder, made_by, (self.settings, source))
 
 
 def _tensor(value: Any) -> Any:

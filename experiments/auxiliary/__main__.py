@@ -101,9 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.search
             else plan_of(size, settings, given.rules, command.seeds_of(given))
         )
-        own = sources_of(HERE)
-        unfinished = unfinished_in(out, own)
-        store = Store(out / "cells", own, settings, unfinished, files)
+        unfinished = unfinished_in(out, sources_of(HERE))
+        store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         if settings.data:
             one = functools.partial(alone, settings, unfinished)
             found = conduct(plan, one, store, given.workers)

@@ -9,7 +9,7 @@ import torch
 
 from common import command
 from common.arguments import among
-from common.cells import Store, sources_of, unfinished_in
+from common.cells import Store, unfinished_in
 from common.study import conduct, conduct_together
 from common.tables import report
 
@@ -75,14 +75,13 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
         return grids_part(size, given.rules, more, device)
     if name == "points":
         return points_part(size, given.rules, seeds, device)
-    unfinished = unfinished_in(out, sources_of(HERE)) / name
+    unfinished = unfinished_in(out, [HERE / "sac.py", HERE / "robots.py"]) / name
     return sac_part(name, size, given.rules, seeds, device, unfinished)
 
 
 def run(chosen: Part, out: Path, workers: int) -> None:
     """One part to its report, in a folder of its name."""
-    sources = [*chosen.sources(), *(HERE.parents[1] / "common").glob("*.py")]
-    store = Store(out / "cells", sources, chosen.settings, chosen.unfinished)
+    store = Store(out / "cells", chosen.sources(), chosen.settings, chosen.unfinished)
     if chosen.together:
         found = conduct_together(
             chosen.plan, chosen.perform, lambda cell: cell.method, store, workers

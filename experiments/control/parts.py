@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from common.study import Found, Plan
 
-from . import grids, methods, networks, points, report, robots, sac
+from . import grids, points, report, robots, sac
 from .methods import BLIND, HEADS, INDEPENDENT, SCALES_UNDONE
 
 SIZES = ("quick", "default", "full")
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
     def sources(self) -> list[Path]:
         """Files that the numbers depend on."""
-        used = {self.module, methods, networks, *([] if self.together else [robots, sac])}
+        used = {self.module, *([] if self.together else [robots, sac])}
         return [Path(str(module.__file__)) for module in used]
 
     def table(self, found: Found) -> str:

@@ -4,44 +4,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.func import vmap
 
 from common import command
 from common.arguments import at_least
 from common.cells import Store, sources_of
 from common.device import on
-from common.grouping.data import FAMILIES, TASKS, questions
-from common.grouping.forecasts import NAMES, costs, measured
+from common.grouping.data import FAMILIES, TASKS
+from common.grouping.forecasts import NAMES, costs
 from common.grouping.truth import GROUPS
 from common.pool import threads, unbroken
-from common.problems.digits import digits
-from common.progress import Progress
 from common.tables import report
 
 from .report import family, figure, table
 
 HERE = Path(__file__).parent
-
-
-class Program(NamedTuple):
-    """What a store of finished runs keeps together: all groups on all seeds of a draw of tasks."""
-
-    family: str
-    draw: int
-    first: int  # seed
-    last: int
-    steps: int
-
-    @property
-    def file(self) -> Path:
-        return Path(
-            self.family, f"draw {self.draw} seeds {self.first}-{self.last} steps {self.steps}.json"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,23 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.finish(lambda: _run(given, given.out), given.out)
 
 
-def drawn(program: Program, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """Test losses of all groups, and what every forecaster says of them."""
-    name = f"{program.family}, draw {program.draw}"
-    source, keys = digits(torch.get_default_device()), torch.tensor(seeds)
-    draw = torch.tensor(10_000 + program.draw)  # far from the seeds, which are keys as well
-    data = vmap(lambda seed: questions(program.family, source, draw, seed))(keys)
-    with Progress(program.steps, name, "steps") as progress:
-        return measured(seeds, data, program.steps, progress.update)
-
-
 def _run(given: argparse.Namespace, out: Path) -> None:
     settings = {
         "seeds": list(given.seeds), "draws": given.draws, "steps": given.steps,
         "device": str(given.device), "torch": torch.__version__,
     }  # fmt: skip
-    made_by = [*sources_of(HERE), Path(__file__)]
-    store = Store(out / "cells", made_by, {"device": given.device.type})
+    store = Store(out / "cells", sources_of(HERE), {"device": given.device.type})
     kept: dict[str, list[dict[str, Any]]] = {where: [] for where in FAMILIES}
     for draw in range(given.draws):
         for where in FAMILIES:

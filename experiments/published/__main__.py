@@ -81,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_of.cache_clear()
         parts = data_of(settings, 0)  # fails now rather than in a worker
         plan = plan_of(benchmark, given.rules, given.alone, command.seeds_of(given))
-        own = [*sources_of(HERE), *(HERE.parent / name for name in USED)]
-        unfinished = unfinished_in(out, own)
-        store = Store(out / "cells", own, settings, unfinished, files)
+        unfinished = unfinished_in(out, sources_of(HERE))
+        store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         run = functools.partial(perform, settings, unfinished)
         found = conduct(plan, run, store, given.workers)
         described = settings._asdict() | _described(given.data is None, settings, benchmark, parts)
@@ -92,9 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(out, numbers_of(found, plan, benchmark, described), text, {})
 
     return command.finish(body, out)
-
-
-USED = ("arena/contestants.py", "auxiliary/data.py")
 
 
 def _described(

@@ -76,9 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmark = benchmark_of(settings)
         pixels = data.check(given.data) if given.data else benchmark.size
         plan = plan_of(settings, rules, command.seeds_of(given))
-        own = sources_of(HERE)
-        unfinished = unfinished_in(out, own)
-        store = Store(out / "cells", own, settings, unfinished, files)
+        unfinished = unfinished_in(out, sources_of(HERE))
+        store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         if settings.data:
             one = functools.partial(perform, settings, unfinished)
             found = conduct(plan, one, store, given.workers)

@@ -18,11 +18,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 import torch
 from tqdm import tqdm
 
+from common import sources
 from common.locks import InUse, digest, hold_lock
 from common.pool import waits
 from mtlfunc.core.files import write_whole
 
-from .cache import base, sources
+from .cache import versions
 
 K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
@@ -60,9 +61,7 @@ class Kept(Generic[P, R]):
         self.function = function
         # now, while the sources are what is imported: they may be edited while a run goes on
         file = Path(function.__code__.co_filename)
-        self.base = digest(
-            sorted(sources(file)), base(), function.__module__, function.__qualname__
-        )
+        self.base = sources.key([file], versions(), function.__module__, function.__qualname__)
         self.memory: dict[str, Part] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -101,6 +100,7 @@ class Kept(Generic[P, R]):
             begin = spent()
             result = function()
             Store.earlier[key] = 0.0
+            sources.check()
             return Part(Store.owner, spent() - begin, result)
 
         if Store.folder is None:

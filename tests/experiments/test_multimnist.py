@@ -337,7 +337,7 @@ def test_runs_go_from_machine_to_machine_in_a_file(folder, monkeypatch, capsys):
         patched.setattr(command, "together", failing)
         assert command.main(call(folder, *more)) == 130
     assert len(kept.read_text().splitlines()) == 5 + 4
-    monkeypatch.setattr("common.cells.digest", lambda *_: "another version")
+    monkeypatch.setattr("common.cells.key", lambda *_: "another version")
     assert command.main(call(folder, *more, "--out", str(folder / "other"))) == 0
     assert "- 5 runs are of runs.json, made by other versions" in capsys.readouterr().out
     assert len(list((folder / "other" / "cells").rglob("*.json"))) == RUNS - 5

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,68 @@ def test_a_digest_is_of_names_contents_and_texts(tmp_path):
     assert len({*found, locks.digest([tmp_path / "a"], "z")}) == len(given) + 1
 
 
+TREE = {
+    "torch.py": "set_num_threads = get_num_threads = lambda *count: 1",
+    "mtlfunc/__init__.py": "from .plot import picture",
+    "mtlfunc/rules/rule.py": "FOUND = 1",
+    "mtlfunc/plot/picture.py": "",
+    "paper_repro/__init__.py": "",
+    "paper_repro/question.py": """
+import mtlfunc.rules.rule as mine
+def perform(job):
+    return mine.FOUND
+""",
+    "command.py": """
+import sys
+from pathlib import Path
+if __name__ == "__main__":
+    import common
+    when, name, workers = sys.argv[1:]
+    def edit(now):
+        if now == when:
+            Path(name).write_text("FOUND = 2")
+    edit("before imports")
+    from common import pool, sources
+    from paper_repro import question
+    print(sources.key([Path("paper_repro/question.py").resolve()]))
+    edit("before workers")
+    pool.perform_all(question.perform, [0, 0], int(workers), lambda job, found: print(found))
+""",
+}
+
+
+def test_a_result_is_kept_under_the_key_of_the_code_that_computed_it(tmp_path):
+    """Whenever a source is edited. The key is of what is imported, pictures left out."""
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    rule, picture = "mtlfunc/rules/rule.py", "mtlfunc/plot/picture.py"
+
+    def run(when="", name=rule, workers=1, text="FOUND = 1"):
+        for path, content in TREE.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / path).write_text(text if path == rule else content)
+        command = [sys.executable, "-B", "command.py", when, name, str(workers)]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        found = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        return found.stdout.split(), found.stderr
+
+    (first, *found), _ = run()
+    assert found == ["1", "1"]
+    assert run("before workers")[0] == [first, "1", "1"]  # the process has what it imported
+    for workers in (1, 2):
+        assert run("before workers", picture, workers)[0] == [first, "1", "1"]
+        shown, said = run("before imports", rule, workers)
+        assert shown == []
+        assert f"{rule} was edited after this command had begun" in said
+    shown, said = run("before workers", rule, 2)
+    assert shown == [first]
+    assert f"{rule} was edited after this command had begun" in said
+    (other, *found), _ = run(text="FOUND = 3")
+    assert other != first
+    assert found == ["3", "3"]
+
+
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -293,7 +356,6 @@ def test_a_state_goes_when_the_numbers_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "write_whole", lambda *rest: (state.stat(), write(*rest)))
     store.write(cell, {"score": 1.0})
     assert not state.exists()
-    assert ROOT / "common" / "problems" / "digits.py" in cells.sources_of(ROOT / "experiments")
 
 
 def test_estimate_is_the_t_interval():

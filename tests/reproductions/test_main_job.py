@@ -16,10 +16,12 @@ import pytest
 import torch
 
 import mtlfunc as mf
+from common.sources import Edited, imported
+from paper_repro import __main__ as paper_repro_main
 from paper_repro.__main__ import main, reproduce, reproductions, selected
 from paper_repro.claims import LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
-from paper_repro.report.cache import key, sources
+from paper_repro.report.cache import key
 from paper_repro.report.draws import redrawn
 from paper_repro.report.findings import Settings
 from paper_repro.report.remaining import QUICKLY, Remaining, expected, in_order
@@ -121,14 +123,15 @@ def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
 
 
 def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {str(x.relative_to(ROOT)) for x in sources(ROOT / "paper_repro/pcgrad/ablation.py")}
+    walked = imported([ROOT / "paper_repro/pcgrad/ablation.py"])
+    found = {str(x.relative_to(ROOT)) for x in walked}
     own = {f"paper_repro/pcgrad/{name}.py" for name in ("ablation", "common", "landscape")}
     assert own | {"paper_repro/report/figures.py", "common/intervals.py"} <= found
     assert not found & {"paper_repro/claims.py", "paper_repro/pcgrad/theorem1.py"}
     module = made.question("question_key", "PC-01")
     first = key(module, TINY)
     assert key(module, TINY._replace(seeds=3)) != first
-    monkeypatch.setattr("paper_repro.report.cache.base", lambda: "torch 1.0")
+    monkeypatch.setattr("paper_repro.report.cache.versions", lambda: "torch 1.0")
     assert key(module, TINY) != first
 
 
@@ -302,6 +305,33 @@ def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> No
     assert "caption of two" in page
     assert "caption of one" not in page
     assert [path.name for path in tmp_path.glob("*.png")] == ["b-two.png"]
+
+
+def test_results_of_an_edited_source_are_not_kept(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is edited after the key is made and before a worker imports it; then put back."""
+    value = "yield claim('GN-02', {})"
+    modules = {
+        "x": made.question("question_edited", "PC-01", value.format(1)),
+        "y": made.question("question_same", "GN-01"),
+    }
+    path, real = made.folder / "question_edited.py", paper_repro_main.complete
+    first = path.read_text()
+
+    def edited(*given: Any, **options: Any) -> None:
+        path.write_text(first.replace(value.format(1), value.format(7)))
+        real(*given, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(paper_repro_main, "complete", edited)
+        with pytest.raises(Edited, match=r"question_edited\.py was edited after this command"):
+            reproduce(modules, ["x", "y"], TINY, tmp_path, workers=2)
+    if (tmp_path / "claims.json").exists():  # the other one was sooner
+        assert "GN-02" not in {c["id"] for c in found_in(tmp_path)}
+    path.write_text(first)
+    assert reproduce(modules, ["x", "y"], TINY, tmp_path, workers=2) == 0
+    assert {c["id"]: c["measured"] for c in found_in(tmp_path)}["GN-02"] == {"value": 1.0}
 
 
 def row_with(**change: Any) -> Callable[[bytes], bytes]:
