@@ -1,14 +1,17 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import xarray
 from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.core.files import write_whole
+from mtlfunc.studies import _grid
 from mtlfunc.studies._grid import Unfinished, grid
 from tests.support.loops import rollout
 
@@ -249,11 +252,75 @@ def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(Unfinished, match="after 4 of 12"):
         grid(train, AXES, points_at_once=4, path=path)
-    first = "points-000000000-000000003-4.npz"
-    assert sorted(file.name for file in path.iterdir()) == ["axes.json", first]
+    axes, first = sorted(file.name for file in path.iterdir())
+    assert axes == "axes.json"
+    assert first.startswith("points-000000000-000000003-4-")
     np.testing.assert_allclose(
         grid(train, AXES, path=path)["final"].values, grid(train, AXES)["final"].values, rtol=1e-9
     )
+
+
+def test_grid_goes_on_with_more_values_of_an_axis(tmp_path):
+    """Also where a call with fewer is still at work, which writes under its own axes."""
+    some = [AXES | {"c": RADII[[2, 0]]}, AXES, AXES | {"seed": torch.tensor([7, 0, 1, 2, 3])}]
+    with pytest.raises(Unfinished):
+        grid(Counted(train, at=4), some[0], points_at_once=1, path=tmp_path)
+    for axes, calls in zip(some[1:], (12 - 3, 3), strict=True):
+        counted = Counted(train)
+        found = grid(counted, axes, points_at_once=1, path=tmp_path)
+        assert counted.calls == calls
+        xarray.testing.assert_allclose(found, grid(train, axes), rtol=1e-9)
+    with pytest.raises(ValueError, match=r"axes-2\.json says other axes.*; pass these and more"):
+        grid(train, some[0], path=tmp_path)
+    assert grid(Counted(train, at=1), some[2], path=tmp_path).equals(found)
+
+
+@pytest.mark.parametrize("sooner", [torch.arange(10, 14), torch.arange(2)])
+def test_grids_that_begin_at_once_do_not_mix(sooner, tmp_path, monkeypatch):
+    """The folder is whose header came first; the other one is refused, or adds its values."""
+    real = _grid.write_whole
+
+    def late(path, content, **options):
+        monkeypatch.setattr(_grid, "write_whole", real)
+        grid(lambda a: a**2, {"a": sooner}, path=tmp_path)
+        real(path, content, **options)
+
+    monkeypatch.setattr(_grid, "write_whole", late)
+    ours = {"a": torch.arange(4)}
+    if len(sooner) == 4:
+        with pytest.raises(ValueError, match=r"axes\.json says other axes"):
+            grid(lambda a: a**2, ours, path=tmp_path)
+        file = next(tmp_path.glob("points-*"))
+        (tmp_path / "new").mkdir()
+        file.rename(tmp_path / "new" / file.name)
+        with pytest.raises(ValueError, match=rf"{file.name} is broken or alien"):
+            grid(lambda a: a**2, ours, path=tmp_path / "new")
+    else:
+        assert grid(lambda a: a**2, ours, path=tmp_path)["value"].values.tolist() == [0, 1, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "files"),
+    [
+        (lambda points: 2.0 * points, [2, *[4] * 13, 10]),  # each costs the same
+        (lambda points: 100.0, [2, 4, 58]),  # many are as cheap as few
+        (lambda points: 0.1 * points, [2, 62]),  # all is soon done
+    ],
+)
+def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(_grid, "time", clock)
+    answers = _grid._Chunk.answers
+
+    def timed(chunk, f):
+        now[0] += seconds(len(chunk.flat))
+        return answers(chunk, f)
+
+    monkeypatch.setattr(_grid._Chunk, "answers", timed)
+    grid(lambda a: a, {"a": torch.arange(64)}, path=tmp_path)
+    kept = sorted(tmp_path.glob("points-*"))
+    assert [len(np.load(file)["points"]) for file in kept] == files
 
 
 # --- files that do not fit ----------------------------------------------------------------------
@@ -273,7 +340,7 @@ def begun(tmp_path):
 @pytest.mark.parametrize(
     "axes",
     [
-        {"a": torch.arange(4), "b": [1, 2]},
+        {"a": torch.arange(2), "b": [1, 2]},
         {"a": torch.arange(3), "b": [1, 3]},
         {"a": torch.arange(3.0), "b": [1, 2]},
         {"a": [0, 1, 2], "b": [1, 2]},

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
+def write_whole(
+    path: Path, content: str | bytes | Callable[[BinaryIO], Any], *, new: bool = False
+) -> None:
     """Write a file atomically: under a temporary name, which is then moved in place.
 
     Args:
         path: where to; an older file there stays until the new one is complete.
         content: text (written as UTF-8), bytes, or a function that writes to an open binary file.
+        new: of several processes that write at once, only the first does.
 
     Raises:
+        FileExistsError: with `new`, for a file that is there.
         OSError: where the folder is missing or cannot be written.
     """
     # of this write alone: processes of one number on two machines may share a folder
@@ -24,6 +28,11 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) ->
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
+        if new:
+            try:
+                return os.link(temporary, path)
+            except OSError:  # a file system without links: an empty file holds the place
+                path.open("xb").close()
         temporary.replace(path)
     except OSError as error:
         if error.filename is None:  # a full disk does not say where

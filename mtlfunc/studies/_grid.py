@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,15 +54,16 @@ def grid(
         axes: `{name: values}`. A tensor `[n]` is vmapped: `f` gets 0-d tensors (a seed is a key's
             integer). A list of numbers or strings, or a dict `{label: value}` of anything (rules,
             modules, settings), is looped over in Python: `f` gets the value itself.
-        points_at_once: at most how many points are in one vmap, which bounds the memory; None is
-            all of the tensor axes, 1 a plain loop, for a function that cannot be vmapped. Such a
-            chunk is also what a worker gets and what is written.
+        points_at_once: at most how many points are in one vmap, which bounds the memory; 1 is a
+            plain loop, for a function that cannot be vmapped. Such a chunk is also what a worker
+            gets and what is written. None is all of the tensor axes; with `path` a small part of
+            the grid, so that an interruption loses little, or all where that takes hardly longer.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
-            call with the same axes evaluates only what is missing, whatever its points_at_once.
-            Names, labels and dtypes of axes are compared. What `f` does, and the values of a dict,
-            are not: take a new folder where they change.
+            call with the same axes, or more values on them, evaluates only what is missing,
+            whatever its points_at_once. Names, labels and dtypes of axes are compared. What `f`
+            does, and the values of a dict, are not: take a new folder where they change.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take
@@ -91,11 +95,12 @@ def grid(
     named = {k: (x,) if isinstance(x, str) else tuple(x) for k, x in (dims or {}).items()}
     points = _Points(table, named, None if path is None else Path(path))
     points.resume()
-    left, run = points.chunks(points_at_once), _serially if executor is None else _by_workers
     had, total = int(points.done.sum()), points.total
+    points.at_once = points_at_once or (total if path is None else max(2, -(-(total - had) // 32)))
+    grows, run = points_at_once is None, _serially if executor is None else _by_workers
     try:
         with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
-            for flat, found in run(f, left, executor):
+            for flat, found in run(f, points, executor or grows):
                 points.store(flat, found)
                 bar.update(len(flat))
     except KeyboardInterrupt as stop:
@@ -104,6 +109,8 @@ def grid(
 
 
 Answers = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
+SOON = 30.0
+"""Seconds that a chunk may last without a thought."""
 
 
 class _Chunk(NamedTuple):
@@ -141,9 +148,19 @@ class _Chunk(NamedTuple):
         return {n: (x.float() if x.dtype == half else x).numpy() for n, x in found.items()}
 
 
-def _serially(f: Callable[..., Any], chunks: list[_Chunk], _: Any) -> Answers:
-    for chunk in chunks:
-        yield chunk.flat, chunk.answers(f)
+def _serially(f: Callable[..., Any], points: _Points, grows: bool) -> Answers:
+    """Chunks grow where all is soon done, or where one twice as large takes hardly longer."""
+    paces: list[float] = []  # seconds a point
+    for chunk in points.chunks():
+        begin = time.monotonic()
+        found = chunk.answers(f)
+        paces.append((time.monotonic() - begin) / len(chunk.flat))
+        soon = paces[-1] * (points.total - points.done.sum()) < SOON
+        if grows and (soon or (len(paces) == 2 and paces[1] < 0.7 * paces[0])):
+            points.at_once = points.total
+        elif grows and len(paces) == 1:
+            points.at_once *= 2
+        yield chunk.flat, found
 
 
 def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes) -> Any:
@@ -154,10 +171,10 @@ def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes)
     return pickle.loads(chunk).answers(f)
 
 
-def _by_workers(f: Callable[..., Any], chunks: list[_Chunk], executor: Any) -> Answers:
+def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answers:
     """In order. After an error no further chunk begins, and those at work are kept."""
     home, failed = (torch.get_default_dtype(), torch.get_num_threads()), None
-    jobs = [(executor.submit(_work, *home, f, pickle.dumps(x)), x.flat) for x in chunks]
+    jobs = [(executor.submit(_work, *home, f, pickle.dumps(x)), x.flat) for x in points.chunks()]
     try:
         for job, flat in jobs:
             try:
@@ -172,7 +189,10 @@ def _by_workers(f: Callable[..., Any], chunks: list[_Chunk], executor: Any) -> A
         for job, _ in jobs:
             job.cancel()
     if failed is not None:
-        failed.add_note("grid: workers import f from the top level of a module")
+        if isinstance(failed, futures.BrokenExecutor):
+            failed.add_note("grid: a worker was killed, for memory perhaps, or did not start")
+        elif not hasattr(failed, "__notes__"):  # no error of f's own
+            failed.add_note("grid: workers import f from the top level of a module")
         raise failed
 
 
@@ -184,26 +204,25 @@ class _Points:
     ) -> None:
         self.axes, self.dims, self.folder = axes, dims, folder
         self.sizes = [len(labels) for labels, _ in axes.values()]
-        self.total = math.prod(self.sizes)
+        self.total = self.at_once = math.prod(self.sizes)  # the second: points of a chunk
         self.done = np.zeros(self.total, dtype=bool)
         self.values: dict[str, np.ndarray] = {}
 
-    def chunks(self, points_at_once: int | None) -> list[_Chunk]:
-        """All points that are not done."""
+    def chunks(self) -> Iterator[_Chunk]:
+        """All points that are not done, `at_once` of them, which may change meanwhile."""
         looped = {n: x for n, (_, x) in self.axes.items() if not isinstance(x, Tensor)}
         vmapped = {n: x for n, (_, x) in self.axes.items() if isinstance(x, Tensor)}
-        flat, found = np.arange(self.total).reshape(self.sizes), []
+        flat = np.arange(self.total).reshape(self.sizes)
         for choice in itertools.product(*(range(len(values)) for values in looped.values())):
             at = dict(zip(looped, choice, strict=True))
             here = flat[tuple(at.get(name, slice(None)) for name in self.axes)].ravel()
             here = here[~self.done[here]]
             fixed = {name: looped[name][k] for name, k in at.items()}
-            for i in range(0, len(here), points_at_once or self.total):
-                part = here[i : i + (points_at_once or self.total)]
+            while len(here):
+                part, here = np.split(here, [self.at_once])
                 each = dict(zip(self.axes, np.unravel_index(part, self.sizes), strict=True))
                 batched = {name: x[torch.from_numpy(each[name])] for name, x in vmapped.items()}
-                found.append(_Chunk(part, fixed, batched, self.describe(part)))
-        return found
+                yield _Chunk(part, fixed, batched, self.describe(part))
 
     def describe(self, flat: np.ndarray) -> str:
         """The first point of a chunk, in words."""
@@ -216,30 +235,37 @@ class _Points:
         if not self.folder:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        header = self.folder / "axes.json"
         facts = {n: [str(getattr(x, "dtype", "")), labels] for n, (labels, x) in self.axes.items()}
-        text = json.dumps(facts, default=str)
-        if not header.exists():
-            write_whole(header, text)
-        elif header.read_text(encoding="utf-8") != text:
-            raise ValueError(f"path: {header} says other axes, dtypes or labels; pass a new folder")
+        self.text, last, places = json.dumps(facts, default=str), "", {}
+        for k in itertools.count(1):  # a header each time that values were added
+            header = self.folder / f"axes{f'-{k}' if k > 1 else ''}.json"
+            if last == self.text and not header.exists():
+                break
+            with suppress(FileExistsError):  # an earlier call's, or that of one that began with us
+                write_whole(header, self.text, new=True)
+            last = header.read_text(encoding="utf-8")
+            places[_digest(last)] = _places(header, json.loads(last), json.loads(self.text))
         for file in sorted(self.folder.glob("points-*.npz")):
             try:
                 with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
                     found = {key.removeprefix("f."): saved[key] for key in saved.files}
-                flat = found.pop("points")
+                of = places[str(found.pop("axes"))]
+                then = np.unravel_index(found.pop("points"), [len(x) for x in of])
+                at = [np.array(x)[k] for x, k in zip(of, then, strict=True)]
+                flat = np.ravel_multi_index(at, self.sizes)
                 self.keep(flat, found)
                 self.done[flat] = True
             except Exception as error:  # whatever zipfile and NumPy say of a broken file
                 cure = "delete it, and its points are evaluated again"
-                raise ValueError(f"path: {file} is broken, {error}; {cure}") from error
+                raise ValueError(f"path: {file} is broken or alien, {error}; {cure}") from error
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
         self.keep(flat, found)
         if self.folder:
-            arrays: Any = {"points": flat} | {f"f.{name}": x for name, x in found.items()}
+            axes = _digest(self.text)
+            arrays: Any = {"axes": axes, "points": flat} | {f"f.{n}": x for n, x in found.items()}
             # no two chunks have one name, however two calls cut: none replaces another's points
-            name = f"points-{flat[0]:09d}-{flat[-1]:09d}-{len(flat)}.npz"
+            name = f"points-{flat[0]:09d}-{flat[-1]:09d}-{len(flat)}-{axes}.npz"
             write_whole(self.folder / name, lambda file: np.savez(file, **arrays))
         self.done[flat] = True
 
@@ -271,6 +297,23 @@ class _Points:
             variables[name] = (*self.axes, *names), whole.reshape(*self.sizes, *x.shape[1:])
         places = {name: (name, np.array(labels)) for name, (labels, _) in self.axes.items()}
         return xarray.Dataset(variables, places)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _places(header: Path, old: Any, new: Any) -> list[list[int]]:
+    """Where the values of a header's axes are among the new ones."""
+    places, kinds = [], ([(n, kind) for n, (kind, _) in axes.items()] for axes in (old, new))
+    with suppress(KeyError):
+        for name, (_, values) in old.items():
+            at = {json.dumps(x): k for k, x in enumerate(new[name][1])}
+            places.append([at[json.dumps(x)] for x in values])
+        if next(kinds) == next(kinds):
+            return places
+    cure = "pass these and more values on them, or a new folder"
+    raise ValueError(f"path: {header} says other axes, dtypes or labels; {cure}")
 
 
 def _axis(name: str, values: Any) -> tuple[list[Any], Tensor | list[Any]]:

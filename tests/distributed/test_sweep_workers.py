@@ -129,8 +129,11 @@ def test_rules_are_sent_to_workers(pool):
 
 @ONE_PROCESSOR
 def test_what_finished_before_a_worker_died_is_kept(whole, tmp_path):
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool, pytest.raises(BrokenExecutor):
-        grid(dies, AXES, points_at_once=6, executor=pool, path=tmp_path)
+    with ProcessPoolExecutor(1, get_context("spawn")) as one, pytest.raises(BrokenExecutor) as died:
+        grid(dies, AXES, points_at_once=6, executor=one, path=tmp_path)
+    assert died.value.__notes__ == [
+        "grid: a worker was killed, for memory perhaps, or did not start"
+    ]
     again = grid(weights, AXES, points_at_once=6, path=tmp_path)
     same(again, grid(weights, AXES, points_at_once=6))
 
