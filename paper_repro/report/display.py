@@ -73,8 +73,8 @@ class Display:
             for name, (start, text) in self.work.items()
         ]
         left = self.remaining.now({name: now - start for name, (start, _) in self.work.items()})
-        said = "" if left is None else f", about {duration(left)} left"
-        text = f"{self.done} of {self.total} done{said}; at work: {', '.join(parts)}"
+        said = "time left unknown" if left is None else f"about {duration(left)} left"
+        text = f"{self.done} of {self.total} done, {said}; at work: {', '.join(parts)}"
         if not self.terminal:
             say(text, self.err)
             return

@@ -1,5 +1,6 @@
 """How long a run has still to go, by what its questions took when the record was made."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,26 +34,32 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 class Remaining:
-    """What is left, by the pace of the questions that are done; without `seconds` of each question
-    that runs nothing is known.
+    """What is left, by the pace of the questions that are done. One may take three times what its
+    record lets expect, or a third: so nothing is said while one makes up a third of what is left or
+    half of what is done, nor without `seconds` of each question that runs.
     """
 
     def __init__(self, seconds: Mapping[str, float], workers: int) -> None:
         self.seconds, self.left, self.workers = seconds, dict(seconds), workers
-        self.took = self.recorded = 0.02 * sum(seconds.values())  # so that one question says little
+        self.done: list[tuple[float, float]] = []  # pace, and seconds of the record
 
     def end(self, name: str, wall: float) -> None:
         """A question is done; `wall` are its seconds."""
-        if self.left.pop(name, None) is not None:
-            self.took += wall
-            self.recorded += self.seconds[name]
+        recorded = self.left.pop(name, 0.0)
+        if recorded:
+            self.done.append((wall / recorded, recorded))
 
     def now(self, work: Mapping[str, float]) -> float | None:
         """Seconds; None is unknown. `work` says how many each question at work has had; one that is
-        late is expected to need as long again as it is late.
+        late is expected to need as long again as it is late. Before any began it is the record's.
         """
-        if not self.seconds:
+        done = sorted(self.done) or [(1.0, 0.0)]
+        total = sum(recorded for _, recorded in done)
+        if not self.seconds or (work and not self.done) or 2 * max(x for _, x in done) > total:
             return None
-        pace = self.took / self.recorded if self.recorded else 1.0
+        sums = itertools.accumulate(recorded for _, recorded in done)
+        pace = next(x for (x, _), part in zip(done, sums, strict=True) if 2 * part >= total)
         rest = [abs(pace * x - work.get(name, 0.0)) for name, x in self.left.items()]
+        if 3 * max(*rest, *(pace * x for x in self.left.values()), 0.0, 0.0) > sum(rest):
+            return None
         return max(sum(rest) / self.workers, *rest, 0.0)
