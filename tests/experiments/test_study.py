@@ -170,29 +170,22 @@ def test_a_digest_is_of_names_contents_and_texts(tmp_path):
 TREE = {
     "torch.py": "set_num_threads = get_num_threads = lambda *count: 1",
     "mtlfunc/__init__.py": "from .plot import picture",
-    "mtlfunc/rules/rule.py": "FOUND = 1",
     "mtlfunc/plot/picture.py": "",
+    "mtlfunc/rules/rule.py": "FOUND = 1",
     "paper_repro/__init__.py": "",
-    "paper_repro/question.py": """
-import mtlfunc.rules.rule as mine
-def perform(job):
-    return mine.FOUND
-""",
+    "paper_repro/question.py": "from mtlfunc.rules.rule import *\ndef perform(job): return FOUND",
     "command.py": """
 import sys
 from pathlib import Path
 if __name__ == "__main__":
     import common
-    when, name, workers = sys.argv[1:]
-    def edit(now):
-        if now == when:
-            Path(name).write_text("FOUND = 2")
-    edit("before imports")
+    sooner, later, workers = map(Path, sys.argv[1:])
+    sooner.write_text("FOUND = 2")
     from common import pool, sources
     from paper_repro import question
-    print(sources.key([Path("paper_repro/question.py").resolve()]))
-    edit("before workers")
-    pool.perform_all(question.perform, [0, 0], int(workers), lambda job, found: print(found))
+    print(sources.key([Path(question.__file__)]))
+    later.write_text("FOUND = 2")
+    pool.perform_all(question.perform, [0, 0], int(str(workers)), lambda job, found: print(found))
 """,
 }
 
@@ -200,33 +193,29 @@ if __name__ == "__main__":
 def test_a_result_is_kept_under_the_key_of_the_code_that_computed_it(tmp_path):
     """Whenever a source is edited. The key is of what is imported, pictures left out."""
     shutil.copytree(ROOT / "common", tmp_path / "common")
-    rule, picture = "mtlfunc/rules/rule.py", "mtlfunc/plot/picture.py"
+    rule, picture, none = "mtlfunc/rules/rule.py", "mtlfunc/plot/picture.py", "none"
 
-    def run(when="", name=rule, workers=1, text="FOUND = 1"):
-        for path, content in TREE.items():
+    def run(sooner, later, workers, text=TREE[rule]):
+        for path, content in (TREE | {rule: text}).items():
             (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
-            (tmp_path / path).write_text(text if path == rule else content)
-        command = [sys.executable, "-B", "command.py", when, name, str(workers)]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+            (tmp_path / path).write_text(content)
         found = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        return found.stdout.split(), found.stderr
+            [sys.executable, "-B", "command.py", sooner, later, str(workers)],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        said = f"{rule} was edited after this command had begun" in found.stderr
+        return found.stdout.split(), said
 
-    (first, *found), _ = run()
-    assert found == ["1", "1"]
-    assert run("before workers")[0] == [first, "1", "1"]  # the process has what it imported
-    for workers in (1, 2):
-        assert run("before workers", picture, workers)[0] == [first, "1", "1"]
-        shown, said = run("before imports", rule, workers)
-        assert shown == []
-        assert f"{rule} was edited after this command had begun" in said
-    shown, said = run("before workers", rule, 2)
-    assert shown == [first]
-    assert f"{rule} was edited after this command had begun" in said
-    (other, *found), _ = run(text="FOUND = 3")
-    assert other != first
-    assert found == ["3", "3"]
+    key = run(none, none, 1)[0][0]
+    whole, refused = ([key, "1", "1"], False), ([key], True)
+    assert run(none, rule, 1) == whole  # the process has what it imported
+    assert run(picture, picture, 2) == whole
+    assert run(rule, none, 2) == ([], True)
+    assert run(none, rule, 2) == refused
+    other = run(none, none, 1, "FOUND = 3")[0]
+    assert key not in other
+    assert other[1:] == ["3", "3"]
 
 
 SLOW = """
