@@ -56,8 +56,8 @@ def grid(
             modules, settings), is looped over in Python: `f` gets the value itself.
         points_at_once: at most how many points are in one vmap, which bounds the memory; 1 is a
             plain loop, for a function that cannot be vmapped. Such a chunk is also what a worker
-            gets and what is written. None is all of the tensor axes; with `path` a small part of
-            the grid, so that an interruption loses little, or all where that takes hardly longer.
+            gets and what is written. None is all of the tensor axes; with `path` and no `executor`
+            a 32nd or 16th of the grid, or all where that takes hardly longer or half a minute.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
@@ -96,11 +96,13 @@ def grid(
     points = _Points(table, named, None if path is None else Path(path))
     points.resume()
     had, total = int(points.done.sum()), points.total
-    points.at_once = points_at_once or (total if path is None else max(2, -(-(total - had) // 32)))
-    grows, run = points_at_once is None, _serially if executor is None else _by_workers
+    points.at_once, small = points_at_once or total, max(2, -(-(total - had) // 32))
+    if points_at_once is None and path is not None and executor is None:
+        points.at_once, points.grows = small, True
+    run = _serially if executor is None else _by_workers
     try:
         with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
-            for flat, found in run(f, points, executor or grows):
+            for flat, found in run(f, points, executor):
                 points.store(flat, found)
                 bar.update(len(flat))
     except KeyboardInterrupt as stop:
@@ -109,8 +111,6 @@ def grid(
 
 
 Answers = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
-SOON = 30.0
-"""Seconds that a chunk may last without a thought."""
 
 
 class _Chunk(NamedTuple):
@@ -148,17 +148,17 @@ class _Chunk(NamedTuple):
         return {n: (x.float() if x.dtype == half else x).numpy() for n, x in found.items()}
 
 
-def _serially(f: Callable[..., Any], points: _Points, grows: bool) -> Answers:
+def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
     """Chunks grow where all is soon done, or where one twice as large takes hardly longer."""
-    paces: list[float] = []  # seconds a point
+    paces: list[float] = []  # seconds per point
     for chunk in points.chunks():
         begin = time.monotonic()
         found = chunk.answers(f)
         paces.append((time.monotonic() - begin) / len(chunk.flat))
-        soon = paces[-1] * (points.total - points.done.sum()) < SOON
-        if grows and (soon or (len(paces) == 2 and paces[1] < 0.7 * paces[0])):
+        soon = paces[-1] * (points.total - points.done.sum()) < 30.0
+        if points.grows and (soon or (len(paces) == 2 and paces[1] < 0.7 * paces[0])):
             points.at_once = points.total
-        elif grows and len(paces) == 1:
+        elif points.grows and len(paces) == 1:
             points.at_once *= 2
         yield chunk.flat, found
 
@@ -190,7 +190,7 @@ def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answer
             job.cancel()
     if failed is not None:
         if isinstance(failed, futures.BrokenExecutor):
-            failed.add_note("grid: a worker was killed, for memory perhaps, or did not start")
+            failed.add_note("grid: a worker was killed, for memory perhaps, or cannot import f")
         elif not hasattr(failed, "__notes__"):  # no error of f's own
             failed.add_note("grid: workers import f from the top level of a module")
         raise failed
@@ -204,7 +204,8 @@ class _Points:
     ) -> None:
         self.axes, self.dims, self.folder = axes, dims, folder
         self.sizes = [len(labels) for labels, _ in axes.values()]
-        self.total = self.at_once = math.prod(self.sizes)  # the second: points of a chunk
+        self.total = math.prod(self.sizes)
+        self.at_once, self.grows = self.total, False  # points of a chunk
         self.done = np.zeros(self.total, dtype=bool)
         self.values: dict[str, np.ndarray] = {}
 
@@ -251,8 +252,8 @@ class _Points:
                     found = {key.removeprefix("f."): saved[key] for key in saved.files}
                 of = places[str(found.pop("axes"))]
                 then = np.unravel_index(found.pop("points"), [len(x) for x in of])
-                at = [np.array(x)[k] for x, k in zip(of, then, strict=True)]
-                flat = np.ravel_multi_index(at, self.sizes)
+                at = zip(of, then, strict=True)
+                flat = np.ravel_multi_index([np.array(x)[k] for x, k in at], self.sizes)
                 self.keep(flat, found)
                 self.done[flat] = True
             except Exception as error:  # whatever zipfile and NumPy say of a broken file
@@ -305,13 +306,10 @@ def _digest(text: str) -> str:
 
 def _places(header: Path, old: Any, new: Any) -> list[list[int]]:
     """Where the values of a header's axes are among the new ones."""
-    places, kinds = [], ([(n, kind) for n, (kind, _) in axes.items()] for axes in (old, new))
-    with suppress(KeyError):
-        for name, (_, values) in old.items():
-            at = {json.dumps(x): k for k, x in enumerate(new[name][1])}
-            places.append([at[json.dumps(x)] for x in values])
-        if next(kinds) == next(kinds):
-            return places
+    at = {n: {json.dumps(x): k for k, x in enumerate(xs)} for n, (_, xs) in new.items()}
+    if [(n, kind) for n, (kind, _) in old.items()] == [(n, kind) for n, (kind, _) in new.items()]:
+        with suppress(KeyError):
+            return [[at[n][json.dumps(x)] for x in xs] for n, (_, xs) in old.items()]
     cure = "pass these and more values on them, or a new folder"
     raise ValueError(f"path: {header} says other axes, dtypes or labels; {cure}")
 
