@@ -271,7 +271,7 @@ def _work(link: Any, digests: dict[str, str]) -> None:
     torch.set_num_threads(1)
     # else a semaphore of the system, whose loss Python would report when this process is killed
     tqdm.set_lock(threading.RLock())
-    sources.expect(digests)
+    sources.unlike(digests)
     _job.send = lambda kind, what: link.send((kind, what, sources.unlike(digests)))
     with suppress(EOFError):
         while True:

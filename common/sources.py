@@ -57,15 +57,11 @@ def key(files: Iterable[Path], *others: object) -> str:
     return found.hexdigest()
 
 
-def expect(digests: Mapping[str, str]) -> None:
-    """Look at what another process has in its keys, before it is imported here."""
-    _seen.update({path: _look(path) for path in digests.keys() - _seen.keys()})
-
-
 def unlike(digests: Mapping[str, str]) -> str:
     """A source that this process has imported with a text of another digest, or perhaps so; "" for
-    none.
+    none. What is not of ours is looked at when it is first asked about, so ask before any import.
     """
+    _seen.update({path: _look(path) for path in digests.keys() - _seen.keys()})
     for module in [*sys.modules.values()]:
         path = getattr(module, "__dict__", {}).get("__file__")
         if path in _seen and path not in _as_seen:

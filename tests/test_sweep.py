@@ -278,25 +278,25 @@ def test_grid_goes_on_with_more_values_of_an_axis(tmp_path):
 @pytest.mark.parametrize("sooner", [torch.arange(10, 14), torch.arange(2)])
 def test_grids_that_begin_at_once_do_not_mix(sooner, tmp_path, monkeypatch):
     """The folder is whose header came first; the other one is refused, or adds its values."""
-    real = _grid.write_whole
 
-    def late(path, content, **options):
-        monkeypatch.setattr(_grid, "write_whole", real)
-        grid(lambda a: a**2, {"a": sooner}, path=tmp_path)
-        real(path, content, **options)
+    def square(axis, folder=tmp_path / "both"):
+        return grid(lambda a: a**2, {"a": axis}, path=folder)["value"].values.tolist()
+
+    def late(*content, **options):
+        monkeypatch.setattr(_grid, "write_whole", write_whole)
+        square(sooner)
+        write_whole(*content, **options)
 
     monkeypatch.setattr(_grid, "write_whole", late)
-    ours = {"a": torch.arange(4)}
-    if len(sooner) == 4:
-        with pytest.raises(ValueError, match=r"axes\.json says other axes"):
-            grid(lambda a: a**2, ours, path=tmp_path)
-        file = next(tmp_path.glob("points-*"))
-        (tmp_path / "new").mkdir()
-        file.rename(tmp_path / "new" / file.name)
-        with pytest.raises(ValueError, match=rf"{file.name} is broken or alien"):
-            grid(lambda a: a**2, ours, path=tmp_path / "new")
-    else:
-        assert grid(lambda a: a**2, ours, path=tmp_path)["value"].values.tolist() == [0, 1, 4, 9]
+    if len(sooner) == 2:
+        assert square(torch.arange(4)) == [0, 1, 4, 9]
+        return
+    with pytest.raises(ValueError, match=r"axes\.json says other axes"):
+        square(torch.arange(4))
+    file = next(tmp_path.rglob("points-*"))
+    file.rename(tmp_path / file.name)
+    with pytest.raises(ValueError, match=rf"{file.name} is broken or alien"):
+        square(torch.arange(4), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -308,19 +308,16 @@ def test_grids_that_begin_at_once_do_not_mix(sooner, tmp_path, monkeypatch):
     ],
 )
 def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path, monkeypatch):
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(_grid, "time", clock)
-    answers = _grid._Chunk.answers
+    now, answers = [0.0], _grid._Chunk.answers
 
     def timed(chunk, f):
         now[0] += seconds(len(chunk.flat))
         return answers(chunk, f)
 
+    monkeypatch.setattr(_grid, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(_grid._Chunk, "answers", timed)
     grid(lambda a: a, {"a": torch.arange(64)}, path=tmp_path)
-    kept = sorted(tmp_path.glob("points-*"))
-    assert [len(np.load(file)["points"]) for file in kept] == files
+    assert [len(np.load(x)["points"]) for x in sorted(tmp_path.glob("points-*"))] == files
 
 
 # --- files that do not fit ----------------------------------------------------------------------
