@@ -25,7 +25,7 @@ _PACKAGE = Path(getattr(find_spec("mtlfunc"), "origin", "")).parent
 
 
 class Edited(DataError):
-    """A source was edited after a process had begun, so that nobody knows which text it has."""
+    """A source was edited after a process had begun, which may have imported either text."""
 
 
 def _look(path: str) -> tuple[int, int, str]:

@@ -20,6 +20,7 @@ from common.pool import threads, unbroken
 from common.tables import report
 
 from .report import family, figure, table
+from .run import Program, drawn
 
 HERE = Path(__file__).parent
 
