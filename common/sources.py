@@ -37,8 +37,9 @@ def _look(path: str) -> tuple[int, int, str]:
     return found.st_mtime_ns, found.st_ctime_ns, hashlib.sha256(content).hexdigest()
 
 
-_folders = [_PACKAGE, *(_ROOT / name for name in _OURS)]
-_first = {path: _look(path) for folder in _folders for path in map(str, folder.rglob("*.py"))}
+_rooms = {x: Path(x.relative_to(_PACKAGE).parts[0]).stem for x in _PACKAGE.rglob("*.py")}
+_others = (path for name in _OURS for path in (_ROOT / name).rglob("*.py"))
+_first = {path: _look(path) for path in map(str, (*_rooms, *_others))}
 _seen, _as_seen = {**_first}, dict[str, bool]()  # the second of those that are imported
 
 
@@ -94,8 +95,7 @@ def imported(files: Iterable[Path]) -> set[Path]:
             for each in [base] * bool(module) + [base / name for name in names]:
                 both = each.with_suffix(".py"), each / "__init__.py"
                 left |= {x for x in both if x not in found and x.is_file()}
-    rooms = [Path(path) for path in _first if _PACKAGE in Path(path).parents]
-    return found | {x for x in rooms if Path(x.relative_to(_PACKAGE).parts[0]).stem not in apart}
+    return found | {path for path, room in _rooms.items() if room not in apart}
 
 
 @functools.cache  # most files are imported by many
