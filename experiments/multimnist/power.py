@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import sources
 from common.arguments import at_least, existing_folder, folder
-from common.cells import Cell, package, slug, sources_of
+from common.cells import Cell, slug, sources_of
 from common.command import alone_in
 from common.files import DataError, Files, Source
 from common.intervals import estimate, pm
-from common.locks import digest
 from common.machine import processor
 from common.pool import perform_all
 from common.progress import Progress
@@ -226,13 +226,14 @@ def to_do(record: Record) -> Iterator[tuple[str, list[Job]]]:
 def study(data: Path, record: Record, out: Path, workers: int) -> None:
     """Everything that is left, one run after the other into the record."""
     source = source_of(data, SETS)
-    code = digest([*package(), *sources_of(HERE)], torch.__version__)[:16]
+    code = sources.key(sources_of(HERE), torch.__version__)[:16]
     made = f"{processor()}, torch {torch.__version__}, code {code}"
     run = functools.partial(perform, source, folder(str(out / "sums")))
     for doing, jobs in to_do(record):
         with Progress(len(jobs), doing, "runs") as progress:
 
             def hear(job: Job, numbers: Numbers, progress: Progress = progress) -> None:
+                sources.check()
                 record.keep(job, numbers, made)
                 progress.update(note=str(job))
 
