@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common import command
+from common.arguments import at_least
 from common.cells import Store, sources_of, unfinished_in
 from common.files import Files, Source
 from common.study import Plan, conduct
@@ -20,6 +21,12 @@ from .train import BENCHMARKS, CHOSEN, RULES, Settings, alone, data_of, perform
 
 HERE = Path(__file__).parent
 SEEDS = (2, 2, 3)
+OWN = {
+    "epochs": ("epochs", None, "in place of the schedule's"),
+    "samples": ("most", None, "of each part that are used, of CIFAR-100 per task (default: all)"),
+    "narrower": ("narrower", 64, "what the network's widths are divided by, 1 to 64 (default: 1)"),
+}
+"""Options that go over those of a size: the field of `Settings`, the most, the help."""
 
 
 def _parser():
@@ -38,16 +45,19 @@ def _parser():
     found.add_argument("benchmark", choices=list(BENCHMARKS), help=said)
     said = "one network per task as well, which Δm needs: 40, 20 or 11 runs more per seed"
     found.add_argument("--alone", action="store_true", help=said)
+    for option, (field, most, said) in OWN.items():
+        read = at_least(1, most)
+        found.add_argument(f"--{option}", dest=field, type=read, metavar="N", help=said)
     return found
 
 
-def settings_of(name: str, size: str, data: Source, device: str) -> Settings:
-    """Schedule and network of a size."""
+def settings_of(name: str, size: str, data: Source, device: str, **own: int) -> Settings:
+    """Schedule and network of a size, with settings of one's own."""
     benchmark = BENCHMARKS[name]
-    if size == "quick":
-        return Settings(name, data, 1, min(8, benchmark.batch), 16, 32, device)
-    epochs = benchmark.epochs if size == "full" else max(1, benchmark.epochs // 10)
-    return Settings(name, data, epochs, benchmark.batch, 1, 0, device)
+    share = {"quick": benchmark.epochs, "default": 10, "full": 1}[size]
+    batch, *rest = (min(8, benchmark.batch), 16, 32) if size == "quick" else (benchmark.batch, 1, 0)
+    usual = Settings(name, data, max(1, benchmark.epochs // share), batch, *rest, device)
+    return usual._replace(**own)
 
 
 def plan_of(
@@ -68,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--data FOLDER is needed without --quick. Expected {benchmark.expected}; nothing is "
             "downloaded here"
         )
-    given.out = given.out or HERE / "out" / given.benchmark / size
+    own = {x: getattr(given, x) for x, *_ in OWN.values() if getattr(given, x) is not None}
+    parts = (f"{name}-{own[x]}" for name, (x, *_) in OWN.items() if x in own)
+    given.out = given.out or HERE / "out" / given.benchmark / "-".join([size, *parts])
     out = command.out_of(given, parser)
 
     def body() -> None:
@@ -77,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = out / "made"
             benchmark.make(folder)
         files = Files(folder, benchmark.files(folder))
-        settings = settings_of(given.benchmark, size, files.source, str(given.device))
+        settings = settings_of(given.benchmark, size, files.source, str(given.device), **own)
         data_of.cache_clear()
         parts = data_of(settings, 0)  # fails now rather than in a worker
         plan = plan_of(benchmark, given.rules, given.alone, command.seeds_of(given))

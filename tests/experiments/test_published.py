@@ -221,3 +221,8 @@ def test_command_on_files_of_ones_own(tmp_path):
     assert found[0]["methods"]["mean"]["summary"]["delta_m"]
     one, two = (x["methods"]["mean"]["runs"][0]["test"]["mu"] for x in found)
     assert two == pytest.approx(2 * one, rel=1e-3)
+    assert command.main([*call, "--epochs", "2", "--samples", "3", "--narrower", "1"]) == 0
+    other = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert len(other["methods"]["mean"]["runs"][0]["curve"]) == other["settings"]["epochs"] == 2
+    assert other["settings"]["parameters"] > found[0]["settings"]["parameters"]
+    assert "(3 samples to learn from, " in other["settings"]["samples"]
