@@ -25,12 +25,12 @@ examples:
 
 exit status:
   0  nothing is wrong with how the rule computes, and every property named by --require holds
-  1  a defect (the lower block of the table), or a required property that does not hold
+  1  a defect (an absolute epsilon is one), or a required property that does not hold
   2  the rule could not be found, or cannot be a rule
 With --solver: 0 if every answer is certified and every claim holds, else 1; 2 as above.
 
-What a rule does (the upper block) is for its author to judge: the mean of the gradients conflicts,
-and that is no defect. Which rule was meant is not known: GradNorm with its sign flipped passes.
+What the rule does is for its author to judge: the mean of the gradients conflicts, and that is no
+defect. Which rule was meant is not known: GradNorm with its sign flipped passes.
 """
 
 OPTIONS = {"rule": ("only", "require", "instances"), "solver": ("problems", "claims", "tasks")}

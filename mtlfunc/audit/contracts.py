@@ -22,6 +22,7 @@ from . import instances
 from .harness import EVERY, MANY, Finding, Harness, Inapplicable, Weigh, same, usual
 from .instances import SMALL, Case, independent
 from .properties import (
+    SCALES,
     SEVERAL,
     Check,
     Compared,
@@ -32,6 +33,7 @@ from .properties import (
     distance,
     outcomes,
     perturbation,
+    scaled,
     size,
     told_apart,
     vector,
@@ -463,6 +465,17 @@ def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) ->
     return vmap(vmap(harness.weigh))(*given).flatten(0, 1)
 
 
+def check_epsilon(harness: Harness) -> Finding:
+    """Weights that stay where all gradients grow stay where they shrink.
+
+    If they change by more than a hundredth where gradients grow, the method itself has a unit.
+    """
+    name, shrunk, grown = "no absolute epsilon", SCALES[:2], SCALES[2:]
+    if search(harness, scaled(name, grown, 0.01)).seen:
+        raise Inapplicable("the weights have a unit: they change where gradients grow, too")
+    return search(harness, scaled(name, shrunk))
+
+
 Test = Callable[[Harness], Finding]
 
 CONTRACTS: dict[str, Test] = {
@@ -476,5 +489,6 @@ CONTRACTS: dict[str, Test] = {
     "T = 128": check_many,
     "float32": lambda harness: search(harness, FLOAT32),
     "absent tasks": check_absent,
+    "no absolute epsilon": check_epsilon,
 }
 """How a rule computes: a failure is a defect."""

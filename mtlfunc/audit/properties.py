@@ -196,10 +196,15 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def scale(weigh: Weigh, x: Instance) -> Outcome:
+def scaled(name: str, scales: Sequence[float], tolerance: float | None = None) -> Check:
     """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s."""
-    found = weigh_all(weigh, [(s * x.rows, x.losses) for s in SCALES])
-    return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for _, v in found))
+
+    def scale(weigh: Weigh, x: Instance) -> Outcome:
+        found = weigh_all(weigh, [(s * x.rows, x.losses) for s in scales])
+        return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for _, v in found))
+
+    text = "weights {{before}} become {{after}} when all gradients are multiplied by {:.1e}"
+    return Check(name, scale, [text.format(s) for s in scales], tolerance=tolerance)
 
 
 def rescale(weigh: Weigh, x: Instance) -> Outcome:
@@ -434,14 +439,7 @@ PROPERTIES = (
         tasks=SEVERAL,
         large=True,
     ),
-    Check(
-        "positive homogeneity",
-        scale,
-        [
-            f"weights {{before}} become {{after}} when all gradients are multiplied by {s:.1e}"
-            for s in SCALES
-        ],
-    ),
+    scaled("positive homogeneity", SCALES),
     Check(
         "invariance to rescaling one task",
         rescale,

@@ -61,9 +61,13 @@ class Report(Printed):
         return find_row({row.name: row for row in self.rows}, name, "property in this report")
 
     @property
+    def defects(self) -> int:
+        """How many contracts it breaks: what is wrong with how the rule computes."""
+        return sum(row.contract and row.status == "fails" for row in self.rows)
+
+    @property
     def sound(self) -> bool:
-        """Whether nothing was found wrong with how the rule computes."""
-        return not any(row.contract and row.status == "fails" for row in self.rows)
+        return not self.defects
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a property, of plain values: `pandas.DataFrame(report.records())`."""
@@ -85,17 +89,14 @@ class Report(Printed):
 
     @property
     def title(self) -> str:
-        count = {status: sum(row.status == status for row in self.rows) for status in COLOURS}
-        found = f"{count['holds']} hold, {count['fails']} fail" + (
-            f", {count['not applicable']} not applicable" if count["not applicable"] else ""
-        )
-        return f"Audit of {self.rule}: {found}" + (
-            f"; every answer over {self.updates} updates" if self.updates > 1 else ""
-        )
+        found = f"{self.defects} defect{'s' * (self.defects != 1)}"
+        found = found if any(row.contract for row in self.rows) else "defects not tried"
+        over = f"; every answer over {self.updates} updates" if self.updates > 1 else ""
+        return f"Audit of {self.rule}: {found}{over}"
 
     def _lines(self) -> list[list[str]]:
         lines: list[list[str]] = []
-        for contract, head in ((False, "What it does"), (True, "How it computes")):
+        for contract, head in ((False, "what the rule does"), (True, f"defects ({self.defects})")):
             rows = [[x.name, x.status, x.verdict] for x in self.rows if x.contract == contract]
             lines += [[head], *rows] if rows else []
         return lines

@@ -29,7 +29,7 @@ class Printed:
     title: Any = ""
 
     def _lines(self) -> list[list[str]]:
-        """The cells of the table; of a line that is one cell, HTML makes a heading."""
+        """The cells of the table; a line that is one cell is a heading."""
         return []
 
     def _remarks(self) -> list[str]:
@@ -52,7 +52,7 @@ class Printed:
         text = [self.title]
         for line in lines:
             cells = (f"{x:{n}}" for x, n in zip(line, widths, strict=False))
-            text.append("  ".join(cells).rstrip() if len(line) > 1 else "")
+            text += ["  ".join(cells).rstrip()] if len(line) > 1 else ["", *line]
         text += [""] * bool(said) + said
         for head, shown in self._examples().items():
             text += ["", head, *(f"    {line}" for line in shown)]

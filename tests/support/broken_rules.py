@@ -414,7 +414,7 @@ BROKEN = {
     ),
     "absolute epsilon": Broken(
         lambda g: inverse_norms(g, 1e-8),
-        "positive homogeneity",
+        "no absolute epsilon",
         "when all gradients are multiplied by 1.2e-10",
         2,
     ),
