@@ -174,24 +174,25 @@ def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int
         shares = np.arange(1, draws + 1) / draws
         panels[3].step(np.sort(s.threshold.numpy()), shares, where="post", **look)
     panels[0].axhline(0, color="#777777", linewidth=1)
-    worst = "worst task's rate / (‖g₀‖ · shortest gradient)"
-    panels[0].set(yscale="symlog", ylim=(-1, None), ylabel=worst)
-    panels[1].set(ylabel="angle to the mean gradient, degrees")
-    panels[2].set(ylabel="angle to MGDA's direction, degrees")
-    ticks = [x for x in (0.2, 1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
+    panels[0].set_yscale("symlog", linthresh=1)
+    panels[0].set_yticks([-1, 0, 1, 10, 100], ["-1", "0", "1", "10", "100"])
+    panels[0].set(ylim=(-1, None), ylabel="worst rate")
+    panels[1].set(ylabel="angle to g₀, degrees")
+    panels[2].set(ylabel="angle to MGDA, degrees")
+    ticks = [x for x in (1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
     ticks = ticks if len(ticks) > 1 else sorted({positive[0], positive[-1]})
     marks = {x: f"{x:g}" for x in ticks} | ({zero: "0"} if cs[0] == 0 else {})
     for axis in panels[:3]:
-        axis.set(xlabel="c (leftmost: 0)" if cs[0] == 0 else "c", xscale="log")
+        axis.set(xlabel="c", xscale="log")
         axis.set_xticks([*marks], [*marks.values()])
         axis.minorticks_off()
-    panels[3].set(xlabel="c*: from here on no task's rate is negative", ylim=(0, 1.02))
-    panels[3].set(ylabel="share of draws at or below")
+    panels[3].set(xlabel="c*", ylabel="share of draws below", ylim=(0, 1.02))
     panels[0].legend()
     return Figure(
         "c",
         f"CAGrad from c = {cs[0]:g} to {cs[-1]:g} on {draws} random Jacobians of {size} "
-        "parameters per T: medians, bands from 5 to 95 %.",
+        "parameters per T: medians, bands from 5 to 95 %. The worst rate is in units of ‖g₀‖ times "
+        "the shortest gradient; from c* on it is not negative.",
         canvas,
         found,
     )
