@@ -163,7 +163,7 @@ LOOK_ALIKES = {
     ),
     "features": lambda p: net(p, X).square().mean((0, 1)),
     "samples, too": both,
-    "in place on a view": lambda p: error(net(p, X).mul_(2)),
+    "in place on a view": lambda p: error(net(p, X).view(T, B, D).mul_(2)),
     "in place on all of it": lambda p: error(net(p, X)[..., :D].mul_(2)),
     "beside another task": lambda p: error(torch.cat([net(p, X), net(p, X).flip(0)], -1)[..., 2:6]),
     "a trunk": lambda p: torch.stack([(net(p, X[0]) - Y[t]).square().mean() for t in range(T)]),
