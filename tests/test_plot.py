@@ -114,6 +114,23 @@ def test_weights_of_thirty_tasks_at_one_step():
     legend = panel.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 >= panel.get_window_extent().x1
+    assert len(labels(panel)) == 30
+    figure = Figure(figsize=(3.25, 2.4), layout="constrained")
+    with mpl.rc_context({"font.size": 8}):
+        panel = plot.weights(rows(0, 4, 40, 30), figure.add_subplot())
+        figure.savefig(io.BytesIO())
+    assert labels(panel) == [f"task {i}" for i in range(1, 31, 3)]
+    assert panel.get_window_extent().width > 0.5 * figure.bbox.width
+    assert panel.get_legend().get_window_extent().y0 >= 0  # pyright: ignore
+
+
+def test_smoothed_weights_are_means_of_the_steps_before():
+    record = rows(3, 5, 7, 2)
+    for line, task in zip(
+        plot.weights(record, axes(), smooth=3).get_lines(), range(2), strict=True
+    ):
+        means = [record[:, max(0, i - 2) : i + 1, task].mean() for i in range(7)]
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), means)
 
 
 # ---- front ----
@@ -257,6 +274,7 @@ BAD = {
     "weights shape": (lambda ax: plot.weights(torch.ones(3), ax), "record:"),
     "weights NaN": (lambda ax: plot.weights(torch.tensor([[1.0, 1.0], [NAN, 1.0]]), ax), "record:"),
     "weights steps": (lambda ax: plot.weights(torch.ones(3, 2), ax, steps=[1, 2]), "steps:"),
+    "weights smooth": (lambda ax: plot.weights(torch.ones(3, 2), ax, smooth=0), "smooth: expected"),
     "weights band": (lambda ax: plot.weights(torch.ones(3, 2), ax, band=0.0), "band: expected"),
     "front shape": (lambda ax: plot.front(torch.ones(4, 5), ax), "points:"),
     "front true": (lambda ax: plot.front(torch.ones(4, 2), ax, true=torch.ones(4, 3)), "true:"),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.checks import check_count
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
 
@@ -16,6 +17,7 @@ def weights(
     *,
     steps: Array | None = None,
     names: Sequence[str] | None = None,
+    smooth: int = 1,
     band: float = 0.8,
     ylabel: str = "weight",
     **kwargs: Any,
@@ -31,7 +33,9 @@ def weights(
             pass `record.weights.movedim(0, 1)`.
         ax: None is the current Axes.
         steps: `[step]`, where they were recorded; None is 0, 1, 2, …
-        names: of the tasks; None takes those of a recorded dict of losses.
+        names: of the tasks; None takes those of a recorded dict of losses. A legend without room
+            for more than seven of them has every second one, or fewer.
+        smooth: a point is the mean of that many steps up to it, of every seed; 1 is none.
         band: share of the seeds, in (0, 1], between the band's lower and upper quantile; 1 is all
             of them.
         ylabel: say what it is if you draw losses or rates.
@@ -41,7 +45,7 @@ def weights(
         the Axes.
 
     Raises:
-        ValueError: for other shapes, NaN, or a share outside (0, 1].
+        ValueError: for other shapes, NaN, fewer than 1 step, or a share outside (0, 1].
 
     Examples:
         >>> from matplotlib.figure import Figure
@@ -61,8 +65,11 @@ def weights(
     values = array_of(record, "record", ("*", None, None))
     if not 0 < band <= 1:
         raise ValueError(f"band: expected a share of the seeds in (0, 1], got {band}")
+    check_count(smooth, "smooth")
     names = names_of(names, values.shape[-1])
     count = values.shape[-2]
+    ends = range(1, count + 1)
+    values = np.stack([values[..., max(0, i - smooth) : i, :].mean(-2) for i in ends], -2)
     x = np.arange(count) if steps is None else array_of(steps, "steps", (count,))
     panel = axes_of(ax)
     for task, name in enumerate(names):
@@ -78,9 +85,16 @@ def weights(
                 panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     panel.xaxis.get_major_locator().set_params(integer=steps is None)
     panel.set(xlabel="step", ylabel=ylabel, **({"xticks": x} if count == 1 else {"xmargin": 0}))
-    # of many lines next to the Axes, in columns of fifteen
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(names) // 15)}
-    panel.legend(frameon=False, **beside if len(names) > len(COLOURS) else {})
+    if len(names) <= len(COLOURS):
+        panel.legend(frameon=False)
+        return panel
+    # of many lines next to the Axes, as many as there is room for
+    size = panel.figure.dpi / 72 * panel.xaxis.label.get_size()  # of a letter
+    width, height = panel.figure.bbox.size / size
+    rows, columns = max(2, min(15, int(height / 1.6))), max(1, int(width / 15))
+    handles = panel.get_lines()[-len(names) :: -(-len(names) // (rows * columns))]
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(handles) // rows)}
+    panel.legend(handles=handles, frameon=False, **beside)
     return panel
 
 
