@@ -27,12 +27,12 @@ COMPILED = 2000  # steps from which compiling pays, with few lanes
 SIGNS = {"code": problem.CODE, "printed": problem.PAPER_SIGN}
 LOOKS: dict[str, dict[str, Any]] = {
     "GD": {"color": "#444444", "linestyle": "-"},
-    "MGDA": {"color": "#0072b2", "linestyle": "--"},
+    "MGDA": {"color": "C0", "linestyle": "--"},
     "MGDA, epsilon": {"color": "C4", "linestyle": "--"},
-    "PCGrad": {"color": "#e69f00", "linestyle": "-."},
-    "GradNorm": {"color": "#009e73", "linestyle": ":"},
-    "CAGrad": {"color": "#d55e00", "linestyle": "-"},
-    "CAGrad, epsilons": {"color": "#cc79a7", "linestyle": (0, (1, 2))},
+    "PCGrad": {"color": "C3", "linestyle": "-."},
+    "GradNorm": {"color": "C2", "linestyle": ":"},
+    "CAGrad": {"color": "C1", "linestyle": "-"},
+    "CAGrad, epsilons": {"color": "C4", "linestyle": (0, (1, 2))},
 }
 LEGEND = (
     "Colour: steps taken, on a log scale; dots: starts; crosses: ends; green: Pareto set; star: "
@@ -109,7 +109,10 @@ def toy(
     start, hyper = start.double(), hyper.double()
     lanes = problem.Lanes(start, torch.full_like(hyper, SIGNS[sign]), hyper, which)
     compiled = steps >= COMPILED and compiler_works(torch.device("cpu"))
-    times, points, _ = stepped(tuple(methods), lanes, steps, rate, compiled=compiled)
+    times, points, trail = stepped(tuple(methods), lanes, steps, rate, compiled=compiled)
+    first = int(times[1])  # every step up to it, and then those that are kept
+    times = np.concatenate([np.arange(first), times[1:]])
+    points = torch.cat([trail[:first], points[1:]])
     runs = dict(zip(panels, points.split(len(starts), 1), strict=True))
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
@@ -117,8 +120,9 @@ def toy(
     grid = canvas.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.9])
     maps(canvas, grid, times, runs, SIGNS[sign])
     panel = canvas.add_subplot(grid[rows, :])
-    # some two hundred points of every way are kept, the last one among them
-    chosen = sorted({*range(0, len(times), max(1, len(times) // 200)), len(times) - 1})
+    # the first points and some two hundred more of every way are kept, the last one among them
+    later = range(first, len(times), max(1, len(times) // 200))
+    chosen = sorted({*range(first), *later, len(times) - 1})
     found: list[dict[str, Any]] = []
     for label, (name, hyper) in panels.items():
         both = problem.at(runs[label], SIGNS[sign])
@@ -126,7 +130,7 @@ def toy(
         look = dict(LOOKS[name])
         if of_c and len(c) > 1:
             look["alpha"] = 0.35 + 0.65 * c.index(hyper) / len(c)
-        lines = panel.plot(np.maximum(times, 1), both.mean(-1).numpy(), **look)
+        lines = panel.plot(times[1:], both[1:].mean(-1).numpy(), **look)
         lines[0].set_label(label)
         found += [
             {

@@ -21,6 +21,7 @@ from .findings import Figure, is_recorded
 from .looks import WIDTHS, Look, arrange, cycle, family, letters, style_of
 from .options import Impossible, Option, meant, names, parameters, read, several, written
 from .parts import OURS, Store, drop
+from .shown import shown
 
 ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
 figure, and its numbers as JSON beside it."""
@@ -162,10 +163,10 @@ def inches(text: str) -> tuple[float, float]:
 
 LOOK = {
     "preset": (
-        functools.partial(read, Literal["column", "page"], Option("")),
+        functools.partial(read, Literal["column", "page", "talk"], Option("")),
         "NAME",
-        f"for a paper: {', '.join(WIDTHS)}; 3.25 or 6.75 inches wide, as high as the "
-        "panels need, letters of 8 points, no title over a single panel",
+        f"{', '.join(WIDTHS)}; of a paper 3.25 or 6.75 inches wide with letters of 8 points, of a "
+        "talk 12 with 16; as high as the panels need, no title over a single panel",
     ),
     "size": (
         inches,
@@ -179,7 +180,11 @@ LOOK = {
         "4 to 40, of titles and labels; ticks and legends have 11/12 of it",
     ),
     "style": (style_of, "FILE", "a style of matplotlib, a file or a name, over the figure's own"),
-    "colours": (cycle, "A,B,…", "of the lines, in their order, in place of the style's"),
+    "colours": (
+        cycle,
+        "A,B,…",
+        "of the lines, in their order; or a palette of matplotlib, as tab10",
+    ),
     "panels": (
         functools.partial(read, tuple[int, ...], Option("", low=1)),
         "I,J,…",
@@ -274,10 +279,11 @@ def draw(
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
+            numbers = shown(found.figure)  # before panels go or axes change
             wrong = arrange(found.figure, look) if look else []
             if look:
                 found.draw(out)
-            found.record(out)
+            found.record(out, numbers)
     except KeyboardInterrupt as stop:
         gone = time.monotonic() - begin
         say(f"\ninterrupted {name} after {gone:.0f} s; {leave(parts)}", sys.stderr)

@@ -59,6 +59,11 @@ def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Canvas, li
     return canvas, panels
 
 
+def panels_of(canvas: Canvas) -> list[Axes]:
+    """Without colour bars."""
+    return [panel for panel in canvas.axes if not hasattr(panel, "_colorbar")]
+
+
 def band(
     panel: Axes,
     times: np.ndarray,

@@ -40,14 +40,16 @@ class Figure(NamedTuple):
     numbers: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = {}  # of the function that drew it
 
-    def record(self, path: Path) -> None:
-        """Write the numbers as JSON, with the ending .json; what is not a number, as of a run that
-        diverged, is null there. Raises OSError.
+    def record(self, path: Path, drawn: Sequence[Mapping[str, Any]]) -> None:
+        """Write the numbers and what is drawn as JSON, with the ending .json; what is not a number,
+        as of a run that diverged, is null there. Raises OSError.
         """
-        values = self.name, self.caption, finite(self.arguments), finite(self.numbers)
+        values = self.name, self.caption, finite(self.arguments), finite(self.numbers), []
         found = dict(zip(RECORDED, values, strict=True))
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(path.with_suffix(".json"), text)
+        lines = [json.dumps(finite(x), ensure_ascii=False, allow_nan=False) for x in drawn]
+        whole = text.removesuffix("[]\n}") + "[\n" + ",\n".join(lines) + "\n]}\n"
+        write_whole(path.with_suffix(".json"), whole)
 
     def draw(self, path: Path) -> None:
         """Write the figure to a path that ends in .png, which has its caption in it, .svg or .pdf.
@@ -64,7 +66,7 @@ class Figure(NamedTuple):
             return path.read_bytes()
 
 
-RECORDED = ("figure", "caption", "arguments", "numbers")
+RECORDED = ("figure", "caption", "arguments", "numbers", "drawn")
 """The keys of the JSON beside a figure."""
 
 

@@ -15,21 +15,21 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from .figures import in_style, more_style
+from .figures import in_style, more_style, panels_of
 from .layout import fit, place_of, titles
 from .options import Impossible
 
-POINTS = {"column": 8.0, "page": 8.0}
-WIDTHS = {"column": 3.25, "page": 6.75}
-"""Inches, of one column and of the page of most journals."""
+POINTS = {"column": 8.0, "page": 8.0, "talk": 16.0}
+WIDTHS = {"column": 3.25, "page": 6.75, "talk": 12.0}
+"""Inches, of one column and of the page of most journals, and of what a slide has room for."""
 NARROWEST = 1.5
-"""Inches of a panel with its labels, from which two stand side by side."""
-LOWEST, HIGHEST = 0.62, 1.05
+"""Inches of a panel with its labels in 8 points, from which two stand side by side."""
+LOWEST, HIGHEST = 0.62, {"column": 1.05, "page": 1.05, "talk": 0.7}
 """A panel's height with its labels, as a share of its width, before legends are added."""
 FLATTEST = 0.6
 """The least height of a panel without its labels, as a share of its width."""
 WIDE = 3.5
-"""Inches: a wider panel is as high as one of these."""
+"""Inches, in 8 points: a wider panel is as high as one of these."""
 
 
 class Look(NamedTuple):
@@ -86,11 +86,15 @@ def family(font: str) -> dict[str, Any]:
 
 
 def cycle(text: str) -> dict[str, Any]:
-    """Lines of these colours. Raises Impossible for one that matplotlib does not know."""
-    given = [x.strip() for x in text.split(",") if x.strip()]
+    """Lines of these colours, or of a palette. Raises Impossible for what matplotlib has not."""
+    given: list[Any] = [x.strip() for x in text.split(",") if x.strip()]
+    if text in mpl.color_sequences:
+        given = [*mpl.color_sequences[text]]
+    elif text in mpl.colormaps and not colors.is_color_like(text):  # as gray is
+        given = [*mpl.colormaps[text](np.linspace(0, 0.9, 7))]
     wrong = [colour for colour in given if not colors.is_color_like(colour)]
     if wrong:
-        raise Impossible(f"{wrong[0]!r} is no colour of matplotlib")
+        raise Impossible(f"{wrong[0]!r} is no colour or palette of matplotlib")
     return {"axes.prop_cycle": cycler("color", given)} if given else {}
 
 
@@ -113,40 +117,35 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
             canvas.set_size_inches(look.size)
         _fit(canvas)
         return clashes(canvas)
-    width, panels = WIDTHS[look.preset], panels_of(canvas)
+    width, scale, panels = WIDTHS[look.preset], POINTS[look.preset] / 8, panels_of(canvas)
     if len(panels) == 1:
         for place in ("left", "center", "right"):  # in a paper the caption says it
             panels[0].set_title("", loc=place)
     for panel in panels:
         if panel.name == "3d":
-            _draw_near(panel)
+            _draw_near(panel, scale)
     cells, wrong = [_cell(panel) for panel in panels], []
     several = sum(not cell.alone for cell in cells) or 1
-    most = min(several, int(width / NARROWEST))
+    most = min(several, int(width / NARROWEST / scale))
     # as even as it goes: five panels in three and two, not in four and one
     for columns in sorted(
         {-(-several // rows) for rows in range(-(-several // most), several + 1)}
     )[::-1]:
-        _flow(canvas, cells, width, columns)
+        _flow(canvas, cells, width, columns, WIDE * scale, HIGHEST[look.preset])
         wrong = clashes(canvas)
         if not wrong:
             break
     return wrong
 
 
-def _draw_near(panel: Any) -> None:
+def _draw_near(panel: Any, scale: float) -> None:
     """Few numbers of a surface near it, and the labels near them."""
     panel.set_box_aspect(None, zoom=0.72)
     for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
-        axis.labelpad = -1
+        axis.labelpad = 12 * (scale - 1) - 1
         axis.set_tick_params(pad=-2)
         if not isinstance(axis.get_major_locator(), FixedLocator):
             axis.set_major_locator(MaxNLocator(3))
-
-
-def panels_of(canvas: Canvas) -> list[Axes]:
-    """Without colour bars."""
-    return [panel for panel in canvas.axes if not hasattr(panel, "_colorbar")]
 
 
 def _choose(canvas: Canvas, numbers: Sequence[int]) -> None:
@@ -209,8 +208,17 @@ def _cell(panel: Axes) -> _Cell:
     )
 
 
-def _flow(canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int) -> None:
-    """Panels in rows of `columns`, in a canvas of that width and as high as they need."""
+def _flow(
+    canvas: Canvas,
+    cells: Sequence[_Cell],
+    width: float,
+    columns: int,
+    wide: float = WIDE,
+    highest: float = 1.05,
+) -> None:
+    """Panels in rows of `columns`, in a canvas of that width and as high as they need; one wider
+    than `wide` is as high as one of these.
+    """
     rows: list[list[int]] = []
     for i, cell in enumerate(cells):
         if cell.alone or not rows or len(rows[-1]) == columns or cells[rows[-1][-1]].alone:
@@ -219,8 +227,8 @@ def _flow(canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int) ->
     panels = panels_of(canvas)
     ends = [width if cells[row[0]].alone else width / columns for row in rows]
     heights = [
-        min(end, WIDE)
-        * max(min(max(cells[i].height / cells[i].width, LOWEST), HIGHEST) for i in row)
+        min(end, wide)
+        * max(min(max(cells[i].height / cells[i].width, LOWEST), highest) for i in row)
         for end, row in zip(ends, rows, strict=True)
     ]
     for _ in range(5):  # what legends and broken lines take of a panel is added to its row
@@ -235,7 +243,7 @@ def _flow(canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int) ->
         _fit(canvas)
         boxes = [place_of(panel) for panel in panels]
         lacks = [
-            max(FLATTEST * min(boxes[i].width, WIDE * canvas.dpi) - boxes[i].height for i in row)
+            max(FLATTEST * min(boxes[i].width, wide * canvas.dpi) - boxes[i].height for i in row)
             / canvas.dpi
             for row in rows
         ]
