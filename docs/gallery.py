@@ -35,9 +35,10 @@ options are in `--help`; `--out fig.pdf` writes a vector file with the numbers n
 Written by `python docs/gallery.py`.
 
 **In a paper**: `--preset column` is 3.25 inches wide, `--preset page` 6.75, with letters of 8
-points; `--preset talk` is 12 with 16; tests ask the renderer that no text overlaps or is cut, in all of them. `--panels 1,3` takes
-some panels, `--log x,y` logarithmic axes; `--font`, `--font-size`, `--colours` and `--style FILE`,
-a style of matplotlib, change the look; `--size 6x3` sets inches. `--data-only` writes the numbers
+points; `--preset talk` is 12 with 16. Tests ask the renderer that no text overlaps or is cut, in
+all of them. `--panels 1,3` takes some panels, `--log x,y` logarithmic axes; `--font`,
+`--font-size`, `--colours` and `--style FILE`, a style of matplotlib, change the look; `--size 6x3`
+sets inches. `--data-only` writes the numbers
 alone. In the JSON `numbers` is a record a point, and `drawn` has every line, band and cloud of
 points as it is drawn. `--colours` takes a palette of matplotlib by name, too. A figure of your own:
 
