@@ -55,8 +55,9 @@ def settings_of(name: str, size: str, data: Source, device: str, **own: int) -> 
     """Schedule and network of a size, with settings of one's own."""
     benchmark = BENCHMARKS[name]
     share = {"quick": benchmark.epochs, "default": 10, "full": 1}[size]
-    batch, *rest = (min(8, benchmark.batch), 16, 32) if size == "quick" else (benchmark.batch, 1, 0)
-    usual = Settings(name, data, max(1, benchmark.epochs // share), batch, *rest, device)
+    narrower, most, batch = (16, 32, 8) if size == "quick" else (1, 0, benchmark.batch)
+    batch = min(batch, benchmark.batch)
+    usual = Settings(name, data, max(1, benchmark.epochs // share), batch, narrower, most, device)
     return usual._replace(**own)
 
 

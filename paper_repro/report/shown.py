@@ -30,7 +30,10 @@ def shown(canvas: Canvas) -> list[dict[str, Any]]:
 def _data(artist: Any) -> dict[str, Any]:
     names, gap = "xyz", np.full((1, 2), np.nan)
     if isinstance(artist, AxesImage):
-        return {"rows": [*map(_list, artist.get_array())], "extent": _list(artist.get_extent())}
+        return {
+            "rows": [*map(_list, np.ma.asanyarray(artist.get_array()))],
+            "extent": _list(artist.get_extent()),
+        }
     if isinstance(artist, Line2D):
         found = getattr(artist, "get_data_3d", artist.get_data)()
     elif isinstance(artist, Poly3DCollection):
@@ -38,7 +41,7 @@ def _data(artist: Any) -> dict[str, Any]:
         found = np.unique(faces.reshape(-1, 3), axis=0).T
     elif isinstance(artist, PathCollection):
         colour = artist.get_array()
-        names, found = ("x", "y", "value"), [*artist.get_offsets().T]
+        names, found = ("x", "y", "value"), [*np.transpose(artist.get_offsets())]
         found += [] if colour is None else [colour]
     elif isinstance(artist, Collection):
         parts = [
