@@ -44,9 +44,9 @@ def _data(artist: Any) -> dict[str, Any]:
         names, found = ("x", "y", "value"), [*np.transpose(artist.get_offsets())]
         found += [] if colour is None else [colour]
     elif isinstance(artist, Collection):
-        parts = [
-            part for path in artist.get_paths() for part in path.to_polygons(closed_only=False)
-        ]
+        codes = ((path, [0] if path.codes is None else path.codes) for path in artist.get_paths())
+        starts = ((path.vertices, np.flatnonzero(np.equal(x, path.MOVETO))) for path, x in codes)
+        parts = [part for x, at in starts for part in np.split(x, at[at > 0])]
         found = np.concatenate([gap, *(x for part in parts for x in (part, gap))])[1:-1].T
     elif isinstance(artist, Annotation) and artist.arrow_patch is not None:
         found = np.transpose([artist.xyann, artist.xy])
