@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = shown.table(found, plan, described)
         numbers = shown.numbers_of(found, plan, described)
-        report(out, numbers, text, {"auxiliary": shown.figure(found)})
+        report(out, numbers, text, {})
 
     return command.finish(body, out)
 

@@ -1,14 +1,12 @@
-"""From runs to a table, a JSON file and a figure."""
+"""From runs to a table and a JSON file."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from common.intervals import Estimate, against, all_above, bracket, estimate, paired, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import by_method, intervals, page, said
+from common.tables import by_method, page, said
 
 from .tasks import MAIN
 from .train import ALONE, RULES
@@ -129,16 +127,6 @@ def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
         "step: median processor time of one step of one run on one thread"
         + (", of a vmapped program its share." if settings["data"] is None else "."),
     ]
-
-
-def figure(found: Found) -> Figure:
-    """Accuracies, and differences to the mean loss."""
-    panels = {}
-    for problem, methods in rows(found).items():
-        own = {name: row.accuracy for name, row in methods.items()}
-        less = {name: row.against_mean for name, row in methods.items()}
-        panels |= {f"{problem}: test accuracy, %": own, f"{problem}: less the mean loss's": less}
-    return intervals(panels)
 
 
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:

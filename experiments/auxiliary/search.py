@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from common.cells import Cell
 from common.intervals import Estimate, bracket, paired, pm
 from common.intervals import estimate as over_seeds
 from common.study import Found, Numbers, Plan, about_rates, rate_of
-from common.tables import as_dicts, intervals, page
+from common.tables import as_dicts, page
 
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, Settings, together
@@ -66,11 +64,6 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
     ]
     columns = ["auxiliary tasks", "accuracy, %", "gain on the main task alone, points", "rate"]
     return page(columns, lines, [], notes)
-
-
-def figure(found: Found) -> Figure:
-    """The gains."""
-    return intervals({"accuracy less the main task alone's, points": gains(found)})
 
 
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:

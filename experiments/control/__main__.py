@@ -91,7 +91,7 @@ def run(chosen: Part, out: Path, workers: int) -> None:
     settings = chosen.settings._asdict() | {"torch": torch.__version__, "workers": workers}
     text = chosen.table(found)
     numbers = numbers_of(found, chosen.plan, chosen.shown, settings)
-    report(out / chosen.name, numbers, text, {chosen.name: chosen.figure(found)})
+    report(out / chosen.name, numbers, text, {})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from common.study import Found, Plan
 
 from . import grids, points, report, robots, sac
@@ -39,10 +37,6 @@ class Part(NamedTuple):
     def table(self, found: Found) -> str:
         """Markdown."""
         return report.table(found, self.plan, self.shown)
-
-    def figure(self, found: Found) -> Figure:
-        """Curves and differences."""
-        return report.figure(found, self.shown)
 
 
 def _plan(
@@ -79,10 +73,6 @@ GRIDS = report.Shown(
         report.Metric("final", "gap at the end", True),
     ),
     worst="gap of the worst task",
-    curve="Gap to the best policies, mean over tasks",
-    first=0,
-    every=1,
-    unit="steps of Adam",
     notes=(
         f"Mazes: {grids.TASKS} tasks of {grids.SIDE} x {grids.SIDE} fields, actions permuted, slip "
         f"{grids.SLIP:g}, discount {grids.DISCOUNT:g}; {grids.WIDTH} shared tanh units; exact "
@@ -98,10 +88,6 @@ POINTS = report.Shown(
         report.Metric("final", "success at the end", False),
     ),
     worst="success on the worst goal",
-    curve="Goals reached, mean over tasks",
-    first=points.SEEN,
-    every=points.SEEN,
-    unit="iterations",
     notes=(
         f"Point mass: {points.TASKS} goals, actuators turned by an angle of the task's own, "
         f"{points.EPISODES} episodes of {points.HORIZON} steps a task and iteration, "
@@ -203,10 +189,6 @@ def sac_part(
                 report.Metric("return", "return at the end", False),
             ),
             worst="success on the worst task",
-            curve="Success, mean over tasks",
-            first=settings.every,
-            every=settings.every,
-            unit="steps of every environment",
             notes=(
                 _robots(_said(settings), benchmark, "v1"),
                 LEFT,

@@ -1,15 +1,11 @@
-"""From runs of a part to its table, JSON and figure."""
+"""From runs of a part to its table and JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from common.intervals import Estimate, against, bracket, estimate, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import bar, by_method, page, said
+from common.tables import by_method, page, said
 
 
 class Metric(NamedTuple):
@@ -25,10 +21,6 @@ class Shown(NamedTuple):
 
     metrics: tuple[Metric, ...]  # compared with the mean
     worst: str  # the column of `worst`
-    curve: str  # what `curve` is
-    first: int  # where the curve's first entry lies, in `unit`
-    every: int  # what lies between two of them
-    unit: str
     notes: tuple[str, ...]
 
 
@@ -94,38 +86,6 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
         "the machine did.",
     ]
     return page(columns, lines, lead, notes)
-
-
-def figure(found: Found, shown: Shown) -> Figure:
-    """Curves, and differences to the mean."""
-    (runs,) = found.runs.values()
-    fig = Figure(figsize=(10.4, 4.4), layout="constrained")
-    axes: list[Any] = list(fig.subplots(1, 2))
-    for i, (name, of) in enumerate(runs.items()):
-        curves = [run["curve"] for run in of]
-        _curve(axes[0], curves, shown.first, shown.every, f"C{i}", name)
-    axes[0].set(title=shown.curve, xlabel=shown.unit)
-    axes[0].legend(fontsize="small")
-    metric = shown.metrics[0]
-    for i, row in enumerate(rows(found, shown.metrics).values()):
-        bar(axes[1], float(i), row.against_mean[metric.key], f"C{i}")
-    axes[1].set_yticks(range(len(runs)), list(runs))
-    axes[1].set_ylim(len(runs) - 0.5, -0.5)
-    axes[1].axvline(0, color="0.6", lw=1)
-    way = "lower" if metric.lower_is_better else "higher"
-    axes[1].set(title="Against the mean", xlabel=f"{metric.title}, difference ({way} is better)")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    return fig
-
-
-def _curve(ax: Axes, series: Any, first: int, every: int, colour: str, name: str) -> None:
-    """Mean over seeds, and its standard error as a band."""
-    y = np.array(series)
-    x = first + every * np.arange(y.shape[1])
-    mean, error = y.mean(0), y.std(0, ddof=1) / len(y) ** 0.5
-    ax.plot(x, mean, color=colour, label=name)
-    ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
 
 
 def numbers_of(found: Found, plan: Plan, shown: Shown, settings: Mapping[str, Any]) -> dict:

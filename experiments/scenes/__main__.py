@@ -15,7 +15,7 @@ from common.study import Plan, alike, conduct, conduct_together
 from common.tables import report
 
 from . import data
-from .report import figure, numbers_of, table
+from .report import numbers_of, table
 from .train import ALONE, RULES, STATIC, Settings, benchmark_of, perform, together, weightings
 
 HERE = Path(__file__).parent
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = table(found, plan, benchmark, described, pixels)
         numbers = numbers_of(found, plan, benchmark, described)
-        report(out, numbers, text, {"scenes": figure(found, benchmark)})
+        report(out, numbers, text, {})
 
     return command.finish(body, out)
 

@@ -1,13 +1,11 @@
-"""From runs to a table, a JSON file and a figure."""
+"""From runs to a table and a JSON file."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from common.intervals import Estimate, against, bracket, estimate, pm
 from common.study import Found, Plan, about_rates, rate_of
-from common.tables import by_method, intervals, page, said
+from common.tables import by_method, page, said
 
 from .data import Benchmark
 from .metrics import METRICS, by_task, flat, metrics_of
@@ -167,16 +165,6 @@ def _notes(
         "step: median processor time of one step on one thread, whatever else the machine did; "
         "where runs of a rule are one program, a run's share.",
     ]
-
-
-def figure(found: Found, benchmark: Benchmark) -> Figure:
-    """Δm against one task alone, and by task against the mean loss."""
-    every = {name: row for name, row in rows(found, benchmark).items() if row.flat is not None}
-    panels = {"Δm flat, % (lower is better)": {name: row.flat for name, row in every.items()}}
-    for task in benchmark.tasks:
-        less = {name: row.tasks.get(task) for name, row in every.items()}
-        panels[f"{task}: Δm less the mean loss's, %"] = less
-    return intervals(panels)
 
 
 def numbers_of(
