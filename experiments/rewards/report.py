@@ -1,4 +1,4 @@
-"""Tables with intervals, published numbers next to measured ones, and the fronts as pictures."""
+"""Tables with intervals, and the fronts as pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.figure import Figure
 
-from common.intervals import Estimate, against, bracket, estimate, paired, pm, verdicts
+from common.intervals import Estimate, against, bracket, estimate, pm, verdicts
 from common.tables import markdown
 
 from . import exact
 from .adding import REWARDS
-from .methods import METHODS, advantages
+from .methods import METHODS
 from .train import STEEPER, Settings
 
 Runs = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]
@@ -91,34 +91,12 @@ def closed_table(results: Results) -> str:
     return markdown([*columns, "steps with a fall", "steps apart"], lines)
 
 
-def published(results: Results) -> str:
-    """GDPO's paper next to what was measured here."""
-    one, none, both = [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]
-    pairs = torch.tensor([[one, one, one], [none, one, both]])  # sums (0, 1), (0, 2), (1, 2)
-    halves = torch.full((3, 2), 0.5)
-    lines = []
-    for kind, wanted in (("GRPO", "0.7071, 0.7071, 0.7071"), ("GDPO", "0.7071, 1.4142, 0.7071")):
-        found = advantages(kind, pairs, halves).sum(0)[:, 1] / 2**0.5
-        shown = ", ".join(f"{x:.4f}" for x in found.tolist())
-        lines.append([f"{kind}: advantages of sums (0, 1), (0, 2), (1, 2)", wanted, shown])
-    for problem, methods in results.sampled.items():
-        if not {"GRPO", "GDPO"} <= set(methods):
-            continue
-        for k, reward in enumerate(REWARDS):
-            ours, theirs = (
-                [lists(run["last"])[k] for run in methods[name]] for name in ("GDPO", "GRPO")
-            )
-            less = bracket(paired(ours, theirs, len(REWARDS)), 3)
-            lines.append([f"{problem}: {reward}, GDPO less GRPO", "above 0", less])
-    return markdown(("GDPO, arXiv:2601.05242", "published", "measured"), lines)
-
-
 def table(results: Results) -> str:
     """Markdown: findings, numbers, how they were taken."""
     settings = results.settings
     notes = [
         f"Seeds {results.seeds[0]} to {results.seeds[-1]}; brackets are 95 % intervals of "
-        "Student's t, paired by seed; those of the sums (and of GDPO less GRPO) hold together, by "
+        "Student's t, paired by seed; those of the sums hold together, by "
         "problem. *Least rise*: of the reward that rose least since the start. *Steps apart*: with "
         "a negative entry in the Gramian of the method's own advantages.",
         f"Adding: {settings.lessons} steps of imitation, then {settings.steps} steps on "
@@ -126,14 +104,11 @@ def table(results: Results) -> str:
         f"{results.rate:g} for all, SGD's {STEEPER * results.rate:g}, none chosen by a search.",
         "Exact policies: all answers enumerated, gradient descent; *room*: by how much another "
         "policy beats all rewards at once, by a linear program (0 on the front).",
-        "Published: the advantages by the paper's figure 4, with its deviation over n − 1; GDPO's "
-        "rewards above GRPO's in its figures 1 to 3, on language models of 1.5 B parameters.",
     ]
     parts = [
         *words(results),
         sampled_table(results),
         closed_table(results),
-        published(results),
         "\n".join(f"- {note}" for note in notes),
     ]
     return "\n\n".join(parts)
