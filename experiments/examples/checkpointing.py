@@ -1,4 +1,5 @@
-"""Activation checkpointing: the trunk's activations are computed again in the backward passes.
+"""Activation checkpointing: the trunk's activations are computed again in the backward passes of
+the loops of stock_loop.py.
 
     python -m experiments.examples.checkpointing
 
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import mtlfunc as mf
-from experiments.examples.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches
+from experiments.examples.stock_loop import balanced, plain
 
 
 class Checkpointed(Net):
@@ -38,39 +39,12 @@ class Checkpointed(Net):
         return torch.cat([head(z) for head in self.heads], 1)
 
 
-def plain(data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
-    net, seen = Checkpointed(), []
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for x, y in data:
-        losses = (net(x) - y).square().mean(0)
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
-        seen.append(losses.detach())
-    return torch.stack(seen), net.forwards / len(data)
-
-
-def balanced(data: list[tuple[Tensor, Tensor]], kind: type[Net] = Checkpointed):
-    """Losses `[step, task]`, the first `.grad`'s difference from a loop, forwards a step."""
-    net, seen, off = kind(), [], 0.0
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
-    for x, y in data:
-        losses = (net(x) - y).square().mean(0)
-        optimizer.zero_grad()
-        info = balancer.backward(losses)  # 2
-        if not seen:
-            off = difference(net, on(x, y), info.weights, "mean")
-        optimizer.step()
-        seen.append(losses.detach())
-    return torch.stack(seen), off, getattr(net, "forwards", len(data)) / len(data)
-
-
 if __name__ == "__main__":
     data = batches(200, 32)
-    losses, forwards = plain(data)
-    print(f"plain     last losses {losses[-1].tolist()}; {forwards:.1f} forwards a step")
-    losses, off, forwards = balanced(data)
-    print(f"balanced  last losses {losses[-1].tolist()}; {forwards:.1f} forwards a step;")
-    print(f"          .grad off a loop by {off:.0e}")
-    print(f"          without checkpointing {balanced(data, Net)[0][-1].tolist()}")
+    for loop in (plain, balanced):
+        net = Checkpointed()
+        loop(data, net)
+        print(f"{loop.__name__:9} {net.forwards / len(data):.1f} forwards a step")
+    losses, off = balanced(data, Checkpointed())
+    print(f"balanced  last losses {losses[-1].tolist()}; .grad off a loop by {off:.0e}")
+    print(f"without checkpointing {balanced(data, Net())[0][-1].tolist()}")

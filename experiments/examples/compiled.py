@@ -1,4 +1,4 @@
-"""A network through `torch.compile`.
+"""A network through `torch.compile`, in the loops of stock_loop.py.
 
     python -m experiments.examples.compiled
 
@@ -13,47 +13,24 @@ What can go wrong:
 - Names are those of the network itself: `trunk.*`, not `_orig_mod.trunk.*`.
 """
 
+from typing import Any
+
 import torch
 import torch._functorch.config
-from torch import Tensor
 
-import mtlfunc as mf
-from experiments.examples.problem import Net, batches, difference, on
-
-
-def plain(data: list[tuple[Tensor, Tensor]], backend: str = "inductor") -> Tensor:
-    net, seen = Net(), []
-    compiled = torch.compile(net, backend=backend)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for x, y in data:
-        losses = (compiled(x) - y).square().mean(0)
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
-        seen.append(losses.detach())
-    return torch.stack(seen)
+from experiments.examples.problem import Net, batches
+from experiments.examples.stock_loop import balanced, plain
 
 
-def balanced(data: list[tuple[Tensor, Tensor]], backend: str = "inductor") -> tuple[Tensor, float]:
-    """Losses `[step, task]`, and the first `.grad`'s difference from a loop over the tasks."""
-    net, seen, off = Net(), [], 0.0
+def compiled(backend: str = "inductor") -> tuple[Net, Any]:
+    """A network for the balancer, and what the loop calls."""
     torch._functorch.config.donated_buffer = False
-    compiled = torch.compile(net, backend=backend)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
-    for x, y in data:
-        losses = (compiled(x) - y).square().mean(0)
-        optimizer.zero_grad()
-        info = balancer.backward(losses)  # 2
-        if not seen:
-            off = difference(net, on(x, y), info.weights, "mean")
-        optimizer.step()
-        seen.append(losses.detach())
-    return torch.stack(seen), off
+    net = Net()
+    return net, torch.compile(net, backend=backend)
 
 
 if __name__ == "__main__":
     data = batches(200, 32)
-    print(f"plain     last losses {plain(data)[-1].tolist()}")
-    losses, off = balanced(data)
+    print(f"plain     last losses {plain(data, *compiled())[-1].tolist()}")
+    losses, off = balanced(data, *compiled())
     print(f"balanced  last losses {losses[-1].tolist()}; .grad off a loop by {off:.0e}")
