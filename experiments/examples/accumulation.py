@@ -67,7 +67,8 @@ def main(sizes: tuple[int, ...] = (16, 16, 16, 16), rule: mf.Rule | None = None)
     ways["one Gramian"] = lambda net, micro, _: one_gramian(net, micro, rule)
     found = {}
     for way, run in ways.items():
-        run(net := Net(dtype=torch.float64), micro, mf.Balancer(net, rule, "trunk.*"))
+        net = Net(dtype=torch.float64)
+        run(net, micro, mf.Balancer(net, rule, mf.jacobian("trunk.*", heads="plain")))
         found[way] = {name: leaf.grad for name, leaf in net.named_parameters()}
     return found
 
