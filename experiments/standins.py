@@ -64,44 +64,26 @@ class Study(NamedTuple):
     on: str  # what it is about
     command: str
     rules: Sequence[str]  # that have to be there
-    folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
+    part: str = ""  # of its folders
+    runs: tuple[str, str] = ("default", "fresh")  # the default run, and the one on fresh seeds
+
+    @property
+    def folders(self) -> tuple[str, str]:
+        """Where both runs are, below this folder."""
+        first, second = (f"{self.command.split()[0]}/out/{run}{self.part}" for run in self.runs)
+        return first, second
 
 
 DIGITS = ("mean", "gradnorm", "mgda", "mgda-ub", "pcgrad", "cagrad")
+CALLED = f'multimnist --settings "hard sharing" --rules {",".join(DIGITS)}'
+MAZES, POINTS = "control --parts grids", "control --parts points"
 STUDIES = {
-    "digits": Study(
-        "two overlaid digits",
-        f'multimnist --settings "hard sharing" --rules {",".join(DIGITS)}',
-        DIGITS,
-        ("multimnist/out/rules", "multimnist/out/rules-fresh"),
-    ),
-    "multimnist": Study(
-        "overlaid digits in six settings",
-        "multimnist",
-        multimnist.RULES,
-        ("multimnist/out/default", "multimnist/out/fresh"),
-    ),
-    "auxiliary": Study(
-        "digits with few labels",
-        "auxiliary",
-        auxiliary.RULES,
-        ("auxiliary/out/default", "auxiliary/out/fresh"),
-    ),
-    "scenes": Study(
-        "rendered rooms", "scenes", scenes.RULES, ("scenes/out/default", "scenes/out/fresh")
-    ),
-    "mazes": Study(
-        "mazes with exact gradients",
-        "control --parts grids",
-        control.RULES,
-        ("control/out/default/grids", "control/out/fresh/grids"),
-    ),
-    "point mass": Study(
-        "a point mass with ten goals",
-        "control --parts points",
-        control.RULES,
-        ("control/out/default/points", "control/out/fresh/points"),
-    ),
+    "digits": Study("two overlaid digits", CALLED, DIGITS, runs=("rules", "rules-fresh")),
+    "multimnist": Study("overlaid digits in six settings", "multimnist", multimnist.RULES),
+    "auxiliary": Study("digits with few labels", "auxiliary", auxiliary.RULES),
+    "scenes": Study("rendered rooms", "scenes", scenes.RULES),
+    "mazes": Study("mazes with exact gradients", MAZES, control.RULES, "/grids"),
+    "point mass": Study("a point mass with ten goals", POINTS, control.RULES, "/points"),
 }
 
 EARLIER = ("mgda", "mgda-ub", "mgda_ub", "pcgrad", "gradnorm")
