@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Every rule, and yours, on small problems with known answers: quadratics, the "
         "papers' landscapes, test problems of multi-objective optimisation, small networks. Each "
         "has the learning rate, from one grid a problem, that is best on other seeds; so does a "
-        "static search over constant weights, the baseline to beat. Writes ranks.png, results.json "
-        "and table.md, and prints the table.",
+        "static search over constant weights, the baseline to beat. Writes results.json and "
+        "table.md, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
         "on the problems that every rule has met, and the same command goes on from there.",

@@ -1,39 +1,11 @@
-"""From a result to figures, a page and a JSON file."""
+"""From a result to a page and a JSON file."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from common.tables import as_dicts, markdown, write_report
 from mtlfunc.studies.arena import MEASURES, STATIC, Result
-
-
-def ranks(result: Result) -> tuple[Figure, str]:
-    measures = [by for by in MEASURES if result.ranks(by)]
-    figure = Figure(
-        figsize=(5.2 * len(measures), 1.6 + 0.26 * len(result.rules)), layout="constrained"
-    )
-    for i, by in enumerate(measures):
-        result.plot(figure.add_subplot(1, len(measures), i + 1), by)
-    apart = [
-        f"{result.critical_difference(by):.1f} ({by})"
-        for by in measures
-        if math.isfinite(result.critical_difference(by))
-    ]
-    return figure, (
-        "Average ranks, 1 is best, of every rule and (orange) the mean and the static search, at "
-        "the learning rate that is best by this measure on other seeds. Thick: 95 % over seeds, "
-        "the choice of the learning rate included; thin: over problems, where there are enough. "
-        + (
-            f"Ranks must lie more than {', '.join(apart)} apart for two rules to differ, all "
-            "pairs taken together."
-            if apart
-            else "There are too few problems to tell rules apart on others."
-        )
-    )
-
 
 DETAILS = {
     "rank": "rank",
@@ -49,8 +21,7 @@ DETAILS = {
 
 
 def write(result: Result, settings: dict[str, Any], out: Path) -> list[Path]:
-    """results.json, table.md and the figure, each written atomically."""
-    figure, caption = ranks(result)
+    """results.json and table.md, each written atomically."""
     content = {
         "settings": settings,
         "problems": {name: problem.text for name, problem in result.problems.items()},
@@ -61,10 +32,10 @@ def write(result: Result, settings: dict[str, Any], out: Path) -> list[Path]:
         },
         "records": {by: result.records(by) for by in MEASURES},
     }
-    return write_report(out, as_dicts(content), page(result, settings, caption), {"ranks": figure})
+    return write_report(out, as_dicts(content), page(result, settings), {})
 
 
-def page(result: Result, settings: dict[str, Any], caption: str) -> str:
+def page(result: Result, settings: dict[str, Any]) -> str:
     """The whole study as a page in Markdown."""
     table = result.table()
     parts = [
@@ -72,7 +43,6 @@ def page(result: Result, settings: dict[str, Any], caption: str) -> str:
         f"that were searched for. {'; '.join(f'{name} {x}' for name, x in settings.items())}.",
         markdown(list(table.columns), table.values.tolist()),
         "\n".join(f"- {note}" for note in result.notes()),
-        f"![ranks](ranks.png)\n\n{caption}",
     ]
     records = result.records()
     for name, problem in result.problems.items():
