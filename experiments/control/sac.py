@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,17 +36,8 @@ WIDE, NARROW = 2.0, -20.0
 """Bounds of the log of the actions' deviation."""
 
 
-@runtime_checkable
-class Environments(Protocol):
-    """One environment a task, side by side."""
-
-    num_envs: int
-    single_observation_space: Any
-    single_action_space: Any
-
-    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
+Environments = Any
+"""One environment a task, side by side, with the interface above."""
 
 
 class Settings(NamedTuple):

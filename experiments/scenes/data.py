@@ -9,7 +9,7 @@ FOLDER/train/image/0.npy …   [height, width, 3], 0 to 1
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,17 +46,6 @@ NYUV2 = Benchmark(
 CITYSCAPES = Benchmark(
     "CityScapes", (SEGMENT, DEPTH), 7, (128, 256), (2975, 500), 8, ("label_7", "label"), True
 )
-
-
-@runtime_checkable
-class Split(Protocol):
-    """Images that are read as they are needed."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, index: Sequence[int]) -> Views:
-        """A batch."""
-        ...
 
 
 class Held(NamedTuple):
@@ -196,9 +185,9 @@ class Folder:
 
 
 class Part(NamedTuple):
-    """Some images of a split."""
+    """Some images of a folder."""
 
-    whole: Split
+    whole: Folder
     chosen: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -206,6 +195,10 @@ class Part(NamedTuple):
 
     def take(self, index: Sequence[int]) -> Views:
         return self.whole.take([self.chosen[i] for i in index])
+
+
+Split = Held | Folder | Part
+"""Images that are read as they are needed."""
 
 
 def find(folder: Path) -> Benchmark:
