@@ -4,7 +4,7 @@ First derivatives are compared with one plain backward pass a task and network; 
 derivatives of a function of the Gramian by a scalar inside the losses, with differences of Gramians
 that were made by such loops. Many operations with leaves and hyper-parameters of their own go
 through one call: what is compared is still every operation's own number. One operation of each kind
-is tested here, every operation in every spelling by `-m exhaustive`.
+is tested here, every operation of the table by `-m exhaustive`.
 """
 
 # pyright: reportArgumentType=false

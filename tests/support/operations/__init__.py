@@ -1,4 +1,6 @@
-"""The differentiable operations of torch that a network can contain, in every spelling."""
+"""The differentiable operations of torch that a network can contain: every node of autograd, and
+every spelling of what the package writes out. Options: `tests/test_functional_options.py`.
+"""
 
 from __future__ import annotations
 
