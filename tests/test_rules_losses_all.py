@@ -122,18 +122,6 @@ def test_state_of_an_absent_task_does_not_move(name):
     near(batched[1], weights_of(rule, SERIES)[0], 1e-12, 1e-15)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_vmapped_over_losses_equals_loop_and_float32_keeps_its_type(name):
-    both = torch.stack([SERIES, SERIES.flip(0)])
-    together = vmap(lambda series: weights_of(RULES[name](), series)[0])(both)
-    for i in range(2):
-        near(together[i], weights_of(RULES[name](), both[i])[0], 1e-12, 1e-300)
-    narrow, state = weights_of(RULES[name](), SERIES.float())
-    assert narrow.dtype == torch.float32
-    assert all(leaf.dtype != F64 for leaf in tree_leaves(state))
-    near(narrow.double(), together[0], 2e-4, 1e-7)
-
-
 def test_grids_of_hyper_parameters_are_one_vmap():
     grid = torch.tensor([0.05, 0.5], dtype=F64)
     for make in (
