@@ -1,8 +1,6 @@
 """Rules on the Gramian alone against their papers' equations and independent implementations."""
 
-from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -318,24 +316,3 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
         assert jacrev(lambda G: updated(made, G))(G).isfinite().all()
     for G in (torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)):
         assert jacrev(lambda G: updated(made, G))(G).isfinite().all()
-
-
-# --- preferences and bad input ------------------------------------------------------------------
-
-PREFERRED: dict[str, Callable[..., mf.Rule]] = {
-    "dualproj": mf.dualproj,
-    "upgrad": mf.upgrad,
-    "aligned_mtl": mf.aligned_mtl,
-    "config": mf.config,
-    "nash_mtl": mf.nash_mtl,
-    "fairgrad": partial(mf.fairgrad, 2.0),
-}
-
-
-@pytest.mark.parametrize("name", PREFERRED)
-def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
-    G, p = gramian("gaussian", 3), preferences(3)
-    given_, scaled = (updated(PREFERRED[name](preference=x), G) for x in (p, 7 * p))
-    near(scaled, given_, 1e-13)
-    near(updated(PREFERRED[name](), G, preference=p), given_, 1e-13)
-    assert not torch.allclose(given_, updated(PREFERRED[name](), G))
