@@ -329,32 +329,6 @@ def test_nothing_false_is_proved_of_programs(steps, last):
     assert not wrong(steps, last)[0]
 
 
-def test_graph_proves_common_networks_apart():
-    """So that one backward pass is enough for them."""
-    x = torch.randn(5, 3, 8, 8)
-    convolutional = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.GroupNorm(2, 4),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(36, 3),
-    )
-    dense = nn.Sequential(
-        nn.Flatten(), nn.Linear(192, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)
-    )
-    for network in (convolutional, dense):
-        x = x.clone().requires_grad_() * 1
-        for apart, losses in (
-            (True, F.cross_entropy(network(x), torch.arange(5) % 3, reduction="none")),
-            (True, (network(x) - 1).square().mean(-1)),
-            (True, (network(x) - 1).square()),
-            (False, (network(x) - network(x).mean(0)).square().mean(-1)),
-        ):
-            expected = np.arange(5).reshape(-1, 1, 1, 1) if apart else -2
-            assert (owners(losses, [x])[0] == expected).all()
-
-
 def test_as_many_ensembles_as_samples():
     """vmap over parameters, N of them: their axis is not taken for the samples'."""
     x = torch.randn(N, 4, dtype=F64)
