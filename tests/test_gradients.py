@@ -66,23 +66,6 @@ def test_task_gradients_vmapped_equal_loop(form):
                 torch.testing.assert_close(rows[name][i, j], alone[name], rtol=1e-9, atol=1e-14)
 
 
-def test_task_gradients_separate_scalars_do_not_touch_other_heads():
-    passes = [0] * TASKS
-
-    def count(task, gradient):
-        passes[task] += 1
-
-    def counting(params, batch):
-        losses = []
-        for task, loss in enumerate(scalars(params, batch)):
-            loss.register_hook(partial(count, task))
-            losses.append(loss)
-        return tuple(losses)
-
-    mf.task_gradients(counting, PARAMS, BATCH)
-    assert passes == [1] * TASKS  # T, not T², heads were entered
-
-
 # The hyper-parameter enters through losses_fn alone: a backward pass run without recording it would
 # give 0 here.
 def _squared_rows(scale, form):
