@@ -190,36 +190,3 @@ def test_no_row_is_formed(monkeypatch, formed):
     mf.sample_norms(lambda p, x: samples(p, x).sum(1), params, x)
     assert (400, 600) not in formed
     assert (4, 400) not in formed
-
-
-def test_mixing_samples_is_an_error():
-    norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False).double()
-    params = {"w": torch.randn(4, 4, dtype=F64)}
-
-    def losses_fn(params, batch):
-        x, mixing = batch
-        h = x @ params["w"]
-        return ((norm(h) if mixing else h) ** 3).sum(1)
-
-    x = torch.randn(5, 4, dtype=F64)
-    _, gramian = mf.sample_gramian(losses_fn, params, (x, True), engine="rows")
-    rows = literal(losses_fn, params, (x, True))
-    agree(gramian, rows @ rows.mT, 1e-12)
-    with pytest.raises(ValueError, match="the samples mix in batch_norm"):
-        mf.sample_norms(losses_fn, params, (x, True))
-    with pytest.raises(ValueError, match=r"the samples mix in (mean|var)"):
-        vmap(lambda x: mf.sample_norms(losses_fn, params, (x, True))[1])(x[None])
-
-
-def test_noise_scale_from_lengths_is_that_from_the_gramian():
-    net = build("convolutions")
-    _, gramian = mf.sample_gramian(net.samples, net.params, net.batch)
-    _, lengths = mf.sample_norms(net.samples, net.params, net.batch)
-    _, rows = mf.task_gradients(net.tasks, net.params, net.batch)
-    total = torch.stack([row.flatten(1).square().sum(1) for row in rows.values()]).sum(0).sqrt()
-    torch.testing.assert_close(
-        mf.diagnostics.noise_scale(lengths, total),
-        mf.diagnostics.noise_scale(gramian, tasks=TASKS),
-        rtol=1e-9,
-        atol=0,
-    )
