@@ -96,14 +96,8 @@ APART = {
     "three axes": lambda p: error(net(p, X)),
     "samples in one axis": lambda p: error(net(p, X.flatten(0, 1)).reshape(T, B, D)),
     "tasks second": lambda p: (net(p, X.transpose(0, 1)) ** 2).mean((0, 2)),
-    "tasks by turns": lambda p: net(p, X.reshape(-1, D)).reshape(B, T, D).square().sum((0, 2)),
     "stacked again": lambda p: torch.stack([h.square().mean() for h in net(p, X)]),
     "separate scalars": lambda p: tuple(h.exp().mean() for h in net(p, X)),
-    "chunks": lambda p: tuple(h.exp().mean() for h in net(p, X.flatten(0, 1)).chunk(T)),
-    "slices": lambda p: torch.stack(
-        [net(p, X.flatten(0, 1))[B * t : B * (t + 1)].square().sum() for t in range(T)]
-    ),
-    "matmul": lambda p: error(torch.tanh(X @ p["w"] + p["b"]) @ p["v"].T * p["c"]),
     "einsum": lambda p: error(
         torch.einsum("tbi,oi->tbo", torch.einsum("tbi,oi->tbo", X, p["w"]).relu(), p["v"])
         + p["b"]
@@ -116,7 +110,6 @@ APART = {
     "a task's two slices": lambda p: error(
         net(p, torch.cat([X, X.flip(1)])).unflatten(0, (2, T)).sum(0)
     ),
-    "twins": lambda p: error(net(p, X)) + error(net(p, X.flip(1))),
     "statistic of a task": lambda p: error(net(p, X) - net(p, X).mean(1, keepdim=True)),
     "detached statistic of all": lambda p: error(net(p, X) * net(p, X).detach().std()),
     "cross-entropy": lambda p: (
@@ -124,16 +117,13 @@ APART = {
         .view(T, B)
         .mean(1)
     ),
-    "weighted": lambda p: error(net(p, X)) * torch.arange(1.0, T + 1, dtype=F64),
     "a call that no loss reads": lambda p: (net(p, X + 1), error(net(p, X)))[1],
     "embedding": lambda p: error(
         net(p, F.embedding(torch.arange(T * B).reshape(T, B) % D, p["w"]))
     ),
     "in place": lambda p: error((2 * net(p, X)).mul_(2).tanh_()),
     "beside a constant": lambda p: torch.cat([Y, net(p, X)], -1).square().mean((1, 2)),
-    "all of it": lambda p: error(net(p, X)[..., :D]),
     "a call turned": lambda p: error(net(p, X).transpose(0, 1) * net(p, X)),
-    "a call along the samples": lambda p: (net(p, X) ** 2).mean((0, 2)) + error(net(p, X)),
     "vmap inside": lambda p: vmap(lambda x: net(p, x).square().mean())(X),
     "vmap over samples": lambda p: vmap(lambda x: net(p, x).square().mean(), in_dims=1)(X),
 }
@@ -142,14 +132,12 @@ LOOK_ALIKES = {
         F.batch_norm(net(p, X.flatten(0, 1)), None, None, training=True).reshape(T, B, D)
     ),
     "attention across": lambda p: error(attention(net(p, X).transpose(0, 1)).transpose(0, 1)),
-    "shared statistic": lambda p: error(net(p, X) - net(p, X).mean()),
     "shared statistic of tasks": lambda p: error(net(p, X) - net(p, X).mean(0)),
     "softmax of tasks": lambda p: error(net(p, X).softmax(0)),
     "broadcast along another axis": lambda p: error(net(p, X) + net(p, X)[:, 0]),
     "turned": turned,
     "rolled": lambda p: error(net(p, X).roll(1, 1) + net(p, X).roll(1, 0)),
     "a normaliser": lambda p: error(net(p, X)) / error(net(p, X)).sum(),
-    "permuted": lambda p: error(net(p, X))[torch.tensor([1, 0, 3, 2])],
     "permuted, stacked": lambda p: torch.stack([error(net(p, X))[t] for t in (1, 0, 3, 2)]),
     "a neighbour": lambda p: torch.stack(
         [error(net(p, X))[t] + error(net(p, X))[t - 1] for t in range(T)]
@@ -164,7 +152,6 @@ LOOK_ALIKES = {
     "features": lambda p: net(p, X).square().mean((0, 1)),
     "samples, too": both,
     "in place on a view": lambda p: error(net(p, X).view(T, B, D).mul_(2)),
-    "in place on all of it": lambda p: error(net(p, X)[..., :D].mul_(2)),
     "beside another task": lambda p: error(torch.cat([net(p, X), net(p, X).flip(0)], -1)[..., 2:6]),
     "a trunk": lambda p: torch.stack([(net(p, X[0]) - Y[t]).square().mean() for t in range(T)]),
     "weight decay": lambda p: error(net(p, X)) + p["w"].square().sum(),
