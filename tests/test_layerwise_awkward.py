@@ -199,9 +199,12 @@ def test_sample_gramian_of_awkward_calls(name):
     if name == "cdist":  # of which the graph shows no more than that it was called
         with pytest.raises(ValueError, match="samples mix in cdist, of which"):
             mf.sample_gramian(lambda p, b: f(p), leaves, None)
-    engine = "rows" if name == "cdist" else "auto"
-    found = mf.sample_gramian(lambda p, b: f(p), leaves, None, engine=engine)[1]
-    agree(found, gramian_of(f, leaves), 1e-12)
+    expected = gramian_of(f, leaves)
+    for engine in ("rows",) if name == "cdist" else ("auto", "layerwise", "rows"):
+        found = mf.sample_gramian(lambda p, b: f(p), leaves, None, engine=engine)[1]
+        agree(found, expected, 1e-12)
+        norms = mf.sample_norms(lambda p, b: f(p), leaves, None, engine=engine)[1]
+        near(norms, expected.diagonal().sqrt(), 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise.graph import read_graph
@@ -426,20 +426,3 @@ def test_weights_made_of_weights_have_no_samples(name, samples):
     each = torch.stack([expected(one) for one in x])
     torch.testing.assert_close(found(x[0]), each[0])
     torch.testing.assert_close(vmap(found)(x), each)
-
-
-@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
-def test_a_number_among_the_parameters(engine):
-    """The unknown coefficient of an equation, 0-d."""
-    params = {"w": torch.randn(N, N, dtype=F64), "a": torch.tensor(0.7, dtype=F64)}
-    x = torch.randn(4, N, dtype=F64)
-
-    def losses(params, batch):
-        return params["a"] * torch.tanh(batch @ params["w"]).sum(1)
-
-    rows = jacrev(losses)(params, x)
-    matrix = torch.cat([rows["w"].flatten(1), rows["a"][:, None]], 1)
-    _, norms = mf.sample_norms(losses, params, x, engine=engine)
-    torch.testing.assert_close(norms, matrix.norm(dim=1), rtol=1e-12, atol=0)
-    _, gramian = mf.sample_gramian(losses, params, x, engine=engine)
-    torch.testing.assert_close(gramian, matrix @ matrix.mT, rtol=1e-12, atol=1e-14)
