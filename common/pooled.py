@@ -2,15 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
-from scipy.stats import bootstrap, nct
+from scipy.stats import bootstrap, ttest_1samp
 
-from common.intervals import Estimate
+from common.intervals import Estimate, bracket
+from common.tables import markdown
 
 
 def seen(deviation: float, seeds: int, level: float, share: float = 0.9) -> float:
@@ -20,16 +20,11 @@ def seen(deviation: float, seeds: int, level: float, share: float = 0.9) -> floa
         deviation: of one difference.
         seeds: n >= 2 of them.
         level: of the test, two-sided.
-        share: of the studies, at least .5.
+        share: of the studies.
     """
-    degrees = seeds - 1
-    bound = stdtrit(degrees, 1 - level / 2)
+    from statsmodels.stats.power import TTestPower  # a second
 
-    def missed(distance: float) -> float:
-        return float(nct.sf(bound, degrees, distance)) - share  # the other side adds < 1e-6
-
-    distance: Any = brentq(missed, 0.0, 2 * bound + 2)
-    return distance * deviation / math.sqrt(seeds)
+    return deviation * float(TTestPower().solve_power(nobs=seeds, alpha=level, power=share))
 
 
 class Pooled(NamedTuple):
@@ -70,14 +65,81 @@ def pooled(values: np.ndarray) -> Pooled:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's adjusted p of each of a family."""
-    order, largest = np.argsort(values), 0.0
-    found = [0.0] * len(values)
-    for rank, i in enumerate(order):
-        largest = max(largest, min((len(values) - rank) * values[i], 1.0))
-        found[i] = largest
-    return found
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted: Any = multipletests(values, method="holm")[1]
+    return [float(p) for p in adjusted]
 
 
 def said(mean: float, p: float) -> str:
     """What an adjusted p says of a difference."""
     return "not shown" if not p < 0.05 else "above" if mean > 0 else "below"
+
+
+def power_table(differences: Mapping[str, np.ndarray], rivals: int, counts: tuple[int, ...]) -> str:
+    """A table of the differences, in the mean over the settings, that are shown nine times of ten.
+
+    The deviation of a seed's mean over the settings is that of the earlier runs, or that of their
+    settings if they were independent, whichever is larger.
+
+    Args:
+        differences: of an earlier study, `[setting, seed]` by rule.
+        rivals: of one family; Holm's first step has a level of .05 / rivals, its last one of .05.
+        counts: of seeds.
+    """
+    lines = []
+    for name, rows in differences.items():
+        own = rows.mean(0).std(ddof=1)
+        apart = math.sqrt((rows.var(1, ddof=1)).sum()) / len(rows)
+        deviation = max(own, apart)
+        line = [name, f"{rows.mean():+.2f}", f"{own:.2f}", f"{apart:.2f}"]
+        for count in counts:
+            first, last = (seen(deviation, count, level) for level in (0.05 / rivals, 0.05))
+            line.append(f"{first:.2f} to {last:.2f}")
+        lines.append(line)
+    columns = ["rule", "first study's mean", "deviation of a seed's mean", "if independent"]
+    return markdown(columns + [f"seen with {count} seeds" for count in counts], lines)
+
+
+def rivals_table(
+    levels: Mapping[str, np.ndarray], rivals: Sequence[str], sets: Sequence[str]
+) -> str:
+    """Each rival less the mean loss, the sets together and each alone.
+
+    Args:
+        levels: accuracies `[set, seed]` by method, in points.
+        rivals: the family.
+        sets: their names.
+    """
+    less = {name: levels[name] - levels["mean"] for name in rivals}
+    found = {name: pooled(values) for name, values in less.items()}
+    together = holm([each.p for each in found.values()])
+    alone: Any = [ttest_1samp(x, 0.0, axis=1) for x in less.values()]
+    single = [holm(p) for p in zip(*(each.pvalue for each in alone), strict=True)]
+    lines = []
+    for k, (name, each) in enumerate(found.items()):
+        verdict = said(each.mixed.mean, together[k])
+        if verdict != "not shown":
+            verdict += ", not confirmed" * each.drawn.open
+        own = [(less[name][i].mean(), p[k]) for i, p in enumerate(single)]
+        lines.append([name, bracket(each.mixed), f"{together[k]:.2g}", bracket(each.drawn)])
+        shown = [f"{mean:+.2f}, p {p:.2g}, {said(mean, p)}" for mean, p in own]
+        lines[-1] += [f"**{verdict}**", *shown]
+    columns = ["less the mean loss, points", "mixed model", "Holm's p", "bootstrap", "verdict"]
+    return markdown([*columns, *sets], lines)
+
+
+def arms_table(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str]) -> str:
+    """Each arm less the mean loss and Nash-MTL less each: whether the arm keeps Nash-MTL's gain."""
+    found = [pooled(levels[name] - levels["mean"]) for name in arms]
+    found += [pooled(levels[nash] - levels[name]) for name in arms]
+    p = holm([each.p for each in found])
+    lines = []
+    for k, name in enumerate(arms):
+        gain, rest = (said(found[i].mixed.mean, p[i]) for i in (k, k + len(arms)))
+        verdict = "loses" if rest == "above" else "keeps" if gain == "above" else "open"
+        lines.append([name, f"**{verdict}**"])
+        for i in (k, k + len(arms)):
+            lines[-1] += [bracket(found[i].mixed), f"{p[i]:.2g}", bracket(found[i].drawn)]
+    columns = ["arm", "Nash-MTL's gain", "less the mean loss", "Holm's p", "bootstrap"]
+    return markdown([*columns, "Nash-MTL less it", "Holm's p", "bootstrap"], lines)

@@ -1,23 +1,12 @@
 """From a result to a page and a JSON file."""
 
-import math
 from pathlib import Path
 from typing import Any
 
-from common.tables import as_dicts, markdown, write_report
-from mtlfunc.studies.arena import MEASURES, STATIC, Result
+import pandas
 
-DETAILS = {
-    "rank": "rank",
-    "lr": "learning rate",
-    "mean": "mean score",
-    "mean less mean's": "less the mean's",
-    f"mean less {STATIC}'s": "less the static search's",
-    "worst": "worst score",
-    "front": "distance to front",
-    "step, ms": "ms per step",
-}
-"""Columns of a problem's table, by their names in a record."""
+from common.tables import as_dicts, markdown, write_report
+from mtlfunc.studies.arena import MEASURES, Result
 
 
 def write(result: Result, settings: dict[str, Any], out: Path) -> list[Path]:
@@ -44,19 +33,13 @@ def page(result: Result, settings: dict[str, Any]) -> str:
         markdown(list(table.columns), table.values.tolist()),
         "\n".join(f"- {note}" for note in result.notes()),
     ]
-    records = result.records()
+    records = pandas.DataFrame(result.records()).set_index("problem").sort_values("rank")
     for name, problem in result.problems.items():
-        rows = sorted((x for x in records if x["problem"] == name), key=lambda x: x["rank"])
-        shown = {key: head for key, head in DETAILS.items() if any(key in row for row in rows)}
-        lines = [[row["rule"], *(_number(row, key) for key in shown)] for row in rows]
-        head = f"## {name}\n\n{problem.text}"
-        parts.append(f"{head}\n\n{markdown(['rule', *shown.values()], lines)}")
+        rows = records.loc[[name]].dropna(axis=1, how="all").map(_short)
+        parts.append(f"## {name}\n\n{problem.text}\n\n")
+        parts[-1] += markdown([*map(str, rows.columns)], rows.values.tolist())
     return "\n\n".join(parts)
 
 
-def _number(row: dict[str, Any], key: str) -> str:
-    """A mean with its interval where there is one; empty where it is not finite."""
-    value, low, high = (row.get(name, math.nan) for name in (key, f"{key}, low", f"{key}, high"))
-    if not math.isfinite(value):
-        return ""
-    return f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -25,13 +25,13 @@ from common.files import DataError, Files, Source
 from common.intervals import estimate, pm
 from common.machine import processor
 from common.pool import perform_all
+from common.pooled import arms_table, power_table, rivals_table
 from common.progress import Progress
 from common.study import Numbers
 from common.tables import markdown
 from mtlfunc.core.files import write_whole
 
 from . import mnist
-from .pooled import arms_table, power, rivals_table
 from .train import ALONE, BASE, TASKS, Settings, rate_at, together
 
 HERE = Path(__file__).parent
@@ -41,11 +41,23 @@ START, ENDS = (2, 3, 4), (-3, 9)
 NASH, LENGTHS, COSINE = "nash-mtl, weighted heads", "mean, lengths of nash-mtl", "mean, cosine"
 MGDA = "mgda, own heads"
 RIVALS = (NASH, "uw", "pcgrad", "cagrad", MGDA, "gradnorm")
+EARLIER = ("nash-mtl", "uw", "pcgrad", "cagrad", "mgda", "gradnorm")
 ARMS = ("nash-mtl, sum 1", "nash-mtl", LENGTHS, COSINE)
 FIRST, SINGLE = ("mean", NASH, *ARMS), tuple(ALONE.values())
 JOINT = (*FIRST, *RIVALS[1:])
 STAGES = ((FIRST, 8), (JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
 """Methods, and on how many seeds they have run after the stage."""
+
+
+def differences(path: Path) -> dict[str, np.ndarray]:
+    """Of the first study, by rule `[set, seed]`: accuracy less the mean loss's, in points."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in EARLIER}
+    for kept in json.loads(path.read_text(encoding="utf-8")).values():
+        runs = kept["accuracies"]["hard sharing"]
+        level = {name: 100 * np.mean([*runs[name].values()], 0) for name in ("mean", *EARLIER)}
+        for name, rows in found.items():
+            rows.append(level[name] - level["mean"])
+    return {name: np.stack(rows) for name, rows in found.items()}
 
 
 class Job(NamedTuple):
@@ -119,10 +131,17 @@ class Record:
             raise DataError(f"{self.path}: no rate of {method} is chosen yet")
         return rate(max(tried, key=tried.__getitem__))
 
-    def levels(self) -> tuple[list[int], dict[str, np.ndarray]]:
-        """The seeds on which all that is joint ran, and accuracies `[set, seed]` in points: the
-        mean over both tasks, 10 for a run that stopped being finite.
+    def levels(self, methods: Sequence[str]) -> tuple[list[int], dict[str, np.ndarray]]:
+        """The seeds on which all these methods ran, and accuracies `[set, seed]` in points: the
+        mean over both tasks, 10 for a run that stopped being finite. Raises DataError for fewer
+        than two seeds.
         """
+        if any(
+            self.missing(which, x) for x in methods if x not in (LENGTHS, COSINE) for which in SETS
+        ):
+            raise DataError(
+                f"{self.path}: the rates of {', '.join(methods)} are not all chosen yet"
+            )
 
         def level(which: str, method: str, seed: int) -> float | None:
             row = self.runs.get(str(Job(which, method, self.chosen(which, method), seed)))
@@ -131,32 +150,40 @@ class Record:
             return 10.0 if None in row[2:4] else 50 * (row[2] + row[3])
 
         every = {
-            seed: [[level(which, name, seed) for which in SETS] for name in JOINT] for seed in SEEDS
+            seed: [[level(which, name, seed) for which in SETS] for name in methods]
+            for seed in SEEDS
         }
         whole = {k: rows for k, rows in every.items() if all(None not in row for row in rows)}
-        stacked = np.array(list(whole.values()), float).reshape(-1, len(JOINT), len(SETS))
-        return list(whole), dict(zip(JOINT, stacked.transpose(1, 2, 0), strict=True))
+        stacked = np.array(list(whole.values()), float).reshape(-1, len(methods), len(SETS))
+        if len(whole) < 2:
+            raise DataError(f"{self.path}: {len(whole)} whole seeds, 2 at least are needed")
+        return list(whole), dict(zip(methods, stacked.transpose(1, 2, 0), strict=True))
 
 
 def shown(record: Record) -> str:
-    """What the record says so far. Raises DataError for fewer than two whole seeds."""
-    seeds, levels = record.levels()
-    if len(seeds) < 2:
-        raise DataError(f"{record.path}: {len(seeds)} whole seeds, 2 at least are needed")
+    """What the record says so far: of the arms, and of all rivals as soon as they have run. Raises
+    DataError for fewer than two whole seeds.
+    """
+    seeds, levels = record.levels(FIRST)
+    parts = [_state(seeds, "arms"), arms_table(levels, NASH, ARMS)]
+    try:
+        seeds, levels = record.levels(JOINT)
+        parts += [_state(seeds, "rivals"), rivals_table(levels, RIVALS, SETS)]
+    except DataError as error:
+        parts.append(f"Rivals: {error}.")
     rates = []
-    for name in (name for name in JOINT if name not in (LENGTHS, COSINE)):
+    for name in (name for name in levels if name not in (LENGTHS, COSINE)):
         edges = [" (edge)" * record.edge(which, name) for which in SETS]
         own = [f"{record.chosen(which, name):g}" for which in SETS]
         rates.append([name, *map("".join, zip(own, edges, strict=True))])
         rates[-1] += [pm(estimate(values)) for values in levels[name]]
-    state = "" if len(seeds) == len(SEEDS) else ", so that all verdicts are provisional"
-    parts = [
-        f"{len(seeds)} of {len(SEEDS)} seeds{state}.",
-        rivals_table(levels, RIVALS, SETS),
-        arms_table(levels, NASH, ARMS),
-        markdown(["method", *(f"rate, {x}" for x in SETS), *(f"{x}, %" for x in SETS)], rates),
-    ]
-    return "\n\n".join(parts)
+    columns = ["method", *(f"rate, {x}" for x in SETS), *(f"{x}, %" for x in SETS)]
+    return "\n\n".join([*parts, markdown(columns, rates)])
+
+
+def _state(seeds: Sequence[int], what: str) -> str:
+    state = "" if len(seeds) == len(SEEDS) else ", so that the verdicts are provisional"
+    return f"{len(seeds)} of {len(SEEDS)} seeds of the {what}{state}."
 
 
 def rate(n: int) -> float:
@@ -282,7 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     row.add_argument("seed", type=int)
     given = parser.parse_args(argv)
     if given.what == "power":
-        print(power(RECORD.with_name("images.json"), len(RIVALS), (8, len(SEEDS))))
+        earlier = differences(RECORD.with_name("images.json"))
+        print(power_table(earlier, len(RIVALS), (8, len(SEEDS))))
         return 0
     record = Record(given.record)
     try:

@@ -226,8 +226,8 @@ def check_params(params: Params, *, mixed: bool = False) -> None:
                 f"params: {first!r} is on {like.device} but {name!r} is on {leaf.device}; move all "
                 "to one device"
             )
-        kinds = {leaf.dtype.to_real(), like.dtype.to_real()}
-        if len(kinds) > 1 and not (mixed and torch.float64 not in kinds):
+        same = leaf.dtype == like.dtype or leaf.dtype.to_real() == like.dtype.to_real()
+        if not same and not (mixed and torch.float64 not in (leaf.dtype, like.dtype)):
             raise ValueError(
                 f"params: {first!r} is {like.dtype} but {name!r} is {leaf.dtype}; convert the "
                 "module to one dtype (for mixed precision use autocast for the forward pass)"
