@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from common.sources import check, key
 from mtlfunc.core.files import write_whole
 
 from .files import Files
+from .pool import unbroken
 from .progress import Progress
 
 
@@ -90,6 +91,14 @@ class Store:
         write_whole(path, json.dumps(kept, allow_nan=False))
         if self.unfinished is not None:
             state_of(self.unfinished, cell).unlink(missing_ok=True)
+
+    def kept(self, cell: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an earlier run left, or else what `make` returns, which is then kept."""
+        if (numbers := self.read(cell)) is None:
+            numbers = make()
+            with unbroken():
+                self.write(cell, numbers)
+        return numbers
 
     def path(self, cell: Any) -> Path:
         """The file of a cell."""

@@ -15,7 +15,7 @@ def block() -> str:
         page = (LEFT / "table.md").read_text(encoding="utf-8")
     except OSError as error:
         raise SystemExit(f"{error}; run python -m experiments.physics") from error
-    said, table, notes, _ = page.split("\n\n", maxsplit=3)
+    said, table, notes, *_ = page.split("\n\n")
     said = f"Taken on {day(LEFT / 'table.md')}. {said}"
     return marked("physics", paragraph(said), table, bullets(listed(notes)))
 

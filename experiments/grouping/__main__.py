@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from common.device import on
 from common.grouping.data import FAMILIES, TASKS
 from common.grouping.forecasts import NAMES, costs
 from common.grouping.truth import GROUPS
-from common.pool import threads, unbroken
+from common.pool import threads
 from common.tables import report
 
 from .report import family, figure, table
@@ -55,13 +56,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     for draw in range(given.draws):
         for where in FAMILIES:
             program = Program(where, draw, given.seeds[0], given.seeds[-1], given.steps)
-            if store.read(program) is None:
-                numbers = drawn(program, given.seeds)
-                with unbroken():
-                    store.write(program, numbers)
-            numbers = store.read(program)
-            assert numbers is not None
-            kept[where].append(numbers)
+            kept[where].append(store.kept(program, partial(drawn, program, given.seeds)))
     found = {
         where: family(
             [np.array(each["gains"]) for each in draws],

@@ -29,12 +29,11 @@ class Linear:
 
     def __init__(self, problem: Problem, rule: mf.Rule, make: Make, rate: float, *, metric: bool):
         self.problem, self.optimizer = problem, make(problem.module.parameters(), rate)
-        self.balancer = mf.Balancer(
-            problem.module,
-            rule,
+        plain, known = (
             mf.jacobian(problem.shared, heads="plain"),
-            metric=self.optimizer if metric else None,
+            self.optimizer if metric else None,
         )
+        self.balancer = mf.Balancer(problem.module, rule, plain, metric=known)
 
     def __call__(self, batch: tuple[Tensor, ...], rows: Callable[[], mf.types.Params]) -> Tensor:
         """Make a step; the rates `[task]` that it promised, of the rule's own step on J Jᵀ."""

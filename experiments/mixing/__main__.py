@@ -5,14 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
 from common import command
 from common.arguments import among
 from common.cells import Store, slug, sources_of
-from common.pool import threads, unbroken
+from common.pool import threads
 from common.problems.digits import digits
 from common.tables import report
 
@@ -78,16 +78,9 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     found: dict[tuple[str, str, str], Outcome] = {}
     choices: dict[tuple[str, str], Choice] = {}
 
-    def kept(
-        problem: str, name: str, some: Sequence[int], make: Callable[[], tuple[Any, ...]]
-    ) -> dict[str, Any]:
+    def kept(problem: str, name: str, some: Sequence[int], make: Callable[[], Any]) -> Any:
         program = Program(problem, name, some[0], some[-1], given.steps, given.quick)
-        numbers = store.read(program)
-        if numbers is None:
-            numbers = cast("Any", make())._asdict()
-            with unbroken():
-                store.write(program, numbers)
-        return numbers
+        return store.kept(program, lambda: make()._asdict())
 
     common = source, given.steps
     for some in bases:

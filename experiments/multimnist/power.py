@@ -51,13 +51,10 @@ STAGES = ((FIRST, 8), (JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
 
 def differences(path: Path) -> dict[str, np.ndarray]:
     """Of the first study, by rule `[set, seed]`: accuracy less the mean loss's, in points."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in EARLIER}
-    for kept in json.loads(path.read_text(encoding="utf-8")).values():
-        runs = kept["accuracies"]["hard sharing"]
-        level = {name: 100 * np.mean([*runs[name].values()], 0) for name in ("mean", *EARLIER)}
-        for name, rows in found.items():
-            rows.append(level[name] - level["mean"])
-    return {name: np.stack(rows) for name, rows in found.items()}
+    sets = json.loads(path.read_text(encoding="utf-8")).values()
+    runs = [kept["accuracies"]["hard sharing"] for kept in sets]
+    level = {x: np.array([np.mean([*of[x].values()], 0) for of in runs]) for x in runs[0]}
+    return {name: 100 * (level[name] - level["mean"]) for name in EARLIER}
 
 
 class Job(NamedTuple):
@@ -284,9 +281,7 @@ def repeat(data: Path, record: Record, job: Job) -> str:
         run = functools.partial(perform, source_of(data, [job.set]), Path(sums))
         perform_all(run, [job], 1, lambda job, numbers: found.update(numbers["test"]))
     here = ", ".join(f"{task} {x:.4f}" for task, x in found.items())
-    row = record.runs.get(str(job))
-    kept = "no such run" if row is None else row[2:4]
-    return f"{job}: {here}; the record has {kept}"
+    return f"{job}: {here}; the record has {record.runs.get(str(job), [])[2:4] or 'no such run'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -316,19 +311,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.what == "show":
             print(shown(record))
-            return 0
-        if given.what == "row":
+        elif given.what == "row":
             print(repeat(given.data, record, Job(given.set, given.method, 0.0, given.seed)))
-            return 0
-        with alone_in(given.out):
-            study(given.data, record, given.out, given.workers)
+        else:
+            with alone_in(given.out):
+                study(given.data, record, given.out, given.workers)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\nstopped; {given.record} has {len(record.runs)} runs, and the same command goes on"
-        )
+        kept = f"{given.record} has {len(record.runs)} runs"
+        print(f"\nstopped; {kept}, and the same command goes on")
         return 130
     return 0
 

@@ -63,20 +63,6 @@ def table(results: Results) -> str:
     return markdown(("problem", *methods), lines)
 
 
-def chosen(results: Results) -> str:
-    """What was chosen, and how many steps fitted in the time."""
-    lines = []
-    for problem, row in results.runs.items():
-        for name, runs in row.items():
-            choice = results.choices[problem][name][0]
-            tried = ", ".join(f"{rate:g}" for rate in sorted(choice.scores[""]))
-            edge = " (edge)" if choice.edge else ""
-            steps = round(estimate([run["steps"] for run in runs]).mean)
-            setting = f"{METHODS[name].setting} {choice.rate:g}{edge} of {tried}"
-            lines.append([problem, name, setting, f"{steps:,}", shown(errors(runs))])
-    return markdown(("problem", "method", "setting", "steps", "error"), lines)
-
-
 def against(row: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, list[str]]:
     """The other methods by whether Gauss-Newton's error is lower or higher than theirs; intervals
     of all comparisons on a problem hold together. A method that failed on some seed has the higher.
@@ -153,9 +139,9 @@ def notes(results: Results) -> list[str]:
 
 
 def page(results: Results) -> str:
-    """Markdown: where it loses, numbers, how they were taken."""
+    """Markdown: where it loses, numbers, notes."""
     lines = "\n".join(f"- {note}" for note in notes(results))
-    return "\n\n".join([*words(results), table(results), lines, chosen(results)])
+    return "\n\n".join([*words(results), table(results), lines])
 
 
 def numbers_of(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
