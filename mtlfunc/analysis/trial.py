@@ -1,15 +1,11 @@
 """A torch newer than those that CI tests is tried at its first use: what leans on torch's private
-parts has to give what `torch.autograd.grad` of single scalars gives, or a slower way is taken. The
-doors are `observe` and `live`: derivatives begin there, and nothing holds a lock.
+parts has to give what `torch.autograd.grad` of single scalars gives, or rows are made one by one.
+The doors are `observe` and `live`: derivatives begin there, and nothing holds a lock.
 """
 
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from os.path import exists  # without an error where it may not be asked
-from pathlib import Path
 from threading import Lock, get_ident
 from typing import Any
 from warnings import warn
@@ -28,24 +24,20 @@ from ..rules import mean
 from ..training import Balancer
 
 NAME = f"torch {torch.__version__}"
-RELEASE = vars(sys.modules["mtlfunc"])["__version__"]
-KEPT = Path(__file__).parent / "__pycache__" / f"{NAME} {RELEASE} {platform.node()}"
 UNREAD = f"{NAME} has other graphs than those that are read"
-WAYS: dict[str, list[tuple[Any, str, Any]]] = {
-    "layers": [
-        (graph, "read_uses", lambda _, leaves: graph.Reading({}, dict.fromkeys(leaves, UNREAD))),
-        (owners, "entry_layouts", lambda *_, **__: ()),
-    ],
-    "passes": [(_torch, "autograd_engine", _torch.ENGINE)],
-    "freed graphs": [(_torch, "undefined_grad", None)],
-    "modes": [(_torch, "is_traced", lambda: 1)],
-    "saved tensors": [(_torch, "tells_hooks", False), (hooks, "is_hooked", lambda _: False)],
-    "batched passes": [(graph.Graph, "can_batch", False)],
-    "hooks": [(hooks.Handles, "hooked", property(lambda _: True))],
-    "numbers of nodes": [(_torch, "nodes_made", lambda: 2**62)],
-}
-"""The slower ways: where a name is that may be wrong, and what stands in for it."""
-WAYS["all of these"] = [way for ways in WAYS.values() for way in ways]
+PLAIN: list[tuple[Any, str, Any]] = [
+    (graph, "read_uses", lambda _, leaves: graph.Reading({}, dict.fromkeys(leaves, UNREAD))),
+    (owners, "entry_layouts", lambda *_, **__: ()),
+    (_torch, "autograd_engine", _torch.ENGINE),
+    (_torch, "undefined_grad", None),
+    (_torch, "is_traced", lambda: 1),
+    (graph.Graph, "can_batch", False),
+    (hooks.Handles, "hooked", property(lambda _: True)),
+    (_torch, "nodes_made", lambda: 2**62),
+]
+"""Rows one by one: where a name is that may be wrong, and what stands in for it."""
+SAVED = [(_torch, "tells_hooks", False), (hooks, "is_hooked", lambda _: False)]
+"""What stands in where torch does not tell of hooks on saved tensors."""
 
 
 def samples(p: Any, x: Tensor) -> Tensor:
@@ -116,27 +108,25 @@ def wrong() -> str:
     return ""
 
 
-def attempt() -> dict[str, str]:
-    """What was wrong, by the slower way that mends it."""
+def attempt() -> str:
+    """What was wrong, and whether rows one by one are right; empty where nothing was."""
     INSIDE.add(get_ident())
-    found = dict.fromkeys(_torch.GONE, "it is gone")
-    if why := wrong():
-        for name, ways in WAYS.items():
-            old = [(home, key, stand_in(home, key, new)) for home, key, new in ways]
-            if not wrong():
-                return found | {name: why}
-            _ = [stand_in(*way) for way in old]
-        found["nothing"] = why
-    return found
+    if not (why := wrong()):
+        return ", ".join(f"{name} is gone" for name in _torch.GONE)
+    for ways in (PLAIN, SAVED):
+        for way in ways:
+            stand_in(*way)
+        if not wrong():
+            return f"{why}; rows are made one by one: slower and right"
+    return f"{why}; numbers may be wrong"
 
 
-def stand_in(home: Any, name: str, new: Any) -> Any:
-    """Put this wherever the package has what `home` has of that name, which is returned."""
+def stand_in(home: Any, name: str, new: Any) -> None:
+    """Put this wherever the package has what `home` has of that name."""
     old, none = vars(home)[name], object()
     for key, place in [("mtlfunc", home), *sys.modules.items()]:
         if key.startswith("mtlfunc") and vars(place).get(name, none) is old:
             setattr(place, name, new)
-    return old
 
 
 LOCK, INSIDE, DONE = Lock(), set[int](), list[bool]()
@@ -145,25 +135,15 @@ LOCK, INSIDE, DONE = Lock(), set[int](), list[bool]()
 def behind_door(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not (DONE or torch.compiler.is_compiling() or get_ident() in INSIDE):
-            with LOCK:
-                found = {} if DONE or exists(KEPT) else tried()
+            with LOCK, ThreadPoolExecutor(1) as thread:  # where no mode or transform is active
+                found = "" if DONE else thread.submit(attempt).result()
                 DONE.append(True)
             if found:
-                ways = "; ".join(f"{name} ({why})" for name, why in found.items())
-                left = "numbers may be wrong" if "nothing" in found else "slower and right"
-                told = f"{NAME} is newer than those tested, and other ways are taken for "
-                warn(f"{told}{ways}: {left}", RuntimeWarning, user_level())
+                told = f"{NAME} is newer than those tested, and differs: {found}"
+                warn(told, RuntimeWarning, user_level())
         return function(*args, **kwargs)
 
     return call
-
-
-def tried() -> dict[str, str]:
-    with ThreadPoolExecutor(1) as thread:  # in which no mode and no transform is active
-        found = thread.submit(attempt).result()
-    with suppress(OSError):  # where nothing can be written it is tried again
-        _ = found or KEPT.touch()
-    return found
 
 
 def at_the_doors() -> None:
