@@ -239,16 +239,8 @@ VALUES = {
         "gramian:",
     ),
     "losses dtype": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(2)), "losses"),
-    "losses shape": (
-        lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(3, dtype=torch.float64)),
-        "losses:",
-    ),
-    "losses nan": (
-        lambda: mf.weights(
-            mf.gradnorm(1.0), G, torch.tensor([1.0, float("nan")], dtype=torch.float64)
-        ),
-        "losses:",
-    ),
+    "losses shape": (lambda: at(mf.gradnorm(1.0), [1.0, 1.0, 1.0]), "losses:"),
+    "losses nan": (lambda: at(mf.gradnorm(1.0), [1.0, float("nan")]), "losses:"),
     "jacobian shape": (lambda: mf.aggregate(mf.mgda(), torch.ones(3)), r"jacobian: .*\[3\]"),
     "jacobian inf": (
         lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
@@ -263,25 +255,14 @@ VALUES = {
     "gradnorm lr": (lambda: mf.gradnorm(1.0, 0.0), "lr: expected a finite number > 0"),
     "floor": (lambda: mf.gradnorm(1.0, floor=0.0), "floor: "),
     "initial losses": (
-        lambda: mf.weights(mf.gradnorm(1.0), G, torch.tensor([1.0, 0.0], dtype=torch.float64)),
+        lambda: at(mf.gradnorm(1.0), [1.0, 0.0]),
         "initial losses > 0, got .*reference=",
     ),
-    "reference": (
-        lambda: mf.weights(
-            mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=torch.float64)
-        ),
-        "reference:",
-    ),
-    "preference negative": (
-        lambda: mf.weights(mf.mean(preference=torch.tensor([1.0, -1.0])), G),
-        "preference:",
-    ),
-    "preference zero": (lambda: mf.weights(mf.mean(preference=torch.zeros(2)), G), "preference:"),
-    "preference shape": (lambda: mf.weights(mf.mean(preference=torch.ones(3)), G), "preference:"),
-    "preference integer": (
-        lambda: mf.weights(mf.mean(preference=torch.ones(2, dtype=torch.int64)), G),
-        "preference",
-    ),
+    "reference": (lambda: at(mf.gradnorm(1.0, reference=torch.ones(3))), "reference:"),
+    **{
+        f"preference {p}": (lambda p=p: mf.weights(mf.mean(preference=p), G), "preference")
+        for p in (-G[0], 0 * G[0], torch.ones(3), torch.ones(2, dtype=torch.int64))
+    },
     "orders shape": (lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)), "orders: "),
     "orders rows": (lambda: mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64)), "orders:"),
     "orders tasks": (lambda: mf.weights(mf.pcgrad(torch.arange(3).expand(3, 3)), G), "orders:"),
