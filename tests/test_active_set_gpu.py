@@ -160,13 +160,6 @@ def test_agrees_with_the_cpu_kernel_at_any_scale(rows, kind, c):
     assert_solved(kind, g, vector, c, *both(g, vector, c))
 
 
-@one_kind
-def test_sizes_are_padded(kind):
-    g = gramian("spread", 33, 0)[None]
-    vector, c = inputs(kind, 33)
-    assert_solved(kind, g, vector, c, *both(g, vector, c))
-
-
 @only_compiled
 def test_rows_of_very_different_scale_and_ties():
     random = np.random.default_rng(0)

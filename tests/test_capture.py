@@ -162,17 +162,6 @@ def test_a_state_whose_parts_move_on(made):
 # ---- addresses and states ------------------------------------------------------------------------
 
 
-def test_the_state_goes_back_in_without_a_copy(made):
-    captured, state = started()
-    seen = []
-    for _ in range(4):
-        state, _ = captured.update(state, ZERO)
-        seen.append(state.params["x"].data_ptr())
-    assert len(set(seen)) == 2
-    assert seen[0::2] == [seen[0]] * 2
-    assert seen[1::2] == [seen[1]] * 2
-
-
 def test_a_state_that_nobody_has_is_handed_out_again(made):
     """Its tensors are made once; one who keeps a part of a state gets other tensors."""
     step = step_of("mgda")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import mtlfunc as mf
 from mtlfunc.muon import nuclear as by_default
-from mtlfunc.solvers import auto, min_norm
 from mtlfunc.types import Params, Rows, Solution
 
 nuclear = partial(by_default, tolerance=1e-9)  # what all but kinks reach
@@ -171,17 +170,6 @@ def test_few_decompositions_for_any_number_of_tasks():
         solution, _ = nuclear(generic(tasks, tasks))
         assert solution.gap <= 1e-9 * solution.value
         assert solution.steps <= 25
-
-
-def test_rows_of_one_layer_that_are_vectors_are_mgda():
-    """The nuclear norm of a matrix with one row is its length."""
-    rows = normal(2, 5, 1, 30) + 0.5 * normal(3, 1, 1, 30)
-    solution, direction = nuclear({"w": rows})
-    flat = rows.flatten(1)
-    shortest = auto()(min_norm(flat @ flat.T))
-    torch.testing.assert_close(solution.weights, shortest.weights, rtol=0, atol=1e-6)
-    d = flat.T @ shortest.weights
-    torch.testing.assert_close(direction["w"].flatten(), d / d.norm(), rtol=0, atol=1e-6)
 
 
 def test_one_task_is_muon():

@@ -1,8 +1,6 @@
 """Every solver of the table on every problem that it takes: feasible, certified and right."""
 
-from fractions import Fraction
 from functools import cache
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -144,38 +142,6 @@ def test_solver_gap_bounds_suboptimality(solver, problem, family):
             assert solution.value - best.value <= solution.gap + noise
 
 
-@pytest.mark.parametrize(("solver", "problem"), SOLVES)
-@every("family", FAMILIES)
-def test_solver_directions_agree_as_far_as_their_gaps_say(solver, problem, family):
-    """Distances of directions ‖Jᵀ(v₁ - v₂)‖ against what the certificates prove; weights need not
-    be unique.
-    """
-    for G, solution, best in answers_beside_best(solver, problem, family):
-        apart = solution.weights - best.weights
-        n = lengths(G)
-        # the root of rounding in apart·G·apart
-        noise = (8 * len(G) * EPS) ** 0.5 * (n @ (solution.weights.abs() + best.weights.abs()))
-        distance = _root(apart @ G @ apart)
-        if problem == "min_norm":  # strong convexity: ½‖d - d*‖² <= gap
-            assert distance <= (2 * solution.gap).sqrt() + (2 * best.gap).sqrt() + noise
-        elif problem == "dual_cone":  # ‖d₁ - d₂‖² <= u₁·(Gv₁ - Gv₂) + u₂·(Gv₂ - Gv₁)
-            one, two = (
-                a.dual @ a.rates.abs() + (-a.rates).clamp_min(0) @ b.dual
-                for a, b in ((solution, best), (best, solution))
-            )
-            assert distance <= (one + two).sqrt() + noise
-        else:  # g_w·(d* - d) <= gap cuts a cap of height gap/‖g_w‖ off the ball
-            height = _root(best.dual @ G @ best.dual)
-            radius = 0.4 * _root(uniform(len(G)) @ G @ uniform(len(G)))
-            if height > 1e-4 * n.max():
-                slack = 1 + n @ best.dual / height * (8 * len(G) * EPS)  # the ball's own rounding
-                cap = sum(
-                    (2 * radius * (a.gap + rounding(problem, G, a)) / height).sqrt()
-                    for a in (solution, best)
-                )
-                assert distance <= slack * cap + noise
-
-
 @pytest.mark.parametrize("count", [64, 128])
 @pytest.mark.parametrize(
     "family", ["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"]
@@ -283,51 +249,6 @@ def test_dual_cone_equals_quadprog(solver, family):
             )
 
 
-def exact_min_norm(J):
-    """½‖d*‖² of an integer Jacobian in rational arithmetic, face by face."""
-    G = [[Fraction(sum(a * b for a, b in zip(x, y, strict=True))) for y in J] for x in J]
-    best = None
-    for size in range(1, len(J) + 1):
-        for face in combinations(range(len(J)), size):
-            # [G 1; 1 0] [w; λ] = [0; 1] by Gauss–Jordan; a singular face has its minimisers on
-            # smaller ones, too.
-            rows = [[G[i][j] for j in face] + [Fraction(1), Fraction(0)] for i in face] + [
-                [Fraction(1)] * size + [Fraction(0), Fraction(1)]
-            ]
-            for k in range(size + 1):
-                pivot = next((r for r in range(k, size + 1) if rows[r][k] != 0), None)
-                if pivot is None:
-                    break
-                rows[k], rows[pivot] = rows[pivot], rows[k]
-                rows[k] = [x / rows[k][k] for x in rows[k]]
-                rows = [
-                    row if r == k else [x - row[k] * y for x, y in zip(row, rows[k], strict=True)]
-                    for r, row in enumerate(rows)
-                ]
-            else:
-                w = [row[-1] for row in rows[:size]]
-                if all(x >= 0 for x in w):
-                    square = sum(
-                        x * y * G[i][j]
-                        for x, i in zip(w, face, strict=True)
-                        for y, j in zip(w, face, strict=True)
-                    )
-                    best = square if best is None else min(best, square)
-    assert best is not None
-    return best / 2
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_min_norm_integer_ties_equal_rational_arithmetic(seed):
-    rng = np.random.default_rng(seed)
-    count = int(rng.integers(2, 6))
-    J = rng.integers(-2, 3, (count, int(rng.integers(1, 4))))
-    G = torch.from_numpy((J @ J.T).astype(np.float64))
-    expected = float(exact_min_norm(J.tolist()))
-    solution = solvers.faces()(solvers.min_norm(G))
-    assert abs(float(solution.value) - expected) <= float(rounding("min_norm", G, solution))
-
-
 # --- CAGrad: Pareto stationarity, threshold, limits ---------------------------------------------
 
 
@@ -421,50 +342,18 @@ def test_cagrad_with_large_radius_turns_to_min_norm(family):
 # --- Frank–Wolfe --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("steps", [1, 5, 50])
-def test_frank_wolfe_open_loop_rate(family, steps):
-    """½f - ½f* <= 2 diam²/(n + 2) (Jaggi 2013, theorem 1, curvature diam²)."""
-    for count in (2, 3, 5):
-        J = jacobian(family, count)
-        G = J @ J.mT
-        diameter = torch.cdist(J, J).max()
-        best = solvers.faces()(solvers.min_norm(G))
-        found = solvers.frank_wolfe(steps, "2/(n+2)")(solvers.min_norm(G))
-        assert found.value - best.value <= 2 * diameter**2 / (steps + 2) + rounding(
-            "min_norm", G, found
-        )
-
-
+@pytest.mark.parametrize("step", ["1/(n+1)", "2/(n+2)"])
 @pytest.mark.parametrize("family", ["gaussian", "hull", "spread"])
-def test_frank_wolfe_is_the_running_average_literally(family):
-    """u ← n/(n+1)·u + 1/(n+1)·g_τ, τ the task whose gradient has the smallest product with u."""
+def test_frank_wolfe_of_given_steps_is_its_loop(family, step):
+    """u ← (1 - s)·u + s·g_τ, τ the task whose gradient has the smallest product with u."""
     for count in (2, 3, 8):
         J = jacobian(family, count)
         u = J.numpy().mean(0)
         for n in range(1, 41):
-            u = n / (n + 1) * u + J.numpy()[(J.numpy() @ u).argmin()] / (n + 1)
-        w = solvers.frank_wolfe(40, "1/(n+1)")(solvers.min_norm(J @ J.mT)).weights
+            s = (1 if step == "1/(n+1)" else 2) / (n + 1)  # 2/(n+2) counts from 0
+            u = (1 - s) * u + s * J.numpy()[(J.numpy() @ u).argmin()]
+        w = solvers.frank_wolfe(40, step)(solvers.min_norm(J @ J.mT)).weights
         np.testing.assert_allclose((J.mT @ w).numpy(), u, rtol=0, atol=1e-12 * float(J.norm()))
-
-
-@given(jacobians(), st.integers(0, 2**32 - 1))
-def test_min_norm_gap_bounds_distance_of_any_weights(J, seed):
-    """‖g_w - d*‖² <= wᵀGw - min(Gw) for any w on the simplex."""
-    G = J @ J.mT
-    w = torch.from_numpy(np.random.default_rng(seed).dirichlet(np.ones(len(G))))
-    some, best = (
-        solvers.min_norm(G).solution(w, w, torch.tensor(0)),
-        solvers.faces()(solvers.min_norm(G)),
-    )
-    apart = w - best.weights
-    assert (
-        apart @ G @ apart
-        <= some.gap
-        + 2 * rounding("min_norm", G, some)
-        + 2 * (best.gap + rounding("min_norm", G, best)).sqrt() * lengths(G).max()
-    )
-    assert best.value <= some.value + rounding("min_norm", G, some)
 
 
 @pytest.mark.parametrize("name", ["active_set", "faces", "projected_gradient"])
