@@ -115,16 +115,6 @@ def products(net, params, batch, metric: float | torch.Tensor = 1.0):
     return rows[:-1] @ (metric * rows[-1])
 
 
-def test_weightings_equal_a_loop():
-    net, batch = network()
-    step = weighed_step(net)
-    state, w = step.init(mf.parameters(net), batch), [1 / 3] * 3
-    for _ in range(3):
-        w = reweighed(w, products(net, state.params, batch))
-        state, info = step.update(state, batch)
-        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
-
-
 def trained(net, eta, batch, steps=3):
     step = weighed_step(net, eta)
     params = mf.parameters(net)

@@ -70,23 +70,6 @@ def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed, samples):
             assert math.isnan(found.cosine[s, t].item()), case
 
 
-def test_rows_are_those_of_sample_gramian():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
-    y = torch.randn(6, 2, generator=generator, dtype=torch.float64)
-    params = {"w": torch.randn(3, 2, generator=generator, dtype=torch.float64)}
-
-    def losses(params, batch):  # [sample, task]
-        return (batch[0] @ params["w"].tanh() - batch[1]).square()
-
-    _, gramian = mf.sample_gramian(losses, params, (x, y))
-    _, rows = mf.sample_gradients(lambda p, b: losses(p, b).mean(0), params, (x, y))
-    known = diagnostics.conflict(gramian_of(rows["w"].flatten(2)), tasks=2)
-    found = diagnostics.conflict(gramian, tasks=2)
-    for name, one, other in zip(Conflict._fields, found, known, strict=True):
-        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-8, atol=1e-9, msg=name)
-
-
 def test_vmapped_is_the_loop():
     every = torch.stack([gramian_of(drawn(seed)) for seed in range(5)])
     levels = torch.tensor([0.5, 0.8, 0.9, 0.95, 0.99], dtype=torch.float64)

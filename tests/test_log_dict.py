@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from mtlfunc.solvers import certify, min_norm
 from mtlfunc.types import Info
 from tests.support.problems import BATCH, FORMS, PARAMS, TASKS
 
@@ -66,20 +65,6 @@ def test_scalars_are_those_of_loops_over_gradients(count, seed, kind):
         # where rates cancel, the length is the root of their rounding
         rounding = slack**0.5 if name == "length" else slack
         assert found[name] == pytest.approx(number, rel=1e-11, abs=1e3 * rounding), name
-
-
-@given(st.integers(2, 5), st.integers(0, 10**6))
-def test_shortfall_is_the_certificate_and_bounds_hold(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(count, 4, generator=generator, dtype=F64)
-    weights = torch.randn(count, generator=generator, dtype=F64).softmax(0)
-    info = info_of(rows, weights)
-    found = mf.log_dict(info)
-    certificate = certify(min_norm(info.gramian), weights)
-    assert found["shortfall"] == pytest.approx(float(certificate.gap), abs=1e-12)
-    distance = float(mf.diagnostics.stationarity(info.gramian).length)
-    assert (found["length"] ** 2 - found["shortfall"]) / found["length"] <= distance + 1e-9
-    assert distance <= found["length"] + 1e-12
 
 
 def step_info(form: str, rule: mf.Rule, probe: mf.Probe, batch: Any = BATCH) -> Info:

@@ -105,32 +105,6 @@ def test_stch_says_whose_losses_were_never_averaged():
             _, state = rule.update(geometry, state)
 
 
-def test_rules_that_need_one_batch_refuse_the_gramian_of_two():
-    """J₁J₂ᵀ is not symmetric: aligned_mtl, nash_mtl, pcgrad, … would read it as if it were, under
-    vmap without a word.
-    """
-    params = {"w": torch.randn(3, 2, dtype=torch.float64)}
-    batch = tuple(torch.randn(4, 3, dtype=torch.float64) for _ in range(2))
-
-    def losses(params, x):
-        return (x @ params["w"]).square().mean(0)
-
-    for rule in (
-        mf.aligned_mtl(),
-        mf.nash_mtl(),
-        mf.pcgrad(),
-        mf.config(),
-        mf.krum(),
-        mf.normalize(mf.mgda()),
-        mf.gradnorm(1.0),
-    ):
-        with pytest.raises(ValueError, match="reads 'gramian', but the probe measures 'cross_gram"):
-            mf.balance(losses, rule, mf.double_sampling())
-    for rule in (mf.modo(), mf.sdmgrad(), mf.mean()):
-        balance = mf.balance(losses, rule, mf.double_sampling())
-        balance.update(params, batch, balance.init(params, batch))
-
-
 def test_pareto_mtl_bad_preference_under_vmap_is_nan():
     """A preference that cannot be looked at and is NaN, negative or zero gave uniform weights."""
     preferences = torch.tensor([[float("nan"), 1.0], [0.0, 0.0], [-1.0, 2.0]], dtype=torch.float64)

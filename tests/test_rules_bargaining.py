@@ -2,18 +2,13 @@
 
 from itertools import product
 
-import cvxpy as cp
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from mtlfunc.rules._newton import bargain
-from tests.support.families import FAMILIES, gramian, jacobian, jacobians
+from tests.support.families import FAMILIES, gramian, jacobian
 from tests.support.oracles import near
 from tests.support.rules import INDEPENDENT, STATIONARY, lengths, preferences, updated
 
@@ -154,28 +149,6 @@ def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
     assert float(w[1]) == 0
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_nash_mtl_has_the_length_of_the_official_problem(count):
-    """Navon et al.'s code divides G by its norm n and solves convex problems, to which n comes back
-    inside: min Σ(Ḡα) + φ'(α')·α/n with α_i n (Ḡα)_i >= 1, φ = Σ log α + log Ḡα at the last α'.
-    """
-    for scale in (1.0, 0.01):
-        G = scale**2 * gramian("gaussian", count)
-        n = float(G.norm())
-        unit, alpha = (G / n).numpy(), np.ones(count)
-        for _ in range(20):
-            x = cp.Variable(count, nonneg=True)
-            slope = 1 / alpha + (1 / (unit @ alpha)) @ unit
-            bounds: list[cp.Constraint] = [
-                cp.log(x[i] * n) + cp.log(unit[i] @ x) >= 0 for i in range(count)
-            ]
-            objective = cp.sum(unit @ x) + slope @ x / n
-            cp.Problem(cp.Minimize(objective), bounds).solve(solver=cp.CLARABEL)
-            alpha = np.asarray(x.value)
-        ours = mf.weights(mf.nash_mtl(), G).numpy()
-        np.testing.assert_allclose(alpha, ours, rtol=1e-3)  # as close as the official code stops
-
-
 def test_nash_mtl_max_norm():
     """d is cut to max_norm where it is longer, and never stretched."""
     J = jacobian("gaussian", 4)
@@ -208,12 +181,3 @@ def test_fairgrad_batched_and_differentiated_in_alpha():
             / (2 * h)
         )
         assert float(slope) == pytest.approx(float(difference), rel=1e-6)
-
-
-@given(jacobians(most=6), st.sampled_from([0.1, 0.5, 1.0, 3.0, 10.0]))
-def test_bargaining_is_finite_and_positive_wherever_there_is_a_gradient(J, alpha):
-    G = J @ J.mT
-    w, longest = bargain(G, 1 / alpha, torch.ones_like(G[0]))
-    assert w.isfinite().all()
-    assert bool(((w > 0) == (G.diagonal() > 0)).all())
-    assert float(longest) > 0

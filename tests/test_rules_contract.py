@@ -264,6 +264,8 @@ WRONG = {
     "db_mtl": (mf.db_mtl(), (JACOBIAN, TWO), "moving_average"),
     "famo": (mf.famo(), (JACOBIAN, TRACKED), "second_evaluation"),
     "excess_mtl": (mf.excess_mtl(), (JACOBIAN, TRACKED), "excess_risk"),
+    # J₁J₂ᵀ is not symmetric, and a rule would read it as if it were
+    "config": (mf.config(), (TWO,), "jacobian"),
 }
 PROBED = {name: case.make for name, case in PROBES.items()} | {
     "tracked": lambda: TRACKED,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from torch.func import jacrev, vmap
+from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
@@ -18,7 +18,7 @@ F64 = torch.float64
 # --- EPO ----------------------------------------------------------------------------------------
 
 
-def literal_epo(G, losses, r, tolerance=1e-4):
+def literal_epo(G, losses, r, tolerance):
     """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
     and the mode.
     """
@@ -43,8 +43,9 @@ def literal_epo(G, losses, r, tolerance=1e-4):
     return rates, C[kept], bound[kept], "balance"
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, 0.1])
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
-def test_epo_solves_the_official_linear_programme(count):
+def test_epo_solves_the_official_linear_programme(count, tolerance):
     """The objective within 1e-6 of HiGHS's and every bound met: where the losses are far from the
     ray, and on it up to 1e-4.
     """
@@ -57,12 +58,13 @@ def test_epo_solves_the_official_linear_programme(count):
             if seed % 3 == 0
             else rng.uniform(0.2, 2, count)
         )
-        objective, A, b, mode = literal_epo(J @ J.T, losses, r)
+        objective, A, b, mode = literal_epo(J @ J.T, losses, r, tolerance)
         best = linprog(
             -objective, A_ub=-A, b_ub=-b, A_eq=np.ones((1, count)), b_eq=[1], method="highs"
         )
         weights = mf.weights(
-            mf.epo(torch.from_numpy(r)), torch.from_numpy(J @ J.T), torch.from_numpy(losses)
+            mf.epo(torch.from_numpy(r), tolerance),
+            *(torch.from_numpy(J @ J.T), torch.from_numpy(losses)),
         ).numpy()
         # infeasible: the official training script falls back on the preference
         if best.status == 2:
@@ -99,66 +101,11 @@ def test_epo_on_the_ray_has_no_anchor_but_rounding(count, loss):
     near(with_absent[rest], weights, 0, 1e-9)
 
 
-def quadratics(params, batch):
-    """‖x ∓ 1‖² in three dimensions; the front is the segment between the minima."""
-    return torch.stack([(params["x"] - 1).square().sum(), (params["x"] + 1).square().sum()])
-
-
-def vlmop2(params, batch):
-    x = params["x"]
-    return (
-        1
-        - torch.stack(
-            [-(x - len(x) ** -0.5).square().sum(), -(x + len(x) ** -0.5).square().sum()]
-        ).exp()
-    )
-
-
-def descend_along(losses_fn, make, rays, start, lrs, steps):
-    """One run of plain gradient steps for each ray, vmapped; the learning rate falls in stages.
-    Losses and parameters at the end.
-    """
-
-    def step(ray, x, state, lr):
-        losses, J = losses_fn({"x": x}, ()), jacrev(lambda x: losses_fn({"x": x}, ()))(x)
-        weights, state = make(ray).update(geometry(J @ J.mT, losses), state)
-        return x - lr * weights @ J, state
-
-    x, state = (
-        start,
-        vmap(lambda ray, x: make(ray).init(losses_fn({"x": x}, ()), mf.random.key(0)))(rays, start),
-    )
-    for lr in lrs:
-        for _ in range(steps):
-            x, state = vmap(step, (0, 0, 0, None))(rays, x, state, lr)
-    return vmap(lambda x: losses_fn({"x": x}, ()))(x), x
-
-
-@pytest.mark.parametrize("problem", [quadratics, vlmop2], ids=["quadratics", "vlmop2"])
-def test_epo_traces_the_front(problem):
-    """Seven preferences at once from random starts: r₁L₁/r₂L₂ ends within √(8·tolerance) of 1,
-    where balancing stops, and on the front.
-    """
-    tolerance = 1e-5
-    angles = torch.linspace(0.15, 0.85, 7, dtype=F64) * torch.pi / 2
-    rays = torch.stack([angles.cos(), angles.sin()], -1)
-    start = torch.from_numpy(np.random.default_rng(0).uniform(-0.4, 0.4, (7, 3)))
-    losses, x = descend_along(
-        problem, lambda r: mf.epo(r, tolerance), rays, start, (0.2, 0.05, 0.01, 0.003), 30
-    )
-    ratio = rays[:, 0] * losses[:, 0] / (rays[:, 1] * losses[:, 1])
-    assert float((ratio - 1).abs().max()) <= 1.05 * (8 * tolerance) ** 0.5
-    # the Pareto set is the part of the diagonal between the minima
-    spread = x - x.mean(-1, keepdim=True)
-    assert float(spread.norm(dim=-1).max()) <= 5e-3
-    if problem is quadratics:  # L₁ = 12s², L₂ = 12(1 - s)² at s along the segment
-        s = 1 / (1 + (rays[:, 0] / rays[:, 1]).sqrt())
-        near(losses, 12 * torch.stack([s, 1 - s], -1) ** 2, 2e-2)
-    assert (losses[1:, 0] > losses[:-1, 0]).all()  # a smaller r₁ leaves a larger L₁
-
-
 def test_epo_edge_cases():
     G = gramian("gaussian", 3)
+    rays, losses = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    loop = [mf.weights(mf.epo(ray), G, x) for ray, x in zip(rays, losses, strict=True)]
+    near(vmap(lambda ray, x: mf.weights(mf.epo(ray), G, x))(rays, losses), torch.stack(loop), 1e-9)
     even = mf.weights(mf.epo(), G, torch.zeros(3, dtype=F64))  # losses 0: nothing to balance
     near(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
     assert (

@@ -2,16 +2,11 @@
 right-hand sides share a Gramian.
 """
 
-from itertools import product
-
-import numpy as np
 import pytest
 import torch
 from torch.func import jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc.rules._kernels.equiangular import solve
-from mtlfunc.solvers.problems import or_one
 from tests.support.families import FAMILIES, gramian
 from tests.support.oracles import near
 from tests.support.rules import SPECTRAL, updated
@@ -50,26 +45,6 @@ def test_spectral_rules_give_the_same_where_something_differentiates(name, famil
                 carried.double().abs() @ length
             )
             assert plain.dtype == carried.dtype == dtype
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_kernel_of_equal_angles_answers_only_where_the_cosines_are_definite(family):
-    """The smallest eigenvalue is above the noise, and C a = cosines; every Gramian of which the
-    determinant says so is answered.
-    """
-    for count, noise in product((1, 2, 3, 8, 20), (1e-14, 1e-6)):
-        G, cosines = gramian(family, count), torch.linspace(1, 2, count, dtype=F64)
-        unit, a = np.empty(count), np.empty(count)
-        answered = solve(G.numpy(), cosines.numpy(), noise, unit, a)
-        length = G.diagonal().sqrt()
-        C = G / or_one(length) / or_one(length)[:, None]
-        values = torch.linalg.eigvalsh(C)
-        assert answered == (float(values.prod()) > np.e * noise)
-        if answered:
-            assert float(values[0]) > noise
-            np.testing.assert_allclose(unit, 1 / length.numpy(), rtol=1e-15)
-            error = float((C @ torch.from_numpy(a) - cosines).abs().max())
-            assert error <= 8 * count * EPS * float(C.abs().sum(-1).max() * np.abs(a).max())
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
