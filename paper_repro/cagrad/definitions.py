@@ -13,15 +13,7 @@ import mtlfunc as mf
 from ..report.bounds import FIRST_HIGH, FIRST_LOW, SIGNS, TELLS
 from ..report.decisions import Exact, Measured, Row, decided, exact
 from ..report.findings import Claim, Findings, Settings, Verdict
-from .common import (
-    gram,
-    length,
-    min_norm,
-    quadratic_losses,
-    quadratics,
-    rows_of,
-    stationary_rows,
-)
+from .common import gram, length, min_norm, quadratic_losses, quadratics, rows_of, stationary_rows
 
 
 @decided(

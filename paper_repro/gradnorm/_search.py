@@ -1,7 +1,7 @@
 """Does tuning α alone match a search over static weights?"""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -100,15 +100,8 @@ def search(
     canvas, (panel,) = axes(1, 1, (7.5, 4.6))
     final = fixed.final(lanes.SEARCH)
     final = final[final.mean(1).argsort()]
-    panel.errorbar(
-        np.arange(1, draws + 1),
-        final.mean(1),
-        half_width(final),
-        color=lanes.COLOUR[lanes.SEARCH],
-        marker="o",
-        linestyle="",
-        label=lanes.SEARCH,
-    )
+    look: dict[str, Any] = {"color": lanes.COLOUR[lanes.SEARCH], "label": lanes.SEARCH}
+    panel.errorbar(np.arange(1, draws + 1), final.mean(1), half_width(final), fmt="o", **look)
     for name, what in (("GradNorm", "runs"), (lanes.EQUAL, "rates"), (lanes.FIXED, "rates")):
         trace, colour = traces[name], lanes.COLOUR[name]
         mean, low, high = mean_interval(trace.judged(name))

@@ -304,15 +304,9 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     side = [torch.linspace(a, b, 150, dtype=torch.float64) for a, b in ends]
     grid = torch.stack(torch.meshgrid(*side, indexing="xy"), -1)
     both = vmap(vmap(lambda w: losses({"w": w}, (x, y))))(grid)
+    contours: Any = {"levels": [0.1, 0.5, 1, 2, 4, 8], "colors": "#bbbbbb", "linewidths": 0.8}
     for task, style in enumerate(("solid", "dotted")):
-        parameter_space.contour(
-            *side,
-            both[..., task],
-            levels=[0.1, 0.5, 1, 2, 4, 8],
-            colors="#bbbbbb",
-            linestyles=style,
-            linewidths=0.8,
-        )
+        parameter_space.contour(*side, both[..., task], linestyles=style, **contours)
     for name, path in paths.items():
         for axis, points in zip(spaces, path, strict=True):
             axis.plot(*points.T, color=COLOURS[name], label=name)

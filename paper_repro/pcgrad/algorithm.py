@@ -10,18 +10,9 @@ import mtlfunc as mf
 
 from ..report.decisions import Exact, exact
 from ..report.findings import Claim, Findings, Settings
+from . import rational
 from .common import jacobians, normal
 from .problems import PROBLEMS, Problem, regression, regression_batch, regression_start, trunk
-from .rational import (
-    FAN,
-    RAISED,
-    exact_coefficients,
-    gramian_of,
-    library_coefficients,
-    orders_of,
-    tensor_of,
-    times,
-)
 
 CLAIMS = {
     "PC-06": Exact(
@@ -153,9 +144,9 @@ def algorithm(settings: Settings) -> Claim:
     J = jacobians(settings, 5, 7)[: settings.count(200)]
     errors = [error / size for error, size in (apart(x, seed) for seed, x in enumerate(J))]
     J[0, 2] = 0
-    gramian, orders = gramian_of(RAISED), orders_of(3)[0]
-    exact = tensor_of([exact_coefficients(gramian, orders)])[0]
-    fractions = (exact - library_coefficients(gramian, orders)).abs()
+    gramian, orders = rational.gramian_of(rational.RAISED), rational.orders_of(3)[0]
+    exact = rational.tensor_of([rational.exact_coefficients(gramian, orders)])[0]
+    fractions = (exact - rational.library_coefficients(gramian, orders)).abs()
     worst = torch.stack(errors).max()
     return Claim(
         "PC-15",
@@ -181,8 +172,9 @@ def after_projection(settings: Settings) -> Claim:
     # Unit gradients at 120°: task 1's copy, projected off task 2 and then off task 3.
     own, left = [Fraction(1), Fraction(0), Fraction(0)], []
     for j in (1, 2):
-        own[j] -= min(times(FAN, own)[j], Fraction(0)) / FAN[j][j]
-        left.append(times(FAN, own)[j])
+        own[j] -= min(rational.times(rational.FAN, own)[j], Fraction(0)) / rational.FAN[j][j]
+        left.append(rational.times(rational.FAN, own)[j])
+    after = rational.times(rational.FAN, own)[1]
     return Claim(
         "PC-16",
         {
@@ -190,7 +182,7 @@ def after_projection(settings: Settings) -> Claim:
             "no conflict: largest difference of the coefficients from 1": same.max(),
             "120°: task 1 right after its projection on task 2, p·g_2": left[0],
             "120°: task 1 right after its projection on task 3, p·g_3": left[1],
-            "120°: the same after the next projection, on task 3, p·g_2": times(FAN, own)[1],
+            "120°: the same after the next projection, on task 3, p·g_2": after,
         },
         f"{len(J)} random pairs; three unit gradients at 120° in exact fractions. With three a "
         "later projection can restore an earlier conflict",

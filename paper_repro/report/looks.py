@@ -209,12 +209,7 @@ def _cell(panel: Axes) -> _Cell:
 
 
 def _flow(
-    canvas: Canvas,
-    cells: Sequence[_Cell],
-    width: float,
-    columns: int,
-    wide: float = WIDE,
-    highest: float = 1.05,
+    canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int, wide: float, highest: float
 ) -> None:
     """Panels in rows of `columns`, in a canvas of that width and as high as they need; one wider
     than `wide` is as high as one of these.
