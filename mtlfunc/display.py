@@ -1,45 +1,19 @@
-"""Named tuples of tensors and of functions on one screen, in a terminal and in a notebook."""
+"""Named tuples of tensors and of functions on one screen."""
 
-from collections.abc import Callable, Iterable
-from html import escape
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .calls import call_of, written
 
-K = TypeVar("K", bound=type)
+K = TypeVar("K", bound=Any)
 
 WIDTH = 88
 """Letters of one line; what is longer ends in …"""
 
 VALUES = 6
 """The most numbers of a tensor that are written out; 9 in a matrix."""
-
-
-class Markup(str):
-    """HTML, which `table` leaves as it is."""
-
-    __slots__ = ()
-
-
-def table(title: str, lines: Iterable[Iterable[str]]) -> str:
-    """An HTML table: a caption, then lines of cells; a line of one cell is a heading."""
-    left = 'style="text-align:left;vertical-align:top"'
-    body = ""
-    for line in lines:
-        cells = [x if isinstance(x, Markup) else escape(x) for x in line]
-        if len(cells) == 1:
-            body += f'<tr><th colspan="9" {left}>{cells[0]}</th></tr>'
-        else:
-            body += f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in cells)}</tr>"
-    return f"<table><caption {left}>{escape(title)}</caption>{body}</table>"
-
-
-def items(lines: Iterable[str]) -> str:
-    """An HTML list, empty for no lines."""
-    shown = [x if isinstance(x, Markup) else escape(x) for x in lines]
-    return f"<ul>{''.join(f'<li>{line}</li>' for line in shown)}</ul>" if shown else ""
 
 
 def fields_shown(kind: K) -> K:
@@ -50,10 +24,8 @@ def fields_shown(kind: K) -> K:
         lines = (f"  {x:{width}}  {_short(y)}" for x, y in _filled(self))
         return "\n".join([type(self).__name__, *lines])
 
-    def html(self: Any) -> str:
-        return table(type(self).__name__, ((name, code(_short(x))) for name, x in _filled(self)))
-
-    return _shown(kind, text, html)
+    kind.__repr__ = text
+    return kind
 
 
 def _filled(fields: Any) -> list[tuple[str, Any]]:
@@ -73,17 +45,8 @@ def functions_shown(kind: K) -> K:
         shown = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    return _shown(kind, text, lambda self: code(text(self)))
-
-
-def _shown(kind: Any, text: Callable[[Any], str], html: Callable[[Any], str]) -> Any:
-    kind.__repr__, kind._repr_html_ = text, html
+    kind.__repr__ = text
     return kind
-
-
-def code(text: str) -> Markup:
-    """Code in a line of HTML."""
-    return Markup(f"<code>{escape(text)}</code>")
 
 
 def _short(x: Any) -> str:

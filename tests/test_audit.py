@@ -448,7 +448,7 @@ def test_nan_without_an_error_is_no_refusal_of_low_losses():
 # ---- the report --------------------------------------------------------------------------------
 
 
-def test_report_as_records_and_html():
+def test_report_as_records():
     report = whole("pcgrad()")
     records = report.records()
     assert [record["property"] for record in records] == list(NAMES)
@@ -458,15 +458,6 @@ def test_report_as_records_and_html():
         isinstance(value, str | int | bool) for record in records for value in record.values()
     )
     assert len({tuple(record) for record in records}) == 1
-    html = audit(
-        lambda gramian: 1 / 0, only=["valid weights"], name="<script>alert(1)</script>"
-    )._repr_html_()
-    assert "<script>" not in html
-    assert "&lt;script&gt;" in html
-    assert "ZeroDivisionError" in html
-    page = report._repr_html_()
-    assert page.count("<tr>") == len(NAMES) + 2
-    assert report["non-conflict"].literal in page
 
 
 def test_audit_is_deterministic_and_leaves_the_generator_alone():
@@ -530,12 +521,11 @@ def test_stationary_instances_are_stationary():
 # ---- the shell ---------------------------------------------------------------------------------
 
 
-def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
-    page = tmp_path / "report.html"
-    options = ("--only", "non-conflict", "purity", "--html", str(page))
+def test_shell_prints_the_table_and_its_status_means_something():
+    options = ("--only", "non-conflict", "purity")
     done = python("-m", "mtlfunc.audit", "mtlfunc:cagrad(0.4)", *options)
     assert done.stdout.startswith("Audit of cagrad(0.4): 0 defects\n\nwhat the rule does\n")
-    assert "torch.tensor([[2.], [-1.]])" in page.read_text()
+    assert "torch.tensor([[2.], [-1.]])" in done.stdout
 
 
 BROKEN_RULES = "tests.support.broken_rules"

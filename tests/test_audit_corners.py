@@ -8,7 +8,6 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 import mtlfunc as mf
 from mtlfunc.audit import audit
-from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.instances import generic, independent
 from tests.support.broken_rules import by_norm, counting_dict, first_preferred, only
 
@@ -132,20 +131,6 @@ def test_refusing_low_losses_is_sound():
 
 
 # ---- the shell ----------------------------------------------------------------------------------
-
-
-def test_html_into_a_missing_folder_is_an_error_before_the_audit(tmp_path, capsys):
-    for page, text in (
-        (tmp_path / "missing" / "page.html", "is no folder; make it first"),
-        (tmp_path, "is a folder; expected a file"),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            main(["mtlfunc:mean", "--html", str(page)])
-        assert stopped.value.code == 2
-        out = capsys.readouterr()
-        assert "--html" in out.err
-        assert text in out.err
-        assert not out.out  # no table
 
 
 def test_a_gramian_that_is_read_at_conflicts_alone_is_tried_with_nan():

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 
 import mtlfunc as mf
 from tests.support.every import every
-from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, opaque
+from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads
 
 FORMS = {
     "list": list,
@@ -52,18 +51,3 @@ def test_so_it_is_in_a_pure_step():
     step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*"))
     with pytest.raises(ValueError, match=r"^losses: no graph for task 2,"):
         step.update(PARAMS, 2, step.init(PARAMS, None))
-
-
-def test_a_vectors_entries_that_read_nothing_shared_are_warned_of():
-    """Not those whose gradient is 0 because a head is 0, nor those of absent tasks."""
-    net = TrunkAndHeads(0)
-
-    def stepped(shared, **given):
-        balancer = mf.Balancer(net, mf.mgda(), shared)
-        return balancer.backward(opaque(dict(net.named_parameters()), BATCH), **given)
-
-    with pytest.warns(UserWarning, match=r"^shared: the losses of tasks \[1, 2\] .* widen the"):
-        stepped("heads.0.*")
-    stepped("heads.0.*", present=[True, False, False])
-    nn.init.zeros_(net.heads[1].weight)
-    assert stepped("trunk.*").gramian[1, 1] == 0

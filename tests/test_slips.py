@@ -282,19 +282,3 @@ def test_gradients_and_gramians_of_a_module_itself():
             lambda p, x: (x @ p["weight"].mT)[:, 0], params, x, samples=True,
             weightings=torch.ones(2, 3),
         )  # fmt: skip
-
-
-def test_what_other_libraries_call_it():
-    net = nn.Linear(2, 2)
-    first, second = net(torch.ones(2))
-    for name in ("aggregator", "weighting", "optimizer", "preference"):
-        with pytest.raises(TypeError, match=r"^Balancer:"):
-            mf.Balancer(net, mf.mgda(), **{name: None})
-    balancer = mf.Balancer(net, mf.mgda())
-    for call in ("backward", "weigh", "measure"):
-        with pytest.raises(TypeError, match=rf"^Balancer\.{call}: got 2 arguments"):
-            getattr(balancer, call)(first, second)
-        getattr(balancer, call)([first, second])  # as the error says
-        first, second = net(torch.ones(2))
-    with pytest.raises(TypeError, match="backward:"):
-        balancer.backward([first, second], aggregator=None)

@@ -5,11 +5,8 @@ import importlib
 import os
 import sys
 from collections.abc import Collection
-from html import escape
-from pathlib import Path
 from typing import Any
 
-from ..core.files import write_whole
 from ..rules.common import required_arguments
 from ..testing import check_solver
 from ..testing._judge import describe_error
@@ -20,7 +17,6 @@ EPILOG = """\
 examples:
   python -m mtlfunc.audit mtlfunc:mgda
   python -m mtlfunc.audit "mtlfunc:cagrad(0.4)"
-  python -m mtlfunc.audit my_rules:my_rule --html my_rule.html
   python -m mtlfunc.audit --solver my_solvers:my_solver --problems min_norm
 
 exit status:
@@ -78,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--instances", type=int, help="integer Jacobians for T = 1, 2 and 3 each (default 400)")
     share = "relative; larger for a rule with an iterative solver inside (default 1e-5; 1e-6)"
     add("--tolerance", type=float, help=share)
-    add("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
     return parser
 
 
@@ -91,20 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     kind, other = ("solver", "rule") if "solver" in options else ("rule", "solver")
     for option in sorted(options.keys() & OPTIONS[other]):
         parser.error(f"--{option}: there is no such option of a {kind}")
-    spec, html, required = options.pop(kind), options.pop("html", None), options.pop("require", ())
-    if html and (unwritable := _unwritable(html)):  # now rather than later
-        parser.error(f"--html: {unwritable}")
+    spec, required = options.pop(kind), options.pop("require", ())
     try:
         report = examine(kind, spec, required, options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     print(report)
-    if html:
-        head = f'<!doctype html><meta charset="utf-8"><title>{escape(spec)}</title>'
-        try:
-            write_whole(html, f"{head}{report._repr_html_()}\n")
-        except OSError as error:
-            parser.error(f"--html: {html} cannot be written: {error.strerror}")
     holds = all(report[name].status == "holds" for name in required)
     return 0 if report.sound and holds else 1
 
@@ -117,15 +104,6 @@ def examine(kind: str, spec: str, required: Collection[str], options: dict[str, 
     if "only" in options:
         options |= {"only": [*options["only"], *required]}
     return audit(found, name=name, **options)
-
-
-def _unwritable(path: Path) -> str:
-    """What keeps a file from being written there; empty if nothing does."""
-    if path.is_dir():
-        return f"{path} is a folder; expected a file"
-    if not path.parent.is_dir():
-        return f"{path.parent} is no folder; make it first, or pass another file"
-    return "" if os.access(path.parent, os.W_OK) else f"{path.parent} cannot be written into"
 
 
 if __name__ == "__main__":

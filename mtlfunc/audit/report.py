@@ -5,13 +5,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..testing._report import GREEN, RED, Printed, find_row
+from ..testing._report import Printed, find_row
 from ..testing.integers import literal
 from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]
-
-COLOURS = {"holds": GREEN, "fails": RED, "not applicable": "#6e7781"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +98,6 @@ class Report(Printed):
             rows = [[x.name, x.status, x.verdict] for x in self.rows if x.contract == contract]
             lines += [[head], *rows] if rows else []
         return lines
-
-    def _colour(self, cell: str) -> str:
-        return COLOURS.get(cell, "")
 
     def _remarks(self) -> list[str]:
         failing = any(row.status == "fails" for row in self.rows)

@@ -88,10 +88,9 @@ def gauss_newton(
             raise ValueError(_indefinite(gramian, damping))
         return poison(answer, wide, given, right=[failed == 0]).to(gramian.dtype), ()
 
-    reads = ("gramian", "losses", *(("carried",) if momentum else ()))
-    return Rule(
-        no_state(preference), update, reading(*reads, preference=preference), heads="weighted"
-    )
+    carried = ("carried",) if momentum else ()
+    reads = reading("gramian", "losses", *carried, preference=preference)
+    return Rule(no_state(preference), update, reads, heads="weighted")
 
 
 _NOTHING_CARRIED = (

@@ -40,17 +40,13 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         if "trace" not in geometry.extra:
-            raise ValueError(
-                "ntk: geometry.extra has no 'trace'; use "
-                "mtlfunc.physics.kernel_traces(residuals, probe)"
-            )
-        trace = geometry.extra["trace"]
-        present = geometry.present & (trace > 0)
+            cure = "mtlfunc.physics.kernel_traces(residuals, probe)"
+            raise ValueError(f"ntk: geometry.extra has no 'trace'; use {cure}")
+        present = geometry.present & ((trace := geometry.extra["trace"]) > 0)
         total = trace.where(present, 0.0).sum()
         ratio = total / trace.where(present, 1.0)
         p = preference_of(geometry, preference, trace)
         return poison(p * ratio.where(present, 1.0), trace.where(geometry.present, 0.0)), ()
 
-    return Rule(
-        no_state(preference), update, reading("trace", preference=preference), heads="weighted"
-    )
+    reads = reading("trace", preference=preference)
+    return Rule(no_state(preference), update, reads, heads="weighted")

@@ -271,8 +271,8 @@ def _plus_tail(found: Blocks, tail: Blocks) -> Blocks:
 
 def _power(input: Any, exponent: Any) -> Jet:
     if isinstance(exponent, Jet):
-        known = isinstance(input, int | float) and input > 0
-        return (exponent * (math.log(input) if known else torch.log(input))).exp()
+        log: Any = math.log if isinstance(input, int | float) and input > 0 else torch.log
+        return _multiply(exponent, log(input)).exp()
     if not isinstance(exponent, int | float):
         raise _unknown("torch.pow with a tensor as exponent")
 
@@ -481,7 +481,7 @@ def _rows(method: Callable[..., Any], default: Any, place: Any = 0, count: int =
         axes = tree_leaves(named or args[place or 0 :][:count] or [default])
         stays = None not in axes and 0 not in [i % input.ndim for i in axes]
         if place is None:
-            stays = len(axes) == input.ndim and axes[0] in (default, -default * len(input))
+            stays = len(axes) == input.ndim and axes[0] in (default, -default * input.shape[0])
         each = [vmap(lambda y: method(y, *args, **kwargs), 1)(y) for y in input.blocks if stays]
         several = stays and not isinstance(each[0], Tensor)
         parts = list(zip(*each, strict=True)) if several else [each]
@@ -593,7 +593,7 @@ _OPERATIONS = _spelled(
         "sqrt": lambda input: _power(input, 0.5),
         "rsqrt": lambda input: _power(input, -0.5),
         "softplus": _softplus,
-        "logsigmoid": lambda input: -_softplus(-input),
+        "logsigmoid": lambda input: _multiply(_softplus(-input), -1),
         "silu": lambda input: input * input.sigmoid(),
         "mish": lambda input: input * _softplus(input).tanh(),
         "gelu": lambda input, *, approximate="none": (

@@ -316,7 +316,11 @@ def first_losses(
     if here is not None:
         silent = [task for task in silent if bool(here[task])]
     if silent:
-        raise ValueError(silent_words(silent, shared))
+        raise ValueError(
+            f"shared: the losses of tasks {silent} (counted from 0) depend on none of the shared "
+            f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
+            "parameters that they use"
+        )
     # an absent task's loss may read nothing, whatever it reads in other batches
     if hint and reached is not None and len(reached) > 1 and (here is None or bool(here.all())):
         private = [name for name in shared if sum(name in names for names in reached) == 1]
@@ -329,32 +333,6 @@ def first_losses(
                 stacklevel=user_level(),
             )
     return losses
-
-
-def silent_words(tasks: list[int], shared: tuple[str, ...]) -> str:
-    return (
-        f"shared: the losses of tasks {tasks} (counted from 0) depend on none of the shared "
-        f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
-        "parameters that they use"
-    )
-
-
-def warn_of_silent(
-    forward: Forward, gramian: Tensor, present: Tensor | None, shared: tuple[str, ...]
-) -> None:
-    """Warn of a vector's entries that pass nothing, not even NaN, on to the shared leaves. It is no
-    error, since a hinge that is met passes nothing either.
-    """
-    opaque = forward.edges is None and len(gramian) == len(forward.value)
-    if not opaque or not values_readable(gramian) or torch.is_anomaly_enabled():
-        return
-    pull = linearize(forward, Request(())).pullback
-    nan = torch.full_like(forward.value, torch.nan).diag()
-    here = True if present is None else present > 0
-    still = ((gramian.diagonal() == 0) & here).nonzero().flatten().tolist()
-    silent = [t for t in still if not any(bool(x.any()) for x in pull(nan[t], shared).values())]
-    if silent:
-        warnings.warn(silent_words(silent, shared), stacklevel=user_level())
 
 
 def first_of_weightings(run: Run, batch: Batch, weightings: Tensor) -> Tensor:

@@ -46,6 +46,5 @@ def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None)
             p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses
         ), ()
 
-    return Rule(
-        no_state(preference), update, reading("losses", preference=preference), heads="weighted"
-    )
+    reads = reading("losses", preference=preference)
+    return Rule(no_state(preference), update, reads, heads="weighted")

@@ -115,9 +115,8 @@ def epo(
         normalized_preference(inverse_ray, losses, "inverse_ray")
         return ()
 
-    return Rule(
-        init, update, reading("gramian", "losses", preference=inverse_ray), heads="weighted"
-    )
+    reads = reading("gramian", "losses", preference=inverse_ray)
+    return Rule(init, update, reads, heads="weighted")
 
 
 def _maximise(

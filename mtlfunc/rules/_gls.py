@@ -50,6 +50,5 @@ def gls(*, preference: Float[Tensor, " task"] | None = None, eps: Scalar = 0.0) 
         logs = torch.log(losses / largest).where(present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
-    return Rule(
-        no_state(preference), update, reading("losses", preference=preference), heads="weighted"
-    )
+    reads = reading("losses", preference=preference)
+    return Rule(no_state(preference), update, reads, heads="weighted")

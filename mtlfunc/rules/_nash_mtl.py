@@ -77,6 +77,5 @@ def nash_mtl(
             alpha = alpha * (max_norm / norm.where(norm > max_norm, max_norm))
         return alpha.to(gramian.dtype), ()
 
-    return Rule(
-        no_state(preference), update, reading("gramian", preference=preference), heads="weighted"
-    )
+    reads = reading("gramian", preference=preference)
+    return Rule(no_state(preference), update, reads, heads="weighted")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..display import Markup, items, table
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
 from ._judge import CLAIMS
@@ -20,11 +18,9 @@ from .integers import literal
 
 T = TypeVar("T")
 
-GREEN, RED = "#1a7f37", "#cf222e"
-
 
 class Printed:
-    """A report: a table, remarks and examples, as text in a terminal and as HTML in a notebook."""
+    """A report: a table, remarks and examples."""
 
     title: Any = ""
 
@@ -38,10 +34,6 @@ class Printed:
     def _examples(self) -> dict[str, list[str]]:
         """Lines of code and text, by what they are examples of."""
         return {}
-
-    def _colour(self, cell: str) -> str:
-        """That of a cell; empty is none."""
-        return ""
 
     def __str__(self) -> str:
         lines, said = self._lines(), self._remarks()
@@ -59,16 +51,6 @@ class Printed:
         return "\n".join(text)
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        def cell(x: str) -> str:
-            found = self._colour(x)
-            return Markup(f'<span style="color:{found}">{escape(x)}</span>') if found else x
-
-        said = self._remarks()
-        for head, shown in self._examples().items():
-            said.append(Markup(f"{escape(head)}<pre>{escape(chr(10).join(shown))}</pre>"))
-        return table(self.title, [[*map(cell, x)] for x in self._lines()]) + items(said)
 
 
 def find_row(rows: dict[str, T], name: str, what: str) -> T:
@@ -177,9 +159,6 @@ class SolverReport(Printed):
         families = dict.fromkeys(row.family for row in self.rows)
         lines = [[family, *(cells.get((family, x), "") for x in kinds)] for family in families]
         return [["worst certified error", *kinds], *lines] if kinds else []
-
-    def _colour(self, cell: str) -> str:
-        return RED if "✗" in cell else GREEN if cell[:1].isdigit() else ""
 
     def _examples(self) -> dict[str, list[str]]:
         return {

@@ -14,10 +14,8 @@ from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
 from ..core.expect import expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
-from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
 from ..probes._second_evaluation import observed
-from ..probes.common import warn_of_silent
 from ..processes import (
     Group,
     check_group,
@@ -189,7 +187,7 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph (of a task that is present), of other tasks than
                 at the first step, or that are not finite; at the first step also for a task that
-                depends on no shared parameter, of which a vector's graph only lets it warn. After
+                depends on no shared parameter, where the losses have graphs of their own. After
                 these, and after an error of the rule or about gradients that are not finite,
                 `.grad`, the rule's state and the graph are as they were (but with `weightings` the
                 graph may be freed).
@@ -376,9 +374,6 @@ class Balancer:
                 self._rule, measured, rule_state, run.tasks, self._reduction
             )
         if kept.states is None:
-            if run.fresh and run.weighted is None:  # else something of the user's may see its NaN
-                shared = select(run.params, options_of(self._probe).shared)
-                warn_of_silent(run.forwards[0], info.gramian, run.present, shared)
             # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
         kept = Kept(run.tasks, (probe_after, rule_after))

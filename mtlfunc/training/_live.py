@@ -237,7 +237,7 @@ class LiveRun(Run):
         return _no_writes(self.params) if self.custom else nullcontext()
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        return []  # a forward that cannot be run again: see `warn_of_silent`
+        return []  # a forward that cannot be run again
 
 
 @contextmanager

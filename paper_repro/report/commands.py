@@ -13,15 +13,15 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.arguments import at_least
 from common.pool import Terminated, keep_memory, threads
+from common.shown import shown
 
 from .display import Display, caught, say
 from .draws import redrawn
-from .figures import FORMS
+from .figures import FORMS, panels_of
 from .findings import Figure, is_recorded
 from .looks import WIDTHS, Look, arrange, cycle, family, letters, style_of
 from .options import Impossible, Option, meant, names, parameters, read, several, written
 from .parts import OURS, Store, drop
-from .shown import shown
 
 ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
 figure, and its numbers as JSON beside it."""
@@ -279,7 +279,7 @@ def draw(
             found = figure(**values)._replace(name=name)
             if Store.draw:
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
-            numbers = shown(found.figure)  # before panels go or axes change
+            numbers = shown(panels_of(found.figure))  # before panels go or axes change
             wrong = arrange(found.figure, look) if look else []
             if look:
                 found.draw(out)

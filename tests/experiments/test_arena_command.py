@@ -57,7 +57,6 @@ def test_broken_rules_are_reported_and_rank_last():
     text = str(found)
     assert "! raises on conflict, vlmop2: raised RuntimeError: out of ideas" in text
     assert text.count("failed !") == 2 * len(lost)
-    assert "out of ideas" in found._repr_html_()
 
 
 def test_what_counts_as_a_rule():

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...core import random
-from ...display import items
 from .problems import BenchmarkProblem
 from .study import STATIC, Cell, Settings
 
@@ -226,9 +225,6 @@ class Result:
         return "\n".join([self.table().to_string(index=False), "", *self.notes()])
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False) + items(self.notes())
 
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""

@@ -1,26 +1,25 @@
 """What a canvas shows, as numbers: the data of whatever is drawn, in the units of its axes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import Collection, PathCollection
-from matplotlib.figure import Figure as Canvas
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from .figures import panels_of
 
-
-def shown(canvas: Canvas) -> list[dict[str, Any]]:
+def shown(panels: Iterable[Axes]) -> list[dict[str, Any]]:
     """A record a line, area, contour, cloud of points, surface or picture: its `panel` from 1, the
     panel's labels, its own in the legend, and its numbers. Null separates parts of an outline.
     """
     return [
         {"panel": i, "axes": [panel.get_xlabel(), panel.get_ylabel()], "label": label} | data
-        for i, panel in enumerate(panels_of(canvas), 1)
+        for i, panel in enumerate(panels, 1)
         for artist in panel.get_children()
         for label in ["" if str(artist.get_label()).startswith("_") else str(artist.get_label())]
         if artist not in (panel.patch, *panel.spines.values()) and (data := _data(artist))
