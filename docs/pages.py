@@ -148,7 +148,6 @@ def llms() -> str:
         "start",
         "choosing",
         "concepts",
-        "glossary",
         "tour",
         "solvers",
         "limits",

@@ -13,7 +13,8 @@ import mtlfunc as mf
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "methods" / "heads.md").read_text()
-DEFAULTS = dict(re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", PAGE, re.MULTILINE))
+ROWS = re.findall(r"^\| (`[`\w. ]+`) \|.*\| (.*) \|$", PAGE, re.MULTILINE)
+DEFAULTS = {name: said for names, said in ROWS for name in re.findall(r"[\w.]+", names)}
 LAST = "trunk.last.*"
 X, Y = torch.randn(20, 4, generator=torch.manual_seed(0)), torch.tensor([0.5, -1.0, 3.0])
 X, Y = X.double(), Y.double()

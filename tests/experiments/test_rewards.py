@@ -120,20 +120,3 @@ def test_exact_runs_are_those_of_a_plain_loop():
             step = share * rows[0] + (1 - share) * rows[1]
             scores = scores + 5.0 * step.unflatten(0, scores.shape)
         torch.testing.assert_close(found["last"], exact.expected(scores, rewards))
-
-
-def test_page_reads_advantages_alone_as_in_a_loop_over_answers():
-    path = ROOT / "docs" / "how-to" / "rewards.md"
-    page = list(outputs.run(path.read_text(encoding="utf-8"), path.name))[-1].scope
-    A = page["centred"](torch.randn(3, 24, generator=torch.Generator().manual_seed(0)))
-    for limit in (1.0, 0.5, 0.0):
-        rows = A.T.tolist()
-        agree = [not min(r) < 0 < max(r) or abs(sum(r)) >= limit * sum(map(abs, r)) for r in rows]
-        shares = [sum(agree[i // 8 * 8 :][:8]) / 8 for i in range(24)]
-        wanted = [k * sum(r) * s for k, r, s in zip(agree, rows, shares, strict=True)]
-        torch.testing.assert_close(page["agreed"](A, limit), torch.tensor(wanted))
-    layer = torch.nn.Linear(24, 1, bias=False)  # the gradients of its losses are orthonormal
-    balancer = mf.Balancer(layer, mf.mean(), reduction="sum")
-    rates = balancer.weigh(layer.weight[0], weightings=A / 24)[1].rates * 24
-    found = page["ctwa"](torch.zeros(3), torch.zeros(3), A, 10 * A.sum(0), rates.mean())
-    torch.testing.assert_close(found, (0.02 * (rates.mean() - rates).relu(), rates))
