@@ -8,10 +8,8 @@ import torch
 
 import mtlfunc as mf
 from common.cells import Cell
-from docs import outputs
 from experiments.rewards import __main__, adding, exact
 from experiments.rewards.methods import advantages
-from tests.support import ROOT
 
 
 def worth(text: str, total: int, problem: str) -> list[float]:
