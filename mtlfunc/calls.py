@@ -155,8 +155,9 @@ def _name(function: Any) -> str:
         return name.rpartition(".")[2]
     if vars(sys.modules[package]).get(name) is function:
         return f"mf.{name}"
-    rooms = {"solvers": "solvers.", "testing": "solvers.", "core": "optim.", "physics": "physics."}
-    return f"mf.{rooms.get(room.partition('.')[0], '')}{name}"
+    rooms = {"testing": "solvers", "core": "optim", "probes": "physics"}
+    place = room.partition(".")[0]
+    return f"mf.{rooms.get(place, place)}.{name}"
 
 
 def _same(one: Any, other: Any) -> bool:

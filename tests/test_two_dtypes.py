@@ -38,14 +38,14 @@ def test_every_gradient_has_its_parameters_dtype(shared, engine, dtypes):
     ):
         rows = rows_of([*known], named.values()).double()
         balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(shared, engine=engine))
-        info = balancer.backward(losses, **given)
+        info = balancer.backward(losses, **given)  # pyright: ignore
         assert info.gramian.dtype == SINGLE
         # the two graphs round alike, but for sums in another order
         slack, gramian = 16 * max(torch.finfo(x).eps for x in dtypes), rows @ rows.mT
         assert (info.gramian.double() - gramian).abs().max() <= slack * gramian.diagonal().max()
-        found = torch.cat([p.grad.double().flatten() for p in named.values()])
+        found = torch.cat([p.grad.double().flatten() for p in named.values()])  # pyright: ignore
         assert (found - info.weights.double() @ rows).abs().max() <= slack * rows.abs().max()
-        assert all(p.grad.dtype == p.dtype for p in net.parameters())
+        assert all(p.grad.dtype == p.dtype for p in net.parameters())  # pyright: ignore
         net.zero_grad()
 
 

@@ -27,7 +27,7 @@ DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
 CLAIMED = (1, 2, 3, 5)
 """Numbers of tasks at which claims are tried, moved into a stated range."""
 
-ALL = 8  # up to so many tasks every number is drawn with every family, beyond with a few in turn
+ALL = 8  # up to this many tasks every number is drawn with every family, beyond with a few in turn
 
 SIZES = (*range(1, ALL + 1), 12, 20)
 """Numbers of tasks that are drawn if no range is stated."""

@@ -66,7 +66,7 @@ def refusal(graph: Graph, losses: Tensor, use: Use) -> ValueError:
 
 
 def _root(losses: Tensor, count: int) -> tuple[Place, np.ndarray]:
-    """Each of so many equal runs of the losses is an owner."""
+    """Each of several equal runs of the losses is an owner."""
     assert losses.grad_fn is not None
     each = np.arange(len(losses)) // (len(losses) // count)
     return (losses.grad_fn, losses.output_nr), each.reshape(-1, *(1,) * (losses.ndim - 1))
