@@ -1,5 +1,7 @@
 """A row of zeros of weightings= is an absent task, as `present` says of plain losses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -96,7 +98,8 @@ def test_mapped_and_compiled_steps_are_their_loops(options, rule):
 
 def test_labels_of_another_number_of_tasks_are_refused():
     words = "^present: 2 entries, and weightings= has 3 rows, the tasks; give one entry for every"
-    net, step = nn.ParameterDict(PARAMS), mf.balance(by_sample, mf.mgda(), mf.jacobian(**BOTH))  # pyright: ignore
+    probe: Any = mf.jacobian(**BOTH)  # pyright: ignore
+    net, step = nn.ParameterDict(PARAMS), mf.balance(by_sample, mf.mgda(), probe)
     with pytest.raises(ValueError, match=words):
         mf.Balancer(net, mf.mgda()).backward(X @ net["w"], weightings=A, present=[True, True])
     with pytest.raises(ValueError, match=words):

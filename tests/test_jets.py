@@ -48,7 +48,9 @@ OPERATIONS = {  # of h [n, 4], which depends on x, and a weight W [4, 3]
     "sinh": lambda h, W: h.sinh() * torch.cosh(h) + torch.expm1(h) * h.atan(),
     "einsum": lambda h, W: torch.einsum("ni, io -> no", h, W) * torch.einsum("io,...i->...o", W, h),
     "einsum of two": lambda h, W: torch.einsum("ni,nj->nji", h, h.tanh()) + h[:, None],
-    "tensordot": lambda h, W: torch.tensordot(h, W, 1) + torch.tensordot(h.sin(), W, ([1], [0])),  # pyright: ignore
+    "tensordot": lambda h, W: (
+        torch.tensordot(h, W, 1) + torch.tensordot(h.sin(), W, ([1], [0]))  # pyright: ignore
+    ),
     "addmm": lambda h, W: torch.addmm(W[0], h, W, beta=2, alpha=0.5) + torch.addmm(h[:, :3], h, W),
     "matmul": lambda h, W: (
         h[:, :, None] @ h.sin()[:, None] @ W + (W.mT @ h[:, :, None]).transpose(1, 2)
