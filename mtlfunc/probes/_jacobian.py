@@ -135,7 +135,7 @@ def jacobian(
         >>> step = mf.balance(losses, mf.mgda(), mf.jacobian(shared="trunk"))
         >>> grads, _, info = step.update(params, (), step.init(params, ()))
         >>> info.gramian.tolist(), grads["trunk"].tolist(), grads["b"].tolist()
-        ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [0.5, 0.5])
+        ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [1.0, 1.0])
     """
     if mix is not None:
         expect_function(mix, "mix", "key, count")
