@@ -94,11 +94,12 @@ class Store:
 
     def kept(self, cell: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What an earlier run left, or else what `make` returns, which is then kept."""
-        if (numbers := self.read(cell)) is None:
-            numbers = make()
-            with unbroken():
-                self.write(cell, numbers)
-        return numbers
+        if (numbers := self.read(cell)) is not None:
+            return numbers
+        numbers = plain(make())
+        with unbroken():
+            self.write(cell, numbers)
+        return filled(numbers)
 
     def path(self, cell: Any) -> Path:
         """The file of a cell."""

@@ -260,7 +260,7 @@ VALUES = {
     ),
     "reference": (lambda: at(mf.gradnorm(1.0, reference=torch.ones(3))), "reference:"),
     **{
-        f"preference {p}": (lambda p=p: mf.weights(mf.mean(preference=p), G), "preference")
+        f"preference {p}": (lambda p=p: mf.weights(mf.mean(preference=p), G), "preference: ")
         for p in (-G[0], 0 * G[0], torch.ones(3), torch.ones(2, dtype=torch.int64))
     },
     "orders shape": (lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)), "orders: "),

@@ -42,4 +42,4 @@ def page(result: Result, settings: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "" if value != value else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -127,10 +127,9 @@ def libmtl_style(net: Net, x: Tensor) -> None:
         leaf.grad = part.view_as(leaf).clone()
 
 
-def shortest_loop(
-    net: Net, x: Tensor, trunk: list[nn.Parameter], heads: list[nn.Parameter]
-) -> None:
+def shortest_loop(net: Net, x: Tensor) -> None:
     """What people write: the heads' gradients add up over the passes that make the rows."""
+    trunk = list(net.trunk.parameters())
     net.zero_grad()
     losses, rows = net(x), []
     for loss in losses:
@@ -141,8 +140,6 @@ def shortest_loop(
             leaf.grad = None
     jacobian = torch.stack(rows)
     write(mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian, trunk)
-    for grad in [leaf.grad for leaf in heads if leaf.grad is not None]:
-        grad.div_(len(losses))
 
 
 def losses_of(net: Net) -> Callable[[dict[str, Tensor], Tensor], tuple[Tensor, ...]]:
@@ -156,8 +153,6 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     def plain() -> None:
         net.zero_grad()
         torch.stack(net(x)).mean().backward()
-
-    trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
 
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
 
@@ -173,7 +168,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads),
+        "plain": plain, "shortest loop": partial(shortest_loop, net, x),
         "LibMTL-style": partial(libmtl_style, net, x), "mf.Balancer": live, "mf.balance": pure,
     }  # fmt: skip
     try:

@@ -36,7 +36,10 @@ PLAIN: list[tuple[Any, str, Any]] = [
     (_torch, "nodes_made", lambda: 2**62),
 ]
 """Rows one by one: where a name is that may be wrong, and what stands in for it."""
-SAVED = [(_torch, "tells_hooks", False), (hooks, "is_hooked", lambda _: False)]
+SAVED: list[tuple[Any, str, Any]] = [
+    (_torch, "tells_hooks", False),
+    (hooks, "is_hooked", lambda _: False),
+]
 """What stands in where torch does not tell of hooks on saved tensors."""
 
 

@@ -464,8 +464,8 @@ def normalized_preference(
     check_tensor(preference, argument, "[task]", fallback.shape)
     if not preference.is_floating_point() or preference.device != fallback.device:
         raise ValueError(
-            f"{argument} is {preference.dtype} on {preference.device}; expected a floating "
-            f"tensor on {fallback.device}"
+            f"{argument}: expected a floating tensor on {fallback.device}, got {preference.dtype} "
+            f"on {preference.device}"
         )
     if not values_readable(preference):
         preference = preference.where(preference >= 0, float("nan"))
