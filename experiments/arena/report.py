@@ -1,5 +1,6 @@
 """From a result to a page and a JSON file."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,4 +43,6 @@ def page(result: Result, settings: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return "" if value != value else f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.3g}"

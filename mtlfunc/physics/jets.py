@@ -547,7 +547,8 @@ def _spelled(table: dict[str, Any], several: bool) -> dict[Any, tuple[Callable[.
     """The operations by function and method: of several tensors, or of the first alone."""
     found, places = {}, (torch, Tensor, F, torch.special, torch.linalg)
     for names, entry in table.items():
-        for method in [getattr(x, y) for x in places for y in names.split() if callable(getattr(x, y, 0))]:
+        spelled = [getattr(x, y, None) for x in places for y in names.split()]
+        for method in filter(callable, spelled):  # torch.double is a dtype
             made = _rows(method, *entry) if isinstance(entry, tuple) else entry
             found[method] = made or _of_values(method), several
     return found
