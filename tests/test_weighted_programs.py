@@ -179,6 +179,7 @@ class Drawn:
         leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
         entries = self.losses(leaves, batch)
         losses = torch.stack([(row * entries).sum() for row in batch["A"]])
+        self.present = int(batch["A"].flatten(1).any(1).sum())  # a row of zeros is an absent task
         rows, alone = rows_of(losses, leaves), rows_of(entries.flatten(), leaves)
         sizes = {name: batch["A"].flatten(1).abs() @ row.abs() for name, row in alone.items()}
         sizes["losses"] = batch["A"].flatten(1).abs() @ entries.detach().flatten().abs()
@@ -192,8 +193,8 @@ class Drawn:
         own = self.reduction == "sum" or self.options["heads"] == "own"
         one = torch.ones_like(weights)
         if self.options["heads"] == "own":
-            return one * (self.tasks if self.reduction == "sum" else 1)
-        return one if own else one / self.tasks
+            return one * (self.present if self.reduction == "sum" else 1)
+        return one if own else one / max(self.present, 1)
 
     def gradient(self, name, rows, weights):
         mine = weights if name in self.shared else self.own_weights(weights)

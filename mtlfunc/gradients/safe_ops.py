@@ -129,7 +129,7 @@ def _channel_norm(
     mean, var, weight, bias, momentum, eps = rest
     if not own:
         return norm(x, mean, var, weight, bias, False, momentum, eps)
-    if math.prod(x.shape[i] for i in axes) == 1 or mean is not None or var is not None:
+    if math.prod([x.shape[i] for i in axes]) == 1 or mean is not None or var is not None:
         with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
             norm(x, mean, var, None, None, True, momentum, eps)
     shape = (-1, *(1,) * (x.ndim - 2))
