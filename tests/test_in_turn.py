@@ -179,9 +179,17 @@ def test_what_a_function_does_wrong(started):
         net.zero_grad(**given)
         return loss_of(net, batch, "normals")
 
-    def moves():
-        torch.optim.SGD(net.parameters(), 0.0).step()
+    def moves(**given):
+        torch.optim.SGD(net.parameters(), 0.0, **given).step()
         return loss_of(net, batch, "normals")
+
+    def clips():  # behind autograd's back
+        net["trunk"][0].weight.data.clamp_(-0.1, 0.1)
+        return loss_of(net, batch, "normals")
+
+    def shrinks():
+        net["heads"]["normals"].bias.data = torch.zeros(3)
+        return loss_of(net, batch, "depth")
 
     def freezes():
         net["heads"]["normals"].bias.requires_grad_(False)
@@ -199,6 +207,13 @@ def test_what_a_function_does_wrong(started):
         ({"normals": zeroes}, RuntimeError, r"\['normals'\]: .* or zero_grad\(\)"),
         ({"normals": partial(zeroes, set_to_none=False)}, RuntimeError, r"s'\]: .* or zero_grad"),
         ({"normals": moves}, RuntimeError, r"\['normals'\]: .* writes into 'trunk.0.weight'"),
+        ({"normals": partial(moves, fused=True)}, RuntimeError, r"s'\]: .* optimizer.step"),
+        (
+            {"normals": clips},
+            RuntimeError,
+            r"losses\['normals'\]: .* writes into a parameter's .data",
+        ),
+        ({"normals": shrinks}, RuntimeError, r"s'\]: .* writes into 'heads.normals.bias'"),
         ({"normals": freezes}, RuntimeError, r"s'\]: .* freezes 'heads.normals.bias'"),
         ({"normals": vector}, ValueError, r"losses\['normals'\]: .* one floating loss.*\[4\]"),
         ({"normals": lambda: 1.0}, ValueError, r"losses\['normals'\]: .* float; return the loss"),

@@ -287,6 +287,8 @@ MIXED = {
     "einsum": (lambda p, x: torch.einsum("ni,mi->nm", x, x), "einsum by 'ni,mi->nm'"),
     "one point": (lambda p, x: x - x[0], "index"),
     "a vector times": (lambda p, x: x[:, 0] @ torch.ones(3, 2), "mixes the points"),
+    "by name": (lambda p, x: x.sin().sum(1).repeat(repeats=(3, 1)), "repeat over the first axis"),
+    "points by points": (lambda p, x: torch.mm(x, x.sin()), "matmul of .* mixes the points"),
     "before": (lambda p, x: torch.ones(3, 3) @ x, "mixes the points"),
     "axes": (lambda p, x: x * x[:, 0], r"\[3, 2\] and \[3\]"),
     "no x": (lambda p, x: p["a"], "depends on x, got Tensor"),

@@ -1,5 +1,7 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -201,6 +203,16 @@ def test_grid_interrupted_hands_over_what_is_finished():
     with pytest.raises(Unfinished) as early:
         grid(Counted(train, at=1), AXES)
     assert dict(early.value.dataset.sizes) == {"seed": 4, "c": 3}
+    last = threading.Event()
+
+    def first_ends_last(k):
+        if k == 0 and last.wait(60):
+            raise KeyboardInterrupt
+        last.set() if k == 2 else None
+        return torch.tensor(k)
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(Unfinished, match="after [12] of 3 points"):
+        grid(first_ends_last, {"k": [0.0, 1.0, 2.0]}, points_at_once=1, executor=pool)
     turned = Counted(lambda k: {"whole": k, "turned": (k + 2) * 1j}, at=2)
     with pytest.raises(Unfinished) as numbers:
         grid(turned, {"k": torch.arange(3)}, points_at_once=1)

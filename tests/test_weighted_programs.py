@@ -280,7 +280,9 @@ def live(seed, monkeypatch):
         compare(drawn, info, loop, after, told, scale, before)
         if drawn.rule == "mean":
             here = batch["A"].flatten(1).any(1).to(info.weights)
-            close(info.weights, here if drawn.reduction == "sum" else here / here.sum())
+            close(
+                info.weights, here if drawn.reduction == "sum" else here / here.sum().clamp_min(1)
+            )
         # what the optimizer then does, in the parameters that were measured
         old = {n: x.detach().clone() for n, x in leaves.items()}
         if pick.random() < 0.8:

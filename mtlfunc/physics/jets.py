@@ -12,6 +12,7 @@ import functools
 import math
 import re
 import string
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -172,22 +173,33 @@ def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product)
 
 @contextmanager
 def _functions_refused() -> Iterator[None]:
-    """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets."""
-    apply: Any = Function.__dict__["apply"]
-
-    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
-            raise NotImplementedError(
-                f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; "
-                "write it of torch's operations, or differentiate by torch.func.jacrev of jacrev"
-            )
-        return apply.__get__(None, cls)(*args, **kwargs)
-
-    Function.apply = classmethod(refusing)  # pyright: ignore
+    """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets, as
+    long as some thread is inside.
+    """
+    with _INSIDE_LOCK:
+        _INSIDE.append(Function.__dict__["apply"] if not _INSIDE else _INSIDE[0])
+        if len(_INSIDE) == 1:
+            Function.apply = classmethod(functools.partial(_refusing, _INSIDE[0]))  # pyright: ignore
     try:
         yield
     finally:
-        Function.apply = apply
+        with _INSIDE_LOCK:
+            apply = _INSIDE.pop()
+            if not _INSIDE:
+                Function.apply = apply
+
+
+_INSIDE: list[Any] = []
+_INSIDE_LOCK = threading.Lock()
+
+
+def _refusing(apply: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
+        raise NotImplementedError(
+            f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; write it "
+            "of torch's operations, or differentiate by torch.func.jacrev of jacrev"
+        )
+    return apply.__get__(None, cls)(*args, **kwargs)
 
 
 _KINKED = re.compile(
@@ -304,6 +316,8 @@ def _matmul(input: Any, other: Any) -> Jet:
     if jet.ndim < 3 - first or (beside.ndim > 2 and jet.ndim < 3):
         raise _mixes(f"matmul of {list(input.shape)} by {list(other.shape)}")
     if isinstance(beside, Jet):
+        if min(jet.ndim, beside.ndim) < 3:
+            raise _mixes(f"matmul of {list(input.shape)} by {list(other.shape)}")
         return _bilinear(torch.matmul, jet, jet.of(_blocks(jet, beside)))
     beside = beside if beside.ndim < 3 else _blocks(jet, beside)[0]
     return _at_once(jet, lambda y: y @ beside if first else beside @ y)
@@ -462,6 +476,9 @@ def _to(input: Any, *args: Any, **kwargs: Any) -> Any:
     args = tuple(x.blocks[0] if _is_jet(x) else x for x in args if x is not None)
     if not isinstance(input, Jet):
         return input.to(*args, **kwargs)
+    value = input.blocks[0].to(*args, **kwargs)
+    if not value.is_floating_point():  # steps, whose derivatives are 0
+        return value[:, 0]
     return input.of(y.to(*args, **kwargs) for y in input.blocks)
 
 
@@ -477,7 +494,7 @@ def _rows(method: Callable[..., Any], default: Any, place: Any = 0, count: int =
     """
 
     def along(input: Jet, *args: Any, **kwargs: Any) -> Any:
-        named = [x for name, x in kwargs.items() if name.startswith("dim")]
+        named = [x for name, x in kwargs.items() if place is None or name.startswith("dim")]
         axes = tree_leaves(named or args[place or 0 :][:count] or [default])
         stays = None not in axes and 0 not in [i % input.ndim for i in axes]
         if place is None:

@@ -124,7 +124,7 @@ def jacobian(
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks)
             or `weightings`; weightings that do not fit the losses or `present`; "layerwise" where
             samples mix; at `init`, for a glob that matches nothing, and for a task that depends on
-            no shared parameter. A warning where `shared` holds a leaf that one task alone depends
+            no shared parameter. A warning where `shared` holds a matrix that one task alone depends
             on, which changes the Gramian.
 
     Examples:

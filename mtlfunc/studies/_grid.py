@@ -172,21 +172,21 @@ def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes)
 
 
 def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answers:
-    """In order. After an error no further chunk begins, and those at work are kept."""
+    """As they come. After an error no further chunk begins, and those at work are kept."""
     home, failed = (torch.get_default_dtype(), torch.get_num_threads()), None
-    jobs = [(executor.submit(_work, *home, f, pickle.dumps(x)), x.flat) for x in points.chunks()]
+    jobs = {executor.submit(_work, *home, f, pickle.dumps(x)): x.flat for x in points.chunks()}
     try:
-        for job, flat in jobs:
+        for job in futures.as_completed(jobs):
             try:
-                yield flat, job.result()
+                yield jobs[job], job.result()
             except futures.CancelledError:
                 continue
             except Exception as error:
                 failed = failed or error
-                for other, _ in jobs:
+                for other in jobs:
                     other.cancel()
     finally:
-        for job, _ in jobs:
+        for job in jobs:
             job.cancel()
     if failed is not None:
         if isinstance(failed, futures.BrokenExecutor):

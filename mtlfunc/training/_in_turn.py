@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..core.tree import as_real, dot
 from ..gradients.backward import detached
@@ -21,6 +23,12 @@ Functions = dict[Any, Callable[[], Any]]
 
 REFUSED = "single memory location"
 """What torch says of writing into a tensor that is expanded."""
+
+STEPS = "optimizer.step() inside a function"
+
+DO_ELSE = (
+    "let it return the loss with its graph, and do all else before or after the balancer's step"
+)
 
 IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
 
@@ -117,7 +125,7 @@ def _differentiated(
     try:
         loss = function()
     except Exception as error:
-        check(label, REFUSED in str(error))
+        check(label, str(error))
         error.add_note(f"{label}: the balancer called this function")
         raise
     check(label)
@@ -139,46 +147,66 @@ def _differentiated(
         with no_autocast(leaves):
             found = run_backward(edge, loss.detach().new_ones(()), places, keep=False)
     except RuntimeError as error:
-        check(label, REFUSED in str(error))
+        check(label, str(error))
         if "second time" not in str(error):
             raise
         raise RuntimeError(
             f"{label}: an earlier pass, another function's or its own, has freed parts of its "
             "graph; compute everything inside each function, or pass the losses themselves"
         ) from error
-    check(label)
+    check(label, "")
     pairs = zip(leaves, detached(found), strict=False)
     return loss.detach(), {name: x for name, x in pairs if x is not None}
 
 
 @contextmanager
-def _watched(leaves: Params) -> Iterator[Callable[[str, bool], None]]:
+def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
     """What raises, with a label, where a function changed `.grad` or a parameter. `.grad` is put
     back: meanwhile it holds a mark, one number expanded, into which torch refuses to write.
     """
-    held = [x.grad for x in leaves.values()]
+    held = [(x.grad, x.data, x._version, x.data_ptr()) for x in leaves.values()]
     marks = [x.detach().new_zeros(()).expand(x.shape) for x in leaves.values()]
-    versions = [x._version for x in leaves.values()]
+    sums: list[tuple[str, Tensor]] = [("", _sums(leaves))]
 
-    def check(label: str, refused: bool = False) -> None:
-        for (name, x), mark, version in zip(leaves.items(), marks, versions, strict=True):
-            if refused or x.grad is not mark or mark._version:
-                what = "calls backward() itself, or zero_grad(), or a part of its graph does"
-            elif x._version != version:
+    def check(label: str, said: str | None = None) -> None:
+        refused, steps = REFUSED in (said or ""), STEPS in (said or "")
+        for (name, x), mark, (*_, version, place) in zip(leaves.items(), marks, held, strict=True):
+            if steps or x._version != version or x.data_ptr() != place:
                 what = f"writes into {name!r}, as optimizer.step() does"
+            elif refused or x.grad is not mark or mark._version:
+                what = "calls backward() itself, or zero_grad(), or a part of its graph does"
             elif not x.requires_grad:
                 what = f"freezes {name!r}"
             else:
                 continue
-            raise RuntimeError(
-                f"{label}: its function {what}; let it return the loss with its graph, and do all "
-                "else before or after the balancer's step"
-            )
+            raise RuntimeError(f"{label}: its function {what}; {DO_ELSE}")
+        if said is None:
+            sums.append((label, _sums(leaves)))
 
+    def step(optimizer: Optimizer, *_: Any) -> None:
+        """Before the kernel runs, which may read marks as if they were whole."""
+        own = set(map(id, leaves.values()))
+        if any(id(x) in own for group in optimizer.param_groups for x in group["params"]):
+            raise RuntimeError(STEPS)
+
+    hook = register_optimizer_step_pre_hook(step)
     try:
         for x, mark in zip(leaves.values(), marks, strict=True):
             x.grad = mark
         yield check
+        moved = (torch.stack([x for _, x in sums]) != sums[0][1]).any(1).tolist()
+        for label in [label for (label, _), found in zip(sums, moved, strict=True) if found]:
+            raise RuntimeError(f"{label}: its function writes into a parameter's .data; {DO_ELSE}")
     finally:
-        for x, grad in zip(leaves.values(), held, strict=True):
+        hook.remove()
+        for x, (grad, data, *_) in zip(leaves.values(), held, strict=True):
+            if x.data_ptr() != data.data_ptr() or x.dtype != data.dtype:
+                x.data = data
             x.grad = grad
+
+
+def _sums(leaves: Params) -> Tensor:
+    """Of every parameter's numbers, which tell of a write through .data: it has its own version."""
+    device = next(iter(leaves.values())).device
+    each = [as_real(x.detach()).sum().to(device, torch.float64) for x in leaves.values()]
+    return torch.stack(each).nan_to_num()
