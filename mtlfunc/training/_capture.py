@@ -69,21 +69,29 @@ def capture(step: S, *, graphs: int = 8) -> S:
 
 
 class Recording(NamedTuple):
-    """A graph, replayed by `replay`: it reads `inputs` and writes `outputs`, where they are."""
+    """A graph, which reads `inputs` and writes `outputs`, where they are."""
 
     kind: Any  # of arguments
-    inputs: list[Any]
-    outputs: list[Any]
-    form: Any  # of the answer
+    inputs: list[tuple[list[int], list[Tensor]]]  # by dtype, with their places among the leaves
+    outputs: list[tuple[list[int], list[Tensor]]]
+    leaves: list[Any]  # of the answer
+    form: Any
     replay: Callable[[], None]
     free: Callable[[], None]
 
     @torch.no_grad()
     def step(self, leaves: list[Any]) -> Any:
         """One update of these arguments, whose answer shares no memory with any other tensor."""
-        _copy(self.inputs, leaves)
+        for places, inputs in self.inputs:
+            copy_each(inputs, [leaves[i] for i in places])
         self.replay()
-        return unflatten(self.form, iter(_copies(self.outputs)))
+        answer = [*self.leaves]
+        for places, outputs in self.outputs:
+            own = [*map(torch.empty_like, outputs)]
+            copy_each(own, outputs)
+            for i, x in zip(places, own, strict=True):
+                answer[i] = x
+        return unflatten(self.form, iter(answer))
 
 
 class Captured:
@@ -134,7 +142,7 @@ class Captured:
 
         try:
             with torch.inference_mode(False), torch.no_grad():
-                inputs = _copies(leaves)
+                inputs = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
             (form, outputs), replay = recorder.record(run)
         except BaseException as error:
             recorder.free()
@@ -146,43 +154,39 @@ class Captured:
                 "graphs=1, a smaller batch or model, or update of the step that was given to "
                 f"mtlfunc.capture, which goes on from this state. torch said: {error}"
             ) from error
-        self.recordings.append(Recording(kind, inputs, outputs, form, replay, recorder.free))
+        groups = _by_dtype(inputs), _by_dtype(outputs)
+        self.recordings.append(Recording(kind, *groups, outputs, form, replay, recorder.free))
         return answer
 
 
-def _copies(leaves: list[Any]) -> list[Any]:
-    """The leaves, each tensor in memory of its own."""
-    own = [torch.empty_like(x) if isinstance(x, Tensor) else x for x in leaves]
-    _copy(own, leaves)
-    return own
-
-
-def _copy(to: list[Any], values: list[Any]) -> None:
-    """Write the tensors to their places, those of one dtype in one launch."""
-    for dtype in {x.dtype for x in to if isinstance(x, Tensor)}:
-        places = [i for i, x in enumerate(to) if isinstance(x, Tensor) and x.dtype == dtype]
-        copy_each([to[i] for i in places], [values[i] for i in places])
+def _by_dtype(leaves: list[Any]) -> list[tuple[list[int], list[Tensor]]]:
+    """The tensors of each dtype, which one launch copies, and their places."""
+    groups: dict[torch.dtype, tuple[list[int], list[Tensor]]] = {}
+    for i, x in enumerate(leaves):
+        if isinstance(x, Tensor):
+            places, found = groups.setdefault(x.dtype, ([], []))
+            places.append(i)
+            found.append(x)
+    return [*groups.values()]
 
 
 def _kinds(names: tuple[str, ...], args: Any, leaves: list[Any], device: torch.device) -> list[Any]:
     """What a recording is for, leaf by leaf; raises for what a graph cannot hold."""
-    grad = torch.is_grad_enabled()
+    grad, found = torch.is_grad_enabled(), []
     for i, x in enumerate(leaves):
         plain = type(x) is Tensor or type(x) is nn.Parameter
         fits = plain and x.device == device and x.layout is torch.strided
         if x is None or type(x) in (bool, str) or (fits and not (grad and x.requires_grad)):
+            found.append((x.shape, x.dtype) if plain else x)
             continue
         name = leaf_name(names, args, i)
         if not plain:
-            number = isinstance(x, int | float | complex)
+            cure = "use plain tensors in tuples, lists and dicts"
+            if isinstance(x, int | float | complex):
+                cure = "make it a tensor on the device"
             raise TypeError(
                 f"{name}: expected a tensor, got {type(x).__name__}, and a replay would repeat "
-                "what it was in the recording; "
-                + (
-                    "make it a tensor on the device"
-                    if number
-                    else "use plain tensors in tuples, lists and dicts"
-                )
+                f"what it was in the recording; {cure}"
             )
         if x.layout != torch.strided:
             raise TypeError(f"{name}: expected a dense tensor, got {x.layout}; use .to_dense()")
@@ -196,4 +200,4 @@ def _kinds(names: tuple[str, ...], args: Any, leaves: list[Any], device: torch.d
             "from mtlfunc.parameters(module)), or call update of the step that was given to "
             "mtlfunc.capture"
         )
-    return [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    return found
