@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from threading import RLock
+from types import NoneType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -176,7 +177,7 @@ def _kinds(names: tuple[str, ...], args: Any, leaves: list[Any], device: torch.d
     for i, x in enumerate(leaves):
         plain = type(x) is Tensor or type(x) is nn.Parameter
         fits = plain and x.device == device and x.layout is torch.strided
-        if x is None or type(x) in (bool, str) or (fits and not (grad and x.requires_grad)):
+        if type(x) in (bool, str, NoneType) or (fits and not (grad and x.requires_grad)):
             found.append((x.shape, x.dtype) if plain else x)
             continue
         name = leaf_name(names, args, i)
