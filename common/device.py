@@ -68,9 +68,8 @@ def shown(device: torch.device) -> str:
 def replayed(move: Callable[..., Any]) -> Callable[..., Any]:
     """A step of lanes, `(state, *rest) -> (state, *answers)`, captured where it can be.
 
-    On the CPU it is `move`. On a CUDA device it is a replay of a recorded graph: a state is
-    overwritten by the step after the next, so what is kept of it must be copied; answers are kept.
-    A step that no graph can hold runs as it is, and a notice says why.
+    On the CPU it is `move`. On a CUDA device it is a replay of a recorded graph. A step that no
+    graph can hold runs as it is, and a notice says why.
     """
 
     def init(*arguments: Any, **named: Any) -> Any:

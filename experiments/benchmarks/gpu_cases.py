@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from experiments.benchmarks import gramian, solvers, steps, weightings
@@ -275,12 +275,11 @@ def capture(on: On) -> Cases:
 
 
 def _states(update: Callable[..., Any], state: Any, batches: list[Tensor]) -> list[Tensor]:
-    """Copies of the state and the step's report after every batch."""
+    """The state and the step's report after every batch."""
     kept: list[Tensor] = []
-    state = tree_map_only(Tensor, Tensor.clone, state)
     for batch in batches:
         state, info = update(state, batch)
-        kept += [x.clone() for x in tree_leaves((state, info)) if isinstance(x, Tensor)]
+        kept += [x for x in tree_leaves((state, info)) if isinstance(x, Tensor)]
     return kept
 
 

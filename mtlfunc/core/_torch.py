@@ -30,10 +30,6 @@ def find(path: str, stand_in: Any) -> Any:
     return found
 
 
-def no_recording(_: int) -> int:
-    raise RuntimeError("capture: this torch hides who holds a memory; run the step as it is")
-
-
 COPY = lambda to, x: [a.copy_(b) for a, b in zip(to, x, strict=True)]  # noqa: E731
 ENGINE = SimpleNamespace(
     run_backward=lambda roots, cotangents, keep, record, places, unused, **_: torch.autograd.grad(
@@ -59,7 +55,6 @@ copy_each: Callable[..., None] = find("torch._foreach_copy_", COPY)
 autograd_engine: Any = find("torch.autograd.Variable._execution_engine", ENGINE)
 # how many nodes this thread has made; if that is unknown, hooks may be on each
 nodes_made: Callable[[], int] = find("torch._C._autograd._get_sequence_nr", lambda: 2**62)
-holders_of: Callable[[int], int] = find("torch._C._storage_Use_Count", no_recording)
 # modes that see every operation, such as a tracer's; if that is unknown, no value is read
 is_traced: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 1)
 end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device

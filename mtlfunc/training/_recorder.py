@@ -8,14 +8,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core._torch import TorchDispatchMode, end_pool, memory, tree_leaves
-
-T = TypeVar("T")
 
 _CURE = (
     "A recording holds work of the device alone: write the loss and the rule without .item(), "
@@ -24,18 +22,18 @@ _CURE = (
     "with the same state and batch"
 )
 _READS = {
-    *("_local_scalar_dense", "equal", "nonzero", "masked_select"),
+    *("_local_scalar_dense", "equal", "nonzero", "masked_select", "_linalg_check_errors"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
-    "_linalg_check_errors",
 }
 _SOLVERS = {"_linalg_eigh", "linalg_eig", "_linalg_eigvals", "_linalg_svd", "linalg_qr"}
+_PLACES = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class HostReads(TorchDispatchMode):
     """Raises where an operation on tensors of a device would make the host wait for it.
 
     Whatever else fails inside has run before, outside of a recording: the error says that it cannot
-    be recorded, and where.
+    be recorded, and where. `reads` has, by memory, what operations were given and none made.
     """
 
     def __init__(self, device: str) -> None:
@@ -44,43 +42,38 @@ class HostReads(TorchDispatchMode):
         self.reads: dict[int, Tensor] = {}
         self.made: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        self.last = str(func)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, self.last = kwargs or {}, str(func)
+        given = _tensors((args, kwargs))
         devices = {x.device.type for x in given}
         if kwargs.get("device") is not None:
             devices.add(torch.device(kwargs["device"]).type)
-        if self.device in devices:
-            why = _why(func.overloadpacket.__name__, devices, args, kwargs)
-            if why:
-                raise RuntimeError(f"{func} {why}")
+        why = _why(func.overloadpacket.__name__, devices, args, kwargs)
+        if why and self.device in devices:
+            raise RuntimeError(f"{func} {why}")
         self.reads |= {memory(x): x for x in given if memory(x) not in self.made}
         found = func(*args, **kwargs)
-        made = {memory(x) for x in tree_leaves(found) if isinstance(x, Tensor)}
-        self.made |= made - self.reads.keys()
+        self.made |= {*map(memory, _tensors(found))} - self.reads.keys()
         return found
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
-        told = isinstance(error, torch.OutOfMemoryError) or str(error).startswith("capture: ")
-        if told or not isinstance(error, RuntimeError):
+        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
             return
         if "out of memory" in str(error):  # of the graph itself
             raise torch.OutOfMemoryError(str(error)) from error
+        # where the user's own code led to it
+        rooms = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
+        own = [x for x in extract_tb(trace) if not x.filename.startswith(rooms)][-1:]
+        line = "".join(f", at {x.filename}:{x.lineno} ({x.line})," for x in own)
         raise RuntimeError(
-            f"capture: this step cannot be recorded. After {self.last}{_line(error)} torch said: "
+            f"capture: this step cannot be recorded. After {self.last}{line} torch said: "
             f"{str(error).splitlines()[0]}. {_CURE}"
         ) from error
 
 
-def _line(error: BaseException) -> str:
-    """Where the user's own code led to an error."""
-    rooms = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
-    own = [x for x in extract_tb(error.__traceback__) if not x.filename.startswith(rooms)]
-    return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})," if own else ""
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _why(name: str, devices: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -91,10 +84,9 @@ def _why(name: str, devices: set[str], args: tuple[Any, ...], kwargs: dict[str, 
         return "makes the host wait (a solver of the linear algebra library)"
     if name in ("_to_copy", "copy_", "_copy_from") and len(devices) > 1:
         return f"copies between devices ({' and '.join(sorted(devices))})"
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        masks = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
-        if any(x.dtype in (torch.bool, torch.uint8) for x in masks):
-            return "counts the entries of a boolean index on the host"
+    masks = {torch.bool, torch.uint8} if name in _PLACES else set()
+    if masks & {x.dtype for x in _tensors(args[1:2])}:
+        return "counts the entries of a boolean index on the host"
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         return "reads repeats on the host (output_size= says how many)"
     return ""
@@ -107,16 +99,11 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs; those of one recorder share their memory, and run one by one.
-
-    `reads` has, by memory, what recordings read and did not make.
-    """
+    """One recording, as a CUDA graph; `reads` are the tensors from elsewhere that it needs."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = _stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.device, self.stream = device, _stream(device)
+        self.graph, self.pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         self.reads: dict[int, Tensor] = {}
 
     @staticmethod
@@ -124,7 +111,7 @@ class CudaRecorder:
         """Whether the current stream is being captured."""
         return torch.cuda.is_current_stream_capturing()
 
-    def warm_up(self, run: Callable[[], T]) -> T:
+    def warm_up(self, run: Callable[[], Any]) -> Any:
         """Run it on the stream of the recordings, whose libraries then have their workspaces."""
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
@@ -133,12 +120,12 @@ class CudaRecorder:
             torch.cuda.synchronize()
         return found
 
-    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    def record(self, run: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """What it returned, tensors at the addresses to which each call of the second writes.
 
         An error ends the recording and leaves the device as it was.
         """
-        graph, watch, collects = torch.cuda.CUDAGraph(), HostReads("cuda"), gc.isenabled()
+        watch, collects = HostReads("cuda"), gc.isenabled()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
             gc.collect()  # what is collected while recording could free memory of a graph
@@ -146,38 +133,34 @@ class CudaRecorder:
             gc.disable()
             try:
                 with torch.cuda.stream(self.stream), watch:
-                    graph.capture_begin(self.pool, capture_error_mode="thread_local")
+                    self.graph.capture_begin(self.pool, capture_error_mode="thread_local")
                     try:
                         found = run()
-                        graph.capture_end()
+                        self.graph.capture_end()
                     except BaseException:
-                        self._abandon(graph)
+                        self._abandon()
                         raise
             finally:
                 if collects:
                     gc.enable()
-        self.graphs.append(graph)
-        self.reads |= watch.reads
-        return found, graph.replay
+        self.reads = watch.reads
+        return found, self.graph.replay
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+    def _abandon(self) -> None:
         """End a recording that failed: a stream left in one would refuse all later work."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty graph
             try:
-                graph.capture_end()
+                self.graph.capture_end()
             except RuntimeError:  # older versions of torch then leave their allocator at its memory
                 with suppress(RuntimeError, TypeError):
                     end_pool(self.device.index, self.pool)  # pyright: ignore[reportOptionalCall]
-        with suppress(RuntimeError):
-            graph.reset()
 
     def free(self) -> None:
-        """Wait for the last replay, then drop the graphs."""
+        """Wait for the last replay, then drop the graph."""
         torch.cuda.synchronize(self.device)
-        for graph in self.graphs:
-            graph.reset()
-        self.graphs.clear()
+        with suppress(RuntimeError):  # of a recording that failed
+            self.graph.reset()
         self.reads.clear()
 
 

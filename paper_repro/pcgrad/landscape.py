@@ -127,7 +127,7 @@ def walked(lanes: Lanes, last: int) -> Paths:
     every = max(1, blocks // POINTS)
     theta, following, steps = [], [], []
     for block in tqdm(range(blocks), desc=f"landscape, {UNROLLED} steps at a time", leave=False):
-        before = state.params["theta"].clone()  # a captured program writes over states
+        before = state.params["theta"]
         state, after = program(*each, state)
         points = torch.cat([before[:, None], after], 1)
         ends = {rest} if block + 1 == blocks else set()

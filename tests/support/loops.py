@@ -20,7 +20,7 @@ def rollout(
     kept = []
     for batch in batches:
         state, info = step.update(state, batch)
-        kept.append(tree_map(torch.clone, record(state, info)))  # captured states are overwritten
+        kept.append(record(state, info))
     return state, tree_map(lambda *each: torch.stack(each), *kept)
 
 

@@ -48,7 +48,8 @@ class Rerun:
             finally:
                 type(self).recording = False
             for here, there in zip(tree_leaves(found), tree_leaves(again), strict=True):
-                here.copy_(there)
+                if isinstance(here, torch.Tensor):
+                    here.copy_(there)
 
         return found, replay
 
