@@ -211,7 +211,7 @@ def test_grid_interrupted_hands_over_what_is_finished():
         last.set() if k == 2 else None
         return torch.tensor(k)
 
-    with ThreadPoolExecutor(2) as pool, pytest.raises(Unfinished, match="after [12] of 3 points"):
+    with ThreadPoolExecutor(2) as pool, pytest.raises(Unfinished, match=r"after [12] of 3"):
         grid(first_ends_last, {"k": [0.0, 1.0, 2.0]}, points_at_once=1, executor=pool)
     turned = Counted(lambda k: {"whole": k, "turned": (k + 2) * 1j}, at=2)
     with pytest.raises(Unfinished) as numbers:

@@ -179,7 +179,8 @@ def _functions_refused() -> Iterator[None]:
     with _INSIDE_LOCK:
         _INSIDE.append(Function.__dict__["apply"] if not _INSIDE else _INSIDE[0])
         if len(_INSIDE) == 1:
-            Function.apply = classmethod(functools.partial(_refusing, _INSIDE[0]))  # pyright: ignore
+            refusing: Any = classmethod(functools.partial(_refusing, _INSIDE[0]))
+            Function.apply = refusing
     try:
         yield
     finally:
