@@ -93,11 +93,11 @@ class Probe(NamedTuple):
     group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
-    # (leaves, rows, weighted=): whether a look at the graph is of use to it; None never is
-    watches: Callable[..., bool] | None = None
+    shared: Select = "*"  # which parameters it measures the tasks in, or shares among them
     # whether its tasks are weightings of the losses of samples: always, or if a Balancer is given
     # them (False); None never
     weightings: bool | None = None
+    mixes: bool = False  # tasks into rows, whose weights are not the tasks'
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
     metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 

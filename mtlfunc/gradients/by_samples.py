@@ -172,7 +172,7 @@ def split_samples(
     with enable_grad():
         single = forward.hooked and not depth()
         plan = Plan(rows=names, chunk=1 if single else ROWS_AT_ONCE)
-        if forward.watched:
+        if not forward.hooked:
             plan = plan_samples(forward, names)
         backward = Backward(
             forward.params, forward.places, forward.root, forward.edges, forward.graph,

@@ -91,9 +91,7 @@ def explain_gramian(
     if weightings is not None:
         expect_weightings(weightings)
     with without_trace(params), torch.no_grad():
-        forward = run(
-            losses_fn, params, batch, watch=True, parse=parse, separable=parse is parse_losses
-        )
+        forward = run(losses_fn, params, batch, parse=parse, separable=parse is parse_losses)
     request = Request(names, True, combined, "auto")
     request = request if weightings is None else request.with_weightings(weightings, forward)
     rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
@@ -120,12 +118,12 @@ def _planned(
     request, tasks = request.of(forward.params), request.weightings
     if samples:
         rows, count = forward.value.numel(), len(forward.value)
-        if not forward.watched:
+        if forward.hooked:
             return rows, "one backward pass a sample and task", [], True
         plan = plan_samples(forward, request.shared)
         return rows, f"{rows // count} backward pass(es) for all samples", [*plan.tapped], True
-    rows, worth = tasks or len(forward.value), request.watches(forward.params)
-    if tasks and worth and (plan := plan_weightings(forward, request)) is not None:
+    rows = tasks or len(forward.value)
+    if tasks and (plan := plan_weightings(forward, request)) is not None:
         left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(request.shared) else ""
         passes = f"{forward.samples[1:].numel()} backward pass(es) for all tasks{left}"
         return rows, passes, [*plan.tapped], True
@@ -134,10 +132,10 @@ def _planned(
     passes = f"backward: {'each separate loss by itself' if plan.apart else how}"
     if tasks:
         passes = "one backward pass a task"
-    elif not (forward.watched and request.watches(forward.params, rows)):
-        few = ": too little for layer products to save" if forward.watched else ""
+    elif forward.hooked or not request.watches(forward.params, rows):
+        few = "" if forward.hooked else ": too little for layer products to save"
         passes = f'engine "rows" throughout{few}'
-    if not forward.watched:
+    if forward.hooked:
         return rows, passes, [], False
     chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
     given = forward.uses, forward.params, request.shared, forward.graph

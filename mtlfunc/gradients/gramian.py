@@ -83,7 +83,7 @@ def task_gramian(
     if weightings is not None:
         request = request._replace(weightings=len(expect_weightings(weightings)))
     forward = run(
-        losses_fn, params, batch, watch=request.watches(params), separable=weightings is None,
+        losses_fn, params, batch, separable=weightings is None,
         parse=parse_alone if weightings is None else parse_weightings,
     )  # fmt: skip
     check_connected(forward)
@@ -217,7 +217,7 @@ def _side(
     gramian_dtype: torch.dtype | None,
 ) -> BySamples:
     """One forward, and its pass split by sample."""
-    forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
+    forward = run(losses_fn, params, batch, parse=parse_samples, separable=False)
     check_connected(forward, samples=True)
     return split_samples(forward, names, gramian_dtype)
 

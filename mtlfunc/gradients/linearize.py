@@ -112,7 +112,7 @@ class Request(NamedTuple):
         return is_worth_recording(params, self.shared, rows)
 
 
-def linearize(forward: Forward, request: Request) -> Linearization:
+def linearize(forward: Forward | Traced, request: Request) -> Linearization:
     """Backward passes that stop at the shared leaves.
 
     The losses of a vector are pulled back in one batched pass; separate scalars one at a time, so

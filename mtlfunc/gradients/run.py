@@ -48,8 +48,6 @@ class Forward:
     root: GradientEdge | None
     edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one
     graph: Graph  # from the losses, each alone if they are separate
-    # whether the graph is asked who reads the leaves; else every leaf is differentiated row by row
-    watched: bool = False
     # whether a hook may sit on some derivative. Then only ordinary differentiation, from the losses
     # as they were returned, does what it does.
     hooked: bool = False
@@ -157,12 +155,11 @@ def run(
     params: Params,
     batch: Batch,
     *,
-    watch: bool = False,
     parse: Callable[[Any], Losses] = parse_losses,
     separable: bool = True,
 ) -> Forward:
-    """Call `losses_fn` once. `watch` asks the graph who reads the leaves, `parse` makes losses of
-    what it returned; stacked ones that are `separable` may be differentiated one by one.
+    """Call `losses_fn` once. `parse` makes losses of what it returned; stacked ones that are
+    `separable` may be differentiated one by one.
 
     Raises:
         ValueError: if no loss depends on the parameters.
@@ -179,7 +176,7 @@ def run(
     def forward(leaves: Params) -> tuple[Tensor, Any]:
         seen = observe(
             lambda: losses_fn(like(given, leaves), batch), leaves, parse, params=params,
-            outside=outside, watch=watch, separable=separable,
+            outside=outside, separable=separable,
         )  # fmt: skip
         found.append(seen)
         return seen.value, seen.aux
@@ -189,10 +186,9 @@ def run(
     return seen if value is seen.value else replace(seen, value=value, aux=aux)
 
 
-def live(losses: Losses, leaves: Params, *, watch: bool = False, hooked: bool = False) -> Forward:
+def live(losses: Losses, leaves: Params, *, hooked: bool = False) -> Forward:
     """The forward pass behind losses that exist; nothing is recorded, and no graph is freed."""
-    watch = watch and not hooked
-    return forward_of(losses, leaves, real_of(leaves), watched=watch, hooked=hooked)
+    return forward_of(losses, leaves, real_of(leaves), hooked=hooked)
 
 
 def _traced(
@@ -271,7 +267,6 @@ def observe(
     *,
     params: Params,
     outside: bool,
-    watch: bool = False,
     separable: bool = True,
 ) -> Forward:
     """`call()` on these leaves, with every operation written out that torch gets wrong there.
@@ -285,9 +280,7 @@ def observe(
     Args:
         call: runs `losses_fn`, or a part of it, on leaves that are plain or at a level.
         outside: whether gradients were enabled around the call, before the leaves were made.
-        leaves, parse, params, watch, separable: as in `run` and `forward_of`.
-
-    It is not watched if there are hooks, for which its nodes cannot answer.
+        leaves, parse, params, separable: as in `run` and `forward_of`.
     """
     plain = depth() == 0
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
@@ -309,7 +302,7 @@ def observe(
         reached = None if plain else any(map(has_innermost_derivative, losses.roots))
         found = forward_of(
             losses, leaves, params, recorded, separable=separable, reached=reached,
-            watched=watch and not hooked, hooked=hooked,
+            hooked=hooked,
         )  # fmt: skip
         if plain and found.graph.has_checkpoint:
             raise RuntimeError(CHECKPOINTING)

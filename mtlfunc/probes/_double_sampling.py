@@ -83,7 +83,7 @@ def double_sampling(
         def taken(one: Batch, rows: bool) -> Linearization:
             kept, share = (names, share_of(heads or run.heads)) if rows else ((), None)
             request = Request(kept, heads=share)
-            forward, shares = run.open(one, request)
+            forward, shares = run.open(one)
             linear = run.linearize(forward, request, shares)
             return shares.linearization(linear, whole=True)
 

@@ -205,21 +205,11 @@ def row_probe(options: RowOptions) -> Probe:
         partial(_update, options),
         options.group,
         measures,
-        partial(_watches, options),
+        options.shared,
         None if options.edit or options.mix else options.weightings is not None,
+        mixes=options.mix is not None,
         metric=True,
     )
-
-
-def _watches(options: RowOptions, params: Params, rows: int, *, weighted: bool = False) -> bool:
-    """Whether the graph is of use to this number of rows; raises where the globs match nothing."""
-    names = select(params, options.shared)
-    if not weighted and (options.group is not None or _edits(options)):
-        return False
-    request = Request(
-        names, gramian=True, engine=options.engine, weightings=rows if weighted else 0
-    )
-    return request.watches(params, rows)
 
 
 def _edits(options: RowOptions) -> bool:
@@ -289,7 +279,7 @@ def _update(
         chunk_size=options.chunk_size,
         weightings=0 if weights is None else len(weights),
     )
-    forward, shares = run.open(batch, request, counts if weights is None else None)
+    forward, shares = run.open(batch, counts if weights is None else None)
     if weights is not None:
         shares, request = union.sums(weights), request.with_weightings(weights, forward)
     linear = run.linearize(forward, request, shares)

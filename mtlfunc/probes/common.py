@@ -73,22 +73,18 @@ class Run:
         self.facts = facts
         self.union: Ranks = Ranks() if union is None else union
 
-    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
-        """One forward pass, watched as far as the request has use for it."""
-        watch = request is not None and request.watches(self.params)
-        return run(self.losses_fn, self.params, batch, watch=watch, parse=self.parse)
+    def __call__(self, batch: Batch) -> Forward:
+        """One forward pass."""
+        return run(self.losses_fn, self.params, batch, parse=self.parse)
 
-    def open(
-        self, batch: Batch, request: Request | None = None, counts: Tensor | None = None
-    ) -> tuple[Forward, Shares]:
+    def open(self, batch: Batch, counts: Tensor | None = None) -> tuple[Forward, Shares]:
         """One forward pass of a step, and this process's part of its losses.
 
         Args:
             batch: handed to `losses_fn`.
-            request: what is wanted of the pass.
             counts: this process's labels `[task]`, or numbers of them.
         """
-        forward, shares = self(batch, request), self.union.shares(counts)
+        forward, shares = self(batch), self.union.shares(counts)
         refuse_constant(forward, shares.here)
         return forward, shares
 

@@ -14,6 +14,7 @@ from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
 from ..core.expect import expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
+from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
 from ..probes._second_evaluation import observed
 from ..processes import (
@@ -36,7 +37,6 @@ from ._given import (
     filled_state,
     flat_state,
     no_autocast,
-    options_of,
     parse_state,
     tasks_in_words,
 )
@@ -142,8 +142,7 @@ class Balancer:
         leaves = self._held.params
         refuse_inner_steps(leaves)
         union_of(self._probe.group, leaves)  # its backend takes them
-        if self._probe.watches is not None:
-            self._probe.watches(leaves, 1)  # its globs match
+        select(leaves, self._probe.shared)  # its globs match
 
     def __repr__(self) -> str:
         tasks, states, _ = self._kept
@@ -232,7 +231,7 @@ class Balancer:
             weights `[task]`, in the order of these losses, and what was measured, in that of the
             first step's. In several processes they have a factor for DDP's mean.
         """
-        if options_of(self._probe).mix is not None:
+        if self._probe.mixes:
             raise ValueError("weigh: mix= has weights for mixtures of the losses; use backward")
         if functions_of(losses):
             raise ValueError(f"weigh: {IN_TURN}, or use backward")

@@ -11,7 +11,7 @@ from ..core.expect import expect_measured, expect_probe, not_measured, probe_for
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward
-from ..probes._jacobian import RowOptions, jacobian
+from ..probes._jacobian import jacobian
 from ..probes._losses_only import losses_only
 from ..processes import Group
 from ..types import Params, Probe, Rule, Select, State
@@ -61,13 +61,6 @@ class Explained(AbstractContextManager[None]):
             for words, cure in CURES.items():
                 if words in str(error):
                     raise RuntimeError(f"{cure} It said: {error}") from error
-
-
-def options_of(probe: Probe) -> RowOptions:
-    """Those of a `jacobian` and its relatives; of another probe, that all is shared."""
-    update = getattr(probe.update, "function", probe.update)
-    options = next(iter(getattr(update, "args", ())), None)
-    return options if isinstance(options, RowOptions) else RowOptions("*")
 
 
 def no_autocast(leaves: Params) -> AbstractContextManager[Any]:

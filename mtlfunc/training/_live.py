@@ -20,7 +20,7 @@ from ..gradients.run import Forward, live, release
 from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of, of_labelled
 from ..processes import Ranks, Shares
 from ..types import Batch, Heads, Metric, Params, Probe
-from ._given import check_outside, check_weightings, foreign_parameters, options_of
+from ._given import check_outside, check_weightings, foreign_parameters
 from ._in_turn import IN_TURN, Taken, functions_of, taken
 from ._metric import metric_of
 
@@ -53,7 +53,6 @@ class Held:
         self.entries = [held[name] for held, name in self.places]
         self.tensors = [x for x in self.entries if isinstance(x, Tensor)]
         self.trained = [*map(REQUIRES_GRAD, self.tensors)]
-        self.watched: bool | None = None  # whether its graph is of use to these; None is unknown
 
     def _holds(self) -> bool:
         if [*map(REQUIRES_GRAD, self.tensors)] != self.trained:
@@ -67,9 +66,7 @@ class Held:
             self._read()
         return self.params
 
-    def forwards(
-        self, parsed: list[Losses], weightings: Tensor | None, *, keeps: bool
-    ) -> tuple[Params, tuple[Forward, ...]]:
+    def forwards(self, parsed: list[Losses], *, keeps: bool) -> tuple[Params, tuple[Forward, ...]]:
         """The leaves, and the forward passes behind losses, whose graphs this step `keeps`."""
         leaves = self.leaves()
         found = [live(each, leaves) for each in parsed]
@@ -77,24 +74,14 @@ class Held:
             leaves = self.leaves(again=True)
             found = [live(each, leaves) for each in parsed]
             check_outside(found, leaves)
-        return leaves, tuple([self._looked_at(x, leaves, weightings, keeps) for x in found])
+        return leaves, tuple([self._looked_at(x, keeps) for x in found])
 
-    def _looked_at(
-        self, forward: Forward, leaves: Params, weightings: Tensor | None, keeps: bool
-    ) -> Forward:
-        """With whether hooks may sit on derivatives, and whether the graph is asked, and freed."""
-        graph, handles, watches = forward.graph, self.handles, self.probe.watches
+    def _looked_at(self, forward: Forward, keeps: bool) -> Forward:
+        """With whether hooks may sit on derivatives, and whether the graph is freed."""
+        graph, handles = forward.graph, self.handles
         on_leaves = [x._backward_hooks for x in graph.variables.values()]
         hooked = handles.hooked or any(on_leaves) or graph.has_node_before(handles.since)
-        if hooked or watches is None:
-            watched = False
-        elif weightings is not None:
-            watched = watches(leaves, len(weightings), weighted=True)
-        else:
-            if self.watched is None:
-                self.watched = watches(leaves, len(forward.value))
-            watched = self.watched
-        return replace(forward, hooked=hooked, watched=watched, frees=not (keeps or hooked))
+        return replace(forward, hooked=hooked, frees=not (keeps or hooked))
 
 
 def live_run(
@@ -136,11 +123,9 @@ def live_run(
     if weightings is not None and values_readable(weightings):
         present = weightings.detach().flatten(1).any(1)
     if functions:
-        in_turn = taken(
-            functions, leaves, select(leaves, options_of(held.probe).shared), tasks, present
-        )
+        in_turn = taken(functions, leaves, select(leaves, held.probe.shared), tasks, present)
         batches = [parsed(in_turn.losses, tasks, STEP)]
-    leaves, forwards = held.forwards(batches, weightings, keeps=keeps)
+    leaves, forwards = held.forwards(batches, keeps=keeps)
     reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.several or in_turn) and present is not None and not bool(present.any())
@@ -194,12 +179,12 @@ class LiveRun(Run):
     edit: Callable[[Losses], Losses] = lambda losses: losses
     facts: Callable[[], dict[str, Any]] = dict
 
-    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
+    def __call__(self, batch: Batch) -> Forward:
         if not isinstance(batch, Forward):
             raise ValueError(EXPECTED)
         if (losses := self.edit(batch.losses)) is batch.losses:
             return batch
-        return live(losses, self.params, watch=batch.watched, hooked=batch.hooked)
+        return live(losses, self.params, hooked=batch.hooked)
 
     def first(self, batch: Batch) -> Forward:
         return self(batch)

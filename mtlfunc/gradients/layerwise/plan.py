@@ -215,7 +215,7 @@ def plan_tasks(forward: Any, request: Any, rows: int, *, mixed: bool, record: bo
         apart = single and separate
         if not apart and chunk is None and not one_pass():
             apart, chunk = single and edges is not None and not forward.hooked, 1
-        if request.gramian and forward.watched and not request.weightings:
+        if request.gramian and not (forward.hooked or request.weightings):
             plan = plan_layers(forward, request, rows, separate=apart)
         if not apart and chunk != 1 and rows > 1 and not graph.batches(record):
             chunk = 1
@@ -374,9 +374,10 @@ def plan_weightings(forward: Any, request: Any) -> Plan | None:
         request: a `linearize.Request`.
     """
     several = request.weightings > 1 and forward.samples[0] > 1
-    if not (several and forward.watched) or forward.root is None:
-        return None
     samples, graph, params = forward.samples[0], forward.graph, forward.params
+    asked = several and not forward.hooked and request.watches(params)
+    if forward.root is None or not asked:
+        return None
     groups = groups_of(forward.uses, params, tuple(params), graph)
     if request.weightings <= FEW_TASKS and _price_weightings(groups, forward, request) is None:
         return None
