@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import bootstrap, kendalltau, ttest_1samp
 
-from common.intervals import Estimate, bracket
+from common.intervals import Estimate, bracket, estimate, pm
 from common.tables import markdown
 
 
@@ -53,14 +53,25 @@ def pooled(values: np.ndarray) -> Pooled:
         found: Any = model.fit(reml=True)
     mean, error = float(found.fe_params[0]), float(found.bse_fe[0])
     reach = float(stdtrit(seeds - 1, 0.975)) * error
-    options: Any = {"n_resamples": 9999, "method": "BCa", "random_state": 0}
-    drawn = bootstrap((values.mean(0),), np.mean, **options)
-    ends = drawn.confidence_interval
+    mixed = Estimate(mean, error, mean - reach, mean + reach, seeds)
+    return Pooled(mixed, 2 * float(stdtr(seeds - 1, -abs(mean) / error)), _drawn(values.mean(0)))
+
+
+def alone(values: Sequence[float]) -> Pooled:
+    """Differences of one setting `[seed]`, by Student's t and by a bootstrap of the seeds."""
     return Pooled(
-        Estimate(mean, error, mean - reach, mean + reach, seeds),
-        2 * float(stdtr(seeds - 1, -abs(mean) / error)),
-        Estimate(mean, float(drawn.standard_error), float(ends.low), float(ends.high), seeds),
+        estimate(values), float(ttest_1samp(values, 0.0).pvalue), _drawn(np.array(values))
     )
+
+
+def _drawn(values: np.ndarray) -> Estimate:
+    if not np.isfinite(values).all() or np.ptp(values) == 0:
+        return estimate([*map(float, values)])
+    options: Any = {"n_resamples": 9999, "method": "BCa", "random_state": 0}
+    drawn = bootstrap((values,), np.mean, **options)
+    ends = drawn.confidence_interval
+    mean, error = float(values.mean()), float(drawn.standard_error)
+    return Estimate(mean, error, float(ends.low), float(ends.high), len(values))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -143,3 +154,67 @@ def arms_table(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str])
             lines[-1] += [bracket(found[i].mixed), f"{p[i]:.2g}", bracket(found[i].drawn)]
     columns = ["arm", "Nash-MTL's gain", "less the mean loss", "Holm's p", "bootstrap"]
     return markdown([*columns, "Nash-MTL less it", "Holm's p", "bootstrap"], lines)
+
+
+def alone_table(
+    levels: Mapping[str, Mapping[int, float]],
+    rivals: Sequence[str],
+    more: Mapping[str, Sequence[str]],
+    columns: Sequence[str],
+) -> str:
+    """Each method less the mean loss in one number, the lower the better, and the best first.
+
+    Args:
+        levels: by method and seed; NaN of a run that failed.
+        rivals: Holm's family; those that have not run count with p = 1. Others get no verdict.
+        more: other cells by method.
+        columns: of these cells, and the number's name as the last.
+    """
+    found = dict[str, Pooled]()
+    for name, own in levels.items():
+        both = [k for k in own if k in levels["mean"]]
+        if name != "mean" and len(both) > 1:
+            found[name] = alone([own[k] - levels["mean"][k] for k in both])
+    p = [found[x].p if x in found and math.isfinite(found[x].p) else 1.0 for x in rivals]
+    adjusted, lines = dict(zip(rivals, holm(p), strict=True)), []
+    for name, own in sorted(levels.items(), key=lambda pair: np.mean([*pair[1].values()])):
+        line = [name, *more[name], pm(estimate([*own.values()]), 1)]
+        if name in found:
+            line += [bracket(found[name].mixed, 1), bracket(found[name].drawn, 1)]
+            verdict = said(found[name].mixed.mean, adjusted.get(name, 1.0))
+            verdict = {"above": "worse", "below": "better"}.get(verdict, verdict)
+            verdict = verdict if math.isfinite(found[name].mixed.mean) else "failed"
+            given = [f"{adjusted[name]:.2g}", f"**{verdict}**"] if name in rivals else ["–", "–"]
+            lines.append(line + given)
+        else:
+            lines.append([*line, *["–"] * 4])
+    rest = ["less the mean loss's", "bootstrap", "Holm's p", "verdict"]
+    return markdown(["method", *columns, *rest], lines)
+
+
+def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, float]]) -> str:
+    """Whether a published order of methods is found, in a sentence.
+
+    Args:
+        published: a number by method.
+        levels: the same number here by method and seed.
+    """
+    names = [name for name in published if name in levels]
+    seeds = sorted(set.intersection(*({*levels[name]} for name in names))) if names else []
+    if len(names) < 3 or len(seeds) < 2:
+        return "The order: fewer than three published methods have run on the same two seeds."
+    here = np.array([[levels[name][seed] for seed in seeds] for name in names])
+    there = [published[name] for name in names]
+
+    def tau(index: np.ndarray) -> float:
+        return float(kendalltau(there, here[:, index].mean(1)).statistic)
+
+    options: Any = {"n_resamples": 1999, "method": "percentile", "random_state": 0}
+    every = np.arange(len(seeds))
+    ends = bootstrap((every,), tau, vectorized=False, **options).confidence_interval
+    p = float(kendalltau(there, here.mean(1)).pvalue)
+    verdict = "repeats" if ends.low > 0 else "is reversed" if ends.high < 0 else "is open"
+    return (
+        f"The published order of {len(names)} methods **{verdict}**: Kendall's τ "
+        f"{tau(every):+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] over seeds, p of no order {p:.2g}."
+    )

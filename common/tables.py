@@ -53,6 +53,25 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
     return fig
 
 
+def side_by_side(
+    panels: Mapping[str, Mapping[str, Estimate | None]], colours: Mapping[str, str]
+) -> Figure:
+    """As `intervals`, of the same names in all panels, four in a row."""
+    rows, names = -(-len(panels) // 4), [*next(iter(panels.values()))]
+    height = rows * (0.8 + 0.17 * len(names))
+    fig = Figure(figsize=(13, height), layout="constrained")
+    for ax, (title, each) in zip(
+        fig.subplots(rows, 4, sharey=True, squeeze=False).flat, panels.items(), strict=False
+    ):
+        for i, name in enumerate(names):
+            bar(ax, float(i), each[name], colours.get(name, "C0"))
+        ax.axvline(0, color="0.6", lw=1)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel=title, ylim=(len(names) - 0.5, -0.5))
+        ax.grid(axis="x", alpha=0.3)
+    return fig
+
+
 def said(
     what: str, values: Mapping[str, Estimate | None], *, lower_is_better: bool = True
 ) -> list[str]:

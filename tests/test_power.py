@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.stats import nct, t, ttest_1samp
 
-from common import pooled
+from common import pooled, tuned
+from common.cells import Cell
 from experiments.multimnist import power
 from experiments.multimnist.train import Settings, rate_at
 
@@ -18,9 +19,9 @@ PEAKS = {power.NASH: -1, "uw": 6, power.MGDA: 12}
 
 def test_a_made_up_study(tmp_path):
     """It tries rates up to the best one, and finds the effects that there are and no others."""
-    draw, record = np.random.default_rng(3), power.Record(tmp_path / "power.json")
+    draw, record = np.random.default_rng(3), tuned.Record(tmp_path / "power.json", power.DESIGN)
     of_seed = {seed: draw.normal() for seed in power.SEEDS}
-    for _, jobs in power.to_do(record):
+    for _, jobs in tuned.to_do(record):
         for job in jobs:
             n = round(math.log2(job.rate / power.rate(0)))
             failed = (job.method, n) == ("pcgrad", 4)
@@ -40,9 +41,9 @@ def test_a_made_up_study(tmp_path):
     rows = [row for row in rows if "keeps" in row or "loses" in row or "open" in row]
     found = {row.split("|")[1].strip(): row.split("**")[1] for row in rows}
     assert found == dict(zip(power.ARMS, ("loses", "loses", "keeps", "loses"), strict=True))
-    job = power.Job("mnist", "left alone", 0.1, 101)
-    record.keep(job, {"score": math.nan, "test": {"left": 0.5}}, "here")
-    assert power.Record(record.path).runs == record.runs
+    job = Cell("mnist", "left alone", "", 0.1, 101)
+    record.add(job, power.kept(job, {"score": math.nan, "test": {"left": 0.5}}), "here")
+    assert tuned.Record(record.path, power.DESIGN).runs == record.runs
     assert record.runs[str(job)] == [0, None, 0.5, None]
 
 

@@ -89,16 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is None:
             folder = out / "made"
             benchmark.make(folder)
+        what = benchmark.title
+        if given.data is None:
+            what = f"files of this study's own making, not {benchmark.title}"
+        elif other := benchmark.checked(folder):
+            print(f"warning: {folder}: {other}", file=sys.stderr)
+            what += f" ({other})"
         files = Files(folder, benchmark.files(folder))
         settings = settings_of(given.benchmark, size, files.source, str(given.device), **own)
         data_of.cache_clear()
-        parts = data_of(settings, 0)  # fails now rather than in a worker
+        parts = data_of(settings, 0, out)  # fails now rather than in a worker
         plan = plan_of(benchmark, given.rules, given.alone, command.seeds_of(given))
         unfinished = unfinished_in(out, sources_of(HERE))
         store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
-        run = functools.partial(perform, settings, unfinished)
+        run = functools.partial(perform, settings, out, unfinished)
         found = conduct(plan, run, store, given.workers)
-        described = settings._asdict() | _described(given.data is None, settings, benchmark, parts)
+        described = settings._asdict() | _described(what, settings, benchmark, parts)
         described |= {"torch": torch.__version__, "workers": given.workers}
         text = table(found, plan, benchmark, described)
         report(out, numbers_of(found, plan, benchmark, described), text, {})
@@ -107,13 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _described(
-    made: bool, settings: Settings, benchmark: Benchmark, parts: Sequence[Any]
+    what: str, settings: Settings, benchmark: Benchmark, parts: Sequence[Any]
 ) -> dict[str, Any]:
     """For the notes of the table."""
     per_task = settings.benchmark == "cifar100"
     counts = [min(len(part), settings.most or len(part)) for part in parts]
     net = benchmark.network(settings.narrower)
-    what = f"files of this study's own making, not {benchmark.title}" if made else benchmark.title
     return {
         "samples": f"{what} ({counts[0]:,} samples{' per task' if per_task else ''} to learn from, "
         f"{counts[1]:,} that choose the epoch, {counts[2]:,} to test on)",

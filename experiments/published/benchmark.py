@@ -50,12 +50,20 @@ class Benchmark(NamedTuple):
     schedule: str  # "constant", "cosine" to 0, or "plateau" of the validation score
     expected: str  # the folder's layout, and where it comes from, for the help
     files: Callable[[Path], list[Path]]  # all that is read
-    read: Callable[[Path, int], Splits[Any]]  # of a folder and a seed
+    # of a folder, a seed, and the folder of what is kept beside the results
+    read: Callable[[Path, int, Path], Splits[Any]]
     network: Callable[[int], nn.Module]  # whose widths are divided by a number; `trunk`, `heads`
     losses: Callable[[Any, Any], Float[Tensor, " task"]]  # of outputs and targets
     tally: Callable[[Any, Any], Float[Tensor, "task sum"]]  # sums that the metric is made of
-    measured: Callable[[Float[Tensor, "task sum"]], Float[Tensor, " task"]]  # the metric by task
-    score: Callable[[list[float]], float]  # of the metrics of all tasks, higher is better
-    only: Callable[[Batch, int], Batch]  # what a network sees that learns one task alone
     make: Callable[[Path], None]  # writes a small folder of this layout, of made-up samples
+    # the metric by task
+    measured: Callable[[Float[Tensor, "task sum"]], Float[Tensor, " task"]] = lambda sums: (
+        sums[:, 0] / sums[:, 1].clamp_min(1)
+    )
+    # of the metrics of all tasks, higher is better
+    score: Callable[[list[float]], float] = lambda values: sum(values) / len(values)
+    # what a network sees that learns one task alone
+    only: Callable[[Batch, int], Batch] = lambda batch, task: batch
     base: tuple[float, ...] = ()  # published metrics of networks that learn one task alone
+    # in what a folder's files are not the known ones; "" where they are, or none are known
+    checked: Callable[[Path], str] = lambda folder: ""

@@ -216,12 +216,10 @@ CELEBA = Benchmark(
     schedule="constant",
     expected=EXPECTED,
     files=files,
-    read=read,
+    read=lambda folder, seed, beside: read(folder, seed),
     network=Network,
     losses=losses,
     tally=tally,
     measured=measured,
-    score=lambda values: sum(values) / len(values),
-    only=lambda batch, task: batch,
     make=make,
 )

@@ -52,9 +52,9 @@ def alone(benchmark: Benchmark) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def data_of(settings: Settings, seed: int) -> Splits[Any]:
+def data_of(settings: Settings, seed: int, out: Path) -> Splits[Any]:
     """The parts, of a seed."""
-    return BENCHMARKS[settings.benchmark].read(Path(settings.data.folder), seed)
+    return BENCHMARKS[settings.benchmark].read(Path(settings.data.folder), seed, out)
 
 
 def optimizer_of(benchmark: Benchmark, rate: float) -> Optimizer:
@@ -68,10 +68,10 @@ class Run(Resumable):
     KEPT = ("params", "buffers", "balanced", "moments", "done", "seconds", "steps")
     KEPT += ("curve", "best")
 
-    def __init__(self, settings: Settings, cell: Cell) -> None:
+    def __init__(self, settings: Settings, cell: Cell, out: Path) -> None:
         self.settings, self.cell = settings, cell
         self.benchmark = benchmark = BENCHMARKS[settings.benchmark]
-        self.data, single = data_of(settings, cell.seed), alone(benchmark)
+        self.data, single = data_of(settings, cell.seed, out), alone(benchmark)
         self.learnt = single.index(cell.method) if cell.method in single else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
@@ -207,11 +207,12 @@ def plateau(scores: list[float], rate: float) -> float:
     return held.param_groups[0]["lr"]
 
 
-def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
+def perform(settings: Settings, out: Path, unfinished: Path, cell: Cell) -> Numbers:
     """Train and measure one run.
 
     Args:
         settings: what all cells share.
+        out: folder of what is kept of the data.
         unfinished: folder of what runs keep after every epoch, so as to go on from there.
         cell: rule, rate and seed.
 
@@ -223,7 +224,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     Raises:
         DataError: for data that cannot be read.
     """
-    run = Run(settings, cell)
+    run = Run(settings, cell, out)
     if not run.count(run.data.train):
         raise DataError(f"{settings.data}: there is no training sample")
     return run.to_end(unfinished, settings.epochs, "epochs")
