@@ -156,10 +156,12 @@ def score(values: list[float]) -> float:
     return -100 * sum(v / b - 1 for v, b in zip(values, BASE, strict=True)) / len(BASE)
 
 
-def make(folder: Path) -> None:
-    """60 molecules of carbon and hydrogen at random places, with random properties."""
+def make(folder: Path, factor: float = 1) -> None:
+    """60 molecules of carbon and hydrogen at random places, with random properties, times a factor
+    in the file.
+    """
     draw = torch.Generator().manual_seed(0)
-    properties = (torch.randn(60, len(NAMES), generator=draw) + 3).tolist()
+    properties = (factor * (torch.randn(60, len(NAMES), generator=draw) + 3)).tolist()
     places = [torch.randn(3 + i % 7, 3, generator=draw) for i in range(60)]
     kinds = [["C", "H"] * 5 for _ in places]
     rows = zip(kinds, places, properties, strict=True)

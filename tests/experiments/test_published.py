@@ -1,9 +1,9 @@
 """experiments/published: the three readers, networks, metrics, runs and the command."""
 
+import csv
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 import mtlfunc as mf
+from common.problems import molecules
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
 
@@ -134,53 +135,29 @@ def test_an_image_counts_for_its_own_task_alone():
 # ---- QM9 -----------------------------------------------------------------------------------------
 
 
-def molecules(count: int = 40) -> list[dict[str, Any]]:
-    """Rings of 3 to 6 atoms, as PyTorch Geometric's file holds them."""
-    generator, found = torch.Generator().manual_seed(5), []
-    for i in range(count):
-        n = 3 + i % 4
-        one = torch.arange(n)
-        two = (one + 1) % n
-        edges = torch.stack([torch.cat([one, two]), torch.cat([two, one])])
-        kinds = torch.randint(0, 4, (n,), generator=generator).repeat(2)
-        found.append(
-            {
-                "x": torch.rand(n, 11, generator=generator),
-                "pos": torch.randn(n, 3, generator=generator),
-                "edge_index": edges,
-                "edge_attr": F.one_hot(kinds, 4).float(),
-                "y": 3 * torch.randn(1, 19, generator=generator) + 7,
-                "z": torch.ones(n, dtype=torch.int64),
-                "name": f"gdb_{i}",
-                "idx": i,
-            }
-        )
-    return found
-
-
-def write_qm9(folder: Path, held: object = None) -> Path:
-    (folder / "raw").mkdir(parents=True, exist_ok=True)
-    torch.save(molecules() if held is None else held, folder / "raw" / qm9.FILE)
-    return folder
-
-
-def test_errors_are_in_the_datas_units(tmp_path):
-    parts = qm9.read(write_qm9(tmp_path), 0)
-    raw, outputs, sums = molecules(), torch.randn(4, 11), torch.zeros(())
-    for index in ([0, 1, 2], [3]):
-        targets = parts.test.take(index).targets
-        sums = sums + qm9.tally(outputs[index], targets)
-    found = qm9.QM9.measured(sums)
-    for j, column in enumerate(qm9.COLUMNS):
-        apart = [
-            abs(
-                float(parts.test.mean[j] + outputs[i, j] * parts.test.std[j])
-                - float(raw[n]["y"][0, column])  # type: ignore
-            )
-            for i, n in enumerate(parts.test.chosen)
-        ]
-        unit = 1000 if column in (2, 3, 6, 12, 13, 14, 15) else 1
-        assert float(found[j]) == pytest.approx(unit * sum(apart) / 4, rel=1e-4)
+def test_errors_are_in_published_units(tmp_path):
+    qm9.make(tmp_path)
+    parts, outputs, sums = qm9.read(tmp_path, 0, tmp_path), torch.randn(6, 11), torch.zeros(())
+    for index in ([0, 1, 2], [3, 4, 5]):
+        sums = sums + qm9.tally(outputs[index], parts.test.take(index).targets)
+    found, chosen = qm9.QM9.measured(sums), parts.test.chosen.tolist()
+    files = [path.read_text(encoding="utf-8").splitlines() for path in molecules.files(tmp_path)]
+    raw = [[*csv.DictReader(file)][i] for file in files[:3] for i in range(20)]
+    for j, (name, column) in enumerate(molecules.COLUMNS.items()):
+        unit, apart = 27211.386 if column.endswith("_au") else 1, []
+        for i, n in enumerate(chosen):
+            kinds, energies = raw[n]["Elements"], molecules.APART.get(name, [0, 0])
+            own = sum(kinds.count(x) * e for x, e in zip("HC", energies, strict=False))
+            value = parts.test.mean[j] + outputs[i, j] * parts.test.std[j]
+            apart.append(abs(float(value) - unit * (float(raw[n][column]) - own)))
+        assert float(found[j]) == pytest.approx(sum(apart) / 6, rel=1e-4)
+    seen, places = (
+        parts.test.take([2, 0]).inputs,
+        torch.tensor(json.loads(raw[chosen[2]]["XYZ_Ang"])),
+    )
+    assert seen.real[0].sum() == len(places)
+    assert float(seen.pairs[0, 1, 2, 4]) == pytest.approx(float((places[1] - places[2]).norm()))
+    assert seen.atoms[0, 0].tolist() == [0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0]
     base: dict[str, float] = dict(zip(qm9.NAMES, qm9.BASE, strict=True))
     values: dict[str, float] = dict(zip(qm9.NAMES, found.tolist(), strict=True))
     delta = mf.diagnostics.delta_m(values, base, dict.fromkeys(base, False))
@@ -214,7 +191,7 @@ def test_command_on_files_of_ones_own(tmp_path):
     call += ["--workers", "1", "--out", str(tmp_path / "out")]
     found = []
     for factor, more in ((1, ["--alone"]), (2, [])):
-        write_qm9(tmp_path / "data", [x | {"y": factor * x["y"]} for x in molecules()])
+        qm9.make(tmp_path / "data", factor)
         assert command.main([*call, *more]) == 0
         found.append(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8")))
     assert list(found[0]["methods"]) == [*train.alone(qm9.QM9), "mean"]
