@@ -59,9 +59,8 @@ def pooled(values: np.ndarray) -> Pooled:
 
 def alone(values: Sequence[float]) -> Pooled:
     """Differences of one setting `[seed]`, by Student's t and by a bootstrap of the seeds."""
-    return Pooled(
-        estimate(values), float(ttest_1samp(values, 0.0).pvalue), _drawn(np.array(values))
-    )
+    test: Any = ttest_1samp(values, 0.0)
+    return Pooled(estimate(values), float(test.pvalue), _drawn(np.array(values)))
 
 
 def _drawn(values: np.ndarray) -> Estimate:
@@ -207,14 +206,16 @@ def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, floa
     there = [published[name] for name in names]
 
     def tau(index: np.ndarray) -> float:
-        return float(kendalltau(there, here[:, index].mean(1)).statistic)
+        found: Any = kendalltau(there, here[:, index].mean(1))
+        return float(found.statistic)
 
     options: Any = {"n_resamples": 1999, "method": "percentile", "random_state": 0}
     every = np.arange(len(seeds))
     ends = bootstrap((every,), tau, vectorized=False, **options).confidence_interval
-    p = float(kendalltau(there, here.mean(1)).pvalue)
+    test: Any = kendalltau(there, here.mean(1))
     verdict = "repeats" if ends.low > 0 else "is reversed" if ends.high < 0 else "is open"
     return (
         f"The published order of {len(names)} methods **{verdict}**: Kendall's τ "
-        f"{tau(every):+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] over seeds, p of no order {p:.2g}."
+        f"{tau(every):+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] over seeds, p of no order "
+        f"{test.pvalue:.2g}."
     )

@@ -131,7 +131,7 @@ class Record:
     def chosen(self, problem: str, method: str) -> float:
         """The best rate. Raises DataError where nothing is tried yet."""
         lender = self.design.borrowed.get(method, method)
-        if isinstance(lender, float):
+        if not isinstance(lender, str):
             return lender
         tried = self.tried(problem, lender)
         if not tried:

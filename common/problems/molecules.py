@@ -112,12 +112,16 @@ def read(folder: Path, beside: Path) -> Molecules:
         DataError: for a folder without the files, or a file that holds something else.
     """
     digest = hashlib.sha256(" ".join(_digests(folder).values()).encode()).hexdigest()
-    kept = beside / f"qm9-{digest[:16]}.pt"
+    return _held(folder, beside / f"qm9-{digest[:16]}.pt")
+
+
+@functools.lru_cache(maxsize=1)
+def _held(folder: Path, kept: Path) -> Molecules:
     try:
         return Molecules(*torch.load(kept, weights_only=True))
     except (OSError, RuntimeError, pickle.UnpicklingError, TypeError):  # not there, or half of one
         found = _parsed(files(folder)[:3])
-    beside.mkdir(parents=True, exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, lambda file: torch.save(tuple(found), file))
     return found
 
@@ -244,7 +248,8 @@ def parts(folder: Path, beside: Path, counts: tuple[int, int, int], draw: int) -
     level, scale = (f(atoms[: counts[0]], (0, 1)) for f in (torch.mean, torch.std))
     atoms = (atoms - level) / scale.clamp_min(1e-3)
     leaves = [leaf.split(counts) for leaf in (atoms, real, wanted)]
-    return Data(*(Part(*part) for part in zip(*leaves, strict=True)), deviation)
+    train, validation, test = (Part(*part) for part in zip(*leaves, strict=True))
+    return Data(train, validation, test, deviation)
 
 
 def described(every: Molecules) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,7 @@ TITLES = {
     "gramian": "Gramians",
     "tests": "The tests that need a device",
 }
-PIVOTED = {
-    **dict.fromkeys(("steps", "weightings"), ": "),
-    "times": ", batch ",
-}
+PIVOTED = {**dict.fromkeys(("steps", "weightings"), ": "), "times": ", batch "}
 """Parts with a line a case, and what stands before the column in the name of a measurement."""
 
 

@@ -70,10 +70,7 @@ def torchjd(kind: str) -> Weigh:
     }[kind]()
 
 
-SOLVERS: dict[str, Callable[[str], Weigh]] = {
-    "active_set": ours,
-    "TorchJD (defaults)": torchjd,
-}
+SOLVERS: dict[str, Callable[[str], Weigh]] = {"active_set": ours, "TorchJD (defaults)": torchjd}
 AUDITED = 4 * len(FAMILIES)  # problems of which weights are certified
 
 

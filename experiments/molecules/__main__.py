@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,28 +59,25 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
         except DataError:
             waiting.append(name)
     ratios = {name: {k: 100 * (x / base - 1) for k, x in of.items()} for name, of in errors.items()}
-    levels = {name: {k: float(x.mean()) for k, x in of.items()} for name, of in ratios.items()}
+    levels = {name: {k: x.mean().item() for k, x in of.items()} for name, of in ratios.items()}
     least = min(map(len, [*levels.values(), *alone.values()]))
     state = f"{least} of {len(SEEDS)} seeds" + f"; not yet: {', '.join(waiting)}" * bool(waiting)
     state += ". The verdicts are provisional" * bool(waiting or least < len(SEEDS))
     more = {}
     for name in levels:
-        spent = np.median([row[2] for k, row in record.runs.items() if k.startswith(f"{name}, ")])
+        own = [row[2] for k, row in record.runs.items() if k.startswith(f"{name}, rate ")]
         edge = " (edge)" * (name != UNTUNED and record.edge("", name))
-        more[name] = [f"{record.chosen('', name):g}{edge}", f"{spent:.0f}"]
-    parts = [
-        f"{state}.",
-        pooled.alone_table(levels, METHODS[1:], more, ["rate", "seconds", "Δm, %"]),
-    ]
-    parts.append(pooled.order(PUBLISHED, levels))
-    every = {name: zip(*of.values(), strict=True) for name, of in errors.items()}
+        more[name] = [f"{record.chosen('', name):g}{edge}", f"{np.median(own):.0f}"]
+    verdicts = pooled.alone_table(levels, METHODS[1:], more, ["rate", "seconds", "Δm, %"])
+    parts = [f"{state}.", verdicts, pooled.order(PUBLISHED, levels)]
+    every: Any = {name: zip(*of.values(), strict=True) for name, of in errors.items()}
     every["one network each"] = [np.ravel([*of.values()]) for of in alone.values()]
     table = [[k, *(pm(estimate([*map(float, x)]), 3) for x in v)] for k, v in every.items()]
     parts.append(markdown(["mean absolute error", *NAMES], table))
     ranked = sorted(levels, key=lambda name: np.mean([*levels[name].values()]))
     panels = {"Δm, %": {name: estimate([*levels[name].values()]) for name in ranked}}
     for i, title in enumerate(NAMES):
-        own = {name: [float(x[i]) for x in ratios[name].values()] for name in ranked}
+        own = {name: [x[i].item() for x in ratios[name].values()] for name in ranked}
         panels[f"{title}, %"] = {name: estimate(x) for name, x in own.items()}
     colours = {"mean": "C3"} | dict.fromkeys(ARMS, "C7")
     return "\n\n".join(parts), side_by_side(panels, colours)
@@ -121,8 +119,8 @@ def kept(cell: Cell, numbers: Numbers) -> list[float | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study or a part of it; the exit status."""
-    of = (HERE, HERE / "decisions.md", RECORD, DESIGN, performer, kept, power, shown)
-    return tuned.command(tuned.Study("python -m experiments.molecules", *of), argv)
+    name, of = "python -m experiments.molecules", (DESIGN, performer, kept, power, shown)
+    return tuned.command(tuned.Study(name, HERE, HERE / "decisions.md", RECORD, *of), argv)
 
 
 if __name__ == "__main__":

@@ -91,13 +91,10 @@ def perform(settings: Settings, cell: Cell) -> Numbers:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         net = Network()
-    count, size = settings.parts[0], settings.batch
-    epoch = count // size
-    learnt = [SINGLE.index(cell.method)] if cell.method in SINGLE else [*range(len(NAMES))]
-    if cell.method in SINGLE:
-        probe, rule = mf.losses_only(), mf.mean()
-    else:
-        probe, rule = _parts(epoch, data.deviation)[cell.method]()
+    count, size, single = settings.parts[0], settings.batch, cell.method in SINGLE
+    learnt, epoch = [*range(len(NAMES))], count // size
+    learnt = [SINGLE.index(cell.method)] if single else learnt
+    probe, rule = _parts(epoch, data.deviation)["mean" if single else cell.method]()
 
     def losses(params: Params, batch: Part) -> Tensor:
         outputs = functional_call(net, params, (batch.atoms, batch.real))

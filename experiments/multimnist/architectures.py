@@ -106,11 +106,7 @@ class TaskConditioned(nn.Module):
         super().__init__()
         first, features = stage()
         self.trunk = nn.ModuleDict(
-            {
-                "first": first,
-                "second": nn.Linear(features, width),
-                "head": head(width),
-            }
+            {"first": first, "second": nn.Linear(features, width), "head": head(width)}
         )
         # what is not shared: the features of each task's number
         self.heads = nn.ModuleList(nn.Linear(1, features, bias=False) for _ in range(2))

@@ -9,7 +9,6 @@ absolute error in the units of the published tables. 10,000 molecules test and 1
 epoch, drawn by the seed; of fewer than 100,000 molecules a tenth each.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,23 +71,17 @@ class Held:
         return Batch(Seen(atoms, pairs, real), Targets(scaled, self.std.expand(len(scaled), -1)))
 
 
-@functools.lru_cache(maxsize=1)
-def _all(folder: Path, beside: Path, stamps: tuple[int, ...]) -> molecules.Molecules:
-    return molecules.read(folder, beside)
-
-
 def read(folder: Path, seed: int, beside: Path) -> Splits[Held]:
     """Molecules divided by the seed; what was read of the text is kept in the folder `beside`.
 
     Raises:
         DataError: for a folder of another layout, or a file that holds something else.
     """
-    every = _all(folder, beside, tuple(x.stat().st_mtime_ns for x in molecules.files(folder)))
-    count = len(every.numbers)
-    held = min(HELD_OUT, count // 10)
-    order, mean, std = molecules.divided(every, (count - 2 * held, held, held), seed)
-    parts = order.split((count - 2 * held, held, held))
-    return Splits(*(Held(every, part, mean, std) for part in parts))
+    every = molecules.read(folder, beside)
+    held = min(HELD_OUT, len(every.numbers) // 10)
+    counts = len(every.numbers) - 2 * held, held, held
+    order, mean, std = molecules.divided(every, counts, seed)
+    return Splits(*(Held(every, part, mean, std) for part in order.split(counts)))
 
 
 class Network(nn.Module):

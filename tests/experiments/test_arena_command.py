@@ -12,8 +12,6 @@ from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import STATIC, Settings, arena, compete, contest, contestants, standard
 from tests.support.arena import TINY
 
-# ---- from a notebook ----
-
 
 def soft(gramian):
     return torch.softmax(-gramian.diagonal() / gramian.diagonal().amax(), -1)
@@ -87,8 +85,6 @@ def test_what_counts_as_a_rule():
         with pytest.raises(ValueError, match="problem"):
             arena(soft, problems=problems)
 
-
-# ---- the command line ----
 
 SMALL = ["--only", "conflict,vlmop2", "--against", f"mean,mgda,{STATIC}", "--seeds", "2"]
 SMALL += ["--tuning", "1", "--budget", "0.02"]

@@ -20,9 +20,6 @@ LOOK = tasks.Look(1, False)
 EVERY = tasks.tasks(8, 1, LOOK)
 
 
-# ---- views ---------------------------------------------------------------------------------------
-
-
 def test_losses_of_views_are_their_literal_loops():
     outputs = torch.randn(10, 6, dtype=torch.float64)
     nothing = torch.zeros(())
@@ -49,9 +46,6 @@ def test_losses_of_views_are_their_literal_loops():
     assert found.item() == pytest.approx(np.mean(agreement))
     (gradient,) = torch.autograd.grad(found, outputs)
     assert not gradient[:5].any()  # what the first view says is held
-
-
-# ---- data ----------------------------------------------------------------------------------------
 
 
 def python2(pixels: np.ndarray, labels: list[int]) -> bytes:
@@ -116,8 +110,6 @@ def test_a_bad_file_is_refused_and_runs_nothing(tmp_path, monkeypatch, held):
     assert not ran
 
 
-# ---- runs ----------------------------------------------------------------------------------------
-
 SHORT = train.Settings(None, tasks.CHOSEN, 3, 8, 0, 0, "cpu")
 
 
@@ -155,9 +147,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Settings:
     data._all.cache_clear()
     whole = Source(str((tmp_path / "cifar").resolve()), "")
     return train.Settings(whole, ("rotation", "consistency"), 4, 3, 0.8, 2, "cpu")
-
-
-# ---- the report and the command ------------------------------------------------------------------
 
 
 def test_command_on_a_folder(folder, tmp_path, monkeypatch):

@@ -12,8 +12,6 @@ import mtlfunc as mf
 from common.cells import Cell
 from experiments.control import grids, methods, points, sac
 
-# ---- mazes ---------------------------------------------------------------------------------------
-
 
 def literal_values(choose, moves, goal, rounds=400):
     """Sweeps of v(s) = 1 at the goal, else DISCOUNT · choose(Σ_n P(n | s, a) v(n) by action)."""
@@ -40,9 +38,6 @@ def test_values_and_best_values_are_those_of_sweeps():
         assert found[task].tolist() == pytest.approx(expected, abs=1e-12)
         best = literal_values(lambda _, ahead: max(ahead), moves, goal)
         assert float(mazes.best[task]) == pytest.approx(sum(best) / 25, abs=1e-12)
-
-
-# ---- the point mass ------------------------------------------------------------------------------
 
 
 def test_a_step_of_the_points_is_its_literal_loop():
@@ -114,9 +109,6 @@ def test_copies_give_the_step_of_the_jacobian(explored):
         torch.testing.assert_close(info.weights, reference.weights, rtol=1e-3, atol=1e-5)
         for leaf in params:
             torch.testing.assert_close(ours[leaf], theirs[leaf], rtol=1e-3, atol=1e-6)
-
-
-# ---- runs and the command ------------------------------------------------------------------------
 
 
 class Lines:

@@ -21,8 +21,6 @@ from experiments.scenes import data as dense
 from tests.support.idx import idx_bytes, write_mnist
 from tests.support.scenes import write_folder
 
-# ---- folders of the three readers ----------------------------------------------------------------
-
 
 def write_cifar(folder: Path, each: int = 20) -> None:
     draw = np.random.default_rng(0)

@@ -26,8 +26,6 @@ from experiments.multimnist import __main__ as command
 from experiments.multimnist import mnist, report, train
 from tests.support.idx import idx_bytes, write_mnist
 
-# ---- files and composition -----------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("inner", mnist.SETS["mnist"].places)
@@ -108,9 +106,6 @@ def test_published_files_are_known_by_their_bytes(tmp_path, monkeypatch):
     assert mnist.SETS["mnist"].md5[0] in warning
 
 
-# ---- architectures -------------------------------------------------------------------------------
-
-
 def test_the_lenet_is_the_official_one(tmp_path):
     """Numbers of parameters of MultiLeNetR and MultiLeNetO, and their forward pass written out."""
     settings = SHORT._replace(data=Source(str(tmp_path), ""))
@@ -138,8 +133,6 @@ def test_the_lenet_is_the_official_one(tmp_path):
                 h = h * (mf.random.uniform(keys[1 + task], (5, 50)) < 0.5)
             torch.testing.assert_close(ours, layer(F.linear, h, f"heads.{task}.out"))
 
-
-# ---- runs ----------------------------------------------------------------------------------------
 
 SHORT = train.Settings(None, 1, 1024, False, "cpu")
 
@@ -170,9 +163,6 @@ def test_a_run_that_diverges_is_reported_as_such(name):
     (bad,) = train.together(settings, [Cell(train.BASE, name, "", 1e30, 0)])
     every = (bad["score"], *(x for part in ("test", "train", "loss") for x in bad[part].values()))
     assert all(map(math.isnan, every))
-
-
-# ---- the report and the command ------------------------------------------------------------------
 
 
 def test_a_front_is_measured_with_what_is_finite():

@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,38 +17,19 @@ from common.problems import molecules
 from experiments.published import __main__ as command
 from experiments.published import celeba, cifar100, qm9, train
 
-# ---- CelebA --------------------------------------------------------------------------------------
-
-
-def write_celeba(folder: Path, count: int = 12) -> Path:
-    """Images of one colour each, with attribute j of image i 1 where i + j is even."""
-    for file in (celeba.IMAGES / "x", celeba.LABELS, celeba.PARTS):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    rows, parts = [], []
-    for i in range(count):
-        name = f"{i + 1:06}.jpg"
-        pixels = np.full((218, 178, 3), (20 * i, 100, 255 - 20 * i), np.uint8)
-        Image.fromarray(pixels).save(folder / celeba.IMAGES / name, quality=95)
-        rows.append(f"{name}  " + "  ".join("-1" if (i + j) % 2 else "1" for j in range(40)))
-        parts.append(f"{name} {i * 3 // count}")
-    head = f"{count}\n{' '.join(f'A{j}' for j in range(40))}\n"
-    (folder / celeba.LABELS).write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
-    (folder / celeba.PARTS).write_text("\n".join(parts) + "\n", encoding="utf-8")
-    return folder
-
 
 def test_celeba_is_read_as_it_is(tmp_path):
-    write_celeba(tmp_path)
+    celeba.make(tmp_path)
     parts = celeba.read(tmp_path, 0)
-    assert [len(part) for part in parts] == [4, 4, 4]
-    batch = parts.validation.take([3, 0])
-    assert batch.inputs.shape == (2, 3, 64, 64)
-    for row, i in enumerate((7, 4)):
-        colour = torch.tensor([20.0 * i, 100, 255 - 20 * i]) / 255
-        # JPEG keeps a colour to a few steps of 255
-        assert (batch.inputs[row] - colour[:, None, None]).abs().max() < 4 / 255
-        assert batch.targets[row].tolist() == [float((i + j) % 2 == 0) for j in range(40)]
-    assert len(celeba.files(tmp_path)) == 12 + 2
+    assert [len(part) for part in parts] == [32, 8, 8]
+    batch, rows = parts.validation.take([3, 0]), (tmp_path / celeba.LABELS).read_text().splitlines()
+    for row, i in enumerate((35, 32)):
+        image = Image.open(tmp_path / celeba.IMAGES / f"{i + 1:06}.jpg")
+        small = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR)) / 255
+        assert np.allclose(batch.inputs[row], small.transpose(2, 0, 1), atol=1e-6)
+        assert batch.targets[row].tolist() == [float(x == "1") for x in rows[2 + i].split()[1:]]
+        assert (batch.inputs[row].mean() > 0.5) == batch.targets[row, 0]  # as they were made
+    assert len(celeba.files(tmp_path)) == 48 + 2
 
 
 def test_f1_and_losses_are_those_of_their_definitions():
@@ -69,48 +49,27 @@ def test_f1_and_losses_are_those_of_their_definitions():
         assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
-# ---- CIFAR-100 -----------------------------------------------------------------------------------
-
-
-def write_cifar(folder: Path) -> Path:
-    """Image i of fine class f and superclass f // 5 has the first pixel f and the second i."""
-    place = folder / cifar100.INNER
-    place.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", 4), ("test", 2)):
-        fine = np.random.default_rng(1).permutation(np.repeat(np.arange(100), count))
-        data = np.random.default_rng(0).integers(0, 256, (len(fine), 3072), dtype=np.uint8)
-        data[:, 0], data[:, 1] = fine, np.arange(len(fine)) % 256
-        held = {b"data": data, b"fine_labels": fine.tolist(), b"coarse_labels": fine // 5}
-        held |= {b"filenames": [b"x"] * len(fine), b"batch_label": b"made"}
-        (place / name).write_bytes(pickle.dumps(held))
-    return folder
-
-
 def test_a_superclass_is_a_task_of_five_classes(tmp_path):
-    write_cifar(tmp_path)
+    cifar100.make(tmp_path)
     parts = cifar100.read(tmp_path, 3)
     assert [len(part) for part in parts] == [18, 2, 10]
-    batch = parts.train.take([5, 0, 17])
+    held = pickle.loads((tmp_path / cifar100.INNER / "train").read_bytes())
+    known = {x.tobytes(): fine for x, fine in zip(held[b"data"], held[b"fine_labels"], strict=True)}
+    batch, every = parts.train.take([5, 0, 17]), list[bytes]()
     assert batch.inputs.shape == (60, 3, 32, 32)
     raw = batch.inputs * parts.train.deviation[:, None, None] + parts.train.mean[:, None, None]
-    fine = raw[:, 0, 0, 0].round().long()
-    assert torch.equal(batch.targets.task, fine // 5)
-    assert torch.equal(batch.targets.label, fine % 5)
+    fine = torch.tensor([known[x.numpy().tobytes()] for x in raw.round().to(torch.uint8)])
+    assert torch.equal(batch.targets.task, fine % 20)  # the superclass that it was made of
+    assert torch.equal(batch.targets.label, fine // 20)
     # every training image is learnt from or chooses the epoch, no image does both
-    seen = [part.pixels[:, :, 0, 0, :2].flatten(0, 1).tolist() for part in parts[:2]]
-    assert sorted(map(tuple, seen[0] + seen[1])) == sorted(
-        (int(f), i % 256) for i, f in enumerate(fine_of(tmp_path))
-    )
+    for part in parts[:2]:
+        every += [x.numpy().tobytes() for x in part.pixels.flatten(0, 1)]
+    assert sorted(every) == sorted(known)
     other = cifar100.read(tmp_path, 4)
     assert not torch.equal(other.validation.pixels, parts.validation.pixels)
     assert torch.equal(other.test.pixels, parts.test.pixels)
     mine = cifar100.only(batch, 7)
-    assert set(mine.targets.task.tolist()) == {7}
-    assert len(mine.inputs) == 3
-
-
-def fine_of(folder: Path) -> list[int]:
-    return pickle.loads((folder / cifar100.INNER / "train").read_bytes())[b"fine_labels"]
+    assert {*mine.targets.task.tolist(), len(mine.inputs)} == {7, 3}
 
 
 def test_an_image_counts_for_its_own_task_alone():
@@ -130,9 +89,6 @@ def test_an_image_counts_for_its_own_task_alone():
         assert float(losses[task]) == pytest.approx(sum(each) / len(own), rel=1e-5)
         right = accuracy_score(targets.label[own], logits[own, task].argmax(1))
         assert float(found[task]) == pytest.approx(right)
-
-
-# ---- QM9 -----------------------------------------------------------------------------------------
 
 
 def test_errors_are_in_published_units(tmp_path):
@@ -164,9 +120,6 @@ def test_errors_are_in_published_units(tmp_path):
     assert qm9.score(found.tolist()) == pytest.approx(-delta)
 
 
-# ---- networks and runs ---------------------------------------------------------------------------
-
-
 def test_networks_have_the_published_sizes():
     def count(net: nn.Module) -> int:
         return sum(p.numel() for p in net.parameters())
@@ -180,9 +133,6 @@ def test_networks_have_the_published_sizes():
     message = 6 * 128 + 129 * 64**2 + 64 * 64 + 64  # NNConv: its network, its root, its bias
     recurrent = 3 * 64 * (64 + 64 + 2) + 4 * 64 * (128 + 64 + 2)
     assert count(qm9.Network()) == 12 * 64 + message + recurrent + 129 * 64 + 11 * 65
-
-
-# ---- the command ---------------------------------------------------------------------------------
 
 
 def test_command_on_files_of_ones_own(tmp_path):

@@ -15,8 +15,6 @@ from experiments.scenes import __main__ as command
 from experiments.scenes import data, metrics, published, render, report, segnet, train
 from tests.support.scenes import write_folder
 
-# ---- the renderer --------------------------------------------------------------------------------
-
 
 def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
     """Equal to the cross product of finite differences of the points, where a face goes on."""
@@ -49,9 +47,6 @@ def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
     torch.testing.assert_close(cross[smooth], seen.normal[smooth], rtol=0, atol=1e-4)
 
 
-# ---- folders -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("benchmark", "label"),
     [(data.NYUV2, "label"), (data.CITYSCAPES, "label_7"), (data.CITYSCAPES, "label")],
@@ -72,9 +67,6 @@ def test_folders_are_read_as_they_are(benchmark, label, tmp_path):
         assert np.array_equal(views.label[row], held[label])
         if benchmark is data.NYUV2:
             np.testing.assert_allclose(views.normal[row].movedim(0, -1), held["normal"], rtol=1e-6)
-
-
-# ---- networks, runs and the command --------------------------------------------------------------
 
 
 def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:

@@ -43,8 +43,6 @@ def interval(name: str, low: float, high: float) -> Numbers:
     return {name: (low + high) / 2, f"{name}, low": low, f"{name}, high": high}
 
 
-# ---- every decision of the ledger ----
-
 MADE = [name for name, decision in DECISIONS.items() if decision.conditions]
 
 
@@ -150,9 +148,6 @@ def test_no_verdict_reads_a_time():
         DECISIONS[identifier].judge(read)
         names |= {*read.asked}
     assert [x for x in names if re.search(r"\btime\b|\bseconds|microseconds|\bms\b|µs", x)] == []
-
-
-# ---- what decisions are made of ----
 
 
 def test_conditional_open_and_sided():

@@ -257,9 +257,6 @@ def test_what_cannot_be_is_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- what is drawn is what is computed ----
-
-
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
     """Once three scales drew two tasks, and labelled σ = 10 as 100."""

@@ -38,9 +38,6 @@ SHORT = ("cagrad.definitions", "gradnorm.algorithm", "mgda.counterexample", "pcg
 STOP = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
 
 
-# ---- the ledger ----
-
-
 def test_ledger_has_every_claim_once() -> None:
     """And a finding names numbers that the record has."""
     assert [row.id for row in ROWS] == list(LEDGER) == IDS
@@ -51,9 +48,6 @@ def test_ledger_has_every_claim_once() -> None:
         assert bool(row.module) == (row.kind in ("exact", "synthetic"))
         assert row.kind != "data/RL" or row.needs
         assert "{" not in filled(row.finding, kept.get(row.id, {}))
-
-
-# ---- a run ----
 
 
 def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
@@ -135,9 +129,6 @@ def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.Monke
     assert key(module, TINY._replace(seeds=3)) != first
     monkeypatch.setattr("paper_repro.report.cache.versions", lambda: "torch 1.0")
     assert key(module, TINY) != first
-
-
-# ---- side by side, and what ends a run ----
 
 
 def test_workers_find_what_one_process_finds(
@@ -276,9 +267,6 @@ def test_a_reader_that_is_gone_ends_nothing(
     assert (tmp_path / "report.html").exists()
 
 
-# ---- what stays ----
-
-
 def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> None:
     """And what has changed, was interrupted or is gone runs; what it no longer finds goes."""
     ran = "with (HERE / 'ran').open('a') as file: file.write('x')"
@@ -397,9 +385,6 @@ def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").exists()
 
 
-# ---- how long it takes ----
-
-
 def test_the_time_left_is_that_of_all_that_is_left() -> None:
     """On a machine three times as slow as the record's, which is seen from what is done."""
     names = list(reproductions())
@@ -443,9 +428,6 @@ def test_a_run_says_what_it_is_at(
     assert "questions: about" not in out  # two say too little of one another
     assert re.match(r"0 of 2 done, time left unknown; at work: pcgrad\.race \d+ s", err)
     assert re.search(r"at work: mgda\.duality \d+ s \(steps: (0|33|67|100)%\)", err)
-
-
-# ---- records of runs ----
 
 
 def test_verdicts_that_moved_are_named_with_their_numbers(

@@ -17,8 +17,6 @@ from paper_repro.mgda import (
     solvers,
 )
 
-# ---- smoothing and the naive iteration ----
-
 
 def test_naive_iteration_follows_the_smallest_product():
     rows = common.rows_of(5, 4, 6, 0)
@@ -64,9 +62,6 @@ def test_softmax_grid_is_gradient_descent_and_depends_on_rate_times_scale():
     torch.testing.assert_close(gaps[0, 16], gaps[1, 8], rtol=1e-8, atol=1e-12)
 
 
-# ---- premises and duality ----
-
-
 def test_weak_system_at_the_boundary_of_the_hull():
     """0 lies on an edge of conv{(1, 0), (-1, 0), (0, 1)}: rank P, and yet Δ = (0, -1) solves JΔ <=
     0.
@@ -78,9 +73,6 @@ def test_weak_system_at_the_boundary_of_the_hull():
     assert pareto.linear_programs(edge, weak=True).all()
     assert not pareto.linear_programs(edge, weak=False).any()
     assert not pareto.linear_programs(around, weak=True).any()
-
-
-# ---- the bound, and costs ----
 
 
 def test_no_task_is_raised_where_the_direction_is_rounding():

@@ -13,8 +13,6 @@ from paper_repro.pcgrad import (
     training,
 )
 
-# ---- the landscape and the arms ----
-
 
 def test_landscape_is_the_papers():
     x, y = 0.5, -3.0
@@ -65,9 +63,6 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
             step.update(state, None)[0] for step, state in zip((alone, lane), states, strict=True)
         ]
     torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
-
-
-# ---- training ----
 
 
 def test_maze_values_are_the_fixed_point():

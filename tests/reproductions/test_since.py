@@ -20,8 +20,6 @@ from paper_repro.since import (
     terms,
 )
 
-# ---- narrow networks ----
-
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_out_of_reach_is_what_no_weights_on_a_grid_reach(sign):
@@ -43,9 +41,6 @@ def test_out_of_reach_is_what_no_weights_on_a_grid_reach(sign):
                 assert gap < 0.03
                 decided += 1
     assert decided > 40
-
-
-# ---- training ----
 
 
 def test_a_static_lane_is_the_run_it_stands_for():
@@ -91,9 +86,6 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
     assert float(conflict.train(2, 3)[0][1, 0]) == pytest.approx(float(cosine))
 
 
-# ---- population ----
-
-
 def race() -> population.Race:
     problems = torch.func.vmap(lambda seed: population.drawn(seed, 3))(torch.arange(2))
     return population.Race(problems, mf.random.normal(mf.random.key(3), (2, 5, 3)).double())
@@ -134,9 +126,6 @@ def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
             torch.testing.assert_close(factor, torch.full_like(factor, expected))
 
 
-# ---- groups of tasks ----
-
-
 def test_a_good_choice_has_less_loss_than_a_random_one_and_orders_the_gains():
     """Gains that all seeds share: who knows them chooses well, who has them reversed badly."""
     rng = np.random.default_rng(0)
@@ -148,9 +137,6 @@ def test_a_good_choice_has_less_loss_than_a_random_one_and_orders_the_gains():
     for kept in (grouping.PAIRS, grouping.LARGER, grouping.shown()):
         assert found.correlation("known", kept) == pytest.approx(1)
         assert found.correlation("reversed", kept) == pytest.approx(-1)
-
-
-# ---- differential equations ----
 
 
 @pytest.fixture(params=physics.PROBLEMS)
