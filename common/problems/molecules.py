@@ -2,8 +2,8 @@
 
 The properties have the units of published tables: the dipole moment in debye, the polarizability in
 a₀³, ⟨R²⟩ in a₀², Cv in cal/(mol K), and in meV the energies of the orbitals, the zero-point energy,
-U₀, U, H and G. The last four are energies of atomization, as in published tables: those of the
-files less what the atoms have apart. The gap between the orbitals is none of the eleven; in 33,000
+U₀, U, H and G. The last four are energies of atomization, as in published tables: the files' own
+less those of the separate atoms. The gap between the orbitals is none of the eleven; in 33,000
 rows of the files it is one unit of its last digit off LUMO - HOMO, as all three are rounded.
 """
 
@@ -170,7 +170,7 @@ def _molecule(where: str, row: dict[str, str]) -> tuple[list[int], list[float], 
 
 
 def _list(where: str, row: dict[str, str], name: str) -> list[str]:
-    """A cell `[a,b]` or `[[a,b],[c,d]]`, flat. Its numbers may be `1.`, so that it is no JSON."""
+    """A cell `[a,b]` or `[[a,b],[c,d]]`, flat. Its numbers may be `1.`, which JSON refuses."""
     text = (row[name] or "").strip()
     if not (text.startswith("[") and text.endswith("]")):
         raise DataError(f"{where}: {name}: expected a list such as [1.,2.], got {text[:40]!r}")
@@ -208,7 +208,7 @@ def write(folder: Path, molecules: Iterable[tuple[Sequence[str], Tensor, Sequenc
 class Part(NamedTuple):
     """Some molecules."""
 
-    atoms: Tensor  # [molecule, atom, 85]: features of the atoms that are no hydrogen
+    atoms: Tensor  # [molecule, atom, 85]: features of the atoms besides hydrogen
     real: Tensor  # [molecule, atom, 1]: 1.0 for an atom, 0.0 for what fills up
     wanted: Tensor  # [molecule, property]: mean 0, deviation 1 over the molecules to learn from
 
@@ -253,7 +253,7 @@ def parts(folder: Path, beside: Path, counts: tuple[int, int, int], draw: int) -
 
 
 def described(every: Molecules) -> tuple[Tensor, Tensor]:
-    """Of the atoms that are no hydrogen: features `[molecule, atom, 85]` and which there are.
+    """Of the atoms besides hydrogen: features `[molecule, atom, 85]` and which there are.
 
     Five say which kind it is. The others are, for each kind, the sums over all other atoms of that
     kind of 16 Gaussians of their distance: a linear layer on them sums over the pairs of the atom a

@@ -50,7 +50,7 @@ class Benchmark(NamedTuple):
     schedule: str  # "constant", "cosine" to 0, or "plateau" of the validation score
     expected: str  # the folder's layout, and where it comes from, for the help
     files: Callable[[Path], list[Path]]  # all that is read
-    # of a folder, a seed, and the folder of what is kept beside the results
+    # of a folder, a seed, and the folder of the results
     read: Callable[[Path, int, Path], Splits[Any]]
     network: Callable[[int], nn.Module]  # whose widths are divided by a number; `trunk`, `heads`
     losses: Callable[[Any, Any], Float[Tensor, " task"]]  # of outputs and targets
