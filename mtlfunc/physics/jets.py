@@ -173,36 +173,26 @@ def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product)
 
 @contextmanager
 def _functions_refused() -> Iterator[None]:
-    """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets, as
-    long as some thread is inside.
-    """
-    with _INSIDE_LOCK:
-        _INSIDE.append(Function.__dict__["apply"] if not _INSIDE else _INSIDE[0])
-        if len(_INSIDE) == 1:
-            refusing: Any = classmethod(functools.partial(_refusing, _INSIDE[0]))
-            Function.apply = refusing
-    try:
-        yield
-    finally:
-        with _INSIDE_LOCK:
-            apply = _INSIDE.pop()
-            if not _INSIDE:
-                Function.apply = apply
+    """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets."""
+
+    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
+            raise NotImplementedError(
+                f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; "
+                "write it of torch's operations, or differentiate by torch.func.jacrev of jacrev"
+            )
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    with _ONE_THREAD:  # each puts back what it found
+        apply: Any = Function.__dict__["apply"]
+        Function.apply = classmethod(refusing)  # pyright: ignore
+        try:
+            yield
+        finally:
+            Function.apply = apply
 
 
-_INSIDE: list[Any] = []
-_INSIDE_LOCK = threading.Lock()
-
-
-def _refusing(apply: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
-    if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
-        raise NotImplementedError(
-            f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; write it "
-            "of torch's operations, or differentiate by torch.func.jacrev of jacrev"
-        )
-    return apply.__get__(None, cls)(*args, **kwargs)
-
-
+_ONE_THREAD = threading.RLock()
 _KINKED = re.compile(
     "relu_?|relu6|leaky_relu|prelu|rrelu|elu|selu|celu|abs|absolute|clamp|clamp_min|clamp_max|"
     "hardtanh|hardswish|hardsigmoid|hardshrink|softshrink|threshold|maximum|minimum"
@@ -314,11 +304,10 @@ def _linear(input: Jet, weight: Any, bias: Any = None) -> Jet:
 def _matmul(input: Any, other: Any) -> Jet:
     first = isinstance(input, Jet)  # its rows may be the points; those of the second are summed
     jet, beside = (input, other) if first else (other, input)
-    if jet.ndim < 3 - first or (beside.ndim > 2 and jet.ndim < 3):
+    two = isinstance(beside, Jet)  # a product a point
+    if jet.ndim < (3 if two or beside.ndim > 2 else 3 - first) or (two and beside.ndim < 3):
         raise _mixes(f"matmul of {list(input.shape)} by {list(other.shape)}")
-    if isinstance(beside, Jet):
-        if min(jet.ndim, beside.ndim) < 3:
-            raise _mixes(f"matmul of {list(input.shape)} by {list(other.shape)}")
+    if two:
         return _bilinear(torch.matmul, jet, jet.of(_blocks(jet, beside)))
     beside = beside if beside.ndim < 3 else _blocks(jet, beside)[0]
     return _at_once(jet, lambda y: y @ beside if first else beside @ y)
@@ -477,10 +466,8 @@ def _to(input: Any, *args: Any, **kwargs: Any) -> Any:
     args = tuple(x.blocks[0] if _is_jet(x) else x for x in args if x is not None)
     if not isinstance(input, Jet):
         return input.to(*args, **kwargs)
-    value = input.blocks[0].to(*args, **kwargs)
-    if not value.is_floating_point():  # steps, whose derivatives are 0
-        return value[:, 0]
-    return input.of(y.to(*args, **kwargs) for y in input.blocks)
+    every = [y.to(*args, **kwargs) for y in input.blocks]
+    return input.of(every) if every[0].is_floating_point() else every[0][:, 0]  # a step's is 0
 
 
 def _of_values(method: Any) -> Callable[..., Any]:
@@ -526,6 +513,11 @@ def _layer_norm(
     return x if bias is None else x + bias
 
 
+def _softmax(input: Jet, dim: int, _stacklevel: Any = None, dtype: Any = None) -> Jet:
+    shifted = input.to(dtype or input.dtype) - input.blocks[0][:, 0].detach().amax(dim, True)
+    return (e := shifted.exp()) / e.sum(dim, keepdim=True)
+
+
 def _softplus(input: Any, beta: float | int = 1, threshold: float | int = 20) -> Jet:
     if threshold < 20:  # from there on it is x to a relative 1e-10
         raise NotImplementedError(f"f: jets know softplus with a threshold >= 20, not {threshold}")
@@ -548,10 +540,7 @@ _TAYLOR: dict[str, Callable[[Tensor], Blocks]] = {  # the k-th derivative over k
         *(z.erf(), s := (-z * z).exp() * 2 / math.pi**0.5, -z * s, (2 * z * z - 1) * s / 3),
     ),
     "softplus": lambda z: (
-        F.softplus(z),
-        y := z.sigmoid(),
-        s := y * (1 - y) / 2,
-        s * (1 - 2 * y) / 3,
+        *(F.softplus(z), y := z.sigmoid(), s := y * (1 - y) / 2, s * (1 - 2 * y) / 3),
     ),
     "relu": lambda z: (z.relu(), (z > 0).to(z.dtype)),
 }
@@ -620,15 +609,7 @@ _OPERATIONS = _spelled(
             if approximate == "none"
             else input * 0.5 * (1 + ((input + input**3 * 0.044715) * (2 / math.pi) ** 0.5).tanh())
         ),
-        "softmax": lambda input, dim, _stacklevel=3, dtype=None: (
-            (
-                e := (
-                    input.to(dtype or input.dtype)
-                    - input.blocks[0][:, 0].detach().amax(dim, keepdim=True)
-                ).exp()
-            )
-            / e.sum(dim, keepdim=True)
-        ),  # any shift gives the same
+        "softmax": _softmax,
         "prod": lambda input, dim, keepdim=False: functools.reduce(
             _multiply, input.split(1, dim) if keepdim else input.unbind(dim)
         ),
