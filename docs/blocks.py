@@ -34,6 +34,14 @@ def day(path: Path) -> str:
     return datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
 
 
+def day_in(text: str) -> str:
+    """The first day that a text names."""
+    found = re.search(r"\b20\d\d-\d\d-\d\d\b", text)
+    if not found:
+        raise SystemExit(f"no day is named in {text[:60]!r}")
+    return found[0]
+
+
 def marked(name: str, *parts: str) -> str:
     """A part of a page that a program writes between its markers."""
     return "\n\n".join([f"<!-- {name} -->", *parts, f"<!-- end of {name} -->"])

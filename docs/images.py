@@ -58,32 +58,26 @@ def write(left: Path, found: Mapping[str, Any]) -> None:
 
 
 def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
-    """Of the README: by set, which rules are shown to differ from the mean loss, all intervals of a
-    set together, and which of these had their best rate at the edge, as the page's table says.
+    """Of the README: which rules are shown to differ from the mean loss on which set, all intervals
+    of a set together; and which of these had their best rate at the edge, as the page's table says.
     """
-    parts = []
-    lengths = {
-        kind: f" ({found['settings']['epochs']} epochs, {len(found['seeds'])} seeds)"
-        for kind, found in kept.items()
-    }
-    (every, *others) = dict.fromkeys(lengths.values())
+    shown, count = [], 0
     for kind, found in kept.items():
         own = accuracies(BASE, found["accuracies"][BASE])[BASE]
         del own[BOTH]
-        rivals, table = against(own, "mean"), part(page, _block(kind))
-        shown = [
-            f"{name} ({gain.mean:+.1f} points{_edge(table, name)})"
-            for name, gain in rivals.items()
-            if gain.low > 0 or gain.high < 0
-        ]
-        of = SETS[kind] + (lengths[kind] if others else "")
-        parts.append(f"on {of} {', '.join(shown) or 'none'} of {len(rivals)}")
-    return (
-        f"**Real images**, hard sharing{'' if others else every}: "
-        f"shown to differ from the mean loss are {'; '.join(parts)}."
-    )
+        rivals = against(own, "mean")
+        count += len(rivals)
+        for name, gain in rivals.items():
+            if gain.low > 0 or gain.high < 0:
+                side = "better" if gain.low > 0 else "worse"
+                edge = _edge(part(page, _block(kind)), name)
+                shown.append(f"{name} is {side} on {SETS[kind]}{edge}")
+    seeds = " and ".join(dict.fromkeys(str(len(found["seeds"])) for found in kept.values()))
+    said = "shows" if len(shown) == 1 else "show"
+    return f"""On real images, with {seeds} seeds, {len(shown)} of {count} comparisons with the mean
+        loss {said} a difference{": " + ", ".join(shown) if shown else ""}."""
 
 
 def _edge(table: str, rule: str) -> str:
     row = re.search(rf"^\| {BASE} +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
-    return ", rate at the edge" if row and "(edge)" in row[0] else ""
+    return " (its rate at the edge of the grid)" if row and "(edge)" in row[0] else ""

@@ -132,9 +132,6 @@ def front() -> str:
     """The README up to its commands, with the site's links."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = text[text.index("\n") : text.index("## Three uses")]
-    raw = "```{raw} html\n:file: %s.svg\n```\n"  # CSS shows one of them
-    drawing = f"::::{{container}} flow\n{raw % 'flow'}{raw % 'flow-narrow'}::::"
-    text = re.sub(r"!\[[^]]*\]\(docs/flow\.svg\)", lambda _: drawing, text)
     return text.replace("](docs/", "](").strip()
 
 

@@ -40,10 +40,9 @@ from pathlib import Path
 from typing import Any
 
 from docs import front, full, images, physics, versions
-from docs.blocks import bullets, day, marked, paragraph, replaced, row_of
+from docs.blocks import bullets, day, marked, paragraph, replaced
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
-    PART,
     REPRODUCTIONS,
     ROOT,
     check_draw,
@@ -69,7 +68,6 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.networks import PROBLEMS
 from experiments.benchmarks.record import described
-from paper_repro.gradnorm.paper_size import AT_BEST
 from paper_repro.report import images as judged_images
 from paper_repro.report import standins
 
@@ -359,29 +357,18 @@ def summary(page: str) -> str:
 
     flowing = " ".join(page.split())
     count = judged_counts(standing())
-    best = row_of(page, AT_BEST)["ratio"]
-    ratio, interval = best.removesuffix("]").split(" [")
-    settled = re.search(r"\bSettled: next to the best rates", flowing)
-    length = said(r"regression\*\* \([^)]*, (\d+ steps, \d+ seeds)\)")
     contestants = said(r"average rank of ([0-9]+)")
     against = said(r"Against mean, one rule at a time: (better [^;.]*)[;.]")
-    arena = page[page.index("**Arena**") :]
-    first = arena.split("\n\n")[1].split(" [")[0].rsplit(" ", 1)[0]
     better = against.removeprefix("better ")
-    who = "none is" if better == "none" else f"{better} are"
+    who, are = ("none", "is") if better == "none" else (better, "are")
     lines = [
-        f"""**The papers' {count["all"]} claims**: of {count["judged"]} that were judged as they are
-        stated {count["holds"]} hold, {count[PART]} hold under a condition that the page names,
-        {count["does not hold"]} do not hold, {count["inconclusive"]} stay open; of
-        {count["judged, stand-in"]} judged on other data than the paper's
-        {count["holds, stand-in"]} hold, {count[f"{PART}, stand-in"]} under a condition,
-        {count["does not hold, stand-in"]} do not, {count["inconclusive, stand-in"]} stay open.""",
-        f"""**GradNorm on its own toy problem** ({length}, best learning rates): its test loss is
-        {ratio} [{interval}] times that of equal weights, so {"they" if settled else "nothing"}
-        {"differ" if settled else "is decided"}.""",
+        f"""Of {count["judged"]} claims that we judged as the papers state them,
+        {count["holds"]} hold.""",
+        f"""{count["does not hold"]} do not hold, and [the others](docs/claims.md) hold under a
+        condition or stay open.""",
         images.sentence(judged_images.kept(), page),
-        f"""**An arena of {contestants} methods** on small problems, each at its best learning rate:
-        {who} significantly better than the mean loss, and {first} has the best average rank.""",
+        f"""On small problems, each at its best learning rate, {who} of {contestants} methods {are}
+        significantly better than the mean loss.""",
     ]
     return marked("summary", bullets(lines))
 

@@ -8,11 +8,11 @@ from statistics import median
 
 import mtlfunc as mf
 from docs.blocks import marked, paragraph, part, row_of
-from docs.front import MGDA, SAMPLES
 from experiments.benchmarks import gpu_report, record
 from mtlfunc.core.files import write_whole
 
 KEPT = gpu_report.KEPT.parent / "versions.json"
+MGDA, SAMPLES = "min-norm (MGDA) | 32", "MLP 3×512, 128 samples"
 OVER = "mf.Balancer / shortest loop"
 WEIGHTINGS = "64 weightings of 128 samples, MLP 3×512 / plain step"
 Ratios = dict[str, float]

@@ -21,7 +21,7 @@ from mtlfunc.guide import guide
 from tests.support import ROOT, python
 
 DOCS = ROOT / "docs"
-MOST_WORDS = 29_978
+MOST_WORDS = 29_976
 README = (ROOT / "README.md").read_text()
 RULES = set(pages.RULES)
 
@@ -39,15 +39,14 @@ def checked(path: Path) -> dict:
 
 def test_readme_is_a_front_page_and_runs():
     lines = README.splitlines()
-    assert len(lines) <= 130
+    assert len(lines) <= 100
+    assert len(README.split()) <= 650
     assert {"```diff", "```python"} <= {*lines[:40]}, "code on the first screen"
     opening = README[: README.index("```")]
     for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
         assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
     scope = checked(ROOT / "README.md")
     assert scope["info"].weights.shape == (3,)
-    assert scope["study"].shape == (3, 3)
-    assert scope["study"].isfinite().all()
 
 
 def results_part(text: str) -> str:
@@ -265,7 +264,6 @@ def test_a_release_writes_the_readmes_links_out(tmp_path):
         path = target.removeprefix(f"{home}/blob/v1.2.3/").removeprefix(f"{home}/raw/v1.2.3/")
         assert path != target, target
         assert (ROOT / path.partition("#")[0]).exists(), target
-    assert f"{home}/raw/v1.2.3/docs/flow.svg" in targets
 
 
 @pytest.mark.parametrize("module", ["paper_repro", "experiments.multimnist", "experiments.arena"])
