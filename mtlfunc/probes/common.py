@@ -220,13 +220,14 @@ def check_present(present: Present | None) -> None:
 
 
 def fixed(which: Select) -> Select:
-    """A choice of parameters for every step: an iterator would be used up by the first, and a module
-    is no function of a probe.
+    """A choice of parameters for every step: an iterator is used up by the first, and a module is
+    no function of a probe.
     """
     if isinstance(which, nn.Module):
         return (which,)
-    whole = isinstance(which, str | Tensor | tuple) or not isinstance(which, Iterable)
-    return which if whole else tuple(which)
+    if isinstance(which, str | Tensor | tuple) or not isinstance(which, Iterable):
+        return which
+    return tuple(which)
 
 
 def is_empty(state: State) -> bool:
