@@ -176,7 +176,7 @@ def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answer
     home, failed = (torch.get_default_dtype(), torch.get_num_threads()), None
     jobs = {executor.submit(_work, *home, f, pickle.dumps(x)): x.flat for x in points.chunks()}
     try:
-        for job in futures.as_completed(jobs):
+        for job in _as_they_come([*jobs]):
             try:
                 yield jobs[job], job.result()
             except futures.CancelledError:
@@ -194,6 +194,16 @@ def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answer
         elif not hasattr(failed, "__notes__"):  # no error of f's own
             failed.add_note("grid: workers import f from the top level of a module")
         raise failed
+
+
+def _as_they_come(jobs: list[Any]) -> Iterator[Any]:
+    """Futures of any library as they end; in order those that cannot tell."""
+    while jobs:
+        ended = [job for job in jobs if not hasattr(job, "done") or job.done()]
+        yield from ended
+        jobs = [job for job in jobs if job not in ended]
+        if jobs and not ended:
+            time.sleep(0.01)
 
 
 class _Points:
