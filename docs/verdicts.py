@@ -83,9 +83,9 @@ def hanging(claims: dict[str, dict]) -> str:
     machines = "; ".join(f"{name}: {run.machine}, {run.day}" for name, run in runs.items())
     hung = {x: sum(bool(claim.get(x)) for claim in claims.values()) for x in MARKS}
     first = paragraph(
-        f"""The verdict is that of record: what the largest run says that decides. That is one at
-        the papers' own sizes (`--full`, hours: [times](benchmarks.md)) if a question has one and
-        it decides, else the default run. Where the default run says otherwise the column *hangs on*
+        f"""A verdict is taken from the largest run that decides. If a question has a run at the
+        papers' own sizes (`--full`, hours: [times](benchmarks.md)) and it decides, it is that one.
+        Otherwise it is the default run. Where the default run says otherwise the column *hangs on*
         has its verdict: compare a default run of yours with that, and on other rows with the
         verdict. Other random numbers (`--draw 1`), processors and
         arithmetics mark the row and never outvote it. {hung["runs"]} verdicts hang on the run,
