@@ -44,7 +44,7 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, each) in zip(axes, panels.items(), strict=True):
         for i, value in enumerate(each.values()):
-            bar(ax, float(i), value, f"C{i % 10}")
+            bar(ax, float(i), value, "C0")
         ax.set_yticks(range(len(each)), list(each))
         ax.set(xlabel=title, ylim=(len(each) - 0.5, -0.5))
         ax.grid(axis="x", alpha=0.3)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 FIGURES = {
     "multimnist": "Loss of accuracy against two networks, gain on the mean loss, and the gap "
     "between training and test accuracy, of every rule in plain hard sharing",
-    "accuracies": "Accuracy of the left and the right image, of every rule",
+    "accuracies": "Gains of every rule on the mean loss for the left and the right image, with "
+    "95 % intervals, one at a time",
     "fronts": "Test losses of four fronts at five preferences each",
 }
 

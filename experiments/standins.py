@@ -101,9 +101,6 @@ class StandIn(NamedTuple):
     judge: Callable[[Values], Judged]
 
 
-# ---- what the studies measured ----
-
-
 def values(study: str, results: Mapping[str, Any]) -> Values:
     """One number a seed of every measure and method; accuracies and Δm in per cent."""
     if study in ("digits", "multimnist"):
@@ -146,9 +143,6 @@ def _scenes(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
         task: {name: gain(tests, every) for name, tests in joint.items()}
         for task, every in names.items()
     }
-
-
-# ---- criteria ----
 
 
 def levels(found: Values, measure: str, sign: int = 1) -> dict[str, Estimate]:

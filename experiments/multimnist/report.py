@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.intervals import Estimate, against, bracket, estimate, paired, pm
@@ -115,10 +116,11 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
             lines.append([*line, f"{row.parameters:,}", f"{row.step_ms:.2f}"])
     columns = ["setting", "method", "left, %", "right, %", "Δm, %", "less mean's, points"]
     columns += ["training − test, points", "rate", "parameters", "step, ms"]
+    mine = every[BASE] if _published(found, settings) else {}
     theirs = [
-        [name, " and ".join(f"{x:.2f}" for x in values), _levels(every[BASE][name])]
-        for name, values in THEIRS.items()
-        if _published(found, settings) and name in every[BASE]
+        [x, " and ".join(f"{v:.2f}" for v in them), " and ".join(map(pm, mine[x].test.values()))]
+        for x, them in THEIRS.items()
+        if x in mine
     ]
     fronts = [
         [name, pm(estimate(values)) if len(values) > 1 else f"{values[0]:.2f}"]
@@ -139,10 +141,6 @@ def _published(found: Found, settings: Mapping[str, Any]) -> bool:
 
 def _part(columns: list[str], lines: list[list[str]]) -> list[str]:
     return [markdown(columns, lines), ""] if lines else []
-
-
-def _levels(row: Row) -> str:
-    return " and ".join(pm(value) for value in row.test.values())
 
 
 def volumes(found: Found) -> dict[str, list[float]]:
@@ -179,10 +177,12 @@ def _said(found: Found, every: Mapping[str, dict[str, Row]]) -> list[str]:
         by_setting = "; ".join(f"{name}: {below_alone(row)}" for name, row in joint.items())
         lines.append(f"**Mean loss against one task alone, by task** — {by_setting}.")
         gaps = "; ".join(f"{name}: {bracket(row.gap_above, 1)}" for name, row in joint.items())
+        alone = {name: sum(every[name][x].step_ms for x in ALONE.values()) for name in joint}
+        times = (f"{name} {row.step_ms / alone[name]:.2f}" for name, row in joint.items())
         lines.append(
             "**One network for both** — its gap between training and test accuracy less "
             f"that of two separate ones, points: {gaps}. Processor time of a step over that of the "
-            f"two: {', '.join(f'{name} {_time(every[name]):.2f}' for name in joint)}."
+            f"two: {', '.join(times)}."
         )
     if WIDE in joint and BASE in every:
         less = paired(both(found.runs[WIDE], MEAN, "test"), both(found.runs[BASE], "alone", "test"))
@@ -191,10 +191,6 @@ def _said(found: Found, every: Mapping[str, dict[str, Row]]) -> list[str]:
             f"mean accuracy of both tasks, points: {bracket(less)}."
         )
     return lines
-
-
-def _time(methods: Mapping[str, Row]) -> float:
-    return methods[MEAN].step_ms / sum(methods[name].step_ms for name in ALONE.values())
 
 
 def _notes(found: Found, plan: Plan, settings: Mapping[str, Any]) -> list[str]:
@@ -243,42 +239,51 @@ def figures(found: Found) -> dict[str, Figure]:
         drawn["multimnist" + f"-{setting}".replace(" ", "-") * (i > 0)] = intervals(
             {what: {k: getattr(x, own) for k, x in rules.items()} for what, own in panels.items()}
         )
-    if BASE in found.runs:
-        drawn["accuracies"] = _scatter(found.runs[BASE], "test", "accuracy, %", 100.0)
+    if BASE in found.runs and MEAN in found.runs[BASE]:
+        drawn["accuracies"] = _gains(found.runs[BASE])
     if found.fronts:
-        drawn["fronts"] = _scatter({}, "loss", "test loss", 1.0, found.fronts)
+        drawn["fronts"] = _fronts(found.fronts)
     return drawn
 
 
-def _scatter(
-    methods: Mapping[str, Runs],
-    part: str,
-    what: str,
-    scale: float,
-    fronts: Mapping[str, Mapping[str, Runs]] | None = None,
-) -> Figure:
-    """Means over the seeds, left against right; the networks alone as two lines."""
-    fig = Figure(figsize=(6, 4.5), layout="constrained")
-    ax = fig.subplots()
+def _gains(methods: Mapping[str, Runs]) -> Figure:
+    """Gains on the mean loss with their intervals, left against right; networks alone as lines."""
+    fig, ax = _panel("accuracy less the mean loss's, points")
 
-    def mean(runs: Runs, task: str) -> float:
-        return scale * float(np.mean([run[part][task] for run in runs]))
+    def gain(name: str, task: str) -> Estimate:
+        ours, means = (accuracies(methods[x], "test", task) for x in (name, MEAN))
+        return paired(ours, means)
 
-    rows = {name: [runs] for name, runs in methods.items()}
-    rows |= {name: list(front.values()) for name, front in (fronts or {}).items()}
-    for i, (name, points) in enumerate(rows.items()):
-        if name in ALONE.values():
-            task = name.removesuffix(" alone")
-            line = ax.axvline if task == TASKS[0] else ax.axhline
-            line(mean(points[0], task), color="0.6", lw=1, ls="--", label=name)
-        else:
-            left, right = ([mean(runs, task) for runs in points] for task in TASKS)
-            style = "o-" if len(points) > 1 else "osD^vPX"[i % 7]
-            ax.plot(left, right, style, color=f"C{i % 10}", label=name, ms=5)
-    ax.set(xlabel=f"left, {what}", ylabel=f"right, {what}")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    rules = [name for name in methods if name not in (MEAN, *ALONE.values())]
+    rules.sort(key=lambda name: gain(name, TASKS[1]).mean)
+    for name, height in zip(rules, np.linspace(0.02, 0.98, len(rules)), strict=True):
+        x, y = (gain(name, task) for task in TASKS)
+        reach = [[each.mean - each.low] for each in (y, x)]  # both ways
+        ax.errorbar(x.mean, y.mean, *reach, fmt="o", ms=4, color="C0", lw=0.6)
+        line, beside = {"arrowstyle": "-", "color": "0.7", "lw": 0.6}, (1.03, height)
+        ax.annotate(name, (x.mean, y.mean), beside, textcoords="axes fraction", arrowprops=line)
+    ax.plot(0, 0, "k+", ms=12, mew=2, label="mean loss")
+    for task, draw, style in zip(TASKS, (ax.axvline, ax.axhline), ("--", ":"), strict=True):
+        draw(gain(ALONE[task], task).mean, color="k", lw=1, ls=style, label=ALONE[task])
+    ax.legend()
     return fig
+
+
+def _fronts(fronts: Mapping[str, Mapping[str, Runs]]) -> Figure:
+    """Mean test losses over the seeds, left against right, a line for each front."""
+    fig, ax = _panel("test loss")
+    for name, front in fronts.items():
+        losses = [[[run["loss"][t] for t in TASKS] for run in runs] for runs in front.values()]
+        ax.plot(*np.mean(losses, 1).T, "o-", label=name, ms=5)
+    ax.legend()
+    return fig
+
+
+def _panel(what: str) -> tuple[Figure, Axes]:
+    fig = Figure(figsize=(6.5, 4.5), layout="constrained")
+    ax = fig.add_subplot(xlabel=f"left, {what}", ylabel=f"right, {what}")
+    ax.grid(alpha=0.3)
+    return fig, ax
 
 
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
