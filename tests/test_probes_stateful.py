@@ -374,8 +374,9 @@ def test_excess_risk_of_scalar_parameters():
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():
     net = nets[0]
-    for which in (SHARED, net.trunk, str.islower, net.trunk[0].weight):
+    for which in (SHARED, str.islower, net.trunk[0].weight):
         assert fixed(which) is which
+    assert fixed(net.trunk) == (net.trunk,)
     first = fixed(net.trunk.parameters())
     assert isinstance(first, tuple)
     assert [id(leaf) for leaf in first] == [id(leaf) for leaf in net.trunk.parameters()]
