@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from matplotlib import pyplot
 
 import mtlfunc as mf
 from docs import outputs, pages
@@ -31,6 +32,7 @@ RUN = [path for path in RUN if path.name != "index.md"]
 
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_page_runs_and_prints_what_it_shows(path):
+    pyplot.close("all")  # those of other pages
     ran = list(outputs.run(path.read_text(encoding="utf-8"), path.name))
     assert ran, "a page without code"
     if all(block.printed is None for block in ran):
