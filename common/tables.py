@@ -37,17 +37,24 @@ def bar(ax: Axes, place: float, value: Estimate | None, colour: str, hollow: boo
         ax.errorbar(value.mean, place, xerr=reach, fmt="o", ms=5, color=colour, mfc=face, capsize=3)
 
 
+def _panel(
+    ax: Axes, title: str, each: Mapping[str, Estimate | None], colours: Mapping[str, str]
+) -> None:
+    """A mean with its interval for every name, the first on top."""
+    for i, (name, value) in enumerate(each.items()):
+        bar(ax, float(i), value, colours.get(name, "C0"))
+    ax.set_yticks(range(len(each)), list(each))
+    ax.set(xlabel=title, ylim=(len(each) - 0.5, -0.5))
+    ax.grid(axis="x", alpha=0.3)
+
+
 def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
     """A panel a title: a mean with its interval for every name."""
     most = max(len(each) for each in panels.values())
     fig = Figure(figsize=(4.6 * len(panels), 1.2 + 0.3 * most), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, each) in zip(axes, panels.items(), strict=True):
-        for i, value in enumerate(each.values()):
-            bar(ax, float(i), value, "C0")
-        ax.set_yticks(range(len(each)), list(each))
-        ax.set(xlabel=title, ylim=(len(each) - 0.5, -0.5))
-        ax.grid(axis="x", alpha=0.3)
+        _panel(ax, title, each, {})
         if any(value is not None and value.low <= 0 for value in each.values()):
             ax.axvline(0, color="0.6", lw=1)
     return fig
@@ -56,19 +63,13 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
 def side_by_side(
     panels: Mapping[str, Mapping[str, Estimate | None]], colours: Mapping[str, str]
 ) -> Figure:
-    """As `intervals`, of the same names in all panels, four in a row."""
-    rows, names = -(-len(panels) // 4), [*next(iter(panels.values()))]
-    height = rows * (0.8 + 0.17 * len(names))
-    fig = Figure(figsize=(13, height), layout="constrained")
-    for ax, (title, each) in zip(
-        fig.subplots(rows, 4, sharey=True, squeeze=False).flat, panels.items(), strict=False
-    ):
-        for i, name in enumerate(names):
-            bar(ax, float(i), each[name], colours.get(name, "C0"))
+    """As `intervals`, of the same names in the same order in all panels, four in a row."""
+    rows, names = -(-len(panels) // 4), len(next(iter(panels.values())))
+    fig = Figure(figsize=(13, rows * (0.8 + 0.17 * names)), layout="constrained")
+    axes = fig.subplots(rows, 4, sharey=True, squeeze=False).flat
+    for ax, (title, each) in zip(axes, panels.items(), strict=False):
+        _panel(ax, title, each, colours)
         ax.axvline(0, color="0.6", lw=1)
-        ax.set_yticks(range(len(names)), names)
-        ax.set(xlabel=title, ylim=(len(names) - 0.5, -0.5))
-        ax.grid(axis="x", alpha=0.3)
     return fig
 
 

@@ -259,9 +259,8 @@ def described(every: Molecules) -> tuple[Tensor, Tensor]:
     kind of 16 Gaussians of their distance: a linear layer on them sums over the pairs of the atom a
     learnt function of kind and distance.
     """
-    order = (
-        (every.numbers <= 1).long().argsort(stable=True, dim=1)
-    )  # hydrogens and nothing come last
+    # hydrogens and nothing come last
+    order = (every.numbers <= 1).long().argsort(stable=True, dim=1)
     numbers = every.numbers.gather(1, order)
     places = every.places.gather(1, order[..., None].expand_as(every.places))
     most = int((numbers > 1).sum(1).max())
