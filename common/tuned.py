@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from mtlfunc.core.files import write_whole
 
 from . import sources
-from .arguments import at_least, existing_folder, folder
+from .arguments import at_least, device, existing_folder, folder
 from .cells import Cell, sources_of
 from .command import alone_in
 from .files import DataError
@@ -190,27 +190,38 @@ class Study(NamedTuple):
     decisions: Path  # what was decided beforehand, which `--help` prints
     kept: Path  # the record of the repository
     design: Design
-    # of the folders of the data and of the results, and the problems: from a cell to its numbers
-    perform: Callable[[Path, Path, Sequence[str]], Callable[[Cell], Numbers]]
+    # of the folders of the data and of the results, the problems and the device: from cells of one
+    # problem and method to the numbers of each
+    perform: Callable[[Path, Path, Sequence[str], str], Callable[[Sequence[Cell]], list[Numbers]]]
     numbers: Callable[[Cell, Numbers], Sequence[float | None]]  # what the record keeps of them
     power: Callable[[Record], str]
     shown: Callable[[Record], tuple[str, Figure | None]]
 
 
-def _run(study: Study, data: Path, record: Record, out: Path, workers: int) -> None:
-    """Everything that is left, one run after the other into the record."""
-    run = study.perform(data, out, study.design.problems)
+def _run(
+    study: Study, data: Path, record: Record, out: Path, workers: int, device: torch.device
+) -> None:
+    """Everything that is left, into the record: run after run, or on a device all of a problem and
+    method that differ in rate and seed as one program.
+    """
+    run = study.perform(data, out, study.design.problems, str(device))
     code = sources.key(sources_of(study.here), torch.__version__)[:16]
-    made = f"{processor()}, torch {torch.__version__}, code {code}"
+    where = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    made = f"{where}, torch {torch.__version__}, code {code}"
     for doing, cells in to_do(record):
+        jobs: dict[object, list[Cell]] = {}
+        for cell in cells:
+            whose = cell if device.type == "cpu" else (cell.problem, cell.method)
+            jobs.setdefault(whose, []).append(cell)
         with Progress(len(cells), doing, "runs") as progress:
 
-            def hear(cell: Cell, numbers: Numbers, progress: Progress = progress) -> None:
+            def hear(job: list[Cell], found: list[Numbers], progress: Progress = progress) -> None:
                 sources.check()
-                record.add(cell, study.numbers(cell, numbers), made)
-                progress.update(note=str(cell))
+                for cell, numbers in zip(job, found, strict=True):
+                    record.add(cell, study.numbers(cell, numbers), made)
+                    progress.update(note=str(cell))
 
-            perform_all(run, cells, workers, hear)
+            perform_all(run, [*jobs.values()], workers, hear)
 
 
 def _again(study: Study, given: argparse.Namespace, record: Record) -> str:
@@ -218,8 +229,8 @@ def _again(study: Study, given: argparse.Namespace, record: Record) -> str:
     problem = getattr(given, "set", "")
     cell = Cell(problem, given.method, "", record.chosen(problem, given.method), given.seed)
     found: list[float | None] = []
-    run = study.perform(given.data, given.out, [problem])
-    perform_all(run, [cell], 1, lambda cell, made: found.extend(study.numbers(cell, made)))
+    run = study.perform(given.data, given.out, [problem], "cpu")
+    perform_all(run, [[cell]], 1, lambda _, made: found.extend(study.numbers(cell, made[0])))
     there = record.runs.get(str(cell))
     return f"{cell}: {found}; the record has {there[1:] if there else 'no such run'}"
 
@@ -243,6 +254,8 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
         usual = study.here / "out" / study.name.split(".")[-1]
         part.add_argument("--out", type=folder, default=usual, metavar="FOLDER")
     run.add_argument("--workers", type=at_least(1), default=1, metavar="N")
+    said = "a CUDA device trains all rates and seeds of a method as one program"
+    run.add_argument("--device", type=device, default=torch.device("cpu"), help=said)
     one.add_argument("method", choices=study.design.methods)
     if study.design.problems != ("",):
         one.add_argument("set", choices=study.design.problems)
@@ -262,7 +275,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
             print(_again(study, given, record))
         else:
             with alone_in(given.out):
-                _run(study, given.data, record, given.out, given.workers)
+                _run(study, given.data, record, given.out, given.workers, given.device)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -104,11 +104,13 @@ def power(record: tuned.Record) -> str:
     return markdown(columns, lines)
 
 
-def performer(data: Path, out: Path, problems: Sequence[str]) -> functools.partial[Numbers]:
-    """Of a cell. Raises DataError for other files than the known ones."""
+def performer(
+    data: Path, out: Path, problems: Sequence[str], device: str
+) -> functools.partial[list[Numbers]]:
+    """Of cells of one method. Raises DataError for other files than the known ones."""
     if other := molecules.checked(data):
         raise DataError(f"{data}: {other}. Expected {molecules.EXPECTED}")
-    return functools.partial(perform, Settings(data, out))
+    return functools.partial(perform, Settings(data, out, device=device))
 
 
 def kept(cell: Cell, numbers: Numbers) -> list[float | None]:

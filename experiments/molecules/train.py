@@ -2,23 +2,24 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from common.cells import Cell, Refusal
+from common.device import alone, replayed
 from common.problems import molecules
 from common.problems.molecules import FEATURES, NAMES, Part
 from common.study import Numbers
 from mtlfunc import Probe, Rule
-from mtlfunc.types import Params
+from mtlfunc.types import Info, Params, TrainState
 
 UNTUNED, RAW = "mean, untuned", "mean, raw units"
 SINGLE = tuple(f"{name} alone" for name in NAMES)
@@ -33,6 +34,7 @@ class Settings(NamedTuple):
     draw: int = 0  # the seed of that division
     epochs: int = 30
     batch: int = 128
+    device: str = "cpu"
 
 
 class Network(nn.Module):
@@ -54,7 +56,7 @@ def _parts(epoch: int, deviation: Tensor) -> dict[str, Callable[[], tuple[Probe,
     plain, rows = mf.losses_only(), mf.jacobian("trunk.*")
     # squares of what is in debye, a₀³, eV and so on: of energies in meV a millionth
     raw = torch.tensor([1e-6 if molecules.COLUMNS[x].endswith("_au") else 1.0 for x in NAMES])
-    raw = raw * deviation.float().square()
+    raw = (raw * deviation.cpu().float().square()).to(deviation.device)
     return {
         "mean": lambda: (plain, mf.mean()),
         "nash-mtl": lambda: (rows, mf.nash_mtl()),
@@ -78,48 +80,70 @@ def _parts(epoch: int, deviation: Tensor) -> dict[str, Callable[[], tuple[Probe,
 METHODS = tuple(_parts(1, torch.ones(len(NAMES))))[:14]
 
 
-def perform(settings: Settings, cell: Cell) -> Numbers:
-    """Train and measure one run.
+def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
+    """Train and measure runs of one method, which differ in rate and seed, as one program.
 
     Returns:
-        `score` (minus the mean logarithm of the mean absolute errors of standardised properties on
-        the molecules that choose), `test` (mean absolute errors in published units), `seconds` of
-        the processor, all over the learnt properties; NaN for a run that stops being finite.
+        of each `score` (minus the mean logarithm of the mean absolute errors of standardised
+        properties on the molecules that choose), `test` (mean absolute errors in published units),
+        `seconds` (its share of the processor's), all over the learnt properties; NaN for a run that
+        stops being finite.
     """
+    begun, device, method = time.process_time(), torch.device(settings.device), cells[0].method
     data = molecules.parts(settings.data, settings.out, settings.parts, settings.draw)
-    begun = time.process_time()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.seed)
-        net = Network()
-    count, size, single = settings.parts[0], settings.batch, cell.method in SINGLE
+    nets = [_network(cell.seed) for cell in cells]
+    draws = [torch.Generator().manual_seed(cell.seed) for cell in cells]
+    params = {k: v.to(device) for k, v in mf.stack(nets).items()}
+    net, single = nets[0].to(device), method in SINGLE
+    count, size, lanes = settings.parts[0], settings.batch, len(cells)
     learnt, epoch = [*range(len(NAMES))], count // size
-    learnt = [SINGLE.index(cell.method)] if single else learnt
-    probe, rule = _parts(epoch, data.deviation)["mean" if single else cell.method]()
+    learnt = [SINGLE.index(method)] if single else learnt
+    deviation = data.deviation.to(device)
+    train, validation, test = (Part(*(x.to(device) for x in part)) for part in data[:3])
+    probe, rule = _parts(epoch, deviation)["mean" if single else method]()
 
     def losses(params: Params, batch: Part) -> Tensor:
         outputs = functional_call(net, params, (batch.atoms, batch.real))
-        found = (outputs - batch.wanted).square().mean(0)[learnt]
-        return found.log() if cell.method == "si" else found
+        found = (outputs - batch.wanted).square().mean(0)[learnt[0] : learnt[-1] + 1]
+        return found.log() if method == "si" else found
 
-    balance, params = mf.balance(losses, rule, probe), mf.parameters(net)
-    moments, state, step, total = mf.adam(cell.rate).init(params), None, 0, settings.epochs * epoch
-    draw = torch.Generator().manual_seed(cell.seed)
+    def start(params: Params, batch: Part, rate: Tensor, key: Tensor) -> TrainState:
+        return mf.descend(losses, rule, probe, mf.adam(rate)).init(params, batch, key)
+
+    def advance(state: TrainState, batch: Part, rate: Tensor) -> tuple[TrainState, Info]:
+        return mf.descend(losses, rule, probe, mf.adam(rate)).update(state, batch)
+
+    lift = alone if lanes == 1 else vmap
+    update, step, total = replayed(lift(advance)), 0, settings.epochs * epoch
+    keys = torch.tensor([cell.seed for cell in cells], device=device)
+    rates = torch.tensor([cell.rate for cell in cells], device=device)
+    state: Any = None
+    finite = torch.ones(lanes, dtype=torch.bool, device=device)
     with Refusal() as refusal:
         for _ in range(settings.epochs):
-            for index in torch.randperm(count, generator=draw)[: epoch * size].split(size):
-                batch = Part(*(leaf[index] for leaf in data.train))
-                state = state or balance.init(params, batch, cell.seed)
-                grads, state, _ = balance.update(params, batch, state)
-                rate = cell.rate * (1 + math.cos(math.pi * step / total)) / 2
-                params, moments = mf.adam(rate).update(grads, moments, params)
-                step += 1
+            orders = [torch.randperm(count, generator=draw)[: epoch * size] for draw in draws]
+            for index in torch.stack(orders).to(device).split(size, 1):
+                batch = Part(*(leaf[index] for leaf in train))
+                state = state or lift(start)(params, batch, rates, keys)
+                rate = rates * ((1 + math.cos(math.pi * step / total)) / 2)
+                state, info = update(state, batch, rate)
+                finite, step = finite & info.losses.isfinite().all(-1), step + 1
 
     @torch.no_grad()
     def errors(part: Part) -> Tensor:
-        outputs = functional_call(net, params, (part.atoms, part.real))
-        found = (outputs - part.wanted).abs().mean(0)[learnt].double()
-        return torch.full_like(found, math.nan) if refusal.came else found
+        outputs = vmap(lambda own: functional_call(net, own, part[:2]))(state.params)
+        found = (outputs - part.wanted).abs().mean(1)[:, learnt].double()
+        return found.where(finite[:, None] & (not refusal.came), math.nan)
 
-    test = errors(data.test) * data.deviation[learnt]
-    score = -float(errors(data.validation).log().mean())
-    return {"score": score, "test": test.tolist(), "seconds": time.process_time() - begun}
+    tests, scores = errors(test) * deviation[learnt], -errors(validation).log().mean(1)
+    seconds = (time.process_time() - begun) / lanes
+    return [
+        {"score": score, "test": own, "seconds": seconds}
+        for score, own in zip(scores.tolist(), tests.tolist(), strict=True)
+    ]
+
+
+def _network(seed: int) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network()

@@ -100,29 +100,32 @@ def _state(seeds: Sequence[int], what: str) -> str:
     return f"{len(seeds)} of {len(SEEDS)} seeds of the {what}{state}."
 
 
-def perform(data: Source, sums: Path, cell: Cell) -> Numbers:
-    """One run; of Nash-MTL the sums of weights `[step]` go into the folder `sums`, from which the
-    arms take them.
+def perform(data: Source, sums: Path, device: str, cells: Sequence[Cell]) -> list[Numbers]:
+    """Runs of one set and method; of Nash-MTL the sums of weights `[step]` go into the folder
+    `sums`, from which the arms take them.
     """
-    settings = Settings(data, 10, 256, True, "cpu", cell.problem)
-    variant = "c 0.5" if cell.method == "cagrad" else ""
-    own = cell._replace(problem=BASE, variant=variant)
-    nash = cell._replace(method=NASH)
-    place = sums / f"{slug(str(nash))}.pt"
-    if cell.method in BORROWED:
-        if not place.exists():
-            perform(data, sums, nash)
-        factors = factors_of(settings, torch.load(place), cell.method == COSINE)
-        return together(settings, [own], factors)[0]
-    seen: list[float] = []
-    numbers = together(settings, [own], watch=lambda info: seen.append(float(info.weights.sum())))
-    if cell == nash and cell.seed not in GRID.tuning:
-        steps = numbers[0]["steps"]
-        every = torch.tensor(seen + [math.nan] * (steps - len(seen)))
-        write_whole(place, lambda file: torch.save(every, file))
-        tenths = [float(part.mean()) for part in every.tensor_split(10)]
-        numbers[0]["sums"] = [float(f"{x:.4g}") if math.isfinite(x) else None for x in tenths]
-    return numbers[0]
+    settings, method = Settings(data, 10, 256, True, device, cells[0].problem), cells[0].method
+    variant = "c 0.5" if method == "cagrad" else ""
+    own = [cell._replace(problem=BASE, variant=variant) for cell in cells]
+    nash = [cell._replace(method=NASH) for cell in cells]
+    places = [sums / f"{slug(str(cell))}.pt" for cell in nash]
+    if method in BORROWED:
+        missing = [cell for cell, place in zip(nash, places, strict=True) if not place.exists()]
+        if missing:
+            perform(data, sums, device, missing)
+        factors = [factors_of(settings, torch.load(x), method == COSINE) for x in places]
+        return together(settings, own, torch.stack(factors))
+    seen: list[Tensor] = []
+    numbers = together(settings, own, watch=lambda info: seen.append(info.weights.sum(-1)))
+    of_steps = torch.stack(seen).cpu().view(len(seen), -1).T.clone()  # [cell, step]
+    for cell, place, found, done in zip(cells, places, numbers, of_steps, strict=True):
+        if method == NASH and cell.seed not in GRID.tuning:
+            whole = torch.full((found["steps"],), math.nan)
+            whole[: len(done)] = done
+            write_whole(place, functools.partial(torch.save, whole))
+            tenths = [float(part.mean()) for part in whole.tensor_split(10)]
+            found["sums"] = [float(f"{x:.4g}") if math.isfinite(x) else None for x in tenths]
+    return numbers
 
 
 def factors_of(settings: Settings, sums: Tensor, cosine: bool) -> Tensor:
@@ -137,10 +140,12 @@ def factors_of(settings: Settings, sums: Tensor, cosine: bool) -> Tensor:
     return (usual * sums).mean() * fall / fall.mean() / usual
 
 
-def performer(data: Path, out: Path, sets: Sequence[str]) -> functools.partial[Numbers]:
-    """Of a cell, from the published files."""
+def performer(
+    data: Path, out: Path, sets: Sequence[str], device: str
+) -> functools.partial[list[Numbers]]:
+    """Of cells of one set and method, from the published files."""
     (out / "sums").mkdir(parents=True, exist_ok=True)
-    return functools.partial(perform, source_of(data, sets), out / "sums")
+    return functools.partial(perform, source_of(data, sets), out / "sums", device)
 
 
 def source_of(data: Path, sets: Iterable[str]) -> Source:

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from common.cells import Cell
-from common.device import replayed
+from common.device import alone, replayed
 from common.files import DataError, Source
 from common.problems import digits as overlaid
 from common.study import Numbers
@@ -157,8 +156,8 @@ def method_of(
     multiply the mean loss, whatever the cell's method.
     """
     name, device = cell.method, settings.device
-    for i, (task, alone) in enumerate(ALONE.items()):
-        if name == alone:
+    for i, (task, single) in enumerate(ALONE.items()):
+        if name == single:
             weight = torch.eye(len(TASKS), device=device)[i]
             return mf.losses_only(), mf.mean(preference=weight), (task,)
     # with the mean loss's gradient in all heads trunks compare; `papers` has each rule's own heads
@@ -225,10 +224,13 @@ def timed(factors: Tensor) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         assert isinstance(state, Tensor)
-        factor = factors.index_select(0, state.reshape(1))
+        factor = factors.gather(0, state.reshape(1))
         return (factor / len(TASKS)).expand(len(TASKS)), state + 1
 
-    return Rule(lambda losses, key: torch.zeros((), dtype=torch.int64), update, frozenset())
+    def init(losses: Tensor, key: object) -> Tensor:
+        return torch.zeros((), dtype=torch.int64, device=losses.device)
+
+    return Rule(init, update, frozenset())
 
 
 def _representation(net: nn.Module) -> Probe:
@@ -255,16 +257,6 @@ def _representation(net: nn.Module) -> Probe:
     return mf.representation(encode, decode, shared="trunk.*", heads="plain")
 
 
-def alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`vmap` over one lane, without its cost: a fifth of a run's time."""
-
-    def one(*arguments: Any) -> Any:
-        found = function(*tree_map(lambda x: x[0], arguments))
-        return tree_map(lambda x: x[None], found)
-
-    return one
-
-
 def together(
     settings: Settings,
     cells: Sequence[Cell],
@@ -276,7 +268,7 @@ def together(
     Args:
         settings: what all cells share.
         cells: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
-        factors: as of `method_of`.
+        factors: of each cell those of `method_of`, `[cell, step]`.
         watch: called with what every step says of itself.
 
     Returns:
@@ -297,7 +289,9 @@ def together(
     count = math.ceil(setting.share * count)
     batch_size = min(settings.batch, count)
     per_epoch = count // batch_size
-    probe, rule, learnt = method_of(cells[0], net, per_epoch, settings, factors)
+    made = functools.partial(method_of, cells[0], net, per_epoch, settings)
+    own = [] if factors is None else [factors.to(device)]
+    *_, learnt = made(*(each[0] for each in own))
     lift = alone if len(cells) == 1 else vmap
 
     def losses(params: Params, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
@@ -305,17 +299,18 @@ def together(
         outputs = functional_call(net, params | masks(net, key), (seen(pairs.canvases),))
         return tuple(F.cross_entropy(out, pairs.labels[:, i]) for i, out in enumerate(outputs))
 
-    def method(rate: Tensor) -> Step:
+    def method(rate: Tensor, *factors: Tensor) -> Step:
+        probe, rule, _ = made(*factors)
         optimizer = mf.sgd(rate, 0.9) if settings.papers else mf.adam(rate)
         return mf.descend(losses, rule, probe, optimizer)
 
-    def init(params: Params, batch: tuple[Pairs, Tensor], rate: Tensor, key: Tensor) -> TrainState:
-        return method(rate).init(params, batch, mf.random.fold_in(key, 11))
+    def init(params: Params, batch: tuple[Pairs, Tensor], key: Tensor, *own: Tensor) -> TrainState:
+        return method(*own).init(params, batch, mf.random.fold_in(key, 11))
 
     def update(
-        state: TrainState, batch: tuple[Pairs, Tensor], rate: Tensor
+        state: TrainState, batch: tuple[Pairs, Tensor], *own: Tensor
     ) -> tuple[TrainState, Info]:
-        return method(rate).update(state, batch)
+        return method(*own).update(state, batch)
 
     def batch_of(index: Tensor, step: int) -> tuple[Pairs, Tensor]:
         """Of each lane, from an index of pairs for each seed, and the key of the step's masks."""
@@ -326,16 +321,16 @@ def together(
 
     net.train()
     first = torch.arange(batch_size, device=device).expand(len(seeds), -1)
-    state = lift(init)(params, batch_of(first, 0), rates, keys[lanes])
+    state = lift(init)(params, batch_of(first, 0), keys[lanes], rates, *own)
     total = epochs * per_epoch
 
-    def batches() -> Iterator[tuple[Any, Tensor]]:
+    def batches() -> Iterator[tuple[Any, ...]]:
         for epoch in range(epochs):
             order = vmap(functools.partial(_order, epoch=epoch, count=count))(keys)
             for i in range(per_epoch):
                 step = epoch * per_epoch + i
                 chosen = order[:, i * batch_size : (i + 1) * batch_size]
-                yield batch_of(chosen, step), rates * rate_at(settings, step / total)
+                yield batch_of(chosen, step), rates * rate_at(settings, step / total), *own
 
     # a device waits for Python unless steps are recorded
     advance = lift(update) if device == "cpu" else replayed(lift(update))
@@ -359,17 +354,17 @@ def together(
 def _learn(
     advance: Callable[..., Any],
     state: TrainState,
-    batches: Iterable[tuple[Any, Tensor]],
+    batches: Iterable[tuple[Any, ...]],
     watch: Callable[[Info], object],
 ) -> tuple[TrainState, Tensor, list[float]]:
     """The last state, which lanes kept finite losses, and the processor time of each step; ends as
     soon as none does, where a run alone is refused instead.
     """
     finite, times = torch.ones((), dtype=torch.bool), []
-    for batch, rates in batches:
+    for batch, rates, *own in batches:
         start = time.process_time()
         try:
-            state, info = advance(state, batch, rates)
+            state, info = advance(state, batch, rates, *own)
             watch(info)
             finite = finite.to(rates.device) & info.losses.isfinite().all(-1)
         except ValueError as error:

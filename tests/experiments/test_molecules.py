@@ -89,12 +89,16 @@ def test_one_run(tmp_path):
     torch.testing.assert_close(atoms[8, : len(heavy), 5:].view_as(expected), expected)
     assert real[8].sum() == len(heavy)
     settings = train.Settings(tmp_path, tmp_path, (40, 10, 10), epochs=2, batch=20)
-    runs = [train.perform(settings, Cell("", x, "", 1e-3, 3)) for x in study.DESIGN.methods]
+    cells = {x: Cell("", x, "", 1e-3, 3) for x in study.DESIGN.methods}
+    runs = [train.perform(settings, [cell])[0] for cell in cells.values()]
     assert [len(run["test"]) for run in runs] == [11] * 4 + [1] * 11 + [11] * 12
     assert all(0 < x < math.inf for run in runs for x in (*run["test"], math.exp(run["score"])))
-    assert runs[0]["test"] == train.perform(settings, Cell("", "mean", "", 1e-3, 3))["test"]
-    failed = train.perform(settings, Cell("", "mgda", "", 1e30, 3))
-    assert math.isnan(failed["score"] + sum(failed["test"]))
+    for cell, alone in zip(cells.values(), runs, strict=True):  # as one of a device's lanes
+        lanes = train.perform(settings, [cell._replace(rate=1e30), cell, cell._replace(seed=4)])
+        assert lanes[1]["test"] == pytest.approx(alone["test"], rel=1e-5)
+    assert lanes[2]["test"] != lanes[1]["test"]
+    for failed in (lanes[0], *train.perform(settings, [cells["mgda"]._replace(rate=1e30)])):
+        assert math.isnan(failed["score"] + sum(failed["test"]))
 
 
 def test_a_made_up_study(tmp_path, capsys):
