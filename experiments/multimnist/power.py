@@ -114,6 +114,7 @@ def perform(data: Source, sums: Path, device: str, cells: Sequence[Cell]) -> lis
         if missing:
             perform(data, sums, device, missing)
         factors = [factors_of(settings, torch.load(x), method == COSINE) for x in places]
+        own = [cell._replace(method="mean") for cell in own]
         return together(settings, own, torch.stack(factors))
     seen: list[Tensor] = []
     numbers = together(settings, own, watch=lambda info: seen.append(info.weights.sum(-1)))

@@ -150,11 +150,9 @@ def masks(net: nn.Module, key: Tensor) -> Params:
 
 
 def method_of(
-    cell: Cell, net: nn.Module, epoch: int, settings: Settings, factors: Tensor | None = None
+    cell: Cell, net: nn.Module, epoch: int, settings: Settings
 ) -> tuple[Probe, Rule, tuple[str, ...]]:
-    """Probe, rule, and the tasks that are learnt; `epoch` is a number of steps; `factors` `[step]`
-    multiply the mean loss, whatever the cell's method.
-    """
+    """Probe, rule, and the tasks that are learnt; `epoch` is a number of steps."""
     name, device = cell.method, settings.device
     for i, (task, single) in enumerate(ALONE.items()):
         if name == single:
@@ -163,8 +161,6 @@ def method_of(
     # with the mean loss's gradient in all heads trunks compare; `papers` has each rule's own heads
     trunk, papers = mf.jacobian("trunk.*", heads="plain"), mf.jacobian("trunk.*")
     plain = mf.losses_only()
-    if factors is not None:
-        return plain, timed(factors), TASKS
     left = float(cell.variant.split()[-1]) if cell.variant else 0.4  # a weight, or CAGrad's c
     weights = torch.tensor([left, 1 - left], device=device)
     architecture = (SETTINGS | OF_DATA)[cell.problem].architecture
@@ -268,7 +264,7 @@ def together(
     Args:
         settings: what all cells share.
         cells: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
-        factors: of each cell those of `method_of`, `[cell, step]`.
+        factors: what multiplies the mean loss of each cell, whose method is `mean`, `[cell, step]`.
         watch: called with what every step says of itself.
 
     Returns:
@@ -289,9 +285,8 @@ def together(
     count = math.ceil(setting.share * count)
     batch_size = min(settings.batch, count)
     per_epoch = count // batch_size
-    made = functools.partial(method_of, cells[0], net, per_epoch, settings)
     own = [] if factors is None else [factors.to(device)]
-    *_, learnt = made(*(each[0] for each in own))
+    probe, rule, learnt = method_of(cells[0], net, per_epoch, settings)
     lift = alone if len(cells) == 1 else vmap
 
     def losses(params: Params, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
@@ -300,9 +295,8 @@ def together(
         return tuple(F.cross_entropy(out, pairs.labels[:, i]) for i, out in enumerate(outputs))
 
     def method(rate: Tensor, *factors: Tensor) -> Step:
-        probe, rule, _ = made(*factors)
         optimizer = mf.sgd(rate, 0.9) if settings.papers else mf.adam(rate)
-        return mf.descend(losses, rule, probe, optimizer)
+        return mf.descend(losses, timed(*factors) if factors else rule, probe, optimizer)
 
     def init(params: Params, batch: tuple[Pairs, Tensor], key: Tensor, *own: Tensor) -> TrainState:
         return method(*own).init(params, batch, mf.random.fold_in(key, 11))
