@@ -191,17 +191,25 @@ def alone_table(
     return markdown(["method", *columns, *rest], lines)
 
 
-def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, float]]) -> str:
-    """Whether a published order of methods is found, in a sentence.
+def agreement(
+    published: Mapping[str, float], levels: Mapping[str, Mapping[int, float]]
+) -> tuple[Estimate, float, int]:
+    """How far a published order of methods is found.
 
     Args:
         published: a number by method.
         levels: the same number here by method and seed.
+
+    Returns:
+        Kendall's τ to the means over seeds with a 95 % percentile bootstrap of the seeds; p of the
+        exact test of no order; how many methods there are. NaN for fewer than three, or than two
+        seeds that all of them have.
     """
     names = [name for name in published if name in levels]
     seeds = sorted(set.intersection(*({*levels[name]} for name in names))) if names else []
     if len(names) < 3 or len(seeds) < 2:
-        return "The order: fewer than three published methods have run on the same two seeds."
+        none = math.nan
+        return Estimate(none, none, none, none, len(seeds)), none, len(names)
     here = np.array([[levels[name][seed] for seed in seeds] for name in names])
     there = [published[name] for name in names]
 
@@ -211,11 +219,20 @@ def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, floa
 
     options: Any = {"n_resamples": 1999, "method": "percentile", "random_state": 0}
     every = np.arange(len(seeds))
-    ends = bootstrap((every,), tau, vectorized=False, **options).confidence_interval
+    drawn = bootstrap((every,), tau, vectorized=False, **options)
+    low, high = map(float, drawn.confidence_interval)
     test: Any = kendalltau(there, here.mean(1))
-    verdict = "repeats" if ends.low > 0 else "is reversed" if ends.high < 0 else "is open"
+    found = Estimate(tau(every), float(drawn.standard_error), low, high, len(seeds))
+    return found, float(test.pvalue), len(names)
+
+
+def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, float]]) -> str:
+    """`agreement` in a sentence."""
+    found, p, count = agreement(published, levels)
+    if math.isnan(found.mean):
+        return "The order: fewer than three published methods have run on the same two seeds."
+    verdict = "repeats" if found.low > 0 else "is reversed" if found.high < 0 else "is open"
     return (
-        f"The published order of {len(names)} methods **{verdict}**: Kendall's τ "
-        f"{tau(every):+.2f} [{ends.low:+.2f}, {ends.high:+.2f}] over seeds, p of no order "
-        f"{test.pvalue:.2g}."
+        f"The published order of {count} methods **{verdict}**: Kendall's τ {bracket(found)} over "
+        f"seeds, p of no order {p:.2g}."
     )

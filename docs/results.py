@@ -39,7 +39,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs import front, full, images, physics, versions
+from docs import front, full, images, molecules, physics, versions
 from docs.blocks import bullets, day, marked, paragraph, replaced
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
@@ -363,12 +363,12 @@ def summary(page: str) -> str:
     who, are = ("none", "is") if better == "none" else (better, "are")
     lines = [
         f"""Of {count["judged"]} claims that we judged as the papers state them,
-        {count["holds"]} hold.""",
-        f"""{count["does not hold"]} do not hold, and [the others](docs/claims.md) hold under a
-        condition or stay open.""",
+        {count["holds"]} hold, {count["does not hold"]} do not, and [the others](docs/claims.md)
+        hold under a condition or stay open.""",
         images.sentence(judged_images.kept(), page),
-        f"""On small problems, each at its best learning rate, {who} of {contestants} methods {are}
-        significantly better than the mean loss.""",
+        molecules.sentence(),
+        f"""On small problems, at their best rates, {who} of {contestants} methods {are}
+        significantly better than the mean.""",
     ]
     return marked("summary", bullets(lines))
 
@@ -423,7 +423,8 @@ def _parser() -> argparse.ArgumentParser:
         "one table alone; the claims, from a run (claims), from one of single questions "
         "(questions), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks; physics; the claims after a run on real images. Without it: "
+        "search for auxiliary tasks; physics; molecules; the claims after a run on real images. "
+        "Without it: "
         "everything"
     )
     choices = [
@@ -434,6 +435,7 @@ def _parser() -> argparse.ArgumentParser:
         "ledger",
         "search",
         "physics",
+        "molecules",
         "images",
     ]
     choices += BLOCKS
@@ -469,8 +471,8 @@ def main() -> None:
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
-    if part == "physics":
-        physics.write()
+    if part in ("physics", "molecules"):
+        {"physics": physics, "molecules": molecules}[part].write()
         return write_front()
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")

@@ -17,10 +17,14 @@ and writes `paper_repro/standins.json`, from which the ledger's pages are made:
     python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
     python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
 
+`python -m experiments.standins molecules` judges that study alone, from its record; what the file
+has of the others stays.
+
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
 interval above 0, widened for the number of rivals; a claim of several gains holds where all are
-above 0, and does not hold where one is below when widened for all of them.
+above 0, and does not hold where one is below when widened for all of them. Molecules have one run,
+and the criteria are the first and the second question of its decisions.
 """
 
 import argparse
@@ -46,9 +50,12 @@ from common.judge import (
     settings_of,
     some_one,
 )
+from common.pooled import agreement
 from common.tables import as_dicts
+from common.tuned import Record
 from experiments.auxiliary import train as auxiliary
 from experiments.control import methods as control
+from experiments.molecules import __main__ as molecules
 from experiments.multimnist import train as multimnist
 from experiments.scenes import train as scenes
 from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
@@ -84,6 +91,11 @@ STUDIES = {
     "scenes": Study("rendered rooms", "scenes", scenes.RULES),
     "mazes": Study("mazes with exact gradients", MAZES, control.RULES, "/grids"),
     "point mass": Study("a point mass with ten goals", POINTS, control.RULES, "/points"),
+    "molecules": Study(
+        "eleven properties of 20,000 molecules of QM9, a small network",
+        "molecules run --data FOLDER",
+        molecules.METHODS,
+    ),
 }
 
 EARLIER = ("mgda", "mgda-ub", "mgda_ub", "pcgrad", "gradnorm")
@@ -103,6 +115,8 @@ class StandIn(NamedTuple):
 
 def values(study: str, results: Mapping[str, Any]) -> Values:
     """One number a seed of every measure and method; accuracies and Δm in per cent."""
+    if study == "molecules":
+        return {"Δm": {name: [-x for x in of.values()] for name, of in results["Δm"].items()}}
     if study in ("digits", "multimnist"):
         found: Values = {}
         for setting, methods in results["problems"].items():
@@ -168,6 +182,12 @@ def _published_wins(found: Values, ours: str, measure: str) -> Judged:
 def _pcgrad_wins(found: Values, measures: Sequence[str]) -> Judged:
     rivals = ("mean", BOTH, control.HEADS, control.INDEPENDENT)
     return every_one(over(found, measures, "pcgrad", rivals))
+
+
+def _same_order(found: Values) -> Judged:
+    levels = {name: dict(enumerate(each)) for name, each in found["Δm"].items()}
+    tau, *_ = agreement({name: -x for name, x in molecules.PUBLISHED.items()}, levels)
+    return every_one({"Kendall's τ": tau})
 
 
 BELOW = "some task ends below its own network by the mean loss"
@@ -277,6 +297,18 @@ STANDINS = (
         "GradNorm is above two networks and every other rule in all four architectures",
         lambda v: every_one(over(v, ARCHITECTURES, "gradnorm", list(v["hard sharing"]))),
     ),
+    StandIn(
+        "SI-29",
+        "molecules",
+        "no method's Δm is below the tuned mean loss's",
+        lambda v: every_one(above(v, "Δm", "mean", molecules.METHODS[1:])),
+    ),
+    StandIn(
+        "SI-30",
+        "molecules",
+        "Kendall's τ with the published Δm of eleven methods is above 0",
+        _same_order,
+    ),
 )
 
 
@@ -287,6 +319,13 @@ def read(study: str) -> dict[str, Any]:
         SystemExit: for a run that is not there, runs that share seeds or differ in anything else,
             and methods that were left out.
     """
+    if study == "molecules":
+        record = Record(molecules.RECORD, molecules.DESIGN)
+        return {
+            f"{record.design.seeds[0]} to {record.design.seeds[-1]}": {
+                "Δm": molecules.found(record).levels
+            }
+        }
     found: dict[str, Any] = {}
     cure = "the commands are at the top of experiments/standins.py"
     for folder in STUDIES[study].folders:
@@ -347,6 +386,7 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 },
             }
             for row in STANDINS
+            if row.study in results
         ],
     }
 
@@ -359,8 +399,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default seeds and on fresh ones; the commands are at the top of experiments/standins.py.",
     )
     parser.add_argument("--out", type=Path, default=TARGET, help="the file (default: %(default)s)")
+    parser.add_argument("study", nargs="?", choices=STUDIES, help="the others stay as they are")
     given = parser.parse_args(argv)
-    found = _short(plain(judged({study: read(study) for study in STUDIES})))
+    found = _short(
+        plain(judged({study: read(study) for study in STUDIES if given.study in (None, study)}))
+    )
+    if given.study:
+        kept = json.loads(TARGET.read_text(encoding="utf-8"))
+        others = [row for row in kept["stand-ins"] if row["study"] != given.study]
+        found = {
+            "studies": kept["studies"] | found["studies"],
+            "stand-ins": others + found["stand-ins"],
+        }
     write_whole(given.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for row in found["stand-ins"]:
         said = "; ".join(f"seeds {seeds}: {run['verdict']}" for seeds, run in row["runs"].items())

@@ -7,8 +7,9 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,20 +47,33 @@ def errors_of(record: tuned.Record, method: str) -> dict[int, np.ndarray]:
     return {seed: np.array(rows[0][0][3:], float) for seed, rows in found.items()}
 
 
-def shown(record: tuned.Record) -> tuple[str, Figure]:
-    """What the record says so far. Raises DataError for fewer than two seeds of the mean loss or of
-    a network that learns one property.
+class Found(NamedTuple):
+    """By method and seed, of the methods that have run."""
+
+    errors: dict[str, dict[int, np.ndarray]]  # [property]
+    alone: dict[str, dict[int, np.ndarray]]  # [1], of the networks that learn one property
+    over: dict[str, dict[int, np.ndarray]]  # [property] in per cent: errors above the networks'
+    levels: dict[str, dict[int, float]]  # Δm in per cent
+
+
+def found(record: tuned.Record) -> Found:
+    """What the record has. Raises DataError for fewer than two seeds of the mean loss or of a
+    network that learns one property.
     """
-    alone = {name: errors_of(record, name) for name in SINGLE}
-    base = np.array([np.mean([*each.values()]) for each in alone.values()])
-    errors, waiting = {"mean": errors_of(record, "mean")}, list[str]()
+    alone, errors = ({x: errors_of(record, x) for x in names} for names in (SINGLE, METHODS[:1]))
     for name in (*METHODS[1:], *ARMS):
-        try:
+        with suppress(DataError):  # it has not run
             errors[name] = errors_of(record, name)
-        except DataError:
-            waiting.append(name)
-    ratios = {name: {k: 100 * (x / base - 1) for k, x in of.items()} for name, of in errors.items()}
-    levels = {name: {k: x.mean().item() for k, x in of.items()} for name, of in ratios.items()}
+    base = np.array([np.mean([*each.values()]) for each in alone.values()])
+    over = {name: {k: 100 * (x / base - 1) for k, x in of.items()} for name, of in errors.items()}
+    levels = {name: {k: float(x.mean()) for k, x in of.items()} for name, of in over.items()}
+    return Found(errors, alone, over, levels)
+
+
+def shown(record: tuned.Record) -> tuple[str, Figure]:
+    """What the record says so far. Raises DataError as `found`."""
+    errors, alone, over, levels = found(record)
+    waiting = [name for name in (*METHODS, *ARMS) if name not in levels]
     least = min(map(len, [*levels.values(), *alone.values()]))
     state = f"{least} of {len(SEEDS)} seeds" + f"; not yet: {', '.join(waiting)}" * bool(waiting)
     state += ". The verdicts are provisional" * bool(waiting or least < len(SEEDS))
@@ -77,7 +91,7 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
     ranked = sorted(levels, key=lambda name: np.mean([*levels[name].values()]))
     panels = {"Δm, %": {name: estimate([*levels[name].values()]) for name in ranked}}
     for i, title in enumerate(NAMES):
-        own = {name: [x[i].item() for x in ratios[name].values()] for name in ranked}
+        own = {name: [x[i].item() for x in over[name].values()] for name in ranked}
         panels[f"{title}, %"] = {name: estimate(x) for name, x in own.items()}
     colours = {"mean": "C3"} | dict.fromkeys(ARMS, "C7")
     return "\n\n".join(parts), side_by_side(panels, colours)

@@ -105,7 +105,7 @@ def test_solver_table_names_every_solver():
 
 def test_pages_that_are_written_by_hand_stay_short():
     """Lower the number with every page that gets shorter."""
-    made = {"claims.md", "benchmarks.md", "figures.md", "properties.md"}
+    made = {"claims.md", "benchmarks.md", "figures.md", "properties.md", "molecules.md"}
     by_hand = [path for path in DOCS.rglob("*.md") if path.name not in made]
     assert sum(len(path.read_text(encoding="utf-8").split()) for path in by_hand) <= MOST_WORDS
 

