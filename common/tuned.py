@@ -232,7 +232,9 @@ def _again(study: Study, given: argparse.Namespace, record: Record) -> str:
     run = study.perform(given.data, given.out, [problem], "cpu")
     perform_all(run, [[cell]], 1, lambda _, made: found.extend(study.numbers(cell, made[0])))
     there = record.runs.get(str(cell))
-    return f"{cell}: {found}; the record has {there[1:] if there else 'no such run'}"
+    if there is None:
+        return f"{cell}: {found}; the record has no such run"
+    return f"{cell}: {found}; the record has {there[1:]}, made on {record.made[there[0]]}"
 
 
 def command(study: Study, argv: Sequence[str] | None) -> int:
