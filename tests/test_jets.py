@@ -2,6 +2,7 @@
 
 import math
 import operator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -330,3 +331,19 @@ def test_every_function_of_torch_works_or_is_named() -> None:
             if "Jet" in str(error) and not str(error).startswith("f: "):
                 raw.append(f"{resolve_name(f)}: {error}")
     assert not raw
+
+
+def test_a_thread_inside_of_a_function_has_its_own_laplacian():
+    """None waits for another, and torch is left as it was."""
+    apply, x, found = vars(torch.autograd.Function)["apply"], torch.randn(4, 2), []
+
+    def network(params, z):
+        if not found:
+            found.append(None)
+            with ThreadPoolExecutor() as pool:
+                found.append(pool.submit(physics.laplacian, network, params, x).result(60))
+        return (params["a"] * z**3).sum(1)
+
+    outer = physics.laplacian(network, {"a": torch.tensor(2.0)}, x)
+    torch.testing.assert_close(found[1].laplacian, outer.laplacian)
+    assert vars(torch.autograd.Function)["apply"] is apply

@@ -174,25 +174,26 @@ def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product)
 @contextmanager
 def _functions_refused() -> Iterator[None]:
     """`torch.autograd.Function.apply` hands any object on to `forward`: here it refuses jets."""
-
-    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
-            raise NotImplementedError(
-                f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; "
-                "write it of torch's operations, or differentiate by torch.func.jacrev of jacrev"
-            )
-        return apply.__get__(None, cls)(*args, **kwargs)
-
-    with _ONE_THREAD:  # each puts back what it found
-        apply: Any = Function.__dict__["apply"]
-        Function.apply = classmethod(refusing)  # pyright: ignore
-        try:
-            yield
-        finally:
-            Function.apply = apply
+    with _LOCK:
+        _APPLY.append(Function.__dict__["apply"])
+        Function.apply = classmethod(_refusing)  # pyright: ignore
+    try:
+        yield
+    finally:
+        with _LOCK:  # the last of all threads puts back what the first one found
+            Function.apply = _APPLY.pop()
 
 
-_ONE_THREAD = threading.RLock()
+def _refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(map(_is_jet, tree_leaves((args, kwargs), is_leaf=_is_jet))):
+        raise NotImplementedError(
+            f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; {_CURE}"
+        )
+    apply = [*_APPLY, Function.__dict__["apply"]][0]  # none where another thread comes late
+    return apply.__get__(None, cls)(*args, **kwargs)
+
+
+_LOCK, _APPLY = threading.Lock(), list[Any]()
 _KINKED = re.compile(
     "relu_?|relu6|leaky_relu|prelu|rrelu|elu|selu|celu|abs|absolute|clamp|clamp_min|clamp_max|"
     "hardtanh|hardswish|hardsigmoid|hardshrink|softshrink|threshold|maximum|minimum"
