@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,6 +29,22 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
     parse.__name__ = "integer"  # argparse names it where the text is not a number
     return parse
+
+
+def workers(text: str) -> int | str:
+    """A number of processes >= 1, or the address of a Dask scheduler, as the `type` of an
+    argument.
+    """
+    if "://" not in text:
+        return at_least(1)(text)
+    if find_spec("distributed") is None:
+        raise argparse.ArgumentTypeError(
+            'a scheduler takes the package distributed: pip install -e ".[cluster]"'
+        )
+    return text
+
+
+workers.__name__ = "integer or address"
 
 
 def positive(text: str) -> float:

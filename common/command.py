@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.arguments import among, at_least, device, existing_folder, seeds
+from common.arguments import among, at_least, device, existing_folder, seeds, workers
 
 from .files import DataError
 from .locks import InUse, hold_lock
@@ -41,9 +41,24 @@ def parser(
     said = f"comma-separated, from {', '.join(rules)} (default: {', '.join(chosen) or 'all'})"
     usual = list(chosen or rules)
     add("--rules", type=among(rules), default=usual, metavar="A,B,…", help=said)
-    said, usual = "processes side by side, one thread each (default: %(default)s)", os.cpu_count()
-    add("--workers", type=at_least(1), default=min(2, usual or 1), metavar="N", help=said)
+    add_workers(found, two())
     return found
+
+
+def two() -> int:
+    """Processes side by side where nobody says how many: two, where there are two cores."""
+    return min(2, os.cpu_count() or 1)
+
+
+def add_workers(found: argparse.ArgumentParser, usual: int | None) -> None:
+    """`--workers N`, which is also `--scheduler ADDRESS`; without a `usual` one `two` or, on a
+    device, one.
+    """
+    said = f"processes side by side, one thread each (default: {usual or two()})"
+    said += ", on a device 1" * (usual is None)
+    said += "; or tcp://HOST:PORT of a Dask scheduler, whose workers do it all"
+    names, kind = ("--workers", "--scheduler"), "N or ADDRESS"
+    found.add_argument(*names, type=workers, default=usual, metavar=kind, help=said)
 
 
 def brief(
@@ -186,5 +201,5 @@ def finish(body: Callable[[], None], out: Path) -> int:
             raise
         return say(f"stopped: {error.strerror}", 1)
     except Died:
-        return say("stopped: a worker died (out of memory?); fewer --workers may help", 1)
+        return say("stopped: a worker died (out of memory?); fewer workers may help", 1)
     return 0

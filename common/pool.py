@@ -104,9 +104,12 @@ def unbroken() -> Iterator[None]:
 class Died(RuntimeError):
     """A worker was ended, for memory perhaps; the text says how."""
 
-    def __init__(self, status: int | None) -> None:
-        how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
-        super().__init__(f"its process ended {how}, killed for memory perhaps")
+    def __init__(self, how: int | str | None) -> None:
+        """`how`: its process's status, or in words."""
+        if not isinstance(how, str):
+            how = f"by signal {-how}" if how and how < 0 else f"with status {how}"
+            how = f"its process ended {how}, killed for memory perhaps"
+        super().__init__(how)
 
 
 def _raise(job: Any, error: Died) -> None:
@@ -132,7 +135,7 @@ def waits(now: bool) -> None:
 def perform_all(
     perform: Callable[[Job], Any],
     jobs: Sequence[Job],
-    workers: int,
+    workers: int | str,
     hear: Callable[[Job, Any], object],
     *,
     died: Callable[[Job, Died], object] = _raise,
@@ -146,21 +149,28 @@ def perform_all(
     Args:
         perform: from a job to its result; with several workers it and both ends are pickled.
         jobs: what to do.
-        workers: processes side by side; with 1 all is done in this one.
+        workers: processes side by side; with 1 all is done in this one. A text is the address of a
+            Dask scheduler, whose workers say nothing but results.
         hear: gets a job and what it says, in the end its result; Ctrl-C waits for it.
         died: gets a job whose worker was ended.
         tick: called twice a second while workers are at work.
     """
-    if workers > 1 and len(jobs) > 1:
-        _side_by_side(perform, list(jobs), workers, hear, died, tick)
-        return
-    keep_memory()
-    before = _job.send
 
     @unbroken()
     def heard(job: Job, what: Any) -> None:
         sources.check()
         hear(job, what)
+
+    if isinstance(workers, str):
+        from .cluster import elsewhere  # an extra
+
+        elsewhere(perform, jobs, workers, heard, lambda job, how: died(job, Died(how)))
+        return
+    if workers > 1 and len(jobs) > 1:
+        _side_by_side(perform, list(jobs), workers, hear, died, tick)
+        return
+    keep_memory()
+    before = _job.send
 
     try:
         with threads(1):

@@ -81,6 +81,16 @@ def check(path: str | None = None) -> None:
         )
 
 
+def digest() -> str:
+    """Of all of ours as this process found them, wherever the checkout stands."""
+    found = hashlib.sha256()
+    for path, (*_, held) in sorted(_first.items()):
+        here = Path(path)
+        root = _PACKAGE.parent if here.is_relative_to(_PACKAGE) else _ROOT
+        found.update(f"{here.relative_to(root).as_posix()} {held}\n".encode())
+    return found.hexdigest()
+
+
 def imported(files: Iterable[Path]) -> set[Path]:
     """Files, all of ours that they import, directly or not, and mtlfunc."""
     found, left, apart = set[Path](), {*files}, {*APART}

@@ -69,7 +69,7 @@ def alike(cell: Cell) -> Hashable:
     return cell.problem, cell.method, cell.variant
 
 
-def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Found:
+def conduct(plan: Plan, perform: Perform, store: Store, workers: int | str = 1) -> Found:
     """`conduct_together`, every cell alone."""
     return conduct_together(plan, functools.partial(_each, perform), lambda c: c, store, workers)
 
@@ -83,7 +83,7 @@ def conduct_together(
     perform: Together,
     by: Callable[[Cell], Hashable],
     store: Store,
-    workers: int = 1,
+    workers: int | str = 1,
 ) -> Found:
     """Tune, widen, run: every method of the plan at the rate that is best for it.
 
@@ -98,7 +98,7 @@ def conduct_together(
         perform: cells that agree in `by`, in one program, a vmapped one say.
         by: which cells are performed together; read in this process only.
         store: of finished cells.
-        workers: processes side by side.
+        workers: processes side by side, or the address of a scheduler.
 
     Returns:
         choices and runs.
@@ -250,7 +250,7 @@ def _fill(
     perform: Together,
     by: Callable[[Cell], Hashable],
     store: Store,
-    workers: int,
+    workers: int | str,
     progress: Progress,
 ) -> None:
     """Put every cell into `known`: from the store, or performed and kept there."""

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from mtlfunc.core.files import write_whole
 
 from . import sources
-from .arguments import at_least, device, existing_folder, folder
+from .arguments import device, existing_folder, folder
 from .cells import Cell, sources_of
-from .command import alone_in
+from .command import add_workers, alone_in
 from .files import DataError
 from .machine import processor
 from .pool import perform_all
@@ -199,7 +199,7 @@ class Study(NamedTuple):
 
 
 def _run(
-    study: Study, data: Path, record: Record, out: Path, workers: int, device: torch.device
+    study: Study, data: Path, record: Record, out: Path, workers: int | str, device: torch.device
 ) -> None:
     """Everything that is left, into the record: run after run, or on a device all of a problem and
     method that differ in rate and seed as one program.
@@ -255,7 +255,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
         part.add_argument("--data", type=existing_folder, metavar="FOLDER", required=True)
         usual = study.here / "out" / study.name.split(".")[-1]
         part.add_argument("--out", type=folder, default=usual, metavar="FOLDER")
-    run.add_argument("--workers", type=at_least(1), default=1, metavar="N")
+    add_workers(run, 1)
     said = "a CUDA device trains all rates and seeds of a method as one program"
     run.add_argument("--device", type=device, default=torch.device("cpu"), help=said)
     one.add_argument("method", choices=study.design.methods)

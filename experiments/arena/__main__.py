@@ -1,7 +1,6 @@
 """`python -m experiments.arena`: every rule, and yours, on small problems with known answers."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -52,9 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     said = f"other seeds, that choose rates and weights (default: {usual.tuning})"
     add("--tuning", type=at_least(1), metavar="N", help=said)
     add("--budget", type=positive, metavar="X", help="times the usual steps (default: 1)")
-    said = f"{min(2, os.cpu_count() or 1)}; 1 on another device than the CPU"
-    said = f"processes side by side (default: {said})"
-    add("--jobs", type=at_least(1), metavar="N", help=said)
+    command.add_workers(parser, usual=None)
     add("--device", type=device, default="cpu", help="a torch device (default: cpu)")
     add("--fresh", action="store_true", help="run again even what has not changed")
     said = "where results go (default: experiments/arena/out; its folders quick for --quick, and "
@@ -63,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, jobs: int) -> int:
+def _fill(
+    found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, workers: int | str
+) -> int:
     """Run and keep what is missing; 0, or the exit status of an interruption."""
     with Progress(len(todo), "arena", "cells") as bar:
 
@@ -73,7 +72,7 @@ def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store,
             bar.update(note=f"{task.entrant.name} on {task.problem}")
 
         try:
-            perform_all(perform, todo, jobs, keep)
+            perform_all(perform, todo, workers, keep)
         except KeyboardInterrupt as stop:
             return 143 if isinstance(stop, Terminated) else 130
     return 0
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"argument --rule: {spec!r}: there is a rule {label!r} already")
         entrants.append(Entrant(label, spec, source_of(spec)))
     there = "" if asked.device.type == "cpu" else asked.device.type
-    asked.jobs = asked.jobs or (1 if there else min(2, os.cpu_count() or 1))
+    asked.workers = asked.workers or (1 if there else command.two())
     default = HERE / "out" / ("quick" if asked.quick else "") / there
     out = command.usable(asked.out or default, parser)
     try:
@@ -127,7 +126,7 @@ def _run(
                 todo.append(Task(name, entrant, settings, asked.device))
             else:
                 found[name][entrant.name] = kept
-    interrupted = _fill(found, todo, store, asked.jobs)
+    interrupted = _fill(found, todo, store, asked.workers)
     complete = {
         name: {entrant.name: found[name][entrant.name] for entrant in entrants}
         for name in names
@@ -142,7 +141,7 @@ def _run(
             "budget": settings.budget,
             "optimizer": "Adam, learning rate falling linearly to 0",
             "torch": torch.__version__,
-            "processes side by side": asked.jobs,
+            "processes side by side": asked.workers,
         }
         if asked.device.type != "cpu":
             described["device"] = str(asked.device)

@@ -79,7 +79,7 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
     return sac_part(name, size, given.rules, seeds, device, unfinished)
 
 
-def run(chosen: Part, out: Path, workers: int) -> None:
+def run(chosen: Part, out: Path, workers: int | str) -> None:
     """One part to its report, in a folder of its name."""
     store = Store(out / "cells", chosen.sources(), chosen.settings, chosen.unfinished)
     if chosen.together:

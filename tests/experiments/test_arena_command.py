@@ -96,7 +96,7 @@ def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypat
         "gramian.diagonal().amax()).softmax(-1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    call = [*SMALL, "--rule", "my_rules:soft", "--jobs", "1", "--out", str(tmp_path / "out")]
+    call = [*SMALL, "--rule", "my_rules:soft", "--workers", "1", "--out", str(tmp_path / "out")]
     kept = tmp_path / "out" / "cells" / "conflict" / "soft.json"
     alone = compete(
         standard()["conflict"], contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02)

@@ -15,7 +15,7 @@ from experiments.scenes import train as scenes
 
 STUDY = "--quick --workers 1"
 COMMANDS = {
-    "arena": "--only conflict,vlmop2 --seeds 2 --tuning 1 --budget 0.02 --jobs 2",
+    "arena": "--only conflict,vlmop2 --seeds 2 --tuning 1 --budget 0.02 --workers 2",
     "auxiliary": f"{STUDY} --rules cagrad,mean",
     "auxiliary --search": f"{STUDY} --seeds 2",
     "conflict": "--quick",
