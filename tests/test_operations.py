@@ -282,8 +282,7 @@ def test_hypergradients_of_every_operation(names):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["solve", "weight_norm", "cdist", "attention of some", "batch_norm F"],
+    "name", ["solve", "weight_norm", "cdist", "attention of some", "batch_norm F"]
 )
 def test_a_scale_that_comes_after_the_operation(name):
     """Operations on leaves alone, whose passes something outside differentiates."""

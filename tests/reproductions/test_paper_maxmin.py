@@ -7,15 +7,7 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from paper_repro.mgda import (
-    common,
-    cost_of_weights,
-    encoders,
-    naive,
-    pareto,
-    smoothing,
-    solvers,
-)
+from paper_repro.mgda import common, cost_of_weights, encoders, naive, pareto, smoothing, solvers
 
 
 def test_naive_iteration_follows_the_smallest_product():

@@ -5,13 +5,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro.pcgrad import (
-    common,
-    events,
-    landscape,
-    problems,
-    training,
-)
+from paper_repro.pcgrad import common, events, landscape, problems, training
 
 
 def test_landscape_is_the_papers():

@@ -8,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.operations.common import (
-    DOUBLE,
-    X23,
-    X33,
-    complexes,
-    each,
-    op,
-    spd,
-    symmetric,
-)
+from tests.support.operations.common import DOUBLE, X23, X33, complexes, each, op, spd, symmetric
 
 
 def _squares(found: tuple[Tensor, ...], values: int) -> list[Tensor]:
