@@ -1,4 +1,6 @@
-"""torch.compile without graph breaks: vmapped steps, solvers, and derivatives through them."""
+"""torch.compile without graph breaks: vmapped steps, derivatives through them, the graph's size."""
+
+from collections import Counter
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ import mtlfunc as mf
 from mtlfunc.types import Geometry
 from tests.support.every import few
 from tests.support.families import gramian
+from tests.support.labels import MASKS, given, labelled
 from tests.support.oracles import same
-from tests.support.problems import BATCH, PARAMS, named, nets, opaque
-from tests.support.registry import PROBLEMS, RULES, SOLVERS
-from tests.support.steps import METHODS, step_of
+from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
+from tests.support.registry import RULES
+from tests.support.steps import METHODS, STATEFUL, step_of
 
 # "aot_eager" traces, differentiates and functionalises as the default backend does, without
 # generating code; the default is used where marked.
@@ -24,7 +27,6 @@ HOW = pytest.mark.parametrize(
     [CAPTURED, pytest.param(TRACED, marks=pytest.mark.exhaustive)],
     ids=["captured", "traced"],
 )
-GRAMIAN = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, -0.4], [0.5, -0.4, 2.0]], dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,51 @@ def test_vmapped_step_traces_as_one_graph(name, how):
     first, _ = update(state, BATCH)
     compiled_first, _ = compiled(state, BATCH)
     same(compiled(compiled_first, BATCH), update(first, BATCH), 1e-9, 1e-12)
+
+
+PROBED = {
+    **{x: (opaque, *STATEFUL[x]) for x in ("modo, three batches", "db_mtl", "excess_mtl")},
+    "shared as a module": (opaque, mf.mgda, lambda: mf.jacobian(net.trunk), BATCH),
+    "shared as parameters": (
+        opaque,
+        mf.mgda,
+        lambda: mf.jacobian([*net.trunk.parameters()]),
+        BATCH,
+    ),
+    "shared as globs": (opaque, mf.mgda, lambda: mf.jacobian(["trunk.0.*", "trunk.2.*"]), BATCH),
+    "present, losses only": (
+        labelled,
+        mf.mean,
+        lambda: mf.losses_only(present=given),
+        (*BATCH, MASKS[0]),
+    ),
+    "present, tracked": (
+        labelled,
+        mf.moco,
+        lambda: mf.moving_average("trunk.*", present=given),
+        (*BATCH, MASKS[0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", few(PROBED, lambda name: "present" in name or "modo" in name))
+def test_vmapped_step_of_a_probe_traces_as_one_graph(name):
+    """Two steps by one compilation."""
+    losses, rule, probe, batch = PROBED[name]
+    step = mf.descend(losses, rule(), probe(), mf.sgd(0.05))
+    everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
+    mf.parameters(net)  # whose parameters the choices are: stacked ones share their names
+    state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(
+        mf.stack(nets), torch.arange(3)
+    )
+    update = vmap(step.update, (0, None))
+    # another way to say "trunk.*" hands on the operations that this hands on
+    compiled = torch.compile(update, **(CAPTURED if "shared as" in name else TRACED))
+    expected, got = state, state
+    for _ in range(2):
+        expected, _ = update(expected, batch)
+        got, _ = compiled(got, batch)
+    same(got, expected, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("width", [3, 100])
@@ -163,49 +210,6 @@ def test_vmapped_step_compiles_on_the_toy():
         same((got.params, compiled_info), (expected.params, info), 1e-9, 1e-12)
 
 
-CASES = [
-    f"{solver} on {problem}"
-    for solver in ("faces", "projected_gradient", "frank_wolfe-pairwise")
-    for problem in SOLVERS[solver].problems
-]
-FEW = ("faces on dual_cone", "projected_gradient on dual_cone", "frank_wolfe-pairwise on min_norm")
-
-
-@pytest.mark.parametrize("case", few(CASES, lambda case: case in FEW))
-def test_solver_compiles_with_its_derivative(case):
-    solver, _, problem = case.partition(" on ")
-    solve = (
-        mf.solvers.faces()
-        if solver == "faces"
-        else mf.solvers.frank_wolfe(3, "pairwise")
-        if "frank" in solver
-        else mf.solvers.projected_gradient(3)
-    )
-    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-
-    def value(gramian):
-        weights = solve(PROBLEMS[problem](gramian)).weights
-        return weights @ probe, weights
-
-    batch = torch.stack([GRAMIAN, GRAMIAN + 0.1 * torch.eye(3, dtype=torch.float64)])
-    of_one = grad(value, has_aux=True)
-    same(torch.compile(vmap(of_one), **TRACED)(batch), vmap(of_one)(batch), 1e-9, 1e-12)
-    if problem == "min_norm":  # these solvers are plain torch, batched or not
-        torch.compiler.reset()
-        same(torch.compile(of_one, **TRACED)(GRAMIAN), of_one(GRAMIAN), 1e-9, 1e-12)
-
-
-def test_compiled_backward_through_faces():
-    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-
-    def value(gramian):
-        return mf.solvers.faces()(mf.solvers.min_norm(gramian)).weights @ probe
-
-    leaf = GRAMIAN.clone().requires_grad_()
-    torch.compile(value, **TRACED)(leaf).backward()
-    same(leaf.grad, grad(value)(GRAMIAN), 1e-9, 1e-12)
-
-
 @HOW
 def test_gradient_of_a_compiled_run_with_respect_to_c(how):
     def end(c):
@@ -217,13 +221,6 @@ def test_gradient_of_a_compiled_run_with_respect_to_c(how):
 
     c = torch.tensor(0.4, dtype=torch.float64)
     same(torch.compile(grad(end), **how)(c), grad(end)(c), 1e-9, 1e-12)
-
-
-def test_cvx_says_that_it_cannot_be_compiled():
-    with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
-        torch.compile(
-            lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED
-        )(GRAMIAN)
 
 
 @pytest.mark.parametrize("engine", few(["auto", "layerwise"], lambda name: name == "layerwise"))
@@ -282,3 +279,46 @@ def test_a_whole_run_with_its_init_traces_as_one_graph(how):
         return step.update(state, BATCH)[0].params
 
     same(torch.compile(run, **how)(PARAMS), run(PARAMS), 1e-9, 1e-12)
+
+
+# How large a graph is: what a rule adds to it, and what it does not.
+
+
+def graph_of(rule: mf.Rule) -> Counter[str]:
+    """What the graph of one `balance` step calls, of three tasks on a convolution."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)).eval()
+    params = mf.parameters(module)
+    batch = torch.randn(2, 3, 4, 4)
+    calls: Counter[str] = Counter()
+
+    def losses(params, x):
+        return functional_call(module, params, (x,)).tanh().square().mean((0, 2, 3))
+
+    def counting(graph, inputs):
+        calls.update(str(node.target) for node in graph.graph.nodes if "call" in node.op)
+        return graph.forward
+
+    step = mf.balance(losses, rule, mf.jacobian())
+    state = step.init(params, batch)
+    torch.compiler.reset()
+    torch.compile(step.update, fullgraph=True, backend=counting)(params, batch, state)
+    return calls
+
+
+def test_a_random_order_is_no_sort():
+    """Which not every Triton can fuse with the numbers that are sorted."""
+    for rule in (mf.pcgrad(), mf.gradvac(0.3)):
+        calls = graph_of(rule)
+        assert any("scatter" in name for name in calls)
+        assert not any("sort" in name for name in calls)
+
+
+def test_exact_weights_are_one_operator_of_the_graph():
+    """Less than half of what the formulas of every face come to."""
+    rules = mf.mean(), mf.cagrad(0.5), mf.cagrad(0.5, solver=mf.solvers.faces())
+    mean, exact, formulas = map(graph_of, rules)
+    assert [sum("active_set" in name for name in calls) for calls in (mean, exact)] == [0, 1]
+    added = exact.total() - mean.total()
+    assert added > 0
+    assert 2 * added < formulas.total() - mean.total()

@@ -75,6 +75,14 @@ NESTINGS = {
 }
 
 
+def agree(value, rtol=1e-5, smooth=None, nestings=NESTINGS):
+    """Second derivatives next to differences of the first ones, of `smooth` if there is one."""
+    expected = difference(forward(smooth or value))
+    for name in nestings:
+        error = float((NESTINGS[name](value) - expected).abs())
+        assert error <= rtol * (1 + float(expected.abs())), (name, error, float(expected))
+
+
 @pytest.mark.parametrize("rule", few(SMOOTH, lambda name: "-" not in name))
 def test_second_derivatives_of_rules(rule):
     """Of order two in every nesting; H = 1e-4.
@@ -85,10 +93,7 @@ def test_second_derivatives_of_rules(rule):
     f = curve(RULES[rule].make())
     smooth = curve(RULES[rule.removesuffix("-cvx")].make())
     # Truncation H² = 1e-8 and rounding 1e-13/H, times derivatives two orders higher.
-    expected = difference(forward(smooth))
-    for name, nesting in NESTINGS.items():
-        error = float((nesting(f) - expected).abs())
-        assert error <= 1e-5 * (1 + float(expected.abs())), (name, error, float(expected))
+    agree(f, smooth=smooth)
 
 
 FACTORED = SPECTRAL | {"nash_mtl": mf.nash_mtl, "fairgrad": lambda: mf.fairgrad(2.0)}
@@ -106,39 +111,26 @@ def test_second_derivatives_of_directions(rule, count, width):
         rows = start + 0.3 * s * move
         return q @ (mf.weights(made, rows @ rows.mT) @ rows)
 
-    expected = difference(forward(value))
-    for name, nesting in NESTINGS.items():
-        error = float((nesting(value) - expected).abs())
-        assert error <= 1e-5 * (1 + float(expected.abs())), (name, error, float(expected))
+    agree(value)
 
 
-@pytest.mark.parametrize("rule", ["imtl_g", "config", "aligned_mtl-rmse", "nash_mtl", "fairgrad"])
-def test_second_derivatives_where_eigenvalues_are_equal(rule):
-    """Gradients at right angles, of one length: eigenvectors have no derivative, the rule has."""
+EQUAL = dict.fromkeys(("imtl_g", "config", "aligned_mtl-rmse", "nash_mtl", "fairgrad"), [2.0] * 4)
+EQUAL["aligned_mtl"] = [1.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("rule", "lengths"), EQUAL.items())
+def test_second_derivatives_where_eigenvalues_are_equal(rule, lengths):
+    """Gradients at right angles: eigenvectors of one length have no derivative, the rule has. The
+    scale of Aligned-MTL is the smallest eigenvalue, which is simple: no kink, so no NaN.
+    """
     made, move = FACTORED[rule](), jacobian("gaussian", 4, 3, width=4)
     probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
 
     def value(s):
-        rows = 2 * torch.eye(4, dtype=F64) + (s - AT) * move
+        rows = torch.diag(torch.tensor(lengths, dtype=F64)) + (s - AT) * move
         return probe @ mf.weights(made, rows @ rows.mT)
 
-    expected = difference(forward(value))
-    assert float((forward(forward(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
-    assert float((grad(forward(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
-
-
-def test_scales_of_aligned_mtl_where_other_eigenvalues_are_equal():
-    """The smallest eigenvalue is simple, the others coincide: no kink, so no NaN."""
-    move = jacobian("gaussian", 4, 3, width=4)
-    probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
-
-    def value(s):
-        rows = torch.diag(torch.tensor([1.0, 2.0, 2.0, 2.0], dtype=F64)) + (s - AT) * move
-        return probe @ mf.weights(mf.aligned_mtl(), rows @ rows.mT)
-
-    expected = difference(forward(value))
-    assert float((forward(forward(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
-    assert float((grad(forward(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
+    agree(value, nestings=("forward over forward", "reverse over forward"))
 
 
 def test_fairgrad_differentiated_twice_in_alpha():
@@ -148,7 +140,4 @@ def test_fairgrad_differentiated_twice_in_alpha():
     def value(s):
         return probe @ mf.weights(mf.fairgrad(2 + s), J @ J.mT)
 
-    expected = difference(forward(value))
-    for name, nesting in NESTINGS.items():
-        error = float((nesting(value) - expected).abs())
-        assert error <= 1e-6 * (1 + float(expected.abs())), (name, error, float(expected))
+    agree(value, 1e-6)

@@ -1,4 +1,4 @@
-"""The active-set solver inside torch.compile: one graph, and the derivatives of eager mode."""
+"""Solvers inside torch.compile: one graph, and the derivatives of eager mode."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
+from mtlfunc import solvers
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm
 from tests.support.every import few
+from tests.support.oracles import near
 
 # traces, differentiates and functionalises as the default does, without generating code
 TRACED: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}
@@ -39,20 +41,19 @@ def compiled_equals_eager(problem, solve, count, transforms):
         answer = solve(problem(g))
         return (answer.weights * probe).sum() + answer.value, answer.weights
 
-    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
     of_one = grad(loss, has_aux=True)
     each = [of_one(x) for x in g]
     expected = each[0][0]
     assert expected.abs().max() > 1e-6
     if "grad" in transforms:
-        torch.testing.assert_close(torch.compile(of_one, **TRACED)(g[0]), each[0], **close)
+        near(torch.compile(of_one, **TRACED)(g[0]), each[0], 1e-9, 1e-12)
     if "vmap" in transforms:
         stacked = tuple(torch.stack(x) for x in zip(*each, strict=True))
-        torch.testing.assert_close(torch.compile(vmap(of_one), **TRACED)(g), stacked, **close)
+        near(torch.compile(vmap(of_one), **TRACED)(g), stacked, 1e-9, 1e-12)
     if "backward" in transforms:
         leaf = g[0].clone().requires_grad_()
         torch.compile(loss, **TRACED)(leaf)[0].backward()
-        torch.testing.assert_close(leaf.grad, expected, **close)
+        near(leaf.grad, expected, 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("problem", few(PROBLEMS, lambda name: name == "dual_cone"))
@@ -73,6 +74,26 @@ def test_compiled_auto_on_many_tasks_equals_eager():
     compiled_equals_eager(min_norm, auto(), 5, ("vmap",))
 
 
+PLAIN = {  # of torch's own operations
+    "faces": solvers.faces(),
+    "projected_gradient": solvers.projected_gradient(3),
+    "frank_wolfe": solvers.frank_wolfe(3, "pairwise"),
+}
+CASES = [(x, y) for x in PLAIN for y in PROBLEMS if (x, y) != ("frank_wolfe", "dual_cone")]
+FEW = [("faces", "dual_cone"), ("projected_gradient", "dual_cone"), ("frank_wolfe", "min_norm")]
+
+
+@pytest.mark.parametrize("case", few(CASES, lambda case: case in FEW), ids=" on ".join)
+def test_compiled_plain_solvers_equal_eager(case):
+    transforms = ["vmap", *["backward"] * ("faces" in case), *["grad"] * ("min_norm" in case)]
+    compiled_equals_eager(PROBLEMS[case[1]], PLAIN[case[0]], 3, transforms)
+
+
+def test_cvx_says_that_it_cannot_be_compiled():
+    with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
+        torch.compile(lambda g: solvers.cvx()(min_norm(g)).weights, **TRACED)(gramians(1, 3)[0])
+
+
 # Raised inside torch.
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script:DeprecationWarning", "ignore:.torch._prims_common.check:FutureWarning"
@@ -80,4 +101,4 @@ def test_compiled_auto_on_many_tasks_equals_eager():
 def test_compiled_by_the_default_backend():
     solve, g = active_set(), gramians(4, 5)
     f = vmap(grad(lambda g: solve(cagrad(g, 0.6)).weights[0]))
-    torch.testing.assert_close(torch.compile(f, fullgraph=True)(g), f(g), rtol=1e-9, atol=1e-11)
+    near(torch.compile(f, fullgraph=True)(g), f(g), 1e-9, 1e-11)
