@@ -10,7 +10,7 @@ from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
 from tests.support.loops import trained
-from tests.support.oracles import check_slope, near
+from tests.support.oracles import bisected, check_slope, near
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -39,15 +39,6 @@ def moved(params, direction, heads, lr):
     return {name: leaf - lr * steps[name].reshape(leaf.shape) for name, leaf in params.items()}
 
 
-def projected(point: torch.Tensor) -> torch.Tensor:
-    """Onto the simplex, by bisection on the threshold."""
-    low, high = point.min() - 1, point.max()
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (point - middle).clamp_min(0).sum() > 1 else (low, middle)
-    return (point - low).clamp_min(0)
-
-
 @pytest.mark.parametrize("batches", [PAIR, BATCHES], ids=["two", "three"])
 @pytest.mark.parametrize("form", FORMS)
 def test_modo_equals_its_loop(batches, form):
@@ -59,7 +50,7 @@ def test_modo_equals_its_loop(batches, form):
         rows = [literal_rows(params, batch, TRUNK)[1] for batch in batches]
         heads = [literal_rows(params, batch, HEADS)[1].mean(0) for batch in batches]
         losses = [literal_rows(params, batch, TRUNK)[0] for batch in batches]
-        w = projected(w - gamma * (rows[0] @ (rows[1].T @ w) + rho * w))
+        w = bisected(w - gamma * (rows[0] @ (rows[1].T @ w) + rho * w))
         if len(batches) == 2:
             direction, on_heads, shown = (
                 w @ (rows[0] + rows[1]) / 2,
@@ -100,7 +91,7 @@ def test_sdmgrad_equals_its_loop(eta):
         for _ in range(20):
             leaf.grad = cross @ leaf.detach() + strength * cross.mean(1)
             optimizer.step()
-            leaf.data = projected(leaf.data)
+            leaf.data = bisected(leaf.data)
         w = leaf.detach()
         used = (w + strength / TASKS) / (1 + strength)
         params = moved(
@@ -125,7 +116,7 @@ def test_moco_equals_its_loop(form):
     for k in range(1, 5):
         rows, heads = literal_rows(params, BATCH, TRUNK)[1], literal_rows(params, BATCH, HEADS)[1]
         tracked = tracked - beta / k**0.5 * (tracked - rows)
-        w = projected(
+        w = bisected(
             w - gamma / k**0.5 * ((tracked @ tracked.T + rho * torch.eye(TASKS, dtype=F64)) @ w)
         )
         params = moved(params, w @ tracked, heads.mean(0), lr)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtlfunc.solvers import simplex
+from tests.support.oracles import bisected, near
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -22,33 +23,13 @@ def points(draw):
     return torch.from_numpy(point), torch.from_numpy(normal)
 
 
-def bisected(point, normal):
-    """max(point - t·normal, 0), with t found by halving an interval on which normal·y falls through
-    1.
-    """
-    low, high = float(((point * normal - 1) / normal**2).min()) - 1, float((point / normal).max())
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high)
-            if float(normal @ (point - middle * normal).clamp_min(0)) > 1
-            else (low, middle)
-        )
-    return (point - high * normal).clamp_min(0)
-
-
 @given(points())
 def test_project_equals_bisection(case):
     point, normal = case
     # The threshold comes out of sums of T terms as large as |point|; normal multiplies it.
-    noise = (
-        16
-        * len(point)
-        * EPS
-        * (1 + point.abs().max() + 1 / normal.min())
-        * (normal.max() / normal.min())
-    )
+    size = (1 + point.abs().max() + 1 / normal.min()) * (normal.max() / normal.min())
+    noise = 16 * len(point) * EPS * size
     found = simplex.project(point, None if (normal == 1).all() else normal)
     assert (found >= 0).all()
     assert abs(float(normal @ found) - 1) <= noise * float(normal.sum())
-    torch.testing.assert_close(found, bisected(point, normal), rtol=0, atol=float(noise))
+    near(found, bisected(point, normal), 0, float(noise))

@@ -9,6 +9,7 @@ import mtlfunc as mf
 from tests.support.loops import rollout
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
+from tests.support.steps import STATEFUL, parts
 
 SHARED = "trunk.*"
 ORDERS = ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0))
@@ -37,12 +38,7 @@ def named_decode(params, z, batch):
 
 
 METHODS = {
-    "jacobian": lambda losses: (mf.pcgrad(), mf.jacobian(SHARED), BATCH),
-    "gradnorm": lambda losses: (
-        mf.gradnorm(0.5),
-        mf.jacobian("trunk.2.*", heads="weighted"),
-        BATCH,
-    ),
+    **{x: lambda losses, x=x: parts(x) for x in ("pcgrad", "gradnorm", *STATEFUL)},
     "present": lambda losses: (
         mf.mgda(),
         mf.jacobian(SHARED, present=lambda batch: torch.tensor([True, False, True])),
@@ -54,10 +50,6 @@ METHODS = {
         mf.representation(encode, losses(named_decode), shared=SHARED),
         BATCH,
     ),
-    "two batches": lambda losses: (mf.modo(), mf.double_sampling(SHARED), (BATCH, BATCH)),
-    "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
-    "averages": lambda losses: (mf.moco(), mf.moving_average(SHARED), BATCH),
-    "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
 }
 
 
@@ -81,7 +73,7 @@ def test_a_dict_in_another_order_at_each_step_changes_nothing(name):
     assert got[0].balance.tasks == dict.fromkeys(NAMES, ())
 
 
-@pytest.mark.parametrize("name", ["jacobian", "representation", "famo"])
+@pytest.mark.parametrize("name", ["pcgrad", "representation", "famo"])
 def test_names_pass_through_vmap(name):
     whole = vmap(lambda params: run(name, Shuffled, params))(mf.stack(nets))
     assert tuple(whole[1][0].tasks) == NAMES

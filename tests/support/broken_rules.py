@@ -121,24 +121,15 @@ class BatchMixed(torch.autograd.Function):
         return d.mean(0, keepdim=True).expand_as(d).clone(), 0
 
 
-def drops_its_stream():
+def draws_and(following):
+    """Random weights; the next state is `following` of the state."""
+
     def update(geometry, state):
         key, _ = mf.random.draw(state)
-        return torch.softmax(
-            mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1
-        ), ()
+        drawn = mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype)
+        return torch.softmax(drawn, -1), following(state)
 
-    return mf.Rule(lambda losses, key: mf.random.stream(key), update)
-
-
-def forgets_to_advance():
-    def update(geometry, state):
-        key, _ = mf.random.draw(state)
-        return torch.softmax(
-            mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1
-        ), state
-
-    return mf.Rule(lambda losses, key: mf.random.stream(key), update)
+    return lambda: mf.Rule(lambda losses, key: mf.random.stream(key), update)
 
 
 def keeps_the_old_state(rule):
@@ -452,12 +443,12 @@ BROKEN = {
         moves_the_generator, "purity", "draws from torch's global generator"
     ),
     "drops its random state": Broken(
-        drops_its_stream,
+        draws_and(lambda state: ()),
         "state round-trip",
         "the state is Stream(key=int64[], drawn=int64[]) after init, but () after an update",
     ),
     "key not advanced": Broken(
-        forgets_to_advance, "state round-trip", "every step draws the same numbers"
+        draws_and(lambda state: state), "state round-trip", "every step draws the same numbers"
     ),
     **{
         f"{name} that keeps its old state": Broken(

@@ -130,3 +130,16 @@ def cagrad_threshold(gramian: Tensor) -> Tensor:
     moved = mf.solvers.auto()(mf.solvers.dual_cone(gramian, p)).weights - p
     square = p @ gramian @ p
     return ((moved @ gramian @ moved).clamp_min(0) / square.where(square != 0, 1.0)).sqrt()
+
+
+def bisected(point: Tensor, normal: Any = 1.0) -> Tensor:
+    """The projection on {y >= 0, normal·y = 1}: max(point - t·normal, 0), t found by halving an
+    interval on which normal·y falls through 1.
+    """
+    normal = normal * torch.ones_like(point)
+    low, high = float(((point * normal - 1) / normal**2).min()) - 1, float((point / normal).max())
+    for _ in range(200):
+        t = (low + high) / 2
+        above = float(normal @ (point - t * normal).clamp_min(0)) > 1
+        low, high = (t, high) if above else (low, t)
+    return (point - high * normal).clamp_min(0)
