@@ -2,6 +2,7 @@
 the statistics.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from mtlfunc.studies.arena import (
     standard,
     study,
 )
+from mtlfunc.studies.lattice import simplex_lattice
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 from tests.support.arena import TINY
 from tests.support.every import few
@@ -491,3 +493,16 @@ def test_distance_to_the_front_of_known_points():
     cell = cell._replace(losses=torch.tensor([0.25, 0.5]).double().expand_as(cell.losses))
     record = Result({"zdt1": problem}, {"zdt1": {"mean": cell}}, TINY).records()[0]
     assert record["front"] == 0
+
+
+# ---- the even grid of the simplex ----
+
+
+@pytest.mark.parametrize(("divisions", "tasks"), [(1, 1), (4, 1), (1, 4), (4, 2), (5, 3), (3, 5)])
+def test_lattice_is_every_composition(divisions, tasks):
+    expected = [
+        k for k in itertools.product(range(divisions + 1), repeat=tasks) if sum(k) == divisions
+    ]
+    found = simplex_lattice(divisions, tasks)
+    assert found.shape == (math.comb(divisions + tasks - 1, tasks - 1), tasks)
+    assert torch.equal(found, torch.tensor(expected, dtype=torch.float64) / divisions)

@@ -369,10 +369,7 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
     balancer.backward(losses)
     assert all(torch.equal(a, leaf.grad) for a, leaf in zip(once, net.parameters(), strict=True))
     _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "call the balancer")
-    several = losses if isinstance(losses, torch.Tensor) else torch.stack(_several(losses))
-    for loss in several:  # every head's nodes, too
-        with pytest.raises(RuntimeError, match="second time"):
-            loss.backward()
+    _gone(losses)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -389,14 +386,15 @@ def test_the_graph_is_freed_whatever_is_measured(probe, form, net):
     for x, y in batches(2):
         losses = FORMS[form](net(x), y)
         balancer.backward(losses)
-        several = losses if isinstance(losses, torch.Tensor) else torch.stack(_several(losses))
-        for loss in several:
-            with pytest.raises(RuntimeError, match="second time"):
-                loss.backward()
+        _gone(losses)
 
 
-def _several(losses):
-    return list(losses.values()) if isinstance(losses, dict) else list(losses)
+def _gone(losses):
+    """The graph of every loss, every head's nodes among them."""
+    several = list(losses.values()) if isinstance(losses, dict) else losses
+    for loss in several if isinstance(losses, torch.Tensor) else torch.stack(list(several)):
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
 
 
 def test_freeing_runs_no_hook_and_no_custom_backward(net):

@@ -1,6 +1,7 @@
 """torch.compile without graph breaks: vmapped steps, derivatives through them, the graph's size."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from mtlfunc.types import Geometry
 from tests.support.every import few
 from tests.support.families import gramian
 from tests.support.labels import MASKS, given, labelled
+from tests.support.operations import DOUBLE
+from tests.support.operations.losses import Losses, literal, stacked
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.registry import RULES
@@ -322,3 +325,54 @@ def test_exact_weights_are_one_operator_of_the_graph():
     added = exact.total() - mean.total()
     assert added > 0
     assert 2 * added < formulas.total() - mean.total()
+
+
+# Operations that torch differentiates wrongly: hypergradients of two networks.
+
+
+OPERATIONS = (
+    "layer_norm native",
+    "batch_norm F",
+    "instance_norm F",
+    "prelu channels",
+    "attention",
+    "cdist",
+    "cholesky_inverse upper",
+    "weight_norm",
+)
+SOME = ("layer_norm native", "cdist", "cholesky_inverse upper")  # one of a kind
+
+
+@pytest.mark.parametrize("transform", few(["grad of vmap", "vmap of grad"], lambda t: t[0] == "g"))
+@pytest.mark.parametrize(
+    "names",
+    few([SOME, OPERATIONS[:4], OPERATIONS[4:]], lambda names: names == SOME),
+    ids=lambda names: f"{names[0]}…{names[-1]}",
+)
+def test_compiled_hypergradients(names, transform):
+    losses, u = Losses(names, 2), torch.tensor(0.2, dtype=DOUBLE)
+    at = torch.full((len(names),), 0.3, dtype=DOUBLE)
+    networks = [losses.params(i) for i in range(2)]
+    every = stacked(networks)
+
+    def parts(params, s):
+        return losses.parts(mf.task_gradients(losses, params, (s, u))[1])
+
+    def slopes(params):
+        return grad(lambda s: parts(params, s).sum())(at)
+
+    def together(s):
+        return vmap(lambda params: parts(params, s))(every).sum()
+
+    h = 1e-3
+    a, b, d, e = (
+        torch.stack([losses.parts(literal(losses, one, (at + k * h, u))) for one in networks])
+        for k in (-2, -1, 1, 2)
+    )
+    expected = (8 * (d - b) - (e - a)) / (12 * h)
+    close: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-9}
+    if transform == "vmap of grad":
+        torch.testing.assert_close(torch.compile(vmap(slopes), **TRACED)(every), expected, **close)
+    else:
+        found = torch.compile(grad(together), **TRACED)(at)
+        torch.testing.assert_close(found, expected.sum(0), **close)

@@ -134,12 +134,6 @@ def test_task_gramian_float64_accumulation_of_float32_rows():
     torch.testing.assert_close(gramian, exact, rtol=1e-14, atol=0.0)
 
 
-def test_half_precision_rows_are_accumulated_in_float32():
-    params = {name: leaf.bfloat16() for name, leaf in PARAMS.items()}
-    _, gramian = mf.task_gramian(vector, params, tuple(x.bfloat16() for x in BATCH))
-    assert gramian.dtype == torch.float32
-
-
 def test_inputs_are_not_changed():
     before = flatten(PARAMS).clone()
     mf.task_gradients(vector, PARAMS, BATCH)

@@ -120,9 +120,6 @@ def _sample_measure(scale, engine):
 WAYS = SLOPES | {
     "twice": lambda f, at: grad(grad(f))(at),
     "lanes": lambda f, at: vmap(grad(f))(torch.stack([at, at / 2])),
-    "grad(vmap)": lambda f, at: grad(
-        lambda s: vmap(lambda a: f(s * a))(torch.tensor([1.0, 2.0]).double()).sum()
-    )(at),
 }
 
 

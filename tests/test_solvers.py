@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 from mtlfunc import solvers
+from mtlfunc.solvers import simplex
 from mtlfunc.solvers.problems import resolution
 from mtlfunc.solvers.problems import solver as of_weights
 from mtlfunc.solvers.two_tasks import two_tasks
@@ -18,7 +19,7 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
 from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
-from tests.support.oracles import cagrad_threshold, near
+from tests.support.oracles import bisected, cagrad_threshold, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 EPS = torch.finfo(torch.float64).eps
@@ -367,3 +368,30 @@ def test_the_reference_differentiates_gradients_of_any_lengths():
         return torch.autograd.grad((d / d.detach().norm()).sum(), units)[0]
 
     near(slope(solvers.cvx()), slope(solvers.active_set()), 0, 1e-6)
+
+
+# --- projection onto the simplex ---
+
+
+@st.composite
+def points(draw):
+    """A point and a positive normal; both may be spread over several orders of magnitude."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, 40))
+    point = rng.standard_normal(count) * 10.0 ** draw(st.integers(-3, 3))
+    if draw(st.booleans()):
+        point = np.round(point)  # ties
+    normal = np.ones(count) if draw(st.booleans()) else 10.0 ** rng.uniform(-2, 2, count)
+    return torch.from_numpy(point), torch.from_numpy(normal)
+
+
+@given(points())
+def test_project_equals_bisection(case):
+    point, normal = case
+    # The threshold comes out of sums of T terms as large as |point|; normal multiplies it.
+    size = (1 + point.abs().max() + 1 / normal.min()) * (normal.max() / normal.min())
+    noise = 16 * len(point) * EPS * size
+    found = simplex.project(point, None if (normal == 1).all() else normal)
+    assert (found >= 0).all()
+    assert abs(float(normal @ found) - 1) <= noise * float(normal.sum())
+    near(found, bisected(point, normal), 0, float(noise))

@@ -52,11 +52,13 @@ SLOPES = {
 
 
 def check_slope(
-    f: Any, at: float, *ways: str, rtol: float = 1e-6, least: float = 0.0, h: float = 1e-5
+    f: Any, at: float, *ways: str, rtol: Any = 1e-6, least: Any = 0.0, h: Any = 1e-5, of: Any = None
 ) -> None:
-    """Derivatives in each of these ways, against a central difference of more than `least`."""
-    x = torch.tensor(at, dtype=torch.float64)
-    difference = (f(x + h) - f(x - h)) / (2 * h)
+    """Derivatives in each of these ways, against a central difference of more than `least`, `of` a
+    more exact function where there is one.
+    """
+    x, exact = torch.tensor(at, dtype=torch.float64), of or f
+    difference = (exact(x + h) - exact(x - h)) / (2 * h)
     assert abs(difference) > least, "there is nothing to find"
     for way in ways:
         near(SLOPES[way](f, x), difference, rtol)
