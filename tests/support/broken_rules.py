@@ -381,9 +381,6 @@ BROKEN = {
     "a state that cannot be saved": Broken(
         unsaved_note(), "state round-trip", "the state holds a Note; only tensors"
     ),
-    "in the wrong order from 9 tasks on": Broken(
-        reversed_from(9), "non-conflict", "a task with a negative rate rises"
-    ),
     "absolute epsilon": Broken(
         lambda g: inverse_norms(g, 1e-8),
         "no absolute epsilon",
