@@ -1,18 +1,27 @@
-"""EPO and Pareto MTL against their papers' algorithms on actual vectors."""
+"""EPO, Pareto MTL, Nash-MTL, FairGrad and ConicGrad against algorithms, equations and bounds."""
 
+import warnings
+from functools import partial
+from itertools import product
+from typing import Any
+
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from torch.func import vmap
+from torch import Tensor
+from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from tests.support.families import gramian, jacobian
+from mtlfunc.rules import _conicgrad
+from tests.support.families import FAMILIES, gramian, jacobian
 from tests.support.oracles import near
-from tests.support.rules import geometry
+from tests.support.rules import INDEPENDENT, STATIONARY, geometry, lengths, preferences, updated
 
 F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 
 # --- EPO ----------------------------------------------------------------------------------------
@@ -201,3 +210,286 @@ def test_pareto_mtl_takes_constraints_that_cancel(size, seed):
         for scale in (1e-10, 1.0, 1e10):
             weights = mf.weights(rule, scale**2 * rows @ rows.T, losses=losses)
             assert weights.isfinite().all(), (size, seed, ray)
+
+
+# --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
+
+
+def defect(
+    G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(G w)_i (w_i/s_i)^power - 1, and what rounding makes of it: ε times the sum of the absolute
+    terms.
+    """
+    n = lengths(G)
+    factor = (w / share) ** power
+    return (G @ w) * factor - 1, EPS * len(G) * n * (n @ w) * factor
+
+
+@pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "near_duplicates", "identical"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 32, 128])
+def test_nash_mtl_solves_its_equation(family, count):
+    """G α = 1/α to 1e-12, and ‖Jᵀα‖ = √T."""
+    for seed in range(1 if count == 128 else 3):
+        G = gramian(family, count, seed, scale=10.0 ** (seed - 1))
+        alpha = mf.weights(mf.nash_mtl(), G)
+        left, rounding = defect(G, alpha, 1.0)
+        assert (alpha > 0).all()
+        assert (left.abs() <= 1e-12 + 4 * rounding).all()
+        assert float(alpha @ G @ alpha) == pytest.approx(
+            count, rel=1e-12 + 4 * float(rounding.max())
+        )
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "near_duplicates", "identical"])
+def test_fairgrad_solves_its_equation(family, alpha):
+    """G w = w^(-1/α) to 1e-12; spread: lengths from 1 to 1e-4."""
+    for count, seed in product((1, 2, 8, 32), range(3)):
+        G = gramian(family, count, seed, scale=10.0 ** (seed - 1))
+        w = mf.weights(mf.fairgrad(alpha), G)
+        left, rounding = defect(G, w, 1 / alpha)
+        assert (w > 0).all()
+        assert (left.abs() <= 1e-12 + 4 * rounding).all()
+        p = preferences(count, seed)
+        w = mf.weights(mf.fairgrad(alpha, preference=p), G)
+        left, rounding = defect(G, w, 1 / alpha, count * p)
+        assert (left.abs() <= 1e-12 + 4 * rounding).all()
+
+
+@pytest.mark.parametrize("cosine", [0.999999, 0.5, 0.0, -0.5, -0.99, -1 + 1e-6, -1 + 1e-10])
+def test_nash_mtl_two_tasks_in_closed_form(cosine):
+    """α_t = 1/(‖g_t‖√(1 + cos)), whatever the lengths."""
+    for n in torch.tensor([[1.0, 1.0], [1e-3, 1e4], [1e15, 1e-15]], dtype=F64):
+        G = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=F64) * n * n[:, None]
+        known = float(G[0, 1] / n[0] / n[1]) + 1  # 1 + cos, as far as G knows it
+        near(
+            mf.weights(mf.nash_mtl(), G) * n,
+            torch.full((2,), known**-0.5, dtype=F64),
+            1e-13 + 16 * EPS / known,
+        )
+
+
+@pytest.mark.parametrize("rule", ["nash", "fair"])
+def test_bargaining_weights_scale_by_their_unit(rule):
+    """α ∝ 1/s and w ∝ s^(-2α/(1+α)) for gradients s times as long, to the bit at powers of two; the
+    normalised weights do not move.
+    """
+    for family in FAMILIES:
+        G = gramian(family, 4)
+        made, degree = (mf.nash_mtl(), 3) if rule == "nash" else (mf.fairgrad(2.0), 4)
+        one = mf.weights(made, G)
+        for power in (-33, 33):
+            near(
+                mf.weights(made, G * 4.0**power),
+                one * 2.0 ** (-degree * power // 3),
+                0 if rule == "nash" else 64 * EPS,
+            )
+
+
+@pytest.mark.parametrize("family", STATIONARY)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_nash_mtl_where_no_bargain_exists(family, dtype):
+    """At Pareto-stationary points: finite weights; in proportion they are the combination that
+    vanishes.
+    """
+    eps = torch.finfo(dtype).eps
+    for count, seed in product((2, 3, 8), range(2)):
+        J = jacobian(family, count, seed)
+        G = (J @ J.mT).to(dtype)
+        n = lengths(G)
+        alpha = mf.weights(mf.nash_mtl(), G)
+        assert alpha.isfinite().all()
+        assert (alpha * n <= 10 / eps**0.5).all()
+        assert bool(((alpha > 0) == (n > 0)).all())
+        shares = mf.weights(mf.nash_mtl(rescale="sum"), G)
+        assert float(shares.sum()) == pytest.approx(1, abs=16 * eps)
+        if family in ("pareto_stationary", "antiparallel") and dtype == F64:
+            assert (shares @ J).norm() <= 1e-6 * float(shares @ J.norm(dim=1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_nash_mtl_around_opposite_tasks(count):
+    """The two that pull against each other cancel; the others bargain for a direction at right
+    angles to them, as they would without them in that space.
+    """
+    for seed in range(3):
+        J = jacobian("antiparallel", count, seed)
+        d = mf.aggregate(mf.nash_mtl(), J)
+        assert float(d.norm()) == pytest.approx((count - 2) ** 0.5, abs=1e-6)
+        assert (J[:2] @ d).abs().max() <= 1e-6 * float(J[:2].norm())
+        if count > 2:
+            stuck = J[0] / J[0].norm()
+            rest = J[2:] - (J[2:] @ stuck)[:, None] * stuck
+            near(d, mf.aggregate(mf.nash_mtl(), rest), 0, 1e-6)
+
+
+def test_nash_mtl_zero_gradients_have_no_say():
+    J = torch.cat([jacobian("gaussian", 3), torch.zeros(1, 13, dtype=F64)])
+    G = J @ J.mT
+    alone = mf.weights(mf.nash_mtl(), G[:3, :3])
+    near(mf.weights(mf.nash_mtl(), G), torch.cat([alone, torch.zeros(1, dtype=F64)]), 1e-13)
+    nothing = torch.zeros(4, 4, dtype=F64)
+    p = preferences(4)
+    near(mf.weights(mf.nash_mtl(preference=p, rescale="sum"), nothing), p, 1e-14)
+    assert torch.equal(mf.weights(mf.nash_mtl(), nothing), torch.zeros(4, dtype=F64))
+
+
+def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
+    G = gramian("gaussian", 4)
+    w = mf.weights(
+        mf.nash_mtl(preference=torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64), rescale="sum"), G
+    )
+    kept = torch.tensor([0, 2, 3])
+    near(w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), 1e-13)
+    assert float(w[1]) == 0
+
+
+def test_nash_mtl_max_norm():
+    """d is cut to max_norm where it is longer, and never stretched."""
+    J = jacobian("gaussian", 4)
+    G = J @ J.mT
+    for limit in (0.5, 2.0, 3.0):
+        w = mf.weights(mf.nash_mtl(max_norm=limit), G)
+        assert float((w @ J).norm()) == pytest.approx(min(limit, 2.0), rel=1e-12)
+        near(w / w.sum(), mf.weights(mf.nash_mtl(rescale="sum"), G), 1e-12)
+    limits = torch.tensor([0.5, 3.0], dtype=F64)
+    batched = vmap(lambda limit: updated(mf.nash_mtl(max_norm=limit), G))(limits)
+    near(batched[0], mf.weights(mf.nash_mtl(max_norm=0.5), G), 1e-12)
+
+
+def test_fairgrad_batched_and_differentiated_in_alpha():
+    G, probe = gramian("gaussian", 3), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    alphas = torch.tensor([0.4, 1.0, 3.0], dtype=F64)
+
+    def value(alpha):
+        return updated(mf.fairgrad(alpha), G) @ probe
+
+    batched, slopes = vmap(value)(alphas), vmap(grad(value))(alphas)
+    for alpha, together, slope in zip(alphas.tolist(), batched, slopes, strict=True):
+        assert float(together) == pytest.approx(
+            float(updated(mf.fairgrad(alpha), G) @ probe), rel=1e-12
+        )
+        h = 1e-5
+        difference = (
+            (updated(mf.fairgrad(alpha + h), G) - updated(mf.fairgrad(alpha - h), G))
+            @ probe
+            / (2 * h)
+        )
+        assert float(slope) == pytest.approx(float(difference), rel=1e-6)
+
+
+# --- ConicGrad against the primal of cvxpy and against the dual bound ---
+
+
+ANGLES = (0.0, 0.2, 0.7, 0.99)
+# some of whose members have no direction that lowers every loss
+HOPELESS = {"pareto_stationary", "weakly_stationary", "antiparallel", "rank_deficient"}
+
+
+def solved(problem: cp.Problem) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Clarabel says that it stops short of these tolerances
+        try:
+            problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+        except cp.SolverError:
+            problem.solve(solver=cp.CLARABEL)
+    value = problem.value
+    assert isinstance(value, float | np.floating)
+    return float(value)
+
+
+def dual_bound(rows: Tensor, c: float) -> float:
+    """min over the simplex and μ >= 0 of ‖g_w + μg₀‖ - μc‖g₀‖: no unit vector of the cone has a
+    better worst rate.
+    """
+    mean, w, mu = rows.mean(0), cp.Variable(len(rows), nonneg=True), cp.Variable(nonneg=True)
+    vector = rows.numpy().T @ w + mu * mean.numpy()
+    bound = cp.norm(vector) - mu * c * float(mean.norm())
+    simplex: Any = [cp.sum(w) == 1]
+    return solved(cp.Problem(cp.Minimize(bound), simplex))
+
+
+def direction(rows: Tensor, c: float) -> Tensor:
+    """As the rule gives it, after what it promises of length and angle was checked."""
+    d, mean = mf.aggregate(mf.conicgrad(c), rows), rows.mean(0)
+    length = float(mean.norm())
+    assert float(d.norm()) == pytest.approx(length, rel=2e-6)
+    assert float(d @ mean) >= (c - 2e-6) * length**2
+    return d / length
+
+
+def check_attains_the_bound(rows: Tensor, c: float, noise: float) -> None:
+    """At the length ‖g₀‖; where a loss rises, at the least length with g₀·d >= c‖g₀‖²."""
+    d, mean = direction(rows, c), rows.mean(0)
+    worst, cosine = float((rows @ d).amin()), float(d @ mean / mean.norm())
+    worst *= c / max(cosine, c) if worst < 0 else 1.0
+    assert worst == pytest.approx(dual_bound(rows, c), abs=noise * float(rows.norm(dim=1).amax()))
+
+
+@pytest.fixture(params=[True, False], ids=["as on a CPU", "as on a device"])
+def ways(request, monkeypatch):
+    """The search that stops when it has the answer, and the one that never looks."""
+    monkeypatch.setattr(_conicgrad, "_search", partial(_conicgrad._search, look=request.param))
+
+
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_conicgrad_attains_its_dual_bound(family):
+    # in units of the largest gradient, what Clarabel reaches on near duplicates; and where
+    # gradients cancel, where its problem is degenerate
+    noise = 5e-7 if family in HOPELESS else 1e-8
+    for count in (2, 3, 5):
+        for seed, c in enumerate(ANGLES):
+            check_attains_the_bound(jacobian(family, count, seed), c, noise)
+
+
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("seed", range(8))
+def test_conicgrad_where_there_are_fewer_coordinates_than_tasks(seed):
+    """In most of these no direction lowers every loss."""
+    rng = np.random.default_rng([8, seed])
+    for _ in range(10):
+        tasks, width = int(rng.integers(2, 7)), int(rng.integers(1, 4))
+        spread, shift = 10 ** rng.normal(0, 0.3, (tasks, 1)), rng.uniform(0, 0.6)
+        rows = spread * rng.standard_normal((tasks, width)) + shift * rng.standard_normal(width)
+        check_attains_the_bound(torch.from_numpy(rows), float(rng.uniform(0, 0.99)), 5e-7)
+
+
+def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():
+    key = torch.Generator().manual_seed(3)
+    for seed in range(30):  # numbers of both signs have one direction in the cone, their mean's
+        rows = torch.randn(8, 5, 1, generator=key, dtype=torch.float64)
+        found = vmap(lambda each: mf.aggregate(mf.conicgrad(0.0), each))(rows)
+        loop = torch.stack([mf.aggregate(mf.conicgrad(0.0), each) for each in rows])
+        for answer in (found, loop):
+            near(answer, rows.mean(1), 1e-6, msg=f"{seed}")
+
+
+def test_a_cosine_of_nought_gives_mgdas_direction():
+    rows = jacobian("gaussian", 4, 1)
+    shortest = mf.aggregate(mf.mgda(), rows)
+    near(mf.aggregate(mf.conicgrad(0.0), rows), shortest * rows.mean(0).norm() / shortest.norm())
+
+
+def test_conicgrad_vmapped_over_the_cosine_is_its_loop_and_has_its_derivative():
+    rows, c = jacobian("gaussian", 3, 2), torch.linspace(0.1, 0.95, 8, dtype=torch.float64)
+
+    def worst(c: Tensor) -> Tensor:
+        return (rows @ mf.aggregate(mf.conicgrad(c), rows)).amin()
+
+    near(vmap(worst)(c), torch.stack([worst(one) for one in c]))
+    slope = vmap(torch.func.grad(worst))(c)
+    step = 1e-6
+    near(slope, (vmap(worst)(c + step) - vmap(worst)(c - step)) / (2 * step), 1e-6, 1e-7)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 2)])
+def test_the_search_is_an_operator_of_torch(lead):
+    """In a compiled program's first call a dispatch mode is active, which turns `vmap` off."""
+    rows = torch.stack([jacobian("gaussian", 3, seed) for seed in range(4)])
+    rows = (rows if len(lead) == 2 else rows[: 2 if lead else 1]).reshape(*lead, 3, -1)
+    p, c = torch.full((*lead, 3), 1 / 3, dtype=torch.float64), torch.tensor(0.9)
+    given = (rows @ rows.mT, p, c.double().expand(lead), 2e-16)
+    checks = ("test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.mtlfunc.conic_faces, given, test_utils=checks)
