@@ -1,4 +1,4 @@
-"""The functions of docs/how-to/pure-recipes.md against loops of what earlier versions had."""
+"""The functions of docs/how-to/pure-recipes.md against loops."""
 
 # pyright: reportArgumentType=false
 
