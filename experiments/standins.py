@@ -104,13 +104,16 @@ EARLIER = ("mgda", "mgda-ub", "mgda_ub", "pcgrad", "gradnorm")
 PLAIN = ("mean", "static search", "uw", "dwa")
 
 
+Judge = Callable[[Values], Judged]
+
+
 class StandIn(NamedTuple):
     """A claim's criterion on one study."""
 
     claim: str
     study: str
     holds: str  # the claim, where …
-    judge: Callable[[Values], Judged]
+    judge: Judge
 
 
 def values(study: str, results: Mapping[str, Any]) -> Values:
@@ -190,125 +193,70 @@ def _same_order(found: Values) -> Judged:
     return every_one({"Kendall's τ": tau})
 
 
+def _wins(ours: str, rivals: Sequence[str], measures: Sequence[str] = ()) -> Judge:
+    """Above all rivals, in these measures or in all of a study."""
+    return lambda found: every_one(over(found, measures or list(found), ours, rivals))
+
+
+def _bound_wins(measure: str, ours: str) -> Judge:
+    return lambda found: every_one(above(found, measure, ours, ("mean", BOTH)))
+
+
+def _one_above_two(found: Values) -> Judged:
+    gains = {}
+    for setting in settings_of(found):
+        for rule in found[setting]:
+            gains |= above(found, setting, rule, [BOTH]) if rule != BOTH else {}
+    return some_one(gains)
+
+
 BELOW = "some task ends below its own network by the mean loss"
+FOUR = "PCGrad is above the mean loss in all four architectures"
 FASTER = "PCGrad is above the mean loss along training and at the end"
+POLICIES = "PCGrad ends above one policy, a head a task, independent ones"
+NETWORKS = "PCGrad ends above the mean loss and the networks alone"
+BOUND = "the bound is above the mean loss"
+SIX = "in all six settings both tasks end below their own networks by the mean loss"
 BETTER = "CAGrad is above every earlier gradient manipulation that runs"
+PIXELS = "CAGrad's Δm is better than that of every other method from before it that runs, and its "
+PIXELS += "{} better than the mean loss's"
+GOALS = "CAGrad ends above the mean loss, MGDA, PCGrad, a head a task, independent policies"
+LABELS = "CAGrad is above the main task alone and every other rule for every number of labels"
+SHARED = "in some of six settings one network, by some rule, is above two"
+NORMS = "GradNorm is above two networks and every other rule in all four architectures"
+NO_BETTER = "no method's Δm is below the tuned mean loss's"
+SAME = "Kendall's τ with the published Δm of eleven methods is above 0"
+MEASURES = {"digits": ["hard sharing"], "auxiliary": [], "scenes": ["Δm"]}
+MEASURES |= {"mazes": ["final"], "point mass": ["final"]}
 STANDINS = (
-    *(
-        StandIn("PC-01", study, BELOW, lambda v: some_one(alone(v, ["hard sharing"])))
-        for study in ("digits", "multimnist")
-    ),
+    StandIn("PC-01", "digits", BELOW, lambda v: some_one(alone(v, ["hard sharing"]))),
+    StandIn("PC-01", "multimnist", BELOW, lambda v: some_one(alone(v, ["hard sharing"]))),
+    StandIn("PC-07", "multimnist", FOUR, _wins("pcgrad", ["mean"], ARCHITECTURES)),
+    StandIn("PC-08", "mazes", FASTER, _wins("pcgrad", ["mean"])),
+    StandIn("PC-08", "point mass", FASTER, _wins("pcgrad", ["mean"])),
+    StandIn("PC-21", "point mass", POLICIES, lambda v: _pcgrad_wins(v, ["final"])),
+    StandIn("PC-21", "digits", NETWORKS, lambda v: _pcgrad_wins(v, ["hard sharing"])),
     StandIn(
-        "PC-07",
-        "multimnist",
-        "PCGrad is above the mean loss in all four architectures",
-        lambda v: every_one(over(v, ARCHITECTURES, "pcgrad", ["mean"])),
+        "SU-37", "digits", f"{BOUND} and the networks alone", _bound_wins("hard sharing", "mgda-ub")
     ),
-    *(
-        StandIn("PC-08", study, FASTER, lambda v: every_one(over(v, list(v), "pcgrad", ["mean"])))
-        for study in ("mazes", "point mass")
-    ),
+    StandIn("SU-37", "scenes", BOUND, _bound_wins("Δm", "mgda_ub")),
+    StandIn("CA-01", "multimnist", SIX, lambda v: every_one(alone(v, settings_of(v)))),
+    StandIn("CA-30", "scenes", PIXELS.format("normals"), lambda v: _rooms(v, "normals")),
+    StandIn("CA-31", "scenes", PIXELS.format("depth"), lambda v: _rooms(v, "depth")),
+    StandIn("CA-32", "point mass", GOALS, lambda v: _published_wins(v, "cagrad", "final")),
     StandIn(
-        "PC-21",
-        "point mass",
-        "PCGrad ends above one policy, a head a task, independent ones",
-        lambda v: _pcgrad_wins(v, ["final"]),
+        "CA-36", "auxiliary", LABELS, lambda v: _wins("cagrad", list(next(iter(v.values()))))(v)
     ),
-    StandIn(
-        "PC-21",
-        "digits",
-        "PCGrad ends above the mean loss and the networks alone",
-        lambda v: _pcgrad_wins(v, ["hard sharing"]),
-    ),
-    *(
-        StandIn(
-            "SU-37",
-            study,
-            f"the bound is above the mean loss{' and the networks alone' * (study == 'digits')}",
-            lambda v, measure=measure, name=name: every_one(
-                above(v, measure, name, ("mean", BOTH))
-            ),
-        )
-        for study, measure, name in (
-            ("digits", "hard sharing", "mgda-ub"),
-            ("scenes", "Δm", "mgda_ub"),
-        )
-    ),
-    StandIn(
-        "CA-01",
-        "multimnist",
-        "in all six settings both tasks end below their own networks by the mean loss",
-        lambda v: every_one(alone(v, settings_of(v))),
-    ),
-    *(
-        StandIn(
-            claim,
-            "scenes",
-            f"CAGrad's Δm is better than that of every other method from before it that runs, and "
-            f"its {task} better than the mean loss's",
-            lambda v, task=task: _rooms(v, task),
-        )
-        for claim, task in (("CA-30", "normals"), ("CA-31", "depth"))
-    ),
-    StandIn(
-        "CA-32",
-        "point mass",
-        "CAGrad ends above the mean loss, MGDA, PCGrad, a head a task, independent policies",
-        lambda v: _published_wins(v, "cagrad", "final"),
-    ),
-    StandIn(
-        "CA-36",
-        "auxiliary",
-        "CAGrad is above the main task alone and every other rule for every number of labels",
-        lambda v: every_one(over(v, list(v), "cagrad", list(next(iter(v.values()))))),
-    ),
-    *(
-        StandIn(
-            "CA-38",
-            study,
-            BETTER,
-            lambda v, measures=measures: every_one(over(v, measures or list(v), "cagrad", EARLIER)),
-        )
-        for study, measures in (
-            ("digits", ["hard sharing"]),
-            ("auxiliary", []),
-            ("scenes", ["Δm"]),
-            ("mazes", ["final"]),
-            ("point mass", ["final"]),
-        )
-    ),
-    StandIn(
-        "GN-01",
-        "multimnist",
-        "in some of six settings one network, by some rule, is above two",
-        lambda v: some_one(
-            {
-                k: x
-                for setting in settings_of(v)
-                for rule in v[setting]
-                if rule != BOTH
-                for k, x in above(v, setting, rule, [BOTH]).items()
-            }
-        ),
-    ),
+    *(StandIn("CA-38", x, BETTER, _wins("cagrad", EARLIER, m)) for x, m in MEASURES.items()),
+    StandIn("GN-01", "multimnist", SHARED, _one_above_two),
     StandIn(
         "GN-26",
         "multimnist",
-        "GradNorm is above two networks and every other rule in all four architectures",
-        lambda v: every_one(over(v, ARCHITECTURES, "gradnorm", list(v["hard sharing"]))),
+        NORMS,
+        lambda v: _wins("gradnorm", list(v["hard sharing"]), ARCHITECTURES)(v),
     ),
-    StandIn(
-        "SI-29",
-        "molecules",
-        "no method's Δm is below the tuned mean loss's",
-        lambda v: every_one(above(v, "Δm", "mean", molecules.METHODS[1:])),
-    ),
-    StandIn(
-        "SI-30",
-        "molecules",
-        "Kendall's τ with the published Δm of eleven methods is above 0",
-        _same_order,
-    ),
+    StandIn("SI-29", "molecules", NO_BETTER, _wins("mean", molecules.METHODS[1:])),
+    StandIn("SI-30", "molecules", SAME, _same_order),
 )
 
 
@@ -369,11 +317,8 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
     return {
         "studies": {
-            study: {
-                "on": STUDIES[study].on,
-                "command": f"python -m experiments.{STUDIES[study].command}",
-            }
-            for study in results
+            x: {"on": STUDIES[x].on, "command": f"python -m experiments.{STUDIES[x].command}"}
+            for x in results
         },
         "stand-ins": [
             {

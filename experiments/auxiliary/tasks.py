@@ -166,15 +166,8 @@ def _agreement(outputs: Tensor, _: Tensor) -> Tensor:
 
 
 AUXILIARIES = (
-    "rotation",
-    "exemplar",
-    "consistency",
-    "crops",
-    "contrast",
-    "jigsaw",
-    "place",
-    "noise",
-    "hidden",
+    *("rotation", "exemplar", "consistency", "crops", "contrast"),
+    *("jigsaw", "place", "noise", "hidden"),
 )
 CHOSEN = AUXILIARIES[:3]
 """What runs unless others are given: the README says which were tried and what they did."""

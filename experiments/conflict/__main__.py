@@ -13,23 +13,13 @@ from common.arguments import folder
 from common.progress import counted
 from common.tables import as_dicts, markdown, report
 
-from .coverage import (
-    NOISES,
-    SETTINGS,
-    TAILED,
-    Alarms,
-    Covered,
-    Setting,
-    Tails,
-    alarms,
-    covered,
-    tails,
-)
+from . import coverage
+from .coverage import NOISES, SETTINGS, TAILED, Alarms, alarms, covered, tails
 from .real import BATCH, Wrong, measure
 
 HERE = Path(__file__).parent
 NETWORKS = ("bottleneck", "digits", "transformer")
-Simulated = dict[Setting, Covered]
+Simulated = dict[coverage.Setting, coverage.Covered]
 
 
 def words(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) -> str:
@@ -57,7 +47,7 @@ def words(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) 
 def table(
     simulated: Simulated,
     looked: dict[float, Alarms],
-    tailed: dict[tuple[str, int], Tails],
+    tailed: dict[tuple[str, int], coverage.Tails],
     real: list[Wrong],
 ) -> str:
     known = markdown(

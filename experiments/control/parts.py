@@ -82,11 +82,13 @@ GRIDS = report.Shown(
     ),
 )
 
+SUCCESS = (
+    report.Metric("area", "success, mean over training", False),
+    report.Metric("final", "success at the end", False),
+)
+
 POINTS = report.Shown(
-    metrics=(
-        report.Metric("area", "success, mean over training", False),
-        report.Metric("final", "success at the end", False),
-    ),
+    metrics=SUCCESS,
     worst="success on the worst goal",
     notes=(
         f"Point mass: {points.TASKS} goals, actuators turned by an angle of the task's own, "
@@ -183,11 +185,7 @@ def sac_part(
         settings,
         plan._replace(tuning=seeds[:1]) if papers else plan,  # one rate: no run but to choose it
         report.Shown(
-            metrics=(
-                report.Metric("area", "success, mean over training", False),
-                report.Metric("final", "success at the end", False),
-                report.Metric("return", "return at the end", False),
-            ),
+            metrics=(*SUCCESS, report.Metric("return", "return at the end", False)),
             worst="success on the worst task",
             notes=(
                 _robots(_said(settings), benchmark, "v1"),
