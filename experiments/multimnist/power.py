@@ -101,9 +101,7 @@ def _state(seeds: Sequence[int], what: str) -> str:
 
 
 def perform(data: Source, sums: Path, device: str, cells: Sequence[Cell]) -> list[Numbers]:
-    """Runs of one set and method; of Nash-MTL the sums of weights `[step]` go into the folder
-    `sums`, from which the arms take them.
-    """
+    """Runs of one set and method; Nash-MTL's sums of weights go into `sums`, for the arms."""
     settings, method = Settings(data, 10, 256, True, device, cells[0].problem), cells[0].method
     variant = "c 0.5" if method == "cagrad" else ""
     own = [cell._replace(problem=BASE, variant=variant) for cell in cells]

@@ -278,7 +278,8 @@ def together(
     lanes = torch.tensor([seeds.index(cell.seed) for cell in cells], device=device)
     rates = torch.tensor([cell.rate for cell in cells], device=device)
     keys = torch.tensor(seeds, device=device)
-    data = Splits(*(_stacked(parts) for parts in zip(*_splits(settings, seeds), strict=True)))
+    splits = zip(*(split(settings, seed) for seed in seeds), strict=True)
+    data = Splits(*(Pairs(*map(torch.stack, zip(*parts, strict=True))) for parts in splits))
     nets = [network(settings, setting, seed).to(device) for seed in seeds]
     params, net = {k: v[lanes] for k, v in mf.stack(nets).items()}, nets[0]
     count, epochs = data.train.labels.shape[1], settings.epochs * setting.longer
@@ -390,14 +391,6 @@ def rate_at(settings: Settings, share: float) -> float:
 
 def _order(key: Tensor, epoch: int, count: int) -> Tensor:
     return mf.random.permutation(mf.random.fold_in(mf.random.fold_in(key, 10), epoch), count)
-
-
-def _splits(settings: Settings, seeds: list[int]) -> list[Splits]:
-    return [split(settings, seed) for seed in seeds]
-
-
-def _stacked(parts: tuple[Pairs, ...]) -> Pairs:
-    return Pairs(*(torch.stack(leaves) for leaves in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
