@@ -99,7 +99,7 @@ def test_projections_equal_quadprog_on_the_gradients(family, count):
 
 
 def left_unresolved(G, face):
-    """Of each constraint of a thin face, as `tests/test_thin_cones.py` has it: the part that the
+    """Of each constraint of a thin face, as `tests/test_active_set.py` has it: the part that the
     Gramian's rounding leaves.
     """
     unit = (G / G.diagonal().sqrt().outer(G.diagonal().sqrt()))[face][:, face]
