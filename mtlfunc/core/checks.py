@@ -57,7 +57,7 @@ def values_readable(*values: object) -> bool:
     if torch.compiler.is_compiling() or inside_transform():
         return False
     plain = {*map(type, values)} == {Tensor}  # nearly always
-    return all(map(_IS_CPU, values if plain else _tensors(values)))
+    return all(map(_IS_CPU, values if plain else tensors_of(values)))
 
 
 def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
@@ -74,7 +74,7 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     levels = functorch.get_interpreter_stack()
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
-    found = _tensors(values)
+    found = tensors_of(values)
     return any(map(REQUIRES_GRAD, map(innermost_tensor, found) if levels else found))
 
 
@@ -96,13 +96,15 @@ def recording_context(values: object) -> AbstractContextManager[Any]:
     return nullcontext() if is_differentiated(values) else torch.no_grad()
 
 
-def enable_grad() -> AbstractContextManager[Any]:
-    """A context in which graphs can be made and read; none where that is so already."""
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+def enable_grad(on: bool = True) -> AbstractContextManager[Any]:
+    """A context in which graphs can be made and read; none where that is so already. Not `on`: one
+    that only leaves inference mode.
+    """
+    if torch.is_grad_enabled() is on and not torch.is_inference_mode_enabled():
         return nullcontext()
     found = ExitStack()
     found.enter_context(torch.inference_mode(False))
-    found.enter_context(torch.enable_grad())
+    found.enter_context(torch.set_grad_enabled(on))
     return found
 
 
@@ -121,7 +123,8 @@ def same_storage(x: Tensor, y: Tensor) -> bool:
     return x.device == y.device and x.data_ptr() == y.data_ptr()
 
 
-def _tensors(values: object) -> list[Tensor]:
+def tensors_of(values: object) -> list[Tensor]:
+    """The tensors of any nest."""
     found: list[Tensor] = []
     for value in values if isinstance(values, tuple) else (values,):  # nearly always this will do
         if isinstance(value, Tensor):
@@ -129,7 +132,7 @@ def _tensors(values: object) -> list[Tensor]:
         elif value is None:
             continue
         elif type(value) is dict:
-            found.extend(_tensors(tuple(value.values())))
+            found.extend(tensors_of(tuple(value.values())))
         else:
             break
     else:

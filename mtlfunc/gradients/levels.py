@@ -26,7 +26,7 @@ from ..core._torch import (
     memory,
     tree_leaves,
 )
-from ..core.checks import gradient_edge, inside_transform
+from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
 from ..core.tree import as_real
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
@@ -61,21 +61,13 @@ def explained_vjp(
                 except RuntimeError as error:
                     if "Inference tensors cannot be saved" not in str(error):
                         raise
-            with _outside_inference_mode():
+            # Before torch 2.12 a level of `torch.func` records nothing in inference mode.
+            compiles, recording = torch.compiler.is_compiling(), torch.is_grad_enabled()
+            with nullcontext() if compiles else enable_grad(recording):
                 return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         _name_cure(error, params)
         raise
-
-
-def _outside_inference_mode() -> AbstractContextManager[Any]:
-    """Before torch 2.12 a level of `torch.func` records nothing in inference mode."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return nullcontext()
-    recording, found = torch.is_grad_enabled(), ExitStack()
-    found.enter_context(torch.inference_mode(False))
-    found.enter_context(torch.set_grad_enabled(recording))
-    return found
 
 
 @contextmanager
@@ -114,19 +106,10 @@ def _plain(
 
     def pull(cotangent: Any) -> tuple[Params]:
         pairs = zip(tree_leaves(out), tree_leaves(cotangent), strict=True)
-        roots = [(x, v) for x, v in pairs if x.requires_grad]
-        grads: Sequence[Tensor | None] = [None] * len(leaves)
-        if roots:
-            grads = strided(
-                torch.autograd.grad(
-                    [x for x, _ in roots],
-                    list(leaves.values()),
-                    [v for _, v in roots],
-                    retain_graph=True,
-                    create_graph=torch.is_grad_enabled(),
-                    allow_unused=True,
-                )
-            )
+        known = [pair for pair in pairs if pair[0].requires_grad]
+        roots, cotangents = zip(*known, strict=True) if known else ((), ())
+        places, record = (*leaves.values(),), torch.is_grad_enabled()
+        grads = run_backward(roots, cotangents, places, record=record)
         found = zip(leaves, grads, strict=True)
         return ({name: torch.zeros_like(params[name]) if x is None else x for name, x in found},)
 
@@ -141,37 +124,28 @@ def run_backward(
     keep: bool = True,
     record: bool = False,
 ) -> Sequence[Tensor | None]:
-    """`torch.autograd.grad`, without a third of a small pass: what it does to arguments of all
-    kinds before it calls this. `keep`: the graph.
-    """
-    if not places:  # autograd would take that for backward(), which adds to .grad
-        return ()
-    if not isinstance(cotangents, tuple):
-        roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
-    return strided(
-        autograd_engine.run_backward(
-            roots, cotangents, keep, record, places, True, accumulate_grad=False
-        )
-    )
-
-
-def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """`grads`, all dense; complex ones, of leaves, as two real ones.
+    """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
+    pass; complex derivatives, of leaves, as two real ones. `keep`: the graph.
 
     Raises:
         RuntimeError: for a sparse one, of which no products are made.
     """
+    if not isinstance(cotangents, tuple):
+        roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
+    if not (places and cotangents):  # without places autograd would add to .grad
+        return (None,) * len(places)
+    grads = autograd_engine.run_backward(
+        roots, cotangents, keep, record, places, True, accumulate_grad=False
+    )
     others = [x for x in grads if x is not None and (x.is_sparse or x.is_complex())]
-    if not others:
-        return grads
-    sparse = [x for x in others if x.is_sparse]
-    if sparse:
-        raise RuntimeError(
-            f"a parameter of shape {list(sparse[0].shape)} has sparse gradients, of which no rows "
-            "are stacked and no products made, nor sums where it is not shared: make its "
-            "embedding with sparse=False"
-        )
-    return [as_real(x) for x in grads]
+    for x in others:
+        if x.is_sparse:
+            raise RuntimeError(
+                f"a parameter of shape {list(x.shape)} has sparse gradients, of which no rows are "
+                "stacked and no products made, nor sums where it is not shared: make its "
+                "embedding with sparse=False"
+            )
+    return [as_real(x) for x in grads] if others else grads
 
 
 class Strangers:
@@ -207,63 +181,44 @@ def without_trace(params: Params) -> AbstractContextManager[Any]:
     if not torch.compiler.is_compiling():
         found.enter_context(_reassigned())
     if not needs_level(params):
-        found.enter_context(_changed())
+        found.enter_context(_Changes())
     return found
-
-
-@contextmanager
-def _changed() -> Iterator[None]:
-    changes = _Changes()
-    try:
-        with changes:
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, before in changes.kept.values():
-                if not torch.equal(tensor, before):
-                    tensor.copy_(before)
 
 
 @contextmanager
 def _reassigned() -> Iterator[None]:
     """Undo what modules re-assign in a call: buffers, and other attributes that are tensors."""
-    here, inside = get_ident(), False
+    mine, here, outer = object(), get_ident(), None
+    called: list[nn.Module] = []
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
     changes: list[tuple[dict[str, Any], str, Any, Any]] = []
-    keys: list[tuple[nn.Module, Any]] = []
 
     def watch(module: nn.Module, _: Any) -> None:
-        nonlocal inside
-        if inside or get_ident() != here:
+        nonlocal outer
+        if outer is not None or get_ident() != here:
             return
-        inside = True
+        outer = module
         del hooks_of_all_modules[mine]  # which what is compiled inside would be compiled with
-        held = [
-            (place, dict(place))
-            for part in module.modules()
-            if not isinstance(part, torch.jit.ScriptModule)
-            for place in (vars(part), part._buffers)
-        ]
-
-        def compare(*_: Any) -> None:
-            nonlocal inside
-            if not inside or keys[-1][1] is not key:
-                return  # of an earlier call
-            inside = False
-            hooks_of_all_modules[mine] = watch
-            for place, before in held:
-                for name in before.keys() | place.keys():
-                    old, new = before.get(name), place.get(name)
-                    if new is not old and (isinstance(old, Tensor) or isinstance(new, Tensor)):
-                        changes.append((place, name, before.get(name, place), new))
-
+        parts = (x for x in module.modules() if not isinstance(x, torch.jit.ScriptModule))
+        held[:] = [(place, dict(place)) for x in parts for place in (vars(x), x._buffers)]
         # after the module's own hooks; functional_call exchanges buffers before and after both.
         # Without a handle, which would be taken for one of a hook on derivatives.
-        key: Any = object()
-        keys.append((module, key))
-        module._forward_hooks[key] = compare
-        module._forward_hooks_always_called[key] = True
+        called.append(module)
+        module._forward_hooks[mine] = compare
+        module._forward_hooks_always_called[mine] = True
 
-    mine: Any = object()
+    def compare(module: nn.Module, *_: Any) -> None:
+        nonlocal outer
+        if module is not outer:
+            return
+        outer = None
+        hooks_of_all_modules[mine] = watch
+        for place, before in held:
+            for name in before.keys() | place.keys():
+                old, new = before.get(name), place.get(name)
+                if new is not old and (isinstance(old, Tensor) or isinstance(new, Tensor)):
+                    changes.append((place, name, before.get(name, place), new))
+
     hooks_of_all_modules[mine] = watch
     try:
         with warnings.catch_warnings():  # of a compiled module that is the outer one
@@ -271,48 +226,45 @@ def _reassigned() -> Iterator[None]:
             yield
     finally:
         hooks_of_all_modules.pop(mine, None)
-        for module, key in keys:
-            del module._forward_hooks[key], module._forward_hooks_always_called[key]
+        for module in called:
+            module._forward_hooks.pop(mine, None)
+            module._forward_hooks_always_called.pop(mine, None)
         for place, name, old, new in reversed(changes):
-            if place.get(name) is not new:  # an exchanged one, which functional_call took back
-                continue
-            if old is place:  # there was none
-                del place[name]
-            else:
-                place[name] = old
+            if place.get(name) is new:  # else functional_call took it back
+                if old is place:  # there was none
+                    del place[name]
+                else:
+                    place[name] = old
 
 
 class _Changes(TorchDispatchMode):
-    """Keeps a copy of every tensor from outside, before it is changed."""
+    """Undo what is changed in place: keeps a copy of a tensor from outside before it is changed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.made: set[int] = set()  # memory
 
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        with torch.no_grad():
+            for tensor, before in self.kept.values():
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         norm = "batch_norm" in func.__name__  # its schema does not admit the change
-        arguments = func._schema.arguments
-        values = [*args, *(kwargs.get(each.name) for each in arguments[len(args) :])]
-        for argument, value in zip(arguments, values, strict=True):
+        for i, argument in enumerate(func._schema.arguments):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written or (norm and argument.name.startswith("running_")):
-                for tensor in tree_leaves(value):
-                    self._keep(tensor)
+                for x in tensors_of(args[i] if i < len(args) else kwargs.get(argument.name)):
+                    known = memory(x) in self.made or id(x) in self.kept
+                    if not known and x.layout is torch.strided:
+                        self.kept[id(x)] = (x, x.clone())
         out = func(*args, **kwargs)
-        self.made |= _memories(out) - _memories((args, kwargs))
+        self.made |= set(map(memory, tensors_of(out))) - {*map(memory, tensors_of((args, kwargs)))}
         return out
-
-    def _keep(self, tensor: Any) -> None:
-        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            return
-        if memory(tensor) not in self.made and id(tensor) not in self.kept:
-            self.kept[id(tensor)] = (tensor, tensor.clone())
-
-
-def _memories(values: Any) -> set[int]:
-    return {memory(x) for x in tree_leaves(values) if isinstance(x, Tensor)}
 
 
 _MIXED = (
