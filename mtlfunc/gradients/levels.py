@@ -33,6 +33,8 @@ from ..types import Params
 from .safe_ops import SafeOps
 
 Node = Any  # torch.autograd.graph.Node
+Forward = Callable[[Params], tuple[Any, Any]]  # of values that are differentiated, and aux
+Pulled = tuple[Any, Callable[[Any], tuple[Params]], Any]  # the values, their pullback, and aux
 
 
 def needs_level(params: Params) -> bool:
@@ -46,9 +48,7 @@ def needs_level(params: Params) -> bool:
     )
 
 
-def explained_vjp(
-    f: Callable[[Params], tuple[Any, Any]], params: Params
-) -> tuple[Any, Callable[[Any], tuple[Params]], Any]:
+def explained_vjp(f: Forward, params: Params) -> Pulled:
     """`vjp` with aux, on plain leaves where these do, and errors that name the cure. Plain leaves
     hand the answers of `f` on with their graph; the pullback is recorded where gradients are
     enabled around the call.
@@ -62,8 +62,8 @@ def explained_vjp(
                     if "Inference tensors cannot be saved" not in str(error):
                         raise
             # Before torch 2.12 a level of `torch.func` records nothing in inference mode.
-            compiles, recording = torch.compiler.is_compiling(), torch.is_grad_enabled()
-            with nullcontext() if compiles else enable_grad(recording):
+            compiles, on = torch.compiler.is_compiling(), torch.is_grad_enabled()
+            with nullcontext() if compiles else enable_grad(on):
                 return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         _name_cure(error, params)
@@ -90,9 +90,7 @@ def _name_cure(error: RuntimeError, params: Params) -> None:
             raise RuntimeError(cure.format(where=where, message=message)) from error
 
 
-def _plain(
-    f: Callable[[Params], tuple[Any, Any]], params: Params
-) -> tuple[Any, Callable[[Any], tuple[Params]], Any]:
+def _plain(f: Forward, params: Params) -> Pulled:
     outside = torch.is_grad_enabled()
     # A view is a place of its own, if two names hold one tensor.
     leaves = {
@@ -106,7 +104,7 @@ def _plain(
 
     def pull(cotangent: Any) -> tuple[Params]:
         pairs = zip(tree_leaves(out), tree_leaves(cotangent), strict=True)
-        known = [pair for pair in pairs if pair[0].requires_grad]
+        known = [(x, v) for x, v in pairs if x.requires_grad]
         roots, cotangents = zip(*known, strict=True) if known else ((), ())
         places, record = (*leaves.values(),), torch.is_grad_enabled()
         grads = run_backward(roots, cotangents, places, record=record)
