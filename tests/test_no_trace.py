@@ -201,4 +201,5 @@ def test_the_hooks_are_gone_and_another_thread_is_left_alone():
     assert len(torch.nn.modules.module._global_forward_pre_hooks) == count
     assert not net._forward_hooks
     assert other.centre.any()
-    assert not (net.centre.any() or next_one.centre.any())
+    assert not net.centre.any()
+    assert not next_one.centre.any()

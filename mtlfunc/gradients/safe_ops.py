@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -64,8 +63,11 @@ class SafeOps(TorchFunctionMode):
         if written is not None:
             return written(*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
-            with self:  # the attention inside
-                return unwrap_override(func)(*args, **kwargs)
+            # without its own hand-over to a watching mode, so that the attention inside comes here
+            names = func.__globals__ | {"has_torch_function": lambda *_: False}
+            inner = FunctionType(func.__code__, names, argdefs=func.__defaults__)
+            with self:
+                return inner(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -75,20 +77,6 @@ def _hand_over_table() -> None:
     open to overriding, among which torch._weight_norm is not.
     """
     import_module(compiler_tables).get_overridable_functions().update(WRITTEN)
-
-
-@cache
-def unwrap_override(func: FunctionType) -> FunctionType:
-    """`func` without its own hand-over to a watching mode, so that the calls inside reach it."""
-    body = FunctionType(
-        func.__code__,
-        func.__globals__ | {"has_torch_function": lambda *_: False},
-        func.__name__,
-        func.__defaults__,
-        func.__closure__,
-    )
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
 
 
 # --- norms --------------------------------------------------------------------------------------
@@ -109,50 +97,39 @@ def _scale_shift(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
 
 def _native_layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
-    eps: Number = 1e-5,
+    eps: Number = 1e-5, cudnn_enable: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     out, mean, rate = _normalize(input, tuple(range(-len(normalized_shape), 0)), eps)
     return _scale_shift(out, weight, bias), mean.detach(), rate.detach()
 
 
-def _layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
-    eps: Number = 1e-5, cudnn_enable: bool = True,
-) -> Tensor:  # fmt: skip
-    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
-
-
-def _channel_norm(
-    norm: Callable[..., Tensor], axes: tuple[int, ...], own: bool, x: Tensor, *rest: Any
-) -> Tensor:
-    """Of the statistics over `axes` if they are its own."""
-    mean, var, weight, bias, momentum, eps = rest
-    if not own:
-        return norm(x, mean, var, weight, bias, False, momentum, eps)
-    if math.prod([x.shape[i] for i in axes]) == 1 or mean is not None or var is not None:
-        with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
-            norm(x, mean, var, None, None, True, momentum, eps)
-    shape = (-1, *(1,) * (x.ndim - 2))
-    scale = [None if each is None else each.reshape(shape) for each in (weight, bias)]
-    return _scale_shift(_normalize(x, axes, eps)[0], *scale)
+def _layer_norm(*args: Any, **kwargs: Any) -> Tensor:
+    return _native_layer_norm(*args, **kwargs)[0]
 
 
 def _batch_norm(
-    input: Tensor, running_mean: Maybe, running_var: Maybe, weight: Maybe = None,
+    input: Tensor, running_mean: Maybe = None, running_var: Maybe = None, weight: Maybe = None,
     bias: Maybe = None, training: bool = False, momentum: Number = 0.1, eps: Number = 1e-5,
+    norm: Callable[..., Tensor] = F.batch_norm,
 ) -> Tensor:  # fmt: skip
-    rest = running_mean, running_var, weight, bias, momentum, eps
-    return _channel_norm(F.batch_norm, (0, *range(2, input.ndim)), training, input, *rest)
+    if not training:
+        return norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    axes = (*((0,) if norm is F.batch_norm else ()), *range(2, input.ndim))
+    one = math.prod([input.shape[i] for i in axes]) == 1
+    if one or running_mean is not None or running_var is not None:
+        with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
+            norm(input, running_mean, running_var, None, None, True, momentum, eps)
+    shape = (-1, *(1,) * (input.ndim - 2))
+    scale = [None if each is None else each.reshape(shape) for each in (weight, bias)]
+    return _scale_shift(_normalize(input, axes, eps)[0], *scale)
 
 
 def _instance_norm(
     input: Tensor, running_mean: Maybe = None, running_var: Maybe = None, weight: Maybe = None,
-    bias: Maybe = None, use_input_stats: bool = True, momentum: Number = 0.1, eps: Number = 1e-5,
+    bias: Maybe = None, use_input_stats: bool = True, *rest: Any, **named: Any,
 ) -> Tensor:  # fmt: skip
-    rest = running_mean, running_var, weight, bias, momentum, eps
-    return _channel_norm(
-        F.instance_norm, tuple(range(2, input.ndim)), use_input_stats, input, *rest
-    )
+    given = running_mean, running_var, weight, bias, use_input_stats, *rest
+    return _batch_norm(input, *given, **named, norm=F.instance_norm)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -259,13 +236,7 @@ def _solves_many(A: Tensor, B: Tensor, **_: Any) -> bool:
     return A.shape[:-2] != lead or _forward()
 
 
-def _fills_tensor(input: Tensor, dim: int, index: Tensor, value: Tensor | Number) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _by_number(
-    input: Tensor, dim: int, index: Tensor, source: Tensor | None = None, **_: Any
-) -> bool:
+def _by_number(input: Tensor, dim: int, index: Tensor, source: Maybe = None, **_: Any) -> bool:
     return index.ndim == 0 or (source is not None and source.ndim != input.ndim)
 
 
@@ -280,98 +251,70 @@ def _own_statistics(
     return training or use_input_stats
 
 
-def _every(*names: str) -> tuple[Any, ...]:
+def _every(names: str) -> list[Any]:
     """Every spelling of these operations of torch.ops.aten, whose arguments are torch's own."""
     found: list[Any] = []
-    for name in names:
+    for name in names.split():
+        found += [getattr(x, name) for x in (torch, Tensor, nn_functions) if hasattr(x, name)]
         packet, short = getattr(torch.ops.aten, name, None), name.removeprefix("linalg_")
-        places = [x for x in (torch, Tensor, nn_functions) if hasattr(x, name)]
-        found += [getattr(place, name) for place in places]
-        if packet is None:
-            continue
-        overloads = [getattr(packet, each) for each in packet.overloads() if "out" not in each]
-        found += [getattr(torch.linalg, short)] if short != name else []
-        found += [packet, *overloads]
-    return tuple(found)
+        if packet is not None:
+            found += [getattr(torch.linalg, short)] if short != name else []
+            found += [packet, *(getattr(packet, x) for x in packet.overloads() if "out" not in x)]
+    return found
 
 
-_WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
-    (_layer_norm, (F.layer_norm, *_every("layer_norm"))),
-    (_native_layer_norm, _every("native_layer_norm")),
-    (_batch_norm, (F.batch_norm,)),
-    (_instance_norm, (F.instance_norm,)),
-    (_weight_norm, _every("_weight_norm")),
-    (_prelu, _every("prelu")),
-    (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
-    (_cdist, _every("cdist")),
-    (_embedding, (F.embedding,)),
-    (_embed, _every("embedding")),
-    (_cholesky_inverse, _every("cholesky_inverse")),
-    (_cholesky_solve, _every("cholesky_solve")),
-)
-
-_STATISTICS = "batched second derivatives by the scale, where statistics are the batch's own,"
 _FORWARD = "derivatives of its forward mode", "differentiate in reverse, jacrev of jacrev"
+_STATISTICS = "batched second derivatives by the scale, where statistics are the batch's own,"
 _REFUSED: tuple[tuple[str, When, str, str], ...] = (
-    ("batch_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.batch_norm"),
-    ("native_batch_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.batch_norm"),
+    ("batch_norm native_batch_norm", _own_statistics, _STATISTICS,
+     "use torch.nn.functional.batch_norm"),
     ("instance_norm", _own_statistics, _STATISTICS, "use torch.nn.functional.instance_norm"),
-    ("linalg_eig linalg_eigvals linalg_tensorsolve", _forward, *_FORWARD),
-    ("slogdet linalg_slogdet logdet", _forward, *_FORWARD),
-    ("linalg_householder_product orgqr", _forward, *_FORWARD),
-    (
-        *("linalg_solve linalg_solve_ex", _solves_many),
-        *(
-            "derivatives where batch axes broadcast or forward mode enters",
-            "use torch.linalg.inv(A) @ B",
-        ),
-    ),
+    ("linalg_eig linalg_eigvals linalg_tensorsolve slogdet linalg_slogdet logdet "
+     "linalg_householder_product orgqr", _forward, *_FORWARD),
+    ("linalg_solve linalg_solve_ex", _solves_many,
+     "derivatives where batch axes broadcast or forward mode enters",
+     "use torch.linalg.inv(A) @ B"),
     ("lu_solve linalg_lu_solve", None, "batched derivatives", "use torch.linalg.inv(A) @ B"),
-    (
-        *("det linalg_det", None, "third derivatives"),
-        "use sign * size.exp() of sign, size = torch.linalg.slogdet(A)",
-    ),
-    (
-        *("logcumsumexp", None, "third derivatives"),
-        "use m + (x - m).exp().cumsum(dim).log() with m = x.detach().amax(dim, keepdim=True)",
-    ),
-    (
-        *("pdist", None, "second derivatives"),
-        "use (x[i] - x[j]).norm(dim=-1) with i, j = torch.triu_indices(len(x), len(x), 1)",
-    ),
+    ("det linalg_det", None, "third derivatives",
+     "use sign * size.exp() of sign, size = torch.linalg.slogdet(A)"),
+    ("logcumsumexp", None, "third derivatives",
+     "use m + (x - m).exp().cumsum(dim).log() with m = x.detach().amax(dim, keepdim=True)"),
+    ("pdist", None, "second derivatives",
+     "use (x[i] - x[j]).norm(dim=-1) with i, j = torch.triu_indices(len(x), len(x), 1)"),
     ("pad_sequence", None, "batched derivatives", "pad each by torch.nn.functional.pad and stack"),
-    (
-        *("as_strided_scatter", None, "second derivatives"),
-        "use slice_scatter, diagonal_scatter or index_put",
-    ),
-    (
-        *("select_scatter", None, "batched derivatives"),
-        "use slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)",
-    ),
-    (
-        *("index_fill", _fills_tensor, "batched derivatives by a tensor's value"),
-        "use torch.where with a mask",
-    ),
-    (
-        *("index_select index_copy index_copy_ index_add index_add_", _by_number),
-        "batched derivatives by an index or a source without the axis",
-        "use index.reshape(1), and a source with the input's axes",
-    ),
-    (
-        *("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _product_again),
-        *("second derivatives of products", "multiply with torch.prod over a dense table"),
-    ),
-)
+    ("as_strided_scatter", None, "second derivatives",
+     "use slice_scatter, diagonal_scatter or index_put"),
+    ("select_scatter", None, "batched derivatives",
+     "use slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)"),
+    ("index_fill", lambda input, dim, index, value: isinstance(value, Tensor),
+     "batched derivatives by a tensor's value", "use torch.where with a mask"),
+    ("index_select index_copy index_copy_ index_add index_add_", _by_number,
+     "batched derivatives by an index or a source without the axis",
+     "use index.reshape(1), and a source with the input's axes"),
+    ("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _product_again,
+     "second derivatives of products", "multiply with torch.prod over a dense table"),
+)  # fmt: skip
 
 WRITTEN: dict[Any, Callable[..., Any]] = {
-    spelling: written for written, spellings in _WRITTEN for spelling in spellings
-}
-WRITTEN |= {
     spelling: _refuse(spelling, when, wrong, instead)
     for names, when, wrong, instead in _REFUSED
-    for spelling in _every(*names.split())
+    for spelling in _every(names)
 }
 """Every spelling of an operation that is written out or refused, and how it is called then."""
+for _name, _call in {
+    "layer_norm": _layer_norm,
+    "native_layer_norm": _native_layer_norm,
+    "_weight_norm": _weight_norm,
+    "prelu": _prelu,
+    "scaled_dot_product_attention": _attention,
+    "cdist": _cdist,
+    "embedding": _embed,
+    "cholesky_inverse": _cholesky_inverse,
+    "cholesky_solve": _cholesky_solve,
+}.items():
+    WRITTEN |= dict.fromkeys(_every(_name), _call)
+WRITTEN |= {F.layer_norm: _layer_norm, F.batch_norm: _batch_norm}
+WRITTEN |= {F.instance_norm: _instance_norm, F.embedding: _embedding}
 
 ALWAYS = {f for f, written in WRITTEN.items() if written in (_cholesky_inverse, _cholesky_solve)}
 """Operations that torch gets wrong in a single plain pass, too."""
