@@ -1,6 +1,6 @@
 """Named tuples of tensors and of functions on one screen."""
 
-from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -20,18 +20,16 @@ def fields_shown(kind: K) -> K:
     """Show a named tuple by one line per field, of large tensors the shape alone."""
 
     def text(self: Any) -> str:
-        width = max(map(len, self._fields), default=0)
-        lines = (f"  {x:{width}}  {_short(y)}" for x, y in _filled(self))
-        return "\n".join([type(self).__name__, *lines])
+        lines, width = [type(self).__name__], max(map(len, self._fields), default=0)
+        for name, x in zip(self._fields, self, strict=True):
+            if not isinstance(x, tuple | dict) or x:
+                line = _line(x)
+                line = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+                lines.append(f"  {name:{width}}  {line}")
+        return "\n".join(lines)
 
     kind.__repr__ = text
     return kind
-
-
-def _filled(fields: Any) -> list[tuple[str, Any]]:
-    """The fields that are not empty."""
-    pairs = zip(fields._fields, fields, strict=True)
-    return [(name, x) for name, x in pairs if not (isinstance(x, tuple | dict) and not x)]
 
 
 def functions_shown(kind: K) -> K:
@@ -49,43 +47,25 @@ def functions_shown(kind: K) -> K:
     return kind
 
 
-def _short(x: Any) -> str:
-    text = _describe(x)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
-
-
-def _describe(x: Any) -> str:
+def _line(x: Any, inner: bool = False) -> str:
+    """`x` on one line; a tensor inside of something by its number, or else its shape."""
     if isinstance(x, Tensor):
-        return _tensor(x)
+        text = str(list(x.shape))
+        if x.numel() <= (9 if x.ndim == 2 else VALUES) and x.ndim <= (0 if inner else 2):
+            with suppress(Exception):  # under a transform, or without data, nothing can be read
+                text = _numbers(x.detach().tolist())
+        return text if inner else f"{text} {str(x.dtype).removeprefix('torch.')}"
     if isinstance(x, dict):
+        pairs = list(x.items())[:VALUES]  # of many entries the first; more would be cut off
         size = f"{len(x)}: " if len(x) > 1 else ""
-        # of many entries the first; more would be cut off
-        return f"{{{size}{', '.join(_named(list(x.items())[:VALUES]))}}}"
+        return f"{{{size}{', '.join(f'{name} {_line(y, True)}' for name, y in pairs)}}}"
     if hasattr(x, "_asdict"):
-        return f"{type(x).__name__}({', '.join(_named(x._asdict().items()))})"
+        pairs = x._asdict().items()
+        return f"{type(x).__name__}({', '.join(f'{name} {_line(y, True)}' for name, y in pairs)})"
     if isinstance(x, tuple | list):
-        return f"({', '.join(map(_inside, x[:VALUES]))}{', …' * (len(x) > VALUES)})"
+        inside = ", ".join(_line(value, True) for value in x[:VALUES])
+        return f"({inside}{', …' * (len(x) > VALUES)})"
     return written(x) if callable(x) else " ".join(repr(x).split())
-
-
-def _inside(x: Any) -> str:
-    if isinstance(x, Tensor):
-        return str(list(x.shape)) if x.ndim else _tensor(x).partition(" ")[0]
-    return _describe(x)
-
-
-def _named(pairs: Iterable[tuple[Any, Any]]) -> list[str]:
-    return [f"{name} {_inside(x)}" for name, x in pairs]
-
-
-def _tensor(x: Tensor) -> str:
-    shape, dtype = list(x.shape), str(x.dtype).removeprefix("torch.")
-    if x.numel() > (9 if x.ndim == 2 else VALUES) or x.ndim > 2:
-        return f"{shape} {dtype}"
-    try:
-        return f"{_numbers(x.detach().tolist())} {dtype}"
-    except Exception:  # under a transform, or without data, there is nothing to read
-        return f"{shape} {dtype}"
 
 
 def _numbers(values: Any) -> str:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,9 +65,8 @@ def refuse_inner_steps(leaves: Mapping[str, Any]) -> None:
 
 
 def refuse_wrapped_calls() -> AbstractContextManager[Any]:
-    """While a forward pass runs: raise where it calls a wrapped module.
-
-    There is none without a process group, and then this costs nothing.
+    """While a forward pass runs: raise where it calls a wrapped module. There is none without a
+    process group.
     """
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return nullcontext()
@@ -77,19 +75,13 @@ def refuse_wrapped_calls() -> AbstractContextManager[Any]:
     def look(module: nn.Module, inputs: Any) -> None:
         kind = wrapper_of(module)
         if threading.get_ident() == thread and kind:
-            raise NotImplementedError(
-                f"losses_fn calls a module wrapped in {kind}: {_REFUSED[kind]}"
-            )
+            where = "losses_fn calls a module"
+            raise NotImplementedError(f"{where} wrapped in {kind}: {_REFUSED[kind]}")
 
     return register_module_forward_pre_hook(look)  # which goes at the end of a `with`
 
 
 def wrapper_of(module: nn.Module) -> str | None:
     """The wrapper's name, or None: by name, so that nothing of torch.distributed is imported."""
-    return _wrapper(type(module))
-
-
-@lru_cache(maxsize=256)
-def _wrapper(which: type[nn.Module]) -> str | None:
-    names = (kind.__name__ for kind in which.__mro__ if kind.__module__.startswith("torch."))
-    return next((name for name in names if name in _REFUSED), None)
+    own = [x.__name__ for x in type(module).__mro__ if x.__module__.startswith("torch.")]
+    return next((name for name in own if name in _REFUSED), None)
