@@ -32,6 +32,7 @@ from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
 from .safe_ops import SafeOps
 
+Place = GradientEdge | Tensor
 Node = Any  # torch.autograd.graph.Node
 Forward = Callable[[Params], tuple[Any, Any]]  # of values that are differentiated, and aux
 Pulled = tuple[Any, Callable[[Any], tuple[Params]], Any]  # the values, their pullback, and aux
@@ -84,7 +85,7 @@ def explained(params: Params) -> Iterator[None]:
 def _name_cure(error: RuntimeError, params: Params) -> None:
     message = str(error)
     for words, cure in _CURES.items():
-        if words in message:
+        if any(some in message for some in words):
             leaf = next(iter(params.values()))
             where = f"params are {leaf.dtype} on {leaf.device}"
             raise RuntimeError(cure.format(where=where, message=message)) from error
@@ -94,10 +95,8 @@ def _plain(f: Forward, params: Params) -> Pulled:
     outside = torch.is_grad_enabled()
     # A view is a place of its own, if two names hold one tensor.
     leaves = {
-        name: leaf.view_as(leaf)
-        if outside and leaf.requires_grad
-        else leaf.detach().requires_grad_()
-        for name, leaf in params.items()
+        name: x.view_as(x) if outside and x.requires_grad else x.detach().requires_grad_()
+        for name, x in params.items()
     }
     with torch.enable_grad():
         out, aux = f(leaves)
@@ -115,13 +114,9 @@ def _plain(f: Forward, params: Params) -> Pulled:
 
 
 def run_backward(
-    roots: GradientEdge | Tensor | tuple[GradientEdge | Tensor, ...],
-    cotangents: Tensor | tuple[Tensor, ...],
-    places: tuple[GradientEdge | Tensor, ...],
-    *,
-    keep: bool = True,
-    record: bool = False,
-) -> Sequence[Tensor | None]:
+    roots: Place | tuple[Place, ...], cotangents: Tensor | tuple[Tensor, ...],
+    places: tuple[Place, ...], *, keep: bool = True, record: bool = False,
+) -> Sequence[Tensor | None]:  # fmt: skip
     """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
     pass; complex derivatives, of leaves, as two real ones. `keep`: the graph.
 
@@ -186,8 +181,9 @@ def without_trace(params: Params) -> AbstractContextManager[Any]:
 @contextmanager
 def _reassigned() -> Iterator[None]:
     """Undo what modules re-assign in a call: buffers, and other attributes that are tensors."""
-    mine, here, outer = object(), get_ident(), None
-    called: list[nn.Module] = []
+    here, called = get_ident(), list[nn.Module]()
+    mine: Any = object()
+    outer: nn.Module | None = None
     held: list[tuple[dict[str, Any], dict[str, Any]]] = []
     changes: list[tuple[dict[str, Any], str, Any, Any]] = []
 
@@ -265,29 +261,22 @@ class _Changes(TorchDispatchMode):
         return out
 
 
-_MIXED = (
-    "losses_fn mixes dtypes or devices: {where}; convert the batch (and the module's buffers) to "
-    "that. torch said: {message}"
-)
-_IN_PLACE = (
-    "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
-    "layer in train mode updating its running statistics. Either call module.eval(), or pass "
-    "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
-    "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
-    "info.aux into the next batch."
-)
 CHECKPOINTING = (
     "losses_fn uses activation checkpointing (or other hooks on saved tensors, under a transform): "
     "it runs again in the backward pass, when the module has its own parameters back. Call the "
     "module without it, as chunk_size bounds memory; or hand its losses to mtlfunc.Balancer."
 )
 _CURES = {
-    "in-place operation": _IN_PLACE,
-    "will be updated in place": _IN_PLACE,
-    "not compatible with .grad()": CHECKPOINTING,  # of reentrant checkpoints
-    "saved tensor hooks": CHECKPOINTING,
-    "_NoopSaveInputs": CHECKPOINTING,  # of checkpointing, before torch 2.12
-    "must override the setup_context": (
+    ("in-place operation", "will be updated in place"): (
+        "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
+        "layer in train mode updating its running statistics. Either call module.eval(), or pass "
+        "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
+        "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
+        "info.aux into the next batch."
+    ),
+    # of reentrant checkpoints; of others; of these before torch 2.12
+    ("not compatible with .grad()", "saved tensor hooks", "_NoopSaveInputs"): CHECKPOINTING,
+    ("must override the setup_context",): (
         "losses_fn calls a torch.autograd.Function whose forward takes ctx, which torch.func does "
         "not take. If it is your own, write forward(*inputs) without ctx, and "
         "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
@@ -297,21 +286,22 @@ _CURES = {
         "reentrant activation checkpointing, which goes with the losses of mtlfunc.Balancer alone, "
         "as use_reentrant=False."
     ),
-    "Cannot access data pointer": (
+    ("Cannot access data pointer",): (
         "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "
         "not take; most often it is pack_padded_sequence: give the padded sequences to the "
         "recurrent layer, and mask the outputs beyond each one's length."
     ),
-    "retain_grad": (
+    ("retain_grad",): (
         "losses_fn calls Tensor.retain_grad, which torch.func does not take: return the tensor as "
         "aux, or take its gradient by torch.autograd.grad outside."
     ),
-    "forward AD": (
+    ("forward AD",): (
         "losses_fn calls an operation that torch cannot differentiate in forward mode: write it "
         "with others. It said: {message}"
     ),
-    "same dtype": _MIXED,
-    "same device": _MIXED,
-    "expected device": _MIXED,
+    ("same dtype", "same device", "expected device"): (
+        "losses_fn mixes dtypes or devices: {where}; convert the batch (and the module's buffers) "
+        "to that. torch said: {message}"
+    ),
 }
 """What torch says, and what to do about it."""

@@ -33,14 +33,12 @@ Number = float | int
 
 def is_batching_error(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
-    message = str(error)
-    # sparse gradients are refused by name where they come one by one
-    sparse = "arguments from the 'Sparse"
     words = (
-        "vmap", "atching rule", "is not differentiable with respect to argument", sparse,
+        "vmap", "atching rule", "is not differentiable with respect to argument",
         "unsupported for Sparse", "at non-singleton dimension",
+        "arguments from the 'Sparse",  # which are refused by name where they come one by one
     )  # fmt: skip
-    return any(part in message for part in words)
+    return any(part in str(error) for part in words)
 
 
 class SafeOps(TorchFunctionMode):
@@ -51,17 +49,10 @@ class SafeOps(TorchFunctionMode):
             _hand_over_table()
         return super().__enter__()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written = WRITTEN.get(func)
-        if written is not None:
-            return written(*args, **kwargs)
+        if func in WRITTEN:
+            return WRITTEN[func](*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
             # without its own hand-over to a watching mode, so that the attention inside comes here
             names = func.__globals__ | {"has_torch_function": lambda *_: False}
@@ -77,9 +68,6 @@ def _hand_over_table() -> None:
     open to overriding, among which torch._weight_norm is not.
     """
     import_module(compiler_tables).get_overridable_functions().update(WRITTEN)
-
-
-# --- norms --------------------------------------------------------------------------------------
 
 
 def _normalize(x: Tensor, axes: tuple[int, ...], eps: Number) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,9 +123,6 @@ def _instance_norm(
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     axes = tuple(i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim)
     return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
-
-
-# --- activations, layers and losses -------------------------------------------------------------
 
 
 def _prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -208,9 +193,6 @@ def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
     return torch.cholesky_solve(B, L.triu() if upper else L.tril(), upper)
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
 When = Callable[..., bool] | None  # of an operation's arguments; None is always
 
 
@@ -244,11 +226,9 @@ def _product_again(*args: Any, **kwargs: Any) -> bool:
     return kwargs.get("reduce", args[-1]) == "prod" and derivative_levels() > (1, 0)
 
 
-def _own_statistics(
-    input: Tensor, weight: Maybe, bias: Maybe, running_mean: Maybe, running_var: Maybe,
-    training: bool = False, *_: Any, use_input_stats: bool = False, **__: Any,
-) -> bool:  # fmt: skip
-    return training or use_input_stats
+def _own_statistics(*args: Any, **kwargs: Any) -> bool:
+    named = kwargs.get("training") or kwargs.get("use_input_stats")
+    return bool(args[5] if len(args) > 5 else named)
 
 
 def _every(names: str) -> list[Any]:
@@ -295,26 +275,22 @@ _REFUSED: tuple[tuple[str, When, str, str], ...] = (
      "second derivatives of products", "multiply with torch.prod over a dense table"),
 )  # fmt: skip
 
+_OURS = {
+    "layer_norm": _layer_norm, "native_layer_norm": _native_layer_norm,
+    "_weight_norm": _weight_norm, "prelu": _prelu, "scaled_dot_product_attention": _attention,
+    "cdist": _cdist, "embedding": _embed, "cholesky_inverse": _cholesky_inverse,
+    "cholesky_solve": _cholesky_solve,
+}  # fmt: skip
+
 WRITTEN: dict[Any, Callable[..., Any]] = {
     spelling: _refuse(spelling, when, wrong, instead)
     for names, when, wrong, instead in _REFUSED
     for spelling in _every(names)
 }
-"""Every spelling of an operation that is written out or refused, and how it is called then."""
-for _name, _call in {
-    "layer_norm": _layer_norm,
-    "native_layer_norm": _native_layer_norm,
-    "_weight_norm": _weight_norm,
-    "prelu": _prelu,
-    "scaled_dot_product_attention": _attention,
-    "cdist": _cdist,
-    "embedding": _embed,
-    "cholesky_inverse": _cholesky_inverse,
-    "cholesky_solve": _cholesky_solve,
-}.items():
-    WRITTEN |= dict.fromkeys(_every(_name), _call)
+WRITTEN |= {spelling: written for name, written in _OURS.items() for spelling in _every(name)}
 WRITTEN |= {F.layer_norm: _layer_norm, F.batch_norm: _batch_norm}
 WRITTEN |= {F.instance_norm: _instance_norm, F.embedding: _embedding}
+"""Every spelling of an operation that is written out or refused, and how it is called then."""
 
 ALWAYS = {f for f, written in WRITTEN.items() if written in (_cholesky_inverse, _cholesky_solve)}
 """Operations that torch gets wrong in a single plain pass, too."""
