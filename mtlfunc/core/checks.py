@@ -39,9 +39,9 @@ def depth() -> int:
 
 def lanes() -> int:
     """How many entries the active `vmap`s have together."""
-    stack = functorch.get_interpreter_stack() or ()
-    mapped = [x for x in stack if x.key() == functorch.TransformType.Vmap]
-    return math.prod([functorch.CVmapInterpreterPtr(x).batchSize() for x in mapped])
+    mapped = functorch.TransformType.Vmap
+    stack = [x for x in functorch.get_interpreter_stack() or () if x.key() == mapped]
+    return math.prod([functorch.CVmapInterpreterPtr(x).batchSize() for x in stack])
 
 
 def gradient_edge(x: Tensor) -> GradientEdge:
@@ -129,11 +129,9 @@ def tensors_of(values: object) -> list[Tensor]:
     for value in values if isinstance(values, tuple) else (values,):  # nearly always this will do
         if isinstance(value, Tensor):
             found.append(value)
-        elif value is None:
-            continue
         elif type(value) is dict:
             found.extend(tensors_of(tuple(value.values())))
-        else:
+        elif value is not None:
             break
     else:
         return found
@@ -154,11 +152,8 @@ def has_innermost_derivative(x: Tensor) -> bool:
 
 def is_pair(out: Any) -> bool:
     """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
-    return (
-        isinstance(out, tuple)
-        and len(out) == 2
-        and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
-    )
+    pair = isinstance(out, tuple) and len(out) == 2
+    return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
 
 
 def all_rows_mask(like: Tensor) -> Tensor:
@@ -199,8 +194,8 @@ def check_params(params: Params, *, mixed: bool = False) -> None:
     """
     nested = hasattr(params, "flatten_keys")  # a TensorDict
     if nested or not isinstance(params, Mapping):
-        cure = "mtlfunc.parameters(module), before the batch"
-        cure = "dict(params.flatten_keys('.').items())" if nested else cure
+        flat = "dict(params.flatten_keys('.').items())"
+        cure = flat if nested else "mtlfunc.parameters(module), before the batch"
         raise TypeError(
             f"params: expected a dict {{name: tensor}}, got {type(params).__name__}; use {cure}"
         )
@@ -289,18 +284,16 @@ def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
     # Nearly always all is well, and two operations say so; what follows finds out what is not.
     if has_finite_sum(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):
         return
-    if not bool(gramian.isfinite().all()):
-        bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
+    if bad := (~gramian.isfinite()).any(-1).nonzero().flatten().tolist():
         raise ValueError(
             f"gramian: NaN or infinite entries in rows {bad}; the gradients of these tasks are "
             "not finite"
         )
     if symmetric:
-        scale = gramian.diagonal().abs().clamp_min(0).sqrt()
+        scale = gramian.diagonal().abs().sqrt()
         # J @ J.T in float32 is not quite symmetric, and may have been widened since
         rounding = max(1e3 * torch.finfo(gramian.dtype).eps, 64 * torch.finfo(torch.float32).eps)
-        slack = rounding * scale[:, None] * scale
-        worst = (gramian - gramian.mT).abs() - slack
+        worst = (gramian - gramian.mT).abs() - rounding * scale[:, None] * scale
         if bool((worst > 0).any()):
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
             raise ValueError(
@@ -354,14 +347,20 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def check_finite(value: Tensor, name: str) -> None:
-    """Raise if NaN or infinity can be seen in `value`."""
-    if values_readable(value) and not has_finite_sum(value) and not bool(value.isfinite().all()):
-        bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
-        raise ValueError(
-            f"{name}: NaN or infinite entries {bad}".rstrip()
-            + "; check the data, the losses and the learning rate"
-        )
+def check_finite(value: Tensor, name: str, tasks: Any = (), cures: str = "") -> None:
+    """Raise if NaN or infinity can be seen in `value`. `tasks` are the names of the entries, in a
+    mapping or in order; anything else is none. `cures`: after what is always to be checked.
+    """
+    if not values_readable(value) or has_finite_sum(value) or bool(value.isfinite().all()):
+        return
+    bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else []
+    names = list(tasks) if tasks and all(isinstance(task, str) for task in tasks) else []
+    known = bool(names) and len(names) == len(value)
+    named = f" of {', '.join(repr(names[t]) for t in bad)}" if known else ""
+    raise ValueError(
+        f"{name}: NaN or infinite entries{f' {bad}' if bad else ''}{named}; check the data, the "
+        f"losses and the learning rate{cures}"
+    )
 
 
 def expect_answer(answer: Any) -> tuple[Any, Any]:
@@ -385,18 +384,11 @@ def check_weights(weights: Any, shape: Sequence[int]) -> None:
 
 
 def check_losses(losses: Tensor, tasks: Any) -> None:
-    """Raise if NaN or infinity can be seen in losses `[task]`, 0 for tasks without labels. `tasks`
-    are their names, in a mapping or in order; anything else is none.
-    """
-    if not values_readable(losses) or has_finite_sum(losses) or bool(losses.isfinite().all()):
-        return
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    names = list(tasks) if tasks and all(isinstance(name, str) for name in tasks) else []
-    named = f" of {', '.join(repr(names[t]) for t in bad)}" if len(names) == len(losses) else ""
-    raise ValueError(
-        f"losses: NaN or infinite entries {bad}{named}; check the data, the losses and the "
-        "learning rate; say with present= which tasks have labels, if a mean over none is NaN; "
-        "shift losses above 0, if their logarithms are taken"
+    """Raise if NaN or infinity can be seen in losses `[task]`, 0 for tasks without labels."""
+    check_finite(
+        *(losses, "losses", tasks),
+        "; say with present= which tasks have labels, if a mean over none is NaN; shift losses "
+        "above 0, if their logarithms are taken",
     )
 
 
@@ -410,9 +402,7 @@ def user_level() -> int:
 
 def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
-    if not grads or not values_readable(grads):
-        return
-    if not has_finite_sum(*grads.values()):
+    if grads and values_readable(grads) and not has_finite_sum(*grads.values()):
         for name, leaf in grads.items():
             check_finite(leaf, f"gradient of {name!r}")
 

@@ -25,22 +25,22 @@ def _expect(part: type, value: Any) -> None:
     if isinstance(value, part) and callable(value.init) and callable(value.update):
         return
     noun, example = _PARTS[part]
-    argument = noun.split()[1]
+    argument, such = noun.split()[1], f"expected {noun}, such as {example}"
     if isinstance(value, part):
         raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
     if isinstance(value, str):
-        raise TypeError(f"{argument}={value!r}: expected {noun}, such as {example}, not a name")
+        raise TypeError(f"{argument}={value!r}: {such}, not a name")
     kind = value if isinstance(value, type) else type(value)
     if issubclass(kind, torch.optim.Optimizer):
         raise TypeError(
-            f"{argument}: got torch.optim.{kind.__name__}, and expected a rule, such as {example}; "
+            f"{argument}: got torch.optim.{kind.__name__}, and {such}; "
             "a Balancer leaves the optimizer to your loop (or takes it as metric=)"
             if part is Rule
             else f"{argument}: got torch.optim.{kind.__name__}, which moves parameters in place, "
             "but a step is a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in "
             "a loop of mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
         )
-    expected = f"{argument}: expected {noun}, such as {example}, got"
+    expected = f"{argument}: {such}, got"
     if type(value) in _PARTS:
         raise TypeError(
             f"{expected} {_describe(value)}; the order is balance(losses_fn, rule, probe) and "
@@ -123,8 +123,7 @@ def not_measured(
     reads = reads_of(rule)
     if reads is None or measures is None:
         return frozenset()
-    always = {"losses", "preference", "present"} | ({"carried"} if metric else set())
-    return reads - measures - always
+    return reads - measures - _GIVEN - ({"carried"} if metric else set())
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -139,11 +138,12 @@ def probe_for(rule: Rule) -> str:
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
     known = {*_SOURCES, *LAST_LOSSES}
-    strange = reads - {*known, "losses", "preference", "present"}
+    strange = reads - known - _GIVEN
     own = f"a probe of your own that measures {quoted(strange)} (mtlfunc's: {quoted(known)})"
     return own if strange else made
 
 
+_GIVEN = {"losses", "preference", "present"}  # with any probe
 _SOURCES = {
     "trace": "mtlfunc.physics.kernel_traces(residuals, mtlfunc.losses_only())",
     "excess_risk": "mtlfunc.excess_risk(...)",
@@ -183,32 +183,30 @@ def expect_function(value: Any, argument: str, takes: str) -> None:
         raise TypeError(f"{wanted}, got {_describe(value)}")
     if torch.compiler.is_compiling():
         return
-    if not _binds(value, takes.count(",") + 1):
-        name = getattr(value, "__name__", type(value).__name__)
-        raise TypeError(f"{wanted}, but {name} takes {_signature(value)}")
-    # whether the arguments have these names in another order, as far as that can be known
     names, signature = takes.split(", "), _signature(value)
-    found = [name for name in signature.parameters if name in names] if signature else []
+    if not _binds(value, len(names)):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"{wanted}, but {name} takes {signature}")
+    # whether the arguments have these names in another order, as far as that can be known
+    found = [name for name in signature.parameters if name in names]
     if found != [name for name in names if name in found]:
         raise TypeError(f"{wanted}, in this order, but it takes {signature}")
 
 
 def _binds(function: Any, count: int) -> bool:
     """Whether a function takes that many positional arguments, as far as that can be known."""
-    signature = _signature(function)
     try:
-        if signature:
-            signature.bind(*[None] * count)
+        _signature(function).bind(*[None] * count)
     except TypeError:
         return False
     return True
 
 
-def _signature(function: Any) -> inspect.Signature | None:
+def _signature(function: Any) -> inspect.Signature:
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-    except (TypeError, ValueError):
-        return None
+    except (TypeError, ValueError):  # it may take anything
+        return inspect.signature(lambda *_, **__: None)
 
 
 def expect_state(value: Any, kind: type, maker: str) -> None:
