@@ -56,9 +56,9 @@ class Call:
         return bound.arguments
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Call) or self.make is not other.make:
-            return False
-        return _same(self.arguments, other.arguments)
+        if isinstance(other, Call) and self.make is other.make:
+            return _same(self.arguments, other.arguments)
+        return False
 
     def __hash__(self) -> int:
         return hash(self.make)  # arguments may be tensors
@@ -67,11 +67,10 @@ class Call:
         shown, placed = [], True
         for name, parameter in signature(self.make).parameters.items():
             value = self.arguments[name]
-            if _same(value, parameter.default):
-                placed = False
-                continue
-            placed = placed and parameter.kind is not parameter.KEYWORD_ONLY
-            shown.append(written(value) if placed else f"{name}={written(value)}")
+            default = _same(value, parameter.default)
+            placed = placed and not default and parameter.kind is not parameter.KEYWORD_ONLY
+            if not default:
+                shown.append(written(value) if placed else f"{name}={written(value)}")
         return f"{_name(self.make)}({', '.join(shown)})"
 
 
@@ -125,8 +124,7 @@ def call_of(value: Any) -> Call | None:
 
 def written(x: Any) -> str:
     """Code that gives `x` back; the name of a function, the kind of what cannot be written."""
-    call = call_of(x)
-    if call is not None:
+    if call := call_of(x):
         return repr(call)
     if type(x) in (tuple, list):
         inner = ", ".join(map(written, x))
@@ -135,10 +133,9 @@ def written(x: Any) -> str:
         return f"frozenset({{{', '.join(sorted(map(written, x)))}}})"
     if type(x) is dict:
         return f"{{{', '.join(f'{key!r}: {written(value)}' for key, value in x.items())}}}"
-    if isinstance(x, Tensor) and x.numel() > LARGEST:
-        return f"<{x.dtype} {list(x.shape)}>"
     if isinstance(x, Tensor):
-        return f"torch.{' '.join(repr(x).split())}"
+        large = x.numel() > LARGEST
+        return f"<{x.dtype} {list(x.shape)}>" if large else f"torch.{' '.join(repr(x).split())}"
     text = repr(x)
     if callable(x) and hasattr(x, "__qualname__"):
         return text if isinstance(x, Made) else _name(x)
@@ -146,17 +143,15 @@ def written(x: Any) -> str:
 
 
 def _name(function: Any) -> str:
-    """As one writes it after `import mtlfunc as mf`; of others than ours, and inner ones, the last
-    name.
-    """
+    """As one writes it after `import mtlfunc as mf`; of others', and inner ones, the last name."""
     name = function.__qualname__
     package, _, room = function.__module__.partition(".")
     if package != __name__.partition(".")[0] or "<" in name:
         return name.rpartition(".")[2]
     if vars(sys.modules[package]).get(name) is function:
         return f"mf.{name}"
-    rooms = {"testing": "solvers", "core": "optim", "probes": "physics"}
     place = room.partition(".")[0]
+    rooms = {"testing": "solvers", "core": "optim", "probes": "physics"}
     return f"mf.{rooms.get(place, place)}.{name}"
 
 
