@@ -162,9 +162,7 @@ def all_rows_mask(like: Tensor) -> Tensor:
 
 
 def is_readable(mask: Tensor) -> bool:
-    """Whether the entries of a mask or key that no transform batches can be read: on CPU, and
-    nothing compiles or traces.
-    """
+    """Whether the entries of a mask or key can be read: on CPU, not batched, compiled or traced."""
     if torch.compiler.is_compiling() or is_traced() or not mask.is_cpu:
         return False
     while functorch.is_functorch_wrapped_tensor(mask) and not functorch.is_batchedtensor(mask):
@@ -173,9 +171,7 @@ def is_readable(mask: Tensor) -> bool:
 
 
 def all_present(present: Tensor) -> bool:
-    """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
-    either way, only later.
-    """
+    """Whether it can be seen that no row is absent. False says nothing, and only costs time."""
     if not is_readable(present):
         return False
     if inside_transform():  # where torch 2.6 to 2.9 have no tolist()
@@ -189,7 +185,7 @@ def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
 
 
 def check_params(params: Params, *, mixed: bool = False) -> None:
-    """Raise unless `params` is a dict of real or complex floats of one device and one precision;
+    """Raise unless `params` is a dict of floats, real or complex, of one device and one precision;
     `mixed`: or of float32 and half precision, whose Gramians are in float32.
     """
     nested = hasattr(params, "flatten_keys")  # a TensorDict
@@ -249,9 +245,7 @@ def check_autocast(params: Params, around: str = "call") -> None:
 
 
 def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | None = None) -> None:
-    """Raise unless `value` is a tensor, expected in this shape: in words, and if it has an entry
-    per task also in numbers.
-    """
+    """Raise unless `value` is a tensor of this shape, in words, and `per_task` in numbers."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.as_tensor"
@@ -263,9 +257,7 @@ def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | No
 
 
 def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
-    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen;
-    `symmetric`: also if it can be seen not to be.
-    """
+    """Raise unless this is a floating `[T, T]`, T >= 1, where seen finite (and `symmetric`)."""
     check_tensor(gramian, "gramian", "[T, T]")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
         raise ValueError(
@@ -290,9 +282,9 @@ def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
             "not finite"
         )
     if symmetric:
-        scale = gramian.diagonal().abs().sqrt()
+        scale, eps = gramian.diagonal().abs().sqrt(), torch.finfo(gramian.dtype).eps
         # J @ J.T in float32 is not quite symmetric, and may have been widened since
-        rounding = max(1e3 * torch.finfo(gramian.dtype).eps, 64 * torch.finfo(torch.float32).eps)
+        rounding = max(1e3 * eps, 64 * torch.finfo(torch.float32).eps)
         worst = (gramian - gramian.mT).abs() - rounding * scale[:, None] * scale
         if bool((worst > 0).any()):
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
@@ -303,12 +295,9 @@ def check_gramian(gramian: Tensor, *, symmetric: bool = False) -> None:
 
 
 def check_batch(value: Tensor, name: str) -> None:
-    """Raise if a `vmap` around runs over an axis of length 0, which torch's own operations refuse
-    each in words of its own.
-    """
-    if torch.compiler.is_compiling() or not inside_transform() or not value.numel():
-        return
-    if not innermost_tensor(value).numel():
+    """Raise if a `vmap` around runs over an axis of length 0; torch's own words differ."""
+    active = not torch.compiler.is_compiling() and inside_transform()
+    if active and value.numel() and not innermost_tensor(value).numel():
         raise ValueError(
             f"{name}: torch.func.vmap runs over an axis of length 0; leave the call out if "
             "there is nothing to compute"
@@ -413,17 +402,17 @@ def check_scalar(
     """Raise unless `value` is a number or a 0-d tensor, where that can be seen >= 0, or > 0 if
     `positive`, and less than `below`. Errors call it `name`.
     """
+    expected = f"{name}: expected a number or a 0-d tensor, got"
     if isinstance(value, Tensor):
         if value.ndim:
-            raise ValueError(
-                f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; "
-                "batch over it with torch.func.vmap"
-            )
+            shape = list(value.shape)
+            raise ValueError(f"{expected} shape {shape}; batch over it with torch.func.vmap")
         if not values_readable(value):
             return
+        value = value.item()
     elif not isinstance(value, Real):  # NumPy's scalars, too
-        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
-    number = float(value.detach()) if isinstance(value, Tensor) else float(value)
+        raise TypeError(f"{expected} {type(value).__name__}")
+    number = float(value)
     if not (number > 0 if positive else number >= 0) or not number < below:
         limit = "" if below == float("inf") else f" and < {below:g}"
         raise ValueError(
