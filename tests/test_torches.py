@@ -118,9 +118,7 @@ def test_a_graph_that_cannot_be_freed_stays(monkeypatch):
     assert balanced(network())
 
 
-@pytest.mark.parametrize(
-    ("mask", "causal"), [(None, False), (None, True), ("bool", False), ("float", False)]
-)
+@pytest.mark.parametrize(("mask", "causal"), [(None, 0), (None, 1), ("bool", 0), ("float", 0)])
 @pytest.mark.parametrize("gqa", [False, True])
 def test_attention_written_out(mask, causal, gqa):
     def normal(i, *shape):
@@ -131,10 +129,19 @@ def test_attention_written_out(mask, causal, gqa):
     given = {None: None, "float": normal(3, 5, 5), "bool": normal(3, 5, 5) > -1}[mask]
     if given is not None:
         given[..., 1, :] = False if mask == "bool" else -torch.inf  # a query that sees nothing
-    options = {"scale": 0.3, "enable_gqa": gqa}
-    want = F.scaled_dot_product_attention(q, k, v, given, 0.0, causal, **options)
-    found = safe_ops.WRITTEN[F.scaled_dot_product_attention](q, k, v, given, 0.0, causal, **options)
+    options = {"is_causal": bool(causal), "scale": 0.3, "enable_gqa": gqa}
+    want = F.scaled_dot_product_attention(q, k, v, given, **options)
+    found = safe_ops.WRITTEN[F.scaled_dot_product_attention](q, k, v, given, **options)
     assert torch.allclose(found, want)
+
+
+@pytest.mark.parametrize("norm", [F.batch_norm, F.instance_norm])
+def test_written_norms_move_running_statistics(norm):
+    x, mean, var = torch.arange(24.0).reshape(3, 2, 4).sin(), torch.zeros(2, 2), torch.ones(2, 2)
+    want = norm(x, mean[0], var[0], None, None, True, 0.3)
+    found = safe_ops.WRITTEN[norm](x, mean[1], var[1], None, None, True, 0.3)
+    pairs = (want, found), mean, var
+    assert all(torch.allclose(one, other, atol=1e-6) and one.any() for one, other in pairs)
 
 
 def test_small_stand_ins(monkeypatch):
