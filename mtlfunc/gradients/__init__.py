@@ -2,9 +2,10 @@
 
 from .explain import explain_gramian
 from .gramian import sample_gramian, sample_norms, task_gramian
+from .operator import TaskJacobian, task_jacobian
 from .rows import sample_gradients, task_gradients
 
 __all__ = [
-    "explain_gramian", "sample_gradients", "sample_gramian", "sample_norms", "task_gradients",
-    "task_gramian",
+    "TaskJacobian", "explain_gramian", "sample_gradients", "sample_gramian", "sample_norms",
+    "task_gradients", "task_gramian", "task_jacobian",
 ]  # fmt: skip

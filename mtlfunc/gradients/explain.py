@@ -94,6 +94,12 @@ def explain_gramian(
         forward = run(losses_fn, params, batch, parse=parse, separable=parse is parse_losses)
     request = Request(names, True, combined, "auto")
     request = request if weightings is None else request.with_weightings(weightings, forward)
+    return explanation(forward, request, samples=samples)
+
+
+def explanation(forward: Forward, request: Request, *, samples: bool) -> Explanation:
+    """Of what this request does with a forward pass."""
+    names = request.shared
     rows, passes, formed, split = _planned(forward.of_read(names), request, samples=samples)
     priced = (forward.samples.numel(), forward.samples[0], request.weightings) if split else (rows,)
     layers: list[Layer] = []

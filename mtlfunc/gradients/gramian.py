@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_count, check_dtype, check_option, check_params, enable_grad
+from ..core.checks import check_dtype, check_params, enable_grad
 from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .layerwise.plan import Engine
 from .linearize import Request, linearize
-from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weightings
+from .losses import Losses, parse_samples
+from .operator import check_engine, task_jacobian
 from .run import check_connected, run
-
-
-def check_engine(engine: str) -> None:
-    check_option(engine, "engine", get_args(Engine))
 
 
 def task_gramian(
@@ -72,26 +69,12 @@ def task_gramian(
         >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    check_params(params)
-    check_engine(engine)
     check_dtype(gramian_dtype)
-    check_count(chunk_size, "chunk_size", none=True)
-    names = select(params, shared)
-    request = Request(
-        names, gramian=True, engine=engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
+    jacobian = task_jacobian(
+        losses_fn, params, batch, shared=shared, engine=engine, chunk_size=chunk_size
     )
-    if weightings is not None:
-        request = request._replace(weightings=len(expect_weightings(weightings)))
-    forward = run(
-        losses_fn, params, batch, separable=weightings is None,
-        parse=parse_alone if weightings is None else parse_weightings,
-    )  # fmt: skip
-    check_connected(forward)
-    if weightings is not None:
-        request = request.with_weightings(weightings, forward)
-    linear = linearize(forward, request)
-    assert linear.gramian is not None
-    return linear.losses, linear.gramian
+    jacobian = jacobian if weightings is None else jacobian.weighted(weightings)
+    return jacobian.losses, jacobian.gramian(dtype=gramian_dtype)
 
 
 def sample_gramian(

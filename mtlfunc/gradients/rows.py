@@ -12,6 +12,7 @@ from ..core.tree import like
 from ..types import Batch, LossesFn, Params, Rows
 from .linearize import Request, linearize
 from .losses import parse_alone
+from .operator import task_jacobian
 from .run import check_connected, run
 
 
@@ -43,12 +44,8 @@ def task_gradients(
         >>> rows["w"].tolist()
         [[18.0, 0.0], [0.0, 4.0]]
     """
-    check_params(params)
-    check_count(chunk_size, "chunk_size", none=True)
-    forward = run(losses_fn, params, batch, parse=parse_alone)
-    check_connected(forward)
-    linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
-    return linear.losses, like(params, linear.rows)
+    jacobian = task_jacobian(losses_fn, params, batch, chunk_size=chunk_size)
+    return jacobian.losses, jacobian.rows()
 
 
 def sample_gradients(

@@ -14,8 +14,8 @@ from ..core.checks import check_count, check_params
 from ..core.expect import expect_function
 from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
-from ..gradients.gramian import Engine, check_engine
 from ..gradients.linearize import Linearization, Request
+from ..gradients.operator import Engine, check_engine
 from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,

@@ -1,0 +1,198 @@
+"""`mf.task_jacobian` beside torch.func's transforms and loops of backward()."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.testing import assert_close
+
+import mtlfunc as mf
+from mtlfunc.types import Metric
+
+torch.manual_seed(0)
+NET = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+PARAMS = {name: leaf.detach() for name, leaf in NET.named_parameters()}
+X = torch.randn(4, 5, dtype=torch.float64)
+STEP = {name: torch.randn_like(leaf) for name, leaf in PARAMS.items()}
+C = torch.randn(2, 3, dtype=torch.float64)
+W = torch.randn(3, dtype=torch.float64)
+
+
+def vector(params: Any, x: Tensor) -> Tensor:
+    return functional_call(NET, params, (x,)).square().mean(0)
+
+
+def scalars(params: Any, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(vector(params, x))
+
+
+def by_name(params: Any, x: Tensor) -> dict[str, Tensor]:
+    return dict(zip("abc", vector(params, x), strict=True))
+
+
+def samples(params: Any, x: Tensor) -> Tensor:
+    return functional_call(NET, params, (x,)).square()[:, 0]
+
+
+def parts(params: Any, x: Tensor) -> Tensor:
+    return functional_call(NET, params, (x,)).square()[:, :2]
+
+
+def flat(rows: Any, names: Any = PARAMS) -> Tensor:
+    return torch.cat([rows[name].reshape(-1, PARAMS[name].numel()) for name in names], 1)
+
+
+ROWS = jacrev(vector)(PARAMS, X)
+
+
+@pytest.mark.parametrize("losses", [vector, scalars, by_name])
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+def test_every_method_is_that_of_the_matrix(losses, engine):
+    J = mf.task_jacobian(losses, PARAMS, X, engine=engine)
+    matrix = flat(ROWS)
+    assert len(J) == 3
+    assert J.names == (("a", "b", "c") if losses is by_name else (0, 1, 2))
+    assert_close(J.losses, vector(PARAMS, X))
+    assert_close(J.gramian(), matrix @ matrix.T)
+    assert_close(J.rows(), ROWS)
+    assert_close(flat(W @ J)[0], W @ matrix)
+    assert_close(W @ J, J.pull(W))
+    assert_close(J @ STEP, jvp(lambda p: vector(p, X), (PARAMS,), (STEP,))[1])
+    assert_close((C @ J).gramian(), C @ matrix @ matrix.T @ C.T)
+    assert_close((C @ J).losses, C @ vector(PARAMS, X))
+    assert_close(flat((C @ J)[[1]].rows()), C[1:] @ matrix)
+    assert_close(C[:, :2] @ J[:2] @ STEP, C[:, :2] @ (J @ STEP)[:2])
+    scale = {name: leaf.abs() for name, leaf in STEP.items()}
+    assert_close(J.gramian(metric=Metric(scale, {})), matrix * flat(scale) @ matrix.T)
+    for rows in (False, True):
+        found = J.measure(gramian=True, rows=rows)
+        assert_close(found.gramian, matrix @ matrix.T)
+        assert_close(flat(found.combine(W))[0], W @ matrix)
+    assert_close(found.rows, ROWS)
+
+
+@pytest.mark.parametrize("losses", [samples, parts])
+def test_weightings_of_samples(losses):
+    J = mf.task_jacobian(losses, PARAMS, X)
+    A = torch.randn(2, *losses(PARAMS, X).shape, dtype=torch.float64)
+    matrix = A.flatten(1) @ flat(jacrev(lambda p: losses(p, X).flatten())(PARAMS))
+    assert_close(J.weighted(A).gramian(), matrix @ matrix.T)
+    assert_close(flat(J.weighted(A).rows()), matrix)
+    assert_close(flat(W[:2] @ J.weighted(A))[0], W[:2] @ matrix)
+    assert_close((W[None, :2] @ J.weighted(A)).gramian()[0, 0], (W[:2] @ matrix).square().sum())
+    assert_close(J.weighted(A) @ STEP, matrix @ flat(STEP)[0])
+
+
+def test_other_columns():
+    J = mf.task_jacobian(vector, PARAMS, X, shared="0.*")
+    assert J.columns == ("0.weight", "0.bias")
+    for some in (J, J.over("2.*"), J.over(["0.weight", "2.bias"])):
+        matrix = flat(ROWS, some.columns)
+        assert_close(some.gramian(), matrix @ matrix.T)
+        assert list(W @ some) == list(some.columns)
+        assert_close(some @ {x: STEP[x] for x in some.columns}, matrix @ flat(STEP, some.columns)[0])
+
+
+def losses_at(a: Tensor) -> dict[str, Tensor]:
+    return {name: a * leaf for name, leaf in PARAMS.items()}
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+def test_under_vmap_and_its_derivatives(engine):
+    def found(a: Tensor) -> tuple[Tensor, ...]:
+        J = mf.task_jacobian(vector, losses_at(a), X, engine=engine)
+        w = J.losses.softmax(0)
+        return J.gramian(), J @ STEP, sum(x.sum() for x in (w @ J).values()), (C @ J).gramian()
+
+    def literal(a: Tensor) -> tuple[Tensor, ...]:
+        rows = jacrev(vector)(losses_at(a), X)
+        matrix = torch.cat([rows[name].flatten(1) for name in PARAMS], 1)
+        w, gramian = vector(losses_at(a), X).softmax(0), matrix @ matrix.T
+        return gramian, matrix @ flat(STEP)[0], (w @ matrix).sum(), C @ gramian @ C.T
+
+    a = torch.tensor([[0.5, 1.0], [1.5, -0.3]], dtype=torch.float64)
+    for transform in (lambda f: f, jacrev, lambda f: jacrev(jacrev(f)), torch.func.jacfwd):
+        expected = [[transform(literal)(y) for y in x] for x in a]
+        nested = vmap(vmap(transform(found)))(a)
+        for i, each in enumerate(nested):
+            assert_close(each, torch.stack([torch.stack([y[i] for y in x]) for x in expected]))
+
+
+def test_weights_are_differentiated():
+    def length(w: Tensor) -> Tensor:
+        g = w @ mf.task_jacobian(vector, PARAMS, X)
+        return sum(x.square().sum() for x in g.values())  # type: ignore[return-value]
+
+    gramian = flat(ROWS) @ flat(ROWS).T
+    assert_close(grad(length)(W), 2 * gramian @ W)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_dtypes(dtype):
+    params = {name: leaf.to(dtype) for name, leaf in PARAMS.items()}
+    J = mf.task_jacobian(vector, params, X.to(dtype))
+    assert J.gramian().dtype == torch.float32
+    assert J.gramian(dtype=torch.float64).dtype == torch.float64
+    assert {x.dtype for x in J.rows().values()} == {dtype} == {x.dtype for x in J.pull(W).values()}
+    rough = {"rtol": 0.2, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    assert_close(J.gramian().double(), flat(ROWS) @ flat(ROWS).T, **rough)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, tuple, list])
+def test_of_losses_that_exist(form):
+    losses = form(NET(X).square().mean(0))
+    J = mf.task_jacobian(losses, NET, shared=NET[0])
+    matrix = flat(ROWS, J.columns)
+    assert_close(J.gramian(), matrix @ matrix.T)
+    assert_close(flat(W @ J, J.columns)[0], W @ matrix)
+    assert_close(flat(W @ J.over("*"))[0], W @ flat(ROWS))
+    assert all(leaf.grad is None for leaf in NET.parameters())
+    assert not J.gramian().requires_grad
+    hooked = NET(X)
+    hooked.register_hook(lambda g: 2 * g)
+    double = mf.task_jacobian(hooked.square().mean(0), NET)
+    assert_close(double.gramian(), 4 * flat(ROWS) @ flat(ROWS).T)
+
+
+def test_complex_parameters():
+    z = {"z": torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128)}
+    J = mf.task_jacobian(lambda p, _: (p["z"] * p["z"].conj()).real, z, ())
+    assert_close(J.rows()["z"], torch.diag(2 * z["z"]))
+    assert_close(J.gramian(), torch.diag(4 * (z["z"].abs() ** 2)))
+    assert_close((torch.ones(2).double() @ J)["z"], 2 * z["z"])
+    assert_close(J @ {"z": torch.tensor([1j, 1.0], dtype=torch.complex128)}, torch.tensor([4.0, 6.0]).double())
+
+
+def test_prints():
+    J = mf.task_jacobian(vector, PARAMS, X)
+    assert repr(C @ J) == "TaskJacobian [2 rows, 66 parameters]"
+    assert str(J.explain()) == str(mf.explain_gramian(vector, PARAMS, X))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda J: W[:2] @ J, "weights: expected one for each of 3 rows"),
+        (lambda J: C.T @ J, r"C: expected \[mixture, 3\]"),
+        (lambda J: J @ {"0.weight": STEP["0.weight"]}, "step: .*J.over"),
+        (lambda J: J @ W, "step: .*Tensor"),
+        (lambda J: (C @ J).weighted(C), "weightings: .*C @ J"),
+        (lambda J: J.weighted(C[:, :2]), r"weightings: expected \[task, 3\]"),
+        (lambda J: J.gramian(dtype="half"), "gramian_dtype: expected None"),
+        (lambda J: J.over("3.*"), "3"),
+        (lambda J: mf.task_jacobian(parts, PARAMS, X).gramian(), r"losses \[sample, part\].*weighted"),
+        (lambda J: mf.task_jacobian(vector, PARAMS, X, engine="layers"), "engine='layers'"),
+        (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "losses: they depend on no parameter"),
+    ],
+)
+def test_refusals(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(mf.task_jacobian(vector, PARAMS, X))
+
+
+def test_autocast_is_refused():
+    J = mf.task_jacobian(vector, PARAMS, X)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+        J.gramian()
