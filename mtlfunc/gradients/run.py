@@ -223,6 +223,10 @@ UNCONNECTED = (
     "torch.func.functional_call(module, params, (x,)), with the params that losses_fn is given, "
     "and neither detach them nor work under torch.no_grad"
 )
+NO_GRAPH = (
+    "losses: they depend on no parameter of the module: compute them from its output, with "
+    "gradients enabled, and neither detach them nor call .item()"
+)
 
 
 def release(forwards: list[Forward]) -> None:

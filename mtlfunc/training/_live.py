@@ -16,7 +16,7 @@ from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
-from ..gradients.run import Forward, live, release
+from ..gradients.run import NO_GRAPH, Forward, live, release
 from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of, of_labelled
 from ..processes import Ranks, Shares
 from ..types import Batch, Heads, Metric, Params, Probe
@@ -132,10 +132,7 @@ def live_run(
     if idle:
         forwards = tuple([replace(x, reached=True) for x in forwards])
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
-        raise ValueError(
-            "losses: they depend on no parameter of the module: compute them from its output, with "
-            "gradients enabled, and neither detach them nor call .item()"
-        )
+        raise ValueError(NO_GRAPH)
     # what somebody's own backward or hook returns may be kept by them
     custom = any(x.graph.has_custom_backward for x in forwards)
     return LiveRun(
