@@ -21,8 +21,8 @@ from experiments.benchmarks import steps, weightings
 from experiments.benchmarks.networks import Squares, dense, resnet18
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import graph, passes, plan
-from mtlfunc.gradients.linearize import Request
 from mtlfunc.gradients.losses import Losses
+from mtlfunc.gradients.operator import TaskJacobian
 from mtlfunc.types import Params
 from tests.support import visits
 from tests.support.oracles import rows_of
@@ -54,8 +54,9 @@ def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, to
         numel = sum(leaf.numel() for leaf in forward.params.values())
         asked = forward.graph, tasks, numel, "cuda"
         assert passes.prefers_one_pass(*asked, separate=stacked) == together
-        asking = Request(tuple(forward.params), gramian=True, engine="auto")
-        taken = plan.plan_layers(forward, asking, tasks, separate=False)
+        jacobian = TaskJacobian(forward, tuple(forward.params), forward.params, "auto")
+        wanted = plan.Wanted(jacobian.columns, gramian=True)
+        taken = plan.plan_layers(jacobian, wanted, tasks, separate=False)
         assert sum(4 * tasks * math.prod(use.shape) for use in taken.uses) < 2**30
 
 

@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.core import VERSION
-from mtlfunc.gradients import linearize as engine
+from mtlfunc.gradients import operator as engine
 from mtlfunc.gradients.by_samples import BySamples
 from mtlfunc.gradients.layerwise import formulas, plan
 from tests.support.oracles import near, rows_of
@@ -175,15 +175,15 @@ def small_networks_stand_for_large_ones(monkeypatch):
 @pytest.fixture
 def passes(monkeypatch):
     """Whether each linearisation took one pass for all tasks."""
-    seen, real = [], engine._opened
+    seen, real = [], engine.TaskJacobian._opened
 
-    def spy(forward, request, matrix):
-        found = real(forward, request, matrix)
-        if request.weightings:
+    def spy(jacobian, *given):
+        found = real(jacobian, *given)
+        if jacobian.weightings:
             seen.append(isinstance(found, BySamples))
         return found
 
-    monkeypatch.setattr(engine, "_opened", spy)
+    monkeypatch.setattr(engine.TaskJacobian, "_opened", spy)
     return seen
 
 

@@ -1,7 +1,6 @@
 """From stateless losses to gradients and Gramians: one forward, then backward passes."""
 
-from .explain import explain_gramian
-from .gramian import sample_gramian, sample_norms, task_gramian
+from .gramian import explain_gramian, sample_gramian, sample_norms, task_gramian
 from .operator import TaskJacobian, task_jacobian
 from .rows import sample_gradients, task_gradients
 

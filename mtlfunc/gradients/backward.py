@@ -1,6 +1,6 @@
 """Backward passes from the losses of one forward to leaves and to the nodes that read them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,10 @@ from torch.func import vmap
 
 from ..core.checks import depth
 from ..types import Params
-from .layerwise.graph import Graph, Place
+from .layerwise.graph import Place
 from .layerwise.uses import Use
 from .levels import run_backward
+from .run import Forward
 from .safe_ops import is_batching_error
 
 
@@ -39,17 +40,15 @@ class Backward:
     wrong.
     """
 
-    params: Params  # the leaves, as they are outside of transforms' levels
-    places: Mapping[str, Place]  # theirs in the graph
-    root: GradientEdge | None  # of the losses' vector
-    edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one
-    graph: Graph  # what it says of itself
+    forward: Forward
     record: bool  # whether something outside may differentiate the passes
     left_out: frozenset[int] = frozenset()  # separate losses that no pass may enter: may be NaN
     keep: bool = True  # the graph, for another pass
 
     def __post_init__(self) -> None:
-        edges = self.edges
+        forward = self.forward
+        self.params, self.places, self.graph = forward.params, forward.places, forward.graph
+        self.root, self.edges = forward.root, (edges := forward.edges)
         self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out
         if edges is not None and self.left_out:
             self.some = tuple([None if t in self.left_out else e for t, e in enumerate(edges)])

@@ -174,10 +174,7 @@ def split_samples(
         plan = Plan(rows=names, chunk=1 if single else ROWS_AT_ONCE)
         if not forward.hooked:
             plan = plan_samples(forward, names)
-        backward = Backward(
-            forward.params, forward.places, forward.root, forward.edges, forward.graph,
-            forward.recorded,
-        )  # fmt: skip
+        backward = Backward(forward, forward.recorded)
         return split(backward, forward.value, forward.samples[0], plan, gramian_dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from ..core.checks import check_dtype, check_params, enable_grad
 from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
+from .explain import Explanation, explanation
 from .layerwise.plan import Engine
-from .linearize import Request, linearize
-from .losses import Losses, parse_samples
-from .operator import check_engine, task_jacobian
+from .levels import without_trace
+from .losses import Losses, parse_alone, parse_losses, parse_samples, parse_weightings
+from .operator import TaskJacobian, check_engine, jacobian_of
 from .run import check_connected, run
 
 
@@ -70,9 +72,9 @@ def task_gramian(
         [[1.0, 1.0], [1.0, 2.0]]
     """
     check_dtype(gramian_dtype)
-    jacobian = task_jacobian(
-        losses_fn, params, batch, shared=shared, engine=engine, chunk_size=chunk_size
-    )
+    parse = parse_alone if weightings is None else parse_weightings
+    options = {"engine": engine, "chunk_size": chunk_size}
+    jacobian = jacobian_of(losses_fn, params, batch, shared, parse, **options)
     jacobian = jacobian if weightings is None else jacobian.weighted(weightings)
     return jacobian.losses, jacobian.gramian(dtype=gramian_dtype)
 
@@ -121,17 +123,9 @@ def sample_gramian(
         >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    check_params(params)
-    check_engine(engine)
-    check_dtype(gramian_dtype)
-    names = select(params, shared)
-    if engine == "rows" or torch.compiler.is_compiling():
-        losses, rows = _rows(losses_fn, params, batch, names)
-        gramian = dot(rows, rows, names, gramian_dtype)
-    else:
-        side = _side(losses_fn, params, batch, names, gramian_dtype)
-        with enable_grad():
-            losses, gramian = side.losses, gramian_of_samples(side)
+    losses, side, rows = _by_sample(losses_fn, params, batch, shared, engine, gramian_dtype)
+    with enable_grad() if side else nullcontext():
+        gramian = gramian_of_samples(side) if side else dot(rows, rows, rows, gramian_dtype)
     return losses, 0.5 * (gramian + gramian.mT)
 
 
@@ -176,45 +170,88 @@ def sample_norms(
         >>> sample_norms(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [5.0, 1.0]
     """
-    check_params(params)
-    check_engine(engine)
-    check_dtype(gramian_dtype)
-    names = select(params, shared)
-    if engine != "rows" and not torch.compiler.is_compiling():
-        side = _side(losses_fn, params, batch, names, gramian_dtype)
+    losses, side, rows = _by_sample(losses_fn, params, batch, shared, engine, gramian_dtype)
+    if side:
         with enable_grad():
-            losses, squares = side.losses, squares_of_samples(side)
+            squares = squares_of_samples(side)
     else:
-        losses, rows = _rows(losses_fn, params, batch, names)
         wide = gramian_dtype or torch.promote_types(losses.dtype, torch.float32)
-        parts = [rows[name].to(wide).square().reshape(losses.numel(), -1).sum(1) for name in names]
+        parts = [x.to(wide).square().reshape(losses.numel(), -1).sum(1) for x in rows.values()]
         squares = torch.stack(parts).sum(0)
     return losses, root(squares).reshape(losses.shape)
 
 
-def _side(
+def explain_gramian(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
-    names: tuple[str, ...],
-    gramian_dtype: torch.dtype | None,
-) -> BySamples:
-    """One forward, and its pass split by sample."""
-    forward = run(losses_fn, params, batch, parse=parse_samples, separable=False)
-    check_connected(forward, samples=True)
-    return split_samples(forward, names, gramian_dtype)
+    *,
+    shared: Select = "*",
+    samples: bool = False,
+    combined: bool = False,
+    weightings: Tensor | None = None,
+) -> Explanation:
+    """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
+
+    Args:
+        losses_fn: as in `task_gramian`; with `samples` as in `sample_gramian`.
+        params: `{name: tensor}`, where to differentiate.
+        batch: handed to `losses_fn`.
+        shared: which parameters the Gramian sums over, as in `task_gramian`.
+        samples: explain the per-sample Gramian.
+        combined: the rows are combined afterwards, as in the probe `jacobian`: a plan without rows
+            then pays one more backward pass.
+        weightings: explain the Gramian of these, as in `task_gramian`.
+
+    Returns:
+        an object with `.layers`, `.rows` and `.passes`, and a table as its `str`. The
+        floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
+
+    Raises:
+        TypeError: as in `task_gramian`.
+        ValueError: as there; for `samples` with `weightings`, or where samples mix.
+
+    Examples:
+        >>> import torch
+        >>> losses = lambda p, x: torch.nn.functional.linear(x, p["w"]).square().mean(0)
+        >>> print(explain_gramian(losses, {"w": torch.ones(4, 300)}, torch.ones(2, 300)))
+        4 rows; engine "rows" throughout: too little for layer products to save
+        leaf  calls   form  GFLOP     alternatives, GFLOP
+        w     linear  rows  5.76e-05  gemm 5.76e-05, kernel 2.78e-06
+    """
+    if samples and weightings is not None:
+        raise ValueError("samples: not with weightings=, another Gramian; leave one of them out")
+    check_params(params)
+    names = select(params, shared)
+    parse = parse_samples if samples else parse_losses if weightings is None else parse_weightings
+    with without_trace(params), torch.no_grad():
+        forward = run(losses_fn, params, batch, parse=parse, separable=parse is parse_losses)
+    jacobian = TaskJacobian(forward, names, params, "auto")
+    jacobian = jacobian if weightings is None else jacobian.weighted(weightings)
+    return explanation(jacobian, samples=samples, combined=combined)
 
 
-def _rows(
-    losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...]
-) -> tuple[Tensor, Rows]:
-    """The losses [sample] or [sample, task] as they came, and a row of every entry."""
+def _by_sample(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    shared: Select,
+    engine: Engine,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, BySamples | None, Rows]:
+    """Losses of samples as they came, and their pass split by sample, or a row of every entry."""
+    check_params(params)
+    check_engine(engine)
+    check_dtype(dtype)
+    names, apart = select(params, shared), engine != "rows" and not torch.compiler.is_compiling()
 
     def flat_losses(out: Any) -> Losses:
         losses = parse_samples(out).vector
         return Losses(losses.flatten(), aux=losses)
 
-    forward = run(losses_fn, params, batch, parse=flat_losses)
+    parse = parse_samples if apart else flat_losses
+    forward = run(losses_fn, params, batch, parse=parse, separable=not apart)
     check_connected(forward, samples=True)
-    linear = linearize(forward, Request(names))
-    return linear.aux, linear.rows
+    if apart:
+        return forward.value, split_samples(forward, names, dtype), {}
+    return forward.aux, None, TaskJacobian(forward, names, forward.params).rows()

@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import vmap
 
-from ..core.checks import check_autocast, check_count, check_dtype, check_option, check_params
+from ..core.checks import (
+    check_autocast,
+    check_count,
+    check_dtype,
+    check_option,
+    check_params,
+    enable_grad,
+    is_differentiated,
+    recording_context,
+)
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
-from ..types import Batch, LossesFn, Metric, Params, Rows, Select
+from ..types import Batch, Heads, LossesFn, Metric, Params, Rows, Select
+from .backward import Backward
+from .by_samples import BySamples, split
+from .by_tasks import ByTasks
 from .explain import Explanation, explanation
-from .layerwise.plan import Engine
-from .linearize import Linearization, Request, linearize
-from .losses import Losses, expect_weightings, parse_alone, parse_losses, parse_weightings
+from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
+from .losses import (
+    Losses,
+    expect_weightings,
+    flat_weightings,
+    parse_alone,
+    parse_losses,
+    parse_weightings,
+)
 from .run import NO_GRAPH, Forward, Traced, check_connected, live, run
 
 
-def check_engine(engine: str) -> None:
-    check_option(engine, "engine", get_args(Engine))
-
-
 class Measured(NamedTuple):
-    """What one call of `TaskJacobian.measure` found, in the same backward passes."""
+    """Losses and their derivative at one point, from one call of `TaskJacobian.measure`.
 
-    gramian: Float[Tensor, "row row"] | None  # where it was asked for
-    rows: Rows | None  # {name: [row, *shape]}, where they were asked for
-    combine: Callable[[Tensor], Params]  # weights [row] -> {name: [*shape]}, Jᵀ w
+    Complex leaves are two real numbers here, along a last axis.
+    """
+
+    losses: Float[Tensor, " task"]  # as they came
+    mixed: Float[Tensor, " row"]  # what the rows are gradients of
+    preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient
+    rows: Rows  # {name: [row, *shape]}: all, if they were asked for; else those that were made
+    gramian: Float[Tensor, "row row"] | None  # if it was asked for
+    heads: Params  # the gradient of the leaves that are no columns, where `heads` weighs them
+    names: tuple[str, ...]  # the leaves that `combine` answers for
+    # weights [row] and names -> the gradient of their weighted sum in these leaves, in one pass
+    pullback: Callable[[Tensor, tuple[str, ...]], Params]
+    aux: Any = ()
+    # from combinations of the rows to the leaves' shapes: the rows may be pieces of them
+    restore: Callable[[Params], Params] = dict
+    carried: Tensor | None = None  # J c of a metric, over the columns
+
+    def combine(self, weights: Float[Tensor, " row"]) -> Params:
+        """Jᵀ w from the rows, and from one more pass for leaves without rows."""
+        grads = self.restore(combine(weights, self.rows)) | self.heads
+        left = tuple([name for name in self.names if name not in grads])
+        grads |= self.pullback(weights, left) if left else {}
+        return {name: grads[name] for name in self.names}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,72 +72,85 @@ class TaskJacobian:
     """J [row, parameter] at one point; made by `mtlfunc.task_jacobian`.
 
     Nothing is differentiated before a method asks. What is asked for in one call of `measure` comes
-    of the same backward passes.
+    of the same backward passes, which stop at the columns.
     """
 
     forward: Forward | Traced
-    request: Request  # which leaves are columns, C, and the weightings
-    leaves: Params  # the columns and all others, complex where they are
+    columns: tuple[str, ...]  # names of the leaves that J is taken over
+    leaves: Params  # these and all others, complex where they are
+    engine: Engine = "rows"
+    chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
+    mix: Float[Tensor, "row task"] | None = None  # A; None is the tasks themselves
+    preference: Float[Tensor, " row"] | None = None  # how rows mix; None is 1/rows each
+    # a process's part of each task's loss, 0 for a task without labels; None is 1
+    scale: Float[Tensor, " task"] | None = None
+    left_out: frozenset[int] = frozenset()  # tasks without labels: no pass enters a separate loss
+    # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
+    weightings: int = 0
+    in_turn: Any = None  # the rows of losses whose graphs are gone
 
     @property
     def losses(self) -> Float[Tensor, " row"]:
         """The losses whose gradients are the rows: the tasks', or mixtures C L of them."""
-        matrix, value = self._matrix, self.forward.value
-        return value if matrix is None else matrix @ value
+        value = self.forward.value
+        return value if self.mix is None else self.mix @ value
 
     @property
     def names(self) -> tuple[Any, ...]:
         """The tasks' names, from a dict of losses; else their numbers."""
-        given = self.forward.losses.names if self.request.mix is None else None
+        given = self.forward.losses.names if self.mix is None else None
         return given or tuple(range(len(self)))
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the parameters that J is taken over."""
-        return self.request.shared
-
-    @property
-    def _matrix(self) -> Tensor | None:
-        return self.request.cotangents(self.forward.value)[0]
-
     def __len__(self) -> int:
-        return len(self.losses)
+        return len(self.forward.value if self.mix is None else self.mix)
 
     def __repr__(self) -> str:
         columns = sum(self.leaves[name].numel() for name in self.columns)
         return f"TaskJacobian [{len(self)} rows, {columns} parameters]"
 
     def measure(
-        self, *, gramian: bool = False, rows: bool = False, dtype: torch.dtype | None = None
+        self,
+        *,
+        gramian: bool = False,
+        rows: bool = False,
+        combine: bool = True,
+        heads: Heads | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Measured:
-        """Gramian, rows and combination in the same passes.
+        """Gramian, rows and combination from the same passes.
 
         Args:
             gramian: J Jᵀ is wanted.
-            rows: the rows are wanted; else they are made where that is cheapest.
+            rows: all rows are wanted; else they are made where that is cheapest.
+            combine: `combine` of the answer will be called.
+            heads: what `combine` gives to the leaves that are no columns, as in
+                `mtlfunc.jacobian`; None leaves them out.
             dtype: of the Gramian's accumulation; None is the rows' own, at least float32.
 
         Returns:
-            what was asked for, and `combine(weights)`, which is Jᵀ w from the same passes.
+            losses, what was asked for, and `combine(weights)`, which is Jᵀ w.
 
         Raises:
             RuntimeError: under autocast, which would round the products.
             ValueError: for losses [sample, part] without `weighted`.
         """
-        check_dtype(dtype)
-        found = self._linear(gramian=gramian and not rows, combined=True, gramian_dtype=dtype)
-        product = found.gramian
-        if gramian and product is None:
+        forward, names = self.forward, self.columns
+        check_autocast(self.leaves, "methods of a TaskJacobian")
+        if (shape := forward.losses.shape) is not None and not self.weightings:
+            raise ValueError(
+                f"losses_fn: losses [sample, part] of shape {list(shape)} are no tasks; call "
+                "J.weighted(A), or reduce them over the samples"
+            )
+        share = None
+        if heads is not None:
+            names, count = tuple(forward.params), self.weightings or len(forward.value)
+            share = shares_of(count)[heads]
+        asked = self.columns if gramian or rows else ()
+        found = self._found(Wanted(asked, gramian and not rows, combine, dtype), share, names)
+        if gramian and rows:
             product = dot(found.rows, found.rows, self.columns, dtype)
-            product = 0.5 * (product + product.mT)
-
-        def combined(weights: Tensor) -> Params:
-            grads = combine(weights, found.rows)
-            left = tuple(name for name in self.columns if name not in grads)
-            grads |= found.pullback(weights, left) if left else {}
-            return like(self.leaves, {name: grads[name] for name in self.columns})
-
-        return Measured(product, like(self.leaves, found.rows) if rows else None, combined)
+            found = found._replace(gramian=0.5 * (product + product.mT))
+        return found
 
     def gramian(
         self, *, metric: Metric | None = None, dtype: torch.dtype | None = None
@@ -114,25 +162,24 @@ class TaskJacobian:
             dtype: as in `measure`.
         """
         check_dtype(dtype)
-        if metric is not None:
-            rows = self._linear().rows
-            return gramians(rows, rows, metric)[0]
-        found = self._linear(gramian=True, gramian_dtype=dtype).gramian
-        assert found is not None
-        return found
+        found = self.measure(
+            gramian=metric is None, rows=metric is not None, combine=False, dtype=dtype
+        )
+        return (
+            gramians(found.rows, found.rows, metric)[0] if found.gramian is None else found.gramian
+        )
 
     def rows(self) -> Rows:
         """`{name: [row, *shape]}`: every row as it would be in `.grad`."""
-        return like(self.leaves, self._linear().rows)
+        return like(self.leaves, self.measure(rows=True, combine=False).rows)
 
     def pull(self, weights: Float[Tensor, " row"]) -> Params:
         """Jᵀ w, the gradient of Σ w L, `{name: [*shape]}`; also written `w @ J`. One pass."""
-        if weights.shape != self.losses.shape:
+        if weights.shape != (len(self),):
             raise ValueError(
                 f"weights: expected one for each of {len(self)} rows, got {list(weights.shape)}"
             )
-        nothing = self.over(()).request
-        return like(self.leaves, self._linear(nothing).pullback(weights, self.columns))
+        return like(self.leaves, self.measure().combine(weights))
 
     def push(self, step: Params) -> Float[Tensor, " row"]:
         """J s `[row]`: how fast each loss changes along a step `{name: [*shape]}`; also
@@ -146,12 +193,12 @@ class TaskJacobian:
                 f"(J.columns), got {given}; J.over(...) has other columns"
             )
         along = {name: leaf[None] for name, leaf in real_of(dict(step)).items()}
-        return dot(self._linear().rows, along, self.columns)[:, 0].to(self.losses)
+        rows = self.measure(rows=True, combine=False).rows
+        return dot(rows, along, self.columns)[:, 0].to(self.losses)
 
     def over(self, shared: Select) -> TaskJacobian:
         """The same losses over other parameters: a glob, a predicate, a module, or several."""
-        names = select(self.leaves, shared) if shared != () else ()
-        return replace(self, request=self.request._replace(shared=names))
+        return replace(self, columns=select(self.leaves, shared))
 
     def weighted(self, weightings: Tensor) -> TaskJacobian:
         """A J for losses of samples, ℓ `[sample]` or `[sample, part]`: row k is the gradient of
@@ -162,26 +209,45 @@ class TaskJacobian:
                 (one a part), where that is cheaper than one each.
         """
         forward = self.forward
-        if self.request.mix is not None or forward.losses.scalars is not None:
+        if self.mix is not None or forward.losses.scalars is not None:
             raise ValueError(
                 "weightings: they make tasks of one tensor of losses, [sample] or [sample, part], "
                 "which is not mixed yet; of tasks use C @ J"
             )
-        if isinstance(forward, Forward):
+        if isinstance(forward, Forward) and forward.edges is not None:
             forward = replace(forward, edges=None)
-        request = self.request.with_weightings(expect_weightings(weightings), forward)
-        return replace(self, forward=forward, request=request)
+        matrix = flat_weightings(expect_weightings(weightings), forward.losses, forward.value)
+        return replace(self, forward=forward, mix=matrix, weightings=len(matrix))
+
+    def mixed(
+        self, matrix: Float[Tensor, "mixture row"], preference: Tensor | None = None
+    ) -> TaskJacobian:
+        """C J, of rows that may be mixtures already; also written `C @ J`.
+
+        Args:
+            matrix: C.
+            preference: how its rows mix into the mean gradient; None is 1/rows each.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != len(self):
+            raise ValueError(
+                f"C: expected [mixture, {len(self)}], a column for every row of J, got "
+                f"{list(matrix.shape)}"
+            )
+        whole = matrix.to(self.forward.value)
+        whole = whole if self.mix is None else whole @ self.mix
+        count = len(whole) if self.weightings else 0
+        return replace(self, mix=whole, preference=preference, weightings=count)
 
     def explain(self) -> Explanation:
         """How `gramian()` is made, layer by layer: a table when printed."""
         if isinstance(self.forward, Traced):
             raise RuntimeError("explain: a compiled function is not explained; call it outside")
-        return explanation(self.forward, self.request._replace(gramian=True), samples=False)
+        return explanation(self)
 
     def __getitem__(self, which: Any) -> TaskJacobian:
         """Some of the rows: a slice, or a list of their numbers."""
         eye = torch.eye(len(self), dtype=self.losses.dtype, device=self.losses.device)
-        return self._mixed(eye[[which] if isinstance(which, int) else which])
+        return self.mixed(eye[[which] if isinstance(which, int) else which])
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`."""
@@ -189,7 +255,7 @@ class TaskJacobian:
 
     def __rmatmul__(self, left: Tensor) -> Any:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
-        return self.pull(left) if left.ndim == 1 else self._mixed(left)
+        return self.pull(left) if left.ndim == 1 else self.mixed(left)
 
     __array_ufunc__ = None
 
@@ -204,31 +270,171 @@ class TaskJacobian:
                 return right.__rmatmul__(left)
         return NotImplemented
 
-    def _mixed(self, matrix: Tensor) -> TaskJacobian:
-        """C J, of rows that may be mixtures already."""
-        if matrix.ndim != 2 or matrix.shape[1] != len(self):
-            raise ValueError(
-                f"C: expected [mixture, {len(self)}], a column for every row of J, got "
-                f"{list(matrix.shape)}"
-            )
-        inner, matrix = self._matrix, matrix.to(self.losses)
-        whole = matrix if inner is None else matrix @ inner
-        preference = whole.new_full((len(whole),), 1 / len(whole))
-        count = len(whole) if self.request.weightings else 0
-        mixed = self.request._replace(mix=lambda count: (whole, preference), weightings=count)
-        return replace(self, request=mixed)
+    def of_read(self, wanted: Wanted) -> tuple[TaskJacobian, Wanted]:
+        """The same without leaves that no loss reads."""
+        if isinstance(self.forward, Traced) or not self.forward.unread:
+            return self, wanted
+        read = self.forward.of_read(wanted.columns)
+        if read is self.forward:
+            return self, wanted
+        names = tuple([name for name in wanted.columns if name in read.params])
+        return replace(self, forward=read), wanted._replace(columns=names)
 
-    def _linear(self, request: Request | None = None, **wanted: Any) -> Linearization:
-        """The passes that `wanted` takes; with every refusal."""
-        check_autocast(self.leaves, "methods of a TaskJacobian")
-        request = self.request if request is None else request
-        shape = self.forward.losses.shape
-        if shape is not None and not request.weightings:
-            raise ValueError(
-                f"losses_fn: losses [sample, part] of shape {list(shape)} are no tasks; call "
-                "J.weighted(A), or reduce them over the samples"
-            )
-        return linearize(self.forward, request._replace(**wanted))
+    def _found(self, wanted: Wanted, share: float | None, names: tuple[str, ...]) -> Measured:
+        """What is wanted; `share`: the weight of every task in the gradient of the others' leaves,
+        where that is made with the rows; `names`: those that `combine` answers for.
+
+        The losses of a vector are pulled back in one batched pass; separate scalars one at a time,
+        so that no task's zeros are pushed through the others' heads.
+        """
+        forward, value, matrix, scale = self.forward, self.forward.value, self.mix, self.scale
+        if self.in_turn is not None and wanted.columns and matrix is None:
+            found = replace(self, in_turn=None)._found(Wanted(()), None, names)
+            return self.in_turn.filled(found, self, wanted, share)
+        if isinstance(forward, Traced):
+            rows, gramian, heads, pullback = self._traced(forward, wanted, share)
+        else:
+            read, inner = self.of_read(wanted)
+            if read.forward is not forward:
+                return self._with_unread(read._found(inner, share, names), wanted, share)
+            with enable_grad():
+                way = self._opened(forward, wanted)
+                rows, gramian, heads = self._made(way, wanted, share)
+
+            def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
+                record = is_differentiated((value, weights, matrix, scale))
+                with torch.inference_mode(False):
+                    cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
+                    cotangent = cotangent if matrix is None else cotangent @ matrix
+                    cotangent = cotangent if scale is None else cotangent * scale
+                    return way.pull(cotangent, names, record=record)
+
+        losses = value if scale is None else value.where(scale != 0, 0.0) * scale
+        mixed = losses if matrix is None else matrix @ losses
+        preference = self.preference
+        if preference is None:
+            preference = value.new_full((len(self),), 1 / len(self))
+        return Measured(
+            mixed if self.weightings else value, mixed, preference.to(value), rows, gramian, heads,
+            names, pullback, forward.aux,
+        )  # fmt: skip
+
+    def _with_unread(self, found: Measured, wanted: Wanted, share: float | None) -> Measured:
+        """What was found of the leaves that are read, and zeros for the others."""
+        params, unread = self.forward.params, self.forward.unread
+
+        def filled(grads: Params, names: Iterable[str], *rows: int) -> Params:
+            zeros = {
+                x: params[x].new_zeros((*rows, *params[x].shape)) for x in names if x in unread
+            }
+            return {name: zeros[name] if name in zeros else grads[name] for name in names}
+
+        def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
+            left = tuple([name for name in names if name not in unread])
+            return filled(found.pullback(weights, left) if left else {}, names)
+
+        rows, heads = found.rows, found.heads
+        if not wanted.gramian:  # a Gramian is made of them later
+            rows = filled(rows, wanted.columns, len(self))
+        if share is not None:
+            heads = filled(heads, [name for name in params if name not in wanted.columns])
+        return found._replace(rows=rows, heads=heads, pullback=pullback)
+
+    def _opened(self, forward: Forward, wanted: Wanted) -> ByTasks | BySamples:
+        """The cheapest way to differentiate it."""
+        value, matrix, scale = forward.value, self.mix, self.scale
+        record = forward.recorded or is_differentiated((matrix, scale))
+        left_out = self.left_out if forward.losses.scalars else frozenset[int]()
+        backward = Backward(forward, record, left_out)
+        if self.weightings and (plan := plan_weightings(self, wanted)) is not None:
+            # of its deltas and the plan's inputs all is made: no pass follows
+            backward.keep = bool(not forward.frees or plan.rows or record or forward.samples[1:])
+            return split(backward, value, forward.samples[0], plan, wanted.dtype)
+        plan = plan_tasks(self, wanted, len(self), record=record)
+        return ByTasks(backward, value, matrix, scale, plan)
+
+    def _made(
+        self, way: ByTasks | BySamples, wanted: Wanted, share: float | None
+    ) -> tuple[Rows, Tensor | None, Params]:
+        """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
+        columns, rows, gramian, heads = wanted.columns, {}, None, {}
+        others = () if share is None else self._others(wanted)
+        if isinstance(way, BySamples):
+            assert self.mix is not None
+            rows, gramian = way.measure(columns, wanted.gramian, self.mix, self.chunk_size)
+        elif columns:
+            found = way(others, views=wanted.combined)
+            rows = found.rows  # the others are combined by a pass that stops where those are
+            gramian = way.gramian(found, wanted.dtype) if wanted.gramian else None
+            heads = found.heads
+            if share is not None and share != 1.0:
+                heads = {name: share * grad for name, grad in heads.items()}
+        if left := tuple([name for name in others if name not in heads]):
+            heads |= way.pull(share * self._total(), left, record=way.backward.record)
+        return rows, gramian, heads
+
+    def _others(self, wanted: Wanted) -> tuple[str, ...]:
+        """The leaves that are not among the columns."""
+        columns = set(wanted.columns)
+        return tuple([name for name in self.forward.params if name not in columns])
+
+    def _total(self) -> Tensor:
+        """The cotangents of the sum of the tasks' losses."""
+        if self.weightings and self.mix is not None:
+            return self.mix.sum(0)
+        value = self.forward.value
+        return value.new_ones(len(value)) if self.scale is None else self.scale
+
+    def _traced(
+        self, forward: Traced, wanted: Wanted, share: float | None
+    ) -> tuple[Rows, Tensor | None, Params, Callable[[Tensor, tuple[str, ...]], Params]]:
+        """For the compiler, which traces vjp's own pullback and drops what is unused."""
+        columns, value, matrix = wanted.columns, forward.value, self.mix
+        if matrix is None:
+            matrix = torch.eye(len(value), dtype=value.dtype, device=value.device)
+        scale = value.new_ones(len(value)) if self.scale is None else self.scale
+
+        def pulled(cotangent: Tensor, names: tuple[str, ...]) -> Params:
+            grads = forward.pull(cotangent)[0]
+            return {name: grads[name] for name in names}
+
+        def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
+            with recording_context((value, weights, matrix)):
+                return pulled((weights.to(value.dtype) @ matrix) * scale, names)
+
+        rows, heads = {}, {}
+        if columns:
+            rows = vmap(lambda v: pulled(v * scale, columns), chunk_size=self.chunk_size)(matrix)
+        gramian = dot(rows, rows, columns, wanted.dtype) if wanted.gramian else None
+        if share is not None and (others := self._others(wanted)):
+            heads = pulled(share * self._total(), others)
+        return rows, gramian, heads, pullback
+
+
+def shares_of(count: int) -> dict[Heads, float | None]:
+    """Every task's weight in the gradient of heads; None where the rule's counts."""
+    return {"plain": 1 / count, "own": 1.0, "weighted": None}
+
+
+def check_engine(engine: str) -> None:
+    check_option(engine, "engine", get_args(Engine))
+
+
+def jacobian_of(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    shared: Select,
+    parse: Callable[[Any], Losses],
+    **options: Any,
+) -> TaskJacobian:
+    """J of a pure function, whose losses `parse` understands."""
+    check_engine(options["engine"])
+    check_count(options["chunk_size"], "chunk_size", none=True)
+    check_params(params)
+    names, forward = select(params, shared), run(losses_fn, params, batch, parse=parse)
+    check_connected(forward)
+    return TaskJacobian(forward, names, params, **options)
 
 
 @overload
@@ -276,23 +482,19 @@ def task_jacobian(
         >>> (J @ {"w": torch.tensor([0.0, 3.0])}).tolist()
         [0.0, 3.0]
     """
+    options = {"engine": engine, "chunk_size": chunk_size}
+    if not isinstance(at, nn.Module):
+        return jacobian_of(losses, at, batch, shared, _parsed, **options)
     check_engine(engine)
     check_count(chunk_size, "chunk_size", none=True)
-    if isinstance(at, nn.Module):
-        leaves = trained(at)
-        check_params(leaves, mixed=True)
-        names = select(leaves, shared)
-        several = losses if isinstance(losses, Tensor | Mapping) else list(losses)
-        forward = live(_parsed(several, "losses"), leaves, hooked=True)
-        if not forward.graph.leaf_nodes:
-            raise ValueError(NO_GRAPH)
-    else:
-        check_params(at)
-        leaves, names = at, select(at, shared)
-        forward = run(losses, at, batch, parse=_parsed)
-        check_connected(forward)
-    request = Request(names, engine=engine, chunk_size=chunk_size)
-    return TaskJacobian(forward, request, leaves)
+    leaves = trained(at)
+    check_params(leaves, mixed=True)
+    names = select(leaves, shared)
+    several = losses if isinstance(losses, Tensor | Mapping) else list(losses)
+    forward = live(_parsed(several, "losses"), leaves, hooked=True)
+    if not forward.graph.leaf_nodes:
+        raise ValueError(NO_GRAPH)
+    return TaskJacobian(forward, names, leaves, **options)
 
 
 def _parsed(out: Any, what: str = "losses_fn") -> Losses:

@@ -8,11 +8,9 @@ from torch.func import vmap
 
 from ..core._torch import tree_leaves, tree_map
 from ..core.checks import check_autocast, check_count, check_params
-from ..core.tree import like
 from ..types import Batch, LossesFn, Params, Rows
-from .linearize import Request, linearize
 from .losses import parse_alone
-from .operator import task_jacobian
+from .operator import TaskJacobian, task_jacobian
 from .run import check_connected, run
 
 
@@ -94,8 +92,7 @@ def sample_gradients(
         alone = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, sample)
         forward = run(losses_fn, params, alone, parse=parse_alone)
         check_connected(forward, samples=True)
-        linear = linearize(forward, Request(tuple(params)))
-        return linear.losses, like(params, linear.rows)
+        return forward.value, TaskJacobian(forward, tuple(params), params).rows()
 
     if samples_at_once == 1:
         ((count,),) = lengths

@@ -36,8 +36,7 @@ class Forward:
     """Losses with their graph, and the places in it where they are differentiated.
 
     It holds places rather than the leaves themselves, so that it can be used after a transform's
-    level is closed. It is known as a whole when it is made: what passes do to the graph, the
-    `Linearization` says.
+    level is closed. It is known as a whole when it is made.
     """
 
     losses: Losses  # with their graph

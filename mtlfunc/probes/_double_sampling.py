@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
-from ..gradients.linearize import Linearization, Request
+from ..gradients.operator import Measured, shares_of
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from ._jacobian import combination, share_of
 from .common import EXPECTED, Run, check_heads, check_memory, first_losses, fixed, is_empty
 
 
@@ -80,17 +79,17 @@ def double_sampling(
                 "needs labels; leave present out"
             )
 
-        def taken(one: Batch, rows: bool) -> Linearization:
-            kept, share = (names, share_of(heads or run.heads)) if rows else ((), None)
-            request = Request(kept, heads=share)
-            forward, shares = run.open(one)
-            linear = run.linearize(forward, request, shares)
-            return shares.linearization(linear, whole=True)
+        given: Heads = heads or run.heads
+
+        def taken(one: Batch, rows: bool) -> Measured:
+            jacobian, shares = run.open(one, names)
+            found = jacobian.measure(rows=rows, combine=False, heads=given if rows else "weighted")
+            return shares.summed(found, whole=True)
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
-        losses = torch.stack([linear.losses for linear in stepped]).mean(0)
+        losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
         metric = None if run.metric is None else run.metric(names)
@@ -103,13 +102,10 @@ def double_sampling(
 
         def combine(weights: Tensor) -> Params:
             if third:
-                grads = _afresh(third[0], weights, names, params, heads or run.heads)
-            else:
-                both = [combination(x, x.rows, params, None)(weights) for x in stepped]
-                grads = map_params(lambda a, b: 0.5 * (a + b), *both)
-            return {name: grads[name] for name in params}
+                return _afresh(third[0], weights, names, given)
+            return map_params(lambda a, b: 0.5 * (a + b), *[x.combine(weights) for x in stepped])
 
-        aux = tuple(linear.aux for linear in (first, second, *third))
+        aux = tuple(x.aux for x in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
     measures = frozenset({"cross_gramian", "second_losses"})
@@ -125,15 +121,15 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
     return torch.stack(losses).mean(0)
 
 
-def _afresh(
-    linear: Linearization, weights: Tensor, names: tuple[str, ...], params: Params, heads: Heads
-) -> Params:
+def _afresh(found: Measured, weights: Tensor, names: tuple[str, ...], heads: Heads) -> Params:
     """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
-    grads = linear.pullback(weights, names)
-    others = tuple(name for name in params if name not in names)
-    share = share_of(heads)(len(linear.losses))
-    on_heads = weights if share is None else torch.full_like(linear.losses, share)
-    return grads | (linear.pullback(on_heads, others) if others else {})
+    share = shares_of(len(found.losses))[heads]
+    if share is None:
+        return found.combine(weights)
+    others = tuple(name for name in found.names if name not in names)
+    grads = found.pullback(weights, names)
+    grads |= found.pullback(torch.full_like(found.losses, share), others) if others else {}
+    return {name: grads[name] for name in found.names}
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:

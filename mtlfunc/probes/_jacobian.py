@@ -12,18 +12,14 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import check_count, check_params
 from ..core.expect import expect_function
-from ..core.tree import combine as weighted_sums
 from ..core.tree import gramians, real_of, same_shapes, select
-from ..gradients.linearize import Linearization, Request
-from ..gradients.operator import Engine, check_engine
+from ..gradients.operator import Engine, Measured, check_engine
 from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,
-    Combine,
     Geometry,
     Heads,
     Metric,
-    Params,
     Probe,
     Rows,
     Select,
@@ -269,22 +265,18 @@ def _update(
         _expect_rows(options.engine, "a metric weighs their coordinates")
     with_rows = edited or metric is not None
     combines = run.combines and not (with_rows if weights is not None else edited)
-    request = Request(
-        names,
-        not with_rows,
-        combines,
-        options.engine,
-        None if mix is None else partial(_mixed, mix, key),
-        heads=share_of(options.heads or run.heads) if run.combines else None,
+    jacobian, shares = run.open(
+        batch, names, counts if weights is None else None, weights, engine=options.engine,
         chunk_size=options.chunk_size,
-        weightings=0 if weights is None else len(weights),
-    )
-    forward, shares = run.open(batch, counts if weights is None else None)
-    if weights is not None:
-        shares, request = union.sums(weights), request.with_weightings(weights, forward)
-    linear = run.linearize(forward, request, shares)
-    options = options._replace(heads=options.heads or run.heads)
-    return _measured(options, linear, params, shares, key, state, metric)
+    )  # fmt: skip
+    if mix is not None:
+        jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
+    heads = options.heads or run.heads
+    found = jacobian.measure(
+        gramian=not with_rows, rows=with_rows, combine=combines,
+        heads=heads if run.combines else None,
+    )  # fmt: skip
+    return _measured(options, found, heads, shares, key, state, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -292,8 +284,8 @@ _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is 
 
 def _measured(
     options: RowOptions,
-    linear: Linearization,
-    params: Params,
+    found: Measured,
+    heads: Heads,
     shares: Shares,
     key: Tensor,
     state: State,
@@ -301,30 +293,26 @@ def _measured(
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit = options.mask, options.edit
-    whole = not (mask is edit is None)
-    part = shares.part(linear.losses)
-    linear = shares.linearization(linear, whole=whole, metric=metric)
-    found = shares.labelled(linear)
-    rows, extra = linear.rows, {}
+    part = shares.part(found.losses)
+    found = shares.summed(found, whole=_edits(options), metric=metric)
+    labels = shares.labelled(found)
+    rows, extra = found.rows, {}
     if mask is not None:
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
-        rows, extra, state = edit.update(rows, found.present, state)
-    gramian, carried = linear.gramian, linear.carried
+        rows, extra, state = edit.update(rows, labels.present, state)
+    gramian, carried = found.gramian, found.carried
     if gramian is None:
         gramian, carried = gramians(rows, rows, metric)
     if carried is not None:
         extra = extra | {"carried": carried}
-    check_leak(linear.losses, found, gramian, *linear.heads.values())
-    geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
-    share = found.share if options.heads == "plain" else None
-    combine = combination(linear, rows, params, share)
-    return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
-
-
-def share_of(heads: Heads) -> Callable[[int], float | None]:
-    """From the number of tasks to each one's weight on the heads; None where the rule's counts."""
-    return lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads]
+    check_leak(found.losses, labels, gramian, *found.heads.values())
+    geometry = Geometry(found.mixed, gramian, labels.preference, labels.present, extra)
+    own = found.heads
+    if heads == "plain" and (isinstance(labels.share, Tensor) or labels.share != 1.0):
+        own = {name: grad * labels.share for name, grad in own.items()}
+    combine = found._replace(rows=rows, heads=own).combine
+    return TaskGradients(found.losses, geometry, combine, found.aux, part), state
 
 
 def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -347,24 +335,6 @@ def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
             f"{ {name: list(row.shape) for name, row in rows.items()} }"
         )
     return edited
-
-
-def combination(
-    linear: Linearization, rows: Rows, params: Params, share: Tensor | float | None
-) -> Combine:
-    """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""
-
-    def combine(weights: Tensor) -> Params:
-        heads = linear.heads
-        if isinstance(share, Tensor) or share not in (None, 1.0):
-            heads = {name: grad * share for name, grad in heads.items()}
-        grads = linear.restore(weighted_sums(weights, rows)) | heads
-        # no row of theirs was kept, or they are heads of the weighted loss
-        left = tuple(name for name in params if name not in grads)
-        grads |= linear.pullback(weights, left) if left else {}
-        return {name: grads[name] for name in params}
-
-    return combine
 
 
 @constructor

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.checks import check_params
-from ..gradients.linearize import Request
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
 from .common import Present, Run, check_leak, check_memory, check_present, first_losses, is_empty
@@ -48,18 +47,18 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
         counts = run.labels(present, batch, counts=group is not None)
-        forward, shares = run.open(batch, counts=counts)
-        linear = run.linearize(forward, Request(()), shares)
-        part = shares.part(linear.losses)
-        linear, _ = shares.totals(linear)
-        found = shares.labelled(linear)
-        geometry = Geometry(linear.mixed, None, found.preference, found.present, {})
+        jacobian, shares = run.open(batch, counts=counts)
+        found = jacobian.measure(heads="weighted")
+        part = shares.part(found.losses)
+        found, _ = shares.totals(found)
+        labels = shares.labelled(found)
+        geometry = Geometry(found.mixed, None, labels.preference, labels.present, {})
 
         def combined(weights: Tensor) -> Params:
-            grads = run.union.gradient(linear.pullback(weights))
-            check_leak(linear.losses, found, *grads.values())
+            grads = run.union.gradient(found.combine(weights))
+            check_leak(found.losses, labels, *grads.values())
             return grads
 
-        return TaskGradients(linear.losses, geometry, combined, linear.aux, part), state
+        return TaskGradients(found.losses, geometry, combined, found.aux, part), state
 
     return Probe(init, update, group, frozenset())

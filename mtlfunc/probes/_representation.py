@@ -12,14 +12,13 @@ from ..core.checks import check_params, depth, recording_context, values_readabl
 from ..core.expect import expect_function
 from ..core.tree import combine, dot, real_of, select
 from ..gradients.levels import explained_vjp, without_trace
-from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.operator import Measured
 from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import Group, Shares, check_group, mask_of
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from ._jacobian import share_of
 from .common import (
     Present,
     Run,
@@ -141,45 +140,44 @@ def representation(
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
         given = heads or run.heads
-        request = Request(tuple(z), heads=share_of(given))
         both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state))
         counts = run.labels(present, batch, counts=group is not None)
-        forward, shares = both.open(batch, counts=counts)
-        linear = both.linearize(forward, request, shares)
+        jacobian, shares = both.open(batch, tuple(z), counts)
+        found = jacobian.measure(rows=True, combine=False, heads=given)
 
         def through(gradient: Params) -> Params:
-            with recording_context((z, linear.rows, gradient)):
+            with recording_context((z, found.rows, gradient)):
                 return real_of(pull(gradient)[0])
 
-        return _measured(linear, shares, through, given, tuple(params)), state
+        return _measured(found, shares, through, given, tuple(params)), state
 
     measures = frozenset({"gramian"})
     return Probe(init, update, group, measures, calls_model=True)
 
 
 def _measured(
-    linear: Linearization,
+    found: Measured,
     shares: Shares,
     through: Callable[[Params], Params],
     heads: Heads,
     names: tuple[str, ...],
 ) -> TaskGradients:
     """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
-    gramian = dot(linear.rows, linear.rows, tuple(linear.rows))
-    part = shares.part(linear.losses)
-    linear, (gramian,) = shares.totals(linear, gramian)
-    found = shares.labelled(linear)
-    geometry = Geometry(linear.mixed, gramian, found.preference, found.present, {})
-    check_leak(linear.losses, found, gramian, *linear.heads.values())
+    gramian = dot(found.rows, found.rows, tuple(found.rows))
+    part = shares.part(found.losses)
+    found, (gramian,) = shares.totals(found, gramian)
+    labels = shares.labelled(found)
+    geometry = Geometry(found.mixed, gramian, labels.preference, labels.present, {})
+    check_leak(found.losses, labels, gramian, *found.heads.values())
     decoded = tuple(f"decode {name}" for name in names)
 
     def combined(weights: Tensor) -> Params:
-        trunk = through(combine(weights, linear.rows))
-        own = linear.heads if heads != "weighted" else linear.pullback(weights, decoded)
-        share = found.share if heads == "plain" else 1.0
+        trunk = through(combine(weights, found.rows))
+        own = found.heads if heads != "weighted" else found.pullback(weights, decoded)
+        share = labels.share if heads == "plain" else 1.0
         return shares.union.gradient({x: trunk[x] + own[f"decode {x}"] * share for x in names})
 
-    return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
+    return TaskGradients(found.losses, geometry, combined, found.aux, part)
 
 
 def _parse_decoded(out: Any, tasks: Tasks) -> Losses:

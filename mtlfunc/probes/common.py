@@ -20,8 +20,8 @@ from ..core.checks import (
 from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
-from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
+from ..gradients.operator import TaskJacobian
 from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
 from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
@@ -77,16 +77,32 @@ class Run:
         """One forward pass."""
         return run(self.losses_fn, self.params, batch, parse=self.parse)
 
-    def open(self, batch: Batch, counts: Tensor | None = None) -> tuple[Forward, Shares]:
-        """One forward pass of a step, and this process's part of its losses.
+    def open(
+        self,
+        batch: Batch,
+        columns: tuple[str, ...] = (),
+        counts: Tensor | None = None,
+        weightings: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[TaskJacobian, Shares]:
+        """J of one forward pass of a step, of the losses times this process's part of them; and
+        that part.
 
         Args:
             batch: handed to `losses_fn`.
+            columns: names of the parameters that J is taken over.
             counts: this process's labels `[task]`, or numbers of them.
+            weightings: A, where the tasks are weightings of samples; not with counts.
+            options: other fields of J, such as `engine`.
         """
-        forward, shares = self(batch), self.union.shares(counts)
+        forward, union = self(batch), self.union
+        shares = union.shares(counts) if weightings is None else union.sums(weightings)
         refuse_constant(forward, shares.here)
-        return forward, shares
+        jacobian = TaskJacobian(
+            forward, columns, self.params, scale=shares.scale(forward.value),
+            left_out=shares.left_out(), **options,
+        )  # fmt: skip
+        return jacobian if weightings is None else jacobian.weighted(weightings), shares
 
     def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.
@@ -107,11 +123,6 @@ class Run:
             }
             self.union.check(given | self.facts() | facts)
         return self.union.shares(counts).total(losses)
-
-    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
-        """What is wanted of a forward pass, of the losses times this process's shares of them."""
-        scale, left_out = shares.scale(forward.value), shares.left_out()
-        return linearize(forward, request._replace(scale=scale, left_out=left_out))
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
@@ -156,7 +167,7 @@ class Run:
         suspects = losses.isfinite().nonzero().flatten().tolist()
         if not suspects:
             return []
-        rows = linearize(self.first(batch), Request(shared)).rows
+        rows = TaskJacobian(self.first(batch), shared, self.params).rows()
         return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
 
 

@@ -138,57 +138,57 @@ class Shares(NamedTuple):
         local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
         return self.union.add(local)[0]
 
-    def linearization(self, linear: Any, *, whole: bool, metric: Metric | None = None) -> Any:
+    def summed(self, found: Any, *, whole: bool, metric: Metric | None = None) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
 
         Args:
-            linear: the `Linearization` of the scaled losses of this process, with its rows.
+            found: what `TaskJacobian.measure` found of this process's scaled losses, with its rows.
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
             metric: over the leaves that have rows.
         """
         union = self.union
         if not union.several:
-            return linear
+            return found
         if whole:
-            linear, _ = self.totals(linear)
-            summed = union.add(*linear.rows.values())
-            rows, gramian, back = dict(zip(linear.rows, summed, strict=True)), None, linear.restore
+            found, _ = self.totals(found)
+            summed = union.add(*found.rows.values())
+            rows, gramian, back = dict(zip(found.rows, summed, strict=True)), None, found.restore
         else:
-            rows, back, cut = _pieces(linear.rows, union)
+            rows, back, cut = _pieces(found.rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
             products = gramians(rows, rows, metric)
             products = [x for x in products if x is not None]
-            linear, (gramian, *carried) = self.totals(linear, *products)
+            found, (gramian, *carried) = self.totals(found, *products)
             gramian = 0.5 * (gramian + gramian.mT)
-            linear = linear._replace(carried=carried[0] if carried else None)
-        inner = linear.pullback
-        return linear._replace(
+            found = found._replace(carried=carried[0] if carried else None)
+        inner = found.pullback
+        return found._replace(
             rows=rows,
             gramian=gramian,
-            heads=union.gradient(linear.heads),
+            heads=union.gradient(found.heads),
             pullback=lambda weights, *names: union.gradient(inner(weights, *names)),
             restore=back,
         )
 
-    def totals(self, linear: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
+    def totals(self, found: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
         if not self.union.several:
-            return linear, list(more)
-        losses, share = linear.losses, _as(self.told, linear.losses)
+            return found, list(more)
+        losses, share = found.losses, _as(self.told, found.losses)
         if self.here is not None and self.present is not None:
             losses = losses.where(self.here | ~self.present, 0.0)
-        told, mixed, *found = self.union.add(losses * share, linear.mixed, *more)
-        return linear._replace(losses=told, mixed=mixed), found
+        told, mixed, *sums = self.union.add(losses * share, found.mixed, *more)
+        return found._replace(losses=told, mixed=mixed), sums
 
-    def labelled(self, linear: Any) -> "Labelled":
-        """What a rule learns of the labels, next to what `linear` has."""
+    def labelled(self, found: Any) -> "Labelled":
+        """What a rule learns of the labels, next to what `found` has."""
         if self.present is None or all_present(self.present):
-            mask = all_rows_mask(linear.mixed) if self.present is None else self.present
-            return Labelled(mask, linear.preference, 1.0)
-        count = self.present.sum().clamp_min(1).to(linear.losses)
-        preference = self.present.to(linear.losses) / count
+            mask = all_rows_mask(found.mixed) if self.present is None else self.present
+            return Labelled(mask, found.preference, 1.0)
+        count = self.present.sum().clamp_min(1).to(found.losses)
+        preference = self.present.to(found.losses) / count
         return Labelled(self.present, preference, len(self.present) / count)
 
     def part(self, losses: Tensor) -> Tensor | None:

@@ -11,9 +11,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..core.tree import as_real, dot
 from ..gradients.backward import detached
+from ..gradients.layerwise.plan import Wanted
 from ..gradients.levels import run_backward
-from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks
+from ..gradients.operator import Measured, TaskJacobian
 from ..gradients.run import live
 from ..types import Params, Rows
 from ._given import check_outside, no_autocast
@@ -55,25 +56,25 @@ class Taken(NamedTuple):
     others: list[Params]  # by task, the gradients of the other leaves that it reads
 
     def filled(
-        self, linear: Linearization, request: Request, scale: Tensor | None, leaves: Params
-    ) -> Linearization:
-        """What was found, with rows, Gramian and the heads' gradient of losses times `scale`."""
-        rows, others, gramian = self.rows, self.others, None
-        if scale is not None:
+        self, found: Measured, jacobian: TaskJacobian, wanted: Wanted, share: float | None
+    ) -> Measured:
+        """What was found, with what is wanted of the rows, and the heads' gradient by `share`."""
+        rows, others, gramian, heads = self.rows, self.others, None, {}
+        if (scale := jacobian.scale) is not None:
             rows = {k: x * scale.to(x).reshape(-1, *[1] * (x.ndim - 1)) for k, x in rows.items()}
             others = [
                 {k: x * s for k, x in of.items()} for s, of in zip(scale, others, strict=True)
             ]
-        if request.gramian:
-            gramian = dot(rows, rows, rows, request.gramian_dtype)
+        if wanted.gramian:
+            gramian = dot(rows, rows, rows, wanted.dtype)
             gramian = (gramian + gramian.mT).mul_(0.5)
-        share, heads = request.heads(len(others)) if request.heads else None, {}
         if share is not None:
-            for name in [name for name in leaves if name not in rows]:
-                zeros = torch.zeros_like(as_real(leaves[name]))
+            params = jacobian.forward.params
+            for name in [name for name in params if name not in rows]:
+                zeros = torch.zeros_like(params[name])
                 total = sum([of[name] for of in others if name in of], zeros)
                 heads[name] = share * total  # held by no one else
-        return linear._replace(rows=rows, gramian=gramian, heads=heads)
+        return found._replace(rows=rows, gramian=gramian, heads=heads)
 
 
 def taken(

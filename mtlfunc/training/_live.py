@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from ..core.checks import REQUIRES_GRAD, check_params, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
-from ..gradients.linearize import Linearization, Request
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import NO_GRAPH, Forward, live, release
 from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of, of_labelled
-from ..processes import Ranks, Shares
+from ..processes import Ranks
 from ..types import Batch, Heads, Metric, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters
 from ._in_turn import IN_TURN, Taken, functions_of, taken
@@ -199,15 +198,16 @@ class LiveRun(Run):
         _refuse(given, "weightings")
         return self.weighted
 
-    def linearize(self, forward: Forward, request: Request, shares: Shares) -> Linearization:
+    def open(self, batch: Batch, columns: tuple[str, ...] = (), *given: Any, **options: Any) -> Any:
+        jacobian, shares = super().open(batch, columns, *given, **options)
         left = self.in_turn
-        mine = left and request.mix is None and any(forward is x for x in self.forwards)
-        if left is None or not mine or not left.rows or request.shared != tuple(left.rows):
-            return super().linearize(forward, request, shares)
-        nothing = request._replace(shared=(), gramian=False, heads=None)
-        linear = super().linearize(forward, nothing, shares)
-        scale = shares.scale(forward.value) if self.union.several else None
-        return left.filled(linear, request, scale, self.params)
+        if (
+            left
+            and columns == tuple(left.rows)
+            and any(jacobian.forward is x for x in self.forwards)
+        ):
+            jacobian = replace(jacobian, in_turn=left)
+        return jacobian, shares
 
     def release(self) -> None:
         """Free the graphs, if they may be."""

@@ -42,24 +42,6 @@ out for a product, on a CPU.
 """
 
 
-def is_worth_recording(params: Params, names: Sequence[str], rows: int) -> bool:
-    """Whether this number of rows of these leaves repays a look at who reads them.
-
-    On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
-    """
-    leaves = [params[name] for name in names]
-    if not leaves[0].is_cpu:
-        return sum([leaf.numel() for leaf in leaves]) >= FEW_PARAMETERS
-    wide = [(x.numel(), max(len(x), x.numel() // (len(x) or 1))) for x in leaves if x.ndim > 1]
-    most = [rows * numel * (0.5 * a + 2.0 * rows + NUMBER) for numel, a in wide]
-    return sum(saved for saved in most if saved > GROUP) > LOOK * FEW_PARAMETERS
-
-
-def is_worth_weighing(params: Params, weightings: int) -> bool:
-    """Whether these rows of these parameters repay a look at the graph."""
-    return weightings * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
-
-
 Uses = Mapping[str, Sequence[Use]]
 """The nodes that read each leaf."""
 
@@ -67,6 +49,15 @@ ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
 WORTH = 1.25
 """How many times its price the pass that combines the tasks without rows has to save."""
+
+
+class Wanted(NamedTuple):
+    """What is made of the rows of a `TaskJacobian`."""
+
+    columns: tuple[str, ...]  # the leaves whose rows, or whose Gramian, are wanted
+    gramian: bool = False  # theirs is wanted; else the rows are handed out
+    combined: bool = False  # a combination of the rows is wanted afterwards
+    dtype: torch.dtype | None = None  # of the Gramian; None is the rows' own, at least float32
 
 
 class Plan(NamedTuple):
@@ -189,34 +180,53 @@ def cheapest(prices: dict[Form, float]) -> Form:
     return min(prices, key=prices.__getitem__)
 
 
-def plan_tasks(forward: Any, request: Any, rows: int, *, mixed: bool, record: bool) -> Plan:
+def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
+    """Whether so many rows repay a look at who reads the leaves.
+
+    On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
+    """
+    engine, params, weighted = jacobian.engine, jacobian.forward.params, jacobian.weightings > 0
+    asked = weighted or (wanted.gramian and len(wanted.columns) > 0)
+    if engine != "auto" or not asked:
+        return asked and engine == "layerwise"
+    if weighted:
+        return rows * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
+    leaves = [params[name] for name in wanted.columns]
+    if not leaves[0].is_cpu:
+        return sum([leaf.numel() for leaf in leaves]) >= FEW_PARAMETERS
+    wide = [(x.numel(), max(len(x), x.numel() // (len(x) or 1))) for x in leaves if x.ndim > 1]
+    most = [rows * numel * (0.5 * a + 2.0 * rows + NUMBER) for numel, a in wide]
+    return sum([saved for saved in most if saved > GROUP]) > LOOK * FEW_PARAMETERS
+
+
+def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Plan:
     """The passes for tasks, or mixtures of them: batched, in chunks, in a loop, or each loss alone;
     and leaf by leaf the form of its Gramian.
 
     Args:
-        forward: a `run.Forward`.
-        request: a `linearize.Request`.
-        rows: the Gramian's.
-        mixed: they are mixtures of the tasks.
+        jacobian: a `TaskJacobian` of a `Forward`.
+        wanted: of its rows.
+        rows: how many.
         record: the passes will be differentiated.
     """
-    graph, edges, chunk = forward.graph, forward.edges, request.chunk_size
+    forward, chunk, mixed = jacobian.forward, jacobian.chunk_size, jacobian.mix is not None
+    graph, edges = forward.graph, forward.edges
     device, separate = forward.value.device.type, forward.losses.scalars is not None
-    if not request.shared:  # one pass of the weighted loss
+    if not wanted.columns:  # one pass of the weighted loss
         return Plan(chunk=1)
-    numel = sum([forward.params[name].numel() for name in request.shared])
+    numel = sum([forward.params[name].numel() for name in wanted.columns])
 
     def one_pass() -> bool:
         return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
 
-    plan, apart = Plan(rows=request.shared), False
-    if not together(forward, request, one_pass):
+    plan, apart = Plan(rows=wanted.columns), False
+    if not together(jacobian, one_pass):
         single = not mixed or (edges is not None and not one_pass())  # may each be taken alone
         apart = single and separate
         if not apart and chunk is None and not one_pass():
             apart, chunk = single and edges is not None and not forward.hooked, 1
-        if request.gramian and not (forward.hooked or request.weightings):
-            plan = plan_layers(forward, request, rows, separate=apart)
+        if wanted.gramian and not (forward.hooked or jacobian.weightings):
+            plan = plan_layers(jacobian, wanted, rows, separate=apart)
         if not apart and chunk != 1 and rows > 1 and not graph.batches(record):
             chunk = 1
         if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
@@ -224,33 +234,33 @@ def plan_tasks(forward: Any, request: Any, rows: int, *, mixed: bool, record: bo
     return plan._replace(apart=apart, chunk=chunk)
 
 
-def together(forward: Any, request: Any, one_pass: Callable[[], bool]) -> bool:
+def together(jacobian: Any, one_pass: Callable[[], bool]) -> bool:
     """Whether separate losses are better differentiated by one batched pass, as on a device that
     waits for launches: its rows then cost fewest of these.
     """
-    device = forward.value.device.type
-    if device == "cpu" or request.engine != "auto" or forward.hooked:  # no look at the graph
+    forward = jacobian.forward
+    if forward.value.is_cpu or jacobian.engine != "auto" or forward.hooked:  # no look at the graph
         return False
-    if forward.losses.scalars is None or request.chunk_size or request.left_out:
+    if forward.losses.scalars is None or jacobian.chunk_size or jacobian.left_out:
         return False
     return forward.graph.can_batch_twice and one_pass()
 
 
-def plan_layers(forward: Any, request: Any, rows: int, *, separate: bool) -> Plan:
+def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> Plan:
     """Forms of the shared leaves for this number of rows, of losses that are differentiated
     one by one if they are `separate`.
 
     Where the rows are combined afterwards, a plan without rows pays one more backward pass.
     """
+    forward, by_rows, auto = jacobian.forward, Plan(rows=wanted.columns), jacobian.engine == "auto"
     graph, params, device = forward.graph, forward.params, forward.value.device.type
-    by_rows, auto = Plan(rows=request.shared), request.engine == "auto"
-    if not request.watches(params, rows):
+    if not looks(jacobian, wanted, rows):
         return by_rows
-    groups = groups_of(forward.uses, params, request.shared, graph, separate=separate)
+    groups = groups_of(forward.uses, params, wanted.columns, graph, separate=separate)
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved = 0.0
-    for name in request.shared:
+    for name in wanted.columns:
         parts = groups.get(name, ())
         # a bias, a norm: its rows cost no more than its deltas
         if not parts or any(use.kind == "local" for group in parts for use in group.uses):
@@ -264,14 +274,14 @@ def plan_layers(forward: Any, request: Any, rows: int, *, separate: bool) -> Pla
         for group, prices, price in zip(parts, found, dearest, strict=True):
             tapped.append((group, cheapest(prices)))
             saved += price - min(prices.values())
-            saved += 2.0 * rows * group.numel if request.combined else 0.0  # of its rows
+            saved += 2.0 * rows * group.numel if wanted.combined else 0.0  # of its rows
             saved += NUMBER * rows * group.numel - GROUP if device == "cpu" else 0.0
-    combining = 2.0 * sum(x.multiplied for x in _all(groups)) if request.combined else 0.0
+    combining = 2.0 * sum(x.multiplied for x in _all(groups)) if wanted.combined else 0.0
     plan = Plan(tuple(tapped), tuple(left))
     if auto and tapped:
         deltas = {use.edge: math.prod(use.shape) for use in plan.uses}
         extra = sum(deltas.values()) - sum([group.numel for group, _ in tapped])
-        numel = sum([params[name].numel() for name in request.shared])
+        numel = sum([params[name].numel() for name in wanted.columns])
         if saved <= WORTH * combining or not fits(rows * extra, graph, rows, numel, device):
             return by_rows
     return plan if tapped else by_rows
@@ -365,25 +375,25 @@ def is_widened(group: Group, device: str, plain: bool) -> bool:
     return not kept and torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
 
 
-def plan_weightings(forward: Any, request: Any) -> Plan | None:
+def plan_weightings(jacobian: Any, wanted: Wanted) -> Plan | None:
     """Forms of all leaves for tasks that are weightings of samples; None where one pass a task is
     cheaper, or the graph does not prove that samples are separate, or is not asked.
 
     Args:
-        forward: a `run.Forward`, of losses of samples.
-        request: a `linearize.Request`.
+        jacobian: a `TaskJacobian` of a `Forward` of losses of samples.
+        wanted: of its rows.
     """
-    several = request.weightings > 1 and forward.samples[0] > 1
+    forward, tasks = jacobian.forward, jacobian.weightings
     samples, graph, params = forward.samples[0], forward.graph, forward.params
-    asked = several and not forward.hooked and request.watches(params)
+    asked = tasks > 1 and samples > 1 and not forward.hooked and looks(jacobian, wanted, tasks)
     if forward.root is None or not asked:
         return None
     groups = groups_of(forward.uses, params, tuple(params), graph)
-    if request.weightings <= FEW_TASKS and _price_weightings(groups, forward, request) is None:
+    if tasks <= FEW_TASKS and _price_weightings(groups, jacobian, wanted) is None:
         return None
     try:  # one pass a task is right whatever the losses depend on
         groups = sampled_groups(over_samples(groups, graph, samples), graph, samples)
-        plan = _price_weightings(groups, forward, request)
+        plan = _price_weightings(groups, jacobian, wanted)
         if plan is not None:
             where = entry_layouts(graph, forward.losses.vector, plan.uses, samples)
             return plan._replace(where=where)
@@ -394,13 +404,16 @@ def plan_weightings(forward: Any, request: Any) -> Plan | None:
     return None
 
 
-def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: Any) -> Plan | None:
+def _price_weightings(
+    groups: Mapping[str, list[Group]], jacobian: Any, wanted: Wanted
+) -> Plan | None:
     """The plan, if it is cheaper than one pass a task, or the engine asks for it."""
-    value, params, tasks = forward.value, forward.params, request.weightings
+    forward, tasks = jacobian.forward, jacobian.weightings
+    value, params = forward.value, forward.params
     shape, device = forward.samples, value.device.type
     rows, samples, passes = shape.numel(), shape[0], shape[1:].numel()  # that make the deltas
-    by_rows, shared = not request.gramian, frozenset(request.shared)
-    plain = request.gramian_dtype in (None, torch.promote_types(value.dtype, torch.float32))
+    by_rows, shared = not wanted.gramian, frozenset(wanted.columns)
+    plain = wanted.dtype in (None, torch.promote_types(value.dtype, torch.float32))
     tapped: list[tuple[Group, Form]] = []
     kept: list[str] = []
     work = products = 0.0
@@ -421,11 +434,11 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
         # they may be kept where they are no larger than inputs and deltas
         small = plain and tasks * params[name].numel() <= reading
         mixed = {*forms} == {"mixed"} and name in shared
-        if request.combined and small and mixed:
+        if wanted.combined and small and mixed:
             kept.append(name)
             combining = 2.0 * tasks * params[name].numel()
         tapped += zip(every, forms, strict=True)
-        own += combining if request.combined or by_rows else 0.0
+        own += combining if wanted.combined or by_rows else 0.0
         work += (BY_SAMPLE if is_widened(every[0], device, plain) else 1.0) * own
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * tasks * (tasks + 1) * params[name].numel() for name in shared)
@@ -433,7 +446,7 @@ def _price_weightings(groups: Mapping[str, list[Group]], forward: Any, request: 
     work += passes * products + GROUP * len(tapped)
     numbers = sum([size for _, size in forward.graph.outputs]) if device == "cpu" else 0
     worth = work + passes * PASSED * numbers < tasks * (2 * products + PASSED * numbers) + dots
-    if groups and (worth or request.engine == "layerwise"):
+    if groups and (worth or jacobian.engine == "layerwise"):
         return Plan(tuple(tapped), left, kept=tuple(kept))
     return None
 
