@@ -75,14 +75,14 @@ def test_every_method_is_that_of_the_matrix(losses, engine):
 
 @pytest.mark.parametrize("losses", [samples, parts])
 def test_weightings_of_samples(losses):
-    J = mf.task_jacobian(losses, PARAMS, X)
     A = torch.randn(2, *losses(PARAMS, X).shape, dtype=torch.float64)
+    J = mf.task_jacobian(losses, PARAMS, X, weightings=A)
     matrix = A.flatten(1) @ flat(jacrev(lambda p: losses(p, X).flatten())(PARAMS))
-    assert_close(J.weighted(A).gramian(), matrix @ matrix.T)
-    assert_close(flat(J.weighted(A).rows()), matrix)
-    assert_close(flat(W[:2] @ J.weighted(A))[0], W[:2] @ matrix)
-    assert_close((W[None, :2] @ J.weighted(A)).gramian()[0, 0], (W[:2] @ matrix).square().sum())
-    assert_close(J.weighted(A) @ STEP, matrix @ flat(STEP)[0])
+    assert_close(J.gramian(), matrix @ matrix.T)
+    assert_close(flat(J.rows()), matrix)
+    assert_close(flat(W[:2] @ J)[0], W[:2] @ matrix)
+    assert_close((W[None, :2] @ J).gramian()[0, 0], (W[:2] @ matrix).square().sum())
+    assert_close(J @ STEP, matrix @ flat(STEP)[0])
 
 
 def test_other_columns():
@@ -182,7 +182,7 @@ def test_prints():
         (lambda J: J.weighted(C[:, :2]), r"weightings: expected \[task, 3\]"),
         (lambda J: J.gramian(dtype="half"), "gramian_dtype: expected None"),
         (lambda J: J.over("3.*"), "3"),
-        (lambda J: mf.task_jacobian(parts, PARAMS, X).gramian(), r"losses \[sample, part\].*weighted"),
+        (lambda J: mf.task_jacobian(parts, PARAMS, X), r"losses of shape \[task\], got \[4, 2\]"),
         (lambda J: mf.task_jacobian(vector, PARAMS, X, engine="layers"), "engine='layers'"),
         (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "losses: they depend on no parameter"),
     ],

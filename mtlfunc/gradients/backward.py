@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,13 +40,12 @@ class Backward:
     wrong.
     """
 
-    forward: Forward
+    forward: InitVar[Forward]  # of which it keeps places, and no loss
     record: bool  # whether something outside may differentiate the passes
     left_out: frozenset[int] = frozenset()  # separate losses that no pass may enter: may be NaN
     keep: bool = True  # the graph, for another pass
 
-    def __post_init__(self) -> None:
-        forward = self.forward
+    def __post_init__(self, forward: Forward) -> None:
         self.params, self.places, self.graph = forward.params, forward.places, forward.graph
         self.root, self.edges = forward.root, (edges := forward.edges)
         self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out

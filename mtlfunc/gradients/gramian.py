@@ -16,8 +16,8 @@ from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine
 from .levels import without_trace
-from .losses import Losses, parse_alone, parse_losses, parse_samples, parse_weightings
-from .operator import TaskJacobian, check_engine, jacobian_of
+from .losses import Losses, parse_losses, parse_samples, parse_weightings
+from .operator import TaskJacobian, check_engine, task_jacobian
 from .run import check_connected, run
 
 
@@ -32,27 +32,16 @@ def task_gramian(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " task"], Float[Tensor, "task task"]]:
-    """Losses and the Gramian of the tasks' gradients.
+    """Losses and the Gramian of the tasks' gradients: `mtlfunc.task_jacobian(...).gramian()`.
 
     Args:
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
-        shared: which parameters to sum over: a glob on their names, a list of globs, a predicate
-            on names, a module (`net.trunk`) or parameters of one.
-        weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn ℓ_n of
-            the ℓ `[sample]`, or `[sample, part]`, that `losses_fn` then returns, and all tasks cost
-            one backward pass (one a part).
-        engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
-            of it where that is cheaper (linear, convolutions, embedding, attention's projections,
-            matmul and einsum with a parameter); leaves it does not know, or that are used outside
-            known calls too, are differentiated row by row in the same passes. `"rows"` does that
-            for all leaves. `"auto"` chooses leaf by leaf (`explain_gramian` shows what), and is
-            `"rows"` for small layers and few tasks. All give the same numbers; while compiling,
-            and where `losses_fn` puts hooks on derivatives, all are `"rows"`.
-        chunk_size: how many tasks one backward pass carries, which bounds what it holds; 1 is a
-            plain loop, None the faster of all and 1, by a model of the device. What all passes
-            bring back is kept until the end: T deltas of every layer, or rows of every leaf.
+        shared: which parameters to sum over, as in `task_jacobian`.
+        weightings: as in `task_jacobian`.
+        engine: as in `task_jacobian`.
+        chunk_size: as in `task_jacobian`.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
             float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
 
@@ -60,22 +49,17 @@ def task_gramian(
         losses `[task]` on `batch`, and G `[task, task]`.
 
     Raises:
-        TypeError: for losses or parameters that are not floating tensors.
-        ValueError: if `shared` matches nothing; for losses of another shape, or losses that do not
-            depend on `params`.
-        RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
-            torch.func does not take.
+        TypeError, ValueError, RuntimeError: as in `task_jacobian`.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    check_dtype(gramian_dtype)
-    parse = parse_alone if weightings is None else parse_weightings
-    options = {"engine": engine, "chunk_size": chunk_size}
-    jacobian = jacobian_of(losses_fn, params, batch, shared, parse, **options)
-    jacobian = jacobian if weightings is None else jacobian.weighted(weightings)
+    jacobian = task_jacobian(
+        losses_fn, params, batch, shared=shared, weightings=weightings, engine=engine,
+        chunk_size=chunk_size,
+    )  # fmt: skip
     return jacobian.losses, jacobian.gramian(dtype=gramian_dtype)
 
 
@@ -100,10 +84,10 @@ def sample_gramian(
             alone.
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
-        shared: which parameters to sum over, as in `task_gramian`.
+        shared: as in `task_gramian`.
         engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
             whatever it depends on, as all do where `losses_fn` puts hooks on derivatives.
-        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
+        gramian_dtype: as in `task_gramian`.
 
     Returns:
         the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses.
@@ -111,12 +95,10 @@ def sample_gramian(
         diagonal for less.
 
     Raises:
-        TypeError: for losses or parameters that are not floating tensors.
-        ValueError: where the graph does not prove that samples stay separate (train-mode batch
-            norm, a contrastive loss, an operation that it does not know). If `shared` matches
-            nothing; for losses of another shape, or losses that do not depend on `params`.
-        RuntimeError: under autocast (open it inside `losses_fn`), for an embedding with
-            `scale_grad_by_freq=True`, and for a `losses_fn` that torch.func does not take.
+        TypeError: as in `task_jacobian`.
+        ValueError: as there, and where the graph does not prove that samples stay separate
+            (train-mode batch norm, a contrastive loss, an operation that it does not know).
+        RuntimeError: as there, and for an embedding with `scale_grad_by_freq=True`.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -148,9 +130,9 @@ def sample_norms(
         losses_fn: as in `sample_gramian`.
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
-        shared: which parameters to sum over, as in `task_gramian`.
+        shared: as in `task_gramian`.
         engine: as in `sample_gramian`; `"rows"` holds a row of every entry at once.
-        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
+        gramian_dtype: as in `task_gramian`.
 
     Returns:
         the losses as they came, `[sample]` or `[sample, task]`, and the lengths in their shape, for
@@ -158,9 +140,7 @@ def sample_norms(
         is 0.
 
     Raises:
-        TypeError: as in `sample_gramian`.
-        ValueError: as in `sample_gramian`.
-        RuntimeError: as in `sample_gramian`.
+        TypeError, ValueError, RuntimeError: as in `sample_gramian`.
 
     Source:
         Goodfellow 2015 (arXiv:1510.01799) for linear layers.
@@ -197,7 +177,7 @@ def explain_gramian(
         losses_fn: as in `task_gramian`; with `samples` as in `sample_gramian`.
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
-        shared: which parameters the Gramian sums over, as in `task_gramian`.
+        shared: as in `task_gramian`.
         samples: explain the per-sample Gramian.
         combined: the rows are combined afterwards, as in the probe `jacobian`: a plan without rows
             then pays one more backward pass.
@@ -208,8 +188,8 @@ def explain_gramian(
         floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
 
     Raises:
-        TypeError: as in `task_gramian`.
-        ValueError: as there; for `samples` with `weightings`, or where samples mix.
+        TypeError, ValueError, RuntimeError: as in `task_gramian`; for `samples` with `weightings`,
+            or where samples mix.
 
     Examples:
         >>> import torch

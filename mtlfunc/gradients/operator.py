@@ -29,7 +29,6 @@ from .by_tasks import ByTasks
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
 from .losses import (
-    Losses,
     expect_weightings,
     flat_weightings,
     parse_alone,
@@ -132,15 +131,9 @@ class TaskJacobian:
 
         Raises:
             RuntimeError: under autocast, which would round the products.
-            ValueError: for losses [sample, part] without `weighted`.
         """
         forward, names = self.forward, self.columns
         check_autocast(self.leaves, "methods of a TaskJacobian")
-        if (shape := forward.losses.shape) is not None and not self.weightings:
-            raise ValueError(
-                f"losses_fn: losses [sample, part] of shape {list(shape)} are no tasks; call "
-                "J.weighted(A), or reduce them over the samples"
-            )
         share = None
         if heads is not None:
             names, count = tuple(forward.params), self.weightings or len(forward.value)
@@ -162,12 +155,10 @@ class TaskJacobian:
             dtype: as in `measure`.
         """
         check_dtype(dtype)
-        found = self.measure(
-            gramian=metric is None, rows=metric is not None, combine=False, dtype=dtype
-        )
-        return (
-            gramians(found.rows, found.rows, metric)[0] if found.gramian is None else found.gramian
-        )
+        by_rows = metric is not None
+        found = self.measure(gramian=not by_rows, rows=by_rows, combine=False, dtype=dtype)
+        product = found.gramian
+        return gramians(found.rows, found.rows, metric)[0] if product is None else product
 
     def rows(self) -> Rows:
         """`{name: [row, *shape]}`: every row as it would be in `.grad`."""
@@ -201,12 +192,10 @@ class TaskJacobian:
         return replace(self, columns=select(self.leaves, shared))
 
     def weighted(self, weightings: Tensor) -> TaskJacobian:
-        """A J for losses of samples, ℓ `[sample]` or `[sample, part]`: row k is the gradient of
-        Σ_n A_kn ℓ_n.
+        """A J of losses of samples: all rows from one backward pass, where that is cheaper.
 
         Args:
-            weightings: A `[row, sample]` or `[row, sample, part]`. All rows cost one backward pass
-                (one a part), where that is cheaper than one each.
+            weightings: as in `mtlfunc.task_jacobian`.
         """
         forward = self.forward
         if self.mix is not None or forward.losses.scalars is not None:
@@ -249,26 +238,11 @@ class TaskJacobian:
         eye = torch.eye(len(self), dtype=self.losses.dtype, device=self.losses.device)
         return self.mixed(eye[[which] if isinstance(which, int) else which])
 
-    def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
-        """`J.push(step)`."""
-        return self.push(step)
+    __matmul__ = push
 
     def __rmatmul__(self, left: Tensor) -> Any:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
         return self.pull(left) if left.ndim == 1 else self.mixed(left)
-
-    __array_ufunc__ = None
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """What lets `w @ J` reach `__rmatmul__`."""
-        if getattr(function, "__name__", "") in ("matmul", "__matmul__") and len(args) == 2:
-            left, right = args
-            if isinstance(right, cls) and isinstance(left, Tensor):
-                return right.__rmatmul__(left)
-        return NotImplemented
 
     def of_read(self, wanted: Wanted) -> tuple[TaskJacobian, Wanted]:
         """The same without leaves that no loss reads."""
@@ -420,50 +394,45 @@ def check_engine(engine: str) -> None:
     check_option(engine, "engine", get_args(Engine))
 
 
-def jacobian_of(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    shared: Select,
-    parse: Callable[[Any], Losses],
-    **options: Any,
-) -> TaskJacobian:
-    """J of a pure function, whose losses `parse` understands."""
-    check_engine(options["engine"])
-    check_count(options["chunk_size"], "chunk_size", none=True)
-    check_params(params)
-    names, forward = select(params, shared), run(losses_fn, params, batch, parse=parse)
-    check_connected(forward)
-    return TaskJacobian(forward, names, params, **options)
-
-
 @overload
 def task_jacobian(
-    losses: LossesFn, at: Params, batch: Batch, *, shared: Select = "*", engine: Engine = "auto",
-    chunk_size: int | None = None,
+    losses: LossesFn, at: Params, batch: Batch, *, shared: Select = "*",
+    weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
 ) -> TaskJacobian: ...  # fmt: skip
 @overload
 def task_jacobian(
-    losses: Any, at: nn.Module, *, shared: Select = "*", chunk_size: int | None = None
-) -> TaskJacobian: ...
+    losses: Any, at: nn.Module, *, shared: Select = "*", weightings: Tensor | None = None,
+    engine: Engine = "auto", chunk_size: int | None = None,
+) -> TaskJacobian: ...  # fmt: skip
 def task_jacobian(
-    losses: Any, at: Any, batch: Batch = (), *, shared: Select = "*", engine: Engine = "auto",
-    chunk_size: int | None = None,
+    losses: Any, at: Any, batch: Batch = (), *, shared: Select = "*",
+    weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
 ) -> TaskJacobian:  # fmt: skip
     """The Jacobian of the tasks' losses at one point, as an object.
 
     Args:
-        losses: `(params, batch) -> losses`, a vector `[task]`, a tuple or dict of T scalars, or
-            losses of samples for `weighted`; or losses that exist, with their graph.
+        losses: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars; or
+            losses that exist, with their graph.
         at: `{name: tensor}`, where to differentiate; or the module that made the losses.
         batch: handed to `losses`.
-        shared: which parameters are columns, as in `task_gramian`.
-        engine: as in `task_gramian`.
-        chunk_size: as in `task_gramian`.
+        shared: which parameters are columns: a glob on their names, a list of globs, a predicate
+            on names, a module (`net.trunk`) or parameters of one.
+        weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn ℓ_n of
+            the losses ℓ `[sample]`, or `[sample, part]`, that there then are, and all tasks cost
+            one backward pass (one a part).
+        engine: how Gramians are made, all with the same numbers. `"layerwise"` takes the inputs and
+            deltas of every layer it knows (linear, convolutions, embedding, attention, matmul and
+            einsum with a parameter) and forms no row of it where that is cheaper; other leaves are
+            differentiated row by row in the same passes. `"rows"` does that for all. `"auto"`
+            chooses leaf by leaf, and is `"rows"` for small layers and few tasks. While compiling,
+            and where `losses` puts hooks on derivatives, all are `"rows"`.
+        chunk_size: how many rows one backward pass carries, which bounds what it holds; 1 is a
+            plain loop, None the faster of all and 1, by a model of the device. What all passes
+            bring back is kept until the end: T deltas of every layer, or rows of every leaf.
 
     Returns:
         J with `J.losses`, `J.gramian()`, `J.rows()`, `w @ J` (Jᵀ w), `J @ step`, `C @ J`,
-        `J[[0, 2]]`, `J.weighted(A)`, `J.over("heads.*")`, `J.measure(...)` and `J.explain()`. It
+        `J[[0, 2]]`, `J.over("heads.*")`, `J.measure(...)` and `J.explain()`. It
         holds the graph of the losses until it is dropped. Of losses that exist hooks cannot be
         seen, so every pass is an ordinary one, and nothing is recorded to be differentiated again.
 
@@ -471,7 +440,8 @@ def task_jacobian(
         TypeError: for losses or parameters that are not floating tensors.
         ValueError: if `shared` matches nothing; for losses of another shape, or that do not depend
             on the parameters.
-        RuntimeError: under autocast (open it inside `losses`).
+        RuntimeError: under autocast (open it inside `losses`), and for a function that torch.func
+            does not take.
 
     Examples:
         >>> import mtlfunc as mf
@@ -482,23 +452,20 @@ def task_jacobian(
         >>> (J @ {"w": torch.tensor([0.0, 3.0])}).tolist()
         [0.0, 3.0]
     """
-    options = {"engine": engine, "chunk_size": chunk_size}
-    if not isinstance(at, nn.Module):
-        return jacobian_of(losses, at, batch, shared, _parsed, **options)
     check_engine(engine)
     check_count(chunk_size, "chunk_size", none=True)
-    leaves = trained(at)
-    check_params(leaves, mixed=True)
+    leaves = trained(at) if (exist := isinstance(at, nn.Module)) else at
+    check_params(leaves, mixed=exist)
     names = select(leaves, shared)
-    several = losses if isinstance(losses, Tensor | Mapping) else list(losses)
-    forward = live(_parsed(several, "losses"), leaves, hooked=True)
-    if not forward.graph.leaf_nodes:
-        raise ValueError(NO_GRAPH)
-    return TaskJacobian(forward, names, leaves, **options)
-
-
-def _parsed(out: Any, what: str = "losses_fn") -> Losses:
-    """Losses of tasks, or of samples with parts."""
-    if isinstance(out, Tensor) and out.ndim == 2:
-        return parse_weightings(out, what)
-    return parse_alone(out) if what == "losses_fn" else parse_losses(out, what)
+    if exist:
+        several = losses if isinstance(losses, Tensor | Mapping) else list(losses)
+        parse = parse_losses if weightings is None else parse_weightings
+        forward = live(parse(several, "losses"), leaves, hooked=True)
+        if not forward.graph.leaf_nodes:
+            raise ValueError(NO_GRAPH)
+    else:
+        parse = parse_alone if weightings is None else parse_weightings
+        forward = run(losses, leaves, batch, parse=parse)
+        check_connected(forward)
+    jacobian = TaskJacobian(forward, names, leaves, engine, chunk_size)
+    return jacobian if weightings is None else jacobian.weighted(weightings)

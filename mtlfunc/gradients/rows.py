@@ -20,21 +20,18 @@ def task_gradients(
     """Gradients of every task with respect to every parameter: one forward, one batched backward.
 
     Args:
-        losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
-            Separate scalars are differentiated one at a time, which is cheaper where tasks have
-            heads or inputs of their own.
+        losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars,
+            which are differentiated one at a time.
         params: `{name: tensor}`, for instance `mtlfunc.parameters(module)`.
         batch: handed to `losses_fn`.
-        chunk_size: how many rows one batched backward carries; None is all of them, 1 a plain loop.
+        chunk_size: as in `task_jacobian`.
 
     Returns:
         losses `[task]` and rows `{name: [task, *shape]}`.
 
     Raises:
-        TypeError: for losses or parameters that are not floating tensors.
-        ValueError: for losses of another shape, or losses that do not depend on `params`.
-        RuntimeError: where `losses_fn` mutates a captured tensor, and under autocast (open it
-            inside `losses_fn`).
+        TypeError, ValueError: as in `task_jacobian`.
+        RuntimeError: as there, and where `losses_fn` mutates a captured tensor.
 
     Examples:
         >>> params, x = {"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 1.0])
@@ -66,8 +63,7 @@ def sample_gradients(
         losses `[sample, task]` and rows `{name: [sample, task, *shape]}`.
 
     Raises:
-        TypeError: as in `task_gradients`.
-        ValueError: for a batch without one common first axis; as in `task_gradients`.
+        TypeError, ValueError: as in `task_gradients`; for a batch without one common first axis.
         RuntimeError: where `vmap` cannot batch `losses_fn`; for an embedding with
             `scale_grad_by_freq=True`, which divides by counts of the batch; as in `task_gradients`.
 
