@@ -170,10 +170,8 @@ def split_samples(
     """
     names = tuple([name for name in names if name in forward.of_read(names).params])
     with enable_grad():
-        single = forward.hooked and not depth()
-        plan = Plan(rows=names, chunk=1 if single else ROWS_AT_ONCE)
-        if not forward.hooked:
-            plan = plan_samples(forward, names)
+        plan = Plan(rows=names, chunk=ROWS_AT_ONCE if depth() else 1)
+        plan = plan if forward.hooked else plan_samples(forward, names)
         backward = Backward(forward, forward.recorded)
         return split(backward, forward.value, forward.samples[0], plan, gramian_dtype)
 

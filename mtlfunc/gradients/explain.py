@@ -1,5 +1,6 @@
 """What `engine="auto"` does with every layer, and what each form of its part of G costs."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .layerwise.formulas import Form, Group, costs
@@ -41,8 +42,9 @@ def explanation(jacobian: Any, *, samples: bool = False, combined: bool = False)
     losses of samples; `combined`: with a combination of the rows afterwards.
     """
     forward, names, tasks = jacobian.forward, jacobian.columns, jacobian.weightings
-    given = jacobian.of_read(Wanted(names, True, combined))
-    rows, passes, formed, split = _planned(*given, samples=samples)
+    read = forward.of_read(names)
+    wanted = Wanted(tuple([name for name in names if name in read.params]), True, combined)
+    rows, passes, formed, split = _planned(replace(jacobian, forward=read), wanted, samples=samples)
     priced = (forward.samples.numel(), forward.samples[0], tasks) if split else (rows,)
     layers: list[Layer] = []
     for name in names:
@@ -86,7 +88,7 @@ def _planned(
     if forward.hooked:
         return rows, passes, [], False
     chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
-    given = forward.uses, forward.params, columns, forward.graph
+    given = forward.reading.uses, forward.params, columns, forward.graph
     known = groups_of(*given, separate=plan.apart).values()
     return rows, passes, [(x, chosen.get(x.name, "rows")) for of in known for x in of], False
 

@@ -22,16 +22,10 @@ from .run import check_connected, run
 
 
 def task_gramian(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    shared: Select = "*",
-    weightings: Tensor | None = None,
-    engine: Engine = "auto",
-    chunk_size: int | None = None,
+    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: Select = "*",
+    weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, " task"], Float[Tensor, "task task"]]:
+) -> tuple[Float[Tensor, " task"], Float[Tensor, "task task"]]:  # fmt: skip
     """Losses and the Gramian of the tasks' gradients: `mtlfunc.task_jacobian(...).gramian()`.
 
     Args:
@@ -64,14 +58,9 @@ def task_gramian(
 
 
 def sample_gramian(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    shared: Select = "*",
-    engine: Engine = "auto",
-    gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
+    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: Select = "*",
+    engine: Engine = "auto", gramian_dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:  # fmt: skip
     """Losses and the Gramian of per-sample gradients, from one backward pass a task.
 
     One pass holds the deltas of all samples, however many there are; the autograd graph proves
@@ -112,14 +101,9 @@ def sample_gramian(
 
 
 def sample_norms(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    shared: Select = "*",
-    engine: Engine = "auto",
-    gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "*entry"]]:
+    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: Select = "*",
+    engine: Engine = "auto", gramian_dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "*entry"]]:  # fmt: skip
     """Losses and the lengths ‖g‖ of per-sample gradients: the roots of `sample_gramian`'s diagonal.
 
     From the same passes, but each sample's own inputs and deltas alone enter: cost and memory grow
@@ -162,15 +146,9 @@ def sample_norms(
 
 
 def explain_gramian(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    shared: Select = "*",
-    samples: bool = False,
-    combined: bool = False,
-    weightings: Tensor | None = None,
-) -> Explanation:
+    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: Select = "*",
+    samples: bool = False, combined: bool = False, weightings: Tensor | None = None,
+) -> Explanation:  # fmt: skip
     """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
 
     Args:
@@ -212,13 +190,9 @@ def explain_gramian(
 
 
 def _by_sample(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    shared: Select,
-    engine: Engine,
+    losses_fn: LossesFn, params: Params, batch: Batch, shared: Select, engine: Engine,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, BySamples | None, Rows]:
+) -> tuple[Tensor, BySamples | None, Rows]:  # fmt: skip
     """Losses of samples as they came, and their pass split by sample, or a row of every entry."""
     check_params(params)
     check_engine(engine)

@@ -108,14 +108,9 @@ class TaskJacobian:
         return f"TaskJacobian [{len(self)} rows, {columns} parameters]"
 
     def measure(
-        self,
-        *,
-        gramian: bool = False,
-        rows: bool = False,
-        combine: bool = True,
-        heads: Heads | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Measured:
+        self, *, gramian: bool = False, rows: bool = False, combine: bool = True,
+        heads: Heads | None = None, dtype: torch.dtype | None = None,
+    ) -> Measured:  # fmt: skip
         """Gramian, rows and combination from the same passes.
 
         Args:
@@ -244,16 +239,6 @@ class TaskJacobian:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
         return self.pull(left) if left.ndim == 1 else self.mixed(left)
 
-    def of_read(self, wanted: Wanted) -> tuple[TaskJacobian, Wanted]:
-        """The same without leaves that no loss reads."""
-        if isinstance(self.forward, Traced) or not self.forward.unread:
-            return self, wanted
-        read = self.forward.of_read(wanted.columns)
-        if read is self.forward:
-            return self, wanted
-        names = tuple([name for name in wanted.columns if name in read.params])
-        return replace(self, forward=read), wanted._replace(columns=names)
-
     def _found(self, wanted: Wanted, share: float | None, names: tuple[str, ...]) -> Measured:
         """What is wanted; `share`: the weight of every task in the gradient of the others' leaves,
         where that is made with the rows; `names`: those that `combine` answers for.
@@ -266,11 +251,13 @@ class TaskJacobian:
             found = replace(self, in_turn=None)._found(Wanted(()), None, names)
             return self.in_turn.filled(found, self, wanted, share)
         if isinstance(forward, Traced):
-            rows, gramian, heads, pullback = self._traced(forward, wanted, share)
+            rows, gramian, heads, pulled = self._traced(forward, wanted, share)
         else:
-            read, inner = self.of_read(wanted)
-            if read.forward is not forward:
-                return self._with_unread(read._found(inner, share, names), wanted, share)
+            if forward.unread and (read := forward.of_read(wanted.columns)) is not forward:
+                some = tuple([name for name in wanted.columns if name in read.params])
+                inner = replace(self, forward=read)
+                found = inner._found(wanted._replace(columns=some), share, names)
+                return self._with_unread(forward, found, wanted, share)
             with enable_grad():
                 way = self._opened(forward, wanted)
                 rows, gramian, heads = self._made(way, wanted, share)
@@ -283,6 +270,7 @@ class TaskJacobian:
                     cotangent = cotangent if scale is None else cotangent * scale
                     return way.pull(cotangent, names, record=record)
 
+            pulled = pullback
         losses = value if scale is None else value.where(scale != 0, 0.0) * scale
         mixed = losses if matrix is None else matrix @ losses
         preference = self.preference
@@ -290,18 +278,18 @@ class TaskJacobian:
             preference = value.new_full((len(self),), 1 / len(self))
         return Measured(
             mixed if self.weightings else value, mixed, preference.to(value), rows, gramian, heads,
-            names, pullback, forward.aux,
+            names, pulled, forward.aux,
         )  # fmt: skip
 
-    def _with_unread(self, found: Measured, wanted: Wanted, share: float | None) -> Measured:
+    def _with_unread(
+        self, forward: Forward, found: Measured, wanted: Wanted, share: float | None
+    ) -> Measured:
         """What was found of the leaves that are read, and zeros for the others."""
-        params, unread = self.forward.params, self.forward.unread
+        params, unread = forward.params, forward.unread
 
         def filled(grads: Params, names: Iterable[str], *rows: int) -> Params:
-            zeros = {
-                x: params[x].new_zeros((*rows, *params[x].shape)) for x in names if x in unread
-            }
-            return {name: zeros[name] if name in zeros else grads[name] for name in names}
+            zeros = {x: params[x].new_zeros((*rows, *params[x].shape)) for x in unread & {*names}}
+            return {name: zeros[name] if name in unread else grads[name] for name in names}
 
         def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
             left = tuple([name for name in names if name not in unread])
@@ -332,7 +320,7 @@ class TaskJacobian:
     ) -> tuple[Rows, Tensor | None, Params]:
         """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
         columns, rows, gramian, heads = wanted.columns, {}, None, {}
-        others = () if share is None else self._others(wanted)
+        others, total = self._of_others(wanted, share)
         if isinstance(way, BySamples):
             assert self.mix is not None
             rows, gramian = way.measure(columns, wanted.gramian, self.mix, self.chunk_size)
@@ -344,20 +332,20 @@ class TaskJacobian:
             if share is not None and share != 1.0:
                 heads = {name: share * grad for name, grad in heads.items()}
         if left := tuple([name for name in others if name not in heads]):
-            heads |= way.pull(share * self._total(), left, record=way.backward.record)
+            heads |= way.pull(total, left, record=way.backward.record)
         return rows, gramian, heads
 
-    def _others(self, wanted: Wanted) -> tuple[str, ...]:
-        """The leaves that are not among the columns."""
-        columns = set(wanted.columns)
-        return tuple([name for name in self.forward.params if name not in columns])
-
-    def _total(self) -> Tensor:
-        """The cotangents of the sum of the tasks' losses."""
+    def _of_others(self, wanted: Wanted, share: float | None) -> tuple[tuple[str, ...], Tensor]:
+        """The leaves that are not among the columns, and the cotangents of `share` times the sum of
+        the tasks; none without a share.
+        """
+        columns, value, total = set(wanted.columns), self.forward.value, self.scale
+        names = tuple([name for name in self.forward.params if name not in columns])
+        if share is None or not names:
+            return (), value
         if self.weightings and self.mix is not None:
-            return self.mix.sum(0)
-        value = self.forward.value
-        return value.new_ones(len(value)) if self.scale is None else self.scale
+            total = self.mix.sum(0)
+        return names, share * (value.new_ones(len(value)) if total is None else total)
 
     def _traced(
         self, forward: Traced, wanted: Wanted, share: float | None
@@ -376,13 +364,12 @@ class TaskJacobian:
             with recording_context((value, weights, matrix)):
                 return pulled((weights.to(value.dtype) @ matrix) * scale, names)
 
-        rows, heads = {}, {}
+        rows: Rows = {}
         if columns:
             rows = vmap(lambda v: pulled(v * scale, columns), chunk_size=self.chunk_size)(matrix)
         gramian = dot(rows, rows, columns, wanted.dtype) if wanted.gramian else None
-        if share is not None and (others := self._others(wanted)):
-            heads = pulled(share * self._total(), others)
-        return rows, gramian, heads, pullback
+        others, total = self._of_others(wanted, share)
+        return rows, gramian, pulled(total, others) if others else {}, pullback
 
 
 def shares_of(count: int) -> dict[Heads, float | None]:

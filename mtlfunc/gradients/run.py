@@ -25,7 +25,6 @@ from ..core.hooks import Handles
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
-from .layerwise.plan import Uses
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, FREQUENCIES, WRITTEN, SafeOps
@@ -61,18 +60,13 @@ class Forward:
         return read_uses(self.graph, self.params)
 
     @property
-    def uses(self) -> Uses:
-        return self.reading.uses
-
-    @property
     def samples(self) -> torch.Size:
         """The shape of losses of samples: [sample], or [sample, part]."""
         return self.losses.shape or self.value.shape
 
-    def of_read(self, *asked: Iterable[str]) -> Forward:
-        """The same without unread leaves, unless one of the choices `asked` has no others."""
-        choices = (*asked, self.params)
-        if not self.unread or any(names and self.unread.issuperset(names) for names in choices):
+    def of_read(self, asked: Iterable[str]) -> Forward:
+        """The same without unread leaves, unless those `asked`, or all, are such."""
+        if any(names and self.unread.issuperset(names) for names in (asked, self.params)):
             return self
         read = {name: leaf for name, leaf in self.params.items() if name not in self.unread}
         return replace(self, params=read, unread=frozenset())

@@ -256,7 +256,7 @@ def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> 
     graph, params, device = forward.graph, forward.params, forward.value.device.type
     if not looks(jacobian, wanted, rows):
         return by_rows
-    groups = groups_of(forward.uses, params, wanted.columns, graph, separate=separate)
+    groups = groups_of(forward.reading.uses, params, wanted.columns, graph, separate=separate)
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved = 0.0
@@ -301,7 +301,7 @@ def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
     """
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
-    groups = groups_of(forward.uses, forward.params, names, graph)
+    groups = groups_of(forward.reading.uses, forward.params, names, graph)
     try:
         every = over_samples(groups, graph, samples)
         groups, where = sampled_groups(every, graph, samples), None
@@ -388,7 +388,7 @@ def plan_weightings(jacobian: Any, wanted: Wanted) -> Plan | None:
     asked = tasks > 1 and samples > 1 and not forward.hooked and looks(jacobian, wanted, tasks)
     if forward.root is None or not asked:
         return None
-    groups = groups_of(forward.uses, params, tuple(params), graph)
+    groups = groups_of(forward.reading.uses, params, tuple(params), graph)
     if tasks <= FEW_TASKS and _price_weightings(groups, jacobian, wanted) is None:
         return None
     try:  # one pass a task is right whatever the losses depend on
