@@ -46,7 +46,7 @@ GROUPS = {
     ),
     "gradients": (
         "Gradients and Gramians",
-        """task_gradients task_gramian sample_gradients sample_gramian sample_norms
+        """task_jacobian task_gradients task_gramian sample_gradients sample_gramian sample_norms
         explain_gramian""",
     ),
     "studies": ("Studies: grid, audit, arena", "grid audit arena"),

@@ -80,7 +80,7 @@ def test_activation_checkpointing(form):
     check(net, run, engine="layerwise")
     assert net.entered > 1
     forward = live(parse_losses(run(net)), dict(net.named_parameters()))
-    assert set(forward.uses) == {"a.0.bias", "b.weight", "b.bias"}
+    assert set(forward.reading.uses) == {"a.0.bias", "b.weight", "b.bias"}
 
 
 def test_compiled_module():

@@ -58,7 +58,6 @@ def test_every_method_is_that_of_the_matrix(losses, engine):
     assert_close(J.gramian(), matrix @ matrix.T)
     assert_close(J.rows(), ROWS)
     assert_close(flat(W @ J)[0], W @ matrix)
-    assert_close(W @ J, J.pull(W))
     assert_close(J @ STEP, jvp(lambda p: vector(p, X), (PARAMS,), (STEP,))[1])
     assert_close((C @ J).gramian(), C @ matrix @ matrix.T @ C.T)
     assert_close((C @ J).losses, C @ vector(PARAMS, X))
@@ -92,7 +91,8 @@ def test_other_columns():
         matrix = flat(ROWS, some.columns)
         assert_close(some.gramian(), matrix @ matrix.T)
         assert list(W @ some) == list(some.columns)
-        assert_close(some @ {x: STEP[x] for x in some.columns}, matrix @ flat(STEP, some.columns)[0])
+        step = {name: STEP[name] for name in some.columns}
+        assert_close(some @ step, matrix @ flat(step, step)[0])
 
 
 def losses_at(a: Tensor) -> dict[str, Tensor]:
@@ -162,7 +162,8 @@ def test_complex_parameters():
     assert_close(J.rows()["z"], torch.diag(2 * z["z"]))
     assert_close(J.gramian(), torch.diag(4 * (z["z"].abs() ** 2)))
     assert_close((torch.ones(2).double() @ J)["z"], 2 * z["z"])
-    assert_close(J @ {"z": torch.tensor([1j, 1.0], dtype=torch.complex128)}, torch.tensor([4.0, 6.0]).double())
+    step = {"z": torch.tensor([1j, 1.0], dtype=torch.complex128)}
+    assert_close(J @ step, torch.tensor([4.0, 6.0]).double())
 
 
 def test_prints():
@@ -184,7 +185,7 @@ def test_prints():
         (lambda J: J.over("3.*"), "3"),
         (lambda J: mf.task_jacobian(parts, PARAMS, X), r"losses of shape \[task\], got \[4, 2\]"),
         (lambda J: mf.task_jacobian(vector, PARAMS, X, engine="layers"), "engine='layers'"),
-        (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "losses: they depend on no parameter"),
+        (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "they depend on no parameter"),
     ],
 )
 def test_refusals(call, words):

@@ -391,7 +391,7 @@ def user_level() -> int:
 
 def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
-    if grads and values_readable(grads) and not has_finite_sum(*grads.values()):
+    if grads and values_readable(*grads.values()) and not has_finite_sum(*grads.values()):
         for name, leaf in grads.items():
             check_finite(leaf, f"gradient of {name!r}")
 

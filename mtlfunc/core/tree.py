@@ -160,15 +160,13 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
 def _match(params: Params, which: str | Callable[[str], bool], argument: str) -> tuple[str, ...]:
     """The names that a glob or a predicate accepts, at least one."""
     names, what, cure = tuple(params), f"{argument}: the predicate accepts", ""
-    if isinstance(which, str):
-        found, what = _match_names(names, which), f"{argument}={which!r} matches"
-        tries = (f"{which}.*", which.replace("[", "[[]"))
+    glob = isinstance(which, str)
+    if found := _match_names(names, which) if glob else tuple(filter(which, names)):
+        return found
+    if glob:
+        what, tries = f"{argument}={which!r} matches", (f"{which}.*", which.replace("[", "[[]"))
         if near := next((x for x in tries if _match_names(names, x)), ""):
             cure = f" (use '{near}'{', as [ begins a set' * (near == tries[1])})"
-    else:
-        found = tuple(filter(which, names))
-    if found:
-        return found
     raise ValueError(
         f"{what} no parameter{cure}; there are: {few_names(params)}; frozen ones are not among "
         "them (requires_grad_(True) makes them train), and a tied one is by its first name alone"

@@ -73,17 +73,18 @@ class ByTasks:
                         total[name] = total[name] + grad if name in total else grad
                 parts = [self._zeros(i) if x is None else x for i, x in enumerate(grads[:count])]
                 del grads  # the next pass takes their memory
-                if width and sum([x.numel() for x in parts]) != width:
+                if width and matrix is None:
+                    parts = [torch.cat([x.flatten() for x in parts])]
+                if width and sum(map(Tensor.numel, parts)) != width:
                     raise RuntimeError(
                         "params: the .data of a parameter got another shape after the forward "
                         "pass; compute the losses anew"
                     )
-                if width and matrix is None:
-                    parts = [torch.cat([x.flatten() for x in parts])]
                 yield parts
 
         if self.matrix is None:
-            every = stacked(passes(), len(edges), matrix, written=not (backward.record or depth()))
+            written = not (backward.record or depth() or (width and matrix is None))
+            every = stacked(passes(), len(edges), matrix, written=written)
         else:
             every = self._mixed(passes(), self.matrix)
         total |= {x: torch.zeros_like(backward.params[x]) for x in heads if x not in total}

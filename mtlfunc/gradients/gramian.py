@@ -43,7 +43,7 @@ def task_gramian(
         losses `[task]` on `batch`, and G `[task, task]`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `task_jacobian`.
+        ValueError: as in `task_jacobian`, and its other errors.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -124,7 +124,7 @@ def sample_norms(
         is 0.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `sample_gramian`.
+        ValueError: as in `sample_gramian`, and its other errors.
 
     Source:
         Goodfellow 2015 (arXiv:1510.01799) for linear layers.
@@ -166,8 +166,8 @@ def explain_gramian(
         floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `task_gramian`; for `samples` with `weightings`,
-            or where samples mix.
+        ValueError: as in `task_gramian`, and its other errors; for `samples` with `weightings`, or
+            where samples mix.
 
     Examples:
         >>> import torch

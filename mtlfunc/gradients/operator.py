@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args, overload
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from ..core.checks import (
     recording_context,
 )
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
-from ..types import Batch, Heads, LossesFn, Metric, Params, Rows, Select
+from ..types import Batch, Heads, Metric, Params, Rows, Select
 from .backward import Backward
 from .by_samples import BySamples, split
 from .by_tasks import ByTasks
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
     preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient
     rows: Rows  # {name: [row, *shape]}: all, if they were asked for; else those that were made
     gramian: Float[Tensor, "row row"] | None  # if it was asked for
-    heads: Params  # the gradient of the leaves that are no columns, where `heads` weighs them
+    heads: Params  # the gradient of the other leaves, where `heads` weighs them
     names: tuple[str, ...]  # the leaves that `combine` answers for
     # weights [row] and names -> the gradient of their weighted sum in these leaves, in one pass
     pullback: Callable[[Tensor, tuple[str, ...]], Params]
@@ -117,8 +117,8 @@ class TaskJacobian:
             gramian: J Jᵀ is wanted.
             rows: all rows are wanted; else they are made where that is cheapest.
             combine: `combine` of the answer will be called.
-            heads: what `combine` gives to the leaves that are no columns, as in
-                `mtlfunc.jacobian`; None leaves them out.
+            heads: what `combine` gives to the other leaves, as in `mtlfunc.jacobian`; None leaves
+                them out.
             dtype: of the Gramian's accumulation; None is the rows' own, at least float32.
 
         Returns:
@@ -273,13 +273,11 @@ class TaskJacobian:
             pulled = pullback
         losses = value if scale is None else value.where(scale != 0, 0.0) * scale
         mixed = losses if matrix is None else matrix @ losses
-        preference = self.preference
-        if preference is None:
-            preference = value.new_full((len(self),), 1 / len(self))
-        return Measured(
-            mixed if self.weightings else value, mixed, preference.to(value), rows, gramian, heads,
-            names, pulled, forward.aux,
-        )  # fmt: skip
+        equal = value.new_full((len(mixed),), 1 / len(mixed))
+        preference = equal if self.preference is None else self.preference.to(value)
+        reported = mixed if self.weightings else value
+        every = (rows, gramian, heads, names, pulled, forward.aux)
+        return Measured(reported, mixed, preference, *every)
 
     def _with_unread(
         self, forward: Forward, found: Measured, wanted: Wanted, share: float | None
@@ -381,18 +379,8 @@ def check_engine(engine: str) -> None:
     check_option(engine, "engine", get_args(Engine))
 
 
-@overload
 def task_jacobian(
-    losses: LossesFn, at: Params, batch: Batch, *, shared: Select = "*",
-    weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
-) -> TaskJacobian: ...  # fmt: skip
-@overload
-def task_jacobian(
-    losses: Any, at: nn.Module, *, shared: Select = "*", weightings: Tensor | None = None,
-    engine: Engine = "auto", chunk_size: int | None = None,
-) -> TaskJacobian: ...  # fmt: skip
-def task_jacobian(
-    losses: Any, at: Any, batch: Batch = (), *, shared: Select = "*",
+    losses: Any, at: Params | nn.Module, batch: Batch = (), *, shared: Select = "*",
     weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
 ) -> TaskJacobian:  # fmt: skip
     """The Jacobian of the tasks' losses at one point, as an object.
@@ -441,7 +429,8 @@ def task_jacobian(
     """
     check_engine(engine)
     check_count(chunk_size, "chunk_size", none=True)
-    leaves = trained(at) if (exist := isinstance(at, nn.Module)) else at
+    exist = isinstance(at, nn.Module) and not callable(losses)
+    leaves: Params = trained(at) if exist else at
     check_params(leaves, mixed=exist)
     names = select(leaves, shared)
     if exist:

@@ -30,8 +30,8 @@ def task_gradients(
         losses `[task]` and rows `{name: [task, *shape]}`.
 
     Raises:
-        TypeError, ValueError: as in `task_jacobian`.
-        RuntimeError: as there, and where `losses_fn` mutates a captured tensor.
+        ValueError: as in `task_jacobian`, and its other errors.
+        RuntimeError: also where `losses_fn` mutates a captured tensor.
 
     Examples:
         >>> params, x = {"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 1.0])
@@ -63,7 +63,7 @@ def sample_gradients(
         losses `[sample, task]` and rows `{name: [sample, task, *shape]}`.
 
     Raises:
-        TypeError, ValueError: as in `task_gradients`; for a batch without one common first axis.
+        ValueError: as in `task_gradients`; for a batch without one common first axis.
         RuntimeError: where `vmap` cannot batch `losses_fn`; for an embedding with
             `scale_grad_by_freq=True`, which divides by counts of the batch; as in `task_gradients`.
 

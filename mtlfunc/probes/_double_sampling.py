@@ -13,7 +13,7 @@ from ..gradients.operator import Measured, shares_of
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import EXPECTED, Run, check_heads, check_memory, first_losses, fixed, is_empty
+from .common import EXPECTED, Run, check_heads, check_memory, first_losses, fixed
 
 
 @constructor
@@ -70,7 +70,7 @@ def double_sampling(
         return run.started(losses, None, shared=names, heads=heads, batches=len(several)), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_memory(is_empty(state))
+        check_memory(isinstance(state, tuple) and not state)
         params = run.params
         names = select(params, shared)
         if run.labels(None, batch) is not None:

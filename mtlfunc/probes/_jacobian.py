@@ -38,7 +38,6 @@ from .common import (
     first_losses,
     first_of_weightings,
     fixed,
-    is_empty,
     of_labelled,
 )
 from .masks import EditRows, graddrop
@@ -208,22 +207,17 @@ def row_probe(options: RowOptions) -> Probe:
     )
 
 
-def _edits(options: RowOptions) -> bool:
-    """Whether the rows are needed between the backward passes and the Gramian."""
-    return not (options.mask is options.edit is None)
-
-
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
     check_params(params, mixed=options.group is None)
     names = select(params, options.shared)
     counts = _labels(options, run, batch)
-    weights = of_labelled(run.weightings(options.weightings, batch), counts)
-    if weights is None:
+    if (weights := run.weightings(options.weightings, batch)) is None:
         losses = first_losses(run, batch, names, hint=True, counts=counts)
     else:
         # of this process's samples: 1/R of each rank's, as many as there are, is their sum
-        losses, counts = run.union.size * first_of_weightings(run, batch, weights), None
+        losses = run.union.size * first_of_weightings(run, batch, of_labelled(weights, counts))
+        counts = None
     own = {"group", "engine", "chunk_size"}  # a rank's
     facts = {name: value for name, value in options._asdict().items() if name not in own}
     losses = run.started(losses, counts, **facts)
@@ -256,10 +250,11 @@ def _update(
         check_memory(isinstance(state, random.Stream))
         key, state = random.draw(state)
     elif edit is None:
-        check_memory(is_empty(state))
+        check_memory(isinstance(state, tuple) and not state)
     counts = _labels(options, run, batch)
-    weights = of_labelled(run.weightings(options.weightings, batch), counts)
-    edited = _edits(options) or union.several
+    if (weights := run.weightings(options.weightings, batch)) is not None:
+        weights = of_labelled(weights, counts)
+    edited = not (mask is edit is None) or union.several  # the rows are needed themselves
     metric = None if run.metric is None else run.metric(names)
     if metric is not None:
         _expect_rows(options.engine, "a metric weighs their coordinates")
@@ -294,7 +289,7 @@ def _measured(
     """What the rule sees of the rows, and the way back."""
     mask, edit = options.mask, options.edit
     part = shares.part(found.losses)
-    found = shares.summed(found, whole=_edits(options), metric=metric)
+    found = shares.summed(found, whole=not (mask is edit is None), metric=metric)
     labels = shares.labelled(found)
     rows, extra = found.rows, {}
     if mask is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
-from .common import Present, Run, check_leak, check_memory, check_present, first_losses, is_empty
+from .common import Present, Run, check_leak, check_memory, check_present, first_losses
 
 
 @constructor
@@ -45,7 +45,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         return run.started(losses, counts), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_memory(is_empty(state))
+        check_memory(isinstance(state, tuple) and not state)
         counts = run.labels(present, batch, counts=group is not None)
         jacobian, shares = run.open(batch, counts=counts)
         found = jacobian.measure(heads="weighted")

@@ -24,7 +24,7 @@ from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings
 from ..gradients.operator import TaskJacobian
 from ..gradients.run import Forward, Traced, check_connected, run
 from ..processes import Labelled, Ranks, Shares, mask_of
-from ..types import Batch, Heads, LossesFn, Metric, Params, Select, State
+from ..types import Batch, Heads, LossesFn, Metric, Params, Select
 
 Present = Callable[[Batch], Tensor]
 """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
@@ -171,10 +171,9 @@ class Run:
         return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
 
 
-def of_labelled(weightings: Tensor | None, labels: Tensor | None) -> Tensor | None:
-    """Weightings, if any, whose rows are 0 for tasks without `labels` [task]; None is all."""
-    here = mask_of(labels)
-    if weightings is None or here is None:
+def of_labelled(weightings: Tensor, labels: Tensor | None) -> Tensor:
+    """Weightings whose rows are 0 for tasks without `labels` [task]; None is all."""
+    if (here := mask_of(labels)) is None:
         return weightings
     if len(here) != len(weightings):
         raise ValueError(
@@ -239,11 +238,6 @@ def fixed(which: Select) -> Select:
     if isinstance(which, str | Tensor | tuple) or not isinstance(which, Iterable):
         return which
     return tuple(which)
-
-
-def is_empty(state: State) -> bool:
-    """Whether this is the state of a probe without memory."""
-    return isinstance(state, tuple) and not state
 
 
 def check_memory(fits: bool) -> None:

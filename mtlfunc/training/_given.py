@@ -194,7 +194,7 @@ def foreign_parameters(graph: Graph, leaves: Params) -> list[Tensor]:
     """Parameters that train, on which the losses depend, and that are not among the leaves."""
     known = set(map(id, leaves.values()))
     found = [x for i, x in graph.variables.items() if i not in known]
-    return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
+    return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad] if found else []
 
 
 def check_outside(forwards: list[Forward], leaves: Params) -> None:

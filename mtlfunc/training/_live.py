@@ -118,9 +118,10 @@ def live_run(
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
-    weightings = of_labelled(weightings, present)
-    if weightings is not None and values_readable(weightings):
-        present = weightings.detach().flatten(1).any(1)
+    if weightings is not None:
+        weightings = of_labelled(weightings, present)
+        if values_readable(weightings):
+            present = weightings.detach().flatten(1).any(1)
     if functions:
         in_turn = taken(functions, leaves, select(leaves, held.probe.shared), tasks, present)
         batches = [parsed(in_turn.losses, tasks, STEP)]
@@ -133,7 +134,7 @@ def live_run(
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
         raise ValueError(NO_GRAPH)
     # what somebody's own backward or hook returns may be kept by them
-    custom = any(x.graph.has_custom_backward for x in forwards)
+    custom = True in [x.graph.has_custom_backward for x in forwards]
     return LiveRun(
         params=leaves, union=union, tasks=tasks,
         batch=forwards if several else forwards[0], forwards=forwards, present=present,
@@ -172,30 +173,33 @@ class LiveRun(Run):
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
     in_turn: Taken | None  # what is left of losses that came as functions
-    edit: Callable[[Losses], Losses] = lambda losses: losses
+    edit: Callable[[Losses], Losses] | None = None
     facts: Callable[[], dict[str, Any]] = dict
 
     def __call__(self, batch: Batch) -> Forward:
         if not isinstance(batch, Forward):
             raise ValueError(EXPECTED)
-        if (losses := self.edit(batch.losses)) is batch.losses:
+        if self.edit is None:
             return batch
-        return live(losses, self.params, hooked=batch.hooked)
+        return live(self.edit(batch.losses), self.params, hooked=batch.hooked)
 
     def first(self, batch: Batch) -> Forward:
         return self(batch)
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
-        return replace(self, edit=lambda losses: edit(self.edit(losses)))
+        before = self.edit
+        return replace(self, edit=lambda x: edit(x if before is None else before(x)))
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
     ) -> Tensor | None:
-        _refuse(present, "present")
+        if present is not None:
+            _refuse("present")
         return self.present
 
     def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
-        _refuse(given, "weightings")
+        if given is not None:
+            _refuse("weightings")
         return self.weighted
 
     def open(self, batch: Batch, columns: tuple[str, ...] = (), *given: Any, **options: Any) -> Any:
@@ -243,12 +247,11 @@ def _no_writes(leaves: Params) -> Iterator[None]:
         )
 
 
-def _refuse(given: object, name: str) -> None:
-    if given is not None:
-        raise ValueError(
-            f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out "
-            "of the probe"
-        )
+def _refuse(name: str) -> None:
+    raise ValueError(
+        f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out of "
+        "the probe"
+    )
 
 
 def _writes(grad: Tensor | None) -> int:

@@ -191,12 +191,15 @@ def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
         return asked and engine == "layerwise"
     if weighted:
         return rows * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
-    leaves = [params[name] for name in wanted.columns]
-    if not leaves[0].is_cpu:
-        return sum([leaf.numel() for leaf in leaves]) >= FEW_PARAMETERS
-    wide = [(x.numel(), max(len(x), x.numel() // (len(x) or 1))) for x in leaves if x.ndim > 1]
-    most = [rows * numel * (0.5 * a + 2.0 * rows + NUMBER) for numel, a in wide]
-    return sum([saved for saved in most if saved > GROUP]) > LOOK * FEW_PARAMETERS
+    saved, numel, on_cpu = 0.0, 0, params[wanted.columns[0]].is_cpu
+    for name in wanted.columns:
+        leaf = params[name]
+        numel += (count := leaf.numel())
+        if on_cpu and leaf.ndim > 1:
+            a = max(len(leaf), count // (len(leaf) or 1))
+            most = rows * count * (0.5 * a + 2.0 * rows + NUMBER)
+            saved += most if most > GROUP else 0.0
+    return saved > LOOK * FEW_PARAMETERS if on_cpu else numel >= FEW_PARAMETERS
 
 
 def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Plan:
