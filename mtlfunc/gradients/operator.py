@@ -302,16 +302,15 @@ class TaskJacobian:
 
     def _opened(self, forward: Forward, wanted: Wanted) -> ByTasks | BySamples:
         """The cheapest way to differentiate it."""
-        value, matrix, scale = forward.value, self.mix, self.scale
-        record = forward.recorded or is_differentiated((matrix, scale))
+        record = forward.recorded or is_differentiated((self.mix, self.scale))
         left_out = self.left_out if forward.losses.scalars else frozenset[int]()
         backward = Backward(forward, record, left_out)
         if self.weightings and (plan := plan_weightings(self, wanted)) is not None:
             # of its deltas and the plan's inputs all is made: no pass follows
             backward.keep = bool(not forward.frees or plan.rows or record or forward.samples[1:])
-            return split(backward, value, forward.samples[0], plan, wanted.dtype)
+            return split(backward, forward.value, forward.samples[0], plan, wanted.dtype)
         plan = plan_tasks(self, wanted, len(self), record=record)
-        return ByTasks(backward, value, matrix, scale, plan)
+        return ByTasks(backward, forward.value, self.mix, self.scale, plan)
 
     def _made(
         self, way: ByTasks | BySamples, wanted: Wanted, share: float | None
@@ -334,9 +333,7 @@ class TaskJacobian:
         return rows, gramian, heads
 
     def _of_others(self, wanted: Wanted, share: float | None) -> tuple[tuple[str, ...], Tensor]:
-        """The leaves that are not among the columns, and the cotangents of `share` times the sum of
-        the tasks; none without a share.
-        """
+        """The other leaves, and the cotangents of `share` times the tasks' sum; none without it."""
         columns, value, total = set(wanted.columns), self.forward.value, self.scale
         names = tuple([name for name in self.forward.params if name not in columns])
         if share is None or not names:
