@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -127,12 +127,10 @@ class TaskJacobian:
         Raises:
             RuntimeError: under autocast, which would round the products.
         """
-        forward, names = self.forward, self.columns
         check_autocast(self.leaves, "methods of a TaskJacobian")
-        share = None
-        if heads is not None:
-            names, count = tuple(forward.params), self.weightings or len(forward.value)
-            share = shares_of(count)[heads]
+        names = self.columns if heads is None else tuple(self.forward.params)
+        count = self.weightings or len(self.forward.value)
+        share = None if heads is None else shares_of(count)[heads]
         asked = self.columns if gramian or rows else ()
         found = self._found(Wanted(asked, gramian and not rows, combine, dtype), share, names)
         if gramian and rows:
@@ -230,10 +228,11 @@ class TaskJacobian:
 
     def __getitem__(self, which: Any) -> TaskJacobian:
         """Some of the rows: a slice, or a list of their numbers."""
-        eye = torch.eye(len(self), dtype=self.losses.dtype, device=self.losses.device)
-        return self.mixed(eye[[which] if isinstance(which, int) else which])
+        return self.mixed(torch.eye(len(self))[[which] if isinstance(which, int) else which])
 
-    __matmul__ = push
+    def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
+        """`J.push(step)`."""
+        return self.push(step)
 
     def __rmatmul__(self, left: Tensor) -> Any:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
@@ -426,12 +425,12 @@ def task_jacobian(
     """
     check_engine(engine)
     check_count(chunk_size, "chunk_size", none=True)
-    exist = isinstance(at, nn.Module) and not callable(losses)
-    leaves: Params = trained(at) if exist else at
+    exist, point = isinstance(at, nn.Module) and not callable(losses), cast("Any", at)
+    leaves: Params = trained(point) if exist else point
     check_params(leaves, mixed=exist)
     names = select(leaves, shared)
     if exist:
-        several = losses if isinstance(losses, Tensor | Mapping) else list(losses)
+        several: Any = list(losses) if isinstance(losses, tuple) else losses
         parse = parse_losses if weightings is None else parse_weightings
         forward = live(parse(several, "losses"), leaves, hooked=True)
         if not forward.graph.leaf_nodes:
