@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from ..core.checks import depth
 from ..types import Params
-from .layerwise.graph import Place
+from .layerwise.graph import Graph, Place
 from .layerwise.uses import Use
 from .levels import run_backward
 from .run import Forward
@@ -46,8 +46,12 @@ class Backward:
     keep: bool = True  # the graph, for another pass
 
     def __post_init__(self, forward: Forward) -> None:
-        self.params, self.places, self.graph = forward.params, forward.places, forward.graph
-        self.root, self.edges = forward.root, (edges := forward.edges)
+        edges = forward.edges
+        self.params: Params = forward.params
+        self.places: dict[str, Place] = forward.places
+        self.graph: Graph = forward.graph
+        self.root: GradientEdge | None = forward.root
+        self.edges: tuple[GradientEdge | None, ...] | None = edges
         self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out
         if edges is not None and self.left_out:
             self.some = tuple([None if t in self.left_out else e for t, e in enumerate(edges)])

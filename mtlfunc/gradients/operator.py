@@ -39,10 +39,7 @@ from .run import NO_GRAPH, Forward, Traced, check_connected, live, run
 
 
 class Measured(NamedTuple):
-    """Losses and their derivative at one point, from one call of `TaskJacobian.measure`.
-
-    Complex leaves are two real numbers here, along a last axis.
-    """
+    """What was measured in the same passes; complex leaves are two real numbers, in a last axis."""
 
     losses: Float[Tensor, " task"]  # as they came
     mixed: Float[Tensor, " row"]  # what the rows are gradients of

@@ -20,8 +20,7 @@ def task_gradients(
     """Gradients of every task with respect to every parameter: one forward, one batched backward.
 
     Args:
-        losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars,
-            which are differentiated one at a time.
+        losses_fn: `(params, batch) -> losses`, as in `task_jacobian`.
         params: `{name: tensor}`, for instance `mtlfunc.parameters(module)`.
         batch: handed to `losses_fn`.
         chunk_size: as in `task_jacobian`.
