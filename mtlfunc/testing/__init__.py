@@ -8,6 +8,7 @@ from typing import Any
 
 from ._check_solver import check_solver
 from ._judge import assert_agree, certified_error
+from ._outside import outside
 from .families import jacobian
 from .strategies import jacobians, problems
 
