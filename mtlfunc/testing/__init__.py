@@ -12,5 +12,13 @@ from ._outside import outside
 from .families import jacobian
 from .strategies import jacobians, problems
 
-__all__ = ["assert_agree", "certified_error", "check_solver", "jacobian", "jacobians", "problems"]
+__all__ = [
+    "assert_agree",
+    "certified_error",
+    "check_solver",
+    "jacobian",
+    "jacobians",
+    "outside",
+    "problems",
+]
 __dir__: Any = __all__.copy  # for completion: public names alone

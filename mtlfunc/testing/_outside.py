@@ -1,7 +1,7 @@
 """Solvers of other libraries behind one call, with their answers as they are."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -92,6 +92,7 @@ def outside(name: str, *, normalized: bool = False) -> Solver:
     return solve
 
 
+@cache
 def installed() -> list[str]:
     """The names that `outside` takes here."""
     found = ["slsqp", "nnls"] if find_spec("scipy") else []

@@ -1,0 +1,181 @@
+"""Solvers of min_norm at the hard families beside exact answers, each in a process of its own."""
+
+import datetime
+import math
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, combinations, product, takewhile
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.progress import progress_bar
+from ..solvers import active_set, auto, min_norm
+from ._cvx import cvx
+from ._judge import AnySolver, Invalid, certified_error, quiet, weights_of
+from ._outside import installed, outside
+from .families import FAMILIES, REGULAR, jacobian
+
+OWN: dict[str, Callable[[], AnySolver]] = {"auto": auto, "cvx": cvx}
+PACKAGES = {"proxqp": "proxsuite", "highs": "highspy", "slsqp": "scipy", "nnls": "scipy"}
+KINDS = RIGHT, WRONG, REFUSED, ENDLESS = "right", "silently wrong", "refused", "did not finish"
+HEAD = ("solver", *KINDS, "worst error", "ms", "all right at G times", "regular G")
+
+
+class Posed(NamedTuple):
+    """A problem whose Gramian is exact."""
+
+    regular: bool  # of a well-conditioned family
+    rows: Tensor  # [task, parameter]
+    gramian: Tensor
+    exact: Tensor | None  # weights
+
+
+class Answered(NamedTuple):
+    """What came of one problem at the Gramian times a power of ten."""
+
+    exponent: int
+    regular: bool
+    kind: str
+    error: float = 0.0
+    seconds: float = 0.0
+
+
+def posed(family: str, count: int) -> Posed:
+    """Numbers of the family, rounded to 22 bits of the largest, have a Gramian without rounding."""
+    rows = jacobian(family, count)
+    unit = 2.0 ** (math.frexp(float(rows.abs().max()))[1] - 22)
+    rows = (rows / unit).round() * unit
+    gramian = rows @ rows.mT
+    return Posed(family in REGULAR, rows, gramian, exact_weights(gramian) if count <= 8 else None)
+
+
+def exact_weights(gramian: Tensor) -> Tensor:
+    """Weights that meet the optimality conditions in fractions."""
+    G = [[Fraction(x) for x in row] for row in gramian.tolist()]
+    guess = active_set()(min_norm(gramian)).weights.nonzero().flatten().tolist()
+    every = (combinations(range(len(G)), size) for size in range(1, len(G) + 1))
+    for support in chain([guess], *every):
+        w = on_face([[G[s][t] for t in support] for s in support])
+        rates = [sum(x * row[t] for x, t in zip(w, support, strict=True)) for row in G] if w else []
+        if w and min(w) >= 0 and min(rates) == rates[support[0]]:
+            exact = torch.tensor([float(x) for x in w], dtype=torch.float64)
+            return torch.zeros_like(gramian[0]).index_copy(0, torch.tensor(support), exact)
+    raise ArithmeticError("the matrix is no Gramian")
+
+
+def on_face(G: list[list[Fraction]]) -> list[Fraction]:
+    """Weights of sum 1 that give all tasks one rate; none where they are not unique."""
+    rows = [[*row, Fraction(1), Fraction(0)] for row in G]
+    rows.append([*[Fraction(1)] * len(G), Fraction(0), Fraction(1)])
+    for k in range(len(rows)):
+        at = next((i for i in range(k, len(rows)) if rows[i][k]), None)
+        if at is None:
+            return []
+        taken = rows.pop(at)
+        taken = [x / taken[k] for x in taken]
+        rows = [[a - row[k] * b for a, b in zip(row, taken, strict=True)] for row in rows]
+        rows.insert(k, taken)
+    return [row[-1] for row in rows[:-1]]
+
+
+def error_of(problem: Posed, weights: Tensor) -> float:
+    """NaN if the answer is."""
+    if problem.exact is None:
+        return float(certified_error(min_norm(problem.gramian), weights))
+    lengths, apart = problem.rows.norm(dim=-1), weights - problem.exact
+    unit = float(lengths @ problem.exact) or float(lengths.max()) or 1.0
+    errors = [(apart @ problem.rows).norm() / unit, (weights.sum() - 1).abs(), -weights.min()]
+    return float(torch.stack([*errors, problem.regular * apart.abs().max()]).max())
+
+
+def timed(make: Callable[[], AnySolver], gramian: Any) -> tuple[list[float], float]:
+    """In a solver's process: weights and seconds. Tensors would come as open files."""
+    torch.set_num_threads(1)
+    problem, solve = min_norm(torch.tensor(gramian, dtype=torch.float64)), make()
+    start = time.perf_counter()
+    with quiet():
+        answer = solve(problem)
+    return weights_of(problem, answer).tolist(), time.perf_counter() - start
+
+
+def answers(
+    make: Callable[[], AnySolver], given: Sequence[tuple[int, Posed]], limit: float = 10.0
+) -> Iterator[Answered]:
+    """What a solver says to the problems, in their order; nothing if it takes no such problem."""
+    left = iter(given)
+    context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload([__name__, "cvxpy"])
+    for _ in range(3):
+        with context.Pool(1) as pool:
+            pool.apply(installed)  # imports are not timed
+            pool.apply(os.dup2, (2, 1))  # what libraries print is no part of the table
+            for exponent, problem in left:
+                factor = 2.0 ** round(exponent * math.log2(10))
+                job = pool.apply_async(timed, (make, (factor * problem.gramian).tolist()))
+                try:
+                    found, seconds = job.get(limit)
+                    error = error_of(problem, torch.tensor(found, dtype=torch.float64))
+                    kind = RIGHT if error <= 1e-3 else WRONG  # NaN is wrong
+                except multiprocessing.TimeoutError:
+                    yield Answered(exponent, problem.regular, ENDLESS)
+                    break
+                except TypeError:
+                    return
+                except Invalid:  # too few weights, for instance
+                    kind, error, seconds = WRONG, math.inf, 0.0
+                except Exception:  # whatever a library may raise
+                    kind, error, seconds = REFUSED, 0.0, 0.0
+                yield Answered(exponent, problem.regular, kind, error, seconds)
+            else:
+                return
+
+
+def row_of(name: str, found: Sequence[Answered]) -> list[str]:
+    """A solver's line of the table."""
+    package = name.rpartition(":")[2].lower()
+    try:
+        label = f"{name} {version(PACKAGES.get(package, package))}"
+    except PackageNotFoundError:
+        label = name
+    kinds = [x.kind for x in found]
+    worst = max(math.inf if math.isnan(x.error) else x.error for x in found)
+    spent = median(1e3 * x.seconds for x in found)
+    spans = span(found), span([x for x in found if x.regular])
+    return [label, *(str(kinds.count(x)) for x in KINDS), f"{worst:.0e}", f"{spent:.2g}", *spans]
+
+
+def span(found: Sequence[Answered]) -> str:
+    """The powers of ten up to which, either way from 1, every answer is right."""
+    wrong = {x.exponent for x in found if x.kind != RIGHT}
+    tried = sorted({x.exponent for x in found} - {0}, key=abs)
+    sides = ([0, *(x for x in tried if x * side > 0)] for side in (-1, 1))
+    ends = [[*takewhile(lambda x: x not in wrong, side)][-1:] for side in sides]
+    return " to ".join(f"1e{x}" for end in ends for x in end) or "–"
+
+
+def table(names: Sequence[str], tasks: Sequence[int], exponents: Sequence[int]) -> str:
+    """In Markdown, after a line with the day and versions."""
+    families = [family for family in FAMILIES if family != "near_duplicates"]
+    problems = [posed(family, count) for count, family in product(tasks, families)]
+    rows = []
+    for name in progress_bar(names, desc="solvers", delay=3):
+        most = 6 if "highs" in name.lower() else 400  # HiGHS is kept to numbers that it is made for
+        near = [x for x in sorted(exponents, key=abs) if abs(x) <= most]
+        make = OWN.get(name) or partial(outside, name)
+        found = [*answers(make, [*product(near, problems)])]
+        rows += [row_of(name, found)] if found else []
+    packages = ("torch", "numpy", "scipy", "cvxpy", *["qpsolvers"] * ("quadprog" in installed()))
+    said = ", ".join(f"{x} {version(x)}" for x in packages)
+    first = f"{datetime.date.today()}, Python {platform.python_version()}, {said}.\n"
+    cells = [HEAD, ["---"] * len(HEAD), *rows]
+    return "\n".join([first, *(f"| {' | '.join(row)} |" for row in cells)])
