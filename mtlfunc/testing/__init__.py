@@ -13,12 +13,7 @@ from .families import jacobian
 from .strategies import jacobians, problems
 
 __all__ = [
-    "assert_agree",
-    "certified_error",
-    "check_solver",
-    "jacobian",
-    "jacobians",
-    "outside",
+    "assert_agree", "certified_error", "check_solver", "jacobian", "jacobians", "outside",
     "problems",
-]
+]  # fmt: skip
 __dir__: Any = __all__.copy  # for completion: public names alone

@@ -1,4 +1,4 @@
-"""`python -m mtlfunc.testing`: installed solvers of min_norm beside exact answers, as a table."""
+"""`python -m mtlfunc.testing`: installed solvers of min_norm against exact answers, as a table."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""Solvers of min_norm at the hard families beside exact answers, each in a process of its own."""
+"""Solvers of min_norm at the hard families against exact answers, each in a process of its own."""
 
 import datetime
 import math
@@ -14,6 +14,7 @@ from itertools import chain, combinations, product, takewhile
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ from ._judge import AnySolver, Invalid, certified_error, quiet, weights_of
 from ._outside import installed, outside
 from .families import FAMILIES, REGULAR, jacobian
 
-OWN: dict[str, Callable[[], AnySolver]] = {"auto": auto, "cvx": cvx}
+Make = Callable[[], AnySolver]
+OWN: dict[str, Make] = {"auto": auto, "cvx": cvx}
 PACKAGES = {"proxqp": "proxsuite", "highs": "highspy", "slsqp": "scipy", "nnls": "scipy"}
 KINDS = RIGHT, WRONG, REFUSED, ENDLESS = "right", "silently wrong", "refused", "did not finish"
 HEAD = ("solver", *KINDS, "worst error", "ms", "all right at G times", "regular G")
@@ -60,31 +62,29 @@ def posed(family: str, count: int) -> Posed:
 
 def exact_weights(gramian: Tensor) -> Tensor:
     """Weights that meet the optimality conditions in fractions."""
-    G = [[Fraction(x) for x in row] for row in gramian.tolist()]
+    G = np.array([[Fraction(x) for x in row] for row in gramian.tolist()])
     guess = active_set()(min_norm(gramian)).weights.nonzero().flatten().tolist()
-    every = (combinations(range(len(G)), size) for size in range(1, len(G) + 1))
-    for support in chain([guess], *every):
-        w = on_face([[G[s][t] for t in support] for s in support])
-        rates = [sum(x * row[t] for x, t in zip(w, support, strict=True)) for row in G] if w else []
-        if w and min(w) >= 0 and min(rates) == rates[support[0]]:
-            exact = torch.tensor([float(x) for x in w], dtype=torch.float64)
-            return torch.zeros_like(gramian[0]).index_copy(0, torch.tensor(support), exact)
+    for support in chain([guess], *(combinations(range(len(G)), n + 1) for n in range(len(G)))):
+        w, at = np.full(len(G), Fraction(0)), list(support)
+        w[at] = on_face(G[np.ix_(at, at)])
+        rates = G @ w
+        if w.sum() == 1 and w.min() >= 0 and rates.min() == rates[at[0]]:
+            return torch.from_numpy(w.astype(np.float64))
     raise ArithmeticError("the matrix is no Gramian")
 
 
-def on_face(G: list[list[Fraction]]) -> list[Fraction]:
-    """Weights of sum 1 that give all tasks one rate; none where they are not unique."""
-    rows = [[*row, Fraction(1), Fraction(0)] for row in G]
-    rows.append([*[Fraction(1)] * len(G), Fraction(0), Fraction(1)])
-    for k in range(len(rows)):
-        at = next((i for i in range(k, len(rows)) if rows[i][k]), None)
-        if at is None:
-            return []
-        taken = rows.pop(at)
-        taken = [x / taken[k] for x in taken]
-        rows = [[a - row[k] * b for a, b in zip(row, taken, strict=True)] for row in rows]
-        rows.insert(k, taken)
-    return [row[-1] for row in rows[:-1]]
+def on_face(G: Any) -> Any:
+    """Weights of sum 1 that give all tasks one rate; zeros where they are not unique."""
+    one, n = np.full((len(G), 1), Fraction(1)), len(G)
+    rows = np.block([[G, one, 0 * one], [one.T, 0 * one[:1], one[:1]]])
+    for k in range(n + 1):
+        order = sorted(range(k, n + 1), key=lambda i: rows[i, k] == 0)
+        rows[k:] = rows[order]
+        if rows[k, k] == 0:
+            return 0 * one[:, 0]
+        rows[k] /= rows[k, k]
+        rows -= np.outer(rows[:, k] * (np.arange(n + 1) != k), rows[k])
+    return rows[:n, -1]
 
 
 def error_of(problem: Posed, weights: Tensor) -> float:
@@ -97,9 +97,16 @@ def error_of(problem: Posed, weights: Tensor) -> float:
     return float(torch.stack([*errors, problem.regular * apart.abs().max()]).max())
 
 
-def timed(make: Callable[[], AnySolver], gramian: Any) -> tuple[list[float], float]:
-    """In a solver's process: weights and seconds. Tensors would come as open files."""
+def begin() -> None:
+    """Once in a solver's process: imports, which are not timed, and nothing is printed from here."""
+    installed()
     torch.set_num_threads(1)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def timed(make: Make, gramian: Any) -> tuple[list[float], float]:
+    """In a solver's process: weights and seconds. Tensors would come as open files."""
     problem, solve = min_norm(torch.tensor(gramian, dtype=torch.float64)), make()
     start = time.perf_counter()
     with quiet():
@@ -108,7 +115,7 @@ def timed(make: Callable[[], AnySolver], gramian: Any) -> tuple[list[float], flo
 
 
 def answers(
-    make: Callable[[], AnySolver], given: Sequence[tuple[int, Posed]], limit: float = 10.0
+    make: Make, given: Sequence[tuple[int, Posed]], limit: float = 10.0
 ) -> Iterator[Answered]:
     """What a solver says to the problems, in their order; nothing if it takes no such problem."""
     left = iter(given)
@@ -117,12 +124,12 @@ def answers(
         context.set_forkserver_preload([__name__, "cvxpy"])
     for _ in range(3):
         with context.Pool(1) as pool:
-            pool.apply(installed)  # imports are not timed
-            pool.apply(os.dup2, (2, 1))  # what libraries print is no part of the table
+            pool.apply(begin)
             for exponent, problem in left:
-                factor = 2.0 ** round(exponent * math.log2(10))
-                job = pool.apply_async(timed, (make, (factor * problem.gramian).tolist()))
+                scaled = 2.0 ** round(exponent * math.log2(10)) * problem.gramian
+                kind, error, seconds = WRONG, math.inf, 0.0
                 try:
+                    job = pool.apply_async(timed, (make, scaled.tolist()))
                     found, seconds = job.get(limit)
                     error = error_of(problem, torch.tensor(found, dtype=torch.float64))
                     kind = RIGHT if error <= 1e-3 else WRONG  # NaN is wrong
@@ -132,9 +139,9 @@ def answers(
                 except TypeError:
                     return
                 except Invalid:  # too few weights, for instance
-                    kind, error, seconds = WRONG, math.inf, 0.0
+                    pass
                 except Exception:  # whatever a library may raise
-                    kind, error, seconds = REFUSED, 0.0, 0.0
+                    kind, error = REFUSED, 0.0
                 yield Answered(exponent, problem.regular, kind, error, seconds)
             else:
                 return
@@ -149,7 +156,7 @@ def row_of(name: str, found: Sequence[Answered]) -> list[str]:
         label = name
     kinds = [x.kind for x in found]
     worst = max(math.inf if math.isnan(x.error) else x.error for x in found)
-    spent = median(1e3 * x.seconds for x in found)
+    spent = median([1e3 * x.seconds for x in found if x.seconds] or [math.nan])
     spans = span(found), span([x for x in found if x.regular])
     return [label, *(str(kinds.count(x)) for x in KINDS), f"{worst:.0e}", f"{spent:.2g}", *spans]
 
@@ -157,8 +164,8 @@ def row_of(name: str, found: Sequence[Answered]) -> list[str]:
 def span(found: Sequence[Answered]) -> str:
     """The powers of ten up to which, either way from 1, every answer is right."""
     wrong = {x.exponent for x in found if x.kind != RIGHT}
-    tried = sorted({x.exponent for x in found} - {0}, key=abs)
-    sides = ([0, *(x for x in tried if x * side > 0)] for side in (-1, 1))
+    tried = sorted({x.exponent for x in found} | {0}, key=abs)
+    sides = ([x for x in tried if x * side >= 0] for side in (-1, 1))
     ends = [[*takewhile(lambda x: x not in wrong, side)][-1:] for side in sides]
     return " to ".join(f"1e{x}" for end in ends for x in end) or "–"
 
@@ -171,10 +178,9 @@ def table(names: Sequence[str], tasks: Sequence[int], exponents: Sequence[int]) 
     for name in progress_bar(names, desc="solvers", delay=3):
         most = 6 if "highs" in name.lower() else 400  # HiGHS is kept to numbers that it is made for
         near = [x for x in sorted(exponents, key=abs) if abs(x) <= most]
-        make = OWN.get(name) or partial(outside, name)
-        found = [*answers(make, [*product(near, problems)])]
+        found = [*answers(OWN.get(name) or partial(outside, name), [*product(near, problems)])]
         rows += [row_of(name, found)] if found else []
-    packages = ("torch", "numpy", "scipy", "cvxpy", *["qpsolvers"] * ("quadprog" in installed()))
+    packages = "torch", "numpy", "scipy", "cvxpy"
     said = ", ".join(f"{x} {version(x)}" for x in packages)
     first = f"{datetime.date.today()}, Python {platform.python_version()}, {said}.\n"
     cells = [HEAD, ["---"] * len(HEAD), *rows]

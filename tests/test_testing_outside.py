@@ -1,0 +1,63 @@
+"""Other libraries' solvers behind `testing.outside`, and planted ones against exact answers."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from mtlfunc import solvers, testing
+from mtlfunc.testing._compare import answers, exact_weights, posed, row_of
+from tests.support.oracles import near
+
+PROBLEM = posed("gaussian", 3)
+EXACT = exact_weights(PROBLEM.gramian).tolist()
+PLANTED = [EXACT, [1.0, 0.0, 0.0], [math.nan] * 3, EXACT[:2], [2 * x for x in EXACT]]
+KINDS = ["right", *["silently wrong"] * 4, "refused", "did not finish"]
+
+
+def planted(problem):
+    """Another answer at every power of ten of the Gramian."""
+    k = round(math.log10(problem.gramian[0, 0] / PROBLEM.gramian[0, 0]))
+    if k == 5:
+        raise ValueError("status infeasible")
+    time.sleep(600 * (k == 6))
+    return torch.tensor(PLANTED[k], dtype=torch.float64)
+
+
+def made():
+    return planted
+
+
+def test_planted_answers_are_called_what_they_are():
+    found = [*answers(made, [(k, PROBLEM) for k in range(6)], limit=100)]
+    found += answers(made, [(6, PROBLEM)], limit=1)
+    assert [x.kind for x in found] == KINDS
+    line = row_of("planted", found)
+    assert [*line[1:6], *line[-2:]] == ["1", "4", "1", "1", "inf", *["1e0 to 1e0"] * 2]
+
+
+@pytest.mark.parametrize("name", ["quadprog", "slsqp", "nnls", "cvxpy:CLARABEL"])
+def test_outside_is_right_where_gradients_are_regular(name):
+    exact = solvers.active_set()
+    cone = solvers.dual_cone(PROBLEM.gramian, torch.tensor([1.0, -1.0, 0.2]).double())
+    near(testing.outside(name)(cone).weights, exact(cone).weights, 0, 1e-3)
+    for scale in (1.0, 1e6):
+        problem = solvers.min_norm(scale * PROBLEM.gramian)
+        solution = testing.outside(name, normalized=scale > 1)(problem)
+        near(solution.weights.tolist(), EXACT, 0, 1e-3)
+    ball = solvers.cagrad(PROBLEM.gramian, 0.4)
+    if name in ("quadprog", "nnls"):
+        with pytest.raises(TypeError, match="slsqp, cvxpy:CLARABEL"):
+            testing.outside(name)(ball)
+    else:
+        testing.assert_agree(testing.outside(name)(ball), exact, ball, 1e-3)
+
+
+def test_outside_says_what_is_there_and_what_is_wrong():
+    with pytest.raises(ValueError, match=r"'nothing' is not among slsqp, .*mtlfunc\[solvers\]"):
+        testing.outside("nothing")
+    with pytest.raises(ValueError, match=r"quadprog refuses: .*not positive"):
+        testing.outside("quadprog")(solvers.min_norm(torch.zeros(2, 2)))
+    with pytest.raises(RuntimeError, match="loop outside"):
+        torch.func.vmap(lambda g: testing.outside("slsqp")(solvers.min_norm(g)))(torch.eye(2)[None])
