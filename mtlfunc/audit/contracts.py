@@ -41,16 +41,10 @@ from .properties import (
 )
 from .search import search
 
+# near a Pareto-stationary point an exact solver loses the root of float32's machine epsilon, 3e-4
 FLOAT32_ERROR = 1e-3
-"""The root of float32's machine epsilon, 3e-4, is what an exact solver loses near a
-Pareto-stationary point.
-"""
-
-
+# vmapped == loop: a batched product may round differently, an exact solver by the root of that
 SAME = 1e-7
-"""vmapped == loop: a batched product may round differently, and an exact solver on top of it
-differs by the root of that.
-"""
 
 REMEMBERS = (
     "the same Gramian, losses and state give other weights the second time: something is "
@@ -62,9 +56,7 @@ GLOBAL = (
 )
 
 UNMOVED = "no update changed the state that init returns: return the new one, or () for none"
-
-BATCHES = (1, 2, 3, 4, 5, 64)
-"""Numbers of instances in one vmap, each tried with two and three tasks."""
+BATCHES = (1, 2, 3, 4, 5, 64)  # instances in one vmap, each number tried with two and three tasks
 
 
 def require_valid(weigh: Weigh, x: Instance) -> Outcome:
@@ -238,15 +230,9 @@ VALID = Check(
     "valid weights", require_valid, ["weights are {after}"], everything=True, contract=True
 )
 FLOAT32 = Check(
-    "float32",
-    convert,
-    ["weights {before} in float64 are {after} in float32"],
-    independent,
-    ("gaussian",),
-    tolerance=FLOAT32_ERROR,
-    contract=True,
-    large=True,
-)
+    "float32", convert, ["weights {before} in float64 are {after} in float32"], independent,
+    ("gaussian",), tolerance=FLOAT32_ERROR, contract=True, large=True,
+)  # fmt: skip
 
 
 def check_zero_gradients(harness: Harness) -> Finding:
@@ -254,10 +240,9 @@ def check_zero_gradients(harness: Harness) -> Finding:
     return search(harness, VALID, zeros)
 
 
+# how much sums of weights of orthonormal gradients grow at most from one number of tasks to the
+# next one tested, which is at most twice as many
 LEAP = 4.0
-"""Sums of weights of orthonormal gradients grow at most that much from one number of tasks to the
-next one tested, which is at most twice as many.
-"""
 
 
 def check_many(harness: Harness) -> Finding:
@@ -278,10 +263,8 @@ def check_many(harness: Harness) -> Finding:
             return Finding(tested.instances, describe_error(error), case)
         for fewer, less in before.items():
             if not less / LEAP <= total <= less * LEAP:
-                seen = (
-                    f"the weights of {count} orthonormal gradients add up to {total:.4g}, those of "
-                    f"{fewer} to {less:.4g}"
-                )
+                seen = f"the weights of {count} orthonormal gradients add up to {total:.4g}"
+                seen += f", those of {fewer} to {less:.4g}"
                 return Finding(tested.instances, seen, case)
         before = {count: total}
     return tested
@@ -293,8 +276,7 @@ def check_purity(harness: Harness) -> Finding:
     torch's global generator and grad mode stay as they were. Every case comes twice, the second
     time in the opposite order. `harness` notes whether answers repeat, and in-place changes.
     """
-    cases, first = [*enumerate(harness.few())], {}
-    tested, seen, where = 0, "", None
+    cases, first, tested, seen, where = [*enumerate(harness.few())], {}, 0, "", None
     for i, case in [*cases, *reversed(cases)]:
         generator = torch.get_rng_state()
         with quiet(), torch.enable_grad():
@@ -345,10 +327,8 @@ def misfit(harness: Harness, seen: Geometry, state: Any, following: Any) -> str:
     """What keeps this state from being carried on; empty if nothing does."""
     for leaf in tree_leaves((state, following)):
         if not isinstance(leaf, Tensor):
-            return (
-                f"the state holds a {type(leaf).__name__}; only tensors can be batched, compiled "
-                "and saved"
-            )
+            kind = type(leaf).__name__
+            return f"the state holds a {kind}; only tensors can be batched, compiled and saved"
     (before, shape), (after, other) = tree_flatten(state), tree_flatten(following)
     if shape != other or any(
         x.shape != y.shape or x.dtype != y.dtype for x, y in zip(before, after, strict=True)
@@ -416,11 +396,8 @@ def check_batching(harness: Harness) -> Finding:
         sizes = [(size, False) for size in BATCHES] + [(4, True)] if few_tasks else []
         sizes = sizes or [(1 + count % 5, count % 2 == 0)]
         largest = max(size for size, _ in sizes) if count <= SMALL else 1
-        rows = (
-            pick(integers(count), largest)
-            if count <= 3
-            else instances.generic("gaussian", count, largest)
-        )
+        few = integers(count) if count <= 3 else instances.generic("gaussian", count, largest)
+        rows = pick(few, largest)
         cases = harness.ready(rows).at(slice(largest))
         keys = torch.arange(len(cases.losses))
         looked = [i for i in range(len(keys)) if i < 5 or i == len(keys) - 1]

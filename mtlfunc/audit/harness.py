@@ -23,26 +23,16 @@ Weigh = Callable[..., Tensor]
 """(jacobian [task, param], losses [update, task]) -> weights [update, task]."""
 
 Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""(jacobian [task, param], losses [task]) -> what a special probe would have put into
-`Geometry.extra`.
-"""
+"""(jacobian [task, param], losses [task]) -> what a probe would have put into `Geometry.extra`."""
 
 UPDATES = 3  # over which every answer of a rule with state is tested
-
 LONG = 32  # updates of the run that looks for weights that stop being valid
-
 MANY = 128  # the largest number of tasks
-
 BATCHED = 5  # the most tasks of which there are many instances
-
-EVERY = tuple(range(1, 9))
-"""Numbers of tasks that every property tries."""
-
-LOOPED = 50
-"""The most integer Jacobians for each T if a rule has to be called one instance at a time."""
-
+EVERY = tuple(range(1, 9))  # numbers of tasks that every property tries
+LOOPED = 50  # the most integer Jacobians for each T, if a rule is called on one at a time
+# families whose answers have the usual size
 PLAIN = (0, *(1 + instances.FAMILIES.index(family) for family in ("gaussian", "agreeing")))
-"""Families whose answers have the usual size."""
 
 
 class Inapplicable(Exception):
@@ -75,8 +65,7 @@ class Pool(NamedTuple):
 
     def take(self, places: Tensor) -> Pool:
         """Some of the instances."""
-        weights, family, free = self.weights[places], self.family[places], self.independent[places]
-        return Pool(self.cases.at(places), weights, family, free, self.unit)
+        return Pool(self.cases.at(places), *(x[places] for x in self[1:4]), self.unit)
 
 
 class Harness:
@@ -85,10 +74,7 @@ class Harness:
     def __init__(
         self, rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: int, key: int
     ) -> None:
-        self.rule = rule
-        self.plain = plain
-        self.extra = extra
-        self.tolerance = tolerance
+        self.rule, self.plain, self.extra, self.tolerance = rule, plain, extra, tolerance
         self.mutation: Finding | None = None  # the first call that changed its inputs in place
         self.repeats = True  # whether the same input gives the same answer
         self.vmapped = False  # whether answers under vmap can be used

@@ -34,14 +34,9 @@ is below the Gramian's rounding.
 """
 
 JUMP = MOVES[1e-10]
-
 STEP = 1e-5  # differentiability: the step of the difference quotients, of the gradients' size
-
 WIDER = 10  # times that is the step for second derivatives
-
-SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))
-"""Powers of two close to 1e-10, 1e-5, 1e5 and 1e10."""
-
+SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))  # close to 1e-10, 1e-5, 1e5 and 1e10
 SEVERAL = EVERY[1:]
 
 Compared = tuple[Tensor, Tensor, Tensor]
@@ -353,12 +348,8 @@ def perturbation(x: Tensor, variant: int) -> Tensor:
     return wave(x, variant) * torch.linalg.vector_norm(x, dim=-1).amax()
 
 
-NUDGES = tuple(
-    (move, variant, sign)
-    for move, variants in ((1e-10, (0, 1)), (1e-6, (3,)))
-    for variant in variants
-    for sign in (1, -1)
-)
+MOVED = ((1e-10, 0), (1e-10, 1), (1e-6, 3))
+NUDGES = tuple((*moved, sign) for moved in MOVED for sign in (1, -1))
 
 
 def nudge(weigh: Weigh, x: Instance) -> Outcome:
@@ -371,13 +362,12 @@ def nudge(weigh: Weigh, x: Instance) -> Outcome:
     longest = torch.linalg.vector_norm(x.rows, dim=-1).amax()
     whole = longest * x.weights.abs().sum(-1).clamp_min(x.unit)
 
-    problems = [
-        (
-            x.rows + sign * move * perturbation(x.rows, variant),
-            x.losses + sign * move * perturbation(x.losses, variant),
-        )
-        for move, variant, sign in NUDGES
-    ]
+    def moved(move: float, variant: int, sign: int) -> tuple[Tensor, Tensor]:
+        """Gradients and losses."""
+        rows, losses = (y + sign * move * perturbation(y, variant) for y in (x.rows, x.losses))
+        return rows, losses
+
+    problems = [moved(*each) for each in NUDGES]
     found, variants = weigh_all(weigh, problems, refuse=True), []
     for (rows, v), (move, *_) in zip(found, NUDGES, strict=True):
         far = distance(v @ rows, x.direction, spent(rows, v), whole) * (JUMP / MOVES[move])
@@ -428,126 +418,53 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
 
 
 PROPERTIES = (
-    Check(
-        "permutation equivariance",
-        permute,
-        lambda count: [
-            "the direction is {before}, but {after} with the tasks in the order "
-            + ", ".join(map(str, order))
-            for order in orders(count)
-        ],
-        tasks=SEVERAL,
-        large=True,
-    ),
+    Check("permutation equivariance", permute, lambda count: [
+        "the direction is {before}, but {after} with the tasks in the order "
+        + ", ".join(map(str, order)) for order in orders(count)
+    ], tasks=SEVERAL, large=True),
     scaled("positive homogeneity", SCALES),
-    Check(
-        "invariance to rescaling one task",
-        rescale,
-        lambda count: [
-            f"the direction turns from {{before}} to {{after}} when task {task} is multiplied "
-            f"by {factor:g}"
-            for task, factor in factors(count)
-        ],
-        tasks=SEVERAL,
-    ),
-    Check(
-        "invariance to shifting a loss",
-        shift,
-        lambda count: [
-            f"weights {{before}} become {{after}} when the loss of task {t} is {change}"
-            for change in ("raised by 1", "lowered by 10")
-            for t in chosen_tasks(count)
-        ],
-        tasks=SEVERAL,
-    ),
-    Check(
-        "identical tasks",
-        reproduce,
-        ["all gradients are {before}, but the direction is {after}"],
-        is_identical,
-        ("identical",),
-        large=True,
-    ),
-    Check(
-        "duplicate tasks",
-        duplicate,
-        ["the direction is {before}, but {after} with task {task} listed twice"],
-        grows=True,
-    ),
-    Check(
-        "preference",
-        prefer,
-        [
-            "the direction is {before} with task {task} listed twice, but {after} with twice the "
-            "preference for it"
-        ],
-        tasks=SEVERAL,
-        most=100,
-        grows=True,
-    ),
-    Check(
-        "non-conflict",
-        agree,
-        ["weights {before} give the rates g·d = {after}: a task with a negative rate rises"],
-        families=("gaussian", "spread", "weak"),
-        tasks=SEVERAL,
-        large=True,
-    ),
-    Check(
-        "identity without conflict",
-        keep_mean,
-        ["nothing conflicts and the mean gradient is {before}, but the direction is {after}"],
-        has_no_conflict,
-        ("agreeing",),
-        SEVERAL,
-        large=True,
-    ),
+    Check("invariance to rescaling one task", rescale, lambda count: [
+        f"the direction turns from {{before}} to {{after}} when task {task} is multiplied "
+        f"by {factor:g}" for task, factor in factors(count)
+    ], tasks=SEVERAL),
+    Check("invariance to shifting a loss", shift, lambda count: [
+        f"weights {{before}} become {{after}} when the loss of task {t} is {change}"
+        for change in ("raised by 1", "lowered by 10") for t in chosen_tasks(count)
+    ], tasks=SEVERAL),
+    Check("identical tasks", reproduce, [
+        "all gradients are {before}, but the direction is {after}"
+    ], is_identical, ("identical",), large=True),
+    Check("duplicate tasks", duplicate, [
+        "the direction is {before}, but {after} with task {task} listed twice"
+    ], grows=True),
+    Check("preference", prefer, [
+        "the direction is {before} with task {task} listed twice, but {after} with twice the "
+        "preference for it"
+    ], tasks=SEVERAL, most=100, grows=True),
+    Check("non-conflict", agree, [
+        "weights {before} give the rates g·d = {after}: a task with a negative rate rises"
+    ], families=("gaussian", "spread", "weak"), tasks=SEVERAL, large=True),
+    Check("identity without conflict", keep_mean, [
+        "nothing conflicts and the mean gradient is {before}, but the direction is {after}"
+    ], has_no_conflict, ("agreeing",), SEVERAL, large=True),
     Check("convex weights", mix, ["weights {before} sum to {after}"], large=True),
-    Check(
-        "Pareto-stationary fixed points",
-        rest,
-        [
-            "a positive combination of the gradients is 0, but weights {before} give the direction "
-            "{after}"
-        ],
-        stationary,
-        ("stationary",),
-        SEVERAL,
-        large=True,
-    ),
-    Check(
-        "linear under scaling",
-        combine,
-        [
-            "d(J) + d(J with task {task} doubled) is {before}, but the tasks times 2, task {task} "
-            "times 3, give {after}"
-        ],
-        tasks=SEVERAL,
-    ),
-    Check(
-        "continuity",
-        nudge,
-        [
-            f"the direction jumps from {{before}} to {{after}} when the gradients move by {move:g} "
-            "of their size"
-            for move, _, _ in NUDGES
-        ],
-        families=("gaussian",),
-        tolerance=JUMP,
-    ),
-    Check(
-        "differentiability",
-        differentiate,
-        [
-            "torch.func.grad gives a slope of {after} along one line, difference quotients give "
-            "{before}",
-            "torch.func.grad of torch.func.grad gives a second derivative of {after} along one "
-            "line, difference quotients of the slope give {before}",
-        ],
-        independent,
-        ("gaussian",),
-        tolerance=1e-3,
-        most=100,
-    ),
-)
+    Check("Pareto-stationary fixed points", rest, [
+        "a positive combination of the gradients is 0, but weights {before} give the direction "
+        "{after}"
+    ], stationary, ("stationary",), SEVERAL, large=True),
+    Check("linear under scaling", combine, [
+        "d(J) + d(J with task {task} doubled) is {before}, but the tasks times 2, task {task} "
+        "times 3, give {after}"
+    ], tasks=SEVERAL),
+    Check("continuity", nudge, [
+        f"the direction jumps from {{before}} to {{after}} when the gradients move by {move:g} "
+        "of their size" for move, _, _ in NUDGES
+    ], families=("gaussian",), tolerance=JUMP),
+    Check("differentiability", differentiate, [
+        "torch.func.grad gives a slope of {after} along one line, difference quotients give "
+        "{before}",
+        "torch.func.grad of torch.func.grad gives a second derivative of {after} along one "
+        "line, difference quotients of the slope give {before}",
+    ], independent, ("gaussian",), tolerance=1e-3, most=100),
+)  # fmt: skip
 """What a rule does: no answer is wrong by itself."""

@@ -70,18 +70,14 @@ class Report(Printed):
     def records(self) -> list[dict[str, Any]]:
         """One dict a property, of plain values: `pandas.DataFrame(report.records())`."""
         return [
-            {
-                "rule": self.rule,
-                "property": row.name,
-                "about": "contract" if row.contract else "property",
-                "status": row.status,
-                "instances": row.instances,
-                "failures": row.failures,
-                "dependent": row.dependent,
-                "counterexample": row.literal,
-                "losses": "" if row.losses is None else literal(row.losses),
-                "detail": row.detail,
+            {"rule": self.rule, "property": row.name}
+            | {"about": "contract" if row.contract else "property"}
+            | {
+                name: getattr(row, name)
+                for name in ("status", "instances", "failures", "dependent")
             }
+            | {"counterexample": row.literal}
+            | {"losses": "" if row.losses is None else literal(row.losses), "detail": row.detail}
             for row in self.rows
         ]
 

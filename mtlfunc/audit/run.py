@@ -147,14 +147,6 @@ def make_row(harness: Harness, name: str, contract: Test | None) -> Row:
     if found.case is None:
         return Row(name, "holds", found.instances, 0, contract=contract is not None)
     rows, losses = found.case
-    return Row(
-        name,
-        "fails",
-        found.instances,
-        found.failures,
-        found.seen,
-        trimmed(rows) if len(rows) <= SMALL else rows,
-        losses if harness.reads_losses else None,
-        found.dependent,
-        contract is not None,
-    )
+    shown = trimmed(rows) if len(rows) <= SMALL else rows, losses if harness.reads_losses else None
+    seen = found.instances, found.failures, found.seen, *shown, found.dependent
+    return Row(name, "fails", *seen, contract is not None)

@@ -17,18 +17,11 @@ from .instances import SMALL, Case, nudged
 from .properties import Check, Instance, Outcome
 
 PART = 2000  # instances in one call of the deeper search
-
 MOST = 100  # instances of one T that are tested one by one
-
-NUDGE = 1e-13
-"""By which share of its size a gradient or loss is moved before a failure counts: 500 times
-float64's rounding, and far below every tolerance.
-"""
-
-AMPLIFIED = 30.0
-"""A failure does not count if nudges turn the direction by that many times the violation: rounding,
-500 times smaller than a nudge, then explains it.
-"""
+# By which share of its size a gradient or loss is moved before a failure counts: 500 times
+# float64's rounding, far below every tolerance. If this turns the direction by more than so many times the
+# violation, rounding explains the failure, and it does not count.
+NUDGE, AMPLIFIED = 1e-13, 30.0
 
 
 class Tested(NamedTuple):
