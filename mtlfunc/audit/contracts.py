@@ -71,10 +71,7 @@ def altered_tasks(count: int) -> list[int]:
 
 
 def check_nan(harness: Harness) -> Finding:
-    """NaN in one task's gradient, or loss, raises or gives NaN weights at some update.
-
-    Of gradients and losses those that the rule reads.
-    """
+    """NaN in a gradient or loss that the rule reads raises, or gives NaN weights at some update."""
     gramian, losses = harness.reads_gramian, harness.reads_losses
     if not gramian and not losses:
         raise Inapplicable("weights depend on neither gradients nor losses")
@@ -432,9 +429,7 @@ def check_batching(harness: Harness) -> Finding:
 
 
 def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) -> Tensor:
-    """Weights [case, update, task] of the first `size` cases by one vmap, or by a vmap over a vmap
-    over `inner` cases each; 0 is one vmap.
-    """
+    """Weights [case, update, task] of `size` cases: one vmap, or one over vmaps of `inner` each."""
     given: list[Any] = [x[:size] for x in (*cases, keys)]
     if not inner:
         return vmap(harness.weigh)(*given)

@@ -85,8 +85,6 @@ class Harness:
         self.counts: tuple[int, ...] = (*EVERY, *self.between)
         self._learn_inputs()
 
-    # ---- one call --------------------------------------------------------------------------------
-
     def start(self, losses: Tensor, key: Tensor | None = None) -> Any:
         """The state with which `mtlfunc.weights(rule, …, key=key)` begins; None is 0."""
         seed = random.key(0) if key is None else key
@@ -172,15 +170,11 @@ class Harness:
                     found[i] = weights.detach()
         return found
 
-    # ---- what it reads ---------------------------------------------------------------------------
-
     def _learn_inputs(self) -> None:
         """What the weights depend on: as the rule says, or else by running it."""
         known = self.rule.reads is not None
         self.reads_losses: bool = known and may_read(self.rule, "losses")
-        self.reads_gramian: bool = False
-        self.draws: bool = False
-        self.updates: int = 1
+        self.reads_gramian, self.draws, self.updates = False, False, 1
         with quiet():
             for count in (2, 3):
                 drawn = instances.generic("gaussian", count, 4)
@@ -199,8 +193,6 @@ class Harness:
                 for losses in (*low, falling):
                     tried = [attempt(self.weigh, each, losses) for each in rows]
                     self.reads_losses |= not same(tried, plain)
-
-    # ---- instances -------------------------------------------------------------------------------
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
         """Jacobians with their losses; of many tasks two updates at most: a state may need one."""

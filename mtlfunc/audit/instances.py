@@ -96,10 +96,8 @@ def wave(x: Tensor, variant: int) -> Tensor:
 def nudged(cases: Case, share: float) -> Case:
     """Every gradient and loss moved by a fixed `share` of its own size, far above rounding."""
     rows, losses = cases
-    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return Case(
-        rows + share * size * wave(rows[0], 0), losses + share * losses * wave(losses[0], 1)
-    )
+    moved = share * torch.linalg.vector_norm(rows, dim=-1, keepdim=True) * wave(rows[0], 0)
+    return Case(rows + moved, losses + share * losses * wave(losses[0], 1))
 
 
 def independent(rows: Float[Tensor, "*batch task param"]) -> Bool[Tensor, "*batch"]:

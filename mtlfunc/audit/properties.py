@@ -174,9 +174,6 @@ def vector(x: Tensor, digits: int = 4) -> str:
     return numbers[0] if x.ndim == 0 else f"({', '.join(numbers)})"
 
 
-# ---- transformations of the problem ------------------------------------------------------------
-
-
 def permute(weigh: Weigh, x: Instance) -> Outcome:
     """Tasks (gradients with their losses) in another order: the same direction.
 
@@ -288,18 +285,11 @@ def combine(weigh: Weigh, x: Instance) -> Outcome:
     return outcomes(*(added(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)))
 
 
-# ---- the answer itself -------------------------------------------------------------------------
-
-
 def reproduce(weigh: Weigh, x: Instance) -> Outcome:
     """All tasks share one gradient g and one loss, as one task does: d = g, weights sum to 1."""
     w = weigh(x.rows, x.losses[:, :1].expand_as(x.losses))
     g = x.rows[:1].expand(len(w), -1)
     return outcomes((distance(w @ x.rows, g, size(x.rows, w, x.unit)), g, w @ x.rows))
-
-
-def is_identical(rows: Tensor) -> Tensor:
-    return (rows == rows[:, :1]).flatten(1).all(-1)
 
 
 def agree(weigh: Weigh, x: Instance) -> Outcome:
@@ -315,10 +305,6 @@ def keep_mean(weigh: Weigh, x: Instance) -> Outcome:
     mean, w = x.rows.mean(0).expand(len(x.losses), -1), x.weights
     sizes = (size(x.rows, v, x.unit) for v in (w, torch.full_like(w, 1 / len(x.rows))))
     return outcomes((distance(x.direction, mean, *sizes), mean, x.direction))
-
-
-def has_no_conflict(rows: Tensor) -> Tensor:
-    return (rows @ rows.mT >= 0).flatten(1).all(-1)
 
 
 def mix(weigh: Weigh, x: Instance) -> Outcome:
@@ -338,9 +324,6 @@ def rest(weigh: Weigh, x: Instance) -> Outcome:
     d = x.direction
     unit = or_one(size(x.rows, x.weights, x.unit))
     return outcomes((torch.linalg.vector_norm(d, dim=-1) / unit, x.weights, d))
-
-
-# ---- small changes -----------------------------------------------------------------------------
 
 
 def perturbation(x: Tensor, variant: int) -> Tensor:
@@ -433,7 +416,7 @@ PROPERTIES = (
     ], tasks=SEVERAL),
     Check("identical tasks", reproduce, [
         "all gradients are {before}, but the direction is {after}"
-    ], is_identical, ("identical",), large=True),
+    ], lambda rows: (rows == rows[:, :1]).flatten(1).all(-1), ("identical",), large=True),
     Check("duplicate tasks", duplicate, [
         "the direction is {before}, but {after} with task {task} listed twice"
     ], grows=True),
@@ -446,7 +429,7 @@ PROPERTIES = (
     ], families=("gaussian", "spread", "weak"), tasks=SEVERAL, large=True),
     Check("identity without conflict", keep_mean, [
         "nothing conflicts and the mean gradient is {before}, but the direction is {after}"
-    ], has_no_conflict, ("agreeing",), SEVERAL, large=True),
+    ], lambda rows: (rows @ rows.mT >= 0).flatten(1).all(-1), ("agreeing",), SEVERAL, large=True),
     Check("convex weights", mix, ["weights {before} sum to {after}"], large=True),
     Check("Pareto-stationary fixed points", rest, [
         "a positive combination of the gradients is 0, but weights {before} give the direction "

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..testing._report import Printed, find_row
+from ..testing._report import Printed
 from ..testing.integers import literal
 from .instances import source
 
@@ -56,7 +56,12 @@ class Report(Printed):
     not_tried: tuple[str, ...] = ()  # what the table says nothing about
 
     def __getitem__(self, name: str) -> Row:
-        return find_row({row.name: row for row in self.rows}, name, "property in this report")
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise KeyError(
+                f"{name!r}: no such property in this report; there are {', '.join(rows)}"
+            )
+        return rows[name]
 
     @property
     def defects(self) -> int:

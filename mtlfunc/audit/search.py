@@ -19,8 +19,8 @@ from .properties import Check, Instance, Outcome
 PART = 2000  # instances in one call of the deeper search
 MOST = 100  # instances of one T that are tested one by one
 # By which share of its size a gradient or loss is moved before a failure counts: 500 times
-# float64's rounding, far below every tolerance. If this turns the direction by more than so many times the
-# violation, rounding explains the failure, and it does not count.
+# float64's rounding, far below every tolerance. If this turns the direction by more than so many
+# times the violation, rounding explains the failure, and it does not count.
 NUDGE, AMPLIFIED = 1e-13, 30.0
 
 
@@ -179,9 +179,6 @@ def confirmed(
     stays = torch.linalg.vector_norm(turn, dim=-1) / unit <= AMPLIFIED * most
     repeated = excess(harness, check, again.violation).unflatten(0, (2, -1))
     return kept & (repeated & stays).all(0)
-
-
-# ---- the smallest counterexample ---------------------------------------------------------------
 
 
 def smaller(harness: Harness, check: Check, found: Tested) -> Tested:

@@ -22,9 +22,8 @@ else:  # a name for annotations that are read at run time
     Axes = Any
 
 Array = Tensor | np.ndarray | Sequence[Any]
+# a rule, or a function from a Gramian `[task, task]` (and losses `[task]`) to weights `[task]`
 AnyRule = Rule | Callable[..., Tensor]
-"""A rule, or a function from a Gramian `[task, task]` (and losses `[task]`) to weights `[task]`."""
-
 # Okabe and Ito: distinct for colour-blind readers and on a grey print, the more so with a marker
 # each.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000")
@@ -33,14 +32,9 @@ RISES = -1e-6  # a relative rate below this is a loss that rises; above it, roun
 
 
 def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps: int) -> Tensor:
-    """Weights `[n, task]` of a fresh rule after `steps` updates on each Gramian `[n, task, task]`.
-
-    Keys as in `mtlfunc.weights`.
-    """
+    """Weights `[n, task]` of a fresh rule, keyed as in `mtlfunc.weights`, after `steps` updates."""
     check_count(steps, "steps")
-    made = as_rule(rule)
-    root = random.key(key)
-    count = gramians.shape[-1]
+    made, root, count = as_rule(rule), random.key(key), gramians.shape[-1]
 
     def weights_at(gramian: Tensor) -> Tensor:
         share, present = torch.full_like(losses, 1 / count), torch.ones(count, dtype=torch.bool)
@@ -58,10 +52,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
 
 
 def evaluate_points(f: Callable[[Tensor], Tensor], points: Tensor, what: str) -> Tensor:
-    """`f` at all points: in one vmapped call, or in a loop if it cannot be vmapped.
-
-    What is wrong with `f` itself then raises there, without vmap's own text around it.
-    """
+    """`f` at all points by one vmap, or by a loop, which raises without vmap's text around it."""
     try:
         return vmap(f)(points)
     except Exception:
@@ -83,18 +74,16 @@ def mark_rises(
 
 
 def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
-    """A finite float64 array of a shape, or an error that names the argument.
-
-    A shape holds sizes, None for any, a tuple of choices, "*" for an axis that may be missing.
+    """A finite float64 array whose shape is made of sizes, None for any, tuples of choices, and "*"
+    for an axis that may be missing; or an error that names the argument.
     """
     given = value.detach().cpu().double() if isinstance(value, Tensor) else value
     try:
         array = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: expected one array of numbers, got a {type(value).__name__} that cannot be "
-            "one; stack the steps of a loop, as torch.stack([info.weights for info in infos])"
-        ) from error
+        got = f"got a {type(value).__name__} that cannot be one; stack the steps of a loop"
+        cure = "as torch.stack([info.weights for info in infos])"
+        raise ValueError(f"{name}: expected one array of numbers, {got}, {cure}") from error
     whole = [None if size == "*" else size for size in shape]
     forms = [[size for size in shape if size != "*"], whole]
 
@@ -105,17 +94,13 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
         )
 
     if not any(map(fits, forms)) or array.size == 0:
-        texts = [f"[{', '.join(map(_size, form))}]" for form in forms]
-        raise ValueError(
-            f"{name}: expected numbers of shape {' or '.join(dict.fromkeys(texts))}, got shape "
-            f"{list(array.shape)}"
-        )
+        texts = dict.fromkeys(f"[{', '.join(map(_size, form))}]" for form in forms)
+        expected = f"{name}: expected numbers of shape {' or '.join(texts)}"
+        raise ValueError(f"{expected}, got shape {list(array.shape)}")
     if not np.isfinite(array).all():
         first = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise ValueError(
-            f"{name}: NaN or infinite entries, the first at {first}; leave them out, or find "
-            "where the run diverged"
-        )
+        cure = "leave them out, or find where the run diverged"
+        raise ValueError(f"{name}: NaN or infinite entries, the first at {first}; {cure}")
     return array
 
 

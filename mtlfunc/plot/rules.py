@@ -37,9 +37,6 @@ from ._common import (
 QUANTITIES = ("direction", "length", "rate 1", "rate 2")
 
 
-# ---- portrait ----------------------------------------------------------------------------------
-
-
 def portrait(
     rule: AnyRule,
     show: Sequence[str] = QUANTITIES,
@@ -167,16 +164,8 @@ def _quantities(
     length = d.norm(dim=-1) / mean
     share = torch.atan2(d[:, 1], d[:, 0]) / phi
     rates = (rows @ d[..., None])[..., 0] / (rows.norm(dim=-1) * mean[:, None])
-    found = {
-        "direction": share.where(length > 1e-9, math.nan),
-        "length": length,
-        "rate 1": rates[:, 0],
-        "rate 2": rates[:, 1],
-    }
-    return {name: x.reshape(len(ratios), len(angles)).numpy() for name, x in found.items()}
-
-
-# ---- simplex -----------------------------------------------------------------------------------
+    found = zip(QUANTITIES, (share.where(length > 1e-9, math.nan), length, *rates.mT), strict=True)
+    return {name: x.reshape(len(ratios), len(angles)).numpy() for name, x in found}
 
 
 def simplex(
@@ -282,10 +271,8 @@ def _evaluate_value(value: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         raise ValueError(f"value: expected one number for weights [3], got shape {got}")
     negative = not drawn.is_floating_point() and bool((drawn < 0).any())
     if negative or not bool(drawn.isfinite().all()):
-        raise ValueError(
-            "value: expected finite numbers, or integers >= 0 as categories, at all weights "
-            "of the simplex"
-        )
+        expected = "finite numbers, or integers >= 0 as categories"
+        raise ValueError(f"value: expected {expected}, at all weights of the simplex")
     return drawn
 
 
@@ -329,9 +316,8 @@ def _place(rule: AnyRule, gramian: Tensor, losses: Tensor, key: int, name: str) 
     """A rule's weights `[3]`, scaled to sum 1."""
     answer = weights_of(rule, gramian[None], losses, key, 1)[0]
     if not bool(answer.isfinite().all()) or float(answer.sum()) <= 0:
-        raise ValueError(
-            f"{name}: weights {answer.tolist()} have no positive sum and no place in the simplex"
-        )
+        why = "have no positive sum and no place in the simplex"
+        raise ValueError(f"{name}: weights {answer.tolist()} {why}")
     return answer / answer.sum()
 
 
@@ -360,9 +346,6 @@ def _ternary_ticks(panel: Axes, names: Sequence[str]) -> None:
             x, y = barycentric(share * np.eye(3)[task] + (1 - share) * np.eye(3)[origin])
             panel.plot([x, x + dx / 2], [y, y + dy / 2], color="black", linewidth=0.8)
             panel.text(x + dx, y + dy, f"{share:g}", ha=align, va=rise, fontsize="x-small")
-
-
-# ---- heatmap -----------------------------------------------------------------------------------
 
 
 def heatmap(
@@ -399,10 +382,8 @@ def heatmap(
     """
     g = array_of(gramian, "gramian", (None, None))
     if g.shape[0] != g.shape[1]:
-        raise ValueError(
-            f"gramian: expected a square matrix [task, task], got shape {list(g.shape)}; G = J @ "
-            "J.T of gradients J [task, param]"
-        )
+        got = f"got shape {list(g.shape)}; G = J @ J.T of gradients J [task, param]"
+        raise ValueError(f"gramian: expected a square matrix [task, task], {got}")
     names, tasks = names_of(names, len(g)), range(len(g))
     shown = cosines(torch.from_numpy(g)).numpy() if cosine else g
     panel = axes_of(ax)

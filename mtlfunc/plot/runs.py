@@ -55,10 +55,8 @@ def weights(
     """
     if isinstance(record, Info):
         if record.weights.ndim > record.losses.ndim:
-            raise ValueError(
-                f"record: weights of {record.weights.shape[-2]} groups of parameters; draw those "
-                "of one, record.weights[..., g, :]"
-            )
+            got = f"weights of {record.weights.shape[-2]} groups of parameters"
+            raise ValueError(f"record: {got}; draw those of one, record.weights[..., g, :]")
         if record.weights.shape == record.losses.shape:  # not of rows that mix tasks
             names = names or list(map(str, record.tasks)) or None
         record = record.weights
@@ -96,9 +94,6 @@ def weights(
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-len(handles) // rows)}
     panel.legend(handles=handles, frameon=False, **beside)
     return panel
-
-
-# ---- fronts ------------------------------------------------------------------------------------
 
 
 def front(
@@ -188,16 +183,10 @@ def _reference(panel: Any, kept: np.ndarray, corner: np.ndarray, colour: Any) ->
 
 
 def _staircase(kept: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Corners `[n, 2]` of the region that non-dominated points `[n, 2]` dominate up to `corner`.
-
-    The points are sorted by their first coordinate; those beyond the corner add nothing.
-    """
+    """Corners `[n, 2]` of what sorted non-dominated points `[n, 2]` dominate up to `corner`."""
     inside = kept[(kept < corner).all(1)]
     last = [[corner[0], inside[-1, 1] if len(inside) else corner[1]]]
     return np.concatenate([inside, last])
-
-
-# ---- gaps --------------------------------------------------------------------------------------
 
 
 def gap(
@@ -281,8 +270,6 @@ def _curve(curve: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     gaps = array_of(gaps, f"gap of {where}", (None, "*"))
     x = array_of(x, f"x of {where}", (len(gaps), "*")).reshape(len(gaps), -1).mean(1)
     if (x <= 0).any() or (gaps < 0).any():
-        raise ValueError(
-            f"{where}: a logarithmic axis needs x > 0 and gaps >= 0, got x from {x.min():g} and "
-            f"gaps from {gaps.min():g}"
-        )
+        got = f"got x from {x.min():g} and gaps from {gaps.min():g}"
+        raise ValueError(f"{where}: a logarithmic axis needs x > 0 and gaps >= 0, {got}")
     return x, gaps.reshape(len(gaps), -1)

@@ -21,16 +21,11 @@ from .strategies import KINDS, VARIANTS, pose, whole_range
 INTEGERS = "small integers"
 FEW = 12  # integer Jacobians of each number of tasks from 1 to 3, besides J = 0
 
+# of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients
 DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
-"""Of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients."""
-
-CLAIMED = (1, 2, 3, 5)
-"""Numbers of tasks at which claims are tried, moved into a stated range."""
-
+CLAIMED = (1, 2, 3, 5)  # numbers of tasks at which claims are tried, moved into a stated range
 ALL = 8  # up to this many tasks every number is drawn with every family, beyond with a few in turn
-
-SIZES = (*range(1, ALL + 1), 12, 20)
-"""Numbers of tasks that are drawn if no range is stated."""
+SIZES = (*range(1, ALL + 1), 12, 20)  # numbers of tasks that are drawn if no range is stated
 
 
 class Instance(NamedTuple):
@@ -164,11 +159,9 @@ def draw(kind: str, sizes: tuple[int, ...]) -> Iterator[Instance]:
 
 def rows_of(kind: str, found: list[tuple[Instance, Verdict]]) -> list[SolverRow]:
     """One line for each family."""
-    families: dict[str, list[Verdict]] = {}
-    for instance, verdict in found:
-        families.setdefault(instance.family, []).append(verdict)
     rows = []
-    for family, each in families.items():
+    for family in dict.fromkeys(instance.family for instance, _ in found):
+        each = [verdict for instance, verdict in found if instance.family == family]
         wrong, refused = sum(bool(x.wrong) for x in each), sum(bool(x.refused) for x in each)
         worst = max(x.error for x in each)
         rows.append(SolverRow(kind, family, len(each), wrong, worst, refused))
@@ -194,12 +187,9 @@ def shrink(fails: Callable[[Instance], bool], found: Instance) -> Instance:
     """The first simpler instance that fails, again and again, until none does."""
     if found.family != INTEGERS:  # an integer Jacobian at the same scale is simpler than any other
         counts = range(1, min(3, len(found.rows)) + 1)
-        simple = (
-            found._replace(rows=trimmed(rows))
-            for count in counts
-            for rows in pick(integers(count), 2 * FEW)
-        )
-        found = next(filter(fails, simple), found)
+        simple = (rows for count in counts for rows in pick(integers(count), 2 * FEW))
+        tried = (found._replace(rows=trimmed(rows)) for rows in simple)
+        found = next(filter(fails, tried), found)
     while simpler := next(filter(fails, simplifications(found)), None):
         found = simpler
     return found

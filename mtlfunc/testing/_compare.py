@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -32,9 +33,7 @@ KINDS = RIGHT, WRONG, REFUSED, ENDLESS = "right", "silently wrong", "refused", "
 HEAD = ("solver", *KINDS, "worst error", "ms", "all right at G times", "regular G")
 
 
-class Posed(NamedTuple):
-    """A problem whose Gramian is exact."""
-
+class Posed(NamedTuple):  # whose Gramian is exact
     regular: bool  # of a well-conditioned family
     rows: Tensor  # [task, parameter]
     gramian: Tensor
@@ -42,9 +41,7 @@ class Posed(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What came of one problem at the Gramian times a power of ten."""
-
-    exponent: int
+    exponent: int  # the Gramian was multiplied by that power of ten
     regular: bool
     kind: str
     error: float = 0.0
@@ -98,7 +95,7 @@ def error_of(problem: Posed, weights: Tensor) -> float:
 
 
 def begin() -> None:
-    """Once in a solver's process: imports, which are not timed, and nothing is printed from here."""
+    """Once in a solver's process: imports, which are not timed, and nothing is printed after it."""
     installed()
     torch.set_num_threads(1)
     for stream in (1, 2):
@@ -114,10 +111,8 @@ def timed(make: Make, gramian: Any) -> tuple[list[float], float]:
     return weights_of(problem, answer).tolist(), time.perf_counter() - start
 
 
-def answers(
-    make: Make, given: Sequence[tuple[int, Posed]], limit: float = 10.0
-) -> Iterator[Answered]:
-    """What a solver says to the problems, in their order; nothing if it takes no such problem."""
+def answers(make: Make, given: Sequence[Any], limit: float = 10.0) -> Iterator[Answered]:
+    """What a solver says to the problems, pairs (exponent, Posed); nothing if it takes no such."""
     left = iter(given)
     context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
@@ -133,27 +128,24 @@ def answers(
                     found, seconds = job.get(limit)
                     error = error_of(problem, torch.tensor(found, dtype=torch.float64))
                     kind = RIGHT if error <= 1e-3 else WRONG  # NaN is wrong
-                except multiprocessing.TimeoutError:
-                    yield Answered(exponent, problem.regular, ENDLESS)
-                    break
                 except TypeError:
                     return
-                except Invalid:  # too few weights, for instance
-                    pass
-                except Exception:  # whatever a library may raise
-                    kind, error = REFUSED, 0.0
+                except Exception as raised:  # whatever a library may raise
+                    late = isinstance(raised, multiprocessing.TimeoutError)
+                    if not isinstance(raised, Invalid):  # as too few weights are
+                        kind, error = ENDLESS if late else REFUSED, 0.0
                 yield Answered(exponent, problem.regular, kind, error, seconds)
+                if kind == ENDLESS:
+                    break
             else:
                 return
 
 
 def row_of(name: str, found: Sequence[Answered]) -> list[str]:
     """A solver's line of the table."""
-    package = name.rpartition(":")[2].lower()
-    try:
-        label = f"{name} {version(PACKAGES.get(package, package))}"
-    except PackageNotFoundError:
-        label = name
+    package, label = name.rpartition(":")[2].lower(), name
+    with suppress(PackageNotFoundError):
+        label += f" {version(PACKAGES.get(package, package))}"
     kinds = [x.kind for x in found]
     worst = max(math.inf if math.isnan(x.error) else x.error for x in found)
     spent = median([1e3 * x.seconds for x in found if x.seconds] or [math.nan])
@@ -180,8 +172,7 @@ def table(names: Sequence[str], tasks: Sequence[int], exponents: Sequence[int]) 
         near = [x for x in sorted(exponents, key=abs) if abs(x) <= most]
         found = [*answers(OWN.get(name) or partial(outside, name), [*product(near, problems)])]
         rows += [row_of(name, found)] if found else []
-    packages = "torch", "numpy", "scipy", "cvxpy"
-    said = ", ".join(f"{x} {version(x)}" for x in packages)
+    said = ", ".join(f"{x} {version(x)}" for x in ("torch", "numpy", "scipy", "cvxpy"))
     first = f"{datetime.date.today()}, Python {platform.python_version()}, {said}.\n"
-    cells = [HEAD, ["---"] * len(HEAD), *rows]
-    return "\n".join([first, *(f"| {' | '.join(row)} |" for row in cells)])
+    lines = (f"| {' | '.join(row)} |" for row in [HEAD, ["---"] * len(HEAD), *rows])
+    return "\n".join([first, *lines])

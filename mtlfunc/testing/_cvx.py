@@ -1,6 +1,4 @@
-"""The reference: cvxpy with Clarabel, a conic interior-point solver, behind the same call as the
-fast ones.
-"""
+"""The reference: cvxpy with Clarabel, a conic interior-point solver, called as the fast ones."""
 
 import warnings
 from functools import cache, partial
@@ -13,17 +11,9 @@ from torch import Tensor
 from ..core.checks import inside_transform
 from ..core.extras import expect_installed
 from ..core.operators import define, flatten_batch, leading_shape
+from ..solvers import CAGrad, DualCone, MinNorm
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from ..solvers.problems import (
-    Answer,
-    CAGrad,
-    DualCone,
-    MinNorm,
-    Problem,
-    constant_steps,
-    resolution,
-    solver,
-)
+from ..solvers.problems import Answer, Problem, constant_steps, resolution, solver
 from ..types import Solver, constructor
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -61,17 +51,15 @@ def cvx() -> Solver:
             )
         steps = constant_steps(problem, 0)
         weights, w = _solved(problem, eps)
-        if isinstance(problem, MinNorm):
-            rates = problem.gradient(w)
-            support = _active_support(w, rates - w @ rates, problem)
-            w = carry_derivatives(w, min_norm_face(problem, support))
-            return w, w, steps
         if isinstance(problem, DualCone):
             support = _active_support(w, problem.linear + problem.gramian @ w, problem)
             u = carry_derivatives(w, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
         rates = problem.gradient(w)
         support = _active_support(w, rates - w @ rates, problem)
+        if isinstance(problem, MinNorm):
+            w = carry_derivatives(w, min_norm_face(problem, support))
+            return w, w, steps
         dual = carry_derivatives(w, cagrad_face(problem, support)[0])
         return carry_derivatives(weights, problem.recover(dual)), dual, steps
 
@@ -211,9 +199,7 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array, Array
 
 @cache
 def _program(kind: str, count: int) -> tuple[Any, Any]:
-    """A cvxpy problem and the variable that is its answer; of its parameters R is the factor, b the
-    linear part, a the prices.
-    """
+    """A cvxpy problem and its answer; R is the factor, b the linear part, a the prices."""
     import cvxpy as cp
 
     factor = cp.Parameter((count, count), name="R")

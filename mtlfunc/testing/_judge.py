@@ -71,10 +71,8 @@ def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
         got = list(weights.shape)
         raise Invalid(f"weights: expected shape [{len(like)}], one entry per task, got {got}")
     if weights.dtype != like.dtype:
-        raise Invalid(
-            f"weights are {weights.dtype}, but the Gramian is {like.dtype}; compute in its dtype, "
-            "or convert the answer".replace("torch.", "")
-        )
+        text = f"weights are {weights.dtype}, but the Gramian is {like.dtype}".replace("torch.", "")
+        raise Invalid(f"{text}; compute in its dtype, or convert the answer")
     if weights.layout != like.layout or weights.device != like.device:
         got = f"{weights.layout} on {weights.device}"
         raise Invalid(f"weights: expected a dense tensor on {like.device}, got {got}")
@@ -188,9 +186,8 @@ def _global_random() -> tuple[Any, ...]:
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
     """Why weights are wrong, and for dual weights of CAGrad what to return."""
     # near stationary points a direction is far off where the objective hardly is
-    text = (
-        f"certified error {error:.1e} of the direction; its objective: {certify(problem, weights)}"
-    )
+    text = f"certified error {error:.1e} of the direction; its objective: "
+    text += str(certify(problem, weights))
     if isinstance(problem, CAGrad) and float(weights.amin()) > -tolerance:
         dual = weights / weights.sum()
         if float(certified_error(problem, problem.recover(dual))) < min(error, tolerance):
@@ -224,10 +221,8 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
             return f"{name}: expected a tensor of shape {list(exact.shape)}; {HOW}"
         off = exact - claimed if name == "gap" else (exact - claimed).abs()
         if not bool((off <= tolerance * at).all()):  # NaN is wrong, too
-            return (
-                f"{name}: the Solution says {claimed.tolist()}, but its weights and dual give "
-                f"{exact.tolist()}; make it by problem.solution(weights, dual, steps)"
-            )
+            text = f"{name}: the Solution says {claimed.tolist()}, but its weights and dual give "
+            return f"{text}{exact.tolist()}; make it by problem.solution(weights, dual, steps)"
     steps = solution.steps
     if not isinstance(steps, Tensor) or steps.ndim or steps.is_floating_point():
         return f"steps: expected a 0-d tensor of integers, got {steps!r:.40}; {HOW}"
@@ -272,16 +267,13 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
         apart = (weights[0] - weights[1]).double()
         gramian = problem.gramian.double()
         distance = root(apart @ gramian @ apart) / or_one(root(gramian.diagonal().amax()))
-        wrong.append(
-            f"the directions are {float(distance):.1e} of the longest gradient apart, the weights "
-            f"{float(apart.abs().amax()):.1e}"
-        )
+        text = f"the directions are {float(distance):.1e} of the longest gradient apart"
+        wrong.append(f"{text}, the weights {float(apart.abs().amax()):.1e}")
     raise AssertionError(f"on {type(problem).__name__}: " + "\n".join(wrong))
 
 
+# of the central differences: their error is its square, and rounding over it, 1e-10 each
 STEP = 1e-5
-"""Of the central differences: their error is its square, and rounding over it, 1e-10 each."""
-
 SLACK = 1e-3  # between a derivative and a difference quotient, relative
 
 
@@ -293,9 +285,8 @@ def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
         return weights_of(problem, solver(problem))
 
     for count, family in itertools.product(counts, FAMILIES):
-        batch = [
-            pose(kind, jacobian(family, count, i), (count + i) % VARIANTS[kind]) for i in range(4)
-        ]
+        variants = [(count + i) % VARIANTS[kind] for i in range(4)]
+        batch = [pose(kind, jacobian(family, count, i), x) for i, x in enumerate(variants)]
         f = partial(solve, type(batch[0]))
         for how, problems, mapped in _batches(batch, more=family == "gaussian"):
             try:
@@ -307,11 +298,9 @@ def check_vmap(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
                 error = float(certified_error(problem, weights))
                 if not error <= tolerance:
                     seed = i if torch.equal(problem.gramian, batch[i].gramian) else 0
-                    return (
-                        f"{kind}: under {how}, at T = {count}, the answer to "
-                        f"{called(family, count, seed, problem)} has a certified error of "
-                        f"{error:.1e}"
-                    )
+                    what = f"the answer to {called(family, count, seed, problem)}"
+                    what += f" has a certified error of {error:.1e}"
+                    return f"{kind}: under {how}, at T = {count}, {what}"
     return ""
 
 
@@ -326,11 +315,8 @@ def _batches(batch: Sequence[Problem], more: bool) -> Iterator[Batched]:
         return
     pairs = [x.unflatten(0, (2, 2)) for x in fields]
     yield "nested vmaps", batch, lambda f: vmap(vmap(f))(*pairs).flatten(0, 1)
-    yield (
-        "torch.func.vmap in a batch of one",
-        batch[:1],
-        lambda f: vmap(f)(*(x[:1] for x in fields)),
-    )
+    ones = [x[:1] for x in fields]
+    yield "torch.func.vmap in a batch of one", batch[:1], lambda f: vmap(f)(*ones)
     if len(fields) > 1:
         first = batch[0].gramian
         same = [x._replace(gramian=first) for x in batch]
@@ -372,10 +358,8 @@ def check_grad(solver: AnySolver, kind: str, tolerance: float, counts: Sequence[
                     return f"{kind}: under torch.func.grad it {_describe(error)}"
                 if not abs(slope - near) <= SLACK * unit:
                     where = called(family, count, seed, pose(kind, rows, variant))
-                    return (
-                        f"{kind}: at {where} torch.func.grad gives a slope of {slope:.6g} along "
-                        f"one line, difference quotients of the exact answer {near:.6g}"
-                    )
+                    text = f"{kind}: at {where} torch.func.grad gives a slope of {slope:.6g} along"
+                    return f"{text} one line, difference quotients of the exact answer {near:.6g}"
     return ""
 
 

@@ -140,10 +140,9 @@ def _slsqp(gramian: Array, lower: Array | None, norm: Any) -> Any:
         return norm[0] @ x + norm[1] * length, norm[0] + norm[1] * rates / (length or 1.0)
 
     total = {"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like}
-    simplex, nothing = lower is None, np.zeros(len(gramian))
-    start = np.full_like(nothing, 1 / len(nothing)) if lower is None else lower
-    ends = {"bounds": [(x, None) for x in (nothing if lower is None else lower)]}
-    ends["constraints"] = [total] * simplex
+    start = np.full(len(gramian), 1 / len(gramian)) if lower is None else lower
+    ends: Any = {"bounds": [(x, None) for x in (0 * start if lower is None else lower)]}
+    ends["constraints"] = [total] * (lower is None)
     found = minimize(objective, start, jac=True, method="SLSQP", **ends)
     if not found.success:
         raise ArithmeticError(f"status {found.message}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
 from ._judge import CLAIMS
 from .integers import literal
-
-T = TypeVar("T")
 
 
 class Printed:
@@ -51,13 +49,6 @@ class Printed:
         return "\n".join(text)
 
     __repr__ = __str__
-
-
-def find_row(rows: dict[str, T], name: str, what: str) -> T:
-    """The row of that name, or a KeyError with the names that there are."""
-    if name not in rows:
-        raise KeyError(f"{name!r}: no such {what}; there are {', '.join(rows)}")
-    return rows[name]
 
 
 @dataclass(frozen=True, eq=False)

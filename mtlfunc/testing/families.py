@@ -1,7 +1,6 @@
 """Jacobians of the hard families: what breaks rules and solvers in practice, from a seed."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +18,8 @@ def gaussian(rng: Generator, count: int, width: int) -> Array:
     return rng.standard_normal((count, width))
 
 
-def spread(rng: Generator, count: int, width: int) -> Array:
-    """Norms from 1 to 1e-4."""
-    return gaussian(rng, count, width) * np.logspace(0, -4, count)[rng.permutation(count), None]
-
-
 def duplicates(rng: Generator, count: int, width: int) -> Array:
     return gaussian(rng, count, width)[rng.integers(0, (count + 1) // 2, count)]
-
-
-def near_duplicates(rng: Generator, count: int, width: int) -> Array:
-    return duplicates(rng, count, width) + 1e-9 * gaussian(rng, count, width)
-
-
-def rank_deficient(rng: Generator, count: int, width: int) -> Array:
-    rank = max(1, count // 2)
-    return gaussian(rng, count, rank) @ gaussian(rng, rank, width)
 
 
 def zero_row(rng: Generator, count: int, width: int) -> Array:
@@ -59,31 +44,6 @@ def pareto_stationary(rng: Generator, count: int, width: int) -> Array:
     return rows
 
 
-def near_stationary(rng: Generator, count: int, width: int) -> Array:
-    """0 lies 1e-5 outside the hull, more or less."""
-    return pareto_stationary(rng, count, width) + 1e-5 * gaussian(rng, 1, width)
-
-
-def hull(rng: Generator, count: int, width: int) -> Array:
-    """Gradients around one common direction."""
-    return gaussian(rng, 1, width) + 0.3 * gaussian(rng, count, width)
-
-
-def orthogonal(rng: Generator, count: int, width: int) -> Array:
-    """Right angles between all tasks, norms from 1/2 to 2."""
-    basis = np.linalg.qr(gaussian(rng, max(width, count), count))[0].T
-    return basis * rng.uniform(0.5, 2.0, (count, 1))
-
-
-def identical(rng: Generator, count: int, width: int) -> Array:
-    return np.repeat(gaussian(rng, 1, width), count, 0)
-
-
-def integer_ties(rng: Generator, count: int, width: int) -> Array:
-    """Small integers in few dimensions: ties, duplicates, exact opposites, zero rows."""
-    return rng.integers(-2, 3, (count, min(width, 4))).astype(np.float64)
-
-
 def weakly_stationary(rng: Generator, count: int, width: int) -> Array:
     """Rows in float32 of which some add up to 0 with positive weights, to their own rounding, while
     one direction lowers the losses of all others and leaves these as they are.
@@ -100,17 +60,35 @@ def weakly_stationary(rng: Generator, count: int, width: int) -> Array:
     return rows.astype(np.float32).astype(np.float64)
 
 
-_ALL: tuple[Any, ...] = (
-    gaussian, spread, duplicates, near_duplicates, rank_deficient, zero_row, antiparallel,
-    pareto_stationary, near_stationary, hull, orthogonal, identical, integer_ties,
-    weakly_stationary,
-)  # fmt: skip
-FAMILIES: dict[str, Family] = {f.__name__: f for f in _ALL}
+FAMILIES: dict[str, Family] = {
+    "gaussian": gaussian,
+    # norms from 1 to 1e-4
+    "spread": lambda r, n, p: gaussian(r, n, p) * np.logspace(0, -4, n)[r.permutation(n), None],
+    "duplicates": duplicates,
+    "near_duplicates": lambda r, n, p: duplicates(r, n, p) + 1e-9 * gaussian(r, n, p),
+    "rank_deficient": lambda r, n, p: (
+        gaussian(r, n, max(1, n // 2)) @ gaussian(r, max(1, n // 2), p)
+    ),
+    "zero_row": zero_row,
+    "antiparallel": antiparallel,
+    "pareto_stationary": pareto_stationary,
+    # 0 lies 1e-5 outside the hull, more or less
+    "near_stationary": lambda r, n, p: pareto_stationary(r, n, p) + 1e-5 * gaussian(r, 1, p),
+    # around one common direction
+    "hull": lambda r, n, p: gaussian(r, 1, p) + 0.3 * gaussian(r, n, p),
+    # right angles between all tasks, norms from 1/2 to 2
+    "orthogonal": lambda r, n, p: (
+        np.linalg.qr(gaussian(r, max(p, n), n))[0].T * r.uniform(0.5, 2.0, (n, 1))
+    ),
+    "identical": lambda r, n, p: np.repeat(gaussian(r, 1, p), n, 0),
+    # small, in few dimensions: ties, duplicates, exact opposites, zero rows
+    "integer_ties": lambda r, n, p: r.integers(-2, 3, (n, min(p, 4))).astype(np.float64),
+    "weakly_stationary": weakly_stationary,
+}
 
 _FIRST = sorted(set(FAMILIES) - {"weakly_stationary"})
+# each family's own stream of random numbers
 _STREAMS = {name: number for number, name in enumerate([*_FIRST, "weakly_stationary"])}
-"""Each family's own stream of random numbers."""
-
 REGULAR = ("gaussian", "hull", "orthogonal")
 """Families where G is well conditioned, weights are unique and nothing is close to a kink."""
 

@@ -58,10 +58,7 @@ def pick(cases: Tensor, most: int) -> Tensor:
 
 
 def _grid(count: int, columns: int, largest: int, most: int = 0) -> Tensor:
-    """All integer matrices `[case, count, 3]` with entries in ±largest in the first columns.
-
-    Of too many, `most` drawn ones.
-    """
+    """Integer matrices `[case, count, 3]`, ±largest in the first columns: all, or `most` drawn."""
     base, digits = 2 * largest + 1, count * columns
     if most:
         entries = (random.uniform(random.key(digits), (most, digits), torch.float64) * base).floor()
@@ -104,9 +101,7 @@ MANY = 36  # equal numbers that are not written out
 
 
 def literal(x: Tensor) -> str:
-    """A matrix as code that gives it back: in the default dtype where float32 holds every number,
-    else in float64.
-    """
+    """A matrix as code that gives it back, in float64 where float32 does not hold every number."""
     if x.numel() > MANY and bool((x == x.flatten()[0]).all()):
         return f"torch.full({tuple(x.shape)}, {x.flatten()[0]})"
     exact = torch.equal(x.float().double(), x.double())

@@ -1,6 +1,4 @@
-"""Hypothesis strategies for Jacobians, Gramians and problems; hypothesis is imported when one is
-made.
-"""
+"""Hypothesis strategies for Jacobians and problems; hypothesis is imported when one is made."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from .problems import QUICK, BenchmarkProblem, standard
 from .result import Result
 from .study import STATIC, Cell, Contestant, Settings, compete
 
-SHORT = Settings(seeds=10, tuning=6, budget=0.5)
-"""Those of a notebook: fewer seeds, half the steps."""
+SHORT = Settings(seeds=10, tuning=6, budget=0.5)  # of a notebook: fewer seeds, half the steps
 
 REFERENCES: dict[str, Contestant] = {
     "mean": Contestant(mean, lambda shared: losses_only()),
@@ -82,8 +81,7 @@ def arena(
     if min(settings.seeds, settings.tuning) < 1 or not 0 < settings.budget < math.inf:
         expected = "seeds and tuning >= 1 and a budget in (0, ∞)"
         raise ValueError(f"settings: expected {expected}, got {settings}")
-    others = contestants(REFERENCES if against is None else against)
-    known = standard()
+    known, others = standard(), contestants(REFERENCES if against is None else against)
     if isinstance(problems, Mapping):
         chosen = dict(problems)
     else:
@@ -115,14 +113,7 @@ def _run_cached(problem: str, rival: str, settings: Settings) -> Cell:
 
 
 def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
-    """Contestants by name, from all that `arena` takes as a rule.
-
-    Args:
-        rule: as in `arena`.
-        taken: names that are avoided.
-
-    Returns:
-        `{name: Contestant}`.
+    """Contestants by name, none that is `taken`, from all that `arena` takes as a rule.
 
     Raises:
         TypeError: for anything but a rule.
@@ -143,16 +134,13 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
     return found
 
 
-def _probe_factory(probe: Any) -> Callable[[str], Probe]:
+def _probe_factory(probe: Any) -> Callable[[str], Any]:
     if isinstance(probe, Probe):
         return lambda shared: probe
     if not callable(probe):
-        raise TypeError(
-            "probe: expected a mtlfunc.Probe or a function from the glob of shared parameters "
-            f"to one, got {type(probe).__name__}"
-        )
-    make: Callable[[str], Any] = probe
-    return make
+        expected = "a mtlfunc.Probe or a function from the glob of shared parameters to one"
+        raise TypeError(f"probe: expected {expected}, got {type(probe).__name__}")
+    return probe
 
 
 def _is_pair(entry: Any) -> bool:

@@ -43,8 +43,8 @@ class BenchmarkProblem(NamedTuple):
 
 
 RATES = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
+# what a rule meets in a notebook: the fewest that can say anything at 95 % about others
 QUICK = ("conflict", "spread", "difficulty", "vlmop2", "zdt1", "regression")
-"""What a rule meets in a notebook: the fewest that can say anything at 95 % about others."""
 
 
 @cache
@@ -62,9 +62,6 @@ def standard() -> dict[str, BenchmarkProblem]:
         "dtlz2": dtlz2(),
         "regression": regression(),
     }
-
-
-# ---- quadratics ----
 
 
 def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) -> BenchmarkProblem:
@@ -116,9 +113,6 @@ def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) 
         "weighted sum, so the Pareto set."
     )
     return _with_front(text, draw, losses, front)
-
-
-# ---- landscapes of the papers ----
 
 
 def cagrad_toy() -> BenchmarkProblem:
@@ -186,9 +180,6 @@ def pcgrad_landscape() -> BenchmarkProblem:
     )
     nadir = losses({"x": start}, start)
     return _with_front(text, draw, losses, zero[None], nadir=nadir, steps=400)
-
-
-# ---- test problems of multi-objective optimisation ----
 
 
 def vlmop2() -> BenchmarkProblem:
@@ -263,12 +254,7 @@ def dtlz2() -> BenchmarkProblem:
     return _with_front(text, draw, losses, front)
 
 
-# ---- networks ----
-
-
-INPUTS, WIDTH, TAKEN = 8, 12, 32
-"""Of the networks: inputs, units of a layer, samples a step."""
-
+INPUTS, WIDTH, TAKEN = 8, 12, 32  # of the networks: inputs, units of a layer, samples a step
 TRUNK = f"one tanh trunk ({INPUTS}-{WIDTH}-{WIDTH}) and linear heads"
 
 
@@ -361,22 +347,10 @@ def _layer(key: Tensor, out: int, into: int) -> Tensor:
     return random.normal(key, (out, into)) / into**0.5
 
 
-# ---- parts ----
-
-
-def _with_front(
-    text: str,
-    draw: Any,
-    losses: Any,
-    front: Tensor,
-    *,
-    nadir: Tensor | None = None,
-    steps: int = 300,
-    rates: tuple[float, ...] = RATES[1:],
-) -> BenchmarkProblem:
+def _with_front(text: str, draw: Any, losses: Any, front: Tensor, **more: Any) -> BenchmarkProblem:
     """A problem whose front is known, and so its scale."""
-    worst = front.amax(0) if nadir is None else nadir
-    return BenchmarkProblem(text, draw, losses, front.amin(0), worst, front, steps, rates)
+    more = {"nadir": front.amax(0), "steps": 300, "rates": RATES[1:]} | more
+    return BenchmarkProblem(text, draw, losses, ideal=front.amin(0), front=front, **more)
 
 
 def _rotation(key: Tensor, size: int) -> Tensor:

@@ -35,13 +35,11 @@ that are worse (0 at the sampled front's points, up to .01 between them; none wi
 """
 
 BASELINE = "mean"
-TIE = 1e-4
-"""Scores are rounded to this before they are ranked: what nobody would notice is a tie."""
+TIE = 1e-4  # scores are rounded to this before they are ranked: what nobody would notice is a tie
 DRAWS = 1000
-ENOUGH = 6
-"""Problems: of five, the most extreme of the 2⁵ sign patterns have a probability of 2/32 > .05."""
-SUBSETS = 1 << 14
-"""At most so many subsets of problems are looked at; beyond 14 problems they are drawn."""
+ENOUGH = 6  # problems: of five, the most extreme of 2⁵ sign patterns have a probability > .05
+SUBSETS = 1 << 14  # of problems, at most; beyond 14 problems they are drawn
+WORST = 1e30  # a score that is not finite, where it must be averaged
 
 
 class Interval(NamedTuple):
@@ -145,13 +143,9 @@ class Result:
     def critical_difference(self, by: str = "mean") -> float:
         """What two average ranks must differ by, and more, to differ at 95 %, all pairs at once.
 
-        The 95 % quantile of the largest difference when the rules of each problem change places at
-        random, which is exact if no rule is better than another. NaN for fewer than `ENOUGH`
-        problems.
+        Exact if no rule is better than another (`spread`). NaN for fewer than `ENOUGH` problems.
         """
-        if len(self._ranked(by)) < ENOUGH:
-            return math.nan
-        return spread(self._places(by))
+        return spread(self._places(by)) if len(self._ranked(by)) >= ENOUGH else math.nan
 
     def _places(self, by: str) -> Float[Tensor, "problem rule"]:
         """Mean ranks over the reporting seeds."""
@@ -196,10 +190,8 @@ class Result:
             ax.plot(rank.rank, i, "o", color=colour, markersize=5)
         ax.set_yticks(range(len(ranks)), [rank.rule for rank in ranks])
         ax.set_ylim(len(ranks) - 0.4, -0.6)
-        ax.set_xlabel(
-            f"average rank of {len(ranks)}, 1 is best, {_problems(len(self._ranked(by)))}\nby "
-            f"{MEASURES[by]}; thick: over seeds, thin: over problems"
-        )
+        what = f"average rank of {len(ranks)}, 1 is best, {_problems(len(self._ranked(by)))}"
+        ax.set_xlabel(f"{what}\nby {MEASURES[by]}; thick: over seeds, thin: over problems")
         ax.grid(axis="x", alpha=0.25)
         return ax
 
@@ -250,8 +242,6 @@ class Result:
             f"! {x} on {', '.join(at)}: {status}" for (x, status), at in failures.items()
         ]
 
-    # ---- parts ----
-
     def _budget(self) -> str:
         """How many weight vectors the static search has seen, where it takes part."""
         cells = [rules[STATIC] for rules in self.cells.values() if STATIC in rules]
@@ -259,10 +249,8 @@ class Result:
         if not tried:
             return ""
         count = "–".join(str(x) for x in dict.fromkeys((tried[0], tried[-1])))
-        return (
-            f" The static search has tried {count} weight vectors at each learning rate, every "
-            "other rule one setting of its own: it has had the larger budget."
-        )
+        said = f" The static search has tried {count} weight vectors at each learning rate, every"
+        return f"{said} other rule one setting of its own: it has had the larger budget."
 
     def _comparison(self, by: str) -> list[str]:
         """What the average ranks can tell."""
@@ -352,9 +340,6 @@ def scores_of(
     return scores
 
 
-# ---- intervals ----
-
-
 class Resample(NamedTuple):
     """A study of one problem on drawn seeds."""
 
@@ -365,10 +350,7 @@ class Resample(NamedTuple):
 def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resample:
     """A bootstrap over seeds: each draw chooses every rule's configuration again, then reports.
 
-    Args:
-        scores: [config, seed] of every rule, tuning seeds first; each has its own configurations.
-        tuning: how many those are.
-        stream: of random numbers.
+    Scores are [config, seed] of every rule, the `tuning` seeds first.
     """
     for_tuning = bootstrap_weights(tuning, 2 * stream)
     weights = bootstrap_weights(scores[0].shape[1] - tuning, 2 * stream + 1)
@@ -382,19 +364,12 @@ def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resamp
     return Resample(places, means)
 
 
-WORST = 1e30
-"""A score that is not finite, where it must be averaged."""
-
-
 def _or_worst(scores: Tensor, worst: float = math.inf) -> Tensor:
     return torch.where(scores.isfinite(), scores, worst)
 
 
 def bootstrap_weights(count: int, stream: int) -> Float[Tensor, "draw item"]:
-    """Bootstrap weights: how often each of `count` items was drawn with replacement, over `count`.
-
-    From a fixed stream of random numbers.
-    """
+    """How often each of `count` items was drawn with replacement, over `count`."""
     key = random.fold_in(random.key(17), stream)
     drawn = (random.uniform(key, (DRAWS, count), torch.float64) * count).long()
     ones = torch.ones_like(drawn, dtype=torch.float64)
@@ -426,10 +401,9 @@ def mean_interval(values: Float[Tensor, " problem"]) -> Interval:
 def spread(places: Float[Tensor, "problem rule"]) -> float:
     """The 95 % quantile of the range of mean ranks, when rules change places on each problem."""
     rules = places.shape[1]
-    moved = [
-        values[random.permutation(random.fold_in(random.key(18), i), rules, rows=2 * DRAWS)]
-        for i, values in enumerate(places)
-    ]
+    keys = [random.fold_in(random.key(18), i) for i in range(len(places))]
+    orders = [random.permutation(key, rules, rows=2 * DRAWS) for key in keys]
+    moved = [values[order] for values, order in zip(places, orders, strict=True)]
     ranges = torch.cat([torch.stack(moved).mean(0), places.mean(0)[None]])
     ranges = (ranges.amax(-1) - ranges.amin(-1)).sort().values
     return float(ranges[math.ceil(0.95 * len(ranges)) - 1])
@@ -444,9 +418,7 @@ def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
 
 
 def _interval(mean: float, draws: Tensor, count: int) -> Interval:
-    """A bootstrap interval over `count` seeds, widened as Student's t widens the normal one; NaN
-    where some draw is not finite.
-    """
+    """A bootstrap interval over seeds, wider as Student's t is; NaN if a draw is not finite."""
     if not bool(draws.isfinite().all()):
         return Interval(mean, math.nan, math.nan)
     low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()

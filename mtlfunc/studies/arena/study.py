@@ -19,13 +19,10 @@ from ...training import balance
 from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import BenchmarkProblem
 
-STATIC = "static search"
-"""The baseline to beat: the best constant weights of a grid."""
-
-TUNING = 1_000_000
-"""Seeds from here on choose learning rates and static weights; results are taken on seeds from 0
-on.
-"""
+STATIC = "static search"  # the baseline to beat: the best constant weights of a grid
+TUNING = (
+    1_000_000  # seeds from here on choose rates and static weights; results are on those from 0
+)
 
 
 class Contestant(NamedTuple):
@@ -33,9 +30,7 @@ class Contestant(NamedTuple):
 
     rule: Callable[[], Rule]
     probe: Callable[[str], Probe]  # from the glob of the shared parameters
-    # independent batches a step; from 2 on the probe gets a tuple of them, as `double_sampling`
-    # asks
-    batches: int = 1
+    batches: int = 1  # independent ones a step; from 2 on the probe gets a tuple of them
     logs: bool = False  # whether it balances the logarithms of the losses
 
 
@@ -45,8 +40,7 @@ class Settings(NamedTuple):
     seeds: int = 16  # that results are taken on
     tuning: int = 8  # other seeds, that learning rates and static weights are chosen on
     budget: float = 1.0  # times the problem's own number of steps
-    # of the learning rate, which falls linearly to 0
-    optimizer: Callable[[Tensor], Optimizer] = adam
+    optimizer: Callable[[Tensor], Optimizer] = adam  # of the learning rate, which falls to 0
 
 
 class Cell(NamedTuple):
@@ -83,8 +77,8 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
     tasks = len(problem.ideal)
     seeds = torch.cat([TUNING + torch.arange(settings.tuning), torch.arange(settings.seeds)])
     lr = torch.tensor(problem.rates, dtype=torch.float64)
-    uniform = torch.full((1, tasks), 1 / tasks, dtype=torch.float64)
-    weights = uniform if contestant else static_grid(tasks)
+    weights = torch.full_like(lr[:1, None], 1 / tasks).expand(-1, tasks)
+    weights = weights if contestant else static_grid(tasks)
     grids = lr[:, None].expand(-1, len(weights)), weights.expand(len(lr), -1, -1)
     configs = [grid.flatten(0, 1) for grid in grids]
     times: list[float] = []
@@ -151,8 +145,6 @@ def _explain_error(raised: Exception) -> str:
     if line.startswith("vmap:"):
         why = "reads a value" if ".item()" in line else "does what vmap cannot"
         why = "branches on a value" if "control flow" in line else why
-        line = (
-            f"{why}, but all seeds run in one vmap: use torch.where, and no .item(), float() "
-            "or boolean indexing"
-        )
+        cure = "use torch.where, and no .item(), float() or boolean indexing"
+        line = f"{why}, but all seeds run in one vmap: {cure}"
     return f"{type(raised).__name__}: {line[:200]}"
