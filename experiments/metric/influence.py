@@ -10,7 +10,7 @@ from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +126,13 @@ def projected(rows: Params, aim: Params, seed: int) -> Tensor:
     return (wide @ drawn) @ (flat @ drawn)
 
 
-def adam_state(run: Run) -> mf.optim.AdamState:
-    """That of `mf.adam`."""
+def adam_state(run: Run) -> Any:
+    """The named tuple of `mf.adam`."""
     states = {name: run.optimizer.state[leaf] for name, leaf in run.module.named_parameters()}
-    mean, square = (
-        {name: x[key] for name, x in states.items()} for key in ("exp_avg", "exp_avg_sq")
-    )
-    return mf.optim.AdamState(next(iter(states.values()))["step"].long(), mean, square)
+    keys = "exp_avg", "exp_avg_sq"
+    mean, square = ({name: x[key] for name, x in states.items()} for key in keys)
+    steps = next(iter(states.values()))["step"].long()
+    return mf.adam(1.0).init(mean)._make([steps, mean, square])
 
 
 def influence(run: Run, batch: Batch, target: Callable[[Params], Tensor]) -> Tensor:

@@ -54,7 +54,6 @@ GLOBAL = (
     "the rule draws from torch's global generator; numbers come from the key that init gets (see "
     "mtlfunc.random)"
 )
-
 UNMOVED = "no update changed the state that init returns: return the new one, or () for none"
 BATCHES = (1, 2, 3, 4, 5, 64)  # instances in one vmap, each number tried with two and three tasks
 

@@ -18,7 +18,7 @@ from ..types import Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
 from .tree import like, map_params, real_of, same_shapes
 
-__all__ = ["AdamState", "multiplicative"]
+__all__ = ["multiplicative"]
 __dir__: Any = __all__.copy  # for completion: public names alone
 
 
@@ -87,7 +87,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
             it is, and the step is exactly scale-free.
 
     Returns:
-        an optimizer; its state is an `AdamState`.
+        an optimizer; its state is the named tuple (steps, mean, square).
 
     Raises:
         TypeError: for betas that are not a pair.
