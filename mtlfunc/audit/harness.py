@@ -65,7 +65,8 @@ class Pool(NamedTuple):
 
     def take(self, places: Tensor) -> Pool:
         """Some of the instances."""
-        return Pool(self.cases.at(places), *(x[places] for x in self[1:4]), self.unit)
+        weights, family, free = self.weights[places], self.family[places], self.independent[places]
+        return Pool(self.cases.at(places), weights, family, free, self.unit)
 
 
 class Harness:

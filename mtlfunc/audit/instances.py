@@ -29,7 +29,6 @@ class Case(NamedTuple):
 
 
 FAMILIES = ("gaussian", "agreeing", "spread", "stationary", "weak", "identical")
-
 SMALL = 12  # the most tasks of instances that come in batches and are printed as numbers
 
 

@@ -23,7 +23,6 @@ from .harness import EVERY, Weigh
 from .instances import independent, stationary, wave
 
 FLOOR = 1e-6  # of the usual size of an answer: what is smaller than that counts as 0
-
 MOVES = {1e-10: 1e-3, 1e-6: 0.05}
 """Continuity: when gradients move by the first share of their size, the direction may move by the
 second.

@@ -44,8 +44,8 @@ def outside(name: str, *, normalized: bool = False) -> Solver:
         cure = 'python -m pip install "mtlfunc[solvers]" for more'
         raise ValueError(f"name: {name!r} is not among {', '.join(installed())}; {cure}")
     library, _, called = name.rpartition(":")
-    run: Any = partial(_cvxpy if library else _qpsolvers, called)
-    run = {"slsqp": _slsqp, "nnls": _nnls}.get(name, run)
+    own: dict[str, Any] = {"slsqp": _slsqp, "nnls": _nnls}
+    run = own.get(name) or partial(_cvxpy if library else _qpsolvers, called)
 
     def solve(problem: Problem) -> Solution:
         check_problem(problem)
@@ -117,11 +117,11 @@ def _cvxpy(name: str, gramian: Array, lower: Array | None, norm: Any) -> Any:
     value: Any = cvxpy.quad_form(x, gramian, assume_PSD=True) / 2
     if norm:
         value = norm[0] @ x + norm[1] * cvxpy.norm(_root(gramian) @ x)
-    limits = [x >= 0, cvxpy.sum(x) == 1] if lower is None else [x >= lower]
+    limits: Any = [x >= 0, cvxpy.sum(x) == 1] if lower is None else [x >= lower]
     posed = cvxpy.Problem(cvxpy.Minimize(value), limits)
     try:
         posed.get_problem_data(name)
-    except cvxpy.error.SolverError as error:
+    except cvxpy.SolverError as error:
         raise NotImplementedError(CONIC if norm else "no quadratic programs") from error
     posed.solve(solver=name)
     if posed.status != cvxpy.OPTIMAL:
@@ -132,7 +132,7 @@ def _cvxpy(name: str, gramian: Array, lower: Array | None, norm: Any) -> Any:
 def _slsqp(gramian: Array, lower: Array | None, norm: Any) -> Any:
     from scipy.optimize import minimize
 
-    def objective(x: Array) -> tuple[float, Array]:
+    def objective(x: Array) -> Any:
         rates = gramian @ x
         if not norm:
             return 0.5 * x @ rates, rates
