@@ -19,10 +19,8 @@ KINDS = ["right", *["silently wrong"] * 4, "refused", "did not finish"]
 def planted(problem):
     """Another answer at every power of ten of the Gramian."""
     k = round(math.log10(problem.gramian[0, 0] / PROBLEM.gramian[0, 0]))
-    if k == 5:
-        raise ValueError("status infeasible")
     time.sleep(600 * (k == 6))
-    return torch.tensor(PLANTED[k], dtype=torch.float64)
+    return torch.tensor(PLANTED[k], dtype=torch.float64)  # raises where k is 5
 
 
 def made():
@@ -43,15 +41,14 @@ def test_outside_is_right_where_gradients_are_regular(name):
     cone = solvers.dual_cone(PROBLEM.gramian, torch.tensor([1.0, -1.0, 0.2]).double())
     near(testing.outside(name)(cone).weights, exact(cone).weights, 0, 1e-3)
     for scale in (1.0, 1e6):
-        problem = solvers.min_norm(scale * PROBLEM.gramian)
-        solution = testing.outside(name, normalized=scale > 1)(problem)
+        solve = testing.outside(name, normalized=scale > 1)
+        solution = solve(solvers.min_norm(scale * PROBLEM.gramian))
         near(solution.weights.tolist(), EXACT, 0, 1e-3)
-    ball = solvers.cagrad(PROBLEM.gramian, 0.4)
-    if name in ("quadprog", "nnls"):
-        with pytest.raises(TypeError, match="slsqp, cvxpy:CLARABEL"):
-            testing.outside(name)(ball)
-    else:
-        testing.assert_agree(testing.outside(name)(ball), exact, ball, 1e-3)
+    ball, solve = solvers.cagrad(PROBLEM.gramian, 0.4), testing.outside(name)
+    if name in ("slsqp", "cvxpy:CLARABEL"):
+        return testing.assert_agree(solve(ball), exact, ball, 1e-3)
+    with pytest.raises(TypeError, match="slsqp, cvxpy:CLARABEL"):
+        solve(ball)
 
 
 def test_outside_says_what_is_there_and_what_is_wrong():
