@@ -18,7 +18,7 @@ from .gradients import *
 from .probes import *
 from .rules import *
 from .training import *
-from .types import Geometry, Info, Optimizer, Probe, Rule, Solution, Step, TaskGradients, TrainState
+from .types import Geometry, Info, Optimizer, Probe, Rule, Step, TrainState
 
 if TYPE_CHECKING:
     from . import muon, physics, plot, testing
@@ -30,9 +30,9 @@ __version__ = "1.0.0"
 _allow_loading(__name__)
 
 __all__ = [
-    "Geometry", "Info", "Optimizer", "Probe", "Rule", "Solution", "Step", "TaskGradients",
-    "TrainState", "adam", "arena", "assign_gradients", "audit", "diagnostics", "grid", "muon",
-    "optim", "parameters", "physics", "plot", "random", "sgd", "solvers", "stack", "testing",
+    "Geometry", "Info", "Optimizer", "Probe", "Rule", "Step", "TrainState", "adam", "arena",
+    "assign_gradients", "audit", "diagnostics", "grid", "muon", "optim", "parameters", "physics",
+    "plot", "random", "sgd", "solvers", "stack", "testing",
 ]  # fmt: skip
 __all__ += gradients.__all__
 __all__ += probes.__all__

@@ -204,7 +204,7 @@ def test_gap_over_problems_is_the_median_and_a_band():
         for k in (2, 8)
     ]
     gaps = torch.stack([answer.gap for answer in answers])  # [budget, problem]
-    stacked = mf.Solution(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
+    stacked = mf.types.Solution(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
     for curve in (answers, stacked, ([2, 8], gaps)):
         panel = plot.gap({"solver": curve}, axes(), band=1.0)
         np.testing.assert_allclose(

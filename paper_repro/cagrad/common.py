@@ -47,7 +47,7 @@ def gram(rows: Tensor) -> Tensor:
     return rows @ rows.mT
 
 
-def cagrad(g: Tensor, c: float | Tensor) -> mf.Solution:
+def cagrad(g: Tensor, c: float | Tensor) -> mf.types.Solution:
     """Exact solutions for a batch of Gramians and one c, or one a Gramian."""
     solve, radius = mf.solvers.auto(), torch.as_tensor(c, dtype=g.dtype).expand(len(g))
     return vmap(lambda g, c: solve(mf.solvers.cagrad(g, c)))(g, radius)

@@ -63,7 +63,7 @@ def scaled(gramians: Tensor) -> Tensor:
     return gramians / gramians.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
 
 
-def solved(solver: mf.types.Solver, gramians: Tensor) -> mf.Solution:
+def solved(solver: mf.types.Solver, gramians: Tensor) -> mf.types.Solution:
     return vmap(lambda g: solver(mf.solvers.min_norm(g)))(gramians)
 
 

@@ -34,7 +34,7 @@ def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     assert_type(balanced.init(params, batch), BalanceState)
     grads, _, _ = balanced.update(params, batch, state.balance)
     assert_type(grads, Params)
-    assert_type(mf.solvers.active_set()(mf.solvers.min_norm(gramian)), mf.Solution)
+    assert_type(mf.solvers.active_set()(mf.solvers.min_norm(gramian)), mf.types.Solution)
 
     mf.balance(losses, mf.mgda, probe)  # pyright: ignore[reportArgumentType]
     mf.balance(losses, "mgda", probe)  # pyright: ignore[reportArgumentType]
