@@ -21,7 +21,7 @@ from mtlfunc.guide import guide
 from tests.support import ROOT, python
 
 DOCS = ROOT / "docs"
-MOST_WORDS = 29_907
+MOST_WORDS = 29_739
 README = (ROOT / "README.md").read_text()
 RULES = set(pages.RULES)
 
@@ -105,9 +105,10 @@ def test_solver_table_names_every_solver():
 
 def test_pages_that_are_written_by_hand_stay_short():
     """Lower the number with every page that gets shorter."""
-    made = {"claims.md", "benchmarks.md", "figures.md", "properties.md", "molecules.md"}
-    by_hand = [path for path in DOCS.rglob("*.md") if path.name not in made]
-    assert sum(len(path.read_text(encoding="utf-8").split()) for path in by_hand) <= MOST_WORDS
+    made = {"claims.md", "benchmarks.md", "figures.md", "properties.md"}
+    part = re.compile(r"<!-- ([\w-]+) -->.*?<!-- end of \1 -->", re.DOTALL)
+    pages = (path.read_text("utf-8") for path in DOCS.rglob("*.md") if path.name not in made)
+    assert sum(len(part.sub("", page).split()) for page in pages) <= MOST_WORDS
 
 
 def test_folders_of_the_architecture_exist():
