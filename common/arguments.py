@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,8 @@ def workers(text: str) -> int | str:
     """
     if "://" not in text:
         return at_least(1)(text)
+    if not re.fullmatch(r"(tcp|tls|ucx)://[^/]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"expected tcp://HOST:PORT, got {text}")
     if find_spec("distributed") is None:
         raise argparse.ArgumentTypeError(
             'a scheduler takes the package distributed: pip install -e ".[cluster]"'
@@ -60,7 +63,7 @@ positive.__name__ = "number"
 
 def folder(text: str) -> Path:
     """A folder that exists afterwards, as the `type` of an argument: fails now, not at the end."""
-    path = Path(text)
+    path = Path(text).resolve()  # workers of a scheduler have folders of their own
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,7 +75,7 @@ def folder(text: str) -> Path:
 
 def existing_folder(text: str) -> Path:
     """A folder that is there already, as the `type` of an argument."""
-    path = Path(text)
+    path = Path(text).resolve()
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is not a folder")
     return path

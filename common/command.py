@@ -200,6 +200,6 @@ def finish(body: Callable[[], None], out: Path) -> int:
         if error.errno not in FULL:
             raise
         return say(f"stopped: {error.strerror}", 1)
-    except Died:
-        return say("stopped: a worker died (out of memory?); fewer workers may help", 1)
+    except Died as error:
+        return say(f"stopped: a worker died ({error}); fewer workers may help", 1)
     return 0

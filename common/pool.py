@@ -164,7 +164,7 @@ def perform_all(
     if isinstance(workers, str):
         from .cluster import elsewhere  # an extra
 
-        elsewhere(perform, jobs, workers, heard, lambda job, how: died(job, Died(how)))
+        elsewhere(perform, jobs, workers, heard, lambda job, how: died(job, Died(f"{job}: {how}")))
         return
     if workers > 1 and len(jobs) > 1:
         _side_by_side(perform, list(jobs), workers, hear, died, tick)

@@ -81,14 +81,26 @@ def check(path: str | None = None) -> None:
         )
 
 
+@functools.cache
 def digest() -> str:
     """Of all of ours as this process found them, wherever the checkout stands."""
     found = hashlib.sha256()
     for path, (*_, held) in sorted(_first.items()):
-        here = Path(path)
-        root = _PACKAGE.parent if here.is_relative_to(_PACKAGE) else _ROOT
-        found.update(f"{here.relative_to(root).as_posix()} {held}\n".encode())
+        found.update(f"{portable(path)} {held}\n".encode())
     return found.hexdigest()
+
+
+def portable(path: str) -> str:
+    """One of ours by its name below the checkout; any other as it is."""
+    for root in (_PACKAGE.parent, _ROOT):
+        if path in _first and Path(path).is_relative_to(root):
+            return Path(path).relative_to(root).as_posix()
+    return path
+
+
+def local(name: str) -> str:
+    """`portable`, backwards, in this process's checkout."""
+    return str((_PACKAGE.parent if name.startswith("mtlfunc/") else _ROOT) / name)
 
 
 def imported(files: Iterable[Path]) -> set[Path]:

@@ -24,7 +24,7 @@ from .cells import Cell, sources_of
 from .command import add_workers, alone_in
 from .files import DataError
 from .machine import processor
-from .pool import perform_all
+from .pool import Died, perform_all
 from .progress import Progress
 from .study import Numbers
 
@@ -249,7 +249,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
     which.add_parser("power", help="what difference would be seen nine times of ten")
     show = which.add_parser("show", help="what the record says, of as many seeds as it has")
     show.add_argument("--figure", type=Path, metavar="FILE", help="a PNG, where there is one")
-    run = which.add_parser("run", help="all runs that are left; a stop loses those at work alone")
+    run = which.add_parser("run", help="all runs that are left; a stop loses those at work")
     one = which.add_parser("row", help="one run again, some minutes")
     for part in (run, one):
         part.add_argument("--data", type=existing_folder, metavar="FOLDER", required=True)
@@ -278,7 +278,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
         else:
             with alone_in(given.out):
                 _run(study, given.data, record, given.out, given.workers, given.device)
-    except DataError as error:
+    except (DataError, Died) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from itertools import product
 
 import numpy as np
@@ -340,8 +340,10 @@ def test_a_thread_inside_of_a_function_has_its_own_laplacian():
     def network(params, z):
         if not found:
             found.append(None)
-            with ThreadPoolExecutor() as pool:
-                found.append(pool.submit(physics.laplacian, network, params, x).result(60))
+            inside = lambda: found.append(physics.laplacian(network, params, x))  # noqa: E731
+            thread = threading.Thread(target=inside, daemon=True)
+            thread.start()
+            thread.join(60)
         return (params["a"] * z**3).sum(1)
 
     outer = physics.laplacian(network, {"a": torch.tensor(2.0)}, x)

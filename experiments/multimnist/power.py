@@ -116,11 +116,13 @@ def perform(data: Source, sums: Path, device: str, cells: Sequence[Cell]) -> lis
         return together(settings, own, torch.stack(factors))
     seen: list[Tensor] = []
     numbers = together(settings, own, watch=lambda info: seen.append(info.weights.sum(-1)))
-    of_steps = torch.stack(seen).cpu().view(len(seen), -1).T.clone()  # [cell, step]
+    # [cell, step]; no step where a run is refused at its first one
+    of_steps = torch.cat([torch.empty(0, device=device), *seen]).cpu().view(len(seen), len(cells)).T
     for cell, place, found, done in zip(cells, places, numbers, of_steps, strict=True):
         if method == NASH and cell.seed not in GRID.tuning:
             whole = torch.full((found["steps"],), math.nan)
             whole[: len(done)] = done
+            sums.mkdir(parents=True, exist_ok=True)  # on the machine of a worker
             write_whole(place, functools.partial(torch.save, whole))
             tenths = [float(part.mean()) for part in whole.tensor_split(10)]
             found["sums"] = [float(f"{x:.4g}") if math.isfinite(x) else None for x in tenths]
@@ -143,7 +145,6 @@ def performer(
     data: Path, out: Path, sets: Sequence[str], device: str
 ) -> functools.partial[list[Numbers]]:
     """Of cells of one set and method, from the published files."""
-    (out / "sums").mkdir(parents=True, exist_ok=True)
     return functools.partial(perform, source_of(data, sets), out / "sums", device)
 
 

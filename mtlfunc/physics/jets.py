@@ -181,7 +181,8 @@ def _functions_refused() -> Iterator[None]:
         yield
     finally:
         with _LOCK:  # the last of all threads puts back what the first one found
-            Function.apply = _APPLY.pop()
+            Function.apply = _APPLY[-1]  # before none is left
+            _APPLY.pop()
 
 
 def _refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -189,11 +190,10 @@ def _refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
             f"f: {cls.__name__} is an autograd.Function, whose backward jets do not call; {_CURE}"
         )
-    apply = [*_APPLY, Function.__dict__["apply"]][0]  # none where another thread comes late
-    return apply.__get__(None, cls)(*args, **kwargs)
+    return [*_APPLY, Function.__dict__["apply"]][0].__get__(None, cls)(*args, **kwargs)
 
 
-_LOCK, _APPLY = threading.Lock(), list[Any]()
+_LOCK, _APPLY = threading.Lock(), list[Any]()  # empty for a thread that comes late
 _KINKED = re.compile(
     "relu_?|relu6|leaky_relu|prelu|rrelu|elu|selu|celu|abs|absolute|clamp|clamp_min|clamp_max|"
     "hardtanh|hardswish|hardsigmoid|hardshrink|softshrink|threshold|maximum|minimum"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,21 +20,24 @@ from common.pool import Died, perform_all
 from tests.support import ROOT
 
 pytest.importorskip("distributed")
-PORT = 18_700 + os.getpid() % 1_000
-ADDRESS = f"tcp://127.0.0.1:{PORT}"
 
 
 def square(job):
-    return (torch.arange(4.0) * job).square().exp().tolist()
+    return (torch.arange(4.0) * job[0]).square().tolist()
 
 
 def slow(job):
-    time.sleep(2.0)
+    time.sleep(1.0)
     return square(job)
 
 
+def seeded(job):
+    torch.manual_seed(job[0])
+    return [torch.randn(2000).sum().item() for _ in range(50)]
+
+
 def dies(job):
-    if job == 3:
+    if job == [3]:
         os.kill(os.getpid(), signal.SIGKILL)
     return square(job)
 
@@ -42,95 +46,117 @@ def lacks(job):
     raise DataError("no folder mnist")
 
 
-def dask(*words: str, **variables: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **variables}, stdout=quiet, stderr=quiet
-    )
+JOBS = [[k] for k in range(6)]  # which no dict can have as keys
 
 
-def worker(**variables: str) -> subprocess.Popen:
-    there = {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__WORKER__DAEMON": "False"} | variables
-    return dask("worker", ADDRESS, "--nthreads", "1", **there)
+@contextmanager
+def started(count, threads="1"):
+    """A scheduler's address, and what starts its workers; `count` of them are started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, every, none = f"tcp://127.0.0.1:{port}", [], subprocess.DEVNULL
+    own = {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+
+    def dask(*words):
+        command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
+        more = {"cwd": ROOT, "env": os.environ | own, "stdout": none, "stderr": none}
+        every.append(subprocess.Popen(command, **more))  # pyright: ignore
+        return every[-1]
+
+    def worker():
+        return dask("worker", address, "--nthreads", threads)
+
+    scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", str(port))
+    try:
+        while True:
+            with socket.socket() as here:
+                if not here.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.1)
+        for _ in range(count):
+            worker()
+        yield address, worker, scheduler
+    finally:
+        for process in every:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
 def two():
-    once = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # 3 by default
-    processes = [dask("scheduler", "--host", "127.0.0.1", "--port", str(PORT), **once)]
-    for _ in range(600):
-        with socket.socket() as here:
-            if here.connect_ex(("127.0.0.1", PORT)) == 0:
-                break
-        time.sleep(0.1)
-    yield processes
-    for process in processes:
-        process.kill()
-        process.wait()
+    with started(2) as (address, *_):
+        yield address
 
 
-def run(perform, jobs, hear=lambda job, found: None, **more):
+def run(address, perform, jobs=JOBS, hear=lambda: None, **more):
+    """What is heard, by the job's number."""
     found = {}
 
     def heard(job, result):
-        found[job] = result
-        hear(job, result)
+        found[job[0]] = result
+        hear()
 
-    perform_all(perform, jobs, workers(ADDRESS), heard, **more)
+    perform_all(perform, jobs, workers(address), heard, **more)
     return found
-
-
-def test_workers_may_come_late_and_the_numbers_are_those_of_one_process(two):
-    threading.Timer(1.0, lambda: two.extend([worker(), worker()])).start()
-    assert run(square, range(8)) == {job: square(job) for job in range(8)}
 
 
 def test_a_job_that_kills_its_workers_is_named_after_all_others(two):
     died = []
-    found = run(dies, range(6), died=lambda job, error: died.append((job, error)))
-    assert found == {job: square(job) for job in range(6) if job != 3}
-    assert [job for job, _ in died] == [3]
-    assert isinstance(died[0][1], Died)
-    assert "workers died" in str(died[0][1])
+    found = run(two, dies, died=lambda job, error: died.append((job, error)))
+    assert found == {job[0]: square(job) for job in JOBS if job != [3]}
+    [(job, error)] = died
+    assert job == [3]
+    assert isinstance(error, Died)
+    assert "[3]: Attempted to run" in str(error)
 
 
-def test_what_a_worker_lacks_is_said(two):
-    with pytest.raises(DataError, match=f"on a worker of {ADDRESS}: no folder mnist"):
-        run(lacks, [1])
+def test_workers_may_come_late_and_have_threads():
+    """The numbers are those of one process."""
+    with started(0, threads="3") as (address, worker, _):
+        threading.Timer(1.0, worker).start()
+        assert run(address, seeded) == {job[0]: seeded(job) for job in JOBS}
 
 
-def test_a_full_disk_ends_it_and_keeps_what_was_heard(two):
+def test_what_goes_wrong_is_said_and_what_came_is_kept(two, monkeypatch):
+    with pytest.raises(DataError, match=f"on a worker of {two}: no folder mnist"):
+        run(two, lacks)
     kept = []
 
-    def full(job, result):
+    def full():
         if len(kept) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        kept.append(job)
+        kept.append(0)
 
     with pytest.raises(OSError, match="No space"):
-        run(square, range(8), full)
+        run(two, square, hear=full)
     assert len(kept) == 2
+    there = cluster.sources.digest()
+    for where in ("at the start", "later"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster.sources, "digest", lambda: "0" * 64)
+            if where == "later":
+                patch.setattr(cluster, "_expect_alike", lambda *_: None)
+            with pytest.raises(
+                DataError, match=rf"sources {there[:12]}, here .* {'0' * 12}; start"
+            ):
+                run(two, square)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.sources, "KEYED", {str(ROOT / "common" / "pool.py"): "other"})
+        with pytest.raises(DataError, match=r"has another .*common/pool.py, here"):
+            run(two, square)
 
 
-def test_another_checkout_is_refused(two, monkeypatch):
-    monkeypatch.setattr(cluster, "about", lambda: "torch 1.0 and sources 0")
-    with pytest.raises(DataError, match=r"here torch 1\.0 and sources 0; start it in a checkout"):
-        run(square, [1])
+def test_a_scheduler_that_is_lost_or_was_never_there():
+    with started(1) as (address, _, scheduler):
+        kept = []
 
+        def heard():
+            kept.append(0)
+            scheduler.kill()
 
-def test_an_address_where_nobody_listens():
-    with pytest.raises(DataError, match=r"nobody answers at tcp://127\.0\.0\.1:9"):
-        perform_all(square, [1], "tcp://127.0.0.1:9", lambda job, found: None)
-
-
-def test_a_scheduler_that_is_lost_keeps_what_was_heard(two):
-    kept = []
-
-    def heard(job, result):
-        kept.append(job)
-        two[0].kill()
-
-    with pytest.raises(DataError, match=f"{ADDRESS} is gone: what is finished is kept"):
-        run(slow, range(8), heard)
+        with pytest.raises(DataError, match=f"{address} is gone: what is finished is kept"):
+            run(address, slow, hear=heard)
     assert kept
+    with pytest.raises(DataError, match=f"nobody answers at {address}"):
+        run(address, square)
