@@ -23,8 +23,8 @@ has of the others stays.
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
 interval above 0, widened for the number of rivals; a claim of several gains holds where all are
-above 0, and does not hold where one is below when widened for all of them. Molecules have one run,
-and the criteria are the first and the second question of its decisions.
+above 0, and does not hold where one is below when widened for all of them. Molecules have one run;
+their criteria were written with its results, after two questions that its decisions have.
 """
 
 import argparse
@@ -224,7 +224,7 @@ GOALS = "CAGrad ends above the mean loss, MGDA, PCGrad, a head a task, independe
 LABELS = "CAGrad is above the main task alone and every other rule for every number of labels"
 SHARED = "in some of six settings one network, by some rule, is above two"
 NORMS = "GradNorm is above two networks and every other rule in all four architectures"
-NO_BETTER = "no method's Δm is below the tuned mean loss's"
+NO_BETTER = "the tuned mean loss's Δm is below every method's; one that is below it speaks against"
 SAME = "Kendall's τ with the published Δm of eleven methods is above 0"
 MEASURES = {"digits": ["hard sharing"], "auxiliary": [], "scenes": ["Δm"]}
 MEASURES |= {"mazes": ["final"], "point mass": ["final"]}

@@ -50,22 +50,6 @@ def test_task_gradients_keep_no_graph(form):
     assert all(x.grad_fn is None and not x.requires_grad for x in (losses, *rows.values()))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_task_gradients_vmapped_equal_loop(form):
-    stacked = mf.stack(nets)
-    batches = tuple(torch.stack([x, 2 * x]) for x in BATCH)
-    _, rows = vmap(vmap(lambda p, b: mf.task_gradients(FORMS[form], p, b), (None, 0)), (0, None))(
-        stacked, batches
-    )
-    for i, module in enumerate(nets):
-        for j in range(2):
-            _, alone = mf.task_gradients(
-                FORMS[form], mf.parameters(module), tuple(x[j] for x in batches)
-            )
-            for name in rows:
-                torch.testing.assert_close(rows[name][i, j], alone[name], rtol=1e-9, atol=1e-14)
-
-
 # The hyper-parameter enters through losses_fn alone: a backward pass run without recording it would
 # give 0 here.
 def _squared_rows(scale, form):

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import grad
 
 import mtlfunc as mf
-from mtlfunc import Geometry, Probe, Rule, TaskGradients
-from mtlfunc.types import Batch, Params, State
+from mtlfunc import Geometry, Probe, Rule
+from mtlfunc.types import Batch, Params, State, TaskGradients
 
 RULES = ("mean", "mgda", "pcgrad", "cagrad", "nash_mtl", "upgrad")
 """Rules that take losses of either sign: returns and advantages have both."""

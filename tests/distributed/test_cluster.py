@@ -3,12 +3,8 @@
 import errno
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,7 +15,7 @@ from common.files import DataError
 from common.pool import Died, perform_all
 from tests.support import ROOT
 
-pytest.importorskip("distributed")
+dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
 
 def square(job):
@@ -49,44 +45,17 @@ def lacks(job):
 JOBS = [[k] for k in range(6)]  # which no dict can have as keys
 
 
-@contextmanager
-def started(count, threads="1"):
-    """A scheduler's address, and what starts its workers; `count` of them are started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address, every, none = f"tcp://127.0.0.1:{port}", [], subprocess.DEVNULL
-    own = {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
-
-    def dask(*words):
-        command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
-        more = {"cwd": ROOT, "env": os.environ | own, "stdout": none, "stderr": none}
-        every.append(subprocess.Popen(command, **more))  # pyright: ignore
-        return every[-1]
-
-    def worker():
-        return dask("worker", address, "--nthreads", threads)
-
-    scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", str(port))
-    try:
-        while True:
-            with socket.socket() as here:
-                if not here.connect_ex(("127.0.0.1", port)):
-                    break
-            time.sleep(0.1)
-        for _ in range(count):
-            worker()
-        yield address, worker, scheduler
-    finally:
-        for process in every:
-            process.kill()
-            process.wait()
+def started(count, threads=1):
+    """A scheduler on this machine, and `count` workers, each a process."""
+    dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    own = {"threads_per_worker": threads, "dashboard_address": ":0"}
+    return distributed.LocalCluster(n_workers=count, **own)
 
 
 @pytest.fixture(scope="module")
 def two():
-    with started(2) as (address, *_):
-        yield address
+    with started(2) as cluster:
+        yield cluster.scheduler_address
 
 
 def run(address, perform, jobs=JOBS, hear=lambda: None, **more):
@@ -113,9 +82,9 @@ def test_a_job_that_kills_its_workers_is_named_after_all_others(two):
 
 def test_workers_may_come_late_and_have_threads():
     """The numbers are those of one process."""
-    with started(0, threads="3") as (address, worker, _):
-        threading.Timer(1.0, worker).start()
-        assert run(address, seeded) == {job[0]: seeded(job) for job in JOBS}
+    with started(0, threads=3) as late:
+        threading.Timer(1.0, late.scale, [1]).start()
+        assert run(late.scheduler_address, seeded) == {job[0]: seeded(job) for job in JOBS}
 
 
 def test_what_goes_wrong_is_said_and_what_came_is_kept(two, monkeypatch):
@@ -148,15 +117,15 @@ def test_what_goes_wrong_is_said_and_what_came_is_kept(two, monkeypatch):
 
 
 def test_a_scheduler_that_is_lost_or_was_never_there():
-    with started(1) as (address, _, scheduler):
-        kept = []
+    kept, lost = [], started(1)
+    address = lost.scheduler_address
 
-        def heard():
-            kept.append(0)
-            scheduler.kill()
+    def heard():
+        kept.append(0)
+        lost.close()
 
-        with pytest.raises(DataError, match=f"{address} is gone: what is finished is kept"):
-            run(address, slow, hear=heard)
+    with pytest.raises(DataError, match=f"{address} is gone: what is finished is kept"):
+        run(address, slow, hear=heard)
     assert kept
     with pytest.raises(DataError, match=f"nobody answers at {address}"):
         run(address, square)

@@ -94,11 +94,12 @@ def test_one_run(tmp_path):
     assert [len(run["test"]) for run in runs] == [11] * 4 + [1] * 11 + [11] * 12
     assert all(0 < x < math.inf for run in runs for x in (*run["test"], math.exp(run["score"])))
     for cell, alone in zip(cells.values(), runs, strict=True):  # as one of a device's lanes
-        lanes = train.perform(settings, [cell._replace(rate=1e30), cell, cell._replace(seed=4)])
-        assert lanes[1]["test"] == pytest.approx(alone["test"], rel=1e-5)
-    assert lanes[2]["test"] != lanes[1]["test"]
-    for failed in (lanes[0], *train.perform(settings, [cells["mgda"]._replace(rate=1e30)])):
+        every = [cell._replace(rate=1e30), cell, cell._replace(seed=4)]
+        failed, same, other = train.perform(settings, every)
+        assert same["test"] == pytest.approx(alone["test"], rel=1e-5) != other["test"]
         assert math.isnan(failed["score"] + sum(failed["test"]))
+    [failed] = train.perform(settings, [cells["mgda"]._replace(rate=1e30)])
+    assert math.isnan(failed["score"] + sum(failed["test"]))
 
 
 def test_a_made_up_study(tmp_path, capsys):

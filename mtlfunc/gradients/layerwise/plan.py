@@ -186,7 +186,7 @@ def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
     On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
     """
     engine, params, weighted = jacobian.engine, jacobian.forward.params, jacobian.weightings > 0
-    asked = weighted or (wanted.gramian and len(wanted.columns) > 0)
+    asked = weighted or (wanted.gramian and bool(wanted.columns))
     if engine != "auto" or not asked:
         return asked and engine == "layerwise"
     if weighted:
