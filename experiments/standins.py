@@ -17,14 +17,13 @@ and writes `paper_repro/standins.json`, from which the ledger's pages are made:
     python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
     python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
 
-`python -m experiments.standins molecules` judges that study alone, from its record; what the file
-has of the others stays.
+`python -m experiments.standins molecules` judges that study alone, from its record.
 
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
 interval above 0, widened for the number of rivals; a claim of several gains holds where all are
 above 0, and does not hold where one is below when widened for all of them. Molecules have one run;
-their criteria were written with its results, after two questions that its decisions have.
+their criteria, written with its results, follow two questions of its decisions.
 """
 
 import argparse

@@ -110,12 +110,8 @@ def test_a_made_up_study(tmp_path, capsys):
         for cell in cells:
             level = [effect.get(cell.method, 1.0) * (1 + draw.normal(0, 0.01))]
             score = -abs(math.log2(cell.rate / 0.004)) + draw.normal(0, 0.01)
-            record.runs[str(cell)] = [
-                0,
-                score,
-                20,
-                *level * (11 - 10 * (cell.method in train.SINGLE)),
-            ]
+            count = 1 if cell.method in train.SINGLE else 11
+            record.runs[str(cell)] = [0, score, 20, *level * count]
     assert record.chosen("", study.UNTUNED) == 0.001
     text, figure = study.shown(record)
     rows = {line.split("|")[1].strip(): line for line in reversed(text.split("\n")) if "|" in line}
