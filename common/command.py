@@ -46,7 +46,7 @@ def parser(
 
 
 def two() -> int:
-    """Processes side by side where nobody says how many: two, where there are two cores."""
+    """Processes side by side by default: two, or one on one core."""
     return min(2, os.cpu_count() or 1)
 
 

@@ -147,7 +147,7 @@ SMALL = 1 << 20
 def stacked(
     passes: Iterable[list[Tensor]], count: int, into: Tensor | None = None, *, written: bool
 ) -> list[Tensor]:
-    """The answers of so many passes, place by place; one pass's without a copy. Small ones are
+    """The answers of several passes, place by place; one pass's without a copy. Small ones are
     stacked, in fewer calls; large ones are `written` where they stay, if they may be, side by side
     `into` a matrix or alone.
     """

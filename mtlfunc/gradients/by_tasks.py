@@ -37,7 +37,7 @@ class ByTasks:
 
     def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> Found:
         """Deltas of the plan's uses, and rows of leaves, which may be `views` of one matrix; where
-        losses are taken apart, also the gradient of their sum in the `heads`.
+        losses are split, also the gradient of their sum in the `heads`.
         """
         if self.plan.apart:
             return self._apart(heads, views)

@@ -36,7 +36,7 @@ from .uses import Node, Use, shape_of
 
 
 class SamplesMix(Exception):
-    """The samples of one pass are not apart, or nothing shows that they are."""
+    """The samples of one pass are not separate, or nothing shows that they are."""
 
     def __init__(self, use: Use) -> None:
         self.use = use  # a call in whose output they mix

@@ -181,7 +181,7 @@ def cheapest(prices: dict[Form, float]) -> Form:
 
 
 def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
-    """Whether so many rows repay a look at who reads the leaves.
+    """Whether these rows repay a look at who reads the leaves.
 
     On a CPU products save most where a layer's inputs, of a numbers, have a/2 positions.
     """
