@@ -211,7 +211,7 @@ def test_what_a_function_does_wrong(started):
         (
             {"normals": clips},
             RuntimeError,
-            r"losses\['normals'\]: .* writes into a parameter's .data",
+            r"losses: a function writes into '.*' by its .data",
         ),
         ({"normals": shrinks}, RuntimeError, r"s'\]: .* writes into 'heads.normals.bias'"),
         ({"normals": freezes}, RuntimeError, r"s'\]: .* freezes 'heads.normals.bias'"),

@@ -167,7 +167,7 @@ def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
     """
     held = [(x.grad, x.data, x._version, x.data_ptr()) for x in leaves.values()]
     marks = [x.detach().new_zeros(()).expand(x.shape) for x in leaves.values()]
-    sums: list[tuple[str, Tensor]] = [("", _sums(leaves))]
+    before = _sums(data := [each for _, each, *_ in held])
 
     def check(label: str, said: str | None = None) -> None:
         refused, steps = REFUSED in (said or ""), STEPS in (said or "")
@@ -181,8 +181,6 @@ def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
             else:
                 continue
             raise RuntimeError(f"{label}: its function {what}; {DO_ELSE}")
-        if said is None:
-            sums.append((label, _sums(leaves)))
 
     def step(optimizer: Optimizer, *_: Any) -> None:
         """Before the kernel runs, which may read marks as if they were whole."""
@@ -195,9 +193,9 @@ def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
         for x, mark in zip(leaves.values(), marks, strict=True):
             x.grad = mark
         yield check
-        moved = (torch.stack([x for _, x in sums]) != sums[0][1]).any(1).tolist()
-        for label in [label for (label, _), found in zip(sums, moved, strict=True) if found]:
-            raise RuntimeError(f"{label}: its function writes into a parameter's .data; {DO_ELSE}")
+        moved = (_sums(data) != before).tolist()
+        for name in [name for name, found in zip(leaves, moved, strict=True) if found]:
+            raise RuntimeError(f"losses: a function writes into {name!r} by its .data; {DO_ELSE}")
     finally:
         hook.remove()
         for x, (grad, data, *_) in zip(leaves.values(), held, strict=True):
@@ -206,8 +204,7 @@ def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
             x.grad = grad
 
 
-def _sums(leaves: Params) -> Tensor:
+def _sums(data: list[Tensor]) -> Tensor:
     """Of every parameter's numbers, which tell of a write through .data: it has its own version."""
-    device = next(iter(leaves.values())).device
-    each = [as_real(x.detach()).sum().to(device, torch.float64) for x in leaves.values()]
-    return torch.stack(each).nan_to_num()
+    sums = [as_real(x).sum() for x in data]
+    return torch.stack([x.to(sums[0].device) for x in sums]).nan_to_num()
