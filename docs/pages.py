@@ -58,9 +58,8 @@ TYPES = [
     "Step",
     "Geometry",
     "Info",
-    "TaskGradients",
+    "TaskJacobian",
     "TrainState",
-    "Solution",
 ]
 ROOMS = {
     "solvers": "Solvers",

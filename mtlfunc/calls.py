@@ -152,7 +152,8 @@ def _name(function: Any) -> str:
         return f"mf.{name}"
     place = room.partition(".")[0]
     rooms = {"testing": "solvers", "core": "optim", "probes": "physics"}
-    return f"mf.{rooms.get(place, place)}.{name}"
+    open_ = getattr(sys.modules.get(f"{package}.{place}"), name, None) is function
+    return f"mf.{place if open_ else rooms.get(place, place)}.{name}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -43,8 +43,8 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_688,  # aim 18,500
-    "gradients": 5_408,  # of these; aim 4,700
+    "core": 20_713,  # aim 18,500
+    "gradients": 5_432,  # of these; aim 4,700
     "training": 2_188,  # of these; aim 2,000
     "rooms": 1_439,
     "laboratory": 6_136,
@@ -69,7 +69,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_813),
         ("experiments", 15_450),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_795),
+        ("tests", 41_797),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

@@ -83,7 +83,8 @@ def _planned(
     if tasks:
         passes = "one backward pass a task"
     elif forward.hooked or not looks(jacobian, wanted, rows):
-        few = "" if forward.hooked else ": too little for layer products to save"
+        asked = forward.hooked or jacobian.engine == "rows"
+        few = "" if asked else ": too little for layer products to save"
         passes = f'engine "rows" throughout{few}'
     if forward.hooked:
         return rows, passes, [], False
@@ -96,7 +97,9 @@ def _planned(
 def _reason(forward: Forward, name: str) -> str:
     """Why a leaf is differentiated row by row."""
     if forward.hooked:
-        return "hooks in losses_fn: their work is known to ordinary differentiation alone"
+        return (
+            "hooks in losses_fn, or losses that exist: ordinary differentiation alone knows hooks"
+        )
     found = forward.reading
     if name in found.uses:
         return "no axis of its readers counts samples, or they read overlapping pieces"

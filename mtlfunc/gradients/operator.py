@@ -17,6 +17,7 @@ from ..core.checks import (
     check_dtype,
     check_option,
     check_params,
+    check_tensor,
     enable_grad,
     is_differentiated,
     recording_context,
@@ -56,7 +57,9 @@ class Measured(NamedTuple):
     carried: Tensor | None = None  # J c of a metric, over the columns
 
     def combine(self, weights: Float[Tensor, " row"]) -> Params:
-        """Jᵀ w from the rows, and from one more pass for leaves without rows."""
+        """Jᵀ w from the rows, and from one more pass for leaves without rows. What `heads` gave is
+        the same tensors in every answer.
+        """
         grads = self.restore(combine(weights, self.rows)) | self.heads
         left = tuple([name for name in self.names if name not in grads])
         grads |= self.pullback(weights, left) if left else {}
@@ -89,7 +92,8 @@ class TaskJacobian:
     def losses(self) -> Float[Tensor, " row"]:
         """The losses whose gradients are the rows: the tasks', or mixtures C L of them."""
         value = self.forward.value
-        return value if self.mix is None else self.mix @ value
+        kept = value if self.scale is None else value.where(self.scale != 0, 0.0)
+        return value if self.mix is None else self.mix @ kept
 
     @property
     def names(self) -> tuple[Any, ...]:
@@ -125,6 +129,7 @@ class TaskJacobian:
             RuntimeError: under autocast, which would round the products.
         """
         check_autocast(self.leaves, "methods of a TaskJacobian")
+        check_option(heads, "heads", (None, *get_args(Heads)))
         names = self.columns if heads is None else tuple(self.forward.params)
         count = self.weightings or len(self.forward.value)
         share = None if heads is None else shares_of(count)[heads]
@@ -141,14 +146,24 @@ class TaskJacobian:
         """G = J Jᵀ by the cheapest way, or J P Jᵀ.
 
         Args:
-            metric: with the diagonal P, `{name: [*shape]}`, as its `scale`; rows are made then.
+            metric: `mtlfunc.types.Metric(P, {})` with the diagonal P `{name: [*shape]}`; rows are
+                made then.
             dtype: as in `measure`.
         """
         check_dtype(dtype)
-        by_rows = metric is not None
-        found = self.measure(gramian=not by_rows, rows=by_rows, combine=False, dtype=dtype)
-        product = found.gramian
-        return gramians(found.rows, found.rows, metric)[0] if product is None else product
+        if metric is None:
+            found = self.measure(gramian=True, combine=False, dtype=dtype)
+            return cast(Tensor, found.gramian)
+        if not isinstance(metric, Metric) or not same_shapes(metric.scale, self._leaves()):
+            raise TypeError(
+                "metric: expected mtlfunc.types.Metric(P, {}), P in the shapes of J's columns"
+            )
+        rows = self.measure(rows=True, combine=False).rows
+        rows = {name: x if dtype is None else x.to(dtype) for name, x in rows.items()}
+        return gramians(rows, rows, metric)[0]
+
+    def _leaves(self) -> Params:
+        return {name: self.leaves[name] for name in self.columns}
 
     def rows(self) -> Rows:
         """`{name: [row, *shape]}`: every row as it would be in `.grad`."""
@@ -156,6 +171,7 @@ class TaskJacobian:
 
     def pull(self, weights: Float[Tensor, " row"]) -> Params:
         """Jᵀ w, the gradient of Σ w L, `{name: [*shape]}`; also written `w @ J`. One pass."""
+        check_tensor(weights, "weights", "[row]")
         if weights.shape != (len(self),):
             raise ValueError(
                 f"weights: expected one for each of {len(self)} rows, got {list(weights.shape)}"
@@ -166,8 +182,7 @@ class TaskJacobian:
         """J s `[row]`: how fast each loss changes along a step `{name: [*shape]}`; also
         written `J @ step`. It makes the rows.
         """
-        columns = {name: self.leaves[name] for name in self.columns}
-        if not same_shapes(step, columns):
+        if not same_shapes(step, columns := self._leaves()):
             given = list(step) if isinstance(step, Mapping) else type(step).__name__
             raise ValueError(
                 f"step: expected {{name: tensor}} in the shapes of J's {len(columns)} columns "
@@ -225,7 +240,13 @@ class TaskJacobian:
 
     def __getitem__(self, which: Any) -> TaskJacobian:
         """Some of the rows: a slice, or a list of their numbers."""
-        return self.mixed(torch.eye(len(self))[[which] if isinstance(which, int) else which])
+        rows = torch.eye(len(self))[[which] if isinstance(which, int) else which]
+        if self.mix is not None or torch.compiler.is_compiling():
+            return self.mixed(rows)
+        kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
+        scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
+        out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
+        return replace(self, scale=scale, left_out=out).mixed(rows)
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`."""
@@ -243,7 +264,7 @@ class TaskJacobian:
         so that no task's zeros are pushed through the others' heads.
         """
         forward, value, matrix, scale = self.forward, self.forward.value, self.mix, self.scale
-        if self.in_turn is not None and wanted.columns and matrix is None:
+        if self.in_turn and matrix is None and wanted.columns == tuple(self.in_turn.rows):
             found = replace(self, in_turn=None)._found(Wanted(()), None, names)
             return self.in_turn.filled(found, self, wanted, share)
         if isinstance(forward, Traced):

@@ -205,6 +205,6 @@ def _watched(leaves: Params) -> Iterator[Callable[..., None]]:
 
 
 def _sums(data: list[Tensor]) -> Tensor:
-    """Of every parameter's numbers, which tell of a write through .data: it has its own version."""
+    """Of every parameter's numbers, which tell of a write through .data that nothing undoes."""
     sums = [as_real(x).sum() for x in data]
     return torch.stack([x.to(sums[0].device) for x in sums]).nan_to_num()
