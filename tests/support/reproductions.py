@@ -133,6 +133,6 @@ def until(condition: Any) -> None:
 
 IDS = [
     f"{paper}-{number:02d}"
-    for paper, count in {"PC": 32, "SU": 37, "CA": 40, "GN": 29, "X": 7, "SI": 28}.items()
+    for paper, count in {"PC": 32, "SU": 37, "CA": 40, "GN": 29, "X": 7, "SI": 30}.items()
     for number in range(1, count + 1)
 ]
