@@ -31,8 +31,7 @@ MANY = 128  # the largest number of tasks
 BATCHED = 5  # the most tasks of which there are many instances
 EVERY = tuple(range(1, 9))  # numbers of tasks that every property tries
 LOOPED = 50  # the most integer Jacobians for each T, if a rule is called on one at a time
-# families whose answers have the usual size
-PLAIN = (0, *(1 + instances.FAMILIES.index(family) for family in ("gaussian", "agreeing")))
+PLAIN = (0, *(1 + instances.FAMILIES.index(x) for x in ("gaussian", "agreeing")))  # usual lengths
 
 
 class Inapplicable(Exception):
@@ -75,7 +74,10 @@ class Harness:
     def __init__(
         self, rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: int, key: int
     ) -> None:
-        self.rule, self.plain, self.extra, self.tolerance = rule, plain, extra, tolerance
+        self.rule = rule
+        self.plain = plain
+        self.extra = extra
+        self.tolerance = tolerance
         self.mutation: Finding | None = None  # the first call that changed its inputs in place
         self.repeats = True  # whether the same input gives the same answer
         self.vmapped = False  # whether answers under vmap can be used
@@ -88,8 +90,8 @@ class Harness:
 
     def start(self, losses: Tensor, key: Tensor | None = None) -> Any:
         """The state with which `mtlfunc.weights(rule, …, key=key)` begins; None is 0."""
-        seed = random.key(0) if key is None else key
-        return self.rule.init(losses.clone(), random.fold_in(seed, 1))
+        start = random.fold_in(random.key(0) if key is None else key, 1)
+        return self.rule.init(losses.clone(), start)
 
     def step(self, seen: Geometry, state: Any) -> tuple[Tensor, Any, str]:
         """One update: the weights, the next state, and which inputs it changed in place.
@@ -175,7 +177,9 @@ class Harness:
         """What the weights depend on: as the rule says, or else by running it."""
         known = self.rule.reads is not None
         self.reads_losses: bool = known and may_read(self.rule, "losses")
-        self.reads_gramian, self.draws, self.updates = False, False, 1
+        self.reads_gramian: bool = False
+        self.draws: bool = False
+        self.updates: int = 1
         with quiet():
             for count in (2, 3):
                 drawn = instances.generic("gaussian", count, 4)

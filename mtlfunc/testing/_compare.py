@@ -64,8 +64,7 @@ def exact_weights(gramian: Tensor) -> Tensor:
     for support in chain([guess], *(combinations(range(len(G)), n + 1) for n in range(len(G)))):
         w, at = np.full(len(G), Fraction(0)), list(support)
         w[at] = on_face(G[np.ix_(at, at)])
-        rates = G @ w
-        if w.sum() == 1 and w.min() >= 0 and rates.min() == rates[at[0]]:
+        if w.sum() == 1 and w.min() >= 0 and (G @ w).min() == (G @ w)[at[0]]:
             return torch.from_numpy(w.astype(np.float64))
     raise ArithmeticError("the matrix is no Gramian")
 
@@ -75,8 +74,7 @@ def on_face(G: Any) -> Any:
     one, n = np.full((len(G), 1), Fraction(1)), len(G)
     rows = np.block([[G, one, 0 * one], [one.T, 0 * one[:1], one[:1]]])
     for k in range(n + 1):
-        order = sorted(range(k, n + 1), key=lambda i: rows[i, k] == 0)
-        rows[k:] = rows[order]
+        rows[k:] = rows[sorted(range(k, n + 1), key=lambda i: rows[i, k] == 0)]
         if rows[k, k] == 0:
             return 0 * one[:, 0]
         rows[k] /= rows[k, k]
@@ -124,8 +122,7 @@ def answers(make: Make, given: Sequence[Any], limit: float = 10.0) -> Iterator[A
                 scaled = 2.0 ** round(exponent * math.log2(10)) * problem.gramian
                 kind, error, seconds = WRONG, math.inf, 0.0
                 try:
-                    job = pool.apply_async(timed, (make, scaled.tolist()))
-                    found, seconds = job.get(limit)
+                    found, seconds = pool.apply_async(timed, (make, scaled.tolist())).get(limit)
                     error = error_of(problem, torch.tensor(found, dtype=torch.float64))
                     kind = RIGHT if error <= 1e-3 else WRONG  # NaN is wrong
                 except TypeError:
