@@ -28,8 +28,8 @@ def made():
 
 
 def test_planted_answers_are_called_what_they_are():
-    found = [*answers(made, [(k, PROBLEM) for k in range(6)], limit=100)]
-    found += answers(made, [(6, PROBLEM)], limit=1)
+    found = [*answers(made, [(k, PROBLEM) for k in range(6)], limit=100.0)]
+    found += answers(made, [(6, PROBLEM)], limit=1.0)
     assert [x.kind for x in found] == KINDS
     line = row_of("planted", found)
     assert [*line[1:6], *line[-2:]] == ["1", "4", "1", "1", "inf", *["1e0 to 1e0"] * 2]
