@@ -29,13 +29,7 @@ from .by_samples import BySamples, split
 from .by_tasks import ByTasks
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
-from .losses import (
-    expect_weightings,
-    flat_weightings,
-    parse_alone,
-    parse_losses,
-    parse_weightings,
-)
+from .losses import expect_weightings, flat_weightings, parse_alone, parse_losses, parse_weightings
 from .run import NO_GRAPH, Forward, Traced, check_connected, live, run
 
 
@@ -90,10 +84,10 @@ class TaskJacobian:
 
     @property
     def losses(self) -> Float[Tensor, " row"]:
-        """The losses whose gradients are the rows: the tasks', or mixtures C L of them."""
-        value = self.forward.value
-        kept = value if self.scale is None else value.where(self.scale != 0, 0.0)
-        return value if self.mix is None else self.mix @ kept
+        """The losses whose gradients are the rows: the tasks' times `scale`, or mixtures C L."""
+        value, scale = self.forward.value, self.scale
+        value = value if scale is None else value.where(scale != 0, 0.0) * scale
+        return value if self.mix is None else self.mix @ value
 
     @property
     def names(self) -> tuple[Any, ...]:
@@ -129,10 +123,11 @@ class TaskJacobian:
             RuntimeError: under autocast, which would round the products.
         """
         check_autocast(self.leaves, "methods of a TaskJacobian")
-        check_option(heads, "heads", (None, *get_args(Heads)))
+        check_dtype(dtype)
+        shares = shares_of(self.weightings or len(self.forward.value))
+        check_option(heads, "heads", (None, *shares))
         names = self.columns if heads is None else tuple(self.forward.params)
-        count = self.weightings or len(self.forward.value)
-        share = None if heads is None else shares_of(count)[heads]
+        share = None if heads is None else shares[heads]
         asked = self.columns if gramian or rows else ()
         found = self._found(Wanted(asked, gramian and not rows, combine, dtype), share, names)
         if gramian and rows:
@@ -150,7 +145,6 @@ class TaskJacobian:
                 made then.
             dtype: as in `measure`.
         """
-        check_dtype(dtype)
         if metric is None:
             found = self.measure(gramian=True, combine=False, dtype=dtype)
             return cast(Tensor, found.gramian)
@@ -158,7 +152,7 @@ class TaskJacobian:
             raise TypeError(
                 "metric: expected mtlfunc.types.Metric(P, {}), P in the shapes of J's columns"
             )
-        rows = self.measure(rows=True, combine=False).rows
+        rows = self.measure(rows=True, combine=False, dtype=dtype).rows
         rows = {name: x if dtype is None else x.to(dtype) for name, x in rows.items()}
         return gramians(rows, rows, metric)[0]
 
@@ -288,8 +282,7 @@ class TaskJacobian:
                     return way.pull(cotangent, names, record=record)
 
             pulled = pullback
-        losses = value if scale is None else value.where(scale != 0, 0.0) * scale
-        mixed = losses if matrix is None else matrix @ losses
+        mixed = self.losses
         equal = value.new_full((len(mixed),), 1 / len(mixed))
         preference = equal if self.preference is None else self.preference.to(value)
         reported = mixed if self.weightings else value

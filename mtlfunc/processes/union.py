@@ -26,7 +26,10 @@ class Ranks(NamedTuple):
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
-    several: bool = False
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if their facts differ."""
@@ -227,7 +230,7 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
     size = dist.get_world_size(group)
-    return Ranks(group, dist.get_rank(group), size, device, several=True) if size > 1 else ALONE
+    return Ranks(group, dist.get_rank(group), size, device) if size > 1 else ALONE
 
 
 def mask_of(counts: Tensor | None) -> Tensor | None:
