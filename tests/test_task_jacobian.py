@@ -181,6 +181,12 @@ def test_prints():
     [
         (lambda J: W[:2] @ J, "weights: expected one for each of 3 rows"),
         (lambda J: C.T @ J, r"C: expected \[mixture, 3\]"),
+        (lambda J: W.numpy() @ J, "the left of @: .*ndarray.*as_tensor"),
+        (lambda J: W.cfloat() @ J, "the left of @: expected real numbers on cpu, got .*complex64"),
+        (lambda J: J.mixed(C.to("meta")), "C: expected real numbers on cpu, got .* on meta"),
+        (lambda J: J @ {k: x.to("meta") for k, x in STEP.items()}, "step: .*'0.weight'.*on meta"),
+        (lambda J: J[0, 1], r"J\[...\]: .*from 0 to 2, got \(0, 1\)"),
+        (lambda J: J[[3]], r"J\[...\]: .*from 0 to 2, got \[3\]"),
         (lambda J: J @ {"0.weight": STEP["0.weight"]}, "step: .*J.over"),
         (lambda J: J @ W, "step: .*Tensor"),
         (lambda J: (C @ J).weighted(C), "weightings: .*C @ J"),
@@ -194,7 +200,7 @@ def test_prints():
 )
 def test_refusals(call, words):
     J = mf.task_jacobian(vector, PARAMS, X)
-    with pytest.raises((ValueError, TypeError), match=words):
+    with pytest.raises((ValueError, TypeError, IndexError), match=words):
         call(J)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
         J.gramian()

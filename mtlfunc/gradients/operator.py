@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, ClassVar, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -81,6 +81,8 @@ class TaskJacobian:
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
     in_turn: Any = None  # the rows of losses whose graphs are gone
+
+    __array_ufunc__: ClassVar[None] = None  # an array @ J is refused here rather than by numpy
 
     @property
     def losses(self) -> Float[Tensor, " row"]:
@@ -165,7 +167,7 @@ class TaskJacobian:
 
     def pull(self, weights: Float[Tensor, " row"]) -> Params:
         """Jᵀ w, the gradient of Σ w L, `{name: [*shape]}`; also written `w @ J`. One pass."""
-        check_tensor(weights, "weights", "[row]")
+        self._check_real(weights, "weights", "[row]")
         if weights.shape != (len(self),):
             raise ValueError(
                 f"weights: expected one for each of {len(self)} rows, got {list(weights.shape)}"
@@ -182,6 +184,12 @@ class TaskJacobian:
                 f"step: expected {{name: tensor}} in the shapes of J's {len(columns)} columns "
                 f"(J.columns), got {given}; J.over(...) has other columns"
             )
+        for name, leaf in columns.items():
+            if step[name].device != leaf.device or step[name].is_complex() != leaf.is_complex():
+                raise ValueError(
+                    f"step: expected {leaf.dtype} on {leaf.device} at {name!r}, got "
+                    f"{step[name].dtype} on {step[name].device}; convert it with .to"
+                )
         along = {name: leaf[None] for name, leaf in real_of(dict(step)).items()}
         rows = self.measure(rows=True, combine=False).rows
         return dot(rows, along, self.columns)[:, 0].to(self.losses)
@@ -216,6 +224,7 @@ class TaskJacobian:
             matrix: C.
             preference: how its rows mix into the mean gradient; None is 1/rows each.
         """
+        self._check_real(matrix, "C", "[mixture, row]")
         if matrix.ndim != 2 or matrix.shape[1] != len(self):
             raise ValueError(
                 f"C: expected [mixture, {len(self)}], a column for every row of J, got "
@@ -234,7 +243,16 @@ class TaskJacobian:
 
     def __getitem__(self, which: Any) -> TaskJacobian:
         """Some of the rows: a slice, or a list of their numbers."""
-        rows = torch.eye(len(self))[[which] if isinstance(which, int) else which]
+        every = torch.eye(len(self), device=self.forward.value.device)
+        try:
+            rows = every[[which] if isinstance(which, int) else which]
+        except (IndexError, TypeError):
+            rows = every[0]
+        if rows.ndim != 2:
+            raise IndexError(
+                f"J[...]: expected a slice, or a list of numbers from 0 to {len(self) - 1}, got "
+                f"{which!r}"
+            )
         if self.mix is not None or torch.compiler.is_compiling():
             return self.mixed(rows)
         kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
@@ -248,7 +266,17 @@ class TaskJacobian:
 
     def __rmatmul__(self, left: Tensor) -> Any:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
+        self._check_real(left, "the left of @", "[row] or [mixture, row]")
         return self.pull(left) if left.ndim == 1 else self.mixed(left)
+
+    def _check_real(self, x: Any, name: str, form: str) -> None:
+        """Raise unless this is a tensor of real numbers on the losses' device."""
+        check_tensor(x, name, form)
+        device = self.forward.value.device
+        if x.is_complex() or x.device != device:
+            raise ValueError(
+                f"{name}: expected real numbers on {device}, got {x.dtype} on {x.device}"
+            )
 
     def _found(self, wanted: Wanted, share: float | None, names: tuple[str, ...]) -> Measured:
         """What is wanted; `share`: the weight of every task in the gradient of the others' leaves,

@@ -195,7 +195,6 @@ class Balancer:
         """
         if retain_graph and functions_of(losses):
             raise ValueError(f"retain_graph: {IN_TURN}")
-        refuse_inner_steps(self._held.leaves())
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings, combines=True, keeps=retain_graph)
             run, leaves = found.run, found.run.params
@@ -366,6 +365,8 @@ class Balancer:
             self._held, losses, present, weightings, kept.tasks, union, combines=combines,
             keeps=keeps, optimizer=self._metric, heads=self._heads,
         )  # fmt: skip
+        if combines:
+            refuse_inner_steps(run.params)
         with run.no_writes(), no_autocast(run.params):
             probe_state, rule_state = kept.states or self._started(run)
             measured, probe_after = self._stepped.update(run, run.batch, probe_state)
