@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core._kernels.compiling import COMPILER, cache_of
+from .core.compiling import COMPILER, cache_of
 
 
 def warmup() -> dict[str, Path | None]:

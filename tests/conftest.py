@@ -91,7 +91,7 @@ def pytest_configure(config):
         f"not {job}" for job in (*JOBS, "exhaustive") if job not in named
     )
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        from mtlfunc.core._kernels.compiling import COMPILER  # the import hook comes first
+        from mtlfunc.core.compiling import COMPILER  # the import hook comes first
         from mtlfunc.warmup import warmup
 
         if COMPILER.installed:

@@ -21,8 +21,8 @@ from mtlfunc.solvers import (
     projected_gradient,
     simplex,
 )
-from mtlfunc.solvers._active_set import run
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
+from mtlfunc.solvers.exact import run
 from mtlfunc.solvers.problems import DualCone, resolution
 from mtlfunc.testing.families import weakly_stationary
 from tests.support.bounds import lengths

@@ -15,8 +15,8 @@ from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
 from mtlfunc.core.checks import depth, lanes
 from mtlfunc.testing._check_solver import SIZES, draw
-from mtlfunc.testing._judge import judge
 from mtlfunc.testing.families import FAMILIES
+from mtlfunc.testing.judge import judge
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
 from tests.support import python, wheel_in

@@ -121,8 +121,8 @@ def test_private_names_of_torch_are_in_one_file():
     for path in (ROOT / "mtlfunc").rglob("*.py"):
         name = str(path.relative_to(ROOT / "mtlfunc"))
         seen[name] = private_names_of_torch(ast.parse(path.read_text()))
-    assert {x for x in seen if seen[x]} == {"core/_torch.py"}
-    assert len(seen["core/_torch.py"]) > 20
+    assert {x for x in seen if seen[x]} == {"core/torch_internals.py"}
+    assert len(seen["core/torch_internals.py"]) > 20
 
 
 # those of nodes, `_saved_…`, are named by their layerwise readers
@@ -148,7 +148,7 @@ def test_private_attributes_of_torch_are_in_one_list():
                 own.add(node.name.split(".")[-1])
             elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
                 own.add(node.attr)
-            elif isinstance(node, ast.Attribute) and path.name != "_torch.py":
+            elif isinstance(node, ast.Attribute) and path.name != "torch_internals.py":
                 used.add(node.attr)
     private = {x for x in used - own if re.match("_(?!_|saved_|raw_saved_)", x)}
     assert private == ATTRIBUTES
@@ -209,6 +209,13 @@ def test_completion_offers_public_names_alone(room):
     module = getattr(mf, room) if room else mf
     assert dir(module) == sorted(module.__all__)
     assert all(hasattr(module, name) for name in dir(module))
+
+
+def test_a_room_imports_public_modules_of_another():
+    rooms = "|".join(x.name for x in (ROOT / "mtlfunc").iterdir() if x.is_dir())
+    other = re.compile(rf"^ *from \.\.+(?:{rooms})(?:\.\w+)*(?:\._| import .*\b_).*", re.MULTILINE)
+    found = {str(x): other.findall(x.read_text()) for x in (ROOT / "mtlfunc").rglob("*.py")}
+    assert not {name: lines for name, lines in found.items() if lines}
 
 
 def test_imports_run_one_way():

@@ -14,7 +14,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.solvers._auto import dual_cone_weights
+from mtlfunc.solvers.default import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians

@@ -15,7 +15,8 @@ from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.core import _torch, hooks
+from mtlfunc.core import hooks
+from mtlfunc.core import torch_internals as internals
 from mtlfunc.core.checks import all_present
 from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
@@ -97,14 +98,14 @@ def test_a_torch_that_is_too_old_is_refused_in_a_sentence():
 
 def test_what_is_gone_is_listed(monkeypatch):
     monkeypatch.setattr(_torch, "GONE", [])
-    assert _torch.find("torch._foreach_copy_", None) is torch._foreach_copy_
-    assert _torch.find("torch._C._no_such_name.inside", 3) == 3
-    assert _torch.GONE == ["torch._C._no_such_name.inside"]
+    assert internals.find("torch._foreach_copy_", None) is torch._foreach_copy_
+    assert internals.find("torch._C._no_such_name.inside", 3) == 3
+    assert internals.GONE == ["torch._C._no_such_name.inside"]
 
 
 @pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
 def test_passes_by_autograd_grad_are_the_engine_s(engine, monkeypatch):
-    monkeypatch.setattr("mtlfunc.gradients.levels.autograd_engine", _torch.ENGINE)
+    monkeypatch.setattr("mtlfunc.gradients.levels.autograd_engine", internals.ENGINE)
     net = network()
     params = mf.parameters(net)
     assert same(mf.task_gradients(pure(net), params, X)[1].values(), rows_by_a_loop(net))
@@ -147,14 +148,14 @@ def test_written_norms_move_running_statistics(norm):
 def test_small_stand_ins(monkeypatch):
     parts = [torch.ones(2, 2), torch.zeros(3)]
     places = [torch.empty(2, 2), torch.empty(3)]
-    _torch.COPY(places, parts)
+    internals.COPY(places, parts)
     assert all(map(torch.equal, places, parts))
     ad = SimpleNamespace(dual_level=torch.autograd.forward_ad.dual_level)  # and no _current_level
     with monkeypatch.context() as patch:
         patch.setattr(_torch, "torch", SimpleNamespace(autograd=SimpleNamespace(forward_ad=ad)))
-        assert _torch.forward_level() == -1
+        assert internals.forward_level() == -1
         with torch.autograd.forward_ad.dual_level():
-            assert _torch.forward_level() == 0
+            assert internals.forward_level() == 0
 
 
 @pytest.mark.usefixtures("no_answer_about_hooks")

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
-from mtlfunc.core import _torch, hooks
+from mtlfunc.core import hooks
+from mtlfunc.core import torch_internals as internals
 from mtlfunc.gradients import backward, run
 from mtlfunc.gradients.layerwise import nodes, uses
 
@@ -120,7 +121,7 @@ def gone(node: str) -> None:
 
 def engine(answer: Callable[[Any], Any]) -> Any:
     def run_backward(*args: Any, **kwargs: Any) -> Any:
-        return answer(_torch.ENGINE.run_backward(*args, **kwargs))
+        return answer(internals.ENGINE.run_backward(*args, **kwargs))
 
     return SimpleNamespace(run_backward=run_backward)
 
@@ -182,7 +183,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     },
     "names that tell samples gone": lambda: other_rule("NativeGroupNormBackward0"),
     "samples in another order": lambda: turned("ConvolutionBackward0"),
-    "a name that is looked up gone": lambda: _torch.GONE.append("torch._foreach_copy_"),
+    "a name that is looked up gone": lambda: internals.GONE.append("torch._foreach_copy_"),
 }
 
 
@@ -221,7 +222,7 @@ def said() -> dict[str, list[str]]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_and_numbers_are_right(fault, said):
-    if fault == "saved tensors without their hook" and not _torch.tells_hooks:
+    if fault == "saved tensors without their hook" and not internals.tells_hooks:
         pytest.skip("torch before 2.10 does not tell")
     if fault.startswith("nothing"):
         assert not said[fault]

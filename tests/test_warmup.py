@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtlfunc as mf
-from mtlfunc.core._kernels import compiling
+from mtlfunc.core import compiling
 from mtlfunc.rules._kernels import equiangular, surgery
 from mtlfunc.solvers._kernels import active_set_cpu
 from mtlfunc.warmup import main
@@ -20,7 +20,7 @@ from tests.support import ROOT, python
 
 # the kernel that compiles the quickest; both processes and the warm-up go the same way with any
 FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
-STAYS = "; import time; from mtlfunc.core._kernels.compiling import COMPILER"
+STAYS = "; import time; from mtlfunc.core.compiling import COMPILER"
 STAYS += "; c = COMPILER.child; c and c.wait(); c or time.sleep(8)"
 
 

@@ -14,7 +14,7 @@ from ..core.tree import map_params, same_shapes
 from ..gradients.levels import explained
 from ..gradients.losses import parse_losses
 from ..solvers import min_norm
-from ..solvers._auto import solver_or_auto
+from ..solvers.default import solver_or_auto
 from ..solvers.problems import noise_level, root
 from ..types import Batch, Change, LossesFn, Params, Scalar, Solver, Stationarity
 from ._conflict import conflict, running_conflict

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, vmap
 
-from ..core import _torch, hooks
+from ..core import hooks
+from ..core import torch_internals as internals
 from ..core.checks import user_level
 from ..gradients import run, sample_gramian, task_gradients, task_gramian
 from ..gradients.layerwise import graph, owners
@@ -28,16 +29,16 @@ UNREAD = f"{NAME} has other graphs than those that are read"
 PLAIN: list[tuple[Any, str, Any]] = [
     (graph, "read_uses", lambda _, leaves: graph.Reading({}, dict.fromkeys(leaves, UNREAD))),
     (owners, "entry_layouts", lambda *_, **__: ()),
-    (_torch, "autograd_engine", _torch.ENGINE),
-    (_torch, "undefined_grad", None),
-    (_torch, "is_traced", lambda: 1),
+    (internals, "autograd_engine", internals.ENGINE),
+    (internals, "undefined_grad", None),
+    (internals, "is_traced", lambda: 1),
     (graph.Graph, "can_batch", False),
     (hooks.Handles, "hooked", property(lambda _: True)),
-    (_torch, "nodes_made", lambda: 2**62),
+    (internals, "nodes_made", lambda: 2**62),
 ]
 """Rows one by one: where a name is that may be wrong, and what stands in for it."""
 SAVED: list[tuple[Any, str, Any]] = [
-    (_torch, "tells_hooks", False),
+    (internals, "tells_hooks", False),
     (hooks, "is_hooked", lambda _: False),
 ]
 """What stands in where torch does not tell of hooks on saved tensors."""
@@ -83,9 +84,12 @@ def answers() -> Iterator[tuple[Any, Any]]:
     with saved_tensors_hooks(lambda x: x, lambda x: x):
         node: Any = y.square().grad_fn
     told = hooks.has_saved_hooks([node]), hooks.is_hooked(node._raw_saved_self)
-    yield (*told, hooks.has_saved_hooks([y.square().grad_fn])), (*[_torch.tells_hooks] * 2, False)
-    with _torch.TorchDispatchMode():
-        traced = bool(_torch.is_traced())
+    yield (
+        (*told, hooks.has_saved_hooks([y.square().grad_fn])),
+        (*[internals.tells_hooks] * 2, False),
+    )
+    with internals.TorchDispatchMode():
+        traced = bool(internals.is_traced())
     yield traced, True
     rows = rows_of(tasks(live, x))
     yield from zip(task_gradients(tasks, p, x)[1].values(), rows, strict=True)
@@ -115,7 +119,7 @@ def attempt() -> str:
     """What was wrong, and whether rows one by one are right; empty where nothing was."""
     INSIDE.add(get_ident())
     if not (why := wrong()):
-        return ", ".join(f"{name} is gone" for name in _torch.GONE)
+        return ", ".join(f"{name} is gone" for name in internals.GONE)
     for ways in (PLAIN, SAVED):
         for way in ways:
             stand_in(*way)

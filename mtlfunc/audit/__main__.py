@@ -9,7 +9,7 @@ from typing import Any
 
 from ..rules.common import required_arguments
 from ..testing import check_solver
-from ..testing._judge import describe_error
+from ..testing.judge import describe_error
 from ..testing.strategies import KINDS
 from .run import NAMES, audit
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core._torch import tree_flatten, tree_leaves, tree_map
-from ..testing._judge import attempt, describe_error, quiet
+from ..core.torch_internals import tree_flatten, tree_leaves, tree_map
 from ..testing.integers import integers, pick
+from ..testing.judge import attempt, describe_error, quiet
 from ..types import Geometry
 from . import instances
 from .harness import EVERY, MANY, Finding, Harness, Inapplicable, Weigh, same, usual

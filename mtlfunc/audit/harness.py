@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..core._torch import tree_flatten, tree_leaves, tree_map
 from ..core.checks import inside_transform
+from ..core.torch_internals import tree_flatten, tree_leaves, tree_map
 from ..rules.common import may_read
-from ..testing._judge import Invalid, attempt, quiet
 from ..testing.integers import integers, pick, widened
+from ..testing.judge import Invalid, attempt, quiet
 from ..types import Geometry, Rule
 from . import instances
 from .instances import SMALL, Case

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..testing._report import Printed
 from ..testing.integers import literal
+from ..testing.report import Printed
 from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]

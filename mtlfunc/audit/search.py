@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..testing._judge import attempt, describe_error, quiet
 from ..testing.integers import integers, pick, trimmed
+from ..testing.judge import attempt, describe_error, quiet
 from . import instances
 from .harness import BATCHED, LONG, MANY, Finding, Harness, Inapplicable, Pool
 from .instances import SMALL, Case, nudged

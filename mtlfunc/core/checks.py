@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..types import Params, Scalar
-from ._torch import DisableTorchFunctionSubclass, forward_level, functorch, is_traced, tree_leaves
+from .torch_internals import (
+    DisableTorchFunctionSubclass,
+    forward_level,
+    functorch,
+    is_traced,
+    tree_leaves,
+)
 from .wrappers import refuse_shards
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.func import vjp
 
-from ..core._torch import (
+from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
+from ..core.torch_internals import (
     TorchDispatchMode,
     autograd_engine,
     forward_level,
@@ -26,7 +27,6 @@ from ..core._torch import (
     memory,
     tree_leaves,
 )
-from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
 from ..core.tree import as_real
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params

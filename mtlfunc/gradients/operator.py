@@ -167,11 +167,7 @@ class TaskJacobian:
 
     def pull(self, weights: Float[Tensor, " row"]) -> Params:
         """Jᵀ w, the gradient of Σ w L, `{name: [*shape]}`; also written `w @ J`. One pass."""
-        self._check_real(weights, "weights", "[row]")
-        if weights.shape != (len(self),):
-            raise ValueError(
-                f"weights: expected one for each of {len(self)} rows, got {list(weights.shape)}"
-            )
+        self._check(weights, "weights")
         return like(self.leaves, self.measure().combine(weights))
 
     def push(self, step: Params) -> Float[Tensor, " row"]:
@@ -185,10 +181,10 @@ class TaskJacobian:
                 f"(J.columns), got {given}; J.over(...) has other columns"
             )
         for name, leaf in columns.items():
-            if step[name].device != leaf.device or step[name].is_complex() != leaf.is_complex():
+            if (x := step[name]).device != leaf.device or x.is_complex() != leaf.is_complex():
                 raise ValueError(
-                    f"step: expected {leaf.dtype} on {leaf.device} at {name!r}, got "
-                    f"{step[name].dtype} on {step[name].device}; convert it with .to"
+                    f"step: expected {leaf.dtype} on {leaf.device} at {name!r}, got {x.dtype} on "
+                    f"{x.device}"
                 )
         along = {name: leaf[None] for name, leaf in real_of(dict(step)).items()}
         rows = self.measure(rows=True, combine=False).rows
@@ -224,12 +220,7 @@ class TaskJacobian:
             matrix: C.
             preference: how its rows mix into the mean gradient; None is 1/rows each.
         """
-        self._check_real(matrix, "C", "[mixture, row]")
-        if matrix.ndim != 2 or matrix.shape[1] != len(self):
-            raise ValueError(
-                f"C: expected [mixture, {len(self)}], a column for every row of J, got "
-                f"{list(matrix.shape)}"
-            )
+        self._check(matrix, "C", "mixture, ")
         whole = matrix.to(self.forward.value)
         whole = whole if self.mix is None else whole @ self.mix
         count = len(whole) if self.weightings else 0
@@ -243,16 +234,13 @@ class TaskJacobian:
 
     def __getitem__(self, which: Any) -> TaskJacobian:
         """Some of the rows: a slice, or a list of their numbers."""
-        every = torch.eye(len(self), device=self.forward.value.device)
+        rows = torch.eye(len(self), device=self.forward.value.device)
         try:
-            rows = every[[which] if isinstance(which, int) else which]
-        except (IndexError, TypeError):
-            rows = every[0]
-        if rows.ndim != 2:
+            rows = rows[which].reshape(-1, len(self))
+        except (IndexError, TypeError, RuntimeError) as error:
             raise IndexError(
-                f"J[...]: expected a slice, or a list of numbers from 0 to {len(self) - 1}, got "
-                f"{which!r}"
-            )
+                f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
+            ) from error
         if self.mix is not None or torch.compiler.is_compiling():
             return self.mixed(rows)
         kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
@@ -266,16 +254,17 @@ class TaskJacobian:
 
     def __rmatmul__(self, left: Tensor) -> Any:
         """`w @ J`, a gradient, for w `[row]`; `C @ J`, a TaskJacobian, for C `[mixture, row]`."""
-        self._check_real(left, "the left of @", "[row] or [mixture, row]")
-        return self.pull(left) if left.ndim == 1 else self.mixed(left)
+        mixes = isinstance(left, Tensor) and left.ndim == 2
+        return self.mixed(left) if mixes else self.pull(left)
 
-    def _check_real(self, x: Any, name: str, form: str) -> None:
-        """Raise unless this is a tensor of real numbers on the losses' device."""
-        check_tensor(x, name, form)
-        device = self.forward.value.device
-        if x.is_complex() or x.device != device:
+    def _check(self, x: Any, name: str, first: str = "") -> None:
+        """Raise unless this is `[first, row]` of real numbers on the losses' device."""
+        check_tensor(x, name, form := f"[{first}{len(self)}]")
+        device, axes = self.forward.value.device, 1 + bool(first)
+        if x.ndim != axes or x.shape[-1] != len(self) or x.is_complex() or x.device != device:
             raise ValueError(
-                f"{name}: expected real numbers on {device}, got {x.dtype} on {x.device}"
+                f"{name}: expected {form}, real numbers on {device} for J's {len(self)} rows, got "
+                f"{list(x.shape)}, {x.dtype} on {x.device}"
             )
 
     def _found(self, wanted: Wanted, share: float | None, names: tuple[str, ...]) -> Measured:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core._torch import tree_leaves, tree_map
 from ..core.checks import check_autocast, check_count, check_params
+from ..core.torch_internals import tree_leaves, tree_map
 from ..types import Batch, LossesFn, Params, Rows
 from .losses import parse_alone
 from .operator import TaskJacobian, task_jacobian

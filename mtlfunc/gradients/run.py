@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ..core._torch import tree_map, undefined_grad
 from ..core.checks import (
     check_autocast,
     depth,
@@ -22,6 +21,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles
+from ..core.torch_internals import tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core._torch import compiler_tables, nn_functions
 from ..core.checks import constant_when_compiled, derivative_levels
+from ..core.torch_internals import compiler_tables, nn_functions
 
 Maybe = Tensor | None
 Number = float | int

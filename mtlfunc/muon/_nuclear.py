@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core._torch import tree_map
 from ..core.checks import (
     check_count,
     check_finite,
@@ -18,7 +17,8 @@ from ..core.checks import (
     is_differentiated,
     poison,
 )
-from ..solvers._auto import auto
+from ..core.torch_internals import tree_map
+from ..solvers import auto
 from ..solvers.problems import MinNorm, or_one
 from ..types import Params, Rows, Scalar, Solution
 

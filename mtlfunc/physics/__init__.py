@@ -4,7 +4,7 @@ and weights by tangent kernels.
 
 from typing import Any
 
-from ..probes._kernel_traces import kernel_traces
+from ..probes.tangent_kernels import kernel_traces
 from ._gauss_newton import gauss_newton
 from ._line_search import line_search
 from ._newton_error import newton_error

@@ -26,8 +26,8 @@ from torch.autograd import Function
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ..core._torch import tree_leaves
 from ..core.checks import check_params
+from ..core.torch_internals import tree_leaves
 from ..types import Laplacian, Params
 
 Network = nn.Module | Callable[[Params, Any], Any]

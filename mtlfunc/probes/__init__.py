@@ -6,8 +6,8 @@ from ._jacobian import jacobian, subset
 from ._losses_only import losses_only
 from ._moving_average import moving_average
 from ._representation import representation
-from ._second_evaluation import second_evaluation
 from .common import Run
+from .last_losses import second_evaluation
 from .masks import graddrop
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import solvers
 from ..core.checks import check_option, check_scalar
 from ..core.expect import expect_solver
-from ..solvers._auto import weights_of
+from ..solvers.default import weights_of
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 

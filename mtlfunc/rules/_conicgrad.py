@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, inside_transform, poison
 from ..core.operators import define, leading_shape
-from ..solvers._active_set import run
+from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
 from ..solvers.problems import MinNorm, or_one, resolution, root
 from ..types import Geometry, Rule, Scalar, State, constructor

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..core.expect import expect_solver
 from ..solvers import min_norm
-from ..solvers._auto import weights_of
+from ..solvers.default import weights_of
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_count, normalized_preference, poison, values_readable
 from ..core.tree import root
 from ..solvers import min_norm
-from ..solvers._auto import solver_or_auto
+from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import gramian_of, preference_of, reading

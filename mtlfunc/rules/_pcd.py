@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import check_scalar, poison, values_readable
-from ..solvers._auto import solver_or_auto
+from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core.checks import check_scalar, poison, values_readable
 from ..core.expect import expect_rule, heads_of
 from ..core.linear import solve_factored
-from ..solvers._auto import dual_cone_weights
+from ..solvers.default import dual_cone_weights
 from ..solvers.problems import resolution, root
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import fill_absent, gramian_of, preference_of, reading_also

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.expect import expect_solver
-from ..solvers._auto import dual_cone_weights
+from ..solvers.default import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core._torch import tree_map
 from ..core.checks import all_present, poison, values_readable
+from ..core.torch_internals import tree_map
 from ..types import Optimizer, State
 
 

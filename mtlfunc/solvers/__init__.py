@@ -6,23 +6,23 @@ The problems, and what can be known of their answers from a Gramian: `mtlfunc.so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._active_set import active_set
-from ._auto import auto
 from ._certify import certify
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
 from ._projected_gradient import projected_gradient
+from .default import auto
+from .exact import active_set
 from .problems import CAGrad, DualCone, MinNorm, cagrad, dual_cone, min_norm
 
 if TYPE_CHECKING:
-    from ..testing._cvx import cvx
+    from ..testing.reference import cvx
 
 __all__ = [
     "CAGrad", "DualCone", "MinNorm", "active_set", "auto", "cagrad", "certify", "cvx", "dual_cone",
     "faces", "frank_wolfe", "min_norm", "projected_gradient",
 ]  # fmt: skip
 
-_REFERENCE = {"cvx": "_cvx"}
+_REFERENCE = {"cvx": "reference"}
 """Public here, and of the laboratory above: what these are is found when they are asked for."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_vector
 from ..types import Certificate
-from ._active_set import run
+from .exact import run
 from .problems import (
     RESOLUTION,
     CAGrad,

@@ -7,9 +7,9 @@ returns a `Solution`, made by `problem.solution(weights, dual, steps)`, or the w
 from typing import Any
 
 from ._check_solver import check_solver
-from ._judge import assert_agree, certified_error
 from ._outside import outside
 from .families import jacobian
+from .judge import assert_agree, certified_error
 from .strategies import jacobians, problems
 
 __all__ = [

@@ -12,10 +12,10 @@ from ..core.checks import check_option
 from ..core.expect import rule_name
 from ..core.progress import progress_bar
 from ..rules.common import required_arguments
-from ._judge import CLAIMS, AnySolver, Verdict, judge
-from ._report import Counterexample, SolverReport, SolverRow, in_words
 from .families import FAMILIES, jacobian
 from .integers import integers, pick, trimmed
+from .judge import CLAIMS, AnySolver, Verdict, judge
+from .report import Counterexample, SolverReport, SolverRow, in_words
 from .strategies import KINDS, VARIANTS, pose, whole_range
 
 INTEGERS = "small integers"

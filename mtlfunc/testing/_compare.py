@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..core.progress import progress_bar
 from ..solvers import active_set, auto, min_norm
-from ._cvx import cvx
-from ._judge import AnySolver, Invalid, certified_error, quiet, weights_of
 from ._outside import installed, outside
 from .families import FAMILIES, REGULAR, jacobian
+from .judge import AnySolver, Invalid, certified_error, quiet, weights_of
+from .reference import cvx
 
 Make = Callable[[], AnySolver]
 OWN: dict[str, Make] = {"auto": auto, "cvx": cvx}

@@ -10,8 +10,8 @@ import torch
 from ..core.checks import inside_transform
 from ..solvers.problems import CAGrad, DualCone, Problem, check_problem
 from ..types import Solution, Solver, constructor
-from ._cvx import Array, _root
-from ._judge import describe_error, quiet
+from .judge import describe_error, quiet
+from .reference import Array, _root
 
 
 @constructor

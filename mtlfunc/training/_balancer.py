@@ -16,7 +16,7 @@ from ..core.expect import expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
 from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
-from ..probes._second_evaluation import observed
+from ..probes.last_losses import observed
 from ..processes import (
     Group,
     check_group,

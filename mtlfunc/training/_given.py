@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core._torch import keystr, tree_flatten_with_path, tree_unflatten
 from ..core.expect import expect_measured, expect_probe, not_measured, probe_for, quoted, rule_name
+from ..core.torch_internals import keystr, tree_flatten_with_path, tree_unflatten
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward
-from ..probes._jacobian import jacobian
-from ..probes._losses_only import losses_only
+from ..probes import jacobian, losses_only
 from ..processes import Group
 from ..types import Params, Probe, Rule, Select, State
 

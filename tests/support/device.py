@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtlfunc.core import checks
 from mtlfunc.gradients import losses
-from mtlfunc.solvers import _active_set, _auto
+from mtlfunc.solvers import default, exact
 
 READS = ("local_scalar_dense", "is_nonzero", "equal", "linalg_check_errors")
 """Operators that give the host a number, for which it waits."""
@@ -50,9 +50,9 @@ def host_reads(f: Callable[[], object]) -> list[str]:
 def _as_on_cuda() -> Iterator[None]:
     """The active-set solver has a kernel for CUDA, its shapes are those of the operator's fake."""
     with (
-        patch.object(_active_set, "kernel_at", lambda gramian: True),
-        patch.object(_auto, "kernel_at", lambda gramian: True),
-        patch.object(_active_set, "_kernel", torch.ops.mtlfunc.active_set),
+        patch.object(exact, "kernel_at", lambda gramian: True),
+        patch.object(default, "kernel_at", lambda gramian: True),
+        patch.object(exact, "_kernel", torch.ops.mtlfunc.active_set),
         patch.object(torch, "is_autocast_enabled", lambda device: False),  # knows no meta device
         patch.object(checks, "refuse_meta", lambda *args: None),
         patch.object(losses, "refuse_meta", lambda *args: None),

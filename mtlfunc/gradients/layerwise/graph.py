@@ -16,8 +16,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from ...core import hooks
-from ...core._torch import accumulate_grad, tells_hooks
 from ...core.checks import depth
+from ...core.torch_internals import accumulate_grad, tells_hooks
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...core._kernels.compiling import jit
+from ...core.compiling import jit
 
 Array = np.ndarray
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...core._kernels.compiling import jit
+from ...core.compiling import jit
 
 Array = np.ndarray
 PARALLEL_WORK = 2_000_000

@@ -23,7 +23,7 @@ loop starts from there and proves the answer, whatever the rough phase did.
 
 import numpy as np
 
-from ...core._kernels.compiling import jit
+from ...core.compiling import jit
 
 Array = np.ndarray
 INDEFINITE = 1e3

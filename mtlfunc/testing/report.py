@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
-from ._judge import CLAIMS
 from .integers import literal
+from .judge import CLAIMS
 
 
 class Printed:

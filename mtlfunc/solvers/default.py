@@ -10,8 +10,8 @@ from torch.func import vmap
 from ..core.checks import check_gramian, is_differentiated
 from ..core.expect import expect_solver
 from ..types import Solution, Solver, constructor
-from ._active_set import active_set, kernel_at, run
 from ._faces import faces
+from .exact import active_set, kernel_at, run
 from .problems import DualCone, Problem, check_problem, precision, solver
 from .two_tasks import two_tasks
 

@@ -1,1 +1,0 @@
-"""Compiled loops of the core, one problem after the other."""
