@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from mtlfunc.core.torch_internals import tells_hooks
+from mtlfunc.core.internals import tells_hooks
 from mtlfunc.gradients import backward
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import plan

@@ -15,8 +15,7 @@ from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.core import hooks
-from mtlfunc.core import torch_internals as internals
+from mtlfunc.core import hooks, internals
 from mtlfunc.core.checks import all_present
 from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses

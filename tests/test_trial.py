@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
-from mtlfunc.core import hooks
-from mtlfunc.core import torch_internals as internals
+from mtlfunc.core import hooks, internals
 from mtlfunc.gradients import backward, run
 from mtlfunc.gradients.layerwise import nodes, uses
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, vmap
 
-from ..core import hooks
-from ..core import torch_internals as internals
+from ..core import hooks, internals
 from ..core.checks import user_level
 from ..gradients import run, sample_gramian, task_gradients, task_gramian
 from ..gradients.layerwise import graph, owners
@@ -83,11 +82,9 @@ def answers() -> Iterator[tuple[Any, Any]]:
     yield handles.hooked, True
     with saved_tensors_hooks(lambda x: x, lambda x: x):
         node: Any = y.square().grad_fn
-    told = hooks.has_saved_hooks([node]), hooks.is_hooked(node._raw_saved_self)
-    yield (
-        (*told, hooks.has_saved_hooks([y.square().grad_fn])),
-        (*[internals.tells_hooks] * 2, False),
-    )
+    told, tells = hooks.has_saved_hooks([node]), internals.tells_hooks
+    found = told, hooks.is_hooked(node._raw_saved_self), hooks.has_saved_hooks([(y * y).grad_fn])
+    yield found, (tells, tells, False)
     with internals.TorchDispatchMode():
         traced = bool(internals.is_traced())
     yield traced, True

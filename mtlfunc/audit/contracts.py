@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.torch_internals import tree_flatten, tree_leaves, tree_map
+from ..core.internals import tree_flatten, tree_leaves, tree_map
 from ..testing.integers import integers, pick
 from ..testing.judge import attempt, describe_error, quiet
 from ..types import Geometry

@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from ..core import random
 from ..core.checks import inside_transform
-from ..core.torch_internals import tree_flatten, tree_leaves, tree_map
+from ..core.internals import tree_flatten, tree_leaves, tree_map
 from ..rules.common import may_read
 from ..testing.integers import integers, pick, widened
 from ..testing.judge import Invalid, attempt, quiet

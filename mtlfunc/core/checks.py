@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..types import Params, Scalar
-from .torch_internals import (
+from .internals import (
     DisableTorchFunctionSubclass,
     forward_level,
     functorch,

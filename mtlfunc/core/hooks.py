@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .torch_internals import nodes_made, tells_hooks
+from .internals import nodes_made, tells_hooks
 
 Node = Any  # torch.autograd.graph.Node
 

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Metric, Params, Rows, Select
 from .checks import constant_when_compiled, depth, same_storage
-from .torch_internals import forward_level
+from .internals import forward_level
 from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_dtype, check_params, enable_grad
+from ..core.checks import check_dtype, check_option, check_params, enable_grad
 from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine
 from .levels import without_trace
-from .losses import Losses, parse_losses, parse_samples, parse_weightings
-from .operator import TaskJacobian, check_engine, task_jacobian
+from .losses import Losses, parse_samples
+from .operator import TaskJacobian, task_jacobian
 from .run import check_connected, run
 
 
@@ -179,13 +179,14 @@ def explain_gramian(
     """
     if samples and weightings is not None:
         raise ValueError("samples: not with weightings=, another Gramian; leave one of them out")
-    check_params(params)
-    names = select(params, shared)
-    parse = parse_samples if samples else parse_losses if weightings is None else parse_weightings
     with without_trace(params), torch.no_grad():
-        forward = run(losses_fn, params, batch, parse=parse, separable=parse is parse_losses)
-    jacobian = TaskJacobian(forward, names, params, "auto")
-    jacobian = jacobian if weightings is None else jacobian.weighted(weightings)
+        if samples:
+            check_params(params)
+            forward = run(losses_fn, params, batch, parse=parse_samples, separable=False)
+            jacobian = TaskJacobian(forward, select(params, shared), params, "auto")
+        else:
+            given = {"shared": shared, "weightings": weightings}
+            jacobian = task_jacobian(losses_fn, params, batch, **given)
     return explanation(jacobian, samples=samples, combined=combined)
 
 
@@ -195,7 +196,7 @@ def _by_sample(
 ) -> tuple[Tensor, BySamples | None, Rows]:  # fmt: skip
     """Losses of samples as they came, and their pass split by sample, or a row of every entry."""
     check_params(params)
-    check_engine(engine)
+    check_option(engine, "engine", get_args(Engine))
     check_dtype(dtype)
     names, apart = select(params, shared), engine != "rows" and not torch.compiler.is_compiling()
 

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge
 from torch.func import vjp
 
 from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
-from ..core.torch_internals import (
+from ..core.internals import (
     TorchDispatchMode,
     autograd_engine,
     forward_level,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_batch, check_finite, is_pair, refuse_meta
-from ..core.torch_internals import tree_leaves
+from ..core.internals import tree_leaves
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
 """The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` if losses have no names.

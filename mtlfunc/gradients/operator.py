@@ -174,18 +174,17 @@ class TaskJacobian:
         """J s `[row]`: how fast each loss changes along a step `{name: [*shape]}`; also
         written `J @ step`. It makes the rows.
         """
-        if not same_shapes(step, columns := self._leaves()):
+        columns = self._leaves()
+        if not (
+            same_shapes(step, columns)
+            and all(step[name].device == x.device for name, x in columns.items())
+            and all(step[name].is_complex() == x.is_complex() for name, x in columns.items())
+        ):
             given = list(step) if isinstance(step, Mapping) else type(step).__name__
             raise ValueError(
-                f"step: expected {{name: tensor}} in the shapes of J's {len(columns)} columns "
-                f"(J.columns), got {given}; J.over(...) has other columns"
+                f"step: expected {{name: tensor}} like J's {len(columns)} columns (J.columns), in "
+                f"shape, device and realness, got {given}; J.over(...) has other columns"
             )
-        for name, leaf in columns.items():
-            if (x := step[name]).device != leaf.device or x.is_complex() != leaf.is_complex():
-                raise ValueError(
-                    f"step: expected {leaf.dtype} on {leaf.device} at {name!r}, got {x.dtype} on "
-                    f"{x.device}"
-                )
         along = {name: leaf[None] for name, leaf in real_of(dict(step)).items()}
         rows = self.measure(rows=True, combine=False).rows
         return dot(rows, along, self.columns)[:, 0].to(self.losses)
@@ -399,10 +398,6 @@ def shares_of(count: int) -> dict[Heads, float | None]:
     return {"plain": 1 / count, "own": 1.0, "weighted": None}
 
 
-def check_engine(engine: str) -> None:
-    check_option(engine, "engine", get_args(Engine))
-
-
 def task_jacobian(
     losses: Any, at: Params | nn.Module, batch: Batch = (), *, shared: Select = "*",
     weightings: Tensor | None = None, engine: Engine = "auto", chunk_size: int | None = None,
@@ -451,7 +446,7 @@ def task_jacobian(
         >>> (J @ {"w": torch.tensor([0.0, 3.0])}).tolist()
         [0.0, 3.0]
     """
-    check_engine(engine)
+    check_option(engine, "engine", get_args(Engine))
     check_count(chunk_size, "chunk_size", none=True)
     exist, point = isinstance(at, nn.Module) and not callable(losses), cast("Any", at)
     leaves: Params = trained(point) if exist else point

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core.checks import check_autocast, check_count, check_params
-from ..core.torch_internals import tree_leaves, tree_map
+from ..core.internals import tree_leaves, tree_map
 from ..types import Batch, LossesFn, Params, Rows
 from .losses import parse_alone
 from .operator import TaskJacobian, task_jacobian
@@ -91,11 +91,8 @@ def sample_gradients(
 
     if samples_at_once == 1:
         ((count,),) = lengths
-        samples = [
-            tree_map(lambda x, i=i: x[i] if isinstance(x, Tensor) else x, batch)
-            for i in range(count)
-        ]
-        each = [gradients_of_sample(sample) for sample in samples]
+        at = lambda i: tree_map(lambda x: x[i] if isinstance(x, Tensor) else x, batch)  # noqa: E731
+        each = [gradients_of_sample(at(i)) for i in range(count)]
         return tree_map(lambda *leaves: torch.stack(leaves), *each)
     try:
         return vmap(gradients_of_sample, chunk_size=samples_at_once)(batch)

@@ -21,7 +21,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles
-from ..core.torch_internals import tree_map, undefined_grad
+from ..core.internals import tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
@@ -144,13 +144,9 @@ PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def run(
-    losses_fn: LossesFn,
-    params: Params,
-    batch: Batch,
-    *,
-    parse: Callable[[Any], Losses] = parse_losses,
-    separable: bool = True,
-) -> Forward:
+    losses_fn: LossesFn, params: Params, batch: Batch, *,
+    parse: Callable[[Any], Losses] = parse_losses, separable: bool = True,
+) -> Forward:  # fmt: skip
     """Call `losses_fn` once. `parse` makes losses of what it returned; stacked ones that are
     `separable` may be differentiated one by one.
 

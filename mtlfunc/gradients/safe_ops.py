@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..core.checks import constant_when_compiled, derivative_levels
-from ..core.torch_internals import compiler_tables, nn_functions
+from ..core.internals import compiler_tables, nn_functions
 
 Maybe = Tensor | None
 Number = float | int

@@ -17,7 +17,7 @@ from ..core.checks import (
     is_differentiated,
     poison,
 )
-from ..core.torch_internals import tree_map
+from ..core.internals import tree_map
 from ..solvers import auto
 from ..solvers.problems import MinNorm, or_one
 from ..types import Params, Rows, Scalar, Solution

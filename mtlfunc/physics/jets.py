@@ -27,7 +27,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..core.checks import check_params
-from ..core.torch_internals import tree_leaves
+from ..core.internals import tree_leaves
 from ..types import Laplacian, Params
 
 Network = nn.Module | Callable[[Params, Any], Any]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_params
+from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import gramians, real_of, same_shapes, select
-from ..gradients.operator import Engine, Measured, check_engine
+from ..gradients.operator import Engine, Measured
 from ..processes import Group, Shares, check_group
 from ..types import (
     Batch,
@@ -185,7 +185,7 @@ class RowOptions(NamedTuple):
 
 def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, or an error that names the bad one."""
-    check_engine(options.engine)
+    check_option(options.engine, "engine", get_args(Engine))
     check_count(options.chunk_size, "chunk_size", none=True)
     check_heads(options.heads)
     check_present(options.present)
@@ -195,16 +195,11 @@ def row_probe(options: RowOptions) -> Probe:
     options = options._replace(shared=fixed(options.shared))
     added = frozenset() if options.edit is None else options.edit.measures
     measures = added | {"gramian"}
+    weighted = None if options.edit or options.mix else options.weightings is not None
     return Probe(
-        partial(_init, options),
-        partial(_update, options),
-        options.group,
-        measures,
-        options.shared,
-        None if options.edit or options.mix else options.weightings is not None,
-        mixes=options.mix is not None,
-        metric=True,
-    )
+        partial(_init, options), partial(_update, options), options.group, measures,
+        options.shared, weighted, mixes=options.mix is not None, metric=True,
+    )  # fmt: skip
 
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
@@ -278,14 +273,9 @@ _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is 
 
 
 def _measured(
-    options: RowOptions,
-    found: Measured,
-    heads: Heads,
-    shares: Shares,
-    key: Tensor,
-    state: State,
+    options: RowOptions, found: Measured, heads: Heads, shares: Shares, key: Tensor, state: State,
     metric: Metric | None,
-) -> tuple[TaskGradients, State]:
+) -> tuple[TaskGradients, State]:  # fmt: skip
     """What the rule sees of the rows, and the way back."""
     mask, edit = options.mask, options.edit
     part = shares.part(found.losses)

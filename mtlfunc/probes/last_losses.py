@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.expect import expect_probe
-from ..core.torch_internals import tree_leaves, tree_map
+from ..core.internals import tree_leaves, tree_map
 from ..processes import of_union
 from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients, constructor
 from .common import Run, check_memory

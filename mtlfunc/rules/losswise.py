@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import all_present, poison, values_readable
-from ..core.torch_internals import tree_map
+from ..core.internals import tree_map
 from ..types import Optimizer, State
 
 

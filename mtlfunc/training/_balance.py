@@ -30,7 +30,7 @@ from ..core.expect import (
     expect_state,
     heads_of,
 )
-from ..core.torch_internals import keystr, tree_flatten_with_path
+from ..core.internals import keystr, tree_flatten_with_path
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_count, inside_transform
-from ..core.torch_internals import copy_each, is_traced
+from ..core.internals import copy_each, is_traced
 from ..types import Balance, Step
 from ._forms import flatten, leaf_name, unflatten
 from ._recorder import RECORDERS

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.torch_internals import SUPPORTED_NODES, keystr, tree_flatten_with_path
+from ..core.internals import SUPPORTED_NODES, keystr, tree_flatten_with_path
 
 LEAF = "leaf"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.expect import expect_measured, expect_probe, not_measured, probe_for, quoted, rule_name
-from ..core.torch_internals import keystr, tree_flatten_with_path, tree_unflatten
+from ..core.internals import keystr, tree_flatten_with_path, tree_unflatten
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
 from ..gradients.run import Forward

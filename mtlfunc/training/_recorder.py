@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.torch_internals import TorchDispatchMode, end_pool, memory, tree_leaves
+from ..core.internals import TorchDispatchMode, end_pool, memory, tree_leaves
 
 _CURE = (
     "A recording holds work of the device alone: write the loss and the rule without .item(), "

@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...core import hooks
 from ...core.checks import depth
-from ...core.torch_internals import accumulate_grad, tells_hooks
+from ...core.internals import accumulate_grad, tells_hooks
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...core.checks import lanes
-from ...core.torch_internals import forward_level
+from ...core.internals import forward_level
 from .graph import Graph
 from .nodes import BEGINNINGS
 
