@@ -96,7 +96,7 @@ def test_a_torch_that_is_too_old_is_refused_in_a_sentence():
 
 
 def test_what_is_gone_is_listed(monkeypatch):
-    monkeypatch.setattr(_torch, "GONE", [])
+    monkeypatch.setattr(internals, "GONE", [])
     assert internals.find("torch._foreach_copy_", None) is torch._foreach_copy_
     assert internals.find("torch._C._no_such_name.inside", 3) == 3
     assert internals.GONE == ["torch._C._no_such_name.inside"]
@@ -151,7 +151,7 @@ def test_small_stand_ins(monkeypatch):
     assert all(map(torch.equal, places, parts))
     ad = SimpleNamespace(dual_level=torch.autograd.forward_ad.dual_level)  # and no _current_level
     with monkeypatch.context() as patch:
-        patch.setattr(_torch, "torch", SimpleNamespace(autograd=SimpleNamespace(forward_ad=ad)))
+        patch.setattr(internals, "torch", SimpleNamespace(autograd=SimpleNamespace(forward_ad=ad)))
         assert internals.forward_level() == -1
         with torch.autograd.forward_ad.dual_level():
             assert internals.forward_level() == 0

@@ -92,7 +92,7 @@ def answers_are_right() -> None:
 
 def plant(name: str, wrong: Any) -> None:
     """As if torch had another one, wherever the package has it."""
-    old = getattr(_torch, name)
+    old = getattr(internals, name)
     for key, module in list(sys.modules.items()):
         if key.startswith("mtlfunc") and vars(module).get(name) is old:
             setattr(module, name, wrong)
