@@ -13,8 +13,8 @@ from common.sources import check, key
 from mtlfunc.core.files import write_whole
 
 from .files import Files
-from .pool import unbroken
 from .progress import Progress
+from .signals import unbroken
 
 
 class Cell(NamedTuple):

@@ -11,7 +11,8 @@ from common.arguments import among, at_least, device, existing_folder, seeds, wo
 
 from .files import DataError
 from .locks import InUse, hold_lock
-from .pool import FULL, Died, Terminated, terminable
+from .pool import FULL, Died
+from .signals import Terminated, terminable
 
 
 def parser(

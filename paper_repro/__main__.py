@@ -21,11 +21,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import matplotlib as mpl
 import torch
 
-from common.arguments import at_least, device
+from common.arguments import at_least, device, workers
 from common.device import shown
-from common.pool import Terminated, cores, terminable, unbroken
+from common.files import DataError
+from common.machine import cores
+from common.pool import everywhere
 from common.progress import duration
-from common.sources import Edited
+from common.signals import Terminated, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
 from .claims import HERE, LEDGER, papers, reproductions
@@ -73,7 +75,7 @@ def reproduce(
     out: Path,
     *,
     fresh: bool = False,
-    workers: int = 1,
+    workers: int | str = 1,
 ) -> int:
     """Run the chosen modules (`only`); what one found is in place as soon as it is found. `fresh`
     also runs what has not changed; one worker is this process, in the order of `only`.
@@ -94,7 +96,6 @@ def reproduce(
                 run.display.line(notice)
             if fresh:
                 drop(run.parts, (f"{name}-" for name in only))
-            run.parts.mkdir(exist_ok=True)
             try:
                 try:
                     complete(run, questions, fresh=fresh, workers=workers)
@@ -118,24 +119,29 @@ def reproduce(
     return 1 if run.failed else 0
 
 
-def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: int) -> None:
+def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: int | str) -> None:
     """Run those whose results are not kept, as `reproduce` says."""
     left = [q for q in questions if fresh or not run.results.kept(q.name, q.key)]
     for question in questions:
         if question not in left:
             run.skip(question.name)
     names = [question.name for question in left]
-    run.display.remaining = Remaining(expected(names, run.settings), workers)
+    far = workers if isinstance(workers, str) and left else ""
+    count = len(everywhere(far, os.getpid)) if far else workers if isinstance(workers, int) else 1
+    run.display.remaining = Remaining(expected(names, run.settings), count)
     total = run.display.remaining.now({})
     if total is not None and left:
-        side = f", {workers} side by side" if workers > 1 else ""
+        side = f", {count} side by side" if count > 1 else ""
         run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
-    if workers > 1:
+    if workers != 1:
         order = in_order(names)
         left.sort(key=lambda question: order.index(question.name))
     run.perform(left, workers)
     if not run.failed:
-        drop(run.parts, (owner(name, run.settings) for name in run.done))
+        owners = [owner(name, run.settings) for name in run.done]
+        drop(run.parts, owners)
+        if far:
+            everywhere(far, drop, run.parts.absolute(), owners)
 
 
 def configuration_of(settings: Settings) -> dict[str, str]:
@@ -209,11 +215,12 @@ def parser_of() -> argparse.ArgumentParser:
         "the CPU (default: cpu)",
     )
     parser.add_argument(
-        "--workers",
-        type=at_least(1),
-        metavar="N",
+        *("--workers", "--scheduler"),
+        type=workers,
+        metavar="N or ADDRESS",
         help="questions side by side, each in a process with one thread (default: as many as this "
-        f"process may use cores, here {cores()}; 1 on another device than the CPU)",
+        f"process may use cores, here {cores()}; 1 on another device than the CPU); or tcp://HOST:"
+        "PORT of a Dask scheduler",
     )
     flag("--fresh", help="run again even what has not changed")
     parser.add_argument(
@@ -234,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # before anything ran, or when all had been written
         say("\ninterrupted", sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
-    except Edited as error:
+    except DataError as error:
         say(f"\nstopped: {error}", sys.stderr)
         return 1
 

@@ -11,7 +11,7 @@ import torch
 
 from common import command
 from common.arguments import among, at_least, device, positive
-from common.pool import Terminated, perform_all
+from common.pool import perform_all
 from common.progress import Progress
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
@@ -74,7 +74,7 @@ def _fill(
         try:
             perform_all(perform, todo, workers, keep)
         except KeyboardInterrupt as stop:
-            return 143 if isinstance(stop, Terminated) else 130
+            return 143 if isinstance(stop, command.Terminated) else 130
     return 0
 
 

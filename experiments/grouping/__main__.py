@@ -17,7 +17,7 @@ from common.device import on
 from common.grouping.data import FAMILIES, TASKS
 from common.grouping.forecasts import NAMES, costs
 from common.grouping.truth import GROUPS
-from common.pool import threads
+from common.machine import threads
 from common.tables import report
 
 from .report import family, figure, table

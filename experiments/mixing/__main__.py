@@ -12,7 +12,7 @@ import torch
 from common import command
 from common.arguments import among
 from common.cells import Store, slug, sources_of
-from common.pool import threads
+from common.machine import threads
 from common.problems.digits import digits
 from common.tables import report
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.arguments import at_least
-from common.pool import Terminated, keep_memory, threads
+from common.machine import threads
 from common.shown import shown
+from common.signals import Terminated
+from mtlfunc.core.files import write_whole
 
 from .display import Display, caught, say
 from .draws import redrawn
@@ -269,7 +271,6 @@ def draw(
             say(f"{name}: {sentence or 'how long it takes was never measured'}", display.err)
         display.progress(name, text)
 
-    keep_memory()
     display.begin(name)
     Store.folder = parts
     try:
@@ -282,7 +283,7 @@ def draw(
             numbers = shown(panels_of(found.figure))  # before panels go or axes change
             wrong = arrange(found.figure, look) if look else []
             if look:
-                found.draw(out)
+                write_whole(out, found.drawn(out.suffix[1:]))
             found.record(out, numbers)
     except KeyboardInterrupt as stop:
         gone = time.monotonic() - begin

@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -51,19 +51,16 @@ class Figure(NamedTuple):
         whole = text.removesuffix("[]\n}") + "[\n" + ",\n".join(lines) + "\n]}\n"
         write_whole(path.with_suffix(".json"), whole)
 
-    def draw(self, path: Path) -> None:
-        """Write the figure to a path that ends in .png, which has its caption in it, .svg or .pdf.
-        Raises OSError.
-        """
+    def drawn(self, form: str) -> bytes:
+        """What its file holds that ends in .png, which has the caption in it, .svg or .pdf."""
         text = {"Title": self.name, "Description": self.caption}
-        with in_style():
+        with in_style(), BytesIO() as file:
             fit(self.figure)
-            write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
+            FORMS[form](self.figure, file, text)
+            return file.getvalue()
 
     def _repr_png_(self) -> bytes:
-        with TemporaryDirectory() as folder:
-            self.draw(path := Path(folder, "figure.png"))
-            return path.read_bytes()
+        return self.drawn("png")
 
 
 RECORDED = ("figure", "caption", "arguments", "numbers", "drawn")

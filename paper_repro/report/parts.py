@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from common import sources
 from common.locks import InUse, digest, hold_lock
-from common.pool import waits
 from mtlfunc.core.files import write_whole
 
 from .cache import versions
@@ -78,9 +77,7 @@ class Kept(Generic[P, R]):
                 with suppress(InUse):
                     found[name] = calls[name]()
             if len(found) == count:
-                waits(True)
                 time.sleep(0.2)
-                waits(False)
         return {name: found[name] for name in calls}
 
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -113,7 +110,8 @@ class Kept(Generic[P, R]):
         if not place().exists():
             with hold_lock(folder / f"{end}.lock"):
                 if not place().exists():  # nor has another process just finished it
-                    _write(place(), compute())
+                    content = pickle.dumps(compute())
+                    write_whole(place(), hashlib.sha256(content).digest() + content)
         path = place()
         try:
             return read(path)
@@ -142,14 +140,9 @@ def drop(folder: Path, owners: Iterable[str] = ("",)) -> None:
     begins = tuple(owners)
     for path in filter(Path.is_file, folder.glob("*")):
         if OURS.fullmatch(path.name) and (path.suffix == ".lock" or path.name.startswith(begins)):
-            path.unlink()
+            path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         folder.rmdir()
-
-
-def _write(path: Path, part: Part) -> None:
-    content = pickle.dumps(part)
-    write_whole(path, hashlib.sha256(content).digest() + content)
 
 
 def read(path: Path) -> Part:

@@ -21,7 +21,7 @@ from mtlfunc.core.files import write_whole
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins
 from .decisions import KINDS, Row
-from .findings import Claim, Figure, Verdict
+from .findings import Claim, Verdict
 
 NOT_RUN = "not run"
 VERDICTS: tuple[str, ...] = (*get_args(Verdict), NOT_RUN)
@@ -44,17 +44,10 @@ class Unreadable(Exception):
 
 
 class Drawn(NamedTuple):
-    """A figure that is in its file."""
+    """What a figure's files hold: pixels, and lines that print at any size."""
 
     name: str
-
-
-def draw(folder: Path, module: str, figure: Figure) -> Drawn:
-    """Put a figure in its files: pixels, and lines that print at any size."""
-    # the caption rides in the PNG, so that a later run of another module can rebuild the page
-    for form in ("png", "svg"):
-        figure.draw(folder / f"{module}-{figure.name}.{form}")
-    return Drawn(figure.name)
+    files: dict[str, bytes]  # by ending; the PNG's caption serves the page of a later run
 
 
 class Results:
@@ -107,8 +100,10 @@ class Results:
             self._write("runs.json", self.runs)
 
     def add(self, module: str, finding: Claim | Drawn) -> None:
-        """Put a claim in its file; a figure is in its own."""
+        """Put it in its file, or in both."""
         if isinstance(finding, Drawn):
+            for form, content in finding.files.items():
+                write_whole(self.folder / f"{module}-{finding.name}.{form}", content)
             return
         values = finding.verdict, finding.measured, finding.where, module, self.configuration
         self.found[finding.id] = dict(zip(FOUND, values, strict=True))

@@ -4,6 +4,7 @@ import functools
 import importlib
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
 from .parts import Store, spent
-from .results import Drawn, Results, draw
+from .results import Drawn, Results
 from .verdicts import findings
 
 
@@ -50,12 +51,12 @@ class Run:
             "again)"
         )
 
-    def perform(self, questions: Sequence[Question], workers: int) -> None:
+    def perform(self, questions: Sequence[Question], workers: int | str) -> None:
         """All, in this process or in others."""
-        ask = functools.partial(answer, self.settings, self.results.folder, self.parts)
+        ask = functools.partial(answer, self.settings, self.parts.absolute())
 
-        def died(question: Question, error: Died) -> None:
-            self.fail(question.name, f"{error}; the same command runs it again")
+        def died(question: Question, how: Died) -> None:
+            self.fail(question.name, f"{how}; the same command runs it again")
 
         perform_all(ask, questions, workers, self.hear, died=died, tick=self.display.tick)
 
@@ -91,11 +92,14 @@ class Run:
         self.display.line(f"[{name}] failed:\n{text.rstrip()}")
 
 
-def answer(settings: Settings, folder: Path, parts: Path, question: Question) -> tuple[str, Any]:
+def answer(settings: Settings, parts: Path, question: Question) -> tuple[str, Any]:
     """Run a question, which says its findings one by one; that it is done, or what it died of."""
     mpl.use("Agg")
     module, name = importlib.import_module(question.module), question.name
-    Store.folder, Store.owner, Store.earlier, begin = parts, owner(name, settings), {}, spent()
+    with suppress(OSError):  # of another machine
+        parts.mkdir(parents=True, exist_ok=True)
+    Store.folder = parts if parts.is_dir() else None
+    Store.owner, Store.earlier, begin = owner(name, settings), {}, spent()
     if getattr(module, "TIMED", False):
         settings = settings._replace(device=torch.device("cpu"))
     say(("begun", None))
@@ -107,8 +111,10 @@ def answer(settings: Settings, folder: Path, parts: Path, question: Question) ->
             on(settings.device),
         ):
             for found in findings(module, settings):
-                kept = draw(folder, name, found) if isinstance(found, Figure) else found
-                say(("found", kept))
+                if isinstance(found, Figure):
+                    say(("found", Drawn(found.name, {x: found.drawn(x) for x in ("png", "svg")})))
+                else:
+                    say(("found", found))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise

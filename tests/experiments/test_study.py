@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common import cells, command, intervals, locks, pool, progress, study, tables
+from common import cells, command, intervals, locks, machine, pool, progress, signals, study, tables
 from tests.support import ROOT
 
 PLAN = study.Plan(
@@ -141,22 +141,25 @@ def test_numbers_come_back_as_they_were(tmp_path):
     assert store.read(cell._replace(problem="a?b")) is None
 
 
-def test_what_ends_a_worker_is_raised_here():
-    for ends, error in ((os._exit, pool.Died), (math.sqrt, ValueError)):
-        with pytest.raises(error):
-            pool.perform_all(ends, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
+def test_what_ends_a_worker(tmp_path):
+    """Its job is begun three times, then it is named when the others are done."""
+    with pytest.raises(ValueError, match="math domain error"):
+        pool.perform_all(math.sqrt, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
+    dies = "open({0!r}, 'a').write('x') and __import__('os').kill(__import__('os').getpid(), 9)"
+    job = f"open({{0!r}}, 'a+').seek(0, 2) > {{1}} or {dies}"
+    jobs = [job.format(str(tmp_path / name), most) for name, most in (("a", 0), ("b", 9))]
+    found = []
+    with pytest.raises(pool.Died, match=r"/b.*: its process ended by signal 9, .*, 3 times$"):
+        pool.perform_all(eval, jobs, 2, lambda job, said: found.append((job, said)))
+    assert found == [(jobs[0], True)]
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["x", "xxx"]
 
 
 def test_what_runs_here_has_one_thread_and_leaves_the_others():
-    before, seen = torch.get_num_threads(), []
-    try:
-        torch.set_num_threads(2)
-        pool.perform_all(
-            lambda job: torch.get_num_threads(), [0], 1, lambda *said: seen.append(said)
-        )
+    seen = []
+    with machine.threads(2):
+        pool.perform_all(lambda job: torch.get_num_threads(), [0], 1, lambda *x: seen.append(x))
         assert (seen, torch.get_num_threads()) == ([(0, 1)], 2)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_digest_is_of_names_contents_and_texts(tmp_path):
@@ -303,23 +306,6 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_signals_leave_the_writing_alone(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-
-    @pool.unbroken()
-    def writes(number, name):
-        os.kill(os.getpid(), number)
-        (tmp_path / name).touch()
-
-    with pytest.raises(pool.Terminated), pool.terminable():
-        writes(signal.SIGTERM, "result")
-    with pytest.raises(KeyboardInterrupt):
-        writes(signal.SIGINT, "another")
-    assert {path.name for path in tmp_path.iterdir()} == {"result", "another"}
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     """Before anything is written."""
     (tmp_path / "cells").mkdir()
@@ -376,16 +362,22 @@ def test_the_time_that_is_left_is_of_what_this_run_did():
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_the_last(first: int) -> None:
-    """Whatever others come, what follows it comes to its end."""
+    """What it comes into is finished, and so is what follows it; a late one ends all at once."""
     written = []
-    with pool.terminable():
+    with signals.terminable():
         try:
-            signal.raise_signal(first)
-        except KeyboardInterrupt:
+            with signals.unbroken():
+                signal.raise_signal(first)
+                written.append("result")
+        except KeyboardInterrupt as stop:
             for number in (signal.SIGINT, signal.SIGTERM):
-                with pool.unbroken():
+                with signals.unbroken():
                     signal.raise_signal(number)
                 signal.raise_signal(number)
-            written.append(first)
-    assert written == [first]
+            written.append(type(stop))
+    assert written == ["result", {2: KeyboardInterrupt, 15: signals.Terminated}[first]]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    late = "import signal as s; from common import signals as t; t.GRACE = -1\n"
+    late += f"with t.terminable(), t.unbroken(): [s.raise_signal({first}) for _ in '12']; print(3)"
+    ended = subprocess.run([sys.executable, "-c", late], cwd=ROOT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (128 + first, b"")
