@@ -260,11 +260,9 @@ STANDINS = (
 
 
 def read(study: str) -> dict[str, Any]:
-    """What both runs of a study left, by the seeds that they were on.
-
-    Raises:
-        SystemExit: for a run that is not there, runs that share seeds or differ in anything else,
-            and methods that were left out.
+    """What both runs of a study left, by the seeds that they were on. Raises SystemExit for a run
+    that is not there, runs that share seeds or differ in anything else, and methods that were left
+    out.
     """
     if study == "molecules":
         record = Record(molecules.RECORD, molecules.DESIGN)
@@ -305,11 +303,7 @@ def _methods(results: Mapping[str, Any]) -> set[str]:
 
 
 def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """All criteria on all runs.
-
-    Args:
-        results: by study and seeds, what `read` gives.
-    """
+    """All criteria on all runs. `results`: by study and seeds, what `read` gives."""
     measured = {
         study: {seeds: values(study, result) for seeds, result in runs.items()}
         for study, runs in results.items()

@@ -243,15 +243,9 @@ def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
     problem = BenchmarkProblem(
-        "made up",
-        lambda key: ({"x": one}, one),
-        lambda params, batch: params["x"],
-        zero,
-        one,
-        None,
-        1,
-        (0.1, 0.2),
-    )
+        "made up", lambda key: ({"x": one}, one), lambda params, batch: params["x"], zero, one,
+        None, 1, (0.1, 0.2),
+    )  # fmt: skip
     found = {}
     for rule, final in losses.items():
         start = torch.ones(final.shape[1], 1).double()

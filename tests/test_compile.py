@@ -331,15 +331,9 @@ def test_exact_weights_are_one_operator_of_the_graph():
 
 
 OPERATIONS = (
-    "layer_norm native",
-    "batch_norm F",
-    "instance_norm F",
-    "prelu channels",
-    "attention",
-    "cdist",
-    "cholesky_inverse upper",
-    "weight_norm",
-)
+    "layer_norm native", "batch_norm F", "instance_norm F", "prelu channels", "attention", "cdist",
+    "cholesky_inverse upper", "weight_norm",
+)  # fmt: skip
 SOME = ("layer_norm native", "cdist", "cholesky_inverse upper")  # one of a kind
 
 

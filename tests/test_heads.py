@@ -20,24 +20,16 @@ X, Y = torch.randn(20, 4, generator=torch.manual_seed(0)), torch.tensor([0.5, -1
 X, Y = X.double(), Y.double()
 RAY = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 MADE = {
-    "mean": lambda: mf.mean(preference=RAY),
-    "uw": lambda: mf.uw(0.1),
-    "gradnorm": lambda: mf.gradnorm(1.5),
-    "dwa": lambda: mf.dwa(1),
-    "imtl_l": lambda: mf.imtl_l(0.1),
-    "stch": lambda: mf.stch(0.3),
-    "cosmos": lambda: mf.cosmos(0.3),
-    "align": lambda: mf.align(0.3),
-    "cagrad": lambda: mf.cagrad(0.4),
-    "fairgrad": lambda: mf.fairgrad(2.0),
-    "conicgrad": lambda: mf.conicgrad(0.5),
-    "physics.ntk": mf.physics.ntk,
-    "physics.gauss_newton": mf.physics.gauss_newton,
-    "normalize": lambda: mf.normalize(mf.uw(0.1)),
-    "momentum": lambda: mf.momentum(mf.mgda()),
-    "safe": lambda: mf.safe(mf.uw(0.1)),
+    "mean": lambda: mf.mean(preference=RAY), "uw": lambda: mf.uw(0.1),
+    "gradnorm": lambda: mf.gradnorm(1.5), "dwa": lambda: mf.dwa(1),
+    "imtl_l": lambda: mf.imtl_l(0.1), "stch": lambda: mf.stch(0.3),
+    "cosmos": lambda: mf.cosmos(0.3), "align": lambda: mf.align(0.3),
+    "cagrad": lambda: mf.cagrad(0.4), "fairgrad": lambda: mf.fairgrad(2.0),
+    "conicgrad": lambda: mf.conicgrad(0.5), "physics.ntk": mf.physics.ntk,
+    "physics.gauss_newton": mf.physics.gauss_newton, "normalize": lambda: mf.normalize(mf.uw(0.1)),
+    "momentum": lambda: mf.momentum(mf.mgda()), "safe": lambda: mf.safe(mf.uw(0.1)),
     "stateless": lambda: mf.stateless(lambda gramian: torch.softmax(gramian.diagonal(), -1)),
-}
+}  # fmt: skip
 INNER = {"normalize": "weighted", "momentum": "own", "safe": "weighted"}
 PROBES = {
     "modo": mf.double_sampling,

@@ -84,18 +84,12 @@ class Waves(nn.Module):
 
 
 LAYERS = [
-    lambda: nn.Linear(WIDTH, WIDTH),
-    lambda: nn.Linear(WIDTH, WIDTH, bias=False),
-    lambda: nn.LayerNorm(WIDTH),
-    lambda: nn.BatchNorm1d(WIDTH),
+    lambda: nn.Linear(WIDTH, WIDTH), lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+    lambda: nn.LayerNorm(WIDTH), lambda: nn.BatchNorm1d(WIDTH),
     lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH),
-    lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
-    lambda: nn.PReLU(),
-    Scale,
-    Mix,
-    Steps,
-    Waves,
-]
+    lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True), lambda: nn.PReLU(), Scale, Mix,
+    Steps, Waves,
+]  # fmt: skip
 BENDS = [torch.tanh, F.gelu, F.silu, torch.sigmoid, torch.sin, lambda x: x]
 
 

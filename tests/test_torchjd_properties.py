@@ -13,21 +13,9 @@ from mtlfunc.solvers.problems import resolution
 from mtlfunc.solvers.simplex import faces
 
 SHAPES = [
-    (1, 1, 1),
-    (2, 3, 1),
-    (2, 3, 2),
-    (4, 3, 1),
-    (4, 3, 2),
-    (4, 3, 3),
-    (5, 10, 5),
-    (8, 5, 3),
-    (8, 5, 5),
-    (9, 11, 5),
-    (9, 11, 9),
-    (16, 8, 8),
-    (20, 10, 5),
-    (20, 10, 10),
-]
+    (1, 1, 1), (2, 3, 1), (2, 3, 2), (4, 3, 1), (4, 3, 2), (4, 3, 3), (5, 10, 5), (8, 5, 3),
+    (8, 5, 5), (9, 11, 5), (9, 11, 9), (16, 8, 8), (20, 10, 5), (20, 10, 10),
+]  # fmt: skip
 """(tasks, parameters, rank)."""
 DTYPES = [torch.float32, torch.float64]
 KINDS = ("normal", "strongly stationary", "weakly stationary")

@@ -136,13 +136,10 @@ def _run(
     if complete:
         result = Result({name: problem_of(name) for name in complete}, complete, settings)
         described: dict[str, Any] = {
-            "seeds": settings.seeds,
-            "tuning seeds": settings.tuning,
-            "budget": settings.budget,
-            "optimizer": "Adam, learning rate falling linearly to 0",
-            "torch": torch.__version__,
+            "seeds": settings.seeds, "tuning seeds": settings.tuning, "budget": settings.budget,
+            "optimizer": "Adam, learning rate falling linearly to 0", "torch": torch.__version__,
             "processes side by side": asked.workers,
-        }
+        }  # fmt: skip
         if asked.device.type != "cpu":
             described["device"] = str(asked.device)
         paths = write(result, described, out)

@@ -24,8 +24,7 @@ HERE = Path(__file__).parent
 SEEDS = (2, 12, 32)
 TUNING = {"quick": 1, "default": 4, "full": 8}
 RATES = (3e-3, 1e-2, 3e-2)
-WIDE_RATES = (3e-4, 1e-3, 3e-3)
-"""For WRN-28-2."""
+WIDE_RATES = (3e-4, 1e-3, 3e-3)  # For WRN-28-2
 
 
 def _parser():
@@ -68,12 +67,9 @@ def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[in
     """Which runs a size has. The first seeds choose the rates, on validation images."""
     rates = WIDE_RATES if settings.data else (1e-3, *RATES, 1e-1) if size == "full" else RATES
     return Plan(
-        dict.fromkeys((ALONE, *rules), ("",)),
-        rates,
-        seeds[: 1 if settings.data else TUNING[size]],
-        seeds,
-        tuple(f"{count} labels" for count in benchmark_of(settings).labels),
-    )
+        dict.fromkeys((ALONE, *rules), ("",)), rates, seeds[: 1 if settings.data else TUNING[size]],
+        seeds, tuple(f"{count} labels" for count in benchmark_of(settings).labels),
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,14 +64,9 @@ def values(images: UInt8[Tensor, "*any"], benchmark: Benchmark) -> Float[Tensor,
 
 def divide(source: Source | None, labels: int, seed: int) -> Data:
     """Some images with labels, as many of each class, the rest without, some to choose rates by.
-
-    Args:
-        source: CIFAR-10, whose test images are its own; None for digits.
-        labels: how many images keep theirs, a multiple of the number of classes.
-        seed: of the division.
-
-    Raises:
-        DataError: for a folder of another layout, and for classes with too few images.
+    `source`: CIFAR-10, whose test images are its own; None for digits. `labels`: how many images
+    keep theirs, a multiple of the number of classes. `seed`: of the division. Raises DataError for
+    a folder of another layout, and for classes with too few images.
     """
     benchmark = CIFAR10 if source else DIGITS
     (images, truth), test = _all(source)
@@ -107,10 +102,8 @@ def _all(source: Source | None) -> tuple[Labelled, Labelled | None]:
 
 
 def find(folder: Path) -> Path:
-    """Where the six files are: in the folder or in `cifar-10-batches-py` in it.
-
-    Raises:
-        DataError: which files were looked for, which were found.
+    """Where the six files are: in the folder or in `cifar-10-batches-py` in it. Raises DataError:
+    which files were looked for, which were found.
     """
     for place in (folder, folder / INNER):
         found = names_in(place)
@@ -135,10 +128,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> tuple[Labelled, Labelled]:
-    """Training and test images, `[image, 3, 32, 32]` and their labels.
-
-    Raises:
-        DataError: for a folder of another layout, or a file that holds something else.
+    """Training and test images, `[image, 3, 32, 32]` and their labels. Raises DataError for a
+    folder of another layout, or a file that holds something else.
     """
     place = find(folder)
     parts = [_batch(place / name) for name in TRAIN]
@@ -152,16 +143,10 @@ def _batch(path: Path) -> Labelled:
 
 
 def arrays(path: Path, classes: dict[str, int], another: str, others: str) -> list[Any]:
-    """The images of one of CIFAR's files, a tensor, and its labels, arrays.
-
-    Args:
-        path: of the file.
-        classes: how many there are, by the name of the labels.
-        another: a name that files of `others`, another data set, have.
-        others: what that is called.
-
-    Raises:
-        DataError: for a file that holds something else.
+    """The images of one of CIFAR's files, a tensor, and its labels, arrays. `path`: of the file.
+    `classes`: how many there are, by the name of the labels. `another`: a name that files of
+    `others`, another data set, have. `others`: what that is called. Raises DataError for a file
+    that holds something else.
     """
     held = unpickled(path)
     items = held.items() if isinstance(held, dict) else ()
@@ -229,10 +214,8 @@ def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
 
 
 def unpickled(path: Path) -> Any:
-    """A pickle of arrays, dictionaries, lists, numbers, text and bytes.
-
-    Raises:
-        DataError: where it asks for anything else, and where it is not a pickle.
+    """A pickle of arrays, dictionaries, lists, numbers, text and bytes. Raises DataError where it
+    asks for anything else, and where it is not a pickle.
     """
     try:
         with reading(path), path.open("rb") as file:

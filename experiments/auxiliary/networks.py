@@ -24,12 +24,11 @@ class Net(nn.Module):
 
 
 class Small(nn.Module):
-    """Two convolutions and a layer on top, for images of 8 x 8 pixels and one channel.
-
-    The windows of the first convolution are taken from the images, which need no gradient, and
-    those of the second do not overlap: with weights of their own for every run both are products of
-    matrices, several times faster on a CPU than grouped convolutions. Layer norm, so that a
-    loss is a pure function of parameters.
+    """Two convolutions and a layer on top, for images of 8 x 8 pixels and one channel. The windows
+    of the first convolution are taken from the images, which need no gradient, and those of the
+    second do not overlap: with weights of their own for every run both are products of matrices,
+    several times faster on a CPU than grouped convolutions. Layer norm, so that a loss is a pure
+    function of parameters.
     """
 
     WIDTH = 64
@@ -51,7 +50,6 @@ class Small(nn.Module):
 
 class Wide(nn.Module):
     """A wide residual network (Zagoruyko and Komodakis 2016) of depth 6n + 4, up to its features.
-
     Three groups of n blocks of two convolutions, with batch norm and ReLU before each.
     """
 

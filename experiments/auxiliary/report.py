@@ -86,9 +86,8 @@ def _verdicts(every: Mapping[str, dict[str, Row]], settings: Mapping[str, Any]) 
 
 
 def highest(every: Mapping[str, dict[str, Row]]) -> str:
-    """Whether CAGrad is above every rival in every problem; "" without CAGrad or a rival.
-
-    It holds against all rules alone, not against those that `--rules` has left.
+    """Whether CAGrad is above every rival in every problem; "" without CAGrad or a rival. It holds
+    against all rules alone, not against those that `--rules` has left.
     """
     said = all_above(row.cagrad_above for methods in every.values() for row in methods.values())
     all_there = all({ALONE, *RULES} <= set(methods) for methods in every.values())

@@ -15,8 +15,7 @@ from .train import ALONE, Settings, together
 SETS = (*((name,) for name in AUXILIARIES), CHOSEN, CHOSEN[1:])
 """Each auxiliary by itself, those that run by default, and these without the first."""
 
-SEEDS = tuple(range(100, 108))
-"""Of no result."""
+SEEDS = tuple(range(100, 108))  # of no result
 
 PROBLEM = "50 labels"
 
@@ -69,9 +68,6 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All of it, for `results.json`."""
     return {
-        "settings": dict(settings),
-        "plan": plan._asdict(),
-        "gains": as_dicts(gains(found)),
-        "choices": as_dicts(found.choices[PROBLEM]),
-        "runs": found.runs[PROBLEM],
-    }
+        "settings": dict(settings), "plan": plan._asdict(), "gains": as_dicts(gains(found)),
+        "choices": as_dicts(found.choices[PROBLEM]), "runs": found.runs[PROBLEM],
+    }  # fmt: skip

@@ -17,12 +17,10 @@ from torch import Tensor
 import mtlfunc as mf
 
 MAIN = "class"
-MARGIN = 0.5
-"""Of triplets, in squared distances of unit vectors."""
+MARGIN = 0.5  # of triplets, in squared distances of unit vectors
 
 TEMPERATURE = 0.5
-EMBEDDED = 32
-"""Dimensions of what is compared with one another."""
+EMBEDDED = 32  # dimensions of what is compared with one another
 
 ORDERS = tuple(itertools.permutations(range(4)))
 
@@ -70,7 +68,6 @@ def window(images: Images, corner: Int[Tensor, "2 image"], size: tuple[int, int]
 
 def warped(images: Images, key: Key, look: Look) -> Images:
     """Every image turned by up to 23°, sheared, stretched and moved, bilinearly, 0 beyond the edge.
-
     Angles up to .4, shears up to .3, sides times 1 ± .2, moves up to `look.reach` pixels.
     """
     count, (h, w) = len(images), images.shape[-2:]
@@ -174,19 +171,12 @@ CHOSEN = AUXILIARIES[:3]
 
 
 def tasks(size: int, channels: int, look: Look, classes: int = 10) -> dict[str, Task]:
-    """The main task and every auxiliary, by name.
-
-    Args:
-        size: of the images, both ways, even.
-        channels: of the images.
-        look: how they may be changed.
-        classes: of the main task.
-
-    Returns:
-        `class`; `rotation` (by which of four quarter turns), `exemplar` and `crops` (triplets of
-        warped and of shifted views), `contrast` (of warped views), `consistency` (the classes of a
-        shifted and a warped view), `jigsaw` (in which order the quarters are), `place` (moved to
-        which of nine), `noise` (of which colour) and `hidden` (the pixels of one quarter).
+    """The main task and every auxiliary, by name. `size`: of the images, both ways, even.
+    `channels`: of the images. `look`: how they may be changed. `classes`: of the main task. Returns
+    `class`; `rotation` (by which of four quarter turns), `exemplar` and `crops` (triplets of warped
+    and of shifted views), `contrast` (of warped views), `consistency` (the classes of a shifted and
+    a warped view), `jigsaw` (in which order the quarters are), `place` (moved to which of nine),
+    `noise` (of which colour) and `hidden` (the pixels of one quarter).
     """
 
     def moved(images: Images, key: Key) -> tuple[Views, Tensor]:

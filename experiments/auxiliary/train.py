@@ -83,8 +83,7 @@ def network(settings: Settings, seed: int) -> Net:
         return Net(Small(), Small.WIDTH, heads)
 
 
-Batch = dict[str, tuple[Tensor, Tensor]]
-"""By task: views, and what is to be said of them."""
+Batch = dict[str, tuple[Tensor, Tensor]]  # by task: views, and what is to be said of them
 
 
 def draw(data: Data, key: Tensor, learnt: dict[str, Task], settings: Settings) -> Batch:
@@ -226,18 +225,13 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
 
 
 def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
-    """Train and measure one run.
-
-    Args:
-        settings: what all cells share.
-        unfinished: folder of what long runs keep as they go, so as to go on from there.
-        cell: method, rate, seed, and as the problem how many labels there are.
-
-    Returns:
-        `score` (accuracy on validation images, NaN for a run whose numbers stop being finite),
-        `test` (accuracy), and by task `weights` (mean over steps, sum 1), `losses` (of the last
-        steps), `descends` (share of the steps whose direction lowers the task's loss to first
-        order, NaN where no gradients are measured); `step_ms`, median processor time of a step.
+    """Train and measure one run. `settings`: what all cells share. `unfinished`: folder of what
+    long runs keep as they go, so as to go on from there. `cell`: method, rate, seed, and as the
+    problem how many labels there are. Returns `score` (accuracy on validation images, NaN for a run
+    whose numbers stop being finite), `test` (accuracy), and by task `weights` (mean over steps, sum
+    1), `losses` (of the last steps), `descends` (share of the steps whose direction lowers the
+    task's loss to first order, NaN where no gradients are measured); `step_ms`, median processor
+    time of a step.
     """
     return Run(settings, cell).to_end(unfinished, settings.steps, "steps", settings.keep_every)
 
@@ -335,13 +329,11 @@ def _numbers(
         return dict(zip(program.learnt, rows.double().mean(0).tolist(), strict=True))
 
     return {
-        "score": validation if good else math.nan,
-        "test": test if good else math.nan,
+        "score": validation if good else math.nan, "test": test if good else math.nan,
         "weights": by_task(seen.weights),
         "losses": by_task(seen.losses[-max(len(seen.losses) // 20, 1) :]),
-        "descends": by_task(seen.descent),
-        "step_ms": step_ms,
-    }
+        "descends": by_task(seen.descent), "step_ms": step_ms,
+    }  # fmt: skip
 
 
 def count_of(net: nn.Module) -> int:

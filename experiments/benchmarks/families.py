@@ -30,21 +30,13 @@ def agreeing(count: int, seed: int, width: int) -> Tensor:
 
 
 FAMILIES = {
-    "gaussian": "gaussian",
-    "norm spread 1e-4": "spread",
-    "conflicting": conflicting,
-    "rank deficient": "rank_deficient",
-    "plane": plane,
-    "duplicates": "duplicates",
-    "duplicates 1e-6 apart": duplicates,
-    "duplicates 1e-9 apart": "near_duplicates",
-    "antiparallel": "antiparallel",
-    "zero gradient": "zero_row",
-    "stationary": "pareto_stationary",
-    "stationary to 1e-5": "near_stationary",
-    "agreeing": agreeing,
+    "gaussian": "gaussian", "norm spread 1e-4": "spread", "conflicting": conflicting,
+    "rank deficient": "rank_deficient", "plane": plane, "duplicates": "duplicates",
+    "duplicates 1e-6 apart": duplicates, "duplicates 1e-9 apart": "near_duplicates",
+    "antiparallel": "antiparallel", "zero gradient": "zero_row", "stationary": "pareto_stationary",
+    "stationary to 1e-5": "near_stationary", "agreeing": agreeing,
     "weakly stationary, float32": "weakly_stationary",
-}
+}  # fmt: skip
 
 
 def gramians(name: str, count: int, batch: int, seed: int, *, scale: float = 0.0) -> Tensor:

@@ -29,15 +29,11 @@ from experiments.benchmarks.record import Row, read
 from experiments.benchmarks.runner import Axis, Cell, command
 
 PARTS: dict[str, tuple[Callable[[On], Cases], float]] = {
-    "tests": (gpu_cases.device_tests, 0.1),
-    "steps": (gpu_cases.step_times, 0.1),
-    "capture": (gpu_cases.capture, 0.12),
-    "lanes": (gpu_cases.lanes, 0.05),
-    "weightings": (gpu_cases.weighting_times, 0.19),
-    "kernel": (gpu_cases.kernel, 0.08),
-    "times": (gpu_cases.times, 0.06),
-    "gramian": (gpu_cases.gramian_times, 0.08),
-}
+    "tests": (gpu_cases.device_tests, 0.1), "steps": (gpu_cases.step_times, 0.1),
+    "capture": (gpu_cases.capture, 0.12), "lanes": (gpu_cases.lanes, 0.05),
+    "weightings": (gpu_cases.weighting_times, 0.19), "kernel": (gpu_cases.kernel, 0.08),
+    "times": (gpu_cases.times, 0.06), "gramian": (gpu_cases.gramian_times, 0.08),
+}  # fmt: skip
 """What is measured, and its share of the time."""
 
 

@@ -28,22 +28,14 @@ Cases = dict[str, Callable[[], Iterable[Row]]]
 LIVE, LOOP = "mf.Balancer", "shortest loop"
 UNEQUAL = "configurations not captured, or not equal to eager"
 BARS = {
-    "tests that fail": 0.0,
-    f".*: {LIVE} / {LOOP}, time": 1.0,
-    f".*: {LIVE} / {LOOP}, peak memory": 1.3,
-    f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, time": 0.8,
-    f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, peak memory": 1.3,
-    UNEQUAL: 0.0,
-    ".*, Adam, 4,096 runs": 0.9,
-    f"MLP.*, K = 64: {LIVE}": 3.5,
-    "MLP.*, K = 64: captured": 1.0,
-    f"Llama.*: {LIVE}( / plain, time)?": 2.3,
-    f"Llama.*: {LIVE} / plain, peak memory": 1.5,
-    "min_norm, T = 32, batch 1": 60.0,
-    "min_norm, T = 8, batch 16384": 50.0,
-    "ResNet-18, 64×64, 40 tasks.*: time": 1.0,
-    "ResNet-18, 64×64, 40 tasks.*: peak memory": 0.35,
-}
+    "tests that fail": 0.0, f".*: {LIVE} / {LOOP}, time": 1.0,
+    f".*: {LIVE} / {LOOP}, peak memory": 1.3, f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, time": 0.8,
+    f"ResNet-18, 10 tasks.*: {LIVE} / TorchJD, peak memory": 1.3, UNEQUAL: 0.0,
+    ".*, Adam, 4,096 runs": 0.9, f"MLP.*, K = 64: {LIVE}": 3.5, "MLP.*, K = 64: captured": 1.0,
+    f"Llama.*: {LIVE}( / plain, time)?": 2.3, f"Llama.*: {LIVE} / plain, peak memory": 1.5,
+    "min_norm, T = 32, batch 1": 60.0, "min_norm, T = 8, batch 16384": 50.0,
+    "ResNet-18, 64×64, 40 tasks.*: time": 1.0, "ResNet-18, 64×64, 40 tasks.*: peak memory": 0.35,
+}  # fmt: skip
 """What cases, by patterns, should be at most."""
 ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # the certificate's "optimal to rounding"
 GRAPHS = ("captured", "compiled")  # their memory is a pool that is not freed between calls
@@ -89,9 +81,8 @@ def ratios(
     least: int = 7,
 ) -> Iterator[Row]:
     """A row a call: its time in units of the first one's, which comes in milliseconds; and for
-    `pairs` of calls that both run the ratios of time and peak memory.
-
-    All take turns, `least` or more, `seconds` for all, after one call each.
+    `pairs` of calls that both run the ratios of time and peak memory. All take turns, `least` or
+    more, `seconds` for all, after one call each.
     """
     memory: dict[str, int | None] = {}
     errors: dict[str, Exception] = {}
@@ -365,13 +356,9 @@ def weighting_times(on: On) -> Cases:
 
     gpt, llama = _models(on)
     cells = [  # K, and the peer that 80 GB do not hold
-        (SMALL, 64, ""),
-        (llama, 2, ""),
-        (gpt, 16, "TorchJD"),
-        (gpt, 64, weightings.LOOP),
-        (llama, 16, weightings.LOOP),
-        (llama, 4, ""),
-    ]
+        (SMALL, 64, ""), (llama, 2, ""), (gpt, 16, "TorchJD"), (gpt, 64, weightings.LOOP),
+        (llama, 16, weightings.LOOP), (llama, 4, ""),
+    ]  # fmt: skip
     if on.tiny:
         cells = [(case, 2, without) for case, _, without in cells[:3]]
     cases: Cases = {}

@@ -34,10 +34,8 @@ def cell_of(row: Row) -> tuple[str, str]:
 
 
 def take_over(path: Path, kept: Path = KEPT) -> None:
-    """Keep the rows of a run on a device, a gpu.json, in the place of older ones.
-
-    Raises:
-        SystemExit: without full-sized rows of a CUDA device.
+    """Keep the rows of a run on a device, a gpu.json, in the place of older ones. Raises SystemExit
+    without full-sized rows of a CUDA device.
     """
     new = [
         r for r in read(path) if r["settings"].get("device") == "cuda" and not r["settings"]["tiny"]

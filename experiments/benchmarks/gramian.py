@@ -186,17 +186,12 @@ def measure(case: Case, seconds: float, methods: Sequence[str] = tuple(CONTENDER
 
 
 BARS: list[tuple[str, tuple[str, ...], float]] = [
-    ("mlp-sample", (FLOOR,), 2.0),
-    ("mlp-sample", TORCHJD[1:], 1 / 50),
-    ("mlp-task", TORCHJD[1:], 0.5),
-    ("mlp-task", ("loop",), 0.5),
-    ("resnet18", ("loop", "vmap(vjp)", *TORCHJD), 1.05),
-    ("decoders", ("loop",), 1.3),
-    ("jets-128-sample", (FLOOR,), 7.0),
-    ("jets-256-sample", (FLOOR,), 3.5),
-    ("autograd-128-sample", (FLOOR,), 12.0),
-    ("autograd-256-sample", (FLOOR,), 6.0),
-]
+    ("mlp-sample", (FLOOR,), 2.0), ("mlp-sample", TORCHJD[1:], 1 / 50),
+    ("mlp-task", TORCHJD[1:], 0.5), ("mlp-task", ("loop",), 0.5),
+    ("resnet18", ("loop", "vmap(vjp)", *TORCHJD), 1.05), ("decoders", ("loop",), 1.3),
+    ("jets-128-sample", (FLOOR,), 7.0), ("jets-256-sample", (FLOOR,), 3.5),
+    ("autograd-128-sample", (FLOOR,), 12.0), ("autograd-256-sample", (FLOOR,), 6.0),
+]  # fmt: skip
 """Family, our rivals, and the most of the best one's time that ours may take."""
 
 

@@ -38,10 +38,9 @@ def in_turns(
     block: float = 0,
     least: int = 7,
 ) -> dict[str, list[float]]:
-    """All times of every call, which take turns; each at least so often.
-
-    Every turn has an order of its own: a call pays for what the one before it has left in caches
-    and memory. A time is the mean over as many calls as fill `block` seconds; without it of one.
+    """All times of every call, which take turns; each at least so often. Every turn has an order of
+    its own: a call pays for what the one before it has left in caches and memory. A time is the
+    mean over as many calls as fill `block` seconds; without it of one.
     """
     times = dict.fromkeys(calls, 1)
     if block:

@@ -70,8 +70,7 @@ class Of(nn.Module):
 
 
 cross_entropy = partial(F.cross_entropy, reduction="none")
-Squares = partial(Of, losses=lambda net, x: net(x).square().mean(1))
-"""Squared errors of samples."""
+Squares = partial(Of, losses=lambda net, x: net(x).square().mean(1))  # squared errors of samples
 
 
 # What steps take

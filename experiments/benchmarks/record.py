@@ -23,24 +23,18 @@ VERSION = 4  # of the files; 3 had cases that are gone
 
 
 def settings(**given: Any) -> Settings:
-    """Everything besides the case that a time depends on.
-
-    Args:
-        **given: the command's own settings, as they stand in JSON.
-
-    Returns:
-        These, with the machine, the versions of what is timed and a digest of the sources.
+    """Everything besides the case that a time depends on. `**given`: the command's own settings, as
+    they stand in JSON. Returns These, with the machine, the versions of what is timed and a digest
+    of the sources.
     """
     here = Path(__file__).parent
     sources = sorted([*Path(mf.__file__).parent.rglob("*.py"), *here.glob("*.py")])
     found = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **({"torchjd": version("torchjd")} if find_spec("torchjd") else {}),
         "sources": digest(sources)[:12],
-    }
+    }  # fmt: skip
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     return found | given
@@ -56,10 +50,8 @@ def described(chosen: Settings, rows: Iterable[Row]) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none without one.
-
-    Raises:
-        SystemExit: where it is damaged, or was written by another version.
+    """The rows of a file; none without one. Raises SystemExit where it is damaged, or was written
+    by another version.
     """
     if not path.exists():
         return []
@@ -136,13 +128,9 @@ class Record:
         chosen: Settings,
         order: Callable[[Row], Any] = lambda row: 0,
     ) -> None:
-        """Read what an earlier run left.
-
-        Args:
-            path: of the JSON file; it need not exist.
-            fields: the entries of a row that name its cell.
-            chosen: this run's `settings`.
-            order: key by which rows are sorted; in the order of measuring by default.
+        """Read what an earlier run left. `path`: of the JSON file; it need not exist. `fields`: the
+        entries of a row that name its cell. `chosen`: this run's `settings`. `order`: key by which
+        rows are sorted; in the order of measuring by default.
         """
         self.path, self.fields, self.settings, self.order = path, fields, chosen, order
         self.rows = read(path)

@@ -109,11 +109,9 @@ def together(weigh: Weigh, g: Tensor, seconds: float) -> Found:
 
 
 def audit(kind: str, g: Tensor, answers: Sequence[Tensor | None]) -> Row:
-    """What certificates say of weights of the first problems of `[problem, task, task]`.
-
-    Returns:
-        the worst `gap`, how many are `solved` and how many `failed`: by an error, or by weights
-        that are not finite; and how many of those solved have weights that are all 0.
+    """What certificates say of weights of the first problems of `[problem, task, task]`. Returns
+    the worst `gap`, how many are `solved` and how many `failed`: by an error, or by weights that
+    are not finite; and how many of those solved have weights that are all 0.
     """
     given = zip(g, answers, strict=False)
     good = [(one, w.detach().double()) for one, w in given if w is not None and w.isfinite().all()]

@@ -113,7 +113,6 @@ TAILED = {"Gaussian": 0.8, "Student": 0.8, "noisy": 0.8, "rare": -0.48}
 
 def tailed(family: str, samples: int, runs: int, seed: int) -> tuple[Tensor, Tensor]:
     """Gradients `[run, sample, task, 20]` of two tasks, and which samples are the rare ones.
-
     "Student": three degrees of freedom. "noisy": one sample in ten has thirty times the noise.
     "rare": one in fifty conflicts so strongly that the product of all is -.48; the others agree.
     """
@@ -157,9 +156,7 @@ def tails(family: str, samples: int, replicates: int, seed: int = 0) -> Tails:
     low, high, verdict = (x[:, 0, 1] for x in (found.low, found.high, found.verdict))
 
     return Tails(
-        share((low <= truth) & (truth <= high)),
-        share(high < 0 if truth > 0 else low > 0),
-        share(verdict == -_sign(truth)),
-        share(verdict == _sign(truth)),
+        share((low <= truth) & (truth <= high)), share(high < 0 if truth > 0 else low > 0),
+        share(verdict == -_sign(truth)), share(verdict == _sign(truth)),
         share(hit.sum(1) < 2) if family == "rare" else 0.0,
-    )
+    )  # fmt: skip

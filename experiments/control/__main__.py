@@ -20,11 +20,9 @@ from .report import numbers_of
 
 HERE = Path(__file__).parent
 SEEDS = (2, 10, 32)
-MAZES = 4
-"""Times as many seeds on mazes, where a run is cheap and seeds differ most."""
+MAZES = 4  # times as many seeds on mazes, where a run is cheap and seeds differ most
 
-FREE = ("grids", "points")
-"""Parts that need nothing but torch."""
+FREE = ("grids", "points")  # parts that need nothing but torch
 
 PARTS = (*FREE, "sac", "mt10", "mt50")
 

@@ -45,7 +45,6 @@ class Mazes(NamedTuple):
 
 def moves(device: torch.device | str = "cpu") -> Tensor:
     """Probabilities `[action, field, field]`: right, left, down, up, with walls around the grid.
-
     With probability `SLIP` the move is that of a random action.
     """
     plain = torch.zeros(ACTIONS, SIDE**2, SIDE**2, dtype=torch.float64)
@@ -58,15 +57,9 @@ def moves(device: torch.device | str = "cpu") -> Tensor:
 
 
 def values(policy: Tensor, moves: Tensor, goals: Tensor) -> Tensor:
-    """Discounted values: v = goal + DISCOUNT · (1 - goal) · P v, solved.
-
-    Args:
-        policy: probabilities `[task, field, action]`.
-        moves: `[task, action, field, field]`.
-        goals: `[task, field]`.
-
-    Returns:
-        `[task, field]`.
+    """Discounted values: v = goal + DISCOUNT · (1 - goal) · P v, solved. `policy`: probabilities
+    `[task, field, action]`. `moves`: `[task, action, field, field]`. `goals`: `[task, field]`.
+    Returns `[task, field]`.
     """
     walk = torch.einsum("tsa,tasn->tsn", policy, moves)
     walk = DISCOUNT * (1 - goals)[..., None] * walk
@@ -74,10 +67,9 @@ def values(policy: Tensor, moves: Tensor, goals: Tensor) -> Tensor:
 
 
 def best_values(moves: Tensor, goals: Tensor) -> Tensor:
-    """Of the best policies `[task, field]`, by policy iteration.
-
-    A round improves or ends, and a maze of 25 fields needs at most 25: the first wave from the goal
-    fixes one more ring of fields a round.
+    """Of the best policies `[task, field]`, by policy iteration. A round improves or ends, and a
+    maze of 25 fields needs at most 25: the first wave from the goal fixes one more ring of fields a
+    round.
     """
     policy = torch.full((*goals.shape, ACTIONS), 1 / ACTIONS).to(goals)
     for _ in range(SIDE**2):
@@ -145,11 +137,9 @@ def train(key: Tensor, rate: Tensor, *, name: str, steps: int) -> Tensor:
 
 
 def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
-    """Cells of one method, seeds and rates side by side in one vmapped program.
-
-    Returns:
-        for each what `measured` says of the gaps after every step; `step_ms` is the processor time
-        of a step, one of these runs.
+    """Cells of one method, seeds and rates side by side in one vmapped program. Returns for each
+    what `measured` says of the gaps after every step; `step_ms` is the processor time of a step,
+    one of these runs.
     """
     keys = torch.tensor([cell.seed for cell in cells], device=settings.device)
     rates = torch.tensor([cell.rate for cell in cells], dtype=torch.float64, device=settings.device)

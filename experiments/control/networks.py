@@ -26,18 +26,12 @@ def start(
     last: float = 1.0,
     xavier: bool = False,
 ) -> Params:
-    """First parameters of one network, `{net}.{layer}.weight` and `.bias`.
-
-    Args:
-        key: of the draws.
-        net: its name.
-        widths: from inputs to outputs.
-        tasks: how many. A leaf with an axis of tasks in front is each task's own: all leaves of the
-            method `INDEPENDENT`, the last layer's of `HEADS`.
-        name: of the method.
-        last: factor of the last layer's weights.
-        xavier: draw weights uniformly within ±√(6 / (inputs + outputs)) (Glorot and Bengio 2010);
-            by default they are normal with variance 1 / inputs.
+    """First parameters of one network, `{net}.{layer}.weight` and `.bias`. `key`: of the draws.
+    `net`: its name. `widths`: from inputs to outputs. `tasks`: how many. A leaf with an axis of
+    tasks in front is each task's own: all leaves of the method `INDEPENDENT`, the last layer's of
+    `HEADS`. `name`: of the method. `last`: factor of the last layer's weights. `xavier`: draw
+    weights uniformly within ±√(6 / (inputs + outputs)) (Glorot and Bengio 2010); by default they
+    are normal with variance 1 / inputs.
     """
     params: Params = {}
     layers = len(widths) - 1
@@ -70,9 +64,8 @@ def scales(samples: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
 def network(
     params: Params, net: str, x: Tensor, squash: Callable[[Tensor], Tensor] = torch.tanh
 ) -> Tensor:
-    """`[task, sample, output]` from `[task, sample, input]`, `squash` between layers.
-
-    What the first layer has no columns for is left out: codes stand last.
+    """`[task, sample, output]` from `[task, sample, input]`, `squash` between layers. What the
+    first layer has no columns for is left out: codes stand last.
     """
     weight = params[f"{net}.0.weight"]
     x, layer = x[..., : weight.shape[-1]], 0

@@ -13,8 +13,7 @@ from .methods import BLIND, HEADS, INDEPENDENT, SCALES_UNDONE
 
 SIZES = ("quick", "default", "full")
 
-TUNED_ON = 1_000_000
-"""First of the seeds that choose rates; those of the results are below."""
+TUNED_ON = 1_000_000  # first of the seeds that choose rates; those of the results are below
 
 
 class Part(NamedTuple):
@@ -161,22 +160,14 @@ def sac_part(
     benchmark, tasks = {"sac": ("two", 2), "mt10": ("MT10", 10), "mt50": ("MT50", 50)}[name]
     papers = name != "sac" and size == "full"
     settings = sac.Settings(
-        benchmark,
-        "v1",
-        scale=1.0 if papers else 0.1,
-        discount=0.99 if papers else 0.95,
-        scaled=not papers,
-        horizon=150 if papers else 200,
+        benchmark, "v1", scale=1.0 if papers else 0.1, discount=0.99 if papers else 0.95,
+        scaled=not papers, horizon=150 if papers else 200,
         steps=2_000_000 if papers else (1_000, 5_000, 20_000)[level],
-        random=1_500 if papers else 500,
-        batch=min(128 * tasks, 1_280),
-        hidden=(400, 400, 400) if papers else (256, 256),
-        capacity=1_000_000 // tasks,
-        every=10_000 if papers else 1_000 if size == "full" else 500,
-        episodes=1 if papers else 2,
-        device=device,
-        c=0.9 if tasks < 50 else 0.5,
-    )
+        random=1_500 if papers else 500, batch=min(128 * tasks, 1_280),
+        hidden=(400, 400, 400) if papers else (256, 256), capacity=1_000_000 // tasks,
+        every=10_000 if papers else 1_000 if size == "full" else 500, episodes=1 if papers else 2,
+        device=device, c=0.9 if tasks < 50 else 0.5,
+    )  # fmt: skip
     rates = (3e-4,) if papers else (1e-3,) if size == "quick" else (3e-4, 1e-3)
     plan = _plan(name, (*rules, HEADS, INDEPENDENT), rates, (1, 1, 2)[level], seeds)
     return Part(

@@ -30,8 +30,7 @@ PUSH, DRAG, TIME = 1.0, 0.8, 0.15
 NEAR = 0.15
 HIDDEN = 32
 DISCOUNT, TRACE, CLIP, PASSES = 0.95, 0.95, 0.2, 5
-SEEN = 4
-"""Iterations between two measurements of success."""
+SEEN = 4  # iterations between two measurements of success
 
 
 class Settings(NamedTuple):
@@ -83,15 +82,9 @@ def begin(key: Tensor, episodes: int) -> Points:
 
 
 def move(world: World, points: Points, actions: Tensor) -> tuple[Points, Tensor]:
-    """One step of the environment.
-
-    Args:
-        world: the tasks.
-        points: the state.
-        actions: `[task, episode, 2]`; what lies outside [-1, 1] is cut off.
-
-    Returns:
-        the next state, and rewards `[task, episode]`: minus the distance from the goal.
+    """One step of the environment. `world`: the tasks. `points`: the state. `actions`: `[task,
+    episode, 2]`; what lies outside [-1, 1] is cut off. Returns the next state, and rewards `[task,
+    episode]`: minus the distance from the goal.
     """
     push = actions.clamp(-1, 1) @ world.turns.mT
     speed = DRAG * points.speed + (1 - DRAG) * PUSH * push
@@ -128,16 +121,9 @@ def log_density(params: Params, mean: Tensor, actions: Tensor) -> Tensor:
 
 
 def estimates(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Generalised advantages, and the returns that the value is drawn to.
-
-    The end of an episode is one of time, not of the task: the value goes on from there.
-
-    Args:
-        rewards: `[time, ...]`.
-        values: `[time + 1, ...]`.
-
-    Returns:
-        advantages and returns, `[time, ...]`.
+    """Generalised advantages, and the returns that the value is drawn to. The end of an episode is
+    one of time, not of the task: the value goes on from there. `rewards`: `[time, ...]`. `values`:
+    `[time + 1, ...]`. Returns advantages and returns, `[time, ...]`.
     """
     surprise = rewards + DISCOUNT * values[1:] - values[:-1]
     ahead, found = torch.zeros_like(surprise[0]), []
@@ -231,11 +217,9 @@ def train(key: Tensor, rate: Tensor, *, name: str, iterations: int) -> Tensor:
 
 
 def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
-    """Cells of one method, seeds and rates side by side in one vmapped program.
-
-    Returns:
-        for each what `measured` says of successes; `step_ms` is the processor time of a step of the
-        optimizer with its share of the episodes, one of these runs.
+    """Cells of one method, seeds and rates side by side in one vmapped program. Returns for each
+    what `measured` says of successes; `step_ms` is the processor time of a step of the optimizer
+    with its share of the episodes, one of these runs.
     """
     keys = torch.tensor([cell.seed for cell in cells], device=settings.device)
     rates = torch.tensor([cell.rate for cell in cells], device=settings.device)

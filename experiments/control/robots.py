@@ -8,10 +8,8 @@ from common.command import DataError
 
 EXTRA = ("gymnasium", "mujoco", "metaworld", "packaging")
 BENCHMARKS: dict[str, tuple[str, ...]] = {
-    "two": ("reach-v3", "drawer-close-v3"),
-    "MT10": (),
-    "MT50": (),
-}
+    "two": ("reach-v3", "drawer-close-v3"), "MT10": (), "MT50": (),
+}  # fmt: skip
 """By name the tasks of a benchmark; empty where Meta-World knows them itself."""
 
 
@@ -42,9 +40,8 @@ class Environments(NamedTuple):
     reward: str  # the version: numbers under another one are of another problem
 
     def __call__(self, seed: int) -> Any:
-        """Observations end with the task's one-hot code; the seed, >= 0, is of goals and noise.
-
-        A task has one goal in all episodes.
+        """Observations end with the task's one-hot code; the seed, >= 0, is of goals and noise. A
+        task has one goal in all episodes.
         """
         require()
         gymnasium = import_module("gymnasium")
@@ -63,9 +60,8 @@ class Environments(NamedTuple):
 
 
 class Seeded:
-    """Environments that begin alike after `reset(seed=)`, whatever they did before.
-
-    Meta-World's own reset draws the goal before it looks at the seed.
+    """Environments that begin alike after `reset(seed=)`, whatever they did before. Meta-World's
+    own reset draws the goal before it looks at the seed.
     """
 
     def __init__(self, envs: Any) -> None:

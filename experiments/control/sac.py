@@ -26,18 +26,15 @@ from mtlfunc.types import Params, TrainState
 from . import networks
 from .methods import measured, probe_and_rule
 
-SLOW = 0.005
-"""Share of the critics that their slow copies take over a step."""
+SLOW = 0.005  # share of the critics that their slow copies take over a step
 
 KEPT_EVERY = 600.0
 """Seconds after which the state is kept: at least, where writing it takes a hundredth of them."""
 
-WIDE, NARROW = 2.0, -20.0
-"""Bounds of the log of the actions' deviation."""
+WIDE, NARROW = 2.0, -20.0  # bounds of the log of the actions' deviation
 
 
-Environments = Any
-"""One environment a task, side by side, with the interface above."""
+Environments = Any  # one environment a task, side by side, with the interface above
 
 
 class Settings(NamedTuple):
@@ -86,12 +83,8 @@ def mean_of(values: Tensor, real: Tensor) -> Tensor:
 
 
 def policy(params: Params, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions in (-1, 1) and their log-densities.
-
-    Args:
-        params: of the actor.
-        seen: `[task, sample, input]`.
-        noise: standard normal `[task, sample, action]`; zeros for the mode before squashing.
+    """Actions in (-1, 1) and their log-densities. `params`: of the actor. `seen`: `[task, sample,
+    input]`. `noise`: standard normal `[task, sample, action]`; zeros for the mode before squashing.
     """
     mean, spread = networks.network(params, "actor", seen, F.relu).chunk(2, -1)
     spread = NARROW + (WIDE - NARROW) * (torch.tanh(spread) + 1) / 2
@@ -218,11 +211,9 @@ class Replay:
         self.count += 1
 
     def draw(self, key: Tensor, size: int) -> Batch:
-        """`size` transitions of all tasks together, with replacement, sorted by task.
-
-        Returns:
-            a batch `[task, sample, ...]` as wide as the task with most samples; `real` is 0 where
-            the others have none.
+        """`size` transitions of all tasks together, with replacement, sorted by task. Returns a
+        batch `[task, sample, ...]` as wide as the task with most samples; `real` is 0 where the
+        others have none.
         """
         tasks = len(self.leaves.seen)
         share = mf.random.uniform(key, (2, size), torch.float64)
@@ -238,10 +229,9 @@ class Replay:
 
 
 class Rewards:
-    """Rewards divided by their running deviation, task by task.
-
-    m ← m + α(r - m), v ← v + α((r - m)² - v), and r/(√v + 1e-8) is learnt from, from m = 0 and
-    v = 1: as `mtenv` does it, on which CAGrad's runs rest.
+    """Rewards divided by their running deviation, task by task. m ← m + α(r - m), v ← v + α((r -
+    m)² - v), and r/(√v + 1e-8) is learnt from, from m = 0 and v = 1: as `mtenv` does it, on which
+    CAGrad's runs rest.
     """
 
     RATE = 0.001
@@ -280,14 +270,9 @@ def successes(ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
 def measure(
     act: Callable[[Tensor], Tensor], envs: Environments, episodes: int, device: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of episodes with a success at any step, and mean returns, `[task]`.
-
-    Args:
-        act: from observations `[task, 1, input]` to actions.
-        envs: for measuring alone.
-        episodes: of every task.
-        device: of torch.
-        seed: of the episodes' beginnings.
+    """Shares of episodes with a success at any step, and mean returns, `[task]`. `act`: from
+    observations `[task, 1, input]` to actions. `envs`: for measuring alone. `episodes`: of every
+    task. `device`: of torch. `seed`: of the episodes' beginnings.
     """
     seen, _ = envs.reset(seed=seed)
     done, reached = np.zeros(envs.num_envs, int), np.zeros(envs.num_envs)
@@ -424,12 +409,9 @@ class Run(Resumable):
             self.envs.num_envs, 1, self.learner.actions, device=self.settings.device
         )
         success, returns = measure(
-            lambda rows: policy(self.agent.actor.params, self.scale(rows), zeros)[0],
-            self.apart,
-            self.settings.episodes,
-            self.settings.device,
-            self.cell.seed + self.step,
-        )
+            lambda rows: policy(self.agent.actor.params, self.scale(rows), zeros)[0], self.apart,
+            self.settings.episodes, self.settings.device, self.cell.seed + self.step,
+        )  # fmt: skip
         self.curve.append(success.tolist())
         self.returns.append(returns.tolist())
         return f"success {success.mean():.2f}, return {returns.mean():.0f}"
@@ -450,17 +432,9 @@ class Run(Resumable):
 def perform(
     make: Callable[[int], Environments], unfinished: Path, settings: Settings, cell: Cell
 ) -> Numbers:
-    """One run.
-
-    Args:
-        make: environments of a seed.
-        unfinished: folder of what runs keep on the way.
-        settings: what all cells share.
-        cell: method, rate and seed.
-
-    Returns:
-        what `measured` says of successes, with the processor time of one update, `returns` (mean
-        over tasks `[measurement]`) and the last `return`. NaN where the parameters stopped being
-        finite.
+    """One run. `make`: environments of a seed. `unfinished`: folder of what runs keep on the way.
+    `settings`: what all cells share. `cell`: method, rate and seed. Returns what `measured` says of
+    successes, with the processor time of one update, `returns` (mean over tasks `[measurement]`)
+    and the last `return`. NaN where the parameters stopped being finite.
     """
     return Run(settings, cell, make, state_of(unfinished, cell)).go()

@@ -66,11 +66,9 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     }
     shown = table(found, given.steps)
     numbers = {
-        "settings": settings,
-        "groups": [list(group) for group in GROUPS],
-        "costs": costs(given.steps),
-        "draws": kept,
-    }
+        "settings": settings, "groups": [list(group) for group in GROUPS],
+        "costs": costs(given.steps), "draws": kept,
+    }  # fmt: skip
     report(out, numbers, shown, {"grouping": figure(found)})
 
 

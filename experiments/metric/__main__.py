@@ -75,11 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in dict.fromkeys(cell.network for cell in outcomes)
         }
     settings = {
-        "seeds": list(given.seeds),
-        "rates": RATES,
-        "steps": steps,
-        "torch": torch.__version__,
-    }
+        "seeds": list(given.seeds), "rates": RATES, "steps": steps, "torch": torch.__version__,
+    }  # fmt: skip
     if given.device.type != "cpu":
         settings["device"] = str(given.device)
     numbers = {

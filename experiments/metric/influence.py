@@ -176,11 +176,9 @@ def correlations(setting: Setting, seed: int, looks: Sequence[int]) -> dict[str,
             answers = {
                 METRIC: influence(run, batch, run.target),
                 END: influence(run, batch, partial(run.target_after, moved)),
-                PLAIN: products(rows, aim, names),
-                PROXY: products(proxy.rows(batch), apart, names),
-                LAST: products(rows, aim, last),
-                PROJECTION: projected(rows, aim, seed),
-            }
+                PLAIN: products(rows, aim, names), PROXY: products(proxy.rows(batch), apart, names),
+                LAST: products(rows, aim, last), PROJECTION: projected(rows, aim, seed),
+            }  # fmt: skip
             if setting.optimizer == ADAM:
                 answers[STEP] = through_adam(run, rows, aim)
             known = truth(run, rows)

@@ -95,7 +95,5 @@ def two_digits(seed: int) -> Problem:
 
 
 NETWORKS: dict[str, Callable[[int], Problem]] = {
-    "bottleneck": bottleneck,
-    "digits": two_digits,
-    "transformer": transformer,
-}
+    "bottleneck": bottleneck, "digits": two_digits, "transformer": transformer,
+}  # fmt: skip

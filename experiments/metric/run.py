@@ -14,11 +14,8 @@ from .networks import NETWORKS, Problem
 from .steps import DIAGONAL, EXACT, MUON, Linear, Muon
 
 RULES: dict[str, Callable[[], mf.Rule]] = {
-    "mean": mf.mean,
-    "MGDA": mf.mgda,
-    "CAGrad": lambda: mf.cagrad(0.5),
-    "UPGrad": mf.upgrad,
-}
+    "mean": mf.mean, "MGDA": mf.mgda, "CAGrad": lambda: mf.cagrad(0.5), "UPGrad": mf.upgrad,
+}  # fmt: skip
 WAYS = ("G", "metric", "safe", "norm")
 """The rule on JJᵀ; on J P Jᵀ; there, and made safe; of Muon, the steepest descent in its norm."""
 CPU = torch.device("cpu")
@@ -98,11 +95,9 @@ def meet(
         falls.append(1 - _mean_loss(problem) / first)
     least, lengths = torch.stack(rows).unbind(1)
     return Met(
-        (least < 0).double().mean().item(),
-        least.median().item(),
-        lengths.median().item(),
+        (least < 0).double().mean().item(), least.median().item(), lengths.median().item(),
         sum(falls) / len(falls),
-    )
+    )  # fmt: skip
 
 
 def _batch(problem: Problem, size: int, seed: int, step: int) -> tuple[Tensor, ...]:
@@ -154,9 +149,6 @@ def perform(cell: Cell, seed: int, steps: int, device: torch.device = CPU) -> Ou
     noise = 1e-5 * changes.abs().amax(1)
     pooled = torch.corrcoef(torch.stack([-rates.flatten(), changes.flatten()]))[0, 1]
     return Outcome(
-        (changes.amax(1) > noise).double().mean().item(),
-        rises.mean().item(),
-        pooled.item(),
-        torch.tensor([x[2] for x in found]).median().item(),
-        _mean_loss(problem),
-    )
+        (changes.amax(1) > noise).double().mean().item(), rises.mean().item(), pooled.item(),
+        torch.tensor([x[2] for x in found]).median().item(), _mean_loss(problem),
+    )  # fmt: skip

@@ -46,11 +46,10 @@ class Linear:
 
 
 class Muon:
-    """`torch.optim.Muon` on the shared matrices, and Adam without momentum on all else.
-
-    On J Jᵀ a rule's weights go to both. In the norm the weights are those of the steepest common
-    descent in Muon's norm, with the Gramian of the other shared parameters in Adam's metric. With
-    `exact` its five Newton-Schulz steps in bfloat16 give way to singular value decompositions.
+    """`torch.optim.Muon` on the shared matrices, and Adam without momentum on all else. On J Jᵀ a
+    rule's weights go to both. In the norm the weights are those of the steepest common descent in
+    Muon's norm, with the Gramian of the other shared parameters in Adam's metric. With `exact` its
+    five Newton-Schulz steps in bfloat16 give way to singular value decompositions.
     """
 
     def __init__(self, problem: Problem, rule: mf.Rule, rate: float, *, norm: bool, exact: bool):

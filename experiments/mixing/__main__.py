@@ -21,8 +21,7 @@ from .report import figure, table
 from .study import RATES, TUNING, Choice, Outcome, choose, methods, study
 
 HERE = Path(__file__).parent
-BESIDE = 100
-"""What is added to the seeds for the second run of every method."""
+BESIDE = 100  # what is added to the seeds for the second run of every method
 
 
 class Program(NamedTuple):

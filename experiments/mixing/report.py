@@ -12,16 +12,12 @@ from common.tables import markdown
 from .data import PROBLEMS
 from .study import EVERY, Choice, Outcome
 
-Found = Mapping[tuple[str, str, str], Outcome]
-"""By problem, seeds ("0-15") and method."""
+Found = Mapping[tuple[str, str, str], Outcome]  # by problem, seeds ("0-15") and method
 COLOURS = ("tab:blue", "tab:red", "tab:orange", "tab:grey")
 LINES = {
-    "uniform": "tab:grey",
-    "oracle": "black",
-    "target alone": "tab:purple",
-    "align": "tab:green",
+    "uniform": "tab:grey", "oracle": "black", "target alone": "tab:purple", "align": "tab:green",
     "PiKE": "tab:brown",
-}
+}  # fmt: skip
 
 
 def compared(outcomes: Mapping[str, Outcome], rival: str) -> dict[str, Estimate]:

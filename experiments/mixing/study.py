@@ -58,7 +58,6 @@ def rows(count: int) -> Tensor:
 
 def pike(up: Tensor, down: Tensor) -> mf.Rule:
     """PiKE (Li et al. 2025): w ← softmax(log w + ζ₁‖∇L‖² - ½ζ₂ σ²/b) by domain, without a target.
-
     Every domain has two rows, of halves of its images: their product is an unbiased ‖∇L‖², and half
     the square of their difference is σ² over the number of images in a half.
     """
@@ -142,11 +141,9 @@ def train(
         matrix = torch.block_diag(matrix, torch.ones(1, TARGET) / TARGET)
     weighed = method.probe is not None
     step = mf.descend(
-        by_image if weighed else by_row,
-        method.rule(setting),
-        method.probe or mf.losses_only(),
+        by_image if weighed else by_row, method.rule(setting), method.probe or mf.losses_only(),
         mf.adam(lr),
-    )
+    )  # fmt: skip
 
     def batch(number: int) -> Batch:
         drawn = mf.random.uniform(mf.random.fold_in(seed, 10 + number), (COUNT, BATCH))

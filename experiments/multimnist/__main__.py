@@ -142,17 +142,11 @@ def plan_of(
     results = seeds[1:] if data and len(seeds) > 2 and chosen else seeds
     fronts = [x for x in every if x in FRONTS and "mean" in methods and BASE in problems]
     return Plan(
-        {**dict.fromkeys(ALONE.values(), ("",)), **variants},
-        rates if rate is None else (rate,),
-        tuning,
-        results,
-        tuple(problems),
-        0 if data else BEYOND,
+        {**dict.fromkeys(ALONE.values(), ("",)), **variants}, rates if rate is None else (rate,),
+        tuning, results, tuple(problems), 0 if data else BEYOND,
         tuple((p, m) for p in problems for m in methods if p != BASE and m not in RULES),
-        dict.fromkeys(fronts, PREFERENCES),
-        "mean",
-        results[:2],
-    )
+        dict.fromkeys(fronts, PREFERENCES), "mean", results[:2],
+    )  # fmt: skip
 
 
 def _refuse(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:

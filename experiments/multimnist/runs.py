@@ -15,16 +15,13 @@ from mtlfunc.core.files import write_whole
 
 from .train import Settings
 
-OWN = ("data", "device")
-"""Settings of a machine, of which no number is asked to depend."""
+OWN = ("data", "device")  # settings of a machine, of which no number is asked to depend
 
 
 class Recorded(Store):
-    """A store whose runs are also in a file; a run of the file counts as finished.
-
-    The file names the torch and the digest of the code that made each run, and nothing asks that
-    they be today's: a study of hours goes on after a change of the code. `taken` counts what was
-    read of others.
+    """A store whose runs are also in a file; a run of the file counts as finished. The file names
+    the torch and the digest of the code that made each run, and nothing asks that they be today's:
+    a study of hours goes on after a change of the code. `taken` counts what was read of others.
     """
 
     def __init__(

@@ -41,8 +41,7 @@ VARIANTS = {
 MEASURED = {"task-conditioned": "trunk.head.out.*", "cross-stitch": "trunk.columns.*.second.*"}
 """Where GradNorm measures, of networks whose last shared layer is not `trunk.second`."""
 
-AT_ONCE = 10_000
-"""Pairs that are measured at once."""
+AT_ONCE = 10_000  # pairs that are measured at once
 
 
 class Setting(NamedTuple):
@@ -55,16 +54,13 @@ class Setting(NamedTuple):
 
 
 SETTINGS: dict[str, Setting] = {
-    "hard sharing": Setting("hard sharing"),
-    "twice as wide": Setting("hard sharing", wider=2),
+    "hard sharing": Setting("hard sharing"), "twice as wide": Setting("hard sharing", wider=2),
     "twice as long": Setting("hard sharing", longer=2),
-    "task-conditioned": Setting("task-conditioned"),
-    "soft attention": Setting("soft attention"),
+    "task-conditioned": Setting("task-conditioned"), "soft attention": Setting("soft attention"),
     "cross-stitch": Setting("cross-stitch"),
-}
+}  # fmt: skip
 BASE, TENTH = "hard sharing", "a tenth of the images"
-OF_DATA = {TENTH: Setting("hard sharing", share=0.1)}
-"""Settings of whole data sets alone."""
+OF_DATA = {TENTH: Setting("hard sharing", share=0.1)}  # settings of whole data sets alone
 
 
 class Settings(NamedTuple):
@@ -259,19 +255,14 @@ def together(
     factors: Tensor | None = None,
     watch: Callable[[Info], object] = lambda info: None,
 ) -> list[Numbers]:
-    """Cells that differ in rate and seed, several as one vmapped program.
-
-    Args:
-        settings: what all cells share.
-        cells: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
-        factors: what multiplies the mean loss of each cell, whose method is `mean`, `[cell, step]`.
-        watch: called with what every step says of itself.
-
-    Returns:
-        of each cell `score` (mean accuracy of the learnt tasks on validation pairs), `test` and
-        `train` (accuracies by learnt task after the last step), `loss` (on test pairs), `steps`,
-        `step_ms` (a run's share of the median processor time of a step) and `parameters`. Of a run
-        whose numbers stop being finite the first four are NaN.
+    """Cells that differ in rate and seed, several as one vmapped program. `settings`: what all
+    cells share. `cells`: method, rate, seed, and as the problem one of `SETTINGS` or of `OF_DATA`.
+    `factors`: what multiplies the mean loss of each cell, whose method is `mean`, `[cell, step]`.
+    `watch`: called with what every step says of itself. Returns of each cell `score` (mean accuracy
+    of the learnt tasks on validation pairs), `test` and `train` (accuracies by learnt task after
+    the last step), `loss` (on test pairs), `steps`, `step_ms` (a run's share of the median
+    processor time of a step) and `parameters`. Of a run whose numbers stop being finite the first
+    four are NaN.
     """
     setting = (SETTINGS | OF_DATA)[cells[0].problem]
     seeds, device = sorted({cell.seed for cell in cells}), settings.device

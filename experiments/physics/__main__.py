@@ -75,11 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         clock = "the clock" if there else "processor time"
         results = Results(met, choices, seeds, tuning, settings, clock)
         described = settings._asdict() | {
-            "seeds": list(seeds),
-            "tuning": list(tuning),
-            "device": str(given.device),
+            "seeds": list(seeds), "tuning": list(tuning), "device": str(given.device),
             "torch": torch.__version__,
-        }
+        }  # fmt: skip
         text = page(results)
         report(out, numbers_of(results, described), text, figures(results))
 

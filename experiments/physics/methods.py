@@ -140,13 +140,11 @@ def _with_adam(way: Way) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "Adam": _with_adam(_by_adam),
-    "L-BFGS": Method(_lbfgs, "first length", (0.25, 0.5, 1.0)),
+    "Adam": _with_adam(_by_adam), "L-BFGS": Method(_lbfgs, "first length", (0.25, 0.5, 1.0)),
     "ConFIG": _with_adam(functools.partial(_balanced, mf.config)),
-    "MGDA": _with_adam(functools.partial(_balanced, mf.mgda)),
-    "NTK weights": _with_adam(_ntk),
+    "MGDA": _with_adam(functools.partial(_balanced, mf.mgda)), "NTK weights": _with_adam(_ntk),
     "GradNorm": _with_adam(functools.partial(_balanced, functools.partial(mf.gradnorm, 0.12))),
     "Gauss-Newton": Method(functools.partial(_newton, False), "damping", DAMPINGS),
     "SPRING": Method(functools.partial(_newton, True), "damping", DAMPINGS),
-}
+}  # fmt: skip
 """Rules before Adam weigh the terms; L-BFGS and Gauss-Newton take their sum."""

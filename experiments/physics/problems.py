@@ -184,18 +184,6 @@ def _cloud(d: int, u: Callable[[Tensor], Tensor]) -> Solution:
     return solution
 
 
-def _product(x: Tensor) -> Tensor:
-    return torch.sin(math.pi * x).prod(1)
-
-
-def _waves(x: Tensor) -> Tensor:
-    return torch.sin(math.pi * x[:, 0]) * torch.sin(2 * math.pi * x[:, 1])
-
-
-def _cosines(x: Tensor) -> Tensor:
-    return torch.cos(math.pi * x).sum(1)
-
-
 def _shock(x: Tensor) -> Tensor:
     space, time = x.numpy().T
     return torch.from_numpy(cole_hopf(space, time, VISCOSITY))
@@ -209,17 +197,21 @@ def _periodic(name: str, about: str, operator: Operator, start, **more) -> Probl
 
 
 UNIT = [(0.0, 1.0)] * 2
-POISSON = ("Δu = f on the unit square, u = sin πx sin πy", UNIT, 0.0, -2 * math.pi**2, _product)
+POISSON = (
+    "Δu = f on the unit square, u = sin πx sin πy", UNIT, 0.0, -2 * math.pi**2,
+    lambda x: torch.sin(math.pi * x).prod(1),
+)  # fmt: skip
 
 PROBLEMS: dict[str, Problem] = {
     "Poisson 2-D": _elliptic(*POISSON),
     "Poisson 5-D": _elliptic(
         "Δu = f on the unit cube of five dimensions, u = Σ cos πx_i",
-        [(0.0, 1.0)] * 5, 0.0, -(math.pi**2), _cosines,
+        [(0.0, 1.0)] * 5, 0.0, -(math.pi**2), lambda x: torch.cos(math.pi * x).sum(1),
     ),
     "Helmholtz": _elliptic(
         "Δu + u = f on [-1, 1]², u = sin πx sin 2πy",
-        [(-1.0, 1.0)] * 2, 1.0, 1 - 5 * math.pi**2, _waves,
+        [(-1.0, 1.0)] * 2, 1.0, 1 - 5 * math.pi**2,
+        lambda x: torch.sin(math.pi * x[:, 0]) * torch.sin(2 * math.pi * x[:, 1]),
     ),
     "Burgers": Problem(
         f"u_t + u u_x = {VISCOSITY * math.pi:g}/π u_xx on [-1, 1], t ≤ 1, u = -sin πx at the start",

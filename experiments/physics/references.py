@@ -32,18 +32,10 @@ def spectral(
     steps: int = STEPS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """u of u_t = L u + N(u), of period 2 on [-1, 1): Fourier series in x, Runge-Kutta's method of
-    order 4 in t, with L solved exactly.
-
-    Args:
-        start: u at t = 0, from x.
-        linear: the factor by which L multiplies e^{ikx}, from ik.
-        rest: N(u), from u and the derivative in x as a function of u.
-        times: rising evenly from 0.
-        modes: points in x.
-        steps: of time, all together.
-
-    Returns:
-        the points x `[modes]`, and u `[time, modes]`.
+    order 4 in t, with L solved exactly. `start`: u at t = 0, from x. `linear`: the factor by which
+    L multiplies e^{ikx}, from ik. `rest`: N(u), from u and the derivative in x as a function of u.
+    `times`: rising evenly from 0. `modes`: points in x. `steps`: of time, all together. Returns the
+    points x `[modes]`, and u `[time, modes]`.
     """
     x = -1 + 2 * np.arange(modes) / modes
     ik = 1j * np.pi * np.fft.rfftfreq(modes, 1 / modes)
@@ -82,18 +74,14 @@ def evolution(name: str, times: int) -> tuple[Tensor, Tensor]:
     t = np.linspace(0, LAST[name], times)
     if name == "Allen-Cahn":
         x, u = spectral(
-            lambda x: x**2 * np.cos(np.pi * x),
-            lambda ik: ALLEN_CAHN * ik**2,
-            lambda u, _: REACTION * (u - u**3),
-            t,
-        )
+            lambda x: x**2 * np.cos(np.pi * x), lambda ik: ALLEN_CAHN * ik**2,
+            lambda u, _: REACTION * (u - u**3), t,
+        )  # fmt: skip
     else:
         x, u = spectral(
-            lambda x: np.cos(np.pi * x),
-            lambda ik: -KORTEWEG * ik**3,
-            lambda u, derivative: -derivative(u**2 / 2),
-            t,
-        )
+            lambda x: np.cos(np.pi * x), lambda ik: -KORTEWEG * ik**3,
+            lambda u, derivative: -derivative(u**2 / 2), t,
+        )  # fmt: skip
     x, u = x[::EVERY], u[:, ::EVERY]
     grid = np.stack(np.meshgrid(t, x, indexing="ij")[::-1], -1).reshape(-1, 2)
     return torch.from_numpy(grid), torch.from_numpy(u.reshape(-1))

@@ -49,9 +49,8 @@ def trained(
     device: torch.device,
     look: Callable[[Params], float],
 ) -> tuple[list[float], Params, int]:
-    """What `look` saw of the parameters at every mark, the last of these, and the steps taken.
-
-    Only steps that ended before a mark count for it. What every process pays once, such as the
+    """What `look` saw of the parameters at every mark, the last of these, and the steps taken. Only
+    steps that ended before a mark count for it. What every process pays once, such as the
     compilation of kernels, is paid by a first step of another run.
     """
 

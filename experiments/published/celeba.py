@@ -46,10 +46,8 @@ class Faces:
         return len(self.names)
 
     def take(self, index: Sequence[int]) -> Batch:
-        """Images `[image, 3, 64, 64]` from 0 to 1, and their attributes.
-
-        Raises:
-            DataError: for a file that cannot be read as an image.
+        """Images `[image, 3, 64, 64]` from 0 to 1, and their attributes. Raises DataError for a
+        file that cannot be read as an image.
         """
         images = np.stack([self._pixels(self.folder / self.names[i]) for i in index])
         pixels = torch.from_numpy(images).movedim(-1, 1).float() / 255
@@ -126,10 +124,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, seed: int) -> Splits[Faces]:
-    """The official parts, the same for every seed.
-
-    Raises:
-        DataError: for a folder of another layout: what was looked for, what was found.
+    """The official parts, the same for every seed. Raises DataError for a folder of another layout:
+    what was looked for, what was found.
     """
     names, labels, parts = _read(folder)
     found = []
@@ -205,21 +201,8 @@ def make(folder: Path) -> None:
 
 
 CELEBA = Benchmark(
-    title="CelebA",
-    tasks=tuple(f"attribute {i + 1}" for i in range(ATTRIBUTES)),
-    metric="F1",
-    higher_is_better=True,
-    epochs=15,
-    batch=256,
-    rate=3e-4,
-    optimizer="adam",
-    schedule="constant",
-    expected=EXPECTED,
-    files=files,
-    read=lambda folder, seed, beside: read(folder, seed),
-    network=Network,
-    losses=losses,
-    tally=tally,
-    measured=measured,
-    make=make,
-)
+    title="CelebA", tasks=tuple(f"attribute {i + 1}" for i in range(ATTRIBUTES)), metric="F1",
+    higher_is_better=True, epochs=15, batch=256, rate=3e-4, optimizer="adam", schedule="constant",
+    expected=EXPECTED, files=files, read=lambda folder, seed, beside: read(folder, seed),
+    network=Network, losses=losses, tally=tally, measured=measured, make=make,
+)  # fmt: skip

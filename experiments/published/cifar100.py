@@ -101,10 +101,8 @@ def _by_task(path: Path, classes: list[list[int]] | None) -> tuple[Tensor, Tenso
 
 
 def read(folder: Path, seed: int) -> Splits[Images]:
-    """Training images divided by the seed, and the test images.
-
-    Raises:
-        DataError: for a folder of another layout, or a file that holds something else.
+    """Training images divided by the seed, and the test images. Raises DataError for a folder of
+    another layout, or a file that holds something else.
     """
     first, last = files(folder)
     pixels, labels, classes = _by_task(first, None)
@@ -190,21 +188,8 @@ def make(folder: Path) -> None:
 
 
 CIFAR100 = Benchmark(
-    title="CIFAR-100",
-    tasks=tuple(f"superclass {i + 1}" for i in range(TASKS)),
-    metric="accuracy",
-    higher_is_better=True,
-    epochs=200,
-    batch=8,
-    rate=0.1,
-    optimizer="sgd",
-    schedule="cosine",
-    expected=EXPECTED,
-    files=files,
-    read=lambda folder, seed, beside: read(folder, seed),
-    network=Network,
-    losses=losses,
-    tally=tally,
-    only=only,
-    make=make,
-)
+    title="CIFAR-100", tasks=tuple(f"superclass {i + 1}" for i in range(TASKS)), metric="accuracy",
+    higher_is_better=True, epochs=200, batch=8, rate=0.1, optimizer="sgd", schedule="cosine",
+    expected=EXPECTED, files=files, read=lambda folder, seed, beside: read(folder, seed),
+    network=Network, losses=losses, tally=tally, only=only, make=make,
+)  # fmt: skip

@@ -73,9 +73,7 @@ class Held:
 
 def read(folder: Path, seed: int, beside: Path) -> Splits[Held]:
     """Molecules divided by the seed; what was read of the text is kept in the folder `beside`.
-
-    Raises:
-        DataError: for a folder of another layout, or a file that holds something else.
+    Raises DataError for a folder of another layout, or a file that holds something else.
     """
     every = molecules.read(folder, beside)
     held = min(HELD_OUT, len(every.numbers) // 10)
@@ -85,9 +83,8 @@ def read(folder: Path, seed: int, beside: Path) -> Splits[Held]:
 
 
 class Network(nn.Module):
-    """Three rounds of messages (NNConv, its mean over all other atoms, and a GRU), then Set2Set.
-
-    As PyTorch Geometric's example has it, on dense graphs. The matrix of a message is linear in the
+    """Three rounds of messages (NNConv, its mean over all other atoms, and a GRU), then Set2Set. As
+    PyTorch Geometric's example has it, on dense graphs. The matrix of a message is linear in the
     edge's hidden features, so it is applied to every atom before messages are summed, rather than
     made for every edge.
     """
@@ -162,23 +159,8 @@ def make(folder: Path, factor: float = 1) -> None:
 
 
 QM9 = Benchmark(
-    title="QM9",
-    tasks=NAMES,
-    metric="mean absolute error",
-    higher_is_better=False,
-    epochs=300,
-    batch=120,
-    rate=1e-3,
-    optimizer="adam",
-    schedule="plateau",
-    expected=EXPECTED,
-    files=molecules.files,
-    read=read,
-    network=Network,
-    losses=losses,
-    tally=tally,
-    score=score,
-    make=make,
-    base=BASE,
-    checked=molecules.checked,
-)
+    title="QM9", tasks=NAMES, metric="mean absolute error", higher_is_better=False, epochs=300,
+    batch=120, rate=1e-3, optimizer="adam", schedule="plateau", expected=EXPECTED,
+    files=molecules.files, read=read, network=Network, losses=losses, tally=tally, score=score,
+    make=make, base=BASE, checked=molecules.checked,
+)  # fmt: skip

@@ -111,11 +111,9 @@ def numbers_of(
 ) -> dict[str, Any]:
     """All of it, for `results.json`."""
     return {
-        "benchmark": benchmark.title,
-        "metric": benchmark.metric,
+        "benchmark": benchmark.title, "metric": benchmark.metric,
         "higher is better": benchmark.higher_is_better,
         "published base": dict(zip(benchmark.tasks, benchmark.base, strict=False)),
-        "settings": dict(settings),
-        "plan": plan._asdict(),
+        "settings": dict(settings), "plan": plan._asdict(),
         "methods": by_method(rows(found, benchmark), found),
-    }
+    }  # fmt: skip

@@ -122,9 +122,8 @@ class Run(Resumable):
         return lambda share: rate
 
     def advance(self) -> None:
-        """Every training sample once, in an order of the seed and the epoch; then validation.
-
-        Rules that ask for several batches get others, drawn with replacement.
+        """Every training sample once, in an order of the seed and the epoch; then validation. Rules
+        that ask for several batches get others, drawn with replacement.
         """
         self.net.train()
         generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.done)
@@ -208,21 +207,12 @@ def plateau(scores: list[float], rate: float) -> float:
 
 
 def perform(settings: Settings, out: Path, unfinished: Path, cell: Cell) -> Numbers:
-    """Train and measure one run.
-
-    Args:
-        settings: what all cells share.
-        out: folder of what is kept of the data.
-        unfinished: folder of what runs keep after every epoch, so as to go on from there.
-        cell: rule, rate and seed.
-
-    Returns:
-        `score` (best on validation samples, higher is better), `test` (the metric by task, after
-        the epoch of that score), `epoch` (which that is), `curve` (score by epoch), `step_ms` (mean
-        processor time of a step). A run whose numbers stop being finite has NaN for score and test.
-
-    Raises:
-        DataError: for data that cannot be read.
+    """Train and measure one run. `settings`: what all cells share. `out`: folder of what is kept of
+    the data. `unfinished`: folder of what runs keep after every epoch, so as to go on from there.
+    `cell`: rule, rate and seed. Returns `score` (best on validation samples, higher is better),
+    `test` (the metric by task, after the epoch of that score), `epoch` (which that is), `curve`
+    (score by epoch), `step_ms` (mean processor time of a step). A run whose numbers stop being
+    finite has NaN for score and test. Raises DataError for data that cannot be read.
     """
     run = Run(settings, cell, out)
     if not run.count(run.data.train):

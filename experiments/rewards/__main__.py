@@ -40,11 +40,9 @@ def _parser():
         SEEDS,
     )
     found.add_argument(
-        "--rate",
-        type=positive,
-        default=RATE,
+        "--rate", type=positive, default=RATE,
         help=f"Adam's learning rate; SGD's is {train.STEEPER} times that (default: %(default)s)",
-    )
+    )  # fmt: skip
     return found
 
 
@@ -70,12 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = Results(sampled.runs, closed.runs, seeds, settings, given.rate)
         text = table(results)
         described = settings._asdict() | {
-            "rate": given.rate,
-            "exact_steps": steps,
-            "exact_rate": EXACT_RATE,
-            "seeds": list(seeds),
-            "torch": torch.__version__,
-        }
+            "rate": given.rate, "exact_steps": steps, "exact_rate": EXACT_RATE,
+            "seeds": list(seeds), "torch": torch.__version__,
+        }  # fmt: skip
         if given.device.type != "cpu":
             described["device"] = str(given.device)
         report(out, numbers_of(results, described), text, {"fronts": figure(results)})

@@ -89,10 +89,8 @@ def answer(policy: nn.Module, questions: Questions, generator: torch.Generator) 
 
 
 def rewards(problem: str, questions: Questions, answers: Tensor) -> Tensor:
-    """[reward, sample], each between 0 and 1.
-
-    Correctness: its digits, read without all else, are the sum. Format: digits alone between
-    brackets. Length: see `PROBLEMS`.
+    """[reward, sample], each between 0 and 1. Correctness: its digits, read without all else, are
+    the sum. Format: digits alone between brackets. Length: see `PROBLEMS`.
     """
     digit = answers < 10
     number = torch.zeros_like(answers[:, 0])
@@ -117,12 +115,10 @@ def demonstrations(generator: torch.Generator, copies: int) -> tuple[Questions, 
     number = torch.where(chance[0] < 0.6, asked.first + asked.second, wrong)
     absent = torch.full((count,), -1)
     columns = [
-        torch.where(chance[1] < 0.6, OPEN, absent),
-        torch.where(chance[2] < 0.5, 0, absent),
-        torch.where(number > 9, number // 10, absent),
-        number % 10,
+        torch.where(chance[1] < 0.6, OPEN, absent), torch.where(chance[2] < 0.5, 0, absent),
+        torch.where(number > 9, number // 10, absent), number % 10,
         torch.where(chance[3] < 0.6, CLOSE, absent),
-    ]
+    ]  # fmt: skip
     answers = torch.full((count, LONGEST + 1), END)
     place = torch.zeros(count, dtype=torch.long)
     for column in columns:
@@ -133,9 +129,8 @@ def demonstrations(generator: torch.Generator, copies: int) -> tuple[Questions, 
 
 
 def taught(seed: int, steps: int) -> Policy:
-    """A policy that imitates the demonstrations: where all methods of a seed begin.
-
-    All is drawn on the CPU, and learnt on the device of the moment.
+    """A policy that imitates the demonstrations: where all methods of a seed begin. All is drawn on
+    the CPU, and learnt on the device of the moment.
     """
     here = torch.get_default_device()
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):

@@ -20,8 +20,7 @@ from common.cells import Cell
 from .methods import METHODS, advantages
 
 QUESTIONS, ANSWERS = 4, 8
-SHOWN = 10
-"""Steps between two points of a path."""
+SHOWN = 10  # steps between two points of a path
 
 
 class Kind(NamedTuple):
@@ -30,10 +29,8 @@ class Kind(NamedTuple):
 
 
 PROBLEMS = {
-    "two opposed": Kind(2, -0.8),
-    "three opposed": Kind(3, -0.45),
-    "three unrelated": Kind(3, 0.0),
-}
+    "two opposed": Kind(2, -0.8), "three opposed": Kind(3, -0.45), "three unrelated": Kind(3, 0.0),
+}  # fmt: skip
 
 
 def drawn(kind: Kind, seed: int) -> Tensor:
@@ -58,9 +55,8 @@ def losses_fn(params: dict[str, Tensor], batch: tuple[str, Tensor]) -> Tensor:
 
 
 def room(rewards: Tensor, reached: Tensor) -> float:
-    """By how much some policy beats all rewards at once, at most: 0 on the front.
-
-    max t over policies, so that every expected reward is at least `reached` + t: a linear program.
+    """By how much some policy beats all rewards at once, at most: 0 on the front. max t over
+    policies, so that every expected reward is at least `reached` + t: a linear program.
     """
     count = QUESTIONS * ANSWERS
     cost = np.append(np.zeros(count), -1.0)

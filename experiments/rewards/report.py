@@ -106,11 +106,9 @@ def table(results: Results) -> str:
         "policy beats all rewards at once, by a linear program (0 on the front).",
     ]
     parts = [
-        *words(results),
-        sampled_table(results),
-        closed_table(results),
+        *words(results), sampled_table(results), closed_table(results),
         "\n".join(f"- {note}" for note in notes),
-    ]
+    ]  # fmt: skip
     return "\n\n".join(parts)
 
 

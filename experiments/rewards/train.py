@@ -12,8 +12,7 @@ from common.cells import Cell
 from .adding import Policy, Questions, answer, every, rewards, surprise, taught
 from .methods import METHODS, advantages
 
-STEEPER = 100
-"""SGD's learning rate, in Adam's."""
+STEEPER = 100  # sGD's learning rate, in Adam's
 PROBLEMS = ("limit, Adam", "cost, Adam", "cost, SGD")
 
 
@@ -24,9 +23,7 @@ class Settings(NamedTuple):
     answers: int  # to each: a group
 
 
-@functools.lru_cache(2)
-def _taught(seed: int, lessons: int) -> Policy:
-    return taught(seed, lessons)
+_taught = functools.lru_cache(2)(taught)
 
 
 def tested(policy: Policy, problem: str, seed: int) -> list[float]:

@@ -22,8 +22,7 @@ HERE = Path(__file__).parent
 SEEDS = (2, 8, 16)
 RATES = (6e-3, 1.8e-2)
 """Both are edges, so that every choice has been compared with the rate beyond it."""
-PAPERS = 1e-4
-"""The learning rate of the papers' code."""
+PAPERS = 1e-4  # the learning rate of the papers' code
 
 
 def _parser():

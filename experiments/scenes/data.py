@@ -23,8 +23,7 @@ from .metrics import DEPTH, NORMAL, SEGMENT
 from .render import Views
 
 SCALES = (1.0, 1.2, 1.5)
-HELD_OUT = 10
-"""Of the training images every tenth chooses learning rates, where rates are chosen."""
+HELD_OUT = 10  # of the training images every tenth chooses learning rates, where rates are chosen
 
 
 class Benchmark(NamedTuple):
@@ -65,15 +64,10 @@ class Folder:
     """One of the two folders of a benchmark, checked file by file as it is read."""
 
     def __init__(self, root: Path, benchmark: Benchmark, size: tuple[int, int] | None = None):
-        """Looks which files there are.
-
-        Args:
-            root: `FOLDER/train` or `FOLDER/val`.
-            benchmark: whose layout it has.
-            size: height and width that the images must have; None takes the first one's.
-
-        Raises:
-            DataError: for a folder of another layout: which files were looked for, which found.
+        """Looks which files there are. `root`: `FOLDER/train` or `FOLDER/val`. `benchmark`: whose
+        layout it has. `size`: height and width that the images must have; None takes the first
+        one's. Raises DataError for a folder of another layout: which files were looked for, which
+        found.
         """
         self.root, self.benchmark = root, benchmark
         self.kinds = {"image": "image", "label": _labels(root, benchmark), "depth": "depth"}
@@ -93,11 +87,8 @@ class Folder:
         return len(self.numbers)
 
     def take(self, index: Sequence[int]) -> Views:
-        """A batch.
-
-        Raises:
-            DataError: for a file of another size, a label outside the classes, a number that is
-                not finite, a depth below 0: the file, what it holds and what was expected.
+        """A batch. Raises DataError for a file of another size, a label outside the classes, a
+        number that is not finite, a depth below 0: the file, what it holds and what was expected.
         """
         views = [self._view(self.numbers[i]) for i in index]
         return Views(*(torch.stack(leaves) for leaves in zip(*views, strict=True)))
@@ -197,15 +188,12 @@ class Part(NamedTuple):
         return self.whole.take([self.chosen[i] for i in index])
 
 
-Split = Held | Folder | Part
-"""Images that are read as they are needed."""
+Split = Held | Folder | Part  # images that are read as they are needed
 
 
 def find(folder: Path) -> Benchmark:
-    """Which benchmark a folder holds: with normals it is NYUv2, without them CityScapes.
-
-    Raises:
-        DataError: where neither layout is there.
+    """Which benchmark a folder holds: with normals it is NYUv2, without them CityScapes. Raises
+    DataError where neither layout is there.
     """
     for benchmark in (NYUV2, CITYSCAPES):
         last = "normal" if NORMAL in benchmark.tasks else "depth"
@@ -242,10 +230,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def check(folder: Path) -> tuple[int, int]:
-    """Read every image once, so that no run of days ends at a broken one; height and width.
-
-    Raises:
-        DataError: as `find`, `read` and `Folder.take` do.
+    """Read every image once, so that no run of days ends at a broken one; height and width. Raises
+    DataError: as `find`, `read` and `Folder.take` do.
     """
     splits = read(folder, find(folder))
     images = [(split, i) for split in splits for i in range(len(split))]
@@ -290,16 +276,11 @@ def _numbers(root: Path, kinds: Sequence[str]) -> list[int]:
 
 
 def augment(views: Views, generator: torch.Generator) -> Views:
-    """The papers' random crop and flip, image by image.
-
-    A scale s of 1, 1.2 and 1.5, a crop of 1/s of both sides anywhere, brought back to full size:
-    images and normals bilinearly, labels and depths by the nearest pixel; depths divided by s, as
-    what is magnified seems nearer. Then a mirror image for every second, with the normals' x
-    negated.
-
-    Args:
-        views: a batch.
-        generator: of the draws, on the CPU.
+    """The papers' random crop and flip, image by image. A scale s of 1, 1.2 and 1.5, a crop of 1/s
+    of both sides anywhere, brought back to full size: images and normals bilinearly, labels and
+    depths by the nearest pixel; depths divided by s, as what is magnified seems nearer. Then a
+    mirror image for every second, with the normals' x negated. `views`: a batch. `generator`: of
+    the draws, on the CPU.
     """
     parts = []
     for i in range(len(views.image)):
@@ -323,11 +304,9 @@ def crop(views: Views, scale: float, down: float, right: float) -> Views:
 
     label = resized(views.label[:, None].to(views.image.dtype), "nearest")[:, 0]
     return Views(
-        resized(views.image, "bilinear"),
-        label.to(torch.int64),
-        resized(views.depth, "nearest") / scale,
-        resized(views.normal, "bilinear"),
-    )
+        resized(views.image, "bilinear"), label.to(torch.int64),
+        resized(views.depth, "nearest") / scale, resized(views.normal, "bilinear"),
+    )  # fmt: skip
 
 
 def flip(views: Views) -> Views:

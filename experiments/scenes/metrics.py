@@ -57,16 +57,12 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "mIoU": Metric(SEGMENT, True),
-    "pixel accuracy": Metric(SEGMENT, True),
-    "absolute error": Metric(DEPTH, False),
-    "relative error": Metric(DEPTH, False),
-    "mean angle": Metric(NORMAL, False),
-    "median angle": Metric(NORMAL, False),
-    "within 11.25°": Metric(NORMAL, True),
-    "within 22.5°": Metric(NORMAL, True),
+    "mIoU": Metric(SEGMENT, True), "pixel accuracy": Metric(SEGMENT, True),
+    "absolute error": Metric(DEPTH, False), "relative error": Metric(DEPTH, False),
+    "mean angle": Metric(NORMAL, False), "median angle": Metric(NORMAL, False),
+    "within 11.25°": Metric(NORMAL, True), "within 22.5°": Metric(NORMAL, True),
     "within 30°": Metric(NORMAL, True),
-}
+}  # fmt: skip
 
 
 def metrics_of(tasks: Sequence[str]) -> dict[str, Metric]:
@@ -76,7 +72,6 @@ def metrics_of(tasks: Sequence[str]) -> dict[str, Metric]:
 
 def losses(outputs: Outputs, views: Views) -> dict[str, Tensor]:
     """The papers' losses of the tasks that have outputs, by task, in the order of `TASKS`.
-
     Cross-entropy over labelled pixels; mean |p - y| over pixels of known depth; one less the mean
     of p·y/‖p‖ over pixels of known normals.
     """
@@ -215,10 +210,9 @@ def flat(values: Mapping[str, float], base: Mapping[str, float]) -> float:
 
 
 def by_task(values: Mapping[str, float], base: Mapping[str, float]) -> float:
-    """Δm by task first, higher is better (LibMTL), in per cent.
-
-    The mean over tasks of the mean over a task's metrics of the relative gain on the base. LibMTL
-    averages the metrics themselves as `Scores.pooled` does.
+    """Δm by task first, higher is better (LibMTL), in per cent. The mean over tasks of the mean
+    over a task's metrics of the relative gain on the base. LibMTL averages the metrics themselves
+    as `Scores.pooled` does.
     """
     gains: dict[str, list[float]] = {}
     for name, value in values.items():

@@ -6,10 +6,9 @@ from .metrics import METRICS
 
 
 class Published(NamedTuple):
-    """A benchmark's single-task metrics and the Δm that CAGrad's paper (Liu et al. 2021) gives.
-
-    Δm flat over metrics, lower is better; others are the lowest and the highest of the methods
-    that it compares with.
+    """A benchmark's single-task metrics and the Δm that CAGrad's paper (Liu et al. 2021) gives. Δm
+    flat over metrics, lower is better; others are the lowest and the highest of the methods that it
+    compares with.
     """
 
     base: dict[str, float]

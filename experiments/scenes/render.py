@@ -65,12 +65,7 @@ class Surfaces(NamedTuple):
 
 
 def rooms(key: Int[Tensor, ""], count: int) -> Rooms:
-    """Random rooms.
-
-    Args:
-        key: of the draw.
-        count: how many.
-    """
+    """Random rooms. `key`: of the draw. `count`: how many."""
     streams = iter(range(1000))
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
@@ -135,11 +130,8 @@ def rotation(turn: Float[Tensor, "room 2"]) -> Float[Tensor, "room 3 3"]:
 
 
 def cast(room: Rooms, rays: Float[Tensor, "ray 2"]) -> Surfaces:
-    """What each ray meets first.
-
-    Args:
-        room: the rooms, all seen along the same rays.
-        rays: (u, v) in the camera's frame.
+    """What each ray meets first. `room`: the rooms, all seen along the same rays. `rays`: (u, v) in
+    the camera's frame.
     """
     turned = rotation(room.turn)
     own = torch.cat([rays, torch.ones_like(rays[:, :1])], -1).to(turned.dtype)
@@ -239,11 +231,8 @@ def _textured(inside: Tensor, texture: Tensor, colours: Tensor) -> Tensor:
 
 
 def views(key: Int[Tensor, ""], count: int) -> Views:
-    """Random rooms, seen with some noise in the pixels.
-
-    Args:
-        key: of the draw.
-        count: how many; rendered 32 at a time.
+    """Random rooms, seen with some noise in the pixels. `key`: of the draw. `count`: how many;
+    rendered 32 at a time.
     """
     drawn, rays, parts = rooms(mf.random.fold_in(key, 0), count), pixels(), []
     for first in range(0, count, 32):

@@ -30,8 +30,7 @@ from .small import Small
 STATIC = "static search"
 ALONE = {task: f"{task} alone" for task in TASKS}
 ROOMS = Benchmark("rooms", TASKS, len(CLASSES), (HEIGHT, WIDTH), (224, 128), 8, (), False)
-VALIDATION = 96
-"""Rooms that choose rates and weights."""
+VALIDATION = 96  # rooms that choose rates and weights
 
 
 class Settings(NamedTuple):
@@ -70,15 +69,13 @@ def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tup
         weight = torch.tensor([float(x) for x in cell.variant.split(":")], device=device)
         return mf.losses_only(), mf.mean(preference=weight)
     table = {
-        "mean": lambda: (mf.losses_only(), mf.mean()),
-        "mgda": lambda: (plain, mf.mgda()),
+        "mean": lambda: (mf.losses_only(), mf.mean()), "mgda": lambda: (plain, mf.mgda()),
         "mgda_ub": lambda: (_at_representation(net, trunk), mf.mgda()),
-        "pcgrad": lambda: (plain, mf.pcgrad()),
-        "cagrad": lambda: (plain, mf.cagrad(0.4)),
+        "pcgrad": lambda: (plain, mf.pcgrad()), "cagrad": lambda: (plain, mf.cagrad(0.4)),
         "gradnorm": lambda: (mf.jacobian(measured), mf.gradnorm(1.5)),
         "nash_mtl": lambda: (plain, mf.nash_mtl(rescale="sum")),
         "famo": lambda: (mf.second_evaluation(mf.losses_only()), mf.famo()),
-    }
+    }  # fmt: skip
     return table["mean" if cell.method in ALONE.values() else cell.method]()
 
 
@@ -139,19 +136,12 @@ def network(settings: Settings, benchmark: Benchmark, tasks: Sequence[str], seed
 
 
 def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
-    """Train and measure one run.
-
-    Args:
-        settings: what all cells share.
-        unfinished: folder of what long runs keep after every epoch, so as to go on from there.
-        cell: rule, rate and seed.
-
-    Returns:
-        `score` (validation), `test`, `pooled` (the same with LibMTL's averages) and `validation` by
-        metric, `weights` by task (mean over
-        steps), `step_ms` (median processor time, of several runs together a run's share), `losses`
-        (training loss of the last epoch by task). A run whose numbers stop being finite has NaN
-        everywhere.
+    """Train and measure one run. `settings`: what all cells share. `unfinished`: folder of what
+    long runs keep after every epoch, so as to go on from there. `cell`: rule, rate and seed.
+    Returns `score` (validation), `test`, `pooled` (the same with LibMTL's averages) and
+    `validation` by metric, `weights` by task (mean over steps), `step_ms` (median processor time,
+    of several runs together a run's share), `losses` (training loss of the last epoch by task). A
+    run whose numbers stop being finite has NaN everywhere.
     """
     return Run(settings, cell).to_end(unfinished, settings.epochs, "epochs", not settings.width)
 
@@ -281,10 +271,8 @@ class Run(Resumable):
 
     @torch.no_grad()
     def scores(self, split: Split) -> Scores:
-        """All metrics of the learnt tasks, batch by batch as the papers do.
-
-        Raises:
-            DataError: where no pixel of the split is known of a task.
+        """All metrics of the learnt tasks, batch by batch as the papers do. Raises DataError where
+        no pixel of the split is known of a task.
         """
         self.net.eval()
         scores = Scores(self.benchmark.classes)
@@ -317,14 +305,12 @@ class Run(Resumable):
             return {k: sum(t[k] for t in tests) / len(tests) for k in names} if good else nothing
 
         return {
-            "score": score(validation) if self.data.validation else 0.0,
-            "validation": validation,
-            "test": mean(self.tests),
-            "pooled": mean(self.pooled),
+            "score": score(validation) if self.data.validation else 0.0, "validation": validation,
+            "test": mean(self.tests), "pooled": mean(self.pooled),
             "weights": _by_task(self.tasks, self.weights),
             "losses": _by_task(self.tasks, self.last),
             "step_ms": 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan,
-        }
+        }  # fmt: skip
 
 
 def score(validation: dict[str, float]) -> float:

@@ -34,9 +34,7 @@ OPTIONS = {"rule": ("only", "require", "instances"), "solver": ("problems", "cla
 
 def load(spec: str) -> Any:
     """What `module:expression` names, or makes of no arguments; the working directory is searched.
-
-    Raises:
-        ValueError: if it is not of this form, or importing or evaluating it raises.
+    Raises ValueError if it is not of this form, or importing or evaluating it raises.
     """
     module, _, expression = spec.partition(":")
     if not module or not expression:

@@ -120,9 +120,8 @@ class Harness:
         present: Tensor | None = None,
         preference: Tensor | None = None,
     ) -> Geometry:
-        """What a probe would hand to the rule; every tensor is new.
-
-        Absent tasks have zero gradients, losses and preferences.
+        """What a probe would hand to the rule; every tensor is new. Absent tasks have zero
+        gradients, losses and preferences.
         """
         here = torch.ones_like(losses, dtype=torch.bool)
         share = torch.full_like(losses, 1 / len(losses)) if preference is None else preference

@@ -107,9 +107,8 @@ def independent(rows: Float[Tensor, "*batch task param"]) -> Bool[Tensor, "*batc
 
 
 def stationary(rows: Float[Tensor, "*batch task param"]) -> Bool[Tensor, "*batch"]:
-    """Whether Jᵀw = 0 for integer weights w from 1 to 5, all of them positive.
-
-    Up to five tasks all weights are tried; of more tasks none is called stationary.
+    """Whether Jᵀw = 0 for integer weights w from 1 to 5, all of them positive. Up to five tasks all
+    weights are tried; of more tasks none is called stationary.
     """
     count = rows.shape[-2]
     if count > 5:

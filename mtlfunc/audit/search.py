@@ -126,9 +126,8 @@ def excess(harness: Harness, check: Check, violation: Tensor) -> Tensor:
 def evaluate(
     harness: Harness, check: Check, group: Pool, most: int = MOST
 ) -> tuple[Pool, Outcome | None, dict[int, str]]:
-    """The outcomes of a group in one vmapped call, or one by one if that raises.
-
-    One by one it shows which instance raises; then at most `most` instances are called.
+    """The outcomes of a group in one vmapped call, or one by one if that raises. One by one it
+    shows which instance raises; then at most `most` instances are called.
     """
 
     def run(rows: Tensor, losses: Tensor, weights: Tensor) -> Outcome:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
@@ -109,33 +109,44 @@ def timed(make: Make, gramian: Any) -> tuple[list[float], float]:
     return weights_of(problem, answer).tolist(), time.perf_counter() - start
 
 
-def answers(make: Make, given: Sequence[Any], limit: float = 10.0) -> Iterator[Answered]:
-    """What a solver says to the problems, pairs (exponent, Posed); nothing if it takes no such."""
+def alone(
+    call: Any, given: Iterable[Any], limit: float, most: int = 3, start: Any = begin
+) -> Iterator[Any]:
+    """What a call says in a process of its own, or its error; `most` processes in all."""
     left = iter(given)
     context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         context.set_forkserver_preload([__name__, "cvxpy"])
-    for _ in range(3):
+    for _ in range(most):
         with context.Pool(1) as pool:
-            pool.apply(begin)
-            for exponent, problem in left:
-                scaled = 2.0 ** round(exponent * math.log2(10)) * problem.gramian
-                kind, error, seconds = WRONG, math.inf, 0.0
+            pool.apply(start)
+            for arguments in left:
                 try:
-                    found, seconds = pool.apply_async(timed, (make, scaled.tolist())).get(limit)
-                    error = error_of(problem, torch.tensor(found, dtype=torch.float64))
-                    kind = RIGHT if error <= 1e-3 else WRONG  # NaN is wrong
-                except TypeError:
-                    return
+                    yield pool.apply_async(call, arguments).get(limit)
                 except Exception as raised:  # whatever a library may raise
-                    late = isinstance(raised, multiprocessing.TimeoutError)
-                    if not isinstance(raised, Invalid):  # as too few weights are
-                        kind, error = ENDLESS if late else REFUSED, 0.0
-                yield Answered(exponent, problem.regular, kind, error, seconds)
-                if kind == ENDLESS:
-                    break
+                    yield raised
+                    if isinstance(raised, multiprocessing.TimeoutError):
+                        break
             else:
                 return
+
+
+def answers(make: Make, given: Sequence[Any], limit: float = 10.0) -> Iterator[Answered]:
+    """What a solver says to the problems, pairs (exponent, Posed); nothing if it takes no such."""
+    scaled = ((2.0 ** round(x * math.log2(10)) * each.gramian).tolist() for x, each in given)
+    said = alone(timed, ((make, gramian) for gramian in scaled), limit)
+    for (exponent, problem), answer in zip(given, said, strict=False):
+        head = exponent, problem.regular
+        if isinstance(answer, TypeError):
+            return
+        if isinstance(answer, Invalid):  # as too few weights are
+            yield Answered(*head, WRONG, math.inf)
+        elif isinstance(answer, Exception):
+            late = isinstance(answer, multiprocessing.TimeoutError)
+            yield Answered(*head, ENDLESS if late else REFUSED)
+        else:
+            error = error_of(problem, torch.tensor(answer[0], dtype=torch.float64))
+            yield Answered(*head, RIGHT if error <= 1e-3 else WRONG, error, answer[1])  # NaN: wrong
 
 
 def row_of(name: str, found: Sequence[Answered]) -> list[str]:

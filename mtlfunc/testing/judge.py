@@ -23,8 +23,7 @@ from .strategies import VARIANTS, pose
 
 HOW = "return problem.solution(weights, dual, steps), or the weights alone"
 
-AnySolver = Callable[[Any], Any]
-"""From a problem to a `Solution`, or to weights alone."""
+AnySolver = Callable[[Any], Any]  # from a problem to a `Solution`, or to weights alone
 
 
 class Invalid(Exception):
@@ -54,11 +53,7 @@ def describe_error(error: Exception) -> str:
 
 
 def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
-    """The weights of an answer: of a `Solution`, or the answer itself.
-
-    Raises:
-        Invalid: if it cannot be an answer; the text says what was expected.
-    """
+    """The weights of an answer, a `Solution` or a tensor. Raises Invalid if it cannot be one."""
     like = problem.gramian
     if not isinstance(answer, Solution | Tensor):
         got = "None" if answer is None else type(answer).__name__

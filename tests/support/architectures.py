@@ -198,18 +198,9 @@ def _products() -> Architecture:
         return torch.randn(*shape)
 
     net = Calls(
-        body,
-        right=leaf(4, 5),
-        left=leaf(6, 5),
-        scale=leaf(6),
-        shift=leaf(1),
-        addend=leaf(6, 6),
-        bias=leaf(6),
-        summed=leaf(6, 6),
-        blocks=leaf(2, 3, 3),
-        whole=leaf(6, 2),
-        view=leaf(4, 5),
-    )
+        body, right=leaf(4, 5), left=leaf(6, 5), scale=leaf(6), shift=leaf(1), addend=leaf(6, 6),
+        bias=leaf(6), summed=leaf(6, 6), blocks=leaf(2, 3, 3), whole=leaf(6, 2), view=leaf(4, 5),
+    )  # fmt: skip
     return Architecture(net, (torch.randn(SAMPLES, 4),), ("view",))
 
 
@@ -233,20 +224,10 @@ def _spelled() -> Architecture:
         return torch.randn(*shape)
 
     net = Calls(
-        body,
-        left=leaf(6, 4),
-        table=leaf(3, 6),
-        token=leaf(1, 2),
-        batches=leaf(2, 8, 4),
-        added=leaf(2, 1, 4),
-        stack=leaf(3, 4, 4),
-        mapped=leaf(2, 4),
-        picked=leaf(3, 6),
-        window=leaf(1, 1, 3),
-        vector=leaf(4),
-        over=leaf(TASKS),
-        low=leaf(7, 6),
-    )
+        body, left=leaf(6, 4), table=leaf(3, 6), token=leaf(1, 2), batches=leaf(2, 8, 4),
+        added=leaf(2, 1, 4), stack=leaf(3, 4, 4), mapped=leaf(2, 4), picked=leaf(3, 6),
+        window=leaf(1, 1, 3), vector=leaf(4), over=leaf(TASKS), low=leaf(7, 6),
+    )  # fmt: skip
     return Architecture(net, (torch.randn(SAMPLES, 4),))
 
 

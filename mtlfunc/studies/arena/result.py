@@ -88,9 +88,8 @@ class Result:
         return list(next(iter(self.cells.values())))
 
     def chosen(self, problem: str, rule: str, by: str = "mean") -> int:
-        """The configuration whose mean score over the tuning seeds is least.
-
-        One that is not finite on all of them loses to any that is.
+        """The configuration whose mean score over the tuning seeds is least. One that is not finite
+        on all of them loses to any that is.
         """
         tuning = self.scores[problem][rule][by][:, : self.settings.tuning]
         return int(_or_worst(tuning).mean(-1).argmin())
@@ -349,7 +348,6 @@ class Resample(NamedTuple):
 
 def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resample:
     """A bootstrap over seeds: each draw chooses every rule's configuration again, then reports.
-
     Scores are [config, seed] of every rule, the `tuning` seeds first.
     """
     for_tuning = bootstrap_weights(tuning, 2 * stream)

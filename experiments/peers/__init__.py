@@ -1,0 +1,1 @@
+"""What the aggregators of other libraries answer to a dozen Jacobians, next to their papers."""
