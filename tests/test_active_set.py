@@ -1,6 +1,7 @@
 """The active-set solver: exact on the hard families at any scale, the same in every batch."""
 
 from fractions import Fraction
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -36,6 +37,12 @@ def dot(a, b):
     return (a * b).sum(-1)
 
 
+@cache
+def every_size(name):
+    """A family's Gramians, at scales from 1e-20 to 1e20."""
+    return [gramians(name, *size, i, scale=20) for i, size in enumerate(SIZES.items())]
+
+
 def spd(count, seed):
     """A well-conditioned Gramian with conflicts, for derivatives."""
     rows = (
@@ -56,8 +63,8 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_min_norm_is_optimal_to_rounding_at_every_scale(name):
-    for number, (count, batch) in enumerate(SIZES.items()):
-        g = gramians(name, count, batch, number, scale=20)
+    for g in every_size(name):
+        count = g.shape[-1]
         answer = vmap(lambda g: solve(min_norm(g)))(g)
         n, w = lengths(g), answer.weights
         magnitude = dot(n, w)
@@ -72,8 +79,8 @@ def test_min_norm_is_optimal_to_rounding_at_every_scale(name):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.8, 1.0, 3.0])
 def test_cagrad_is_optimal_and_in_the_ball(name, c):
-    for number, (count, batch) in enumerate(SIZES.items()):
-        g = gramians(name, count, batch, number, scale=20)
+    for g in every_size(name):
+        count = g.shape[-1]
         answer = vmap(lambda g: solve(cagrad(g, c)))(g)
         n = lengths(g)
         centre = g.mean((-2, -1)).clamp_min(0).sqrt()
@@ -94,10 +101,10 @@ def test_cagrad_is_optimal_and_in_the_ball(name, c):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dual_cone_never_conflicts_and_is_optimal(name):
-    for number, (count, batch) in enumerate(SIZES.items()):
-        g = gramians(name, count, batch, number, scale=20)
+    for g in every_size(name):
+        count = g.shape[-1]
         given = torch.rand(
-            batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
+            len(g), count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
         )
         answer = vmap(lambda g, w: solve(dual_cone(g, w)))(g, given)
         n = lengths(g)
@@ -358,8 +365,6 @@ def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian()
 
 
 # --- thin cones, against exact fractions from the gradients themselves ---
-
-
 EPS = torch.finfo(torch.float64).eps
 OPENINGS = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12]
 

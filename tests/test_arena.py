@@ -43,8 +43,6 @@ def drawn(problem: BenchmarkProblem, seed: int) -> tuple[mf.types.Params, object
 
 
 # ---- answers of the problems ----
-
-
 @pytest.mark.parametrize("name", standard())
 def test_problem_is_sound(name):
     problem = standard()[name]
@@ -178,8 +176,6 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
 
 
 # ---- the study ----
-
-
 @pytest.mark.parametrize(
     ("name", "rule"), [("spread", "pcgrad"), ("regression", "gradnorm"), ("difficulty", "cagrad")]
 )
@@ -237,8 +233,6 @@ def test_static_weights_have_ratios_of_a_hundred_both_ways():
 
 
 # ---- the table ----
-
-
 def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
@@ -490,8 +484,6 @@ def test_distance_to_the_front_of_known_points():
 
 
 # ---- the even grid of the simplex ----
-
-
 @pytest.mark.parametrize(("divisions", "tasks"), [(1, 1), (4, 1), (1, 4), (4, 2), (5, 3), (3, 5)])
 def test_lattice_is_every_composition(divisions, tasks):
     expected = [

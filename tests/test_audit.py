@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import runpy
 import sys
 from typing import Any
 
@@ -54,8 +55,6 @@ def whole(rule: str) -> Report:
 
 
 # ---- the textbook ------------------------------------------------------------------------------
-
-
 @functools.cache
 def reported(rule: str) -> Report:
     """What the textbook says of a rule; tests/docs holds it against whole audits, too."""
@@ -137,8 +136,6 @@ def test_audit_agrees_with_the_theory_of_pcgrad():
 
 
 # ---- rules that are broken on purpose ----------------------------------------------------------
-
-
 def assert_named(report, broken):
     row = report[broken.property]
     assert row.status == "fails", str(report)
@@ -269,8 +266,6 @@ def test_the_audit_cannot_know_which_rule_was_meant():
 
 
 # ---- what must not be blamed -------------------------------------------------------------------
-
-
 def test_zero_weights_have_right_derivatives():
     report = audit(lambda gramian: 0 * gramian[0], only=["differentiability"], instances=20)
     assert report["differentiability"].status == "holds"
@@ -318,7 +313,7 @@ def rounded_elsewhere(rule, seed):
     return mf.Rule(rule.init, update, rule.reads)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", few([1, 2, 3], lambda seed: seed == 1))
 def test_last_bits_decide_no_mark(seed):
     """20 steps with momentum amplify the last bits of SDMGrad's Gramian beyond the tolerance."""
     name = "permutation equivariance"
@@ -339,8 +334,6 @@ def test_ties_are_no_failures():
 
 
 # ---- what may be handed over -------------------------------------------------------------------
-
-
 def test_an_audit_has_the_rules_name_or_another():
     for rule in (mf.mgda(), mf.mgda, torch.nn.Softmax(-1)):  # which gives a matrix
         status = audit(rule, only=["convex weights"], instances=10)["convex weights"].status
@@ -446,8 +439,6 @@ def test_nan_without_an_error_is_no_refusal_of_low_losses():
 
 
 # ---- the report --------------------------------------------------------------------------------
-
-
 def test_report_as_records():
     report = whole("pcgrad()")
     records = report.records()
@@ -476,8 +467,6 @@ def test_audit_is_deterministic_and_leaves_the_generator_alone():
 
 
 # ---- the instances -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_integer_instances_are_ordered_and_different(count):
     rows = integers(count)
@@ -519,13 +508,17 @@ def test_stationary_instances_are_stationary():
 
 
 # ---- the shell ---------------------------------------------------------------------------------
-
-
-def test_shell_prints_the_table_and_its_status_means_something():
-    options = ("--only", "non-conflict", "purity")
-    done = python("-m", "mtlfunc.audit", "mtlfunc:cagrad(0.4)", *options)
-    assert done.stdout.startswith("Audit of cagrad(0.4): 0 defects\n\nwhat the rule does\n")
-    assert "torch.tensor([[2.], [-1.]])" in done.stdout
+def test_shell_prints_the_table_and_its_status_means_something(monkeypatch, capsys):
+    """As by `python -m mtlfunc.audit`, in this process."""
+    arguments = ["mtlfunc:cagrad(0.4)", "--only", "non-conflict", "purity"]
+    monkeypatch.setattr(sys, "argv", ["mtlfunc.audit", *arguments])
+    monkeypatch.delitem(sys.modules, main.__module__)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("mtlfunc.audit", run_name="__main__", alter_sys=True)
+    assert not left.value.code
+    said = capsys.readouterr().out
+    assert said.startswith("Audit of cagrad(0.4): 0 defects\n\nwhat the rule does\n")
+    assert "torch.tensor([[2.], [-1.]])" in said
 
 
 BROKEN_RULES = "tests.support.broken_rules"

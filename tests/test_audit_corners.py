@@ -55,8 +55,6 @@ def test_counterexample_of_many_tasks_is_a_call():
 
 
 # ---- what is right ------------------------------------------------------------------------------
-
-
 def by_inverse_length(gramian: Any) -> Any:
     """w = 1/‖g‖ with a finite stand-in at 0: exactly invariant to rescaling a task."""
     n = gramian.diagonal().sqrt()
@@ -131,8 +129,6 @@ def test_refusing_low_losses_is_sound():
 
 
 # ---- the shell ----------------------------------------------------------------------------------
-
-
 def test_a_gramian_that_is_read_at_conflicts_alone_is_tried_with_nan():
     """Of two tasks with a softmin of cosines no weights depend on the Gramian."""
 

@@ -80,8 +80,6 @@ def started(step=None):
 
 
 # ---- the same numbers ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_captured_steps_are_the_plain_ones(made, name):
     rule, probe, batch = parts(name)
@@ -161,8 +159,6 @@ def test_a_state_whose_parts_move_on(made):
 
 
 # ---- states and answers are the caller's ---------------------------------------------------------
-
-
 def test_a_state_serves_again_and_older_ones_stay(made):
     """In any order, and in two runs that share a step."""
     step, (captured, a) = decay(), started()
@@ -298,8 +294,6 @@ def test_an_error_in_a_replay_leaves_the_states(made):
 
 
 # ---- kinds and eviction --------------------------------------------------------------------------
-
-
 def test_each_kind_has_a_recording_and_the_oldest_is_freed(made):
     captured = mf.capture(step_of("mean"), graphs=2)
     state = captured.init(PARAMS, BATCH)
@@ -340,8 +334,6 @@ def test_bools_and_strings_of_a_batch_are_kinds(made):
 
 
 # ---- where the step runs by itself ---------------------------------------------------------------
-
-
 def test_without_a_device_it_is_the_step():
     step = step_of("mgda")
     captured = mf.capture(step)

@@ -12,6 +12,8 @@ from mtlfunc import diagnostics, solvers, testing
 from mtlfunc.solvers.problems import solver
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
+from mtlfunc.testing._check_solver import draw
+from mtlfunc.testing._judge import judge
 from mtlfunc.testing.families import FAMILIES, jacobian
 from mtlfunc.testing.strategies import KINDS, VARIANTS, pose
 from tests.support.families import gramian
@@ -165,7 +167,7 @@ def test_verdicts_do_not_depend_on_the_unit(kind, rows):
         return found
 
     expected = verdicts(1.0)
-    for scale in SCALES:
+    for scale in SCALES[::3]:
         for (said, numbers), (words, exact) in zip(verdicts(scale), expected, strict=True):
             assert said == words
             torch.testing.assert_close(numbers, exact, equal_nan=True)
@@ -283,8 +285,6 @@ def test_what_half_precision_cannot_tell_is_said(dtype, count):
 
 
 # ---- the certified error -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "antiparallel"])
 def test_certified_error_is_no_less_than_the_true_one(family):
     """Against the closed form of two tasks; it is 0 to rounding at the optimum."""
@@ -326,8 +326,8 @@ def test_weights_whose_products_overflow_are_wrong(kind, size):
     def enormous(problem):
         return torch.full_like(problem.gramian[0], size)
 
-    report = testing.check_solver(enormous, [kind], tasks=(2, 2))
-    assert not report.sound
+    problems = (each.problem(kind) for each in draw(kind, (2,)))
+    assert any(judge(enormous, problem, 1e-6).wrong for problem in problems)
     rows = torch.tensor([[1.0, 0.0], [-0.8, 0.6]], dtype=F64)
     problem = solvers.dual_cone(rows @ rows.mT, torch.ones(2, dtype=F64))
     assert testing.certified_error(problem, torch.tensor([size, size], dtype=F64)) > 0.05

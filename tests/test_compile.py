@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
@@ -25,6 +25,7 @@ from tests.support.steps import METHODS, STATEFUL, step_of
 TRACED = {"fullgraph": True, "backend": "aot_eager"}
 # Traces alone, for a third of the time: where another case hands the same operations on.
 CAPTURED = {"fullgraph": True, "backend": "eager"}
+KEY = mf.random.key(3)
 HOW = pytest.mark.parametrize(
     "how",
     [CAPTURED, pytest.param(TRACED, marks=pytest.mark.exhaustive)],
@@ -42,9 +43,7 @@ def fresh_compiler():
 
 
 @HOW
-@pytest.mark.parametrize(
-    "name", few(METHODS, lambda name: name in ("mgda-ub", "pcgrad", "cagrad-fast"))
-)
+@pytest.mark.parametrize("name", few(METHODS, lambda name: name in ("mgda-ub", "cagrad-fast")))
 def test_vmapped_step_traces_as_one_graph(name, how):
     step = step_of(name)
     state = vmap(lambda p, seed: step.init(p, BATCH, key=seed))(mf.stack(nets), torch.arange(3))
@@ -118,17 +117,30 @@ def test_rows_in_half_precision_are_one_graph(width):
     assert expected[2].gramian.dtype == torch.float32
 
 
+def together(names, join=torch.stack):
+    """A rule that joins the weights of all these: one compilation for all."""
+    made = [RULES[name].make() for name in names]
+
+    def update(geometry, states):
+        weights, states = zip(*map(lambda r, s: r.update(geometry, s), made, states), strict=True)
+        return join(weights), states
+
+    return mf.Rule(lambda losses, key: tuple(r.init(losses, key) for r in made), update)
+
+
+SEVERAL = ("mgda", "pcgrad", "conicgrad")
+
+
 @HOW
 @pytest.mark.parametrize(
-    "rule",
-    few(
-        [name for name in RULES if "cvx" not in name],
-        lambda name: name in ("mgda", "pcgrad", "conicgrad"),
-    ),
+    "rules",
+    few([SEVERAL, *((name,) for name in RULES if "cvx" not in name)], lambda names: len(names) > 1),
+    ids=" ".join,
 )
-def test_a_step_with_the_rule_is_one_graph(rule, how):
+def test_a_step_with_the_rules_is_one_graph(rules, how):
     """Of one training state: a break would come while the pullback of the losses is alive."""
-    step = mf.descend(opaque, RULES[rule].make(), mf.jacobian("trunk.*"), mf.adam(0.02))
+    rule = together(rules, lambda weights: torch.stack(weights).mean(0))
+    step = mf.descend(opaque, rule, mf.jacobian("trunk.*"), mf.adam(0.02))
     state = step.init(PARAMS, BATCH, key=mf.random.key(3))
     compiled = torch.compile(step.update, **how)
     for _ in range(2):
@@ -137,33 +149,27 @@ def test_a_step_with_the_rule_is_one_graph(rule, how):
         state = expected[0]
 
 
+ITERATE = ("cvx", "frank", "projected", "1+")
 # a rule's variants ("rule-variant") are made of operations that others hand on to be
-# differentiated and functionalised
-RULE_CASES = [
-    f"{rule}, {how}"
-    for rule in RULES
-    if not any(words in rule for words in ("cvx", "frank", "projected", "1+"))
-    for how in ("captured", "traced")
-    if how == "captured" or "-" not in rule
+# differentiated and functionalised; nash_mtl stands for all that iterate
+ALONE = [name for name in RULES if not any(words in name for words in ITERATE)]
+MANY = [name for name in ALONE if "-" not in name and name not in ("conicgrad", "fairgrad")]
+CASES = [(MANY, CAPTURED)]
+CASES += [
+    ([x], how) for x in ALONE for how in (CAPTURED, TRACED) if how is CAPTURED or "-" not in x
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    few(
-        RULE_CASES,
-        # nash_mtl stands for all that iterate
-        lambda case: (
-            "-" not in case
-            and case.endswith("captured")
-            and case.partition(",")[0] not in ("conicgrad", "fairgrad")
-        ),
-    ),
-)
-def test_vmapped_rule_traces_as_one_graph(case):
+def said(case):
+    names, how = case
+    return f"{names[0] if len(names) == 1 else 'many'}, {how['backend']}"
+
+
+@pytest.mark.parametrize("case", few(CASES, lambda case: case[0] is MANY), ids=said)
+def test_vmapped_rules_trace_as_one_graph(case):
     """Two updates of a batch of Gramians in a row, without a second compilation."""
-    rule, _, how = case.partition(", ")
-    made = RULES[rule].make()
+    rules, how = case
+    made = together(rules)
     G = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
     losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
 
@@ -177,11 +183,10 @@ def test_vmapped_rule_traces_as_one_graph(case):
 
     state = vmap(made.init)(losses, torch.arange(2))
     batched = vmap(update)
-    compiled = torch.compile(batched, **(TRACED if how == "traced" else CAPTURED))
+    compiled = torch.compile(batched, **how)
     for _ in range(2):
         expected, following = batched(G, losses, state)
-        got, compiled_following = compiled(G, losses, state)
-        same((got, compiled_following), (expected, following), 1e-9, 1e-12)
+        same(compiled(G, losses, state), (expected, following), 1e-9, 1e-12)
         state, losses = following, losses * 0.9
 
 
@@ -245,13 +250,9 @@ def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
         )
 
     at = torch.tensor(1.3, dtype=torch.float64)
-    same(torch.compile(squared, **TRACED)(at), squared(at), 1e-9, 1e-12)
-    same(
-        torch.compile(grad(squared), **TRACED)(at),
-        (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5,
-        1e-6,
-        1e-12,
-    )
+    slope, value = torch.compile(grad_and_value(squared), **TRACED)(at)
+    same(value, squared(at), 1e-9, 1e-12)
+    same(slope, (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5, 1e-6, 1e-12)
 
 
 @HOW
@@ -285,27 +286,17 @@ def test_a_whole_run_with_its_init_traces_as_one_graph(how):
 
 
 # How large a graph is: what a rule adds to it, and what it does not.
-
-
 def graph_of(rule: mf.Rule) -> Counter[str]:
-    """What the graph of one `balance` step calls, of three tasks on a convolution."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)).eval()
-    params = mf.parameters(module)
-    batch = torch.randn(2, 3, 4, 4)
-    calls: Counter[str] = Counter()
-
-    def losses(params, x):
-        return functional_call(module, params, (x,)).tanh().square().mean((0, 2, 3))
+    """What the graph of one update calls, of three tasks."""
+    losses, calls = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE), Counter[str]()
+    geometry = Geometry(losses, gramian("gaussian", 3), losses / 6, losses > 0, {})
 
     def counting(graph, inputs):
         calls.update(str(node.target) for node in graph.graph.nodes if "call" in node.op)
         return graph.forward
 
-    step = mf.balance(losses, rule, mf.jacobian())
-    state = step.init(params, batch)
     torch.compiler.reset()
-    torch.compile(step.update, fullgraph=True, backend=counting)(params, batch, state)
+    torch.compile(rule.update, fullgraph=True, backend=counting)(geometry, rule.init(losses, KEY))
     return calls
 
 
@@ -328,8 +319,6 @@ def test_exact_weights_are_one_operator_of_the_graph():
 
 
 # Operations that torch differentiates wrongly: hypergradients of two networks.
-
-
 OPERATIONS = (
     "layer_norm native", "batch_norm F", "instance_norm F", "prelu channels", "attention", "cdist",
     "cholesky_inverse upper", "weight_norm",

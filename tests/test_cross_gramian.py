@@ -16,7 +16,7 @@ import mtlfunc as mf
 from mtlfunc.gradients import by_samples
 from mtlfunc.gradients.layerwise import formulas, plan
 from tests.support.architectures import NAMES, SAMPLES, TASKS, build
-from tests.support.oracles import agree, literal
+from tests.support.oracles import agree, literal, near
 
 F64 = torch.float64
 
@@ -59,11 +59,11 @@ def test_lengths(name, engine, monkeypatch):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
     net = build(name)
     losses, lengths = mf.sample_norms(net.samples, net.params, net.batch, engine=engine)
-    torch.testing.assert_close(losses, net.samples(net.params, net.batch), rtol=1e-12, atol=1e-13)
+    near(losses, net.samples(net.params, net.batch), 1e-12, 1e-13)
     known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
-    torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
+    near(lengths, known, 1e-12)
     one = mf.sample_norms(lambda p, b: net.samples(p, b)[:, 1], net.params, net.batch)[1]
-    torch.testing.assert_close(one, known[:, 1], rtol=1e-12, atol=0)
+    near(one, known[:, 1], 1e-12)
 
 
 @pytest.mark.parametrize("pairs", [True, False])
@@ -74,7 +74,7 @@ def test_both_ways_to_a_length(name, pairs, monkeypatch):
     known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
     monkeypatch.setattr(formulas, "rows_are_cheaper", lambda group, each, tasks: not pairs)
     _, lengths = mf.sample_norms(net.samples, net.params, net.batch)
-    torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
+    near(lengths, known, 1e-12)
 
 
 def test_lengths_are_the_diagonal_in_single_precision():
@@ -87,8 +87,8 @@ def test_lengths_are_the_diagonal_in_single_precision():
     _, gramian = mf.sample_gramian(net.samples, params, batch)
     assert lengths.dtype == torch.float32
     assert wide.dtype == F64
-    torch.testing.assert_close(lengths.flatten(), gramian.diagonal().sqrt(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(wide.float(), lengths, rtol=1e-5, atol=0)
+    near(lengths.flatten(), gramian.diagonal().sqrt(), 1e-5)
+    near(wide.float(), lengths, 1e-5)
 
 
 # Transforms.
@@ -120,7 +120,7 @@ def test_vmap_and_nested_vmap(name):
     for i in range(2):
         alone = {key: leaf[i] for key, leaf in params.items()}
         for j in range(3):
-            torch.testing.assert_close(got[i, j], read(alone, x[j]), rtol=1e-11, atol=1e-12)
+            near(got[i, j], read(alone, x[j]), 1e-11, 1e-12)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -143,25 +143,22 @@ def test_derivatives(name):
 
     ours, theirs = total(READERS[name]), total(lambda p, x: known(name, p, x))
     for argument in range(2):
-        torch.testing.assert_close(
-            grad(ours, argument)(MLP.params, x),
-            grad(theirs, argument)(MLP.params, x),
-            rtol=1e-9,
-            atol=1e-10,
+        near(
+            grad(ours, argument)(MLP.params, x), grad(theirs, argument)(MLP.params, x), 1e-9, 1e-10
         )
     along = torch.cos(torch.arange(x.numel(), dtype=F64)).reshape(x.shape)
     forward = [jvp(lambda x, f=f: f(MLP.params, x), (x,), (along,))[1] for f in (ours, theirs)]
     torch.testing.assert_close(*forward, rtol=1e-9, atol=1e-10)
     leaf = x.clone().requires_grad_()
     (closed,) = torch.autograd.grad(ours(MLP.params, leaf), leaf)
-    torch.testing.assert_close(closed, grad(theirs, 1)(MLP.params, x), rtol=1e-9, atol=1e-10)
+    near(closed, grad(theirs, 1)(MLP.params, x), 1e-9, 1e-10)
     # The Hessian along a direction, by central differences: their error is h² ~ 1e-10 times third
     # derivatives, and rounding over h.
     h = 1e-5
     second = grad(lambda x: (grad(ours, 1)(MLP.params, x) * along).sum())(x)
     ends = [grad(theirs, 1)(MLP.params, x + s * h * along) for s in (1, -1)]
     size = float(second.abs().amax())
-    torch.testing.assert_close(second, (ends[0] - ends[1]) / (2 * h), rtol=0, atol=1e-6 * size)
+    near(second, (ends[0] - ends[1]) / (2 * h), 0, 1e-6 * size)
 
 
 def test_derivative_of_a_length_zero_is_zero():

@@ -57,8 +57,6 @@ def test_a_gradient_whose_square_underflows_has_no_cosine():
 
 
 # --- curvature ----------------------------------------------------------------------------------
-
-
 def quadratics(seed, count=3, width=5):
     rng = np.random.default_rng(seed)
     roots = torch.from_numpy(rng.standard_normal((count, width, width)))
@@ -144,8 +142,6 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
 
 
 # --- stationarity -------------------------------------------------------------------------------
-
-
 def distance(J):
     """The distance of 0 from the hull of the rows, in parameter space, by a conic solver; right to
     1e-8 of the largest row.
@@ -224,8 +220,6 @@ def test_stationarity_vmapped_and_poisoned():
 
 
 # --- predicted and actual change ----------------------------------------------------------------
-
-
 def test_predicted_change_of_quadratics():
     """For L_t = ½(θ - c)ᵀA(θ - c): predicted g·Δ, actual g·Δ + ½ΔᵀAΔ, exactly; Δ of any origin."""
     rng = np.random.default_rng(0)
@@ -288,8 +282,6 @@ def test_predicted_change_refuses_other_parameters():
 
 
 # --- Δm -----------------------------------------------------------------------------------------
-
-
 def test_delta_m_worked_example():
     """Three metrics: +10 % accuracy, 20 % lower error, 30 % higher error: (-10 - 20 + 30)/3."""
     found = diagnostics.delta_m(
@@ -320,8 +312,6 @@ def test_diagnostics_refuse_bad_gramians():
 
 
 # --- the simple noise scale, against literal loops and over all draws of a population ---
-
-
 noise_scale = diagnostics.noise_scale
 
 

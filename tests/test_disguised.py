@@ -70,8 +70,6 @@ def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
 
 
 # --- parameters and inputs of a subclass --------------------------------------------------------
-
-
 class Plain(Tensor):
     """A subclass that does nothing."""
 
@@ -203,8 +201,6 @@ def test_torch_s_own_spellings_are_recognised(call, formed):
 
 
 # --- reentrant checkpoints ----------------------------------------------------------------------
-
-
 class Checkpointed(nn.Module):
     """The body in a reentrant checkpoint, after nothing, a frozen layer or a trained one."""
 
@@ -280,8 +276,6 @@ def test_a_backward_that_writes_gradients_is_refused(rule, before):
 
 
 # --- modes around a forward pass ------------------------------------------------------------------
-
-
 class Halving(torch.overrides.TorchFunctionMode):
     """Halves the input of every linear layer, as a simulation of quantised layers may."""
 

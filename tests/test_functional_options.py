@@ -76,8 +76,6 @@ add(
 
 
 # ---- losses, in every reduction ------------------------------------------------------------------
-
-
 def loss(name, f, /, *inputs, **options):
     sweep(name, f, *inputs, reduction=["none", "mean", "sum"], **options)
 

@@ -196,8 +196,6 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
 
 
 # ---- bad input -----------------------------------------------------------------------------------
-
-
 def test_singular_gramians_are_refused_or_nan():
     J, r = _case("more")
     G = (J @ J.mT)[None]
@@ -278,8 +276,6 @@ def test_certificate_of_a_weighted_step_is_that_of_the_weighted_residuals():
 
 
 # ---- line search, alignment ----------------------------------------------------------------------
-
-
 def test_line_search_is_a_loop_over_lengths():
     params, direction = _start(), {name: leaf.sin() for name, leaf in _start().items()}
     factors = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.3], dtype=F64)

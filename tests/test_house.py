@@ -237,14 +237,35 @@ def test_package_imports_what_it_declares_and_the_light_things_alone():
     assert dynamo == "0"
 
 
-def test_wheel_holds_the_package_alone(tmp_path):
+SCRIPT = """
+import sys
+import mtlfunc
+import torch
+from mtlfunc import solvers, testing
+
+def uniform(problem):
+    return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
+
+for solver in (uniform, solvers.faces()):
+    print(testing.check_solver(solver, ["min_norm"], tasks=(1, 6)).sound)
+print("hypothesis" in sys.modules, mtlfunc.__file__.startswith(sys.path[0]))
+"""
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_alone_and_its_laboratory_works_in_an_empty_folder(tmp_path):
     path = wheel_in(tmp_path)
     assert path.name.startswith(f"mtlfunc-{mf.__version__}-")
+    assert path.stat().st_size < 600_000
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
     with zipfile.ZipFile(path) as wheel:
         tops = {name.split("/")[0] for name in wheel.namelist()}
         assert {"mtlfunc/py.typed", "mtlfunc/guide.md"} <= set(wheel.namelist())
-    assert path.stat().st_size < 600_000
+        wheel.extractall(installed)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mtlfunc"}
+    code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{SCRIPT}"
+    assert python("-c", code, cwd=empty).stdout.split() == ["False", "True", "False", "True"]
 
 
 def test_experiments_use_public_names_only():

@@ -11,6 +11,7 @@ from torch import nn
 import mtlfunc as mf
 from common.memory import peak
 from tests.support.every import every
+from tests.support.oracles import near
 from tests.support.registry import RULES
 
 NAMES = ("depth", "normals", "edges")
@@ -125,7 +126,7 @@ def test_sums_in_another_order(case):
     rule, probe = CLOSE[case]
     known = run(rule(), probe(), False)
     for one, other in zip(run(rule(), probe(), True), known, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)
+        near(one, other, 1e-9, 1e-13)
 
 
 def test_under_autocast_and_in_the_order_of_the_first_step():
@@ -208,11 +209,7 @@ def test_what_a_function_does_wrong(started):
         ({"normals": partial(zeroes, set_to_none=False)}, RuntimeError, r"s'\]: .* or zero_grad"),
         ({"normals": moves}, RuntimeError, r"\['normals'\]: .* writes into 'trunk.0.weight'"),
         ({"normals": partial(moves, fused=True)}, RuntimeError, r"s'\]: .* optimizer.step"),
-        (
-            {"normals": clips},
-            RuntimeError,
-            r"losses: a function writes into '.*' by its .data",
-        ),
+        ({"normals": clips}, RuntimeError, r"losses: a function writes into '.*' by its .data"),
         ({"normals": shrinks}, RuntimeError, r"s'\]: .* writes into 'heads.normals.bias'"),
         ({"normals": freezes}, RuntimeError, r"s'\]: .* freezes 'heads.normals.bias'"),
         ({"normals": vector}, ValueError, r"losses\['normals'\]: .* one floating loss.*\[4\]"),

@@ -96,8 +96,6 @@ def test_taps_serve_all_leaves_but_those_listed(name):
 
 
 # Transforms.
-
-
 MLP = build("mlp")
 
 

@@ -89,8 +89,6 @@ def test_a_bracket_in_a_name_is_said_to_want_escaping(name, several):
 
 
 # Losses without a graph, at every step; and those of a vector that read nothing shared.
-
-
 FORMS = {
     "list": list,
     "dict": lambda losses: dict(zip("abc", losses, strict=True)),

@@ -29,8 +29,6 @@ def closed():
 
 
 # ---- heatmap ----
-
-
 def test_heatmap_shows_the_matrix_centred_on_zero():
     jacobian = rows(0, 3, 4)
     gramian = jacobian @ jacobian.mT
@@ -70,8 +68,6 @@ def test_heatmap_of_cosines():
 
 
 # ---- weights ----
-
-
 def test_weights_are_means_and_quantiles_over_seeds():
     record = torch.softmax(rows(0, 9, 5, 3), -1)
     panel = plot.weights(record, axes(), steps=[0, 10, 20, 30, 40], band=0.5, linewidth=3)
@@ -134,8 +130,6 @@ def test_smoothed_weights_are_means_of_the_steps_before():
 
 
 # ---- front ----
-
-
 def test_front_highlights_what_no_point_dominates():
     points = torch.tensor([[1.0, 3.0], [2.0, 2.0], [2.5, 2.5], [3.0, 1.0], [3.0, 1.5], [2.0, 4.0]])
     panel = plot.front(points, axes(), reference=[4.0, 4.0], label="mgda")
@@ -173,8 +167,6 @@ def test_front_in_three_dimensions():
 
 
 # ---- gap ----
-
-
 def test_gap_draws_certified_gaps_of_solvers():
     jacobian = rows(0, 6, 9)
     problem = mf.solvers.min_norm(jacobian @ jacobian.mT)

@@ -40,8 +40,6 @@ def drive(rule, present=None, steps=6, count=4, seed=0):
 
 
 # --- normalize ----------------------------------------------------------------------------------
-
-
 def sizes(J, losses, by):
     return {"norm": J.norm(dim=1), "loss": losses, "both": losses * J.norm(dim=1)}[by]
 
@@ -120,8 +118,6 @@ def test_normalize_by_losses_below_0_is_nan_under_vmap():
 
 
 # --- momentum -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("inner", INNER)
 def test_momentum_is_the_moving_average(inner):
     a = 0.7

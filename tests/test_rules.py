@@ -28,8 +28,6 @@ READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
 
 
 # --- every rule ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", [name for name in DETERMINISTIC if RULES[name].symmetric])
 @every("family", ["gaussian", "hull"])  # right angles tie Frank–Wolfe's argmin
 def test_rule_permutation_equivariant(rule, family):

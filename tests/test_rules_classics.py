@@ -51,8 +51,6 @@ def test_preference_defaults_to_the_geometrys(make):
 
 
 # --- PCGrad -------------------------------------------------------------------------------------
-
-
 def literal_pcgrad(J, orders):
     """Algorithm 1 of Yu et al. 2020 on vectors; the mean of the projected gradients."""
     projected = []
@@ -125,8 +123,6 @@ def test_pcgrad_random_orders_differ_by_step_and_key():
 
 
 # --- CAGrad -------------------------------------------------------------------------------------
-
-
 @given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
 def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
     """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
@@ -170,8 +166,6 @@ def test_cagrad_rescale_divides_by_what_it_says(rescale):
 
 
 # --- GradNorm -----------------------------------------------------------------------------------
-
-
 def network(seed=0, count=3):
     """Losses of one shared layer W [4, 3] with fixed targets: quadratics of tanh features."""
     rng = np.random.default_rng(seed)

@@ -25,8 +25,6 @@ EPS = torch.finfo(F64).eps
 
 
 # --- EPO ----------------------------------------------------------------------------------------
-
-
 def literal_epo(G, losses, r, tolerance):
     """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
     and the mode.
@@ -142,8 +140,6 @@ def test_epo_edge_cases():
 
 
 # --- Pareto MTL ---------------------------------------------------------------------------------
-
-
 def literal_pareto_mtl(J, losses, u, others, searching):
     """Lin et al. 2019 on vectors: the direction, and how many constraints are violated."""
     apart = others / np.linalg.norm(others, axis=1, keepdims=True) - u / np.linalg.norm(u)
@@ -213,8 +209,6 @@ def test_pareto_mtl_takes_constraints_that_cancel(size, seed):
 
 
 # --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
-
-
 def defect(
     G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -380,8 +374,6 @@ def test_fairgrad_batched_and_differentiated_in_alpha():
 
 
 # --- ConicGrad against the primal of cvxpy and against the dual bound ---
-
-
 ANGLES = (0.0, 0.2, 0.7, 0.99)
 # some of whose members have no direction that lowers every loss
 HOPELESS = {"pareto_stationary", "weakly_stationary", "antiparallel", "rank_deficient"}

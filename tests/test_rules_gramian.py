@@ -32,8 +32,6 @@ def condition(G: Tensor) -> float:
 
 
 # --- random loss weighting ----------------------------------------------------------------------
-
-
 def test_rlw_is_the_softmax_of_its_key_and_has_mean_uniform():
     rule, losses = mf.rlw(), torch.ones(4, dtype=F64)
     geometry = Geometry(
@@ -66,8 +64,6 @@ def test_rlw_of_absent_tasks():
 
 
 # --- dual cone: DualProj and UPGrad -------------------------------------------------------------
-
-
 def project(vector: np.ndarray, J: np.ndarray) -> np.ndarray:
     """min ½‖d - vector‖² over J d >= 0, in the space of the parameters: no Gramian."""
     return quadprog.solve_qp(np.eye(J.shape[1]), vector, J.T.copy(), np.zeros(len(J)))[0]
@@ -185,8 +181,6 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
 
 
 # --- equal angles: IMTL-G and ConFIG ------------------------------------------------------------
-
-
 def literal_imtl_g(J: np.ndarray) -> np.ndarray:
     """Liu et al. 2021, eq. 6: α₂… = g₁ Uᵀ (D Uᵀ)⁻¹, α₁ = 1 - Σ."""
     unit = J / np.linalg.norm(J, axis=1, keepdims=True)
@@ -320,8 +314,6 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
 
 
 # --- spectral rules with and without derivatives, and a Gramian that is shared ---
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_spectral_rules_give_the_same_where_something_differentiates(name, family):
@@ -395,8 +387,6 @@ def test_batch_over_gramians_and_preferences_in_either_order():
 
 
 # --- Aligned-MTL against its definition in exact and high precision ---
-
-
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 @pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "rank_deficient", "zero_row"])
 def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
@@ -457,8 +447,6 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
 
 
 # --- derivatives where norms differ -------------------------------------------------------------
-
-
 def in_high_precision(gramian, preference, scale):
     """The weights √s V Λ^(-1/2) Vᵀ p of a definite Gramian of mpmath."""
     values, vectors = mp.eigsy(gramian)

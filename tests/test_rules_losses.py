@@ -68,8 +68,6 @@ PROBES = {"losses only": mf.losses_only, "jacobian": lambda: mf.jacobian(SHARED,
 
 
 # --- UW and IMTL-L: their objectives by autograd, in the network and in s -----------------------
-
-
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("name", ["uw", "imtl_l"])
 @pytest.mark.parametrize(
@@ -107,8 +105,6 @@ def test_learned_scales_rest_where_the_docstrings_say():
 
 
 # --- DWA ----------------------------------------------------------------------------------------
-
-
 def test_dwa_equals_its_formula():
     """λ = T·softmax(L̄_{k-1}/L̄_{k-2}/τ), ones in the first two epochs."""
     k, tau = 3, 1.5
@@ -141,8 +137,6 @@ def test_dwa_means_over_the_steps_in_which_a_task_was_present():
 
 
 # --- GLS ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("preference", [None, torch.tensor([1.0, 2.0, 0.0, 5.0], dtype=F64)])
 def test_gls_equals_autograd_of_the_geometric_mean(preference):
     exponents = (
@@ -166,8 +160,6 @@ def test_gls_where_the_product_leaves_the_range_of_floats():
 
 
 # --- STCH ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mu", [0.01, 0.5, 3.0])
 def test_stch_equals_autograd_and_torchjd(mu):
     preference = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
@@ -202,8 +194,6 @@ def test_stch_between_the_maximum_and_the_mean():
 
 
 # --- COSMOS and PBI -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "p",
     [torch.full((4,), 0.25, dtype=F64), torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)],
@@ -246,8 +236,6 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
 
 
 # --- FAMO ---------------------------------------------------------------------------------------
-
-
 def literal_famo(data, decay, eps):
     """The official class, word for word but for eps and the clipping of gradients: w by torch's
     Adam, after the network's step, on the same batch.

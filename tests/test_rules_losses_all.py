@@ -28,8 +28,6 @@ SHARED = "trunk.*"
 
 
 # --- every rule from the losses alone -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["dwa", "gls", "famo", "pbi"])
 def test_a_common_factor_of_the_losses_changes_no_bit(name):
     one, _ = weights_of(RULES[name](), SERIES)
@@ -140,8 +138,6 @@ def test_grids_of_hyper_parameters_are_one_vmap():
 
 
 # --- bad input ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_nan_losses_give_nan_weights(name):
     broken = SERIES[:3].clone()
@@ -228,8 +224,6 @@ def test_second_evaluation_says_what_it_cannot_take():
 
 
 # --- edits of single coordinates ----------------------------------------------------------------
-
-
 def rows(count=5, width=40):
     """A Jacobian with zeros, ties, and coordinates in which all agree."""
     J = torch.randn(count, width, generator=torch.Generator().manual_seed(count), dtype=F64)

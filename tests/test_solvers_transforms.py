@@ -24,8 +24,6 @@ IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].i
 
 
 # --- transforms ---------------------------------------------------------------------------------
-
-
 def chooses(solver):
     """Whether its path hangs on which task is chosen, so that rounding may part two paths."""
     return solver.endswith(("away", "pairwise"))
@@ -201,8 +199,6 @@ def test_cagrad_derivative_in_its_radius(solver):
 
 
 # --- dtypes, scales, degenerate inputs ----------------------------------------------------------
-
-
 @pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
 @every("family", FAMILIES)
 def test_solver_float32_equals_float64(solver, problem, family):
@@ -280,8 +276,6 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
 
 
 # --- errors -------------------------------------------------------------------------------------
-
-
 def test_what_is_no_problem_is_refused():
     for solver in SOLVERS.values():
         with pytest.raises(TypeError, match="problem"):

@@ -74,8 +74,6 @@ def test_a_state_that_is_not_one_is_refused(key, value, fresh):
 
 
 # States saved here and resumed in a process of their own, which knows `mtlfunc` alone.
-
-
 LOADED = """
 import sys, torch, mtlfunc
 from torch.utils._pytree import tree_leaves

@@ -48,8 +48,6 @@ def loop(f, axes):
 
 
 # --- equal to the loop --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("points_at_once", [None, 1, 5, 100])
 def test_grid_equals_nested_loops(points_at_once):
     found = grid(train, AXES, points_at_once=points_at_once, dims={"losses": ("step", "task")})
@@ -178,8 +176,6 @@ def test_grid_shows_progress_and_is_silent_inside(capsys):
 
 
 # --- interrupted and resumed --------------------------------------------------------------------
-
-
 class Counted:
     """f that counts its calls, and that Ctrl-C (or an error) hits in one of them."""
 
@@ -334,8 +330,6 @@ def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path
 
 
 # --- files that do not fit ----------------------------------------------------------------------
-
-
 @pytest.fixture
 def begun(tmp_path):
     grid(
@@ -400,8 +394,6 @@ def test_grid_names_broken_files(begun):
 
 
 # --- errors -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

@@ -34,8 +34,6 @@ def loss(J: torch.Tensor, A: torch.Tensor, x: torch.Tensor) -> float:
 
 
 # ---- Theorem 1 ----
-
-
 @pytest.mark.parametrize("relative", [1.0, 0.3, 0.01])
 def test_theorem1_bounds_the_decrease_of_literal_steps(relative):
     met = 0
@@ -60,8 +58,6 @@ def test_theorem1_allows_rest_only_at_its_two_alternatives():
 
 
 # ---- Theorem 2 ----
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_theorem2_compares_literal_steps(seed):
     J, A = rows(seed), curved(seed, share=0.6)
@@ -109,8 +105,6 @@ def test_no_theorem2_without_conflict():
 
 
 # ---- curvature over the step ----
-
-
 def smooth(params, batch):
     x = params["x"]
     return torch.stack(

@@ -5,7 +5,6 @@ taken, the numbers are right, and one warning says why. Faults are planted, each
 import importlib
 import json
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import mtlfunc as mf
 from mtlfunc.core import hooks, internals
 from mtlfunc.gradients import backward, run
 from mtlfunc.gradients.layerwise import nodes, uses
+from tests.support import python
 
 F64 = torch.float64
 
@@ -212,9 +212,7 @@ def main() -> None:
 @pytest.fixture(scope="module")
 def said() -> dict[str, list[str]]:
     code = "import torch; torch.__version__ = '9.9.0'; from tests import test_trial as t; t.main()"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(map(json.loads, done.stdout.splitlines()))
+    return dict(map(json.loads, python("-c", code).stdout.splitlines()))
 
 
 @pytest.mark.slow

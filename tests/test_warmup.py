@@ -1,6 +1,7 @@
 """Kernels answer at once, interpreted; their compiled form comes from a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from mtlfunc.core import compiling
 from mtlfunc.rules._kernels import equiangular, surgery
 from mtlfunc.solvers._kernels import active_set_cpu
 from mtlfunc.warmup import main
-from tests.support import ROOT, python
+from tests.support import python
 
 # the kernel that compiles the quickest; both processes and the warm-up go the same way with any
 FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
@@ -25,15 +26,30 @@ STAYS += "; c = COMPILER.child; c and c.wait(); c or time.sleep(8)"
 
 
 def started(arguments, cache, **more):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)} | more
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"NUMBA_CACHE_DIR": str(cache)} | more
     pipe = subprocess.PIPE
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.fixture
+def without_surgery(tmp_path, monkeypatch):
+    """A cache that has the solvers' kernels, which take the longest to compile, and no other."""
+    kernel = active_set_cpu._range
+    with monkeypatch.context() as patch:
+        patch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+        again = compiling.Kernel(kernel.function, kernel.fastmath)
+        folder = compiling.cache_of(again.dispatcher)
+    full = compiling.cache_of(kernel.dispatcher)
+    assert full is not None
+    assert folder is not None
+    shutil.copytree(full, folder, dirs_exist_ok=True)
+    return tmp_path
+
+
 @pytest.mark.slow
-def test_one_of_several_first_uses_compiles_and_none_waits(tmp_path):
-    processes = [started(["-c", FIRST_USE + STAYS], tmp_path) for _ in range(4)]
+def test_one_of_several_first_uses_compiles_and_none_waits(without_surgery):
+    processes = [started(["-c", FIRST_USE + STAYS], without_surgery) for _ in range(3)]
     said = ""
     for process in processes:
         out, err = process.communicate(timeout=900)
@@ -42,7 +58,7 @@ def test_one_of_several_first_uses_compiles_and_none_waits(tmp_path):
         assert out.split() == ["[0.5,", "0.5]"]
     assert said.count("being compiled for this machine") == 1
     assert "python -m mtlfunc.warmup" in said
-    process = started(["-c", FIRST_USE], tmp_path)
+    process = started(["-c", FIRST_USE], without_surgery)
     assert process.communicate(timeout=900) == ("[0.5, 0.5]\n", "")
 
 
@@ -54,37 +70,45 @@ def test_warmup_says_where_the_kernels_are(capsys):
         assert Path(line.partition(": cached in ")[2]).is_dir()
 
 
-def test_without_numba_all_is_interpreted(tmp_path):
-    code = "import sys; sys.modules['numba'] = None; " + FIRST_USE
-    code += "; import mtlfunc.warmup; print(mtlfunc.warmup.main([]))"
-    out, err = started(["-c", code], tmp_path).communicate(timeout=900)
-    assert out == "[0.5, 0.5]\n1\n"
-    assert "numba >= 0.59 is not installed" in err
+UNUSABLE = {
+    "is not installed": "raise ModuleNotFoundError('No module', name='numba')",
+    "numba 0.58.1 is older than 0.59": "__version__ = '0.58.1'",
+    "Numba needs NumPy 1.26 or less": "raise ImportError('Numba needs NumPy 1.26 or less')",
+}
+EACH = f"""
+import os, sys, torch
+for folder in sys.argv[1:]:
+    if not os.fork():
+        sys.path.insert(0, folder)
+        for _ in range(2):
+            {FIRST_USE}
+        import mtlfunc.warmup
+        print(mtlfunc.warmup.main([]), flush=True)
+        print("end", file=sys.stderr, flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
-@pytest.mark.parametrize(
-    ("numba", "reason"),
-    [
-        ('__version__ = "0.58.1"', "numba 0.58.1 is older than 0.59"),
-        ('raise ImportError("Numba needs NumPy 1.26 or less")', "Numba needs NumPy 1.26 or less"),
-    ],
-)
-def test_a_numba_that_cannot_be_used_is_named_once(numba, reason, tmp_path):
-    (tmp_path / "numba" / "core").mkdir(parents=True)
-    (tmp_path / "numba" / "__init__.py").write_text(numba)
-    for name in ("__init__.py", "event.py"):
-        (tmp_path / "numba" / "core" / name).touch()
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(ROOT))])
-    process = started(["-c", f"{FIRST_USE}; {FIRST_USE}"], tmp_path, PYTHONPATH=path)
-    out, err = process.communicate(timeout=900)
-    assert out == "[0.5, 0.5]\n" * 2
-    assert err.count("RuntimeWarning") == 1
-    assert f"could not be compiled ({reason}); they stay interpreted" in err
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_numba_that_cannot_be_used_is_named_once(tmp_path):
+    """Each in a child of one process that has imported torch."""
+    folders = [tmp_path / str(i) for i in range(len(UNUSABLE))]
+    for folder, numba in zip(folders, UNUSABLE.values(), strict=True):
+        (folder / "numba" / "core").mkdir(parents=True)
+        (folder / "numba" / "__init__.py").write_text(numba)
+        for name in ("__init__.py", "event.py"):
+            (folder / "numba" / "core" / name).touch()
+    out, err = started(["-c", EACH, *folders], tmp_path).communicate(timeout=900)
+    assert out == "[0.5, 0.5]\n[0.5, 0.5]\n1\n" * len(UNUSABLE)
+    for reason, said in zip(UNUSABLE, err.split("end\n"), strict=False):
+        absent = reason == "is not installed"
+        assert said.count("RuntimeWarning") == (not absent)
+        assert absent or f"could not be compiled ({reason}); they stay interpreted" in said
+        assert "numba >= 0.59 is not installed" in said
 
 
 # ---- interpreted and compiled --------------------------------------------------------------------
-
-
 def test_the_first_call_leaves_scipy_to_who_uses_it():
     code = FIRST_USE + "; import sys, numba, numpy as np; print('scipy.linalg' in sys.modules)"
     code += "; print(numba.njit(lambda x: np.dot(x, x))(np.eye(2))[0, 0])"  # by SciPy's BLAS
@@ -140,8 +164,6 @@ def test_nothing_is_said_of_zeros_and_infinities(interpreted):
 
 
 # ---- where compiling fails -----------------------------------------------------------------------
-
-
 @pytest.fixture
 def compiler(monkeypatch):
     """That of a process which has not needed a kernel yet, and asks again at once."""

@@ -165,8 +165,6 @@ def test_every_claim_has_an_anchor_on_its_papers_page():
 
 
 # ---- the site as it is built ---------------------------------------------------------------------
-
-
 class Reader(html.parser.HTMLParser):
     """Places that can be linked to, and links, of one page."""
 

@@ -15,9 +15,8 @@ from common.grouping.affinity import affinity, groups
 from common.problems.digits import digits
 from tests.support.networks import gradient_rows, network
 
+
 # --- affinity -----------------------------------------------------------------------------------
-
-
 def literal_affinity(losses, params, batch, lr, names):
     """Move the shared parameters by one task's gradient, look at every loss."""
     before = losses(params, batch)
@@ -42,8 +41,6 @@ def test_affinity_equals_loop():
 
 
 # --- groups -------------------------------------------------------------------------------------
-
-
 def searched(Z, count, overlap, alone):
     """The highest total over all sets of at most `count` groups: each task takes its best group, as
     in the official code.

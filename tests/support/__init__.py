@@ -2,6 +2,7 @@
 solvers and probes, oracles.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments: str, check: bool = True, **more: Any) -> subprocess.CompletedProcess:
-    """This interpreter in the repository, and what it wrote; it has to end well if `check`."""
-    options = {"cwd": ROOT, "capture_output": True, "text": True} | more
+    """This interpreter in the repository, and what it wrote; it has to end well if `check`.
+
+    On one thread unless the environment says more: those that wait cost more than small tensors.
+    """
+    env = {"OMP_NUM_THREADS": "1"} | os.environ
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "env": env} | more
     done = subprocess.run([sys.executable, *arguments], check=False, **options)
     assert not check or done.returncode == 0, (done.stdout[-20_000:], done.stderr[-3000:])
     return done
@@ -20,7 +25,6 @@ def python(*arguments: str, check: bool = True, **more: Any) -> subprocess.Compl
 
 def wheel_in(folder: Path) -> Path:
     """A wheel of the package, made in that folder."""
-    options = ("-q", "--no-deps", "--no-build-isolation", "-w", str(folder))
-    python("-m", "pip", "wheel", *options, str(ROOT))
+    python("-c", f"from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})")
     (path,) = folder.glob("*.whl")
     return path

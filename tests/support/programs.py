@@ -24,8 +24,6 @@ def close(got, expected, relative=1e-10, what="", scale=None):
 
 
 # Every operation maps [sample, 4] to [sample, 4] and never mixes samples, of which there may be 4.
-
-
 def _several(z):
     return torch.stack([z, z.sin(), 2 * z], 1)
 
