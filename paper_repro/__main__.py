@@ -18,6 +18,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # Ctrl-C ends the imports, which take seconds, without a word
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
+if __name__ == "__main__" and not {"figure", "compare", "--list", "-h", "--help"} & {*sys.argv}:
+    print("the questions are read, which takes some seconds", file=sys.stderr, flush=True)
+
 import matplotlib as mpl
 import torch
 
@@ -27,6 +30,7 @@ from common.files import DataError
 from common.machine import cores
 from common.pool import everywhere
 from common.progress import duration
+from common.remaining import Remaining
 from common.signals import Terminated, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
@@ -39,7 +43,7 @@ from .report.findings import QUICK, Settings
 from .report.options import meant
 from .report.page import page, title
 from .report.parts import drop
-from .report.remaining import Remaining, expected, in_order
+from .report.remaining import expected, in_order, pace_of
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import table
 from .report.workers import Question, Run, owner
@@ -128,7 +132,8 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     names = [question.name for question in left]
     far = workers if isinstance(workers, str) and left else ""
     count = len(everywhere(far, os.getpid)) if far else workers if isinstance(workers, int) else 1
-    run.display.remaining = Remaining(expected(names, run.settings), count)
+    seconds = expected(in_order(names) if workers != 1 else names, run.settings)
+    run.display.remaining = Remaining(seconds, count, pace_of(run.settings) if left else 1.0)
     total = run.display.remaining.now({})
     if total is not None and left:
         side = f", {count} side by side" if count > 1 else ""

@@ -13,8 +13,8 @@ from mtlfunc.solvers.problems import solver
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
 from mtlfunc.testing._check_solver import draw
-from mtlfunc.testing._judge import judge
 from mtlfunc.testing.families import FAMILIES, jacobian
+from mtlfunc.testing.judge import judge
 from mtlfunc.testing.strategies import KINDS, VARIANTS, pose
 from tests.support.families import gramian
 from tests.support.registry import PROBLEMS, SOLVERS

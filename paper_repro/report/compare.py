@@ -4,10 +4,12 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.remaining import unit
 from mtlfunc.core.files import write_whole
 
 from .display import say
@@ -66,9 +68,10 @@ def kept(run: Path, undecided: Mapping[str, str]) -> dict[str, Any]:
         }
         for row in rows
     }
-    seconds = {name: took["seconds"] for name, took in sorted(load(run / "runs.json").items())}
+    runs = sorted(load(run / "runs.json").items())
+    took = {x: {name: one[x] for name, one in runs if x in one} for x in ("seconds", "parts")}
     found = {"commit": head(), "size": sizes[0], "open": dict(undecided), "verdicts": verdicts}
-    return found | {"seconds": seconds}
+    return found | took | {"unit": unit(time.process_time)}
 
 
 def written(record: Mapping[str, Any]) -> str:

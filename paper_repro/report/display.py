@@ -15,8 +15,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO
 
 from common.progress import duration
-
-from .remaining import Remaining
+from common.remaining import Remaining
 
 EVERY = {True: 0.5, False: 30.0}
 """Seconds between two looks at what is at work, on a terminal and elsewhere."""

@@ -37,6 +37,8 @@ class Store:
     owner: str = ""  # the question at work in this process, with its settings
     # what it computed: by key, seconds that it took in an earlier run
     earlier: ClassVar[dict[str, float]] = {}
+    # what it needed, whoever computed it: by key, seconds that it took
+    used: ClassVar[dict[str, float]] = {}
 
 
 class Part(NamedTuple):
@@ -86,6 +88,7 @@ class Kept(Generic[P, R]):
         if key not in self.memory:
             self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
         part = self.memory[key]
+        Store.used[key] = part.seconds
         if part.owner == Store.owner:
             Store.earlier.setdefault(key, part.seconds)
         return part.result

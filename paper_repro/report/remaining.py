@@ -1,27 +1,43 @@
 """How long a run has still to go, by what its questions took when the record was made."""
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from common.remaining import unit
 
 from .findings import QUICK, Settings
 
-QUICKLY = Path(__file__).parent.parent / "quick.json"
-"""The record of the quick run, with the seconds of processor time of each question."""
+QUICKLY, WHOLLY = (Path(__file__).parent.parent / name for name in ("quick.json", "whole.json"))
+"""Records of the quick run, and of the default one if that is kept: of each question the seconds of
+processor time, and those of its long computations, which others may need as well.
+"""
 EARLY = 6
 """Short questions that come first, so that some are soon answered."""
 
 
+def record_of(settings: Settings) -> tuple[Any, float]:
+    """The nearest in size, and how many steps and draws there are for one of its."""
+    whole = settings.shrink == 1 and WHOLLY.exists()
+    path, shrink = (WHOLLY, 1.0) if whole else (QUICKLY, QUICK.shrink)
+    return json.loads(path.read_text(encoding="utf-8")), settings.shrink / shrink
+
+
 def expected(names: Sequence[str], settings: Settings) -> dict[str, float]:
-    """Seconds of each question, as steps and draws are more than the quick run's; of one that it
-    lacks the mean. None at the papers' sizes, which are other problems.
+    """Seconds of each question, as steps and draws are more than the record's, the mean of one that
+    it lacks. What several need counts for the first. Nothing is known of the papers' sizes.
     """
     if settings.full:
         return {}
-    seconds = json.loads(QUICKLY.read_text(encoding="utf-8"))["seconds"]
-    mean, factor = sum(seconds.values()) / len(seconds), settings.shrink / QUICK.shrink
-    return {name: factor * seconds.get(name, mean) for name in names}
+    record, factor = record_of(settings)
+    seconds, parts, counted = record["seconds"], record.get("parts", {}), set[str]()
+    mean, found = sum(seconds.values()) / len(seconds), {}
+    for name in names:
+        own = parts.get(name) or {"": seconds.get(name, mean)}
+        found[name] = factor * sum(own[x] for x in own.keys() - counted)
+        counted |= own.keys() - {""}
+    return found
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -33,33 +49,7 @@ def in_order(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*long[:1], *short[:EARLY], *long]))
 
 
-class Remaining:
-    """What is left, by the pace of the questions that are done. One may take three times what its
-    record lets expect, or a third: so nothing is said while one makes up a third of what is left or
-    half of what is done, nor without `seconds` of each question that runs.
-    """
-
-    def __init__(self, seconds: Mapping[str, float], workers: int) -> None:
-        self.seconds, self.left, self.workers = seconds, dict(seconds), workers
-        self.done: list[tuple[float, float]] = []  # pace, and seconds of the record
-
-    def end(self, name: str, wall: float) -> None:
-        """A question is done; `wall` are its seconds."""
-        recorded = self.left.pop(name, 0.0)
-        if recorded:
-            self.done.append((wall / recorded, recorded))
-
-    def now(self, work: Mapping[str, float]) -> float | None:
-        """Seconds; None is unknown. `work` says how many each question at work has had; one that is
-        late is expected to need as long again as it is late. Before any began it is the record's.
-        """
-        done = sorted(self.done) or [(1.0, 0.0)]
-        total = sum(recorded for _, recorded in done)
-        if not self.seconds or (work and not self.done) or 2 * max(x for _, x in done) > total:
-            return None
-        sums = itertools.accumulate(recorded for _, recorded in done)
-        pace = next(x for (x, _), part in zip(done, sums, strict=True) if 2 * part >= total)
-        rest = [abs(pace * x - work.get(name, 0.0)) for name, x in self.left.items()]
-        if 3 * max(*rest, *(pace * x for x in self.left.values()), 0.0, 0.0) > sum(rest):
-            return None
-        return max(sum(rest) / self.workers, *rest, 0.0)
+def pace_of(settings: Settings) -> float:
+    """Seconds that one of the record takes here."""
+    recorded = record_of(settings)[0].get("unit")
+    return unit() / recorded if recorded else 1.0

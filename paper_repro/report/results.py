@@ -50,6 +50,10 @@ class Drawn(NamedTuple):
     files: dict[str, bytes]  # by ending; the PNG's caption serves the page of a later run
 
 
+Took = tuple[float, dict[str, float]]
+"""Processor seconds of a question; and of each long computation that it needs, of "" all else."""
+
+
 class Results:
     """Keeps a folder (`reserved`) in step with what was found; what is not run again stays. The
     configuration is kept with every claim that this run decides; `.notices` says which files could
@@ -109,13 +113,9 @@ class Results:
         self.found[finding.id] = dict(zip(FOUND, values, strict=True))
         self._write("claims.json", self.claims())
 
-    def finish(
-        self, module: str, key: str, findings: Iterable[Claim | Drawn], seconds: float
-    ) -> None:
-        """Drop what an earlier run of this module left and this complete one did not find.
-        `seconds` of processor time are kept with it.
-        """
-        findings = list(findings)
+    def finish(self, module: str, key: str, findings: Iterable[Claim | Drawn], took: Took) -> None:
+        """Drop what an earlier run of this module left and this complete one did not find."""
+        findings, (seconds, parts) = list(findings), took
         ids = {x.id for x in findings if isinstance(x, Claim)}
         names = [f"{module}-{x.name}.png" for x in findings if isinstance(x, Drawn)]
         for name in [x for x, row in self.found.items() if row["module"] == module]:
@@ -129,6 +129,7 @@ class Results:
             "claims": sorted(ids),
             "figures": names,
             "seconds": round(seconds, 1),
+            "parts": {name: round(took, 1) for name, took in parts.items()},
         }
         self._write("claims.json", self.claims())
         self._write("runs.json", self.runs)
@@ -167,18 +168,15 @@ class Results:
 # ---- reading what is there ----
 
 
-ROW: Any = msgspec.defstruct(
-    "Row",
-    [
-        *dict.fromkeys(("id", "paper", "kind", "claim", "where", "module"), str).items(),
-        ("verdict", Literal[Verdict, "not run"]),
-        ("measured", dict[str, float]),
-        ("configuration", dict[str, str]),
-    ],
-)
-RUN: Any = msgspec.defstruct(
-    "Run", [("key", str), ("claims", list[str]), ("figures", list[str]), ("seconds", float)]
-)
+ROW: Any = msgspec.defstruct("Row", [
+    *dict.fromkeys(("id", "paper", "kind", "claim", "where", "module"), str).items(),
+    ("verdict", Literal[Verdict, "not run"]),
+    *{"measured": dict[str, float], "configuration": dict[str, str]}.items(),
+])  # fmt: skip
+RUN: Any = msgspec.defstruct("Run", [
+    ("key", str), ("claims", list[str]), ("figures", list[str]), ("seconds", float),
+    ("parts", dict[str, float], {}),
+])  # fmt: skip
 CONFIGURATION = {"seeds", "sizes", "device"}
 """What a finding's configuration has in any case: the command that finds it again needs them."""
 

@@ -81,8 +81,8 @@ class Run:
         elif kind == "done":
             self.results.finish(name, question.key, self.found[name], what)
             self.done.append(name)
-            wall = self.display.end(name)
-            self.display.line(f"[{name}] finished in {wall:.0f} s, {what:.0f} s of processor time")
+            wall, (own, _) = self.display.end(name), what
+            self.display.line(f"[{name}] finished in {wall:.0f} s, {own:.0f} s of processor time")
         else:
             self.fail(name, what)
 
@@ -99,7 +99,8 @@ def answer(settings: Settings, parts: Path, question: Question) -> tuple[str, An
     with suppress(OSError):  # of another machine
         parts.mkdir(parents=True, exist_ok=True)
     Store.folder = parts if parts.is_dir() else None
-    Store.owner, Store.earlier, begin = owner(name, settings), {}, spent()
+    Store.owner, begin = owner(name, settings), spent()
+    Store.earlier, Store.used = {}, {}
     if getattr(module, "TIMED", False):
         settings = settings._replace(device=torch.device("cpu"))
     say(("begun", None))
@@ -121,7 +122,9 @@ def answer(settings: Settings, parts: Path, question: Question) -> tuple[str, An
         return "failed", traceback.format_exc()
     finally:
         Store.folder = None
-    return "done", spent() - begin + sum(Store.earlier.values())
+    seconds, used = spent() - begin + sum(Store.earlier.values()), Store.used
+    own = seconds - sum(used[key] for key in Store.earlier)
+    return "done", (seconds, {"": own} | {key[:8]: took for key, took in used.items()})
 
 
 def owner(name: str, settings: Settings) -> str:

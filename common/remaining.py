@@ -1,0 +1,45 @@
+"""How long a job has still to go, by what its tasks took on another machine."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+PRIOR = 0.1
+"""Of all recorded seconds: what the benchmark counts for beside tasks that are done."""
+
+
+def unit(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a fixed piece of work, such as tasks are made of; takes about half a one."""
+    x, begin, count = torch.ones(64, 32, 32), clock(), 0
+    while count < 5 or clock() - begin < 0.3:
+        for _ in range(50):
+            torch.tanh(x @ x / 32)
+        count += 1
+    return (clock() - begin) / count
+
+
+class Remaining:
+    """What is left, by the pace of this machine: that of a benchmark, then more and more that of
+    the tasks that are done.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], workers: int, pace: float = 1.0) -> None:
+        self.left, self.workers = dict(seconds), workers
+        self.recorded = PRIOR * sum(seconds.values())
+        self.wall = pace * self.recorded
+
+    def end(self, name: str, wall: float) -> None:
+        """A task is done; `wall` are its seconds."""
+        self.recorded += self.left.pop(name, 0.0)
+        self.wall += wall
+
+    def now(self, work: Mapping[str, float]) -> float | None:
+        """Seconds; None is unknown. `work` says how many each task at work has had; one that is
+        late is expected to need as long again as it is late.
+        """
+        if not self.recorded:
+            return None
+        pace = self.wall / self.recorded
+        rest = [abs(pace * x - work.get(name, 0.0)) for name, x in self.left.items()]
+        return max(sum(rest) / self.workers, *rest, 0.0)
