@@ -275,6 +275,7 @@ def test_experiments_use_public_names_only():
         "mtlfunc.core.files",
         "mtlfunc.solvers",
         "mtlfunc.studies.arena",
+        "mtlfunc.testing.compare",
         "mtlfunc.types",
         "mtlfunc.warmup",
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtlfunc import solvers, testing
-from mtlfunc.testing._compare import answers, exact_weights, posed, row_of
+from mtlfunc.testing.compare import answers, exact_weights, posed, row_of
 from tests.support.oracles import near
 
 PROBLEM = posed("gaussian", 3)

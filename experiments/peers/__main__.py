@@ -23,7 +23,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from common.tables import markdown
-from mtlfunc.testing._compare import alone
+from mtlfunc.testing.compare import alone
 
 from . import papers
 from .libraries import PEERS, asked, losses_of, ready

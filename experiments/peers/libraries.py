@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlfunc.testing._compare import begin
+from mtlfunc.testing.compare import begin
 
 from .papers import ALPHA, BETA, FAIR, SPEED, C
 

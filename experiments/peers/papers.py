@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtlfunc.solvers import cagrad as ball
 from mtlfunc.solvers import cvx, dual_cone
-from mtlfunc.testing._compare import exact_weights
+from mtlfunc.testing.compare import exact_weights
 
 C, FAIR, BETA, ALPHA, SPEED = 0.4, 2.0, 0.5, 1.5, 0.01
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -82,7 +82,7 @@ class TaskJacobian:
     weightings: int = 0
     in_turn: Any = None  # the rows of losses whose graphs are gone
 
-    __array_ufunc__: ClassVar[None] = None  # an array @ J is refused here rather than by numpy
+    __array_ufunc__ = None  # an array @ J is refused here rather than by numpy
 
     @property
     def losses(self) -> Float[Tensor, " row"]:

@@ -5,10 +5,10 @@ norm takes the statistics for constants where the gradient of the scale is diffe
 their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
 batched backwards of prelu and cdist. An embedding's second derivatives forget its padding and its
 frequencies. Single passes of cholesky_inverse and cholesky_solve give the unused triangle a
-gradient, if it is not 0. Others have no second derivative or no batched form at all. What networks
-contain is written out. The rest is refused by the table below, which says what torch gets wrong and
-what to use, and left alone where torch is right. Every spelling is caught: torch.nn.functional,
-torch, methods of tensors, torch._C._nn, torch.ops.aten.
+gradient, and those of as_strided_scatter what was overwritten. Others have no second derivative or
+no batched form. What networks contain is written out. The rest is refused by the table below, which
+says what torch gets wrong and what to use, and left alone where torch is right. Every spelling is
+caught: torch.nn.functional, torch, methods of tensors, torch._C._nn, torch.ops.aten.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ _REFUSED: tuple[tuple[str, When, str, str], ...] = (
     ("pdist", None, "second derivatives",
      "use (x[i] - x[j]).norm(dim=-1) with i, j = torch.triu_indices(len(x), len(x), 1)"),
     ("pad_sequence", None, "batched derivatives", "pad each by torch.nn.functional.pad and stack"),
-    ("as_strided_scatter", None, "second derivatives",
+    ("as_strided_scatter", None, "derivatives by the input",
      "use slice_scatter, diagonal_scatter or index_put"),
     ("select_scatter", None, "batched derivatives",
      "use slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)"),
@@ -292,5 +292,5 @@ WRITTEN |= {F.layer_norm: _layer_norm, F.batch_norm: _batch_norm}
 WRITTEN |= {F.instance_norm: _instance_norm, F.embedding: _embedding}
 """Every spelling of an operation that is written out or refused, and how it is called then."""
 
-ALWAYS = {f for f, written in WRITTEN.items() if written in (_cholesky_inverse, _cholesky_solve)}
+ALWAYS = {*_every("cholesky_inverse cholesky_solve as_strided_scatter")}
 """Operations that torch gets wrong in a single plain pass, too."""

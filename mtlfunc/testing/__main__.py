@@ -3,8 +3,8 @@
 import argparse
 import math
 
-from ._compare import OWN, table
 from ._outside import installed, outside
+from .compare import OWN, table
 
 EPILOG = """Each solver gets the Gramians G of the hard families (near duplicates left out), times
 every fourth power of ten of --scales (the nearest power of two), and answers in a process of its

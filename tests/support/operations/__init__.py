@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "embedding by frequency": (("vmap", "inside", "again"), "scale_grad_by_freq"),
     "conv_transpose1d": (("third",), "output_padding is not supported"),
-    "as_strided_scatter": (("vmap", "inside", "again"), "as_strided_scatter"),
+    "as_strided_scatter": (("",), "as_strided_scatter: torch's derivatives by the input are wrong"),
     **dict.fromkeys(
         ("scatter_reduce prod", "index_reduce prod"),
         (("inside", "again"), "_reduce: torch's second|vmap: It looks like"),
