@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from . import pool, sources
+from .signals import unbroken
 
 TRIES = 3
 """Processes in which a job that ends them is begun."""
@@ -51,12 +52,12 @@ class Processes(ThreadPoolExecutor):
 
     def _apart(self, *call: Any) -> Any:
         """In a thread: the result of a call in its process. Raises `pool.Died`."""
-        own, status = self.own, 0
+        own, status, content = self.own, 0, pickle.dumps(call)
         for _ in range(TRIES):
             if not hasattr(own, "pool"):
                 own.pool, own.process, own.said = self._started()
             with suppress(BrokenProcessPool):
-                future = own.pool.submit(_perform, *call)
+                future = own.pool.submit(_perform, content)
                 with suppress(EOFError, OSError):  # it is gone, as the future says
                     while (what := own.said.recv()) is not None:
                         self.hear(what)
@@ -87,7 +88,7 @@ class Processes(ThreadPoolExecutor):
 
     def __exit__(self, *error: object) -> None:
         """What is at work is ended, and lost."""
-        with self.lock:
+        with unbroken(), self.lock:
             self.over = True
             for _, process in self.every:
                 process.kill()
@@ -114,11 +115,14 @@ def _begin(link: Any, digests: dict[str, str]) -> None:
     pool.at_work.send, pool.at_work.digests = link.send, digests
 
 
-def _perform(call: Callable[..., Any], *args: Any) -> bytes:
-    """A result, pickled: one that cannot be read there would break the pool, as would an error."""
+def _perform(content: bytes) -> bytes:
+    """A result, pickled, as is its call: what cannot be read would break the pool, or leave the
+    other end to wait. So would an error.
+    """
     try:
+        call, *args = pickle.loads(content)
         return pickle.dumps(call(*args))
-    except Exception as error:
+    except BaseException as error:
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:
