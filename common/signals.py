@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, SimpleNamespace
+from typing import Any
 
 GRACE = 5.0
 """Seconds after a first signal in which others are taken for the same one."""
@@ -23,6 +25,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
         _now.first, _now.since, _now.due = number, time.monotonic(), True
     elif time.monotonic() - _now.since > GRACE:
         os._exit(128 + number)
+    _raise()
+
+
+def _raise() -> None:
     if _now.due and not _now.held:
         _now.due = False
         raise Terminated if _now.first == signal.SIGTERM else KeyboardInterrupt
@@ -37,6 +43,16 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it receives signals
         return
+    hook = sys.unraisablehook
+
+    def again(lost: Any) -> None:
+        """Python drops what is raised while it clears an object away: the signal comes again."""
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            return hook(lost)
+        _now.since, _now.due = time.monotonic(), True
+        threading.Timer(0.1, os.kill, (os.getpid(), _now.first)).start()
+
+    sys.unraisablehook = again
     before = {
         number: signal.signal(number, _stop)
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -45,6 +61,7 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _now.first, _now.due = 0, False
@@ -58,5 +75,4 @@ def unbroken() -> Iterator[None]:
         yield
     finally:
         _now.held -= 1
-        if _now.due:
-            _stop(_now.first, None)
+        _raise()

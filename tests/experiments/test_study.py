@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from common import cells, command, intervals, locks, machine, pool, progress, signals, study, tables
-from tests.support import ROOT
+from tests.support import ROOT, python
 
 PLAN = study.Plan(
     methods={"one": ("",), "two": ("a", "b")}, rates=(0.1, 0.2, 0.4), tuning=(8, 9), seeds=(0, 1)
@@ -378,7 +378,17 @@ def test_the_first_signal_is_the_last(first: int) -> None:
             written.append(type(stop))
     assert written == ["result", {2: KeyboardInterrupt, 15: signals.Terminated}[first]]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    late = "import signal as s; from common import signals as t; t.GRACE = -1\n"
-    late += f"with t.terminable(), t.unbroken(): [s.raise_signal({first}) for _ in '12']; print(3)"
-    ended = subprocess.run([sys.executable, "-c", late], cwd=ROOT, capture_output=True, check=False)
-    assert (ended.returncode, ended.stdout) == (128 + first, b"")
+
+    @signals.terminable()
+    def cleared():
+        type("", (), {"__del__": lambda _: signal.raise_signal(first)})()  # Python drops that
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        cleared()
+    late = "import signal as s; from common import signals as t; t.GRACE = -1\ntry:\n with "
+    late += f"t.terminable(), t.unbroken(): [s.raise_signal({first}) for _ in '{{}}']; print(3)"
+    late += "\nexcept KeyboardInterrupt: print(4)"
+    for count, status, said in (("1", 0, "3\n4\n"), ("12", 128 + first, "")):
+        ended = python("-c", late.format(count), check=False)
+        assert (ended.returncode, ended.stdout) == (status, said)
