@@ -63,10 +63,10 @@ class Processes(ThreadPoolExecutor):
                         self.hear(what)
                 return pickle.loads(future.result())
             own.process.kill()
-            own.process.join()
+            own.pool.shutdown()  # of two that wait for a process, one would not learn its status
             status = own.process.exitcode
             del own.pool
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
         raise pool.Died(f"its process ended {how}, killed for memory perhaps, {TRIES} times")
 
     def _started(self) -> tuple[ProcessPoolExecutor, Any, Any]:
