@@ -7,6 +7,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from . import sources
 from .files import DataError
@@ -88,9 +89,9 @@ def perform_all(
             executor.tick()
             tick()
 
-    if workers == 1 or (len(jobs) < 2 and not far):
-        at_work.send, at_work.digests = lambda said: heard(jobs[said[0]], said[1]), {}
-        with threads(1):
+    if workers == 1 or not jobs or (len(jobs) < 2 and not far):
+        here = {"send": lambda said: heard(jobs[said[0]], said[1]), "digests": dict[str, str]()}
+        with threads(1), patch.multiple(at_work, **here):  # the caller may be a job, too
             for number, job in enumerate(jobs):
                 heard(job, answer(perform, number, job))
         return

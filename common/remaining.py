@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from .machine import threads
+
 PRIOR = 0.1
 """Of all recorded seconds: what the benchmark counts for beside tasks that are done."""
 
 
+@threads(1)
 def unit(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a fixed piece of work, such as tasks are made of; takes about half a one."""
+    """Seconds of a fixed piece of work, such as tasks are made of, on one thread as they are."""
     x, begin, count = torch.ones(64, 32, 32), clock(), 0
     while count < 5 or clock() - begin < 0.3:
         for _ in range(50):

@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from common import cells, command, intervals, locks, machine, pool, progress, signals, study, tables
+from common.remaining import unit
 from tests.support import ROOT, python
 
 PLAN = study.Plan(
@@ -157,10 +158,20 @@ def test_what_ends_a_worker(tmp_path):
 
 
 def test_what_runs_here_has_one_thread_and_leaves_the_others():
-    seen = []
+    """As does a benchmark. A job that has jobs of its own still says what it says."""
+    seen, counts = [], []
+
+    def perform(job):
+        if job:
+            pool.perform_all(perform, [0], 1, lambda *x: seen.append(x))
+        pool.say(job)
+        return torch.get_num_threads()
+
     with machine.threads(2):
-        pool.perform_all(lambda job: torch.get_num_threads(), [0], 1, lambda *x: seen.append(x))
-        assert (seen, torch.get_num_threads()) == ([(0, 1)], 2)
+        pool.perform_all(perform, [5], 1, lambda *x: seen.append(x))
+        unit(lambda: counts.append(torch.get_num_threads()) or len(counts))
+        assert (seen, torch.get_num_threads()) == ([(0, 0), (0, 1), (5, 5), (5, 1)], 2)
+    assert {*counts} == {1}
 
 
 def test_a_digest_is_of_names_contents_and_texts(tmp_path):
