@@ -132,15 +132,15 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     names = [question.name for question in left]
     far = workers if isinstance(workers, str) and left else ""
     count = len(everywhere(far, os.getpid)) if far else workers if isinstance(workers, int) else 1
-    seconds = expected(in_order(names) if workers != 1 else names, run.settings)
+    order = names if workers == 1 else in_order(names)
+    left.sort(key=lambda question: order.index(question.name))
+    seconds = expected(order, run.settings)
     run.display.remaining = Remaining(seconds, count, pace_of(run.settings) if left else 1.0)
     total = run.display.remaining.now({})
     if total is not None and left:
-        side = f", {count} side by side" if count > 1 else ""
-        run.display.line(f"{len(left)} questions{side}: about {duration(total)}")
-    if workers != 1:
-        order = in_order(names)
-        left.sort(key=lambda question: order.index(question.name))
+        what = f"{len(left)} questions" if len(left) > 1 else "1 question"
+        what += f", {count} side by side" if (count := min(count, len(left))) > 1 else ""
+        run.display.line(f"{what}: about {duration(total)}")
     run.perform(left, workers)
     if not run.failed:
         owners = [owner(name, run.settings) for name in run.done]
