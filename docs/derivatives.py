@@ -175,7 +175,7 @@ if __name__ == "__main__":
         from docs.blocks import marked, replaced
 
         known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-        known |= json.loads(sys.stdin.read())
+        known |= json.load(sys.stdin)
         known = {x: known[x] for x in sorted(known, key=lambda x: [*map(int, x.split("."))])}
         KEPT.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
         page = Path(__file__).parent / "limits.md"

@@ -107,7 +107,7 @@ def test_full_takes_over_a_run_of_its_settings_alone(changes, tmp_path, monkeypa
     results = Results(tmp_path, configuration_of(settings), reproductions())
     found = Claim("X-03", {"x": 1.0}, "here", "holds")
     results.add("cross_paper.rest_points", found)
-    results.finish("cross_paper.rest_points", "", [found], 6.0)
+    results.finish("cross_paper.rest_points", "", [found], (6.0, {}))
     record.full.take_over()
     kept = record.full.read()
     assert kept.pop("cagrad.convergence") == other
