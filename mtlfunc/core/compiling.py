@@ -100,9 +100,9 @@ class _Compiler:
     """This process's part in filling the cache."""
 
     def __init__(self) -> None:
-        self.permits = 0
+        self.permits: int = 0
         self.child: subprocess.Popen[str] | None = None
-        self.next_look = 0.0
+        self.next_look: float = 0.0
 
     @cached_property
     def installed(self) -> bool:

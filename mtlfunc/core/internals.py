@@ -37,11 +37,15 @@ ENGINE = SimpleNamespace(
     )
 )
 with torch.inference_mode(False):
-    accumulate_grad = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)  # a leaf's
+    accumulate_grad: Any = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
-SUPPORTED_NODES, keystr, tree_map = pytree.SUPPORTED_NODES, pytree.keystr, pytree.tree_map
-tree_flatten, tree_flatten_with_path = pytree.tree_flatten, pytree.tree_flatten_with_path
-tree_leaves, tree_unflatten = pytree.tree_leaves, pytree.tree_unflatten
+SUPPORTED_NODES: Any = pytree.SUPPORTED_NODES
+keystr: Callable[..., str] = pytree.keystr
+tree_map: Callable[..., Any] = pytree.tree_map
+tree_flatten: Callable[..., Any] = pytree.tree_flatten
+tree_flatten_with_path: Callable[..., Any] = pytree.tree_flatten_with_path
+tree_leaves: Callable[..., list[Any]] = pytree.tree_leaves
+tree_unflatten: Callable[..., Any] = pytree.tree_unflatten
 _C: Any = torch._C
 functorch: Any = _C._functorch
 compiler_tables = "torch._dynamo.variables.torch"  # whose import takes two seconds
@@ -57,9 +61,9 @@ autograd_engine: Any = find("torch.autograd.Variable._execution_engine", ENGINE)
 nodes_made: Callable[[], int] = find("torch._C._autograd._get_sequence_nr", lambda: 2**62)
 # modes that see every operation, such as a tracer's; if that is unknown, no value is read
 is_traced: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 1)
-end_pool = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
+end_pool: Any = getattr(_C, "_cuda_endAllocateToPool", None)  # of memory on a device
 # before torch 2.10 a saved tensor does not say which hook brings it back
-tells_hooks = hasattr(_C._autograd.SavedTensor, "unpack_hook")
+tells_hooks: bool = hasattr(_C._autograd.SavedTensor, "unpack_hook")
 
 
 def forward_level() -> int:

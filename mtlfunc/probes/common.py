@@ -78,13 +78,9 @@ class Run:
         return run(self.losses_fn, self.params, batch, parse=self.parse)
 
     def open(
-        self,
-        batch: Batch,
-        columns: tuple[str, ...] = (),
-        counts: Tensor | None = None,
-        weightings: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[TaskJacobian, Shares]:
+        self, batch: Batch, columns: tuple[str, ...] = (), counts: Tensor | None = None,
+        weightings: Tensor | None = None, **options: Any,
+    ) -> tuple[TaskJacobian, Shares]:  # fmt: skip
         """J of one forward pass of a step, of the losses times this process's part of them; and
         that part.
 
