@@ -334,27 +334,27 @@ def test_a_factor_has_no_gradient_in_its_unused_triangle(call, shape, upper):
 
 
 def test_what_is_refused_says_what_to_use_instead():
-    """Under a transform; single plain passes are torch's."""
+    """Under a transform; single plain passes are torch's, but for what torch gets wrong there."""
+
+    def norm(p: Params, _: Any) -> Tensor:
+        named: Any = {"training": True, "momentum": 0.1, "eps": 1e-5}
+        return torch.native_batch_norm(p["x"], None, None, None, None, **named)[0].sum(0)
+
+    def products(p: Params, _: Any) -> Tensor:
+        return p["x"].scatter_reduce(0, torch.tensor([0, 0]), p["x"], reduce="prod")
+
+    def strided(p: Params, _: Any) -> Tensor:
+        return torch.as_strided_scatter(p["x"], 2 * p["x"][:1], (1,), (1,))
+
+    def rows_of(losses: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: mf.task_gradients(losses, {"x": x}, ())[1]["x"]
+
     with pytest.raises(NotImplementedError, match=r"_norm: .* use torch.nn.functional.batch_norm"):
-        vmap(
-            lambda x: mf.task_gradients(
-                lambda p, _: torch.native_batch_norm(
-                    p["x"], None, None, None, None, training=True, momentum=0.1, eps=1e-5
-                )[0].sum(0),
-                {"x": x},
-                (),
-            )
-        )(torch.ones(2, 4, 3))
+        vmap(rows_of(norm))(torch.ones(2, 4, 3))
     with pytest.raises(NotImplementedError, match=r"scatter_reduce: .* products are wrong"):
-        jvp(
-            lambda x: mf.task_gradients(
-                lambda p, _: p["x"].scatter_reduce(0, torch.tensor([0, 0]), p["x"], reduce="prod"),
-                {"x": x},
-                (),
-            )[1]["x"],
-            (torch.ones(2),),
-            (torch.ones(2),),
-        )
+        jvp(rows_of(products), (torch.ones(2),), (torch.ones(2),))
+    with pytest.raises(NotImplementedError, match=r"as_strided_scatter: .* use slice_scatter"):
+        rows_of(strided)(torch.ones(2))
 
 
 CURVATURES: dict[str, Callable[..., Any]] = {

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
+from common.arguments import among
 from common.tables import markdown
 from mtlfunc.testing.compare import alone
 
@@ -156,11 +157,11 @@ def label(package: str, spec: ModuleSpec) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Prints two tables."""
     parser = argparse.ArgumentParser("python -m experiments.peers", description=__doc__)
-    parser.add_argument("--peers", default=",".join(PEERS), help="packages, with commas")
+    parser.add_argument("--peers", type=among([*PEERS]), default=PEERS, help=", ".join(PEERS))
     parser.add_argument("--all", action="store_true", help="also the answers that are right")
     given = parser.parse_args(argv)
     lines, details = [], []
-    for package in given.peers.split(","):
+    for package in given.peers:
         module, peer, calls = PEERS[package]
         if (spec := find_spec(module.split(".")[0])) is None:
             lines.append([f"{package} is not installed"])

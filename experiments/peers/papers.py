@@ -26,12 +26,8 @@ def cagrad(J: Tensor, _: Tensor, near: Tensor) -> Tensor:
 
 
 def upgrad(J: Tensor, *_: Tensor) -> Tensor:
-    return (
-        torch.stack(
-            [cvx()(dual_cone(J @ J.mT, row)).weights for row in torch.eye(len(J)).to(J)]
-        ).mean(0)
-        @ J
-    )
+    each = [cvx()(dual_cone(J @ J.mT, row)).weights for row in torch.eye(len(J)).to(J)]
+    return torch.stack(each).mean(0) @ J
 
 
 def dualproj(J: Tensor, *_: Tensor) -> Tensor:
